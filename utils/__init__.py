@@ -1,0 +1,1 @@
+"""One room, one job: everything between loading a model and reading the report."""
