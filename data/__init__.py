@@ -1,0 +1,1 @@
+"""Training samples: loaders, the bundled set and the offline evaluation tasks."""

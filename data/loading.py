@@ -1,0 +1,259 @@
+"""Training and validation samples from the bundled set, a file, a folder or the hub."""
+
+import json
+import pickle
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from utils.errors import UserError
+from utils.prompts import alpaca_prompt
+
+BUNDLED = "bundled"
+"""The name of the set this project ships: 2,000 training and 250 validation samples."""
+
+BUNDLED_FOLDER = Path(__file__).parent / "bundled"
+
+SUFFIXES = (".jsonl", ".json", ".pt")
+
+_VALID_NAMES = ("valid", "validation", "val")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_KINDS = (
+    f"give '{BUNDLED}', a .json, .jsonl or .pt file, a folder with a train file, or a hub id (owner/name)"
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample; the text trained on is `prompt.strip() + " " + response`, the loss is the response's."""
+
+    prompt: str
+    response: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training and validation samples, in the order of their source."""
+
+    train: list[Sample]
+    valid: list[Sample]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where rows come from: a file on disk, or a hub id."""
+
+    flag: str
+    name: str
+    file: Path | None
+
+
+def check_data_path(data_path: str, valid_path: str | None = None) -> None:
+    """Raise UserError if the paths can be known to be wrong without reading them or asking the hub."""
+    _sources(data_path, valid_path)
+
+
+def load_samples(
+    data_path: str,
+    num_train: int,
+    num_valid: int,
+    valid_path: str | None = None,
+    skip_bad: bool = False,
+) -> Split:
+    """The first `num_train` and `num_valid` samples, in the order of the file.
+
+    data_path: 'bundled'; a file of {"instruction", "input", "output"} objects (.json list or .jsonl; "response"
+        is read as "output", "input" may be missing) or of {"text", "label"} (also .pt, the original release's
+        list); a folder that holds train.* and perhaps valid.*; or the id of a data set on the hub.
+    Validation samples come from `valid_path`, else from the folder's validation file, else from the rows that
+    follow the training rows.
+    skip_bad: leave samples with an empty response out, and say so, instead of stopping at them.
+    Raises UserError that names the flag, the file and the row.
+    """
+    train_source, valid_source = _sources(data_path, valid_path)
+    if valid_source is None:
+        both = _take(train_source, num_train + num_valid, skip_bad, f"{num_train} + {num_valid}")
+        return Split(both[:num_train], both[num_train:])
+    return Split(
+        _take(train_source, num_train, skip_bad, str(num_train)),
+        _take(valid_source, num_valid, skip_bad, str(num_valid)),
+    )
+
+
+def bundled_text() -> list[str]:
+    """The texts of the 2,000 bundled training samples, prompt and response: calibration text for pruning."""
+    source, _ = _sources(BUNDLED, None)
+    return [f"{sample.prompt.strip()} {sample.response}" for _, sample in _samples(source)]
+
+
+def _sources(data_path: str, valid_path: str | None) -> tuple[_Source, _Source | None]:
+    train, valid = _source(data_path, "-data_path")
+    if valid_path is not None:
+        valid, _ = _source(valid_path, "-valid_path")
+    return train, valid
+
+
+def _source(name: str, flag: str) -> tuple[_Source, _Source | None]:
+    """The source behind `name`, and the validation file beside it if it is a folder that has one."""
+    path = BUNDLED_FOLDER if name == BUNDLED else Path(name).expanduser()
+    if path.is_dir():
+        train = _first_file(path, ("train",))
+        if train is None:
+            raise UserError(f"{flag}: {name} holds no train.jsonl, train.json or train.pt; {_KINDS}")
+        valid = _first_file(path, _VALID_NAMES)
+        return _Source(flag, str(train), train), valid and _Source(flag, str(valid), valid)
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise UserError(f"{flag}: {name} is none of {', '.join(SUFFIXES)}; {_KINDS}")
+        return _Source(flag, name, path), None
+    if path.suffix in SUFFIXES or name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name):
+        raise UserError(f"{flag}: {name} does not exist; {_KINDS}")
+    return _Source(flag, name, None), None
+
+
+def _first_file(folder: Path, stems: tuple[str, ...]) -> Path | None:
+    names = (folder / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES)
+    return next((path for path in names if path.is_file()), None)
+
+
+def _take(source: _Source, wanted: int, skip_bad: bool, asked: str) -> list[Sample]:
+    """The first `wanted` samples; those with an empty response stop the run, or are left out and named."""
+    good, empty = [], []
+    if wanted:
+        for row, sample in _samples(source):
+            if sample.response.strip():
+                good.append(sample)
+            else:
+                empty.append(row)
+            # Without skip_bad the empty ones count too: these are the rows the run was asked to train on.
+            if len(good) + (0 if skip_bad else len(empty)) == wanted:
+                break
+    if empty:
+        found = _name_empty(source, empty)
+        if not skip_bad:
+            raise UserError(f"{source.flag}: {found}; mend them, or add -skip_bad_samples to leave them out")
+        print(f"{found}: left out")
+    if len(good) < wanted:
+        amount = "-num_train_samples + -num_valid_samples" if "+" in asked else "the split"
+        left = " with a response" if empty else ""
+        raise UserError(
+            f"{source.flag}: {source.name} has {len(good)} samples{left}, but {amount} asks for {asked}; "
+            "lower -num_train_samples or -num_valid_samples, or give a larger set"
+        )
+    return good
+
+
+def _name_empty(source: _Source, rows: list[int]) -> str:
+    named = ", ".join(map(str, rows[:10])) + (", …" if len(rows) > 10 else "")
+    if len(rows) == 1:
+        return f"{source.name}: 1 sample has an empty response (row {named})"
+    return f"{source.name}: {len(rows)} samples have an empty response (rows {named})"
+
+
+def _samples(source: _Source) -> Iterator[tuple[int, Sample]]:
+    """(row, sample) pairs, rows counted from 1 (in .jsonl: the number of the line)."""
+    for row, content in _rows(source):
+        yield row, _sample(content, f"{source.flag}: {source.name}:{row}")
+
+
+def _sample(content: object, where: str) -> Sample:
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: not an object with fields; each row needs 'instruction' and 'output'")
+    if "text" in content and "label" in content:
+        return Sample(
+            _text(content, "text", where), _text(content, "label", where, may_be_empty=True).removeprefix(" ")
+        )
+    answer = "response" if "output" not in content and "response" in content else "output"
+    context = content.get("input")
+    if context is not None and not isinstance(context, str):
+        raise UserError(f"{where}: field 'input' is no text; make it a string")
+    prompt = alpaca_prompt(_text(content, "instruction", where), context or "")
+    return Sample(prompt, _text(content, answer, where, may_be_empty=True))
+
+
+def _text(content: dict, field: str, where: str, may_be_empty: bool = False) -> str:
+    if field not in content:
+        has = ", ".join(map(str, content)) or "none"
+        raise UserError(
+            f"{where}: field '{field}' is missing (it has: {has}); each row needs 'instruction' and 'output', "
+            "or 'text' and 'label'"
+        )
+    value = content[field]
+    if value is None and may_be_empty:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(f"{where}: field '{field}' is no text; make it a string")
+    if not value.strip() and not may_be_empty:
+        raise UserError(f"{where}: field '{field}' is empty; fill it in or remove the row")
+    return value
+
+
+def _rows(source: _Source) -> Iterator[tuple[int, object]]:
+    if source.file is None:
+        return enumerate(_hub_rows(source), start=1)
+    if source.file.suffix == ".jsonl":
+        return _jsonl_rows(source)
+    content = _read_pt(source) if source.file.suffix == ".pt" else _read_json(source)
+    if not isinstance(content, list):
+        raise UserError(f"{source.flag}: {source.name} holds no list of samples; make it a list of objects")
+    return enumerate(content, start=1)
+
+
+def _jsonl_rows(source: _Source) -> Iterator[tuple[int, object]]:
+    try:
+        with source.file.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    content = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UserError(
+                        f"{source.flag}: {source.name}:{number}: not valid JSON ({error.msg}); mend or remove the line"
+                    ) from error
+                yield number, content
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(source, error) from error
+
+
+def _read_json(source: _Source) -> object:
+    try:
+        return json.loads(source.file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{source.flag}: {source.name}:{error.lineno}: not valid JSON ({error.msg}); "
+            "one object a line belongs in a .jsonl file"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(source, error) from error
+
+
+def _read_pt(source: _Source) -> object:
+    try:
+        return torch.load(source.file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{source.flag}: cannot read {source.name} as a PyTorch file of plain lists and strings; "
+            "save a list of {'text', 'label'} with torch.save, or give a .jsonl file"
+        ) from error
+
+
+def _hub_rows(source: _Source) -> Iterator[object]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return iter(load_dataset(source.name, split="train"))
+    except (DatasetsError, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(
+            f"{source.flag}: cannot get '{source.name}' from the hub ({reason}); check the name and your access, "
+            "or give a file"
+        ) from error
+
+
+def _unreadable(source: _Source, error: Exception) -> UserError:
+    return UserError(f"{source.flag}: cannot read {source.name} ({error}); check that it is UTF-8 text")
