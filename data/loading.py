@@ -65,9 +65,9 @@ def load_samples(
 ) -> Split:
     """The first `num_train` and `num_valid` samples, in the order of the file.
 
-    data_path: 'bundled'; a file of {"instruction", "input", "output"} objects (.json list or .jsonl; "response"
-        is read as "output", "input" may be missing) or of {"text", "label"} (also .pt, the original release's
-        list); a folder that holds train.* and perhaps valid.*; or the id of a data set on the hub.
+    data_path: 'bundled'; a file of {"instruction", "input", "output"} objects (.json list or .jsonl; "input" may
+        be missing, and "response" is read as "output") or of {"text", "label"} (also .pt, the original
+        release's list); a folder that holds train.* and perhaps valid.*; or the id of a data set on the hub.
     Validation samples come from `valid_path`, else from the folder's validation file, else from the rows that
     follow the training rows.
     skip_bad: leave samples with an empty response out, and say so, instead of stopping at them.
@@ -178,8 +178,8 @@ def _text(content: dict, field: str, where: str, may_be_empty: bool = False) -> 
     if field not in content:
         has = ", ".join(map(str, content)) or "none"
         raise UserError(
-            f"{where}: field '{field}' is missing (it has: {has}); each row needs 'instruction' and 'output', "
-            "or 'text' and 'label'"
+            f"{where}: field '{field}' is missing (it has: {has}); "
+            "each row needs 'instruction' and 'output', or 'text' and 'label'"
         )
     value = content[field]
     if value is None and may_be_empty:
@@ -211,8 +211,9 @@ def _jsonl_rows(source: _Source) -> Iterator[tuple[int, object]]:
                 try:
                     content = json.loads(line)
                 except json.JSONDecodeError as error:
+                    where = f"{source.flag}: {source.name}:{number}"
                     raise UserError(
-                        f"{source.flag}: {source.name}:{number}: not valid JSON ({error.msg}); mend or remove the line"
+                        f"{where}: not valid JSON ({error.msg}); mend or remove the line"
                     ) from error
                 yield number, content
     except (OSError, UnicodeDecodeError) as error:
@@ -250,8 +251,8 @@ def _hub_rows(source: _Source) -> Iterator[object]:
     except (DatasetsError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"{source.flag}: cannot get '{source.name}' from the hub ({reason}); check the name and your access, "
-            "or give a file"
+            f"{source.flag}: cannot get '{source.name}' from the hub ({reason}); "
+            "check the name and your access, or give a file"
         ) from error
 
 
