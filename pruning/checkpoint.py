@@ -1,0 +1,179 @@
+"""From a dense model's folder to a pruned one's: the function behind `python -m pruning`."""
+
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from models.loading import load_config, load_model, load_tokenizer
+from pruning import calibration
+from pruning.methods import METHODS, share_of_zeros
+from pruning.pattern import Pattern
+from pruning.streaming import check_weights, stream
+from utils.commands import check_output
+from utils.errors import UserError
+from utils.files import whole_folder, write_json, write_text
+
+RECORD = "pruning.json"
+"""The file in a pruned model's folder that says how it was made."""
+
+
+def check(
+    method: str,
+    sparsity: str,
+    calib_data: str,
+    calib_samples: int,
+    calib_length: int,
+    config: LlamaConfig,
+) -> Pattern:
+    """The pattern asked for; UserError naming the flag if anything can be known to be wrong beforehand.
+
+    method: one of METHODS. sparsity: the text of -sparsity, a share of zeros or N:M. config: the dense model's.
+    """
+    if method not in METHODS:
+        raise UserError(f"-prune_method: unknown method '{method}'; give one of {', '.join(METHODS)}")
+    pattern = Pattern.parse(sparsity)
+    if pattern.m:
+        _check_widths(pattern, config)
+    if METHODS[method].statistic:
+        calibration.check(calib_data, calib_samples, calib_length, config.max_position_embeddings)
+    return pattern
+
+
+def check_folders(base: Path, output_dir: Path, overwrite: bool) -> None:
+    """Raise UserError unless the model pruned from folder `base` may be written to `output_dir`."""
+    final, source = output_dir.resolve(), base.resolve()
+    if final == source or final in source.parents:
+        raise UserError(f"-output_dir: {output_dir} holds the dense model; give another folder")
+    check_output(output_dir, overwrite)
+
+
+def prune(
+    base: Path,
+    output_dir: Path,
+    method: str,
+    sparsity: str,
+    *,
+    calib_data: str,
+    calib_samples: int,
+    calib_length: int,
+    dtype: torch.dtype,
+    device: str,
+    seed: int,
+    overwrite: bool = False,
+    base_name: str | None = None,
+) -> dict:
+    """Prune the model in folder `base`, write it whole to `output_dir` with its tokenizer, and return the record.
+
+    sparsity: the text of -sparsity. device: where a decoder layer is when its turn comes, "auto" for a GPU if there is
+    one; the rest of the model stays in the host's memory. base_name: what the model card calls the dense model.
+    The record, also in `pruning.json`: method, sparsity asked for and reached, calibration set and digests,
+    seconds, peak memory, and per layer its sparsity and errors (see `pruning.streaming.stream`).
+    """
+    started = time.perf_counter()
+    config = load_config(base, "-base_model_name")
+    pattern = check(method, sparsity, calib_data, calib_samples, calib_length, config)
+    check_folders(base, output_dir, overwrite)
+    place = _device(device)
+    tokenizer = load_tokenizer(base, "-base_model_name")
+    tokens, source = None, None
+    if METHODS[method].statistic:
+        tokens, source = calibration.load(calib_data, calib_samples, calib_length, tokenizer, seed)
+    try:
+        with whole_folder(output_dir) as partial:
+            model = load_model(base, dtype, "cpu", "-base_model_name")
+            check_weights(model)
+            loaded = time.perf_counter()
+            layers = _prune(model, method, pattern, tokens, place)
+            pruned = time.perf_counter()
+            reached = [share_of_zeros(layer) for layer in model.model.layers]
+            record = {
+                "method": method,
+                "sparsity": str(pattern),
+                "sparsity_reached": sum(reached) / len(reached),
+                "base_model": base_name or base.name,
+                "dtype": str(dtype).removeprefix("torch."),
+                "device": str(place),
+                "seed": seed,
+                "calibration": source,
+                "seconds": {"load": loaded - started, "prune": pruned - loaded},
+                "peak_memory_bytes": _peak_memory(place),
+                "layers": [{"sparsity": share} | layer for share, layer in zip(reached, layers, strict=True)],
+                "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
+            }
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            write_json(partial / RECORD, record)
+            write_text(partial / "README.md", _card(record))
+    except OSError as error:
+        raise UserError(f"-output_dir: cannot write {output_dir} ({error}); give another folder") from error
+    return record
+
+
+def _prune(
+    model: LlamaForCausalLM, method: str, pattern: Pattern, tokens: torch.Tensor | None, device: torch.device
+) -> list[dict]:
+    chosen = METHODS[method]
+    if chosen.statistic:
+        stages = chosen.stages(pattern)
+        return stream(model, tokens, lambda _: stages, device)
+    with torch.no_grad():
+        for layer in tqdm(model.model.layers, desc="pruning", unit="layer"):
+            chosen.prune_layer(layer, {}, pattern)
+    return [{} for _ in model.model.layers]
+
+
+def _check_widths(pattern: Pattern, config: LlamaConfig) -> None:
+    widths = {
+        "hidden_size": config.hidden_size,
+        "num_attention_heads·head_dim": config.num_attention_heads * config.head_dim,
+        "intermediate_size": config.intermediate_size,
+    }
+    for name, width in widths.items():
+        if width % pattern.m:
+            raise UserError(
+                f"-sparsity: {pattern} needs widths divisible by {pattern.m}, but the model's {name} is {width}; "
+                "give another N:M or a share"
+            )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"-device: '{name}' is not usable here ({reason}); give cpu, cuda or auto") from error
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: the most the GPU's allocator held, or the most this process ever had resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _card(record: dict) -> str:
+    source = record["calibration"]
+    flags = f"-prune_method {record['method']} -sparsity {record['sparsity']} -seed {record['seed']}"
+    if source:
+        flags += f" -calib_data {source['source']} -calib_samples {source['samples']} -calib_length {source['length']}"
+    calibrated = (
+        f"Calibrated on {source['samples']} windows of {source['length']} tokens of {source['source']}.\n"
+        if source
+        else "No calibration data.\n"
+    )
+    return (
+        f"# {record['base_model']}, pruned with {record['method']} at {record['sparsity']}\n\n"
+        f"{record['sparsity_reached']:.2%} of the decoder layers' linear weights are zero; embeddings, norms and "
+        f"the output layer are untouched. {calibrated}\n"
+        f"Made with:\n\n```\npython -m pruning -base_model_name {record['base_model']} {flags} "
+        f"-dtype {record['dtype']} -output_dir …\n```\n\n"
+        f"`{RECORD}` holds the sparsity and the error of every layer.\n"
+    )

@@ -1,0 +1,38 @@
+"""What a method needs to know of a linear layer's input, gathered batch by batch in fp32."""
+
+import torch
+
+_CHUNK = 1024
+"""Tokens converted to fp32 at a time: small enough to stay in cache."""
+
+
+class InputNorms:
+    """The L2 norm of every input feature over all tokens seen."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self._squares = torch.zeros(width, dtype=torch.float32, device=device)
+
+    def add(self, inputs: torch.Tensor) -> None:
+        """Count a batch in. inputs: (tokens, width), any float dtype."""
+        for chunk in inputs.split(_CHUNK):
+            self._squares += chunk.float().square().sum(0)
+
+    def value(self) -> torch.Tensor:
+        """(width,) fp32."""
+        return self._squares.sqrt()
+
+
+class Hessian:
+    """XᵀX over all tokens seen: the Hessian, up to a factor, of ‖WX - ŴX‖² for every row of W."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self._sum = torch.zeros(width, width, dtype=torch.float32, device=device)
+
+    def add(self, inputs: torch.Tensor) -> None:
+        """Count a batch in. inputs: (tokens, width), any float dtype."""
+        inputs = inputs.float()
+        self._sum.addmm_(inputs.T, inputs)
+
+    def value(self) -> torch.Tensor:
+        """(width, width) fp32."""
+        return self._sum
