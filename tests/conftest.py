@@ -17,7 +17,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 LOPSIDED = {
     "vocab_size": 300,
-    "hidden_size": 40,
+    "hidden_size": 24,
     "intermediate_size": 56,
     "num_hidden_layers": 3,
     "num_attention_heads": 6,
@@ -28,7 +28,7 @@ LOPSIDED = {
     "eos_token_id": 257,
     "pad_token_id": 257,
 }
-"""Layers ≠ heads ≠ KV heads and head_dim·heads (48) ≠ hidden (40), so that a wrong axis cannot pass."""
+"""Layers ≠ heads ≠ KV heads and head_dim·heads (48) ≠ hidden (24), so that a wrong axis cannot pass."""
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
