@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from models.checkpoint import weight_files
 from utils.errors import UserError
 from utils.files import digest_files, whole_folder
 
@@ -135,25 +136,10 @@ def load_model(folder: Path, dtype: torch.dtype | str, device: str, flag: str) -
     device: a torch device, or "auto" to spread it over what the machine has (accelerate's device_map).
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, device_map=device, attn_implementation="sdpa"
-        )
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device, attn_implementation="sdpa")
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{flag}: cannot load {folder} ({_first_line(error)})") from error
     return model.requires_grad_(False).eval()
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights in `folder`: safetensors if there are any, else PyTorch's .bin."""
-    for pattern in ("*.safetensors", "pytorch_model*.bin"):
-        if files := sorted(folder.glob(pattern)):
-            return files
-    return []
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 (hex) of a model's weights and configuration: what caches are keyed by."""
-    return digest_files([*weight_files(folder), folder / "config.json"])
 
 
 def head_shape(config: LlamaConfig) -> tuple[int, int, int]:

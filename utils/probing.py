@@ -1,0 +1,123 @@
+"""Contrastive probing: which heads tell the right answer from a similar wrong one [P]."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+LEARNING_RATE = 0.01
+EPOCHS = 200
+TRAIN_SHARE = 0.7
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8
+
+
+@dataclass(frozen=True)
+class ProbeScores:
+    """What the probes of all heads reached on held-out samples: accuracy and loss, each (L, H) fp32."""
+
+    accuracy: Tensor
+    loss: Tensor
+
+
+def probe_heads(restored: Tensor, right: Tensor, wrong: Tensor, seed: int, progress: bool = False) -> ProbeScores:
+    """Train one logistic probe a head, and score it on held-out samples.
+
+    restored: z_pruned(q) + c; right: z_dense(q + r⁺); wrong: z_dense(q + r⁻); each (L, H, N, d).
+
+    A probe reads [restored ; right] as positive and [restored ; wrong] as negative: linear, sigmoid, cross-entropy,
+    Adam at 0.01, 200 full-batch epochs; 70 % of the samples train it, both features of a sample on one side of the
+    split. The probes of a layer train together as one tensor problem: the gradient is one matrix product, and Adam
+    works element by element, so heads don't touch each other.
+    """
+    _, heads, samples, width = restored.shape
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(samples, generator=generator)
+    train, held_out = order[: int(TRAIN_SHARE * samples)], order[int(TRAIN_SHARE * samples) :]
+    bound = (2 * width) ** -0.5  # as torch.nn.Linear starts
+    start = [torch.empty(heads, n).uniform_(-bound, bound, generator=generator) for n in (2 * width, 1)]
+    accuracy, loss = [], []
+    layers = zip(restored, right, wrong, strict=True)
+    for shared, positive, negative in tqdm(
+        layers, total=len(restored), desc="probing heads", unit="layer", disable=not progress
+    ):
+        weight, bias = _train(*(_features(x[:, train]) for x in (shared, positive, negative)), *start)
+        logits = _logits(*(_features(x[:, held_out]) for x in (shared, positive, negative)), weight, bias)
+        accuracy.append(((logits > 0) == _labels(logits)).float().mean(-1))
+        loss.append(
+            torch.nn.functional.binary_cross_entropy_with_logits(
+                logits, _labels(logits).float().expand_as(logits), reduction="none"
+            ).mean(-1)
+        )
+    return ProbeScores(torch.stack(accuracy), torch.stack(loss))
+
+
+def rank_heads(scores: ProbeScores, usable: Tensor) -> list[tuple[int, int]]:
+    """Pairs (layer, head), best first: by accuracy, ties by the lower loss, then by position.
+
+    usable: (L, H) bool; heads that nothing can restore (all their o_proj columns are zero) are left out.
+    """
+    return _ranked(list(zip((-scores.accuracy).tolist(), scores.loss.tolist(), strict=True)), usable)
+
+
+def rank_by_gap(gap: Tensor, usable: Tensor) -> list[tuple[int, int]]:
+    """A control: pairs (layer, head) by falling mean squared activation gap; gap (L, H, N, d)."""
+    return _ranked([((-row).tolist(), [0.0] * len(row)) for row in gap.square().mean((2, 3))], usable)
+
+
+def rank_randomly(usable: Tensor, seed: int) -> list[tuple[int, int]]:
+    """A control: pairs (layer, head) in random order."""
+    scores = torch.rand(usable.shape, generator=torch.Generator().manual_seed(seed))
+    return _ranked([(row.tolist(), [0.0] * len(row)) for row in scores], usable)
+
+
+def _ranked(keys: list[tuple[list[float], list[float]]], usable: Tensor) -> list[tuple[int, int]]:
+    ordered = sorted(
+        (first, second, layer, head)
+        for layer, rows in enumerate(keys)
+        for head, (first, second) in enumerate(zip(*rows, strict=True))
+        if usable[layer, head]
+    )
+    return [(layer, head) for _, _, layer, head in ordered]
+
+
+def _features(x: Tensor) -> Tensor:
+    return x.float().contiguous()
+
+
+def _labels(logits: Tensor) -> Tensor:
+    """Positive features come first: (2n,) bool."""
+    return torch.arange(logits.shape[-1], device=logits.device) < logits.shape[-1] // 2
+
+
+def _logits(shared: Tensor, positive: Tensor, negative: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(H, n, d) features and (H, 2d) weights -> logits (H, 2n); the shared half is multiplied once."""
+    on_shared, on_own = weight.unsqueeze(-1).chunk(2, dim=1)
+    common = shared @ on_shared
+    return torch.cat([common + positive @ on_own, common + negative @ on_own], dim=1).squeeze(-1) + bias
+
+
+def _train(shared: Tensor, positive: Tensor, negative: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Full-batch Adam by hand: the gradient of the logistic loss is Xᵀ(σ(Xw + b) - y) / rows."""
+    parameters = torch.cat([weight, bias], dim=1)
+    first, second = torch.zeros_like(parameters), torch.zeros_like(parameters)
+    target = None
+    for step in range(1, EPOCHS + 1):
+        logits = _logits(shared, positive, negative, parameters[:, :-1], parameters[:, -1:])
+        target = _labels(logits).float() if target is None else target
+        error = ((logits.sigmoid() - target) / logits.shape[1]).unsqueeze(1)
+        on_positive, on_negative = error.chunk(2, dim=2)
+        gradient = torch.cat(
+            [
+                ((on_positive + on_negative) @ shared).squeeze(1),
+                (on_positive @ positive + on_negative @ negative).squeeze(1),
+                error.sum(2),
+            ],
+            dim=1,
+        )
+        first.lerp_(gradient, 1 - _BETAS[0])
+        second.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
+        step_size = LEARNING_RATE / (1 - _BETAS[0] ** step)
+        root = (second / (1 - _BETAS[1] ** step)).sqrt_().add_(_EPSILON)
+        parameters = parameters.addcdiv(first, root, value=-step_size)
+    return parameters[:, :-1], parameters[:, -1:]

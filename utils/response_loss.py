@@ -1,0 +1,68 @@
+"""Cross-entropy at response tokens only, without ever holding all logits."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+
+IGNORED = -100
+CHUNK = 1024
+"""Labelled tokens whose logits are in memory at once."""
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    """Summed cross-entropy of hidden states under a frozen output head.
+
+    The head needs no gradient, so a chunk's gradient with respect to the hidden states is computed while its logits
+    are still there: nothing is recomputed, and no more than one chunk of logits exists.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for begin in range(0, len(hidden), CHUNK):
+            part = slice(begin, begin + CHUNK)
+            logits = F.linear(hidden[part], weight).float()
+            total += F.cross_entropy(logits, labels[part], reduction="sum")
+            if gradient is not None:
+                error = logits.softmax(-1)
+                error[torch.arange(len(error), device=error.device), labels[part]] -= 1
+                gradient[part] = error.to(weight.dtype) @ weight
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx, scale: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * scale, None, None
+
+
+class ResponseLoss(nn.Module):
+    """A Llama as a function from tokens to its mean loss on the labelled ones.
+
+    No attention mask: rows are padded on the right, and causal attention never looks there.
+    """
+
+    accepts_loss_kwargs = True
+    """Tells transformers' Trainer to hand over the number of labelled tokens of the whole step."""
+
+    def __init__(self, model: LlamaForCausalLM):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> dict:
+        """input_ids, labels: (B, T) int64, labels -100 where not trained on; returns {"loss": scalar fp32}.
+
+        The loss is the sum over labelled tokens / num_items_in_batch, by default the labels of this batch.
+        """
+        total, count = self.summed(input_ids, labels)
+        return {"loss": total / (count if num_items_in_batch is None else num_items_in_batch)}
+
+    def summed(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+        """Summed loss over the labelled tokens (fp32), and their number."""
+        hidden = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state
+        targets = labels[:, 1:]
+        labelled = targets != IGNORED
+        chosen = hidden[:, :-1][labelled]
+        return _FrozenHeadLoss.apply(chosen, self.model.lm_head.weight, targets[labelled]), len(chosen)
