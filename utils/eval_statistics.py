@@ -1,0 +1,93 @@
+"""Standard errors, paired differences and shares of a gap, from per-row values.
+
+A row is what one sample contributes to a metric: a number, or a pair (log-likelihood, weight) where the metric is a
+weighted perplexity. Every standard error is the delete-one jackknife's, which for a mean is exactly s/√n and for a
+perplexity agrees with the delta method to first order.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+Row = float | Sequence[float]
+
+
+def _mean(sums: np.ndarray) -> np.ndarray:
+    return sums[..., 0] / sums[..., 1]
+
+
+AGGREGATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mean": _mean,
+    # lm_eval's: rows are log-likelihoods.
+    "perplexity": lambda sums: np.exp(-_mean(sums)),
+    "weighted_perplexity": lambda sums: np.exp(-_mean(sums)),
+    "bits_per_byte": lambda sums: -_mean(sums) / math.log(2),
+    # Rows are mean negative log-likelihoods of windows of one length.
+    "exp_mean": lambda sums: np.exp(_mean(sums)),
+}
+"""From (sum of values, sum of weights) in the last axis to the metric: all that resampling needs to know."""
+
+
+def aggregate(rows: Sequence[Row], aggregation: str) -> float:
+    """The metric over all rows."""
+    return float(AGGREGATIONS[aggregation](_table(rows).sum(axis=0)))
+
+
+def stderr(rows: Sequence[Row], aggregation: str) -> float | None:
+    """Jackknife standard error of the metric; None for fewer than two rows."""
+    return _jackknife([_table(rows)], lambda left_out: AGGREGATIONS[aggregation](left_out[0]))
+
+
+def paired_difference(first: Sequence[Row], second: Sequence[Row], aggregation: str) -> tuple[float, float | None]:
+    """Metric of `first` minus metric of `second`, and its standard error, row i answering the same question in both."""
+    tables = [_table(first), _table(second)]
+    if len(tables[0]) != len(tables[1]):
+        raise ValueError(f"paired rows differ in number: {len(tables[0])} and {len(tables[1])}")
+    metric = AGGREGATIONS[aggregation]
+    difference = float(metric(tables[0].sum(axis=0)) - metric(tables[1].sum(axis=0)))
+    return difference, _jackknife(tables, lambda left_out: metric(left_out[0]) - metric(left_out[1]))
+
+
+def mcnemar_p(first: Sequence[Row], second: Sequence[Row]) -> float | None:
+    """Exact two-sided McNemar p: of the rows where right and wrong differ, is either side's share beyond chance?
+
+    None where rows are not all 0 or 1.
+    """
+    one, other = np.asarray(first), np.asarray(second)
+    if one.ndim != 1 or not np.isin(np.concatenate([one, other]), (0, 1)).all():
+        return None
+    gained, lost = int((one > other).sum()), int((one < other).sum())
+    discordant = gained + lost
+    tail = sum(math.comb(discordant, k) for k in range(min(gained, lost) + 1))
+    # Integers of any size divide exactly here; 2.0**discordant would overflow for a large task.
+    return min(1.0, 2 * tail / 2**discordant)
+
+
+def share_recovered(
+    dense: Sequence[Row], pruned: Sequence[Row], restored: Sequence[Row], aggregation: str, higher_is_better: bool
+) -> float | None:
+    """(restored - pruned) / (dense - pruned).
+
+    None where the dense model is not better than the pruned one by more than two standard errors of their paired
+    difference: a share of noise says nothing.
+    """
+    sign = 1 if higher_is_better else -1
+    gap, gap_stderr = paired_difference(dense, pruned, aggregation)
+    if gap_stderr is None or not sign * gap > 2 * gap_stderr:
+        return None
+    return paired_difference(restored, pruned, aggregation)[0] / gap
+
+
+def _table(rows: Sequence[Row]) -> np.ndarray:
+    """(n, 2) float64: value and weight of each row."""
+    values = np.asarray(rows, dtype=np.float64)
+    return np.stack([values, np.ones(len(values))], axis=1) if values.ndim == 1 else values
+
+
+def _jackknife(tables: list[np.ndarray], statistic: Callable[[list[np.ndarray]], np.ndarray]) -> float | None:
+    n = len(tables[0])
+    if n < 2:
+        return None
+    replicates = statistic([table.sum(axis=0) - table for table in tables])
+    return float(np.sqrt((n - 1) / n * ((replicates - replicates.mean()) ** 2).sum()))
