@@ -52,3 +52,13 @@ def count_zeros(folder: Path) -> tuple[list[int], list[int]]:
             weights[layer] = weights.get(layer, 0) + tensor.numel()
     layers = sorted(weights)
     return [zeros[layer] for layer in layers], [weights[layer] for layer in layers]
+
+
+def restorable_heads(folder: Path, layers: int, heads: int) -> Tensor:
+    """(L, H) bool: heads with any non-zero column in o_proj; what is added to the others reaches nothing."""
+    readers = tensor_readers(folder)
+    rows = []
+    for layer in range(layers):
+        weight = readers[f"model.layers.{layer}.self_attn.o_proj.weight"]()
+        rows.append((weight != 0).any(0).unflatten(0, (heads, -1)).any(1))
+    return torch.stack(rows)

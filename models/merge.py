@@ -3,7 +3,6 @@
 python -m models.merge -pruned_model_path PRUNED -restoration OUT/restoration -output_dir MERGED
 """
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from models.checkpoint import count_zeros, tensor_readers
 from models.loading import DTYPES, check_name, has_tokenizer, load_config, load_model, load_tokenizer, resolve
 from models.modeling_llama import Restoration, attach, compensated_projections
 from models.restoration import check_belongs, load_restoration
-from utils.commands import DEFAULT_CACHE, check_output, run
+from utils.commands import DEFAULT_CACHE, Parser, check_output, run
 from utils.errors import UserError
 from utils.files import whole_folder
 
@@ -170,25 +169,18 @@ def merge_and_prove(
 
 def main(argv: list[str] | None = None) -> None:
     """The command line of a later merge."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m models.merge",
-        allow_abbrev=False,
         description="Fold a saved restoration into the pruned checkpoint it was trained on, and prove the result.",
     )
-    parser.add_argument("-pruned_model_path", "--pruned_model_path", required=True, metavar="MODEL",
-                        help="the pruned checkpoint the restoration was trained on: folder, hub id or GGUF file")  # fmt: skip
-    parser.add_argument("-restoration", "--restoration", required=True, metavar="DIR",
-                        help="OUT/restoration of a run")  # fmt: skip
-    parser.add_argument("-output_dir", "--output_dir", required=True, metavar="DIR",
-                        help="where the plain checkpoint goes")  # fmt: skip
-    parser.add_argument("-tokenizer", "--tokenizer", metavar="MODEL",
-                        help="where the tokenizer is, if not beside the pruned checkpoint (the base model, say)")  # fmt: skip
-    parser.add_argument("-dtype", "--dtype", choices=DTYPES, default="bfloat16",
-                        help="in which both models answer for the proof (default: bfloat16)")  # fmt: skip
-    parser.add_argument("-device", "--device", default="cpu", help="cpu, cuda, cuda:N, … (default: cpu)")
-    parser.add_argument("-overwrite", "--overwrite", action="store_true", help="replace an output_dir that exists")
-    parser.add_argument("-cache_dir", "--cache_dir", type=Path, default=DEFAULT_CACHE, metavar="DIR",
-                        help=f"where a GGUF file is unpacked (default: {DEFAULT_CACHE})")  # fmt: skip
+    parser.flag("pruned_model_path", required=True, metavar="MODEL", help="that checkpoint: folder, hub id, GGUF file")
+    parser.flag("restoration", required=True, metavar="DIR", help="OUT/restoration of a run")
+    parser.flag("output_dir", required=True, metavar="DIR", help="where the plain checkpoint goes")
+    parser.flag("tokenizer", metavar="MODEL", help="whose tokenizer, if there is none beside the pruned checkpoint")
+    parser.flag("dtype", choices=DTYPES, default="bfloat16", help="in which both models answer for the proof")
+    parser.flag("device", default="cpu", help="cpu, cuda, cuda:N, …")
+    parser.switch("overwrite", "replace an -output_dir that exists")
+    parser.flag("cache_dir", type=Path, default=DEFAULT_CACHE, metavar="DIR", help="where a GGUF file is unpacked")
     args = parser.parse_args(argv)
     output = Path(args.output_dir)
     check_name(args.pruned_model_path, "-pruned_model_path")

@@ -11,9 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-METHODS = ("restorelcc", "bias_only", "magnitudes_only")
-"""`restorelcc`: β and b of Eq. 8; `bias_only`: b alone; `magnitudes_only`: β alone."""
-
 INITIAL_STD = 1e-3
 """Standard deviation of β and b before training [P]."""
 
@@ -36,6 +33,11 @@ class Restoration:
     def compensation(self) -> Tensor:
         """c_learned = Σ_i β_i v_i + b for each head: (n, d) fp32, Eq. 8."""
         return learned_compensation(self.basis, self.magnitudes, self.component)
+
+    def zeroed(self) -> "Restoration":
+        """The same heads and bases with β = b = 0: restores nothing."""
+        zeros = (None if t is None else torch.zeros_like(t) for t in (self.magnitudes, self.component))
+        return Restoration(self.heads, self.basis, *zeros)
 
 
 def learned_compensation(basis: Tensor, magnitudes: Tensor | None, component: Tensor | None) -> Tensor:
@@ -99,6 +101,7 @@ class CompensatedProjection(nn.Linear):
 def initial_restoration(heads: list[tuple[int, int]], basis: Tensor, method: str, seed: int) -> Restoration:
     """β and b drawn from N(0, 1e-3) for the chosen heads.
 
+    method: `restorelcc` has both, `bias_only` no β, `magnitudes_only` no b.
     heads: pairs (layer, head). basis: (L, H, d, d), of which the chosen heads' is kept.
     """
     heads = sorted(heads)

@@ -1,5 +1,6 @@
 """What all command lines of this project share."""
 
+import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,48 @@ from utils.errors import UserError
 
 DEFAULT_CACHE = Path("~/.cache/restorelcc").expanduser()
 """Where what can be made again is kept between runs, keyed by content."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags with one or two dashes, in groups, defaults shown; a wrong one is a UserError, not a page of usage."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
+        self._target: argparse._ArgumentGroup | Parser = self
+
+    def group(self, title: str) -> None:
+        """Flags added from here on stand under this title."""
+        self._target = self.add_argument_group(title)
+
+    def flag(self, name: str, **options) -> None:
+        """-name and --name, with a value."""
+        self._target.add_argument(f"-{name}", f"--{name}", **options)
+
+    def switch(self, name: str, help: str) -> None:
+        """-name and --name, off unless given."""
+        self._target.add_argument(f"-{name}", f"--{name}", action="store_true", help=help)
+
+    def error(self, message: str) -> None:
+        raise UserError(message.replace("argument ", "", 1))
+
+
+class _Help(argparse.HelpFormatter):
+    """One dash shown only, and each default beside its help."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=30, width=100)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        shown = action.option_strings[0]
+        return shown if action.nargs == 0 else f"{shown} {self._format_args(action, action.dest.upper())}"
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.default in (None, False, argparse.SUPPRESS) or "(default" in text or not action.option_strings:
+            return text
+        return f"{text} (default: {str(action.default).replace('%', '%%')})"
 
 
 def run(main: Callable[[], None]) -> None:

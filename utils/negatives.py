@@ -72,3 +72,14 @@ def most_similar_other(embeddings: Tensor, answers: list[str]) -> list[int]:
         similarity[same[begin : begin + CHUNK, None] == same[None, :]] = -torch.inf
         nearest += similarity.argmax(dim=1).tolist()
     return nearest
+
+
+def most_similar_choice(right: Tensor, wrong: tuple[Tensor, ...], choices: list[list[str]]) -> list[str]:
+    """r⁻ among a question's own wrong choices: the one most similar to its right answer.
+
+    right: (N, E); wrong: N tensors (C, E), in the order of `choices`; all of unit length.
+    """
+    return [
+        texts[int((embeddings @ answer).argmax())]
+        for answer, embeddings, texts in zip(right, wrong, choices, strict=True)
+    ]

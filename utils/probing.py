@@ -60,15 +60,14 @@ def rank_heads(scores: ProbeScores, usable: Tensor) -> list[tuple[int, int]]:
     return _ranked(list(zip((-scores.accuracy).tolist(), scores.loss.tolist(), strict=True)), usable)
 
 
-def rank_by_gap(gap: Tensor, usable: Tensor) -> list[tuple[int, int]]:
-    """A control: pairs (layer, head) by falling mean squared activation gap; gap (L, H, N, d)."""
-    return _ranked([((-row).tolist(), [0.0] * len(row)) for row in gap.square().mean((2, 3))], usable)
+def rank_by_score(scores: Tensor, usable: Tensor) -> list[tuple[int, int]]:
+    """A control: pairs (layer, head) by falling score (L, H), the mean squared activation gap say."""
+    return _ranked([((-row).tolist(), [0.0] * len(row)) for row in scores], usable)
 
 
-def rank_randomly(usable: Tensor, seed: int) -> list[tuple[int, int]]:
+def order_randomly(usable: Tensor, seed: int) -> list[tuple[int, int]]:
     """A control: pairs (layer, head) in random order."""
-    scores = torch.rand(usable.shape, generator=torch.Generator().manual_seed(seed))
-    return _ranked([(row.tolist(), [0.0] * len(row)) for row in scores], usable)
+    return rank_by_score(torch.rand(usable.shape, generator=torch.Generator().manual_seed(seed)), usable)
 
 
 def _ranked(keys: list[tuple[list[float], list[float]]], usable: Tensor) -> list[tuple[int, int]]:
