@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from models.checkpoint import weight_files
+from models.compact_llama import CompactLlamaConfig
 from utils.errors import UserError
 from utils.files import digest_files, whole_folder
 
@@ -110,7 +111,7 @@ def load_config(folder: Path, flag: str) -> LlamaConfig:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"{flag}: cannot read {folder}/config.json ({_first_line(error)})") from error
-    if config.model_type != "llama":
+    if config.model_type not in ("llama", CompactLlamaConfig.model_type):
         raise UserError(
             f"{flag}: {folder} is a '{config.model_type}' model; RestoreLCC restores Llama architectures only"
         )

@@ -1,6 +1,7 @@
-"""Pruning: a dense Llama's folder in, a plain pruned checkpoint out; `check` and `prune` are the interface."""
+"""Pruning: a dense Llama's folder in, a pruned checkpoint out, through `check`, `prune` and `compact`."""
 
 from pruning.checkpoint import check, prune
+from pruning.compact import compact
 from pruning.pattern import Pattern
 
-__all__ = ["Pattern", "check", "prune"]
+__all__ = ["Pattern", "check", "compact", "prune"]

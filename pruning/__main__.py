@@ -1,33 +1,29 @@
 """Prune a Llama: python -m pruning -base_model_name embedded -prune_method wanda -sparsity 0.5 -output_dir pruned."""
 
-import argparse
 from pathlib import Path
 
 from models.loading import DTYPES, resolve
 from pruning.checkpoint import prune
 from pruning.methods import METHODS
-from utils.commands import DEFAULT_CACHE, run
+from utils.commands import DEFAULT_CACHE, Parser, run
 
 
-def parser() -> argparse.ArgumentParser:
-    """Every flag, with one dash or two."""
-    flags = argparse.ArgumentParser("python -m pruning", description=__doc__, allow_abbrev=False)
-
-    def add(name: str, text: str, **options: object) -> None:
-        flags.add_argument(f"-{name}", f"--{name}", help=text, **options)
-
-    add("base_model_name", "the dense model: folder, hub id, GGUF file, short name or 'embedded'", required=True)
-    add("output_dir", "folder to write the pruned model to", required=True, type=Path)
-    add("prune_method", f"one of {', '.join(METHODS)} (default wanda)", default="wanda")
-    add("sparsity", "share of zeros, 0 to 1, or N:M to keep N of every M weights (default 0.5)", default="0.5")
-    add("calib_data", "'bundled', 'c4', or a .jsonl, .json or .txt file (default bundled)", default="bundled")
-    add("calib_samples", "calibration windows (default 128)", default=128, type=int)
-    add("calib_length", "tokens in a window (default 2048)", default=2048, type=int)
-    add("dtype", f"the model's, one of {', '.join(DTYPES)} (default bfloat16)", default="bfloat16", choices=DTYPES)
-    add("device", "where layers are pruned: cpu, cuda, cuda:1, … or auto (default auto)", default="auto")
-    add("seed", "of the calibration windows (default 42)", default=42, type=int)
-    add("cache_dir", f"where GGUF models are unpacked (default {DEFAULT_CACHE})", default=DEFAULT_CACHE, type=Path)
-    add("overwrite", "replace a pruned model in -output_dir", action="store_true")
+def parser() -> Parser:
+    """Every flag of the command line."""
+    flags = Parser(prog="python -m pruning", description=__doc__)
+    flags.flag("base_model_name", required=True, help="folder, hub id, GGUF file, short name or 'embedded'")
+    flags.flag("output_dir", required=True, type=Path, help="folder to write the pruned model to")
+    flags.flag("prune_method", default="wanda", help=f"one of {', '.join(METHODS)}")
+    flags.flag("sparsity", default="0.5", help="share of zeros, 0 to 1, or N:M to keep N of every M weights")
+    flags.flag("mode", default="masked", help="slimgpt: 'masked' keeps the shapes, 'compact' writes a smaller model")
+    flags.flag("calib_data", default="bundled", help="'bundled', 'c4' (hub), or a .jsonl, .json or .txt file")
+    flags.flag("calib_samples", default=128, type=int, help="calibration windows")
+    flags.flag("calib_length", default=2048, type=int, help="tokens in a window")
+    flags.flag("dtype", default="bfloat16", choices=DTYPES, help="the model's, one of %(choices)s")
+    flags.flag("device", default="auto", help="where layers are pruned: cpu, cuda, cuda:1, … or auto")
+    flags.flag("seed", default=42, type=int, help="of the calibration windows")
+    flags.flag("cache_dir", default=DEFAULT_CACHE, type=Path, help="where GGUF models are unpacked")
+    flags.switch("overwrite", "replace a pruned model in -output_dir")
     return flags
 
 
@@ -47,10 +43,12 @@ def main() -> None:
         device=args.device,
         seed=args.seed,
         overwrite=args.overwrite,
+        mode=args.mode,
         base_name=args.base_model_name,
     )
+    state = "removed" if args.mode == "compact" else "zeros"
     print(
-        f"{args.output_dir}: {record['sparsity_reached']:.2%} zeros, {record['seconds']['prune']:.0f} s, "
+        f"{args.output_dir}: {record['sparsity_reached']:.2%} {state}, {record['seconds']['prune']:.0f} s, "
         f"peak memory {record['peak_memory_bytes'] / 2**30:.2f} GiB"
     )
 

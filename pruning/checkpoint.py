@@ -11,12 +11,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.loading import load_config, load_model, load_tokenizer
 from pruning import calibration
+from pruning.compact import compact
 from pruning.methods import METHODS, share_of_zeros
 from pruning.pattern import Pattern
-from pruning.streaming import check_weights, stream
+from pruning.streaming import Stage, check_weights, stream
 from utils.commands import check_output
 from utils.errors import UserError
 from utils.files import whole_folder, write_json, write_text
+
+MODES = ("masked", "compact")
+"""What slimgpt leaves of removed heads and channels: zeros in a model of the old shape, or nothing."""
 
 RECORD = "pruning.json"
 """The file in a pruned model's folder that says how it was made."""
@@ -29,16 +33,21 @@ def check(
     calib_samples: int,
     calib_length: int,
     config: LlamaConfig,
+    mode: str = "masked",
 ) -> Pattern:
     """The pattern asked for; UserError naming the flag if anything can be known to be wrong beforehand.
 
     method: one of METHODS. sparsity: the text of -sparsity, a share of zeros or N:M. config: the dense model's.
+    mode: one of MODES.
     """
     if method not in METHODS:
         raise UserError(f"-prune_method: unknown method '{method}'; give one of {', '.join(METHODS)}")
+    if mode not in MODES:
+        raise UserError(f"-mode: unknown mode '{mode}'; give one of {', '.join(MODES)}")
+    if mode == "compact" and method != "slimgpt":
+        raise UserError(f"-mode: only slimgpt makes a model smaller; {method} gives 'masked'")
     pattern = Pattern.parse(sparsity)
-    if pattern.m:
-        _check_widths(pattern, config)
+    METHODS[method].check(pattern, config)
     if METHODS[method].statistic:
         calibration.check(calib_data, calib_samples, calib_length, config.max_position_embeddings)
     return pattern
@@ -65,18 +74,20 @@ def prune(
     device: str,
     seed: int,
     overwrite: bool = False,
+    mode: str = "masked",
     base_name: str | None = None,
 ) -> dict:
     """Prune the model in folder `base`, write it whole to `output_dir` with its tokenizer, and return the record.
 
     sparsity: the text of -sparsity. device: where a decoder layer is when its turn comes, "auto" for a GPU if there is
-    one; the rest of the model stays in the host's memory. base_name: what the model card calls the dense model.
+    one; the rest of the model stays in the host's memory. mode: "masked" keeps the shapes, "compact" (slimgpt
+    only) writes the smaller model of `models.compact_llama`. base_name: what the model card calls the dense model.
     The record, also in `pruning.json`: method, sparsity asked for and reached, calibration set and digests,
     seconds, peak memory, and per layer its sparsity and errors (see `pruning.streaming.stream`).
     """
     started = time.perf_counter()
     config = load_config(base, "-base_model_name")
-    pattern = check(method, sparsity, calib_data, calib_samples, calib_length, config)
+    pattern = check(method, sparsity, calib_data, calib_samples, calib_length, config, mode)
     check_folders(base, output_dir, overwrite)
     place = _device(device)
     tokenizer = load_tokenizer(base, "-base_model_name")
@@ -88,13 +99,18 @@ def prune(
             model = load_model(base, dtype, "cpu", "-base_model_name")
             check_weights(model)
             loaded = time.perf_counter()
-            layers = _prune(model, method, pattern, tokens, place)
+            layers = _prune(model, METHODS[method].stages(pattern, config), tokens, place)
             pruned = time.perf_counter()
             reached = [share_of_zeros(layer) for layer in model.model.layers]
+            dense_parameters = model.num_parameters()
+            if mode == "compact":
+                model = compact(model)
             record = {
                 "method": method,
+                "mode": mode,
                 "sparsity": str(pattern),
                 "sparsity_reached": sum(reached) / len(reached),
+                "parameters": {"dense": dense_parameters, "pruned": model.num_parameters()},
                 "base_model": base_name or base.name,
                 "dtype": str(dtype).removeprefix("torch."),
                 "device": str(place),
@@ -115,30 +131,15 @@ def prune(
 
 
 def _prune(
-    model: LlamaForCausalLM, method: str, pattern: Pattern, tokens: torch.Tensor | None, device: torch.device
+    model: LlamaForCausalLM, stages: list[list[Stage]], tokens: torch.Tensor | None, device: torch.device
 ) -> list[dict]:
-    chosen = METHODS[method]
-    if chosen.statistic:
-        stages = chosen.stages(pattern)
-        return stream(model, tokens, lambda _: stages, device)
+    """Prune the model in place, with a calibration set or, for methods that need none, without."""
+    if tokens is not None:
+        return stream(model, tokens, stages, device)
     with torch.no_grad():
-        for layer in tqdm(model.model.layers, desc="pruning", unit="layer"):
-            chosen.prune_layer(layer, {}, pattern)
-    return [{} for _ in model.model.layers]
-
-
-def _check_widths(pattern: Pattern, config: LlamaConfig) -> None:
-    widths = {
-        "hidden_size": config.hidden_size,
-        "num_attention_heads·head_dim": config.num_attention_heads * config.head_dim,
-        "intermediate_size": config.intermediate_size,
-    }
-    for name, width in widths.items():
-        if width % pattern.m:
-            raise UserError(
-                f"-sparsity: {pattern} needs widths divisible by {pattern.m}, but the model's {name} is {width}; "
-                "give another N:M or a share"
-            )
+        for layer, (stage,) in zip(tqdm(model.model.layers, desc="pruning", unit="layer"), stages, strict=True):
+            stage.prune(layer, {})
+    return [{} for _ in stages]
 
 
 def _device(name: str) -> torch.device:
@@ -160,20 +161,29 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def _card(record: dict) -> str:
-    source = record["calibration"]
+    source, compacted = record["calibration"], record["mode"] == "compact"
     flags = f"-prune_method {record['method']} -sparsity {record['sparsity']} -seed {record['seed']}"
+    flags += f" -mode compact -dtype {record['dtype']}" if compacted else f" -dtype {record['dtype']}"
+    calibrated = "No calibration data."
     if source:
         flags += f" -calib_data {source['source']} -calib_samples {source['samples']} -calib_length {source['length']}"
-    calibrated = (
-        f"Calibrated on {source['samples']} windows of {source['length']} tokens of {source['source']}.\n"
-        if source
-        else "No calibration data.\n"
-    )
-    return (
+        calibrated = f"Calibrated on {source['samples']} windows of {source['length']} tokens of {source['source']}."
+    state = "gone" if compacted else "zero"
+    card = (
         f"# {record['base_model']}, pruned with {record['method']} at {record['sparsity']}\n\n"
-        f"{record['sparsity_reached']:.2%} of the decoder layers' linear weights are zero; embeddings, norms and "
-        f"the output layer are untouched. {calibrated}\n"
-        f"Made with:\n\n```\npython -m pruning -base_model_name {record['base_model']} {flags} "
-        f"-dtype {record['dtype']} -output_dir …\n```\n\n"
+        f"{record['sparsity_reached']:.2%} of the decoder layers' linear weights are {state}; embeddings, norms and "
+        f"the output layer are untouched. {calibrated}\n\n"
+    )
+    if compacted:
+        before, after = (f"{record['parameters'][name]:,}" for name in ("dense", "pruned"))
+        card += (
+            f"{after} of {before} parameters are left. The layers differ in size, so the model has its own class:\n\n"
+            "```python\n"
+            "AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)\n"
+            "```\n\n"
+        )
+    return card + (
+        "Made with:\n\n"
+        f"```\npython -m pruning -base_model_name {record['base_model']} {flags} -output_dir …\n```\n\n"
         f"`{RECORD}` holds the sparsity and the error of every layer.\n"
     )

@@ -1,20 +1,22 @@
-"""The unstructured methods: one line each. SlimGPT, which removes whole heads and channels, is in slimgpt.py."""
+"""The pruning methods behind one table: a new one is one file and one line here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import LlamaConfig
 
-from pruning import magnitude, sparsegpt, wanda
+from pruning import magnitude, slimgpt, sparsegpt, wanda
 from pruning.pattern import Pattern
-from pruning.statistics import Hessian, InputNorms
+from pruning.statistics import Hessian, InputNorms, relative_error
 from pruning.streaming import LINEARS, SITES, Stage, Values
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Method:
-    """How one linear layer is pruned.
+class Unstructured:
+    """A method that sets single weights to zero, one linear layer at a time.
 
     prune: (weight (out, in) fp32, what `prepare` made of the statistic, pattern) -> the pruned weight.
     statistic: what must be known of the layer's input; None when nothing is, and no calibration set either.
@@ -25,7 +27,27 @@ class Method:
     statistic: type[InputNorms | Hessian] | None = None
     prepare: Callable[[torch.Tensor], object] = lambda value: value
 
-    def prune_layer(self, layer: nn.Module, values: Values, pattern: Pattern) -> dict[str, float]:
+    def check(self, pattern: Pattern, config: LlamaConfig) -> None:
+        """Raise UserError naming -sparsity unless M of N:M divides the input width of every linear layer."""
+        widths = {
+            "hidden_size": config.hidden_size,
+            "num_attention_heads·head_dim": config.num_attention_heads * config.head_dim,
+            "intermediate_size": config.intermediate_size,
+        }
+        for name, width in widths.items():
+            if pattern.m and width % pattern.m:
+                raise UserError(
+                    f"-sparsity: {pattern} needs widths divisible by {pattern.m}, but the model's {name} is {width}; "
+                    "give another N:M or a share"
+                )
+
+    def stages(self, pattern: Pattern, config: LlamaConfig) -> list[list[Stage]]:
+        """Per decoder layer, its stages: one pass for all seven linear layers, as the papers do it."""
+        sites = tuple(SITES) if self.statistic else ()
+        stage = Stage(sites, self.statistic, lambda layer, values: self._prune_layer(layer, values, pattern))
+        return [[stage]] * config.num_hidden_layers
+
+    def _prune_layer(self, layer: nn.Module, values: Values, pattern: Pattern) -> dict[str, float]:
         """Prune the seven linear layers in place; the relative errors of those whose Hessian is known."""
         errors = {}
         for site, names in SITES.items():
@@ -40,23 +62,29 @@ class Method:
                 linear.weight.copy_(pruned)
         return errors
 
-    def stages(self, pattern: Pattern) -> list[Stage]:
-        """One pass for all seven linear layers, as the papers do it."""
-        return [Stage(tuple(SITES), self.statistic, lambda layer, values: self.prune_layer(layer, values, pattern))]
+
+class SlimGPT:
+    """Removes key-value heads and FFN channels; `slimgpt.plan` says how many of each in which layer."""
+
+    statistic = Hessian
+
+    def check(self, pattern: Pattern, config: LlamaConfig) -> None:
+        """Raise UserError naming -sparsity for N:M, or for more than the model can lose."""
+        if pattern.m:
+            raise UserError(f"-sparsity: slimgpt removes whole heads and channels, it has no {pattern}; give a share")
+        slimgpt.plan(config, pattern.ratio)
+
+    def stages(self, pattern: Pattern, config: LlamaConfig) -> list[list[Stage]]:
+        """Per decoder layer, its stages: heads, then channels."""
+        return [slimgpt.stages(removal, config.head_dim) for removal in slimgpt.plan(config, pattern.ratio)]
 
 
 METHODS = {
-    "magnitude": Method(magnitude.prune),
-    "wanda": Method(wanda.prune, InputNorms),
-    "sparsegpt": Method(sparsegpt.prune, Hessian, sparsegpt.inverse_factor),
+    "magnitude": Unstructured(magnitude.prune),
+    "wanda": Unstructured(wanda.prune, InputNorms),
+    "sparsegpt": Unstructured(sparsegpt.prune, Hessian, sparsegpt.inverse_factor),
+    "slimgpt": SlimGPT(),
 }
-
-
-def relative_error(dense: torch.Tensor, pruned: torch.Tensor, hessian: torch.Tensor) -> float:
-    """‖WX - ŴX‖² / ‖WX‖² from XᵀX. dense, pruned: (out, in); hessian: (in, in), all fp32."""
-    change = dense - pruned
-    wrong, whole = (((matrix @ hessian) * matrix).sum().item() for matrix in (change, dense))
-    return wrong / max(whole, 1e-30)
 
 
 def share_of_zeros(layer: nn.Module) -> float:

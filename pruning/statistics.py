@@ -36,3 +36,10 @@ class Hessian:
     def value(self) -> torch.Tensor:
         """(width, width) fp32."""
         return self._sum
+
+
+def relative_error(dense: torch.Tensor, pruned: torch.Tensor, hessian: torch.Tensor) -> float:
+    """‖WX - ŴX‖² / ‖WX‖² from XᵀX. dense, pruned: (out, in); hessian: (in, in), all fp32."""
+    change = dense - pruned
+    wrong, whole = (((matrix @ hessian) * matrix).sum().item() for matrix in (change, dense))
+    return wrong / max(whole, 1e-30)

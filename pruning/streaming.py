@@ -54,13 +54,13 @@ class _Enough(Exception):
 def stream(
     model: LlamaForCausalLM,
     tokens: torch.Tensor,
-    stages: Callable[[int], list[Stage]],
+    stages: list[list[Stage]],
     device: torch.device,
     batch_tokens: int = 4096,
 ) -> list[dict]:
     """Prune the model in place, layer by layer, each with the inputs that the pruned layers before it give.
 
-    tokens: (S, T) int64, the calibration set, no padding. stages: from a layer's index to its stages, in order.
+    tokens: (S, T) int64, the calibration set, no padding. stages: per layer, in order.
     Returns per layer {"error", "linear_errors", "seconds"}; error is ‖f(X) - f̂(X)‖² / ‖f(X) - X‖² on a part of
     the set: of what the layer adds to the residual stream, the share that is now wrong.
     Raises UserError naming the layer if its weights or inputs are not finite.
@@ -78,7 +78,7 @@ def stream(
             if not dense.isfinite().all():
                 raise _not_finite(f"the output of layer {index}")
             linear_errors = {}
-            for stage in stages(index):
+            for stage in stages[index]:
                 values = _gather(layer, index, stage, batches, kwargs) if stage.sites else {}
                 try:
                     linear_errors |= stage.prune(layer, values)

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import pruning
 from models.loading import load_config, load_model
 from pruning import magnitude, sparsegpt, wanda
-from pruning.methods import METHODS, relative_error
+from pruning.methods import METHODS
 from pruning.pattern import Pattern
-from pruning.statistics import Hessian, InputNorms
+from pruning.statistics import Hessian, InputNorms, relative_error
 from pruning.streaming import LINEARS, SITES
 from utils.errors import UserError
 
