@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.loading import load_config, load_model, load_tokenizer
 from pruning import calibration
-from pruning.compact import compact
+from pruning.compact import RECORD, compact
 from pruning.methods import METHODS, share_of_zeros
 from pruning.pattern import Pattern
 from pruning.streaming import Stage, check_weights, stream
@@ -21,9 +21,6 @@ from utils.files import whole_folder, write_json, write_text
 
 MODES = ("masked", "compact")
 """What slimgpt leaves of removed heads and channels: zeros in a model of the old shape, or nothing."""
-
-RECORD = "pruning.json"
-"""The file in a pruned model's folder that says how it was made."""
 
 
 def check(

@@ -235,6 +235,24 @@ def test_compacting_a_restored_model_keeps_its_output_biases(both):
     assert json.loads((folder / "config.json").read_text())["auto_map"]
 
 
+def test_expanding_a_compact_model_gives_the_masked_one_back(both, tmp_path):
+    """The same logits, heads where they stood in the dense model; compacted again, the same tensors."""
+    _, masked, compact = both(attention_bias=True, mlp_bias=True, tie_word_embeddings=True)
+    pruning.expand_checkpoint(compact, tmp_path / "expanded")
+    slim, expanded = (AutoModelForCausalLM.from_pretrained(place) for place in (masked, tmp_path / "expanded"))
+    assert type(expanded) is type(slim) and expanded.config.model_type == "llama"
+    assert (tmp_path / "expanded" / "pruning.json").is_file()
+    ids = torch.arange(30)[None]
+    torch.testing.assert_close(expanded(ids).logits, slim(ids).logits, rtol=1e-4, atol=1e-5)
+    for before, after in zip(slim.model.layers, expanded.model.layers, strict=True):
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            assert torch.equal(after.self_attn.get_submodule(name).weight, before.self_attn.get_submodule(name).weight)
+    pruning.compact_checkpoint(tmp_path / "expanded", tmp_path / "again")
+    small, again = (load_model(place, "auto", "cpu", "-x").state_dict() for place in (compact, tmp_path / "again"))
+    assert small.keys() == again.keys()
+    assert all(torch.equal(small[name], again[name]) for name in small)
+
+
 def test_compacting_an_ordinary_model_leaves_it_whole(make_tiny_llama):
     model = load_model(make_tiny_llama(zeros=0.5), torch.float32, "cpu", "-x")
     small = pruning.compact(model)
