@@ -21,9 +21,7 @@ SUFFIXES = (".jsonl", ".json", ".pt")
 
 _VALID_NAMES = ("valid", "validation", "val")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_KINDS = (
-    f"give '{BUNDLED}', a .json, .jsonl or .pt file, a folder with a train file, or a hub id (owner/name)"
-)
+_KINDS = f"give '{BUNDLED}', a .json, .jsonl or .pt file, a folder with a train file, or a hub id (owner/name)"
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,8 @@ def load_samples(
 ) -> Split:
     """The first `num_train` and `num_valid` samples, in the order of the file.
 
-    data_path: 'bundled'; a file of {"instruction", "input", "output"} objects (.json list or .jsonl; "input" may
-        be missing, and "response" is read as "output") or of {"text", "label"} (also .pt, the original
+    data_path: 'bundled'; a file of {"instruction", "input", "output"} objects (.json list or .jsonl; "input"
+        may be missing, "response" is read as "output") or of {"text", "label"} (also .pt, the original
         release's list); a folder that holds train.* and perhaps valid.*; or the id of a data set on the hub.
     Validation samples come from `valid_path`, else from the folder's validation file, else from the rows that
     follow the training rows.
@@ -212,9 +210,7 @@ def _jsonl_rows(source: _Source) -> Iterator[tuple[int, object]]:
                     content = json.loads(line)
                 except json.JSONDecodeError as error:
                     where = f"{source.flag}: {source.name}:{number}"
-                    raise UserError(
-                        f"{where}: not valid JSON ({error.msg}); mend or remove the line"
-                    ) from error
+                    raise UserError(f"{where}: not valid JSON ({error.msg}); mend or remove the line") from error
                 yield number, content
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(source, error) from error

@@ -1,0 +1,185 @@
+"""Make the rows of the bundled evaluation tasks: `python -m data.make_tasks` writes data/tasks/*.jsonl.
+
+Facts come from data/facts.py, sums are drawn here, and the two tasks about responses share the rows of
+data/bundled/heldout.jsonl, which no training or validation file contains. No model is needed; everything follows
+from SEED.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+from data.facts import GROUPS, SINGLE
+from data.loading import BUNDLED_FOLDER
+from utils.files import write_text
+from utils.prompts import alpaca_prompt
+
+SEED = 42
+TASKS_FOLDER = Path(__file__).parent / "tasks"
+
+RESPONSE_ROWS = 240
+ARITHMETIC_ROWS = 300
+CHOICES = 4
+MAX_RESPONSE_WORDS = 22
+MAX_PROMPT_WORDS = 30
+
+SHOTS = "6 - 4 = 2\n5 + 7 = 12\n3 * 2 = 6\n"
+"""The solved sums before each question of `bundled_arithmetic`; none of them is asked."""
+
+Json = dict[str, object]
+
+
+def main() -> None:
+    """Write the four files."""
+    for name, rows in make_tasks().items():
+        write_text(TASKS_FOLDER / f"{name}.jsonl", as_jsonl(rows))
+        print(f"data/tasks/{name}.jsonl: {len(rows)} rows")
+
+
+def make_tasks() -> dict[str, list[Json]]:
+    """The rows of each task, by its name."""
+    heldout = read_rows(BUNDLED_FOLDER / "heldout.jsonl")
+    training = read_rows(BUNDLED_FOLDER / "train.jsonl") + read_rows(BUNDLED_FOLDER / "valid.jsonl")
+    for_choice, for_likelihood = share(heldout)
+    return {
+        "bundled_response": response_rows(for_choice, heldout),
+        "bundled_heldout": heldout_rows(for_likelihood),
+        "bundled_facts": fact_rows(),
+        "bundled_arithmetic": arithmetic_rows(training),
+    }
+
+
+def as_jsonl(rows: list[Json]) -> str:
+    """One JSON object a line."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_rows(file: Path) -> list[Json]:
+    """The objects of a .jsonl file."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def share(heldout: list[Json]) -> tuple[list[Json], list[Json]]:
+    """Held-out rows for choosing (the short ones, RESPONSE_ROWS of them) and, disjoint from them, for likelihood."""
+    short = [row for row in heldout if _words(row["output"]) <= MAX_RESPONSE_WORDS]
+    short = [row for row in short if _words(f"{row['instruction']} {row['input']}") <= MAX_PROMPT_WORDS]
+    for_choice = short[:RESPONSE_ROWS]
+    chosen = {(row["instruction"], row["input"]) for row in for_choice}
+    return for_choice, [row for row in heldout if (row["instruction"], row["input"]) not in chosen]
+
+
+def response_rows(rows: list[Json], pool: list[Json]) -> list[Json]:
+    """Each row's prompt with its response among those of the most related other rows of the pool."""
+    random = Random(f"{SEED}/response")
+    pool = [row for row in pool if _words(row["output"]) <= MAX_RESPONSE_WORDS]
+    vectors = weigh_words([f"{row['instruction']} {row['input']} {row['output']}" for row in pool])
+    place = {(row["instruction"], row["input"]): i for i, row in enumerate(pool)}
+    result = []
+    for row in rows:
+        own = vectors[place[row["instruction"], row["input"]]]
+        nearest = sorted(range(len(pool)), key=lambda i: (-similarity(own, vectors[i]), i))
+        others = dict.fromkeys(pool[i]["output"] for i in nearest if pool[i]["output"] != row["output"])
+        choices, answer = shuffled(row["output"], list(others)[: CHOICES - 1], random)
+        result.append({"prompt": _prompt(row), "choices": choices, "answer": answer, "family": row["family"]})
+    return result
+
+
+def heldout_rows(rows: list[Json]) -> list[Json]:
+    """Prompts with their responses."""
+    return [{"prompt": _prompt(row), "response": row["output"], "family": row["family"]} for row in rows]
+
+
+def fact_rows() -> list[Json]:
+    """The facts in a random order; the wrong choices of a group's subject are other answers of the group."""
+    random = Random(f"{SEED}/facts")
+    rows = []
+    for sentence, pairs in GROUPS.items():
+        facts = [pair.split(":") for pair in pairs]
+        answers = sorted({answer for _, answer in facts})
+        for subject, answer in facts:
+            wrong = random.sample([other for other in answers if other != answer], CHOICES - 1)
+            rows.append((_begin(sentence.format(subject)), answer, wrong))
+    rows += [(sentence, answer, wrong.split(", ")) for sentence, answer, wrong in SINGLE]
+    random.shuffle(rows)
+    result = []
+    for sentence, answer, wrong in rows:
+        choices, place = shuffled(answer, wrong, random)
+        result.append({"prompt": sentence, "choices": choices, "answer": place})
+    return result
+
+
+def arithmetic_rows(training: list[Json]) -> list[Json]:
+    """Sums, differences and products after a few solved ones; none of them occurs in a training row."""
+    random = Random(f"{SEED}/arithmetic")
+    seen = " ".join(f"{row['instruction']} {row['input']} {row['output']}" for row in training) + SHOTS
+    rows: dict[str, Json] = {}
+    while len(rows) < ARITHMETIC_ROWS:
+        sign, a, b, answer = random.choice((_sum, _difference, _product))(random)
+        question = f"{a} {sign} {b} ="
+        if re.search(rf"(?<!\d){a} {re.escape(sign)} {b} =", seen.replace("×", "*")) or question in rows:
+            continue
+        near = {answer + step for step in (-4, -3, -2, -1, 1, 2, 3, 4)}
+        wrong = random.sample(sorted(n for n in near if n >= 0 and n != answer), CHOICES - 1)
+        choices, place = shuffled(str(answer), [str(n) for n in wrong], random)
+        rows[question] = {"prompt": SHOTS + question, "choices": choices, "answer": place}
+    return list(rows.values())
+
+
+def shuffled(right: str, wrong: list[str], random: Random) -> tuple[list[str], int]:
+    """The choices in a random order, and the place of the right one."""
+    choices = [right, *wrong]
+    random.shuffle(choices)
+    return choices, choices.index(right)
+
+
+def weigh_words(texts: list[str]) -> list[dict[str, float]]:
+    """Unit vectors of word counts, each weighted by how few of the texts hold the word."""
+    counts = [Counter(re.findall(r"\w+", text.lower())) for text in texts]
+    spread = Counter(word for count in counts for word in count)
+    vectors = []
+    for count in counts:
+        vector = {word: n * math.log(len(texts) / spread[word]) for word, n in count.items()}
+        norm = math.sqrt(sum(value * value for value in vector.values())) or 1.0
+        vectors.append({word: value / norm for word, value in vector.items()})
+    return vectors
+
+
+def similarity(one: dict[str, float], other: dict[str, float]) -> float:
+    """Cosine of two unit vectors."""
+    return sum(value * other[word] for word, value in one.items() if word in other)
+
+
+def _sum(random: Random) -> tuple[str, int, int, int]:
+    a, b = random.randint(1, 30), random.randint(1, 12)
+    return "+", a, b, a + b
+
+
+def _difference(random: Random) -> tuple[str, int, int, int]:
+    a = random.randint(3, 20)
+    b = random.randint(1, a - 1)
+    return "-", a, b, a - b
+
+
+def _product(random: Random) -> tuple[str, int, int, int]:
+    a, b = random.randint(1, 12), random.randint(1, 10)
+    return "*", a, b, a * b
+
+
+def _prompt(row: Json) -> str:
+    return alpaca_prompt(row["instruction"], row["input"])
+
+
+def _words(text: str) -> int:
+    return len(text.split())
+
+
+def _begin(sentence: str) -> str:
+    """The sentence with a capital letter; the rest of it as it is."""
+    return sentence[0].upper() + sentence[1:]
+
+
+if __name__ == "__main__":
+    main()
