@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 RESULTS = ("results.json", "run.json", "report.md", "figures", "model", "restoration", "logs", "checkpoints")
 """What a run writes to -output_dir, and all that -overwrite removes from it."""
 
-STAGES = 10
+STAGES = 9
 PROOF_SAMPLES = 4
 SCORE_NAMES = {
     "contrastive": "validation accuracy of the probe",
@@ -108,9 +108,8 @@ def main() -> None:
         del model
     with record.stage("restored model: scores"):
         restored_scores = scores(args, inputs, cache, args.output_dir / "model", "restored")
-    with record.stage("report"):
-        evaluations = {"dense": dense_scores, "pruned": pruned_scores, "restored": restored_scores}
-        write_results(args, inputs, record, pruned, ranked, heads, training, proof, evaluations)
+    evaluations = {"dense": dense_scores, "pruned": pruned_scores, "restored": restored_scores}
+    write_results(args, inputs, record, pruned, ranked, heads, training, proof, evaluations)
 
 
 def check_result_folder(args: Arguments) -> None:
@@ -466,7 +465,8 @@ def rank(
     if args.basis == "random":
         basis = utils.components.random_basis(basis, args.seed)
     first = float(found["explained"][..., : args.num_components].sum(-1).mean())
-    print(f"      the first {args.num_components} of {basis.shape[-1]} directions carry {first:.1%} of the gap")
+    kept = min(args.num_components, basis.shape[-1])
+    print(f"      the first {kept} of {basis.shape[-1]} directions carry {first:.1%} of the gap")
     return Ranked(basis, found["explained"], heads, head_scores)
 
 

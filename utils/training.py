@@ -71,8 +71,6 @@ def train(
         weight_decay=0.0,
         lr_scheduler_type="linear",
         train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
-        gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         seed=settings.seed,
         use_cpu=device == "cpu",
         eval_strategy="epoch" if valid else "no",
@@ -86,6 +84,8 @@ def train(
         disable_tqdm=True,
         dataloader_pin_memory=device != "cpu",
     )
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     collate = Collator(pad_id=model.config.pad_token_id or 0)
     result = TrainingResult()
     trainer = _RestorationTrainer(
@@ -105,6 +105,8 @@ def train(
     elif valid:
         result.history.append({"step": 0, "epoch": 0.0, "valid_loss": trainer.evaluate()["eval_loss"]})
     trainer.train(resume_from_checkpoint=last)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_disable()
     model.eval()
     return result
 

@@ -1,0 +1,68 @@
+"""z is the input of o_proj by head at the last token, however samples are batched, padded or shared."""
+
+import pytest
+import torch
+
+from models.loading import load_model
+from utils.activations import Tree, last_token_activations
+
+
+def direct(model, ids: list[int]) -> torch.Tensor:
+    """One sequence alone through the whole model: (L, H, d)."""
+    found = []
+    hooks = [
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0][0, -1]))
+        for layer in model.model.layers
+    ]
+    with torch.no_grad():
+        model(torch.tensor([ids]))
+    for hook in hooks:
+        hook.remove()
+    heads, width = model.config.num_attention_heads, model.config.head_dim
+    return torch.stack(found).unflatten(-1, (heads, width))
+
+
+def sequences(count: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(5)
+    lengths = torch.randint(3, 40, (count,), generator=generator).tolist()
+    return [torch.randint(0, 256, (length,), generator=generator).tolist() for length in lengths]
+
+
+@pytest.fixture
+def model(make_tiny_llama):
+    return load_model(make_tiny_llama(), torch.float32, "cpu", "-base_model_name")
+
+
+def test_batched_activations_equal_one_sequence_at_a_time(model, monkeypatch):
+    monkeypatch.setattr("utils.activations.TOKENS_A_BATCH", 100)
+    rows = sequences(11)
+    z = last_token_activations(model, [Tree(ids, [[]]) for ids in rows], "z")
+    assert z.shape == (1, 3, 6, 11, 8)
+    for row, ids in enumerate(rows):
+        assert torch.allclose(z[0, :, :, row], direct(model, ids), atol=1e-5)
+
+
+def test_branches_that_share_a_trunk_equal_separate_sequences(model, monkeypatch):
+    monkeypatch.setattr("utils.activations.TOKENS_A_BATCH", 150)
+    trunks, right, wrong = sequences(7), sequences(8)[1:], sequences(9)[2:]
+    trees = [Tree(trunk, [[], a, b]) for trunk, a, b in zip(trunks, right, wrong, strict=True)]
+    z = last_token_activations(model, trees, "z")
+    for row, (trunk, a, b) in enumerate(zip(trunks, right, wrong, strict=True)):
+        for branch, ids in enumerate([trunk, trunk + a, trunk + b]):
+            assert torch.allclose(z[branch, :, :, row], direct(model, ids), atol=1e-5)
+
+
+def test_no_hook_stays_and_the_model_still_answers(model):
+    before = model(torch.tensor([[1, 2, 3]])).logits
+    last_token_activations(model, [Tree([1, 2, 3], [[]])], "z")
+    assert torch.equal(before, model(torch.tensor([[1, 2, 3]])).logits)
+
+
+def test_rope_scaling_and_attention_bias_change_nothing_of_this(make_tiny_llama):
+    scaled = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    folder = make_tiny_llama(attention_bias=True, rope_parameters=scaled)
+    model = load_model(folder, torch.float32, "cpu", "-base_model_name")
+    trees = [Tree(ids, [[], [7, 8, 9]]) for ids in sequences(3)]
+    z = last_token_activations(model, trees, "z")
+    for row, tree in enumerate(trees):
+        assert torch.allclose(z[1, :, :, row], direct(model, tree.trunk + [7, 8, 9]), atol=1e-5)
