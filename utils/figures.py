@@ -108,8 +108,9 @@ def draw_history(history: list[dict]) -> Figure:
         shown = np.concatenate([np.percentile(losses, [0.5, 99.5]), validation[:, 1]])
         margin = 0.05 * (shown.max() - shown.min()) or 0.1
         panel.set_ylim(shown.min() - margin, shown.max() + margin)
-        panel.plot(steps, losses, color="#B8B8B8", linewidth=0.8, label="training, each step")
-        window = max(1, len(losses) // 20)
+        window = len(losses) // 20
+        color, width = ("#B8B8B8", 0.8) if window > 1 else (INK, 1.6)
+        panel.plot(steps, losses, color=color, linewidth=width, label="training, each step")
         if window > 1:
             panel.plot(steps, smooth(losses, window), color=INK, linewidth=1.8, label=f"training, mean of {window}")
     if len(validation):
@@ -164,11 +165,14 @@ def draw_heads(head_scores: Tensor, heads: Sequence[tuple[int, int]], score_name
     scores = head_scores.detach().float().cpu().numpy()
     layers, count = scores.shape
     image = np.ma.masked_invalid(scores).T
-    cell = min(5.9 / layers, 5.8 / count, 0.45)
-    figure = Figure(figsize=(max(cell * layers + 1.5, 4), max(cell * count, 1) + 1), layout="constrained")
+    cell = min(5.7 / layers, 5.8 / count, 0.45)
+    figure = Figure(figsize=(max(cell * layers + 1.9, 4), max(cell * count, 1) + 1), layout="constrained")
     panel = figure.subplots()
     colors = HEAT.with_extremes(bad="#BDBDBD")
-    picture = panel.imshow(image, cmap=colors, origin="lower", aspect="equal", interpolation="nearest")
+    # Gaps, unlike accuracies, span orders of magnitude from the first layers to the last.
+    wide = image.count() and image.min() > 0 and image.max() > 100 * image.min()
+    norm = "log" if wide else "linear"
+    picture = panel.imshow(image, cmap=colors, norm=norm, origin="lower", aspect="equal", interpolation="nearest")
     size = min(cell * 72 * 0.42, 5)
     panel.plot(
         *head_marks(heads, layers, count),
@@ -182,14 +186,14 @@ def draw_heads(head_scores: Tensor, heads: Sequence[tuple[int, int]], score_name
         label=f"trained ({len(heads)} of {layers * count})",
     )
     bar = figure.colorbar(picture, cax=panel.inset_axes((1 + 0.12 / (cell * layers), 0, 0.2 / (cell * layers), 1)))
-    bar.set_label(textwrap.fill(score_name, int(max(10, 11 * cell * count))))
+    bar.set_label(textwrap.fill(score_name, int(max(10, 12 * cell * count))))
     bar.outline.set_visible(False)
     for spine in panel.spines.values():
         spine.set_visible(False)
     panel.set_xlabel("layer")
     panel.set_ylabel("head")
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, steps=[1, 2, 5, 10]))
-    panel.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=max(2, min(10, count)), steps=[1, 2, 5, 10]))
+    panel.set_xticks(_indices(layers))
+    panel.set_yticks(_indices(count))
     if np.ma.is_masked(image):
         panel.plot([], [], linestyle="none", marker="s", markersize=9, color="#BDBDBD", label="cannot be restored")
     handles, labels = panel.get_legend_handles_labels()
@@ -258,12 +262,17 @@ def draw_sparsity(before: Sequence[float], after: Sequence[float]) -> Figure:
         panel.step(layers, 100 * np.asarray(values), where="mid", color=COLORS[name], linewidth=width, label=name)
     panel.set_xlabel("layer")
     panel.set_ylabel("zeros (%)")
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, steps=[1, 2, 5, 10]))
+    panel.set_xticks(_indices(len(before)))
     panel.yaxis.get_major_formatter().set_useOffset(False)
     panel.grid(axis="y", color=PALE, linewidth=0.8)
     panel.set_axisbelow(True)
     figure.legend(loc="outside upper right", ncols=2)
     return figure
+
+
+def _indices(count: int) -> range:
+    """At most eleven round indices below `count`."""
+    return range(0, count, next(step for step in (1, 2, 5, 10, 20, 50, count) if count <= 10 * step))
 
 
 def _broken(name: str, width: int = 24) -> str:
