@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from utils import evaluation
 from utils.errors import UserError
+from utils.eval_model import InMemoryLM
+from utils.eval_packing import batch_tensors, pack
 from utils.evaluation import Evaluation, compare, evaluate, plan_tasks, recovered
 from utils.tasks import MAIN_METRIC, PAPER, PAPER_TASKS, WIKITEXT, main_metric
 
@@ -60,7 +62,8 @@ ROWS = {
 }
 ROWS["arc_challenge"] = ROWS["arc_easy"]
 WIKI = "".join(
-    f" \n = Title {letter} = \n \n The {letter} article has some words , a few of them rare . \n \n = = Part = = \n \n End of it . \n"
+    f" \n = Title {letter} = \n \n The {letter} article has some words , a few of them rare . \n \n"
+    " = = Part = = \n \n End of it . \n"
     for letter in "ABC"
 )
 
@@ -322,3 +325,49 @@ def test_hub_out_of_reach_points_at_the_mirror(monkeypatch):
 
 def test_empty_name_is_refused():
     one_line(lambda: plan_tasks("boolq,,rte", None, None, 64), "-eval_tasks")
+
+
+@pytest.mark.parametrize("max_length", [256, 48])
+def test_shared_contexts_give_the_log_likelihoods_of_single_requests(data, tiny, max_length):
+    model, tokenizer = tiny
+    model.config.max_position_embeddings = max_length
+    answers = {}
+    plan = plan_tasks("hellaswag,arc_easy,winogrande,rte,wikitext2", data, None, 32)
+    for batch_size in ("auto", 1):
+        lm = InMemoryLM(model, tokenizer, batch_size, "tiny")
+        assert lm.max_length == max_length
+        values = []
+        for planned in plan.planned:
+            planned.loaded.build_all_requests(limit=None)
+            requests = planned.loaded.instances
+            if planned.name == WIKITEXT:
+                values += [(value, True) for value in lm.loglikelihood_rolling(requests)]
+            else:
+                values += lm.loglikelihood(requests)
+        answers[batch_size] = values
+    packed, single = (torch.tensor(answers[each], dtype=torch.float64) for each in ("auto", 1))
+    torch.testing.assert_close(packed, single, rtol=1e-5, atol=1e-5)
+
+
+def test_packing_reads_a_shared_context_once_and_hides_the_other_continuations():
+    context, tails = list(range(1, 9)), [[20, 21, 22], [30], [40, 41]]
+    packed, cut = pack([(context, tail) for tail in tails], max_length=64, budget=100)
+    assert cut == 0 and len(packed) == 1 and packed[0].length == 8 + 2 + 0 + 1
+    batch = batch_tensors(packed)
+    assert batch.positions[0].tolist() == [*range(8), 8, 9, 8]
+    assert batch.targets.tolist() == [20, 21, 22, 30, 40, 41]
+    assert batch.columns.tolist() == [7, 8, 9, 7, 7, 10]
+    assert batch.owners.tolist() == [0, 0, 0, 1, 2, 2]
+    sees = [batch.allowed[0, query].nonzero().flatten().tolist() for query in (9, 10)]
+    assert sees == [[*range(8), 8, 9], [*range(8), 10]]
+
+
+def test_packing_respects_the_budget_and_the_length_of_the_model():
+    long, short = list(range(50)), list(range(4))
+    requests = [(long, [1, 2])] * 5 + [(short, [1, 2, 3, 4, 5, 6])] * 2
+    packed, cut = pack(requests, max_length=40, budget=42)
+    assert cut == 5
+    assert all(len(group.context) + len(ids) <= 41 for group in packed for _, ids in group.members)
+    assert all(group.length <= 42 for group in packed)
+    assert sorted(owner for group in packed for owner, _ in group.members) == list(range(7))
+    assert all(len(group.members) == 1 for group in packed if group.context == short)

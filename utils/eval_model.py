@@ -1,4 +1,4 @@
-"""A model in memory behind lm_eval's interface: quiet, one progress bar a task, batches by tokens on a CPU."""
+"""A model in memory behind lm_eval's interface: shared contexts, batches by tokens, one quiet bar a task."""
 
 import logging
 from collections.abc import Iterator
@@ -9,53 +9,114 @@ from unittest.mock import patch
 import datasets
 import torch
 from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from utils.eval_packing import Batch, batch_tensors, batches, pack
+
 CPU_TOKENS = 2048
-"""Tokens in a batch on a CPU: more of them are no faster there, and their logits fill the memory."""
+"""Tokens in a batch on a CPU: more of them are no faster there, and their activations fill the memory."""
 
 GPU_TOKENS = 16384
 
+_LOGIT_CHUNK = 1024
+"""Positions whose logits exist at a time."""
 
-def batch_for(tokens: int, batch_size: int | str, device: torch.device) -> int:
-    """Sequences of `tokens` tokens in a batch; "auto" fills the device's token budget."""
-    if batch_size != "auto":
-        return int(batch_size)
-    return max(1, (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS) // tokens)
+_GENERATED_BATCH = 8
+"""Sequences a batch where a task generates text and no batch size was given."""
+
+
+def token_budget(device: torch.device) -> int:
+    """Tokens in a batch when the batch size is "auto"."""
+    return CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
 
 
 class InMemoryLM(HFLM):
-    """lm_eval's Hugging Face model around one that is already loaded; scores are HFLM's own.
+    """lm_eval's Hugging Face model around one that is already loaded.
 
-    batch_size: sequences a batch, or "auto": as many as the device's token budget holds. Requests are sorted by
-    length, so that little of a batch is padding.
+    batch_size: a number, to run HFLM's own path with that many sequences a batch, as lm_eval's command line does; or
+    "auto", to read each context once for all its continuations, in batches of a budget of tokens, with logits only
+    where a token is scored and log-probabilities in fp32. The two agree to rounding.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int | str, label: str):
+        self.packs = batch_size == "auto"
         with quiet(logging.ERROR):
-            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+            size = _GENERATED_BATCH if self.packs else int(batch_size)
+            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=size)
         self.label = label
 
-    def _detect_batch_size(self, requests=None, pos: int = 0) -> int:
-        # HFLM finds it by running out of memory, which a CPU doesn't do in time.
-        tokens = len(requests[pos][1]) + len(requests[pos][2]) if requests else self.max_length
-        return batch_for(tokens, "auto", self.device)
+    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts in windows of the model's length, each window's first token given one more."""
+        if not self.packs:
+            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        windows, owners = [], []
+        for index, request in enumerate(requests):
+            ids = self.tok_encode(request.args[0])
+            for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1):
+                windows.append((None, *make_disjoint_window(window)))
+                owners.append(index)
+        totals = [0.0] * len(requests)
+        for index, (value, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[index] += value
+        return totals
 
-    def _batch_scheduler(self, pos, n_reordered_requests) -> int:
-        return self._detect_batch_size(n_reordered_requests, pos)
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
+        if not self.packs:
+            return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, **kwargs)
+        budget = token_budget(self.device)
+        packed, cut = pack([request[1:] for request in requests], self.max_length, budget)
+        if cut:
+            tqdm.write(
+                f"{self.label}: {cut} contexts longer than the model's {self.max_length} tokens lost their start"
+            )
+        values = torch.zeros(len(requests), dtype=torch.float64)
+        greedy = torch.ones(len(requests), dtype=torch.bool)
+        with tqdm(total=len(requests), desc=self.label, unit="request") as bar:
+            for groups in batches(packed, budget):
+                batch = batch_tensors(groups)
+                log_probability, is_best = self._token_scores(batch)
+                values.index_add_(0, batch.owners, log_probability)
+                greedy[batch.owners[~is_best]] = False
+                bar.update(sum(len(group.members) for group in groups))
+        return list(zip(values.tolist(), greedy.tolist(), strict=True))
+
+    @torch.inference_mode()
+    def _token_scores(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(P,) float64 log-probability of each target, (P,) bool whether it is the likeliest token; on the CPU."""
+        inputs = {"input_ids": batch.ids.to(self.device), "position_ids": batch.positions.to(self.device)}
+        if batch.allowed is None:
+            del inputs["position_ids"]
+        else:
+            # Additive, which every attention but the flash kernels takes.
+            mask = torch.zeros(batch.allowed.shape, dtype=self.model.dtype)
+            mask.masked_fill_(~batch.allowed, torch.finfo(mask.dtype).min)
+            inputs["attention_mask"] = mask.unsqueeze(1).to(self.device)
+        hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+        hidden = hidden[batch.rows.to(hidden.device), batch.columns.to(hidden.device)]
+        scores, best = [], []
+        for part, target in zip(hidden.split(_LOGIT_CHUNK), batch.targets.split(_LOGIT_CHUNK), strict=True):
+            logits = self.model.get_output_embeddings()(part).float()
+            target = target.to(logits.device)
+            chosen = logits.gather(1, target.unsqueeze(1)).squeeze(1)
+            scores.append((chosen - logits.logsumexp(1)).double().cpu())
+            best.append((logits.argmax(1) == target).cpu())
+        return torch.cat(scores), torch.cat(best)
 
 
 @contextmanager
 def quiet(level: int = logging.WARNING) -> Iterator[None]:
-    """Hold back what lm_eval, datasets and transformers say below `level`, and the bars of preparing rows."""
+    """Hold back what lm_eval, datasets and transformers say below `level`, and the bars of preparing requests."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub")]
     before = [logger.level for logger in loggers], transformers_logging.get_verbosity()
     bars = datasets.are_progress_bars_disabled()
     with ExitStack() as stack:
-        # Building prompts takes no time worth a bar; the one that scores them stays.
-        stack.enter_context(patch("lm_eval.api.task.tqdm", partial(tqdm, disable=True)))
+        # Prompts and their tokens are made in no time worth a bar; scoring them is.
+        for module in ("lm_eval.api.task", "lm_eval.api.model"):
+            stack.enter_context(patch(f"{module}.tqdm", partial(tqdm, disable=True)))
+        stack.enter_context(patch("lm_eval.models.huggingface.tqdm", partial(tqdm, leave=False)))
         for logger in loggers:
             logger.setLevel(level)
         transformers_logging.set_verbosity(logging.ERROR)

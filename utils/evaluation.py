@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from utils import eval_statistics, perplexity
 from utils.errors import UserError
-from utils.eval_model import InMemoryLM, batch_for, quiet
+from utils.eval_model import InMemoryLM, quiet, token_budget
 from utils.files import digest
 from utils.tasks import (
     BUNDLED,
@@ -466,15 +466,15 @@ def evaluate(
         lm = InMemoryLM(model, tokenizer, batch_size, label)
         result.provenance["max_length"] = lm.max_length
         for planned in plan.planned:
-            _score(lm, planned, result)
+            _score(lm, planned, label, result)
     if plan.wikitext is not None:
         _score_tokens(model, tokenizer, plan, batch_size, label, result)
     return result
 
 
-def _score(lm: InMemoryLM, planned: PlannedTask, result: Evaluation) -> None:
+def _score(lm: InMemoryLM, planned: PlannedTask, label: str, result: Evaluation) -> None:
     started = time.perf_counter()
-    lm.task = planned.name
+    lm.label = f"{label}: {planned.name}"
     loaded = planned.loaded
     groups = {}
     if isinstance(loaded, Group):
@@ -540,7 +540,8 @@ def _score_tokens(model, tokenizer, plan: EvalPlan, batch_size: int | str, label
     started = time.perf_counter()
     length = min(plan.ppl_window, model.config.max_position_embeddings)
     windows = perplexity.token_windows(tokenizer, plan.wikitext, length, plan.limit)
-    batch = batch_for(windows.shape[1], batch_size, model.device)
+    fitting = max(1, token_budget(model.device) // windows.shape[1])
+    batch = fitting if batch_size == "auto" else int(batch_size)
     losses = perplexity.window_losses(model, windows, batch, f"{label}: {WIKITEXT} {TOKEN_PERPLEXITY}")
     value = eval_statistics.aggregate(losses, "exp_mean")
     spread = eval_statistics.stderr(losses, "exp_mean")
