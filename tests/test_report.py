@@ -10,7 +10,7 @@ import torch
 
 from utils import figures
 from utils.report import model_card, write_report
-from utils.summary import findings, hide_path, hide_paths, summary
+from utils.summary import findings, hide_path, hide_paths, shown_name, summary
 from utils.tables import (
     Score,
     ScoreRow,
@@ -130,6 +130,11 @@ def test_values_without_stderr_that_differ_are_never_printed_equal():
 def test_a_small_stderr_is_never_printed_as_zero():
     row = ScoreRow("t", "token_perplexity", {"dense": Score(123.456, 0.0004)})
     assert row.texts()[0]["dense"] == "123.4560 ± 0.0004"
+
+
+def test_a_collapsed_models_perplexity_is_short_and_keeps_its_stderr():
+    row = ScoreRow("t", "word_perplexity", {"dense": Score(45.0, 1.5), "pruned": Score(2.455e6, 771160.0)})
+    assert row.texts()[0] == {"dense": "45.00 ± 1.50", "pruned": "2.46e6 ± 7.71e5", "restored": "–"}
 
 
 def test_perplexity_is_marked_lower_and_accuracy_higher_is_better():
@@ -385,6 +390,8 @@ def test_paths_in_commands_become_names_and_everything_else_stays():
     )
     assert hide_paths(command) == "python -data_path x.jsonl -output_dir=out -lr 1e-3 -base_model_name me/model ../d"
     assert hide_path("~/models/llama") == "llama"
+    assert shown_name("../models/llama") == shown_name("some/deep/llama") == "llama"
+    assert shown_name("meta-llama/Llama-2-7b-hf") == "meta-llama/Llama-2-7b-hf"
     assert hide_path("C:\\Users\\ann\\llama") == "llama"
     assert hide_path("meta-llama/Llama-2-7b-hf") == "meta-llama/Llama-2-7b-hf"
 

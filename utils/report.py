@@ -16,6 +16,7 @@ from utils.summary import (
     findings,
     hide_path,
     hide_paths,
+    limited,
     not_trained,
     proof_sentence,
     restored_how,
@@ -149,7 +150,7 @@ def model_card(results: dict, run: dict) -> str:
         mean = mean_row(rows)
         parts += [" ".join(findings(results)), score_table_markdown([*rows, mean] if mean else rows), HOW_TO_READ]
         if limit := arguments.get("eval_limit"):
-            parts.append(f"Only the first {limit} questions of each task were asked.")
+            parts.append(limited(limit))
         if others := score_rows(results, main=False):
             parts += ["Other metrics:", score_table_markdown(others)]
     else:

@@ -35,7 +35,9 @@ SELECTIONS = {
 
 def shown_name(name: object) -> str:
     """A model or method as a reader should see it: a local folder by its own name only."""
-    return NAMES.get(str(name), hide_path(str(name)))
+    text = hide_path(str(name))
+    is_relative_path = text.startswith(".") or text.count("/") > 1  # a hub id is owner/name
+    return NAMES.get(text, Path(text).name if is_relative_path else text)
 
 
 def hide_path(text: str) -> str:
@@ -98,7 +100,7 @@ def summary(results: dict, run: dict, history: list[dict], heads: Sequence | Non
         sentences.append(f"Validation loss went from {losses[0]:.3f} before training to {losses[-1]:.3f} at its end.")
     sentences += findings(results)
     if limit := (run.get("arguments") or {}).get("eval_limit"):
-        sentences.append(f"Only the first {limit} questions of each task were asked.")
+        sentences.append(limited(limit))
     if history and any(row.difference for row in score_rows(results)):
         seed = f" ({run['seed']})" if run.get("seed") is not None else ""
         sentences.append(
@@ -107,6 +109,11 @@ def summary(results: dict, run: dict, history: list[dict], heads: Sequence | Non
         )
     sentences.append(proof_sentence(results.get("proof") or {}))
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def limited(limit: int | float) -> str:
+    """What -eval_limit left of each task."""
+    return f"Only the first {limit:g} questions or documents of each task were evaluated."
 
 
 def what_was_done(results: dict, run: dict, heads: Sequence | None, head_count: int | None) -> str:

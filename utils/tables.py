@@ -294,24 +294,34 @@ def _formatter(row: ScoreRow) -> Callable[[Score, str], str]:
     scores = [*row.scores.values(), *([row.difference] if row.difference else [])]
     values = [scale * score.value for score in scores if math.isfinite(score.value)]
     largest = max(map(abs, values), default=0.0)
-    decimals = 2 if row.percent else 3 if largest < 10 else 2 if largest < 1000 else 1 if largest < 10000 else 0
+    huge = largest >= 1e6
+    write = _scientific if huge else _fixed
+    decimals = 2 if row.percent or huge else 3 if largest < 10 else 2 if largest < 1000 else int(largest < 10000)
     errors = [scale * score.stderr for score in scores if score.stderr]
     bare = {scale * score.value for score in scores if score.stderr is None}
     while decimals < 6 and (
-        any(error < 0.5 * 10**-decimals for error in errors)
-        or len({_fixed(value, decimals) for value in bare}) < len(bare)
+        (not huge and any(error < 0.5 * 10**-decimals for error in errors))
+        or len({write(value, decimals) for value in bare}) < len(bare)
     ):
         decimals += 1
 
     def show(score: Score, sign: str) -> str:
-        text = _fixed(scale * score.value, decimals, sign)
-        return text if score.stderr is None else f"{text} ± {_fixed(scale * score.stderr, decimals)}"
+        text = write(scale * score.value, decimals, sign)
+        return text if score.stderr is None else f"{text} ± {write(scale * score.stderr, decimals)}"
 
     return show
 
 
 def _fixed(value: float, decimals: int, sign: str = "") -> str:
-    return f"{value:{sign}.{decimals + 3}e}" if 1e6 <= abs(value) < math.inf else f"{value:{sign}.{decimals}f}"
+    return f"{value:{sign}.{decimals}f}"
+
+
+def _scientific(value: float, decimals: int, sign: str = "") -> str:
+    """2.23e6, not 2.23e+06: a row of four such numbers must fit a terminal. What is short anyway stays as it is."""
+    if abs(value) < 1e4:
+        return _fixed(value, decimals, sign)
+    mantissa, _, exponent = f"{value:{sign}.{decimals}e}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
 def _loaded(proof: dict) -> str:
