@@ -622,12 +622,13 @@ def write_results(
         "seconds_by_task": {name: evaluation.seconds for name, evaluation in evaluations.items()},
         "stages": record.stages,
     }
+    # Numbers first: a picture that cannot be drawn must not cost hours of training.
+    write_json(args.output_dir / "run.json", run_record)
+    write_json(args.output_dir / "results.json", results)
     write_text(args.output_dir / "model" / "README.md", model_card(results, run_record))
     report = write_report(
         args.output_dir, results, run_record, training.history, ranked.scores, heads, ranked.explained
     )
-    write_json(args.output_dir / "run.json", run_record)
-    write_json(args.output_dir / "results.json", results)
     shutil.rmtree(args.output_dir / "checkpoints", ignore_errors=True)
     for table in (score_table(results), proof_table(proof), stage_table(run_record)):
         print(f"\n{table}")

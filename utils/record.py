@@ -57,7 +57,8 @@ def device_name(device: str) -> str:
     """The name of the hardware that numbers were measured on."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    return f"{device} ({torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"{device} ({threads} thread{'s' * (threads > 1)})"
 
 
 def _reset_peak_memory() -> None:
