@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from utils.eval_packing import Batch, batch_tensors, batches, pack
 
-CPU_TOKENS = 2048
+CPU_TOKENS = 1024
 """Tokens in a batch on a CPU: more of them are no faster there, and their activations fill the memory."""
 
 GPU_TOKENS = 16384
@@ -115,7 +115,7 @@ def quiet(level: int = logging.WARNING) -> Iterator[None]:
     with ExitStack() as stack:
         # Prompts and their tokens are made in no time worth a bar; scoring them is.
         for module in ("lm_eval.api.task", "lm_eval.api.model"):
-            stack.enter_context(patch(f"{module}.tqdm", partial(tqdm, disable=True)))
+            stack.enter_context(patch(f"{module}.tqdm", lambda items, **_: items))
         stack.enter_context(patch("lm_eval.models.huggingface.tqdm", partial(tqdm, leave=False)))
         for logger in loggers:
             logger.setLevel(level)

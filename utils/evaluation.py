@@ -21,7 +21,6 @@ import datasets
 import huggingface_hub.constants
 import lm_eval.api.metrics
 import lm_eval.evaluator
-import yaml
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
@@ -208,7 +207,8 @@ class _Loader:
     def load(self, name: str) -> tuple[list[Task | Group], str]:
         """The tasks or the group behind a name, and where the rows come from."""
         if name == BUNDLED or name in _bundled_names():
-            return self._bundled(name), "shipped with the project"
+            manager = TaskManager(include_path=str(BUNDLED_FOLDER), include_defaults=False)
+            return _load(manager, name), "shipped with the project"
         if name in PAPER_TASKS and self.data_dir is not None:
             paper_rows(name, self.data_dir, DATA_FLAG)  # one clear line for a bad row, where lm_eval would trace
             return self._local({name: DEFINITIONS / PAPER_TASKS[name].definition}, name), str(self.data_dir)
@@ -261,24 +261,6 @@ class _Loader:
             ) from error
         return items
 
-    def _bundled(self, name: str) -> list[Task | Group]:
-        folder = self.workspace / "definitions" / "bundled"
-        folder.mkdir(parents=True, exist_ok=True)
-        for definition in sorted(BUNDLED_FOLDER.glob("*.yaml")):
-            config = load_yaml(definition, resolve_func=False, recursive=False)
-            settings: dict = {"include": str(definition)}
-            if "group" in config:
-                settings = config
-            elif files := config.get("dataset_kwargs", {}).get("data_files"):
-                # Relative to the project, whatever folder the program was started in.
-                files = {split: str(_beside(definition, file)) for split, file in files.items()}
-                cache = {"cache_dir": str(self.workspace / "arrow"), "keep_in_memory": True}
-                settings |= {"task": config["task"], "dataset_kwargs": {"data_files": files, **cache}}
-            else:
-                continue
-            (folder / definition.name).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        return _load(TaskManager(include_path=str(folder), include_defaults=False), name)
-
     def _members(self, name: str) -> dict[str, Path]:
         """Definition of each task behind any of lm_eval's names."""
         if self._all is None:
@@ -309,9 +291,10 @@ class _Loader:
 
 
 def _load(manager: TaskManager, name: str) -> list[Task | Group]:
+    """The group if it has a score of its own, else its tasks one by one."""
     loaded = manager.load([name])
-    groups = loaded.get("groups") or {}
-    return [groups[name]] if name in groups else list(loaded["tasks"].values())
+    group = (loaded.get("groups") or {}).get(name)
+    return [group] if group is not None and group.has_aggregation else list(loaded["tasks"].values())
 
 
 def _leaves(items: list[Task | Group]) -> Iterator[Task]:
@@ -320,12 +303,7 @@ def _leaves(items: list[Task | Group]) -> Iterator[Task]:
 
 
 def _bundled_names() -> set[str]:
-    return {path.stem for path in BUNDLED_FOLDER.glob("*.yaml")} | {BUNDLED}
-
-
-def _beside(definition: Path, file: str) -> Path:
-    beside = definition.parent / file
-    return beside if beside.is_file() else BUNDLED_FOLDER.parents[1] / file
+    return {BUNDLED, *(path.stem for path in BUNDLED_FOLDER.glob(f"{BUNDLED}_*.yaml"))}
 
 
 def _check_rows(task: Task, where: str) -> None:

@@ -29,10 +29,10 @@ MAIN_METRIC = {
     "arc_challenge": "acc_norm",
     "openbookqa": "acc_norm",
     WIKITEXT: TOKEN_PERPLEXITY,
-    "bundled_response": "acc",
+    "bundled_response": "acc_norm",
     "bundled_facts": "acc",
     "bundled_arithmetic": "acc",
-    "bundled_heldout": WORD_PERPLEXITY,
+    "bundled_heldout": "bits_per_byte",
 }
 """The metric a column shows; all others are kept beside it.
 
@@ -48,7 +48,7 @@ PAPER = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge",
 def main_metric(task: str, metrics: Iterable[str]) -> str | None:
     """The metric that stands for `task` among those it was scored with."""
     have = list(metrics)
-    for metric in (MAIN_METRIC.get(task), "acc_norm", "acc", "exact_match", WORD_PERPLEXITY):
+    for metric in (MAIN_METRIC.get(task), "acc_norm", "acc", "exact_match", "bits_per_byte"):
         if metric in have:
             return metric
     return have[0] if have else None
