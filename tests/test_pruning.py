@@ -17,7 +17,7 @@ from pruning import magnitude, sparsegpt, wanda
 from pruning.methods import METHODS
 from pruning.pattern import Pattern
 from pruning.statistics import Hessian, InputNorms, relative_error
-from pruning.streaming import LINEARS, SITES
+from pruning.streaming import LINEARS, SITES, stream
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,6 +163,7 @@ def test_sparsegpt_in_blocks_equals_sparsegpt_in_one_block(monkeypatch):
 
 def test_dead_inputs_are_pruned_and_break_nothing():
     weight, inputs = problem()
+    inputs *= 0.01  # so that a dead column, were it kept, would look dearer than a live one
     inputs[:, [3, 17]] = 0
     factor = sparsegpt.inverse_factor(inputs.T @ inputs)
     pruned = sparsegpt.prune(weight.clone(), factor, Pattern(0.5))
@@ -318,6 +319,23 @@ def test_activations_that_are_not_finite_name_their_layer(make_tiny_llama, prune
         prune(base, "wanda")
 
 
+def test_one_bad_window_is_enough_to_name_the_layer(make_tiny_llama):
+    model = load_model(make_tiny_llama(), torch.float32, "cpu", "-x")
+    model.model.embed_tokens.weight[7] = float("nan")
+    tokens = torch.full((20, 8), 3)
+    tokens[-1, 5] = 7
+    stages = METHODS["wanda"].stages(Pattern(0.5), model.config)
+    with pytest.raises(UserError, match=r"input of layer 0 \(self_attn.q_proj\)"):
+        stream(model, tokens, stages, torch.device("cpu"))
+
+
+def test_a_singular_hessian_names_its_layer(make_tiny_llama, prune, monkeypatch, tmp_path):
+    monkeypatch.setattr(sparsegpt, "DAMPENING", -1.0)  # no dampening of this sign can help
+    with pytest.raises(UserError, match=r"^-calib_data: the Hessian of layer 0 is singular"):
+        prune(make_tiny_llama(), "sparsegpt")
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
 def test_weights_that_are_not_finite_name_their_layer(make_tiny_llama, prune):
     base = make_tiny_llama()
     model = AutoModelForCausalLM.from_pretrained(base)
@@ -340,6 +358,8 @@ def test_a_failed_run_leaves_nothing_and_an_existing_result_needs_overwrite(make
         prune(base, "sparsegpt", device="cuda:99")
     with pytest.raises(UserError, match=r"^-output_dir: .*dense"):
         pruning.prune(base, base, "magnitude", "0.5", **options, overwrite=True)
+    with pytest.raises(UserError, match=r"^-output_dir: .*dense"):
+        pruning.prune(base, base.parent, "magnitude", "0.5", **options, overwrite=True)
     assert sorted(tmp_path.iterdir()) == before
     assert (folder / "model.safetensors").is_file()
 

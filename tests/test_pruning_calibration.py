@@ -52,6 +52,14 @@ def test_short_documents_are_joined_and_it_is_said(tokenizer, letters, capsys):
 
 
 def test_windows_start_anywhere_in_a_document(tokenizer, tmp_path):
+    path = tmp_path / "digits.jsonl"
+    path.write_text("\n".join(json.dumps("0123456789" * 3) for _ in range(200)))
+    tokens, record = calibration.load(str(path), 200, 11, tokenizer, seed=0)
+    assert record["windows"] == "one a document"
+    assert {tokenizer.decode(row)[0] for row in tokens} == set("0123456789")
+
+
+def test_windows_start_anywhere_in_the_joined_documents(tokenizer, tmp_path):
     path = tmp_path / "digits.txt"
     path.write_text("0123456789" * 3)
     tokens, _ = calibration.load(str(path), 200, 11, tokenizer, seed=0)
