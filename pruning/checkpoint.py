@@ -143,10 +143,13 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
+        place = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0][:120]
         raise UserError(f"-device: '{name}' is not usable here ({reason}); give cpu, cuda or auto") from error
+    if place.type not in ("cpu", "cuda"):  # Hessians are inverted in fp64, which others lack
+        raise UserError(f"-device: pruning runs on cpu and cuda, not on {place.type}; give one of them or auto")
+    return place
 
 
 def _peak_memory(device: torch.device) -> int:

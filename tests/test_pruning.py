@@ -356,6 +356,8 @@ def test_a_failed_run_leaves_nothing_and_an_existing_result_needs_overwrite(make
     prune(base, "wanda", overwrite=True)
     with pytest.raises(UserError, match=r"^-device: "):
         prune(base, "sparsegpt", device="cuda:99")
+    with pytest.raises(UserError, match=r"^-device: "):
+        prune(base, "sparsegpt", device="meta")
     with pytest.raises(UserError, match=r"^-output_dir: .*dense"):
         pruning.prune(base, base, "magnitude", "0.5", **options, overwrite=True)
     with pytest.raises(UserError, match=r"^-output_dir: .*dense"):
