@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from utils import evaluation
+from utils import eval_plan
 from utils.errors import UserError
 from utils.eval_model import InMemoryLM
 from utils.eval_packing import batch_tensors, pack
@@ -319,7 +319,7 @@ def test_data_folder_that_is_none_is_named(tmp_path):
 
 def test_hub_out_of_reach_points_at_the_mirror(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(evaluation.datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(eval_plan.datasets.config, "HF_HUB_OFFLINE", True)
     one_line(lambda: plan_tasks("rte", None, None, 64), "-eval_tasks", "rte", "-eval_data_dir", "utils.mirror")
 
 

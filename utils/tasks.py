@@ -9,6 +9,7 @@ import lm_eval.tasks
 import yaml
 
 from utils.errors import UserError
+from utils.files import digest_files
 
 DEFINITIONS = Path(lm_eval.tasks.__file__).parent
 """lm_eval's own task definitions."""
@@ -128,16 +129,39 @@ PAPER_TASKS = {
 }
 
 
+MIRROR_RECORD = "mirror.json"
+"""In a mirror's folder: digests of its files."""
+
+
+def paper_fault(task: str) -> Callable[[dict], str | None] | None:
+    """What checks a row of one of the seven tasks; None for others."""
+    return PAPER_TASKS[task].fault if task in PAPER_TASKS else None
+
+
 def split_file(data_dir: Path, task: str, split: str, flag: str) -> Path:
     """`data_dir/TASK/SPLIT.jsonl` or `data_dir/tasks/TASK/SPLIT.jsonl`; UserError if there is neither."""
     places = [data_dir / task / f"{split}.jsonl", data_dir / "tasks" / task / f"{split}.jsonl"]
     for place in places:
         if place.is_file():
-            return place
+            return verified(data_dir, place, flag)
     raise UserError(
         f"{flag}: {data_dir} has no {split} split of {task}; it would be {places[0]} or {places[1]} "
         f"(python -m utils.mirror -tasks {task} -output_dir DIR writes it on a machine with the hub)"
     )
+
+
+def verified(data_dir: Path, file: Path, flag: str) -> Path:
+    """`file`; UserError if `data_dir` is a mirror whose record gives another digest for it."""
+    try:
+        record = json.loads((data_dir / MIRROR_RECORD).read_text(encoding="utf-8"))
+        expected = record["sha256"].get(str(file.relative_to(data_dir)))
+    except FileNotFoundError:
+        return file
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(f"{flag}: cannot read {data_dir / MIRROR_RECORD}; copy the mirror again") from error
+    if expected is not None and expected != digest_files([file]):
+        raise UserError(f"{flag}: {file} is not what was mirrored (its SHA-256 differs); copy the mirror again")
+    return file
 
 
 def read_rows(file: Path, flag: str, fault: Callable[[dict], str | None] | None = None) -> list[dict]:
@@ -164,12 +188,6 @@ def read_rows(file: Path, flag: str, fault: Callable[[dict], str | None] | None 
     if not rows:
         raise UserError(f"{flag}: {file} has no rows")
     return rows
-
-
-def paper_rows(task: str, data_dir: Path, flag: str, split: str | None = None) -> list[dict]:
-    """Checked rows of one of the seven tasks; its evaluation split unless `split` names another."""
-    kind = PAPER_TASKS[task]
-    return read_rows(split_file(data_dir, task, split or kind.split, flag), flag, kind.fault)
 
 
 def needed_splits(config: dict) -> list[str]:
