@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from models.compact_llama import CompactLlamaConfig
 from models.loading import load_config, load_model, load_tokenizer
 from pruning import calibration
 from pruning.compact import RECORD, compact
@@ -39,6 +40,8 @@ def check(
     """
     if method not in METHODS:
         raise UserError(f"-prune_method: unknown method '{method}'; give one of {', '.join(METHODS)}")
+    if config.model_type == CompactLlamaConfig.model_type:
+        raise UserError("-base_model_name: the model is compact already, slimgpt pruned it; give the dense model")
     if mode not in MODES:
         raise UserError(f"-mode: unknown mode '{mode}'; give one of {', '.join(MODES)}")
     if mode == "compact" and method != "slimgpt":

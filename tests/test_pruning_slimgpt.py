@@ -261,6 +261,13 @@ def test_compacting_an_ordinary_model_leaves_it_whole(make_tiny_llama):
     assert kept_heads(small.config) == kept_heads(model.config) == [list(range(6))] * 3
 
 
+def test_a_compact_model_is_not_pruned_again(both, prune):  # noqa: F811
+    _, _, compact = both()
+    for method in ("slimgpt", "wanda"):
+        with pytest.raises(UserError, match=r"^-base_model_name: .*compact already"):
+            prune(compact, method)
+
+
 def test_record_says_what_went_and_what_it_cost(make_tiny_llama, prune):  # noqa: F811
     folder, record = prune(make_tiny_llama(num_hidden_layers=5), "slimgpt", "0.3", mode="compact")
     assert record["sparsity_reached"] == pytest.approx(0.3, abs=0.02)
