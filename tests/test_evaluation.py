@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from utils import eval_plan
@@ -14,7 +15,7 @@ from utils.errors import UserError
 from utils.eval_model import InMemoryLM
 from utils.eval_packing import batch_tensors, pack
 from utils.evaluation import Evaluation, compare, evaluate, plan_tasks, recovered
-from utils.tasks import MAIN_METRIC, PAPER, PAPER_TASKS, WIKITEXT, main_metric
+from utils.tasks import DEFINITIONS, MAIN_METRIC, PAPER, PAPER_TASKS, WIKITEXT, main_metric
 
 ROWS = {
     "boolq": [
@@ -262,6 +263,39 @@ def test_metric_map_names_a_real_metric_for_every_paper_task(data):
             assert MAIN_METRIC[name] in allowed
     assert set(MAIN_METRIC) >= {*PAPER, WIKITEXT}
     assert main_metric("unheard_of", ["acc", "acc_norm"]) == "acc_norm"
+
+
+def test_tag_of_several_tasks_reads_all_of_them_from_the_folder(data, monkeypatch):
+    arc = str(DEFINITIONS / "arc")
+
+    def small(include_path=(), include_defaults=True):
+        # Only lm_eval's ARC folder stands for all its definitions: indexing them takes ten seconds.
+        return TaskManager(include_path=[arc, *include_path], include_defaults=False)
+
+    monkeypatch.setattr(eval_plan, "TaskManager", small)
+    plan = plan_tasks("ai2_arc", data, None, 64)
+    assert [planned.name for planned in plan.planned] == ["arc_challenge", "arc_easy"]
+    assert all(planned.rows[planned.name].total == 3 for planned in plan.planned)
+    one_line(lambda: plan_tasks("arc_hard", data, None, 64), "-eval_tasks", "arc_hard", "did you mean")
+
+
+def test_parts_of_a_plan_score_as_the_whole(data, tiny):
+    plan = plan_tasks("rte,arc_easy,wikitext2", data, None, 32)
+    whole = evaluate(*tiny, plan, label="x")
+    joined = Evaluation.joined([evaluate(*tiny, part, label="x") for part in plan.parts()])
+    assert (joined.scores, joined.samples, joined.metrics) == (whole.scores, whole.samples, whole.metrics)
+    assert joined.provenance == whole.provenance
+    assert [list(part.key()["tasks"]) for part in plan.parts()] == [["rte"], ["arc_easy"], [WIKITEXT]]
+
+
+def test_bundled_group_is_its_single_tasks(tiny, no_network):
+    plan = plan_tasks("bundled", None, 2, 64)
+    result = evaluate(*tiny, plan, label="x")
+    assert list(result.scores) == [planned.name for planned in plan.planned]
+    assert len(result.scores) == 4
+    for task, metrics in result.scores.items():
+        assert MAIN_METRIC[task] in metrics
+        assert metrics[MAIN_METRIC[task]]["stderr"] is not None
 
 
 def test_none_evaluates_nothing(tiny):

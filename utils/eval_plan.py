@@ -188,7 +188,8 @@ class TaskLoader:
             self._all = TaskManager()
         index = self._all.task_index
         if name not in index:
-            near = difflib.get_close_matches(name, [*PAPER, BUNDLED, "paper", WIKITEXT, *self._all.all_tasks], n=3)
+            known = {*PAPER, BUNDLED, "paper", WIKITEXT, *self._all.all_tasks}
+            near = difflib.get_close_matches(name, sorted(known), n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "python -m utils.lm_eval ls tasks lists them"
             raise UserError(f"{self.flag}: unknown task '{name}'; {hint}")
         entry = index[name]

@@ -213,6 +213,8 @@ def local_definition(task: str, definition: Path, config: dict, files: dict[str,
     settings = {
         "include": str(definition),
         "task": task,
+        # A tag of this one file would hide lm_eval's own, which holds all its tasks.
+        "tag": None,
         "dataset_path": "json",
         "dataset_name": None,
         "dataset_kwargs": kwargs,
