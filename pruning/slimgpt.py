@@ -70,7 +70,7 @@ def plan(config: LlamaConfig, total: float) -> list[Removal]:
             f"-sparsity: {total:g} is more than slimgpt can remove from this model, which keeps a key-value head and "
             f"{unit} channels in every layer; lower it"
         )
-    exact = _filled(wanted, most, left)
+    exact = _spread(wanted, most, left)
     counts = [unit * min(count, most // unit) for count in _whole(share / unit for share in exact)]
     return [Removal(*pair) for pair in zip(heads, counts, strict=True)]
 
@@ -191,7 +191,7 @@ def _whole(shares: Iterable[float]) -> list[int]:
     return counts
 
 
-def _filled(shape: list[float], most: float, total: float) -> list[float]:
+def _spread(shape: list[float], most: float, total: float) -> list[float]:
     """Numbers proportional to `shape`, none above `most`, that add up to `total`."""
     low, high = 0.0, most / min(share for share in shape if share > 0)
     for _ in range(100):
