@@ -204,7 +204,9 @@ def test_key_follows_rows_limit_and_window_but_not_the_place(data, tmp_path):
     data = moved.parent
     assert plan_tasks("paper", data, None, 64).key() == base
     assert json.loads(json.dumps(base)) == base
-    assert plan_tasks("paper", data, 2, 64).key() != base
+    limited = plan_tasks("paper", data, 2, 64).key()
+    assert limited["tasks"]["boolq"] != base["tasks"]["boolq"]
+    assert limited["token_perplexity"] != base["token_perplexity"]
     assert plan_tasks("paper", data, None, 32).key() != base
     changed = {**ROWS["rte"][2], "label": 0}
     rows = [*ROWS["rte"][:2], changed]
