@@ -349,6 +349,18 @@ def test_missing_wikitext_is_named(data):
     one_line(lambda: plan_tasks(WIKITEXT, data, None, 64), "-eval_data_dir", "test.txt")
 
 
+def test_paper_without_wikitext_runs_the_seven_and_says_so(data):
+    (data / WIKITEXT / "test.txt").unlink()
+    plan = plan_tasks("paper", data, None, 64)
+    assert [planned.name for planned in plan.planned] == list(PAPER)
+    assert "wikitext2: left out" in plan.describe()[-1]
+
+
+def test_task_named_twice_is_scored_once(data):
+    plan = plan_tasks("rte,paper,rte", data, None, 64)
+    assert [planned.name for planned in plan.planned].count("rte") == 1
+
+
 def test_data_folder_that_is_none_is_named(tmp_path):
     one_line(lambda: plan_tasks("paper", tmp_path / "absent", None, 64), "-eval_data_dir", "absent")
 

@@ -77,6 +77,8 @@ class EvalPlan:
     ppl_window: int
     wikitext: str | None = None
     """WikiText-2's test text as pruning papers join it, where its token perplexity is asked for."""
+    left_out: tuple[str, ...] = ()
+    """What 'paper' would run but the data folder does not hold, in words."""
 
     def parts(self) -> "list[EvalPlan]":
         """One plan a task, to score or to find in a cache one by one; `Evaluation.joined` puts the scores together."""
@@ -99,7 +101,7 @@ class EvalPlan:
         if self.wikitext is not None:
             some = f"the first {self.limit}" if self.limit else "all"
             lines.append(f"{WIKITEXT}: {TOKEN_PERPLEXITY} over {some} whole windows of {self.ppl_window} tokens")
-        return lines
+        return [*lines, *self.left_out]
 
     def key(self) -> dict:
         """All that determines the scores but the model and its tokenizer; JSON-serialisable, for cache keys.
@@ -126,7 +128,8 @@ def plan_tasks(eval_tasks: str, eval_data_dir: Path | None, limit: int | None, p
     eval_tasks: 'bundled', 'paper' (the seven and WikiText-2), 'none', or names of lm_eval tasks, groups and
         'wikitext2' with commas between them.
     eval_data_dir: a folder of TASK/SPLIT.jsonl, or one that holds tasks/TASK/SPLIT.jsonl and wikitext2/test.txt (a
-        mirror has this form). With it nothing is asked of the hub.
+        mirror has this form). With it nothing is asked of the hub; 'paper' then leaves WikiText-2 out, and says so,
+        where the folder has none.
     limit: rows of each task and windows of the token perplexity; word perplexity takes the first pages that hold as
         many words as these windows hold tokens.
     ppl_window: tokens in a window.
@@ -137,17 +140,30 @@ def plan_tasks(eval_tasks: str, eval_data_dir: Path | None, limit: int | None, p
         raise UserError(f"{DATA_FLAG}: {eval_data_dir} is not a folder; give the folder of task data")
     with tempfile.TemporaryDirectory(prefix="restorelcc-eval-") as workspace, quiet(logging.ERROR):
         loader = TaskLoader(Path(workspace), eval_data_dir)
-        planned, text = [], None
+        planned, text, left_out = [], None, ()
         for name in names:
-            if name == WIKITEXT:
+            if name == WIKITEXT and _asked_only_by_paper(eval_tasks) and not _has_wikitext(eval_data_dir):
+                left_out = (f"{WIKITEXT}: left out, {eval_data_dir} holds no {WIKITEXT}/test.txt",)
+            elif name == WIKITEXT:
                 rows, source = wikitext_rows(eval_data_dir)
                 text = perplexity.joined(rows)
                 pages = _first_pages(perplexity.pages(rows), limit and limit * ppl_window)
                 planned.append(_planned(loader.wikitext(pages), None, source))
             else:
                 loaded, source = loader.load(name)
-                planned += [_planned(item, limit, source) for item in loaded]
-    return EvalPlan(tuple(planned), limit, ppl_window, text)
+                seen = {task for other in planned for task in other.tasks}
+                new = (_planned(item, limit, source) for item in loaded)
+                planned += [item for item in new if not seen >= set(item.tasks)]
+    return EvalPlan(tuple(planned), limit, ppl_window, text, left_out)
+
+
+def _asked_only_by_paper(tasks: str) -> bool:
+    return WIKITEXT not in (part.strip() for part in tasks.split(","))
+
+
+def _has_wikitext(data_dir: Path | None) -> bool:
+    """Whether there is something to read: the hub, or a file in a folder."""
+    return data_dir is None or any((data_dir / WIKITEXT / f"test.{kind}").is_file() for kind in ("txt", "jsonl"))
 
 
 def task_names(tasks: str, flag: str) -> list[str]:
