@@ -31,7 +31,7 @@ SIZES = {"heldout": (260, 260), "valid": (125, 125), "train": (1030, 970)}
 COMPUTED_DRAFTS = 30
 WRITTEN_DRAFTS = 48
 
-MAX_NEW_TOKENS = 72
+MAX_NEW_TOKENS = 64
 MAX_SENTENCES = 3
 
 SYSTEM = "You are a helpful assistant. Answer briefly, in one to three sentences."
@@ -40,10 +40,12 @@ Drafts = dict[str, list[Row]]
 """Rows with their answers, by the name of their family."""
 
 
-REFUSAL = re.compile(r"\b(I cannot|I can't|I'm unable|unable to assist|as an AI|AI assistant|SmolLM|Hugging Face)\b")
+REFUSAL = re.compile(
+    r"\b(?:I cannot|I can't|I'm unable|unable to assist|happy to (?:help|assist)|as an AI|AI assistant|SmolLM|Hugging Face)\b"
+)
 
-# "2." opens a point of a numbered list and "Dr." a name: neither ends a sentence.
-SENTENCE_END = re.compile(r"(?<!\d)(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bMrs)[.!?][\"')\]]*(?=\s|$)")
+# "2." opens a point of a numbered list, "Dr." a name, "2 lbs." an amount: none of them ends a sentence.
+SENTENCE_END = re.compile(r"(?<!\d)(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\blbs)(?<!\boz)[.!?][\"')\]]*(?=\s|$)")
 
 
 def main() -> None:

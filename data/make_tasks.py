@@ -6,13 +6,14 @@ from SEED.
 """
 
 import json
-import math
 import re
-from collections import Counter
+from difflib import SequenceMatcher
 from pathlib import Path
 from random import Random
 
 from data.facts import GROUPS, SINGLE
+from data.families import FAMILIES
+from data.families.family import draw_rows
 from data.loading import BUNDLED_FOLDER
 from utils.files import write_text
 from utils.prompts import alpaca_prompt
@@ -20,9 +21,11 @@ from utils.prompts import alpaca_prompt
 SEED = 42
 TASKS_FOLDER = Path(__file__).parent / "tasks"
 
-RESPONSE_ROWS = 240
+RESPONSE_ROWS = 200
+HELDOUT_ROWS = 220
 ARITHMETIC_ROWS = 300
 CHOICES = 4
+RELATED_ROWS = 40
 MAX_RESPONSE_WORDS = 22
 MAX_PROMPT_WORDS = 30
 
@@ -63,28 +66,68 @@ def read_rows(file: Path) -> list[Json]:
 
 
 def share(heldout: list[Json]) -> tuple[list[Json], list[Json]]:
-    """Held-out rows for choosing (the short ones, RESPONSE_ROWS of them) and, disjoint from them, for likelihood."""
-    short = [row for row in heldout if _words(row["output"]) <= MAX_RESPONSE_WORDS]
-    short = [row for row in short if _words(f"{row['instruction']} {row['input']}") <= MAX_PROMPT_WORDS]
+    """Held-out rows for choosing (short ones) and, disjoint from them, for likelihood."""
+    short = [row for row in heldout if len(_words(row["output"])) <= MAX_RESPONSE_WORDS]
+    short = [row for row in short if len(_words(_question(row))) <= MAX_PROMPT_WORDS]
     for_choice = short[:RESPONSE_ROWS]
     chosen = {(row["instruction"], row["input"]) for row in for_choice}
-    return for_choice, [row for row in heldout if (row["instruction"], row["input"]) not in chosen]
+    rest = [row for row in heldout if (row["instruction"], row["input"]) not in chosen]
+    return for_choice, rest[:HELDOUT_ROWS]
 
 
-def response_rows(rows: list[Json], pool: list[Json]) -> list[Json]:
-    """Each row's prompt with its response among those of the most related other rows of the pool."""
+def response_rows(rows: list[Json], heldout: list[Json]) -> list[Json]:
+    """Each row's prompt with its response, and the responses of related rows put into the row's own words."""
     random = Random(f"{SEED}/response")
-    pool = [row for row in pool if _words(row["output"]) <= MAX_RESPONSE_WORDS]
-    vectors = weigh_words([f"{row['instruction']} {row['input']} {row['output']}" for row in pool])
-    place = {(row["instruction"], row["input"]): i for i, row in enumerate(pool)}
+    pools = {
+        family.name: [vars(row) for row in draw_rows(family, RELATED_ROWS, SEED + 1)]
+        if family.computed
+        else [row for row in heldout if row["family"] == family.name]
+        for family in FAMILIES
+    }
     result = []
     for row in rows:
-        own = vectors[place[row["instruction"], row["input"]]]
-        nearest = sorted(range(len(pool)), key=lambda i: (-similarity(own, vectors[i]), i))
-        others = dict.fromkeys(pool[i]["output"] for i in nearest if pool[i]["output"] != row["output"])
-        choices, answer = shuffled(row["output"], list(others)[: CHOICES - 1], random)
+        others = related(row, pools[row["family"]]) or related(row, heldout)
+        choices, answer = shuffled(row["output"], others, random)
         result.append({"prompt": _prompt(row), "choices": choices, "answer": answer, "family": row["family"]})
     return result
+
+
+def related(row: Json, pool: list[Json]) -> list[str]:
+    """The responses of the rows whose prompts are most like this one's, with this prompt's words in them.
+
+    Where two prompts differ in "having a pet" and "meditation", the one becomes the other in the response too. Wrong
+    choices therefore speak of the right subject, and only what they say of it is another's. Empty if the pool has
+    too few.
+    """
+    own = _words(_question(row))
+    matchers = [(SequenceMatcher(None, _words(_question(other)), own, autojunk=False), other) for other in pool]
+    matchers.sort(key=lambda pair: -pair[0].ratio())
+    found: dict[str, None] = {}
+    for matcher, other in matchers:
+        response = in_words_of(matcher, other["output"])
+        if response.lower() != row["output"].lower() and len(_words(response)) <= 2 * MAX_RESPONSE_WORDS:
+            found[response] = None
+        if len(found) == CHOICES - 1:
+            return list(found)
+    return []
+
+
+def in_words_of(matcher: SequenceMatcher, text: str) -> str:
+    """The text with each span that only the matcher's first sequence of words has turned into the second's."""
+    swaps = {
+        " ".join(matcher.a[i:j]).lower(): " ".join(matcher.b[k:m])
+        for kind, i, j, k, m in matcher.get_opcodes()
+        if kind == "replace"
+    }
+    if not swaps:
+        return text
+    spans = "|".join(re.escape(span).replace(r"\ ", r"\W+") for span in sorted(swaps, key=len, reverse=True))
+
+    def swap(match: re.Match) -> str:
+        new = swaps.get(" ".join(_words(match[0])).lower(), match[0])
+        return new[0].upper() + new[1:] if match[0][0].isupper() else new
+
+    return re.sub(rf"\b(?:{spans})\b", swap, text, flags=re.IGNORECASE)
 
 
 def heldout_rows(rows: list[Json]) -> list[Json]:
@@ -135,23 +178,6 @@ def shuffled(right: str, wrong: list[str], random: Random) -> tuple[list[str], i
     return choices, choices.index(right)
 
 
-def weigh_words(texts: list[str]) -> list[dict[str, float]]:
-    """Unit vectors of word counts, each weighted by how few of the texts hold the word."""
-    counts = [Counter(re.findall(r"\w+", text.lower())) for text in texts]
-    spread = Counter(word for count in counts for word in count)
-    vectors = []
-    for count in counts:
-        vector = {word: n * math.log(len(texts) / spread[word]) for word, n in count.items()}
-        norm = math.sqrt(sum(value * value for value in vector.values())) or 1.0
-        vectors.append({word: value / norm for word, value in vector.items()})
-    return vectors
-
-
-def similarity(one: dict[str, float], other: dict[str, float]) -> float:
-    """Cosine of two unit vectors."""
-    return sum(value * other[word] for word, value in one.items() if word in other)
-
-
 def _sum(random: Random) -> tuple[str, int, int, int]:
     a, b = random.randint(1, 30), random.randint(1, 12)
     return "+", a, b, a + b
@@ -172,8 +198,12 @@ def _prompt(row: Json) -> str:
     return alpaca_prompt(row["instruction"], row["input"])
 
 
-def _words(text: str) -> int:
-    return len(text.split())
+def _words(text: str) -> list[str]:
+    return re.findall(r"[\w']+", text)
+
+
+def _question(row: Json) -> str:
+    return f"{row['instruction']} {row['input']}"
 
 
 def _begin(sentence: str) -> str:
