@@ -41,7 +41,8 @@ Drafts = dict[str, list[Row]]
 
 
 REFUSAL = re.compile(
-    r"\b(?:I cannot|I can't|I'm unable|unable to assist|happy to (?:help|assist)|as an AI|AI assistant|SmolLM|Hugging Face)\b"
+    r"\b(?:I cannot|I can't|I'm unable|unable to assist|happy to (?:help|assist)|as an AI|AI assistant)\b"
+    r"|SmolLM|Hugging Face"
 )
 
 # "2." opens a point of a numbered list, "Dr." a name, "2 lbs." an amount: none of them ends a sentence.
