@@ -412,10 +412,11 @@ def test_packing_reads_a_shared_context_once_and_hides_the_other_continuations()
 
 def test_packing_respects_the_budget_and_the_length_of_the_model():
     long, short = list(range(50)), list(range(4))
-    requests = [(long, [1, 2])] * 5 + [(short, [1, 2, 3, 4, 5, 6])] * 2
+    requests = [(long, [1, 2])] * 5 + [(short, [1, 2, 3, 4, 5, 6])] * 2 + [(short, long)]
     packed, cut = pack(requests, max_length=40, budget=42)
-    assert cut == 5
+    assert cut == 6
+    assert (packed[-1].context, packed[-1].members) == ([9], [(7, list(range(10, 50)))])
     assert all(len(group.context) + len(ids) <= 41 for group in packed for _, ids in group.members)
     assert all(group.length <= 42 for group in packed)
-    assert sorted(owner for group in packed for owner, _ in group.members) == list(range(7))
+    assert sorted(owner for group in packed for owner, _ in group.members) == list(range(8))
     assert all(len(group.members) == 1 for group in packed if group.context == short)

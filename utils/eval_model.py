@@ -15,14 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from utils.eval_packing import Batch, batch_tensors, batches, pack
+from utils.token_scores import token_scores
 
 CPU_TOKENS = 1024
 """Tokens in a batch on a CPU: more of them are no faster there, and their activations fill the memory."""
 
 GPU_TOKENS = 16384
-
-_LOGIT_CHUNK = 1024
-"""Positions whose logits exist at a time."""
 
 _GENERATED_BATCH = 8
 """Sequences a batch where a task generates text and no batch size was given."""
@@ -47,6 +45,15 @@ class InMemoryLM(HFLM):
             size = _GENERATED_BATCH if self.packs else int(batch_size)
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=size)
         self.label = label
+
+    @contextmanager
+    def windows_of(self, length: int) -> Iterator[None]:
+        """Within it, no sequence is longer than `length` tokens, as with lm_eval's model argument max_length."""
+        before, self._max_length = self._max_length, min(length, self.max_length)
+        try:
+            yield
+        finally:
+            self._max_length = before
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts in windows of the model's length, each window's first token given one more."""
@@ -77,14 +84,14 @@ class InMemoryLM(HFLM):
         with tqdm(total=len(requests), desc=self.label, unit="request") as bar:
             for groups in batches(packed, budget):
                 batch = batch_tensors(groups)
-                log_probability, is_best = self._token_scores(batch)
+                log_probability, is_best = self._batch_scores(batch)
                 values.index_add_(0, batch.owners, log_probability)
                 greedy[batch.owners[~is_best]] = False
                 bar.update(sum(len(group.members) for group in groups))
         return list(zip(values.tolist(), greedy.tolist(), strict=True))
 
     @torch.inference_mode()
-    def _token_scores(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _batch_scores(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(P,) float64 log-probability of each target, (P,) bool whether it is the likeliest token; on the CPU."""
         inputs = {"input_ids": batch.ids.to(self.device), "position_ids": batch.positions.to(self.device)}
         if batch.allowed is None:
@@ -96,14 +103,7 @@ class InMemoryLM(HFLM):
             inputs["attention_mask"] = mask.unsqueeze(1).to(self.device)
         hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
         hidden = hidden[batch.rows.to(hidden.device), batch.columns.to(hidden.device)]
-        scores, best = [], []
-        for part, target in zip(hidden.split(_LOGIT_CHUNK), batch.targets.split(_LOGIT_CHUNK), strict=True):
-            logits = self.model.get_output_embeddings()(part).float()
-            target = target.to(logits.device)
-            chosen = logits.gather(1, target.unsqueeze(1)).squeeze(1)
-            scores.append((chosen - logits.logsumexp(1)).double().cpu())
-            best.append((logits.argmax(1) == target).cpu())
-        return torch.cat(scores), torch.cat(best)
+        return token_scores(self.model, hidden, batch.targets)
 
 
 @contextmanager

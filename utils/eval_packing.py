@@ -20,20 +20,20 @@ class Packed:
 
 
 def pack(requests: list[tuple[list[int], list[int]]], max_length: int, budget: int) -> tuple[list[Packed], int]:
-    """Packed sequences over all requests (context ids, continuation ids), and how many contexts were cut.
+    """Packed sequences over all requests (context ids, continuation ids), and how many were cut.
 
-    A context too long for the model loses its left end, as in lm_eval. Sharing stops where a sequence would exceed
+    A request too long for the model loses its left end, as in lm_eval; where even its continuation is too long, tokens
+    that go unscored. Sharing stops where a sequence would exceed
     `budget` tokens, and where continuations outgrow the context: attention over what a token may not see costs too.
     """
     open_: dict[tuple[int, ...], Packed] = {}
     done, cut = [], 0
     for index, (context, continuation) in enumerate(requests):
-        room = max_length + 1 - len(continuation)
-        if room < 1:
-            raise ValueError(f"a continuation of {len(continuation)} tokens exceeds the model's {max_length}")
-        if len(context) > room:
+        if len(context) + len(continuation) > max_length + 1:
             cut += 1
-            context = context[-room:]
+            whole = (context + continuation)[-(max_length + 1) :]
+            scored = min(len(continuation), max_length)
+            context, continuation = whole[:-scored], whole[-scored:]
         key = tuple(context)
         group = open_.get(key)
         fits = len(continuation) <= len(context)

@@ -97,7 +97,8 @@ class EvalPlan:
                 some = f"{rows.scored}" if rows.scored == rows.total else f"the first {rows.scored} of {rows.total}"
                 unit = "pages" if name == WIKITEXT else "rows"
                 metrics = ", ".join(task.aggregation())
-                lines.append(f"{name}: {some} {unit}, {shots}-shot, {metrics} ({planned.source})")
+                how = f"windows of {self.ppl_window} tokens" if name == WIKITEXT else f"{shots}-shot"
+                lines.append(f"{name}: {some} {unit}, {how}, {metrics} ({planned.source})")
         if self.wikitext is not None:
             some = f"the first {self.limit}" if self.limit else "all"
             lines.append(f"{WIKITEXT}: {TOKEN_PERPLEXITY} over {some} whole windows of {self.ppl_window} tokens")
@@ -132,7 +133,8 @@ def plan_tasks(eval_tasks: str, eval_data_dir: Path | None, limit: int | None, p
         where the folder has none.
     limit: rows of each task and windows of the token perplexity; word perplexity takes the first pages that hold as
         many words as these windows hold tokens.
-    ppl_window: tokens in a window.
+    ppl_window: tokens in a window of either perplexity (lm_eval's own default is the model's whole length, which its
+        argument max_length sets).
     Raises UserError before any model is loaded: unknown task, missing split, damaged file, hub out of reach.
     """
     names = task_names(eval_tasks, TASKS_FLAG)

@@ -93,9 +93,11 @@ def evaluate(
     )
     if plan.planned:
         lm = InMemoryLM(model, tokenizer, batch_size, label)
-        result.provenance["max_length"] = lm.max_length
         for planned in plan.planned:
-            _score(lm, planned, label, result)
+            # Both perplexities of WikiText-2 are of windows of one length; all else may use the model's whole length.
+            length = plan.ppl_window if planned.name == WIKITEXT else lm.max_length
+            with lm.windows_of(length):
+                _score(lm, planned, label, result)
     if plan.wikitext is not None:
         _score_tokens(model, tokenizer, plan, batch_size, label, result)
     return result
@@ -136,6 +138,7 @@ def _score(lm: InMemoryLM, planned: PlannedTask, label: str, result: Evaluation)
             "rows_in_split": planned.rows[name].total,
             "rows_sha256": planned.rows[name].sha256,
             "num_fewshot": task.config.num_fewshot,
+            "max_length": lm.max_length,
             "source": planned.source,
             "config": portable_config(task),
         }

@@ -1,14 +1,13 @@
 """WikiText-2: its rows, pages and windows, and the pruning papers' token perplexity."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_LOGIT_CHUNK = 1024
-"""Positions whose logits exist at a time: with 50,000 tokens in the vocabulary, 200 MB in fp32."""
+from utils.token_scores import token_scores
 
 _TOP_HEADING = re.compile(r" ?= [^=].*[^=] = ?")
 
@@ -64,18 +63,8 @@ def window_losses(model: PreTrainedModel, windows: torch.Tensor, batch_size: int
     for batch in windows.split(batch_size):
         batch = batch.to(model.device)
         hidden = model.base_model(input_ids=batch, use_cache=False).last_hidden_state[:, :-1]
-        targets = batch[:, 1:].to(hidden.device)
-        total = torch.zeros(len(batch), dtype=torch.float64)
-        for part, wanted in _chunks(hidden, targets):
-            logits = model.get_output_embeddings()(part).float()
-            loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
-            total += loss.sum(dim=1, dtype=torch.float64).cpu()
-        losses += (total / targets.shape[1]).tolist()
+        scores, _ = token_scores(model, hidden.flatten(0, 1), batch[:, 1:].flatten())
+        losses += (-scores.view(len(batch), -1).mean(dim=1)).tolist()
         bar.update(len(batch))
     bar.close()
     return losses
-
-
-def _chunks(hidden: torch.Tensor, targets: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    positions = max(1, _LOGIT_CHUNK // len(hidden))
-    yield from zip(hidden.split(positions, dim=1), targets.split(positions, dim=1), strict=True)
