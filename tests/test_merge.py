@@ -110,9 +110,7 @@ def _spoil_nan(tensors):
     tensors["model.layers.2.self_attn.o_proj.bias"][0] = float("nan")
 
 
-@pytest.mark.parametrize(
-    "spoil", [_spoil_zero, _spoil_bit, _spoil_bias, _spoil_compensation, _spoil_dtype, _spoil_nan]
-)
+@pytest.mark.parametrize("spoil", [_spoil_zero, _spoil_bit, _spoil_bias, _spoil_compensation, _spoil_dtype, _spoil_nan])
 def test_the_proof_fails_on_any_broken_promise(make_tiny_llama, tmp_path, spoil):
     folder = make_tiny_llama(zeros=0.5)
     restoration = trained()
