@@ -90,7 +90,7 @@ def bundled_text() -> list[str]:
 def _sources(data_path: str, valid_path: str | None) -> tuple[_Source, _Source | None]:
     train, valid = _source(data_path, "-data_path")
     if valid_path is not None:
-        valid, _ = _source(valid_path, "-valid_path")
+        valid, _ = _source(valid_path, "-valid_data_path")
     return train, valid
 
 

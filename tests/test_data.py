@@ -143,7 +143,7 @@ def test_wrong_paths_are_named_before_anything_is_read(tmp_path, monkeypatch, pa
     assert str(caught.value).startswith(f"-data_path: {path} ")
     with pytest.raises(UserError, match=says) as caught:
         check_data_path("bundled", path)
-    assert str(caught.value).startswith(f"-valid_path: {path} ")
+    assert str(caught.value).startswith(f"-valid_data_path: {path} ")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_too_few_samples_say_how_many_there_are(tmp_path):
     message = error_of(path, 4, 2)
     assert "has 5 samples, but -num_train_samples + -num_valid_samples asks for 4 + 2" in message
     few = write_jsonl(tmp_path / "few.jsonl", alpaca(1))
-    assert error_of(path, 4, 2, valid_path=few).startswith(f"-valid_path: {few} has 1 samples")
+    assert error_of(path, 4, 2, valid_path=few).startswith(f"-valid_data_path: {few} has 1 samples")
 
 
 def test_real_alpaca_loads(shared):
