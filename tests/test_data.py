@@ -190,8 +190,8 @@ def test_a_pt_file_runs_no_code(tmp_path, monkeypatch):
 
 
 def test_empty_responses_stop_the_run_or_are_left_out_and_named(tmp_path, capsys):
-    rows = alpaca(9)
-    for row, empty in ((1, ""), (4, "  "), (6, None)):
+    rows = alpaca(10)
+    for row, empty in ((1, ""), (4, "  "), (6, None), (9, "")):
         rows[row]["output"] = empty
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     message = error_of(path, 5, 2)
