@@ -201,6 +201,19 @@ def test_a_run_prunes_for_itself(world, tmp_path, monkeypatch):
     assert proof["sparsity_restored"] == [0.5] * 3
 
 
+def test_a_task_trains_on_its_own_training_split(world, tmp_path, monkeypatch):
+    for split, count in (("train", 30), ("validation", 6)):
+        rows = [{"sentence1": f"It is {n}.", "sentence2": f"It is {n % 3}.", "label": n % 2} for n in range(count)]
+        (world / "tasks" / "rte").mkdir(exist_ok=True)
+        write_samples(world / "tasks" / "rte" / f"{split}.jsonl", rows)
+    changes = {"data_path": None, "spec_task": "rte", "sentence_encoder": None, "eval_tasks": "rte"}
+    run(monkeypatch, flags(world, tmp_path / "out", num_train_samples=24, num_epoch=1, **changes))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert 0 <= results["scores"]["restored"]["rte"]["acc"]["value"] <= 1
+    with pytest.raises(UserError, match="-num_train_samples: 31 asked for"):
+        run(monkeypatch, flags(world, tmp_path / "more", num_train_samples=31, **changes))
+
+
 def test_an_interrupted_run_resumes_and_nothing_else_does(world, finished, tmp_path, monkeypatch):
     from utils.response_loss import ResponseLoss
 
