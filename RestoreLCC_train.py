@@ -410,21 +410,30 @@ def scores(
     label: str,
     model: "Callable[[], LlamaForCausalLM] | None" = None,
 ) -> "Evaluation":
-    """A model's scores on the planned tasks, from the cache if the same weights were scored the same way before."""
+    """A model's scores, each task's from the cache if the same weights were scored on it the same way before."""
     from models.checkpoint import fingerprint
     from utils.evaluation import Evaluation, evaluate
 
+    model_key = {
+        "model": fingerprint(folder),
+        "dtype": args.dtype,
+        # Half precision rounds by what is computed together, so these are part of what was measured.
+        "batch_size": args.eval_batch_size,
+        "device": inputs.device.partition(":")[0],
+    }
     with Loaded(args, inputs, folder) as own:
         get = model or own
-        key = {"model": fingerprint(folder), "plan": inputs.plan.key(), "dtype": args.dtype}
-        content = cache.document(
-            "scores",
-            key,
-            lambda: evaluate(
-                get(), inputs.tokenizer, inputs.plan, batch_size=args.eval_batch_size, label=label
-            ).to_json(),
-        )
-    return Evaluation.from_json(content)
+        parts = [
+            cache.document(
+                "scores",
+                {**model_key, "plan": part.key()},
+                lambda part=part: evaluate(
+                    get(), inputs.tokenizer, part, batch_size=args.eval_batch_size, label=label
+                ).to_json(),
+            )
+            for part in inputs.plan.parts()
+        ]
+    return Evaluation.joined([Evaluation.from_json(part) for part in parts])
 
 
 def rank(

@@ -2,7 +2,8 @@
 # All tests, offline, on the CPU: bash tests/run.sh [pytest's arguments]
 set -u
 cd "$(dirname "$0")/.."
-. utils/environment.sh tests/requirements.txt
+more_requirements=tests/requirements.txt
+. utils/environment.sh
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 CUDA_VISIBLE_DEVICES="" TOKENIZERS_PARALLELISM=false
 ruff check . && ruff format --check -q . || exit 1
 exec python -m pytest "$@"
