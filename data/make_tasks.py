@@ -21,7 +21,7 @@ from utils.prompts import alpaca_prompt
 SEED = 42
 TASKS_FOLDER = Path(__file__).parent / "tasks"
 
-RESPONSE_ROWS = 200
+RESPONSE_ROWS = 280
 HELDOUT_ROWS = 220
 ARITHMETIC_ROWS = 300
 CHOICES = 4
