@@ -48,7 +48,7 @@ def main() -> None:
 def pruning_speed(model: LlamaForCausalLM, tokens: torch.Tensor, methods: list[str]) -> dict:
     """Seconds of each pruner, and as a ratio to the mean of the forward passes just before and just after it."""
     forward = [timed(lambda: plain_forward(model, tokens))]
-    print(f"plain forward pass of the set, no output layer: {forward[0]:.1f} s")
+    say(f"plain forward pass of the set, no output layer: {forward[0]:.1f} s")
     rows = {}
     for name in methods:
         method = METHODS[name]
@@ -67,7 +67,7 @@ def pruning_speed(model: LlamaForCausalLM, tokens: torch.Tensor, methods: list[s
             "ratio": seconds / reference,
             "ratio_without_algebra": (seconds - algebra) / reference,
         }
-        print(
+        say(
             f"{name:10} {seconds:7.1f} s = {seconds / reference:5.2f} forward passes, "
             f"{algebra:.1f} s of it algebra; without: {(seconds - algebra) / reference:.2f}"
         )
@@ -97,7 +97,7 @@ def inference_speed(model: LlamaForCausalLM, tokens: torch.Tensor, ratio: float)
         row["parameters"] = models[name].num_parameters()
         row["bytes"] = sum(p.numel() * p.element_size() for p in models[name].parameters())
         row |= {f"{kind}_ratio": row[kind] / rows["dense"][kind] for kind in ("prefill", "generate")}
-        print(
+        say(
             f"{name:10} {row['parameters'] / 1e6:8.1f} M parameters, {row['bytes'] / 2**20:7.0f} MiB, "
             f"reads {row['prefill']:8.0f} tokens/s ({row['prefill_ratio']:.2f}×), "
             f"writes {row['generate']:6.1f} tokens/s ({row['generate_ratio']:.2f}×)"
@@ -125,9 +125,9 @@ def layer_errors(model: LlamaForCausalLM, tokens: torch.Tensor, pattern: Pattern
 
     stages = [[Stage(tuple(SITES), Hessian, compare)]] * model.config.num_hidden_layers
     stream(model, tokens, stages, model.device)
-    print(f"relative error at {pattern} by layer: {', '.join(UNSTRUCTURED)}")
+    say(f"relative error at {pattern} by layer: {', '.join(UNSTRUCTURED)}")
     for index, row in enumerate(rows):
-        print(f"{index:5} " + " ".join(f"{row[method]:.4f}" for method in UNSTRUCTURED))
+        say(f"{index:5} " + " ".join(f"{row[method]:.4f}" for method in UNSTRUCTURED))
     return rows
 
 
@@ -148,6 +148,11 @@ def generate(model: LlamaForCausalLM, prompt: torch.Tensor, new: int) -> None:
         do_sample=False,
         pad_token_id=0,
     )
+
+
+def say(line: str) -> None:
+    """Print at once: a run takes minutes, and what is measured should survive being stopped."""
+    print(line, flush=True)
 
 
 def timed(work: Callable[[], None]) -> float:
