@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from utils.record import RunRecord
     from utils.training import TrainingResult
 
-RESULTS = ("results.json", "run.json", "report.md", "figures", "model", "restoration", "logs", "checkpoints")
+RESULTS = ("results.json", "run.json", "report.md", "figures", "model", "compact", "restoration", "logs", "checkpoints")
 """What a run writes to -output_dir, and all that -overwrite removes from it."""
 
 STAGES = 9
@@ -54,6 +54,7 @@ class Inputs:
 
     dense: Path
     pruned: Path | None
+    compact: bool
     device: str
     tokenizer: "PreTrainedTokenizerBase"
     shape: tuple[int, int, int]
@@ -106,6 +107,8 @@ def main() -> None:
     with record.stage("merge and proof"):
         proof = merge_with_proof(args, inputs, pruned, model)
         del model
+        if inputs.compact:
+            compact_result(args)
     with record.stage("restored model: scores"):
         restored_scores = scores(args, inputs, cache, args.output_dir / "model", "restored")
     evaluations = {"dense": dense_scores, "pruned": pruned_scores, "restored": restored_scores}
@@ -152,10 +155,11 @@ def prepare(args: Arguments) -> Inputs:
     config = load_config(dense, "-base_model_name")
     shape = head_shape(config)
     args.head_count(*shape[:2])
-    pruned = None
+    pruned, compact = None, False
     if args.pruned_model_path:
         pruned = resolve(args.pruned_model_path, "-pruned_model_path", args.cache_dir)
         check_pair(dense, pruned, "-pruned_model_path")
+        pruned, compact = in_dense_shapes(args, pruned)
         zeros, weights = count_zeros(pruned)
         if not sum(zeros) and not args.allow_dense:
             raise UserError(
@@ -173,8 +177,28 @@ def prepare(args: Arguments) -> Inputs:
     for line in plan.describe():
         print(f"      {line}")
     return Inputs(
-        dense, pruned, device, tokenizer, shape, train, valid, prompts, responses, wrong_choices, encoder, plan
+        dense, pruned, compact, device, tokenizer, shape, train, valid, prompts, responses, wrong_choices, encoder, plan
     )
+
+
+def in_dense_shapes(args: Arguments, pruned: Path) -> tuple[Path, bool]:
+    """The pruned checkpoint in the dense model's shapes, and whether it came in smaller ones (SlimGPT, compact).
+
+    Zeros stand where heads and channels are gone, so that what is restored means the same head in both models; a
+    smaller checkpoint is made of the result again.
+    """
+    from models.checkpoint import fingerprint
+    from models.compact_llama import CompactLlamaConfig
+    from models.loading import load_config
+    from pruning.compact import expand_checkpoint
+    from utils.cache import Cache
+
+    if not isinstance(load_config(pruned, "-pruned_model_path"), CompactLlamaConfig):
+        return pruned, False
+    folder = Cache(args.cache_dir).path("expanded", {"compact": fingerprint(pruned)})
+    if not folder.is_dir():
+        expand_checkpoint(pruned, folder)
+    return folder, True
 
 
 def usable_device(name: str) -> str:
@@ -572,6 +596,14 @@ def merge_with_proof(args: Arguments, inputs: Inputs, pruned: Path, model: "Llam
         dtype=DTYPES[args.dtype],
         device=inputs.device,
     )
+
+
+def compact_result(args: Arguments) -> None:
+    """The merged checkpoint in the smaller shapes that the pruned one came in, to -output_dir/compact."""
+    from pruning.compact import compact_checkpoint
+
+    compact_checkpoint(args.output_dir / "model", args.output_dir / "compact")
+    print(f"      as small as the pruned checkpoint: {args.output_dir / 'compact'}")
 
 
 def write_results(

@@ -201,6 +201,29 @@ def test_a_run_prunes_for_itself(world, tmp_path, monkeypatch):
     assert proof["sparsity_restored"] == [0.5] * 3
 
 
+def test_a_compact_checkpoint_is_restored_and_stays_compact(world, tmp_path, monkeypatch):
+    from models.loading import load_model
+    from pruning.compact import compact_checkpoint
+
+    masked, small = tmp_path / "masked", tmp_path / "small"
+    AutoModelForCausalLM.from_pretrained(world / "pruned").save_pretrained(masked)
+    tensors = load_file(masked / "model.safetensors")
+    tensors["model.layers.1.self_attn.o_proj.weight"][:, 3 * 8 :] = 0  # the second of two KV groups, three heads each
+    tensors["model.layers.2.mlp.down_proj.weight"][:, :16] = 0
+    save_file(tensors, masked / "model.safetensors", metadata={"format": "pt"})
+    compact_checkpoint(masked, small)
+    output = tmp_path / "out"
+    run(monkeypatch, flags(world, output, pruned_model_path=small, use_topk_heads=15, num_epoch=1, eval_tasks="none"))
+    results = json.loads((output / "results.json").read_text())
+    assert results["proof"]["passed"]
+    assert sorted(head for layer, head in results["heads"]["trained"] if layer == 1) == [0, 1, 2]
+    plain = AutoModelForCausalLM.from_pretrained(output / "model")
+    restored = load_model(output / "compact", torch.float32, "cpu", "-p")
+    assert restored.model.layers[1].self_attn.o_proj.in_features == 24
+    ids = torch.tensor([[5, 9, 77, 30]])
+    assert torch.allclose(plain(ids).logits, restored(ids).logits, atol=1e-4)
+
+
 def test_a_task_trains_on_its_own_training_split(world, tmp_path, monkeypatch):
     for split, count in (("train", 30), ("validation", 6)):
         rows = [{"sentence1": f"It is {n}.", "sentence2": f"It is {n % 3}.", "label": n % 2} for n in range(count)]

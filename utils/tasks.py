@@ -30,7 +30,7 @@ MAIN_METRIC = {
     "arc_challenge": "acc_norm",
     "openbookqa": "acc_norm",
     WIKITEXT: TOKEN_PERPLEXITY,
-    "bundled_response": "acc_norm",
+    "bundled_response": "acc",
     "bundled_facts": "acc",
     "bundled_arithmetic": "acc",
     "bundled_heldout": "bits_per_byte",
