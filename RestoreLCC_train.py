@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+    from models.modeling_llama import Restoration
     from utils.activations import Tree
     from utils.cache import Cache
     from utils.evaluation import EvalPlan, Evaluation
@@ -77,6 +78,16 @@ class Ranked:
     scores: "Tensor"
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What is left of the attached model once it is gone: the restoration, and logits that the merged one must give."""
+
+    restoration: "Restoration"
+    token_ids: list[list[int]]
+    logits: "list[Tensor]"
+    training: "TrainingResult"
+
+
 def main() -> None:
     """One run, from flags to report."""
     args = parse_arguments()
@@ -103,16 +114,15 @@ def main() -> None:
         heads = sorted(ranked.heads[: args.head_count(*inputs.shape[:2])])
     with record.stage(f"training β and b of {len(heads)} heads"):
         clear_results(args)
-        model, training = train_restoration(args, inputs, pruned, ranked, heads)
+        trained = train_restoration(args, inputs, pruned, ranked, heads)
     with record.stage("merge and proof"):
-        proof = merge_with_proof(args, inputs, pruned, model)
-        del model
+        proof = merge_with_proof(args, inputs, pruned, trained)
         if inputs.compact:
             compact_result(args)
     with record.stage("restored model: scores"):
         restored_scores = scores(args, inputs, cache, args.output_dir / "model", "restored")
     evaluations = {"dense": dense_scores, "pruned": pruned_scores, "restored": restored_scores}
-    write_results(args, inputs, record, pruned, ranked, heads, training, proof, evaluations)
+    write_results(args, inputs, record, pruned, ranked, heads, trained.training, proof, evaluations)
 
 
 def check_result_folder(args: Arguments) -> None:
@@ -541,9 +551,10 @@ def clear_results(args: Arguments) -> None:
 
 def train_restoration(
     args: Arguments, inputs: Inputs, pruned: Path, ranked: Ranked, heads: list[tuple[int, int]]
-) -> "tuple[LlamaForCausalLM, TrainingResult]":
-    """The pruned model with a trained restoration attached, saved to -output_dir/restoration."""
+) -> Trained:
+    """Train a restoration attached to the pruned model, and save it to -output_dir/restoration."""
     from models.checkpoint import fingerprint
+    from models.merge import probe_logits
     from models.modeling_llama import attach, initial_restoration, read_restoration
     from models.restoration import save_restoration
     from utils.training import TrainingResult, TrainingSettings, train
@@ -573,26 +584,26 @@ def train_restoration(
         "layers_heads_head_dim": inputs.shape,
         "arguments": args.as_json(),
     }
-    save_restoration(args.output_dir / "restoration", read_restoration(model), about)
+    restoration = read_restoration(model)
+    save_restoration(args.output_dir / "restoration", restoration, about)
     lines = [json.dumps(row) for row in result.history]
     write_text(args.output_dir / "logs" / "history.jsonl", "".join(f"{line}\n" for line in lines))
-    return model, result
-
-
-def merge_with_proof(args: Arguments, inputs: Inputs, pruned: Path, model: "LlamaForCausalLM") -> dict:
-    """Merge what is attached to `model` into -output_dir/model, and hold it against the pruned checkpoint."""
-    from models.loading import DTYPES, has_tokenizer
-    from models.merge import merge_and_prove, probe_logits
-    from models.modeling_llama import read_restoration
-
     token_ids = [sample.ids for sample in (inputs.valid or inputs.train)[:PROOF_SAMPLES]]
+    return Trained(restoration, token_ids, probe_logits(model, token_ids), result)
+
+
+def merge_with_proof(args: Arguments, inputs: Inputs, pruned: Path, trained: Trained) -> dict:
+    """Merge what was trained into -output_dir/model, and hold it against the pruned checkpoint."""
+    from models.loading import DTYPES, has_tokenizer
+    from models.merge import merge_and_prove
+
     return merge_and_prove(
         pruned,
-        read_restoration(model),
+        trained.restoration,
         args.output_dir / "model",
         tokenizer_from=pruned if has_tokenizer(pruned) else inputs.dense,
-        attached_logits=probe_logits(model, token_ids),
-        token_ids=token_ids,
+        attached_logits=trained.logits,
+        token_ids=trained.token_ids,
         dtype=DTYPES[args.dtype],
         device=inputs.device,
     )
