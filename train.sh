@@ -2,7 +2,7 @@
 # Restore a pruned Llama: bash train.sh [-flag value ...]
 #
 # As it stands this prunes SmolLM2-135M (from its PyPI package) to 50 % by Wanda, restores it, merges, proves, evaluates
-# and reports: about 12 minutes on two CPU cores after installation. It shows that all works; it is not the paper's
+# and reports: about 6 minutes on two CPU cores after installation. It shows that all works; it is not the paper's
 # setting. For that, on a GPU node, put the value after "paper:" on each line. Arguments are passed on and win over
 # what stands here, as in:  bash train.sh -lr 5e-4 -use_topk_heads 128
 # Every other flag: python RestoreLCC_train.py --help
