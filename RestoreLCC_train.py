@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from utils.arguments import Arguments, parse_arguments
 from utils.commands import check_output, run
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import digest, digest_files, write_json, write_text
 
 if TYPE_CHECKING:
@@ -220,9 +220,7 @@ def usable_device(name: str) -> str:
     try:
         place = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"-device: {name} cannot be used ({str(error).splitlines()[0][:120]}); give cpu or auto"
-        ) from error
+        raise UserError(f"-device: {name} cannot be used ({first_line(error)}); give cpu or auto") from error
     if place.type == "cuda":
         torch.cuda.set_device(place)  # the Trainer takes the current one
     return str(place)
@@ -330,12 +328,8 @@ def prompt_trees(inputs: Inputs) -> "list[Tree]":
     """Each training prompt alone: what the pruned model reads."""
     from utils.activations import Tree
 
-    return [Tree(ids, [[]]) for ids in prompt_ids(inputs)]
-
-
-def prompt_ids(inputs: Inputs) -> list[list[int]]:
-    """Token ids of the training prompts."""
-    return inputs.tokenizer([prompt.strip() for prompt in inputs.prompts]).input_ids
+    token_ids = inputs.tokenizer([prompt.strip() for prompt in inputs.prompts]).input_ids
+    return [Tree(ids, [[]]) for ids in token_ids]
 
 
 def probe_trees(args: Arguments, inputs: Inputs) -> "list[Tree]":
@@ -382,9 +376,10 @@ def measure(
     """A model's activations (kept in the cache; their keys are returned) and its scores, from one loading of it."""
     from models.checkpoint import fingerprint
 
-    keys = [activation_key(args, fingerprint(folder), part) for part in by_branches(trees)]
+    groups = by_branches(trees)
+    keys = [activation_key(args, fingerprint(folder), part) for part in groups]
     with Loaded(args, inputs, folder) as model:
-        for key, part in zip(keys, by_branches(trees), strict=True):
+        for key, part in zip(keys, groups, strict=True):
             cache.tensors("activations", key, lambda part=part: {"z": activations(args, model(), part, label)})
         return keys, scores(args, inputs, cache, folder, label, model)
 
@@ -630,6 +625,7 @@ def write_results(
 ) -> None:
     """results.json, run.json, the report and the model's card; the tables go to the terminal."""
     from models.checkpoint import fingerprint
+    from pruning.compact import RECORD
     from utils.evaluation import compare, recovered
     from utils.record import device_name, versions
     from utils.report import model_card, write_report
@@ -637,7 +633,7 @@ def write_results(
     from utils.tasks import main_metric
 
     dense, before, after = (evaluations[name] for name in ("dense", "pruned", "restored"))
-    record_file = pruned / "pruning.json"
+    record_file = pruned / RECORD
     results = {
         "scores": {name: evaluation.scores for name, evaluation in evaluations.items()},
         "paired": compare(after, before),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.prompts import alpaca_prompt
 
 BUNDLED = "bundled"
@@ -245,7 +245,7 @@ def _hub_rows(source: _Source) -> Iterator[object]:
     try:
         return iter(load_dataset(source.name, split="train"))
     except (DatasetsError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)
         raise UserError(
             f"{source.flag}: cannot get '{source.name}' from the hub ({reason}); "
             "check the name and your access, or give a file"

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -24,8 +24,17 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 (hex) of a model's weights and configuration: what caches are keyed by."""
-    return digest_files([*weight_files(folder), folder / "config.json"])
+    """SHA-256 (hex) of a model's weights and configuration: what caches are keyed by.
+
+    Files are read once a process, and again only if their size or time of change is another.
+    """
+    files = [*weight_files(folder), folder / "config.json"]
+    return _digest_unchanged(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@cache
+def _digest_unchanged(files: tuple[tuple[Path, int, int], ...]) -> str:
+    return digest_files([file for file, _, _ in files])
 
 
 def tensor_readers(folder: Path) -> dict[str, Callable[[], Tensor]]:

@@ -24,7 +24,7 @@ from transformers import (
 
 from models.checkpoint import weight_files
 from models.compact_llama import CompactLlamaConfig
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import digest_files, whole_folder
 
 EMBEDDED = "embedded"
@@ -110,7 +110,7 @@ def load_config(folder: Path, flag: str) -> LlamaConfig:
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise UserError(f"{flag}: cannot read {folder}/config.json ({_first_line(error)})") from error
+        raise UserError(f"{flag}: cannot read {folder}/config.json ({first_line(error)})") from error
     if config.model_type not in ("llama", CompactLlamaConfig.model_type):
         raise UserError(
             f"{flag}: {folder} is a '{config.model_type}' model; RestoreLCC restores Llama architectures only"
@@ -123,7 +123,7 @@ def load_tokenizer(folder: Path, flag: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{flag}: {folder} has no usable tokenizer ({_first_line(error)})") from error
+        raise UserError(f"{flag}: {folder} has no usable tokenizer ({first_line(error)})") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     tokenizer.padding_side = "right"
@@ -139,7 +139,7 @@ def load_model(folder: Path, dtype: torch.dtype | str, device: str, flag: str) -
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device, attn_implementation="sdpa")
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{flag}: cannot load {folder} ({_first_line(error)})") from error
+        raise UserError(f"{flag}: cannot load {folder} ({first_line(error)})") from error
     return model.requires_grad_(False).eval()
 
 
@@ -214,7 +214,7 @@ def _unpack_gguf(file: Path, flag: str, cache_dir: Path) -> Path:
         )
         tokenizer = AutoTokenizer.from_pretrained(**place)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{flag}: cannot unpack {file.name} ({_first_line(error)})") from error
+        raise UserError(f"{flag}: cannot unpack {file.name} ({first_line(error)})") from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
@@ -243,11 +243,7 @@ def _download(hub_id: str, flag: str) -> Path:
             folder = Path(snapshot_download(hub_id, allow_patterns=[*common, "pytorch_model*.bin"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(
-            f"{flag}: cannot get '{hub_id}' from the model hub ({_first_line(error)}); "
+            f"{flag}: cannot get '{hub_id}' from the model hub ({first_line(error)}); "
             "check the name and your access, or give a local folder"
         ) from error
     return folder
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

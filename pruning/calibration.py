@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from data.loading import bundled_text
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import digest, digest_files
 
 BUNDLED = "bundled"
@@ -150,7 +150,7 @@ def _c4(seed: int) -> Iterator[str]:
         for row in islice(rows.shuffle(seed=seed, buffer_size=_C4_SHUFFLED), _C4_SHUFFLED):
             yield row["text"]
     except (DatasetsError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)
         raise UserError(
             f"-calib_data: cannot get C4 from the hub ({reason}); give '{BUNDLED}' or a file of your own"
         ) from error

@@ -17,7 +17,7 @@ from pruning.methods import METHODS, share_of_zeros
 from pruning.pattern import Pattern
 from pruning.streaming import Stage, check_weights, stream
 from utils.commands import check_output
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import whole_folder, write_json, write_text
 
 MODES = ("masked", "compact")
@@ -148,8 +148,9 @@ def _device(name: str) -> torch.device:
     try:
         place = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise UserError(f"-device: '{name}' is not usable here ({reason}); give cpu, cuda or auto") from error
+        raise UserError(
+            f"-device: '{name}' is not usable here ({first_line(error)}); give cpu, cuda or auto"
+        ) from error
     if place.type not in ("cpu", "cuda"):  # Hessians are inverted in fp64, which others lack
         raise UserError(f"-device: pruning runs on cpu and cuda, not on {place.type}; give one of them or auto")
     return place

@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake."""
+"""The one exception for a user's mistake, and the line that a library's error adds to it."""
 
 
 class UserError(Exception):
@@ -7,3 +7,8 @@ class UserError(Exception):
     The message is one line that names the flag or file, says what is wrong and what to do. Entry points
     print it to stderr and exit with 2; no traceback is shown.
     """
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line of at most 200 characters; its type's name if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

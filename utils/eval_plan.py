@@ -21,7 +21,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from utils import perplexity
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.eval_model import quiet
 from utils.files import digest
 from utils.tasks import (
@@ -261,7 +261,7 @@ class TaskLoader:
         except Exception as error:
             # lm_eval builds the first row's prompt as it loads, and raises whatever its template or function does.
             raise UserError(
-                f"{DATA_FLAG}: lm_eval's {name} cannot read its rows in {self.data_dir} ({_first_line(error)}); "
+                f"{DATA_FLAG}: lm_eval's {name} cannot read its rows in {self.data_dir} ({first_line(error)}); "
                 "the hub's field names are expected"
             ) from error
         for task in _leaves(items):
@@ -304,7 +304,7 @@ def _check_rows(task: Task, data_dir: Path) -> None:
         except Exception as error:
             raise UserError(
                 f"{DATA_FLAG}: {task.task_name} in {data_dir}, row {number}: lm_eval cannot read it "
-                f"({_first_line(error)}); the hub's field names are expected"
+                f"({first_line(error)}); the hub's field names are expected"
             ) from error
 
 
@@ -367,7 +367,7 @@ def _from_hub(load: Callable, name: str, flag: str = TASKS_FLAG):
             return load()
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(
-            f"{flag}: cannot get the data of '{name}' from the hub ({_first_line(error)}); offline, give "
+            f"{flag}: cannot get the data of '{name}' from the hub ({first_line(error)}); offline, give "
             f"{DATA_FLAG} DIR that holds it (python -m utils.mirror makes one), or use -eval_tasks bundled"
         ) from error
 
@@ -406,11 +406,6 @@ def _jsonable(value: object) -> object:
     if callable(value):
         return inspect.getsource(value)
     return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 def hub_split(task: str, split: str) -> list[dict]:

@@ -6,7 +6,6 @@ Every other option is lm_eval's. A merged checkpoint needs none of this: `lm_eva
 pretrained=OUT/model` reads it as it is.
 """
 
-import sys
 from pathlib import Path
 
 import lm_eval.__main__
@@ -14,10 +13,10 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from models.loading import has_tokenizer, load_config, load_tokenizer, resolve
-from models.restoration import attach_restoration, check_belongs, load_restoration
+from models.modeling_llama import attach
+from models.restoration import check_belongs, load_restoration
+from utils.commands import DEFAULT_CACHE, run
 from utils.errors import UserError
-
-CACHE = Path.home() / ".cache" / "restorelcc"
 
 
 @register_model("restorelcc")
@@ -29,24 +28,20 @@ class RestoredLM(HFLM):
     """
 
     def __init__(self, pruned: str, restoration: str, tokenizer: str | None = None, **kwargs):
-        folder = resolve(pruned, "pruned", CACHE)
+        folder = resolve(pruned, "pruned", DEFAULT_CACHE)
         load_config(folder, "pruned")
-        _, about = load_restoration(Path(restoration).expanduser(), "restoration")
+        learned, about = load_restoration(Path(restoration).expanduser(), "restoration")
         check_belongs(about, folder, "restoration")
         if tokenizer is None and not has_tokenizer(folder):
             raise UserError(f"pruned: {pruned} has no tokenizer; add tokenizer=PATH to --model_args")
-        source = resolve(tokenizer, "tokenizer", CACHE) if tokenizer is not None else folder
+        source = resolve(tokenizer, "tokenizer", DEFAULT_CACHE) if tokenizer is not None else folder
         super().__init__(pretrained=str(folder), tokenizer=load_tokenizer(source, "tokenizer"), **kwargs)
-        attach_restoration(self.model, Path(restoration).expanduser())
+        attach(self.model, learned).requires_grad_(False)
 
 
 def main() -> None:
     """lm_eval's command line; a user's mistake in our arguments is one line and exit 2."""
-    try:
-        lm_eval.__main__.cli_evaluate()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(lm_eval.__main__.cli_evaluate)
 
 
 if __name__ == "__main__":

