@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from utils.activations import Tree
     from utils.cache import Cache
     from utils.evaluation import EvalPlan, Evaluation
+    from utils.processes import Processes
     from utils.prompts import Encoded
     from utils.record import RunRecord
     from utils.training import TrainingResult
@@ -93,28 +94,33 @@ def main() -> None:
     args = parse_arguments()
     check_result_folder(args)
     # From here on only, so that --help and a wrong flag are answered at once.
+    from utils.processes import Processes
+
+    processes = Processes(args.device)
+    check_resumable(args, processes)
     from utils.cache import Cache
     from utils.record import RunRecord
 
     quiet_libraries()
     cache = Cache(args.cache_dir)
     record = RunRecord(STAGES)
-    with record.stage("reading samples, tokenizer and tasks"):
-        inputs = prepare(args)
-    with record.stage("pruned checkpoint"):
+    with record.stage("reading samples, tokenizer and tasks"), processes.main_first():
+        inputs = prepare(args, processes)
+    with record.stage("pruned checkpoint"), processes.main_first():
         pruned = pruned_checkpoint(args, inputs, cache)
-    with record.stage("contrastive negatives"):
-        trees = probe_trees(args, inputs)
-    with record.stage("dense model: activations and scores"):
+    with record.stage("contrastive negatives"), processes.main_first():
+        trees = probe_trees(args, inputs, cache)
+    with record.stage("dense model: activations and scores"), processes.main_first():
         dense_keys, dense_scores = measure(args, inputs, cache, inputs.dense, trees, "dense")
-    with record.stage("pruned model: activations and scores"):
+    with record.stage("pruned model: activations and scores"), processes.main_first():
         pruned_keys, pruned_scores = measure(args, inputs, cache, pruned, prompt_trees(inputs), "pruned")
-    with record.stage("lost components and head ranking"):
+    with record.stage("lost components and head ranking"), processes.main_first():
         ranked = rank(args, inputs, cache, pruned, dense_keys, pruned_keys)
         heads = sorted(ranked.heads[: args.head_count(*inputs.shape[:2])])
     with record.stage(f"training β and b of {len(heads)} heads"):
-        clear_results(args)
-        trained = train_restoration(args, inputs, pruned, ranked, heads)
+        trained = train_restoration(args, inputs, processes, pruned, ranked, heads)
+    if not processes.is_main:
+        return
     with record.stage("merge and proof"):
         proof = merge_with_proof(args, inputs, pruned, trained)
         if inputs.compact:
@@ -143,7 +149,13 @@ def check_result_folder(args: Arguments) -> None:
             )
 
 
-def prepare(args: Arguments) -> Inputs:
+def check_resumable(args: Arguments, processes: "Processes") -> None:
+    """Raise UserError if -resume is asked of a sharded training, which writes no checkpoints."""
+    if args.resume and processes.sharded:
+        raise UserError("-resume: FSDP training writes no checkpoints to continue from; give -overwrite to start again")
+
+
+def prepare(args: Arguments, processes: "Processes") -> Inputs:
     """Check every input that can be checked without reading a model's weights, in order of cost."""
     import pruning
     from data.loading import check_data_path
@@ -157,7 +169,7 @@ def prepare(args: Arguments) -> Inputs:
         check_name(args.pruned_model_path, "-pruned_model_path")
     if not args.spec_task:
         check_data_path(args.data_path, args.valid_data_path)
-    device = usable_device(args.device)
+    device = usable_device(processes.device)
     needs_encoder = args.head_selection == "contrastive" and args.spec_task not in ("boolq", "rte")
     encoder = locate_encoder(args.sentence_encoder) if needs_encoder else None
 
@@ -216,7 +228,7 @@ def usable_device(name: str) -> str:
     import torch
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
     try:
         place = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -332,7 +344,7 @@ def prompt_trees(inputs: Inputs) -> "list[Tree]":
     return [Tree(ids, [[]]) for ids in token_ids]
 
 
-def probe_trees(args: Arguments, inputs: Inputs) -> "list[Tree]":
+def probe_trees(args: Arguments, inputs: Inputs, cache: "Cache") -> "list[Tree]":
     """What the dense model reads: the first -num_probe_samples as q, q + r⁺, q + r⁻ over one trunk, the rest as q."""
     from utils.activations import Tree
     from utils.prompts import common_prefix, encode
@@ -341,7 +353,7 @@ def probe_trees(args: Arguments, inputs: Inputs) -> "list[Tree]":
     if args.head_selection != "contrastive":
         return plain
     trees = []
-    for prompt, response, wrong in zip(inputs.prompts, inputs.responses, wrong_answers(args, inputs), strict=False):
+    for prompt, response, wrong in zip(inputs.prompts, inputs.responses, wrong_answers(args, inputs, cache), strict=False):
         question = inputs.tokenizer(prompt.strip()).input_ids
         answers = [encode(inputs.tokenizer, prompt, text, args.max_length).ids for text in (response, wrong)]
         shared = common_prefix([question, *answers])
@@ -349,25 +361,42 @@ def probe_trees(args: Arguments, inputs: Inputs) -> "list[Tree]":
     return trees + plain[len(trees) :]
 
 
-def wrong_answers(args: Arguments, inputs: Inputs) -> list[str]:
+def wrong_answers(args: Arguments, inputs: Inputs, cache: "Cache") -> list[str]:
     """r⁻ of the samples that train the probes: the most similar other answer, or the task's own wrong one."""
     import torch
 
-    from utils.negatives import most_similar_choice, most_similar_other, sentence_embeddings
+    from utils.negatives import most_similar_choice, most_similar_other
 
     count = min(args.num_probe_samples, len(inputs.prompts))
     if inputs.wrong_choices is None:
-        embeddings = sentence_embeddings(inputs.responses, inputs.encoder, inputs.device)
+        embeddings = kept_embeddings(inputs, cache, inputs.responses)
         nearest = most_similar_other(embeddings, inputs.responses)
         return [inputs.responses[row] for row in nearest[:count]]
     choices = inputs.wrong_choices[:count]
     if all(len(wrong) == 1 for wrong in choices):
         return [wrong[0] for wrong in choices]
     right = inputs.responses[:count]
-    embeddings = sentence_embeddings(
-        [*right, *(text for wrong in choices for text in wrong)], inputs.encoder, inputs.device
-    )
+    embeddings = kept_embeddings(inputs, cache, [*right, *(text for wrong in choices for text in wrong)])
     return most_similar_choice(embeddings[:count], torch.split(embeddings[count:], [len(w) for w in choices]), choices)
+
+
+def kept_embeddings(inputs: Inputs, cache: "Cache", texts: list[str]) -> "Tensor":
+    """Sentence embeddings (N, E) of the texts, from the cache if the same encoder embedded the same texts before."""
+    import utils.negatives
+    from utils.cache import code_version
+
+    key = {
+        "encoder": utils.negatives.encoder_identity(inputs.encoder),
+        "texts": digest(texts),
+        "device": inputs.device.partition(":")[0],
+        "code": code_version(utils.negatives),
+    }
+    kept = cache.tensors(
+        "embeddings",
+        key,
+        lambda: {"embeddings": utils.negatives.sentence_embeddings(texts, inputs.encoder, inputs.device)},
+    )
+    return kept["embeddings"]
 
 
 def measure(
@@ -423,11 +452,14 @@ class Loaded:
         self.model = None
 
     def get(self) -> "LlamaForCausalLM":
-        """The model, on the run's device and in its dtype."""
-        from models.loading import DTYPES, load_model
+        """The model in the run's dtype, on its device; with -device auto, spread over what there is if it must be."""
+        from models.loading import DTYPES, load_model, placement
 
         if self.model is None:
-            self.model = load_model(self.folder, DTYPES[self.args.dtype], self.inputs.device, "-base_model_name")
+            dtype, device = DTYPES[self.args.dtype], self.inputs.device
+            if self.args.device == "auto":
+                device = placement(self.folder, dtype, device)
+            self.model = load_model(self.folder, dtype, device, "-base_model_name")
         return self.model
 
 
@@ -545,18 +577,27 @@ def clear_results(args: Arguments) -> None:
 
 
 def train_restoration(
-    args: Arguments, inputs: Inputs, pruned: Path, ranked: Ranked, heads: list[tuple[int, int]]
-) -> Trained:
-    """Train a restoration attached to the pruned model, and save it to -output_dir/restoration."""
+    args: Arguments,
+    inputs: Inputs,
+    processes: "Processes",
+    pruned: Path,
+    ranked: Ranked,
+    heads: list[tuple[int, int]],
+) -> Trained | None:
+    """Train a restoration attached to the pruned model, and save it to -output_dir/restoration.
+
+    All processes train it together; the main one saves it, and the others have nothing to return.
+    """
     from models.checkpoint import fingerprint
     from models.merge import probe_logits
     from models.modeling_llama import attach, initial_restoration, read_restoration
     from models.restoration import save_restoration
     from utils.training import TrainingResult, TrainingSettings, train
 
+    if processes.is_main:
+        clear_results(args)
     start = initial_restoration(heads, ranked.basis, args.method, args.seed)
-    with Loaded(args, inputs, pruned) as get:
-        model = attach(get(), start if args.num_epoch else start.zeroed())
+    model = attach(model_to_train(args, inputs, processes, pruned), start if args.num_epoch else start.zeroed())
     checkpoints = args.output_dir / "checkpoints"
     result = TrainingResult()
     if args.num_epoch:
@@ -570,7 +611,13 @@ def train_restoration(
             gradient_checkpointing=args.gradient_checkpointing,
             seed=args.seed,
         )
-        result = train(model, inputs.train, inputs.valid, settings, inputs.device, checkpoints, args.resume)
+        result = train(
+            model, inputs.train, inputs.valid, settings, inputs.device, checkpoints, args.resume, processes.sharded
+        )
+    restoration = read_restoration(model)
+    processes.end()
+    if not processes.is_main:
+        return None
     about = {
         "base_model": args.base_model_name,
         "pruned_model": args.pruned_model_path or f"{args.prune_method} {args.sparsity} of {args.base_model_name}",
@@ -579,12 +626,31 @@ def train_restoration(
         "layers_heads_head_dim": inputs.shape,
         "arguments": args.as_json(),
     }
-    restoration = read_restoration(model)
     save_restoration(args.output_dir / "restoration", restoration, about)
     lines = [json.dumps(row) for row in result.history]
     write_text(args.output_dir / "logs" / "history.jsonl", "".join(f"{line}\n" for line in lines))
     token_ids = [sample.ids for sample in (inputs.valid or inputs.train)[:PROOF_SAMPLES]]
+    if processes.sharded:
+        # What is left of the sharded model is a part of it: the saved restoration is attached to a whole one again.
+        del model
+        with Loaded(args, inputs, pruned) as get:
+            model = attach(get(), restoration)
     return Trained(restoration, token_ids, probe_logits(model, token_ids), result)
+
+
+def model_to_train(args: Arguments, inputs: Inputs, processes: "Processes", pruned: Path) -> "LlamaForCausalLM":
+    """The pruned model on this process's device, or on the CPU where FSDP will shard it from."""
+    from models.loading import DTYPES, load_model, placement
+
+    dtype = DTYPES[args.dtype]
+    if processes.sharded:
+        return load_model(pruned, dtype, "cpu", "-pruned_model_path")
+    if args.device == "auto" and placement(pruned, dtype, inputs.device) == "auto":
+        raise UserError(
+            f"-device: the model does not fit into {inputs.device}, and its training cannot be offloaded; "
+            "use several GPUs: accelerate launch --use_fsdp (see the README)"
+        )
+    return load_model(pruned, dtype, inputs.device, "-pruned_model_path")
 
 
 def merge_with_proof(args: Arguments, inputs: Inputs, pruned: Path, trained: Trained) -> dict:

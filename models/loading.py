@@ -3,11 +3,16 @@
 Every name resolves to a local Hugging Face folder first, so that what follows knows one kind of model only.
 """
 
+import atexit
+import functools
 import importlib.util
 import logging
 import re
+import shutil
+import tempfile
 from pathlib import Path
 
+import psutil
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -19,6 +24,7 @@ from transformers import (
     GgufConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -56,6 +62,9 @@ SHORT_NAMES = {
 """Short names of the original release and their neighbours; upper and lower case are one."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_SHARE_FOR_WEIGHTS = 0.8
+"""Of a device's free memory; activations, gradients and logits need the rest."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -134,13 +143,44 @@ def load_model(folder: Path, dtype: torch.dtype | str, device: str, flag: str) -
     """The model in `folder`, frozen, in evaluation mode.
 
     dtype: a torch dtype, or "auto" for the one it was saved in.
-    device: a torch device, or "auto" to spread it over what the machine has (accelerate's device_map).
+    device: a torch device, or "auto" to spread it over what the machine has, GPUs first, then memory, then a
+        temporary folder on disk (accelerate's device_map with offload); a model spread like that is only read from.
     """
+    options = {"device_map": device}
+    if device == "auto":
+        options["offload_folder"] = _offload_folder()
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", **options)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{flag}: cannot load {folder} ({first_line(error)})") from error
     return model.requires_grad_(False).eval()
+
+
+def placement(folder: Path, dtype: torch.dtype, device: str) -> str:
+    """`device` if the model in `folder` fits into its free memory with room to work in, else "auto"."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(load_config(folder, "-base_model_name"), dtype=dtype)
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return device if needed <= _SHARE_FOR_WEIGHTS * _free_memory(device) else "auto"
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where the model's inputs go: to its embedding, or to the CPU, from where accelerate moves them, if offloaded."""
+    place = model.get_input_embeddings().weight.device
+    return torch.device("cpu") if place.type == "meta" else place
+
+
+def _free_memory(device: str) -> int:
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+@functools.cache
+def _offload_folder() -> str:
+    folder = tempfile.mkdtemp(prefix="restorelcc-offload-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def head_shape(config: LlamaConfig) -> tuple[int, int, int]:

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import count_zeros, tensor_readers
-from models.loading import DTYPES, check_name, has_tokenizer, load_config, load_model, load_tokenizer, resolve
+from models.loading import (
+    DTYPES,
+    check_name,
+    has_tokenizer,
+    input_device,
+    load_config,
+    load_model,
+    load_tokenizer,
+    resolve,
+)
 from models.modeling_llama import Restoration, attach, compensated_projections
 from models.restoration import check_belongs, load_restoration
 from utils.commands import DEFAULT_CACHE, Parser, check_output, run
@@ -65,7 +74,7 @@ def logits_tolerance(dtype: torch.dtype) -> float:
 @torch.no_grad()
 def probe_logits(model: nn.Module, token_ids: list[list[int]]) -> list[Tensor]:
     """fp32 logits (T, vocabulary) on the CPU for each sequence of ids, one at a time: no padding to hide behind."""
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     return [model(torch.tensor([ids], device=device)).logits[0].float().cpu() for ids in token_ids]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import LlamaForCausalLM
 
 INITIAL_STD = 1e-3
@@ -87,6 +88,7 @@ class CompensatedProjection(nn.Linear):
         for name in ("magnitudes", "component"):
             start = getattr(restoration, name)
             self.register_parameter(name, None if start is None else nn.Parameter(start.to(device, copy=True)))
+        self._kept: tuple[tuple, Tensor] | None = None
 
     def compensated_bias(self) -> Tensor:
         """The bias to add, the layer's own included: Σ_h W_O[:, h] c_h, (D,) fp32."""
@@ -95,7 +97,17 @@ class CompensatedProjection(nn.Linear):
         return added if self.bias is None else added + self.bias.float()
 
     def forward(self, z: Tensor) -> Tensor:
-        return _LinearPlusBias.apply(z, self.weight, self.compensated_bias())
+        if torch.is_grad_enabled():
+            return _LinearPlusBias.apply(z, self.weight, self.compensated_bias())
+        return F.linear(z, self.weight, self._kept_bias(z.dtype))
+
+    def _kept_bias(self, dtype: torch.dtype) -> Tensor:
+        """The bias for inference, computed again only after β, b or the weight were changed or moved."""
+        sources = (self.magnitudes, self.component, self.weight)
+        state = dtype, *((t.device, t.data_ptr(), t._version) for t in sources if t is not None)
+        if self._kept is None or self._kept[0] != state:
+            self._kept = state, self.compensated_bias().to(dtype)
+        return self._kept[1]
 
 
 def initial_restoration(heads: list[tuple[int, int]], basis: Tensor, method: str, seed: int) -> Restoration:
@@ -133,14 +145,14 @@ def attach(model: LlamaForCausalLM, restoration: Restoration) -> LlamaForCausalL
 
 
 def read_restoration(model: LlamaForCausalLM) -> Restoration:
-    """The restoration attached to `model`, as it stands now, on the CPU."""
+    """The restoration attached to `model`, as it stands now, on the CPU; of a sharded model, by all processes."""
     heads, parts = [], {"basis": [], "magnitudes": [], "component": []}
     for layer, projection in compensated_projections(model).items():
         heads += [(layer, head) for head in projection.heads.tolist()]
         for name, found in parts.items():
             tensor = getattr(projection, name)
             if tensor is not None:
-                found.append(tensor.detach().float().cpu().clone())
+                found.append(_whole(tensor.detach()).float().cpu().clone())
     return Restoration(heads, *(torch.cat(found) if found else None for found in parts.values()))
 
 
@@ -148,6 +160,11 @@ def compensated_projections(model: LlamaForCausalLM) -> dict[int, CompensatedPro
     """The patched `o_proj` of each layer that has one."""
     projections = {index: layer.self_attn.o_proj for index, layer in enumerate(model.model.layers)}
     return {index: p for index, p in projections.items() if isinstance(p, CompensatedProjection)}
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The tensor; gathered, if FSDP keeps a part of it in each process."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _rows_by_layer(heads: list[tuple[int, int]]) -> dict[int, list[int]]:

@@ -10,7 +10,7 @@ from models.modeling_llama import attach, read_restoration
 from tests.test_modeling import trained
 from utils.prompts import Encoded, alpaca_prompt, common_prefix, encode
 from utils.response_loss import IGNORED, ResponseLoss
-from utils.training import Collator, TrainingSettings, mean_response_loss, train
+from utils.training import Collator, TrainingSettings, response_loss, train
 
 SAMPLES = [Encoded([5, 9, 77, 30], 2), Encoded([8, 1, 2, 3, 4, 60, 61], 3), Encoded([7, 7, 9], 1)]
 
@@ -81,7 +81,8 @@ def test_loss_equals_full_logits_of_unpadded_samples(model, monkeypatch):
             total, count = total - float(logits[place - 1, sample.ids[place]]), count + 1
     loss = ResponseLoss(model)(**batch(SAMPLES))["loss"]
     assert abs(float(loss) - total / count) < 1e-5
-    assert abs(mean_response_loss(ResponseLoss(model), SAMPLES, 257, "") - total / count) < 1e-5
+    summed, labelled = response_loss(ResponseLoss(model), SAMPLES, 257, "").tolist()
+    assert labelled == count and abs(summed - total) < 1e-4
     assert abs(float(ResponseLoss(model)(**batch(SAMPLES), num_items_in_batch=20)["loss"]) - total / 20) < 1e-5
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
-from models.loading import head_shape
+from models.loading import head_shape, input_device
 
 TOKENS_A_BATCH = 4096
 """Padded tokens in one forward pass. A tree mask holds tokens² booleans a row, so rows stay bounded too."""
@@ -48,7 +48,7 @@ def last_token_activations(model: LlamaForCausalLM, trees: list[Tree], descripti
     layers, heads, width = head_shape(model.config)
     count = len(trees[0].branches)
     found = torch.empty(count, layers, heads, len(trees), width)
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     with (
         torch.no_grad(),
         tqdm(total=sum(map(len, trees)), desc=description, unit="tok", unit_scale=True) as bar,

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from models.loading import input_device
 from utils.eval_packing import Batch, batch_tensors, batches, pack
 from utils.token_scores import token_scores
 
@@ -46,6 +47,7 @@ class InMemoryLM(HFLM):
         with quiet(logging.ERROR):
             size = _GENERATED_BATCH if self.packs else int(batch_size)
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=size)
+        self._device = input_device(model)
         self.label = label
 
     @contextmanager

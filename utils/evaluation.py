@@ -14,6 +14,7 @@ from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from models.loading import input_device
 from utils import eval_statistics, perplexity
 from utils.eval_model import InMemoryLM, quiet, token_budget
 from utils.eval_plan import EvalPlan, PlannedTask, plan_tasks, portable_config
@@ -87,7 +88,7 @@ def evaluate(
         transformers=version("transformers"),
         batch_size=batch_size,
         dtype=str(model.dtype).removeprefix("torch."),
-        device=str(model.device),
+        device=str(input_device(model)),
         limit=plan.limit,
         tasks={},
     )
@@ -172,7 +173,7 @@ def _score_tokens(model, tokenizer, plan: EvalPlan, batch_size: int | str, label
     started = time.perf_counter()
     length = min(plan.ppl_window, model.config.max_position_embeddings)
     windows = perplexity.token_windows(tokenizer, plan.wikitext, length, plan.limit)
-    fitting = max(1, token_budget(model.device) // windows.shape[1])
+    fitting = max(1, token_budget(input_device(model)) // windows.shape[1])
     batch = fitting if batch_size == "auto" else int(batch_size)
     losses = perplexity.window_losses(model, windows, batch, f"{label}: {WIKITEXT} {TOKEN_PERPLEXITY}")
     value = eval_statistics.aggregate(losses, "exp_mean")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from models.checkpoint import fingerprint
 from utils.errors import UserError, first_line
 
 EMBEDDED = "embedded"
@@ -29,6 +30,18 @@ def locate_encoder(name: str) -> str:
             "or give a hub id (sentence-transformers/all-MiniLM-L6-v2) or a folder"
         )
     return str(folder)
+
+
+def encoder_identity(encoder: str) -> str:
+    """What a cache of embeddings is keyed by: the digest of a folder's weights, or a hub id with its commit."""
+    from transformers import AutoConfig
+
+    if Path(encoder).expanduser().is_dir():
+        return fingerprint(Path(encoder).expanduser())
+    try:
+        return f"{encoder}@{AutoConfig.from_pretrained(encoder)._commit_hash}"
+    except (OSError, ValueError) as error:
+        raise UserError(f"-sentence_encoder: cannot load {encoder} ({first_line(error)})") from error
 
 
 @torch.no_grad()

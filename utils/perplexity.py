@@ -7,6 +7,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from models.loading import input_device
 from utils.token_scores import token_scores
 
 _TOP_HEADING = re.compile(r" ?= [^=].*[^=] = ?")
@@ -61,7 +62,7 @@ def window_losses(model: PreTrainedModel, windows: torch.Tensor, batch_size: int
     losses = []
     bar = tqdm(total=len(windows), desc=description, unit="window")
     for batch in windows.split(batch_size):
-        batch = batch.to(model.device)
+        batch = batch.to(input_device(model))
         hidden = model.base_model(input_ids=batch, use_cache=False).last_hidden_state[:, :-1]
         scores, _ = token_scores(model, hidden.flatten(0, 1), batch[:, 1:].flatten())
         losses += (-scores.view(len(batch), -1).mean(dim=1)).tolist()

@@ -50,19 +50,20 @@ class ResponseLoss(nn.Module):
     def __init__(self, model: LlamaForCausalLM):
         super().__init__()
         self.model = model
+        self._no_split_modules = model._no_split_modules
+        """What FSDP shards as one unit; embeddings, last norm and head stay with this module."""
+
+    def tie_weights(self) -> None:
+        """For FSDP, which takes tied weights apart when it loads on one process only."""
+        self.model.tie_weights()
 
     def forward(self, input_ids: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> dict:
         """input_ids, labels: (B, T) int64, labels -100 where not trained on; returns {"loss": scalar fp32}.
 
         The loss is the sum over labelled tokens / num_items_in_batch, by default the labels of this batch.
         """
-        total, count = self.summed(input_ids, labels)
-        return {"loss": total / (count if num_items_in_batch is None else num_items_in_batch)}
-
-    def summed(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        """Summed loss over the labelled tokens (fp32), and their number."""
         hidden = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state
         targets = labels[:, 1:]
         labelled = targets != IGNORED
-        chosen = hidden[:, :-1][labelled]
-        return _FrozenHeadLoss.apply(chosen, self.model.lm_head.weight, targets[labelled]), len(chosen)
+        total = _FrozenHeadLoss.apply(hidden[:, :-1][labelled], self.model.lm_head.weight, targets[labelled])
+        return {"loss": total / (labelled.sum() if num_items_in_batch is None else num_items_in_batch)}

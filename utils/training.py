@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
 from utils.prompts import Encoded
@@ -54,12 +55,14 @@ def train(
     device: str,
     checkpoints: Path,
     resume: bool,
+    sharded: bool = False,
 ) -> TrainingResult:
-    """Train what requires gradients in `model`, in place.
+    """Train what requires gradients in `model`, in place, together with the other processes of `accelerate launch`.
 
     checkpoints: a folder for the trained parameters and the optimizer's state after every epoch; with `resume` the last
-    one there is continued from.
+    one there is continued from. sharded: under FSDP no checkpoints are written, since they would hold the whole model.
     """
+    last = get_last_checkpoint(str(checkpoints)) if resume and checkpoints.is_dir() else None
     arguments = _OneDevice(
         output_dir=str(checkpoints),
         learning_rate=settings.lr,
@@ -74,7 +77,8 @@ def train(
         seed=settings.seed,
         use_cpu=device == "cpu",
         eval_strategy="epoch" if valid else "no",
-        save_strategy="epoch",
+        eval_on_start=bool(valid) and last is None,
+        save_strategy="no" if sharded else "epoch",
         save_total_limit=1,
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -94,17 +98,16 @@ def train(
         data_collator=collate,
         train_dataset=[{"input_ids": sample.ids, "prompt_length": sample.prompt_length} for sample in samples],
         eval_dataset=valid,
-        callbacks=[_Progress(result, collate)],
+        callbacks=[_Progress(result)],
     )
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
             trainer.remove_callback(callback)
-    last = get_last_checkpoint(str(checkpoints)) if resume and checkpoints.is_dir() else None
     if last is not None:
         result.history += json.loads((Path(last) / "history.json").read_text())
-    elif valid:
-        result.history.append({"step": 0, "epoch": 0.0, "valid_loss": trainer.evaluate()["eval_loss"]})
     trainer.train(resume_from_checkpoint=last)
+    counted = torch.tensor([collate.tokens, collate.padded_tokens], device=trainer.accelerator.device)
+    result.tokens, result.padded_tokens = trainer.accelerator.reduce(counted).tolist()
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_disable()
     model.eval()
@@ -133,24 +136,35 @@ class Collator:
 
 
 @torch.no_grad()
-def mean_response_loss(model: ResponseLoss, samples: list[Encoded], pad_id: int, description: str) -> float:
-    """Mean loss over all response tokens of `samples` (natural logarithm, per token, not per batch)."""
-    device = model.model.get_input_embeddings().weight.device
+def response_loss(
+    model: torch.nn.Module, samples: list[Encoded], pad_id: int, description: str, part: int = 0, parts: int = 1
+) -> Tensor:
+    """(summed loss in nats, labelled tokens) over a part of the samples' batches, fp64; summed over parts, all.
+
+    model: a ResponseLoss, or what distributes one. Every part runs as many batches, so that processes that share a
+    model stay in step: a part that is short of one runs one of the others', and leaves it out of the sum.
+    """
+    device = next(model.parameters()).device
     order = sorted(range(len(samples)), key=lambda index: -len(samples[index].ids))
-    total, count = 0.0, 0
-    with tqdm(total=len(order), desc=description, unit="sample", leave=False) as bar:
-        while order:
-            size = max(1, VALID_TOKENS_A_BATCH // len(samples[order[0]].ids))
-            rows = [
-                {"input_ids": samples[index].ids, "prompt_length": samples[index].prompt_length}
-                for index in order[:size]
-            ]
-            batch = {name: tensor.to(device) for name, tensor in Collator(pad_id)(rows).items()}
-            summed, labelled = model.summed(**batch)
-            total, count = total + float(summed), count + labelled
-            bar.update(len(rows))
-            order = order[size:]
-    return total / count
+    batches = []
+    while order:
+        size = max(1, VALID_TOKENS_A_BATCH // len(samples[order[0]].ids))
+        batches.append(order[:size])
+        order = order[size:]
+    found = torch.zeros(2, dtype=torch.float64, device=device)
+    with tqdm(total=len(samples), desc=description, unit="sample", leave=False) as bar:
+        for first in range(0, len(batches), parts):
+            mine = first + part < len(batches)
+            rows = batches[first + part if mine else first]
+            batch = Collator(pad_id)(
+                [{"input_ids": samples[row].ids, "prompt_length": samples[row].prompt_length} for row in rows]
+            )
+            labels = batch["labels"][:, 1:]
+            summed = model(**{name: tensor.to(device) for name, tensor in batch.items()}, num_items_in_batch=1)["loss"]
+            if mine:
+                found += torch.stack([summed.double(), (labels != IGNORED).sum().to(summed).double()])
+            bar.update(sum(len(rows) for rows in batches[first : first + parts]))
+    return found
 
 
 class _OneDevice(TrainingArguments):
@@ -164,13 +178,23 @@ class _OneDevice(TrainingArguments):
 class _RestorationTrainer(Trainer):
     """transformers' Trainer; checkpoints hold what is trained, and validation loss is a mean over tokens."""
 
+    def _get_train_sampler(self, train_dataset=None):
+        """Grouped over the batches of all processes, so that 2 × 4 samples a step are the 8 of a single process."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthGroupedSampler(size, lengths=[len(row["input_ids"]) for row in self.train_dataset])
+
     def evaluate(self, *_, **__) -> dict[str, float]:
-        module = self.accelerator.unwrap_model(self.model)
+        # The wrapped one: a sharded model runs as a whole only.
+        module = self.model_wrapped
         training = module.training
         module.eval()
-        loss = mean_response_loss(module, self.eval_dataset, self.data_collator.pad_id, "validation loss")
+        part, parts = self.args.process_index, self.args.world_size
+        found = response_loss(module, self.eval_dataset, self.data_collator.pad_id, "validation loss", part, parts)
         module.train(training)
-        metrics = {"eval_loss": loss}
+        total, count = self.accelerator.reduce(found).tolist()
+        metrics = {"eval_loss": total / count}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -190,8 +214,8 @@ class _RestorationTrainer(Trainer):
 class _Progress(TrainerCallback):
     """One bar with loss and learning rate; keeps the history, and the seconds and tokens of the steps."""
 
-    def __init__(self, result: TrainingResult, collate: Collator, clock: Callable[[], float] = time.perf_counter):
-        self.result, self.collate, self.clock = result, collate, clock
+    def __init__(self, result: TrainingResult, clock: Callable[[], float] = time.perf_counter):
+        self.result, self.clock = result, clock
         self.bar: tqdm | None = None
         self.began = 0.0
 
@@ -219,11 +243,9 @@ class _Progress(TrainerCallback):
         self.bar.set_postfix(loss=f"{logs['loss']:.3f}", lr=f"{logs['learning_rate']:.1e}", refresh=False)
 
     def on_evaluate(self, args, state, control, metrics=None, **_) -> None:
-        if state.global_step:
-            self.result.history.append(
-                {"step": state.global_step, "epoch": state.epoch, "valid_loss": metrics["eval_loss"]}
-            )
+        self.result.history.append(
+            {"step": state.global_step, "epoch": state.epoch or 0.0, "valid_loss": metrics["eval_loss"]}
+        )
 
     def on_train_end(self, args, state, control, **_) -> None:
         self.bar.close()
-        self.result.tokens, self.result.padded_tokens = self.collate.tokens, self.collate.padded_tokens
