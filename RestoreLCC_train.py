@@ -92,6 +92,11 @@ class Trained:
 def main() -> None:
     """One run, from flags to report."""
     args = parse_arguments()
+    if args.plan:
+        from utils.plan_report import print_plan
+
+        print_plan(args, read_samples)
+        return
     check_result_folder(args)
     # From here on only, so that --help and a wrong flag are answered at once.
     from utils.processes import Processes
@@ -128,7 +133,7 @@ def main() -> None:
     with record.stage("restored model: scores"):
         restored_scores = scores(args, inputs, cache, args.output_dir / "model", "restored")
     evaluations = {"dense": dense_scores, "pruned": pruned_scores, "restored": restored_scores}
-    write_results(args, inputs, record, pruned, ranked, heads, trained.training, proof, evaluations)
+    write_results(args, inputs, processes, record, pruned, ranked, heads, trained.training, proof, evaluations)
 
 
 def check_result_folder(args: Arguments) -> None:
@@ -681,6 +686,7 @@ def compact_result(args: Arguments) -> None:
 def write_results(
     args: Arguments,
     inputs: Inputs,
+    processes: "Processes",
     record: "RunRecord",
     pruned: Path,
     ranked: Ranked,
@@ -720,6 +726,7 @@ def write_results(
         "seed": args.seed,
         "started": record.started,
         "device": device_name(inputs.device),
+        "processes": processes.count,
         "versions": versions(),
         "models": {"dense": args.base_model_name, "pruned": args.pruned_model_path},
         "pruning": json.loads(record_file.read_text(encoding="utf-8")) if record_file.is_file() else None,

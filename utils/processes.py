@@ -36,6 +36,8 @@ class Processes:
             return
         if ":" in device:
             raise UserError(f"-device: {device} is one device for {self.count} processes; give auto, cuda or cpu")
+        if not speaks():
+            _be_silent()
         from accelerate import PartialState
 
         on_cpu = device == "cpu" or os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
@@ -45,8 +47,6 @@ class Processes:
             raise UserError(
                 "accelerate launch: FSDP shards over GPUs only (accelerate has none on CPUs); leave out --use_fsdp"
             )
-        if not self.is_main:
-            _be_silent()
 
     @property
     def is_main(self) -> bool:
@@ -72,7 +72,7 @@ class Processes:
 
 
 def speaks() -> bool:
-    """Whether this process prints errors: all of them meet a user's mistake, and one line about it is enough."""
+    """Whether this process prints: all of them meet a user's mistake, and one line about it is enough."""
     return os.environ.get("RANK", "0") == "0"
 
 
