@@ -66,6 +66,7 @@ class Arguments:
     seed: int
     dtype: str
     device: str
+    plan: str | None
 
     def head_count(self, layers: int, heads: int) -> int:
         """-use_topk_heads as a number of heads of a model with L·H; UserError if it has not so many."""
@@ -275,6 +276,12 @@ def build_parser() -> Parser:
         help="what can be used again by other runs, keyed by content",
     )
     parser.flag("seed", type=at_least(0), default=42, metavar="N", help="of everything random")
+    parser.flag(
+        "plan",
+        metavar="CARD",
+        help="run nothing: print the time and memory that each stage will take on this machine (here) or on a card "
+        "(H100-80GB, A100-40GB, RTX4090, …)",
+    )
     return parser
 
 
