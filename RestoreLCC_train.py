@@ -108,7 +108,7 @@ def main() -> None:
 
     quiet_libraries()
     cache = Cache(args.cache_dir)
-    record = RunRecord(STAGES)
+    record = RunRecord(STAGES, cache.reused)
     with record.stage("reading samples, tokenizer and tasks"), processes.main_first():
         inputs = prepare(args, processes)
     with record.stage("pruned checkpoint"), processes.main_first():
@@ -328,6 +328,8 @@ def pruned_checkpoint(args: Arguments, inputs: Inputs, cache: "Cache") -> Path:
             seed=args.seed,
             base_name=args.base_model_name,
         )
+    else:
+        cache.reused.append("pruned")
     print(f"      {folder}")
     return folder
 

@@ -13,6 +13,7 @@ import utils.token_scores
 from models.modeling_llama import attach, initial_restoration
 from tests.conftest import LOPSIDED
 from utils.arguments import parse_arguments
+from utils.cache import Cache
 from utils.errors import UserError
 from utils.plan import (
     SCORED_CHUNK,
@@ -28,6 +29,7 @@ from utils.plan import (
 )
 from utils.plan_machine import CARDS
 from utils.plan_report import count_samples, count_tasks, wikitext
+from utils.record import RunRecord
 from utils.response_loss import ResponseLoss
 
 CONFIG = LlamaConfig(**LOPSIDED)
@@ -228,6 +230,17 @@ def test_what_does_not_fit_is_said_with_what_to_do(monkeypatch, capsys, tmp_path
     printed = " ".join(capsys.readouterr().out.split())
     assert "training β and b of 1280 heads: does not fit; try -gradient_checkpointing" in printed
     assert "NO" in printed
+
+
+def test_a_stage_records_what_the_cache_answered(tmp_path):
+    for again in (False, True):
+        cache = Cache(tmp_path)
+        record = RunRecord(2, cache.reused)
+        with record.stage("first"):
+            cache.document("scores", {"a": 1}, dict)
+        with record.stage("second"):
+            cache.tensors("activations", {"b": 2}, lambda: {"z": torch.ones(1)})
+        assert [stage["reused"] for stage in record.stages] == [["scores"] * again, ["activations"] * again]
 
 
 def test_an_unknown_card_is_one_line_that_names_the_flag(monkeypatch, capsys, shape_only):

@@ -22,6 +22,8 @@ class Cache:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.reused: list[str] = []
+        """The kind of everything that was found rather than made, in the order it was asked for."""
 
     def tensors(self, kind: str, key: dict, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The named tensors kept for `key`, or what `make` returns, which is then kept."""
@@ -30,6 +32,7 @@ class Cache:
         if path.is_file():
             with safe_open(path, framework="pt") as file:
                 if file.metadata().get("key") == written:
+                    self.reused.append(kind)
                     return load_file(path)
         made = make()
         with whole_file(path) as partial:
@@ -42,6 +45,7 @@ class Cache:
         if path.is_file():
             kept = json.loads(path.read_text(encoding="utf-8"))
             if kept["key"] == json.loads(json.dumps(key)):
+                self.reused.append(kind)
                 return kept["content"]
         made = make()
         write_json(path, {"key": key, "content": made})

@@ -17,26 +17,32 @@ PACKAGES = ("torch", "transformers", "datasets", "accelerate", "lm-eval", "numpy
 
 
 class RunRecord:
-    """Stages as they are done, in the order they were begun."""
+    """Stages as they are done, in the order they were begun.
 
-    def __init__(self, total: int):
+    reused: a cache's list of what it answered from; a stage records what was added to it meanwhile.
+    """
+
+    def __init__(self, total: int, reused: list[str] | None = None):
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self.stages: list[dict] = []
         self.total = total
+        self.reused = [] if reused is None else reused
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Announce a stage, and record its seconds and peak memory (of the process, and of the GPU's allocator)."""
         print(f"[{len(self.stages) + 1}/{self.total}] {name}", flush=True)
         gc.collect()
-        _reset_peak_memory()
+        reset_peak_memory()
+        found = len(self.reused)
         began = time.perf_counter()
         yield
         entry = {
             "name": name,
             "seconds": time.perf_counter() - began,
-            "peak_memory_bytes": _peak_memory(),
+            "peak_memory_bytes": peak_memory(),
             "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+            "reused": self.reused[found:],
         }
         self.stages.append(entry)
         print(f"      {entry['seconds']:.1f} s, peak memory {entry['peak_memory_bytes'] / 2**30:.2f} GiB", flush=True)
@@ -61,7 +67,8 @@ def device_name(device: str) -> str:
     return f"{device} ({threads} thread{'s' * (threads > 1)})"
 
 
-def _reset_peak_memory() -> None:
+def reset_peak_memory() -> None:
+    """Count peak memory from what is held now: the process's, and that of the GPU's allocator."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     # Elsewhere than on Linux, or where it is not allowed, the peak is that of the process so far.
@@ -69,7 +76,8 @@ def _reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
+    """Bytes of main memory the process held at most since the last reset."""
     try:
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
