@@ -98,6 +98,7 @@ class CompensatedProjection(nn.Linear):
 
     def forward(self, z: Tensor) -> Tensor:
         if torch.is_grad_enabled():
+            self._kept = None  # a step follows, which FSDP makes on a part of β and b that this layer doesn't see
             return _LinearPlusBias.apply(z, self.weight, self.compensated_bias())
         return F.linear(z, self.weight, self._kept_bias(z.dtype))
 

@@ -48,6 +48,8 @@ def main(folder: str, dtype: str, ram_efficient: str, output: str) -> None:
     mine = [SAMPLES[:2], SAMPLES[2:]][state.process_index]
     batch = Collator(257)([{"input_ids": s.ids, "prompt_length": s.prompt_length} for s in mine])
     labelled = sum(len(s.ids) - s.prompt_length for s in SAMPLES)
+    with torch.no_grad():  # so that what inference keeps could be out of date at the end
+        response_loss(sharded, SAMPLES, 257, "", state.process_index, 2)
     losses = []
     for _ in range(3):
         loss = sharded(**batch, num_items_in_batch=labelled)["loss"] * 2  # gradients are averaged over both

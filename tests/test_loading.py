@@ -18,9 +18,13 @@ from models.loading import (
     load_config,
     load_model,
     load_tokenizer,
+    placement,
     resolve,
 )
+from utils.activations import Tree, last_token_activations
 from utils.errors import UserError
+from utils.eval_model import InMemoryLM
+from utils.perplexity import window_losses
 
 FLAG = "-base_model_name"
 
@@ -129,3 +133,34 @@ def test_the_embedded_gguf_unpacks_to_a_plain_folder_once(tmp_path):
     before = (folder / "model.safetensors").stat().st_mtime_ns
     assert resolve(EMBEDDED, FLAG, tmp_path) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_model_larger_than_memory_is_offloaded_and_gives_the_same(make_tiny_llama, monkeypatch):
+    """-device auto: the part that memory does not hold is read from disk, in extraction and evaluation alike."""
+    folder = make_tiny_llama(zeros=0.5)
+    whole = load_model(folder, torch.float32, "cpu", "-b")
+    monkeypatch.setattr("models.loading._free_memory", lambda device: 60_000)
+    assert placement(folder, torch.float32, "cpu") == "auto"
+    monkeypatch.setattr("transformers.integrations.accelerate.get_max_memory", lambda _: {"cpu": 60_000})
+    spread = load_model(folder, torch.float32, "auto", "-b")
+    assert "disk" in spread.hf_device_map.values()
+    trees = [Tree([1, 2, 3], [[], [4, 5], [6]]), Tree([7, 8], [[], [9], [1, 1]])]
+    assert torch.equal(last_token_activations(spread, trees, ""), last_token_activations(whole, trees, ""))
+    requests = [(None, [5, 6, 7], [8]), (None, [5, 6, 7], [9, 10])]
+    scores = [
+        InMemoryLM(model, load_tokenizer(folder, "-b"), "auto", "")._loglikelihood_tokens(requests)
+        for model in (spread, whole)
+    ]
+    assert scores[0] == scores[1]
+    windows = torch.arange(40).view(2, 20)
+    assert window_losses(spread, windows, 1, "") == window_losses(whole, windows, 1, "")
+
+
+def test_a_model_that_fits_stays_on_its_device(make_tiny_llama, monkeypatch):
+    folder = make_tiny_llama()
+    parameters = load_model(folder, torch.float32, "cpu", "-b").num_parameters()
+    monkeypatch.setattr("models.loading._free_memory", lambda device: 4 * parameters / 0.8 + 1)
+    assert placement(folder, torch.float32, "cpu") == "cpu"
+    monkeypatch.setattr("models.loading._free_memory", lambda device: 4 * parameters)
+    assert placement(folder, torch.float32, "cpu") == "auto"
+    assert placement(folder, torch.bfloat16, "cpu") == "cpu"

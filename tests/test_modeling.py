@@ -56,6 +56,21 @@ def test_one_bias_a_step_equals_adding_to_every_head_and_token(make_tiny_llama, 
     assert (found - untouched).abs().max() > 1e-2
 
 
+def test_the_bias_kept_for_inference_follows_every_change(make_tiny_llama):
+    model = attach(load_model(make_tiny_llama(), torch.float32, "cpu", "-b"), trained())
+    projection = compensated_projections(model)[2]
+    z = torch.randn(1, 4, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        first = projection(z)
+        assert torch.equal(projection(z), first)
+        projection.component.add_(1)
+        second = projection(z)
+        projection.magnitudes.mul_(2)
+        third = projection(z)
+    assert not torch.allclose(first, second) and not torch.allclose(second, third)
+    assert torch.allclose(third, projection(z), atol=1e-5)  # as training computes it
+
+
 def test_compensation_is_equation_8():
     restoration = trained()
     for row in range(len(HEADS)):
