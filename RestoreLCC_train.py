@@ -616,6 +616,7 @@ def train_restoration(
             max_grad_norm=args.max_grad_norm,
             group_by_length=not args.random_batches,
             gradient_checkpointing=args.gradient_checkpointing,
+            torch_compile=args.torch_compile,
             seed=args.seed,
         )
         result = train(

@@ -29,6 +29,7 @@ def settings(**changes) -> TrainingSettings:
         "max_grad_norm": 1.0,
         "group_by_length": True,
         "gradient_checkpointing": False,
+        "torch_compile": False,
         "seed": 42,
     }
     return TrainingSettings(**{**defaults, **changes})
@@ -155,3 +156,22 @@ def test_the_learning_rate_falls_linearly_to_zero(make_tiny_llama, tmp_path):
     rates = [row["learning_rate"] for row in result.history]
     assert len(rates) == 10
     assert rates == pytest.approx([0.5 * (1 - step / 10) for step in range(10)])
+
+
+def test_compiled_training_is_the_same_training(make_tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.training.COMPILER", "aot_eager")
+    compiled = []
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **options: (compiled.append(type(self)), original(self, **options))
+    )
+    folder = make_tiny_llama(zeros=0.5)
+    samples, found = encoded(folder, 12), []
+    for choice in (False, True):
+        model = attach(load_model(folder, torch.float32, "cpu", "-p"), trained().zeroed())
+        result = train(model, samples, [], settings(torch_compile=choice), "cpu", tmp_path / str(choice), False)
+        found.append(([row["loss"] for row in result.history], read_restoration(model)))
+        assert all(layer._compiled_call_impl is None for layer in model.model.layers)
+    assert len(compiled) == 3
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert torch.allclose(found[0][1].component, found[1][1].component, atol=1e-5)

@@ -54,6 +54,7 @@ class Arguments:
     max_grad_norm: float
     random_batches: bool
     gradient_checkpointing: bool
+    torch_compile: bool
     resume: bool
     eval_tasks: str
     eval_limit: int | None
@@ -247,6 +248,7 @@ def build_parser() -> Parser:
     )
     parser.switch("random_batches", "mix short and long samples in a batch, as the original release does: more padding")
     parser.switch("gradient_checkpointing", "recompute activations in the backward pass: less memory, more time")
+    parser.switch("torch_compile", "compile the decoder layers for training: minutes at the start, faster steps after")
     parser.switch("resume", "continue the interrupted run in -output_dir from its last finished epoch")
 
     parser.group("evaluation")

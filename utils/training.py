@@ -19,6 +19,9 @@ from utils.response_loss import IGNORED, ResponseLoss
 
 VALID_TOKENS_A_BATCH = 4096
 
+COMPILER = "inductor"
+"""torch.compile's backend for -torch_compile."""
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -31,6 +34,7 @@ class TrainingSettings:
     max_grad_norm: float
     group_by_length: bool
     gradient_checkpointing: bool
+    torch_compile: bool
     seed: int
 
 
@@ -91,6 +95,10 @@ def train(
     )
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if settings.torch_compile:
+        # Layer by layer: they are alike, so one compilation serves all, and batches of every length.
+        for layer in model.model.layers:
+            layer.compile(backend=COMPILER, dynamic=True)
     collate = Collator(pad_id=model.config.pad_token_id or 0)
     result = TrainingResult()
     trainer = _RestorationTrainer(
@@ -109,6 +117,8 @@ def train(
     trainer.train(resume_from_checkpoint=last)
     counted = torch.tensor([collate.tokens, collate.padded_tokens], device=trainer.accelerator.device)
     result.tokens, result.padded_tokens = trainer.accelerator.reduce(counted).tolist()
+    for layer in model.model.layers:
+        layer._compiled_call_impl = None  # what `compile` set; there is no public way back
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_disable()
     model.eval()
