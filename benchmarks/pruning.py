@@ -4,18 +4,17 @@ python -m benchmarks.pruning -calib_samples 64 -calib_length 512
 """
 
 import copy
-import itertools
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from transformers import LlamaForCausalLM
 
+from benchmarks.inference import DECODE, PREFILL, measure, plain_forward, slim
+from benchmarks.timing import say, timed
 from models.loading import DTYPES, load_model, load_tokenizer, resolve
 from pruning import Pattern, calibration, compact
 from pruning.methods import METHODS
-from pruning.slimgpt import plan
 from pruning.statistics import Hessian, relative_error
 from pruning.streaming import SITES, Stage, Values, stream
 from utils.commands import DEFAULT_CACHE, Parser, run
@@ -75,25 +74,13 @@ def pruning_speed(model: LlamaForCausalLM, tokens: torch.Tensor, methods: list[s
 
 
 def inference_speed(model: LlamaForCausalLM, tokens: torch.Tensor, ratio: float) -> dict:
-    """Tokens per second of the dense model and of one as slimgpt leaves it at `ratio`, masked and compact.
-
-    Speed depends on the sizes only, so the first heads and channels are removed, whatever they are worth.
-    """
-    masked = copy.deepcopy(model)
-    shared = model.config.num_attention_heads // model.config.num_key_value_heads
-    for layer, removal in zip(masked.model.layers, plan(model.config, ratio), strict=True):
-        layer.self_attn.o_proj.weight[:, : removal.kv_heads * shared * model.config.head_dim] = 0
-        layer.mlp.down_proj.weight[:, : removal.channels] = 0
+    """Tokens per second of the dense model and of one as slimgpt leaves it at `ratio`, masked and compact."""
+    masked = slim(model, ratio)
     models = {"dense": model, "masked": masked, "compact": compact(masked)}
-    # Turn by turn, so that whatever else the machine does falls on all of them; the best turn counts.
-    rows = {name: {"prefill": 0.0, "generate": 0.0} for name in models}
-    prompt, new = tokens[:4], 32
-    for _, (name, candidate) in itertools.product(range(5), models.items()):
-        reading = prompt.numel() / timed(lambda candidate=candidate: plain_forward(candidate, prompt))
-        writing = new / timed(lambda candidate=candidate: generate(candidate, prompt[:1, :64], new))
-        rows[name]["prefill"] = max(rows[name]["prefill"], reading)
-        rows[name]["generate"] = max(rows[name]["generate"], writing)
-    for name, row in rows.items():
+    rates = measure(models, tokens[:4], new=32, repeats=1)
+    rows: dict[str, dict] = {}
+    for name, found in rates.items():
+        row = rows[name] = {"prefill": found[PREFILL][0], "generate": found[DECODE][0]}
         row["parameters"] = models[name].num_parameters()
         row["bytes"] = sum(p.numel() * p.element_size() for p in models[name].parameters())
         row |= {f"{kind}_ratio": row[kind] / rows["dense"][kind] for kind in ("prefill", "generate")}
@@ -129,39 +116,6 @@ def layer_errors(model: LlamaForCausalLM, tokens: torch.Tensor, pattern: Pattern
     for index, row in enumerate(rows):
         say(f"{index:5} " + " ".join(f"{row[method]:.4f}" for method in UNSTRUCTURED))
     return rows
-
-
-@torch.no_grad()
-def plain_forward(model: LlamaForCausalLM, tokens: torch.Tensor) -> None:
-    """The decoder on the whole set, in the batches that pruning uses."""
-    for batch in tokens.split(max(1, 4096 // tokens.shape[1])):
-        model.model(batch.to(model.device), use_cache=False)
-
-
-def generate(model: LlamaForCausalLM, prompt: torch.Tensor, new: int) -> None:
-    """Exactly `new` tokens, greedily."""
-    model.generate(
-        prompt.to(model.device),
-        attention_mask=torch.ones_like(prompt).to(model.device),
-        min_new_tokens=new,
-        max_new_tokens=new,
-        do_sample=False,
-        pad_token_id=0,
-    )
-
-
-def say(line: str) -> None:
-    """Print at once: a run takes minutes, and what is measured should survive being stopped."""
-    print(line, flush=True)
-
-
-def timed(work: Callable[[], None]) -> float:
-    """Seconds, the GPU's queue included."""
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def parser() -> Parser:
