@@ -222,13 +222,20 @@ def test_the_flag_needs_a_configuration_only_and_writes_nothing(monkeypatch, cap
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_does_not_fit_is_said_with_what_to_do(monkeypatch, capsys, tmp_path):
-    sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "head_dim": 128}
-    heads = {"num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 32000}
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        (36, "try -gradient_checkpointing, or -batch_size"),
+        (80, "try several GPUs, accelerate launch --use_fsdp"),
+    ],
+)
+def test_what_does_not_fit_is_said_with_what_would(monkeypatch, capsys, tmp_path, layers, said):
+    sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": layers, "vocab_size": 32000}
+    heads = {"num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128}
     (tmp_path / "config.json").write_text(json.dumps(LlamaConfig(**sizes, **heads).to_dict()))
     run(monkeypatch, ["-base_model_name", str(tmp_path), "-plan", "h100-80gb", "-calib_length", "128"])
     printed = " ".join(capsys.readouterr().out.split())
-    assert "training β and b of 1280 heads: does not fit; try -gradient_checkpointing" in printed
+    assert f"training β and b of {layers * 16} heads: does not fit; {said}" in printed
     assert "NO" in printed
 
 

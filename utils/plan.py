@@ -30,6 +30,9 @@ PROOF_SEQUENCES = 4
 ENCODER_BYTES, ENCODER_FLOPS = 91_000_000, 2 * 10_600_000
 """MiniLM-L6 in fp32, and what it computes a token: 6 layers of 12·384² weights (its model card)."""
 
+ENCODER_BATCH, ENCODER_LONGEST, ENCODER_TOKEN_BYTES = 64, 256, (2 * 1536 + 8 * 384) * 4
+"""Answers at once, their longest in tokens (utils/negatives.py), and a layer's bytes a token: FFN, q, k, v, streams."""
+
 FP32 = 4
 
 
@@ -42,7 +45,10 @@ class Machine:
     device. forward_share, backward_share: of `flops`, what a whole decoder layer reaches. host_flops, host_bandwidth:
     fp32 products and memory traffic of the host's CPU. disk: reading or writing weights, hashing included.
     baseline: resident on the host before any weight is, all libraries loaded; device_baseline: taken on a card before
-    the first tensor. imports: seconds until all libraries are loaded. source: where the rates come from, in words.
+    the first tensor. fragments: of training's activations in a CPU's heap, the holes left between batches of different
+    lengths; kept: of the heap a converted model was in, the share that stays resident after it, since a heap shrinks
+    from its end only. imports: seconds until all libraries are loaded. request_seconds: lm_eval's own, a request.
+    source: where the rates come from, in words.
     """
 
     name: str
@@ -56,9 +62,11 @@ class Machine:
     host_flops: float = 100e9
     host_bandwidth: float = 20e9
     disk: float = 1e9
-    baseline: int = 800 * 2**20
+    baseline: int = 560 * 2**20
+    fragments: float = 0.4
+    kept: float = 0.75
     device_baseline: int = 0
-    imports: float = 15.0
+    imports: float = 5.0
     request_seconds: float = 0.002
     source: str = ""
 
@@ -207,6 +215,17 @@ def restoration_bytes(config: LlamaConfig, heads: int) -> int:
     return heads * FP32 * (2 * 4 * width + width * width + config.hidden_size * width)
 
 
+def kept_activations(config: LlamaConfig, work: Workload, batch: Sequences) -> int:
+    """What is kept of a batch's forward pass until the backward pass, with or without gradient checkpointing."""
+    saved = saved_bytes(config, work.dtype_bytes, batch.rows, batch.longest)
+    if not work.gradient_checkpointing:
+        return saved
+    # One input a layer, and everything inside the one that is being recomputed.
+    tokens, layers = batch.rows * batch.longest, config.num_hidden_layers
+    last = FP32 * (config.hidden_size + 1) * tokens
+    return layers * tokens * config.hidden_size * work.dtype_bytes + (saved - last) // layers + last
+
+
 def training_bytes(config: LlamaConfig, work: Workload, batch: Sequences) -> int:
     """All that a training step holds beside the weights: saved activations, the restoration, and the larger transient.
 
@@ -214,14 +233,7 @@ def training_bytes(config: LlamaConfig, work: Workload, batch: Sequences) -> int
     """
     size = work.dtype_bytes
     tokens = batch.rows * batch.longest
-    if work.gradient_checkpointing:
-        # One input a layer, and everything inside the one that is being recomputed.
-        whole = saved_bytes(config, size, batch.rows, batch.longest)
-        last = FP32 * (config.hidden_size + 1) * tokens
-        layers = config.num_hidden_layers
-        saved = layers * tokens * config.hidden_size * size + (whole - last) // layers + last
-    else:
-        saved = saved_bytes(config, size, batch.rows, batch.longest)
+    saved = kept_activations(config, work, batch)
     loss = batch.scored_at_once * config.hidden_size * size * 2
     chunk = min(batch.scored_at_once, CHUNK)
     # Logits in fp32, their softmax, one of them in the model's dtype; from the second chunk on, the last one's too.
@@ -284,6 +296,7 @@ class _Planner:
         self.dense_file = parameters(config) * work.stored_bytes
         # What is pruned here is saved in the run's dtype; what is given is taken to be too.
         self.pruned_file = self.weights
+        self.kept = 0.0
         self.budget = GPU_TOKENS if self.on_card else CPU_TOKENS
         prompts = [prompt for prompt, _ in work.samples]
         probed = work.samples[: work.probes]
@@ -298,13 +311,13 @@ class _Planner:
         )
 
     def stages(self) -> list[StagePlan]:
+        """In order: on a CPU, what one leaves in the heap is under the next one's peak."""
+        dense = "dense model: activations and scores"
         return [
             self._stage("reading samples, tokenizer and tasks", 0, self.machine.imports, self._read_bytes(), 0),
             self._pruning(),
             self._negatives(),
-            self._measure(
-                "dense model: activations and scores", self.dense_file, [self.trees, self.rest], self.work.converted
-            ),
+            self._measure(dense, self.dense_file, [self.trees, self.rest], self.work.converted),
             self._measure("pruned model: activations and scores", self.pruned_file, [self.prompts]),
             self._components(),
             self._training(),
@@ -315,7 +328,7 @@ class _Planner:
     def _stage(self, name: str, tokens: int, seconds: float, host: float, device: float) -> StagePlan:
         """host: bytes beyond the baseline that are the host's anyway; device: those that are the model's device's."""
         if not self.on_card:
-            return StagePlan(name, tokens, seconds, int(self.machine.baseline + host + device), None)
+            return StagePlan(name, tokens, seconds, int(self.machine.baseline + self.kept + host + device), None)
         return StagePlan(
             name, tokens, seconds, int(self.machine.baseline + host), int(self.machine.device_baseline + device)
         )
@@ -361,7 +374,9 @@ class _Planner:
         if self.on_card:
             layer = layer_parameters(config) * work.dtype_bytes
             return self._stage(name, 2 * tokens, seconds, host + self.weights, layer + held + scratch)
-        return self._stage(name, 2 * tokens, seconds, self.weights + max(host, held + scratch), 0)
+        stage = self._stage(name, 2 * tokens, seconds, self.weights + max(host, held + scratch), 0)
+        self.kept = self.machine.kept * self.weights
+        return stage
 
     def _linears(self) -> list[tuple[int, int]]:
         """(out, in) of the seven linear layers."""
@@ -374,8 +389,11 @@ class _Planner:
         if not self.work.probes:
             return self._stage(name, 0, 0, 0, 0)
         tokens = sum(length - prompt for prompt, length in self.work.samples)
-        seconds = 1 + ENCODER_BYTES / self.machine.disk + ENCODER_FLOPS * tokens / self.machine.host_flops
-        return self._stage(name, tokens, seconds, 0, ENCODER_BYTES)
+        rate = self.machine.fp32_flops * self.machine.forward_share
+        seconds = 1 + ENCODER_BYTES / self.machine.disk + ENCODER_FLOPS * tokens / rate
+        longest = min(ENCODER_LONGEST, max(length - prompt for prompt, length in self.work.samples))
+        batch = min(ENCODER_BATCH, len(self.work.samples)) * longest * ENCODER_TOKEN_BYTES
+        return self._stage(name, 0, seconds, 0, ENCODER_BYTES + batch)
 
     def _scores(self) -> tuple[float, int, Sequences]:
         """(seconds, tokens, the largest batch) of scoring one model on all tasks."""
@@ -409,7 +427,11 @@ class _Planner:
             z = activations_bytes(self.config, branches, self.work.dtype_bytes)
         if self.on_card:
             return self._stage(name, tokens, seconds, max(host, z), self.weights + device)
-        return self._stage(name, tokens, seconds, 0, self.weights + max(host, device + z))
+        # Converted weights lie in the heap, where those of an earlier stage were.
+        before, self.kept = self.kept, 0 if converted else self.kept
+        stage = self._stage(name, tokens, seconds, 0, self.weights + max(host, device + z))
+        self.kept = max(before, self.machine.kept * self.weights) if converted else before
+        return stage
 
     def _components(self) -> StagePlan:
         config, samples, probes = self.config, len(self.work.samples), self.work.probes
@@ -441,7 +463,13 @@ class _Planner:
         proof = PROOF_SEQUENCES * self.training.longest * config.vocab_size * FP32
         if self.on_card:
             return self._stage(name, tokens, seconds, max(host, proof), self.weights + device)
-        return self._stage(name, tokens, seconds, 0, self.weights + max(host, device, proof))
+        saved = kept_activations(config, work, self.training) if work.epochs else 0
+        # Activations fill what is free in the heap first, and leave it as large as they made it.
+        before, self.kept = self.kept, max(0, self.kept - saved)
+        held = max(device + machine.fragments * saved, proof)
+        stage = self._stage(name, tokens, seconds, 0, self.weights + held)
+        self.kept = max(before, (1 + machine.fragments) * saved)
+        return stage
 
     def _merge(self) -> StagePlan:
         # Mapped by the merge, written; counted, compared and loaded again; hashed by whoever asks for its key.

@@ -44,8 +44,14 @@ CARDS = {
 FORWARD_SHARE, BACKWARD_SHARE = 0.45, 0.40
 """Assumed on cards, not measured: the share of the datasheet's rate that a decoder reaches in stock PyTorch."""
 
+BASELINE = 560 * 2**20
+"""Measured: what a process on a CPU holds before the first weight, torch, transformers, datasets and lm_eval loaded."""
+
 CARD_BASELINE = int(0.6 * GIB)
 """Assumed: CUDA's context and the libraries' workspaces, which no allocator counts."""
+
+CARD_HOST_BASELINE = 2 * GIB
+"""Assumed: what a process with CUDA's libraries holds of the host's memory."""
 
 FITS = 0.95
 """The share of a memory that may be planned for; the rest goes to fragments."""
@@ -74,6 +80,7 @@ def machine(name: str, config: LlamaConfig, dtype: torch.dtype, device: str) -> 
         fp32_flops=card.fp32_tflops * 1e12,
         forward_share=FORWARD_SHARE,
         backward_share=BACKWARD_SHARE,
+        baseline=CARD_HOST_BASELINE,
         device_baseline=CARD_BASELINE,
         request_seconds=0.0005,
         source=f"datasheet: {flops:g} TFLOP/s dense; assumed, not measured: {FORWARD_SHARE:.0%} of it forward, "
@@ -116,6 +123,7 @@ def here(config: LlamaConfig, dtype: torch.dtype, device: str) -> Machine:
         host_memory=ram if on_card else None,
         host_flops=100e9 if on_card else fp32_flops,
         host_bandwidth=_bandwidth(),
+        baseline=CARD_HOST_BASELINE if on_card else BASELINE,
         device_baseline=CARD_BASELINE if on_card else 0,
         request_seconds=0.0005 if on_card else 0.002,
         source=f"measured now: {flops / 1e9:.0f} GFLOP/s in matrix products, of which a decoder layer reaches "

@@ -1,7 +1,9 @@
 """`-plan CARD`: from flags to a table of what each stage will take, without reading a weight or writing a file."""
 
+import math
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,13 +79,15 @@ def print_plan(args: Arguments, read_samples: Callable) -> None:
         f"{parameters(config) / 1e9:.2f} B parameters, {args.dtype}, on {target.name} ({target.memory / GIB:.0f} GiB)"
     )
     notes = [target.source, counted, "evaluation: mean tokens of a row times the rows of the split"]
+    if args.base_model_name == EMBEDDED_MODEL or args.base_model_name.endswith(".gguf"):
+        notes.append("not planned: a GGUF file is unpacked to fp32 in the first run that reads it")
     if unknown:
         notes.append(f"not planned, since their size is not known here: {', '.join(unknown)}")
     for note in notes:
         print(textwrap.fill(note, WIDTH, initial_indent="  ", subsequent_indent="    "))
     stages = plan(config, work, target)
     print(f"\n{plan_table(stages, target)}")
-    for line in advice(args, stages, target):
+    for line in advice(config, work, target, stages):
         print(textwrap.fill(line, WIDTH, subsequent_indent="  "))
 
 
@@ -246,29 +250,36 @@ def _fits(stage: StagePlan, target: Machine) -> bool:
     return host and stage.bytes_on(target) <= FITS * target.memory
 
 
-def advice(args: Arguments, stages: list[StagePlan], target: Machine) -> list[str]:
-    """What does not fit and what can be done about it; one line that all is well otherwise."""
-    short = [stage for stage in stages if not _fits(stage, target)]
+def advice(config: LlamaConfig, work: Workload, target: Machine, stages: list[StagePlan]) -> list[str]:
+    """A line for each stage that does not fit with what would help; one line that all is well otherwise."""
     lines = []
-    for stage in short:
+    for number, stage in enumerate(stages):
+        if _fits(stage, target):
+            continue
+        cures = []
         if stage.name.startswith("training"):
-            cures = []
-            if not args.gradient_checkpointing:
-                cures.append("-gradient_checkpointing")
-            if args.batch_size > 1:
-                cures.append("a smaller -batch_size with more -gradient_accumulation")
-            cures.append("several GPUs (accelerate launch --use_fsdp)" if target.device == "cuda" else "more memory")
+            for options in _lighter(work):
+                fits = (flags for flags, other in options if _fits(plan(config, other, target)[number], target))
+                if len(cures) < 2 and (mildest := next(fits, None)):
+                    cures.append(mildest)
         elif stage.name == "pruned checkpoint":
-            cures = [
-                "fewer -calib_samples or a smaller -calib_length",
-                "-pruned_model_path with what was pruned elsewhere",
-            ]
+            cures = ["fewer -calib_samples of a smaller -calib_length", "a -pruned_model_path made elsewhere"]
         elif target.device == "cuda":
-            cures = [
-                "-device auto, which spreads a model over several GPUs and the host's memory",
-                "a card with more memory",
-            ]
-        else:
-            cures = ["-dtype bfloat16" if args.dtype == "float32" else "more memory"]
-        lines.append(f"{stage.name}: does not fit; try {', or '.join(cures)}")
+            cures = ["-device auto, which spreads the model over several GPUs and the host's memory"]
+        if target.device == "cuda" and not cures:
+            cures = ["several GPUs, accelerate launch --use_fsdp"]
+        lines.append(f"{stage.name}: does not fit; try {', or '.join(cures or ['a machine with more memory'])}")
     return lines or ["all stages fit"]
+
+
+def _lighter(work: Workload) -> list[list[tuple[str, Workload]]]:
+    """Flags that train in less memory with as many samples a step, and the workload with them, the mildest first."""
+    sizes = [size for size in (work.batch_size >> shift for shift in range(1, 12)) if size]
+    less = replace(work, gradient_checkpointing=True)
+    checkpointing = [] if work.gradient_checkpointing else [("-gradient_checkpointing", less)]
+    batches, both = [], []
+    for size in sizes:
+        flags = f"-batch_size {size} -gradient_accumulation {math.ceil(work.batch_size / size)}"
+        batches.append((flags, replace(work, batch_size=size)))
+        both.append((f"-gradient_checkpointing {flags}", replace(less, batch_size=size)))
+    return [checkpointing, batches, both]
