@@ -33,6 +33,9 @@ ENCODER_BYTES, ENCODER_FLOPS = 91_000_000, 2 * 10_600_000
 ENCODER_BATCH, ENCODER_LONGEST, ENCODER_TOKEN_BYTES = 64, 256, (2 * 1536 + 8 * 384) * 4
 """Answers at once, their longest in tokens (utils/negatives.py), and a layer's bytes a token: FFN, q, k, v, streams."""
 
+TASKS_BYTES = 80 * 2**20
+"""lm_eval with the rows of its tasks; measured as the difference of runs with and without -eval_tasks none."""
+
 FP32 = 4
 
 
@@ -48,7 +51,8 @@ class Machine:
     the first tensor. fragments: of training's activations in a CPU's heap, the holes left between batches of different
     lengths; kept: of the heap a converted model was in, the share that stays resident after it, since a heap shrinks
     from its end only. imports: seconds until all libraries are loaded. request_seconds: lm_eval's own, a request.
-    source: where the rates come from, in words.
+    source: where the rates come from, in words. The defaults of baseline, fragments, kept, imports and request_seconds
+    were measured on one run of SmolLM2 and held against others (`python -m benchmarks.plan`).
     """
 
     name: str
@@ -62,7 +66,7 @@ class Machine:
     host_flops: float = 100e9
     host_bandwidth: float = 20e9
     disk: float = 1e9
-    baseline: int = 560 * 2**20
+    baseline: int = 480 * 2**20
     fragments: float = 0.4
     kept: float = 0.75
     device_baseline: int = 0
@@ -297,6 +301,7 @@ class _Planner:
         # What is pruned here is saved in the run's dtype; what is given is taken to be too.
         self.pruned_file = self.weights
         self.kept = 0.0
+        self.baseline = machine.baseline + (TASKS_BYTES if work.tasks else 0)
         self.budget = GPU_TOKENS if self.on_card else CPU_TOKENS
         prompts = [prompt for prompt, _ in work.samples]
         probed = work.samples[: work.probes]
@@ -328,10 +333,8 @@ class _Planner:
     def _stage(self, name: str, tokens: int, seconds: float, host: float, device: float) -> StagePlan:
         """host: bytes beyond the baseline that are the host's anyway; device: those that are the model's device's."""
         if not self.on_card:
-            return StagePlan(name, tokens, seconds, int(self.machine.baseline + self.kept + host + device), None)
-        return StagePlan(
-            name, tokens, seconds, int(self.machine.baseline + host), int(self.machine.device_baseline + device)
-        )
+            return StagePlan(name, tokens, seconds, int(self.baseline + self.kept + host + device), None)
+        return StagePlan(name, tokens, seconds, int(self.baseline + host), int(self.machine.device_baseline + device))
 
     def _read_bytes(self) -> float:
         # Counting a given checkpoint's zeros maps all of it.

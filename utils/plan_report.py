@@ -263,7 +263,7 @@ def advice(config: LlamaConfig, work: Workload, target: Machine, stages: list[St
                 if len(cures) < 2 and (mildest := next(fits, None)):
                     cures.append(mildest)
         elif stage.name == "pruned checkpoint":
-            cures = ["fewer -calib_samples of a smaller -calib_length", "a -pruned_model_path made elsewhere"]
+            cures = ["fewer -calib_samples, a smaller -calib_length", "a -pruned_model_path made elsewhere"]
         elif target.device == "cuda":
             cures = ["-device auto, which spreads the model over several GPUs and the host's memory"]
         if target.device == "cuda" and not cures:
