@@ -176,7 +176,7 @@ def parser() -> Parser:
     flags.flag("device", default="auto", help="cpu, cuda, cuda:N; auto takes a GPU if there is one")
     flags.flag("dtype", default="bfloat16", choices=DTYPES, help="of model and matrix product, one of %(choices)s")
     flags.flag("repeats", default=3, type=int, help="turns of each measurement")
-    flags.flag("samples", default=96, type=int, help="samples in a pass of training, and of activations")
+    flags.flag("samples", default=32, type=int, help="samples in a pass of training, and of activations")
     flags.flag("data_path", default=BUNDLED, help="samples: bundled, a file, a folder or a hub id")
     flags.flag("num_train_samples", default=2000, type=int, help="samples grouped by length; -samples are of these")
     flags.flag("max_length", default=500, type=int, help="tokens at which a sample is cut")
