@@ -140,9 +140,9 @@ def encoded_samples(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase
 
 
 def prompt(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, seed: int) -> torch.Tensor:
-    """Four windows of the bundled text: (4, T) int64, as long as the model can read up to 512."""
+    """One window of the bundled text: (1, T) int64, as long as the model can read up to 512."""
     length = min(READ_LENGTH, model.config.max_position_embeddings)
-    return calibration.load(BUNDLED, 4, length, tokenizer, seed)[0]
+    return calibration.load(BUNDLED, 1, length, tokenizer, seed)[0]
 
 
 def utilization(row: dict, card: str) -> str:
