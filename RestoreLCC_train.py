@@ -360,7 +360,8 @@ def probe_trees(args: Arguments, inputs: Inputs, cache: "Cache") -> "list[Tree]"
     if args.head_selection != "contrastive":
         return plain
     trees = []
-    for prompt, response, wrong in zip(inputs.prompts, inputs.responses, wrong_answers(args, inputs, cache), strict=False):
+    contrasted = zip(inputs.prompts, inputs.responses, wrong_answers(args, inputs, cache), strict=False)
+    for prompt, response, wrong in contrasted:
         question = inputs.tokenizer(prompt.strip()).input_ids
         answers = [encode(inputs.tokenizer, prompt, text, args.max_length).ids for text in (response, wrong)]
         shared = common_prefix([question, *answers])
@@ -460,14 +461,21 @@ class Loaded:
 
     def get(self) -> "LlamaForCausalLM":
         """The model in the run's dtype, on its device; with -device auto, spread over what there is if it must be."""
-        from models.loading import DTYPES, load_model, placement
+        from models.loading import DTYPES, load_model
 
         if self.model is None:
-            dtype, device = DTYPES[self.args.dtype], self.inputs.device
-            if self.args.device == "auto":
-                device = placement(self.folder, dtype, device)
-            self.model = load_model(self.folder, dtype, device, "-base_model_name")
+            device = reading_device(self.args, self.inputs, self.folder)
+            self.model = load_model(self.folder, DTYPES[self.args.dtype], device, "-base_model_name")
         return self.model
+
+
+def reading_device(args: Arguments, inputs: Inputs, folder: Path) -> str:
+    """Where a model that is only read goes: the run's device, or with -device auto all there is, if it must."""
+    from models.loading import DTYPES, placement
+
+    if args.device != "auto":
+        return inputs.device
+    return placement(folder, DTYPES[args.dtype], inputs.device)
 
 
 def scores(
@@ -648,12 +656,12 @@ def train_restoration(
 
 def model_to_train(args: Arguments, inputs: Inputs, processes: "Processes", pruned: Path) -> "LlamaForCausalLM":
     """The pruned model on this process's device, or on the CPU where FSDP will shard it from."""
-    from models.loading import DTYPES, load_model, placement
+    from models.loading import DTYPES, load_model
 
     dtype = DTYPES[args.dtype]
     if processes.sharded:
         return load_model(pruned, dtype, "cpu", "-pruned_model_path")
-    if args.device == "auto" and placement(pruned, dtype, inputs.device) == "auto":
+    if reading_device(args, inputs, pruned) == "auto":
         raise UserError(
             f"-device: the model does not fit into {inputs.device}, and its training cannot be offloaded; "
             "use several GPUs: accelerate launch --use_fsdp (see the README)"
@@ -674,7 +682,7 @@ def merge_with_proof(args: Arguments, inputs: Inputs, pruned: Path, trained: Tra
         attached_logits=trained.logits,
         token_ids=trained.token_ids,
         dtype=DTYPES[args.dtype],
-        device=inputs.device,
+        device=reading_device(args, inputs, pruned),
     )
 
 

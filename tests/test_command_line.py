@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, PreTrainedTokenizerFast
 
 import RestoreLCC_train
+import utils.evaluation
+import utils.negatives
 from models.checkpoint import count_zeros
 from tests.conftest import byte_tokenizer, save_tiny_llama
 from utils.errors import UserError
@@ -140,11 +142,18 @@ def test_output_ends_with_the_result_and_what_to_run_next(world, finished):
 
 
 def test_an_ablation_reuses_everything_but_training(world, finished, tmp_path, monkeypatch, capsys):
-    loaded = []
-    original = RestoreLCC_train.Loaded.get
-    monkeypatch.setattr(RestoreLCC_train.Loaded, "get", lambda self: loaded.append(self.folder.name) or original(self))
+    done = []
+
+    def watch(module, name: str, what) -> None:
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, **k: (done.append(what(a, k)), original(*a, **k))[1])
+
+    watch(RestoreLCC_train, "activations", lambda a, k: "activations")
+    watch(RestoreLCC_train, "find_components", lambda a, k: "components")
+    watch(utils.negatives, "sentence_embeddings", lambda a, k: "embeddings")
+    watch(utils.evaluation, "evaluate", lambda a, k: f"scores of {k['label']}")
     run(monkeypatch, flags(world, tmp_path / "out", lr=1e-3))
-    assert set(loaded) == {"pruned", "model"}
+    assert set(done) == {"scores of restored"}
     old, new = (json.loads((folder / "results.json").read_text()) for folder in (finished, tmp_path / "out"))
     assert old["scores"]["pruned"] == new["scores"]["pruned"]
     assert old["scores"]["restored"] != new["scores"]["restored"]

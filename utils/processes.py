@@ -30,9 +30,7 @@ class Processes:
         self.device = device
         if self.count == 1:
             if self.sharded:
-                raise UserError(
-                    "accelerate launch: FSDP needs several processes; give --num_processes 2 or more"
-                )
+                raise UserError("accelerate launch: FSDP needs several processes; give --num_processes 2 or more")
             return
         if ":" in device:
             raise UserError(f"-device: {device} is one device for {self.count} processes; give auto, cuda or cpu")
