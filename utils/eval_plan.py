@@ -3,18 +3,13 @@
 import difflib
 import inspect
 import logging
-import os
-import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from urllib.parse import urlparse
 
 import datasets
-import huggingface_hub.constants
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
@@ -24,6 +19,7 @@ from utils import perplexity
 from utils.errors import UserError, first_line
 from utils.eval_model import quiet
 from utils.files import digest
+from utils.hub import no_waiting
 from utils.tasks import (
     BUNDLED,
     BUNDLED_FOLDER,
@@ -363,28 +359,13 @@ def _first_pages(pages: list[str], words: int | None) -> list[str]:
 
 def _from_hub(load: Callable, name: str, flag: str = TASKS_FLAG):
     try:
-        with _no_waiting():
+        with no_waiting():
             return load()
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(
             f"{flag}: cannot get the data of '{name}' from the hub ({first_line(error)}); offline, give "
             f"{DATA_FLAG} DIR that holds it (python -m utils.mirror makes one), or use -eval_tasks bundled"
         ) from error
-
-
-@contextmanager
-def _no_waiting() -> Iterator[None]:
-    """Where the hub's name does not resolve, look in the local cache only: the library would retry for long."""
-    offline = huggingface_hub.constants.HF_HUB_OFFLINE
-    if not offline and not any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
-        try:
-            socket.getaddrinfo(urlparse(huggingface_hub.constants.ENDPOINT).hostname, 443)
-        except OSError:
-            huggingface_hub.constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        huggingface_hub.constants.HF_HUB_OFFLINE = offline
 
 
 def portable_config(task: Task) -> dict:

@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoTokenizer, LlamaConfig, PreTrainedToken
 import pruning
 from models.loading import (
     DTYPES,
-    _embedded_file,
     check_name,
+    embedded_file,
     has_tokenizer,
     head_shape,
     hub_name,
@@ -23,7 +23,8 @@ from models.loading import (
 )
 from utils.arguments import EMBEDDED_MODEL, Arguments
 from utils.errors import UserError, first_line
-from utils.eval_plan import TASKS_FLAG, _no_waiting, task_names
+from utils.eval_plan import TASKS_FLAG, task_names
+from utils.hub import no_waiting
 from utils.plan import Machine, StagePlan, TaskTokens, Workload, parameters, plan
 from utils.plan_machine import FITS, GIB, machine
 from utils.tables import WIDTH
@@ -103,7 +104,7 @@ def read_model(name: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase | None, 
     """
     flag = "-base_model_name"
     full = hub_name(name)
-    path = _embedded_file(flag) if name == EMBEDDED_MODEL else Path(full).expanduser()
+    path = embedded_file(flag) if name == EMBEDDED_MODEL else Path(full).expanduser()
     if path.is_file():
         place = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
         try:
@@ -114,7 +115,7 @@ def read_model(name: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase | None, 
         config = load_config(path, flag)
         return config, load_tokenizer(path, flag) if has_tokenizer(path) else None, _stored(config)
     try:
-        with _no_waiting():
+        with no_waiting():
             AutoConfig.from_pretrained(full)
     except (OSError, ValueError) as error:
         raise UserError(
