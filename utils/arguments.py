@@ -138,7 +138,7 @@ def build_parser() -> Parser:
         usage="python RestoreLCC_train.py [-flag value …]",
         description="Restore a pruned Llama by lost component compensation, keep every zero, prove it, evaluate it.",
         epilog="All flags take one or two dashes. Without any, SmolLM2-135M from its PyPI package is pruned by Wanda "
-        "to 50 %% and restored with the paper's sizes; `bash train.sh` does the same job smaller.",
+        "to 50 % and restored with the paper's sizes; `bash train.sh` does the same job smaller.",
     )
     parser.flag("config", metavar="FILE", help="defaults from a JSON object of flags, or from the run.json of a run")
 
