@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from utils.arguments import Arguments, parse_arguments
 from utils.commands import check_output, run
-from utils.errors import UserError, first_line
+from utils.errors import UserError
 from utils.files import digest, digest_files, write_json, write_text
 
 if TYPE_CHECKING:
@@ -165,7 +165,15 @@ def prepare(args: Arguments, processes: "Processes") -> Inputs:
     import pruning
     from data.loading import check_data_path
     from models.checkpoint import count_zeros
-    from models.loading import check_name, check_pair, head_shape, load_config, load_tokenizer, resolve
+    from models.loading import (
+        check_name,
+        check_pair,
+        head_shape,
+        load_config,
+        load_tokenizer,
+        resolve,
+        usable_device,
+    )
     from utils.evaluation import plan_tasks
     from utils.negatives import locate_encoder
 
@@ -226,21 +234,6 @@ def in_dense_shapes(args: Arguments, pruned: Path) -> tuple[Path, bool]:
     if not folder.is_dir():
         expand_checkpoint(pruned, folder)
     return folder, True
-
-
-def usable_device(name: str) -> str:
-    """The torch device behind -device; UserError if it is not there."""
-    import torch
-
-    if name == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    try:
-        place = torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"-device: {name} cannot be used ({first_line(error)}); give cpu or auto") from error
-    if place.type == "cuda":
-        torch.cuda.set_device(place)  # the Trainer takes the current one
-    return str(place)
 
 
 def read_samples(args: Arguments, tokenizer: "PreTrainedTokenizerBase"):

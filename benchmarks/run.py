@@ -26,9 +26,8 @@ from benchmarks.profiling import profile_training
 from benchmarks.timing import Disagreement, matmul_rate, say
 from benchmarks.training import training_speed
 from data.loading import BUNDLED, load_samples
-from models.loading import DTYPES, check_name, head_shape, load_model, load_tokenizer, resolve
+from models.loading import DTYPES, check_name, head_shape, load_model, load_tokenizer, resolve, usable_device
 from pruning import calibration
-from RestoreLCC_train import usable_device
 from utils.commands import DEFAULT_CACHE, Parser, run
 from utils.errors import UserError
 from utils.files import write_json

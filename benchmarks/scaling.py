@@ -17,8 +17,7 @@ from benchmarks.extraction import contrastive_trees
 from benchmarks.profiling import profile_training
 from benchmarks.timing import matmul_rate, say, spread, turn_by_turn
 from benchmarks.training import grouped_batches, restoring_loop, useful_flops, visible_restoration
-from models.loading import DTYPES
-from RestoreLCC_train import usable_device
+from models.loading import DTYPES, usable_device
 from utils.activations import last_token_activations
 from utils.commands import Parser, run
 from utils.errors import UserError

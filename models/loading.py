@@ -156,6 +156,19 @@ def load_model(folder: Path, dtype: torch.dtype | str, device: str, flag: str) -
     return model.requires_grad_(False).eval()
 
 
+def usable_device(name: str) -> str:
+    """The torch device behind -device, "auto" for a GPU if there is one; UserError if it is not there."""
+    if name == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"-device: {name} cannot be used ({first_line(error)}); give cpu or auto") from error
+    if place.type == "cuda":
+        torch.cuda.set_device(place)  # the Trainer takes the current one
+    return str(place)
+
+
 def placement(folder: Path, dtype: torch.dtype, device: str) -> str:
     """`device` if the model in `folder` fits into its free memory with room to work in, else "auto"."""
     with torch.device("meta"):

@@ -10,14 +10,14 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.compact_llama import CompactLlamaConfig
-from models.loading import load_config, load_model, load_tokenizer
+from models.loading import load_config, load_model, load_tokenizer, usable_device
 from pruning import calibration
 from pruning.compact import RECORD, compact
 from pruning.methods import METHODS, share_of_zeros
 from pruning.pattern import Pattern
 from pruning.streaming import Stage, check_weights, stream
 from utils.commands import check_output
-from utils.errors import UserError, first_line
+from utils.errors import UserError
 from utils.files import whole_folder, write_json, write_text
 
 MODES = ("masked", "compact")
@@ -143,14 +143,7 @@ def _prune(
 
 
 def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"-device: '{name}' is not usable here ({first_line(error)}); give cpu, cuda or auto"
-        ) from error
+    place = torch.device(usable_device(name))
     if place.type not in ("cpu", "cuda"):  # Hessians are inverted in fp64, which others lack
         raise UserError(f"-device: pruning runs on cpu and cuda, not on {place.type}; give one of them or auto")
     return place
