@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers
 
 from models.loading import load_model, load_tokenizer
 from models.modeling_llama import attach, read_restoration
@@ -99,6 +100,25 @@ def test_chunked_gradient_equals_autograd_through_full_logits(model, monkeypatch
     torch.nn.functional.cross_entropy(logits, inputs["labels"][:, 1:].flatten()).backward()
     for mine, reference in zip(found, parameters, strict=True):
         assert torch.allclose(mine, reference.grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("short", [0, 192])
+def test_attention_of_short_batches_is_written_out_and_the_same(model, monkeypatch, short):
+    used = []
+    original = transformers.models.llama.modeling_llama.eager_attention_forward
+    monkeypatch.setattr(
+        "transformers.models.llama.modeling_llama.eager_attention_forward",
+        lambda *a, **k: (used.append(1), original(*a, **k))[1],
+    )
+    attach(model, trained())
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    expected = torch.autograd.grad(model(**{**batch(SAMPLES), "labels": batch(SAMPLES)["labels"]}).loss, parameters)
+    monkeypatch.setattr("utils.response_loss.SHORT", short)
+    found = torch.autograd.grad(ResponseLoss(model)(**batch(SAMPLES))["loss"], parameters)
+    assert len(used) == (len(model.model.layers) if short else 0)
+    assert model.config._attn_implementation == "sdpa"
+    for mine, reference in zip(found, expected, strict=True):
+        assert torch.allclose(mine, reference, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -200,7 +200,8 @@ def saved_bytes(config: LlamaConfig, dtype_bytes: int, rows: int, length: int, l
 
     The base is frozen, so linear layers keep nothing. A layer keeps the fp32 input of both norms and their 1/rms, q, k,
     v, attention's output and its log-sum-exp, and gate, silu(gate) and up. Below the lowest trained layer nothing is
-    kept, and of that layer only what follows o_proj.
+    kept, and of that layer only what follows o_proj. Attention is taken to be the fused kernel's, as
+    the longest batch's is; short ones on a CPU keep their probabilities too (utils.response_loss.SHORT).
     """
     tokens = rows * length
     queries, keys = _widths(config)

@@ -1,5 +1,8 @@
 """Cross-entropy at response tokens only, without ever holding all logits."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,6 +11,11 @@ from transformers import LlamaForCausalLM
 IGNORED = -100
 CHUNK = 1024
 """Labelled tokens whose logits are in memory at once."""
+
+
+SHORT = 192
+"""Tokens up to which a CPU trains faster with attention written out: its fused kernel's backward pass costs a short
+sequence three times as much, and a long one less. Written out, it holds T² probabilities a head, few at this length."""
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
@@ -62,8 +70,23 @@ class ResponseLoss(nn.Module):
 
         The loss is the sum over labelled tokens / num_items_in_batch, by default the labels of this batch.
         """
-        hidden = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state
+        with _fastest_attention(self.model, input_ids):
+            hidden = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state
         targets = labels[:, 1:]
         labelled = targets != IGNORED
         total = _FrozenHeadLoss.apply(hidden[:, :-1][labelled], self.model.lm_head.weight, targets[labelled])
         return {"loss": total / (labelled.sum() if num_items_in_batch is None else num_items_in_batch)}
+
+
+@contextmanager
+def _fastest_attention(model: LlamaForCausalLM, input_ids: Tensor) -> Iterator[None]:
+    """Within it, short sequences that are trained on a CPU take stock attention written out in place of the kernel."""
+    config, before = model.config, model.config._attn_implementation
+    # Recomputation would happen outside, and must find the attention that the forward pass had.
+    recomputes = model.is_gradient_checkpointing
+    if input_ids.device.type == "cpu" and input_ids.shape[1] <= SHORT and torch.is_grad_enabled() and not recomputes:
+        config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
