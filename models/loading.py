@@ -178,9 +178,8 @@ def placement(folder: Path, dtype: torch.dtype, device: str) -> str:
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where the model's inputs go: to its embedding, or to the CPU, from where accelerate moves them, if offloaded."""
-    place = model.get_input_embeddings().weight.device
-    return torch.device("cpu") if place.type == "meta" else place
+    """Where the model's inputs go: to its embedding, which a model that is spread has in its fastest memory."""
+    return model.get_input_embeddings().weight.device
 
 
 def _free_memory(device: str) -> int:

@@ -40,11 +40,11 @@ def launch(*words, count: int = 2, environment: dict | None = None) -> subproces
 def flags(tmp_path: Path, make_tiny_llama) -> list:
     data = tmp_path / "data.jsonl"
     rows = [
-        {"instruction": f"say {n}" + " w" * (n % 7), "input": "", "output": "abc " * (n % 5 + 1)} for n in range(30)
+        {"instruction": f"say {n}" + " w" * (n % 7), "input": "", "output": "abc " * (n % 5 + 1)} for n in range(65)
     ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = f"""-base_model_name {make_tiny_llama()} -pruned_model_path {make_tiny_llama(zeros=0.5)} -data_path {data}
-        -num_train_samples 16 -num_valid_samples 9 -max_length 60 -head_selection gap -eval_tasks none -num_epoch 2
+        -num_train_samples 56 -num_valid_samples 9 -max_length 60 -head_selection gap -eval_tasks none -num_epoch 2
         -lr 1e-2 -dtype float32 -device cpu -cache_dir {tmp_path / "cache"}"""
     return words.split()
 
@@ -61,7 +61,7 @@ def test_two_processes_of_four_samples_train_what_one_of_eight_does(tmp_path, ma
     assert two.returncode == 0, two.stderr
     one = [sys.executable, str(entry), *common, "-batch_size", "8", "-output_dir", str(tmp_path / "one")]
     subprocess.run(one, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    for name, count in (("loss", 4), ("valid_loss", 3)):
+    for name, count in (("loss", 14), ("valid_loss", 3)):
         found, wanted = losses(tmp_path / "two", name), losses(tmp_path / "one", name)
         assert len(found) == len(wanted) == count
         assert found == pytest.approx(wanted, rel=1e-5)
