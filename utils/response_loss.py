@@ -83,7 +83,7 @@ def _fastest_attention(model: LlamaForCausalLM, input_ids: Tensor) -> Iterator[N
     """Within it, short sequences that are trained on a CPU take stock attention written out in place of the kernel."""
     config, before = model.config, model.config._attn_implementation
     # Recomputation would happen outside, and must find the attention that the forward pass had.
-    recomputes = model.is_gradient_checkpointing
+    recomputes = model.model.layers[0].gradient_checkpointing
     if input_ids.device.type == "cpu" and input_ids.shape[1] <= SHORT and torch.is_grad_enabled() and not recomputes:
         config._attn_implementation = "eager"
     try:
