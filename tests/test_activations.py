@@ -34,7 +34,7 @@ def model(make_tiny_llama):
 
 
 def test_batched_activations_equal_one_sequence_at_a_time(model, monkeypatch):
-    monkeypatch.setattr("utils.activations.TOKENS_A_BATCH", 100)
+    monkeypatch.setattr("utils.activations.CPU_TOKENS_A_BATCH", 100)
     rows = sequences(11)
     z = last_token_activations(model, [Tree(ids, [[]]) for ids in rows], "z")
     assert z.shape == (1, 3, 6, 11, 8)
@@ -43,7 +43,7 @@ def test_batched_activations_equal_one_sequence_at_a_time(model, monkeypatch):
 
 
 def test_branches_that_share_a_trunk_equal_separate_sequences(model, monkeypatch):
-    monkeypatch.setattr("utils.activations.TOKENS_A_BATCH", 150)
+    monkeypatch.setattr("utils.activations.CPU_TOKENS_A_BATCH", 150)
     trunks, right, wrong = sequences(7), sequences(8)[1:], sequences(9)[2:]
     trees = [Tree(trunk, [[], a, b]) for trunk, a, b in zip(trunks, right, wrong, strict=True)]
     z = last_token_activations(model, trees, "z")

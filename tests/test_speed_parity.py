@@ -135,7 +135,7 @@ def test_useful_flops_count_no_backward_below_the_lowest_trained_head(model):
 
 
 def test_trees_of_the_benchmark_give_what_one_sequence_at_a_time_gives(model, monkeypatch):
-    monkeypatch.setattr("utils.activations.TOKENS_A_BATCH", 150)
+    monkeypatch.setattr("utils.activations.CPU_TOKENS_A_BATCH", 150)
     every = samples(7)
     trees = contrastive_trees(every)
     question = every[3].ids[: every[3].prompt_length]

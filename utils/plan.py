@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from transformers import LlamaConfig
 
-from utils.activations import TOKENS_A_BATCH
+from utils.activations import CPU_TOKENS_A_BATCH, TOKENS_A_BATCH
 from utils.eval_model import CPU_TOKENS, GPU_TOKENS
 from utils.probing import EPOCHS as PROBE_EPOCHS
 from utils.probing import TRAIN_SHARE
@@ -32,6 +32,12 @@ ENCODER_BYTES, ENCODER_FLOPS = 91_000_000, 2 * 10_600_000
 
 ENCODER_BATCH, ENCODER_LONGEST, ENCODER_TOKEN_BYTES = 64, 256, (2 * 1536 + 8 * 384) * 4
 """Answers at once, their longest in tokens (utils/negatives.py), and a layer's bytes a token: FFN, q, k, v, streams."""
+
+PROBES_SHARE = 0.16
+"""Measured on two cores: the share of the memory's rate that the probes of 270 heads reach."""
+
+RANKING_SECONDS = 2.5
+"""Measured: what ranking takes beside its algebra and its probes."""
 
 TASKS_BYTES = 80 * 2**20
 """lm_eval with the rows of its tasks; measured as the difference of runs with and without -eval_tasks none."""
@@ -64,7 +70,7 @@ class Machine:
     backward_share: float
     host_memory: int | None = None
     host_flops: float = 100e9
-    host_bandwidth: float = 20e9
+    host_bandwidth: float = 50e9
     disk: float = 1e9
     baseline: int = 480 * 2**20
     fragments: float = 0.4
@@ -308,9 +314,10 @@ class _Planner:
         probed = work.samples[: work.probes]
         # A wrong answer is taken to be as long as the right one.
         trees = [prompt + 2 * (length - prompt) for prompt, length in probed]
-        self.trees = Sequences.by_budget(trees, TOKENS_A_BATCH, masked=True)
-        self.rest = Sequences.by_budget(prompts[len(probed) :], TOKENS_A_BATCH)
-        self.prompts = Sequences.by_budget(prompts, TOKENS_A_BATCH)
+        at_once = TOKENS_A_BATCH if self.on_card else CPU_TOKENS_A_BATCH
+        self.trees = Sequences.by_budget(trees, at_once, masked=True)
+        self.rest = Sequences.by_budget(prompts[len(probed) :], at_once)
+        self.prompts = Sequences.by_budget(prompts, at_once)
         self.training = Sequences.by_count(work.samples, work.batch_size, work.grouped)
         self.largest_valid = Sequences.by_budget(
             [length for _, length in work.valid], VALID_TOKENS_A_BATCH, sum(n - prompt for prompt, n in work.valid)
@@ -444,11 +451,12 @@ class _Planner:
         # Dense z with its branches, pruned z, and the gap, all in fp32; the dense q part once more as it is joined.
         held = width * (4 * samples + 2 * probes) * FP32
         train = int(TRAIN_SHARE * probes)
-        # Each epoch reads shared, right and wrong features twice.
-        traffic = PROBE_EPOCHS * 2 * 3 * FP32 * width * train
+        # Each epoch reads shared, right and wrong features twice, in products too small for the memory's whole rate.
+        traffic = PROBE_EPOCHS * 2 * 3 * FP32 * width * train / PROBES_SHARE
         algebra = width * config.head_dim * (2 * samples + 20 * config.head_dim)
         bases = width * config.head_dim * FP32
-        seconds = read / self.machine.disk + traffic / self.machine.host_bandwidth + algebra / self.machine.host_flops
+        seconds = RANKING_SECONDS + read / self.machine.disk
+        seconds += traffic / self.machine.host_bandwidth + algebra / self.machine.host_flops
         return self._stage("lost components and head ranking", 0, seconds, held + 2 * bases, 0)
 
     def _training(self) -> StagePlan:
