@@ -21,7 +21,7 @@ from utils.eval_model import CPU_TOKENS, InMemoryLM
 from utils.eval_plan import plan_tasks
 from utils.plan import plan
 from utils.plan_machine import GIB, HERE, machine
-from utils.plan_report import count_samples, device_here, read_model, workload
+from utils.plan_report import count_samples, read_model, workload
 from utils.plan_report import count_tasks as count_tasks_of
 from utils.tasks import WIKITEXT
 
@@ -56,8 +56,7 @@ def compare(folder: Path) -> None:
         raise UserError(f"{folder}: no readable run.json ({error}); give the folder of a finished run") from error
     run_flags = parse_arguments(["-config", str(file)])
     config, tokenizer, stored = read_model(run_flags.base_model_name)
-    device = device_here(run_flags.device)
-    here = machine(HERE, config, DTYPES[run_flags.dtype], device)
+    here = machine(HERE, config, DTYPES[run_flags.dtype], run_flags.device)
     with redirect_stdout(StringIO()):
         samples, valid, _ = count_samples(run_flags, tokenizer, read_samples)
     tasks, unknown = count_tasks_of(run_flags)

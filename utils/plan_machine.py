@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
+from models.loading import usable_device
 from utils.errors import UserError
 from utils.plan import Machine, Sequences, backward_flops, forward_flops
 from utils.record import device_name
@@ -62,10 +63,10 @@ _TOKENS = 512
 def machine(name: str, config: LlamaConfig, dtype: torch.dtype, device: str) -> Machine:
     """The machine behind -plan's value, with rates for decoder layers of this configuration.
 
-    name: `here`, or one of CARDS (upper and lower case are one). device: for `here`, the run's. UserError for others.
+    name: `here`, or one of CARDS (upper and lower case are one); UserError for others. device: -device's, for `here`.
     """
     if name.lower() == HERE:
-        return here(config, dtype, device)
+        return here(config, dtype, usable_device(device))
     by_lower = {known.lower(): known for known in CARDS}
     if name.lower() not in by_lower:
         raise UserError(f"-plan: unknown card '{name}'; give {HERE} or one of {', '.join(CARDS)}")

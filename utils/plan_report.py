@@ -72,7 +72,7 @@ def print_plan(args: Arguments, read_samples: Callable) -> None:
         check_name(args.pruned_model_path, "-pruned_model_path")
     else:
         pruning.check(args.prune_method, args.sparsity, args.calib_data, args.calib_samples, args.calib_length, config)
-    target = machine(args.plan, config, DTYPES[args.dtype], device_here(args.device))
+    target = machine(args.plan, config, DTYPES[args.dtype], args.device)
     samples, valid, counted = count_samples(args, tokenizer, read_samples)
     tasks, unknown = count_tasks(args)
     work = workload(args, config, stored, samples, valid, tasks)
@@ -90,11 +90,6 @@ def print_plan(args: Arguments, read_samples: Callable) -> None:
     print(f"\n{plan_table(stages, target)}")
     for line in advice(config, work, target, stages):
         print(textwrap.fill(line, WIDTH, subsequent_indent="  "))
-
-
-def device_here(name: str) -> str:
-    """The torch device behind -device on this machine."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def read_model(name: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase | None, torch.dtype]:
