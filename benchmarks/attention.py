@@ -1,7 +1,7 @@
 """Attention kernels compared: what stock PyTorch offers, for reading and for training."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM
 from benchmarks.inference import plain_forward
 from benchmarks.timing import say, speedup, spread, turn_by_turn
 from benchmarks.training import grouped_batches, restoring_loop, visible_restoration
+from models.causal_attention import trained_attention
 from utils.errors import first_line
 from utils.prompts import Encoded
 
@@ -19,6 +20,14 @@ KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "math": SDPBackend.MATH,
 }
+
+
+def _attending(name: str, model: LlamaForCausalLM) -> AbstractContextManager:
+    if name == "eager":
+        return _eager(model)
+    if name == "ours":
+        return trained_attention(model)
+    return sdpa_kernel(KERNELS[name]) if name in KERNELS else nullcontext()
 
 
 @contextmanager
@@ -37,9 +46,10 @@ def attention_speed(
 ) -> dict[str, dict]:
     """Rows `attention_NAME_prefill` and `attention_NAME_training`: how fast NAME is, as a ratio to sdpa's own choice.
 
-    A kernel that the device, dtype or shapes rule out is named and has no row.
+    NAME `ours` is this project's for training on a CPU. A kernel that the device, dtype or shapes rule out is named and
+    has no row.
     """
-    loop = restoring_loop(model, visible_restoration(model, seed))
+    loop = restoring_loop(model, visible_restoration(model, seed), lambda _: nullcontext())
     batches = grouped_batches(samples, count, seed)
     works = {
         "prefill": (model, lambda: plain_forward(model, prompt)),
@@ -48,7 +58,8 @@ def attention_speed(
     rows = {}
     for kind, (used, work) in works.items():
         usable = {}
-        for name in ("sdpa", "eager", *KERNELS):
+        ours = ("ours",) if kind == "training" and model.device.type == "cpu" else ()
+        for name in ("sdpa", "eager", *ours, *KERNELS):
             run = _with_kernel(name, used, work)
             try:
                 run(0)
@@ -67,8 +78,7 @@ def _with_kernel(name: str, model: LlamaForCausalLM, work: Callable[[], object])
     """`work` as a turn in which `model` attends by the kernel of that name; "sdpa" leaves the choice to PyTorch."""
 
     def run(_: int) -> None:
-        context = _eager(model) if name == "eager" else sdpa_kernel(KERNELS[name]) if name in KERNELS else nullcontext()
-        with context:
+        with _attending(name, model):
             work()
 
     return run

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import RestoreLCC_train
 import utils.token_scores
+from models.causal_attention import trained_attention
 from models.modeling_llama import attach, initial_restoration
 from tests.conftest import LOPSIDED
 from utils.arguments import parse_arguments
@@ -72,19 +75,22 @@ def test_parameters_are_those_of_a_real_llama(shape):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lowest", [0, 1, 2])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_saved_activations_are_those_that_autograd_saves(dtype, lowest, checkpointing, monkeypatch):
-    monkeypatch.setattr("utils.response_loss.SHORT", 0)
+@pytest.mark.parametrize("attention", [trained_attention, nullcontext])
+def test_saved_activations_are_those_that_autograd_saves(dtype, lowest, checkpointing, attention):
     rows, length = 2, 48
-    found = saved_by_autograd(dtype, lowest, rows, length, checkpointing)
+    found = saved_by_autograd(dtype, lowest, rows, length, checkpointing, attention)
     if checkpointing:
-        assert found < saved_by_autograd(dtype, lowest, rows, length, False) / 2
+        assert found < saved_by_autograd(dtype, lowest, rows, length, False, attention) / 2
         return
-    expected = saved_bytes(CONFIG, dtype.itemsize, rows, length, lowest)
+    on_card = attention is not trained_attention
+    expected = saved_bytes(CONFIG, dtype.itemsize, rows, length, lowest, on_card)
     # What grows with the batch; the restoration's own tensors do not.
     assert found == pytest.approx(expected, rel=0.02)
 
 
-def saved_by_autograd(dtype: torch.dtype, lowest: int, rows: int, length: int, checkpointing: bool) -> int:
+def saved_by_autograd(
+    dtype: torch.dtype, lowest: int, rows: int, length: int, checkpointing: bool, attention: Callable
+) -> int:
     """Bytes in the storages that the decoder's forward pass saves, beyond what one of a single token saves."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(CONFIG).to(dtype).train()
@@ -109,7 +115,8 @@ def saved_by_autograd(dtype: torch.dtype, lowest: int, rows: int, length: int, c
             # All but the last token is prompt: the loss itself keeps next to nothing.
             labels = ids.clone()
             labels[:, :-1] = -100
-            loss = ResponseLoss(model)(ids, labels)["loss"]
+            with attention(model):
+                loss = ResponseLoss(model)(ids, labels)["loss"]
         del loss
         return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
@@ -134,7 +141,7 @@ def test_the_largest_batch_decides_not_the_average():
     seen = Sequences.by_count(samples, 4, grouped=True)
     assert (seen.rows, seen.longest) == (4, 100)
     assert seen.tokens < 40 * 100 / 2
-    assert training_bytes(CONFIG, work(), seen) > saved_bytes(CONFIG, 2, 4, 100)
+    assert training_bytes(CONFIG, work(), seen, on_card=True) > saved_bytes(CONFIG, 2, 4, 100)
 
 
 def test_batches_hold_a_budget_of_padded_tokens():

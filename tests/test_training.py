@@ -1,11 +1,12 @@
 """The loss is on response tokens only, and the Trainer trains β and b alone, resumably."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
-import transformers
 
+from models.causal_attention import NAME, trained_attention
 from models.loading import load_model, load_tokenizer
 from models.modeling_llama import attach, read_restoration
 from tests.test_modeling import trained
@@ -102,23 +103,21 @@ def test_chunked_gradient_equals_autograd_through_full_logits(model, monkeypatch
         assert torch.allclose(mine, reference.grad, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("short", [0, 192])
-def test_attention_of_short_batches_is_written_out_and_the_same(model, monkeypatch, short):
-    used = []
-    original = transformers.models.llama.modeling_llama.eager_attention_forward
-    monkeypatch.setattr(
-        "transformers.models.llama.modeling_llama.eager_attention_forward",
-        lambda *a, **k: (used.append(1), original(*a, **k))[1],
-    )
-    attach(model, trained())
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    expected = torch.autograd.grad(model(**{**batch(SAMPLES), "labels": batch(SAMPLES)["labels"]}).loss, parameters)
-    monkeypatch.setattr("utils.response_loss.SHORT", short)
-    found = torch.autograd.grad(ResponseLoss(model)(**batch(SAMPLES))["loss"], parameters)
-    assert len(used) == (len(model.model.layers) if short else 0)
-    assert model.config._attn_implementation == "sdpa"
-    for mine, reference in zip(found, expected, strict=True):
-        assert torch.allclose(mine, reference, rtol=1e-4, atol=1e-7)
+def test_training_with_its_own_attention_is_the_same_training(make_tiny_llama, tmp_path, monkeypatch):
+    folder = make_tiny_llama(zeros=0.5)
+    samples = encoded(folder, 10)
+    histories = []
+    for attention in (trained_attention, nullcontext):
+        used = []
+        monkeypatch.setattr("utils.training.trained_attention", attention)
+        model = attach(load_model(folder, torch.float32, "cpu", "-p"), trained())
+        model.model.layers[1].self_attn.register_forward_hook(
+            lambda module, *_, used=used: used.append(module.config._attn_implementation)
+        )
+        result = train(model, samples, samples[:3], settings(), "cpu", tmp_path / attention.__name__, False)
+        assert set(used) == ({NAME} if attention is trained_attention else {"sdpa"})
+        histories.append([row.get("loss", row.get("valid_loss")) for row in result.history])
+    assert histories[0] == pytest.approx(histories[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -201,19 +201,21 @@ def parameters(config: LlamaConfig) -> int:
     return config.num_hidden_layers * layer + config.hidden_size + embeddings
 
 
-def saved_bytes(config: LlamaConfig, dtype_bytes: int, rows: int, length: int, lowest: int = 0) -> int:
+def saved_bytes(
+    config: LlamaConfig, dtype_bytes: int, rows: int, length: int, lowest: int = 0, on_card: bool = True
+) -> int:
     """What autograd keeps of the decoder for the backward pass of one batch (rows, length), parameters aside.
 
-    The base is frozen, so linear layers keep nothing. A layer keeps the fp32 input of both norms and their 1/rms, q, k,
-    v, attention's output and its log-sum-exp, and gate, silu(gate) and up. Below the lowest trained layer nothing is
-    kept, and of that layer only what follows o_proj. Attention is taken to be the fused kernel's, as
-    the longest batch's is; short ones on a CPU keep their probabilities too (utils.response_loss.SHORT).
+    The base is frozen, so linear layers keep nothing. A layer keeps the fp32 input of both norms and their 1/rms, q, k
+    and v, on a card what its fused kernel keeps too, attention's output and its log-sum-exp, and gate, silu(gate) and
+    up. Below the lowest trained layer nothing is kept, and of that layer only what follows o_proj.
     """
     tokens = rows * length
     queries, keys = _widths(config)
     norm = FP32 * (config.hidden_size + 1)
     mlp = 3 * config.intermediate_size * dtype_bytes
-    attention = (2 * queries + 2 * keys) * dtype_bytes + FP32 * config.num_attention_heads
+    attention = (queries + 2 * keys) * dtype_bytes
+    attention += (queries * dtype_bytes + FP32 * config.num_attention_heads) * on_card
     above = config.num_hidden_layers - lowest - 1
     # The rotation's cosines and sines are shared by all layers, and by all rows.
     rotation = 2 * config.head_dim * dtype_bytes * length if above else 0
@@ -226,9 +228,9 @@ def restoration_bytes(config: LlamaConfig, heads: int) -> int:
     return heads * FP32 * (2 * 4 * width + width * width + config.hidden_size * width)
 
 
-def kept_activations(config: LlamaConfig, work: Workload, batch: Sequences) -> int:
+def kept_activations(config: LlamaConfig, work: Workload, batch: Sequences, on_card: bool) -> int:
     """What is kept of a batch's forward pass until the backward pass, with or without gradient checkpointing."""
-    saved = saved_bytes(config, work.dtype_bytes, batch.rows, batch.longest)
+    saved = saved_bytes(config, work.dtype_bytes, batch.rows, batch.longest, on_card=on_card)
     if not work.gradient_checkpointing:
         return saved
     # One input a layer, and everything inside the one that is being recomputed.
@@ -237,21 +239,20 @@ def kept_activations(config: LlamaConfig, work: Workload, batch: Sequences) -> i
     return layers * tokens * config.hidden_size * work.dtype_bytes + (saved - last) // layers + last
 
 
-def training_bytes(config: LlamaConfig, work: Workload, batch: Sequences) -> int:
-    """All that a training step holds beside the weights: saved activations, the restoration, and the larger transient.
+def training_bytes(config: LlamaConfig, work: Workload, batch: Sequences, on_card: bool) -> int:
+    """All that a training step holds beside the weights.
 
-    The transient is a chunk of logits at the end of the forward pass, or the gradients inside one layer.
+    That is saved activations, the restoration, a chunk's logits, and the gradients inside one layer.
     """
     size = work.dtype_bytes
     tokens = batch.rows * batch.longest
-    saved = kept_activations(config, work, batch)
+    saved = kept_activations(config, work, batch, on_card)
     loss = batch.scored_at_once * config.hidden_size * size * 2
-    chunk = min(batch.scored_at_once, CHUNK)
-    # Logits in fp32, their softmax, one of them in the model's dtype; from the second chunk on, the last one's too.
-    copies = 2 * FP32 + (size if size < FP32 else 0) + (FP32 if batch.scored_at_once > CHUNK else 0)
-    logits = chunk * config.vocab_size * copies
+    # Rows that no chunk fills take no memory of the host.
+    chunk = CHUNK if on_card else min(batch.scored_at_once, CHUNK)
+    logits = chunk * config.vocab_size * (FP32 + (size if size < FP32 else 0))
     backward = tokens * (4 * config.intermediate_size * size + 3 * FP32 * config.hidden_size)
-    return saved + loss + max(logits, backward) + restoration_bytes(config, work.heads)
+    return saved + loss + logits + backward + restoration_bytes(config, work.heads)
 
 
 def forward_bytes(config: LlamaConfig, dtype_bytes: int, batch: Sequences) -> int:
@@ -470,12 +471,12 @@ class _Planner:
         tokens = int(work.epochs * self.training.tokens + validations * self.largest_valid.tokens)
         device = forward_bytes(config, work.dtype_bytes, self.largest_valid)
         if work.epochs:
-            device = max(device, training_bytes(config, work, self.training))
+            device = max(device, training_bytes(config, work, self.training, self.on_card))
         name = f"training β and b of {work.heads} heads"
         proof = PROOF_SEQUENCES * self.training.longest * config.vocab_size * FP32
         if self.on_card:
             return self._stage(name, tokens, seconds, max(host, proof), self.weights + device)
-        saved = kept_activations(config, work, self.training) if work.epochs else 0
+        saved = kept_activations(config, work, self.training, self.on_card) if work.epochs else 0
         # Activations fill what is free in the heap first, and leave it as large as they made it.
         before, self.kept = self.kept, max(0, self.kept - saved)
         held = max(device + machine.fragments * saved, proof)

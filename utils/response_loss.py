@@ -1,20 +1,12 @@
 """Cross-entropy at response tokens only, without ever holding all logits."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 IGNORED = -100
 CHUNK = 256
 """Labelled tokens whose logits are in memory at once: enough for a matrix product at its full rate."""
-
-SHORT = 192
-"""Tokens up to which a CPU trains faster with attention written out: its fused kernel's backward pass costs a short
-sequence three times as much, and a long one less. Written out, it holds T² probabilities a head, few at this length."""
 
 
 class _LogitsSpace:
@@ -94,24 +86,9 @@ class ResponseLoss(nn.Module):
 
         The loss is the sum over labelled tokens / num_items_in_batch, by default the labels of this batch.
         """
-        with _fastest_attention(self.model, input_ids):
-            hidden = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state
+        hidden = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state
         targets = labels[:, 1:]
         labelled = targets != IGNORED
         head = self.model.lm_head.weight
         total = _FrozenHeadLoss.apply(hidden[:, :-1][labelled], head, targets[labelled], self._space)
         return {"loss": total / (labelled.sum() if num_items_in_batch is None else num_items_in_batch)}
-
-
-@contextmanager
-def _fastest_attention(model: LlamaForCausalLM, input_ids: Tensor) -> Iterator[None]:
-    """Within it, short sequences that are trained on a CPU take stock attention written out in place of the kernel."""
-    config, before = model.config, model.config._attn_implementation
-    # Recomputation would happen outside, and must find the attention that the forward pass had.
-    recomputes = model.model.layers[0].gradient_checkpointing
-    if input_ids.device.type == "cpu" and input_ids.shape[1] <= SHORT and torch.is_grad_enabled() and not recomputes:
-        config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        config._attn_implementation = before

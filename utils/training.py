@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArg
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
+from models.causal_attention import trained_attention
 from utils.prompts import Encoded
 from utils.response_loss import IGNORED, ResponseLoss
 
@@ -114,7 +115,8 @@ def train(
             trainer.remove_callback(callback)
     if last is not None:
         result.history += json.loads((Path(last) / "history.json").read_text())
-    trainer.train(resume_from_checkpoint=last)
+    with trained_attention(model):
+        trainer.train(resume_from_checkpoint=last)
     counted = torch.tensor([collate.tokens, collate.padded_tokens], device=trainer.accelerator.device)
     result.tokens, result.padded_tokens = trainer.accelerator.reduce(counted).tolist()
     for layer in model.model.layers:

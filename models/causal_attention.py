@@ -1,0 +1,152 @@
+"""Causal attention for training on a CPU, where torch's own kernel spends most of a step in its backward pass.
+
+Scores, softmax and their gradients are plain batched matrix products, over a few rows and a block of queries at a time:
+few enough to stay in the cache. Query heads that share a key head go into one product, and keys after the block are
+left out. Probabilities are computed again in the backward pass, so that no T × T matrix is kept.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, LlamaForCausalLM
+
+NAME = "restorelcc_causal"
+"""Its name in `config._attn_implementation`."""
+
+BLOCK = 128
+"""Queries at a time."""
+
+SCORES = 2**20
+"""Scores at a time: 2 MiB in bf16."""
+
+
+@contextmanager
+def trained_attention(model: LlamaForCausalLM) -> Iterator[None]:
+    """Within it, a model that is all on the CPU and would take torch's kernel, without dropout, takes this attention.
+
+    For whole sequences without a mask, which is what training has: rows are padded on the right.
+    """
+    config, before = model.config, model.config._attn_implementation
+    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+    if on_cpu and before == "sdpa" and not config.attention_dropout:
+        config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+# Operators of their own, since torch.compile would follow the loops and compile them anew for each length.
+@torch.library.custom_op("restorelcc::causal_attention", mutates_args=())
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """softmax(scaling · q kᵀ) v, where a query sees the keys up to its own position.
+
+    query: (B, H, T, d); key, value: (B, KV, T, d), H a multiple of KV; all of one dtype, on the CPU. Returns
+    (B, T, H, d). Scores are rounded to the dtype, as in attention written out; the softmax is computed in fp32.
+    """
+    batch, heads, length, width = query.shape
+    attended = query.new_empty(batch, length, heads, width)
+    for rows, queries in _parts(query):
+        block = _Block.of(query, key, value, rows, queries, scaling)
+        attended[rows, queries] = block.by_head(torch.bmm(block.probabilities, block.value)).transpose(1, 2)
+    return attended
+
+
+@torch.library.custom_op("restorelcc::causal_attention_gradients", mutates_args=())
+def _gradients(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, scaling: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of query, key and value, given that of the output (B, T, H, d)."""
+    of_query = query.new_empty(query.shape)
+    # In fp32, because every block adds to the keys before it.
+    of_key, of_value = (torch.zeros(key.shape, dtype=torch.float32) for _ in range(2))
+    for rows, queries in _parts(query):
+        block = _Block.of(query, key, value, rows, queries, scaling)
+        of_output = block.grouped(gradient[rows, queries].transpose(1, 2))
+        of_value[rows, :, : queries.stop] += block.by_key_head(torch.bmm(block.probabilities.mT, of_output))
+        of_probabilities = torch.bmm(of_output, block.value.mT)
+        of_scores = torch.ops.aten._softmax_backward_data(of_probabilities, block.probabilities, -1, query.dtype)
+        of_query[rows, :, queries] = block.by_head(torch.bmm(of_scores, block.key))
+        of_key[rows, :, : queries.stop] += block.by_key_head(torch.bmm(of_scores.mT, block.query))
+    return of_query.mul_(scaling), of_key.to(key.dtype), of_value.to(value.dtype)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """n queries of r rows and the m keys that they may see, by row and key head in the first dimension.
+
+    query: (r·KV, G·n, d), scaled; key, value: (r·KV, m, d); probabilities: (r·KV, G·n, m), for G = H / KV.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    probabilities: Tensor
+    key_heads: int
+    queries: int
+
+    @classmethod
+    def of(cls, query: Tensor, key: Tensor, value: Tensor, rows: slice, queries: slice, scaling: float) -> "_Block":
+        key_heads, count = key.shape[1], queries.stop - queries.start
+        scaled = (query[rows, :, queries] * scaling).unflatten(1, (key_heads, -1)).flatten(2, 3).flatten(0, 1)
+        seen, values = (tensor[rows, :, : queries.stop].flatten(0, 1) for tensor in (key, value))
+        scores = torch.bmm(scaled, seen.mT)
+        later = torch.full((count, count), -torch.inf, dtype=query.dtype).triu(1)
+        scores.unflatten(1, (-1, count))[..., queries.start :] += later
+        return cls(scaled, seen, values, scores.softmax(-1), key_heads, count)
+
+    def grouped(self, tensor: Tensor) -> Tensor:
+        """(r, H, n, d) -> (r·KV, G·n, d)."""
+        return tensor.unflatten(1, (self.key_heads, -1)).flatten(2, 3).flatten(0, 1)
+
+    def by_head(self, tensor: Tensor) -> Tensor:
+        """(r·KV, G·n, d) -> (r, H, n, d)."""
+        return tensor.unflatten(1, (-1, self.queries)).unflatten(0, (-1, self.key_heads)).flatten(1, 2)
+
+    def by_key_head(self, tensor: Tensor) -> Tensor:
+        """(r·KV, m, d) -> (r, KV, m, d)."""
+        return tensor.unflatten(0, (-1, self.key_heads))
+
+
+def _parts(query: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Rows and queries of each block: as many rows as hold SCORES scores, at least one."""
+    batch, heads, length, _ = query.shape
+    together = max(1, SCORES // (heads * min(length, BLOCK) * length))
+    for row in range(0, batch, together):
+        for begin in range(0, length, BLOCK):
+            yield slice(row, row + together), slice(begin, min(length, begin + BLOCK))
+
+
+@causal_attention.register_fake
+def _(query, key, value, scaling):
+    return query.new_empty(query.shape).transpose(1, 2).contiguous()
+
+
+@_gradients.register_fake
+def _(gradient, query, key, value, scaling):
+    return tuple(tensor.new_empty(tensor.shape) for tensor in (query, key, value))
+
+
+def _keep(ctx, inputs: tuple, output: Tensor) -> None:
+    query, key, value, ctx.scaling = inputs
+    ctx.save_for_backward(query, key, value)
+
+
+def _backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    return *_gradients(gradient, *ctx.saved_tensors, ctx.scaling), None
+
+
+causal_attention.register_autograd(_backward, setup_context=_keep)
+
+
+def _attention_of_layer(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, scaling: float, **_
+) -> tuple[Tensor, None]:
+    """The signature by which transformers calls an attention; it makes no mask for one that it doesn't know."""
+    return causal_attention(query, key, value, scaling), None
+
+
+AttentionInterface.register(NAME, _attention_of_layer)

@@ -1,0 +1,84 @@
+"""Attention for training on a CPU is causal attention, in whatever blocks it is computed."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from models.causal_attention import NAME, causal_attention, trained_attention
+from tests.conftest import LOPSIDED
+
+
+def inputs(rows: int, heads: int, key_heads: int, length: int, width: int, dtype=torch.float64) -> list[Tensor]:
+    """Query, key and value laid out as a Llama's projections lay them out, and a gradient of the output."""
+    generator = torch.Generator().manual_seed(length)
+    found = [
+        torch.randn(rows, length, count, width, generator=generator, dtype=torch.float64).to(dtype).transpose(1, 2)
+        for count in (heads, key_heads, key_heads)
+    ]
+    return [
+        *(t.requires_grad_() for t in found),
+        torch.randn(rows, length, heads, width, generator=generator).to(dtype),
+    ]
+
+
+def written_out(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(repeats, 1) for tensor in (key, value))
+    later = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool).triu(1)
+    scores = (scaling * query @ key.mT).masked_fill(later, -torch.inf)
+    return (scores.softmax(-1) @ value).transpose(1, 2)
+
+
+@pytest.mark.parametrize(("heads", "key_heads"), [(6, 2), (3, 3), (5, 1)])
+@pytest.mark.parametrize("length", [1, 4, 11])
+@pytest.mark.parametrize(("block", "scores"), [(128, 2**20), (4, 2**20), (4, 1), (3, 2 * 6 * 3 * 11)])
+def test_every_blocking_gives_attention_and_its_gradients(monkeypatch, heads, key_heads, length, block, scores):
+    monkeypatch.setattr("models.causal_attention.BLOCK", block)
+    monkeypatch.setattr("models.causal_attention.SCORES", scores)
+    query, key, value, gradient = inputs(3, heads, key_heads, length, 7)
+    found, expected = causal_attention(query, key, value, 0.3), written_out(query, key, value, 0.3)
+    assert found.shape == (3, length, heads, 7)
+    assert torch.allclose(found, expected, rtol=1e-12)
+    for mine, theirs in zip(
+        torch.autograd.grad(found, (query, key, value), gradient),
+        torch.autograd.grad(expected, (query, key, value), gradient),
+        strict=True,
+    ):
+        # Gradients of keys and values are added up in fp32.
+        assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [128, 1])
+def test_bf16_is_close_to_exact(monkeypatch, block):
+    monkeypatch.setattr("models.causal_attention.BLOCK", block)
+    *attended, gradient = inputs(2, 6, 2, 40, 16, torch.bfloat16)
+    exact = written_out(*(tensor.double() for tensor in attended), 0.25)
+    found = causal_attention(*attended, 0.25)
+    assert (found - exact).norm() < 0.01 * exact.norm()
+    gradients = torch.autograd.grad(found, attended, gradient)
+    for mine, right in zip(gradients, torch.autograd.grad(exact, attended, gradient.double()), strict=True):
+        assert mine.dtype == torch.bfloat16
+        assert (mine - right).norm() < 0.01 * right.norm()
+
+
+def test_operator_is_registered_as_torch_asks():
+    torch.library.opcheck(causal_attention, (*inputs(2, 6, 2, 5, 4, torch.float32)[:3], 0.5))
+
+
+def test_a_model_on_the_cpu_takes_it_until_the_end():
+    model = LlamaForCausalLM(LlamaConfig(**LOPSIDED))
+    with pytest.raises(ZeroDivisionError), trained_attention(model):
+        assert model.config._attn_implementation == model.model.layers[0].self_attn.config._attn_implementation == NAME
+        raise ZeroDivisionError
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("changes", "device"),
+    [({"attn_implementation": "eager"}, "cpu"), ({"attention_dropout": 0.1}, "cpu"), ({}, "meta")],
+)
+def test_a_model_elsewhere_or_with_dropout_or_of_another_choice_keeps_its_own(changes, device):
+    model = LlamaForCausalLM(LlamaConfig(**LOPSIDED, **changes)).to(device)
+    with trained_attention(model):
+        assert model.config._attn_implementation == changes.get("attn_implementation", "sdpa")
