@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 from benchmarks.inference import plain_forward
 from benchmarks.timing import say, speedup, spread, turn_by_turn
 from benchmarks.training import grouped_batches, restoring_loop, visible_restoration
-from models.causal_attention import trained_attention
+from models.cpu_attention import cpu_attention
 from utils.errors import first_line
 from utils.prompts import Encoded
 
@@ -26,7 +26,7 @@ def _attending(name: str, model: LlamaForCausalLM) -> AbstractContextManager:
     if name == "eager":
         return _eager(model)
     if name == "ours":
-        return trained_attention(model)
+        return cpu_attention(model)
     return sdpa_kernel(KERNELS[name]) if name in KERNELS else nullcontext()
 
 

@@ -23,7 +23,7 @@ from benchmarks.timing import (
     spread,
     turn_by_turn,
 )
-from models.causal_attention import trained_attention
+from models.cpu_attention import cpu_attention
 from models.loading import head_shape
 from models.modeling_llama import Restoration, attach, compensated_projections, initial_restoration
 from utils.probing import order_randomly
@@ -81,7 +81,7 @@ class Loop:
 def restoring_loop(
     model: LlamaForCausalLM,
     restoration: Restoration,
-    attention: Callable[[LlamaForCausalLM], AbstractContextManager] = trained_attention,
+    attention: Callable[[LlamaForCausalLM], AbstractContextManager] = cpu_attention,
 ) -> Loop:
     """This project's: one bias a layer and step, logits at labelled tokens only, no mask, no gradient below.
 

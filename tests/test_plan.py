@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import RestoreLCC_train
 import utils.token_scores
-from models.causal_attention import trained_attention
+from models.cpu_attention import cpu_attention
 from models.modeling_llama import attach, initial_restoration
 from tests.conftest import LOPSIDED
 from utils.arguments import parse_arguments
@@ -75,14 +75,14 @@ def test_parameters_are_those_of_a_real_llama(shape):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lowest", [0, 1, 2])
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("attention", [trained_attention, nullcontext])
+@pytest.mark.parametrize("attention", [cpu_attention, nullcontext])
 def test_saved_activations_are_those_that_autograd_saves(dtype, lowest, checkpointing, attention):
     rows, length = 2, 48
     found = saved_by_autograd(dtype, lowest, rows, length, checkpointing, attention)
     if checkpointing:
         assert found < saved_by_autograd(dtype, lowest, rows, length, False, attention) / 2
         return
-    on_card = attention is not trained_attention
+    on_card = attention is not cpu_attention
     expected = saved_bytes(CONFIG, dtype.itemsize, rows, length, lowest, on_card)
     # What grows with the batch; the restoration's own tensors do not.
     assert found == pytest.approx(expected, rel=0.02)

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from models.causal_attention import NAME, trained_attention
+from models.cpu_attention import NAME, cpu_attention
 from models.loading import load_model, load_tokenizer
 from models.modeling_llama import attach, read_restoration
 from tests.test_modeling import trained
@@ -107,15 +107,15 @@ def test_training_with_its_own_attention_is_the_same_training(make_tiny_llama, t
     folder = make_tiny_llama(zeros=0.5)
     samples = encoded(folder, 10)
     histories = []
-    for attention in (trained_attention, nullcontext):
+    for attention in (cpu_attention, nullcontext):
         used = []
-        monkeypatch.setattr("utils.training.trained_attention", attention)
+        monkeypatch.setattr("utils.training.cpu_attention", attention)
         model = attach(load_model(folder, torch.float32, "cpu", "-p"), trained())
         model.model.layers[1].self_attn.register_forward_hook(
             lambda module, *_, used=used: used.append(module.config._attn_implementation)
         )
         result = train(model, samples, samples[:3], settings(), "cpu", tmp_path / attention.__name__, False)
-        assert set(used) == ({NAME} if attention is trained_attention else {"sdpa"})
+        assert set(used) == ({NAME} if attention is cpu_attention else {"sdpa"})
         histories.append([row.get("loss", row.get("valid_loss")) for row in result.history])
     assert histories[0] == pytest.approx(histories[1], rel=1e-4)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
+from models.cpu_attention import cpu_attention
 from models.loading import head_shape, input_device
 
 CPU_TOKENS_A_BATCH = 512
@@ -54,6 +55,7 @@ def last_token_activations(model: LlamaForCausalLM, trees: list[Tree], descripti
     device = input_device(model)
     with (
         torch.no_grad(),
+        cpu_attention(model),
         tqdm(total=sum(map(len, trees)), desc=description, unit="tok", unit_scale=True) as bar,
     ):
         for batch in _batches(trees, CPU_TOKENS_A_BATCH if device.type == "cpu" else TOKENS_A_BATCH):
@@ -92,6 +94,9 @@ def _captured_inputs(model: LlamaForCausalLM, reads: Tensor) -> Iterator[list[Te
 
 def _run_to_last_o_proj(model: LlamaForCausalLM, batch: _Batch, device: torch.device) -> None:
     mask = None if batch.mask is None else batch.mask.to(device)
+    if mask is not None and device.type == "cpu":
+        # Attention on a CPU adds it, once a layer.
+        mask = torch.zeros(mask.shape, dtype=model.dtype).masked_fill_(~mask, -torch.inf)
     try:
         model.model(
             input_ids=batch.ids.to(device),

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArg
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
-from models.causal_attention import trained_attention
+from models.cpu_attention import cpu_attention
 from utils.prompts import Encoded
 from utils.response_loss import IGNORED, ResponseLoss
 
@@ -115,7 +115,7 @@ def train(
             trainer.remove_callback(callback)
     if last is not None:
         result.history += json.loads((Path(last) / "history.json").read_text())
-    with trained_attention(model):
+    with cpu_attention(model):
         trainer.train(resume_from_checkpoint=last)
     counted = torch.tensor([collate.tokens, collate.padded_tokens], device=trainer.accelerator.device)
     result.tokens, result.padded_tokens = trainer.accelerator.reduce(counted).tolist()

@@ -1,11 +1,11 @@
-"""Attention for training on a CPU is causal attention, in whatever blocks it is computed."""
+"""Attention for a CPU is causal attention, in whatever blocks it is computed."""
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from models.causal_attention import NAME, causal_attention, trained_attention
+from models.cpu_attention import NAME, causal_attention, cpu_attention
 from tests.conftest import LOPSIDED
 
 
@@ -22,22 +22,36 @@ def inputs(rows: int, heads: int, key_heads: int, length: int, width: int, dtype
     ]
 
 
-def written_out(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+def causal(rows: int, length: int) -> Tensor:
+    return torch.ones(rows, 1, length, length, dtype=torch.bool).tril()
+
+
+def narrower(rows: int, length: int, dtype=torch.float64) -> Tensor:
+    """Additive: less than all that came before, in each row something else, and its own key always."""
+    kept = torch.rand(rows, 1, length, length, generator=torch.Generator().manual_seed(rows)) < 0.5
+    seen = (causal(rows, length) & kept) | torch.eye(length, dtype=torch.bool)
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf)
+
+
+def written_out(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
     repeats = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(repeats, 1) for tensor in (key, value))
-    later = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool).triu(1)
-    scores = (scaling * query @ key.mT).masked_fill(later, -torch.inf)
+    scores = scaling * query @ key.mT
+    later = ~causal(len(query), query.shape[2])
+    scores = scores.masked_fill(later, -torch.inf) if mask is None else scores + mask
     return (scores.softmax(-1) @ value).transpose(1, 2)
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("heads", "key_heads"), [(6, 2), (3, 3), (5, 1)])
 @pytest.mark.parametrize("length", [1, 4, 11])
 @pytest.mark.parametrize(("block", "scores"), [(128, 2**20), (4, 2**20), (4, 1), (3, 2 * 6 * 3 * 11)])
-def test_every_blocking_gives_attention_and_its_gradients(monkeypatch, heads, key_heads, length, block, scores):
-    monkeypatch.setattr("models.causal_attention.BLOCK", block)
-    monkeypatch.setattr("models.causal_attention.SCORES", scores)
+def test_every_blocking_gives_attention_and_its_gradients(monkeypatch, heads, key_heads, length, block, scores, masked):
+    monkeypatch.setattr("models.cpu_attention.BLOCK", block)
+    monkeypatch.setattr("models.cpu_attention.SCORES", scores)
     query, key, value, gradient = inputs(3, heads, key_heads, length, 7)
-    found, expected = causal_attention(query, key, value, 0.3), written_out(query, key, value, 0.3)
+    mask = narrower(3, length) if masked else None
+    found, expected = (attend(query, key, value, 0.3, mask) for attend in (causal_attention, written_out))
     assert found.shape == (3, length, heads, 7)
     assert torch.allclose(found, expected, rtol=1e-12)
     for mine, theirs in zip(
@@ -51,7 +65,7 @@ def test_every_blocking_gives_attention_and_its_gradients(monkeypatch, heads, ke
 
 @pytest.mark.parametrize("block", [128, 1])
 def test_bf16_is_close_to_exact(monkeypatch, block):
-    monkeypatch.setattr("models.causal_attention.BLOCK", block)
+    monkeypatch.setattr("models.cpu_attention.BLOCK", block)
     *attended, gradient = inputs(2, 6, 2, 40, 16, torch.bfloat16)
     exact = written_out(*(tensor.double() for tensor in attended), 0.25)
     found = causal_attention(*attended, 0.25)
@@ -62,13 +76,14 @@ def test_bf16_is_close_to_exact(monkeypatch, block):
         assert (mine - right).norm() < 0.01 * right.norm()
 
 
-def test_operator_is_registered_as_torch_asks():
-    torch.library.opcheck(causal_attention, (*inputs(2, 6, 2, 5, 4, torch.float32)[:3], 0.5))
+@pytest.mark.parametrize("mask", [None, narrower(2, 5, torch.float32)])
+def test_operator_is_registered_as_torch_asks(mask):
+    torch.library.opcheck(causal_attention, (*inputs(2, 6, 2, 5, 4, torch.float32)[:3], 0.5, mask))
 
 
 def test_a_model_on_the_cpu_takes_it_until_the_end():
     model = LlamaForCausalLM(LlamaConfig(**LOPSIDED))
-    with pytest.raises(ZeroDivisionError), trained_attention(model):
+    with pytest.raises(ZeroDivisionError), cpu_attention(model):
         assert model.config._attn_implementation == model.model.layers[0].self_attn.config._attn_implementation == NAME
         raise ZeroDivisionError
     assert model.config._attn_implementation == "sdpa"
@@ -80,5 +95,5 @@ def test_a_model_on_the_cpu_takes_it_until_the_end():
 )
 def test_a_model_elsewhere_or_with_dropout_or_of_another_choice_keeps_its_own(changes, device):
     model = LlamaForCausalLM(LlamaConfig(**LOPSIDED, **changes)).to(device)
-    with trained_attention(model):
+    with cpu_attention(model):
         assert model.config._attn_implementation == changes.get("attn_implementation", "sdpa")

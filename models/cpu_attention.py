@@ -1,4 +1,4 @@
-"""Causal attention for training on a CPU, where torch's own kernel spends most of a step in its backward pass.
+"""Causal attention for a CPU, where torch's own kernel is slow, most of all in its backward pass.
 
 Scores, softmax and their gradients are plain batched matrix products, over a few rows and a block of queries at a time:
 few enough to stay in the cache. Query heads that share a key head go into one product, and keys after the block are
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, LlamaForCausalLM
 
-NAME = "restorelcc_causal"
+NAME = "restorelcc_cpu"
 """Its name in `config._attn_implementation`."""
 
 BLOCK = 128
@@ -24,10 +24,10 @@ SCORES = 2**20
 
 
 @contextmanager
-def trained_attention(model: LlamaForCausalLM) -> Iterator[None]:
+def cpu_attention(model: LlamaForCausalLM) -> Iterator[None]:
     """Within it, a model that is all on the CPU and would take torch's kernel, without dropout, takes this attention.
 
-    For whole sequences without a mask, which is what training has: rows are padded on the right.
+    For whole sequences only, padded on the right. A mask must be (B, 1, T, T): transformers drops any other here.
     """
     config, before = model.config, model.config._attn_implementation
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
@@ -41,30 +41,32 @@ def trained_attention(model: LlamaForCausalLM) -> Iterator[None]:
 
 # Operators of their own, since torch.compile would follow the loops and compile them anew for each length.
 @torch.library.custom_op("restorelcc::causal_attention", mutates_args=())
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
     """softmax(scaling · q kᵀ) v, where a query sees the keys up to its own position.
 
-    query: (B, H, T, d); key, value: (B, KV, T, d), H a multiple of KV; all of one dtype, on the CPU. Returns
-    (B, T, H, d). Scores are rounded to the dtype, as in attention written out; the softmax is computed in fp32.
+    query: (B, H, T, d); key, value: (B, KV, T, d), H a multiple of KV; all of one dtype, on the CPU. mask: (B, 1, T, T)
+    of that dtype, 0 for each key that a query sees and -inf for the others, those after it among them; every query sees
+    one. Returns (B, T, H, d). Scores are rounded to the dtype, as in attention written out; the softmax is computed in
+    fp32.
     """
     batch, heads, length, width = query.shape
     attended = query.new_empty(batch, length, heads, width)
     for rows, queries in _parts(query):
-        block = _Block.of(query, key, value, rows, queries, scaling)
+        block = _Block.of(query, key, value, scaling, mask, rows, queries)
         attended[rows, queries] = block.by_head(torch.bmm(block.probabilities, block.value)).transpose(1, 2)
     return attended
 
 
 @torch.library.custom_op("restorelcc::causal_attention_gradients", mutates_args=())
 def _gradients(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and value, given that of the output (B, T, H, d)."""
     of_query = query.new_empty(query.shape)
     # In fp32, because every block adds to the keys before it.
     of_key, of_value = (torch.zeros(key.shape, dtype=torch.float32) for _ in range(2))
     for rows, queries in _parts(query):
-        block = _Block.of(query, key, value, rows, queries, scaling)
+        block = _Block.of(query, key, value, scaling, mask, rows, queries)
         of_output = block.grouped(gradient[rows, queries].transpose(1, 2))
         of_value[rows, :, : queries.stop] += block.by_key_head(torch.bmm(block.probabilities.mT, of_output))
         of_probabilities = torch.bmm(of_output, block.value.mT)
@@ -89,13 +91,26 @@ class _Block:
     queries: int
 
     @classmethod
-    def of(cls, query: Tensor, key: Tensor, value: Tensor, rows: slice, queries: slice, scaling: float) -> "_Block":
+    def of(
+        cls,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        mask: Tensor | None,
+        rows: slice,
+        queries: slice,
+    ) -> "_Block":
         key_heads, count = key.shape[1], queries.stop - queries.start
         scaled = (query[rows, :, queries] * scaling).unflatten(1, (key_heads, -1)).flatten(2, 3).flatten(0, 1)
         seen, values = (tensor[rows, :, : queries.stop].flatten(0, 1) for tensor in (key, value))
         scores = torch.bmm(scaled, seen.mT)
-        later = torch.full((count, count), -torch.inf, dtype=query.dtype).triu(1)
-        scores.unflatten(1, (-1, count))[..., queries.start :] += later
+        if mask is None:
+            later = torch.full((count, count), -torch.inf, dtype=query.dtype).triu(1)
+            scores.unflatten(1, (-1, count))[..., queries.start :] += later
+        else:
+            by_row = scores.unflatten(1, (-1, count)).unflatten(0, (-1, key_heads))
+            by_row += mask[rows, :, queries, : queries.stop].unsqueeze(1)
         return cls(scaled, seen, values, scores.softmax(-1), key_heads, count)
 
     def grouped(self, tensor: Tensor) -> Tensor:
@@ -121,32 +136,33 @@ def _parts(query: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 @causal_attention.register_fake
-def _(query, key, value, scaling):
+def _(query, key, value, scaling, mask=None):
     return query.new_empty(query.shape).transpose(1, 2).contiguous()
 
 
 @_gradients.register_fake
-def _(gradient, query, key, value, scaling):
+def _(gradient, query, key, value, scaling, mask):
     return tuple(tensor.new_empty(tensor.shape) for tensor in (query, key, value))
 
 
 def _keep(ctx, inputs: tuple, output: Tensor) -> None:
-    query, key, value, ctx.scaling = inputs
-    ctx.save_for_backward(query, key, value)
+    query, key, value, ctx.scaling, mask = inputs
+    ctx.save_for_backward(query, key, value, mask)
 
 
-def _backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-    return *_gradients(gradient, *ctx.saved_tensors, ctx.scaling), None
+def _backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    query, key, value, mask = ctx.saved_tensors
+    return *_gradients(gradient, query, key, value, ctx.scaling, mask), None, None
 
 
 causal_attention.register_autograd(_backward, setup_context=_keep)
 
 
 def _attention_of_layer(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, scaling: float, **_
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **_
 ) -> tuple[Tensor, None]:
-    """The signature by which transformers calls an attention; it makes no mask for one that it doesn't know."""
-    return causal_attention(query, key, value, scaling), None
+    """The signature by which transformers calls an attention."""
+    return causal_attention(query, key, value, scaling, attention_mask), None
 
 
 AttentionInterface.register(NAME, _attention_of_layer)
