@@ -4,6 +4,7 @@ python -m benchmarks.scaling -json scaling.json
 """
 
 import argparse
+import copy
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +15,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.extraction import contrastive_trees
+from benchmarks.inference import DECODE, NEW
+from benchmarks.inference import measure as inference
 from benchmarks.profiling import profile_training
 from benchmarks.timing import matmul_rate, say, spread, turn_by_turn
 from benchmarks.training import grouped_batches, restoring_loop, useful_flops, visible_restoration
@@ -27,6 +30,9 @@ from utils.record import device_name, peak_memory, reset_peak_memory, versions
 from utils.tables import markdown_table
 
 VOCABULARY = 8192
+GROUPED = 2000
+"""Samples that are grouped by length, as in a real run; `Point.samples` of them are measured."""
+
 SHORTEST, LONGEST = 20, 120
 """Tokens in a sample: lengths are drawn evenly between these."""
 
@@ -42,7 +48,7 @@ class Point:
 
 
 CURVES = {
-    "hidden": (128, 256, 512),
+    "hidden": (256, 1024, 2048),
     "layers": (3, 6, 12),
     "samples": (32, 64, 128),
     "heads": (2, 4, 8),
@@ -61,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     device = usable_device(args.device)
     if args.profile:
         model, samples = made(Point(), device, args.dtype, args.seed)
-        profile_training(model, samples, len(samples), args.seed)
+        profile_training(model, samples, Point.samples, args.seed)
         return
     points = list(dict.fromkeys(replace(Point(), **{name: value}) for name in CURVES for value in CURVES[name]))
     say(f"{device_name(device)}, {args.dtype}: {len(points)} random Llamas")
@@ -90,7 +96,7 @@ def measure_all(points: list[Point], device: str, args: argparse.Namespace) -> d
 
 
 def measure(point: Point, device: str, dtype: str, repeats: int, seed: int, threads: int) -> dict:
-    """Tokens per second and peak memory of training and of reading activations at one point.
+    """Tokens per second and peak memory of training and of reading activations at one point, and what biases cost.
 
     Memory in bytes beyond what the process held before the model was made; on a GPU, of its allocator.
     """
@@ -99,7 +105,8 @@ def measure(point: Point, device: str, dtype: str, repeats: int, seed: int, thre
     before = peak_memory()
     model, samples = made(point, device, dtype, seed)
     restoration = visible_restoration(model, seed)
-    loop, batches = restoring_loop(model, restoration), grouped_batches(samples, len(samples), seed)
+    loop, batches = restoring_loop(model, restoration), grouped_batches(samples, point.samples, seed)
+    samples = [sample for batch in batches for sample in batch]
     trees = contrastive_trees(samples)
     works = {
         "training": lambda _: loop.run(batches),
@@ -117,11 +124,29 @@ def measure(point: Point, device: str, dtype: str, repeats: int, seed: int, thre
             done = turns[0].found
             flops = useful_flops(model, restoration.heads, done.tokens, done.labelled)
             row[name]["vs_limit"] = spread([flops / turn.seconds / turn.rate for turn in turns])
+    prompt = torch.tensor([max((sample.ids for sample in samples), key=len)])
+    rates = inference({"pruned": model, "restored": biased(model)}, prompt, NEW, repeats)
+    row["inference_decode"] = spread(
+        [a / b for a, b in zip(rates["restored"][DECODE], rates["pruned"][DECODE], strict=True)]
+    )
     return row
 
 
+def biased(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The model with the biases that a merged checkpoint has: of all four projections, zero but for o_proj's."""
+    config = copy.deepcopy(model.config)
+    config.attention_bias = True
+    found = LlamaForCausalLM(config).to(model.device, model.dtype).requires_grad_(False).eval()
+    found.load_state_dict(model.state_dict(), strict=False)
+    for layer in found.model.layers:
+        for name in ("q_proj", "k_proj", "v_proj"):
+            layer.self_attn.get_submodule(name).bias.zero_()
+        layer.self_attn.o_proj.bias.normal_(std=0.01)
+    return found
+
+
 def made(point: Point, device: str, dtype: str, seed: int) -> tuple[LlamaForCausalLM, list[Encoded]]:
-    """The random Llama of a point, frozen, and its random samples; half of each sample is its response."""
+    """The random Llama of a point, frozen, and random samples to draw from; half of each is its response."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -135,7 +160,7 @@ def made(point: Point, device: str, dtype: str, seed: int) -> tuple[LlamaForCaus
     )
     model = LlamaForCausalLM(config).to(device, DTYPES[dtype]).requires_grad_(False).eval()
     generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(SHORTEST, LONGEST + 1, (point.samples,), generator=generator).tolist()
+    lengths = torch.randint(SHORTEST, LONGEST + 1, (max(GROUPED, point.samples),), generator=generator).tolist()
     return model, [
         Encoded(torch.randint(0, VOCABULARY, (length,), generator=generator).tolist(), length // 2)
         for length in lengths
@@ -148,12 +173,21 @@ def _shown(row: dict) -> str:
         f"peak {row[name]['peak_memory_bytes'] / 2**20:,.0f} MiB"
         for name in ("training", "extraction")
     )
-    return "; ".join(parts)
+    return "; ".join([*parts, f"restored ÷ pruned, writing {row['inference_decode']['median']:.3f}"])
 
 
 def table(rows: dict[str, list[dict]]) -> str:
-    """One Markdown row a point, curve after curve; medians of the repeats."""
-    header = ["", "parameters", "training tokens/s", "÷ limit", "peak MiB", "extraction tokens/s", "peak MiB"]
+    """One Markdown row a point, curve after curve; medians of the repeats. Writing: restored ÷ pruned."""
+    header = [
+        "",
+        "parameters",
+        "training tokens/s",
+        "÷ limit",
+        "peak MiB",
+        "activations tokens/s",
+        "peak MiB",
+        "writing",
+    ]
     lines = []
     for name, points in rows.items():
         for point in points:
@@ -167,6 +201,7 @@ def table(rows: dict[str, list[dict]]) -> str:
                     f"{training['peak_memory_bytes'] / 2**20:,.0f}",
                     f"{extraction['median']:,.0f}",
                     f"{extraction['peak_memory_bytes'] / 2**20:,.0f}",
+                    f"{point['inference_decode']['median']:.3f}",
                 ]
             )
     return markdown_table(header, lines, right=range(1, len(header)))

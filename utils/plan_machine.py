@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
+from models import cpu_attention
 from models.loading import usable_device
 from utils.errors import UserError
 from utils.plan import Machine, Sequences, backward_flops, forward_flops
@@ -103,12 +104,17 @@ def here(config: LlamaConfig, dtype: torch.dtype, device: str) -> Machine:
         flops = 2 * tokens * weight.numel() / _fastest(lambda: product @ weight.T, device)
         fp32_flops = 2 * tokens * weight.numel() / _fastest(lambda: wide[0] @ wide[1].T, device)
         forward_seconds = _fastest(lambda: layer(**inputs), device)
+    trained_seconds = forward_seconds
+    if not on_card:
+        layer.self_attn.config._attn_implementation = cpu_attention.NAME  # as training has it
+        with torch.no_grad():
+            trained_seconds = _fastest(lambda: layer(**inputs), device)
     inputs["hidden_states"].requires_grad_(True)
 
     def both() -> None:
         layer(**inputs).sum().backward()
 
-    backward_seconds = max(_fastest(both, device) - forward_seconds, forward_seconds / 4)
+    backward_seconds = max(_fastest(both, device) - trained_seconds, trained_seconds / 4)
     forward = forward_flops(single, one) / forward_seconds
     backward = backward_flops(single, one) / backward_seconds
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
