@@ -56,9 +56,10 @@ class Machine:
     baseline: resident on the host before any weight is, all libraries loaded; device_baseline: taken on a card before
     the first tensor. fragments: of training's activations in a CPU's heap, the holes left between batches of different
     lengths; kept: of the heap a converted model was in, the share that stays resident after it, since a heap shrinks
-    from its end only. imports: seconds until all libraries are loaded. request_seconds: lm_eval's own, a request.
-    source: where the rates come from, in words. The defaults of baseline, fragments, kept, imports and request_seconds
-    were measured on one run of SmolLM2 and held against others (`python -m benchmarks.plan`).
+    from its end only. kernels: what a CPU's library compiles in half precision for every length of a batch, kept from
+    training on. imports: seconds until all libraries are loaded. request_seconds: lm_eval's own, a request.
+    source: where the rates come from, in words. The defaults of baseline, fragments, kept, kernels, imports and
+    request_seconds were measured on one run of SmolLM2 and held against others (`python -m benchmarks.plan`).
     """
 
     name: str
@@ -75,6 +76,7 @@ class Machine:
     baseline: int = 480 * 2**20
     fragments: float = 0.4
     kept: float = 0.75
+    kernels: int = 200 * 2**20
     device_baseline: int = 0
     imports: float = 5.0
     request_seconds: float = 0.002
@@ -476,6 +478,8 @@ class _Planner:
         proof = PROOF_SEQUENCES * self.training.longest * config.vocab_size * FP32
         if self.on_card:
             return self._stage(name, tokens, seconds, max(host, proof), self.weights + device)
+        if work.dtype_bytes < FP32:
+            self.baseline += machine.kernels
         saved = kept_activations(config, work, self.training, self.on_card) if work.epochs else 0
         # Activations fill what is free in the heap first, and leave it as large as they made it.
         before, self.kept = self.kept, max(0, self.kept - saved)

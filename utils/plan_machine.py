@@ -58,7 +58,9 @@ CARD_HOST_BASELINE = 2 * GIB
 FITS = 0.95
 """The share of a memory that may be planned for; the rest goes to fragments."""
 
-_TOKENS = 512
+_ROWS, _LENGTH = 4, 128
+"""The batch that a layer is measured with: about as long as samples and questions are, since a CPU is slower at the
+T² part than at the rest."""
 
 
 def machine(name: str, config: LlamaConfig, dtype: torch.dtype, device: str) -> Machine:
@@ -94,8 +96,8 @@ def here(config: LlamaConfig, dtype: torch.dtype, device: str) -> Machine:
     """This machine: its memory, and its rates on one random decoder layer of this configuration."""
     on_card = device.startswith("cuda")
     layer, inputs = _layer(config, dtype, device)
-    tokens = _TOKENS
-    one = Sequences(tokens=tokens, pairs=tokens**2, rows=1, longest=tokens)
+    tokens = _ROWS * _LENGTH
+    one = Sequences(tokens=tokens, pairs=_ROWS * _LENGTH**2, rows=_ROWS, longest=_LENGTH)
     single = LlamaConfig(**{**config.to_dict(), "num_hidden_layers": 1})
     weight = layer.mlp.down_proj.weight
     product = torch.randn(tokens, weight.shape[1], dtype=dtype, device=device)
@@ -139,15 +141,15 @@ def here(config: LlamaConfig, dtype: torch.dtype, device: str) -> Machine:
 
 
 def _layer(config: LlamaConfig, dtype: torch.dtype, device: str) -> tuple[LlamaDecoderLayer, dict]:
-    """One decoder layer with random weights, frozen, and the arguments of a call on one row of tokens."""
+    """One decoder layer with random weights, frozen, and the arguments of a call on a batch of tokens."""
     config = LlamaConfig(**{**config.to_dict(), "num_hidden_layers": 1}, attn_implementation="sdpa")
     with torch.device("meta"):
         layer = LlamaDecoderLayer(config, 0)
     layer = layer.to(dtype).to_empty(device=device).requires_grad_(False)
     for parameter in layer.parameters():
         parameter.normal_(0, 0.02)
-    hidden = torch.randn(1, _TOKENS, config.hidden_size, dtype=dtype, device=device)
-    positions = torch.arange(_TOKENS, device=device)[None]
+    hidden = torch.randn(_ROWS, _LENGTH, config.hidden_size, dtype=dtype, device=device)
+    positions = torch.arange(_LENGTH, device=device)[None]
     rotation = LlamaRotaryEmbedding(config).to(device)(hidden, positions)
     return layer, {"hidden_states": hidden, "position_embeddings": rotation}
 
