@@ -97,7 +97,8 @@ class CompensatedProjection(nn.Linear):
         return added if self.bias is None else added + self.bias.float()
 
     def forward(self, z: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
+        # A compiled layer must not look at what is kept: it would be compiled again for each layer's.
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             self._kept = None  # a step follows, which FSDP makes on a part of β and b that this layer doesn't see
             return _LinearPlusBias.apply(z, self.weight, self.compensated_bias())
         return F.linear(z, self.weight, self._kept_bias(z.dtype))

@@ -5,10 +5,11 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from models.cpu_attention import NAME, cpu_attention
 from models.loading import load_model, load_tokenizer
-from models.modeling_llama import attach, read_restoration
+from models.modeling_llama import attach, initial_restoration, read_restoration
 from tests.test_modeling import trained
 from utils.prompts import Encoded, alpaca_prompt, common_prefix, encode
 from utils.response_loss import IGNORED, ResponseLoss
@@ -194,3 +195,19 @@ def test_compiled_training_is_the_same_training(make_tiny_llama, tmp_path, monke
     assert len(compiled) == 3
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     assert torch.allclose(found[0][1].component, found[1][1].component, atol=1e-5)
+
+
+def test_compilations_are_no_more_for_many_lengths_and_numbers_of_heads(make_tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.training.COMPILER", "aot_eager")
+    monkeypatch.setattr("utils.training.VALID_TOKENS_A_BATCH", 60)  # several batches, between which the bias is kept
+    folder = make_tiny_llama()
+    heads = [(layer, head) for layer, count in ((0, 3), (1, 2), (2, 5)) for head in range(count)]
+    basis = torch.eye(8).expand(3, 6, 8, 8)
+    model = attach(load_model(folder, torch.float32, "cpu", "-p"), initial_restoration(heads, basis, "restorelcc", 0))
+    torch._dynamo.reset()
+    counters.clear()
+    samples = encoded(folder, 12)
+    train(model, samples, samples[:5], settings(torch_compile=True), "cpu", tmp_path / "c", False)
+    # Without gradients, in the lowest layer, above it.
+    assert counters["stats"]["unique_graphs"] == 3
+    assert not counters["graph_break"]

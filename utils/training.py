@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,10 +97,6 @@ def train(
     )
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if settings.torch_compile:
-        # Layer by layer: they are alike, so one compilation serves all, and batches of every length.
-        for layer in model.model.layers:
-            layer.compile(backend=COMPILER, dynamic=True)
     collate = Collator(pad_id=model.config.pad_token_id or 0)
     result = TrainingResult()
     trainer = _RestorationTrainer(
@@ -115,16 +112,32 @@ def train(
             trainer.remove_callback(callback)
     if last is not None:
         result.history += json.loads((Path(last) / "history.json").read_text())
-    with cpu_attention(model):
+    with cpu_attention(model), _compiled(model) if settings.torch_compile else nullcontext():
         trainer.train(resume_from_checkpoint=last)
     counted = torch.tensor([collate.tokens, collate.padded_tokens], device=trainer.accelerator.device)
     result.tokens, result.padded_tokens = trainer.accelerator.reduce(counted).tolist()
-    for layer in model.model.layers:
-        layer._compiled_call_impl = None  # what `compile` set; there is no public way back
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_disable()
     model.eval()
     return result
+
+
+@contextmanager
+def _compiled(model: LlamaForCausalLM) -> Iterator[None]:
+    """Within it, decoder layers run compiled, one by one: they are alike, so that few compilations serve all.
+
+    Those few are for batches of every length and any number of compensated heads; with and without gradients, above,
+    at and below the lowest trained layer, and for a single head, whose size of 1 the compiler treats as a constant.
+    """
+    options = {"force_parameter_static_shapes": False, "force_nn_module_property_static_shapes": False}
+    with torch._dynamo.config.patch(recompile_limit=32, **options):
+        for layer in model.model.layers:
+            layer.compile(backend=COMPILER, dynamic=True)
+        try:
+            yield
+        finally:
+            for layer in model.model.layers:
+                layer._compiled_call_impl = None  # what `compile` set; there is no public way back
 
 
 @dataclass
