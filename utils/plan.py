@@ -56,10 +56,10 @@ class Machine:
     baseline: resident on the host before any weight is, all libraries loaded; device_baseline: taken on a card before
     the first tensor. fragments: of training's activations in a CPU's heap, the holes left between batches of different
     lengths; kept: of the heap a converted model was in, the share that stays resident after it, since a heap shrinks
-    from its end only. kernels: what a CPU's library compiles in half precision for every length of a batch, kept from
-    training on. imports: seconds until all libraries are loaded. request_seconds: lm_eval's own, a request.
-    source: where the rates come from, in words. The defaults of baseline, fragments, kept, kernels, imports and
-    request_seconds were measured on one run of SmolLM2 and held against others (`python -m benchmarks.plan`).
+    from its end only. kernels: what a CPU's library compiles in half precision for every length of a batch, and keeps
+    from the first activations on. imports: seconds until all libraries are loaded. request_seconds: lm_eval's own, a
+    request. source: where the rates come from, in words. The defaults of baseline, fragments, kept, kernels, imports
+    and request_seconds were measured on runs of SmolLM2 and held against others (`python -m benchmarks.plan`).
     """
 
     name: str
@@ -328,12 +328,11 @@ class _Planner:
 
     def stages(self) -> list[StagePlan]:
         """In order: on a CPU, what one leaves in the heap is under the next one's peak."""
-        dense = "dense model: activations and scores"
         return [
             self._stage("reading samples, tokenizer and tasks", 0, self.machine.imports, self._read_bytes(), 0),
             self._pruning(),
             self._negatives(),
-            self._measure(dense, self.dense_file, [self.trees, self.rest], self.work.converted),
+            self._dense(),
             self._measure("pruned model: activations and scores", self.pruned_file, [self.prompts]),
             self._components(),
             self._training(),
@@ -462,6 +461,12 @@ class _Planner:
         seconds += traffic / self.machine.host_bandwidth + algebra / self.machine.host_flops
         return self._stage("lost components and head ranking", 0, seconds, held + 2 * bases, 0)
 
+    def _dense(self) -> StagePlan:
+        if not self.on_card and self.work.dtype_bytes < FP32:
+            self.baseline += self.machine.kernels
+        seen = [self.trees, self.rest]
+        return self._measure("dense model: activations and scores", self.dense_file, seen, self.work.converted)
+
     def _training(self) -> StagePlan:
         config, work, machine = self.config, self.work, self.machine
         seconds, host = self._loading(self.pruned_file)
@@ -478,8 +483,6 @@ class _Planner:
         proof = PROOF_SEQUENCES * self.training.longest * config.vocab_size * FP32
         if self.on_card:
             return self._stage(name, tokens, seconds, max(host, proof), self.weights + device)
-        if work.dtype_bytes < FP32:
-            self.baseline += machine.kernels
         saved = kept_activations(config, work, self.training, self.on_card) if work.epochs else 0
         # Activations fill what is free in the heap first, and leave it as large as they made it.
         before, self.kept = self.kept, max(0, self.kept - saved)
