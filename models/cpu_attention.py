@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, LlamaForCausalLM
 
+from models.loading import input_device
+
 NAME = "restorelcc_cpu"
 """Its name in `config._attn_implementation`."""
 
@@ -25,13 +27,12 @@ SCORES = 2**20
 
 @contextmanager
 def cpu_attention(model: LlamaForCausalLM) -> Iterator[None]:
-    """Within it, a model that is all on the CPU and would take torch's kernel, without dropout, takes this attention.
+    """Within it, a model that runs on the CPU and would take torch's kernel, without dropout, takes this one.
 
     For whole sequences only, padded on the right. A mask must be (B, 1, T, T): transformers drops any other here.
     """
     config, before = model.config, model.config._attn_implementation
-    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    if on_cpu and before == "sdpa" and not config.attention_dropout:
+    if input_device(model).type == "cpu" and before == "sdpa" and not config.attention_dropout:
         config._attn_implementation = NAME
     try:
         yield
