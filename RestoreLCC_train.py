@@ -407,7 +407,7 @@ def measure(
     from models.checkpoint import fingerprint
 
     groups = by_branches(trees)
-    keys = [activation_key(args, inputs.device, fingerprint(folder), part) for part in groups]
+    keys = [activation_key(args, fingerprint(folder), part) for part in groups]
     with Loaded(args, inputs, folder) as model:
         for key, part in zip(keys, groups, strict=True):
             cache.tensors("activations", key, lambda part=part: {"z": activations(args, model(), part, label)})
@@ -422,8 +422,11 @@ def by_branches(trees: "list[Tree]") -> "list[list[Tree]]":
     return list(groups.values())
 
 
-def activation_key(args: Arguments, device: str, model: str, trees: "list[Tree]") -> dict:
-    """The token ids say all about data, template, length and negatives."""
+def activation_key(args: Arguments, model: str, trees: "list[Tree]") -> dict:
+    """The token ids say all about data, template, length and negatives.
+
+    The device is left out: directions found on another differ by rounding, and β is resumed for those it began with.
+    """
     import models.cpu_attention
     import utils.activations
     from utils.cache import code_version
@@ -432,7 +435,6 @@ def activation_key(args: Arguments, device: str, model: str, trees: "list[Tree]"
         "model": model,
         "tokens": digest([[tree.trunk, tree.branches] for tree in trees]),
         "dtype": args.dtype,
-        "device": device.partition(":")[0],
         "code": code_version(utils.activations, models.cpu_attention),
     }
 

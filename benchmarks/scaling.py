@@ -39,7 +39,7 @@ SHORTEST, LONGEST = 20, 120
 
 @dataclass(frozen=True)
 class Point:
-    """A random Llama and its samples. heads: query heads, 64 wide whatever `hidden` is, on half as many KV heads."""
+    """A random Llama and its samples. heads: query heads, 64 wide each, on half as many KV heads."""
 
     hidden: int = 256
     layers: int = 6
@@ -53,7 +53,7 @@ CURVES = {
     "samples": (32, 64, 128),
     "heads": (2, 4, 8),
 }
-"""Three values of each; what is not varied stays as in Point()."""
+"""Three values of each; what is not varied stays as in Point(), but for a wider model's heads."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -69,19 +69,21 @@ def main(argv: list[str] | None = None) -> None:
         model, samples = made(Point(), device, args.dtype, args.seed)
         profile_training(model, samples, Point.samples, args.seed)
         return
-    points = list(dict.fromkeys(replace(Point(), **{name: value}) for name in CURVES for value in CURVES[name]))
+    points = list(dict.fromkeys(varied(name, value) for name in CURVES for value in CURVES[name]))
     say(f"{device_name(device)}, {args.dtype}: {len(points)} random Llamas")
     found = measure_all(points, device, args)
-    rows = {
-        name: [{name: value, **found[replace(Point(), **{name: value})]} for value in values]
-        for name, values in CURVES.items()
-    }
+    rows = {name: [{name: value, **found[varied(name, value)]} for value in values] for name, values in CURVES.items()}
     print(f"\n{table(rows)}\n")
     if args.json:
         about = {"device": device_name(device), "dtype": args.dtype, "repeats": args.repeats, "seed": args.seed}
         write_json(args.json, {**rows, "about": {**about, "fixed": asdict(Point()), "versions": versions()}})
     where = f", written to {args.json}" if args.json else ""
     say(f"{len(points)} points in {time.perf_counter() - began:.0f} s{where}")
+
+
+def varied(name: str, value: int) -> Point:
+    """Point() with one value changed; heads fill the hidden size where that is the one, as in a real Llama."""
+    return Point(hidden=value, heads=value // 64) if name == "hidden" else replace(Point(), **{name: value})
 
 
 def measure_all(points: list[Point], device: str, args: argparse.Namespace) -> dict[Point, dict]:

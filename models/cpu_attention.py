@@ -19,17 +19,21 @@ NAME = "restorelcc_cpu"
 """Its name in `config._attn_implementation`."""
 
 BLOCK = 128
-"""Queries at a time."""
+"""Queries at a time, or fewer."""
 
 SCORES = 2**20
-"""Scores at a time: 2 MiB in bf16."""
+"""Scores at a time: 2 MiB in bf16. More only where FEWEST queries have more."""
+
+FEWEST = 16
+"""Queries that are worth a block."""
 
 
 @contextmanager
 def cpu_attention(model: LlamaForCausalLM) -> Iterator[None]:
     """Within it, a model that runs on the CPU and would take torch's kernel, without dropout, takes this one.
 
-    For whole sequences only, padded on the right. A mask must be (B, 1, T, T): transformers drops any other here.
+    For whole sequences only, padded on the right. A mask must be additive, (B, 1, T, T): transformers drops one of
+    another shape here.
     """
     config, before = model.config, model.config._attn_implementation
     if input_device(model).type == "cpu" and before == "sdpa" and not config.attention_dropout:
@@ -65,7 +69,7 @@ def _gradients(
     """The gradients of query, key and value, given that of the output (B, T, H, d)."""
     of_query = query.new_empty(query.shape)
     # In fp32, because every block adds to the keys before it.
-    of_key, of_value = (torch.zeros(key.shape, dtype=torch.float32) for _ in range(2))
+    of_key, of_value = (key.new_zeros(key.shape, dtype=torch.float32) for _ in range(2))
     for rows, queries in _parts(query):
         block = _Block.of(query, key, value, scaling, mask, rows, queries)
         of_output = block.grouped(gradient[rows, queries].transpose(1, 2))
@@ -107,7 +111,7 @@ class _Block:
         seen, values = (tensor[rows, :, : queries.stop].flatten(0, 1) for tensor in (key, value))
         scores = torch.bmm(scaled, seen.mT)
         if mask is None:
-            later = torch.full((count, count), -torch.inf, dtype=query.dtype).triu(1)
+            later = query.new_full((count, count), -torch.inf).triu(1)
             scores.unflatten(1, (-1, count))[..., queries.start :] += later
         else:
             by_row = scores.unflatten(1, (-1, count)).unflatten(0, (-1, key_heads))
@@ -130,10 +134,11 @@ class _Block:
 def _parts(query: Tensor) -> Iterator[tuple[slice, slice]]:
     """Rows and queries of each block: as many rows as hold SCORES scores, at least one."""
     batch, heads, length, _ = query.shape
-    together = max(1, SCORES // (heads * min(length, BLOCK) * length))
+    block = min(BLOCK, max(FEWEST, SCORES // (heads * length)))
+    together = max(1, SCORES // (heads * min(length, block) * length))
     for row in range(0, batch, together):
-        for begin in range(0, length, BLOCK):
-            yield slice(row, row + together), slice(begin, min(length, begin + BLOCK))
+        for begin in range(0, length, block):
+            yield slice(row, row + together), slice(begin, min(length, begin + block))
 
 
 @causal_attention.register_fake
@@ -163,6 +168,8 @@ def _attention_of_layer(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **_
 ) -> tuple[Tensor, None]:
     """The signature by which transformers calls an attention."""
+    if attention_mask is not None and attention_mask.dtype != query.dtype:
+        raise TypeError(f"the mask is {attention_mask.dtype}; it must be additive, in {query.dtype}")
     return causal_attention(query, key, value, scaling, attention_mask), None
 
 

@@ -49,6 +49,7 @@ def written_out(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask:
 def test_every_blocking_gives_attention_and_its_gradients(monkeypatch, heads, key_heads, length, block, scores, masked):
     monkeypatch.setattr("models.cpu_attention.BLOCK", block)
     monkeypatch.setattr("models.cpu_attention.SCORES", scores)
+    monkeypatch.setattr("models.cpu_attention.FEWEST", 2)
     query, key, value, gradient = inputs(3, heads, key_heads, length, 7)
     mask = narrower(3, length) if masked else None
     found, expected = (attend(query, key, value, 0.3, mask) for attend in (causal_attention, written_out))
@@ -79,6 +80,12 @@ def test_bf16_is_close_to_exact(monkeypatch, block):
 @pytest.mark.parametrize("mask", [None, narrower(2, 5, torch.float32)])
 def test_operator_is_registered_as_torch_asks(mask):
     torch.library.opcheck(causal_attention, (*inputs(2, 6, 2, 5, 4, torch.float32)[:3], 0.5, mask))
+
+
+def test_a_mask_that_is_not_additive_is_refused():
+    model = LlamaForCausalLM(LlamaConfig(**LOPSIDED))
+    with cpu_attention(model), pytest.raises(TypeError, match="must be additive"):
+        model(torch.ones(1, 5, dtype=torch.long), attention_mask=causal(1, 5))
 
 
 def test_a_model_on_the_cpu_takes_it_until_the_end():

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -142,6 +143,23 @@ def test_the_largest_batch_decides_not_the_average():
     assert (seen.rows, seen.longest) == (4, 100)
     assert seen.tokens < 40 * 100 / 2
     assert training_bytes(CONFIG, work(), seen, on_card=True) > saved_bytes(CONFIG, 2, 4, 100)
+
+
+def test_a_card_holds_a_whole_chunk_of_logits_and_a_cpu_the_rows_it_fills():
+    seen = Sequences.by_count([(2, 10)] * 8, 4, grouped=True)
+    assert seen.scored_at_once == 4 * 8
+    wider = LlamaConfig(**{**LOPSIDED, "vocab_size": LOPSIDED["vocab_size"] + 1})
+    for on_card, rows in ((True, 256), (False, 32)):
+        more = training_bytes(wider, work(), seen, on_card) - training_bytes(CONFIG, work(), seen, on_card)
+        assert more == rows * (4 + 2)
+
+
+def test_kernels_of_half_precision_stay_from_the_first_activations_on():
+    here = Machine("here", "cpu", 2**40, 1e12, 1e11, 0.5, 0.5)
+    more = replace(here, kernels=here.kernels + 1000)
+    for dtype_bytes, expected in ((2, [0, 0, 0] + 6 * [1000]), (4, 9 * [0])):
+        stages = [plan(CONFIG, work(dtype_bytes=dtype_bytes), machine) for machine in (more, here)]
+        assert [a.host_bytes - b.host_bytes for a, b in zip(*stages, strict=True)] == expected
 
 
 def test_batches_hold_a_budget_of_padded_tokens():

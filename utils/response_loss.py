@@ -6,7 +6,7 @@ from transformers import LlamaForCausalLM
 
 IGNORED = -100
 CHUNK = 256
-"""Labelled tokens whose logits are in memory at once: enough for a matrix product at its full rate."""
+"""Labelled tokens whose logits are in memory at once: enough for a CPU's full rate; not measured on a card."""
 
 
 class _LogitsSpace:

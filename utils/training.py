@@ -112,7 +112,9 @@ def train(
             trainer.remove_callback(callback)
     if last is not None:
         result.history += json.loads((Path(last) / "history.json").read_text())
-    with cpu_attention(model), _compiled(model) if settings.torch_compile else nullcontext():
+    # Asked of `device`: under FSDP a model is still on the CPU when its training on cards begins.
+    attention = cpu_attention(model) if device == "cpu" else nullcontext()
+    with attention, _compiled(model) if settings.torch_compile else nullcontext():
         trainer.train(resume_from_checkpoint=last)
     counted = torch.tensor([collate.tokens, collate.padded_tokens], device=trainer.accelerator.device)
     result.tokens, result.padded_tokens = trainer.accelerator.reduce(counted).tolist()
