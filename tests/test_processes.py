@@ -105,7 +105,8 @@ def test_sharded_training_equals_unsharded(tmp_path, make_tiny_llama, dtype, tie
 
 
 def test_a_mistake_is_told_once(tmp_path, make_tiny_llama):
-    done = launch(ROOT / "RestoreLCC_train.py", "-base_model_name", tmp_path / "missing", "-device", "cpu")
+    missing, output = tmp_path / "missing", tmp_path / "output"
+    done = launch(ROOT / "RestoreLCC_train.py", "-base_model_name", missing, "-device", "cpu", "-output_dir", output)
     assert done.returncode != 0
     assert done.stderr.count("error: -base_model_name") == 1
 
