@@ -162,6 +162,14 @@ def test_kernels_of_half_precision_stay_from_the_first_activations_on():
         assert [a.host_bytes - b.host_bytes for a, b in zip(*stages, strict=True)] == expected
 
 
+def test_activations_and_training_go_forward_at_their_own_rate():
+    here = Machine("here", "cpu", 2**40, 1e12, 1e11, 0.4, 0.4)
+    slower = replace(here, own_forward_share=0.2)
+    for name, changes in (("dense", {"tasks": {}}), ("training", {})):
+        assert stage(name, slower, **changes).seconds > stage(name, here, **changes).seconds
+    assert stage("restored", slower).seconds == stage("restored", here).seconds > 0
+
+
 def test_batches_hold_a_budget_of_padded_tokens():
     seen = Sequences.by_budget([10, 30, 20, 20], 60)
     assert seen.tokens == 2 * 30 + 2 * 20

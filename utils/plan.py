@@ -51,7 +51,8 @@ class Machine:
 
     device: "cpu" or "cuda". memory: of the card, or of the machine if the device is a CPU. host_memory: beside a
     card, None where unknown. flops: dense matrix products in the run's dtype; fp32_flops: the same in fp32, on the
-    device. forward_share, backward_share: of `flops`, what a whole decoder layer reaches. host_flops, host_bandwidth:
+    device. forward_share, backward_share: of `flops`, what a whole decoder layer reaches; own_forward_share: with
+    the attention of activations and training, where that is another. host_flops, host_bandwidth:
     fp32 products and memory traffic of the host's CPU. disk: reading or writing weights, hashing included.
     baseline: resident on the host before any weight is, all libraries loaded; device_baseline: taken on a card before
     the first tensor. fragments: of training's activations in a CPU's heap, the holes left between batches of different
@@ -78,6 +79,7 @@ class Machine:
     fragments: float = 0.4
     kept: float = 0.75
     kernels: int = 200 * 2**20
+    own_forward_share: float | None = None
     device_baseline: int = 0
     imports: float = 5.0
     request_seconds: float = 0.002
@@ -357,7 +359,13 @@ class _Planner:
         return 2 * file / self.machine.disk, file if converted or self.on_card else 0
 
     def _forward(self, seen: Sequences) -> float:
+        """Seconds with transformers' attention, as scores have it."""
         return forward_flops(self.config, seen) / (self.machine.flops * self.machine.forward_share)
+
+    def _own_forward(self, seen: Sequences) -> float:
+        """Seconds as activations and training go forward."""
+        share = self.machine.own_forward_share or self.machine.forward_share
+        return forward_flops(self.config, seen) / (self.machine.flops * share)
 
     def _pruning(self) -> StagePlan:
         name, work, config = "pruned checkpoint", self.work, self.config
@@ -433,7 +441,7 @@ class _Planner:
         device = forward_bytes(self.config, self.work.dtype_bytes, batch) if tokens else 0
         z = 0
         for seen in groups:
-            seconds += self._forward(seen)
+            seconds += self._own_forward(seen)
             tokens += seen.tokens
             device = max(device, forward_bytes(self.config, self.work.dtype_bytes, seen))
         if groups:
@@ -471,11 +479,11 @@ class _Planner:
     def _training(self) -> StagePlan:
         config, work, machine = self.config, self.work, self.machine
         seconds, host = self._loading(self.pruned_file)
-        forward = self._forward(self.training)
+        forward = self._own_forward(self.training)
         again = forward if work.gradient_checkpointing else 0
         backward = backward_flops(config, self.training) / (machine.flops * machine.backward_share)
         validations = (1 + math.ceil(work.epochs)) if work.valid and work.epochs else 0
-        seconds += work.epochs * (forward + backward + again) + validations * self._forward(self.largest_valid)
+        seconds += work.epochs * (forward + backward + again) + validations * self._own_forward(self.largest_valid)
         tokens = int(work.epochs * self.training.tokens + validations * self.largest_valid.tokens)
         device = forward_bytes(config, work.dtype_bytes, self.largest_valid)
         if work.epochs:

@@ -129,6 +129,7 @@ def here(config: LlamaConfig, dtype: torch.dtype, device: str) -> Machine:
         fp32_flops=fp32_flops,
         forward_share=forward / flops,
         backward_share=backward / flops,
+        own_forward_share=forward_flops(single, one) / trained_seconds / flops,
         host_memory=ram if on_card else None,
         host_flops=100e9 if on_card else fp32_flops,
         host_bandwidth=_bandwidth(),
