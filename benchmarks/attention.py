@@ -49,7 +49,7 @@ def attention_speed(
     NAME `ours` is this project's for training on a CPU. A kernel that the device, dtype or shapes rule out is named and
     has no row.
     """
-    loop = restoring_loop(model, visible_restoration(model, seed), lambda _: nullcontext())
+    loop = restoring_loop(model, visible_restoration(model, seed), nullcontext)
     batches = grouped_batches(samples, count, seed)
     works = {
         "prefill": (model, lambda: plain_forward(model, prompt)),

@@ -72,7 +72,7 @@ def _gradients(
     of_key, of_value = (key.new_zeros(key.shape, dtype=torch.float32) for _ in range(2))
     for rows, queries in _parts(query):
         block = _Block.of(query, key, value, scaling, mask, rows, queries)
-        of_output = block.grouped(gradient[rows, queries].transpose(1, 2))
+        of_output = _grouped(gradient[rows, queries].transpose(1, 2), key.shape[1])
         of_value[rows, :, : queries.stop] += block.by_key_head(torch.bmm(block.probabilities.mT, of_output))
         of_probabilities = torch.bmm(of_output, block.value.mT)
         of_scores = torch.ops.aten._softmax_backward_data(of_probabilities, block.probabilities, -1, query.dtype)
@@ -107,20 +107,15 @@ class _Block:
         queries: slice,
     ) -> "_Block":
         key_heads, count = key.shape[1], queries.stop - queries.start
-        scaled = (query[rows, :, queries] * scaling).unflatten(1, (key_heads, -1)).flatten(2, 3).flatten(0, 1)
+        scaled = _grouped(query[rows, :, queries] * scaling, key_heads)
         seen, values = (tensor[rows, :, : queries.stop].flatten(0, 1) for tensor in (key, value))
         scores = torch.bmm(scaled, seen.mT)
+        by_row = scores.unflatten(1, (-1, count)).unflatten(0, (-1, key_heads))  # (r, KV, G, n, m)
         if mask is None:
-            later = query.new_full((count, count), -torch.inf).triu(1)
-            scores.unflatten(1, (-1, count))[..., queries.start :] += later
+            by_row[..., queries.start :] += query.new_full((count, count), -torch.inf).triu(1)
         else:
-            by_row = scores.unflatten(1, (-1, count)).unflatten(0, (-1, key_heads))
             by_row += mask[rows, :, queries, : queries.stop].unsqueeze(1)
         return cls(scaled, seen, values, scores.softmax(-1), key_heads, count)
-
-    def grouped(self, tensor: Tensor) -> Tensor:
-        """(r, H, n, d) -> (r·KV, G·n, d)."""
-        return tensor.unflatten(1, (self.key_heads, -1)).flatten(2, 3).flatten(0, 1)
 
     def by_head(self, tensor: Tensor) -> Tensor:
         """(r·KV, G·n, d) -> (r, H, n, d)."""
@@ -129,6 +124,11 @@ class _Block:
     def by_key_head(self, tensor: Tensor) -> Tensor:
         """(r·KV, m, d) -> (r, KV, m, d)."""
         return tensor.unflatten(0, (-1, self.key_heads))
+
+
+def _grouped(tensor: Tensor, key_heads: int) -> Tensor:
+    """(r, H, n, d) -> (r·KV, G·n, d)."""
+    return tensor.unflatten(1, (key_heads, -1)).flatten(2, 3).flatten(0, 1)
 
 
 def _parts(query: Tensor) -> Iterator[tuple[slice, slice]]:

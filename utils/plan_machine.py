@@ -106,18 +106,18 @@ def here(config: LlamaConfig, dtype: torch.dtype, device: str) -> Machine:
         flops = 2 * tokens * weight.numel() / _fastest(lambda: product @ weight.T, device)
         fp32_flops = 2 * tokens * weight.numel() / _fastest(lambda: wide[0] @ wide[1].T, device)
         forward_seconds = _fastest(lambda: layer(**inputs), device)
-    trained_seconds = forward_seconds
+    own_seconds = forward_seconds
     if not on_card:
-        layer.self_attn.config._attn_implementation = cpu_attention.NAME  # as training has it
+        layer.self_attn.config._attn_implementation = cpu_attention.NAME  # as activations and training have it
         with torch.no_grad():
-            trained_seconds = _fastest(lambda: layer(**inputs), device)
+            own_seconds = _fastest(lambda: layer(**inputs), device)
     inputs["hidden_states"].requires_grad_(True)
 
     def both() -> None:
         layer(**inputs).sum().backward()
 
-    backward_seconds = max(_fastest(both, device) - trained_seconds, trained_seconds / 4)
-    forward = forward_flops(single, one) / forward_seconds
+    backward_seconds = max(_fastest(both, device) - own_seconds, own_seconds / 4)
+    forward, own_forward = (forward_flops(single, one) / seconds for seconds in (forward_seconds, own_seconds))
     backward = backward_flops(single, one) / backward_seconds
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     memory = torch.cuda.get_device_properties(device).total_memory if on_card else ram
@@ -129,7 +129,7 @@ def here(config: LlamaConfig, dtype: torch.dtype, device: str) -> Machine:
         fp32_flops=fp32_flops,
         forward_share=forward / flops,
         backward_share=backward / flops,
-        own_forward_share=forward_flops(single, one) / trained_seconds / flops,
+        own_forward_share=own_forward / flops,
         host_memory=ram if on_card else None,
         host_flops=100e9 if on_card else fp32_flops,
         host_bandwidth=_bandwidth(),
