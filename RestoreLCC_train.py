@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.arguments import Arguments, parse_arguments
-from utils.commands import check_output, run
-from utils.errors import UserError
-from utils.files import digest, digest_files, write_json, write_text
+from utils.common.commands import check_output, run
+from utils.common.errors import UserError
+from utils.common.files import digest, digest_files, write_json, write_text
+from utils.common.flags import Arguments, parse_arguments
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
     from models.modeling_llama import Restoration
     from utils.activations import Tree
-    from utils.cache import Cache
-    from utils.evaluation import EvalPlan, Evaluation
-    from utils.processes import Processes
+    from utils.common.cache import Cache
+    from utils.common.processes import Processes
+    from utils.common.record import RunRecord
+    from utils.evaluation.scoring import EvalPlan, Evaluation
     from utils.prompts import Encoded
-    from utils.record import RunRecord
     from utils.training import TrainingResult
 
 RESULTS = ("results.json", "run.json", "report.md", "figures", "model", "compact", "restoration", "logs", "checkpoints")
@@ -93,18 +93,18 @@ def main() -> None:
     """One run, from flags to report."""
     args = parse_arguments()
     if args.plan:
-        from utils.plan_report import print_plan
+        from utils.plan.command import print_plan
 
         print_plan(args, read_samples)
         return
     check_result_folder(args)
     # From here on only, so that --help and a wrong flag are answered at once.
-    from utils.processes import Processes
+    from utils.common.processes import Processes
 
     processes = Processes(args.device)
     check_resumable(args, processes)
-    from utils.cache import Cache
-    from utils.record import RunRecord
+    from utils.common.cache import Cache
+    from utils.common.record import RunRecord
 
     quiet_libraries()
     cache = Cache(args.cache_dir)
@@ -174,7 +174,7 @@ def prepare(args: Arguments, processes: "Processes") -> Inputs:
         resolve,
         usable_device,
     )
-    from utils.evaluation import plan_tasks
+    from utils.evaluation.scoring import plan_tasks
     from utils.negatives import locate_encoder
 
     check_name(args.base_model_name, "-base_model_name")
@@ -223,10 +223,10 @@ def in_dense_shapes(args: Arguments, pruned: Path) -> tuple[Path, bool]:
     smaller checkpoint is made of the result again.
     """
     from models.checkpoint import fingerprint
+    from models.compact import expand_checkpoint
     from models.compact_llama import CompactLlamaConfig
     from models.loading import load_config
-    from pruning.compact import expand_checkpoint
-    from utils.cache import Cache
+    from utils.common.cache import Cache
 
     if not isinstance(load_config(pruned, "-pruned_model_path"), CompactLlamaConfig):
         return pruned, False
@@ -243,7 +243,7 @@ def read_samples(args: Arguments, tokenizer: "PreTrainedTokenizerBase"):
 
     wrong_choices = None
     if args.spec_task:
-        from utils.spec_tasks import load_spec_samples
+        from utils.evaluation.spec_tasks import load_spec_samples
 
         found = load_spec_samples(args.spec_task, args.eval_data_dir, args.num_train_samples, args.seed)
         train_samples, valid_samples = found, []
@@ -384,7 +384,7 @@ def wrong_answers(args: Arguments, inputs: Inputs, cache: "Cache") -> list[str]:
 def kept_embeddings(inputs: Inputs, cache: "Cache", texts: list[str]) -> "Tensor":
     """Sentence embeddings (N, E) of the texts, from the cache if the same encoder embedded the same texts before."""
     import utils.negatives
-    from utils.cache import code_version
+    from utils.common.cache import code_version
 
     key = {
         "encoder": utils.negatives.encoder_identity(inputs.encoder),
@@ -429,7 +429,7 @@ def activation_key(args: Arguments, model: str, trees: "list[Tree]") -> dict:
     """
     import models.cpu_attention
     import utils.activations
-    from utils.cache import code_version
+    from utils.common.cache import code_version
 
     return {
         "model": model,
@@ -489,7 +489,7 @@ def scores(
 ) -> "Evaluation":
     """A model's scores, each task's from the cache if the same weights were scored on it the same way before."""
     from models.checkpoint import fingerprint
-    from utils.evaluation import Evaluation, evaluate
+    from utils.evaluation.scoring import Evaluation, evaluate
 
     model_key = {
         "model": fingerprint(folder),
@@ -520,7 +520,7 @@ def rank(
     import utils.components
     import utils.probing
     from models.checkpoint import restorable_heads
-    from utils.cache import code_version
+    from utils.common.cache import code_version
     from utils.probing import ProbeScores, order_randomly, rank_by_score, rank_heads
 
     key = {
@@ -689,7 +689,7 @@ def merge_with_proof(args: Arguments, inputs: Inputs, pruned: Path, trained: Tra
 
 def compact_result(args: Arguments) -> None:
     """The merged checkpoint in the smaller shapes that the pruned one came in, to -output_dir/compact."""
-    from pruning.compact import compact_checkpoint
+    from models.compact import compact_checkpoint
 
     compact_checkpoint(args.output_dir / "model", args.output_dir / "compact")
     print(f"      as small as the pruned checkpoint: {args.output_dir / 'compact'}")
@@ -709,12 +709,12 @@ def write_results(
 ) -> None:
     """results.json, run.json, the report and the model's card; the tables go to the terminal."""
     from models.checkpoint import fingerprint
-    from pruning.compact import RECORD
-    from utils.evaluation import compare, recovered
-    from utils.record import device_name, versions
-    from utils.report import model_card, write_report
-    from utils.tables import proof_table, score_table, stage_table
-    from utils.tasks import main_metric
+    from models.compact import RECORD
+    from utils.common.record import device_name, versions
+    from utils.evaluation.scoring import compare, recovered
+    from utils.evaluation.tasks import main_metric
+    from utils.report.page import model_card, write_report
+    from utils.report.tables import proof_table, score_table, stage_table
 
     dense, before, after = (evaluations[name] for name in ("dense", "pruned", "restored"))
     record_file = pruned / RECORD

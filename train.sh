@@ -41,7 +41,7 @@ DEVICE=auto                 # a GPU if there is one
 
 set -u
 cd "$(dirname "$0")"
-. utils/environment.sh
+. utils/common/environment.sh
 exec python RestoreLCC_train.py \
   -base_model_name "$BASE_MODEL_NAME" ${PRUNED_MODEL_PATH:+-pruned_model_path "$PRUNED_MODEL_PATH"} \
   -prune_method "$PRUNE_METHOD" -sparsity "$SPARSITY" \

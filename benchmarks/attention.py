@@ -11,7 +11,7 @@ from benchmarks.inference import plain_forward
 from benchmarks.timing import say, speedup, spread, turn_by_turn
 from benchmarks.training import grouped_batches, restoring_loop, visible_restoration
 from models.cpu_attention import cpu_attention
-from utils.errors import first_line
+from utils.common.errors import first_line
 from utils.prompts import Encoded
 
 KERNELS = {

@@ -14,16 +14,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.loading import DTYPES, load_tokenizer, resolve
 from RestoreLCC_train import read_samples
-from utils.arguments import parse_arguments
-from utils.commands import DEFAULT_CACHE, Parser, run
-from utils.errors import UserError
-from utils.eval_model import CPU_TOKENS, InMemoryLM
-from utils.eval_plan import plan_tasks
-from utils.plan import plan
-from utils.plan_machine import GIB, HERE, machine
-from utils.plan_report import count_samples, read_model, workload
-from utils.plan_report import count_tasks as count_tasks_of
-from utils.tasks import WIKITEXT
+from utils.common.commands import DEFAULT_CACHE, Parser, run
+from utils.common.errors import UserError
+from utils.common.flags import parse_arguments
+from utils.evaluation.model import CPU_TOKENS, InMemoryLM
+from utils.evaluation.plan import plan_tasks
+from utils.evaluation.tasks import WIKITEXT
+from utils.plan.command import count_samples, read_model, workload
+from utils.plan.command import count_tasks as count_tasks_of
+from utils.plan.costs import plan
+from utils.plan.machine import GIB, HERE, machine
 
 REUSED = {
     "pruned checkpoint": {"pruned"},
@@ -93,7 +93,7 @@ class _Counter(InMemoryLM):
 
 
 def count_tasks(folder: Path, tokenizer_name: str, cache: Path) -> None:
-    """Print utils.plan_report.TASKS: what the packed evaluation reads of the tasks in `folder` and the bundled ones."""
+    """Print utils.plan.command.TASKS: what the evaluation reads of the tasks in `folder` and of the bundled ones."""
     tokenizer = load_tokenizer(resolve(tokenizer_name, "-base_model_name", cache), "-base_model_name")
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1,
@@ -129,7 +129,7 @@ def parser() -> Parser:
         "count_tasks",
         type=Path,
         metavar="DIR",
-        help="print utils.plan_report.TASKS as counted over the bundled tasks and those in DIR (as -eval_data_dir)",
+        help="print utils.plan.command.TASKS as counted over the bundled tasks and those in DIR (as -eval_data_dir)",
     )
     flags.flag("base_model_name", default="embedded", metavar="MODEL", help="whose tokenizer counts")
     flags.flag("cache_dir", default=DEFAULT_CACHE, type=Path, metavar="DIR", help="where GGUF models are unpacked")

@@ -7,7 +7,7 @@ from transformers import LlamaForCausalLM
 from benchmarks.timing import say
 from benchmarks.training import grouped_batches, restoring_loop, visible_restoration
 from utils.prompts import Encoded
-from utils.tables import markdown_table
+from utils.report.tables import markdown_table
 
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "mkldnn_linear", "linear")
 SHOWN = 15

@@ -12,13 +12,14 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.inference import DECODE, PREFILL, measure, plain_forward, slim
 from benchmarks.timing import say, timed
+from models import compact
 from models.loading import DTYPES, load_model, load_tokenizer, resolve
-from pruning import Pattern, calibration, compact
+from pruning import Pattern, calibration
 from pruning.methods import METHODS
 from pruning.statistics import Hessian, relative_error
 from pruning.streaming import SITES, Stage, Values, stream
-from utils.commands import DEFAULT_CACHE, Parser, run
-from utils.files import write_json
+from utils.common.commands import DEFAULT_CACHE, Parser, run
+from utils.common.files import write_json
 
 UNSTRUCTURED = ("magnitude", "wanda", "sparsegpt")
 

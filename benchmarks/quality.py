@@ -14,14 +14,15 @@ from pathlib import Path
 from transformers import LlamaForCausalLM
 
 from models.checkpoint import weight_files
+from models.compact import RECORD
 from models.loading import DTYPES, load_model, load_tokenizer, resolve
 from pruning import expand_checkpoint
-from pruning.compact import RECORD
-from utils import eval_statistics, perplexity
-from utils.commands import DEFAULT_CACHE, Parser, run
-from utils.eval_model import token_budget
-from utils.eval_plan import wikitext_rows
-from utils.files import write_json, write_text
+from utils.common.commands import DEFAULT_CACHE, Parser, run
+from utils.common.files import write_json, write_text
+from utils.evaluation import perplexity
+from utils.evaluation import statistics as eval_statistics
+from utils.evaluation.model import token_budget
+from utils.evaluation.plan import wikitext_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = "magnitude 0.5,wanda 0.5,sparsegpt 0.5,wanda 2:4,sparsegpt 2:4,slimgpt 0.2"

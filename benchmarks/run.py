@@ -28,12 +28,12 @@ from benchmarks.training import training_speed
 from data.loading import BUNDLED, load_samples
 from models.loading import DTYPES, check_name, head_shape, load_model, load_tokenizer, resolve, usable_device
 from pruning import calibration
-from utils.commands import DEFAULT_CACHE, Parser, run
-from utils.errors import UserError
-from utils.files import write_json
+from utils.common.commands import DEFAULT_CACHE, Parser, run
+from utils.common.errors import UserError
+from utils.common.files import write_json
+from utils.common.record import device_name, versions
 from utils.prompts import Encoded, encode
-from utils.record import device_name, versions
-from utils.tables import markdown_table
+from utils.report.tables import markdown_table
 
 PARTS = ("training", "extraction", "probes", "inference", "attention")
 

@@ -22,12 +22,12 @@ from benchmarks.timing import matmul_rate, say, spread, turn_by_turn
 from benchmarks.training import grouped_batches, restoring_loop, useful_flops, visible_restoration
 from models.loading import DTYPES, usable_device
 from utils.activations import last_token_activations
-from utils.commands import Parser, run
-from utils.errors import UserError
-from utils.files import write_json
+from utils.common.commands import Parser, run
+from utils.common.errors import UserError
+from utils.common.files import write_json
+from utils.common.record import device_name, peak_memory, reset_peak_memory, versions
 from utils.prompts import Encoded
-from utils.record import device_name, peak_memory, reset_peak_memory, versions
-from utils.tables import markdown_table
+from utils.report.tables import markdown_table
 
 VOCABULARY = 8192
 GROUPED = 2000

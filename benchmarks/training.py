@@ -26,9 +26,9 @@ from benchmarks.timing import (
 from models.cpu_attention import cpu_attention
 from models.loading import head_shape
 from models.modeling_llama import Restoration, attach, compensated_projections, initial_restoration
+from utils.losses import IGNORED, ResponseLoss
 from utils.probing import order_randomly
 from utils.prompts import Encoded
-from utils.response_loss import IGNORED, ResponseLoss
 from utils.training import Collator
 
 BATCH_SIZE = 8

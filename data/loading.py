@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from utils.errors import UserError, first_line
-from utils.prompts import alpaca_prompt
+from utils.common.errors import UserError, first_line
 
 BUNDLED = "bundled"
 """The name of the set this project ships: 2,000 training and 250 validation samples."""
@@ -47,6 +46,12 @@ class _Source:
     flag: str
     name: str
     file: Path | None
+
+
+def alpaca_prompt(instruction: str, context: str = "") -> str:
+    """The original release's Alpaca template: no preamble, the Input block left out when empty."""
+    given = f"\n\n### Input:\n{context}" if context.strip() else ""
+    return f"### Instruction:\n{instruction}{given}\n\n### Response:"
 
 
 def check_data_path(data_path: str, valid_path: str | None = None) -> None:

@@ -21,7 +21,7 @@ from data.families import FAMILIES
 from data.families.family import Family, Row, draw_rows
 from data.loading import BUNDLED_FOLDER
 from models.loading import EMBEDDED, load_model, load_tokenizer, resolve
-from utils.files import write_text
+from utils.common.files import write_text
 
 SEED = 42
 

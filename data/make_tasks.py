@@ -14,9 +14,8 @@ from random import Random
 from data.facts import GROUPS, SINGLE
 from data.families import FAMILIES
 from data.families.family import draw_rows
-from data.loading import BUNDLED_FOLDER
-from utils.files import write_text
-from utils.prompts import alpaca_prompt
+from data.loading import BUNDLED_FOLDER, alpaca_prompt
+from utils.common.files import write_text
 
 SEED = 42
 TASKS_FOLDER = Path(__file__).parent / "tasks"

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from utils.files import digest_files
+from utils.common.files import digest_files
 
 PRUNED_WEIGHT = re.compile(r"model\.layers\.(\d+)\.(self_attn|mlp)\.\w+_proj\.weight")
 """The seven linear weights of a decoder layer: what pruning methods prune."""

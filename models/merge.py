@@ -21,9 +21,9 @@ from models.loading import (
 )
 from models.modeling_llama import Restoration, attach, compensated_projections
 from models.restoration import check_belongs, load_restoration
-from utils.commands import DEFAULT_CACHE, Parser, check_output, run
-from utils.errors import UserError
-from utils.files import whole_folder
+from utils.common.commands import DEFAULT_CACHE, Parser, check_output, run
+from utils.common.errors import UserError
+from utils.common.files import whole_folder
 
 PROBE_TEXTS = (
     "### Instruction:\nName three things that float on water.\n\n### Response: Wood, ice and",

@@ -9,8 +9,8 @@ from transformers import LlamaForCausalLM
 
 from models.checkpoint import fingerprint
 from models.modeling_llama import Restoration, attach
-from utils.errors import UserError
-from utils.files import whole_folder, write_json
+from utils.common.errors import UserError
+from utils.common.files import whole_folder, write_json
 
 FORMAT = 1
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from models.loading import DTYPES, resolve
 from pruning.checkpoint import prune
 from pruning.methods import METHODS
-from utils.commands import DEFAULT_CACHE, Parser, run
+from utils.common.commands import DEFAULT_CACHE, Parser, run
 
 
 def parser() -> Parser:

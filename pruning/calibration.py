@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from data.loading import bundled_text
-from utils.errors import UserError, first_line
-from utils.files import digest, digest_files
+from utils.common.errors import UserError, first_line
+from utils.common.files import digest, digest_files
 
 BUNDLED = "bundled"
 C4 = "c4"

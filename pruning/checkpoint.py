@@ -9,16 +9,16 @@ import torch
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from models.compact import RECORD, compact
 from models.compact_llama import CompactLlamaConfig
 from models.loading import load_config, load_model, load_tokenizer, usable_device
 from pruning import calibration
-from pruning.compact import RECORD, compact
 from pruning.methods import METHODS, share_of_zeros
 from pruning.pattern import Pattern
 from pruning.streaming import Stage, check_weights, stream
-from utils.commands import check_output
-from utils.errors import UserError
-from utils.files import whole_folder, write_json, write_text
+from utils.common.commands import check_output
+from utils.common.errors import UserError
+from utils.common.files import whole_folder, write_json, write_text
 
 MODES = ("masked", "compact")
 """What slimgpt leaves of removed heads and channels: zeros in a model of the old shape, or nothing."""

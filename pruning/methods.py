@@ -11,7 +11,7 @@ from pruning import magnitude, slimgpt, sparsegpt, wanda
 from pruning.pattern import Pattern
 from pruning.statistics import Hessian, InputNorms, relative_error
 from pruning.streaming import LINEARS, SITES, Stage, Values
-from utils.errors import UserError
+from utils.common.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from utils.errors import UserError
+from utils.common.errors import UserError
 
 _FORMS = "give a share above 0 and below 1 (0.5), or N:M to keep N of every M consecutive weights (2:4, 4:8)"
 

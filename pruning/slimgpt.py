@@ -15,7 +15,7 @@ from transformers import LlamaConfig
 from pruning.sparsegpt import damped_inverse
 from pruning.statistics import Hessian, relative_error
 from pruning.streaming import Stage, Values
-from utils.errors import UserError
+from utils.common.errors import UserError
 
 FIRST_SHARE = 0.3125
 """The first layer's ratio as a share of the model's: the paper's 0.0625 at 20 %."""

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
 from pruning.statistics import Hessian, InputNorms
-from utils.errors import UserError
+from utils.common.errors import UserError
 
 SITES = {
     "self_attn.q_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),

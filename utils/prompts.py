@@ -1,17 +1,8 @@
-"""Prompt templates, and which tokens of a sample belong to its response."""
+"""Which tokens of a sample belong to its response."""
 
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
-
-TEMPLATE_VERSION = "alpaca-no-preamble-1"
-"""Part of every cache key that depends on how a sample is written out."""
-
-
-def alpaca_prompt(instruction: str, context: str = "") -> str:
-    """The original release's Alpaca template: no preamble, the Input block left out when empty."""
-    given = f"\n\n### Input:\n{context}" if context.strip() else ""
-    return f"### Instruction:\n{instruction}{given}\n\n### Response:"
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
 from models.cpu_attention import cpu_attention
+from utils.losses import IGNORED, ResponseLoss
 from utils.prompts import Encoded
-from utils.response_loss import IGNORED, ResponseLoss
 
 VALID_TOKENS_A_BATCH = 4096
 

@@ -1,0 +1,104 @@
+"""lm_eval's own command line on our outputs gives the numbers of the evaluation in memory."""
+
+import json
+import subprocess
+import sys
+
+import lm_eval
+import pytest
+from lm_eval.tasks import TaskManager
+
+import utils.evaluation.restored_lm
+from models.checkpoint import fingerprint
+from models.loading import load_model, load_tokenizer
+from models.merge import merge
+from models.modeling_llama import attach
+from models.restoration import save_restoration
+from tests.evaluation.test_evaluation import data  # noqa: F401
+from tests.models.test_modeling import trained
+from utils.common.errors import UserError
+from utils.evaluation.mirror import write_mirror
+from utils.evaluation.scoring import evaluate, plan_tasks
+
+TASKS = ["boolq", "rte", "arc_easy", "hellaswag"]
+
+
+@pytest.fixture
+def run(make_tiny_llama, tmp_path, data):  # noqa: F811
+    """The files of a run (pruned, restoration, merged model), its task data, and its scores in memory."""
+    pruned = make_tiny_llama(zeros=0.5)
+    restoration = trained()
+    save_restoration(tmp_path / "restoration", restoration, {"pruned_sha256": fingerprint(pruned)})
+    merge(pruned, restoration, tmp_path / "model", pruned)
+    write_mirror("paper", tmp_path / "mirror", data)
+    model = attach(load_model(pruned, "auto", "cpu", "-p"), restoration)
+    plan = plan_tasks(",".join(TASKS), data, None, 64)
+    evaluation = evaluate(model, load_tokenizer(pruned, "-p"), plan, label="restored")
+    return pruned, tmp_path, evaluation
+
+
+def scores(results: dict) -> dict:
+    """In the form of Evaluation.scores."""
+    return {
+        task: {
+            metric: {"value": measured[f"{metric},none"], "stderr": measured[f"{metric}_stderr,none"]}
+            for metric in ("acc", "acc_norm")
+            if f"{metric},none" in measured
+        }
+        for task, measured in results["results"].items()
+    }
+
+
+def assert_same(measured: dict, expected: dict) -> None:
+    for task in TASKS:
+        for metric, score in expected[task].items():
+            assert measured[task][metric] == pytest.approx(score), (task, metric)
+
+
+def test_lm_eval_command_on_the_merged_model_gives_the_scores_in_memory(run):
+    _, folder, evaluation = run
+    ended = subprocess.run(
+        [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={folder / 'model'}"]
+        + ["--tasks", ",".join(TASKS), "--include_path", str(folder / "mirror" / "lm_eval"), "--device", "cpu"]
+        + ["--output_path", str(folder / "cli")],
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    (written,) = (folder / "cli").rglob("results_*.json")
+    assert_same(scores(json.loads(written.read_text())), evaluation.scores)
+
+
+def test_restorelcc_model_type_through_simple_evaluate(run):
+    pruned, folder, evaluation = run
+    manager = TaskManager(include_path=str(folder / "mirror" / "lm_eval"), include_defaults=False)
+    results = lm_eval.simple_evaluate(
+        model="restorelcc",
+        model_args=f"pruned={pruned},restoration={folder / 'restoration'}",
+        tasks=TASKS,
+        task_manager=manager,
+        device="cpu",
+    )
+    assert_same(scores(results), evaluation.scores)
+    plain = lm_eval.simple_evaluate(
+        model="hf", model_args=f"pretrained={pruned}", tasks=TASKS, task_manager=manager, device="cpu"
+    )
+    assert plain["samples"]["rte"][0]["filtered_resps"] != results["samples"]["rte"][0]["filtered_resps"]
+
+
+def test_command_line_knows_the_model_type_and_says_mistakes_in_one_line(run, monkeypatch, capsys):
+    pruned, folder, _ = run
+    model = f"pruned={pruned},restoration={folder}/absent"
+    command = ["utils.evaluation.restored_lm", "--model", "restorelcc", "--model_args", model]
+    command += ["--tasks", str(folder / "mirror" / "lm_eval" / "rte.yaml"), "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        utils.evaluation.restored_lm.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: restoration: ")
+
+
+def test_restoration_of_another_model_is_refused(run, make_tiny_llama):
+    _, folder, _ = run
+    with pytest.raises(UserError, match=r"restoration: .* is not the pruned checkpoint"):
+        utils.evaluation.restored_lm.RestoredLM(str(make_tiny_llama(seed=3)), str(folder / "restoration"), device="cpu")

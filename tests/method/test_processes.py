@@ -1,0 +1,135 @@
+"""Two processes train what one would, sharded or not; one of them writes and speaks."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.loading import load_model
+from models.modeling_llama import attach, read_restoration
+from tests.method.test_training import SAMPLES, batch
+from tests.models.test_modeling import trained
+from utils.common.errors import UserError
+from utils.common.processes import Processes
+from utils.losses import ResponseLoss
+from utils.training import response_loss
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def launch(*words, count: int = 2, environment: dict | None = None) -> subprocess.CompletedProcess:
+    """`count` processes over gloo; accelerate starts its own the same way, but on GPUs only."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["--nproc_per_node", count, "--master_port", port, *words]
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def flags(tmp_path: Path, make_tiny_llama) -> list:
+    data = tmp_path / "data.jsonl"
+    rows = [
+        {"instruction": f"say {n}" + " w" * (n % 7), "input": "", "output": "abc " * (n % 5 + 1)} for n in range(65)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = f"""-base_model_name {make_tiny_llama()} -pruned_model_path {make_tiny_llama(zeros=0.5)} -data_path {data}
+        -num_train_samples 56 -num_valid_samples 9 -max_length 60 -head_selection gap -eval_tasks none -num_epoch 2
+        -lr 1e-2 -dtype float32 -device cpu -cache_dir {tmp_path / "cache"}"""
+    return words.split()
+
+
+def losses(folder: Path, name: str) -> list[float]:
+    rows = [json.loads(line) for line in (folder / "logs" / "history.jsonl").read_text().splitlines()]
+    return [row[name] for row in rows if name in row]
+
+
+def test_two_processes_of_four_samples_train_what_one_of_eight_does(tmp_path, make_tiny_llama):
+    common = flags(tmp_path, make_tiny_llama)
+    entry = ROOT / "RestoreLCC_train.py"
+    two = launch(entry, *common, "-batch_size", 4, "-output_dir", tmp_path / "two")
+    assert two.returncode == 0, two.stderr
+    one = [sys.executable, str(entry), *common, "-batch_size", "8", "-output_dir", str(tmp_path / "one")]
+    subprocess.run(one, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    for name, count in (("loss", 14), ("valid_loss", 3)):
+        found, wanted = losses(tmp_path / "two", name), losses(tmp_path / "one", name)
+        assert len(found) == len(wanted) == count
+        assert found == pytest.approx(wanted, rel=1e-5)
+    records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two")]
+    assert records[0]["training"]["tokens"] == records[1]["training"]["tokens"]
+    assert [record["processes"] for record in records] == [1, 2]
+    assert two.stdout.count("[1/9]") == two.stdout.count("next:") == 1
+    assert json.loads((tmp_path / "two" / "results.json").read_text())["proof"]["passed"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tied", "ram_efficient"),
+    [("float32", False, True), ("bfloat16", True, False)],
+)
+def test_sharded_training_equals_unsharded(tmp_path, make_tiny_llama, dtype, tied, ram_efficient):
+    folder = make_tiny_llama(zeros=0.5, tie_word_embeddings=tied)
+    output = tmp_path / "found.pt"
+    done = launch(ROOT / "tests" / "method" / "sharded_worker.py", folder, dtype, ram_efficient, output)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(output, weights_only=False)
+    model = attach(load_model(folder, getattr(torch, dtype), "cpu", "-p"), trained())
+    whole = ResponseLoss(model)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    expected = []
+    for _ in range(3):
+        loss = whole(**batch(SAMPLES))["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append(loss.item())
+    # In bf16, batches of other shapes round differently.
+    close = {"rel": 1e-5} if dtype == "float32" else {"rel": 2e-2}
+    assert found["losses"] == pytest.approx(expected, **close)
+    assert found["valid"].tolist() == pytest.approx(response_loss(whole, SAMPLES, 257, "").tolist(), **close)
+    assert abs(expected[2] - expected[0]) > 1e-3
+    after = read_restoration(model)
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    assert found["restoration"].heads == after.heads
+    for name in ("magnitudes", "component"):
+        assert torch.allclose(getattr(found["restoration"], name), getattr(after, name), atol=tolerance)
+
+
+def test_a_mistake_is_told_once(tmp_path, make_tiny_llama):
+    missing, output = tmp_path / "missing", tmp_path / "output"
+    done = launch(ROOT / "RestoreLCC_train.py", "-base_model_name", missing, "-device", "cpu", "-output_dir", output)
+    assert done.returncode != 0
+    assert done.stderr.count("error: -base_model_name") == 1
+
+
+def test_one_gpu_named_for_all_processes_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="-device: cuda:1 is one device for 2 processes"):
+        Processes("cuda:1")
+
+
+def test_sharding_with_a_single_process_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="FSDP needs several processes"):
+        Processes("cpu")
+
+
+def test_sharding_on_cpus_is_refused_and_not_left_out_silently(tmp_path, make_tiny_llama):
+    done = launch(
+        ROOT / "RestoreLCC_train.py",
+        *flags(tmp_path, make_tiny_llama),
+        "-output_dir",
+        tmp_path / "out",
+        environment={"ACCELERATE_USE_FSDP": "true"},
+    )
+    assert "FSDP shards over GPUs only" in done.stderr
+    assert not (tmp_path / "out").exists()

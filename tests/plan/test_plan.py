@@ -1,0 +1,297 @@
+"""`-plan`: its arithmetic against real tiny Llamas, and the flag itself."""
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import RestoreLCC_train
+import utils.evaluation.token_scores
+from models.cpu_attention import cpu_attention
+from models.modeling_llama import attach, initial_restoration
+from tests.conftest import LOPSIDED
+from utils.common.cache import Cache
+from utils.common.errors import UserError
+from utils.common.flags import parse_arguments
+from utils.common.record import RunRecord
+from utils.losses import ResponseLoss
+from utils.plan.command import count_samples, count_tasks, wikitext
+from utils.plan.costs import (
+    SCORED_CHUNK,
+    Machine,
+    Sequences,
+    TaskTokens,
+    Workload,
+    forward_flops,
+    parameters,
+    plan,
+    saved_bytes,
+    training_bytes,
+)
+from utils.plan.machine import CARDS
+
+CONFIG = LlamaConfig(**LOPSIDED)
+CARD = Machine("card", "cuda", 10**9, 1e12, 1e11, 0.5, 0.5)
+CPU = Machine("cpu", "cpu", 10**9, 1e11, 1e11, 0.5, 0.5)
+
+
+def work(**changes) -> Workload:
+    values = {
+        "dtype_bytes": 2,
+        "stored_bytes": 4,
+        "converted": True,
+        "pruner": "wanda",
+        "calibration": (8, 64),
+        "samples": [(10, 40), (12, 30), (9, 50), (11, 25)] * 10,
+        "valid": [(10, 30)] * 4,
+        "probes": 20,
+        "heads": 5,
+        "epochs": 2.0,
+        "batch_size": 4,
+        "tasks": {"arc_easy": TaskTokens(100, 40, 2000, 15, 4, 60)},
+    }
+    return Workload(**{**values, **changes})
+
+
+def stage(name: str, machine: Machine = CARD, **changes):
+    (found,) = [row for row in plan(CONFIG, work(**changes), machine) if row.name.startswith(name)]
+    return found
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"tie_word_embeddings": True}, {"num_key_value_heads": 6}, {"attention_bias": True}, {"mlp_bias": True}],
+)
+def test_parameters_are_those_of_a_real_llama(shape):
+    config = LlamaConfig(**{**LOPSIDED, **shape})
+    assert parameters(config) == LlamaForCausalLM(config).num_parameters()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lowest", [0, 1, 2])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("attention", [cpu_attention, nullcontext])
+def test_saved_activations_are_those_that_autograd_saves(dtype, lowest, checkpointing, attention):
+    rows, length = 2, 48
+    found = saved_by_autograd(dtype, lowest, rows, length, checkpointing, attention)
+    if checkpointing:
+        assert found < saved_by_autograd(dtype, lowest, rows, length, False, attention) / 2
+        return
+    on_card = attention is not cpu_attention
+    expected = saved_bytes(CONFIG, dtype.itemsize, rows, length, lowest, on_card)
+    # What grows with the batch; the restoration's own tensors do not.
+    assert found == pytest.approx(expected, rel=0.02)
+
+
+def saved_by_autograd(
+    dtype: torch.dtype, lowest: int, rows: int, length: int, checkpointing: bool, attention: Callable
+) -> int:
+    """Bytes in the storages that the decoder's forward pass saves, beyond what one of a single token saves."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(CONFIG).to(dtype).train()
+    layers, heads, width = CONFIG.num_hidden_layers, CONFIG.num_attention_heads, CONFIG.head_dim
+    basis = torch.eye(width).expand(layers, heads, width, width)
+    attach(model, initial_restoration([(lowest, 1), (2, 4)], basis, "restorelcc", 0))
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+
+    def count(batch: tuple[int, int]) -> int:
+        kept = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = tensor
+            return tensor
+
+        ids = torch.ones(batch, dtype=torch.long)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            # All but the last token is prompt: the loss itself keeps next to nothing.
+            labels = ids.clone()
+            labels[:, :-1] = -100
+            with attention(model):
+                loss = ResponseLoss(model)(ids, labels)["loss"]
+        del loss
+        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+    return count((rows, length)) - count((1, 2)) + saved_bytes(CONFIG, dtype.itemsize, 1, 2, lowest)
+
+
+def test_checkpointing_needs_less_memory_and_more_time():
+    plain, less = stage("training"), stage("training", gradient_checkpointing=True)
+    assert less.device_bytes < plain.device_bytes
+    assert less.seconds > plain.seconds
+
+
+def test_training_memory_grows_with_the_batch_and_the_longest_sample_not_with_the_samples():
+    plain = stage("training").device_bytes
+    assert stage("training", samples=work().samples * 3).device_bytes == plain
+    assert stage("training", batch_size=8).device_bytes > plain
+    assert stage("training", samples=[*work().samples, (10, 90)]).device_bytes > plain
+
+
+def test_the_largest_batch_decides_not_the_average():
+    samples = [(2, 100), *[(2, 10)] * 39]
+    seen = Sequences.by_count(samples, 4, grouped=True)
+    assert (seen.rows, seen.longest) == (4, 100)
+    assert seen.tokens < 40 * 100 / 2
+    assert training_bytes(CONFIG, work(), seen, on_card=True) > saved_bytes(CONFIG, 2, 4, 100)
+
+
+def test_a_card_holds_a_whole_chunk_of_logits_and_a_cpu_the_rows_it_fills():
+    seen = Sequences.by_count([(2, 10)] * 8, 4, grouped=True)
+    assert seen.scored_at_once == 4 * 8
+    wider = LlamaConfig(**{**LOPSIDED, "vocab_size": LOPSIDED["vocab_size"] + 1})
+    for on_card, rows in ((True, 256), (False, 32)):
+        more = training_bytes(wider, work(), seen, on_card) - training_bytes(CONFIG, work(), seen, on_card)
+        assert more == rows * (4 + 2)
+
+
+def test_kernels_of_half_precision_stay_from_the_first_activations_on():
+    here = Machine("here", "cpu", 2**40, 1e12, 1e11, 0.5, 0.5)
+    more = replace(here, kernels=here.kernels + 1000)
+    for dtype_bytes, expected in ((2, [0, 0, 0] + 6 * [1000]), (4, 9 * [0])):
+        stages = [plan(CONFIG, work(dtype_bytes=dtype_bytes), machine) for machine in (more, here)]
+        assert [a.host_bytes - b.host_bytes for a, b in zip(*stages, strict=True)] == expected
+
+
+def test_activations_and_training_go_forward_at_their_own_rate():
+    here = Machine("here", "cpu", 2**40, 1e12, 1e11, 0.4, 0.4)
+    slower = replace(here, own_forward_share=0.2)
+    for name, changes in (("dense", {"tasks": {}}), ("training", {})):
+        assert stage(name, slower, **changes).seconds > stage(name, here, **changes).seconds
+    assert stage("restored", slower).seconds == stage("restored", here).seconds > 0
+
+
+def test_batches_hold_a_budget_of_padded_tokens():
+    seen = Sequences.by_budget([10, 30, 20, 20], 60)
+    assert seen.tokens == 2 * 30 + 2 * 20
+    assert seen.pairs == 2 * 30**2 + 2 * 20**2
+    assert (seen.rows, seen.longest) == (2, 30)
+
+
+def test_forward_operations_are_twice_the_weights_a_token_and_attention():
+    # The counter knows no CPU kernel of fused attention; plain attention is the same products.
+    model = LlamaForCausalLM(LlamaConfig(**LOPSIDED, attn_implementation="eager"))
+    tokens = 32
+    with FlopCounterMode(display=False) as counter:
+        model.model(torch.ones(1, tokens, dtype=torch.long), use_cache=False)
+    expected = forward_flops(CONFIG, Sequences(tokens, tokens**2, masked=True))
+    assert expected == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_a_given_pruned_checkpoint_costs_no_pruning():
+    assert stage("pruned checkpoint", pruner=None).seconds == 0
+    assert stage("pruned checkpoint").seconds > 0
+    assert stage("pruned checkpoint", pruner="sparsegpt").seconds > stage("pruned checkpoint").seconds
+
+
+def test_pruning_on_a_card_holds_one_layer_there_and_the_model_on_the_host():
+    weights = 2 * parameters(CONFIG)
+    config = LlamaConfig(**{**LOPSIDED, "num_hidden_layers": 30})
+    few, many = (plan(shape, work(), CARD)[1] for shape in (CONFIG, config))
+    assert few.device_bytes == many.device_bytes
+    assert many.host_bytes - few.host_bytes > 5 * weights
+
+
+def test_all_is_the_hosts_memory_on_a_cpu():
+    for row in plan(CONFIG, work(), CPU):
+        assert row.device_bytes is None
+        assert row.bytes_on(CPU) == row.host_bytes >= CPU.baseline
+
+
+def test_the_stages_are_those_of_a_run():
+    assert len(plan(CONFIG, work(), CPU)) == RestoreLCC_train.STAGES
+    assert SCORED_CHUNK == utils.evaluation.token_scores._CHUNK
+
+
+def test_limits_and_known_tasks_are_counted():
+    tasks, unknown = count_tasks(parse_arguments(["-eval_tasks", "paper,bundled,mmlu", "-eval_limit", "30"]))
+    assert len(tasks) == 7 + 1 + 4 and unknown == ["mmlu"]
+    assert tasks["boolq"].rows == 30
+    assert wikitext(3, 512).tokens < wikitext(None, 512).tokens
+    assert wikitext(None, 512).tokens > 2 * 300_000
+
+
+def test_samples_out_of_reach_are_taken_as_long_as_alpacas():
+    args = parse_arguments(["-base_model_name", "llama_7B", "-max_length", "300"])
+    samples, valid, said = count_samples(args, None, RestoreLCC_train.read_samples)
+    assert (len(samples), len(valid)) == (2000, 250)
+    assert max(length for _, length in samples) == 300
+    assert "not at hand" in said
+
+
+@pytest.fixture
+def shape_only(tmp_path):
+    """A folder that holds a configuration and nothing else."""
+    folder = tmp_path / "shape"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG.to_dict()))
+    return folder
+
+
+def run(monkeypatch, arguments: list[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["RestoreLCC_train.py", *arguments])
+    RestoreLCC_train.main()
+
+
+def test_the_flag_needs_a_configuration_only_and_writes_nothing(monkeypatch, capsys, tmp_path, shape_only):
+    output, cache = tmp_path / "out", tmp_path / "cache"
+    before = sorted(tmp_path.rglob("*"))
+    flags = ["-base_model_name", str(shape_only), "-eval_tasks", "paper", "-output_dir", str(output)]
+    flags += ["-cache_dir", str(cache), "-calib_length", "128"]
+    for card in ("A100-40GB", "here"):
+        run(monkeypatch, [*flags, "-device", "cpu", "-plan", card])
+        printed = capsys.readouterr().out
+        assert "training β and b of 4 heads" in printed
+        assert "all stages fit" in printed
+        assert "assumed" in printed
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        (36, "try -gradient_checkpointing, or -batch_size"),
+        (80, "try several GPUs, accelerate launch --use_fsdp"),
+    ],
+)
+def test_what_does_not_fit_is_said_with_what_would(monkeypatch, capsys, tmp_path, layers, said):
+    sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": layers, "vocab_size": 32000}
+    heads = {"num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128}
+    (tmp_path / "config.json").write_text(json.dumps(LlamaConfig(**sizes, **heads).to_dict()))
+    run(monkeypatch, ["-base_model_name", str(tmp_path), "-plan", "h100-80gb", "-calib_length", "128"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"training β and b of {layers * 16} heads: does not fit; {said}" in printed
+    assert "NO" in printed
+
+
+def test_a_stage_records_what_the_cache_answered(tmp_path):
+    for again in (False, True):
+        cache = Cache(tmp_path)
+        record = RunRecord(2, cache.reused)
+        with record.stage("first"):
+            cache.document("scores", {"a": 1}, dict)
+        with record.stage("second"):
+            cache.tensors("activations", {"b": 2}, lambda: {"z": torch.ones(1)})
+        assert [stage["reused"] for stage in record.stages] == [["scores"] * again, ["activations"] * again]
+
+
+def test_an_unknown_card_is_one_line_that_names_the_flag(monkeypatch, capsys, shape_only):
+    with pytest.raises(UserError, match=r"^-plan: unknown card 'H900'; give here or one of") as caught:
+        run(monkeypatch, ["-base_model_name", str(shape_only), "-plan", "H900", "-calib_length", "128"])
+    assert "\n" not in str(caught.value)
+    assert all(card in str(caught.value) for card in CARDS)
+
+
+def test_a_hub_out_of_reach_is_one_line(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"^-base_model_name: cannot get the configuration of 'nobody/nothing'"):
+        run(monkeypatch, ["-base_model_name", "nobody/nothing", "-plan", "L4"])

@@ -1,0 +1,294 @@
+"""SlimGPT: the cheapest heads and channels go, the rest makes up for them, and nothing is lost by compacting."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+import models.compact
+from models.compact_llama import CompactLlamaForCausalLM, kept_heads
+from models.loading import load_config, load_model
+from pruning import calibration, check, slimgpt
+from pruning.sparsegpt import damped_inverse
+from pruning.streaming import LINEARS
+from tests.pruning.test_pruning import CALIBRATION, problem, prune, text  # noqa: F401 (fixtures)
+from utils.common.errors import UserError
+
+
+def refitted(weight: torch.Tensor, hessian: torch.Tensor, gone: list[int]) -> tuple[torch.Tensor, float]:
+    """The best weight without those columns, by least squares, and what it costs: tr(ΔHΔᵀ)."""
+    kept = [column for column in range(weight.shape[1]) if column not in gone]
+    best = torch.zeros_like(weight)
+    best[:, kept] = torch.linalg.solve(hessian[kept][:, kept], hessian[kept] @ weight.T).T
+    change = weight - best
+    return best, ((change @ hessian) * change).sum().item()
+
+
+def slim_problem(size: int, units: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A weight (11, units·size), XᵀX in fp32, and the dampened fp64 Hessian the method works with."""
+    weight, inputs = problem(out=11, width=units * size, tokens=400)
+    hessian = inputs.T @ inputs
+    return weight.double(), hessian, torch.linalg.inv(damped_inverse(hessian))
+
+
+def test_first_head_is_the_one_exhaustive_search_finds():
+    weight, hessian, damped = slim_problem(size=6, units=7)
+    costs = [refitted(weight, damped, list(range(unit * 6, unit * 6 + 6)))[1] for unit in range(7)]
+    errors = slimgpt.unit_errors(weight, damped_inverse(hessian), 6)
+    torch.testing.assert_close(errors, torch.tensor(costs, dtype=torch.float64), rtol=1e-6, atol=0)
+    _, removed = slimgpt.remove(weight, hessian, 6, 1, lambda _: 1)
+    assert removed == [costs.index(min(costs))]
+
+
+def test_every_later_head_is_the_cheapest_given_those_already_gone():
+    weight, hessian, damped = slim_problem(size=4, units=6)
+    pruned, removed = slimgpt.remove(weight, hessian, 4, 4, lambda _: 1)
+    gone: list[int] = []
+    for unit in removed:
+        costs = {}
+        for other in set(range(6)) - {column // 4 for column in gone}:
+            costs[other] = refitted(weight, damped, gone + list(range(other * 4, other * 4 + 4)))[1]
+        assert unit == min(costs, key=costs.__getitem__)
+        gone += range(unit * 4, unit * 4 + 4)
+    torch.testing.assert_close(pruned, refitted(weight, damped, gone)[0], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("step", [lambda _: 1, lambda _: 3, slimgpt.shrinking_step])
+def test_channels_left_are_where_least_squares_puts_them_whatever_the_group_size(step):
+    weight, hessian, damped = slim_problem(size=1, units=30)
+    pruned, removed = slimgpt.remove(weight, hessian, 1, 13, step)
+    assert len(set(removed)) == 13 and (pruned[:, removed] == 0).all()
+    torch.testing.assert_close(pruned, refitted(weight, damped, removed)[0], rtol=1e-6, atol=1e-9)
+
+
+def test_group_size_shrinks_from_1024_to_8():
+    to_go, sizes = 5000, []
+    while to_go:
+        sizes.append(min(slimgpt.shrinking_step(to_go), to_go))
+        to_go -= sizes[-1]
+    assert sizes[0] == 1024 and sizes[-2] == 8
+    assert all(later <= earlier for earlier, later in itertools.pairwise(sizes))
+
+
+def test_dead_inputs_are_the_first_to_go():
+    weight, inputs = problem(out=11, width=20, tokens=300)
+    inputs *= 0.01  # so that a dead column, were it kept, would look dearer than a live one
+    inputs[:, [4, 9]] = 0
+    _, removed = slimgpt.remove(weight, inputs.T @ inputs, 1, 3, lambda _: 1)
+    assert set(removed[:2]) == {4, 9}
+
+
+def test_ratio_grows_with_depth_as_in_the_paper():
+    """LLaMA-7B at 20 %: 0.0625 in the first layer, 0.25 in the last, growing with the logarithm of the depth."""
+    ratios = slimgpt.ratios(32, 0.2)
+    assert ratios[0] == pytest.approx(0.0625)
+    assert ratios[-1] == pytest.approx(0.25, abs=1e-3)
+    assert ratios[7] - ratios[3] == pytest.approx(ratios[15] - ratios[7])
+    assert sum(ratios) / 32 == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("total", [0.05, 0.2, 0.5, 0.75, 0.9])
+@pytest.mark.parametrize("shape", [(32, 4096, 11008, 32, 32), (30, 576, 1536, 9, 3), (5, 64, 172, 8, 4)])
+def test_incremental_ratio_reaches_the_total(shape, total):
+    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    config = LlamaConfig(**dict(zip(names, shape, strict=True)))
+    shared = config.num_attention_heads // config.num_key_value_heads
+    head = config.head_dim * config.hidden_size * 2 * (shared + 1)
+    channel = 3 * config.hidden_size
+    removals = slimgpt.plan(config, total)
+    gone = sum(removal.kv_heads * head + removal.channels * channel for removal in removals)
+    whole = config.num_hidden_layers * (config.num_key_value_heads * head + config.intermediate_size * channel)
+    assert gone / whole == pytest.approx(total, abs=8 * channel / whole)
+    for removal in removals:
+        assert 0 <= removal.kv_heads < config.num_key_value_heads
+        assert 0 <= removal.channels < config.intermediate_size
+    assert len(removals) == config.num_hidden_layers
+
+
+def test_ratio_of_one_layer_is_the_total():
+    assert slimgpt.ratios(1, 0.3) == [0.3]
+
+
+@pytest.fixture
+def both(make_tiny_llama, prune, tmp_path):  # noqa: F811
+    """(dense, masked, compact) folders of one model with biases everywhere, 40 % gone."""
+
+    def make(**options) -> tuple[Path, Path, Path]:
+        base = make_tiny_llama(num_hidden_layers=5, num_attention_heads=12, num_key_value_heads=4, **options)
+        masked, _ = prune(base, "slimgpt", "0.4")
+        compact = tmp_path / "compact"
+        masked = masked.rename(tmp_path / "masked")
+        folder, _ = prune(base, "slimgpt", "0.4", mode="compact")
+        return base, masked, folder.rename(compact)
+
+    return make
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_masked_and_compact_give_the_same_logits(both, tied):
+    base, masked, compact = both(attention_bias=True, mlp_bias=True, tie_word_embeddings=tied)
+    ids = torch.randint(0, 250, (3, 17), generator=torch.Generator().manual_seed(0))
+    dense, slim, small = (load_model(folder, torch.float32, "cpu", "-x") for folder in (base, masked, compact))
+    assert isinstance(small, CompactLlamaForCausalLM)
+    torch.testing.assert_close(small(ids).logits, slim(ids).logits, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(dense(ids).logits, slim(ids).logits, atol=1e-2)
+    assert small.num_parameters() < 0.8 * dense.num_parameters()
+    heads = {len(kept) for kept in kept_heads(small.config)}
+    assert len(heads) > 1, "the layers of this model should differ in size"
+    generated = [model.generate(ids[:1], max_new_tokens=8, do_sample=False) for model in (slim, small)]
+    assert torch.equal(*generated)  # with a key-value cache of a different size in every layer
+
+
+def test_removed_heads_and_channels_are_zero_in_every_matrix_and_bias(both):
+    base, masked, compact = both(attention_bias=True, mlp_bias=True)
+    dense, slim = (load_model(folder, torch.float32, "cpu", "-x") for folder in (base, masked))
+    config = load_config(compact, "-x")
+    for index, layer in enumerate(slim.model.layers):
+        attention, mlp = layer.self_attn, layer.mlp
+        gone = set(range(4)) - set(config.kept_kv_heads[index])
+        for kv in range(4):
+            for linear, width in ((attention.q_proj, 24), (attention.k_proj, 8), (attention.v_proj, 8)):
+                rows = slice(kv * width, (kv + 1) * width)
+                zero = (linear.weight[rows] == 0).all() and (linear.bias[rows] == 0).all()
+                assert zero == (kv in gone)
+            assert (attention.o_proj.weight[:, kv * 24 : kv * 24 + 24] == 0).all() == (kv in gone)
+        dead = (mlp.down_proj.weight == 0).all(0)
+        assert dead.sum() == 56 - config.intermediate_sizes[index]
+        for linear in (mlp.gate_proj, mlp.up_proj):
+            assert torch.equal((linear.weight == 0).all(1), dead) and torch.equal(linear.bias == 0, dead)
+        untouched = dense.model.layers[index].mlp.gate_proj.weight[~dead]
+        assert torch.equal(mlp.gate_proj.weight[~dead], untouched)
+        assert torch.equal(attention.o_proj.bias, dense.model.layers[index].self_attn.o_proj.bias)
+    names = [name for name in dense.state_dict() if not any(linear in name for linear in LINEARS)]
+    assert all(torch.equal(dense.state_dict()[name], slim.state_dict()[name]) for name in names)
+
+
+def test_attention_is_pruned_before_the_ffns_hessian_is_collected(make_tiny_llama, prune):  # noqa: F811
+    """down_proj of the first layer equals an update computed from what the pruned attention feeds it."""
+    base = make_tiny_llama(num_hidden_layers=1, num_attention_heads=12, num_key_value_heads=4)
+    folder, record = prune(base, "slimgpt", "0.4")
+    source = record["calibration"]["source"]
+    tokens, _ = calibration.load(source, 6, 40, AutoTokenizer.from_pretrained(base), 3)
+    dense, slim = (load_model(place, torch.float32, "cpu", "-x") for place in (base, folder))
+    fed = []
+    slim.model.layers[0].mlp.down_proj.register_forward_pre_hook(lambda _, args: fed.append(args[0].flatten(0, 1)))
+    for linear in ("gate_proj", "up_proj", "down_proj"):  # the pruned attention with the dense FFN
+        slim.model.layers[0].mlp.get_submodule(linear).load_state_dict(
+            dense.model.layers[0].mlp.get_submodule(linear).state_dict()
+        )
+    slim(tokens)
+    count = slimgpt.plan(slim.config, 0.4)[0].channels
+    weight = dense.model.layers[0].mlp.down_proj.weight
+    expected, _ = slimgpt.remove(weight, fed[0].T @ fed[0], 1, count, slimgpt.shrinking_step)
+    pruned = load_model(folder, torch.float32, "cpu", "-x").model.layers[0].mlp.down_proj.weight
+    torch.testing.assert_close(pruned.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_compact_folder_loads_alone_with_its_own_code(both, tmp_path):
+    """In a process that knows nothing of this project; without trust_remote_code it is refused, not misread."""
+    _, _, compact = both()
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "assert 'models.compact_llama' not in sys.modules\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[2] == 'yes')\n"
+        "ids = AutoTokenizer.from_pretrained(sys.argv[1])('hello', return_tensors='pt').input_ids\n"
+        "print(model(ids).logits.sum().item())\n"
+    )
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+
+    def run(trust: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", code, str(compact), trust]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, input="n\n")
+
+    trusted, refused = run("yes"), run("no")
+    assert trusted.returncode == 0, trusted.stderr
+    here = load_model(compact, torch.float32, "cpu", "-x")
+    ids = AutoTokenizer.from_pretrained(compact)("hello", return_tensors="pt").input_ids
+    assert float(trusted.stdout) == pytest.approx(here(ids).logits.sum().item(), rel=1e-4)
+    assert refused.returncode != 0 and "trust_remote_code" in refused.stderr
+
+
+def test_compacting_a_restored_model_keeps_its_output_biases(both):
+    """Zeros in, o_proj biases on top: the smaller model has them too, and saves and loads with them."""
+    _, masked, _ = both()
+    slim = load_model(masked, torch.float32, "cpu", "-x")
+    settings = slim.config.to_dict() | {"attention_bias": True}
+    restored = AutoModelForCausalLM.from_config(LlamaConfig(**settings)).eval()
+    restored.load_state_dict(slim.state_dict(), strict=False)
+    generator = torch.Generator().manual_seed(1)
+    for layer in restored.model.layers:
+        for name in ("q_proj", "k_proj", "v_proj"):
+            layer.self_attn.get_submodule(name).bias.data.zero_()
+        layer.self_attn.o_proj.bias.data.normal_(generator=generator)
+    small = models.compact.compact(restored)
+    folder = masked.parent / "restored"
+    small.save_pretrained(folder)
+    again = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.arange(20)[None]
+    torch.testing.assert_close(again(ids).logits, restored(ids).logits, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(again(ids).logits, slim(ids).logits, atol=1e-2)
+    assert json.loads((folder / "config.json").read_text())["auto_map"]
+
+
+def test_expanding_a_compact_model_gives_the_masked_one_back(both, tmp_path):
+    """The same logits, heads where they stood in the dense model; compacted again, the same tensors."""
+    _, masked, compact = both(attention_bias=True, mlp_bias=True, tie_word_embeddings=True)
+    models.compact.expand_checkpoint(compact, tmp_path / "expanded")
+    slim, expanded = (AutoModelForCausalLM.from_pretrained(place) for place in (masked, tmp_path / "expanded"))
+    assert type(expanded) is type(slim) and expanded.config.model_type == "llama"
+    assert (tmp_path / "expanded" / "pruning.json").is_file()
+    ids = torch.arange(30)[None]
+    torch.testing.assert_close(expanded(ids).logits, slim(ids).logits, rtol=1e-4, atol=1e-5)
+    for before, after in zip(slim.model.layers, expanded.model.layers, strict=True):
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            assert torch.equal(after.self_attn.get_submodule(name).weight, before.self_attn.get_submodule(name).weight)
+    models.compact.compact_checkpoint(tmp_path / "expanded", tmp_path / "again")
+    small, again = (load_model(place, "auto", "cpu", "-x").state_dict() for place in (compact, tmp_path / "again"))
+    assert small.keys() == again.keys()
+    assert all(torch.equal(small[name], again[name]) for name in small)
+
+
+def test_compacting_an_ordinary_model_leaves_it_whole(make_tiny_llama):
+    model = load_model(make_tiny_llama(zeros=0.5), torch.float32, "cpu", "-x")
+    small = models.compact.compact(model)
+    assert small.num_parameters() == model.num_parameters()
+    assert kept_heads(small.config) == kept_heads(model.config) == [list(range(6))] * 3
+
+
+def test_a_compact_model_is_not_pruned_again(both, prune):  # noqa: F811
+    _, _, compact = both()
+    for method in ("slimgpt", "wanda"):
+        with pytest.raises(UserError, match=r"^-base_model_name: .*compact already"):
+            prune(compact, method)
+
+
+def test_record_says_what_went_and_what_it_cost(make_tiny_llama, prune):  # noqa: F811
+    folder, record = prune(make_tiny_llama(num_hidden_layers=5), "slimgpt", "0.3", mode="compact")
+    assert record["sparsity_reached"] == pytest.approx(0.3, abs=0.02)
+    assert record["parameters"]["pruned"] < record["parameters"]["dense"]
+    assert record["parameters"]["pruned"] == load_model(folder, "auto", "cpu", "-x").num_parameters()
+    errors = [layer["linear_errors"] for layer in record["layers"]]
+    assert all(0 < error < 1 for layer in errors for error in layer.values())
+    assert {name for layer in errors for name in layer} == {"self_attn.o_proj", "mlp.down_proj"}
+    assert "trust_remote_code=True" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changed", "flag"),
+    [
+        ({"sparsity": "2:4"}, "-sparsity"),
+        ({"sparsity": "0.99"}, "-sparsity"),
+        ({"mode": "tiny"}, "-mode"),
+        ({"method": "wanda", "mode": "compact"}, "-mode"),
+    ],
+)
+def test_what_slimgpt_cannot_do_is_said_before_a_model_loads(make_tiny_llama, changed, flag):
+    arguments = {"method": "slimgpt", "sparsity": "0.2", "calib_data": "bundled", **CALIBRATION} | changed
+    with pytest.raises(UserError, match=f"^{flag}: "):
+        check(**arguments, config=load_config(make_tiny_llama(), "-x"))

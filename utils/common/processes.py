@@ -1,0 +1,80 @@
+"""One process, or the several of `accelerate launch`: who computes first, who writes, who speaks.
+
+What one process has computed the others find in the cache, so a stage needs no code of its own for several of them:
+the main process runs it, then the others do, and they have nothing left to compute. Only training is done together.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from utils.common.errors import UserError
+
+_PATIENCE = timedelta(days=7)
+"""How long processes wait for the main one: pruning and scoring a 70B model takes hours, and a barrier must not end."""
+
+
+class Processes:
+    """The processes of this run; a single one unless accelerate (or torchrun) has set WORLD_SIZE.
+
+    is_main: whether this process writes and prints. sharded: whether training shards the model (FSDP).
+    Raises UserError if -device names one GPU for all, or if FSDP is asked for on CPUs, where accelerate has none.
+    """
+
+    def __init__(self, device: str):
+        self.count = int(os.environ.get("WORLD_SIZE", "1"))
+        self.sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        self.state = None
+        self.device = device
+        if self.count == 1:
+            if self.sharded:
+                raise UserError("accelerate launch: FSDP needs several processes; give --num_processes 2 or more")
+            return
+        if ":" in device:
+            raise UserError(f"-device: {device} is one device for {self.count} processes; give auto, cuda or cpu")
+        if not speaks():
+            _be_silent()
+        from accelerate import PartialState
+
+        on_cpu = device == "cpu" or os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
+        self.state = PartialState(cpu=on_cpu, timeout=_PATIENCE)
+        self.device = str(self.state.device)
+        if self.sharded and self.state.device.type == "cpu":
+            raise UserError(
+                "accelerate launch: FSDP shards over GPUs only (accelerate has none on CPUs); leave out --use_fsdp"
+            )
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes results."""
+        return self.state is None or self.state.is_main_process
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The block runs in the main process, then in all others, which find what it left in the cache."""
+        if self.state is None:
+            yield
+            return
+        with self.state.main_process_first():
+            yield
+
+    def end(self) -> None:
+        """Leave the group: what follows is the main process's own."""
+        if self.state is not None:
+            import torch.distributed
+
+            self.state.wait_for_everyone()
+            torch.distributed.destroy_process_group()
+
+
+def speaks() -> bool:
+    """Whether this process prints: all of them meet a user's mistake, and one line about it is enough."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _be_silent() -> None:
+    # Before tqdm is imported, which reads it once.
+    os.environ["TQDM_DISABLE"] = "1"
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process

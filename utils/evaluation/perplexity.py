@@ -1,0 +1,71 @@
+"""WikiText-2: its rows, pages and windows, and the pruning papers' token perplexity."""
+
+import re
+from collections.abc import Iterable
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from models.loading import input_device
+from utils.evaluation.token_scores import token_scores
+
+_TOP_HEADING = re.compile(r" ?= [^=].*[^=] = ?")
+
+
+def hub_rows(text: str) -> list[str]:
+    """The rows of the hub's wikitext-2-raw-v1 from the text of the raw file: lines kept whole, blank ones emptied."""
+    return [line if line.strip() else "" for line in text.splitlines(keepends=True)]
+
+
+def raw_text(rows: Iterable[str]) -> str:
+    """The raw file's text from the hub's rows; `hub_rows` gives them back."""
+    return "".join(row or " \n" for row in rows)
+
+
+def joined(rows: Iterable[str]) -> str:
+    """The text that pruning papers tokenize: rows with two line breaks between them."""
+    return "\n\n".join(rows)
+
+
+def pages(rows: Iterable[str]) -> list[str]:
+    """The articles, each from its top heading (` = Title = `) to the next, as the raw file writes them."""
+    found, page = [], []
+    for row in rows:
+        line = row.removesuffix("\n") or " "
+        if _TOP_HEADING.fullmatch(line):
+            found.append(page)
+            page = []
+        page.append(line)
+    texts = ("\n".join(page) for page in [*found, page])
+    return [text for text in texts if text.strip()]
+
+
+def token_windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int, limit: int | None) -> torch.Tensor:
+    """(n, length) int64: the text as one token sequence cut into whole windows, the first `limit` of them.
+
+    The rest that fills no window is dropped, as in the papers; a text shorter than one window is one window.
+    """
+    # The tokenizer would warn that the sequence is longer than the model takes: it is cut right after.
+    ids = torch.tensor(tokenizer(text, verbose=False).input_ids)
+    length = min(length, len(ids))
+    count = len(ids) // length
+    return ids[: count * length].view(count, length)[:limit]
+
+
+@torch.inference_mode()
+def window_losses(model: PreTrainedModel, windows: torch.Tensor, batch_size: int, description: str) -> list[float]:
+    """Mean negative log-likelihood (nats per token) of each window's tokens after its first.
+
+    windows: (n, length) int64. The perplexity of the text is exp of the mean of what is returned.
+    """
+    losses = []
+    bar = tqdm(total=len(windows), desc=description, unit="window")
+    for batch in windows.split(batch_size):
+        batch = batch.to(input_device(model))
+        hidden = model.base_model(input_ids=batch, use_cache=False).last_hidden_state[:, :-1]
+        scores, _ = token_scores(model, hidden.flatten(0, 1), batch[:, 1:].flatten())
+        losses += (-scores.view(len(batch), -1).mean(dim=1)).tolist()
+        bar.update(len(batch))
+    bar.close()
+    return losses

@@ -1,0 +1,49 @@
+"""lm_eval's own command line with our model type in it.
+
+    python -m utils.evaluation.restored_lm --model restorelcc \
+        --model_args pruned=PRUNED,restoration=OUT/restoration --tasks arc_easy
+
+Every other option is lm_eval's. A merged checkpoint needs none of this: `lm_eval --model hf --model_args
+pretrained=OUT/model` reads it as it is.
+"""
+
+from pathlib import Path
+
+import lm_eval.__main__
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+
+from models.loading import has_tokenizer, load_config, load_tokenizer, resolve
+from models.modeling_llama import attach
+from models.restoration import check_belongs, load_restoration
+from utils.common.commands import DEFAULT_CACHE, run
+from utils.common.errors import UserError
+
+
+@register_model("restorelcc")
+class RestoredLM(HFLM):
+    """A pruned checkpoint with a saved restoration attached, not merged.
+
+    pruned: folder, hub id or short name. restoration: OUT/restoration of a run. tokenizer: where the tokenizer is, if
+    the pruned folder has none. All other arguments are HFLM's (dtype, device, batch_size, max_length, ...).
+    """
+
+    def __init__(self, pruned: str, restoration: str, tokenizer: str | None = None, **kwargs):
+        folder = resolve(pruned, "pruned", DEFAULT_CACHE)
+        load_config(folder, "pruned")
+        learned, about = load_restoration(Path(restoration).expanduser(), "restoration")
+        check_belongs(about, folder, "restoration")
+        if tokenizer is None and not has_tokenizer(folder):
+            raise UserError(f"pruned: {pruned} has no tokenizer; add tokenizer=PATH to --model_args")
+        source = resolve(tokenizer, "tokenizer", DEFAULT_CACHE) if tokenizer is not None else folder
+        super().__init__(pretrained=str(folder), tokenizer=load_tokenizer(source, "tokenizer"), **kwargs)
+        attach(self.model, learned).requires_grad_(False)
+
+
+def main() -> None:
+    """lm_eval's command line; a user's mistake in our arguments is one line and exit 2."""
+    run(lm_eval.__main__.cli_evaluate)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""The tasks a model is scored on: the paper's seven, the bundled ones, any of lm_eval's, and where their rows are."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import lm_eval.tasks
+import yaml
+
+from utils.common.errors import UserError
+from utils.common.files import digest_files
+
+DEFINITIONS = Path(lm_eval.tasks.__file__).parent
+"""lm_eval's own task definitions."""
+
+BUNDLED_FOLDER = Path(__file__).resolve().parents[2] / "data" / "tasks"
+BUNDLED = "bundled"
+
+WIKITEXT = "wikitext2"
+TOKEN_PERPLEXITY = "token_perplexity"
+WORD_PERPLEXITY = "word_perplexity"
+
+MAIN_METRIC = {
+    "boolq": "acc",
+    "rte": "acc",
+    "hellaswag": "acc_norm",
+    "winogrande": "acc",
+    "arc_easy": "acc",
+    "arc_challenge": "acc_norm",
+    "openbookqa": "acc_norm",
+    WIKITEXT: TOKEN_PERPLEXITY,
+    "bundled_response": "acc",
+    "bundled_facts": "acc",
+    "bundled_arithmetic": "acc",
+    "bundled_heldout": "bits_per_byte",
+}
+"""The metric a column shows; all others are kept beside it.
+
+BoolQ, RTE and WinoGrande have no acc_norm in lm_eval. For HellaSwag, ARC-e, ARC-c and OBQA the paper does not say which
+of the two its table shows; the choice here is the usual one for LLaMA: acc_norm for HellaSwag, ARC-c and OBQA, acc for
+ARC-e. Some pruning papers report acc for all seven, so a comparison with the paper's column needs both in view.
+"""
+
+PAPER = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+"""In the order of the paper's table."""
+
+
+def main_metric(task: str, metrics: Iterable[str]) -> str | None:
+    """The metric that stands for `task` among those it was scored with."""
+    have = list(metrics)
+    for metric in (MAIN_METRIC.get(task), "acc_norm", "acc", "exact_match", "bits_per_byte"):
+        if metric in have:
+            return metric
+    return have[0] if have else None
+
+
+@dataclass(frozen=True)
+class PaperTask:
+    """One of the seven: lm_eval's definition, the split it scores, and what is wrong with a row, if anything."""
+
+    definition: str
+    split: str
+    fault: Callable[[dict], str | None]
+
+
+def _text(*names: str) -> Callable[[dict], str | None]:
+    def fault(row: dict) -> str | None:
+        for name in names:
+            if name not in row:
+                return f"field '{name}' is missing"
+            if not isinstance(row[name], str):
+                return f"field '{name}' is not text"
+        return None
+
+    return fault
+
+
+def _label(row: dict, name: str, allowed: Iterable[object]) -> str | None:
+    allowed = list(allowed)
+    if name not in row:
+        return f"field '{name}' is missing"
+    return None if row[name] in allowed else f"field '{name}' is {row[name]!r}, not one of {allowed}"
+
+
+def _two_classes(*texts: str) -> Callable[[dict], str | None]:
+    return lambda row: _text(*texts)(row) or _label(row, "label", (0, 1))
+
+
+def _choices(question: str) -> Callable[[dict], str | None]:
+    def fault(row: dict) -> str | None:
+        if problem := _text(question)(row):
+            return problem
+        choices = row.get("choices")
+        if not isinstance(choices, dict) or not choices.get("text") or not choices.get("label"):
+            return "field 'choices' is not {'text': [...], 'label': [...]}"
+        if len(choices["text"]) != len(choices["label"]):
+            return "field 'choices' has different numbers of texts and labels"
+        return _label(row, "answerKey", choices["label"])
+
+    return fault
+
+
+def _hellaswag(row: dict) -> str | None:
+    if problem := _text("activity_label", "ctx_a", "ctx_b")(row):
+        return problem
+    endings = row.get("endings")
+    if not isinstance(endings, list) or not endings:
+        return "field 'endings' is not a list of texts"
+    return _label(
+        {**row, "label": str(row["label"])} if "label" in row else row, "label", map(str, range(len(endings)))
+    )
+
+
+def _winogrande(row: dict) -> str | None:
+    if problem := _text("sentence", "option1", "option2")(row):
+        return problem
+    return "field 'sentence' has no '_'" if "_" not in row["sentence"] else _label(row, "answer", ("1", "2"))
+
+
+PAPER_TASKS = {
+    "boolq": PaperTask("super_glue/boolq/default.yaml", "validation", _two_classes("passage", "question")),
+    "rte": PaperTask("glue/rte/default.yaml", "validation", _two_classes("sentence1", "sentence2")),
+    "hellaswag": PaperTask("hellaswag/hellaswag.yaml", "validation", _hellaswag),
+    "winogrande": PaperTask("winogrande/default.yaml", "validation", _winogrande),
+    "arc_easy": PaperTask("arc/arc_easy.yaml", "test", _choices("question")),
+    "arc_challenge": PaperTask("arc/arc_challenge.yaml", "test", _choices("question")),
+    "openbookqa": PaperTask("openbookqa/openbookqa.yaml", "test", _choices("question_stem")),
+}
+
+
+MIRROR_RECORD = "mirror.json"
+"""In a mirror's folder: digests of its files."""
+
+
+def paper_fault(task: str) -> Callable[[dict], str | None] | None:
+    """What checks a row of one of the seven tasks; None for others."""
+    return PAPER_TASKS[task].fault if task in PAPER_TASKS else None
+
+
+def split_file(data_dir: Path, task: str, split: str, flag: str) -> Path:
+    """`data_dir/TASK/SPLIT.jsonl` or `data_dir/tasks/TASK/SPLIT.jsonl`; UserError if there is neither."""
+    places = [data_dir / task / f"{split}.jsonl", data_dir / "tasks" / task / f"{split}.jsonl"]
+    for place in places:
+        if place.is_file():
+            return verified(data_dir, place, flag)
+    raise UserError(
+        f"{flag}: {data_dir} has no {split} split of {task}; it would be {places[0]} or {places[1]} "
+        f"(python -m utils.evaluation.mirror -tasks {task} -output_dir DIR writes it on a machine with the hub)"
+    )
+
+
+def verified(data_dir: Path, file: Path, flag: str) -> Path:
+    """`file`; UserError if `data_dir` is a mirror whose record gives another digest for it."""
+    try:
+        record = json.loads((data_dir / MIRROR_RECORD).read_text(encoding="utf-8"))
+        expected = record["sha256"].get(str(file.relative_to(data_dir)))
+    except FileNotFoundError:
+        return file
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(f"{flag}: cannot read {data_dir / MIRROR_RECORD}; copy the mirror again") from error
+    if expected is not None and expected != digest_files([file]):
+        raise UserError(f"{flag}: {file} is not what was mirrored (its SHA-256 differs); copy the mirror again")
+    return file
+
+
+def read_rows(file: Path, flag: str, fault: Callable[[dict], str | None] | None = None) -> list[dict]:
+    """The rows of a jsonl file, each checked by `fault`; UserError names the file and the row (counted from 1)."""
+    rows = []
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UserError(
+                        f"{flag}: {file}, row {number}: no whole JSON object ({error.msg}); "
+                        "the file is truncated or damaged, copy it again"
+                    ) from error
+                problem = "no JSON object" if not isinstance(row, dict) else fault and fault(row)
+                if problem:
+                    raise UserError(f"{flag}: {file}, row {number}: {problem}; the hub's field names are expected")
+                rows.append(row)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{flag}: cannot read {file} ({error})") from error
+    if not rows:
+        raise UserError(f"{flag}: {file} has no rows")
+    return rows
+
+
+def needed_splits(config: dict) -> list[str]:
+    """Splits that scoring a task reads, the scored one first; the few-shot one only if the task shows examples."""
+    needed = [config.get("test_split") or config.get("validation_split")]
+    if config.get("num_fewshot"):
+        needed.append(config.get("fewshot_split") or config.get("training_split") or needed[0])
+    return list(dict.fromkeys(needed))
+
+
+def local_definition(task: str, definition: Path, config: dict, files: dict[str, str], cache: Path | None) -> str:
+    """YAML of lm_eval's `task` reading local jsonl files instead of the hub.
+
+    definition: lm_eval's own YAML, whose prompts and metrics are kept by `include`. config: its content.
+    files: split -> file; a split without a file is switched off.
+    cache: folder for the Arrow copy that `datasets` makes of the files; its usual place if None.
+    """
+    kwargs: dict = {"data_files": files}
+    if cache is not None:
+        # In memory, so that nothing under `cache` is needed once the task is loaded.
+        kwargs |= {"cache_dir": str(cache), "keep_in_memory": True}
+    kinds = ("training_split", "validation_split", "test_split", "fewshot_split")
+    settings = {
+        "include": str(definition),
+        "task": task,
+        # A tag of this one file would hide lm_eval's own, which holds all its tasks.
+        "tag": None,
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": kwargs,
+        **{kind: config.get(kind) if config.get(kind) in files else None for kind in kinds},
+    }
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)

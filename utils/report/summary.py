@@ -1,0 +1,227 @@
+"""What a run did and found, in sentences computed from its numbers, without the names of private folders."""
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path, PureWindowsPath
+
+from utils.report.tables import MODELS, ScoreRow, mean_row, score_rows
+
+EMBEDDED_NAME = "SmolLM2-135M-Instruct"
+NAMES = {
+    "embedded": EMBEDDED_NAME,
+    "magnitude": "magnitude pruning",
+    "wanda": "Wanda",
+    "sparsegpt": "SparseGPT",
+    "slimgpt": "SlimGPT",
+    "restorelcc": "RestoreLCC",
+    "bias_only": "RestoreLCC (learned component b alone)",
+    "magnitudes_only": "RestoreLCC (magnitudes β alone)",
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "lofit": "LoFiT",
+    "flap": "FLAP",
+    "eora": "EoRA",
+}
+"""How models and methods are written, by their names on the command line."""
+
+SELECTIONS = {
+    "contrastive": "chosen by contrastive probing",
+    "gap": "those with the largest activation gap",
+    "random": "chosen at random",
+}
+"""How heads were chosen, by the names of -head_selection."""
+
+
+def shown_name(name: object) -> str:
+    """A model or method as a reader should see it: a local folder by its own name only."""
+    text = hide_path(str(name))
+    is_relative_path = text.startswith(".") or text.count("/") > 1  # a hub id is owner/name
+    return NAMES.get(text, Path(text).name if is_relative_path else text)
+
+
+def hide_path(text: str) -> str:
+    """An absolute path, or one below a home directory, becomes the name of its file or folder; other text stays."""
+    text = text.removeprefix("file://")
+    if text.startswith(("/", "~")):
+        return Path(text).name or text
+    return PureWindowsPath(text).name if re.match(r"[A-Za-z]:[\\/]", text) else text
+
+
+def hide_paths(command: str) -> str:
+    """A shell command with each absolute path in it, `-flag=/a/path` included, cut to its last name."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        words = command.split()
+    hidden = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        hidden.append(flag + equals + hide_path(value) if equals and "/" not in flag else hide_path(word))
+    return shlex.join(hidden)
+
+
+def pruned_how(run: dict, proof: dict) -> str:
+    """How the model was pruned, as far as it is known: "pruned with Wanda at 50 %"."""
+    pruning = run.get("pruning") or {}
+    if method := pruning.get("method"):
+        text = f"pruned with {shown_name(method)}"
+        return text + (f" at {_level(pruning['sparsity'])}" if pruning.get("sparsity") is not None else "")
+    if proof.get("weights"):
+        return f"pruned elsewhere to {_percent(proof['zeros_pruned'] / proof['weights'])} zeros"
+    return "pruned elsewhere"
+
+
+def title(run: dict, proof: dict) -> str:
+    """What was pruned and restored, in one line."""
+    dense = shown_name((run.get("models") or {}).get("dense", "A model"))
+    restored = "not restored" if not_trained(run) else f"restored with {restored_how(run)}"
+    return f"{dense}, {pruned_how(run, proof)}, {restored}"
+
+
+def not_trained(run: dict) -> bool:
+    """Whether the run was asked to restore nothing (-num_epoch 0)."""
+    return (run.get("arguments") or {}).get("num_epoch") == 0
+
+
+def restored_how(run: dict) -> str:
+    """The name of the method that restored it."""
+    return shown_name((run.get("arguments") or {}).get("method") or "restorelcc")
+
+
+def summary(results: dict, run: dict, history: list[dict], heads: Sequence | None, head_count: int | None) -> str:
+    """One paragraph of what was done, what came of it and how sure that is.
+
+    heads: the trained ones; head_count: how many the model has; both None where unknown.
+    """
+    sentences = [what_was_done(results, run, heads, head_count)]
+    losses = [row["valid_loss"] for row in history if row.get("valid_loss") is not None]
+    if len(losses) > 1:
+        sentences.append(f"Validation loss went from {losses[0]:.3f} before training to {losses[-1]:.3f} at its end.")
+    sentences += findings(results)
+    if limit := (run.get("arguments") or {}).get("eval_limit"):
+        sentences.append(limited(limit))
+    if history and any(row.difference for row in score_rows(results)):
+        seed = f" ({run['seed']})" if run.get("seed") is not None else ""
+        sentences.append(
+            f"This is one run with one seed{seed}: its standard errors cover the questions asked, "
+            "not what another seed would give."
+        )
+    sentences.append(proof_sentence(results.get("proof") or {}))
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def limited(limit: int | float) -> str:
+    """What -eval_limit left of each task."""
+    return f"Only the first {limit:g} questions or documents of each task were evaluated."
+
+
+def what_was_done(results: dict, run: dict, heads: Sequence | None, head_count: int | None) -> str:
+    """The models, the share of zeros, the heads and the training in a sentence or two."""
+    models, arguments, proof = run.get("models") or {}, run.get("arguments") or {}, results.get("proof") or {}
+    dense, pruned = shown_name(models.get("dense", "The model")), models.get("pruned")
+    text = f"{dense} was {pruned_how(run, proof)}"
+    if not run.get("pruning") and pruned:
+        text += f" (`{shown_name(pruned)}`)"
+    elif proof.get("weights"):
+        text += f" ({_percent(proof['zeros_pruned'] / proof['weights'])} of its linear weights are zero)"
+    if not_trained(run):
+        return text + ". Nothing was trained (0 epochs): the restored model is the pruned one."
+    text += f" and restored with {restored_how(run)}"
+    if heads and head_count:
+        text += f" in {len(heads)} of its {head_count} attention heads"
+        if selection := SELECTIONS.get((results.get("heads") or {}).get("selection")):
+            text += f" ({selection})"
+    if arguments.get("num_train_samples") and arguments.get("num_epoch"):
+        epochs = arguments["num_epoch"]
+        text += f", trained on {arguments['num_train_samples']} samples for {epochs:g} epoch{'s' * (epochs != 1)}"
+    return text + "."
+
+
+def findings(results: dict) -> list[str]:
+    """Sentences on what restoring changed; a difference within 2 standard errors is never called a gain or a loss."""
+    rows = [row for row in score_rows(results) if row.verdict]
+    if not rows:
+        return ["No task was evaluated on both the pruned and the restored model: nothing is said about quality."]
+    better, worse, unknown = ([row for row in rows if row.verdict == v] for v in ("better", "worse", "no stderr"))
+    unclear = [row for row in rows if row.verdict in ("within noise", "equal")]
+    sentences = []
+    if better and worse:
+        sentences.append(f"The result is mixed: better on {_list(better)}, but **worse** on {_list(worse)}.")
+    elif better:
+        sentences.append(f"Restoring helped on {_list(better)}.")
+    elif worse:
+        sentences.append(f"Restoring made the model **worse** on {_list(worse)}.")
+    if unclear and (better or worse):
+        sentences.append(f"Within noise (2 standard errors of the paired difference): {_list(unclear)}.")
+    elif unclear:
+        sentences.append(
+            "Restoring had no measurable effect: the paired difference is within 2 standard errors "
+            f"on {_list(unclear)}."
+        )
+    if unknown:
+        sentences.append(f"Without a standard error, so not claimed as a gain or a loss: {_list(unknown)}.")
+    if (mean := mean_row(score_rows(results))) and mean.verdict:
+        scores, difference, _ = mean.texts()
+        measured = ", ".join(f"{_bare(scores[name])} % {name}" for name in MODELS if name in mean.scores)
+        verdict = "no standard error" if mean.verdict == "no stderr" else mean.verdict
+        sentences.append(f"Accuracy, {mean.task}: {measured} ({difference}, {verdict}).")
+    return sentences
+
+
+def proof_sentence(proof: dict) -> str:
+    """Whether the merged checkpoint keeps what it must."""
+    if not proof:
+        return ""
+    if proof.get("passed"):
+        return "The merged checkpoint was read back and kept every weight and every zero of the pruned one."
+    return "**The proof of the merged checkpoint FAILED: do not use or publish it** (see below which promise broke)."
+
+
+def sparsity_sentence(before: Sequence[float], after: Sequence[float]) -> str:
+    """The zeros of each layer in one sentence, for when pruned and restored agree."""
+    low, high = min(before), max(before)
+    each = f"{_percent(low)}" if _percent(low) == _percent(high) else f"from {_percent(low)} to {_percent(high)}"
+    same = "the same before and after restoring" if list(before) == list(after) else "**not the same after restoring**"
+    return f"Zeros in the linear weights of each of the {len(before)} layers: {each}, {same}."
+
+
+ZEROS = """\
+Stock PyTorch stores and multiplies zeros like any other number: unstructured zeros alone make this checkpoint neither
+smaller nor faster there. They pay off in compressed storage and in runtimes with sparse kernels. A 2:4 pattern can
+run on the sparse tensor cores of NVIDIA GPUs (Ampere and later) once the weights are converted to that format.
+Only structured pruning, which removes whole heads or channels, makes the plain model smaller. Restoring costs a bias
+add per attention projection and takes no zero away."""
+"""What zeros buy at inference and what they don't."""
+
+
+def _list(rows: list[ScoreRow], most: int = 4) -> str:
+    texts = [_change(row) for row in rows[:most]] + ([f"{len(rows) - most} more"] if len(rows) > most else [])
+    return texts[0] if len(texts) == 1 else ", ".join(texts[:-1]) + " and " + texts[-1]
+
+
+def _change(row: ScoreRow) -> str:
+    """`task` (metric from pruned to restored, share of the gap where that is a claim)."""
+    scores, difference, recovered = row.texts()
+    if {"pruned", "restored"} <= set(row.scores):
+        numbers = f"{_bare(scores['pruned'])} → {_bare(scores['restored'])}" + (" %" if row.percent else "")
+    else:
+        numbers = difference
+    share = f", {recovered} of the gap recovered" if row.verdict == "better" and row.recovered is not None else ""
+    return f"`{row.task}` ({row.metric} {numbers}{share})"
+
+
+def _bare(text: str) -> str:
+    return text.split(" ±")[0]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}".removesuffix(".0") + " %"
+
+
+def _level(sparsity: object) -> str:
+    """ "0.5" and 0.5 as "50 %"; a pattern such as "2:4" as it is."""
+    try:
+        return _percent(float(sparsity))
+    except (TypeError, ValueError):
+        return str(sparsity)
