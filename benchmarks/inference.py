@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.timing import say, sharing_weights, spread, turn_by_turn
 from benchmarks.training import visible_restoration
-from models import compact
+from models.compact import compact
 from models.loading import load_model
 from models.merge import merge
 from models.modeling_llama import attach

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.inference import DECODE, PREFILL, measure, plain_forward, slim
 from benchmarks.timing import say, timed
-from models import compact
+from models.compact import compact
 from models.loading import DTYPES, load_model, load_tokenizer, resolve
 from pruning import Pattern, calibration
 from pruning.methods import METHODS
