@@ -9,13 +9,12 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.timing import say, sharing_weights, spread, turn_by_turn
 from benchmarks.training import visible_restoration
+from models.checkpoint import LINEARS
 from models.compact import compact
 from models.loading import load_model
 from models.merge import merge
-from models.modeling_llama import attach
 from pruning import Pattern, magnitude
 from pruning.slimgpt import plan
-from pruning.streaming import LINEARS
 
 PREFILL, DECODE = "prefill", "decode"
 TURNS = 5
@@ -102,7 +101,7 @@ def restored_forms(model: LlamaForCausalLM, tokenizer_from: Path, seed: int) -> 
         pruned.save_pretrained(folders[0])
         merge(folders[0], restoration, folders[1], tokenizer_from)
         restored = load_model(folders[1], model.dtype, str(model.device), "-base_model_name")
-    attached = attach(sharing_weights(pruned), restoration).requires_grad_(False)
+    attached = restoration.attach(sharing_weights(pruned)).requires_grad_(False)
     return {"pruned": pruned, "restored": restored, "attached": attached}
 
 

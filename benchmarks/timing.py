@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import torch
 from transformers import LlamaForCausalLM
 
-from pruning.streaming import LINEARS
+from models.checkpoint import LINEARS
 
 PRODUCT = {"cpu": 1024, "cuda": 8192}
 """Rows and columns of the square matrices that are multiplied: large enough for the full rate, still quick."""

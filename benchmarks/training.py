@@ -23,9 +23,11 @@ from benchmarks.timing import (
     spread,
     turn_by_turn,
 )
+from models.contract import Given
 from models.cpu_attention import cpu_attention
 from models.loading import head_shape
-from models.modeling_llama import Restoration, attach, compensated_projections, initial_restoration
+from models.methods import Options
+from models.restoration import Restoration
 from utils.losses import IGNORED, ResponseLoss
 from utils.probing import order_randomly
 from utils.prompts import Encoded
@@ -87,12 +89,9 @@ def restoring_loop(
 
     attention: a context within which the model attends in its way.
     """
-    model = attach(sharing_weights(model), restoration)
+    model = restoration.attach(sharing_weights(model))
     loss = ResponseLoss(model)
-    trained = [
-        parameter for projection in compensated_projections(model).values() for parameter in projection.parameters()
-    ]
-    trained = [parameter for parameter in trained if parameter.requires_grad]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def attending(lengths: Tensor, **batch: Tensor) -> Tensor:
         with attention(model):
@@ -112,14 +111,14 @@ def reference_loop(model: LlamaForCausalLM, restoration: Restoration) -> Loop:
     width = model.config.head_dim
     trained: list[nn.Parameter] = []
     by_layer: dict[int, list[tuple[int, nn.Parameter, nn.Parameter, Tensor]]] = {}
-    for row, (layer, head) in enumerate(restoration.heads):
+    state = restoration.state
+    for row, (layer, head) in enumerate(state["heads"].tolist()):
         device = model.model.layers[layer].self_attn.o_proj.weight.device
         magnitudes, component = (
-            nn.Parameter(values[row].to(device, copy=True))
-            for values in (restoration.magnitudes, restoration.component)
+            nn.Parameter(values[row].to(device, copy=True)) for values in (state["magnitudes"], state["component"])
         )
         trained += [magnitudes, component]
-        by_layer.setdefault(layer, []).append((head, magnitudes, component, restoration.basis[row].to(device)))
+        by_layer.setdefault(layer, []).append((head, magnitudes, component, state["basis"][row].to(device)))
 
     for layer, heads in by_layer.items():
 
@@ -144,9 +143,10 @@ def visible_restoration(model: LlamaForCausalLM, seed: int, share: float = SHARE
     chosen = order_randomly(torch.ones(layers, heads, dtype=torch.bool), seed)[: max(1, round(share * layers * heads))]
     generator = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(layers, heads, width, width, generator=generator))[0]
-    restoration = initial_restoration(chosen, basis, "restorelcc", seed)
-    restoration.magnitudes.mul_(VISIBLE)
-    restoration.component.mul_(VISIBLE)
+    given = Given(config=model.config, seed=seed, heads=sorted(chosen), basis=basis)
+    restoration = Restoration.start("restorelcc", Options(), given)
+    for name in ("magnitudes", "component"):
+        restoration.state[name].mul_(VISIBLE)
     return restoration
 
 
@@ -222,7 +222,7 @@ def training_speed(
         found = turn.found
         check_close(found.loss / found.labelled, expected.loss / expected.labelled, tolerance, "mean training loss")
     done = turns["ours"][0].found
-    flops = useful_flops(model, restoration.heads, done.tokens, done.labelled)
+    flops = useful_flops(model, restoration.state["heads"].tolist(), done.tokens, done.labelled)
     rates = {name: spread([done.tokens / turn.seconds for turn in found]) for name, found in turns.items()}
     padding = {
         name: sum(t.found.padded_tokens for t in found) / sum(t.found.tokens for t in found)

@@ -1,73 +1,316 @@
-"""A checkpoint on disk, read tensor by tensor: what it holds, how many zeros, and what identifies it."""
+"""A checkpoint on disk, tensor by tensor: what its files hold, how many zeros, and what identifies it."""
 
+import hashlib
+import json
 import re
-from collections.abc import Callable
-from functools import cache, partial
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from utils.common.files import digest_files
+from utils.common.errors import UserError, first_line
+from utils.common.files import whole_file, write_json
 
-PRUNED_WEIGHT = re.compile(r"model\.layers\.(\d+)\.(self_attn|mlp)\.\w+_proj\.weight")
-"""The seven linear weights of a decoder layer: what pruning methods prune."""
+ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")
+MLP = tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down"))
+LINEARS = ATTENTION + MLP
+"""The seven linear layers of a decoder layer: what pruning methods prune."""
+
+PRUNED_WEIGHT = re.compile(rf"model\.layers\.(\d+)\.(?:{'|'.join(map(re.escape, LINEARS))})\.weight")
+"""Their weights, by layer."""
+
+DROPPED = re.compile(r"(.+\.)?rotary_emb\.inv_freq")
+"""Buffers that older versions of transformers saved and present ones compute: in a file they are no weights."""
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Where transformers looks for weights, in its order."""
+
+_SAFE_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_SAFE_NAMES = {dtype: name for name, dtype in _SAFE_DTYPES.items()}
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights in `folder`: safetensors if there are any, else PyTorch's .bin."""
-    for pattern in ("*.safetensors", "pytorch_model*.bin"):
-        if files := sorted(folder.glob(pattern)):
-            return files
+@dataclass(frozen=True)
+class Header:
+    """Where a tensor lies and what it is, known without reading it. dtype: torch's, or the file's name of another."""
+
+    file: str
+    dtype: torch.dtype | str
+    shape: tuple[int, ...]
+
+
+@dataclass
+class Survey:
+    """What one pass over all tensors of a checkpoint tells.
+
+    sha256: of names, dtypes, shapes and bytes of all tensors and of config.json. zeros, weights: per decoder layer, of
+    its seven linear weights. not_finite: names of tensors with NaN or infinity.
+    """
+
+    sha256: str = ""
+    zeros: dict[int, int] = field(default_factory=dict)
+    weights: dict[int, int] = field(default_factory=dict)
+    not_finite: list[str] = field(default_factory=list)
+
+    def counts(self) -> tuple[list[int], list[int]]:
+        """(zeros, weights) of each layer, in order."""
+        layers = sorted(self.weights)
+        return [self.zeros[layer] for layer in layers], [self.weights[layer] for layer in layers]
+
+
+class Checkpoint:
+    """The weights in `folder`, found as transformers finds them: one file, or an index and the shards it names.
+
+    flag: the command line's name for it, for messages. Raises UserError if there are no readable weights.
+    """
+
+    def __init__(self, folder: Path, flag: str = "-pruned_model_path"):
+        self.folder, self.flag = folder, flag
+        self.files = weight_files(folder, flag)
+        if not self.files:
+            raise UserError(f"{flag}: {folder} holds no weights ({WEIGHTS[0]}, or an index and its shards)")
+        self._readers: dict[str, Callable[[str], Tensor]] = {}
+        self.headers: dict[str, Header] = {}
+        for file in self.files:
+            self.headers |= self._open(file)
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, on the CPU, as it is stored; safetensors are mapped, not copied."""
+        return self._readers[self.headers[name].file](name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.headers
+
+    def kept(self) -> list[str]:
+        """Names of all tensors but the buffers that transformers drops, in the order of the files."""
+        return [name for name in self.headers if not DROPPED.fullmatch(name)]
+
+    def dropped(self) -> list[str]:
+        """Names of those buffers."""
+        return [name for name in self.headers if DROPPED.fullmatch(name)]
+
+    def survey(self, visit: Callable[[str, Tensor], None] | None = None) -> Survey:
+        """One pass over all tensors, one in memory at a time; `visit` sees each.
+
+        Without `visit` the result of an earlier pass of this process over the same unchanged files is given.
+        """
+        state = tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in self._identity_files())
+        if visit is None and state in _SURVEYS:
+            return _SURVEYS[state]
+        found, whole = Survey(), hashlib.sha256()
+        for name in sorted(self.headers):
+            tensor = self.read(name)
+            raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+            whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            whole.update(raw)
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                found.not_finite.append(name)
+            if (layer := pruned_layer(name)) is not None:
+                found.zeros[layer] = found.zeros.get(layer, 0) + int((tensor == 0).sum())
+                found.weights[layer] = found.weights.get(layer, 0) + tensor.numel()
+            if visit is not None:
+                visit(name, tensor)
+        if (config := self.folder / "config.json").is_file():
+            whole.update(config.read_bytes())
+        found.sha256 = whole.hexdigest()
+        _SURVEYS[state] = found
+        return found
+
+    def _identity_files(self) -> list[Path]:
+        index = [self.folder / name for name in WEIGHTS if name.endswith(".json")]
+        extra = [*index, self.folder / "config.json"]
+        return [*self.files, *(file for file in extra if file.is_file())]
+
+    def _open(self, file: Path) -> dict[str, Header]:
+        """The headers of the tensors in `file`, whose reader is kept."""
+        if file.suffix != ".safetensors":
+            tensors = _load_pickle(file, self.flag)
+            self._readers[file.name] = tensors.__getitem__
+            return {name: Header(file.name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+        try:
+            opened = safe_open(file, framework="pt")
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{self.flag}: cannot read {file} ({first_line(error)}); copy it again") from error
+        self._readers[file.name] = opened.get_tensor
+        return {
+            name: Header(file.name, _SAFE_DTYPES.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape()))
+            for name, part in slices.items()
+        }
+
+
+_SURVEYS: dict[tuple, Survey] = {}
+
+
+def weight_files(folder: Path, flag: str = "-pruned_model_path") -> list[Path]:
+    """The files that hold the weights in `folder`, as transformers chooses them; an empty list if there are none.
+
+    Raises UserError for an index that cannot be read, or names a file that is missing or outside the folder.
+    """
+    for name in WEIGHTS:
+        path = folder / name
+        if not path.is_file():
+            continue
+        if not name.endswith(".json"):
+            return [path]
+        try:
+            shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+            outside = [shard for shard in shards if Path(shard).name != shard]
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{flag}: {path} is no index of weights ({first_line(error)}); copy it again") from error
+        if outside:
+            raise UserError(f"{flag}: {path} names '{outside[0]}', which is not in the folder itself; refused")
+        if missing := [shard for shard in shards if not (folder / shard).is_file()]:
+            raise UserError(f"{flag}: {folder} lacks {missing[0]}, which {name} names; copy it again")
+        return [folder / shard for shard in shards]
     return []
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 (hex) of a model's weights and configuration: what caches are keyed by.
-
-    Files are read once a process, and again only if their size or time of change is another.
-    """
-    files = [*weight_files(folder), folder / "config.json"]
-    return _digest_unchanged(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
-
-
-@cache
-def _digest_unchanged(files: tuple[tuple[Path, int, int], ...]) -> str:
-    return digest_files([file for file, _, _ in files])
-
-
-def tensor_readers(folder: Path) -> dict[str, Callable[[], Tensor]]:
-    """A function for each tensor of a checkpoint that reads it: only what is asked for is in memory (safetensors)."""
-    readers: dict[str, Callable[[], Tensor]] = {}
-    for file in weight_files(folder):
-        if file.suffix == ".safetensors":
-            tensors = safe_open(file, framework="pt")
-            readers |= {name: partial(tensors.get_tensor, name) for name in tensors.keys()}  # noqa: SIM118
-        else:
-            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            readers |= {name: partial(loaded.get, name) for name in loaded}
-    return readers
+    """SHA-256 (hex) of a model's tensors and configuration: what caches are keyed by."""
+    return Checkpoint(folder).survey().sha256
 
 
 def count_zeros(folder: Path) -> tuple[list[int], list[int]]:
-    """(zeros, weights) of the prunable linear layers of each decoder layer."""
-    zeros: dict[int, int] = {}
-    weights: dict[int, int] = {}
-    for name, read in tensor_readers(folder).items():
-        if match := PRUNED_WEIGHT.fullmatch(name):
-            tensor, layer = read(), int(match[1])
-            zeros[layer] = zeros.get(layer, 0) + int((tensor == 0).sum())
-            weights[layer] = weights.get(layer, 0) + tensor.numel()
-    layers = sorted(weights)
-    return [zeros[layer] for layer in layers], [weights[layer] for layer in layers]
+    """(zeros, weights) of the seven linear layers of each decoder layer."""
+    return Checkpoint(folder).survey().counts()
+
+
+def pruned_layer(name: str) -> int | None:
+    """The decoder layer that `name` is a linear weight of; None for all other tensors."""
+    match = PRUNED_WEIGHT.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def check_weights(checkpoint: Checkpoint, config: LlamaConfig) -> None:
+    """Raise UserError unless the files hold just the tensors that the configuration's model has, in floating point.
+
+    transformers draws a missing weight at random and leaves an unexpected one out; a head tied to the embedding may
+    be in the file or not. Reads headers only.
+    """
+    flag, folder = checkpoint.flag, checkpoint.folder
+    with torch.device("meta"):
+        expected = AutoModelForCausalLM.from_config(config).state_dict()
+    optional = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    missing = [name for name in expected if name not in checkpoint and name not in optional]
+    if missing:
+        raise UserError(
+            f"{flag}: {folder} lacks {_named(missing)} that its config.json asks for, and transformers would draw at "
+            "random; copy the checkpoint again, or mend its config.json"
+        )
+    if unexpected := [name for name in checkpoint.kept() if name not in expected]:
+        raise UserError(
+            f"{flag}: {folder} holds {_named(unexpected)} that a Llama of its config.json doesn't have; "
+            "give a plain checkpoint"
+        )
+    for name in checkpoint.kept():
+        header = checkpoint.headers[name]
+        if header.dtype not in _SAFE_NAMES:
+            raise UserError(
+                f"{flag}: {name} in {folder} is {header.dtype}; RestoreLCC reads float16, bfloat16, float32 and "
+                "float64, so dequantize the checkpoint first"
+            )
+        if header.shape != tuple(expected[name].shape):
+            raise UserError(
+                f"{flag}: {name} in {folder} has the shape {header.shape}, its config.json says "
+                f"{tuple(expected[name].shape)}"
+            )
+
+
+def check_finite(checkpoint: Checkpoint) -> Survey:
+    """The checkpoint's survey; UserError naming the tensor if one holds NaN or infinity."""
+    survey = checkpoint.survey()
+    if survey.not_finite:
+        raise UserError(
+            f"{checkpoint.flag}: {_named(survey.not_finite)} in {checkpoint.folder} hold NaN or infinity; "
+            "the checkpoint is damaged, or was saved in a dtype that cannot hold it"
+        )
+    return survey
 
 
 def restorable_heads(folder: Path, layers: int, heads: int) -> Tensor:
     """(L, H) bool: heads with any non-zero column in o_proj; what is added to the others reaches nothing."""
-    readers = tensor_readers(folder)
-    rows = []
+    checkpoint, rows = Checkpoint(folder), []
     for layer in range(layers):
-        weight = readers[f"model.layers.{layer}.self_attn.o_proj.weight"]()
+        weight = checkpoint.read(f"model.layers.{layer}.self_attn.o_proj.weight")
         rows.append((weight != 0).any(0).unflatten(0, (heads, -1)).any(1))
     return torch.stack(rows)
+
+
+def write_checkpoint(output: Path, shards: dict[str, list[tuple[str, Header]]], read: Callable[[str], Tensor]) -> None:
+    """Write tensors to safetensors files in the folder `output`, one tensor in memory at a time.
+
+    shards: by file name, the tensors it gets; with more than one file, or one that is not model.safetensors, an index
+    is written too. read: the tensor of a name, of the dtype and shape in its header.
+    """
+    for file, tensors in shards.items():
+        write_tensors(output / file, tensors, read)
+    if list(shards) != [WEIGHTS[0]]:
+        entries = [(name, header, file) for file, tensors in shards.items() for name, header in tensors]
+        size = sum(_bytes(header) for _, header, _ in entries)
+        weight_map = {name: file for name, _, file in sorted(entries, key=lambda entry: entry[0])}
+        write_json(output / WEIGHTS[1], {"metadata": {"total_size": size}, "weight_map": weight_map})
+
+
+def write_tensors(path: Path, tensors: Iterable[tuple[str, Header]], read: Callable[[str], Tensor]) -> None:
+    """Write one safetensors file whole: its header first, which needs no data, then the tensors one by one."""
+    # Wider dtypes first, then by name, as the library does: each tensor is then aligned to its own size.
+    ordered = sorted(tensors, key=lambda entry: (-entry[1].dtype.itemsize, entry[0]))
+    table, place = {"__metadata__": {"format": "pt"}}, 0
+    for name, header in ordered:
+        table[name] = {
+            "dtype": _SAFE_NAMES[header.dtype],
+            "shape": list(header.shape),
+            "data_offsets": [place, place + _bytes(header)],
+        }
+        place += _bytes(header)
+    encoded = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name, header in ordered:
+            tensor = read(name)
+            if tensor.dtype != header.dtype or tuple(tensor.shape) != header.shape:
+                raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {header.dtype} {header.shape}")
+            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def same_bits(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors agree in dtype, shape and every bit."""
+    return (
+        left.dtype == right.dtype
+        and left.shape == right.shape
+        and torch.equal(*(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (left, right)))
+    )
+
+
+def safetensors_name(file: str) -> str:
+    """What a weight file is called as safetensors: `pytorch_model-00001-of-00002.bin` loses its pytorch_ and .bin."""
+    stem = file.removeprefix("pytorch_").removesuffix(".bin")
+    return file if file.endswith(".safetensors") else f"{stem}.safetensors"
+
+
+def _bytes(header: Header) -> int:
+    return torch.Size(header.shape).numel() * header.dtype.itemsize
+
+
+def _load_pickle(file: Path, flag: str) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever a damaged or evil pickle makes torch raise
+        raise UserError(
+            f"{flag}: cannot read {file} as a PyTorch file of plain tensors ({first_line(error)}); "
+            "give a safetensors checkpoint"
+        ) from error
+    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
+        raise UserError(f"{flag}: {file} holds no tensors by name; give a Hugging Face checkpoint")
+    return loaded
+
+
+def _named(names: list[str], most: int = 3) -> str:
+    """ "a", "a, b", or "a, b, c and 5 more"."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,14 +1,18 @@
 """Between a model whose heads and channels were zeroed and the smaller one that computes the same, both ways."""
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.dynamic_module_utils import custom_object_save
 
+from models.checkpoint import Checkpoint, Header, fingerprint, safetensors_name, write_checkpoint
 from models.compact_llama import CompactLlamaConfig, CompactLlamaForCausalLM
-from models.loading import has_tokenizer, load_model, load_tokenizer
+from models.loading import copy_tokenizer, load_config
+from utils.common.cache import Cache, code_version
 from utils.common.files import whole_folder
 
 RECORD = "pruning.json"
@@ -23,17 +27,12 @@ def compact(model: LlamaForCausalLM) -> CompactLlamaForCausalLM:
     Every layer keeps a KV head and a channel. The model given is left as it is.
     """
     config = model.config
-    kv_heads, channels = [], []
-    for layer in model.model.layers:
-        by_kv_head = layer.self_attn.o_proj.weight.unflatten(1, (config.num_key_value_heads, -1))
-        kv_heads.append(_kept(by_kv_head.ne(0).any(0).any(-1)))
-        channels.append(_kept(layer.mlp.down_proj.weight.ne(0).any(0)))
-    sizes = {"kept_kv_heads": kv_heads, "intermediate_sizes": [len(kept) for kept in channels]}
     state = dict(model.state_dict())
-    for name, axis, kept in _reshaped(config, kv_heads, channels):
+    small, left = _compact_config(state.__getitem__, config)
+    for name, (axis, kept) in left.items():
         if name in state:
             state[name] = state[name].index_select(axis, kept.to(state[name].device))
-    return _filled(CompactLlamaForCausalLM, CompactLlamaConfig(**_settings(config), **sizes), state, model)
+    return _filled(CompactLlamaForCausalLM, small, state, model)
 
 
 @torch.no_grad()
@@ -57,22 +56,104 @@ def expand(model: CompactLlamaForCausalLM) -> LlamaForCausalLM:
 
 
 def compact_checkpoint(folder: Path, output_dir: Path) -> None:
-    """`compact` of the model in `folder`, whole to `output_dir`, with its tokenizer and its pruning record."""
-    _convert(folder, output_dir, compact)
+    """`compact` of the checkpoint in `folder`, file to file, whole to `output_dir`."""
+    with whole_folder(output_dir) as partial:
+        write_compact(folder, partial)
+
+
+def write_compact(folder: Path, output: Path) -> None:
+    """`compact` of the checkpoint in `folder` into the folder `output`: each tensor in its stored dtype."""
+    stored, config = Checkpoint(folder), load_config(folder, "-pruned_model_path")
+    small, left = _compact_config(stored.read, config)
+    with torch.device("meta"):
+        model = CompactLlamaForCausalLM(small)
+    _write(stored, model, output, lambda name, tensor: chosen(tensor, left.get(name)))
+    # As save_pretrained leaves them: the class's own code, and where its configuration finds it.
+    custom_object_save(model, output, config=small)
+    small.save_pretrained(output)
 
 
 def expand_checkpoint(folder: Path, output_dir: Path) -> None:
-    """`expand` of the model in `folder`, whole to `output_dir`, with its tokenizer and its pruning record."""
-    _convert(folder, output_dir, expand)
+    """`expand` of the checkpoint in `folder`, file to file, whole to `output_dir`."""
+    stored, config = Checkpoint(folder), load_config(folder, "-pruned_model_path")
+    with torch.device("meta"):
+        plain = LlamaForCausalLM(LlamaConfig(**_settings(config)))
+    shapes = {name: tensor.shape for name, tensor in plain.state_dict().items()}
+    left = left_of(config, config.kept_kv_heads, [list(range(size)) for size in config.intermediate_sizes])
 
+    def widened(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if name not in left:
+            return tensor
+        axis, indices = left[name]
+        return tensor.new_zeros(shapes[name]).index_copy(axis, indices, tensor)
 
-def _convert(folder: Path, output_dir: Path, conversion: Callable[[LlamaForCausalLM], LlamaForCausalLM]) -> None:
     with whole_folder(output_dir) as partial:
-        conversion(load_model(folder, "auto", "cpu", "-pruned_model_path")).save_pretrained(partial)
-        if has_tokenizer(folder):
-            load_tokenizer(folder, "-pruned_model_path").save_pretrained(partial)
-        if (folder / RECORD).is_file():
-            shutil.copy(folder / RECORD, partial / RECORD)
+        _write(stored, plain, partial, widened)
+
+
+def in_dense_shapes(folder: Path, cache_dir: Path) -> tuple[Path, bool]:
+    """The checkpoint in the dense model's shapes, and whether it came in smaller ones (SlimGPT, compact).
+
+    Zeros stand where heads and channels are gone, so that a head is the same in both models.
+    """
+    if not isinstance(load_config(folder, "-pruned_model_path"), CompactLlamaConfig):
+        return folder, False
+    key = {"compact": fingerprint(folder), "code": code_version(sys.modules[__name__])}
+    expanded = Cache(cache_dir).path("expanded", key)
+    if not expanded.is_dir():
+        expand_checkpoint(folder, expanded)
+    return expanded, True
+
+
+def _compact_config(
+    read: Callable[[str], torch.Tensor], config: LlamaConfig
+) -> tuple[CompactLlamaConfig, dict[str, tuple[int, torch.Tensor]]]:
+    """The configuration of the smaller model, and what is left of each tensor; see `left_of`."""
+    kv_heads, channels = what_is_left(read, config)
+    sizes = {"kept_kv_heads": kv_heads, "intermediate_sizes": [len(kept) for kept in channels]}
+    small = CompactLlamaConfig(**_settings(config), **sizes)
+    small.architectures = [CompactLlamaForCausalLM.__name__]
+    return small, left_of(config, kv_heads, channels)
+
+
+def what_is_left(read: Callable[[str], torch.Tensor], config: LlamaConfig) -> tuple[list[list[int]], list[list[int]]]:
+    """Per layer, the KV heads and the channels that o_proj and down_proj read: those with a column that is not zero."""
+    kv_heads, channels = [], []
+    for layer in range(config.num_hidden_layers):
+        attention = read(f"model.layers.{layer}.self_attn.o_proj.weight")
+        by_kv_head = attention.unflatten(1, (config.num_key_value_heads, -1))
+        kv_heads.append(_kept(by_kv_head.ne(0).any(0).any(-1)))
+        channels.append(_kept(read(f"model.layers.{layer}.mlp.down_proj.weight").ne(0).any(0)))
+    return kv_heads, channels
+
+
+def left_of(
+    config: LlamaConfig, kv_heads: list[list[int]], channels: list[list[int]]
+) -> dict[str, tuple[int, torch.Tensor]]:
+    """By name, the axis and the indices that are left of each tensor of which something is gone."""
+    return {name: (axis, indices) for name, axis, indices in _reshaped(config, kv_heads, channels)}
+
+
+def chosen(tensor: torch.Tensor, left: tuple[int, torch.Tensor] | None) -> torch.Tensor:
+    """What is left of a tensor: all of it where `left` is None."""
+    return tensor if left is None else tensor.index_select(*left)
+
+
+def _write(
+    stored: Checkpoint, model: LlamaForCausalLM, output: Path, change: Callable[[str, torch.Tensor], torch.Tensor]
+) -> None:
+    """The checkpoint's tensors, each changed to the shape it has in `model`, in the same files, and what is beside."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shards: dict[str, list[tuple[str, Header]]] = {}
+    for name in stored.kept():
+        header, file = stored.headers[name], safetensors_name(stored.headers[name].file)
+        shards.setdefault(file, []).append((name, Header(file, header.dtype, shapes[name])))
+    write_checkpoint(output, shards, lambda name: change(name, stored.read(name)))
+    model.config.save_pretrained(output)
+    for name in (RECORD, "generation_config.json"):
+        if (stored.folder / name).is_file():
+            shutil.copy(stored.folder / name, output / name)
+    copy_tokenizer(stored.folder, output)
 
 
 def _reshaped(

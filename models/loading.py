@@ -66,6 +66,18 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _SHARE_FOR_WEIGHTS = 0.8
 """Of a device's free memory; activations, gradients and logits need the rest."""
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+"""All that may make up a Llama's tokenizer in its folder."""
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -235,6 +247,13 @@ def check_pair(dense: Path, pruned: Path, pruned_flag: str) -> None:
 def has_tokenizer(folder: Path) -> bool:
     """Whether `folder` carries a tokenizer of its own."""
     return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+
+
+def copy_tokenizer(folder: Path, output: Path) -> None:
+    """Copy the tokenizer's files in `folder`, as they are, to the folder `output`."""
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, output / name)
 
 
 def embedded_file(flag: str) -> Path:

@@ -1,48 +1,24 @@
-"""RestoreLCC's patch on the stock Llama: what Eq. 8 adds to `o_proj`, and nothing else.
+"""The patch on the stock Llama: constants added to what a linear layer gives, scales of norms, and nothing else.
 
 A compensated head adds a constant vector to its slice of o_proj's input at every token. That equals one constant added
 to o_proj's output, so the layer computes it once a step instead of once a token.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import LlamaForCausalLM
-
-INITIAL_STD = 1e-3
-"""Standard deviation of β and b before training [P]."""
-
-
-@dataclass(frozen=True)
-class Restoration:
-    """What training learns, and what it needs to be attached again.
-
-    heads: n pairs (layer, head), in ascending order.
-    basis: (n, d, d) fp32, row i of a head is v_i, orthonormal.
-    magnitudes: (n, d) fp32, β; None with `bias_only`.
-    component: (n, d) fp32, b; None with `magnitudes_only`.
-    """
-
-    heads: list[tuple[int, int]]
-    basis: Tensor
-    magnitudes: Tensor | None
-    component: Tensor | None
-
-    def compensation(self) -> Tensor:
-        """c_learned = Σ_i β_i v_i + b for each head: (n, d) fp32, Eq. 8."""
-        return learned_compensation(self.basis, self.magnitudes, self.component)
-
-    def zeroed(self) -> "Restoration":
-        """The same heads and bases with β = b = 0: restores nothing."""
-        zeros = (None if t is None else torch.zeros_like(t) for t in (self.magnitudes, self.component))
-        return Restoration(self.heads, self.basis, *zeros)
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 
 def learned_compensation(basis: Tensor, magnitudes: Tensor | None, component: Tensor | None) -> Tensor:
-    """Eq. 8 for n heads: basis (n, d, d), magnitudes and component (n, d) or None; returns (n, d)."""
+    """c_learned = Σ_i β_i v_i + b of n heads, Eq. 8: basis (n, d, d), magnitudes and component (n, d) or None.
+
+    Row i of a head's basis is v_i. Returns (n, d) in the dtype of the basis.
+    """
     learned = torch.zeros_like(basis[:, 0]) if component is None else component
     if magnitudes is None:
         return learned
@@ -50,8 +26,64 @@ def learned_compensation(basis: Tensor, magnitudes: Tensor | None, component: Te
 
 
 def head_columns(weight: Tensor, heads: list[int] | Tensor, head_dim: int) -> Tensor:
-    """The columns W_O[:, h] of the given heads of one layer: weight (D, H·d) -> (n, D, d), in fp32."""
-    return weight.unflatten(1, (-1, head_dim)).transpose(0, 1)[heads].float()
+    """The columns W_O[:, h] of the given heads of one layer: weight (D, H·d) -> (n, D, d), in its dtype."""
+    return weight.unflatten(1, (-1, head_dim)).transpose(0, 1)[heads]
+
+
+def output_of_heads(columns: Tensor, learned: Tensor) -> Tensor:
+    """Σ_h W_O[:, h] c_h: columns (n, D, d) and c (n, d) of one dtype -> (D,)."""
+    return torch.einsum("nDd,nd->D", columns, learned)
+
+
+class HeadCompensation(nn.Module):
+    """Eq. 8 on n heads of one o_proj: the constant that they add to its output.
+
+    heads (n,) and basis (n, d, d) are fixed; magnitudes and component (n, d), or None, are trained in fp32.
+    """
+
+    def __init__(self, heads: Tensor, basis: Tensor, magnitudes: Tensor | None, component: Tensor | None):
+        super().__init__()
+        self.register_buffer("heads", heads, persistent=False)
+        self.register_buffer("basis", basis, persistent=False)
+        for name, start in (("magnitudes", magnitudes), ("component", component)):
+            self.register_parameter(name, None if start is None else nn.Parameter(start.clone()))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """(D,) fp32, given the layer's weight (D, H·d)."""
+        learned = learned_compensation(self.basis, self.magnitudes, self.component)
+        return output_of_heads(head_columns(weight, self.heads, self.basis.shape[-1]).float(), learned)
+
+    def folded(self, weight: Tensor) -> Tensor:
+        """The same in fp64, on the CPU: what a merge writes."""
+        return folded_compensation(weight, self.heads, self.basis, self.magnitudes, self.component)
+
+
+def folded_compensation(
+    weight: Tensor, heads: Tensor, basis: Tensor, magnitudes: Tensor | None, component: Tensor | None
+) -> Tensor:
+    """Σ_h W_O[:, h] c_h in fp64 on the CPU, (D,): rounded to any dtype it is the same bits whatever adds it up.
+
+    weight: (D, H·d). heads: (n,). basis: (n, d, d). magnitudes, component: (n, d) or None.
+    """
+    fixed = [None if tensor is None else tensor.detach().cpu().double() for tensor in (basis, magnitudes, component)]
+    columns = head_columns(weight.detach(), heads.to(weight.device), basis.shape[-1]).cpu().double()
+    return output_of_heads(columns, learned_compensation(*fixed))
+
+
+class Constant(nn.Module):
+    """A free constant added to a linear layer's output: bias (D,), trained in fp32."""
+
+    def __init__(self, bias: Tensor):
+        super().__init__()
+        self.bias = nn.Parameter(bias.clone())
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """(D,) fp32."""
+        return self.bias
+
+    def folded(self, weight: Tensor) -> Tensor:
+        """The same in fp64, on the CPU."""
+        return self.bias.detach().cpu().double()
 
 
 class _LinearPlusBias(torch.autograd.Function):
@@ -70,107 +102,117 @@ class _LinearPlusBias(torch.autograd.Function):
         return grad_z, None, grad_bias
 
 
-class CompensatedProjection(nn.Linear):
-    """`o_proj` with learned compensations on some of its heads.
+class RestoredLinear(nn.Linear):
+    """A frozen linear layer, its weight and bias the stock layer's own, with constants added to its output."""
 
-    Weight and bias are the stock layer's own tensors, frozen. `magnitudes` and `component` (n, d) are trained in fp32
-    whatever the model's dtype; `basis` (n, d, d) is fixed.
-    """
-
-    def __init__(self, stock: nn.Linear, heads: list[int], restoration: Restoration):
+    def __init__(self, stock: nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = stock.in_features, stock.out_features
         self.weight, self.bias = stock.weight, stock.bias
-        self.head_dim = restoration.basis.shape[-1]
-        device = stock.weight.device
-        self.register_buffer("heads", torch.tensor(heads, device=device), persistent=False)
-        self.register_buffer("basis", restoration.basis.to(device), persistent=False)
-        for name in ("magnitudes", "component"):
-            start = getattr(restoration, name)
-            self.register_parameter(name, None if start is None else nn.Parameter(start.to(device, copy=True)))
+        self.terms = nn.ModuleList()
         self._kept: tuple[tuple, Tensor] | None = None
 
-    def compensated_bias(self) -> Tensor:
-        """The bias to add, the layer's own included: Σ_h W_O[:, h] c_h, (D,) fp32."""
-        learned = learned_compensation(self.basis, self.magnitudes, self.component)
-        added = torch.einsum("nDd,nd->D", head_columns(self.weight, self.heads, self.head_dim), learned)
-        return added if self.bias is None else added + self.bias.float()
+    def add(self, term: nn.Module) -> None:
+        """One constant more: a module from the weight to (D,) fp32, with `folded` in fp64."""
+        self.terms.append(term.to(self.weight.device))
+
+    def restored_bias(self) -> Tensor:
+        """The bias of a training step, the layer's own included: (D,) fp32."""
+        added = [term(self.weight) for term in self.terms]
+        own = [] if self.bias is None else [self.bias.float()]
+        return sum([*added[1:], *own], start=added[0])
 
     def forward(self, z: Tensor) -> Tensor:
         # A compiled layer must not look at what is kept: it would be compiled again for each layer's.
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            self._kept = None  # a step follows, which FSDP makes on a part of β and b that this layer doesn't see
-            return _LinearPlusBias.apply(z, self.weight, self.compensated_bias())
+            self._kept = None  # a step follows, which FSDP makes on a part of the terms that this layer doesn't see
+            return _LinearPlusBias.apply(z, self.weight, self.restored_bias())
         return F.linear(z, self.weight, self._kept_bias(z.dtype))
 
     def _kept_bias(self, dtype: torch.dtype) -> Tensor:
-        """The bias for inference, computed again only after β, b or the weight were changed or moved."""
-        sources = (self.magnitudes, self.component, self.weight)
-        state = dtype, *((t.device, t.data_ptr(), t._version) for t in sources if t is not None)
+        """The bias for inference, computed as a merge computes it, again only after a term or the weight changed."""
+        sources = (*self.terms.parameters(), self.weight)
+        state = dtype, *((t.device, t.data_ptr(), t._version) for t in sources)
         if self._kept is None or self._kept[0] != state:
-            self._kept = state, self.compensated_bias().to(dtype)
+            folded = sum((term.folded(self.weight) for term in self.terms), start=torch.zeros((), dtype=torch.float64))
+            if self.bias is not None:
+                folded = self.bias.detach().cpu().double() + folded
+            self._kept = state, folded.to(dtype).to(self.weight.device)
         return self._kept[1]
 
 
-def initial_restoration(heads: list[tuple[int, int]], basis: Tensor, method: str, seed: int) -> Restoration:
-    """β and b drawn from N(0, 1e-3) for the chosen heads.
+class _Scaled(torch.autograd.Function):
+    """scale · hidden in hidden's dtype; the gradient of the scale is summed in fp32."""
 
-    method: `restorelcc` has both, `bias_only` no β, `magnitudes_only` no b.
-    heads: pairs (layer, head). basis: (L, H, d, d), of which the chosen heads' is kept.
+    @staticmethod
+    def forward(ctx, hidden: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, scale)
+        return scale.to(hidden.dtype) * hidden
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        hidden, scale = ctx.saved_tensors
+        grad_hidden = grad * scale.to(grad.dtype) if ctx.needs_input_grad[0] else None
+        grad_scale = (grad * hidden).flatten(0, -2).sum(0, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        return grad_hidden, grad_scale
+
+
+class RestoredNorm(LlamaRMSNorm):
+    """An RMSNorm whose scale (D,) is trained in fp32."""
+
+    def __init__(self, stock: LlamaRMSNorm, scale: Tensor):
+        nn.Module.__init__(self)
+        self.weight, self.variance_epsilon = stock.weight, stock.variance_epsilon
+        self.scale = nn.Parameter(scale.to(stock.weight.device, copy=True))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        wide = hidden_states.float()
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return _Scaled.apply(normed.to(hidden_states.dtype), self.scale)
+
+
+def restored_linear(model: LlamaForCausalLM, layer: int, name: str) -> RestoredLinear:
+    """The linear layer `name` (as `self_attn.o_proj`) of a decoder layer; the stock one is replaced, in place."""
+    return _replaced(model.model.layers[layer], name, RestoredLinear, RestoredLinear)
+
+
+def restored_norm(model: LlamaForCausalLM, name: str, scale: Tensor) -> None:
+    """Put a trained scale into the norm `name` (as `model.layers.3.input_layernorm`), in place."""
+    _replaced(model, name, RestoredNorm, lambda stock: RestoredNorm(stock, scale))
+
+
+def _replaced(inside: nn.Module, name: str, kind: type, make: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    place, _, last = name.rpartition(".")
+    parent = inside.get_submodule(place)
+    stock = getattr(parent, last)
+    if not isinstance(stock, kind):
+        setattr(parent, last, make(stock))
+    return getattr(parent, last)
+
+
+def terms_of(model: LlamaForCausalLM, name: str, kind: type) -> dict[int, nn.Module]:
+    """By layer, the term of this kind on the linear layer `name` of each decoder layer that has one."""
+    found = {}
+    for index, layer in enumerate(model.model.layers):
+        linear = layer.get_submodule(name)
+        if isinstance(linear, RestoredLinear):
+            found.update((index, term) for term in linear.terms if isinstance(term, kind))
+    return found
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A trained tensor as fp32 on the CPU; gathered, if FSDP keeps a part of it in each process."""
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).float().cpu().clone()
+
+
+def explicit_biases(model: LlamaForCausalLM, names: Iterable[str]) -> LlamaForCausalLM:
+    """Give the model zero biases by these names, in place, where it has none.
+
+    With them it runs the very operations of a merged checkpoint, so that their logits can be compared bit for bit.
     """
-    heads = sorted(heads)
-    layers, within = (list(column) for column in zip(*heads, strict=True))
-    chosen = basis[layers, within].float()
-    generator = torch.Generator().manual_seed(seed)
-    magnitudes, component = (INITIAL_STD * torch.randn(chosen.shape[:2], generator=generator) for _ in range(2))
-    return Restoration(
-        heads,
-        chosen,
-        None if method == "bias_only" else magnitudes,
-        None if method == "magnitudes_only" else component,
-    )
-
-
-def attach(model: LlamaForCausalLM, restoration: Restoration) -> LlamaForCausalLM:
-    """Replace `o_proj` of each layer that has chosen heads, in place; only β and b require gradients afterwards."""
-    model.requires_grad_(False)
-    for layer, rows in _rows_by_layer(restoration.heads).items():
-        attention = model.model.layers[layer].self_attn
-        part = Restoration(
-            [restoration.heads[row] for row in rows],
-            restoration.basis[rows],
-            None if restoration.magnitudes is None else restoration.magnitudes[rows],
-            None if restoration.component is None else restoration.component[rows],
-        )
-        attention.o_proj = CompensatedProjection(attention.o_proj, [head for _, head in part.heads], part)
+    for name in names:
+        linear = model.get_submodule(name.removesuffix(".bias"))
+        if linear.bias is None and not isinstance(linear, RestoredLinear):
+            linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features), requires_grad=False)
     return model
-
-
-def read_restoration(model: LlamaForCausalLM) -> Restoration:
-    """The restoration attached to `model`, as it stands now, on the CPU; of a sharded model, by all processes."""
-    heads, parts = [], {"basis": [], "magnitudes": [], "component": []}
-    for layer, projection in compensated_projections(model).items():
-        heads += [(layer, head) for head in projection.heads.tolist()]
-        for name, found in parts.items():
-            tensor = getattr(projection, name)
-            if tensor is not None:
-                found.append(_whole(tensor.detach()).float().cpu().clone())
-    return Restoration(heads, *(torch.cat(found) if found else None for found in parts.values()))
-
-
-def compensated_projections(model: LlamaForCausalLM) -> dict[int, CompensatedProjection]:
-    """The patched `o_proj` of each layer that has one."""
-    projections = {index: layer.self_attn.o_proj for index, layer in enumerate(model.model.layers)}
-    return {index: p for index, p in projections.items() if isinstance(p, CompensatedProjection)}
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """The tensor; gathered, if FSDP keeps a part of it in each process."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _rows_by_layer(heads: list[tuple[int, int]]) -> dict[int, list[int]]:
-    rows: dict[int, list[int]] = {}
-    for row, (layer, _) in enumerate(heads):
-        rows.setdefault(layer, []).append(row)
-    return rows

@@ -1,63 +1,144 @@
-"""The `restoration/` folder: β, b, V and the head list, attached again or merged later."""
+"""A restoration: a method's parts with their states, and the `restoration/` folder that keeps it."""
 
 import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
 
-import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from models.checkpoint import fingerprint
-from models.modeling_llama import Restoration, attach
-from utils.common.errors import UserError
+from models.checkpoint import Checkpoint
+from models.contract import Given, Method, Needs, Promise, State
+from models.methods import METHODS, Options, parts_of
+from utils.common.errors import UserError, first_line
 from utils.common.files import whole_folder, write_json
 
-FORMAT = 1
+FORMAT = 2
+TENSORS, ABOUT = "restoration.safetensors", "restoration.json"
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """What a run learned, or will: a method by its name, what the options add to it, and a state for each part."""
+
+    method: str
+    options: Options
+    states: tuple[State, ...]
+
+    @classmethod
+    def start(cls, method: str, options: Options, given: Given) -> "Restoration":
+        """All parts before training."""
+        return cls(method, options, tuple(part.start(given) for _, part in parts_of(method, options)))
+
+    @property
+    def state(self) -> State:
+        """The method's own state."""
+        return self.states[0]
+
+    @property
+    def parts(self) -> list[tuple[str, Method, State]]:
+        """(name, method, state) of each part."""
+        return [(*part, state) for part, state in zip(parts_of(self.method, self.options), self.states, strict=True)]
+
+    def neutral(self, read: Callable[[str], Tensor]) -> "Restoration":
+        """The same with values that restore nothing. read: the pruned checkpoint's tensors by name."""
+        return self._with(tuple(part.neutral(state, read) for _, part, state in self.parts))
+
+    def attach(self, model: LlamaForCausalLM) -> LlamaForCausalLM:
+        """Attach all parts to the pruned model, in place; only what they train requires gradients afterwards."""
+        model.requires_grad_(False)
+        for _, part, state in self.parts:
+            part.attach(model, state)
+        return model
+
+    def read_from(self, model: LlamaForCausalLM) -> "Restoration":
+        """The restoration as it stands in a model that it is attached to, on the CPU."""
+        return self._with(tuple(part.read(model, state) for _, part, state in self.parts))
+
+    def promise(self, config: LlamaConfig) -> Promise:
+        """What a merge may touch, all parts together."""
+        return reduce(or_, (part.promise(config) for _, part, _ in self.parts))
+
+    def touched(self, config: LlamaConfig) -> list[str]:
+        """Names of the tensors that this restoration gives values to."""
+        return list(dict.fromkeys(name for _, part, state in self.parts for name in part.touched(state, config)))
+
+    def merged(self, name: str, config: LlamaConfig, stored: Checkpoint) -> Tensor:
+        """The new value, fp64, of the touched tensor `name` of the pruned checkpoint, each part's change in turn."""
+        value = stored.read(name).double() if name in stored else None
+        for _, part, state in self.parts:
+            if name in part.touched(state, config):
+                value = part.merged(state, name, value, stored.read)
+        return value
+
+    def describe(self) -> str:
+        """What is trained, in words."""
+        return " and ".join(part.describe(state) for _, part, state in self.parts)
+
+    def _with(self, states: tuple[State, ...]) -> "Restoration":
+        return Restoration(self.method, self.options, states)
+
+
+def needs_of(method: str, options: Options) -> Needs:
+    """What the method and all that the options add to it need; UserError if they don't go together."""
+    return reduce(or_, (part.needs for _, part in parts_of(method, options)))
 
 
 def save_restoration(folder: Path, restoration: Restoration, about: dict) -> None:
     """Write restoration.safetensors and restoration.json.
 
-    about: everything a reader needs to know (JSON-serialisable); `pruned_sha256`, the fingerprint of the pruned
-    checkpoint it was trained on, is checked when it is loaded again.
+    The method's own tensors have their plain names (`heads`, `basis`, `magnitudes`, …), those of other parts the part's
+    before them (`norms.scales`). about: everything else a reader needs to know (JSON-serialisable); `pruned_sha256`,
+    the fingerprint of the checkpoint it was trained on, and `expanded_sha256`, that of a compact one in the dense
+    model's shapes, are checked when it is loaded again.
     """
-    tensors = {"heads": torch.tensor(restoration.heads), "basis": restoration.basis}
-    for name in ("magnitudes", "component"):
-        if getattr(restoration, name) is not None:
-            tensors[name] = getattr(restoration, name)
+    tensors = {}
+    for number, (name, _, state) in enumerate(restoration.parts):
+        tensors |= {f"{name}.{key}" if number else key: tensor.contiguous() for key, tensor in state.items()}
+    own = {"format": FORMAT, "method": restoration.method, "options": asdict(restoration.options)}
+    if "heads" in tensors:
+        own["heads"] = tensors["heads"].tolist()
     with whole_folder(folder) as partial:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            partial / "restoration.safetensors",
-        )
-        write_json(partial / "restoration.json", {"format": FORMAT, **about, "heads": restoration.heads})
+        save_file(tensors, partial / TENSORS)
+        write_json(partial / ABOUT, {**about, **own})
 
 
 def load_restoration(folder: Path, flag: str = "-restoration") -> tuple[Restoration, dict]:
     """The restoration in `folder` and what its json says about it."""
     try:
-        about = json.loads((folder / "restoration.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "restoration.safetensors")
-        heads = [(layer, head) for layer, head in tensors["heads"].tolist()]
-    except (OSError, ValueError, KeyError) as error:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        tensors = load_file(folder / TENSORS)
+        written = about["format"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(
-            f"{flag}: {folder} is no restoration folder ({error}); give OUT/restoration of a run"
+            f"{flag}: {folder} is no restoration folder ({first_line(error)}); give OUT/restoration of a run"
         ) from error
-    if about.get("format") != FORMAT:
-        raise UserError(f"{flag}: {folder} has format {about.get('format')}, this version reads {FORMAT}")
-    return Restoration(heads, tensors["basis"], tensors.get("magnitudes"), tensors.get("component")), about
+    if written != FORMAT:
+        raise UserError(f"{flag}: {folder} has format {written}, this version reads {FORMAT}; restore again")
+    try:
+        method, options = about["method"], Options(**about["options"])
+        if method not in METHODS:
+            raise ValueError(f"unknown method {method}")
+        others = [name for name, _ in parts_of(method, options)[1:]]
+        own = {key: tensor for key, tensor in tensors.items() if key.partition(".")[0] not in others}
+        more = [
+            {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
+            for name in others
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{flag}: {folder}/{ABOUT} is damaged ({first_line(error)}); copy it again") from error
+    return Restoration(method, options, (own, *more)), about
 
 
-def check_belongs(about: dict, pruned: Path, flag: str) -> None:
-    """Raise UserError unless `pruned` is the very checkpoint that the restoration was trained on."""
-    if about["pruned_sha256"] != fingerprint(pruned):
+def check_belongs(about: dict, given: Path, flag: str) -> None:
+    """Raise UserError unless the checkpoint in `given` is the very one that the restoration was trained on."""
+    if Checkpoint(given, flag).survey().sha256 not in (about.get("pruned_sha256"), about.get("expanded_sha256")):
         raise UserError(
-            f"{flag}: {pruned} is not the pruned checkpoint this restoration was trained on "
-            f"({about.get('pruned_model', 'unknown')}, sha256 {about['pruned_sha256'][:12]}…); give that one"
+            f"{flag}: {given} is not the pruned checkpoint this restoration was trained on "
+            f"({about.get('pruned_model', 'unknown')}); give that one"
         )
-
-
-def attach_restoration(model: LlamaForCausalLM, folder: Path) -> LlamaForCausalLM:
-    """Attach a saved restoration to the loaded pruned model, in place, frozen."""
-    restoration, _ = load_restoration(folder)
-    return attach(model, restoration).requires_grad_(False)

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from transformers import LlamaConfig
 
+from models.checkpoint import LINEARS
 from pruning import magnitude, slimgpt, sparsegpt, wanda
 from pruning.pattern import Pattern
 from pruning.statistics import Hessian, InputNorms, relative_error
-from pruning.streaming import LINEARS, SITES, Stage, Values
+from pruning.streaming import SITES, Stage, Values
 from utils.common.errors import UserError
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
+from models.checkpoint import LINEARS
 from pruning.statistics import Hessian, InputNorms
 from utils.common.errors import UserError
 
@@ -24,9 +25,6 @@ SITES = {
     "mlp.down_proj": ("mlp.down_proj",),
 }
 """The distinct inputs within a decoder layer, in the order they are computed, and the linear layers they feed."""
-
-LINEARS = tuple(name for names in SITES.values() for name in names)
-"""The seven linear layers of a decoder layer."""
 
 Values = Mapping[str, torch.Tensor]
 """What was gathered, by site."""

@@ -12,10 +12,9 @@ import utils.evaluation.restored_lm
 from models.checkpoint import fingerprint
 from models.loading import load_model, load_tokenizer
 from models.merge import merge
-from models.modeling_llama import attach
 from models.restoration import save_restoration
+from tests.builders import trained
 from tests.evaluation.test_evaluation import data  # noqa: F401
-from tests.models.test_modeling import trained
 from utils.common.errors import UserError
 from utils.evaluation.mirror import write_mirror
 from utils.evaluation.scoring import evaluate, plan_tasks
@@ -31,7 +30,7 @@ def run(make_tiny_llama, tmp_path, data):  # noqa: F811
     save_restoration(tmp_path / "restoration", restoration, {"pruned_sha256": fingerprint(pruned)})
     merge(pruned, restoration, tmp_path / "model", pruned)
     write_mirror("paper", tmp_path / "mirror", data)
-    model = attach(load_model(pruned, "auto", "cpu", "-p"), restoration)
+    model = restoration.attach(load_model(pruned, "auto", "cpu", "-p"))
     plan = plan_tasks(",".join(TASKS), data, None, 64)
     evaluation = evaluate(model, load_tokenizer(pruned, "-p"), plan, label="restored")
     return pruned, tmp_path, evaluation

@@ -15,9 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.device_mesh import init_device_mesh
 
 from models.loading import load_model
-from models.modeling_llama import attach, read_restoration
-from tests.method.test_training import SAMPLES
-from tests.models.test_modeling import trained
+from tests.builders import SAMPLES, trained
 from utils.losses import ResponseLoss
 from utils.training import Collator, response_loss
 
@@ -25,7 +23,7 @@ from utils.training import Collator, response_loss
 def main(folder: str, dtype: str, ram_efficient: str, output: str) -> None:
     state = PartialState(cpu=True)
     start = trained()
-    model = ResponseLoss(attach(load_model(Path(folder), getattr(torch, dtype), "cpu", "-p"), start))
+    model = ResponseLoss(start.attach(load_model(Path(folder), getattr(torch, dtype), "cpu", "-p")))
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
@@ -62,7 +60,7 @@ def main(folder: str, dtype: str, ram_efficient: str, output: str) -> None:
     with torch.no_grad():
         valid = response_loss(sharded, SAMPLES, 257, "", state.process_index, 2)
     torch.distributed.all_reduce(valid)
-    restoration = read_restoration(model.model)
+    restoration = start.read_from(model.model)
     if state.is_main_process:
         torch.save({"losses": losses, "valid": valid, "restoration": restoration}, output)
     torch.distributed.destroy_process_group()

@@ -11,9 +11,7 @@ import pytest
 import torch
 
 from models.loading import load_model
-from models.modeling_llama import attach, read_restoration
-from tests.method.test_training import SAMPLES, batch
-from tests.models.test_modeling import trained
+from tests.builders import SAMPLES, batch, trained
 from utils.common.errors import UserError
 from utils.common.processes import Processes
 from utils.losses import ResponseLoss
@@ -82,7 +80,7 @@ def test_sharded_training_equals_unsharded(tmp_path, make_tiny_llama, dtype, tie
     done = launch(ROOT / "tests" / "method" / "sharded_worker.py", folder, dtype, ram_efficient, output)
     assert done.returncode == 0, done.stderr
     found = torch.load(output, weights_only=False)
-    model = attach(load_model(folder, getattr(torch, dtype), "cpu", "-p"), trained())
+    model = trained().attach(load_model(folder, getattr(torch, dtype), "cpu", "-p"))
     whole = ResponseLoss(model)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
     expected = []
@@ -97,11 +95,11 @@ def test_sharded_training_equals_unsharded(tmp_path, make_tiny_llama, dtype, tie
     assert found["losses"] == pytest.approx(expected, **close)
     assert found["valid"].tolist() == pytest.approx(response_loss(whole, SAMPLES, 257, "").tolist(), **close)
     assert abs(expected[2] - expected[0]) > 1e-3
-    after = read_restoration(model)
+    after = trained().read_from(model)
     tolerance = 1e-5 if dtype == "float32" else 2e-2
-    assert found["restoration"].heads == after.heads
+    assert found["restoration"].state["heads"].tolist() == after.state["heads"].tolist()
     for name in ("magnitudes", "component"):
-        assert torch.allclose(getattr(found["restoration"], name), getattr(after, name), atol=tolerance)
+        assert torch.allclose(found["restoration"].state[name], after.state[name], atol=tolerance)
 
 
 def test_a_mistake_is_told_once(tmp_path, make_tiny_llama):

@@ -10,13 +10,10 @@ from torch._dynamo.utils import counters
 from data.loading import alpaca_prompt
 from models.cpu_attention import NAME, cpu_attention
 from models.loading import load_model, load_tokenizer
-from models.modeling_llama import attach, initial_restoration, read_restoration
-from tests.models.test_modeling import trained
+from tests.builders import SAMPLES, batch, compensation, trained, zeroed
 from utils.losses import IGNORED, ResponseLoss
 from utils.prompts import Encoded, common_prefix, encode
-from utils.training import Collator, TrainingSettings, response_loss, train
-
-SAMPLES = [Encoded([5, 9, 77, 30], 2), Encoded([8, 1, 2, 3, 4, 60, 61], 3), Encoded([7, 7, 9], 1)]
+from utils.training import TrainingSettings, response_loss, train
 
 
 @pytest.fixture
@@ -42,10 +39,6 @@ def settings(**changes) -> TrainingSettings:
 def encoded(model_folder, count: int) -> list[Encoded]:
     tokenizer = load_tokenizer(model_folder, "-b")
     return [encode(tokenizer, f"say {n}", "abc " * (n % 5 + 1), 60) for n in range(count)]
-
-
-def batch(samples: list[Encoded]) -> dict[str, torch.Tensor]:
-    return Collator(pad_id=257)([{"input_ids": s.ids, "prompt_length": s.prompt_length} for s in samples])
 
 
 def test_template_leaves_the_input_block_out_when_empty():
@@ -93,7 +86,7 @@ def test_loss_equals_full_logits_of_unpadded_samples(model, monkeypatch):
 
 def test_chunked_gradient_equals_autograd_through_full_logits(model, monkeypatch):
     monkeypatch.setattr("utils.losses.CHUNK", 3)
-    attach(model, trained())
+    trained().attach(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     inputs = batch(SAMPLES)
     ResponseLoss(model)(**inputs)["loss"].backward()
@@ -114,7 +107,7 @@ def test_training_with_its_own_attention_is_the_same_training(make_tiny_llama, t
     for attention, device in ((cpu_attention, "cpu"), (nullcontext, "cpu"), (cpu_attention, "cuda:0")):
         used = []
         monkeypatch.setattr("utils.training.cpu_attention", attention)
-        model = attach(load_model(folder, torch.float32, "cpu", "-p"), trained())
+        model = trained().attach(load_model(folder, torch.float32, "cpu", "-p"))
         model.model.layers[1].self_attn.register_forward_hook(
             lambda module, *_, used=used: used.append(module.config._attn_implementation)
         )
@@ -128,7 +121,7 @@ def test_training_with_its_own_attention_is_the_same_training(make_tiny_llama, t
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_training_lowers_the_loss_and_moves_only_beta_and_b(make_tiny_llama, tmp_path, checkpointing):
     folder = make_tiny_llama(zeros=0.5)
-    model = attach(load_model(folder, torch.float32, "cpu", "-p"), trained().zeroed())
+    model = zeroed(trained()).attach(load_model(folder, torch.float32, "cpu", "-p"))
     before = {name: p.clone() for name, p in model.named_parameters()}
     samples = encoded(folder, 20)
     result = train(
@@ -147,7 +140,7 @@ def test_an_interrupted_run_resumes_to_the_same_restoration(make_tiny_llama, tmp
     samples = encoded(folder, 12)
 
     def fresh():
-        return attach(load_model(folder, torch.float32, "cpu", "-p"), trained().zeroed())
+        return zeroed(trained()).attach(load_model(folder, torch.float32, "cpu", "-p"))
 
     whole = fresh()
     complete = train(whole, samples, samples[:4], settings(), "cpu", tmp_path / "whole", False)
@@ -169,13 +162,14 @@ def test_an_interrupted_run_resumes_to_the_same_restoration(make_tiny_llama, tmp
     resumed = fresh()
     continued = train(resumed, samples, samples[:4], settings(), "cpu", tmp_path / "cut", True)
     for name in ("magnitudes", "component"):
-        assert torch.equal(getattr(read_restoration(whole), name), getattr(read_restoration(resumed), name))
+        read = (trained().read_from(model).state[name] for model in (whole, resumed))
+        assert torch.equal(*read)
     assert json.dumps(continued.history) == json.dumps(complete.history)
 
 
 def test_the_learning_rate_falls_linearly_to_zero(make_tiny_llama, tmp_path):
     folder = make_tiny_llama(zeros=0.5)
-    model = attach(load_model(folder, torch.float32, "cpu", "-p"), trained())
+    model = trained().attach(load_model(folder, torch.float32, "cpu", "-p"))
     result = train(model, encoded(folder, 20), [], settings(lr=0.5), "cpu", tmp_path / "c", False)
     rates = [row["learning_rate"] for row in result.history]
     assert len(rates) == 10
@@ -192,13 +186,13 @@ def test_compiled_training_is_the_same_training(make_tiny_llama, tmp_path, monke
     folder = make_tiny_llama(zeros=0.5)
     samples, found = encoded(folder, 12), []
     for choice in (False, True):
-        model = attach(load_model(folder, torch.float32, "cpu", "-p"), trained().zeroed())
+        model = zeroed(trained()).attach(load_model(folder, torch.float32, "cpu", "-p"))
         result = train(model, samples, [], settings(torch_compile=choice), "cpu", tmp_path / str(choice), False)
-        found.append(([row["loss"] for row in result.history], read_restoration(model)))
+        found.append(([row["loss"] for row in result.history], trained().read_from(model).state))
         assert all(layer._compiled_call_impl is None for layer in model.model.layers)
     assert len(compiled) == 3
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
-    assert torch.allclose(found[0][1].component, found[1][1].component, atol=1e-5)
+    assert torch.allclose(found[0][1]["component"], found[1][1]["component"], atol=1e-5)
 
 
 def test_compilations_are_no_more_for_many_lengths_and_numbers_of_heads(make_tiny_llama, tmp_path, monkeypatch):
@@ -207,7 +201,7 @@ def test_compilations_are_no_more_for_many_lengths_and_numbers_of_heads(make_tin
     folder = make_tiny_llama()
     heads = [(layer, head) for layer, count in ((0, 3), (1, 2), (2, 5)) for head in range(count)]
     basis = torch.eye(8).expand(3, 6, 8, 8)
-    model = attach(load_model(folder, torch.float32, "cpu", "-p"), initial_restoration(heads, basis, "restorelcc", 0))
+    model = compensation(heads, basis, seed=0).attach(load_model(folder, torch.float32, "cpu", "-p"))
     torch._dynamo.reset()
     counters.clear()
     samples = encoded(folder, 12)

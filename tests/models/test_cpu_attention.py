@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.cpu_attention import NAME, causal_attention, cpu_attention
-from tests.conftest import LOPSIDED
+from tests.builders import LOPSIDED
 
 
 def inputs(rows: int, heads: int, key_heads: int, length: int, width: int, dtype=torch.float64) -> list[Tensor]:

@@ -1,165 +1,413 @@
-"""The merged checkpoint is a plain Llama with every weight and zero of the pruned one, and that is proved."""
+"""The merged checkpoint is the pruned one, tensor by tensor, plus what the saved restoration says; no lie gets past."""
+
+import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models.checkpoint import count_zeros, restorable_heads
-from models.loading import load_model
-from models.merge import logits_tolerance, main, merge, merge_and_prove, probe_logits, prove
-from models.modeling_llama import attach, read_restoration
-from models.restoration import attach_restoration, load_restoration, save_restoration
-from tests.models.test_modeling import trained
+from models.checkpoint import Checkpoint, count_zeros, fingerprint, restorable_heads, same_bits
+from models.contract import Given
+from models.loading import load_config, load_model
+from models.merge import compact_and_prove, main, merge, merge_and_prove
+from models.methods import Options
+from models.proof import Reference, probe_logits, prove, prove_compact
+from models.restoration import Restoration, load_restoration, save_restoration
+from tests.builders import HEADS, orthonormal, trained
 from utils.common.errors import UserError
 
-TOKENS = [[5, 9, 77, 30, 200, 41], [1, 2, 3]]
+TOKENS = [[5, 9, 77, 30, 200, 41], [1, 2, 3], [250, 8]]
 SHAPES = {
     "gqa": {},
     "biased": {"attention_bias": True},
+    "biased mlp": {"mlp_bias": True},
     "tied": {"tie_word_embeddings": True},
     "scaled": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500000.0}},
     "mha": {"num_key_value_heads": 6},
 }
+METHODS = {
+    "restorelcc": Options(),
+    "bias_only": Options(),
+    "magnitudes_only": Options(),
+    "output_bias": Options("both"),
+    "output_bias ffn": Options("ffn"),
+    "restorelcc everywhere": Options("both", train_norms=True),
+    "none": Options(),
+    "none and norms": Options(train_norms=True),
+}
 
 
-def attached_logits(folder, restoration, dtype):
-    return probe_logits(attach(load_model(folder, dtype, "cpu", "-p"), restoration), TOKENS)
+def learned(folder: Path, name: str = "restorelcc") -> Restoration:
+    """A restoration of that method with values large enough to see."""
+    given = Given(load_config(folder, "-p"), 1, Checkpoint(folder).read, HEADS, orthonormal())
+    restoration = Restoration.start(name.split()[0], METHODS[name], given)
+    generator = torch.Generator().manual_seed(3)
+    for state in restoration.states:
+        for key in set(state) - {"heads", "basis"}:
+            state[key].add_(torch.randn(state[key].shape, generator=generator), alpha=0.2)
+    return restoration
 
 
-def merged(folder, output, dtype, run_dtype=None):
-    run_dtype = run_dtype or dtype
-    restoration = trained()
-    return merge_and_prove(
+def asked(folder: Path, restoration: Restoration, dtype: torch.dtype) -> Reference:
+    """What the attached model answers."""
+    model = restoration.attach(load_model(folder, dtype, "cpu", "-p"))
+    return Reference.ask(model, restoration, Checkpoint(folder), TOKENS, "cpu")
+
+
+def saved(folder: Path, restoration: Restoration, place: Path) -> Path:
+    save_restoration(place / "restoration", restoration, {"pruned_sha256": fingerprint(folder)})
+    return place / "restoration"
+
+
+def merged(folder: Path, place: Path, run_dtype: torch.dtype, name: str = "restorelcc") -> dict:
+    """The proof of folder's merge into place/merged, trained in run_dtype."""
+    restoration = learned(folder, name)
+    proof = merge_and_prove(
         folder,
-        restoration,
-        output,
+        saved(folder, restoration, place),
+        place / "merged",
         tokenizer_from=folder,
-        attached_logits=attached_logits(folder, restoration, run_dtype),
-        token_ids=TOKENS,
-        dtype=run_dtype,
-        device="cpu",
+        reference=asked(folder, restoration, run_dtype),
     )
+    return proof.record
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    checkpoint = Checkpoint(folder)
+    return {name: checkpoint.read(name) for name in checkpoint.headers}
+
+
+def rewrite(folder: Path, change) -> None:
+    """Apply `change` to the tensors of a folder with one safetensors file."""
+    tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
+    changed = change(tensors)
+    tensors = changed if isinstance(changed, dict) else tensors
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_merged_equals_attached_and_keeps_every_bit(make_tiny_llama, tmp_path, shape, dtype):
+@pytest.mark.parametrize("name", METHODS)
+def test_merged_equals_attached_and_changes_only_what_is_promised(make_tiny_llama, tmp_path, name, shape, dtype):
     folder = make_tiny_llama(zeros=0.5, dtype=dtype, **SHAPES[shape])
-    proof = merged(folder, tmp_path / "merged", dtype)
-    assert proof["passed"]
-    assert proof["logits_relative_difference"] <= logits_tolerance(dtype)
-    before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
-    for name, tensor in before.items():
-        if not name.endswith("o_proj.bias"):
-            assert tensor.dtype == after[name].dtype
-            assert torch.equal(tensor.view(torch.uint8), after[name].view(torch.uint8)), name
-            assert torch.equal(tensor == 0, after[name] == 0)
-    assert {name.rsplit(".", 1)[1] for name in set(after) - set(before)} <= {"bias"}
+    proof = merged(folder, tmp_path, dtype, name)
+    assert proof["passed"] and proof["logits_must_be_equal"]
+    assert proof["logits_relative_difference"] == 0 and proof["top1_agreement"] == 1
+    promise = learned(folder, name).promise(load_config(folder, "-p"))
+    before, after = tensors_of(folder), tensors_of(tmp_path / "merged")
+    differing = {n for n, tensor in before.items() if not same_bits(tensor, after[n])}
+    valued = {n for n in set(after) - set(before) if bool((after[n] != 0).any())}
+    assert differing <= promise.changed and valued <= promise.added
+    assert (differing | valued or name == "none") and all(not n.endswith("_proj.weight") for n in differing)
+    assert {n.rsplit(".", 1)[1] for n in set(after) - set(before)} <= {"bias"}
     assert count_zeros(folder) == count_zeros(tmp_path / "merged")
 
 
 def test_merged_loads_without_this_project(make_tiny_llama, tmp_path):
     folder = make_tiny_llama(zeros=0.5)
-    merged(folder, tmp_path / "merged", torch.float32)
+    merged(folder, tmp_path, torch.float32, "restorelcc everywhere")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert type(model).__module__.startswith("transformers.")
-    assert model.config.attention_bias
-    expected = attached_logits(folder, trained(), torch.float32)[0]
+    assert model.config.attention_bias and model.config.mlp_bias
+    expected = asked(folder, learned(folder, "restorelcc everywhere"), torch.float32).logits[0]
     found = model(torch.tensor([TOKENS[0]])).logits[0]
     assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
     assert AutoTokenizer.from_pretrained(tmp_path / "merged")("abc").input_ids
 
 
 def test_only_o_proj_bias_holds_new_values(make_tiny_llama, tmp_path):
-    folder = make_tiny_llama(zeros=0.5)
-    proof = merged(folder, tmp_path / "merged", torch.float32)
+    proof = merged(make_tiny_llama(zeros=0.5), tmp_path, torch.float32)
     assert proof["nonzero_new_tensors"] == [f"model.layers.{layer}.self_attn.o_proj.bias" for layer in (0, 2)]
     assert len(proof["new_tensors"]) == 3 * 4
+    assert proof["tensors_recomputed"] == proof["tensors_touched"] == 2
 
 
-def test_a_run_in_bf16_keeps_the_bits_of_a_fp32_checkpoint(make_tiny_llama, tmp_path):
+def test_the_bias_is_what_equation_8_gives(make_tiny_llama, tmp_path):
+    folder = make_tiny_llama(zeros=0.5)
+    merged(folder, tmp_path, torch.float32)
+    state, weights = learned(folder).state, tensors_of(folder)
+    for layer in (0, 2):
+        expected = torch.zeros(24, dtype=torch.float64)
+        for row, (at, head) in enumerate(state["heads"].tolist()):
+            if at == layer:
+                c = state["component"][row].double() + state["magnitudes"][row].double() @ state["basis"][row].double()
+                expected += weights[f"model.layers.{layer}.self_attn.o_proj.weight"][:, head * 8 :][:, :8].double() @ c
+        found = tensors_of(tmp_path / "merged")[f"model.layers.{layer}.self_attn.o_proj.bias"]
+        assert torch.equal(found, expected.float())
+
+
+# Checkpoints as people have them.
+
+
+def test_buffers_that_transformers_drops_are_left_out_and_listed(make_tiny_llama, tmp_path):
+    folder = make_tiny_llama(zeros=0.5)
+    buffers = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.rand(4) for n in range(3)}
+    rewrite(folder, lambda tensors: {**tensors, **buffers})
+    proof = merged(folder, tmp_path, torch.float32)
+    assert proof["passed"] and sorted(proof["dropped_buffers"]) == sorted(buffers)
+    assert not set(buffers) & set(tensors_of(tmp_path / "merged"))
+
+
+def test_norms_in_another_dtype_keep_it(make_tiny_llama, tmp_path):
+    folder = make_tiny_llama(zeros=0.5, dtype=torch.bfloat16)
+    rewrite(folder, lambda tensors: {n: t.float() if "norm" in n else t for n, t in tensors.items()})
+    proof = merged(folder, tmp_path, torch.bfloat16)
+    assert proof["passed"] and proof["logits_must_be_equal"]
+    after = tensors_of(tmp_path / "merged")
+    assert after["model.norm.weight"].dtype == torch.float32
+    assert after["model.layers.0.self_attn.o_proj.bias"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("named", ["bfloat16", "float16", None])
+def test_files_of_another_dtype_than_config_json_says_keep_every_bit(make_tiny_llama, tmp_path, named):
     folder = make_tiny_llama(zeros=0.5, dtype=torch.float32)
-    proof = merged(folder, tmp_path / "merged", torch.float32, run_dtype=torch.bfloat16)
-    assert proof["passed"]
-    assert proof["tensors_identical"] == proof["tensors_compared"]
+    config = json.loads((folder / "config.json").read_text())
+    config = {k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")} | (
+        {"dtype": named} if named else {}
+    )
+    (folder / "config.json").write_text(json.dumps(config))
+    proof = merged(folder, tmp_path, torch.bfloat16)
+    assert proof["passed"] and not proof["logits_must_be_equal"]
+    assert 0 < proof["logits_relative_difference"] <= proof["logits_tolerance"] < 0.06
+    assert {tensor.dtype for tensor in tensors_of(tmp_path / "merged").values()} == {torch.float32}
 
 
-def _spoil_zero(tensors):
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_shards_stay_shards(make_tiny_llama, tmp_path, kind):
+    folder = make_tiny_llama(zeros=0.5)
+    whole = tensors_of(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="8KB")
+    (folder / "model.safetensors").unlink()
+    names = sorted(path.name for path in folder.glob("model-*.safetensors"))
+    if kind == "bin":
+        index = json.loads((folder / "model.safetensors.index.json").read_text())
+        for name in names:
+            torch.save(load_file(folder / name), folder / f"pytorch_{Path(name).stem}.bin")
+            (folder / name).unlink()
+        weight_map = {n: f"pytorch_{Path(f).stem}.bin" for n, f in index["weight_map"].items()}
+        (folder / "model.safetensors.index.json").unlink()
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    proof = merged(folder, tmp_path, torch.float32)
+    assert proof["passed"] and len(names) > 2
+    assert sorted(path.name for path in (tmp_path / "merged").glob("*.safetensors")) == names
+    after = tensors_of(tmp_path / "merged")
+    assert all(torch.equal(tensor, after[name]) for name, tensor in whole.items())
+    placed = json.loads((tmp_path / "merged" / "model.safetensors.index.json").read_text())["weight_map"]
+    bias = "model.layers.2.self_attn.o_proj.bias"
+    assert set(placed) == set(after) and placed[bias] == placed[bias.replace("bias", "weight")]
+
+
+def test_the_files_of_the_tokenizer_are_copied_as_they_are(make_tiny_llama, tmp_path):
+    folder = make_tiny_llama(zeros=0.5)
+    merged(folder, tmp_path, torch.float32)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "merged" / name).read_bytes() == (folder / name).read_bytes()
+
+
+# The proof.
+
+
+def spoil_zero(tensors):
     weight = tensors["model.layers.1.mlp.up_proj.weight"]
     weight[tuple((weight == 0).nonzero()[0])] = 1e-9
 
 
-def _spoil_bit(tensors):
-    tensors["model.norm.weight"][3] += 1e-6
+def spoil_bit(tensors):
+    tensors["model.norm.weight"].view(torch.int16)[3] ^= 1
 
 
-def _spoil_bias(tensors):
-    tensors["model.layers.1.self_attn.q_proj.bias"][0] = 1e-3
+def spoil_negative_zero(tensors):
+    weight = tensors["model.layers.1.mlp.up_proj.weight"]
+    weight[tuple((weight == 0).nonzero()[0])] = -0.0
 
 
-def _spoil_compensation(tensors):
+def spoil_untouched_bias(tensors):
+    tensors["model.layers.1.self_attn.o_proj.bias"][0] = 1e-3
+
+
+def spoil_query_bias(tensors):
+    tensors["model.layers.0.self_attn.q_proj.bias"][0] = 1e-3
+
+
+def spoil_all_compensations(tensors):
+    for layer in (0, 2):
+        tensors[f"model.layers.{layer}.self_attn.o_proj.bias"].zero_()
+
+
+def spoil_first_compensation(tensors):
+    tensors["model.layers.0.self_attn.o_proj.bias"].view(torch.int16)[5] ^= 1
+
+
+def spoil_last_compensation(tensors):
     tensors["model.layers.2.self_attn.o_proj.bias"] *= 1.01
 
 
-def _spoil_dtype(tensors):
+def spoil_dtype(tensors):
     tensors["model.norm.weight"] = tensors["model.norm.weight"].half()
 
 
-def _spoil_nan(tensors):
+def spoil_nan(tensors):
     tensors["model.layers.2.self_attn.o_proj.bias"][0] = float("nan")
 
 
-@pytest.mark.parametrize("spoil", [_spoil_zero, _spoil_bit, _spoil_bias, _spoil_compensation, _spoil_dtype, _spoil_nan])
-def test_the_proof_fails_on_any_broken_promise(make_tiny_llama, tmp_path, spoil):
+def spoil_missing(tensors):
+    del tensors["model.layers.0.self_attn.k_proj.bias"]
+
+
+def spoil_extra(tensors):
+    tensors["model.layers.0.self_attn.extra.weight"] = torch.zeros(3)
+
+
+def spoil_head(tensors):
+    tensors["lm_head.weight"][-1, -1] += 1
+
+
+SPOILED = [
+    spoil_zero, spoil_bit, spoil_negative_zero, spoil_untouched_bias, spoil_query_bias, spoil_all_compensations,
+    spoil_first_compensation, spoil_last_compensation, spoil_dtype, spoil_nan, spoil_missing, spoil_extra, spoil_head,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spoil", SPOILED)
+def test_no_tensor_can_differ_from_what_was_promised(make_tiny_llama, tmp_path, spoil, dtype):
+    folder = make_tiny_llama(zeros=0.5, dtype=dtype)
+    restoration = learned(folder)
+    reference = asked(folder, restoration, dtype)
+    merge(folder, restoration, tmp_path / "merged", folder)
+    assert prove(folder, tmp_path / "merged", restoration, reference).record["passed"]
+    rewrite(tmp_path / "merged", spoil)
+    proof = prove(folder, tmp_path / "merged", restoration, reference)
+    assert not proof.record["passed"]
+    # By its tensors, not only by the logits they give.
+    assert any("tensors" in failure or "zeros" in failure for failure in proof.failures)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sequence", range(len(TOKENS)))
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None], ids=str)
+def test_no_logit_of_any_sequence_can_differ(make_tiny_llama, tmp_path, value, sequence, dtype):
+    folder = make_tiny_llama(zeros=0.5, dtype=dtype)
+    restoration = learned(folder)
+    reference = asked(folder, restoration, dtype)
+    merge(folder, restoration, tmp_path / "merged", folder)
+    logits = reference.logits[sequence]
+    logits[-1, -1] = value if value is not None else logits[-1, -1] + 2**-6 * (1 + abs(logits[-1, -1]))
+    proof = prove(folder, tmp_path / "merged", restoration, reference)
+    assert not proof.record["passed"] and "logits" in proof.failures[0]
+    json.dumps(proof.record, allow_nan=False)
+
+
+def test_a_method_that_touches_more_than_it_promised_fails(make_tiny_llama, tmp_path, monkeypatch):
+    from utils.compensation import HeadCompensations
+
     folder = make_tiny_llama(zeros=0.5)
-    restoration = trained()
-    output = tmp_path / "merged"
-    merge(folder, restoration, output, folder)
-    logits = attached_logits(folder, restoration, torch.float32)
-    assert prove(folder, output, logits, TOKENS, torch.float32, "cpu")["passed"]
-    tensors = load_file(output / "model.safetensors")
-    spoil(tensors)
-    save_file(tensors, output / "model.safetensors", metadata={"format": "pt"})
-    assert not prove(folder, output, logits, TOKENS, torch.float32, "cpu")["passed"]
+    restoration = learned(folder)
+    reference = asked(folder, restoration, torch.float32)
+    original, name = HeadCompensations.touched, "model.layers.1.mlp.up_proj.weight"
+    monkeypatch.setattr(HeadCompensations, "touched", lambda self, *given: [*original(self, *given), name])
+    of_biases = HeadCompensations.merged
+    monkeypatch.setattr(
+        HeadCompensations,
+        "merged",
+        lambda self, state, at, value, read: value if at == name else of_biases(self, state, at, value, read),
+    )
+    merge(folder, restoration, tmp_path / "merged", folder)
+    proof = prove(folder, tmp_path / "merged", restoration, reference)
+    assert not proof.record["passed"] and "against the promise" in proof.failures[0]
 
 
 def test_a_failed_proof_leaves_nothing_behind(make_tiny_llama, tmp_path):
     folder = make_tiny_llama(zeros=0.5)
-    wrong = [logits + 1 for logits in attached_logits(folder, trained(), torch.float32)]
+    restoration = learned(folder)
+    reference = asked(folder, restoration, torch.float32)
+    reference.logits[0].add_(1)
+    place = saved(folder, restoration, tmp_path)
     with pytest.raises(RuntimeError, match="failed its proof"):
-        merge_and_prove(
-            folder,
-            trained(),
-            tmp_path / "merged",
-            tokenizer_from=folder,
-            attached_logits=wrong,
-            token_ids=TOKENS,
-            dtype=torch.float32,
-            device="cpu",
-        )
-    assert not list(tmp_path.iterdir())
+        merge_and_prove(folder, place, tmp_path / "merged", tokenizer_from=folder, reference=reference)
+    assert [path.name for path in tmp_path.iterdir()] == ["restoration"]
+
+
+# Compact checkpoints.
+
+
+def masked(folder: Path) -> Path:
+    """A KV group of layer 1 and channels of layer 2 that nothing reads."""
+
+    def change(tensors):
+        tensors["model.layers.1.self_attn.o_proj.weight"][:, 3 * 8 :] = 0
+        tensors["model.layers.2.mlp.down_proj.weight"][:, 10:16] = 0
+
+    rewrite(folder, change)
+    return folder
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
+def small(make_tiny_llama, tmp_path, request):
+    """(merged, compact, reference) of one restored model."""
+    folder = masked(make_tiny_llama(zeros=0.5, dtype=request.param, attention_bias=True))
+    restoration = learned(folder)
+    reference = asked(folder, restoration, request.param)
+    merge(folder, restoration, tmp_path / "merged", folder)
+    proof = compact_and_prove(tmp_path / "merged", tmp_path / "compact", reference).record
+    assert proof["passed"] and proof["weights_left_out"] > 0
+    return tmp_path / "merged", tmp_path / "compact", reference
+
+
+def test_compact_is_proved_like_the_model(small):
+    whole, compact, reference = small
+    proof = prove_compact(whole, compact, reference).record
+    assert proof["tensors_identical"] == proof["tensors_compared"]
+    assert proof["zeros_restored"] + proof["zeros_left_out"] == sum(count_zeros(whole)[0])
+    assert proof["logits_relative_difference"] <= proof["logits_tolerance"] < 0.06
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.self_attn.o_proj.bias", "model.layers.2.mlp.down_proj.weight", "model.norm.weight"]
+)
+def test_a_compact_checkpoint_that_differs_fails(small, name):
+    whole, compact, reference = small
+    rewrite(compact, lambda tensors: tensors[name].view(-1)[:1].add_(1))
+    assert not prove_compact(whole, compact, reference).record["passed"]
+
+
+def test_a_compact_checkpoint_that_lost_a_value_fails(small):
+    whole, compact, reference = small
+    rewrite(whole, lambda tensors: tensors["model.layers.1.self_attn.o_proj.weight"][:, -1].fill_(1))
+    assert not prove_compact(whole, compact, reference).record["passed"]
+
+
+# Later.
 
 
 def test_saved_restoration_attaches_to_the_same_logits(make_tiny_llama, tmp_path):
     folder = make_tiny_llama(zeros=0.5)
-    restoration = trained()
-    save_restoration(tmp_path / "restoration", restoration, {"pruned_sha256": "0"})
-    model = attach_restoration(load_model(folder, torch.float32, "cpu", "-p"), tmp_path / "restoration")
-    for found, expected in zip(
-        probe_logits(model, TOKENS), attached_logits(folder, restoration, torch.float32), strict=True
-    ):
-        assert torch.equal(found, expected)
-    assert not any(p.requires_grad for p in model.parameters())
-    assert load_restoration(tmp_path / "restoration")[0].heads == read_restoration(model).heads
+    restoration = learned(folder, "restorelcc everywhere")
+    again, _ = load_restoration(saved(folder, restoration, tmp_path))
+    assert (again.method, again.options) == ("restorelcc", Options("both", True))
+    model = again.attach(load_model(folder, torch.float32, "cpu", "-p")).requires_grad_(False)
+    expected = asked(folder, restoration, torch.float32).logits
+    assert all(torch.equal(*pair) for pair in zip(probe_logits(model, TOKENS), expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "damage", ["{", '{"format": 1}', '{"format": 2}', '{"format": 2, "method": "x", "options": {}}']
+)
+def test_a_damaged_restoration_is_one_line(make_tiny_llama, tmp_path, damage):
+    place = saved(make_tiny_llama(zeros=0.5), trained(), tmp_path)
+    (place / "restoration.json").write_text(damage)
+    with pytest.raises(UserError, match=r"^-restoration: "):
+        load_restoration(place)
 
 
 def test_a_later_merge_refuses_another_pruned_model(make_tiny_llama, tmp_path):
-    from models.checkpoint import fingerprint
-
     folder, other = make_tiny_llama(zeros=0.5), make_tiny_llama(zeros=0.5, seed=3)
-    save_restoration(tmp_path / "restoration", trained(), {"pruned_sha256": fingerprint(folder)})
-    flags = ["-restoration", str(tmp_path / "restoration"), "-output_dir", str(tmp_path / "out"), "-dtype", "float32"]
+    place = saved(folder, trained(), tmp_path)
+    flags = ["-restoration", str(place), "-output_dir", str(tmp_path / "out"), "-dtype", "float32"]
     with pytest.raises(UserError, match="is not the pruned checkpoint"):
         main(["-pruned_model_path", str(other), *flags])
     assert not (tmp_path / "out").exists()
@@ -167,11 +415,37 @@ def test_a_later_merge_refuses_another_pruned_model(make_tiny_llama, tmp_path):
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+def test_a_later_merge_takes_the_compact_checkpoint_that_was_trained_on(make_tiny_llama, tmp_path):
+    from models.compact import compact_checkpoint, in_dense_shapes
+    from models.compact_llama import CompactLlamaConfig
+
+    compact_checkpoint(masked(make_tiny_llama(zeros=0.5)), tmp_path / "small")
+    folder, _ = in_dense_shapes(tmp_path / "small", tmp_path / "cache")
+    about = {"pruned_sha256": fingerprint(tmp_path / "small"), "expanded_sha256": fingerprint(folder)}
+    save_restoration(tmp_path / "restoration", learned(folder), about)
+    flags = ["-restoration", str(tmp_path / "restoration"), "-dtype", "float32", "-cache_dir", str(tmp_path / "cache")]
+    main(["-pruned_model_path", str(tmp_path / "small"), "-output_dir", str(tmp_path / "out"), *flags])
+    assert isinstance(load_config(tmp_path / "out", "-o"), CompactLlamaConfig)
+    found = probe_logits(load_model(tmp_path / "out", torch.float32, "cpu", "-o"), TOKENS)
+    for logits, expected in zip(found, asked(folder, learned(folder), torch.float32).logits, strict=True):
+        assert torch.allclose(logits, expected, atol=1e-4 * float(expected.abs().max()))
+
+
+# What files hold.
+
+
 def test_heads_without_columns_in_o_proj_are_known(make_tiny_llama):
     folder = make_tiny_llama()
-    tensors = load_file(folder / "model.safetensors")
-    tensors["model.layers.1.self_attn.o_proj.weight"][:, 4 * 8 : 5 * 8] = 0
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    rewrite(folder, lambda tensors: tensors["model.layers.1.self_attn.o_proj.weight"][:, 4 * 8 : 5 * 8].zero_())
     usable = restorable_heads(folder, 3, 6)
     assert usable.shape == (3, 6)
     assert (~usable).nonzero().tolist() == [[1, 4]]
+
+
+def test_a_fingerprint_is_of_the_content_not_of_the_files(make_tiny_llama, tmp_path):
+    folder = make_tiny_llama(zeros=0.5)
+    before = fingerprint(folder)
+    shutil.copytree(folder, tmp_path / "copy")
+    assert fingerprint(tmp_path / "copy") == before
+    rewrite(tmp_path / "copy", spoil_bit)
+    assert fingerprint(tmp_path / "copy") != before

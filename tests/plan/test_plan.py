@@ -14,8 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import RestoreLCC_train
 import utils.evaluation.token_scores
 from models.cpu_attention import cpu_attention
-from models.modeling_llama import attach, initial_restoration
-from tests.conftest import LOPSIDED
+from tests.builders import LOPSIDED, compensation
 from utils.common.cache import Cache
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
@@ -97,7 +96,7 @@ def saved_by_autograd(
     model = LlamaForCausalLM(CONFIG).to(dtype).train()
     layers, heads, width = CONFIG.num_hidden_layers, CONFIG.num_attention_heads, CONFIG.head_dim
     basis = torch.eye(width).expand(layers, heads, width, width)
-    attach(model, initial_restoration([(lowest, 1), (2, 4)], basis, "restorelcc", 0))
+    compensation([(lowest, 1), (2, 4)], basis, seed=0).attach(model)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}

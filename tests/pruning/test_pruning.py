@@ -12,12 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pruning
+from models.checkpoint import LINEARS
 from models.loading import load_config, load_model
 from pruning import magnitude, sparsegpt, wanda
 from pruning.methods import METHODS
 from pruning.pattern import Pattern
 from pruning.statistics import Hessian, InputNorms, relative_error
-from pruning.streaming import LINEARS, SITES, stream
+from pruning.streaming import SITES, stream
 from utils.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pruning import calibration
-from tests.conftest import byte_tokenizer
+from tests.builders import byte_tokenizer
 from utils.common.errors import UserError
 
 LETTERS = "abcdefghij"

@@ -12,11 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 import models.compact
+from models.checkpoint import LINEARS
 from models.compact_llama import CompactLlamaForCausalLM, kept_heads
 from models.loading import load_config, load_model
 from pruning import calibration, check, slimgpt
 from pruning.sparsegpt import damped_inverse
-from pruning.streaming import LINEARS
 from tests.pruning.test_pruning import CALIBRATION, problem, prune, text  # noqa: F401 (fixtures)
 from utils.common.errors import UserError
 

@@ -14,7 +14,7 @@ import RestoreLCC_train
 import utils.evaluation.scoring
 import utils.negatives
 from models.checkpoint import count_zeros
-from tests.conftest import byte_tokenizer, save_tiny_llama
+from tests.builders import byte_tokenizer, save_tiny_llama
 from utils.common.errors import UserError
 
 ROOT = Path(RestoreLCC_train.__file__).parent

@@ -13,8 +13,8 @@ import lm_eval.__main__
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
+from models.compact import in_dense_shapes
 from models.loading import has_tokenizer, load_config, load_tokenizer, resolve
-from models.modeling_llama import attach
 from models.restoration import check_belongs, load_restoration
 from utils.common.commands import DEFAULT_CACHE, run
 from utils.common.errors import UserError
@@ -33,11 +33,12 @@ class RestoredLM(HFLM):
         load_config(folder, "pruned")
         learned, about = load_restoration(Path(restoration).expanduser(), "restoration")
         check_belongs(about, folder, "restoration")
+        folder, _ = in_dense_shapes(folder, DEFAULT_CACHE)
         if tokenizer is None and not has_tokenizer(folder):
             raise UserError(f"pruned: {pruned} has no tokenizer; add tokenizer=PATH to --model_args")
         source = resolve(tokenizer, "tokenizer", DEFAULT_CACHE) if tokenizer is not None else folder
         super().__init__(pretrained=str(folder), tokenizer=load_tokenizer(source, "tokenizer"), **kwargs)
-        attach(self.model, learned).requires_grad_(False)
+        learned.attach(self.model).requires_grad_(False)
 
 
 def main() -> None:

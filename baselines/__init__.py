@@ -1,0 +1,1 @@
+"""Other ways of restoring than the paper's, one file each; `models.methods` lists them."""

@@ -1,0 +1,114 @@
+"""What a way of restoring must tell and do: the contract that every method keeps, and that merge and proof hold it to.
+
+A method is a class in one file and one line in `models.methods`. Nothing outside that table asks which method it is.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+KEPT, REPORTED = "kept", "reported"
+
+SITES = {"attention": "self_attn.o_proj", "ffn": "mlp.down_proj"}
+"""Where a constant may be added to the residual stream: the last linear layer of attention, and of the MLP."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What must be computed before a method can start, and whether it is trained.
+
+    heads: ranked heads with their V and c. calibration: statistics of both models' activations. training: samples and
+    steps. teacher: the dense model beside the pruned one while it trains.
+    """
+
+    heads: bool = False
+    calibration: bool = False
+    training: bool = False
+    teacher: bool = False
+
+    def __or__(self, other: "Needs") -> "Needs":
+        return Needs(**{name: value or getattr(other, name) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Promise:
+    """Names of tensors that a merge may touch, whatever was learned.
+
+    added: those that may be new. changed: those that may have other values. zeros: `kept`, if every zero of the pruned
+    checkpoint stays one (the proof fails otherwise), or `reported`, if their number is a finding of the run.
+    """
+
+    added: frozenset[str] = frozenset()
+    changed: frozenset[str] = frozenset()
+    zeros: Literal["kept", "reported"] = KEPT
+
+    def __or__(self, other: "Promise") -> "Promise":
+        zeros = KEPT if {self.zeros, other.zeros} == {KEPT} else REPORTED
+        return Promise(self.added | other.added, self.changed | other.changed, zeros)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a method starts from; the parts that it doesn't need are None.
+
+    config: the pruned model's. seed: of random starts. read: the pruned checkpoint's tensors by name. heads: pairs
+    (layer, head), in ascending order. basis: (L, H, d, d). statistics: of the calibration set, by name.
+    """
+
+    config: LlamaConfig
+    seed: int
+    read: Callable[[str], Tensor] | None = None
+    heads: list[tuple[int, int]] | None = None
+    basis: Tensor | None = None
+    statistics: dict[str, Tensor] | None = None
+
+
+State = dict[str, Tensor]
+"""What a method learns, and what it needs to be attached again, by name; fp32 or integers, on the CPU."""
+
+
+class Method(Protocol):
+    """One way of restoring. `models.methods` makes it from a run's options; it holds no tensors itself."""
+
+    needs: Needs
+    covers: frozenset[str]
+    """Which of SITES it adds constants to by itself."""
+
+    def start(self, given: Given) -> State:
+        """The state before training; fp32 whatever the model's dtype."""
+
+    def neutral(self, state: State, read: Callable[[str], Tensor]) -> State:
+        """The same state with values that restore nothing."""
+
+    def attach(self, model: LlamaForCausalLM, state: State) -> None:
+        """Put the state's tensors into the loaded pruned model, in place; what is trained requires gradients."""
+
+    def read(self, model: LlamaForCausalLM, state: State) -> State:
+        """`state` with the values that are in the model now, on the CPU; of a sharded model, by all processes."""
+
+    def promise(self, config: LlamaConfig) -> Promise:
+        """What a merge may touch in a checkpoint of this configuration."""
+
+    def touched(self, state: State, config: LlamaConfig) -> list[str]:
+        """Names of the tensors that this state gives values to; all of them within the promise."""
+
+    def merged(self, state: State, name: str, value: Tensor | None, read: Callable[[str], Tensor]) -> Tensor:
+        """The new value, fp64, of the touched tensor `name`.
+
+        value: what it is before, fp64, None where the checkpoint has no such tensor. read: the pruned checkpoint's
+        tensors by name. On one machine the same state gives the same bits.
+        """
+
+    def describe(self, state: State) -> str:
+        """What is trained, in words: "β and b of 68 heads"."""
+
+
+def bias_promise(config: LlamaConfig, sites: frozenset[str]) -> Promise:
+    """The biases of these linear layers (names as `self_attn.o_proj`) in every decoder layer: new, or changed."""
+    has = {"self_attn": config.attention_bias, "mlp": config.mlp_bias}
+    names = {site: {f"model.layers.{n}.{site}.bias" for n in range(config.num_hidden_layers)} for site in sites}
+    changed = {name for site, found in names.items() if has[site.partition(".")[0]] for name in found}
+    return Promise(frozenset().union(*names.values()) - changed, frozenset(changed))

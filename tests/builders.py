@@ -1,0 +1,96 @@
+"""What tests of all rooms build: tiny lopsided Llamas, a byte tokenizer, restorations, samples."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from models.contract import Given
+from models.methods import Options
+from models.restoration import Restoration
+from utils.prompts import Encoded
+from utils.training import Collator
+
+LOPSIDED = {
+    "vocab_size": 300,
+    "hidden_size": 24,
+    "intermediate_size": 56,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+    "pad_token_id": 257,
+}
+"""Layers ≠ heads ≠ KV heads and head_dim·heads (48) ≠ hidden (24), so that a wrong axis cannot pass."""
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte: 256 of them, then <s> and </s>."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
+    vocabulary |= {"<s>": 256, "</s>": 257}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+def save_tiny_llama(folder: Path, seed: int = 0, zeros: float = 0.0, dtype=torch.float32, **overrides) -> Path:
+    """A random Llama folder with a byte tokenizer; `zeros` is the share of its linear weights set to zero."""
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**{**LOPSIDED, **overrides})).to(dtype)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.1, generator=generator)
+            if parameter.dim() == 2 and "layers" in name:
+                parameter.normal_(0, 0.15, generator=generator)
+                parameter[torch.rand(parameter.shape, generator=generator) < zeros] = 0
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+HEADS = [(2, 5), (0, 1), (2, 0)]
+"""Heads of a tiny Llama that tests restore: two of the last layer, none of the middle one."""
+
+VISIBLE = 200
+"""Times the start values, so that what is restored shows."""
+
+
+def orthonormal(layers: int = 3, heads: int = 6, width: int = 8) -> Tensor:
+    """A random basis for each head of a tiny Llama: (L, H, d, d)."""
+    return torch.linalg.qr(torch.randn(layers, heads, width, width, generator=torch.Generator().manual_seed(9)))[0]
+
+
+def compensation(heads, basis: Tensor, method: str = "restorelcc", seed: int = 1) -> Restoration:
+    """A restoration of these heads before training."""
+    return Restoration.start(method, Options(), Given(config=None, seed=seed, heads=list(heads), basis=basis))
+
+
+def trained(method: str = "restorelcc") -> Restoration:
+    """A restoration of HEADS with values large enough to see."""
+    restoration = compensation(HEADS, orthonormal(), method)
+    for name in ("magnitudes", "component"):
+        if name in restoration.state:
+            restoration.state[name].mul_(VISIBLE)
+    return restoration
+
+
+def zeroed(restoration: Restoration) -> Restoration:
+    """The same heads and bases, restoring nothing."""
+    return restoration.neutral(lambda name: None)
+
+
+SAMPLES = [Encoded([5, 9, 77, 30], 2), Encoded([8, 1, 2, 3, 4, 60, 61], 3), Encoded([7, 7, 9], 1)]
+
+
+def batch(samples: list[Encoded]) -> dict[str, Tensor]:
+    """The samples as one padded batch."""
+    return Collator(pad_id=257)([{"input_ids": s.ids, "prompt_length": s.prompt_length} for s in samples])
