@@ -1,41 +1,13 @@
-"""The table of methods: a new way of restoring is one file and one line here.
+"""From a method's name and a run's options to the parts that restore: what the table of methods stands for."""
 
-Modules are named, not imported: the table stands below the rooms that its methods are in, and a run loads only its own.
-"""
-
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 
 from models.contract import SITES, Method
 from utils.common.errors import UserError
+from utils.common.methods import CONSTANTS, METHODS, NORMS, Line
 
 ATTENTION = frozenset({"attention"})
-
-
-@dataclass(frozen=True)
-class Line:
-    """One method: `module:Class`, what the class is called with, and what it is, for --help."""
-
-    made_by: str
-    what: str
-    settings: dict = field(default_factory=dict)
-    takes_sites: bool = False
-    """Whether the class is told by `sites` where -apply_to wants its constants."""
-
-
-METHODS = {
-    "restorelcc": Line("utils.compensation:HeadCompensations", "β and b of Eq. 8 on chosen heads"),
-    "bias_only": Line("utils.compensation:HeadCompensations", "b of chosen heads alone", {"trained": ("component",)}),
-    "magnitudes_only": Line(
-        "utils.compensation:HeadCompensations", "β of chosen heads alone", {"trained": ("magnitudes",)}
-    ),
-    "output_bias": Line("baselines.output_bias:OutputBias", "a free bias of whole projections", takes_sites=True),
-    "none": Line("baselines.nothing:Nothing", "restores nothing"),
-}
-"""What -method takes."""
-
-CONSTANTS = Line("baselines.output_bias:OutputBias", "biases where the method itself has none", takes_sites=True)
-NORMS = Line("baselines.norms:NormScales", "scales of all norms")
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.checkpoint import Checkpoint
 from models.contract import Given, Method, Needs, Promise, State
-from models.methods import METHODS, Options, parts_of
+from models.methods import Options, parts_of
 from utils.common.errors import UserError, first_line
 from utils.common.files import whole_folder, write_json
+from utils.common.methods import METHODS
 
 FORMAT = 2
 TENSORS, ABOUT = "restoration.safetensors", "restoration.json"

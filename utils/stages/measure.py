@@ -1,0 +1,86 @@
+"""A model's activations and scores, from one loading of it, or from the cache."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+import models.cpu_attention
+import utils.activations
+import utils.evaluation.scoring
+from models.checkpoint import fingerprint
+from utils.activations import Tree
+from utils.common.cache import code_version
+from utils.common.files import digest
+from utils.evaluation.plan import EvalPlan
+from utils.evaluation.scoring import Evaluation, score_key
+from utils.stages.context import Models, Run
+
+FLAGS = {"dense": "-base_model_name", "pruned": "-pruned_model_path", "restored": "-output_dir"}
+"""By what a model is called, the flag that it came by."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """activations: cache keys of z, probed prompts first; they are tensors of gigabytes. evaluation: the scores."""
+
+    activations: list[dict]
+    evaluation: Evaluation
+
+
+def measure(run: Run, models: Models, plan: EvalPlan, label: str, trees: list[Tree]) -> Measured:
+    """What the `dense` or the `pruned` model makes of the trees and of the plan's tasks."""
+    folder = getattr(models, label)
+    groups = by_branches(trees)
+    keys = [activation_key(run, fingerprint(folder), part) for part in groups]
+    with run.loaded(folder, FLAGS[label]) as model:
+        for key, part in zip(keys, groups, strict=True):
+            run.cache.tensors("activations", key, lambda part=part: {"z": activations(run, model(), part, label)})
+        return Measured(keys, scores(run, models, plan, fingerprint(folder), label, model))
+
+
+def by_branches(trees: list[Tree]) -> list[list[Tree]]:
+    """The trees with branches for probing first, then the plain ones; a list may be missing, order is kept."""
+    groups: dict[int, list[Tree]] = {}
+    for tree in trees:
+        groups.setdefault(len(tree.branches), []).append(tree)
+    return list(groups.values())
+
+
+def activation_key(run: Run, model: str, trees: list[Tree]) -> dict:
+    """The token ids say all about data, template, length and negatives.
+
+    The device is left out: directions found on another differ by rounding, and β is resumed for those it began with.
+    """
+    return {
+        "model": model,
+        "tokens": digest([[tree.trunk, tree.branches] for tree in trees]),
+        "dtype": run.args.dtype,
+        "code": code_version(utils.activations, models.cpu_attention),
+    }
+
+
+def activations(run: Run, model: LlamaForCausalLM, trees: list[Tree], label: str) -> Tensor:
+    """z (branches, L, H, N, d) in the model's dtype, which holds it exactly."""
+    return utils.activations.last_token_activations(model, trees, f"{label} activations").to(run.dtype)
+
+
+def scores(
+    run: Run, models: Models, plan: EvalPlan, model_sha256: str, label: str, model: Callable[[], LlamaForCausalLM]
+) -> Evaluation:
+    """A model's scores, each task's from the cache if the same weights were scored on it the same way before."""
+    size = run.args.eval_batch_size
+    # Half precision rounds by what is computed together, so batch size and device are part of what was measured.
+    how = {"model": model_sha256, "dtype": run.args.dtype, "batch_size": size, "device": run.kind_of_device}
+    parts = [
+        run.cache.document(
+            "scores",
+            {**how, **score_key(part, models.tokenizer_from)},
+            lambda part=part: utils.evaluation.scoring.evaluate(
+                model(), models.tokenizer, part, batch_size=size, label=label
+            ).to_json(),
+        )
+        for part in plan.parts()
+    ]
+    return Evaluation.joined([Evaluation.from_json(part) for part in parts])

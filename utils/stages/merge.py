@@ -1,0 +1,44 @@
+"""Merge what was trained, prove the result, and score it: read once, for both."""
+
+from dataclasses import dataclass
+
+from models.checkpoint import fingerprint
+from models.loading import has_tokenizer
+from models.merge import compact_and_prove, merge_and_prove
+from models.proof import Proof
+from utils.evaluation.plan import EvalPlan
+from utils.evaluation.scoring import Evaluation
+from utils.stages.context import Models, Run
+from utils.stages.measure import scores
+from utils.stages.train import SAVED, Trained
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The proof, with the merged model that it loaded, and the proof of the compact one where there is one."""
+
+    proof: Proof
+    compact: dict | None
+
+
+def merge(run: Run, models: Models, trained: Trained) -> Merged:
+    """Merge into the result's model/, and into compact/ where the pruned checkpoint came in smaller shapes."""
+    proof = merge_and_prove(
+        models.pruned,
+        run.folder / SAVED,
+        run.folder / "model",
+        tokenizer_from=models.pruned if has_tokenizer(models.pruned) else models.tokenizer_from,
+        reference=trained.reference,
+    )
+    compact = None
+    if models.compact:
+        compact = compact_and_prove(run.folder / "model", run.folder / "compact", trained.reference).record
+        print("      as small as the pruned checkpoint: compact/")
+    return Merged(proof, compact)
+
+
+def score_merged(run: Run, models: Models, plan: EvalPlan, merged: Merged) -> Evaluation:
+    """The merged model's scores; it is gone afterwards."""
+    found = scores(run, models, plan, fingerprint(run.folder / "model"), "restored", lambda: merged.proof.model)
+    merged.proof.model = None
+    return found

@@ -1,0 +1,63 @@
+"""What each model reads: prompts, and for the probes their right and most similar wrong answers."""
+
+import torch
+from torch import Tensor
+
+import utils.negatives
+from utils.activations import Tree
+from utils.common.cache import code_version
+from utils.common.files import digest
+from utils.negatives import encoder_identity, locate_encoder, most_similar_choice, most_similar_other
+from utils.prompts import answered, common_prefix
+from utils.samples import Samples
+from utils.stages.context import Models, Run
+
+
+def prompt_trees(run: Run, samples: Samples) -> list[Tree]:
+    """Each training prompt alone: what the pruned model reads; nothing for a method without heads."""
+    return [Tree(ids, [[]]) for ids in samples.prompt_ids] if run.needs.heads else []
+
+
+def probe_trees(run: Run, models: Models, samples: Samples) -> list[Tree]:
+    """What the dense model reads: the first -num_probe_samples as q, q + r⁺, q + r⁻ over one trunk, the rest as q."""
+    plain = prompt_trees(run, samples)
+    if run.args.head_selection != "contrastive" or not plain:
+        return plain
+    wrong = wrong_answers(run, samples)
+    wrong_ids = answered(models.tokenizer, samples.prompts[: len(wrong)], wrong, run.args.max_length)
+    trees = []
+    for question, right, other in zip(samples.prompt_ids, samples.train, wrong_ids, strict=False):
+        shared = common_prefix([question, right.ids, other])
+        trees.append(Tree(question[:shared], [ids[shared:] for ids in (question, right.ids, other)]))
+    return trees + plain[len(trees) :]
+
+
+def wrong_answers(run: Run, samples: Samples) -> list[str]:
+    """r⁻ of the samples that train the probes: the most similar other answer, or the task's own wrong one."""
+    count = min(run.args.num_probe_samples, len(samples.prompts))
+    if samples.wrong_choices is None:
+        nearest = most_similar_other(embeddings(run, samples.responses), samples.responses)
+        return [samples.responses[row] for row in nearest[:count]]
+    choices = samples.wrong_choices[:count]
+    if all(len(wrong) == 1 for wrong in choices):
+        return [wrong[0] for wrong in choices]
+    right = samples.responses[:count]
+    found = embeddings(run, [*right, *(text for wrong in choices for text in wrong)])
+    return most_similar_choice(found[:count], torch.split(found[count:], [len(w) for w in choices]), choices)
+
+
+def embeddings(run: Run, texts: list[str]) -> Tensor:
+    """Sentence embeddings (N, E) of the texts, from the cache if the same encoder embedded the same texts before."""
+    encoder = locate_encoder(run.args.sentence_encoder)
+    key = {
+        "encoder": encoder_identity(encoder),
+        "texts": digest(texts),
+        "device": run.kind_of_device,
+        "code": code_version(utils.negatives),
+    }
+    kept = run.cache.tensors(
+        "embeddings",
+        key,
+        lambda: {"embeddings": utils.negatives.sentence_embeddings(texts, encoder, run.device)},
+    )
+    return kept["embeddings"]

@@ -1,0 +1,93 @@
+"""First stage: every input that can be checked without running a model is, in order of cost."""
+
+import sys
+from pathlib import Path
+
+from transformers import LlamaConfig
+
+import pruning
+from data.loading import check_data_path
+from models.checkpoint import Checkpoint, check_finite, check_weights
+from models.compact import in_dense_shapes
+from models.loading import check_name, check_pair, half_in_software, load_config, load_tokenizer, resolve
+from utils.common.errors import UserError
+from utils.common.flags import Arguments
+from utils.evaluation.plan import EvalPlan, plan_tasks
+from utils.evaluation.spec_tasks import load_texts
+from utils.negatives import locate_encoder
+from utils.samples import Samples, read_samples
+from utils.stages.context import Models, Run
+
+
+def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
+    """The models' folders, the samples as token ids, and what will be evaluated; UserError for what is wrong."""
+    args = run.args
+    check_flags(run)
+    if half_in_software(run.device, run.dtype):
+        print(
+            f"      this CPU computes {args.dtype} in software, several times slower than -dtype float32",
+            file=sys.stderr,
+        )
+    dense = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
+    config = load_config(dense, "-base_model_name")
+    if run.needs.heads:
+        args.head_count(config.num_hidden_layers, config.num_attention_heads)
+    check_checkpoint(dense, config, "-base_model_name")
+    given, pruned = None, None
+    if args.pruned_model_path:
+        given, pruned = given_checkpoint(args, dense)
+        config = load_config(pruned, "-pruned_model_path")
+    else:
+        pruning.check(args.prune_method, args.sparsity, args.calib_data, args.calib_samples, args.calib_length, config)
+    plan = plan_tasks(args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window)
+    tokenizer = load_tokenizer(dense, "-base_model_name")
+    samples = read_samples(args, tokenizer, load_texts(args))
+    for line in plan.describe():
+        print(f"      {line}")
+    return Models(dense, pruned, given, config, tokenizer, dense), samples, plan
+
+
+def check_flags(run: Run) -> None:
+    """What can be known to be wrong from names and paths alone."""
+    args = run.args
+    check_name(args.base_model_name, "-base_model_name")
+    if args.pruned_model_path:
+        check_name(args.pruned_model_path, "-pruned_model_path")
+    if not args.spec_task:
+        check_data_path(args.data_path, args.valid_data_path)
+    if asks_encoder(run):
+        locate_encoder(args.sentence_encoder)
+
+
+def asks_encoder(run: Run) -> bool:
+    """Whether sentence embeddings will be needed: not where a task has but one wrong answer."""
+    return run.needs.heads and run.args.head_selection == "contrastive" and run.args.spec_task not in ("boolq", "rte")
+
+
+def check_checkpoint(folder: Path, config: LlamaConfig, flag: str) -> Checkpoint:
+    """The checkpoint, if its files hold all that its configuration asks for, and only finite numbers."""
+    checkpoint = Checkpoint(folder, flag)
+    check_weights(checkpoint, config)
+    check_finite(checkpoint)
+    return checkpoint
+
+
+def given_checkpoint(args: Arguments, dense: Path) -> tuple[Path, Path]:
+    """(-pruned_model_path, the same in the dense model's shapes), checked; UserError if nothing in it is pruned."""
+    flag = "-pruned_model_path"
+    given = resolve(args.pruned_model_path, flag, args.cache_dir)
+    check_pair(dense, given, flag)
+    checkpoint = check_checkpoint(given, load_config(given, flag), flag)
+    pruned, compact = in_dense_shapes(given, args.cache_dir)
+    if compact:
+        checkpoint = Checkpoint(pruned, flag)
+    zeros, weights = checkpoint.survey().counts()
+    if not sum(zeros) and not args.allow_dense:
+        raise UserError(
+            f"{flag}: {args.pruned_model_path} has no zeros, so nothing seems pruned; "
+            "give the pruned checkpoint, or -allow_dense to go on"
+        )
+    print(f"      pruned model: {sum(zeros) / sum(weights):.2%} zeros in its {len(zeros)} layers")
+    if not sum(zeros):
+        print("      warning: the pruned model has no zeros; going on because of -allow_dense", file=sys.stderr)
+    return given, pruned

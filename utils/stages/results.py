@@ -1,0 +1,118 @@
+"""Last: results.json, run.json, the rows, the report and the model's card; the tables go to the terminal."""
+
+import json
+import shlex
+import shutil
+import sys
+
+from models.checkpoint import fingerprint
+from models.compact import RECORD
+from utils.common.files import digest, write_json, write_text
+from utils.common.record import device_name, versions
+from utils.evaluation.rows import write_rows
+from utils.evaluation.scoring import Evaluation, compare, directions, mean_over_tasks, recovered
+from utils.evaluation.tasks import main_metric
+from utils.report.card import model_card
+from utils.report.page import write_report
+from utils.report.tables import proof_table, score_table, stage_table
+from utils.samples import Samples
+from utils.stages.context import Models, Run
+from utils.stages.merge import Merged
+from utils.stages.rank import SCORE_NAMES, Ranked
+from utils.stages.train import Trained
+
+
+def write_results(
+    run: Run,
+    models: Models,
+    samples: Samples,
+    ranked: Ranked | None,
+    trained: Trained,
+    merged: Merged,
+    evaluations: dict[str, Evaluation],
+) -> None:
+    """Write all that a person or a later run reads, and put the whole result in its place.
+
+    evaluations: of `dense`, `pruned` and `restored`.
+    """
+    results = result_record(run, ranked, trained, merged, evaluations)
+    record = run_record(run, models, samples, trained, evaluations)
+    # Numbers first: a picture that cannot be drawn must not cost hours of training.
+    write_json(run.folder / "run.json", record)
+    write_json(run.folder / "results.json", results)
+    write_rows(run.folder / "logs" / "rows.json.gz", evaluations)
+    write_text(run.folder / "model" / "README.md", model_card(results, record))
+    of_heads = (ranked.scores, ranked.heads, ranked.explained) if ranked else (None, [], None)
+    report = write_report(run.folder, results, record, trained.training.history, *of_heads)
+    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+    run.result.finish()
+    for table in (score_table(results), proof_table(results["proof"]), stage_table(record)):
+        print(f"\n{table}")
+    output = run.args.output_dir
+    print(f"\nreport: {output / report.name}\nmodel:  {output / 'model'}")
+    print(
+        f"next:   lm_eval --model hf --model_args pretrained={output / 'model'} --tasks arc_easy --device {run.device}"
+    )
+
+
+def result_record(
+    run: Run, ranked: Ranked | None, trained: Trained, merged: Merged, evaluations: dict[str, Evaluation]
+) -> dict:
+    """What results.json keeps: scores, what may be said of them, the proof, and what was trained."""
+    dense, before, after = (evaluations[name] for name in ("dense", "pruned", "restored"))
+    selection = run.args.head_selection
+    heads = {
+        "selection": selection,
+        "score_name": SCORE_NAMES[selection],
+        "count": ranked.scores.numel(),
+        "trained": ranked.heads,
+    }
+    return {
+        "scores": {name: evaluation.scores for name, evaluation in evaluations.items()},
+        "metrics": directions(after),
+        "paired": compare(after, before),
+        "recovered": recovered(dense, before, after),
+        "mean": mean_over_tasks(dense, before, after),
+        "main_metric": {task: main_metric(task, metrics) for task, metrics in after.scores.items()},
+        "proof": merged.proof.record,
+        **({"proof_compact": merged.compact} if merged.compact else {}),
+        "trained": {
+            "method": run.args.method,
+            "what": trained.restoration.describe(),
+            "parameters": trained.parameters,
+        },
+        **({"heads": heads} if ranked else {}),
+        "provenance": {name: evaluation.provenance for name, evaluation in evaluations.items()},
+    }
+
+
+def run_record(
+    run: Run, models: Models, samples: Samples, trained: Trained, evaluations: dict[str, Evaluation]
+) -> dict:
+    """What run.json keeps: what was run, on what, with what versions, and what it took."""
+    args, training = run.args, trained.training
+    pruning = models.pruned / RECORD
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "arguments": args.as_json(),
+        "seed": args.seed,
+        "seeds": {"calibration": args.calibration_seed, "data": args.samples_seed, "training": args.training_seed},
+        "started": run.record.started,
+        "device": device_name(run.device),
+        "processes": run.processes.count,
+        "versions": versions(),
+        "models": {"dense": args.base_model_name, "pruned": args.pruned_model_path},
+        "pruning": json.loads(pruning.read_text(encoding="utf-8")) if pruning.is_file() else None,
+        "inputs": {
+            "dense model": fingerprint(models.dense),
+            "pruned model": fingerprint(models.given or models.pruned),
+            "training samples": digest([samples.prompts, samples.responses]),
+        },
+        "training": {
+            "tokens": training.tokens,
+            "padded_tokens": training.padded_tokens,
+            "seconds": training.seconds,
+        },
+        "seconds_by_task": {name: evaluation.seconds for name, evaluation in evaluations.items()},
+        "stages": run.record.stages,
+    }

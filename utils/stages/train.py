@@ -1,0 +1,137 @@
+"""Train a restoration that is attached to the pruned model, and save it."""
+
+import json
+from dataclasses import dataclass
+
+from transformers import LlamaForCausalLM
+
+from models.checkpoint import Checkpoint
+from models.contract import Given
+from models.loading import load_model
+from models.proof import Reference
+from models.restoration import Restoration, save_restoration
+from utils.common.errors import UserError
+from utils.common.files import write_json, write_text
+from utils.samples import Samples
+from utils.stages.begin import INTERRUPTED
+from utils.stages.context import Models, Run, options_of
+from utils.stages.rank import Ranked
+from utils.training import TrainingResult, TrainingSettings, train
+
+SAVED = "restoration"
+"""The folder in the result that holds what was learned."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is left of the attached model once it is gone: what was learned, what it answered, and how it went.
+
+    parameters: how many numbers were trained.
+    """
+
+    restoration: Restoration
+    reference: Reference
+    training: TrainingResult
+    parameters: int
+
+
+def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked | None) -> Trained | None:
+    """Start, train and save a restoration; all processes train it together, the main one has it in the end."""
+    args = run.args
+    if run.processes.is_main:
+        begin(run)
+    start = starting(run, models, ranked)
+    print(f"      {start.describe()}")
+    model = start.attach(model_to_train(run, models))
+    parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    training = TrainingResult()
+    if args.num_epoch and run.needs.training:
+        training = train(
+            model,
+            samples.train,
+            samples.valid,
+            settings(run),
+            run.device,
+            run.folder / "checkpoints",
+            args.resume,
+            run.processes.sharded,
+        )
+    restoration = start.read_from(model)
+    run.processes.end()
+    if not run.processes.is_main:
+        return None
+    save(run, models, restoration, training)
+    if run.processes.sharded:
+        # What is left of the sharded model is a part of it: the saved restoration is attached to a whole one again.
+        del model
+        with run.loaded(models.pruned, "-pruned_model_path") as get:
+            model = restoration.attach(get())
+    device = run.reading_device(models.pruned)
+    reference = Reference.ask(model, restoration, Checkpoint(models.pruned), samples.to_prove(), device)
+    return Trained(restoration, reference, training, parameters)
+
+
+def begin(run: Run) -> None:
+    """From here on the run can be resumed; a resumed one keeps what it continues from."""
+    if not run.args.resume:
+        run.result.clear()
+    write_json(run.folder / INTERRUPTED, run.args.as_json())
+
+
+def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
+    """The restoration before training; with -num_epoch 0 one that restores nothing."""
+    args, read = run.args, Checkpoint(models.pruned).read
+    given = Given(
+        config=models.config,
+        seed=args.training_seed,
+        read=read,
+        heads=ranked.heads if ranked else None,
+        basis=ranked.basis if ranked else None,
+    )
+    start = Restoration.start(args.method, options_of(args), given)
+    return start if args.num_epoch else start.neutral(read)
+
+
+def settings(run: Run) -> TrainingSettings:
+    """The flags of training."""
+    args = run.args
+    return TrainingSettings(
+        lr=args.lr,
+        epochs=args.num_epoch,
+        batch_size=args.batch_size,
+        accumulation=args.gradient_accumulation,
+        max_grad_norm=args.max_grad_norm,
+        group_by_length=not args.random_batches,
+        gradient_checkpointing=args.gradient_checkpointing,
+        torch_compile=args.torch_compile,
+        seed=args.training_seed,
+    )
+
+
+def model_to_train(run: Run, models: Models) -> LlamaForCausalLM:
+    """The pruned model on this process's device, or on the CPU where FSDP will shard it from."""
+    flag, folder = "-pruned_model_path", models.pruned
+    if run.processes.sharded:
+        return load_model(folder, run.dtype, "cpu", flag)
+    device = run.reading_device(folder)
+    if device == "auto" and run.needs.training:
+        raise UserError(
+            f"-device: the model does not fit into {run.device}, and its training cannot be offloaded; "
+            "use several GPUs: accelerate launch --use_fsdp (see docs/running.md)"
+        )
+    return load_model(folder, run.dtype, device, flag)
+
+
+def save(run: Run, models: Models, restoration: Restoration, training: TrainingResult) -> None:
+    """The restoration, with what it belongs to, and the history of its loss."""
+    args = run.args
+    about = {
+        "base_model": args.base_model_name,
+        "pruned_model": args.pruned_model_path or f"{args.prune_method} {args.sparsity} of {args.base_model_name}",
+        **models.identity(),
+        "layers_heads_head_dim": models.shape,
+        "arguments": args.as_json(),
+    }
+    save_restoration(run.folder / SAVED, restoration, about)
+    lines = "".join(f"{json.dumps(row)}\n" for row in training.history)
+    write_text(run.folder / "logs" / "history.jsonl", lines)
