@@ -12,14 +12,17 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.common.commands import check_output, run
+from utils.common.commands import run
 from utils.common.errors import UserError
 from utils.common.files import digest, digest_files, write_json, write_text
 from utils.common.flags import Arguments, parse_arguments
+from utils.common.processes import speaks
+from utils.common.result import Result, check_apart
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,8 +37,14 @@ if TYPE_CHECKING:
     from utils.prompts import Encoded
     from utils.training import TrainingResult
 
-RESULTS = ("results.json", "run.json", "report.md", "figures", "model", "compact", "restoration", "logs", "checkpoints")
-"""What a run writes to -output_dir, and all that -overwrite removes from it."""
+RESULTS = ("results.json", "run.json", "report.md", "figures", "model", "compact", "restoration", "logs")
+"""What a run may write to -output_dir."""
+
+WRITTEN = "logs/written.json"
+"""Names every file that a run wrote there: all that -overwrite removes."""
+
+INTERRUPTED = "logs/arguments.json"
+"""What -resume holds its flags against, in the result while it is not whole."""
 
 STAGES = 9
 PROOF_SAMPLES = 4
@@ -46,7 +55,7 @@ SCORE_NAMES = {
 }
 """What the heat map of heads shows for each -head_selection; random heads are shown over the gap."""
 
-NOT_RESUMED = ("resume", "overwrite", "cache_dir", "eval_batch_size", "device")
+NOT_RESUMED = ("output_dir", "cache_dir", "eval_batch_size", "device")
 """Flags that may differ between an interrupted run and the one that continues it."""
 
 
@@ -97,12 +106,21 @@ def main() -> None:
 
         print_plan(args, read_samples)
         return
-    check_result_folder(args)
+    check_apart(args.output_dir, args.inputs())
+    result = Result(args.output_dir, WRITTEN, INTERRUPTED)
+    if speaks():
+        check_result_folder(args, result)
     # From here on only, so that --help and a wrong flag are answered at once.
     from utils.common.processes import Processes
 
     processes = Processes(args.device)
     check_resumable(args, processes)
+    with result.working() if processes.is_main else nullcontext():
+        restore(args, processes, result)
+
+
+def restore(args: Arguments, processes: "Processes", result: Result) -> None:
+    """The stages in order."""
     from utils.common.cache import Cache
     from utils.common.record import RunRecord
 
@@ -123,35 +141,36 @@ def main() -> None:
         ranked = rank(args, inputs, cache, pruned, dense_keys, pruned_keys)
         heads = sorted(ranked.heads[: args.head_count(*inputs.shape[:2])])
     with record.stage(f"training β and b of {len(heads)} heads"):
-        trained = train_restoration(args, inputs, processes, pruned, ranked, heads)
+        trained = train_restoration(args, inputs, processes, result, pruned, ranked, heads)
     if not processes.is_main:
         return
     with record.stage("merge and proof"):
-        proof = merge_with_proof(args, inputs, pruned, trained)
+        proof = merge_with_proof(args, inputs, result, pruned, trained)
         if inputs.compact:
-            compact_result(args)
+            compact_result(result)
     with record.stage("restored model: scores"):
-        restored_scores = scores(args, inputs, cache, args.output_dir / "model", "restored")
+        restored_scores = scores(args, inputs, cache, result.folder / "model", "restored")
     evaluations = {"dense": dense_scores, "pruned": pruned_scores, "restored": restored_scores}
-    write_results(args, inputs, processes, record, pruned, ranked, heads, trained.training, proof, evaluations)
+    write_results(args, inputs, processes, result, record, pruned, ranked, heads, trained.training, proof, evaluations)
 
 
-def check_result_folder(args: Arguments) -> None:
-    """Raise UserError unless -output_dir is free, may be replaced, or holds the run to resume."""
+def check_result_folder(args: Arguments, result: Result) -> None:
+    """Raise UserError unless -output_dir is free, holds a result that may be replaced, or the run to resume."""
     if not args.resume:
-        check_output(args.output_dir, args.overwrite)
-    elif not (args.output_dir / "logs" / "arguments.json").is_file():
+        result.check(args.overwrite, RESULTS)
+        return
+    result.complete()
+    if not result.interrupted:
+        if (args.output_dir / "results.json").is_file():
+            raise UserError(f"-resume: the run in {args.output_dir} is finished; use -overwrite to replace it")
         raise UserError(f"-resume: {args.output_dir} holds no interrupted run; run without -resume")
-    elif (args.output_dir / "results.json").is_file():
-        raise UserError(f"-resume: the run in {args.output_dir} is finished; use -overwrite to replace it")
-    else:
-        before = json.loads((args.output_dir / "logs" / "arguments.json").read_text(encoding="utf-8"))
-        now = args.as_json()
-        if changed := [name for name in now if name not in NOT_RESUMED and now[name] != before.get(name)]:
-            raise UserError(
-                f"-resume: -{changed[0]} is {now[changed[0]]}, the interrupted run's was {before.get(changed[0])}; "
-                "give its flags, or another -output_dir"
-            )
+    before = json.loads((result.folder / INTERRUPTED).read_text(encoding="utf-8"))
+    now = args.as_json()
+    if changed := [name for name in now if name not in NOT_RESUMED and now[name] != before.get(name)]:
+        raise UserError(
+            f"-resume: -{changed[0]} is {now[changed[0]]}, the interrupted run's was {before.get(changed[0])}; "
+            "give its flags, or another -output_dir"
+        )
 
 
 def check_resumable(args: Arguments, processes: "Processes") -> None:
@@ -222,17 +241,18 @@ def in_dense_shapes(args: Arguments, pruned: Path) -> tuple[Path, bool]:
     Zeros stand where heads and channels are gone, so that what is restored means the same head in both models; a
     smaller checkpoint is made of the result again.
     """
+    import models.compact
     from models.checkpoint import fingerprint
-    from models.compact import expand_checkpoint
     from models.compact_llama import CompactLlamaConfig
     from models.loading import load_config
-    from utils.common.cache import Cache
+    from utils.common.cache import Cache, code_version
 
     if not isinstance(load_config(pruned, "-pruned_model_path"), CompactLlamaConfig):
         return pruned, False
-    folder = Cache(args.cache_dir).path("expanded", {"compact": fingerprint(pruned)})
+    key = {"compact": fingerprint(pruned), "code": code_version(models.compact, models.compact_llama)}
+    folder = Cache(args.cache_dir).path("expanded", key)
     if not folder.is_dir():
-        expand_checkpoint(pruned, folder)
+        models.compact.expand_checkpoint(pruned, folder)
     return folder, True
 
 
@@ -245,7 +265,7 @@ def read_samples(args: Arguments, tokenizer: "PreTrainedTokenizerBase"):
     if args.spec_task:
         from utils.evaluation.spec_tasks import load_spec_samples
 
-        found = load_spec_samples(args.spec_task, args.eval_data_dir, args.num_train_samples, args.seed)
+        found = load_spec_samples(args.spec_task, args.eval_data_dir, args.num_train_samples, args.samples_seed)
         train_samples, valid_samples = found, []
         wrong_choices = [sample.negatives for sample in found]
     else:
@@ -294,7 +314,8 @@ def pruned_checkpoint(args: Arguments, inputs: Inputs, cache: "Cache") -> Path:
         return inputs.pruned
     import pruning
     from models.checkpoint import fingerprint
-    from models.loading import DTYPES
+    from models.loading import DTYPES, tokenizer_digest
+    from utils.common.record import versions
 
     key = {
         "dense": fingerprint(inputs.dense),
@@ -302,7 +323,9 @@ def pruned_checkpoint(args: Arguments, inputs: Inputs, cache: "Cache") -> Path:
         "sparsity": args.sparsity,
         "calibration": [calibration_digest(args.calib_data), args.calib_samples, args.calib_length],
         "dtype": args.dtype,
-        "seed": args.seed,
+        "seed": args.calibration_seed,
+        "tokenizer": tokenizer_digest(inputs.dense),
+        "libraries": {name: versions()[name] for name in ("torch", "transformers")},
         "code": digest_files(list(Path(pruning.__file__).parent.glob("*.py"))),
     }
     folder = cache.path("pruned", key)
@@ -318,7 +341,7 @@ def pruned_checkpoint(args: Arguments, inputs: Inputs, cache: "Cache") -> Path:
             calib_length=args.calib_length,
             dtype=DTYPES[args.dtype],
             device=inputs.device,
-            seed=args.seed,
+            seed=args.calibration_seed,
             base_name=args.base_model_name,
         )
     else:
@@ -527,8 +550,7 @@ def rank(
         "dense": dense_keys,
         "pruned": pruned_keys,
         "num_components": args.num_components,
-        "selection": args.head_selection,
-        "seed": args.seed,
+        "probes_seed": args.samples_seed if args.head_selection == "contrastive" else None,
         "code": code_version(utils.components, utils.probing),
     }
     found = cache.tensors("components", key, lambda: find_components(args, cache, dense_keys, pruned_keys))
@@ -539,7 +561,7 @@ def rank(
     elif args.head_selection == "gap":
         heads, head_scores = rank_by_score(found["gap"], usable), found["gap"]
     else:
-        heads = order_randomly(usable, args.seed)
+        heads = order_randomly(usable, args.training_seed)
         head_scores = found["gap"]
     wanted = args.head_count(*inputs.shape[:2])
     if wanted > len(heads):
@@ -549,7 +571,7 @@ def rank(
         )
     basis = found["basis"]
     if args.basis == "random":
-        basis = utils.components.random_basis(basis, args.seed)
+        basis = utils.components.random_basis(basis, args.training_seed)
     first = float(found["explained"][..., : args.num_components].sum(-1).mean())
     kept = min(args.num_components, basis.shape[-1])
     print(f"      the first {kept} of {basis.shape[-1]} directions carry {first:.1%} of the gap")
@@ -578,29 +600,28 @@ def find_components(
     if args.head_selection == "contrastive":
         _, right, wrong = dense[0]
         restored = of_pruned[:, :, : right.shape[2]] + components.component.unsqueeze(2)
-        probes = probe_heads(restored, right, wrong, args.seed, progress=True)
+        probes = probe_heads(restored, right, wrong, args.samples_seed, progress=True)
         found |= {"accuracy": probes.accuracy, "loss": probes.loss}
     return found
 
 
-def clear_results(args: Arguments) -> None:
-    """Make room in -output_dir; a resumed run keeps what it continues from."""
+def begin(args: Arguments, result: Result) -> None:
+    """From here on the run can be resumed; a resumed one keeps what it continues from."""
     if not args.resume:
-        for name in RESULTS:
-            path = args.output_dir / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    write_json(args.output_dir / "logs" / "arguments.json", args.as_json())
+        result.clear()
+    write_json(result.folder / INTERRUPTED, args.as_json())
 
 
 def train_restoration(
     args: Arguments,
     inputs: Inputs,
     processes: "Processes",
+    result: Result,
     pruned: Path,
     ranked: Ranked,
     heads: list[tuple[int, int]],
 ) -> Trained | None:
-    """Train a restoration attached to the pruned model, and save it to -output_dir/restoration.
+    """Train a restoration attached to the pruned model, and save it to the result's restoration/.
 
     All processes train it together; the main one saves it, and the others have nothing to return.
     """
@@ -611,11 +632,11 @@ def train_restoration(
     from utils.training import TrainingResult, TrainingSettings, train
 
     if processes.is_main:
-        clear_results(args)
-    start = initial_restoration(heads, ranked.basis, args.method, args.seed)
+        begin(args, result)
+    start = initial_restoration(heads, ranked.basis, args.method, args.training_seed)
     model = attach(model_to_train(args, inputs, processes, pruned), start if args.num_epoch else start.zeroed())
-    checkpoints = args.output_dir / "checkpoints"
-    result = TrainingResult()
+    checkpoints = result.folder / "checkpoints"
+    training = TrainingResult()
     if args.num_epoch:
         settings = TrainingSettings(
             lr=args.lr,
@@ -626,9 +647,9 @@ def train_restoration(
             group_by_length=not args.random_batches,
             gradient_checkpointing=args.gradient_checkpointing,
             torch_compile=args.torch_compile,
-            seed=args.seed,
+            seed=args.training_seed,
         )
-        result = train(
+        training = train(
             model, inputs.train, inputs.valid, settings, inputs.device, checkpoints, args.resume, processes.sharded
         )
     restoration = read_restoration(model)
@@ -643,16 +664,16 @@ def train_restoration(
         "layers_heads_head_dim": inputs.shape,
         "arguments": args.as_json(),
     }
-    save_restoration(args.output_dir / "restoration", restoration, about)
-    lines = [json.dumps(row) for row in result.history]
-    write_text(args.output_dir / "logs" / "history.jsonl", "".join(f"{line}\n" for line in lines))
+    save_restoration(result.folder / "restoration", restoration, about)
+    lines = [json.dumps(row) for row in training.history]
+    write_text(result.folder / "logs" / "history.jsonl", "".join(f"{line}\n" for line in lines))
     token_ids = [sample.ids for sample in (inputs.valid or inputs.train)[:PROOF_SAMPLES]]
     if processes.sharded:
         # What is left of the sharded model is a part of it: the saved restoration is attached to a whole one again.
         del model
         with Loaded(args, inputs, pruned) as get:
             model = attach(get(), restoration)
-    return Trained(restoration, token_ids, probe_logits(model, token_ids), result)
+    return Trained(restoration, token_ids, probe_logits(model, token_ids), training)
 
 
 def model_to_train(args: Arguments, inputs: Inputs, processes: "Processes", pruned: Path) -> "LlamaForCausalLM":
@@ -670,15 +691,15 @@ def model_to_train(args: Arguments, inputs: Inputs, processes: "Processes", prun
     return load_model(pruned, dtype, inputs.device, "-pruned_model_path")
 
 
-def merge_with_proof(args: Arguments, inputs: Inputs, pruned: Path, trained: Trained) -> dict:
-    """Merge what was trained into -output_dir/model, and hold it against the pruned checkpoint."""
+def merge_with_proof(args: Arguments, inputs: Inputs, result: Result, pruned: Path, trained: Trained) -> dict:
+    """Merge what was trained into the result's model/, and hold it against the pruned checkpoint."""
     from models.loading import DTYPES, has_tokenizer
     from models.merge import merge_and_prove
 
     return merge_and_prove(
         pruned,
         trained.restoration,
-        args.output_dir / "model",
+        result.folder / "model",
         tokenizer_from=pruned if has_tokenizer(pruned) else inputs.dense,
         attached_logits=trained.logits,
         token_ids=trained.token_ids,
@@ -687,18 +708,19 @@ def merge_with_proof(args: Arguments, inputs: Inputs, pruned: Path, trained: Tra
     )
 
 
-def compact_result(args: Arguments) -> None:
-    """The merged checkpoint in the smaller shapes that the pruned one came in, to -output_dir/compact."""
+def compact_result(result: Result) -> None:
+    """The merged checkpoint in the smaller shapes that the pruned one came in, to the result's compact/."""
     from models.compact import compact_checkpoint
 
-    compact_checkpoint(args.output_dir / "model", args.output_dir / "compact")
-    print(f"      as small as the pruned checkpoint: {args.output_dir / 'compact'}")
+    compact_checkpoint(result.folder / "model", result.folder / "compact")
+    print("      as small as the pruned checkpoint: compact/")
 
 
 def write_results(
     args: Arguments,
     inputs: Inputs,
     processes: "Processes",
+    result: Result,
     record: "RunRecord",
     pruned: Path,
     ranked: Ranked,
@@ -736,6 +758,7 @@ def write_results(
         "command": shlex.join(["python", *sys.argv]),
         "arguments": args.as_json(),
         "seed": args.seed,
+        "seeds": {"calibration": args.calibration_seed, "data": args.samples_seed, "training": args.training_seed},
         "started": record.started,
         "device": device_name(inputs.device),
         "processes": processes.count,
@@ -756,17 +779,16 @@ def write_results(
         "stages": record.stages,
     }
     # Numbers first: a picture that cannot be drawn must not cost hours of training.
-    write_json(args.output_dir / "run.json", run_record)
-    write_json(args.output_dir / "results.json", results)
-    write_text(args.output_dir / "model" / "README.md", model_card(results, run_record))
-    report = write_report(
-        args.output_dir, results, run_record, training.history, ranked.scores, heads, ranked.explained
-    )
-    shutil.rmtree(args.output_dir / "checkpoints", ignore_errors=True)
+    write_json(result.folder / "run.json", run_record)
+    write_json(result.folder / "results.json", results)
+    write_text(result.folder / "model" / "README.md", model_card(results, run_record))
+    report = write_report(result.folder, results, run_record, training.history, ranked.scores, heads, ranked.explained)
+    shutil.rmtree(result.folder / "checkpoints", ignore_errors=True)
+    result.finish()
     for table in (score_table(results), proof_table(proof), stage_table(run_record)):
         print(f"\n{table}")
     model = args.output_dir / "model"
-    print(f"\nreport: {report}\nmodel:  {model}")
+    print(f"\nreport: {args.output_dir / report.name}\nmodel:  {model}")
     print(f"next:   lm_eval --model hf --model_args pretrained={model} --tasks arc_easy --device {inputs.device}")
 
 

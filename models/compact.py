@@ -1,6 +1,6 @@
 """Between a model whose heads and channels were zeroed and the smaller one that computes the same, both ways."""
 
-import shutil
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.compact_llama import CompactLlamaConfig, CompactLlamaForCausalLM
 from models.loading import has_tokenizer, load_model, load_tokenizer
-from utils.common.files import whole_folder
+from utils.common.files import whole_folder, write_json
 
 RECORD = "pruning.json"
 """The file in a pruned model's folder that says how it was made."""
@@ -72,7 +72,9 @@ def _convert(folder: Path, output_dir: Path, conversion: Callable[[LlamaForCausa
         if has_tokenizer(folder):
             load_tokenizer(folder, "-pruned_model_path").save_pretrained(partial)
         if (folder / RECORD).is_file():
-            shutil.copy(folder / RECORD, partial / RECORD)
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            record.pop("files", None)  # those of the other folder
+            write_json(partial / RECORD, record)
 
 
 def _reshaped(

@@ -21,9 +21,13 @@ from models.loading import (
 )
 from models.modeling_llama import Restoration, attach, compensated_projections
 from models.restoration import check_belongs, load_restoration
-from utils.common.commands import DEFAULT_CACHE, Parser, check_output, run
+from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, name_or_path, run
 from utils.common.errors import UserError
-from utils.common.files import whole_folder
+from utils.common.files import whole_folder, write_json
+from utils.common.result import Result, check_apart
+
+PROOF = "proof.json"
+"""What a later merge leaves beside the checkpoint: the proof, and which files it wrote."""
 
 PROBE_TEXTS = (
     "### Instruction:\nName three things that float on water.\n\n### Response: Wood, ice and",
@@ -182,19 +186,34 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m models.merge",
         description="Fold a saved restoration into the pruned checkpoint it was trained on, and prove the result.",
     )
-    parser.flag("pruned_model_path", required=True, metavar="MODEL", help="that checkpoint: folder, hub id, GGUF file")
-    parser.flag("restoration", required=True, metavar="DIR", help="OUT/restoration of a run")
-    parser.flag("output_dir", required=True, metavar="DIR", help="where the plain checkpoint goes")
-    parser.flag("tokenizer", metavar="MODEL", help="whose tokenizer, if there is none beside the pruned checkpoint")
+    parser.flag(
+        "pruned_model_path",
+        type=name_or_path,
+        required=True,
+        metavar="MODEL",
+        help="that checkpoint: folder, hub id, GGUF file",
+    )
+    parser.flag("restoration", type=folder_path, required=True, metavar="DIR", help="OUT/restoration of a run")
+    parser.flag("output_dir", type=folder_path, required=True, metavar="DIR", help="where the plain checkpoint goes")
+    parser.flag(
+        "tokenizer",
+        type=name_or_path,
+        metavar="MODEL",
+        help="whose tokenizer, if there is none beside the pruned checkpoint",
+    )
     parser.flag("dtype", choices=DTYPES, default="bfloat16", help="in which both models answer for the proof")
     parser.flag("device", default="cpu", help="cpu, cuda, cuda:N, …")
-    parser.switch("overwrite", "replace an -output_dir that exists")
-    parser.flag("cache_dir", type=Path, default=DEFAULT_CACHE, metavar="DIR", help="where a GGUF file is unpacked")
+    parser.switch("overwrite", "replace the merged checkpoint in -output_dir, and no other file")
+    parser.flag(
+        "cache_dir", type=folder_path, default=DEFAULT_CACHE, metavar="DIR", help="where a GGUF file is unpacked"
+    )
     args = parser.parse_args(argv)
-    output = Path(args.output_dir)
+    inputs = ("pruned_model_path", "restoration", "tokenizer", "cache_dir")
+    check_apart(args.output_dir, {f"-{name}": getattr(args, name) for name in inputs})
+    result = Result(args.output_dir, PROOF)
     check_name(args.pruned_model_path, "-pruned_model_path")
-    check_output(output, args.overwrite)
-    restoration, about = load_restoration(Path(args.restoration))
+    result.check(args.overwrite)
+    restoration, about = load_restoration(args.restoration)
     pruned = resolve(args.pruned_model_path, "-pruned_model_path", args.cache_dir)
     check_belongs(about, pruned, "-pruned_model_path")
     tokenizer_from = pruned
@@ -208,20 +227,24 @@ def main(argv: list[str] | None = None) -> None:
     attached = attach(load_model(pruned, dtype, args.device, "-pruned_model_path"), restoration)
     logits = probe_logits(attached, token_ids)
     del attached
-    proof = merge_and_prove(
-        pruned,
-        restoration,
-        output,
-        tokenizer_from=tokenizer_from,
-        attached_logits=logits,
-        token_ids=token_ids,
-        dtype=dtype,
-        device=args.device,
-    )
+    with result.working():
+        proof = merge_and_prove(
+            pruned,
+            restoration,
+            result.folder,
+            tokenizer_from=tokenizer_from,
+            attached_logits=logits,
+            token_ids=token_ids,
+            dtype=dtype,
+            device=args.device,
+        )
+        write_json(result.folder / PROOF, proof)
+        result.finish()
     print(
         f"{proof['tensors_identical']} of {proof['tensors_compared']} weights bit-identical, "
         f"{proof['zeros_restored']:,} zeros kept, logits differ by {proof['logits_relative_difference']:.1e}"
     )
+    output = args.output_dir
     print(f"merged checkpoint: {output}; evaluate it with: lm_eval --model hf --model_args pretrained={output}")
 
 
