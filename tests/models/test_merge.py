@@ -1,5 +1,7 @@
 """The merged checkpoint is a plain Llama with every weight and zero of the pruned one, and that is proved."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -7,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models.checkpoint import count_zeros, restorable_heads
 from models.loading import load_model
-from models.merge import logits_tolerance, main, merge, merge_and_prove, probe_logits, prove
+from models.merge import PROOF, logits_tolerance, main, merge, merge_and_prove, probe_logits, prove
 from models.modeling_llama import attach, read_restoration
 from models.restoration import attach_restoration, load_restoration, save_restoration
 from tests.models.test_modeling import trained
@@ -165,6 +167,31 @@ def test_a_later_merge_refuses_another_pruned_model(make_tiny_llama, tmp_path):
     assert not (tmp_path / "out").exists()
     main(["--pruned_model_path", str(folder), *flags])
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_later_merge_replaces_what_it_wrote_and_touches_no_input(make_tiny_llama, tmp_path):
+    from models.checkpoint import fingerprint
+
+    folder, run = make_tiny_llama(zeros=0.5), tmp_path / "run"
+    save_restoration(run / "restoration", trained(), {"pruned_sha256": fingerprint(folder)})
+    flags = ["-pruned_model_path", str(folder), "-restoration", str(run / "restoration"), "-dtype", "float32"]
+    (tmp_path / "link").symlink_to(run)
+    for output in (run, tmp_path / "link", run / "restoration" / "merged", folder, folder.parent):
+        with pytest.raises(UserError, match=r"^-output_dir: .* what -(restoration|pruned_model_path) names"):
+            main([*flags, "-output_dir", str(output), "-overwrite"])
+    assert load_restoration(run / "restoration")[1]["pruned_sha256"] == fingerprint(folder)
+    output = tmp_path / "out"
+    main([*flags, "-output_dir", str(output)])
+    named = json.loads((output / PROOF).read_text())
+    assert named["passed"] and sorted(named["files"]) == sorted(path.name for path in output.iterdir())
+    (output / "note.txt").write_text("mine")
+    with pytest.raises(UserError, match="already holds files"):
+        main([*flags, "-output_dir", str(output)])
+    main([*flags, "-output_dir", str(output), "-overwrite"])
+    assert {path.name for path in output.iterdir()} == {*named["files"], "note.txt"}
+    (output / PROOF).unlink()
+    with pytest.raises(UserError, match="no result of this project"):
+        main([*flags, "-output_dir", str(output), "-overwrite"])
 
 
 def test_heads_without_columns_in_o_proj_are_known(make_tiny_llama):
