@@ -552,10 +552,11 @@ def test_expanding_by_other_code_is_done_again(world, tmp_path, monkeypatch):
     from models.compact import compact_checkpoint
 
     compact_checkpoint(world / "pruned", tmp_path / "small")
-    quick = {"pruned_model_path": tmp_path / "small", "cache_dir": tmp_path / "cache", "eval_tasks": "wrong"}
+    quick = {"pruned_model_path": tmp_path / "small", "cache_dir": tmp_path / "cache", "eval_tasks": "none"}
+    quick["num_train_samples"] = 100
     for version in "112":
         monkeypatch.setattr(utils.common.cache, "code_version", lambda *_, version=version: version)
-        with pytest.raises(UserError, match="-eval_tasks"):
+        with pytest.raises(UserError, match="-num_train_samples"):
             run(monkeypatch, flags(world, tmp_path / "out", **quick))
     assert len(list((tmp_path / "cache" / "expanded").iterdir())) == 2
 
