@@ -10,11 +10,10 @@ Each stage is a module of utils/stages, which holds its cache key, what it reads
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from utils.common.result import Result
-
 from utils.common.commands import run
 from utils.common.flags import Arguments, parse_arguments
 from utils.common.processes import Processes, speaks
+from utils.common.result import Result
 from utils.stages.begin import check_resumable, result_folder
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ def main() -> None:
         folder = args.output_dir / f"{method}-{sparsity.replace(':', 'of')}"
         pruned = folder / "pruned"
         smaller = method == "slimgpt"
-        if not pruned.is_dir():
+        if not (pruned / RECORD).is_file():
             prune(args, method, sparsity, pruned)
         if not (folder / "restored" / "results.json").is_file():
             restore(args, pruned, folder / "restored", passed_on)

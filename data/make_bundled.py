@@ -55,6 +55,9 @@ def main() -> None:
     parser.add_argument("-batch_size", "--batch_size", type=int, default=48, help="answers written at a time (48)")
     parser.add_argument("-output_dir", "--output_dir", type=Path, default=BUNDLED_FOLDER, help="where to write")
     arguments = parser.parse_args()
+    folder = arguments.output_dir
+    if folder.resolve() != BUNDLED_FOLDER and any((folder / f"{name}.jsonl").exists() for name in SIZES):
+        parser.error(f"-output_dir: {folder} holds files of the names that are written; give another folder")
 
     folder = resolve(EMBEDDED, "-base_model_name", Path.home() / ".cache" / "restorelcc")
     tokenizer = load_tokenizer(folder, "-base_model_name")

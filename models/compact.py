@@ -1,5 +1,6 @@
 """Between a model whose heads and channels were zeroed and the smaller one that computes the same, both ways."""
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -9,11 +10,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.dynamic_module_utils import custom_object_save
 
+import models.compact_llama
 from models.checkpoint import Checkpoint, Header, fingerprint, safetensors_name, write_checkpoint
 from models.compact_llama import CompactLlamaConfig, CompactLlamaForCausalLM
 from models.loading import copy_tokenizer, load_config
 from utils.common.cache import Cache, code_version
-from utils.common.files import whole_folder
+from utils.common.files import whole_folder, write_json
 
 RECORD = "pruning.json"
 """The file in a pruned model's folder that says how it was made."""
@@ -98,7 +100,7 @@ def in_dense_shapes(folder: Path, cache_dir: Path) -> tuple[Path, bool]:
     """
     if not isinstance(load_config(folder, "-pruned_model_path"), CompactLlamaConfig):
         return folder, False
-    key = {"compact": fingerprint(folder), "code": code_version(sys.modules[__name__])}
+    key = {"compact": fingerprint(folder), "code": code_version(sys.modules[__name__], models.compact_llama)}
     expanded = Cache(cache_dir).path("expanded", key)
     if not expanded.is_dir():
         expand_checkpoint(folder, expanded)
@@ -150,9 +152,12 @@ def _write(
         shards.setdefault(file, []).append((name, Header(file, header.dtype, shapes[name])))
     write_checkpoint(output, shards, lambda name: change(name, stored.read(name)))
     model.config.save_pretrained(output)
-    for name in (RECORD, "generation_config.json"):
-        if (stored.folder / name).is_file():
-            shutil.copy(stored.folder / name, output / name)
+    if (stored.folder / "generation_config.json").is_file():
+        shutil.copy(stored.folder / "generation_config.json", output)
+    if (stored.folder / RECORD).is_file():
+        record = json.loads((stored.folder / RECORD).read_text(encoding="utf-8"))
+        record.pop("files", None)  # those of the other folder
+        write_json(output / RECORD, record)
     copy_tokenizer(stored.folder, output)
 
 

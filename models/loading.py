@@ -256,6 +256,12 @@ def copy_tokenizer(folder: Path, output: Path) -> None:
             shutil.copyfile(folder / name, output / name)
 
 
+def tokenizer_digest(folder: Path) -> str:
+    """SHA-256 (hex) of the tokenizer's files in `folder`, by content."""
+    patterns = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja")
+    return digest_files(sorted({file for pattern in patterns for file in folder.glob(pattern)}))
+
+
 def embedded_file(flag: str) -> Path:
     """The embedded model's GGUF file; UserError if its package is not installed."""
     # find_spec, not import: importing the package would import llama.cpp's bindings, which are not installed.

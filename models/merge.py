@@ -25,9 +25,13 @@ from models.loading import (
 )
 from models.proof import Proof, Reference, prove, prove_compact
 from models.restoration import Restoration, check_belongs, load_restoration
-from utils.common.commands import DEFAULT_CACHE, Parser, check_output, run
+from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, name_or_path, run
 from utils.common.errors import UserError
 from utils.common.files import whole_folder, write_json
+from utils.common.result import Result, check_apart
+
+PROOF = "proof.json"
+"""What a later merge leaves beside the checkpoint: the proof, and which files it wrote."""
 
 PROBE_TEXTS = (
     "### Instruction:\nName three things that float on water.\n\n### Response: Wood, ice and",
@@ -96,17 +100,33 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m models.merge",
         description="Fold a saved restoration into the pruned checkpoint it was trained on, and prove the result.",
     )
-    parser.flag("pruned_model_path", required=True, metavar="MODEL", help="that checkpoint: folder, hub id, GGUF file")
-    parser.flag("restoration", required=True, type=Path, metavar="DIR", help="OUT/restoration of a run")
-    parser.flag("output_dir", required=True, type=Path, metavar="DIR", help="where the plain checkpoint goes")
-    parser.flag("tokenizer", metavar="MODEL", help="whose tokenizer, if there is none beside the pruned checkpoint")
+    parser.flag(
+        "pruned_model_path",
+        type=name_or_path,
+        required=True,
+        metavar="MODEL",
+        help="that checkpoint: folder, hub id, GGUF file",
+    )
+    parser.flag("restoration", type=folder_path, required=True, metavar="DIR", help="OUT/restoration of a run")
+    parser.flag("output_dir", type=folder_path, required=True, metavar="DIR", help="where the plain checkpoint goes")
+    parser.flag(
+        "tokenizer",
+        type=name_or_path,
+        metavar="MODEL",
+        help="whose tokenizer, if there is none beside the pruned checkpoint",
+    )
     parser.flag("dtype", choices=DTYPES, default="bfloat16", help="in which both models answer for the proof")
     parser.flag("device", default="cpu", help="cpu, cuda, cuda:N, …")
-    parser.switch("overwrite", "replace an -output_dir that exists")
-    parser.flag("cache_dir", type=Path, default=DEFAULT_CACHE, metavar="DIR", help="where a GGUF file is unpacked")
+    parser.switch("overwrite", "replace the merged checkpoint in -output_dir, and no other file")
+    parser.flag(
+        "cache_dir", type=folder_path, default=DEFAULT_CACHE, metavar="DIR", help="where a GGUF file is unpacked"
+    )
     args = parser.parse_args(argv)
+    inputs = ("pruned_model_path", "restoration", "tokenizer", "cache_dir")
+    check_apart(args.output_dir, {f"-{name}": getattr(args, name) for name in inputs})
+    result = Result(args.output_dir, PROOF)
     check_name(args.pruned_model_path, "-pruned_model_path")
-    check_output(args.output_dir, args.overwrite)
+    result.check(args.overwrite)
     restoration, about = load_restoration(args.restoration)
     given = resolve(args.pruned_model_path, "-pruned_model_path", args.cache_dir)
     check_belongs(about, given, "-pruned_model_path")
@@ -121,15 +141,15 @@ def main(argv: list[str] | None = None) -> None:
     model = restoration.attach(load_model(pruned, DTYPES[args.dtype], args.device, "-pruned_model_path"))
     reference = Reference.ask(model, restoration, Checkpoint(pruned), token_ids, args.device)
     del model
-    common = {"tokenizer_from": tokenizer_from, "reference": reference}
-    if compact:
+    with result.working(), tempfile.TemporaryDirectory(prefix="restorelcc-merge-") as place:
         # A compact checkpoint gets a compact result, by way of the dense shapes in which it was restored.
-        with tempfile.TemporaryDirectory(prefix="restorelcc-merge-") as place:
-            proof = merge_and_prove(pruned, args.restoration, Path(place, "merged"), **common)
-            compact_and_prove(Path(place, "merged"), args.output_dir, reference)
-    else:
-        proof = merge_and_prove(pruned, args.restoration, args.output_dir, **common)
-    found = proof.record
+        merged = Path(place, "merged") if compact else result.folder
+        proofs = [merge_and_prove(pruned, args.restoration, merged, tokenizer_from=tokenizer_from, reference=reference)]
+        if compact:
+            proofs.append(compact_and_prove(merged, result.folder, reference))
+        found = {**proofs[0].record, **({"compact": proofs[1].record} if compact else {})}
+        write_json(result.folder / PROOF, found)
+        result.finish()
     print(
         f"{found['tensors_identical']} of {found['tensors_compared']} weights bit-identical, "
         f"{found['zeros_restored']:,} zeros kept, logits differ by {found['logits_relative_difference']:.1e}"

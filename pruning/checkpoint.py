@@ -16,9 +16,9 @@ from pruning import calibration
 from pruning.methods import METHODS, share_of_zeros
 from pruning.pattern import Pattern
 from pruning.streaming import Stage, check_weights, stream
-from utils.common.commands import check_output
 from utils.common.errors import UserError
 from utils.common.files import whole_folder, write_json, write_text
+from utils.common.result import check_apart
 
 MODES = ("masked", "compact")
 """What slimgpt leaves of removed heads and channels: zeros in a model of the old shape, or nothing."""
@@ -53,14 +53,6 @@ def check(
     return pattern
 
 
-def check_folders(base: Path, output_dir: Path, overwrite: bool) -> None:
-    """Raise UserError unless the model pruned from folder `base` may be written to `output_dir`."""
-    final, source = output_dir.resolve(), base.resolve()
-    if final == source or final in source.parents:
-        raise UserError(f"-output_dir: {output_dir} holds the dense model; give another folder")
-    check_output(output_dir, overwrite)
-
-
 def prune(
     base: Path,
     output_dir: Path,
@@ -73,7 +65,6 @@ def prune(
     dtype: torch.dtype,
     device: str,
     seed: int,
-    overwrite: bool = False,
     mode: str = "masked",
     base_name: str | None = None,
 ) -> dict:
@@ -88,7 +79,9 @@ def prune(
     started = time.perf_counter()
     config = load_config(base, "-base_model_name")
     pattern = check(method, sparsity, calib_data, calib_samples, calib_length, config, mode)
-    check_folders(base, output_dir, overwrite)
+    check_apart(output_dir, {"-base_model_name": base})
+    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
+        raise UserError(f"-output_dir: {output_dir} already holds files; give another folder, or -overwrite")
     place = _device(device)
     tokenizer = load_tokenizer(base, "-base_model_name")
     tokens, source = None, None

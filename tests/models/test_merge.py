@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from models.checkpoint import Checkpoint, count_zeros, fingerprint, restorable_heads, same_bits
 from models.contract import Given
 from models.loading import load_config, load_model
-from models.merge import compact_and_prove, main, merge, merge_and_prove
+from models.merge import PROOF, compact_and_prove, main, merge, merge_and_prove
 from models.methods import Options
 from models.proof import Reference, probe_logits, prove, prove_compact
 from models.restoration import Restoration, load_restoration, save_restoration
@@ -413,6 +413,29 @@ def test_a_later_merge_refuses_another_pruned_model(make_tiny_llama, tmp_path):
     assert not (tmp_path / "out").exists()
     main(["--pruned_model_path", str(folder), *flags])
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_later_merge_replaces_what_it_wrote_and_touches_no_input(make_tiny_llama, tmp_path):
+    folder, run = make_tiny_llama(zeros=0.5), tmp_path / "run"
+    saved(folder, trained(), run)
+    flags = ["-pruned_model_path", str(folder), "-restoration", str(run / "restoration"), "-dtype", "float32"]
+    (tmp_path / "link").symlink_to(run)
+    for output in (run, tmp_path / "link", run / "restoration" / "merged", folder, folder.parent):
+        with pytest.raises(UserError, match=r"^-output_dir: .* what -(restoration|pruned_model_path) names"):
+            main([*flags, "-output_dir", str(output), "-overwrite"])
+    assert load_restoration(run / "restoration")[1]["pruned_sha256"] == fingerprint(folder)
+    output = tmp_path / "out"
+    main([*flags, "-output_dir", str(output)])
+    named = json.loads((output / PROOF).read_text())
+    assert named["passed"] and sorted(named["files"]) == sorted(path.name for path in output.iterdir())
+    (output / "note.txt").write_text("mine")
+    with pytest.raises(UserError, match="already holds files"):
+        main([*flags, "-output_dir", str(output)])
+    main([*flags, "-output_dir", str(output), "-overwrite"])
+    assert {path.name for path in output.iterdir()} == {*named["files"], "note.txt"}
+    (output / PROOF).unlink()
+    with pytest.raises(UserError, match="no result of this project"):
+        main([*flags, "-output_dir", str(output), "-overwrite"])
 
 
 def test_a_later_merge_takes_the_compact_checkpoint_that_was_trained_on(make_tiny_llama, tmp_path):

@@ -1,6 +1,7 @@
 """Magnitude, Wanda and SparseGPT: the right weights go, exactly as many as asked, and only where they may."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -13,8 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pruning
 from models.checkpoint import LINEARS
+from models.compact import RECORD
 from models.loading import load_config, load_model
 from pruning import magnitude, sparsegpt, wanda
+from pruning.__main__ import main
 from pruning.methods import METHODS
 from pruning.pattern import Pattern
 from pruning.statistics import Hessian, InputNorms, relative_error
@@ -268,8 +271,9 @@ def test_the_same_seed_gives_the_same_checkpoint_and_another_one_another(make_ti
     base = make_tiny_llama()
     digests = []
     for seed in (3, 3, 4):
-        folder, record = prune(base, "wanda", seed=seed, overwrite=True)
+        folder, record = prune(base, "wanda", seed=seed)
         digests.append((record["calibration"]["tokens_digest"], (folder / "model.safetensors").read_bytes()))
+        shutil.rmtree(folder)
     assert digests[0] == digests[1]
     assert digests[0][0] != digests[2][0] and digests[0][1] != digests[2][1]
 
@@ -347,24 +351,72 @@ def test_weights_that_are_not_finite_name_their_layer(make_tiny_llama, prune):
             prune(base, method)
 
 
-def test_a_failed_run_leaves_nothing_and_an_existing_result_needs_overwrite(make_tiny_llama, prune, tmp_path):
+def test_a_failed_run_leaves_nothing_and_no_existing_folder_is_pruned_into(make_tiny_llama, prune, tmp_path):
     base = make_tiny_llama()
     folder, _ = prune(base, "wanda")
     before = sorted(tmp_path.iterdir())
     options = CALIBRATION | {"calib_data": "", "dtype": torch.float32, "device": "cpu", "seed": 0}
     with pytest.raises(UserError, match=r"^-output_dir: .*-overwrite"):
         prune(base, "wanda")
-    prune(base, "wanda", overwrite=True)
     with pytest.raises(UserError, match=r"^-device: "):
         prune(base, "sparsegpt", device="cuda:99")
     with pytest.raises(UserError, match=r"^-device: "):
         prune(base, "sparsegpt", device="meta")
-    with pytest.raises(UserError, match=r"^-output_dir: .*dense"):
-        pruning.prune(base, base, "magnitude", "0.5", **options, overwrite=True)
-    with pytest.raises(UserError, match=r"^-output_dir: .*dense"):
-        pruning.prune(base, base.parent, "magnitude", "0.5", **options, overwrite=True)
+    with pytest.raises(UserError, match=r"^-output_dir: .* is what -base_model_name names"):
+        pruning.prune(base, base, "magnitude", "0.5", **options)
+    with pytest.raises(UserError, match=r"^-output_dir: .* holds what -base_model_name names"):
+        pruning.prune(base, base.parent, "magnitude", "0.5", **options)
     assert sorted(tmp_path.iterdir()) == before
     assert (folder / "model.safetensors").is_file()
+
+
+def test_command_line_replaces_its_own_result_only_with_overwrite_and_when_the_new_one_is_whole(
+    make_tiny_llama, tmp_path, capsys
+):
+    base, output = make_tiny_llama(), tmp_path / "out"
+    flags = ["-base_model_name", str(base), "-prune_method", "magnitude", "-dtype", "float32", "-device", "cpu"]
+    flags += ["-output_dir", str(output)]
+    main(flags)
+    assert sorted(json.loads((output / RECORD).read_text())["files"]) == sorted(path.name for path in output.iterdir())
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    with pytest.raises(UserError, match=r"^-output_dir: .*-overwrite"):
+        main([*flags, "-sparsity", "0.25"])
+    (output / "thesis.tex").write_text("years of work")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.model.layers[2].mlp.up_proj.weight.data[1, 2] = float("nan")
+    model.save_pretrained(base)
+    with pytest.raises(UserError, match="layer 2"):
+        main([*flags, "-sparsity", "0.25", "-overwrite"])
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before | {"thesis.tex": b"years of work"}
+    model.model.layers[2].mlp.up_proj.weight.data[1, 2] = 1
+    model.save_pretrained(base)
+    main([*flags, "-sparsity", "0.25", "-overwrite"])
+    assert json.loads((output / RECORD).read_text())["sparsity"] == "0.25"
+    assert {path.name for path in output.iterdir()} == {*before, "thesis.tex"}
+
+
+@pytest.mark.parametrize("held", ["logs/thesis.tex", "config.json", "pruning.json"])
+def test_command_line_never_replaces_a_folder_that_it_did_not_write(make_tiny_llama, tmp_path, held):
+    output = tmp_path / "out"
+    (output / held).parent.mkdir(parents=True)
+    (output / held).write_text("{}")
+    flags = ["-base_model_name", str(make_tiny_llama()), "-prune_method", "magnitude", "-output_dir", str(output)]
+    with pytest.raises(UserError, match="no result of this project"):
+        main([*flags, "-overwrite"])
+    assert (output / held).read_text() == "{}"
+
+
+def test_command_line_refuses_an_output_that_touches_an_input(make_tiny_llama, text, tmp_path):
+    base = make_tiny_llama()
+    (tmp_path / "link").symlink_to(base)
+    flags = ["-base_model_name", str(base), "-prune_method", "magnitude", "-calib_data", text, "-overwrite"]
+    cases = {base / "pruned": "-base_model_name", tmp_path / "link": "-base_model_name", tmp_path: "-calib_data"}
+    for output, named in cases.items():
+        with pytest.raises(UserError, match=f"^-output_dir: .* what {named} names"):
+            main([*flags, "-output_dir", str(output)])
+    with pytest.raises(UserError, match=r"^-output_dir: .* lies in what -cache_dir names"):
+        main([*flags, "-cache_dir", str(tmp_path / "c"), "-output_dir", str(tmp_path / "c" / "out")])
+    assert (base / "model.safetensors").is_file() and Path(text).is_file()
 
 
 def test_command_line_prunes_and_says_what_is_wrong_in_one_line(make_tiny_llama, text, tmp_path):

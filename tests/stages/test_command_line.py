@@ -368,12 +368,197 @@ def test_a_result_is_replaced_only_with_overwrite_and_only_a_result(world, finis
     (mine / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="no result of this project"):
         run(monkeypatch, flags(world, mine, overwrite=True))
+    (mine / "logs").mkdir()
+    (mine / "logs" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="no result of this project"):
+        run(monkeypatch, flags(world, mine, overwrite=True))
+    assert (mine / "logs" / "thesis.tex").read_text() == "years of work"
     again = tmp_path / "again"
     run(monkeypatch, flags(world, again, num_epoch=1, eval_tasks="none"))
+    named = json.loads((again / "logs" / "written.json").read_text())["files"]
+    assert sorted(named) == sorted(str(path.relative_to(again)) for path in again.rglob("*") if path.is_file())
     (again / "note.txt").write_text("mine")
+    (again / "model" / "note.txt").write_text("mine")
+    (again / "compact").mkdir()
+    (again / "compact" / "model.safetensors").write_text("mine")
+    with pytest.raises(UserError, match="compact in it was not written by the run"):
+        run(monkeypatch, flags(world, again, overwrite=True))
+    (again / "compact").rename(tmp_path / "compact")
     run(monkeypatch, flags(world, again, num_epoch=0, eval_tasks="none", overwrite=True))
-    assert (again / "note.txt").read_text() == "mine"
+    assert (again / "note.txt").read_text() == (again / "model" / "note.txt").read_text() == "mine"
     assert json.loads((again / "results.json").read_text())["proof"]["nonzero_new_tensors"] == []
+
+
+@pytest.mark.parametrize("stop", [FloatingPointError, KeyboardInterrupt])
+def test_the_old_result_stays_until_the_new_one_is_whole(world, tmp_path, monkeypatch, stop):
+    import utils.training
+
+    def stopped(*_, **__):
+        raise stop
+
+    output = tmp_path / "out"
+    quick = {"num_epoch": 0, "eval_tasks": "none"}
+    run(monkeypatch, flags(world, output, **quick))
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    monkeypatch.setattr(utils.training, "train", stopped)
+    more = {**quick, "num_epoch": 1}
+    with pytest.raises(stop):
+        run(monkeypatch, flags(world, output, overwrite=True, **more))
+    assert {path: path.read_bytes() for path in before} == before
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="interrupted run; give -resume"):
+        run(monkeypatch, flags(world, output, **more))
+    run(monkeypatch, flags(world, output, resume=True, **more))
+    assert json.loads((output / "results.json").read_text())["proof"]["nonzero_new_tensors"]
+    assert {path.name for path in output.iterdir()} == {path.relative_to(output).parts[0] for path in before}
+
+
+def test_a_loss_that_is_no_number_costs_no_result(world, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    run(monkeypatch, flags(world, output, num_epoch=0, eval_tasks="none"))
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    with pytest.raises(Exception, match=r"."):
+        run(monkeypatch, flags(world, output, lr=1e30, num_epoch=1, eval_tasks="none", overwrite=True))
+    assert {path: path.read_bytes() for path in before} == before
+
+
+APART = {
+    "pruned_model_path": {"pruned_model_path": "OUT/model"},
+    "base_model_name": {"base_model_name": "OUT/model"},
+    "data_path": {"data_path": "OUT/samples.jsonl"},
+    "valid_data_path": {"valid_data_path": "OUT/samples.jsonl"},
+    "calib_data": {"calib_data": "OUT/samples.jsonl"},
+    "eval_data_dir": {"eval_data_dir": "OUT/model"},
+    "sentence_encoder": {"sentence_encoder": "OUT/model"},
+    "cache_dir": {"cache_dir": "OUT/cache"},
+}
+
+
+@pytest.mark.parametrize("flag", APART)
+def test_an_output_that_touches_an_input_is_refused_before_anything_is_read(tmp_path, monkeypatch, flag):
+    (tmp_path / "out" / "model").mkdir(parents=True)
+    (tmp_path / "out" / "samples.jsonl").write_text("{}")
+    (tmp_path / "link").symlink_to("out")
+    monkeypatch.chdir(tmp_path)
+    (value,) = APART[flag].values()
+    for output in ("out", "link", "out/../link", str(tmp_path / "out"), "."):
+        for inside in ("out", str(tmp_path / "link")):
+            given = ["-cache_dir", "/nowhere", f"-{flag}", value.replace("OUT", inside), "-overwrite"]
+            with pytest.raises(UserError, match=rf"^-output_dir: \S+ holds what -{flag} names"):
+                run(monkeypatch, ["-output_dir", output, *given])
+    assert (tmp_path / "out" / "samples.jsonl").read_text() == "{}"
+
+
+def test_a_second_run_on_one_output_folder_is_refused(world, tmp_path, monkeypatch):
+    import utils.training
+
+    output = tmp_path / "out"
+    quick = {"num_epoch": 1, "eval_tasks": "none"}
+
+    def second(*_, **__):
+        for more in ({}, {"overwrite": True}, {"resume": True}):
+            with pytest.raises(UserError, match=r"^-output_dir: .* is in use by process \d+;"):
+                run(monkeypatch, flags(world, output, **quick, **more))
+        raise EOFError
+
+    monkeypatch.setattr(utils.training, "train", second)
+    with pytest.raises(EOFError):
+        run(monkeypatch, flags(world, output, **quick))
+
+
+def test_seeds_of_training_share_everything_but_training(world, tmp_path, monkeypatch):
+    import pruning
+
+    made, prune = [], pruning.prune
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": f"Document {n}. " * 30}) + "\n" for n in range(12)))
+    cache = tmp_path / "cache"
+    common = {"pruned_model_path": None, "calib_samples": 4, "calib_length": 64, "cache_dir": cache, "num_epoch": 1}
+    common |= {"calib_data": text, "eval_limit": 2}
+
+    def watched(*args, **kwargs):
+        made.append(kwargs["seed"])
+        return prune(*args, **kwargs)
+
+    def once(name: str, **changes) -> tuple[dict, dict]:
+        run(monkeypatch, flags(world, tmp_path / name, **common, **changes))
+        record = json.loads((tmp_path / name / "run.json").read_text())
+        return load_file(tmp_path / name / "restoration" / "restoration.safetensors"), record
+
+    def kept() -> set[Path]:
+        return {path for path in cache.rglob("*") if path.is_file() and path.parent.name != "scores"}
+
+    monkeypatch.setattr(pruning, "prune", watched)
+    first, record = once("first")
+    assert record["seeds"] == {"calibration": 42, "data": 42, "training": 42}
+    before = kept()
+    second, record = once("second", train_seed=7)
+    assert record["seeds"] == {"calibration": 42, "data": 42, "training": 7}
+    assert record["arguments"]["train_seed"] == 7 and record["arguments"]["data_seed"] is None
+    assert kept() == before and made == [42]
+    assert torch.equal(first["heads"], second["heads"]) and torch.equal(first["basis"], second["basis"])
+    assert not torch.equal(first["magnitudes"], second["magnitudes"])
+    once("third", data_seed=7)
+    assert {path.parent.name for path in kept() - before} == {"components"} and made == [42]
+    once("fourth", calib_seed=7)
+    assert made == [42, 7]
+
+
+def test_changed_calibration_text_or_tokenizer_prunes_again_wherever_it_lies(world, tmp_path, monkeypatch):
+    import shutil
+
+    import pruning
+
+    class Pruned(Exception):
+        pass
+
+    def prune(dense, folder, *_, **kwargs):
+        made.append(folder)
+        raise Pruned
+
+    made = []
+    monkeypatch.setattr(pruning, "prune", prune)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(world / "dense", tmp_path / "dense")
+    common = {"pruned_model_path": None, "base_model_name": "~/dense", "calib_length": 64, "calib_data": "~/text.txt"}
+
+    def folder() -> Path:
+        with pytest.raises(Pruned):
+            run(monkeypatch, flags(world, tmp_path / "out", **common))
+        return made[-1]
+
+    (tmp_path / "text.txt").write_text("One text.")
+    first = folder()
+    assert folder() == first
+    (tmp_path / "text.txt").write_text("Another text.")
+    second = folder()
+    settings = json.loads((tmp_path / "dense" / "tokenizer.json").read_text())
+    settings["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [256], "tokens": ["<s>"]}},
+    }
+    (tmp_path / "dense" / "tokenizer.json").write_text(json.dumps(settings))
+    third = folder()
+    monkeypatch.setattr("utils.common.record.versions", lambda: {"torch": "0", "transformers": "0"})
+    assert len({first, second, third, folder()}) == 4
+    (tmp_path / "dense" / "note.txt").write_text("no part of the tokenizer")
+    assert folder() == made[-2]
+
+
+def test_expanding_by_other_code_is_done_again(world, tmp_path, monkeypatch):
+    import utils.common.cache
+    from models.compact import compact_checkpoint
+
+    compact_checkpoint(world / "pruned", tmp_path / "small")
+    quick = {"pruned_model_path": tmp_path / "small", "cache_dir": tmp_path / "cache", "eval_tasks": "none"}
+    quick["num_train_samples"] = 100
+    for version in "112":
+        monkeypatch.setattr(utils.common.cache, "code_version", lambda *_, version=version: version)
+        with pytest.raises(UserError, match="-num_train_samples"):
+            run(monkeypatch, flags(world, tmp_path / "out", **quick))
+    assert len(list((tmp_path / "cache" / "expanded").iterdir())) == 2
 
 
 def test_a_mistake_exits_with_2_and_one_line(tmp_path):

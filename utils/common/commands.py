@@ -1,6 +1,7 @@
 """What all command lines of this project share."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,18 +68,11 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-RESULT_MARKS = {"results.json", "run.json", "config.json", "pruning.json", "restoration", "checkpoints", "logs"}
-"""A folder that holds one of these is the result of a run or a checkpoint; -overwrite replaces nothing else."""
+def name_or_path(text: str) -> str:
+    """An argparse type: a name, or a path with its ~ resolved, so that one place has one spelling."""
+    return os.path.expanduser(text)
 
 
-def check_output(folder: Path, overwrite: bool, flag: str = "-output_dir") -> None:
-    """Raise UserError if `folder` already holds something, unless it is a result that may be replaced."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{flag}: {folder} is a file; give a folder")
-    held = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-    if held and not overwrite:
-        raise UserError(f"{flag}: {folder} already holds files; give another folder, or -overwrite to replace them")
-    if held and not held & RESULT_MARKS:
-        raise UserError(
-            f"{flag}: {folder} holds files that are no result of this project; -overwrite won't replace them"
-        )
+def folder_path(text: str) -> Path:
+    """An argparse type: a path with its ~ resolved."""
+    return Path(os.path.expanduser(text))

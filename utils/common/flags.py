@@ -7,14 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from utils.common.commands import DEFAULT_CACHE, Parser
-from utils.common.errors import UserError
+from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, name_or_path
+from utils.common.errors import UserError, first_line
 
 METHODS = ("restorelcc", "bias_only", "magnitudes_only")
 HEAD_SELECTIONS = ("contrastive", "gap", "random")
 BASES = ("svd", "random")
 SPEC_TASKS = ("boolq", "rte", "arc_easy", "arc_challenge")
 DTYPE_NAMES = ("bfloat16", "float32", "float16")
+
+NOT_REPEATED = ("resume", "overwrite", "plan", "config")
+"""Flags that say how this once a run is started: never kept in run.json, never taken from a -config file."""
 
 EMBEDDED_MODEL = "embedded"
 HUB_ALPACA = "tatsu-lab/alpaca"
@@ -65,6 +68,9 @@ class Arguments:
     overwrite: bool
     cache_dir: Path
     seed: int
+    calib_seed: int | None
+    data_seed: int | None
+    train_seed: int | None
     dtype: str
     device: str
     plan: str | None
@@ -80,9 +86,30 @@ class Arguments:
             )
         return self.use_topk_heads
 
+    @property
+    def calibration_seed(self) -> int:
+        """Of the calibration windows that pruning draws."""
+        return self.seed if self.calib_seed is None else self.calib_seed
+
+    @property
+    def samples_seed(self) -> int:
+        """Of which samples are drawn, and of the probes' split of them."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    @property
+    def training_seed(self) -> int:
+        """Of all that is drawn for training: start values, order of batches, and the random controls."""
+        return self.seed if self.train_seed is None else self.train_seed
+
+    def inputs(self) -> dict[str, Path | str | None]:
+        """Flag → what it names, of all that a run reads, or keeps for later runs: no output folder may touch these."""
+        names = ("base_model_name", "pruned_model_path", "calib_data", "data_path", "valid_data_path")
+        names += ("sentence_encoder", "eval_data_dir", "cache_dir")
+        return {f"-{name}": getattr(self, name) for name in names}
+
     def as_json(self) -> dict:
-        """The flags as run.json keeps them; `-config run.json` reads them back."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        """The flags as run.json keeps them, for `-config run.json` to repeat; how a run is started is no part of it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in NOT_REPEATED}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
@@ -90,10 +117,10 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     """Arguments from the command line, with defaults from `-config` if it is given; UserError if any is wrong."""
     parser = build_parser()
     config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    config.add_argument("-config", "--config")
+    config.add_argument("-config", "--config", type=folder_path)
     chosen, _ = config.parse_known_args(argv)
     if chosen.config:
-        parser.set_defaults(**_read_config(Path(chosen.config), parser))
+        parser.set_defaults(**_read_config(chosen.config, parser))
     values = vars(parser.parse_args(argv))
     values.pop("config")
     embedded = values["base_model_name"].lower() == EMBEDDED_MODEL
@@ -109,25 +136,48 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
 
 
 def _read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
+    """The flags in a JSON object, or under "arguments" in a run.json, each checked as on the command line."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        given = content.get("arguments", content)
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"-config: cannot read {path} ({error}); give a JSON object of flags, or a run.json") from error
-    actions = {action.dest: action for action in parser._actions}
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"-config: cannot read {path} ({first_line(error)}); give a JSON object of flags, or a run.json"
+        ) from error
+    of_run = isinstance(content, dict) and isinstance(content.get("arguments"), dict)
+    given = content["arguments"] if of_run else content
+    if not isinstance(given, dict):
+        raise UserError(f"-config: {path} holds no JSON object; give one of flags, or a run.json")
+    if of_run:  # those of earlier versions name these too
+        given = {name: value for name, value in given.items() if name not in NOT_REPEATED}
+    if once := [name for name in given if name in NOT_REPEATED]:
+        raise UserError(f"-config: {path}: {', '.join(once)}: given on the command line only; take it out of the file")
+    actions = {action.dest: action for action in parser._actions if action.dest != "help"}
     if unknown := [name for name in given if name not in actions]:
         raise UserError(f"-config: {path} names unknown flags: {', '.join(unknown)}")
-    converted = {}
-    for name, value in given.items():
-        try:
-            # Through text, so that a value in a file is checked as one on the command line is.
-            keep = value is None or isinstance(value, bool) or actions[name].type is None
-            converted[name] = value if keep else actions[name].type(str(value))
-        except (ValueError, argparse.ArgumentTypeError) as error:
-            raise UserError(f"-config: {path}: {name} {error}") from error
-        choices = actions[name].choices
-        if choices and value is not None and value not in choices:
-            raise UserError(f"-config: {path}: {name} is '{value}'; choose from {', '.join(choices)}")
+    return {name: _from_json(actions[name], value, f"-config: {path}: {name}") for name, value in given.items()}
+
+
+def _from_json(action: argparse.Action, value: object, place: str) -> object:
+    """A flag's value from JSON, as the command line would make it from text; UserError that begins with `place`."""
+    shown = json.dumps(value)
+    shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise UserError(f"{place} is {shown}; a switch is true or false")
+        return value
+    if value is None and action.default is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UserError(f"{place} is {shown}; give a number or a text, as on the command line")
+    try:
+        text = str(value)
+        text.encode()  # half a surrogate pair is no text
+        converted = action.type(text) if action.type else text
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        reason = str(error) if isinstance(error, argparse.ArgumentTypeError) else f"is {shown}, which it can't be"
+        raise UserError(f"{place} {reason}") from error
+    if action.choices and converted not in action.choices:
+        raise UserError(f"{place} is {shown}; choose from {', '.join(action.choices)}")
     return converted
 
 
@@ -140,11 +190,16 @@ def build_parser() -> Parser:
         epilog="All flags take one or two dashes. Without any, SmolLM2-135M from its PyPI package is pruned by Wanda "
         "to 50 % and restored with the paper's sizes; `bash train.sh` does the same job smaller.",
     )
-    parser.flag("config", metavar="FILE", help="defaults from a JSON object of flags, or from the run.json of a run")
+    parser.flag(
+        "config",
+        metavar="FILE",
+        help="defaults from a JSON object of flags, or from the run.json of a run (without -overwrite, -resume, -plan)",
+    )
 
     parser.group("models")
     parser.flag(
         "base_model_name",
+        type=name_or_path,
         default=EMBEDDED_MODEL,
         metavar="MODEL",
         help="the dense model: folder, hub id, GGUF file, short name (llama_7B, llama3_8B, vicuna_7B, …) or "
@@ -152,6 +207,7 @@ def build_parser() -> Parser:
     )
     parser.flag(
         "pruned_model_path",
+        type=name_or_path,
         metavar="MODEL",
         help="the pruned checkpoint to restore: folder, hub id or GGUF file; without it -prune_method makes one",
     )
@@ -164,6 +220,7 @@ def build_parser() -> Parser:
     parser.flag("sparsity", default="0.5", metavar="RATIO|N:M", help="share of zeros in (0, 1), or N:M as in 2:4")
     parser.flag(
         "calib_data",
+        type=name_or_path,
         metavar="TEXT",
         help="calibration text: bundled, c4 (hub), or a .jsonl or .txt file (default: bundled for the embedded model, "
         "else c4)",
@@ -174,12 +231,16 @@ def build_parser() -> Parser:
     parser.group("samples")
     parser.flag(
         "data_path",
+        type=name_or_path,
         metavar="DATA",
         help="training samples: hub id, .json, .jsonl, the original release's .pt, a folder with train.* and valid.*, "
         f"or bundled (default: bundled for the embedded model, else {HUB_ALPACA})",
     )
     parser.flag(
-        "valid_data_path", metavar="FILE", help="validation samples (default: the rows after the training rows)"
+        "valid_data_path",
+        type=name_or_path,
+        metavar="FILE",
+        help="validation samples (default: the rows after the training rows)",
     )
     parser.flag(
         "spec_task",
@@ -212,6 +273,7 @@ def build_parser() -> Parser:
     parser.flag("num_probe_samples", type=at_least(10), default=1000, metavar="N", help="samples that train the probes")
     parser.flag(
         "sentence_encoder",
+        type=name_or_path,
         default="embedded",
         metavar="MODEL",
         help="finds each answer's most similar other one: a hub id, a folder, or MiniLM-L6 from its PyPI package",
@@ -260,7 +322,10 @@ def build_parser() -> Parser:
     )
     parser.flag("eval_limit", type=at_least(1), metavar="N", help="rows of a task, or windows of a text (default: all)")
     parser.flag(
-        "eval_data_dir", type=Path, metavar="DIR", help="offline task data: DIR/<task>/<split>.jsonl, or a mirror"
+        "eval_data_dir",
+        type=folder_path,
+        metavar="DIR",
+        help="offline task data: DIR/<task>/<split>.jsonl, or a mirror",
     )
     parser.flag(
         "eval_batch_size", type=auto_or_count, default="auto", metavar="N|auto", help="sequences at once in lm_eval"
@@ -268,16 +333,30 @@ def build_parser() -> Parser:
     parser.flag("ppl_window", type=at_least(2), default=2048, metavar="TOKENS", help="perplexity's window")
 
     parser.group("output")
-    parser.flag("output_dir", type=Path, default=Path("output"), metavar="DIR", help="where the result goes")
-    parser.switch("overwrite", "replace a result that -output_dir already holds")
+    parser.flag("output_dir", type=folder_path, default=Path("output"), metavar="DIR", help="where the result goes")
+    parser.switch("overwrite", "replace the result in -output_dir, when the new one is whole; no other file in it")
     parser.flag(
         "cache_dir",
-        type=Path,
+        type=folder_path,
         default=DEFAULT_CACHE,
         metavar="DIR",
         help="what can be used again by other runs, keyed by content",
     )
-    parser.flag("seed", type=at_least(0), default=42, metavar="N", help="of everything random")
+    parser.flag("seed", type=seed, default=42, metavar="N", help="of everything random that has no seed of its own")
+    parser.flag("calib_seed", type=seed, metavar="N", help="of the calibration windows of pruning (default: -seed)")
+    parser.flag(
+        "data_seed",
+        type=seed,
+        metavar="N",
+        help="of which samples -spec_task draws, and of the probes' split (default: -seed)",
+    )
+    parser.flag(
+        "train_seed",
+        type=seed,
+        metavar="N",
+        help="of the start values of β and b, the order of batches, a random basis and random heads; another one uses "
+        "the same pruned model, activations and components (default: -seed)",
+    )
     parser.flag(
         "plan",
         metavar="CARD",
@@ -324,6 +403,14 @@ def at_least(bound: int) -> Callable[[str], int]:
         return value
 
     return convert
+
+
+def seed(text: str) -> int:
+    """An argparse type: a whole number that every library takes for a seed."""
+    value = at_least(0)(text)
+    if value >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be a whole number, 0 to {2**32 - 1}, not {text}")
+    return value
 
 
 def count_or_share(text: str) -> int | float:

@@ -18,8 +18,10 @@ from pathlib import Path
 import yaml
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from utils.common.commands import folder_path
 from utils.common.errors import UserError
 from utils.common.files import digest_files, whole_folder, write_json, write_text
+from utils.common.result import Result, check_apart
 from utils.evaluation import mirror_rows, perplexity
 from utils.evaluation.model import quiet
 from utils.evaluation.plan import TaskLoader, task_names, wikitext_rows
@@ -147,24 +149,26 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "-tasks", "--tasks", default="paper", help="what -eval_tasks takes: paper, or lm_eval names (default: paper)"
     )
-    parser.add_argument("-output_dir", "--output_dir", required=True, type=Path, help="folder to write")
+    parser.add_argument("-output_dir", "--output_dir", required=True, type=folder_path, help="folder to write")
     parser.add_argument(
         "-eval_data_dir",
         "--eval_data_dir",
-        type=Path,
+        type=folder_path,
         help="take the rows from this folder of TASK/SPLIT.jsonl instead of the hub",
     )
-    parser.add_argument("-overwrite", "--overwrite", action="store_true", help="replace what output_dir holds")
+    parser.add_argument(
+        "-overwrite", "--overwrite", action="store_true", help="replace the mirror that output_dir holds"
+    )
     args = parser.parse_args(argv)
     try:
         if args.eval_data_dir is not None and not args.eval_data_dir.is_dir():
             raise UserError(f"{DATA_FLAG}: {args.eval_data_dir} is not a folder; leave it out to use the hub")
-        taken = args.output_dir.exists() and (not args.output_dir.is_dir() or any(args.output_dir.iterdir()))
-        if taken and not (args.overwrite and (args.output_dir / MIRROR_RECORD).is_file()):
-            raise UserError(
-                f"-output_dir: {args.output_dir} is not empty; give another, or add -overwrite to replace a mirror"
-            )
-        record = write_mirror(args.tasks, args.output_dir, args.eval_data_dir)
+        check_apart(args.output_dir, {DATA_FLAG: args.eval_data_dir})
+        result = Result(args.output_dir, MIRROR_RECORD)
+        result.check(args.overwrite)
+        with result.working():
+            record = write_mirror(args.tasks, result.folder, args.eval_data_dir)
+            result.finish()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

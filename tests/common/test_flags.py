@@ -1,0 +1,102 @@
+"""Flags from a file are checked as those of the command line are; paths have one spelling, seeds their own flags."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from utils.common.errors import UserError
+from utils.common.flags import Arguments, parse_arguments
+
+
+def from_config(folder: Path, content: object, *flags: str, encoding: str = "utf-8") -> Arguments:
+    path = folder / "config.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding=encoding)
+    return parse_arguments(["-config", str(path), *flags])
+
+
+def test_what_run_json_holds_repeats_the_run_but_not_how_it_was_started(tmp_path):
+    given = ["-lr", "0.02", "-use_topk_heads", "7", "-eval_limit", "3", "-overwrite", "-resume", "-data_seed", "5"]
+    first = parse_arguments([*given, "-plan", "here", "-skip_bad_samples"])
+    written = first.as_json()
+    assert not {"overwrite", "resume", "plan", "config"} & set(written)
+    again = from_config(tmp_path, {"arguments": json.loads(json.dumps(written)), "seed": 42})
+    assert again.as_json() == written
+    assert (again.overwrite, again.resume, again.plan) == (False, False, None)
+    of_earlier_version = {"arguments": written | {"overwrite": True, "resume": True, "plan": "here"}}
+    assert from_config(tmp_path, of_earlier_version) == again
+    assert from_config(tmp_path, of_earlier_version, "-overwrite").overwrite
+
+
+@pytest.mark.parametrize("name", ["overwrite", "resume", "plan", "config"])
+@pytest.mark.parametrize("value", [True, False, "no", None])
+def test_a_config_by_hand_cannot_say_how_a_run_is_started(tmp_path, name, value):
+    with pytest.raises(UserError, match=rf"^-config: \S+config.json: {name}: given on the command line only"):
+        from_config(tmp_path, {"lr": 1, name: value})
+
+
+WRONG = {
+    "switch as text": ({"allow_dense": "false"}, 'allow_dense is "false"; a switch is true or false'),
+    "switch as number": ({"torch_compile": 1}, "torch_compile is 1; a switch is true or false"),
+    "switch null": ({"allow_dense": None}, "allow_dense is null; a switch"),
+    "list": ({"lr": [1e-3]}, r"lr is \[0.001\]; give a number or a text"),
+    "object": ({"data_path": {"train": "a"}}, "data_path is .*; give a number or a text"),
+    "long object": ({"data_path": ["a" * 5000]}, "data_path is .{60,70}…; give a number or a text"),
+    "null number": ({"lr": None}, "lr is null; give a number or a text"),
+    "null text": ({"prune_method": None}, "prune_method is null"),
+    "true for text": ({"sparsity": True}, "sparsity is true; give a number or a text"),
+    "true for a number": ({"batch_size": True}, "batch_size is true; give a number or a text"),
+    "share for a count": ({"batch_size": 0.5}, "batch_size must be a whole number"),
+    "text for a number": ({"lr": "fast"}, "lr is .fast., which it can't be"),
+    "not finite": ('{"lr": NaN}', "lr must be a number above 0, not nan"),
+    "huge": ('{"seed": 1%s}' % ("0" * 5000), "config.json"),
+    "seed too large": ({"seed": 2**32}, "seed must be a whole number, 0 to 4294967295, not 4294967296"),
+    "half a surrogate": ('{"data_path": "\\ud800"}', "data_path is .*, which it can't be"),
+    "wrong choice": ({"dtype": "int8"}, 'dtype is "int8"; choose from bfloat16'),
+    "unknown": ({"learning_rate": 1}, "names unknown flags: learning_rate"),
+    "help": ({"help": True}, "names unknown flags: help"),
+    "a list of flags": (["lr"], "holds no JSON object"),
+    "null": ("null", "holds no JSON object"),
+    "no JSON": ("{", "cannot read"),
+    "deep": ("[" * 100_000, "cannot read"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_value_is_one_line_that_names_file_and_flag(tmp_path, case):
+    content, message = WRONG[case]
+    with pytest.raises(UserError, match=message) as found:
+        from_config(tmp_path, content)
+    line = str(found.value)
+    assert line.startswith("-config: ") and "config.json" in line and "\n" not in line and len(line) < 400
+
+
+def test_numbers_and_texts_stand_for_each_other_as_the_flag_takes_them(tmp_path):
+    args = from_config(tmp_path, {"sparsity": 0.5, "lr": "1e-3", "use_topk_heads": "0.5", "eval_batch_size": 8})
+    assert (args.sparsity, args.lr, args.use_topk_heads, args.eval_batch_size) == ("0.5", 1e-3, 0.5, 8)
+    assert from_config(tmp_path, {"allow_dense": True, "eval_limit": None, "spec_task": None}).allow_dense
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path):
+    assert from_config(tmp_path, {"lr": 0.5}, encoding="utf-8-sig").lr == 0.5
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = ("base_model_name", "pruned_model_path", "calib_data", "data_path", "valid_data_path", "sentence_encoder")
+    names += ("eval_data_dir", "output_dir", "cache_dir")
+    args = parse_arguments([word for name in names for word in (f"-{name}", f"~/{name}")])
+    assert {name: str(getattr(args, name)) for name in names} == {name: str(tmp_path / name) for name in names}
+    assert from_config(tmp_path, {name: f"~/{name}" for name in names}) == args
+    assert parse_arguments(["-config", "~/config.json"]) == args
+
+
+def test_each_seed_follows_seed_unless_it_is_given():
+    def seeds(*flags: str) -> tuple[int, int, int]:
+        args = parse_arguments(list(flags))
+        return args.calibration_seed, args.samples_seed, args.training_seed
+
+    assert seeds() == (42, 42, 42)
+    assert seeds("-seed", "7") == (7, 7, 7)
+    assert seeds("-seed", "7", "-calib_seed", "0") == (0, 7, 7)
+    assert seeds("-data_seed", "1", "-train_seed", "2") == (42, 1, 2)
