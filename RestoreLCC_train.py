@@ -31,14 +31,12 @@ if TYPE_CHECKING:
     from utils.common.processes import Processes
     from utils.common.record import RunRecord
     from utils.evaluation.scoring import EvalPlan, Evaluation
-    from utils.prompts import Encoded
+    from utils.samples import Samples
     from utils.training import TrainingResult
 
 RESULTS = ("results.json", "run.json", "report.md", "figures", "model", "compact", "restoration", "logs", "checkpoints")
 """What a run writes to -output_dir, and all that -overwrite removes from it."""
 
-STAGES = 9
-PROOF_SAMPLES = 4
 SCORE_NAMES = {
     "contrastive": "validation accuracy of the probe",
     "gap": "mean squared activation gap",
@@ -60,11 +58,7 @@ class Inputs:
     device: str
     tokenizer: "PreTrainedTokenizerBase"
     shape: tuple[int, int, int]
-    train: "list[Encoded]"
-    valid: "list[Encoded]"
-    prompts: list[str]
-    responses: list[str]
-    wrong_choices: list[list[str]] | None
+    samples: "Samples"
     encoder: str | None
     plan: "EvalPlan"
 
@@ -95,7 +89,7 @@ def main() -> None:
     if args.plan:
         from utils.plan.command import print_plan
 
-        print_plan(args, read_samples)
+        print_plan(args)
         return
     check_result_folder(args)
     # From here on only, so that --help and a wrong flag are answered at once.
@@ -108,29 +102,29 @@ def main() -> None:
 
     quiet_libraries()
     cache = Cache(args.cache_dir)
-    record = RunRecord(STAGES, cache.reused)
-    with record.stage("reading samples, tokenizer and tasks"), processes.main_first():
+    record = RunRecord(cache.reused)
+    with record.stage("samples"), processes.main_first():
         inputs = prepare(args, processes)
-    with record.stage("pruned checkpoint"), processes.main_first():
+    with record.stage("prune"), processes.main_first():
         pruned = pruned_checkpoint(args, inputs, cache)
-    with record.stage("contrastive negatives"), processes.main_first():
+    with record.stage("negatives"), processes.main_first():
         trees = probe_trees(args, inputs, cache)
-    with record.stage("dense model: activations and scores"), processes.main_first():
+    with record.stage("dense"), processes.main_first():
         dense_keys, dense_scores = measure(args, inputs, cache, inputs.dense, trees, "dense")
-    with record.stage("pruned model: activations and scores"), processes.main_first():
+    with record.stage("pruned"), processes.main_first():
         pruned_keys, pruned_scores = measure(args, inputs, cache, pruned, prompt_trees(inputs), "pruned")
-    with record.stage("lost components and head ranking"), processes.main_first():
+    with record.stage("rank"), processes.main_first():
         ranked = rank(args, inputs, cache, pruned, dense_keys, pruned_keys)
         heads = sorted(ranked.heads[: args.head_count(*inputs.shape[:2])])
-    with record.stage(f"training β and b of {len(heads)} heads"):
+    with record.stage("train", f"{args.method}, {len(heads)} heads"):
         trained = train_restoration(args, inputs, processes, pruned, ranked, heads)
     if not processes.is_main:
         return
-    with record.stage("merge and proof"):
+    with record.stage("merge"):
         proof = merge_with_proof(args, inputs, pruned, trained)
         if inputs.compact:
             compact_result(args)
-    with record.stage("restored model: scores"):
+    with record.stage("restored"):
         restored_scores = scores(args, inputs, cache, args.output_dir / "model", "restored")
     evaluations = {"dense": dense_scores, "pruned": pruned_scores, "restored": restored_scores}
     write_results(args, inputs, processes, record, pruned, ranked, heads, trained.training, proof, evaluations)
@@ -175,7 +169,9 @@ def prepare(args: Arguments, processes: "Processes") -> Inputs:
         usable_device,
     )
     from utils.evaluation.scoring import plan_tasks
+    from utils.evaluation.spec_tasks import load_texts
     from utils.negatives import locate_encoder
+    from utils.samples import read_samples
 
     check_name(args.base_model_name, "-base_model_name")
     if args.pruned_model_path:
@@ -208,12 +204,10 @@ def prepare(args: Arguments, processes: "Processes") -> Inputs:
         pruning.check(args.prune_method, args.sparsity, args.calib_data, args.calib_samples, args.calib_length, config)
     plan = plan_tasks(args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window)
     tokenizer = load_tokenizer(dense, "-base_model_name")
-    train, valid, prompts, responses, wrong_choices = read_samples(args, tokenizer)
+    samples = read_samples(args, tokenizer, load_texts(args))
     for line in plan.describe():
         print(f"      {line}")
-    return Inputs(
-        dense, pruned, compact, device, tokenizer, shape, train, valid, prompts, responses, wrong_choices, encoder, plan
-    )
+    return Inputs(dense, pruned, compact, device, tokenizer, shape, samples, encoder, plan)
 
 
 def in_dense_shapes(args: Arguments, pruned: Path) -> tuple[Path, bool]:
@@ -234,58 +228,6 @@ def in_dense_shapes(args: Arguments, pruned: Path) -> tuple[Path, bool]:
     if not folder.is_dir():
         expand_checkpoint(pruned, folder)
     return folder, True
-
-
-def read_samples(args: Arguments, tokenizer: "PreTrainedTokenizerBase"):
-    """Encoded training and validation samples, the texts of the training ones, and a task's own wrong answers."""
-    from data.loading import load_samples
-    from utils.prompts import encode
-
-    wrong_choices = None
-    if args.spec_task:
-        from utils.evaluation.spec_tasks import load_spec_samples
-
-        found = load_spec_samples(args.spec_task, args.eval_data_dir, args.num_train_samples, args.seed)
-        train_samples, valid_samples = found, []
-        wrong_choices = [sample.negatives for sample in found]
-    else:
-        split = load_samples(
-            args.data_path,
-            args.num_train_samples,
-            args.num_valid_samples,
-            valid_path=args.valid_data_path,
-            skip_bad=args.skip_bad_samples,
-        )
-        train_samples, valid_samples = split.train, split.valid
-    encoded = [
-        [encode(tokenizer, sample.prompt, sample.response, args.max_length) for sample in samples]
-        for samples in (train_samples, valid_samples)
-    ]
-    kept = []
-    for rows, what in zip(encoded, ("training", "validation"), strict=True):
-        long = [row for row, sample in enumerate(rows) if sample.prompt_length >= args.max_length]
-        if long:
-            named = ", ".join(str(row + 1) for row in long[:10]) + (", …" if len(long) > 10 else "")
-            message = (
-                f"{len(long)} {what} sample{'s' * (len(long) > 1)} with a prompt of -max_length "
-                f"{args.max_length} tokens or more, which leaves no response (samples {named})"
-            )
-            if not args.skip_bad_samples:
-                raise UserError(f"-max_length: {message}; give a larger one, or -skip_bad_samples to leave them out")
-            print(f"      left out {message}")
-        cut = sum(len(sample.ids) == args.max_length for sample in rows) - len(long)
-        if cut > 0:
-            print(
-                f"      {cut} of {len(rows)} {what} samples reach -max_length {args.max_length}; what is beyond is cut"
-            )
-        kept.append([row for row in range(len(rows)) if row not in set(long)])
-    train = [encoded[0][row] for row in kept[0]]
-    valid = [encoded[1][row] for row in kept[1]]
-    print(f"      {len(train)} training and {len(valid)} validation samples, {sum(len(s.ids) for s in train):,} tokens")
-    prompts, responses = ([getattr(train_samples[row], name) for row in kept[0]] for name in ("prompt", "response"))
-    if wrong_choices is not None:
-        wrong_choices = [wrong_choices[row] for row in kept[0]]
-    return train, valid, prompts, responses, wrong_choices
 
 
 def pruned_checkpoint(args: Arguments, inputs: Inputs, cache: "Cache") -> Path:
@@ -330,8 +272,9 @@ def pruned_checkpoint(args: Arguments, inputs: Inputs, cache: "Cache") -> Path:
 def calibration_digest(calib_data: str) -> str:
     """What identifies the calibration text: the content of a file, or the name of a published set."""
     from data.loading import bundled_text
+    from utils.common.names import BUNDLED
 
-    if calib_data == "bundled":
+    if calib_data == BUNDLED:
         return digest(bundled_text())
     return digest_files([Path(calib_data)]) if Path(calib_data).is_file() else calib_data
 
@@ -340,25 +283,24 @@ def prompt_trees(inputs: Inputs) -> "list[Tree]":
     """Each training prompt alone: what the pruned model reads."""
     from utils.activations import Tree
 
-    token_ids = inputs.tokenizer([prompt.strip() for prompt in inputs.prompts]).input_ids
-    return [Tree(ids, [[]]) for ids in token_ids]
+    return [Tree(ids, [[]]) for ids in inputs.samples.prompt_ids]
 
 
 def probe_trees(args: Arguments, inputs: Inputs, cache: "Cache") -> "list[Tree]":
     """What the dense model reads: the first -num_probe_samples as q, q + r⁺, q + r⁻ over one trunk, the rest as q."""
     from utils.activations import Tree
-    from utils.prompts import common_prefix, encode
+    from utils.prompts import answered, common_prefix
 
     plain = prompt_trees(inputs)
     if args.head_selection != "contrastive":
         return plain
+    samples = inputs.samples
+    wrong = wrong_answers(args, inputs, cache)
+    wrong_ids = answered(inputs.tokenizer, samples.prompts[: len(wrong)], wrong, args.max_length)
     trees = []
-    contrasted = zip(inputs.prompts, inputs.responses, wrong_answers(args, inputs, cache), strict=False)
-    for prompt, response, wrong in contrasted:
-        question = inputs.tokenizer(prompt.strip()).input_ids
-        answers = [encode(inputs.tokenizer, prompt, text, args.max_length).ids for text in (response, wrong)]
-        shared = common_prefix([question, *answers])
-        trees.append(Tree(question[:shared], [ids[shared:] for ids in (question, *answers)]))
+    for question, right, other in zip(samples.prompt_ids, samples.train, wrong_ids, strict=False):
+        shared = common_prefix([question, right.ids, other])
+        trees.append(Tree(question[:shared], [ids[shared:] for ids in (question, right.ids, other)]))
     return trees + plain[len(trees) :]
 
 
@@ -368,15 +310,15 @@ def wrong_answers(args: Arguments, inputs: Inputs, cache: "Cache") -> list[str]:
 
     from utils.negatives import most_similar_choice, most_similar_other
 
-    count = min(args.num_probe_samples, len(inputs.prompts))
-    if inputs.wrong_choices is None:
-        embeddings = kept_embeddings(inputs, cache, inputs.responses)
-        nearest = most_similar_other(embeddings, inputs.responses)
-        return [inputs.responses[row] for row in nearest[:count]]
-    choices = inputs.wrong_choices[:count]
+    count = min(args.num_probe_samples, len(inputs.samples.prompts))
+    if inputs.samples.wrong_choices is None:
+        embeddings = kept_embeddings(inputs, cache, inputs.samples.responses)
+        nearest = most_similar_other(embeddings, inputs.samples.responses)
+        return [inputs.samples.responses[row] for row in nearest[:count]]
+    choices = inputs.samples.wrong_choices[:count]
     if all(len(wrong) == 1 for wrong in choices):
         return [wrong[0] for wrong in choices]
-    right = inputs.responses[:count]
+    right = inputs.samples.responses[:count]
     embeddings = kept_embeddings(inputs, cache, [*right, *(text for wrong in choices for text in wrong)])
     return most_similar_choice(embeddings[:count], torch.split(embeddings[count:], [len(w) for w in choices]), choices)
 
@@ -629,7 +571,14 @@ def train_restoration(
             seed=args.seed,
         )
         result = train(
-            model, inputs.train, inputs.valid, settings, inputs.device, checkpoints, args.resume, processes.sharded
+            model,
+            inputs.samples.train,
+            inputs.samples.valid,
+            settings,
+            inputs.device,
+            checkpoints,
+            args.resume,
+            processes.sharded,
         )
     restoration = read_restoration(model)
     processes.end()
@@ -646,7 +595,7 @@ def train_restoration(
     save_restoration(args.output_dir / "restoration", restoration, about)
     lines = [json.dumps(row) for row in result.history]
     write_text(args.output_dir / "logs" / "history.jsonl", "".join(f"{line}\n" for line in lines))
-    token_ids = [sample.ids for sample in (inputs.valid or inputs.train)[:PROOF_SAMPLES]]
+    token_ids = inputs.samples.to_prove()
     if processes.sharded:
         # What is left of the sharded model is a part of it: the saved restoration is attached to a whole one again.
         del model
@@ -745,7 +694,7 @@ def write_results(
         "inputs": {
             "dense model": fingerprint(inputs.dense),
             "pruned model": fingerprint(pruned),
-            "training samples": digest([inputs.prompts, inputs.responses]),
+            "training samples": digest([inputs.samples.prompts, inputs.samples.responses]),
         },
         "training": {
             "tokens": training.tokens,

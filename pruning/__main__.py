@@ -6,6 +6,7 @@ from models.loading import DTYPES, resolve
 from pruning.checkpoint import prune
 from pruning.methods import METHODS
 from utils.common.commands import DEFAULT_CACHE, Parser, run
+from utils.common.names import BUNDLED
 
 
 def parser() -> Parser:
@@ -16,7 +17,7 @@ def parser() -> Parser:
     flags.flag("prune_method", default="wanda", help=f"one of {', '.join(METHODS)}")
     flags.flag("sparsity", default="0.5", help="share of zeros, 0 to 1, or N:M to keep N of every M weights")
     flags.flag("mode", default="masked", help="slimgpt: 'masked' keeps the shapes, 'compact' writes a smaller model")
-    flags.flag("calib_data", default="bundled", help="'bundled', 'c4' (hub), or a .jsonl, .json or .txt file")
+    flags.flag("calib_data", default=BUNDLED, help="'bundled', 'c4' (hub), or a .jsonl, .json or .txt file")
     flags.flag("calib_samples", default=128, type=int, help="calibration windows")
     flags.flag("calib_length", default=2048, type=int, help="tokens in a window")
     flags.flag("dtype", default="bfloat16", choices=DTYPES, help="the model's, one of %(choices)s")

@@ -28,6 +28,9 @@ SITES = {
 LINEARS = tuple(name for names in SITES.values() for name in names)
 """The seven linear layers of a decoder layer."""
 
+BATCH_TOKENS = 4096
+"""Tokens of the calibration set in one forward pass of a layer."""
+
 Values = Mapping[str, torch.Tensor]
 """What was gathered, by site."""
 
@@ -56,7 +59,6 @@ def stream(
     tokens: torch.Tensor,
     stages: list[list[Stage]],
     device: torch.device,
-    batch_tokens: int = 4096,
 ) -> list[dict]:
     """Prune the model in place, layer by layer, each with the inputs that the pruned layers before it give.
 
@@ -67,8 +69,8 @@ def stream(
     Raises UserError naming the layer if its weights or inputs are not finite.
     """
     hidden, kwargs = _first_inputs(model, tokens, device)
-    batches = hidden.split(max(1, batch_tokens // tokens.shape[1]))
-    sample = hidden[: max(1, min(len(hidden) // 16, batch_tokens // tokens.shape[1]))]
+    batches = hidden.split(max(1, BATCH_TOKENS // tokens.shape[1]))
+    sample = hidden[: max(1, min(len(hidden) // 16, BATCH_TOKENS // tokens.shape[1]))]
     record = []
     layers = model.model.layers
     with tqdm(total=len(layers), desc="pruning", unit="layer") as bar:
