@@ -13,10 +13,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.loading import DTYPES, load_tokenizer, resolve
-from RestoreLCC_train import read_samples
 from utils.common.commands import DEFAULT_CACHE, Parser, run
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
+from utils.common.names import BUNDLED, EMBEDDED
 from utils.evaluation.model import CPU_TOKENS, InMemoryLM
 from utils.evaluation.plan import plan_tasks
 from utils.evaluation.tasks import WIKITEXT
@@ -26,14 +26,14 @@ from utils.plan.costs import plan
 from utils.plan.machine import GIB, HERE, machine
 
 REUSED = {
-    "pruned checkpoint": {"pruned"},
-    "contrastive negatives": {"embeddings"},
-    "dense model: activations and scores": {"activations", "scores"},
-    "pruned model: activations and scores": {"activations", "scores"},
-    "lost components and head ranking": {"components"},
-    "restored model: scores": {"scores"},
+    "prune": {"pruned"},
+    "negatives": {"embeddings"},
+    "dense": {"activations", "scores"},
+    "pruned": {"activations", "scores"},
+    "rank": {"components"},
+    "restored": {"scores"},
 }
-"""By stage, what makes it no measurement if it came from the cache."""
+"""By key of the stage, what makes it no measurement if it came from the cache."""
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def compare(folder: Path) -> None:
     config, tokenizer, stored = read_model(run_flags.base_model_name)
     here = machine(HERE, config, DTYPES[run_flags.dtype], run_flags.device)
     with redirect_stdout(StringIO()):
-        samples, valid, _ = count_samples(run_flags, tokenizer, read_samples)
+        samples, valid, _ = count_samples(run_flags, tokenizer)
     tasks, unknown = count_tasks_of(run_flags)
     stages = plan(config, workload(run_flags, config, stored, samples, valid, tasks), here)
     print(f"\n{folder}: measured on {record['device']}, planned for {here.name}; {here.source}")
@@ -66,10 +66,10 @@ def compare(folder: Path) -> None:
         print(f"  not planned: {', '.join(unknown)}")
     print(f"  {'':38}{'GiB':>17} {'ratio':>6}{'seconds':>18} {'ratio':>6}")
     used = "peak_gpu_memory_bytes" if here.device == "cuda" else "peak_memory_bytes"
-    known = {stage.name.partition(" of ")[0]: stage for stage in stages}
+    known = {stage.name: stage for stage in stages}
     for stage in record["stages"]:
-        expected = known.get(stage["name"].partition(" of ")[0])
-        kept = REUSED.get(stage["name"], set()) & set(stage.get("reused", []))
+        expected = known.get(stage["name"])
+        kept = expected and REUSED.get(expected.key, set()) & set(stage.get("reused", []))
         if expected is None or kept:
             print(f"  {stage['name']:38} not compared ({'from the cache' if kept else 'not planned'})")
             continue
@@ -100,7 +100,7 @@ def count_tasks(folder: Path, tokenizer_name: str, cache: Path) -> None:
         num_attention_heads=1, max_position_embeddings=2048,
     )  # fmt: skip
     lm = _Counter(LlamaForCausalLM(config), tokenizer, "auto", "counting")
-    for planned in (part for names in ("bundled", "paper") for part in plan_tasks(names, folder, None, 2048).planned):
+    for planned in (part for names in (BUNDLED, "paper") for part in plan_tasks(names, folder, None, 2048).planned):
         for name, task in planned.tasks.items():
             lm.batches = []
             task.build_all_requests(rank=0, world_size=1)
@@ -131,7 +131,7 @@ def parser() -> Parser:
         metavar="DIR",
         help="print utils.plan.command.TASKS as counted over the bundled tasks and those in DIR (as -eval_data_dir)",
     )
-    flags.flag("base_model_name", default="embedded", metavar="MODEL", help="whose tokenizer counts")
+    flags.flag("base_model_name", default=EMBEDDED, metavar="MODEL", help="whose tokenizer counts")
     flags.flag("cache_dir", default=DEFAULT_CACHE, type=Path, metavar="DIR", help="where GGUF models are unpacked")
     return flags
 

@@ -20,6 +20,7 @@ from pruning.statistics import Hessian, relative_error
 from pruning.streaming import SITES, Stage, Values, stream
 from utils.common.commands import DEFAULT_CACHE, Parser, run
 from utils.common.files import write_json
+from utils.common.names import BUNDLED, EMBEDDED
 
 UNSTRUCTURED = ("magnitude", "wanda", "sparsegpt")
 
@@ -122,9 +123,9 @@ def layer_errors(model: LlamaForCausalLM, tokens: torch.Tensor, pattern: Pattern
 def parser() -> Parser:
     """Every flag of the command line."""
     flags = Parser(prog="python -m benchmarks.pruning", description=__doc__)
-    flags.flag("base_model_name", default="embedded", help="dense model: folder, hub id, GGUF file or short name")
+    flags.flag("base_model_name", default=EMBEDDED, help="dense model: folder, hub id, GGUF file or short name")
     flags.flag("methods", default="wanda,sparsegpt,slimgpt", help="pruners to time, separated by commas")
-    flags.flag("calib_data", default="bundled", help="'bundled', 'c4' (hub), or a .jsonl, .json or .txt file")
+    flags.flag("calib_data", default=BUNDLED, help="'bundled', 'c4' (hub), or a .jsonl, .json or .txt file")
     flags.flag("calib_samples", default=64, type=int, help="calibration windows")
     flags.flag("calib_length", default=512, type=int, help="tokens in a window")
     flags.flag("sparsity", default="0.5", help="what -errors compares the methods at: a share of zeros or N:M")

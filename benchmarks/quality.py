@@ -19,6 +19,7 @@ from models.loading import DTYPES, load_model, load_tokenizer, resolve
 from pruning import expand_checkpoint
 from utils.common.commands import DEFAULT_CACHE, Parser, run
 from utils.common.files import write_json, write_text
+from utils.common.names import BUNDLED, EMBEDDED
 from utils.evaluation import perplexity
 from utils.evaluation import statistics as eval_statistics
 from utils.evaluation.model import token_budget
@@ -67,7 +68,7 @@ def prune(args, method: str, sparsity: str, output: Path) -> None:
 def restore(args, pruned: Path, output: Path, passed_on: list[str]) -> None:
     """The whole run of RestoreLCC_train.py on that checkpoint."""
     flags = ["-base_model_name", args.base_model_name, "-pruned_model_path", pruned, "-data_path", args.data_path]
-    flags += ["-eval_tasks", "bundled", "-eval_limit", args.eval_limit, "-device", args.device, "-seed", args.seed]
+    flags += ["-eval_tasks", BUNDLED, "-eval_limit", args.eval_limit, "-device", args.device, "-seed", args.seed]
     command(["RestoreLCC_train.py", *flags, *passed_on, "-output_dir", output, "-overwrite"])
 
 
@@ -174,11 +175,11 @@ def parser() -> Parser:
     flags = Parser(prog="python -m benchmarks.quality", description=__doc__)
     flags.flag("output_dir", required=True, type=Path, help="folder of all checkpoints and results")
     flags.flag("rows", default=ROWS, help="'METHOD SPARSITY', separated by commas")
-    flags.flag("base_model_name", default="embedded", help="dense model: folder, hub id, GGUF file or short name")
-    flags.flag("calib_data", default="bundled", help="'bundled', 'c4' (hub), or a .jsonl, .json or .txt file")
+    flags.flag("base_model_name", default=EMBEDDED, help="dense model: folder, hub id, GGUF file or short name")
+    flags.flag("calib_data", default=BUNDLED, help="'bundled', 'c4' (hub), or a .jsonl, .json or .txt file")
     flags.flag("calib_samples", default=64, type=int, help="calibration windows")
     flags.flag("calib_length", default=512, type=int, help="tokens in a window")
-    flags.flag("data_path", default="bundled", help="training samples, as RestoreLCC_train.py takes them")
+    flags.flag("data_path", default=BUNDLED, help="training samples, as RestoreLCC_train.py takes them")
     flags.flag("eval_limit", default=100, type=int, help="rows of each bundled task")
     flags.flag("eval_data_dir", type=Path, help="folder with wikitext2/test.txt (default: the hub)")
     flags.flag("ppl_window", default=1024, type=int, help="tokens in a window of WikiText-2")

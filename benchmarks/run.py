@@ -25,14 +25,16 @@ from benchmarks.probes import probes_speed
 from benchmarks.profiling import profile_training
 from benchmarks.timing import Disagreement, matmul_rate, say
 from benchmarks.training import training_speed
-from data.loading import BUNDLED, load_samples
+from data.loading import load_samples
 from models.loading import DTYPES, check_name, head_shape, load_model, load_tokenizer, resolve, usable_device
 from pruning import calibration
 from utils.common.commands import DEFAULT_CACHE, Parser, run
 from utils.common.errors import UserError
 from utils.common.files import write_json
+from utils.common.names import BUNDLED, EMBEDDED
 from utils.common.record import device_name, versions
-from utils.prompts import Encoded, encode
+from utils.plan.machine import CARDS, find_card
+from utils.prompts import Encoded, encode_all
 from utils.report.tables import markdown_table
 
 PARTS = ("training", "extraction", "probes", "inference", "attention")
@@ -50,9 +52,6 @@ MEANING = {
     "slimgpt_compact_prefill": "SlimGPT 20 % compact ÷ dense, reading",
     "slimgpt_compact_decode": "SlimGPT 20 % compact ÷ dense, writing",
 }
-
-PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100 80GB": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
-"""Dense bf16 FLOP/s from NVIDIA's data sheets, by what the card's name contains; the first match counts."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -131,7 +130,7 @@ def checked_parts(args: argparse.Namespace) -> list[str]:
 def encoded_samples(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
     """Token ids of the samples that have room for a response within -max_length."""
     texts = load_samples(args.data_path, args.num_train_samples, 0).train
-    samples = [encode(tokenizer, text.prompt, text.response, args.max_length) for text in texts]
+    samples, _ = encode_all(tokenizer, [t.prompt for t in texts], [t.response for t in texts], args.max_length)
     kept = [sample for sample in samples if sample.prompt_length < len(sample.ids)]
     if len(kept) < args.samples:
         raise UserError(f"-max_length: {len(kept)} samples have a response within {args.max_length} tokens; raise it")
@@ -147,9 +146,10 @@ def prompt(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, seed: in
 def utilization(row: dict, card: str) -> str:
     """MFU: the FLOPs that training can't do without, as a share of the card's data sheet."""
     achieved = row["useful_flops_per_second"]["median"]
-    peak = next((flops for name, flops in PEAKS.items() if name in card), None)
-    if peak is None:
+    known = find_card(card)
+    if known is None:
         return f"{card}: {achieved / 1e12:.1f} useful TFLOP/s in training; no data-sheet peak is known for this card"
+    peak = CARDS[known].tflops * 1e12
     return f"{card}: MFU of training {achieved / peak:.1%} ({achieved / 1e12:.1f} of {peak / 1e12:.0f} TFLOP/s, bf16)"
 
 
@@ -171,7 +171,7 @@ def table(rows: dict[str, dict]) -> str:
 def parser() -> Parser:
     """Every flag of the command line."""
     flags = Parser(prog="python benchmarks/run.py", description=__doc__.splitlines()[0])
-    flags.flag("base_model_name", default="embedded", help="model: folder, hub id, GGUF file or short name")
+    flags.flag("base_model_name", default=EMBEDDED, help="model: folder, hub id, GGUF file or short name")
     flags.flag("device", default="auto", help="cpu, cuda, cuda:N; auto takes a GPU if there is one")
     flags.flag("dtype", default="bfloat16", choices=DTYPES, help="of model and matrix product, one of %(choices)s")
     flags.flag("repeats", default=3, type=int, help="turns of each measurement")

@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 
 from utils.common.errors import UserError, first_line
-
-BUNDLED = "bundled"
-"""The name of the set this project ships: 2,000 training and 250 validation samples."""
+from utils.common.names import BUNDLED
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
+"""The set this project ships: 2,000 training and 250 validation samples."""
 
 SUFFIXES = (".jsonl", ".json", ".pt")
 
@@ -25,10 +24,14 @@ _KINDS = f"give '{BUNDLED}', a .json, .jsonl or .pt file, a folder with a train 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample; the text trained on is `prompt.strip() + " " + response`, the loss is the response's."""
+    """One sample; the text trained on is `prompt.strip() + " " + response`, the loss is the response's.
+
+    negatives: the task's own wrong answers; None where r⁻ is another sample's response.
+    """
 
     prompt: str
     response: str
+    negatives: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ is empty, repeats itself or was given before. Everything follows from SEED; the 
 arithmetic of the machine (bf16), so a second machine may write some of them differently.
 """
 
-import argparse
 import json
 import re
 from collections import Counter
@@ -20,8 +19,12 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from data.families import FAMILIES
 from data.families.family import Family, Row, draw_rows
 from data.loading import BUNDLED_FOLDER
-from models.loading import EMBEDDED, load_model, load_tokenizer, resolve
+from models.loading import load_model, load_tokenizer, resolve
+from utils.common.commands import DEFAULT_CACHE, Parser, run
+from utils.common.errors import UserError
 from utils.common.files import write_text
+from utils.common.flags import at_least
+from utils.common.names import EMBEDDED
 
 SEED = 42
 
@@ -51,15 +54,12 @@ SENTENCE_END = re.compile(r"(?<!\d)(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\blb
 
 def main() -> None:
     """Write the three files."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("-batch_size", "--batch_size", type=int, default=48, help="answers written at a time (48)")
-    parser.add_argument("-output_dir", "--output_dir", type=Path, default=BUNDLED_FOLDER, help="where to write")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     folder = arguments.output_dir
     if folder.resolve() != BUNDLED_FOLDER and any((folder / f"{name}.jsonl").exists() for name in SIZES):
-        parser.error(f"-output_dir: {folder} holds files of the names that are written; give another folder")
+        raise UserError(f"-output_dir: {folder} holds files of the names that are written; give another folder")
 
-    folder = resolve(EMBEDDED, "-base_model_name", Path.home() / ".cache" / "restorelcc")
+    folder = resolve(EMBEDDED, "-base_model_name", arguments.cache_dir)
     tokenizer = load_tokenizer(folder, "-base_model_name")
     model = load_model(folder, torch.bfloat16, "cpu", "-base_model_name")
     computed = split(computed_drafts(), {name: sizes[0] for name, sizes in SIZES.items()})
@@ -71,6 +71,15 @@ def main() -> None:
         Random(f"{SEED}/{name}").shuffle(rows)
         write_text(arguments.output_dir / f"{name}.jsonl", "".join(f"{row}\n" for row in rows))
         print(f"{arguments.output_dir / name}.jsonl: {len(rows)} rows")
+
+
+def parser() -> Parser:
+    """Every flag of the command line."""
+    flags = Parser(prog="python -m data.make_bundled", description=__doc__.splitlines()[0])
+    flags.flag("batch_size", default=48, type=at_least(1), metavar="N", help="answers written at a time")
+    flags.flag("output_dir", default=BUNDLED_FOLDER, type=Path, metavar="DIR", help="where to write")
+    flags.flag("cache_dir", default=DEFAULT_CACHE, type=Path, metavar="DIR", help="where GGUF models are unpacked")
+    return flags
 
 
 def computed_drafts() -> Drafts:
@@ -190,4 +199,4 @@ def split(drafts: Drafts, sizes: dict[str, int]) -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

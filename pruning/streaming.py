@@ -26,6 +26,9 @@ SITES = {
 }
 """The distinct inputs within a decoder layer, in the order they are computed, and the linear layers they feed."""
 
+BATCH_TOKENS = 4096
+"""Tokens of the calibration set in one forward pass of a layer."""
+
 Values = Mapping[str, torch.Tensor]
 """What was gathered, by site."""
 
@@ -54,7 +57,6 @@ def stream(
     tokens: torch.Tensor,
     stages: list[list[Stage]],
     device: torch.device,
-    batch_tokens: int = 4096,
 ) -> list[dict]:
     """Prune the model in place, layer by layer, each with the inputs that the pruned layers before it give.
 
@@ -65,8 +67,8 @@ def stream(
     Raises UserError naming the layer if its weights or inputs are not finite.
     """
     hidden, kwargs = _first_inputs(model, tokens, device)
-    batches = hidden.split(max(1, batch_tokens // tokens.shape[1]))
-    sample = hidden[: max(1, min(len(hidden) // 16, batch_tokens // tokens.shape[1]))]
+    batches = hidden.split(max(1, BATCH_TOKENS // tokens.shape[1]))
+    sample = hidden[: max(1, min(len(hidden) // 16, BATCH_TOKENS // tokens.shape[1]))]
     record = []
     layers = model.model.layers
     with tqdm(total=len(layers), desc="pruning", unit="layer") as bar:

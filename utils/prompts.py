@@ -13,15 +13,29 @@ class Encoded:
     prompt_length: int
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str, max_length: int) -> Encoded:
-    """Token ids of `prompt.strip() + " " + response`, cut on the right to `max_length` tokens.
+def encode_all(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[str], responses: list[str], max_length: int
+) -> tuple[list[Encoded], list[list[int]]]:
+    """(samples, the prompts' own ids at full length), in one call of the tokenizer for each of the two.
 
-    The response starts where the ids first differ from the prompt's own: that is the prompt's length in tokens, less
-    a last token that the tokenizer merged with the response. No end-of-sequence mark is added.
+    A response starts where the sample's ids first differ from the prompt's own: that is the prompt's length in tokens,
+    less a last token that the tokenizer merged with the response.
     """
-    alone = tokenizer(prompt.strip()).input_ids
-    whole = tokenizer(f"{prompt.strip()} {response}").input_ids
-    return Encoded(whole[:max_length], min(common_prefix([alone, whole]), max_length))
+    prompt_ids = _ids(tokenizer, [prompt.strip() for prompt in prompts])
+    whole = answered(tokenizer, prompts, responses, max_length)
+    samples = [Encoded(ids, common_prefix([alone, ids])) for alone, ids in zip(prompt_ids, whole, strict=True)]
+    return samples, prompt_ids
+
+
+def answered(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[str], responses: list[str], max_length: int
+) -> list[list[int]]:
+    """Token ids of each `prompt.strip() + " " + response`, cut on the right to `max_length` tokens.
+
+    No end-of-sequence mark is added.
+    """
+    texts = [f"{prompt.strip()} {response}" for prompt, response in zip(prompts, responses, strict=True)]
+    return [ids[:max_length] for ids in _ids(tokenizer, texts)]
 
 
 def common_prefix(sequences: list[list[int]]) -> int:
@@ -32,3 +46,8 @@ def common_prefix(sequences: list[list[int]]) -> int:
             break
         length += 1
     return length
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    # One call for all: a fast tokenizer then works in all threads. It cannot take none.
+    return tokenizer(texts).input_ids if texts else []

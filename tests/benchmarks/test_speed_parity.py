@@ -1,6 +1,8 @@
 """What the benchmarks compare computes the same, so that a ratio of times means something."""
 
+import ast
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,6 +60,24 @@ def gradients(loop, restoration) -> tuple[torch.Tensor, torch.Tensor]:
     if len(found) == 2 * len(restoration.state["heads"]):
         return torch.stack(found[0::2]), torch.stack(found[1::2])
     return torch.cat(found[0::2]), torch.cat(found[1::2])
+
+
+def test_benchmarks_import_nothing_of_the_entry_point():
+    imported = set()
+    for file in Path(benchmark.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {name.name for name in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module)
+    assert "utils.plan.command" in imported
+    assert "RestoreLCC_train" not in imported
+
+
+def test_utilization_is_of_the_cards_own_peak():
+    row = {"useful_flops_per_second": {"median": 98.9e12}}
+    assert "MFU of training 10.0% (98.9 of 989 TFLOP/s" in benchmark.utilization(row, "NVIDIA H100 80GB HBM3")
+    assert "no data-sheet peak is known" in benchmark.utilization(row, "NVIDIA GeForce GT 710")
 
 
 def test_grouped_and_random_batches_give_each_sample_the_same_loss(model):

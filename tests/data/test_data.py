@@ -3,7 +3,9 @@
 import json
 import math
 import re
+import runpy
 import socket
+import sys
 from collections import Counter
 from datetime import date, timedelta
 from pathlib import Path
@@ -19,7 +21,7 @@ from data.families import FAMILIES
 from data.families.family import Row, draw_rows
 from data.families.lists import MONTHS
 from data.loading import BUNDLED_FOLDER, Sample, bundled_text, check_data_path, load_samples
-from data.make_bundled import SIZES, clean, computed_drafts, split
+from data.make_bundled import SIZES, clean, computed_drafts, parser, split
 from data.make_tasks import TASKS_FOLDER, as_jsonl, make_tasks
 from utils.common.errors import UserError
 
@@ -344,6 +346,20 @@ def test_written_answers_end_with_a_whole_sentence_and_repeat_nothing():
     assert clean("I'm unable to do that.") is None
     assert clean("the the the the the the the the the the the the the") is None
     assert clean("1. Sleep well.\n\n2. Eat") == "1. Sleep well."
+
+
+def test_make_bundled_takes_its_flags_as_everything_else_does(monkeypatch, capsys, tmp_path):
+    for dashes in ("-", "--"):
+        args = parser().parse_args([f"{dashes}batch_size", "3", f"{dashes}output_dir", str(tmp_path)])
+        assert (args.batch_size, args.output_dir) == (3, tmp_path)
+    assert parser().parse_args([]).output_dir == BUNDLED_FOLDER
+    for wrong, says in ((["-batch_size", "0"], "-batch_size"), (["-batch", "3"], "-batch 3")):
+        monkeypatch.setattr(sys, "argv", ["make_bundled", *wrong])
+        with pytest.raises(SystemExit) as stopped, pytest.warns(RuntimeWarning, match="make_bundled"):
+            runpy.run_module("data.make_bundled", run_name="__main__")
+        assert stopped.value.code == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith("error: ") and says in line
 
 
 def test_split_refuses_to_give_out_more_than_there_is():

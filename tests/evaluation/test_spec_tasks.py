@@ -5,8 +5,9 @@ import json
 import pytest
 
 from tests.evaluation.test_evaluation import ROWS, one_line
+from utils.common.names import SPEC_TASKS
 from utils.evaluation.plan import plan_tasks
-from utils.evaluation.spec_tasks import SPEC_TASKS, load_spec_samples
+from utils.evaluation.spec_tasks import load_spec_samples
 from utils.evaluation.tasks import PAPER_TASKS
 
 

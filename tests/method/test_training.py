@@ -12,7 +12,7 @@ from models.cpu_attention import NAME, cpu_attention
 from models.loading import load_model, load_tokenizer
 from tests.builders import SAMPLES, batch, compensation, trained, zeroed
 from utils.losses import IGNORED, ResponseLoss
-from utils.prompts import Encoded, common_prefix, encode
+from utils.prompts import Encoded, common_prefix, encode_all
 from utils.training import TrainingSettings, response_loss, train
 
 
@@ -38,7 +38,8 @@ def settings(**changes) -> TrainingSettings:
 
 def encoded(model_folder, count: int) -> list[Encoded]:
     tokenizer = load_tokenizer(model_folder, "-b")
-    return [encode(tokenizer, f"say {n}", "abc " * (n % 5 + 1), 60) for n in range(count)]
+    prompts, responses = [f"say {n}" for n in range(count)], ["abc " * (n % 5 + 1) for n in range(count)]
+    return encode_all(tokenizer, prompts, responses, 60)[0]
 
 
 def test_template_leaves_the_input_block_out_when_empty():
@@ -50,10 +51,10 @@ def test_response_starts_after_the_prompt_in_tokens(make_tiny_llama):
     tokenizer = load_tokenizer(make_tiny_llama(), "-b")
     # A response that repeats the template's own words: searching for them would cut in the wrong place.
     prompt, response = alpaca_prompt("x"), "### Response: y"
-    sample = encode(tokenizer, prompt, response, 500)
+    (sample,), _ = encode_all(tokenizer, [prompt], [response], 500)
     assert tokenizer.decode(sample.ids[: sample.prompt_length]) == prompt
     assert tokenizer.decode(sample.ids[sample.prompt_length :]) == f" {response}"
-    assert len(encode(tokenizer, prompt, response, 30).ids) == 30
+    assert len(encode_all(tokenizer, [prompt], [response], 30)[0][0].ids) == 30
 
 
 def test_common_prefix_stops_at_the_first_difference():

@@ -8,7 +8,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from models.loading import (
-    EMBEDDED,
     SHORT_NAMES,
     check_name,
     check_pair,
@@ -23,6 +22,7 @@ from models.loading import (
 )
 from utils.activations import Tree, last_token_activations
 from utils.common.errors import UserError
+from utils.common.names import EMBEDDED
 from utils.evaluation.model import InMemoryLM
 from utils.evaluation.perplexity import window_losses
 

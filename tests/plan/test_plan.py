@@ -12,17 +12,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import RestoreLCC_train
-import utils.evaluation.token_scores
 from models.cpu_attention import cpu_attention
 from tests.builders import LOPSIDED, compensation
 from utils.common.cache import Cache
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
-from utils.common.record import RunRecord
+from utils.common.record import STAGES, RunRecord
 from utils.losses import ResponseLoss
 from utils.plan.command import count_samples, count_tasks, wikitext
 from utils.plan.costs import (
-    SCORED_CHUNK,
     Machine,
     Sequences,
     TaskTokens,
@@ -33,7 +31,7 @@ from utils.plan.costs import (
     saved_bytes,
     training_bytes,
 )
-from utils.plan.machine import CARDS
+from utils.plan.machine import CARDS, find_card
 
 CONFIG = LlamaConfig(**LOPSIDED)
 CARD = Machine("card", "cuda", 10**9, 1e12, 1e11, 0.5, 0.5)
@@ -206,9 +204,45 @@ def test_all_is_the_hosts_memory_on_a_cpu():
         assert row.bytes_on(CPU) == row.host_bytes >= CPU.baseline
 
 
-def test_the_stages_are_those_of_a_run():
-    assert len(plan(CONFIG, work(), CPU)) == RestoreLCC_train.STAGES
-    assert SCORED_CHUNK == utils.evaluation.token_scores._CHUNK
+@pytest.mark.parametrize("machine", [CPU, CARD])
+def test_the_stages_are_those_of_a_run(machine):
+    stages = plan(CONFIG, work(), machine)
+    assert [(row.key, row.name) for row in stages] == [(stage.key, stage.name) for stage in STAGES]
+
+
+@pytest.mark.parametrize(
+    ("name", "card"),
+    [
+        ("h100-80gb", "H100-80GB"),
+        ("NVIDIA H100 80GB HBM3", "H100-80GB"),
+        ("NVIDIA H100 PCIe", "H100-PCIe"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA A100-SXM4-40GB", "A100-40GB"),
+        ("NVIDIA A100 80GB PCIe", "A100-80GB"),
+        ("NVIDIA RTX A6000", "A6000"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA GeForce RTX 4090", "RTX4090"),
+        ("NVIDIA GeForce RTX 3060", None),
+        ("H100", None),
+        ("cpu (2 threads)", None),
+    ],
+)
+def test_a_card_is_found_by_its_own_name_and_by_its_drivers(name, card):
+    assert find_card(name) == card
+    assert all(find_card(known) == known for known in CARDS)
+
+
+def test_samples_that_spec_task_does_not_read_are_told(capsys):
+    flags = ["-spec_task", "rte", "-num_train_samples", "10"]
+    count_samples(parse_arguments(flags), None)
+    assert "not used" not in capsys.readouterr().out
+    count_samples(parse_arguments([*flags, "-data_path", "mine.jsonl", "-valid_data_path", "v.jsonl"]), None)
+    told = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert told == [
+        f"-{name} is not used: -spec_task trains on rte's own training split"
+        for name in ("data_path", "valid_data_path")
+    ]
 
 
 def test_limits_and_known_tasks_are_counted():
@@ -221,7 +255,7 @@ def test_limits_and_known_tasks_are_counted():
 
 def test_samples_out_of_reach_are_taken_as_long_as_alpacas():
     args = parse_arguments(["-base_model_name", "llama_7B", "-max_length", "300"])
-    samples, valid, said = count_samples(args, None, RestoreLCC_train.read_samples)
+    samples, valid, said = count_samples(args, None)
     assert (len(samples), len(valid)) == (2000, 250)
     assert max(length for _, length in samples) == 300
     assert "not at hand" in said
@@ -249,7 +283,7 @@ def test_the_flag_needs_a_configuration_only_and_writes_nothing(monkeypatch, cap
     for card in ("A100-40GB", "here"):
         run(monkeypatch, [*flags, "-device", "cpu", "-plan", card])
         printed = capsys.readouterr().out
-        assert "training β and b of 4 heads" in printed
+        assert "training: restorelcc, 4 heads" in printed
         assert "all stages fit" in printed
         assert "assumed" in printed
     assert sorted(tmp_path.rglob("*")) == before
@@ -268,19 +302,36 @@ def test_what_does_not_fit_is_said_with_what_would(monkeypatch, capsys, tmp_path
     (tmp_path / "config.json").write_text(json.dumps(LlamaConfig(**sizes, **heads).to_dict()))
     run(monkeypatch, ["-base_model_name", str(tmp_path), "-plan", "h100-80gb", "-calib_length", "128"])
     printed = " ".join(capsys.readouterr().out.split())
-    assert f"training β and b of {layers * 16} heads: does not fit; {said}" in printed
+    assert f"training: restorelcc, {layers * 16} heads" in printed
+    assert f"training: does not fit; {said}" in printed
     assert "NO" in printed
 
 
 def test_a_stage_records_what_the_cache_answered(tmp_path):
     for again in (False, True):
         cache = Cache(tmp_path)
-        record = RunRecord(2, cache.reused)
-        with record.stage("first"):
+        record = RunRecord(cache.reused)
+        with record.stage("dense"):
             cache.document("scores", {"a": 1}, dict)
-        with record.stage("second"):
+        with record.stage("pruned"):
             cache.tensors("activations", {"b": 2}, lambda: {"z": torch.ones(1)})
         assert [stage["reused"] for stage in record.stages] == [["scores"] * again, ["activations"] * again]
+
+
+def test_a_stage_has_its_number_and_name_from_its_place_and_its_detail_beside(capsys):
+    record = RunRecord()
+    with record.stage("train", "bias_only, 3 heads"):
+        pass
+    with record.stage("samples"):
+        pass
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert lines == ["[7/9] training: bias_only, 3 heads", "[1/9] reading samples, tokenizer and tasks"]
+    assert [(stage["name"], stage["detail"]) for stage in record.stages] == [
+        ("training", "bias_only, 3 heads"),
+        ("reading samples, tokenizer and tasks", ""),
+    ]
+    with pytest.raises(KeyError), record.stage("no such stage"):
+        pass
 
 
 def test_an_unknown_card_is_one_line_that_names_the_flag(monkeypatch, capsys, shape_only):

@@ -16,6 +16,9 @@ import utils.negatives
 from models.checkpoint import count_zeros
 from tests.builders import byte_tokenizer, save_tiny_llama
 from utils.common.errors import UserError
+from utils.common.flags import parse_arguments
+from utils.plan.command import count_samples, count_tasks, read_model, workload
+from utils.plan.costs import Machine, plan
 
 ROOT = Path(RestoreLCC_train.__file__).parent
 HEADS = 5
@@ -114,6 +117,23 @@ def test_a_run_leaves_the_whole_result(finished):
     assert record["arguments"]["lr"] == 1e-2
     assert all(stage["seconds"] >= 0 and stage["peak_memory_bytes"] > 0 for stage in record["stages"])
     assert "RestoreLCC_train.py" in record["command"]
+
+
+def test_a_run_has_the_stages_of_its_plan(world, finished, capsys):
+    args = parse_arguments(["-config", str(finished / "run.json")])
+    config, tokenizer, stored = read_model(args.base_model_name)
+    samples, valid, said = count_samples(args, tokenizer)
+    work = workload(args, config, stored, samples, valid, count_tasks(args)[0])
+    planned = plan(config, work, Machine("cpu", "cpu", 10**9, 1e11, 1e11, 0.5, 0.5))
+    record = json.loads((finished / "run.json").read_text())
+    assert [stage["name"] for stage in record["stages"]] == [stage.name for stage in planned]
+    (training,) = [stage for stage in record["stages"] if stage["name"] == "training"]
+    assert training["detail"] == f"restorelcc, {HEADS} heads"
+    announced = [line for line in (world / "stdout.txt").read_text().splitlines() if line.startswith("[")]
+    assert [line.partition(": restorelcc")[0] for line in announced] == [
+        f"[{number}/{len(planned)}] {stage.name}" for number, stage in enumerate(planned, start=1)
+    ]
+    assert (len(samples), len(valid), said) == (30, 8, "samples: counted")
 
 
 def test_the_result_is_the_pruned_model_plus_o_proj_bias(world, finished):
@@ -233,7 +253,7 @@ def test_a_compact_checkpoint_is_restored_and_stays_compact(world, tmp_path, mon
     assert torch.allclose(plain(ids).logits, restored(ids).logits, atol=1e-4)
 
 
-def test_a_task_trains_on_its_own_training_split(world, tmp_path, monkeypatch):
+def test_a_task_trains_on_its_own_training_split(world, tmp_path, monkeypatch, capsys):
     for split, count in (("train", 30), ("validation", 6)):
         rows = [{"sentence1": f"It is {n}.", "sentence2": f"It is {n % 3}.", "label": n % 2} for n in range(count)]
         (world / "tasks" / "rte").mkdir(exist_ok=True)
@@ -242,8 +262,14 @@ def test_a_task_trains_on_its_own_training_split(world, tmp_path, monkeypatch):
     run(monkeypatch, flags(world, tmp_path / "out", num_train_samples=24, num_epoch=1, **changes))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert 0 <= results["scores"]["restored"]["rte"]["acc"]["value"] <= 1
+    told = "-data_path is not used: -spec_task trains on rte's own training split"
+    assert told not in capsys.readouterr().out
     with pytest.raises(UserError, match="-num_train_samples: 31 asked for"):
         run(monkeypatch, flags(world, tmp_path / "more", num_train_samples=31, **changes))
+    given = {**changes, "data_path": world / "samples.jsonl", "num_train_samples": 31}
+    with pytest.raises(UserError):
+        run(monkeypatch, flags(world, tmp_path / "more", **given))
+    assert capsys.readouterr().out.count(told) == 1
 
 
 def test_an_interrupted_run_resumes_and_nothing_else_does(world, finished, tmp_path, monkeypatch):
@@ -289,7 +315,7 @@ MISTAKES = {
     "too few samples": ({"num_train_samples": 100}, "-num_train_samples"),
     "prompts too long": (
         {"max_length": 60},
-        r"-max_length: 1\d training samples with a prompt of .*\(samples 1, 3, 5, ",
+        r"-max_length: 1\d training samples with a prompt of .*\(samples 1, 3, 5, .*more than a tenth of 30",
     ),
     "unknown task": ({"eval_tasks": "no_such_task"}, "-eval_tasks"),
     "no such device": ({"device": "cuda:99"}, "-device"),
@@ -344,6 +370,20 @@ def test_samples_without_a_response_are_counted_and_named(world, tmp_path, monke
     more = {"data_path": path, "skip_bad_samples": True, "num_epoch": 1, "eval_tasks": "none"}
     run(monkeypatch, flags(world, tmp_path / "out", **more))
     assert "empty response" in capsys.readouterr().out
+
+
+def test_a_long_prompt_is_left_out_with_a_count(world, tmp_path, monkeypatch, capsys):
+    rows = [{"instruction": "Say " + "so " * (60 if n == 4 else 1) + str(n), "output": f"yes {n}"} for n in range(45)]
+    path = write_samples(tmp_path / "samples.jsonl", rows)
+    changes = {"data_path": path, "max_length": 120, "eval_tasks": "none", "num_epoch": 1}
+    with pytest.raises(UserError, match=r"-max_length: 1 training sample .*\(samples 5\); .* -strict_samples"):
+        run(monkeypatch, flags(world, tmp_path / "out", strict_samples=True, **changes))
+    assert not (tmp_path / "out").exists()
+    run(monkeypatch, flags(world, tmp_path / "out", **changes))
+    printed = capsys.readouterr().out
+    assert "left out 1 training sample with a prompt of -max_length 120 tokens or more" in printed
+    assert "29 training and 8 validation samples" in printed
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["proof"]["passed"]
 
 
 def test_no_minilm_is_said_with_the_command_that_installs_it(world, tmp_path, monkeypatch):

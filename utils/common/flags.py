@@ -9,17 +9,15 @@ from pathlib import Path
 
 from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, name_or_path
 from utils.common.errors import UserError, first_line
+from utils.common.names import BUNDLED, C4, DTYPE_NAMES, EMBEDDED, SPEC_TASKS
 
 METHODS = ("restorelcc", "bias_only", "magnitudes_only")
 HEAD_SELECTIONS = ("contrastive", "gap", "random")
 BASES = ("svd", "random")
-SPEC_TASKS = ("boolq", "rte", "arc_easy", "arc_challenge")
-DTYPE_NAMES = ("bfloat16", "float32", "float16")
 
 NOT_REPEATED = ("resume", "overwrite", "plan", "config")
 """Flags that say how this once a run is started: never kept in run.json, never taken from a -config file."""
 
-EMBEDDED_MODEL = "embedded"
 HUB_ALPACA = "tatsu-lab/alpaca"
 SPEC_TRAIN_SAMPLES = 100
 
@@ -36,13 +34,14 @@ class Arguments:
     calib_data: str
     calib_samples: int
     calib_length: int
-    data_path: str
+    data_path: str | None
     valid_data_path: str | None
     spec_task: str | None
     num_train_samples: int
     num_valid_samples: int
     max_length: int
     skip_bad_samples: bool
+    strict_samples: bool
     num_components: int
     head_selection: str
     num_probe_samples: int
@@ -123,13 +122,16 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         parser.set_defaults(**_read_config(chosen.config, parser))
     values = vars(parser.parse_args(argv))
     values.pop("config")
-    embedded = values["base_model_name"].lower() == EMBEDDED_MODEL
+    if values["strict_samples"] and values["skip_bad_samples"]:
+        raise UserError("-strict_samples: asks for the opposite of -skip_bad_samples; give one of them")
+    embedded = values["base_model_name"].lower() == EMBEDDED
     if values["calib_data"] is None:
-        values["calib_data"] = "bundled" if embedded else "c4"
-    if values["data_path"] is None:
-        values["data_path"] = "bundled" if embedded else HUB_ALPACA
+        values["calib_data"] = BUNDLED if embedded else C4
+    # Under -spec_task it stays None unless it was given, so that a path that is not used can be told.
+    if values["data_path"] is None and values["spec_task"] is None:
+        values["data_path"] = BUNDLED if embedded else HUB_ALPACA
     if values["eval_tasks"] is None:
-        values["eval_tasks"] = "bundled" if embedded else "paper"
+        values["eval_tasks"] = BUNDLED if embedded else "paper"
     if values["num_train_samples"] is None:
         values["num_train_samples"] = SPEC_TRAIN_SAMPLES if values["spec_task"] else 2000
     return Arguments(**values)
@@ -200,10 +202,10 @@ def build_parser() -> Parser:
     parser.flag(
         "base_model_name",
         type=name_or_path,
-        default=EMBEDDED_MODEL,
+        default=EMBEDDED,
         metavar="MODEL",
         help="the dense model: folder, hub id, GGUF file, short name (llama_7B, llama3_8B, vicuna_7B, …) or "
-        "'embedded' (SmolLM2-135M)",
+        f"'{EMBEDDED}' (SmolLM2-135M)",
     )
     parser.flag(
         "pruned_model_path",
@@ -258,7 +260,10 @@ def build_parser() -> Parser:
     parser.flag(
         "max_length", type=at_least(2), default=500, metavar="TOKENS", help="prompt and response; the end is cut off"
     )
-    parser.switch("skip_bad_samples", "leave out samples with empty responses or too long prompts, and say which")
+    parser.switch("skip_bad_samples", "leave out samples with empty responses or too long prompts, however many")
+    parser.switch(
+        "strict_samples", "stop at any prompt that leaves no room for a response (default: at more than a tenth)"
+    )
 
     parser.group("components and heads")
     parser.flag(
@@ -274,7 +279,7 @@ def build_parser() -> Parser:
     parser.flag(
         "sentence_encoder",
         type=name_or_path,
-        default="embedded",
+        default=EMBEDDED,
         metavar="MODEL",
         help="finds each answer's most similar other one: a hub id, a folder, or MiniLM-L6 from its PyPI package",
     )

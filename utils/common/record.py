@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,22 +17,52 @@ import torch
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "lm-eval", "numpy", "safetensors", "gguf")
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run: a short key for the code, and the name that terminal, run.json and `-plan` show."""
+
+    key: str
+    name: str
+
+
+STAGES = (
+    Stage("samples", "reading samples, tokenizer and tasks"),
+    Stage("prune", "pruned checkpoint"),
+    Stage("negatives", "contrastive negatives"),
+    Stage("dense", "dense model: activations and scores"),
+    Stage("pruned", "pruned model: activations and scores"),
+    Stage("rank", "lost components and head ranking"),
+    Stage("train", "training"),
+    Stage("merge", "merge and proof"),
+    Stage("restored", "restored model: scores"),
+)
+"""All stages of a run, in its order."""
+
+
+def stage_name(key: str) -> str:
+    """The name of the stage with that key; KeyError for a key that is none of STAGES."""
+    return {stage.key: stage.name for stage in STAGES}[key]
+
+
 class RunRecord:
     """Stages as they are done, in the order they were begun.
 
     reused: a cache's list of what it answered from; a stage records what was added to it meanwhile.
     """
 
-    def __init__(self, total: int, reused: list[str] | None = None):
+    def __init__(self, reused: list[str] | None = None):
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self.stages: list[dict] = []
-        self.total = total
         self.reused = [] if reused is None else reused
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Announce a stage, and record its seconds and peak memory (of the process, and of the GPU's allocator)."""
-        print(f"[{len(self.stages) + 1}/{self.total}] {name}", flush=True)
+    def stage(self, key: str, detail: str = "") -> Iterator[None]:
+        """Announce a stage, and record its seconds and peak memory (of the process, and of the GPU's allocator).
+
+        key: one of STAGES, which gives its number and name; KeyError for others. detail: what is known of it only now.
+        """
+        name, number = stage_name(key), 1 + [stage.key for stage in STAGES].index(key)
+        print(f"[{number}/{len(STAGES)}] {name}{f': {detail}' if detail else ''}", flush=True)
         gc.collect()
         reset_peak_memory()
         found = len(self.reused)
@@ -39,6 +70,7 @@ class RunRecord:
         yield
         entry = {
             "name": name,
+            "detail": detail,
             "seconds": time.perf_counter() - began,
             "peak_memory_bytes": peak_memory(),
             "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,

@@ -21,13 +21,12 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from utils.common.commands import folder_path
 from utils.common.errors import UserError
 from utils.common.files import digest_files, whole_folder, write_json, write_text
+from utils.common.names import BUNDLED, SPEC_TASKS
 from utils.common.result import Result, check_apart
 from utils.evaluation import mirror_rows, perplexity
 from utils.evaluation.model import quiet
 from utils.evaluation.plan import TaskLoader, task_names, wikitext_rows
-from utils.evaluation.spec_tasks import SPEC_TASKS
 from utils.evaluation.tasks import (
-    BUNDLED,
     DEFINITIONS,
     MIRROR_RECORD,
     WIKITEXT,

@@ -18,10 +18,10 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from utils.common.errors import UserError, first_line
 from utils.common.files import digest
 from utils.common.hub import no_waiting
+from utils.common.names import BUNDLED
 from utils.evaluation import perplexity
 from utils.evaluation.model import quiet
 from utils.evaluation.tasks import (
-    BUNDLED,
     BUNDLED_FOLDER,
     DEFINITIONS,
     PAPER,

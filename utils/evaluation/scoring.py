@@ -20,7 +20,7 @@ from utils.evaluation import perplexity
 from utils.evaluation import statistics as eval_statistics
 from utils.evaluation.model import InMemoryLM, quiet, token_budget
 from utils.evaluation.plan import EvalPlan, PlannedTask, plan_tasks, portable_config
-from utils.evaluation.tasks import MAIN_METRIC, TOKEN_PERPLEXITY, WIKITEXT, main_metric
+from utils.evaluation.tasks import MAIN_METRIC, TOKEN_PERPLEXITY, WIKITEXT
 
 __all__ = ["MAIN_METRIC", "EvalPlan", "Evaluation", "compare", "evaluate", "plan_tasks", "recovered"]
 
@@ -64,11 +64,6 @@ class Evaluation:
             tasks = {**whole.provenance.get("tasks", {}), **part.provenance.get("tasks", {})}
             whole.provenance.update(part.provenance, tasks=tasks)
         return whole
-
-    def main(self, task: str) -> tuple[str, dict[str, float | None]] | None:
-        """(metric, score) that stands for the task in a table."""
-        metric = main_metric(task, self.scores[task])
-        return None if metric is None else (metric, self.scores[task][metric])
 
 
 def evaluate(

@@ -1,11 +1,12 @@
-"""Task-specific recovery: samples of one task's own training split in the original release's form (design 2.5)."""
+"""Where a run's training texts are: the split of -spec_task that lm_eval's rows come with, or -data_path."""
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from data.loading import Sample, Split, load_samples
+from data.spec_rows import SPEC_FORMS
 from utils.common.errors import UserError
+from utils.common.flags import Arguments
 from utils.evaluation.plan import hub_split
 from utils.evaluation.tasks import PAPER_TASKS, read_rows, split_file
 
@@ -13,60 +14,39 @@ FLAG = "-spec_task"
 DATA_FLAG = "-eval_data_dir"
 
 
-@dataclass(frozen=True)
-class SpecSample:
-    """One training sample.
+def load_texts(args: Arguments) -> Split:
+    """Training and validation texts as the flags name them; -spec_task has no validation samples.
 
-    prompt ends in "Answer:"; the text trained on is prompt + " " + response. negatives: what r⁻ is chosen from: the
-    other label, or for ARC the other choices, of which the paper takes the most similar to the response.
+    Says which flags are not used. Raises UserError: what `load_samples` and `load_spec_samples` raise.
     """
-
-    prompt: str
-    response: str
-    negatives: tuple[str, ...]
-
-
-def _boolq(row: dict) -> SpecSample:
-    answers = ("no", "yes")
-    prompt = f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:"
-    return SpecSample(prompt, answers[row["label"]], (answers[1 - row["label"]],))
-
-
-def _rte(row: dict) -> SpecSample:
-    answers = ("True", "False")
-    prompt = f"{row['sentence1']}\nQuestion: {row['sentence2']} True or False?\nAnswer:"
-    return SpecSample(prompt, answers[row["label"]], (answers[1 - row["label"]],))
+    tell_unused(args)
+    if args.spec_task:
+        return Split(load_spec_samples(args.spec_task, args.eval_data_dir, args.num_train_samples, args.samples_seed), [])
+    return load_samples(
+        args.data_path,
+        args.num_train_samples,
+        args.num_valid_samples,
+        valid_path=args.valid_data_path,
+        skip_bad=args.skip_bad_samples,
+    )
 
 
-def _arc(row: dict) -> SpecSample:
-    texts = row["choices"]["text"]
-    right = row["choices"]["label"].index(row["answerKey"])
-    negatives = tuple(text for index, text in enumerate(texts) if index != right)
-    return SpecSample(f"Question: {row['question']}\nAnswer:", texts[right], negatives)
+def tell_unused(args: Arguments) -> None:
+    """Print a line for each flag that names samples although -spec_task does."""
+    for name in ("data_path", "valid_data_path"):
+        if args.spec_task and getattr(args, name) is not None:
+            print(f"      -{name} is not used: -spec_task trains on {args.spec_task}'s own training split")
 
 
-SPEC_TASKS: dict[str, Callable[[dict], SpecSample]] = {
-    "boolq": _boolq,
-    "rte": _rte,
-    "arc_easy": _arc,
-    "arc_challenge": _arc,
-}
-
-
-def check_spec_task(task: str) -> None:
-    """UserError unless `task` has a form here."""
-    if task not in SPEC_TASKS:
-        raise UserError(f"{FLAG}: '{task}' is not one of {', '.join(SPEC_TASKS)}")
-
-
-def load_spec_samples(task: str, data_dir: Path | None, num_train: int, seed: int) -> list[SpecSample]:
+def load_spec_samples(task: str, data_dir: Path | None, num_train: int, seed: int) -> list[Sample]:
     """`num_train` samples of the task's training split, drawn with `seed`, in the drawn order.
 
     data_dir: a folder or mirror as -eval_data_dir takes it, which must hold the training split; None for the hub.
     Prompts are those that lm_eval scores the task with. Raises UserError: unknown task, missing split, damaged row,
     too few rows.
     """
-    check_spec_task(task)
+    if task not in SPEC_FORMS:
+        raise UserError(f"{FLAG}: '{task}' is not one of {', '.join(SPEC_FORMS)}")
     fault = PAPER_TASKS[task].fault
     if data_dir is None:
         rows = hub_split(task, "train")
@@ -77,4 +57,4 @@ def load_spec_samples(task: str, data_dir: Path | None, num_train: int, seed: in
             f"-num_train_samples: {num_train} asked for, but {task}'s training split has {len(rows)} rows; lower it"
         )
     drawn = random.Random(seed).sample(range(len(rows)), num_train)
-    return [SPEC_TASKS[task](rows[index]) for index in drawn]
+    return [SPEC_FORMS[task](rows[index]) for index in drawn]

@@ -15,11 +15,9 @@ DEFINITIONS = Path(lm_eval.tasks.__file__).parent
 """lm_eval's own task definitions."""
 
 BUNDLED_FOLDER = Path(__file__).resolve().parents[2] / "data" / "tasks"
-BUNDLED = "bundled"
 
 WIKITEXT = "wikitext2"
 TOKEN_PERPLEXITY = "token_perplexity"
-WORD_PERPLEXITY = "word_perplexity"
 
 MAIN_METRIC = {
     "boolq": "acc",

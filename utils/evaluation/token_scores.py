@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
-_CHUNK = 256
+CHUNK = 256
 """Positions whose logits exist at a time: they stay in the cache of a CPU, and cost a GPU few launches."""
 
 
@@ -15,7 +15,7 @@ def token_scores(
     hidden: (P, D), the last hidden states that predict. targets: (P,) int64. The softmax is taken in fp32.
     """
     scores, likeliest = [], []
-    for part, wanted in zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True):
+    for part, wanted in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
         logits = model.get_output_embeddings()(part).float()
         wanted = wanted.to(logits.device)
         chosen = logits.gather(1, wanted.unsqueeze(1)).squeeze(1)

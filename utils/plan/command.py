@@ -2,10 +2,8 @@
 
 import math
 import textwrap
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
@@ -22,16 +20,17 @@ from models.loading import (
     load_tokenizer,
 )
 from utils.common.errors import UserError, first_line
-from utils.common.flags import EMBEDDED_MODEL, Arguments
+from utils.common.flags import Arguments
 from utils.common.hub import no_waiting
+from utils.common.names import BUNDLED, EMBEDDED
 from utils.evaluation.plan import TASKS_FLAG, task_names
-from utils.evaluation.tasks import BUNDLED, WIKITEXT
+from utils.evaluation.spec_tasks import load_texts, tell_unused
+from utils.evaluation.tasks import WIKITEXT
 from utils.plan.costs import Machine, StagePlan, TaskTokens, Workload, parameters, plan
 from utils.plan.machine import FITS, GIB, machine
+from utils.prompts import Encoded
 from utils.report.tables import WIDTH
-
-if TYPE_CHECKING:
-    from utils.prompts import Encoded
+from utils.samples import read_samples
 
 TASKS = {
     "bundled_response": TaskTokens(280, 98.1, 6535, 61.7, 4, 147),
@@ -61,10 +60,10 @@ ALPACA_PROMPT, ALPACA_RESPONSE = 30, 143
 reach 500. Llama's own vocabulary is smaller and makes some 10 to 15 % more."""
 
 
-def print_plan(args: Arguments, read_samples: Callable) -> None:
+def print_plan(args: Arguments) -> None:
     """Check the flags, count what will be read, and print expected time and memory; UserError as a run would raise it.
 
-    read_samples: the entry point's own (arguments, tokenizer), used where samples and tokenizer are at hand.
+    Samples are read where they and the tokenizer are at hand.
     """
     check_name(args.base_model_name, "-base_model_name")
     config, tokenizer, stored = read_model(args.base_model_name)
@@ -73,14 +72,15 @@ def print_plan(args: Arguments, read_samples: Callable) -> None:
     else:
         pruning.check(args.prune_method, args.sparsity, args.calib_data, args.calib_samples, args.calib_length, config)
     target = machine(args.plan, config, DTYPES[args.dtype], args.device)
-    samples, valid, counted = count_samples(args, tokenizer, read_samples)
+    samples, valid, counted = count_samples(args, tokenizer)
     tasks, unknown = count_tasks(args)
     work = workload(args, config, stored, samples, valid, tasks)
     print(
         f"{parameters(config) / 1e9:.2f} B parameters, {args.dtype}, on {target.name} ({target.memory / GIB:.0f} GiB)"
     )
     notes = [target.source, counted, "evaluation: mean tokens of a row times the rows of the split"]
-    if args.base_model_name == EMBEDDED_MODEL or args.base_model_name.endswith(".gguf"):
+    notes.append(f"training: {args.method}, {work.heads} heads")
+    if args.base_model_name == EMBEDDED or args.base_model_name.endswith(".gguf"):
         notes.append("not planned: a GGUF file is unpacked to fp32 in the first run that reads it")
     if unknown:
         notes.append(f"not planned, since their size is not known here: {', '.join(unknown)}")
@@ -99,7 +99,7 @@ def read_model(name: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase | None, 
     """
     flag = "-base_model_name"
     full = hub_name(name)
-    path = embedded_file(flag) if name == EMBEDDED_MODEL else Path(full).expanduser()
+    path = embedded_file(flag) if name == EMBEDDED else Path(full).expanduser()
     if path.is_file():
         place = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
         try:
@@ -127,7 +127,7 @@ def _stored(config: LlamaConfig) -> torch.dtype:
 
 
 def count_samples(
-    args: Arguments, tokenizer: PreTrainedTokenizerBase | None, read_samples: Callable
+    args: Arguments, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]], str]:
     """(prompt tokens, all tokens) of the training and the validation samples, and in words where they are from."""
     sources = [args.data_path, args.valid_data_path]
@@ -135,9 +135,10 @@ def count_samples(
     if args.spec_task:
         at_hand = args.eval_data_dir is not None
     if tokenizer is not None and at_hand:
-        train, valid, *_ = read_samples(args, tokenizer)
-        counted = [[_lengths(sample) for sample in samples] for samples in (train, valid)]
+        samples = read_samples(args, tokenizer, load_texts(args))
+        counted = [[_lengths(sample) for sample in part] for part in (samples.train, samples.valid)]
         return *counted, "samples: counted"
+    tell_unused(args)
     count, held_out = args.num_train_samples, args.num_valid_samples
     if args.spec_task:
         prompt = round(TASKS[args.spec_task].tokens)
@@ -153,7 +154,7 @@ def count_samples(
     return rows[0], rows[1] if held_out else [], said
 
 
-def _lengths(sample: "Encoded") -> tuple[int, int]:
+def _lengths(sample: Encoded) -> tuple[int, int]:
     return sample.prompt_length, len(sample.ids)
 
 
@@ -253,12 +254,12 @@ def advice(config: LlamaConfig, work: Workload, target: Machine, stages: list[St
         if _fits(stage, target):
             continue
         cures = []
-        if stage.name.startswith("training"):
+        if stage.key == "train":
             for options in _lighter(work):
                 fits = (flags for flags, other in options if _fits(plan(config, other, target)[number], target))
                 if len(cures) < 2 and (mildest := next(fits, None)):
                     cures.append(mildest)
-        elif stage.name == "pruned checkpoint":
+        elif stage.key == "prune":
             cures = ["fewer -calib_samples, a smaller -calib_length", "a -pruned_model_path made elsewhere"]
         elif target.device == "cuda":
             cures = ["-device auto, which spreads the model over several GPUs and the host's memory"]

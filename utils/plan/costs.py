@@ -11,27 +11,24 @@ from dataclasses import dataclass, field
 
 from transformers import LlamaConfig
 
+from pruning.streaming import BATCH_TOKENS as PRUNING_TOKENS
 from utils.activations import CPU_TOKENS_A_BATCH, TOKENS_A_BATCH
+from utils.common.record import STAGES, stage_name
 from utils.evaluation.model import CPU_TOKENS, GPU_TOKENS
+from utils.evaluation.token_scores import CHUNK as SCORED_CHUNK
 from utils.losses import CHUNK
+from utils.negatives import BATCH_SIZE as ENCODER_BATCH
+from utils.negatives import LONGEST as ENCODER_LONGEST
 from utils.probing import EPOCHS as PROBE_EPOCHS
 from utils.probing import TRAIN_SHARE
+from utils.samples import PROOF_SAMPLES
 from utils.training import VALID_TOKENS_A_BATCH
-
-PRUNING_TOKENS = 4096
-"""Tokens in a batch of the calibration set (`pruning.streaming.stream`'s default)."""
-
-SCORED_CHUNK = 256
-"""Positions whose logits exist at once in evaluation (utils/token_scores.py)."""
-
-PROOF_SEQUENCES = 4
-"""Samples whose logits the attached and the merged model are compared on."""
 
 ENCODER_BYTES, ENCODER_FLOPS = 91_000_000, 2 * 10_600_000
 """MiniLM-L6 in fp32, and what it computes a token: 6 layers of 12·384² weights (its model card)."""
 
-ENCODER_BATCH, ENCODER_LONGEST, ENCODER_TOKEN_BYTES = 64, 256, (2 * 1536 + 8 * 384) * 4
-"""Answers at once, their longest in tokens (utils/negatives.py), and a layer's bytes a token: FFN, q, k, v, streams."""
+ENCODER_TOKEN_BYTES = (2 * 1536 + 8 * 384) * 4
+"""A layer's bytes a token in the encoder: FFN, q, k, v, streams."""
 
 PROBES_SHARE = 0.16
 """Measured on two cores: the share of the memory's rate that the probes of 270 heads reach."""
@@ -177,13 +174,18 @@ class Workload:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage: its name in run.json, tokens through a decoder, seconds, peak bytes of the host and of the card."""
+    """One stage: its key in STAGES, tokens through a decoder, seconds, peak bytes of the host and of the card."""
 
-    name: str
+    key: str
     tokens: int
     seconds: float
     host_bytes: int
     device_bytes: int | None
+
+    @property
+    def name(self) -> str:
+        """The stage's name in run.json."""
+        return stage_name(self.key)
 
     def bytes_on(self, machine: Machine) -> int:
         """Peak of the memory that `machine.memory` counts."""
@@ -301,7 +303,7 @@ def backward_flops(config: LlamaConfig, seen: Sequences) -> float:
 
 
 def plan(config: LlamaConfig, work: Workload, machine: Machine) -> list[StagePlan]:
-    """The stages of RestoreLCC_train.py in its order, under the names of run.json."""
+    """A row for each of STAGES, in their order."""
     return _Planner(config, work, machine).stages()
 
 
@@ -331,23 +333,27 @@ class _Planner:
 
     def stages(self) -> list[StagePlan]:
         """In order: on a CPU, what one leaves in the heap is under the next one's peak."""
-        return [
-            self._stage("reading samples, tokenizer and tasks", 0, self.machine.imports, self._read_bytes(), 0),
-            self._pruning(),
-            self._negatives(),
-            self._dense(),
-            self._measure("pruned model: activations and scores", self.pruned_file, [self.prompts]),
-            self._components(),
-            self._training(),
-            self._merge(),
-            self._measure("restored model: scores", self.pruned_file, []),
-        ]
+        steps = {
+            "samples": self._reading,
+            "prune": self._pruning,
+            "negatives": self._negatives,
+            "dense": self._dense,
+            "pruned": lambda key: self._measure(key, self.pruned_file, [self.prompts]),
+            "rank": self._components,
+            "train": self._training,
+            "merge": self._merge,
+            "restored": lambda key: self._measure(key, self.pruned_file, []),
+        }
+        return [steps[stage.key](stage.key) for stage in STAGES]
 
-    def _stage(self, name: str, tokens: int, seconds: float, host: float, device: float) -> StagePlan:
+    def _reading(self, key: str) -> StagePlan:
+        return self._stage(key, 0, self.machine.imports, self._read_bytes(), 0)
+
+    def _stage(self, key: str, tokens: int, seconds: float, host: float, device: float) -> StagePlan:
         """host: bytes beyond the baseline that are the host's anyway; device: those that are the model's device's."""
         if not self.on_card:
-            return StagePlan(name, tokens, seconds, int(self.baseline + self.kept + host + device), None)
-        return StagePlan(name, tokens, seconds, int(self.baseline + host), int(self.machine.device_baseline + device))
+            return StagePlan(key, tokens, seconds, int(self.baseline + self.kept + host + device), None)
+        return StagePlan(key, tokens, seconds, int(self.baseline + host), int(self.machine.device_baseline + device))
 
     def _read_bytes(self) -> float:
         # Counting a given checkpoint's zeros maps all of it.
@@ -367,10 +373,10 @@ class _Planner:
         share = self.machine.own_forward_share or self.machine.forward_share
         return forward_flops(self.config, seen) / (self.machine.flops * share)
 
-    def _pruning(self) -> StagePlan:
-        name, work, config = "pruned checkpoint", self.work, self.config
+    def _pruning(self, key: str) -> StagePlan:
+        work, config = self.work, self.config
         if not work.pruner:
-            return self._stage(name, 0, 0, 0, 0)
+            return self._stage(key, 0, 0, 0, 0)
         windows, length = work.calibration
         tokens = windows * length if work.pruner != "magnitude" else 0
         inner, hidden, (queries, _) = config.intermediate_size, config.hidden_size, _widths(config)
@@ -395,8 +401,8 @@ class _Planner:
         held = tokens * hidden * work.dtype_bytes + (forward_bytes(config, work.dtype_bytes, batch) if tokens else 0)
         if self.on_card:
             layer = layer_parameters(config) * work.dtype_bytes
-            return self._stage(name, 2 * tokens, seconds, host + self.weights, layer + held + scratch)
-        stage = self._stage(name, 2 * tokens, seconds, self.weights + max(host, held + scratch), 0)
+            return self._stage(key, 2 * tokens, seconds, host + self.weights, layer + held + scratch)
+        stage = self._stage(key, 2 * tokens, seconds, self.weights + max(host, held + scratch), 0)
         self.kept = self.machine.kept * self.weights
         return stage
 
@@ -406,16 +412,15 @@ class _Planner:
         mlp = [(inner, hidden), (inner, hidden), (hidden, inner)]
         return [(queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries), *mlp]
 
-    def _negatives(self) -> StagePlan:
-        name = "contrastive negatives"
+    def _negatives(self, key: str) -> StagePlan:
         if not self.work.probes:
-            return self._stage(name, 0, 0, 0, 0)
+            return self._stage(key, 0, 0, 0, 0)
         tokens = sum(length - prompt for prompt, length in self.work.samples)
         rate = self.machine.fp32_flops * self.machine.forward_share
         seconds = 1 + ENCODER_BYTES / self.machine.disk + ENCODER_FLOPS * tokens / rate
         longest = min(ENCODER_LONGEST, max(length - prompt for prompt, length in self.work.samples))
         batch = min(ENCODER_BATCH, len(self.work.samples)) * longest * ENCODER_TOKEN_BYTES
-        return self._stage(name, 0, seconds, 0, ENCODER_BYTES + batch)
+        return self._stage(key, 0, seconds, 0, ENCODER_BYTES + batch)
 
     def _scores(self) -> tuple[float, int, Sequences]:
         """(seconds, tokens, the largest batch) of scoring one model on all tasks."""
@@ -432,10 +437,10 @@ class _Planner:
         rows = max(1, self.budget // longest)
         return seconds, tokens, Sequences(rows=rows, longest=longest, scored_at_once=self.budget, masked=longest < 1024)
 
-    def _measure(self, name: str, file: float, groups: list[Sequences], converted: bool = False) -> StagePlan:
+    def _measure(self, key: str, file: float, groups: list[Sequences], converted: bool = False) -> StagePlan:
         seconds, tokens, batch = self._scores()
         if not groups and not tokens:
-            return self._stage(name, 0, file / self.machine.disk, 0, 0)
+            return self._stage(key, 0, file / self.machine.disk, 0, 0)
         loading, host = self._loading(file, converted)
         seconds += loading
         device = forward_bytes(self.config, self.work.dtype_bytes, batch) if tokens else 0
@@ -448,14 +453,14 @@ class _Planner:
             branches = 3 * self.work.probes if len(groups) == 2 else len(self.work.samples)
             z = activations_bytes(self.config, branches, self.work.dtype_bytes)
         if self.on_card:
-            return self._stage(name, tokens, seconds, max(host, z), self.weights + device)
+            return self._stage(key, tokens, seconds, max(host, z), self.weights + device)
         # Converted weights lie in the heap, where those of an earlier stage were.
         before, self.kept = self.kept, 0 if converted else self.kept
-        stage = self._stage(name, tokens, seconds, 0, self.weights + max(host, device + z))
+        stage = self._stage(key, tokens, seconds, 0, self.weights + max(host, device + z))
         self.kept = max(before, self.machine.kept * self.weights) if converted else before
         return stage
 
-    def _components(self) -> StagePlan:
+    def _components(self, key: str) -> StagePlan:
         config, samples, probes = self.config, len(self.work.samples), self.work.probes
         width = config.num_hidden_layers * config.num_attention_heads * config.head_dim
         read = width * (2 * samples + 2 * probes) * self.work.dtype_bytes
@@ -468,15 +473,15 @@ class _Planner:
         bases = width * config.head_dim * FP32
         seconds = RANKING_SECONDS + read / self.machine.disk
         seconds += traffic / self.machine.host_bandwidth + algebra / self.machine.host_flops
-        return self._stage("lost components and head ranking", 0, seconds, held + 2 * bases, 0)
+        return self._stage(key, 0, seconds, held + 2 * bases, 0)
 
-    def _dense(self) -> StagePlan:
+    def _dense(self, key: str) -> StagePlan:
         if not self.on_card and self.work.dtype_bytes < FP32:
             self.baseline += self.machine.kernels
         seen = [self.trees, self.rest]
-        return self._measure("dense model: activations and scores", self.dense_file, seen, self.work.converted)
+        return self._measure(key, self.dense_file, seen, self.work.converted)
 
-    def _training(self) -> StagePlan:
+    def _training(self, key: str) -> StagePlan:
         config, work, machine = self.config, self.work, self.machine
         seconds, host = self._loading(self.pruned_file)
         forward = self._own_forward(self.training)
@@ -488,29 +493,28 @@ class _Planner:
         device = forward_bytes(config, work.dtype_bytes, self.largest_valid)
         if work.epochs:
             device = max(device, training_bytes(config, work, self.training, self.on_card))
-        name = f"training β and b of {work.heads} heads"
-        proof = PROOF_SEQUENCES * self.training.longest * config.vocab_size * FP32
+        proof = PROOF_SAMPLES * self.training.longest * config.vocab_size * FP32
         if self.on_card:
-            return self._stage(name, tokens, seconds, max(host, proof), self.weights + device)
+            return self._stage(key, tokens, seconds, max(host, proof), self.weights + device)
         saved = kept_activations(config, work, self.training, self.on_card) if work.epochs else 0
         # Activations fill what is free in the heap first, and leave it as large as they made it.
         before, self.kept = self.kept, max(0, self.kept - saved)
         held = max(device + machine.fragments * saved, proof)
-        stage = self._stage(name, tokens, seconds, 0, self.weights + held)
+        stage = self._stage(key, tokens, seconds, 0, self.weights + held)
         self.kept = max(before, (1 + machine.fragments) * saved)
         return stage
 
-    def _merge(self) -> StagePlan:
+    def _merge(self, key: str) -> StagePlan:
         # Mapped by the merge, written; counted, compared and loaded again; hashed by whoever asks for its key.
         seconds = 6 * self.pruned_file / self.machine.disk
         longest = max((length for _, length in self.work.valid or self.work.samples), default=0)
         logits = longest * self.config.vocab_size
-        kept = 2 * PROOF_SEQUENCES * FP32 * logits
+        kept = 2 * PROOF_SAMPLES * FP32 * logits
         files = 2 * self.pruned_file
         if self.on_card:
             own = self.weights + logits * (self.work.dtype_bytes + FP32)
-            return self._stage("merge and proof", 0, seconds, files + kept, own)
-        return self._stage("merge and proof", 0, seconds, max(files, self.weights + kept), 0)
+            return self._stage(key, 0, seconds, files + kept, own)
+        return self._stage(key, 0, seconds, max(files, self.weights + kept), 0)
 
 
 def _widths(config: LlamaConfig) -> tuple[int, int]:

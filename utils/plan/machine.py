@@ -1,9 +1,11 @@
 """What `-plan` can plan for: cards by their datasheets, and this machine by a measurement of a second or two."""
 
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from transformers import LlamaConfig
@@ -46,14 +48,14 @@ CARDS = {
 FORWARD_SHARE, BACKWARD_SHARE = 0.45, 0.40
 """Assumed on cards, not measured: the share of the datasheet's rate that a decoder reaches in stock PyTorch."""
 
-BASELINE = 480 * 2**20
-"""Measured: what a process on a CPU holds before the first weight, torch, transformers and datasets loaded."""
-
 CARD_BASELINE = int(0.6 * GIB)
 """Assumed: CUDA's context and the libraries' workspaces, which no allocator counts."""
 
 CARD_HOST_BASELINE = 2 * GIB
 """Assumed: what a process with CUDA's libraries holds of the host's memory."""
+
+CARD_REQUEST_SECONDS = 0.0005
+"""Assumed: lm_eval's own time a request on a card's host, whose CPU is faster than the measured one."""
 
 FITS = 0.95
 """The share of a memory that may be planned for; the rest goes to fragments."""
@@ -63,21 +65,31 @@ _ROWS, _LENGTH = 4, 128
 T² part than at the rest."""
 
 
+def find_card(name: str) -> str | None:
+    """The one of CARDS that `name` is, as a user or the card's driver writes it; None if it is none of them.
+
+    A driver's name holds all words of ours among others: 'NVIDIA A100-SXM4-80GB', 'NVIDIA GeForce RTX 4090'. Upper and
+    lower case are one.
+    """
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    held = {*words, *(first + second for first, second in pairwise(words))}
+    return next((card for card in CARDS if set(card.lower().split("-")) <= held), None)
+
+
 def machine(name: str, config: LlamaConfig, dtype: torch.dtype, device: str) -> Machine:
     """The machine behind -plan's value, with rates for decoder layers of this configuration.
 
-    name: `here`, or one of CARDS (upper and lower case are one); UserError for others. device: -device's, for `here`.
+    name: `here`, or what `find_card` finds; UserError for others. device: -device's, for `here`.
     """
     if name.lower() == HERE:
         return here(config, dtype, usable_device(device))
-    by_lower = {known.lower(): known for known in CARDS}
-    if name.lower() not in by_lower:
+    known = find_card(name)
+    if known is None:
         raise UserError(f"-plan: unknown card '{name}'; give {HERE} or one of {', '.join(CARDS)}")
-    name = by_lower[name.lower()]
-    card = CARDS[name]
+    card = CARDS[known]
     flops = card.fp32_tflops if dtype == torch.float32 else card.tflops
     return Machine(
-        name=name,
+        name=known,
         device="cuda",
         memory=int(card.memory_gb * 1e9),
         flops=flops * 1e12,
@@ -86,7 +98,7 @@ def machine(name: str, config: LlamaConfig, dtype: torch.dtype, device: str) -> 
         backward_share=BACKWARD_SHARE,
         baseline=CARD_HOST_BASELINE,
         device_baseline=CARD_BASELINE,
-        request_seconds=0.0005,
+        request_seconds=CARD_REQUEST_SECONDS,
         source=f"datasheet: {flops:g} TFLOP/s dense; assumed, not measured: {FORWARD_SHARE:.0%} of it forward, "
         f"{BACKWARD_SHARE:.0%} backward, disk at 1 GB/s",
     )
@@ -131,11 +143,11 @@ def here(config: LlamaConfig, dtype: torch.dtype, device: str) -> Machine:
         backward_share=backward / flops,
         own_forward_share=own_forward / flops,
         host_memory=ram if on_card else None,
-        host_flops=100e9 if on_card else fp32_flops,
+        host_flops=Machine.host_flops if on_card else fp32_flops,
         host_bandwidth=_bandwidth(),
-        baseline=CARD_HOST_BASELINE if on_card else BASELINE,
+        baseline=CARD_HOST_BASELINE if on_card else Machine.baseline,
         device_baseline=CARD_BASELINE if on_card else 0,
-        request_seconds=0.0005 if on_card else 0.002,
+        request_seconds=CARD_REQUEST_SECONDS if on_card else Machine.request_seconds,
         source=f"measured now: {flops / 1e9:.0f} GFLOP/s in matrix products, of which a decoder layer reaches "
         f"{forward / flops:.0%} forward and {backward / flops:.0%} backward; assumed: disk at 1 GB/s",
     )

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from models.loading import hub_name
 from utils.common.files import whole_folder, write_text
+from utils.common.names import EMBEDDED, EMBEDDED_ID
 from utils.report import figures
 from utils.report.summary import (
-    EMBEDDED_NAME,
     ZEROS,
     findings,
     hide_path,
@@ -35,7 +35,6 @@ from utils.report.tables import (
     stage_rows,
 )
 
-EMBEDDED_ID = f"HuggingFaceTB/{EMBEDDED_NAME}"
 LICENSES = {
     "HuggingFaceTB/SmolLM2-": "apache-2.0",
     "TinyLlama/": "apache-2.0",
@@ -219,7 +218,7 @@ def _hub_id(name: str | None) -> str | None:
     """The hub id owner/name behind a model's name; None for a local folder or file."""
     if not name:
         return None
-    full = EMBEDDED_ID if name == "embedded" else hub_name(name)
+    full = EMBEDDED_ID if name == EMBEDDED else hub_name(name)
     is_local = full.startswith((".", "/", "~")) or Path(full).exists() or full.endswith(".gguf")
     return full if re.fullmatch(r"[\w.-]+/[\w.-]+", full) and not is_local else None
 

@@ -5,11 +5,11 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
+from utils.common.names import EMBEDDED, EMBEDDED_ID
 from utils.report.tables import MODELS, ScoreRow, mean_row, score_rows
 
-EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 NAMES = {
-    "embedded": EMBEDDED_NAME,
+    EMBEDDED: EMBEDDED_ID.partition("/")[2],
     "magnitude": "magnitude pruning",
     "wanda": "Wanda",
     "sparsegpt": "SparseGPT",

@@ -1,0 +1,113 @@
+"""Samples are tokenized once, in batches, with the same ids as one by one; those without a response are counted."""
+
+import pytest
+from tokenizers import Tokenizer, models, processors
+from transformers import PreTrainedTokenizerFast
+
+from data.loading import Sample, Split
+from models.loading import load_tokenizer
+from tests.conftest import byte_tokenizer
+from utils.common.errors import UserError
+from utils.common.flags import parse_arguments
+from utils.prompts import Encoded, answered, common_prefix, encode_all
+from utils.samples import PROOF_SAMPLES, read_samples
+
+SHORT, LONG = "Say it.", "Say it again, and again, and again." * 2
+MAX_LENGTH = 40
+
+
+def merging_tokenizer() -> PreTrainedTokenizerFast:
+    """Characters, <s> before each text, and ': ' as one token: a prompt's last token merges with what follows."""
+    symbols = ["<s>", ": ", *map(chr, range(32, 127))]
+    vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[(":", " ")]))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
+
+
+def one_by_one(tokenizer, prompt: str, response: str, max_length: int) -> Encoded:
+    alone = tokenizer(prompt.strip()).input_ids
+    whole = tokenizer(f"{prompt.strip()} {response}").input_ids
+    return Encoded(whole[:max_length], min(common_prefix([alone, whole]), max_length))
+
+
+def arguments(*flags: str):
+    return parse_arguments(["-max_length", str(MAX_LENGTH), *flags])
+
+
+def texts(train: list[str], valid: list[str] = ()) -> Split:
+    return Split(*([Sample(prompt, f"yes {row}") for row, prompt in enumerate(part)] for part in (train, valid)))
+
+
+def read(train: list[str], valid: list[str] = (), flags: tuple[str, ...] = ()):
+    return read_samples(arguments(*flags), byte_tokenizer(), texts(train, valid))
+
+
+@pytest.mark.parametrize("kind", ["bytes", "merging", "real"])
+@pytest.mark.parametrize("max_length", [9, 500])
+def test_a_batch_gives_the_ids_of_one_by_one(request, kind, max_length):
+    if kind == "real":
+        tokenizer = load_tokenizer(request.getfixturevalue("stories"), "-b")
+    else:
+        tokenizer = {"bytes": byte_tokenizer, "merging": merging_tokenizer}[kind]()
+    prompts = ["Q:", "  Say it three times:  ", "A rather long question, is it not?", "x", "Q:\nA:"]
+    responses = ["a", "it it it", " two spaces", "", "yes\nno"]
+    samples, prompt_ids = encode_all(tokenizer, prompts, responses, max_length)
+    pairs = list(zip(prompts, responses, strict=True))
+    assert samples == [one_by_one(tokenizer, *pair, max_length) for pair in pairs]
+    assert prompt_ids == [tokenizer(prompt.strip()).input_ids for prompt in prompts]
+    assert answered(tokenizer, prompts, responses, max_length) == [sample.ids for sample in samples]
+    assert encode_all(tokenizer, [], [], max_length) == ([], [])
+    if kind == "merging" and max_length == 500:
+        assert samples[0].prompt_length == len(prompt_ids[0]) - 1
+
+
+def test_a_tenth_of_too_long_prompts_is_left_out_with_a_count_and_the_rest_stays_together(capsys):
+    train = [LONG if row in (3, 11) else f"{SHORT} {row}" for row in range(20)]
+    valid = [LONG if row == 0 else SHORT for row in range(10)]
+    samples = read(train, valid)
+    printed = capsys.readouterr().out
+    assert "left out 2 training samples with a prompt of -max_length 40 tokens or more" in printed
+    assert "(samples 4, 12)" in printed
+    assert "left out 1 validation sample with" in printed and "(samples 1)" in printed
+    assert "18 training and 9 validation samples" in printed
+    rows = [row for row in range(20) if row not in (3, 11)]
+    assert samples.prompts == [f"{SHORT} {row}" for row in rows]
+    assert samples.responses == [f"yes {row}" for row in rows]
+    tokenizer = byte_tokenizer()
+    assert samples.prompt_ids == [tokenizer(prompt).input_ids for prompt in samples.prompts]
+    assert [sample.ids for sample in samples.train] == answered(tokenizer, samples.prompts, samples.responses, 40)
+    assert len(samples.valid) == 9
+    assert samples.to_prove() == [sample.ids for sample in samples.valid[:PROOF_SAMPLES]]
+
+
+@pytest.mark.parametrize("what", ["training", "validation"])
+def test_more_than_a_tenth_stops_the_run_unless_they_may_be_skipped(capsys, what):
+    many, few = [LONG] * 2 + [SHORT] * 17, [SHORT] * 10
+    parts = (many, few) if what == "training" else (few, many)
+    with pytest.raises(UserError, match=rf"^-max_length: 2 {what} samples .*\(samples 1, 2\), more than a tenth of 19"):
+        read(*parts)
+    samples = read(*parts, flags=("-skip_bad_samples",))
+    assert f"left out 2 {what} samples" in capsys.readouterr().out
+    assert len(samples.train) + len(samples.valid) == 27
+
+
+def test_strict_stops_at_any(capsys):
+    with pytest.raises(UserError, match=r"^-max_length: 1 training sample with .*leave out -strict_samples$"):
+        read([LONG] + [SHORT] * 99, flags=("-strict_samples",))
+    assert len(read([SHORT] * 3, flags=("-strict_samples",)).train) == 3
+    with pytest.raises(UserError, match=r"^-strict_samples: .*-skip_bad_samples"):
+        arguments("-strict_samples", "-skip_bad_samples")
+
+
+def test_a_run_of_no_samples_is_no_run():
+    with pytest.raises(UserError, match=r"^-max_length: 1 training samples have room"):
+        read([LONG] * 5 + [SHORT], flags=("-skip_bad_samples",))
+
+
+def test_wrong_choices_stay_with_their_samples():
+    train = [Sample(LONG if row == 5 else f"{SHORT} {row}", "yes", (f"no {row}",)) for row in range(10)]
+    samples = read_samples(arguments(), byte_tokenizer(), Split(train, []))
+    assert samples.wrong_choices == [[f"no {row}"] for row in range(10) if row != 5]
+    assert samples.to_prove() == [sample.ids for sample in samples.train[:PROOF_SAMPLES]]
+    assert read([SHORT] * 3).wrong_choices is None
