@@ -21,7 +21,9 @@ def load_texts(args: Arguments) -> Split:
     """
     tell_unused(args)
     if args.spec_task:
-        return Split(load_spec_samples(args.spec_task, args.eval_data_dir, args.num_train_samples, args.samples_seed), [])
+        return Split(
+            load_spec_samples(args.spec_task, args.eval_data_dir, args.num_train_samples, args.samples_seed), []
+        )
     return load_samples(
         args.data_path,
         args.num_train_samples,

@@ -24,10 +24,8 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     args = run.args
     check_flags(run)
     if half_in_software(run.device, run.dtype):
-        print(
-            f"      this CPU computes {args.dtype} in software, several times slower than -dtype float32",
-            file=sys.stderr,
-        )
+        hint = f"this CPU computes {args.dtype} in software, several times slower than -dtype float32"
+        print(f"      {hint}", file=sys.stderr)
     dense = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
     config = load_config(dense, "-base_model_name")
     if run.needs.heads:
