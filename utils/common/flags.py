@@ -9,9 +9,10 @@ from pathlib import Path
 
 from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, name_or_path
 from utils.common.errors import UserError, first_line
+from utils.common.methods import METHODS
 from utils.common.names import BUNDLED, C4, DTYPE_NAMES, EMBEDDED, SPEC_TASKS
 
-METHODS = ("restorelcc", "bias_only", "magnitudes_only")
+APPLY_TO = ("attention", "ffn", "both")
 HEAD_SELECTIONS = ("contrastive", "gap", "random")
 BASES = ("svd", "random")
 
@@ -48,6 +49,8 @@ class Arguments:
     sentence_encoder: str
     use_topk_heads: int | float
     method: str
+    apply_to: str | None
+    train_norms: bool
     basis: str
     lr: float
     num_epoch: float
@@ -291,8 +294,18 @@ def build_parser() -> Parser:
         help="heads to train: a count, or a share below 1 of all",
     )
     parser.flag(
-        "method", choices=METHODS, default="restorelcc", help="what is trained: β and b of Eq. 8, b alone, or β alone"
+        "method",
+        choices=METHODS,
+        default="restorelcc",
+        help="; ".join(f"{name}: {line.what}" for name, line in METHODS.items()),
     )
+    parser.flag(
+        "apply_to",
+        choices=APPLY_TO,
+        help="where constants are added: attention (o_proj), ffn (down_proj) or both; where the method has none of its "
+        "own, a bias of the whole projection (default: where the method's own are)",
+    )
+    parser.switch("train_norms", "train the scales of all RMSNorms too")
     parser.flag(
         "basis", choices=BASES, default="svd", help="V of Eq. 8: the lost components', or a random orthogonal one"
     )
