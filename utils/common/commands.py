@@ -13,6 +13,10 @@ DEFAULT_CACHE = Path("~/.cache/restorelcc").expanduser()
 """Where what can be made again is kept between runs, keyed by content."""
 
 
+WIDTH = 100
+"""Columns that all output to a terminal keeps to."""
+
+
 class Parser(argparse.ArgumentParser):
     """Flags with one or two dashes, in groups, defaults shown; a wrong one is a UserError, not a page of usage."""
 
@@ -40,7 +44,7 @@ class _Help(argparse.HelpFormatter):
     """One dash shown only, and each default beside its help."""
 
     def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=30, width=100)
+        super().__init__(prog, max_help_position=30, width=WIDTH)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:

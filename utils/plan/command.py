@@ -19,6 +19,7 @@ from models.loading import (
     load_config,
     load_tokenizer,
 )
+from utils.common.commands import WIDTH
 from utils.common.errors import UserError, first_line
 from utils.common.flags import Arguments
 from utils.common.hub import no_waiting
@@ -29,7 +30,6 @@ from utils.evaluation.tasks import WIKITEXT
 from utils.plan.costs import Machine, StagePlan, TaskTokens, Workload, parameters, plan
 from utils.plan.machine import FITS, GIB, machine
 from utils.prompts import Encoded
-from utils.report.tables import WIDTH
 from utils.samples import read_samples
 
 TASKS = {

@@ -5,7 +5,8 @@ import textwrap
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 
-WIDTH = 100
+from utils.common.commands import WIDTH
+
 MODELS = ("dense", "pruned", "restored")
 DASH = "–"
 SHARES = ("acc", "exact_match", "f1")

@@ -1,0 +1,89 @@
+"""The house's floors: what imports what, read from the code, lazy imports included."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+FLOORS = [
+    ["utils.common"],
+    ["data"],
+    ["models"],
+    ["pruning"],
+    ["utils"],
+    ["baselines"],
+    ["utils.evaluation"],
+    ["utils.report", "utils.plan"],
+    ["utils.stages"],
+    ["RestoreLCC_train", "benchmarks", "data.make_bundled"],
+]
+"""From the ground up. Rooms on one floor don't import each other; `utils` is the method itself, without its rooms, and
+data.make_bundled a script that asks a model."""
+
+LEVEL = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def room_of(module: str) -> str | None:
+    """The longest room that holds the module; None for modules that are not ours."""
+    parts = module.split(".")
+    names = (".".join(parts[:length]) for length in (2, 1) if length <= len(parts))
+    return next((name for name in names if name in LEVEL), None)
+
+
+def modules() -> dict[str, Path]:
+    files = [ROOT / "RestoreLCC_train.py"]
+    for folder in ("utils", "models", "pruning", "data", "baselines", "benchmarks"):
+        files += sorted((ROOT / folder).rglob("*.py"))
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+
+
+def imported(text: str) -> set[str]:
+    """Names of all modules that a file imports, at its top or within a function."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def upward(module: str, text: str) -> list[str]:
+    """Imports of `module` that lead to its own floor's other rooms, or up."""
+    home = room_of(module)
+    wrong = []
+    for name in sorted(imported(text)):
+        room = room_of(name)
+        if room and room != home and LEVEL[room] >= LEVEL[home]:
+            wrong.append(name)
+    return wrong
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_lead_down(module):
+    assert upward(module, modules()[module].read_text(encoding="utf-8")) == []
+
+
+def test_every_file_has_a_room():
+    assert all(room_of(module) for module in modules())
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        ("utils.common.files", "from utils import probing"),
+        ("models.merge", "def f():\n    from baselines.norms import NormScales"),
+        ("utils.probing", "import utils.evaluation.scoring as s"),
+        ("utils.report.page", "from utils.plan.costs import plan"),
+        ("benchmarks.plan", "from RestoreLCC_train import read_samples"),
+    ],
+)
+def test_an_import_that_leads_up_is_seen(module, text):
+    assert upward(module, text)
+
+
+def test_the_entry_point_is_a_page_and_the_method_has_its_room():
+    assert len((ROOT / "RestoreLCC_train.py").read_text(encoding="utf-8").splitlines()) <= 200
+    assert len(list((ROOT / "utils").glob("*.py"))) <= 14
