@@ -6,6 +6,7 @@ Every name resolves to a local Hugging Face folder first, so that what follows k
 import atexit
 import functools
 import importlib.util
+import json
 import logging
 import re
 import shutil
@@ -31,7 +32,7 @@ from transformers import (
 from models.checkpoint import weight_files
 from models.compact_llama import CompactLlamaConfig
 from utils.common.errors import UserError, first_line
-from utils.common.files import digest_files, whole_folder
+from utils.common.files import digest, digest_files, whole_folder
 from utils.common.names import DTYPE_NAMES, EMBEDDED
 
 SHORT_NAMES = {
@@ -61,20 +62,25 @@ SHORT_NAMES = {
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
-_SHARE_FOR_WEIGHTS = 0.8
-"""Of a device's free memory; activations, gradients and logits need the rest."""
-
-TOKENIZER_FILES = (
+_TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
-    "tokenizer_config.json",
+    "vocab.*",
+    "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
+    "chat_template.*",
+    "additional_chat_templates/*",
 )
-"""All that may make up a Llama's tokenizer in its folder."""
+"""Besides tokenizer_config.json, the files that decide what a tokenizer makes of a text."""
+
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+
+_NO_TOKENIZATION = ("name_or_path", "tokenizer_file", "special_tokens_map_file", "is_local", "local_files_only")
+"""What tokenizer_config.json may say of where it was read from."""
+
+_SHARE_FOR_WEIGHTS = 0.8
+"""Of a device's free memory; activations, gradients and logits need the rest."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -251,17 +257,28 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """All files of the tokenizer in `folder`, in order."""
+    return sorted(file for pattern in (*_TOKENIZER_FILES, _TOKENIZER_CONFIG) for file in folder.glob(pattern))
+
+
 def copy_tokenizer(folder: Path, output: Path) -> None:
     """Copy the tokenizer's files in `folder`, as they are, to the folder `output`."""
-    for name in TOKENIZER_FILES:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, output / name)
+    for file in tokenizer_files(folder):
+        (output / file.relative_to(folder)).parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, output / file.relative_to(folder))
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """SHA-256 (hex) of the tokenizer's files in `folder`, by content."""
-    patterns = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja")
-    return digest_files(sorted({file for pattern in patterns for file in folder.glob(pattern)}))
+    """SHA-256 (hex) of the tokenizer in `folder`: its vocabulary, special tokens, templates and settings, by content.
+
+    Where it lies, and where it was once saved from, does not count.
+    """
+    config = folder / _TOKENIZER_CONFIG
+    files = [file for file in tokenizer_files(folder) if file != config]
+    settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    kept = {name: value for name, value in settings.items() if name not in _NO_TOKENIZATION}
+    return digest([[str(file.relative_to(folder)), digest_files([file])] for file in files], kept)
 
 
 def embedded_file(flag: str) -> Path:

@@ -11,7 +11,8 @@ MODELS = ("dense", "pruned", "restored")
 DASH = "–"
 SHARES = ("acc", "exact_match", "f1")
 """Beginnings of the names of metrics that are shares of 1 and are shown in per cent."""
-LOWER_IS_BETTER = ("perplexity", "ppl", "bits_per_byte", "loss", "brier_score", "nll")
+ARROWS = {True: " ↑", False: " ↓", None: ""}
+"""After a metric's name, by whether higher is better; nothing where nobody recorded it."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,10 @@ class ScoreRow:
     mcnemar_p: float | None = None
     recovered: float | None = None
     """Share of the gap between dense and pruned that restoring closed."""
+    higher_is_better: bool | None = None
+    """None where it was not recorded: it is never guessed from the name."""
     is_mean: bool = False
     """Over several tasks; `task` is then a phrase, not a task's name."""
-
-    @property
-    def lower_is_better(self) -> bool:
-        return any(part in self.metric for part in LOWER_IS_BETTER)
 
     @property
     def percent(self) -> bool:
@@ -48,14 +47,15 @@ class ScoreRow:
 
     @property
     def label(self) -> str:
-        """The metric with the direction that is better."""
-        return f"{self.metric} {'↓' if self.lower_is_better else '↑'}"
+        """The metric with the direction that is better, if that is known."""
+        return self.metric + ARROWS[self.higher_is_better]
 
     @property
     def verdict(self) -> str:
         """What the difference says about the restored model: "better" or "worse" only beyond 2 standard errors.
 
-        Otherwise "within noise", "equal", "no stderr" (a difference that nothing can be said about) or "" (unknown).
+        Otherwise "differs" (beyond them, but nobody recorded which direction is better), "within noise", "equal", "no
+        stderr" (a difference that nothing can be said about) or "" (unknown).
         """
         if self.difference is None or math.isnan(self.difference.value):
             return ""
@@ -66,7 +66,9 @@ class ScoreRow:
             return "no stderr"
         if abs(value) <= 2 * stderr:
             return "within noise"
-        return "better" if (value < 0) == self.lower_is_better else "worse"
+        if self.higher_is_better is None:
+            return "differs"
+        return "better" if (value > 0) == self.higher_is_better else "worse"
 
     def texts(self) -> tuple[dict[str, str], str, str]:
         """The scores by model, the difference and the recovered share, ready to print; a dash where one is missing."""
@@ -91,26 +93,21 @@ def score_rows(results: dict, main: bool = True) -> list[ScoreRow]:
     return rows
 
 
-def mean_row(rows: list[ScoreRow]) -> ScoreRow | None:
-    """The mean of the accuracies that every measured model has, the headline of the papers; None below two of them.
-
-    The tasks ask different questions, so their errors are independent: σ = √(Σ σ_i²) / n.
-    """
-    models = {name for row in rows for name in row.scores}
-    rows = [row for row in rows if row.metric.startswith("acc") and set(row.scores) == models]
-    if len(rows) < 2:
+def mean_row(results: dict) -> ScoreRow | None:
+    """The mean of the tasks' accuracies, the headline of the papers, as `results` has it; None where it has none."""
+    mean = results.get("mean")
+    if not mean:
         return None
-    scores = {name: _mean([row.scores[name] for row in rows]) for name in MODELS if name in models}
-    differences = [row.difference for row in rows]
-    difference = None if None in differences else _mean(differences)
-    recovered = None
-    if models == set(MODELS):
-        lost = scores["dense"].value - scores["pruned"].value
-        errors = [scores[name].stderr for name in ("dense", "pruned")]
-        noise = math.inf if None in errors else math.hypot(*errors)
-        # A share of a gap that may be nothing but noise is no number worth printing.
-        recovered = difference.value / lost if difference and lost > 2 * noise else None
-    return ScoreRow(f"mean of {len(rows)} tasks", "accuracy", scores, difference, None, recovered, is_mean=True)
+    scores = {name: score for name in MODELS if (score := _score(mean["scores"].get(name)))}
+    return ScoreRow(
+        f"mean of {len(mean['tasks'])} tasks",
+        "accuracy",
+        scores,
+        _score({"value": mean["paired"]["difference"], "stderr": mean["paired"]["stderr"]}),
+        recovered=_number(mean["recovered"]),
+        higher_is_better=mean["higher_is_better"],
+        is_mean=True,
+    )
 
 
 def score_table(results: dict) -> str:
@@ -118,7 +115,7 @@ def score_table(results: dict) -> str:
     rows = score_rows(results)
     if not rows:
         return "No task was evaluated."
-    if mean := mean_row(rows):
+    if mean := mean_row(results):
         rows.append(mean)
     cells = []
     for row in rows:
@@ -168,28 +165,41 @@ def proof_rows(proof: dict) -> list[tuple[str, str, bool]]:
     if "tensors_compared" in proof:
         same, compared = proof["tensors_identical"], proof["tensors_compared"]
         rows.append(("weights bit-identical to the pruned ones", f"{same:,} of {compared:,} tensors", same == compared))
+    if "tensors_touched" in proof:
+        same, touched = proof["tensors_recomputed"], proof["tensors_touched"]
+        rows.append(("restored tensors as saved, bit for bit", f"{same:,} of {touched:,} tensors", same == touched))
     if "zeros_pruned" in proof:
-        before, after, weights = (proof[name] for name in ("zeros_pruned", "zeros_restored", "weights"))
-        numbers = f"{before:,} of {weights:,}" if before == after else f"{before:,} before, {after:,} after"
-        rows.append(("every zero still a zero", numbers, before == after))
-    if "sparsity_pruned" in proof:
+        rows.append(_zeros_row(proof))
+    if "sparsity_pruned" in proof and proof.get("zeros", "kept") == "kept":
         pairs = list(zip(proof["sparsity_pruned"], proof["sparsity_restored"], strict=True))
         same = sum(before == after for before, after in pairs)
         rows.append(("sparsity of each layer unchanged", f"{same} of {len(pairs)} layers", same == len(pairs)))
     if "new_tensors" in proof:
         new, nonzero = proof["new_tensors"], proof.get("nonzero_new_tensors", [])
-        changed = proof.get("changed_tensors", [])
-        biases = [name for name in {*nonzero, *changed} if name.endswith("o_proj.bias")]
-        numbers = f"{len(new)} new, all zero but {len(nonzero)}; {len(changed)} changed"
-        kept = len(biases) == len({*nonzero, *changed}) and all(name.endswith("_proj.bias") for name in new)
-        rows.append(("only o_proj.bias has new values", numbers, kept))
-    if "logits_relative_difference" in proof:
-        found, allowed = proof["logits_relative_difference"], proof["logits_tolerance"]
-        numbers = f"apart {found:.1e}, allowed {allowed:.1e}"
-        if "top1_agreement" in proof:
-            numbers += f"; top token {100 * proof['top1_agreement']:.1f} %"
-        rows.append((f"same logits as while trained, {proof.get('dtype', 'relative')}", numbers, found <= allowed))
+        numbers = f"{len(new)} new, all zero but {len(nonzero)}; {len(proof.get('changed_tensors', []))} changed"
+        # What was touched is proved above; here, that nothing else holds a value.
+        kept = len({*nonzero, *proof.get("changed_tensors", [])}) <= proof.get("tensors_touched", 0)
+        rows.append(("no other tensor has new values", numbers, kept))
+    if "logits_tolerance" in proof:
+        rows.append(_logits_row(proof))
     return rows
+
+
+def _zeros_row(proof: dict) -> tuple[str, str, bool]:
+    before, after, weights = (proof[name] for name in ("zeros_pruned", "zeros_restored", "weights"))
+    if proof.get("zeros", "kept") != "kept":
+        return "zeros, a finding and no promise", f"{before / weights:.1%} before, {after / weights:.1%} after", True
+    numbers = f"{before:,} of {weights:,}" if before == after else f"{before:,} before, {after:,} after"
+    return "every zero still a zero", numbers, before == after and not proof.get("zeros_lost")
+
+
+def _logits_row(proof: dict) -> tuple[str, str, bool]:
+    found, allowed = proof["logits_relative_difference"], proof["logits_tolerance"]
+    finite = proof.get("logits_finite", True) and found is not None
+    numbers = f"apart {found:.1e}, allowed {allowed:.1e}" if finite else "NaN or infinity"
+    if "top1_agreement" in proof:
+        numbers += f"; top token {100 * proof['top1_agreement']:.1f} %"
+    return f"same logits as while trained, {proof.get('dtype', 'relative')}", numbers, finite and found <= allowed
 
 
 def proof_table(proof: dict) -> str:
@@ -263,7 +273,8 @@ def _row(results: dict, task: str, metric: str) -> ScoreRow:
     if difference is None and {"pruned", "restored"} <= set(scores):
         difference = Score(scores["restored"].value - scores["pruned"].value)
     recovered = _number(_entry(results, "recovered", task, metric))
-    return ScoreRow(task, metric, scores, difference, _number(paired.get("mcnemar_p")), recovered)
+    higher = (_entry(results, "metrics", task, metric) or {}).get("higher_is_better")
+    return ScoreRow(task, metric, scores, difference, _number(paired.get("mcnemar_p")), recovered, higher)
 
 
 def _entry(results: dict, part: str, task: str, metric: str) -> object:
@@ -278,12 +289,6 @@ def _score(entry: dict | None) -> Score | None:
 def _number(value: object) -> float | None:
     """A number as a float; None for what lm_eval writes where it has none ("N/A")."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _mean(scores: list[Score]) -> Score:
-    errors = [score.stderr for score in scores]
-    stderr = None if None in errors else math.hypot(*errors) / len(scores)
-    return Score(sum(score.value for score in scores) / len(scores), stderr)
 
 
 def _formatter(row: ScoreRow) -> Callable[[Score, str], str]:

@@ -9,9 +9,9 @@ from models.checkpoint import fingerprint
 from models.compact import RECORD
 from utils.common.files import digest, write_json, write_text
 from utils.common.record import device_name, versions
+from utils.evaluation.comparison import summarise
 from utils.evaluation.rows import write_rows
-from utils.evaluation.scoring import Evaluation, compare, directions, mean_over_tasks, recovered
-from utils.evaluation.tasks import main_metric
+from utils.evaluation.scoring import Evaluation
 from utils.report.card import model_card
 from utils.report.page import write_report
 from utils.report.tables import proof_table, score_table, stage_table
@@ -48,32 +48,24 @@ def write_results(
     run.result.finish()
     for table in (score_table(results), proof_table(results["proof"]), stage_table(record)):
         print(f"\n{table}")
-    output = run.args.output_dir
-    print(f"\nreport: {output / report.name}\nmodel:  {output / 'model'}")
-    print(
-        f"next:   lm_eval --model hf --model_args pretrained={output / 'model'} --tasks arc_easy --device {run.device}"
-    )
+    model = run.args.output_dir / "model"
+    print(f"\nreport: {run.args.output_dir / report.name}\nmodel:  {model}")
+    print(f"next:   lm_eval --model hf --model_args pretrained={model} --tasks arc_easy --device {run.device}")
 
 
 def result_record(
     run: Run, ranked: Ranked | None, trained: Trained, merged: Merged, evaluations: dict[str, Evaluation]
 ) -> dict:
     """What results.json keeps: scores, what may be said of them, the proof, and what was trained."""
-    dense, before, after = (evaluations[name] for name in ("dense", "pruned", "restored"))
     selection = run.args.head_selection
-    heads = {
+    heads = ranked and {
         "selection": selection,
         "score_name": SCORE_NAMES[selection],
         "count": ranked.scores.numel(),
         "trained": ranked.heads,
     }
     return {
-        "scores": {name: evaluation.scores for name, evaluation in evaluations.items()},
-        "metrics": directions(after),
-        "paired": compare(after, before),
-        "recovered": recovered(dense, before, after),
-        "mean": mean_over_tasks(dense, before, after),
-        "main_metric": {task: main_metric(task, metrics) for task, metrics in after.scores.items()},
+        **summarise(evaluations),
         "proof": merged.proof.record,
         **({"proof_compact": merged.compact} if merged.compact else {}),
         "trained": {
@@ -81,8 +73,7 @@ def result_record(
             "what": trained.restoration.describe(),
             "parameters": trained.parameters,
         },
-        **({"heads": heads} if ranked else {}),
-        "provenance": {name: evaluation.provenance for name, evaluation in evaluations.items()},
+        **({"heads": heads} if heads else {}),
     }
 
 
