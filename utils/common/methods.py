@@ -8,27 +8,42 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Line:
-    """One method: `module:Class` (see models.contract), what it is, for --help, and what the class is called with.
+    """One method: `module:Class` (see models.contract), what it is, for --help, and its name in a report.
 
-    takes_sites: whether the class is also told by `sites` where -apply_to wants its constants.
+    settings: what the class is called with. takes_sites: whether it is also told by `sites` where -apply_to wants its
+    constants. about: a paragraph for the model's card.
     """
 
     made_by: str
     what: str
+    title: str
     settings: dict = field(default_factory=dict)
     takes_sites: bool = False
+    about: str = ""
 
+
+PAPER = (
+    'RestoreLCC (Feng et al., "Restoring Pruned Large Language Models via Lost Component Compensation", NeurIPS '
+    "2025) learns one constant vector per chosen attention head. Here they are folded into `o_proj.bias`: every "
+    "weight is the pruned checkpoint's own, and each of its zeros is still a zero."
+)
+
+
+_HEADS = "utils.compensation:HeadCompensations"
+_BIAS = "baselines.output_bias:OutputBias"
 
 METHODS = {
-    "restorelcc": Line("utils.compensation:HeadCompensations", "β and b of Eq. 8 on chosen heads"),
-    "bias_only": Line("utils.compensation:HeadCompensations", "b of chosen heads alone", {"trained": ("component",)}),
-    "magnitudes_only": Line(
-        "utils.compensation:HeadCompensations", "β of chosen heads alone", {"trained": ("magnitudes",)}
+    "restorelcc": Line(_HEADS, "β and b of Eq. 8 on chosen heads", "RestoreLCC", about=PAPER),
+    "bias_only": Line(
+        _HEADS, "b of chosen heads alone", "RestoreLCC (b alone)", {"trained": ("component",)}, about=PAPER
     ),
-    "output_bias": Line("baselines.output_bias:OutputBias", "a free bias of whole projections", takes_sites=True),
-    "none": Line("baselines.nothing:Nothing", "restores nothing"),
+    "magnitudes_only": Line(
+        _HEADS, "β of chosen heads alone", "RestoreLCC (β alone)", {"trained": ("magnitudes",)}, about=PAPER
+    ),
+    "output_bias": Line(_BIAS, "a free bias of whole projections", "a bias of whole projections", takes_sites=True),
+    "none": Line("baselines.nothing:Nothing", "restores nothing", "nothing"),
 }
 """What -method takes."""
 
-CONSTANTS = Line("baselines.output_bias:OutputBias", "biases where the method itself has none", takes_sites=True)
-NORMS = Line("baselines.norms:NormScales", "scales of all norms")
+CONSTANTS = Line(_BIAS, "biases where the method itself has none", "biases", takes_sites=True)
+NORMS = Line("baselines.norms:NormScales", "scales of all norms", "norm scales")

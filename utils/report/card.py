@@ -12,7 +12,6 @@ from utils.report.summary import (
     limited,
     not_trained,
     proof_sentence,
-    restored_how,
     title,
     what_was_done,
 )
@@ -36,8 +35,8 @@ def model_card(results: dict, run: dict) -> str:
     heads = results.get("heads") or {}
     parts = [_front_matter(models), f"# {title(run, proof)}"]
     parts.append(what_was_done(results, run, heads.get("trained"), heads.get("count")))
-    if restored_how(run).startswith("RestoreLCC") and not not_trained(run):
-        parts.append(METHOD)
+    if (about := (run.get("method") or {}).get("about")) and not not_trained(run):
+        parts.append(about)
     main, others = score_tables(results)
     parts += ["## Use", USE.format(folder="path/to/this/folder"), "## Measured"]
     measured = bool(score_rows(results))
@@ -52,13 +51,6 @@ def model_card(results: dict, run: dict) -> str:
         parts += ["## Proof", proof_sentence(proof), proof_table_markdown(proof)]
     parts += ["## What the zeros buy", ZEROS, *reproducing(run)]
     return hide_home("\n\n".join(parts) + "\n")
-
-
-METHOD = (
-    'RestoreLCC (Feng et al., "Restoring Pruned Large Language Models via Lost Component Compensation", NeurIPS '
-    "2025) learns one constant vector per chosen attention head. Here they are folded into `o_proj.bias`: every "
-    "weight is the pruned checkpoint's own, and each of its zeros is still a zero."
-)
 
 
 def _front_matter(models: dict) -> str:

@@ -14,16 +14,8 @@ NAMES = {
     "wanda": "Wanda",
     "sparsegpt": "SparseGPT",
     "slimgpt": "SlimGPT",
-    "restorelcc": "RestoreLCC",
-    "bias_only": "RestoreLCC (learned component b alone)",
-    "magnitudes_only": "RestoreLCC (magnitudes β alone)",
-    "lora": "LoRA",
-    "dora": "DoRA",
-    "lofit": "LoFiT",
-    "flap": "FLAP",
-    "eora": "EoRA",
 }
-"""How models and methods are written, by their names on the command line."""
+"""How models and pruners are written, by their names on the command line."""
 
 SELECTIONS = {
     "contrastive": "chosen by contrastive probing",
@@ -80,13 +72,13 @@ def title(run: dict, proof: dict) -> str:
 
 
 def not_trained(run: dict) -> bool:
-    """Whether the run was asked to restore nothing (-num_epoch 0)."""
-    return (run.get("arguments") or {}).get("num_epoch") == 0
+    """Whether the run was asked to restore nothing (-num_epoch 0, -method none)."""
+    return (run.get("arguments") or {}).get("num_epoch") == 0 or (run.get("method") or {}).get("parameters") == 0
 
 
 def restored_how(run: dict) -> str:
-    """The name of the method that restored it."""
-    return shown_name((run.get("arguments") or {}).get("method") or "restorelcc")
+    """What it was restored with."""
+    return (run.get("method") or {}).get("title") or "RestoreLCC"
 
 
 def summary(results: dict, run: dict, history: list[dict], heads: Sequence | None, head_count: int | None) -> str:
@@ -126,12 +118,14 @@ def what_was_done(results: dict, run: dict, heads: Sequence | None, head_count: 
     elif proof.get("weights"):
         text += f" ({_percent(proof['zeros_pruned'] / proof['weights'])} of its linear weights are zero)"
     if not_trained(run):
-        return text + ". Nothing was trained (0 epochs): the restored model is the pruned one."
+        return text + ". Nothing was trained: the restored model is the pruned one."
     text += f" and restored with {restored_how(run)}"
     if heads and head_count:
         text += f" in {len(heads)} of its {head_count} attention heads"
         if selection := SELECTIONS.get((results.get("heads") or {}).get("selection")):
             text += f" ({selection})"
+    if parameters := (run.get("method") or {}).get("parameters"):
+        text += f", {parameters:,} trained numbers"
     if arguments.get("num_train_samples") and arguments.get("num_epoch"):
         epochs = arguments["num_epoch"]
         text += f", trained on {arguments['num_train_samples']} samples for {epochs:g} epoch{'s' * (epochs != 1)}"

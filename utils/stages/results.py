@@ -8,6 +8,7 @@ import sys
 from models.checkpoint import fingerprint
 from models.compact import RECORD
 from utils.common.files import digest, write_json, write_text
+from utils.common.methods import METHODS, NORMS
 from utils.common.record import device_name, versions
 from utils.evaluation.comparison import summarise
 from utils.evaluation.rows import write_rows
@@ -68,12 +69,20 @@ def result_record(
         **summarise(evaluations),
         "proof": merged.proof.record,
         **({"proof_compact": merged.compact} if merged.compact else {}),
-        "trained": {
-            "method": run.args.method,
-            "what": trained.restoration.describe(),
-            "parameters": trained.parameters,
-        },
         **({"heads": heads} if heads else {}),
+    }
+
+
+def method_record(run: Run, models: Models, trained: Trained) -> dict:
+    """How the model was restored, in words and numbers."""
+    line = METHODS[run.args.method]
+    return {
+        "name": run.args.method,
+        "title": " and ".join([line.title, *(NORMS.title for _ in range(run.args.train_norms))]),
+        "about": line.about,
+        "trained": trained.restoration.describe(),
+        "parameters": trained.parameters,
+        "zeros": trained.restoration.promise(models.config).zeros,
     }
 
 
@@ -93,6 +102,7 @@ def run_record(
         "processes": run.processes.count,
         "versions": versions(),
         "models": {"dense": args.base_model_name, "pruned": args.pruned_model_path},
+        "method": method_record(run, models, trained),
         "pruning": json.loads(pruning.read_text(encoding="utf-8")) if pruning.is_file() else None,
         "inputs": {
             "dense model": fingerprint(models.dense),
