@@ -320,14 +320,14 @@ def test_a_stage_records_what_the_cache_answered(tmp_path):
 
 def test_a_stage_has_its_number_and_name_from_its_place_and_its_detail_beside(capsys):
     record = RunRecord()
-    with record.stage("train", "bias_only, 3 heads"):
-        pass
+    with record.stage("train"):
+        record.tell("b of 3 heads")
     with record.stage("samples"):
         pass
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
-    assert lines == ["[7/9] training: bias_only, 3 heads", "[1/9] reading samples, tokenizer and tasks"]
+    assert lines == ["[7/9] training: b of 3 heads", "[1/9] reading samples, tokenizer and tasks"]
     assert [(stage["name"], stage["detail"]) for stage in record.stages] == [
-        ("training", "bias_only, 3 heads"),
+        ("training", "b of 3 heads"),
         ("reading samples, tokenizer and tasks", ""),
     ]
     with pytest.raises(KeyError), record.stage("no such stage"):

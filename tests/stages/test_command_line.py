@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, BertConfig, BertModel, PreTrained
 import RestoreLCC_train
 import utils.evaluation.scoring
 import utils.negatives
+import utils.stages.measure
+import utils.stages.rank
 from models.checkpoint import count_zeros
 from tests.builders import byte_tokenizer, save_tiny_llama
 from utils.common.errors import UserError
@@ -135,7 +137,7 @@ def test_a_run_has_the_stages_of_its_plan(world, finished, capsys):
     record = json.loads((finished / "run.json").read_text())
     assert [stage["name"] for stage in record["stages"]] == [stage.name for stage in planned]
     (training,) = [stage for stage in record["stages"] if stage["name"] == "training"]
-    assert training["detail"] == f"restorelcc, {HEADS} heads"
+    assert training["detail"] == f"β and b of {HEADS} heads"
     announced = [line for line in (world / "stdout.txt").read_text().splitlines() if line.startswith("[")]
     assert [line.partition(": restorelcc")[0] for line in announced] == [
         f"[{number}/{len(planned)}] {stage.name}" for number, stage in enumerate(planned, start=1)
@@ -175,8 +177,8 @@ def test_an_ablation_reuses_everything_but_training(world, finished, tmp_path, m
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, **k: (done.append(what(a, k)), original(*a, **k))[1])
 
-    watch(RestoreLCC_train, "activations", lambda a, k: "activations")
-    watch(RestoreLCC_train, "find_components", lambda a, k: "components")
+    watch(utils.stages.measure, "activations", lambda a, k: "activations")
+    watch(utils.stages.rank, "find_components", lambda a, k: "components")
     watch(utils.negatives, "sentence_embeddings", lambda a, k: "embeddings")
     watch(utils.evaluation.scoring, "evaluate", lambda a, k: f"scores of {k['label']}")
     run(monkeypatch, flags(world, tmp_path / "out", lr=1e-3))

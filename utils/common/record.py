@@ -54,15 +54,22 @@ class RunRecord:
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self.stages: list[dict] = []
         self.reused = [] if reused is None else reused
+        self._details: list[str] = []
+
+    def tell(self, detail: str) -> None:
+        """Say what became known of the present stage, and record it."""
+        self._details.append(detail)
+        print(f"      {detail}", flush=True)
 
     @contextmanager
-    def stage(self, key: str, detail: str = "") -> Iterator[None]:
+    def stage(self, key: str) -> Iterator[None]:
         """Announce a stage, and record its seconds and peak memory (of the process, and of the GPU's allocator).
 
-        key: one of STAGES, which gives its number and name; KeyError for others. detail: what is known of it only now.
+        key: one of STAGES, which gives its number and name; KeyError for others.
         """
         name, number = stage_name(key), 1 + [stage.key for stage in STAGES].index(key)
-        print(f"[{number}/{len(STAGES)}] {name}{f': {detail}' if detail else ''}", flush=True)
+        print(f"[{number}/{len(STAGES)}] {name}", flush=True)
+        self._details = []
         gc.collect()
         reset_peak_memory()
         found = len(self.reused)
@@ -70,7 +77,7 @@ class RunRecord:
         yield
         entry = {
             "name": name,
-            "detail": detail,
+            "detail": "; ".join(self._details),
             "seconds": time.perf_counter() - began,
             "peak_memory_bytes": peak_memory(),
             "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,

@@ -41,7 +41,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
     if run.processes.is_main:
         begin(run)
     start = starting(run, models, ranked)
-    print(f"      {start.describe()}")
+    run.record.tell(start.describe())
     model = start.attach(model_to_train(run, models))
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     training = TrainingResult()
