@@ -42,11 +42,13 @@ DEVICE=auto                 # a GPU if there is one
 set -u
 cd "$(dirname "$0")"
 . utils/common/environment.sh
+# -spec_task brings its own samples.
+[ -n "$SPEC_TASK" ] || set -- -data_path "$DATA_PATH" "$@"
 exec python RestoreLCC_train.py \
   -base_model_name "$BASE_MODEL_NAME" ${PRUNED_MODEL_PATH:+-pruned_model_path "$PRUNED_MODEL_PATH"} \
   -prune_method "$PRUNE_METHOD" -sparsity "$SPARSITY" \
   -calib_data "$CALIB_DATA" -calib_samples "$CALIB_SAMPLES" -calib_length "$CALIB_LENGTH" \
-  -data_path "$DATA_PATH" -num_train_samples "$NUM_TRAIN_SAMPLES" -num_valid_samples "$NUM_VALID_SAMPLES" \
+  -num_train_samples "$NUM_TRAIN_SAMPLES" -num_valid_samples "$NUM_VALID_SAMPLES" \
   -max_length "$MAX_LENGTH" ${SPEC_TASK:+-spec_task "$SPEC_TASK"} \
   -num_components "$NUM_COMPONENTS" -head_selection "$HEAD_SELECTION" -num_probe_samples "$NUM_PROBE_SAMPLES" \
   -use_topk_heads "$USE_TOPK_HEADS" -lr "$LR" -num_epoch "$NUM_EPOCH" -batch_size "$BATCH_SIZE" -seed "$SEED" \
