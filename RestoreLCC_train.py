@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from utils.common.cache import Cache
     from utils.common.processes import Processes
     from utils.common.record import RunRecord
-    from utils.evaluation.scoring import EvalPlan, Evaluation
+    from utils.evaluation.plan import EvalPlan
+    from utils.evaluation.scoring import Evaluation
     from utils.prompts import Encoded
     from utils.training import TrainingResult
 
@@ -174,7 +175,7 @@ def prepare(args: Arguments, processes: "Processes") -> Inputs:
         resolve,
         usable_device,
     )
-    from utils.evaluation.scoring import plan_tasks
+    from utils.evaluation.plan import plan_tasks
     from utils.negatives import locate_encoder
 
     check_name(args.base_model_name, "-base_model_name")
@@ -489,7 +490,7 @@ def scores(
 ) -> "Evaluation":
     """A model's scores, each task's from the cache if the same weights were scored on it the same way before."""
     from models.checkpoint import fingerprint
-    from utils.evaluation.scoring import Evaluation, evaluate
+    from utils.evaluation.scoring import Evaluation, evaluate, score_key
 
     model_key = {
         "model": fingerprint(folder),
@@ -503,7 +504,7 @@ def scores(
         parts = [
             cache.document(
                 "scores",
-                {**model_key, "plan": part.key()},
+                {**model_key, **score_key(part, inputs.dense)},
                 lambda part=part: evaluate(
                     get(), inputs.tokenizer, part, batch_size=args.eval_batch_size, label=label
                 ).to_json(),
@@ -711,18 +712,15 @@ def write_results(
     from models.checkpoint import fingerprint
     from models.compact import RECORD
     from utils.common.record import device_name, versions
-    from utils.evaluation.scoring import compare, recovered
-    from utils.evaluation.tasks import main_metric
-    from utils.report.page import model_card, write_report
+    from utils.evaluation.comparison import summarise
+    from utils.evaluation.rows import write_rows
+    from utils.report.card import model_card
+    from utils.report.page import write_report
     from utils.report.tables import proof_table, score_table, stage_table
 
-    dense, before, after = (evaluations[name] for name in ("dense", "pruned", "restored"))
     record_file = pruned / RECORD
     results = {
-        "scores": {name: evaluation.scores for name, evaluation in evaluations.items()},
-        "paired": compare(after, before),
-        "recovered": recovered(dense, before, after),
-        "main_metric": {task: main_metric(task, metrics) for task, metrics in after.scores.items()},
+        **summarise(evaluations),
         "proof": proof,
         "heads": {
             "selection": args.head_selection,
@@ -730,7 +728,6 @@ def write_results(
             "count": ranked.scores.numel(),
             "trained": heads,
         },
-        "provenance": {name: evaluation.provenance for name, evaluation in evaluations.items()},
     }
     run_record = {
         "command": shlex.join(["python", *sys.argv]),
@@ -758,6 +755,7 @@ def write_results(
     # Numbers first: a picture that cannot be drawn must not cost hours of training.
     write_json(args.output_dir / "run.json", run_record)
     write_json(args.output_dir / "results.json", results)
+    write_rows(args.output_dir / "logs" / "rows.json.gz", evaluations)
     write_text(args.output_dir / "model" / "README.md", model_card(results, run_record))
     report = write_report(
         args.output_dir, results, run_record, training.history, ranked.scores, heads, ranked.explained

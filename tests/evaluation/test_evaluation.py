@@ -12,10 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from utils.common.errors import UserError
 from utils.evaluation import plan as eval_plan
+from utils.evaluation.comparison import compare, recovered
 from utils.evaluation.model import InMemoryLM
 from utils.evaluation.packing import batch_tensors, pack
-from utils.evaluation.scoring import Evaluation, compare, evaluate, plan_tasks, recovered
-from utils.evaluation.tasks import DEFINITIONS, MAIN_METRIC, PAPER, PAPER_TASKS, WIKITEXT, main_metric
+from utils.evaluation.plan import plan_tasks
+from utils.evaluation.scoring import Evaluation, evaluate
+from utils.evaluation.tasks import DEFINITIONS, MAIN_METRIC, PAPER_TASKS, WIKITEXT, main_metric
 
 ROWS = {
     "boolq": [
@@ -152,7 +154,7 @@ def test_both_accuracies_of_arc_come_from_the_logits(data, tiny):
 def test_paper_runs_all_seven_and_perplexity_without_the_network(data, tiny, no_network):
     plan = plan_tasks("paper", data, None, 32)
     result = evaluate(*tiny, plan, batch_size="auto", label="dense")
-    assert list(result.scores) == [*PAPER, WIKITEXT]
+    assert list(result.scores) == [*PAPER_TASKS, WIKITEXT]
     for task, metrics in result.scores.items():
         assert MAIN_METRIC[task] in metrics
         assert all(score["stderr"] is not None for score in metrics.values())
@@ -263,7 +265,7 @@ def test_metric_map_names_a_real_metric_for_every_paper_task(data):
         for name, task in planned.tasks.items():
             allowed = {*task.aggregation(), "token_perplexity"} if name == WIKITEXT else set(task.aggregation())
             assert MAIN_METRIC[name] in allowed
-    assert set(MAIN_METRIC) >= {*PAPER, WIKITEXT}
+    assert set(MAIN_METRIC) >= {*PAPER_TASKS, WIKITEXT}
     assert main_metric("unheard_of", ["acc", "acc_norm"]) == "acc_norm"
 
 
@@ -352,7 +354,7 @@ def test_missing_wikitext_is_named(data):
 def test_paper_without_wikitext_runs_the_seven_and_says_so(data):
     (data / WIKITEXT / "test.txt").unlink()
     plan = plan_tasks("paper", data, None, 64)
-    assert [planned.name for planned in plan.planned] == list(PAPER)
+    assert [planned.name for planned in plan.planned] == list(PAPER_TASKS)
     assert "wikitext2: left out" in plan.describe()[-1]
 
 

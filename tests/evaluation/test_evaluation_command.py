@@ -18,7 +18,8 @@ from tests.evaluation.test_evaluation import data  # noqa: F401
 from tests.models.test_modeling import trained
 from utils.common.errors import UserError
 from utils.evaluation.mirror import write_mirror
-from utils.evaluation.scoring import evaluate, plan_tasks
+from utils.evaluation.plan import plan_tasks
+from utils.evaluation.scoring import evaluate
 
 TASKS = ["boolq", "rte", "arc_easy", "hellaswag"]
 

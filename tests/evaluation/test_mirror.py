@@ -13,7 +13,7 @@ from tests.evaluation.test_evaluation import ROWS, data, no_network, one_line, t
 from utils.evaluation import mirror
 from utils.evaluation.plan import TaskLoader, plan_tasks
 from utils.evaluation.scoring import evaluate
-from utils.evaluation.tasks import PAPER, PAPER_TASKS, WIKITEXT
+from utils.evaluation.tasks import PAPER_TASKS, WIKITEXT
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ def test_mirror_from_the_hub_writes_the_split_that_is_scored(monkeypatch, tmp_pa
 def test_lm_eval_alone_reads_the_mirror_wherever_it_lies(made, tmp_path, monkeypatch, no_network):  # noqa: F811
     moved = shutil.move(made, tmp_path / "moved")
     monkeypatch.chdir("/")
-    tasks = TaskManager(include_path=str(moved / "lm_eval"), include_defaults=False).load(list(PAPER))["tasks"]
-    assert set(tasks) == set(PAPER)
+    tasks = TaskManager(include_path=str(moved / "lm_eval"), include_defaults=False).load(list(PAPER_TASKS))["tasks"]
+    assert set(tasks) == set(PAPER_TASKS)
     for name, task in tasks.items():
         assert len(task.eval_docs) == 3
         assert task.has_test_docs() == (PAPER_TASKS[name].split == "test")
@@ -80,12 +80,9 @@ def test_mirror_of_an_unknown_task_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_mirror_does_not_overwrite_a_folder_that_is_none(tmp_path, capsys):
+def test_mirror_does_not_overwrite_a_folder_that_is_none(tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(SystemExit) as ended:
-        mirror.main(["--output_dir", str(tmp_path), "--overwrite"])
-    assert ended.value.code == 2
-    assert "-output_dir" in capsys.readouterr().err
+    one_line(lambda: mirror.main(["--output_dir", str(tmp_path), "--overwrite"]), "-output_dir", "not empty")
     assert (tmp_path / "precious.txt").read_text() == "mine"
 
 
@@ -95,3 +92,7 @@ def test_mirror_command_says_a_mistake_in_one_line(tmp_path):
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: -eval_data_dir") and ended.stderr.count("\n") == 1
+
+
+def test_mirror_takes_flags_as_all_commands_do(tmp_path):
+    one_line(lambda: mirror.main(["-output_dir", str(tmp_path / "m"), "-limit", "3"]), "-limit")

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from utils.report import figures
-from utils.report.page import model_card, write_report
+from utils.report.card import model_card
+from utils.report.page import write_report
 from utils.report.summary import findings, hide_path, hide_paths, shown_name, summary
 from utils.report.tables import (
     Score,
@@ -26,13 +27,18 @@ from utils.report.tables import (
 LAYERS, HEADS, DIM = 5, 3, 8
 
 
-def task(dense, pruned, restored, metric="acc", stderr=0.02, paired_stderr=0.01) -> dict:
-    """What one task measured: value by model, and the paired difference's standard error."""
-    return {"values": (dense, pruned, restored), "metric": metric, "stderr": stderr, "paired_stderr": paired_stderr}
+def task(dense, pruned, restored, metric="acc", stderr=0.02, paired_stderr=0.01, higher=None) -> dict:
+    """What one task measured: value by model, the paired difference's standard error, and the better direction.
+
+    higher: whether higher is better; unless given, it is so for all but a perplexity.
+    """
+    higher = metric != "token_perplexity" if higher is None else higher
+    values = dense, pruned, restored
+    return {"values": values, "metric": metric, "stderr": stderr, "paired_stderr": paired_stderr, "higher": higher}
 
 
 def make_results(**tasks: dict) -> dict:
-    results = {"scores": {}, "paired": {}, "recovered": {}, "main_metric": {}}
+    results = {"scores": {}, "metrics": {}, "paired": {}, "recovered": {}, "main_metric": {}}
     for name, t in tasks.items():
         dense, pruned, restored = t["values"]
         for model, value in zip(("dense", "pruned", "restored"), t["values"], strict=True):
@@ -41,6 +47,7 @@ def make_results(**tasks: dict) -> dict:
         results["paired"][name] = {t["metric"]: difference}
         results["recovered"][name] = {t["metric"]: (restored - pruned) / (dense - pruned) if dense != pruned else None}
         results["main_metric"][name] = t["metric"]
+        results["metrics"][name] = {t["metric"]: {"higher_is_better": t["higher"], "aggregation": None}}
     return results
 
 
@@ -182,23 +189,55 @@ def test_other_metrics_are_the_ones_that_are_not_main():
     assert [row.metric for row in score_rows(results)] == ["acc", "token_perplexity"]
 
 
-def test_mean_row_averages_accuracies_only_and_adds_errors_in_quadrature():
+def test_a_metrics_direction_is_what_was_recorded_not_what_its_name_suggests():
     results = make_results(
-        a=task(0.8, 0.6, 0.7, stderr=0.03, paired_stderr=0.03),
-        b=task(0.6, 0.4, 0.5, "acc_norm", stderr=0.04, paired_stderr=0.04),
-        w=task(24, 54, 45, "token_perplexity"),
+        avoided=task(3.0, 1.0, 2.0, "loss_avoided", higher=True), gap=task(0.1, 0.4, 0.5, "acc_gap", higher=False)
     )
-    mean = mean_row(score_rows(results))
-    assert mean.task == "mean of 2 tasks"
-    assert mean.scores["pruned"].value == pytest.approx(0.5)
-    assert mean.scores["pruned"].stderr == pytest.approx(0.025)
-    assert mean.difference.stderr == pytest.approx(0.025)
-    assert mean.recovered == pytest.approx(0.5)
+    rows = {row.task: row for row in score_rows(results)}
+    assert {name: (row.label, row.verdict) for name, row in rows.items()} == {
+        "avoided": ("loss_avoided ↑", "better"),
+        "gap": ("acc_gap ↓", "worse"),
+    }
+    figure = figures.draw_scores(list(rows.values()))
+    assert {panel.get_xlabel() for panel in figure.axes} == {
+        "loss_avoided (higher is better)",
+        "% (lower is better)",
+    }
+    assert "**worse** on `gap`" in findings(results)[0]
 
 
-def test_mean_row_gives_no_share_of_a_gap_within_noise():
-    results = make_results(a=task(0.51, 0.5, 0.52, stderr=0.03), b=task(0.51, 0.5, 0.52, stderr=0.03))
-    assert mean_row(score_rows(results)).recovered is None
+def test_a_metric_without_a_recorded_direction_is_shown_without_an_arrow_and_not_judged():
+    results = make_results(facts=task(0.65, 0.51, 0.58))
+    del results["metrics"]
+    (row,) = score_rows(results)
+    assert (row.label, row.verdict) == ("acc", "differs")
+    (sentence,) = findings(results)
+    assert "not judged: `facts`" in sentence and "helped" not in sentence
+    assert figures.draw_scores([row]).axes[0].get_xlabel() == "%"
+
+
+MEAN = {
+    "tasks": ["a", "b"],
+    "higher_is_better": True,
+    "scores": {name: {"value": v, "stderr": 0.025} for name, v in (("dense", 0.7), ("pruned", 0.5), ("restored", 0.6))},
+    "paired": {"difference": 0.1, "stderr": 0.011},
+    "recovered": 0.5,
+}
+
+
+def test_the_mean_over_tasks_is_the_one_that_results_hold():
+    results = {**make_results(a=task(0.8, 0.6, 0.7), b=task(0.6, 0.4, 0.5)), "mean": MEAN}
+    row = mean_row(results)
+    assert (row.task, row.label, row.verdict) == ("mean of 2 tasks", "accuracy ↑", "better")
+    assert row.texts() == (
+        {"dense": "70.00 ± 2.50", "pruned": "50.00 ± 2.50", "restored": "60.00 ± 2.50"},
+        "+10.00 ± 1.10",
+        "50 %",
+    )
+    assert row.texts()[1] in score_table(results)
+    assert "Accuracy, mean of 2 tasks: 70.00 % dense, 50.00 % pruned, 60.00 % restored" in findings(results)[-1]
+    # A mean whose errors cannot be paired any more is left out, not made up from the single tasks'.
+    assert mean_row({**results, "mean": None}) is None and "mean of" not in score_table({**results, "mean": None})
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A whole run on a tiny model through the command line, and one clear line for each mistake."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, PreTrainedTokenizerFast
 
 import RestoreLCC_train
@@ -16,6 +18,7 @@ import utils.negatives
 from models.checkpoint import count_zeros
 from tests.conftest import byte_tokenizer, save_tiny_llama
 from utils.common.errors import UserError
+from utils.evaluation.rows import read_rows
 
 ROOT = Path(RestoreLCC_train.__file__).parent
 HEADS = 5
@@ -109,6 +112,10 @@ def test_a_run_leaves_the_whole_result(finished):
     for scores in results["scores"].values():
         assert scores["wikitext2"]["token_perplexity"]["value"] > 1
         assert scores["wikitext2"]["token_perplexity"]["stderr"] > 0
+        assert set(scores["wikitext2"]) == set(results["metrics"]["wikitext2"])
+    assert not results["metrics"]["wikitext2"]["token_perplexity"]["higher_is_better"]
+    rows = read_rows(finished / "logs" / "rows.json.gz")
+    assert set(rows) == {"dense", "pruned", "restored"} and rows["dense"]["wikitext2"]["token_perplexity"].values
     assert results["proof"]["passed"]
     record = json.loads((finished / "run.json").read_text())
     assert record["arguments"]["lr"] == 1e-2
@@ -158,6 +165,22 @@ def test_an_ablation_reuses_everything_but_training(world, finished, tmp_path, m
     assert old["scores"]["pruned"] == new["scores"]["pruned"]
     assert old["scores"]["restored"] != new["scores"]["restored"]
     assert old["heads"] == new["heads"]
+
+
+def test_another_tokenizer_scores_every_model_again(world, finished, tmp_path, monkeypatch):
+    dense = shutil.copytree(world / "dense", tmp_path / "dense")
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
+    tokenizer.save_pretrained(dense)
+    done, original = [], utils.evaluation.scoring.evaluate
+    monkeypatch.setattr(
+        utils.evaluation.scoring, "evaluate", lambda *a, **k: (done.append(k["label"]), original(*a, **k))[1]
+    )
+    run(monkeypatch, flags(world, tmp_path / "out", base_model_name=dense, num_epoch=0))
+    # Nothing was trained, but the restored model has biases of its own in its files.
+    assert done == ["dense", "pruned", "restored"]
+    old, new = (json.loads((folder / "results.json").read_text()) for folder in (finished, tmp_path / "out"))
+    assert old["scores"]["dense"] != new["scores"]["dense"]
 
 
 def test_another_pruned_model_never_gets_the_first_ones_components(world, finished, tmp_path, monkeypatch):

@@ -5,11 +5,9 @@ python RestoreLCC_train.py -eval_data_dir DIR ...          anywhere
 lm_eval --include_path DIR/lm_eval --tasks boolq ...       lm_eval alone, anywhere
 """
 
-import argparse
 import json
 import logging
 import shutil
-import sys
 import tempfile
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -18,12 +16,13 @@ from pathlib import Path
 import yaml
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from utils.common.commands import Parser, run
 from utils.common.errors import UserError
 from utils.common.files import digest_files, whole_folder, write_json, write_text
+from utils.common.flags import SPEC_TASKS
 from utils.evaluation import mirror_rows, perplexity
 from utils.evaluation.model import quiet
 from utils.evaluation.plan import TaskLoader, task_names, wikitext_rows
-from utils.evaluation.spec_tasks import SPEC_TASKS
 from utils.evaluation.tasks import (
     BUNDLED,
     DEFINITIONS,
@@ -140,36 +139,28 @@ def _portable(value: object, folder: Path) -> object:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line; a user's mistake is one line and exit 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m utils.evaluation.mirror", description=__doc__.splitlines()[0], allow_abbrev=False
-    )
-    parser.add_argument(
-        "-tasks", "--tasks", default="paper", help="what -eval_tasks takes: paper, or lm_eval names (default: paper)"
-    )
-    parser.add_argument("-output_dir", "--output_dir", required=True, type=Path, help="folder to write")
-    parser.add_argument(
-        "-eval_data_dir",
-        "--eval_data_dir",
+    """The command line."""
+    parser = Parser(prog="python -m utils.evaluation.mirror", description=__doc__.splitlines()[0])
+    parser.flag("tasks", default="paper", metavar="TASKS", help="what -eval_tasks takes: paper, or lm_eval names")
+    parser.flag("output_dir", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.flag(
+        "eval_data_dir",
         type=Path,
+        metavar="DIR",
         help="take the rows from this folder of TASK/SPLIT.jsonl instead of the hub",
     )
-    parser.add_argument("-overwrite", "--overwrite", action="store_true", help="replace what output_dir holds")
+    parser.switch("overwrite", "replace the mirror that -output_dir holds")
     args = parser.parse_args(argv)
-    try:
-        if args.eval_data_dir is not None and not args.eval_data_dir.is_dir():
-            raise UserError(f"{DATA_FLAG}: {args.eval_data_dir} is not a folder; leave it out to use the hub")
-        taken = args.output_dir.exists() and (not args.output_dir.is_dir() or any(args.output_dir.iterdir()))
-        if taken and not (args.overwrite and (args.output_dir / MIRROR_RECORD).is_file()):
-            raise UserError(
-                f"-output_dir: {args.output_dir} is not empty; give another, or add -overwrite to replace a mirror"
-            )
-        record = write_mirror(args.tasks, args.output_dir, args.eval_data_dir)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    if args.eval_data_dir is not None and not args.eval_data_dir.is_dir():
+        raise UserError(f"{DATA_FLAG}: {args.eval_data_dir} is not a folder; leave it out to use the hub")
+    taken = args.output_dir.exists() and (not args.output_dir.is_dir() or any(args.output_dir.iterdir()))
+    if taken and not (args.overwrite and (args.output_dir / MIRROR_RECORD).is_file()):
+        raise UserError(
+            f"-output_dir: {args.output_dir} is not empty; give another, or add -overwrite to replace a mirror"
+        )
+    record = write_mirror(args.tasks, args.output_dir, args.eval_data_dir)
     print(f"{len(record['sha256'])} files in {args.output_dir}; use them with: -eval_data_dir {args.output_dir}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

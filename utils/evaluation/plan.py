@@ -4,9 +4,8 @@ import difflib
 import inspect
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import datasets
@@ -24,7 +23,6 @@ from utils.evaluation.tasks import (
     BUNDLED,
     BUNDLED_FOLDER,
     DEFINITIONS,
-    PAPER,
     PAPER_TASKS,
     TOKEN_PERPLEXITY,
     WIKITEXT,
@@ -45,11 +43,15 @@ _FEWSHOT_SEED = 1234  # lm_eval's own default
 
 @dataclass(frozen=True)
 class Rows:
-    """Which of a task's rows are scored: the first `scored` of `total`, and the digest of their content."""
+    """Which of a task's rows are scored: the first `scored` of `total`, and the digest of their content.
+
+    examples: the digest of the rows that examples are drawn from, where the task shows any.
+    """
 
     scored: int
     total: int
     sha256: str
+    examples: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class EvalPlan:
         return [*lines, *self.left_out]
 
     def key(self) -> dict:
-        """All that determines the scores but the model and its tokenizer; JSON-serialisable, for cache keys.
+        """What is asked: definitions, rows and windows; JSON-serialisable, for `score_key`.
 
         Rows count by content, so the same rows from the hub, a mirror or a plain folder are one key.
         """
@@ -110,13 +112,14 @@ class EvalPlan:
                 "version": task.VERSION,
                 "definition": digest(portable_config(task)),
                 "rows": planned.rows[name].sha256,
+                "examples": planned.rows[name].examples,
             }
             for planned in self.planned
             for name, task in planned.tasks.items()
         }
         text = None if self.wikitext is None else digest(self.wikitext)
         windows = {"text": text, "window": self.ppl_window, "limit": self.limit} if text else None
-        return {"lm_eval": version("lm_eval"), "tasks": tasks, TOKEN_PERPLEXITY: windows}
+        return {"tasks": tasks, TOKEN_PERPLEXITY: windows}
 
 
 def plan_tasks(eval_tasks: str, eval_data_dir: Path | None, limit: int | None, ppl_window: int) -> EvalPlan:
@@ -168,7 +171,7 @@ def task_names(tasks: str, flag: str) -> list[str]:
     """Names without repeats, in order, `paper` and `none` spelled out."""
     names = []
     for name in (part.strip() for part in tasks.split(",")):
-        names += {"paper": [*PAPER, WIKITEXT], "none": []}.get(name, [name])
+        names += {"paper": [*PAPER_TASKS, WIKITEXT], "none": []}.get(name, [name])
     if "" in names:
         raise UserError(f"{flag}: '{tasks}' has an empty name; put one comma between names, or give 'none'")
     return list(dict.fromkeys(names))
@@ -202,7 +205,7 @@ class TaskLoader:
             self._all = TaskManager()
         index = self._all.task_index
         if name not in index:
-            known = {*PAPER, BUNDLED, "paper", WIKITEXT, *self._all.all_tasks}
+            known = {*PAPER_TASKS, BUNDLED, "paper", WIKITEXT, *self._all.all_tasks}
             near = difflib.get_close_matches(name, sorted(known), n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "lm_eval ls tasks lists them"
             raise UserError(f"{self.flag}: unknown task '{name}'; {hint}")
@@ -313,9 +316,14 @@ def _planned(loaded: Task | Group, limit: int | None, source: str) -> PlannedTas
         task.set_fewshot_seed(_FEWSHOT_SEED)
         docs = task.eval_docs
         scored = min(limit or len(docs), len(docs))
-        rows[task.task_name] = Rows(scored, len(docs), digest([_jsonable(docs[i]) for i in range(scored)]))
+        examples = _content(task.fewshot_docs()) if task.config.num_fewshot else None
+        rows[task.task_name] = Rows(scored, len(docs), _content(docs[i] for i in range(scored)), examples)
     name = loaded.name if isinstance(loaded, Group) else loaded.task_name
     return PlannedTask(name, loaded, limit, source, {task.task_name: task for task in members}, rows)
+
+
+def _content(rows: Iterable[dict]) -> str:
+    return digest([_jsonable(row) for row in rows])
 
 
 def wikitext_rows(data_dir: Path | None) -> tuple[list[str], str]:

@@ -1,28 +1,32 @@
-"""Scores of a model through lm_eval, each with its standard error, and paired comparisons of two models.
+"""Scores of a model through lm_eval, each with its standard error and with what is needed to reproduce it.
 
-`plan_tasks` (utils.evaluation.plan) → `evaluate` for each model → `compare` and `recovered` between them.
+`plan_tasks` (utils.evaluation.plan) → `evaluate` for each model → `summarise` (utils.evaluation.comparison).
 """
 
+import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 
 import lm_eval.api.metrics
 import lm_eval.evaluator
 from lm_eval.api.group import Group
-from lm_eval.api.task import Task
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from models.loading import input_device
+from models.loading import input_device, tokenizer_digest
+from utils.common.cache import code_version
 from utils.common.files import digest
-from utils.evaluation import perplexity
+from utils.evaluation import model as eval_model
+from utils.evaluation import packing, perplexity, tasks, token_scores
+from utils.evaluation import plan as eval_plan
 from utils.evaluation import statistics as eval_statistics
 from utils.evaluation.model import InMemoryLM, quiet, token_budget
-from utils.evaluation.plan import EvalPlan, PlannedTask, plan_tasks, portable_config
-from utils.evaluation.tasks import MAIN_METRIC, TOKEN_PERPLEXITY, WIKITEXT, main_metric
+from utils.evaluation.plan import EvalPlan, PlannedTask, portable_config
+from utils.evaluation.tasks import TOKEN_PERPLEXITY, WIKITEXT
 
-__all__ = ["MAIN_METRIC", "EvalPlan", "Evaluation", "compare", "evaluate", "plan_tasks", "recovered"]
+PACKAGES = ("lm_eval", "transformers", "tokenizers", "torch", "datasets")
+"""Libraries of which another version may give another score."""
 
 _AGGREGATIONS = {
     getattr(lm_eval.api.metrics, name): name for name in ("mean", "perplexity", "weighted_perplexity", "bits_per_byte")
@@ -35,8 +39,11 @@ class Evaluation:
 
     scores: task -> metric -> {"value", "stderr"} (None where no standard error is defined).
     samples: task -> metric -> one value a row, or [log-likelihood, weight], in the order of the rows.
-    metrics: task -> metric -> {"aggregation", "higher_is_better"}, for those with samples.
-    provenance: what is needed to reproduce the numbers. seconds: task -> wall time.
+    metrics: task -> metric -> {"aggregation", "higher_is_better"} of every score; None is what lm_eval doesn't say, or
+        an aggregation that nothing here resamples.
+    provenance: {"tasks": task -> what is needed to reproduce its numbers, TOKEN_PERPLEXITY: the same of that one}, each
+        with the versions, device, dtype and batch size that it was measured with.
+    seconds: task -> wall time.
     """
 
     scores: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
@@ -56,19 +63,40 @@ class Evaluation:
 
     @classmethod
     def joined(cls, parts: "list[Evaluation]") -> "Evaluation":
-        """The scores of several parts of one plan, in their order."""
+        """The scores of several parts of one plan, in their order; what each was measured with stays its own."""
         whole = cls()
         for part in parts:
             for name in ("scores", "samples", "metrics", "seconds"):
                 getattr(whole, name).update(getattr(part, name))
-            tasks = {**whole.provenance.get("tasks", {}), **part.provenance.get("tasks", {})}
-            whole.provenance.update(part.provenance, tasks=tasks)
+            by_task = {**whole.provenance.get("tasks", {}), **part.provenance.get("tasks", {})}
+            whole.provenance.update(part.provenance, tasks=by_task)
         return whole
 
-    def main(self, task: str) -> tuple[str, dict[str, float | None]] | None:
-        """(metric, score) that stands for the task in a table."""
-        metric = main_metric(task, self.scores[task])
-        return None if metric is None else (metric, self.scores[task][metric])
+
+def score_key(part: EvalPlan, tokenizer_folder: Path) -> dict:
+    """All that determines the scores of `part` but the model and the machine; JSON-serialisable, for cache keys.
+
+    tokenizer_folder: where the tokenizer was loaded from; its content counts, its place doesn't.
+    """
+    return {
+        "plan": part.key(),
+        "tokenizer": tokenizer_digest(tokenizer_folder),
+        "versions": _versions(),
+        "code": code_version(
+            sys.modules[__name__],
+            eval_model,
+            eval_plan,
+            eval_statistics,
+            packing,
+            perplexity,
+            tasks,
+            token_scores,
+        ),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in PACKAGES}
 
 
 def evaluate(
@@ -83,35 +111,34 @@ def evaluate(
 
     batch_size: sequences a batch, or "auto" (as many as fit a budget of tokens). label: names the model in bars.
     """
-    result = Evaluation()
-    result.provenance.update(
-        lm_eval=version("lm_eval"),
-        transformers=version("transformers"),
-        batch_size=batch_size,
-        dtype=str(model.dtype).removeprefix("torch."),
-        device=str(input_device(model)),
-        limit=plan.limit,
-        tasks={},
-    )
+    result = Evaluation(provenance={"tasks": {}})
+    circumstances = {
+        "versions": _versions(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(input_device(model)),
+        "batch_size": batch_size,
+        "limit": plan.limit,
+    }
     if plan.planned:
         lm = InMemoryLM(model, tokenizer, batch_size, label)
         for planned in plan.planned:
             # Both perplexities of WikiText-2 are of windows of one length; all else may use the model's whole length.
             length = plan.ppl_window if planned.name == WIKITEXT else lm.max_length
             with lm.windows_of(length):
-                _score(lm, planned, label, result)
+                _score(lm, planned, label, circumstances, result)
     if plan.wikitext is not None:
-        _score_tokens(model, tokenizer, plan, batch_size, label, result)
+        _score_tokens(model, tokenizer, plan, label, circumstances, result)
     return result
 
 
-def _score(lm: InMemoryLM, planned: PlannedTask, label: str, result: Evaluation) -> None:
+def _score(lm: InMemoryLM, planned: PlannedTask, label: str, circumstances: dict, result: Evaluation) -> None:
     started = time.perf_counter()
     lm.label = f"{label}: {planned.name}"
     loaded = planned.loaded
     groups = {}
     if isinstance(loaded, Group):
-        groups = {loaded.name: loaded, **{group.name: group for group in loaded.get_all_groups()}}
+        # Inner groups first: lm_eval passes a metric's direction up from the members in this order.
+        groups = {group.name: group for group in (*reversed(loaded.get_all_groups()), loaded)}
     # The jackknife covers every metric that is a mean or a perplexity; lm_eval's bootstrap would take minutes of CPU.
     known = all(fn in _AGGREGATIONS for task in planned.tasks.values() for fn in task.aggregation().values())
     with quiet():
@@ -122,18 +149,21 @@ def _score(lm: InMemoryLM, planned: PlannedTask, label: str, result: Evaluation)
             bootstrap_iters=0 if known and not groups else 1000,
         )
     for name, measured in found["results"].items():
-        scores = result.scores.setdefault(name, {})
+        aggregations = planned.tasks[name].aggregation() if name in planned.tasks else {}
         for key, value in measured.items():
             metric, _, kind = key.partition(",")
             if not kind or metric.endswith("_stderr"):
                 continue
             spread = measured.get(f"{metric}_stderr,{kind}")
             spread = float(spread) if isinstance(spread, int | float) else None
-            scores[_metric_name(metric, kind)] = {"value": float(value), "stderr": spread}
-        if not scores:
-            del result.scores[name]
+            full = _metric_name(metric, kind)
+            result.scores.setdefault(name, {})[full] = {"value": float(value), "stderr": spread}
+            result.metrics.setdefault(name, {})[full] = {
+                "aggregation": _AGGREGATIONS.get(aggregations.get(metric)),
+                "higher_is_better": found["higher_is_better"].get(name, {}).get(metric),
+            }
     for name, task in planned.tasks.items():
-        _keep_rows(name, task, found["samples"][name], result)
+        _keep_rows(name, found["samples"][name], result)
         result.provenance["tasks"][name] = {
             "version": task.VERSION,
             "rows": planned.rows[name].scored,
@@ -143,6 +173,7 @@ def _score(lm: InMemoryLM, planned: PlannedTask, label: str, result: Evaluation)
             "max_length": lm.max_length,
             "source": planned.source,
             "config": portable_config(task),
+            **circumstances,
         }
     result.seconds[planned.name] = round(time.perf_counter() - started, 2)
 
@@ -152,30 +183,28 @@ def _metric_name(metric: str, kind: str) -> str:
     return metric if kind == "none" else f"{metric},{kind}"
 
 
-def _keep_rows(name: str, task: Task, samples: list[dict], result: Evaluation) -> None:
+def _keep_rows(name: str, samples: list[dict], result: Evaluation) -> None:
     columns: dict[str, list] = {}
     for sample in sorted(samples, key=lambda sample: sample["doc_id"]):
         for metric in sample["metrics"]:
             columns.setdefault(_metric_name(metric, sample["filter"]), []).append(sample[metric])
     for metric, rows in columns.items():
-        plain = metric.partition(",")[0]
-        aggregation = _AGGREGATIONS.get(task.aggregation().get(plain))
-        if aggregation is None:
+        aggregation = result.metrics[name][metric]["aggregation"]
+        if aggregation is None:  # nothing here can resample it
             continue
-        rows = [[float(part) for part in row] if isinstance(row, tuple | list) else float(row) for row in rows]
         # lm_eval takes the mean of a perplexity's rows with weights, where the rows are pairs.
+        rows = [[float(part) for part in row] if isinstance(row, tuple | list) else float(row) for row in rows]
         result.samples.setdefault(name, {})[metric] = rows
-        higher = bool(task.higher_is_better().get(plain, True))
-        result.metrics.setdefault(name, {})[metric] = {"aggregation": aggregation, "higher_is_better": higher}
         result.scores[name][metric]["stderr"] = eval_statistics.stderr(rows, aggregation)
 
 
-def _score_tokens(model, tokenizer, plan: EvalPlan, batch_size: int | str, label: str, result: Evaluation) -> None:
+def _score_tokens(model, tokenizer, plan: EvalPlan, label: str, circumstances: dict, result: Evaluation) -> None:
     started = time.perf_counter()
     length = min(plan.ppl_window, model.config.max_position_embeddings)
     windows = perplexity.token_windows(tokenizer, plan.wikitext, length, plan.limit)
     fitting = max(1, token_budget(input_device(model)) // windows.shape[1])
-    batch = fitting if batch_size == "auto" else int(batch_size)
+    given = circumstances["batch_size"]
+    batch = fitting if given == "auto" else int(given)
     losses = perplexity.window_losses(model, windows, batch, f"{label}: {WIKITEXT} {TOKEN_PERPLEXITY}")
     value = eval_statistics.aggregate(losses, "exp_mean")
     spread = eval_statistics.stderr(losses, "exp_mean")
@@ -188,43 +217,8 @@ def _score_tokens(model, tokenizer, plan: EvalPlan, batch_size: int | str, label
         "windows": len(windows),
         "window_tokens": windows.shape[1],
         "text_sha256": digest(plan.wikitext),
+        "rows_sha256": digest(windows.tolist()),
+        **circumstances,
     }
     elapsed = time.perf_counter() - started
     result.seconds[WIKITEXT] = round(result.seconds.get(WIKITEXT, 0.0) + elapsed, 2)
-
-
-def compare(restored: Evaluation, pruned: Evaluation) -> dict[str, dict[str, dict[str, float | None]]]:
-    """task -> metric -> {"difference", "stderr", "mcnemar_p"} of restored minus pruned, row by row.
-
-    Both answered the same questions, so the difference varies less than either score. mcnemar_p is None where rows
-    are not right or wrong.
-    """
-    found: dict[str, dict[str, dict[str, float | None]]] = {}
-    for task, metric, kind in _shared(restored, pruned):
-        rows = restored.samples[task][metric], pruned.samples[task][metric]
-        difference, spread = eval_statistics.paired_difference(*rows, kind["aggregation"])
-        p = eval_statistics.mcnemar_p(*rows) if kind["aggregation"] == "mean" else None
-        found.setdefault(task, {})[metric] = {"difference": difference, "stderr": spread, "mcnemar_p": p}
-    return found
-
-
-def recovered(dense: Evaluation, pruned: Evaluation, restored: Evaluation) -> dict[str, dict[str, float | None]]:
-    """task -> metric -> share of the gap between dense and pruned that the restored model closes.
-
-    None where the gap is within two standard errors of the paired difference, or the pruned model is the better one.
-    """
-    found: dict[str, dict[str, float | None]] = {}
-    for task, metric, kind in _shared(restored, pruned):
-        if metric not in dense.samples.get(task, {}):
-            continue
-        rows = (each.samples[task][metric] for each in (dense, pruned, restored))
-        share = eval_statistics.share_recovered(*rows, kind["aggregation"], kind["higher_is_better"])
-        found.setdefault(task, {})[metric] = share
-    return found
-
-
-def _shared(one: Evaluation, other: Evaluation) -> Iterator[tuple[str, str, dict]]:
-    for task, metrics in one.metrics.items():
-        for metric, kind in metrics.items():
-            if metric in other.samples.get(task, {}):
-                yield task, metric, kind

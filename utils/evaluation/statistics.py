@@ -72,11 +72,37 @@ def share_recovered(
     None where the dense model is not better than the pruned one by more than two standard errors of their paired
     difference: a share of noise says nothing.
     """
-    sign = 1 if higher_is_better else -1
-    gap, gap_stderr = paired_difference(dense, pruned, aggregation)
-    if gap_stderr is None or not sign * gap > 2 * gap_stderr:
-        return None
-    return paired_difference(restored, pruned, aggregation)[0] / gap
+    gained, _ = paired_difference(restored, pruned, aggregation)
+    return _share(gained, *paired_difference(dense, pruned, aggregation), higher_is_better)
+
+
+def mean_of_tasks(tasks: Sequence[Sequence[Row]]) -> tuple[float, float | None]:
+    """The mean over tasks of each one's mean over rows, and its standard error; tasks are independent."""
+    return _mean_of([(aggregate(rows, "mean"), stderr(rows, "mean")) for rows in tasks])
+
+
+def mean_difference(first: Sequence[Sequence[Row]], second: Sequence[Sequence[Row]]) -> tuple[float, float | None]:
+    """`mean_of_tasks` of `first` minus that of `second`, and its standard error, paired by the rows of each task."""
+    return _mean_of([paired_difference(one, other, "mean") for one, other in zip(first, second, strict=True)])
+
+
+def mean_share_recovered(
+    dense: Sequence[Sequence[Row]], pruned: Sequence[Sequence[Row]], restored: Sequence[Sequence[Row]]
+) -> float | None:
+    """`share_recovered` of the mean over tasks, where higher is better."""
+    return _share(mean_difference(restored, pruned)[0], *mean_difference(dense, pruned), higher_is_better=True)
+
+
+def _share(gained: float, gap: float, gap_stderr: float | None, higher_is_better: bool) -> float | None:
+    better = gap if higher_is_better else -gap
+    return None if gap_stderr is None or not better > 2 * gap_stderr else gained / gap
+
+
+def _mean_of(parts: Sequence[tuple[float, float | None]]) -> tuple[float, float | None]:
+    """(mean, standard error) of independent (value, standard error): √(Σ σ_i²) / n."""
+    values, errors = zip(*parts, strict=True)
+    spread = None if None in errors else math.hypot(*errors) / len(errors)
+    return sum(values) / len(values), spread
 
 
 def _table(rows: Sequence[Row]) -> np.ndarray:

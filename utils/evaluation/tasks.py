@@ -19,48 +19,15 @@ BUNDLED = "bundled"
 
 WIKITEXT = "wikitext2"
 TOKEN_PERPLEXITY = "token_perplexity"
-WORD_PERPLEXITY = "word_perplexity"
-
-MAIN_METRIC = {
-    "boolq": "acc",
-    "rte": "acc",
-    "hellaswag": "acc_norm",
-    "winogrande": "acc",
-    "arc_easy": "acc",
-    "arc_challenge": "acc_norm",
-    "openbookqa": "acc_norm",
-    WIKITEXT: TOKEN_PERPLEXITY,
-    "bundled_response": "acc",
-    "bundled_facts": "acc",
-    "bundled_arithmetic": "acc",
-    "bundled_heldout": "bits_per_byte",
-}
-"""The metric a column shows; all others are kept beside it.
-
-BoolQ, RTE and WinoGrande have no acc_norm in lm_eval. For HellaSwag, ARC-e, ARC-c and OBQA the paper does not say which
-of the two its table shows; the choice here is the usual one for LLaMA: acc_norm for HellaSwag, ARC-c and OBQA, acc for
-ARC-e. Some pruning papers report acc for all seven, so a comparison with the paper's column needs both in view.
-"""
-
-PAPER = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
-"""In the order of the paper's table."""
-
-
-def main_metric(task: str, metrics: Iterable[str]) -> str | None:
-    """The metric that stands for `task` among those it was scored with."""
-    have = list(metrics)
-    for metric in (MAIN_METRIC.get(task), "acc_norm", "acc", "exact_match", "bits_per_byte"):
-        if metric in have:
-            return metric
-    return have[0] if have else None
 
 
 @dataclass(frozen=True)
 class PaperTask:
-    """One of the seven: lm_eval's definition, the split it scores, and what is wrong with a row, if anything."""
+    """One of the seven: lm_eval's definition, the split it scores, its main metric, and what is wrong with a row."""
 
     definition: str
     split: str
+    metric: str
     fault: Callable[[dict], str | None]
 
 
@@ -119,18 +86,42 @@ def _winogrande(row: dict) -> str | None:
 
 
 PAPER_TASKS = {
-    "boolq": PaperTask("super_glue/boolq/default.yaml", "validation", _two_classes("passage", "question")),
-    "rte": PaperTask("glue/rte/default.yaml", "validation", _two_classes("sentence1", "sentence2")),
-    "hellaswag": PaperTask("hellaswag/hellaswag.yaml", "validation", _hellaswag),
-    "winogrande": PaperTask("winogrande/default.yaml", "validation", _winogrande),
-    "arc_easy": PaperTask("arc/arc_easy.yaml", "test", _choices("question")),
-    "arc_challenge": PaperTask("arc/arc_challenge.yaml", "test", _choices("question")),
-    "openbookqa": PaperTask("openbookqa/openbookqa.yaml", "test", _choices("question_stem")),
+    "boolq": PaperTask("super_glue/boolq/default.yaml", "validation", "acc", _two_classes("passage", "question")),
+    "rte": PaperTask("glue/rte/default.yaml", "validation", "acc", _two_classes("sentence1", "sentence2")),
+    "hellaswag": PaperTask("hellaswag/hellaswag.yaml", "validation", "acc_norm", _hellaswag),
+    "winogrande": PaperTask("winogrande/default.yaml", "validation", "acc", _winogrande),
+    "arc_easy": PaperTask("arc/arc_easy.yaml", "test", "acc", _choices("question")),
+    "arc_challenge": PaperTask("arc/arc_challenge.yaml", "test", "acc_norm", _choices("question")),
+    "openbookqa": PaperTask("openbookqa/openbookqa.yaml", "test", "acc_norm", _choices("question_stem")),
 }
+"""In the order of the paper's table.
 
+BoolQ, RTE and WinoGrande have no acc_norm in lm_eval. For HellaSwag, ARC-e, ARC-c and OBQA the paper does not say which
+of the two its table shows; the choice here is the usual one for LLaMA: acc_norm for HellaSwag, ARC-c and OBQA, acc for
+ARC-e. Some pruning papers report acc for all seven, so a comparison with the paper's column needs both in view.
+"""
+
+MAIN_METRIC = {
+    **{name: task.metric for name, task in PAPER_TASKS.items()},
+    WIKITEXT: TOKEN_PERPLEXITY,
+    "bundled_response": "acc",
+    "bundled_facts": "acc",
+    "bundled_arithmetic": "acc",
+    "bundled_heldout": "bits_per_byte",
+}
+"""The metric a column shows; all others are kept beside it."""
 
 MIRROR_RECORD = "mirror.json"
 """In a mirror's folder: digests of its files."""
+
+
+def main_metric(task: str, metrics: Iterable[str]) -> str | None:
+    """The metric that stands for `task` among those it was scored with."""
+    have = list(metrics)
+    for metric in (MAIN_METRIC.get(task), "acc_norm", "acc", "exact_match", "bits_per_byte"):
+        if metric in have:
+            return metric
+    return have[0] if have else None
 
 
 def paper_fault(task: str) -> Callable[[dict], str | None] | None:

@@ -60,13 +60,19 @@ def draw_scores(rows: list[ScoreRow]) -> Figure:
     axes = list(figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
     if shares:
         _dots(axes[0], shares, scale=100)
-        axes[0].set_xlabel("% (higher is better)")
+        axes[0].set_xlabel("%" + _better({row.higher_is_better for row in shares}))
     for panel, row in zip(axes[len(axes) - len(others) :], others, strict=True):
         _dots(panel, [row], scale=1)
-        panel.set_xlabel(f"{row.metric} ({'lower' if row.lower_is_better else 'higher'} is better)")
+        panel.set_xlabel(row.metric + _better({row.higher_is_better}))
     handles, labels = max((panel.get_legend_handles_labels() for panel in axes), key=lambda found: len(found[1]))
     figure.legend(handles, labels, loc="outside upper right", ncols=3)
     return figure
+
+
+def _better(directions: set[bool | None]) -> str:
+    """What an axis says of the direction that all its rows share, if they share one."""
+    texts = {True: " (higher is better)", False: " (lower is better)", None: ""}
+    return texts[directions.pop()] if len(directions) == 1 else ""
 
 
 def _dots(panel: Axes, rows: list[ScoreRow], scale: float) -> None:

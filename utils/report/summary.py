@@ -143,7 +143,9 @@ def findings(results: dict) -> list[str]:
     rows = [row for row in score_rows(results) if row.verdict]
     if not rows:
         return ["No task was evaluated on both the pruned and the restored model: nothing is said about quality."]
-    better, worse, unknown = ([row for row in rows if row.verdict == v] for v in ("better", "worse", "no stderr"))
+    better, worse, undirected, unknown = (
+        [row for row in rows if row.verdict == verdict] for verdict in ("better", "worse", "differs", "no stderr")
+    )
     unclear = [row for row in rows if row.verdict in ("within noise", "equal")]
     sentences = []
     if better and worse:
@@ -152,16 +154,20 @@ def findings(results: dict) -> list[str]:
         sentences.append(f"Restoring helped on {_list(better)}.")
     elif worse:
         sentences.append(f"Restoring made the model **worse** on {_list(worse)}.")
-    if unclear and (better or worse):
+    if unclear and (better or worse or undirected):
         sentences.append(f"Within noise (2 standard errors of the paired difference): {_list(unclear)}.")
     elif unclear:
         sentences.append(
             "Restoring had no measurable effect: the paired difference is within 2 standard errors "
             f"on {_list(unclear)}."
         )
+    if undirected:
+        sentences.append(
+            f"Beyond noise, but which direction is better was not recorded, so not judged: {_list(undirected)}."
+        )
     if unknown:
         sentences.append(f"Without a standard error, so not claimed as a gain or a loss: {_list(unknown)}.")
-    if (mean := mean_row(score_rows(results))) and mean.verdict:
+    if (mean := mean_row(results)) and mean.verdict:
         scores, difference, _ = mean.texts()
         measured = ", ".join(f"{_bare(scores[name])} % {name}" for name in MODELS if name in mean.scores)
         verdict = "no standard error" if mean.verdict == "no stderr" else mean.verdict

@@ -10,7 +10,8 @@ MODELS = ("dense", "pruned", "restored")
 DASH = "–"
 SHARES = ("acc", "exact_match", "f1")
 """Beginnings of the names of metrics that are shares of 1 and are shown in per cent."""
-LOWER_IS_BETTER = ("perplexity", "ppl", "bits_per_byte", "loss", "brier_score", "nll")
+ARROWS = {True: " ↑", False: " ↓", None: ""}
+"""After a metric's name, by whether higher is better; nothing where nobody recorded it."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,10 @@ class ScoreRow:
     mcnemar_p: float | None = None
     recovered: float | None = None
     """Share of the gap between dense and pruned that restoring closed."""
+    higher_is_better: bool | None = None
+    """None where it was not recorded: it is never guessed from the name."""
     is_mean: bool = False
     """Over several tasks; `task` is then a phrase, not a task's name."""
-
-    @property
-    def lower_is_better(self) -> bool:
-        return any(part in self.metric for part in LOWER_IS_BETTER)
 
     @property
     def percent(self) -> bool:
@@ -47,14 +46,15 @@ class ScoreRow:
 
     @property
     def label(self) -> str:
-        """The metric with the direction that is better."""
-        return f"{self.metric} {'↓' if self.lower_is_better else '↑'}"
+        """The metric with the direction that is better, if that is known."""
+        return self.metric + ARROWS[self.higher_is_better]
 
     @property
     def verdict(self) -> str:
         """What the difference says about the restored model: "better" or "worse" only beyond 2 standard errors.
 
-        Otherwise "within noise", "equal", "no stderr" (a difference that nothing can be said about) or "" (unknown).
+        Otherwise "differs" (beyond them, but nobody recorded which direction is better), "within noise", "equal", "no
+        stderr" (a difference that nothing can be said about) or "" (unknown).
         """
         if self.difference is None or math.isnan(self.difference.value):
             return ""
@@ -65,7 +65,9 @@ class ScoreRow:
             return "no stderr"
         if abs(value) <= 2 * stderr:
             return "within noise"
-        return "better" if (value < 0) == self.lower_is_better else "worse"
+        if self.higher_is_better is None:
+            return "differs"
+        return "better" if (value > 0) == self.higher_is_better else "worse"
 
     def texts(self) -> tuple[dict[str, str], str, str]:
         """The scores by model, the difference and the recovered share, ready to print; a dash where one is missing."""
@@ -90,26 +92,21 @@ def score_rows(results: dict, main: bool = True) -> list[ScoreRow]:
     return rows
 
 
-def mean_row(rows: list[ScoreRow]) -> ScoreRow | None:
-    """The mean of the accuracies that every measured model has, the headline of the papers; None below two of them.
-
-    The tasks ask different questions, so their errors are independent: σ = √(Σ σ_i²) / n.
-    """
-    models = {name for row in rows for name in row.scores}
-    rows = [row for row in rows if row.metric.startswith("acc") and set(row.scores) == models]
-    if len(rows) < 2:
+def mean_row(results: dict) -> ScoreRow | None:
+    """The mean of the tasks' accuracies, the headline of the papers, as `results` has it; None where it has none."""
+    mean = results.get("mean")
+    if not mean:
         return None
-    scores = {name: _mean([row.scores[name] for row in rows]) for name in MODELS if name in models}
-    differences = [row.difference for row in rows]
-    difference = None if None in differences else _mean(differences)
-    recovered = None
-    if models == set(MODELS):
-        lost = scores["dense"].value - scores["pruned"].value
-        errors = [scores[name].stderr for name in ("dense", "pruned")]
-        noise = math.inf if None in errors else math.hypot(*errors)
-        # A share of a gap that may be nothing but noise is no number worth printing.
-        recovered = difference.value / lost if difference and lost > 2 * noise else None
-    return ScoreRow(f"mean of {len(rows)} tasks", "accuracy", scores, difference, None, recovered, is_mean=True)
+    scores = {name: score for name in MODELS if (score := _score(mean["scores"].get(name)))}
+    return ScoreRow(
+        f"mean of {len(mean['tasks'])} tasks",
+        "accuracy",
+        scores,
+        _score({"value": mean["paired"]["difference"], "stderr": mean["paired"]["stderr"]}),
+        recovered=_number(mean["recovered"]),
+        higher_is_better=mean["higher_is_better"],
+        is_mean=True,
+    )
 
 
 def score_table(results: dict) -> str:
@@ -117,7 +114,7 @@ def score_table(results: dict) -> str:
     rows = score_rows(results)
     if not rows:
         return "No task was evaluated."
-    if mean := mean_row(rows):
+    if mean := mean_row(results):
         rows.append(mean)
     cells = []
     for row in rows:
@@ -262,7 +259,8 @@ def _row(results: dict, task: str, metric: str) -> ScoreRow:
     if difference is None and {"pruned", "restored"} <= set(scores):
         difference = Score(scores["restored"].value - scores["pruned"].value)
     recovered = _number(_entry(results, "recovered", task, metric))
-    return ScoreRow(task, metric, scores, difference, _number(paired.get("mcnemar_p")), recovered)
+    higher = (_entry(results, "metrics", task, metric) or {}).get("higher_is_better")
+    return ScoreRow(task, metric, scores, difference, _number(paired.get("mcnemar_p")), recovered, higher)
 
 
 def _entry(results: dict, part: str, task: str, metric: str) -> object:
@@ -277,12 +275,6 @@ def _score(entry: dict | None) -> Score | None:
 def _number(value: object) -> float | None:
     """A number as a float; None for what lm_eval writes where it has none ("N/A")."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _mean(scores: list[Score]) -> Score:
-    errors = [score.stderr for score in scores]
-    stderr = None if None in errors else math.hypot(*errors) / len(scores)
-    return Score(sum(score.value for score in scores) / len(scores), stderr)
 
 
 def _formatter(row: ScoreRow) -> Callable[[Score, str], str]:

@@ -1,0 +1,85 @@
+"""Each question's outcome, kept so that two runs can be compared in pairs: OUT/logs/rows.json.gz."""
+
+import gzip
+import json
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from utils.common.errors import UserError
+from utils.common.files import whole_file
+from utils.evaluation.scoring import Evaluation
+from utils.evaluation.statistics import Row
+from utils.evaluation.tasks import TOKEN_PERPLEXITY
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """One value a row (or [log-likelihood, weight]) of one model, task and metric, in the order of the rows.
+
+    sha256: digest of what was asked: the task's rows, or a text's windows of token ids.
+    """
+
+    values: list[Row]
+    aggregation: str
+    higher_is_better: bool | None
+    sha256: str
+
+
+Kept = dict[str, dict[str, KeptRows]]
+"""Task -> metric -> rows of one model."""
+
+
+def write_rows(path: Path, evaluations: dict[str, Evaluation]) -> None:
+    """Write the rows of each model (by name) to `path`, whole; the same rows always give the same bytes."""
+    content = {
+        name: {
+            task: {metric: asdict(_kept(evaluation, task, metric)) for metric in metrics}
+            for task, metrics in evaluation.samples.items()
+        }
+        for name, evaluation in evaluations.items()
+    }
+    with whole_file(path) as partial:
+        partial.write_bytes(gzip.compress(json.dumps(content, ensure_ascii=False).encode(), mtime=0))
+
+
+def read_rows(path: Path) -> dict[str, Kept]:
+    """Model -> task -> metric -> the rows that `write_rows` kept; UserError if the file cannot be read."""
+    try:
+        content = json.loads(gzip.decompress(path.read_bytes()))
+        return {
+            name: {
+                task: {metric: KeptRows(**kept) for metric, kept in metrics.items()} for task, metrics in tasks.items()
+            }
+            for name, tasks in content.items()
+        }
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read as a run's rows ({error}); give OUT/logs/rows.json.gz") from error
+
+
+def pair_rows(first: Kept, second: Kept, task: str, metric: str) -> tuple[KeptRows, KeptRows]:
+    """The rows of two models, of one run or of two, where row i answers the same question in both.
+
+    What `utils.evaluation.statistics.paired_difference` takes. Raises UserError where one of them wasn't scored so, or
+    on other rows.
+    """
+    for place, kept in (("first", first), ("second", second)):
+        if metric not in kept.get(task, {}):
+            raise UserError(f"{task}, {metric}: the {place} run kept no rows of it; score both on the same -eval_tasks")
+    one, other = first[task][metric], second[task][metric]
+    if (one.sha256, one.aggregation, len(one.values)) != (other.sha256, other.aggregation, len(other.values)):
+        raise UserError(
+            f"{task}, {metric}: the two runs were scored on different rows ({len(one.values)} of {one.sha256[:8]}, "
+            f"{len(other.values)} of {other.sha256[:8]}); score both with the same -eval_tasks, -eval_limit, "
+            "-eval_data_dir and -ppl_window"
+        )
+    return one, other
+
+
+def _kept(evaluation: Evaluation, task: str, metric: str) -> KeptRows:
+    provenance = evaluation.provenance
+    asked = provenance[TOKEN_PERPLEXITY] if metric == TOKEN_PERPLEXITY else provenance["tasks"][task]
+    kind = evaluation.metrics[task][metric]
+    return KeptRows(
+        evaluation.samples[task][metric], kind["aggregation"], kind["higher_is_better"], asked["rows_sha256"]
+    )

@@ -1,0 +1,66 @@
+"""What the page of a run and the card of its model both say."""
+
+import re
+from pathlib import Path
+
+from utils.report.summary import hide_path, hide_paths, shown_name
+from utils.report.tables import markdown_table, mean_row, score_rows, score_table_markdown
+
+USE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+```"""
+
+HOW_TO_READ = (
+    "Accuracies in %, ± one standard error; ↑ higher is better, ↓ lower is better; without an arrow that is not known, "
+    "and nothing is judged. `restored - pruned` compares answers to the same questions; the verdict is better or worse "
+    "only beyond 2 standard errors of that difference, and p is McNemar's. The share of the gap between dense and "
+    "pruned is given only where that gap is beyond noise."
+)
+
+
+def score_tables(results: dict) -> tuple[list[str], list[str]]:
+    """(each task's main metric and their mean, all other metrics), as paragraphs; the second may be empty."""
+    rows, others = score_rows(results), score_rows(results, main=False)
+    if not rows:
+        return ["No task was evaluated."], []
+    mean = mean_row(results)
+    main = [score_table_markdown([*rows, mean] if mean else rows), HOW_TO_READ]
+    return main, [score_table_markdown(others)] if others else []
+
+
+def reproducing(run: dict) -> list[str]:
+    """Command, seed, versions and hashes of the inputs, as far as they are recorded."""
+    parts = []
+    if run.get("command"):
+        parts.append(f"```bash\n{hide_paths(run['command'])}\n```")
+    facts = {
+        "seed": run.get("seed"),
+        "device": run.get("device"),
+        "started": run.get("started"),
+        **{f"{name} model": shown_name(value) for name, value in (run.get("models") or {}).items() if value},
+        **{f"version of {name}": value for name, value in (run.get("versions") or {}).items()},
+        **{f"SHA-256 of {hide_path(str(name))}": f"`{sha}`" for name, sha in (run.get("inputs") or {}).items()},
+    }
+    lines = [[name, str(value)] for name, value in facts.items() if value is not None]
+    if lines:
+        parts.append(markdown_table(["what", "value"], lines))
+    if run.get("arguments"):
+        lines = [[f"`-{name}`", f"`{_shown_value(value)}`"] for name, value in run["arguments"].items()]
+        table = markdown_table(["argument", "value"], lines)
+        parts.append(f"<details><summary>All arguments</summary>\n\n{table}\n\n</details>")
+    return ["## Reproducing it", *parts] if parts else []
+
+
+def _shown_value(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(hide_path(str(part)) for part in value)
+    return hide_path(str(value))
+
+
+def hide_home(text: str) -> str:
+    """A last guard: whatever path slipped through names no home directory."""
+    home = str(Path.home())
+    return text if home == "/" else re.sub(re.escape(home) + r"(?=[/\s\"'`]|$)", "~", text)
