@@ -325,7 +325,7 @@ def test_a_stage_has_its_number_and_name_from_its_place_and_its_detail_beside(ca
     with record.stage("samples"):
         pass
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
-    assert lines == ["[7/9] training: b of 3 heads", "[1/9] reading samples, tokenizer and tasks"]
+    assert lines == ["[7/9] training", "[1/9] reading samples, tokenizer and tasks"]
     assert [(stage["name"], stage["detail"]) for stage in record.stages] == [
         ("training", "b of 3 heads"),
         ("reading samples, tokenizer and tasks", ""),

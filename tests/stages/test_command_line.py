@@ -17,6 +17,7 @@ import utils.evaluation.scoring
 import utils.negatives
 import utils.stages.measure
 import utils.stages.rank
+import utils.stages.train
 from models.checkpoint import count_zeros
 from tests.builders import byte_tokenizer, save_tiny_llama
 from utils.common.errors import UserError
@@ -465,7 +466,7 @@ def test_the_old_result_stays_until_the_new_one_is_whole(world, tmp_path, monkey
     quick = {"num_epoch": 0, "eval_tasks": "none"}
     run(monkeypatch, flags(world, output, **quick))
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
-    monkeypatch.setattr(utils.training, "train", stopped)
+    monkeypatch.setattr(utils.stages.train, "train", stopped)
     more = {**quick, "num_epoch": 1}
     with pytest.raises(stop):
         run(monkeypatch, flags(world, output, overwrite=True, **more))
@@ -526,7 +527,7 @@ def test_a_second_run_on_one_output_folder_is_refused(world, tmp_path, monkeypat
                 run(monkeypatch, flags(world, output, **quick, **more))
         raise EOFError
 
-    monkeypatch.setattr(utils.training, "train", second)
+    monkeypatch.setattr(utils.stages.train, "train", second)
     with pytest.raises(EOFError):
         run(monkeypatch, flags(world, output, **quick))
 
