@@ -166,12 +166,14 @@ def prepare(args: Arguments, processes: "Processes") -> Inputs:
     from data.loading import check_data_path
     from models.checkpoint import count_zeros
     from models.loading import (
+        DTYPES,
         check_name,
         check_pair,
         head_shape,
         load_config,
         load_tokenizer,
         resolve,
+        slow_half,
         usable_device,
     )
     from utils.evaluation.scoring import plan_tasks
@@ -183,6 +185,8 @@ def prepare(args: Arguments, processes: "Processes") -> Inputs:
     if not args.spec_task:
         check_data_path(args.data_path, args.valid_data_path)
     device = usable_device(processes.device)
+    if slow_half(device, DTYPES[args.dtype]):
+        print(f"      this CPU computes {args.dtype} in software, several times slower than -dtype float32")
     needs_encoder = args.head_selection == "contrastive" and args.spec_task not in ("boolq", "rte")
     encoder = locate_encoder(args.sentence_encoder) if needs_encoder else None
 

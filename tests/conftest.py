@@ -59,6 +59,16 @@ def save_tiny_llama(folder: Path, seed: int = 0, zeros: float = 0.0, dtype=torch
     return folder
 
 
+def masks_of(model: LlamaForCausalLM) -> list[torch.Tensor | None]:
+    """A list that the mask of each layer's attention is added to from now on; None is plain causal attention."""
+    seen = []
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_pre_hook(
+            lambda _module, _inputs, named: seen.append(named["attention_mask"]), with_kwargs=True
+        )
+    return seen
+
+
 @pytest.fixture
 def make_tiny_llama(tmp_path_factory) -> Callable[..., Path]:
     """make_tiny_llama(seed=0, zeros=0.0, dtype=fp32, **config overrides) -> folder."""
