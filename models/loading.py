@@ -181,12 +181,18 @@ def usable_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"-device: {name} cannot be used ({first_line(error)}); give cpu or auto") from error
     if place.type == "cuda":
-        torch.cuda.set_device(place)  # the Trainer takes the current one
+        torch.cuda.set_device(place)  # libraries take the current one where none is named
     return str(place)
 
 
-def half_in_software(device: str, dtype: torch.dtype) -> bool:
-    return False
+def slow_half(device: str, dtype: torch.dtype) -> bool:
+    """Whether `device` is a CPU without instructions for `dtype`, and multiplies it several times slower than fp32."""
+    if torch.device(device).type != "cpu" or dtype == torch.float32:
+        return False
+    if not torch.backends.mkldnn.is_available():
+        return True
+    kernels = torch.ops.mkldnn
+    return not (kernels._is_mkldnn_bf16_supported() if dtype == torch.bfloat16 else kernels._is_mkldnn_fp16_supported())
 
 
 def placement(folder: Path, dtype: torch.dtype, device: str) -> str:

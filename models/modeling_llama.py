@@ -47,11 +47,18 @@ class HeadCompensation(nn.Module):
         self.register_buffer("basis", basis, persistent=False)
         for name, start in (("magnitudes", magnitudes), ("component", component)):
             self.register_parameter(name, None if start is None else nn.Parameter(start.clone()))
+        self.register_buffer("columns", None, persistent=False)
+
+    def keep(self, weight: Tensor) -> None:
+        """Hold the heads' columns of the layer's frozen weight in fp32, as each step needs them."""
+        self.columns = head_columns(weight.detach(), self.heads, self.basis.shape[-1]).float()
 
     def forward(self, weight: Tensor) -> Tensor:
         """(D,) fp32, given the layer's weight (D, H·d)."""
-        learned = learned_compensation(self.basis, self.magnitudes, self.component)
-        return output_of_heads(head_columns(weight, self.heads, self.basis.shape[-1]).float(), learned)
+        columns = self.columns
+        if columns is None:
+            columns = head_columns(weight, self.heads, self.basis.shape[-1]).float()
+        return output_of_heads(columns, learned_compensation(self.basis, self.magnitudes, self.component))
 
     def folded(self, weight: Tensor) -> Tensor:
         """The same in fp64, on the CPU: what a merge writes."""
@@ -76,6 +83,9 @@ class Constant(nn.Module):
     def __init__(self, bias: Tensor):
         super().__init__()
         self.bias = nn.Parameter(bias.clone())
+
+    def keep(self, weight: Tensor) -> None:
+        """Nothing of the weight is needed."""
 
     def forward(self, weight: Tensor) -> Tensor:
         """(D,) fp32."""
@@ -113,7 +123,7 @@ class RestoredLinear(nn.Linear):
         self._kept: tuple[tuple, Tensor] | None = None
 
     def add(self, term: nn.Module) -> None:
-        """One constant more: a module from the weight to (D,) fp32, with `folded` in fp64."""
+        """One constant more: a module from the weight to (D,) fp32, with `folded` in fp64, and `keep` before steps."""
         self.terms.append(term.to(self.weight.device))
 
     def restored_bias(self) -> Tensor:
@@ -174,6 +184,14 @@ class RestoredNorm(LlamaRMSNorm):
 def restored_linear(model: LlamaForCausalLM, layer: int, name: str) -> RestoredLinear:
     """The linear layer `name` (as `self_attn.o_proj`) of a decoder layer; the stock one is replaced, in place."""
     return _replaced(model.model.layers[layer], name, RestoredLinear, RestoredLinear)
+
+
+def keep_columns(model: LlamaForCausalLM) -> None:
+    """Convert what training needs of frozen weights to fp32 once, not each step; not for a model to be sharded."""
+    for linear in model.modules():
+        if isinstance(linear, RestoredLinear):
+            for term in linear.terms:
+                term.keep(linear.weight)
 
 
 def restored_norm(model: LlamaForCausalLM, name: str, scale: Tensor) -> None:

@@ -88,6 +88,16 @@ def zeroed(restoration: Restoration) -> Restoration:
     return restoration.neutral(lambda name: None)
 
 
+def masks_of(model: LlamaForCausalLM) -> list[Tensor | None]:
+    """A list that the mask of each layer's attention is added to from now on; None is plain causal attention."""
+    seen = []
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_pre_hook(
+            lambda _module, _inputs, named: seen.append(named["attention_mask"]), with_kwargs=True
+        )
+    return seen
+
+
 SAMPLES = [Encoded([5, 9, 77, 30], 2), Encoded([8, 1, 2, 3, 4, 60, 61], 3), Encoded([7, 7, 9], 1)]
 
 

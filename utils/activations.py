@@ -37,7 +37,7 @@ class Tree:
 class _Batch:
     rows: list[int]
     ids: Tensor
-    positions: Tensor
+    positions: Tensor | None
     reads: Tensor
     mask: Tensor | None
 
@@ -101,7 +101,7 @@ def _run_to_last_o_proj(model: LlamaForCausalLM, batch: _Batch, device: torch.de
         model.model(
             input_ids=batch.ids.to(device),
             attention_mask=mask,
-            position_ids=batch.positions.to(device),
+            position_ids=None if batch.positions is None else batch.positions.to(device),
             use_cache=False,
         )
     except _Reached:
@@ -118,9 +118,12 @@ def _batches(trees: list[Tree], budget: int) -> Iterator[_Batch]:
 
 
 def _pack(trees: list[Tree], rows: list[int]) -> _Batch:
-    """Right-padded rows. With one branch plain causal attention is right: padding comes after all that is read."""
+    """Right-padded rows. With one branch plain causal attention is right: padding comes after all that is read.
+
+    It then goes without a mask and without positions: where these don't count up, as in padding, transformers sees
+    several sequences in a row, and makes a mask, with which attention is no longer a fused causal one.
+    """
     longest = max(len(trees[row]) for row in rows)
-    single = len(trees[rows[0]].branches) == 1
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     positions = torch.zeros(len(rows), longest, dtype=torch.long)
     # 0: the trunk; n: branch n; -1: padding, which sees itself only.
@@ -138,10 +141,9 @@ def _pack(trees: list[Tree], rows: list[int]) -> _Batch:
         positions[index, : len(trunk)] = torch.arange(len(trunk))
         ids[index, :begin] = torch.tensor([*trunk, *(token for branch in branches for token in branch)])
         reads.append(ends)
-    mask = None
-    if not single:
-        query, key = segment.unsqueeze(2), segment.unsqueeze(1)
-        causal = torch.ones(longest, longest, dtype=torch.bool).tril()
-        visible = causal & ((key == query) | (key == 0)) & ((query >= 0) | torch.eye(longest, dtype=torch.bool))
-        mask = visible.unsqueeze(1)
-    return _Batch(rows, ids, positions, torch.tensor(reads), mask)
+    if len(trees[rows[0]].branches) == 1:
+        return _Batch(rows, ids, None, torch.tensor(reads), None)
+    query, key = segment.unsqueeze(2), segment.unsqueeze(1)
+    causal = torch.ones(longest, longest, dtype=torch.bool).tril()
+    visible = causal & ((key == query) | (key == 0)) & ((query >= 0) | torch.eye(longest, dtype=torch.bool))
+    return _Batch(rows, ids, positions, torch.tensor(reads), visible.unsqueeze(1))

@@ -5,9 +5,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
+from accelerate.utils import patch_environment
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -16,6 +18,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
 from models.cpu_attention import cpu_attention
+from models.modeling_llama import keep_columns
 from utils.losses import IGNORED, ResponseLoss
 from utils.prompts import Encoded
 
@@ -65,11 +68,13 @@ def train(
 ) -> TrainingResult:
     """Train what requires gradients in `model`, in place, together with the other processes of `accelerate launch`.
 
+    device: where this process trains, an index included; under FSDP where its part of the model goes.
     checkpoints: a folder for the trained parameters and the optimizer's state after every epoch; with `resume` the last
     one there is continued from. sharded: under FSDP no checkpoints are written, since they would hold the whole model.
     """
     last = get_last_checkpoint(str(checkpoints)) if resume and checkpoints.is_dir() else None
     arguments = _OneDevice(
+        place=device,
         output_dir=str(checkpoints),
         learning_rate=settings.lr,
         num_train_epochs=settings.epochs,
@@ -92,9 +97,11 @@ def train(
         remove_unused_columns=False,
         label_names=["labels"],
         disable_tqdm=True,
-        dataloader_pin_memory=device != "cpu",
+        dataloader_pin_memory=device.startswith("cuda"),
         ddp_find_unused_parameters=False,
     )
+    if not sharded:
+        keep_columns(model)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     collate = Collator(pad_id=model.config.pad_token_id or 0)
@@ -116,8 +123,8 @@ def train(
     attention = cpu_attention(model) if device == "cpu" else nullcontext()
     with attention, _compiled(model) if settings.torch_compile else nullcontext():
         trainer.train(resume_from_checkpoint=last)
-    counted = torch.tensor([collate.tokens, collate.padded_tokens], device=trainer.accelerator.device)
-    result.tokens, result.padded_tokens = trainer.accelerator.reduce(counted).tolist()
+    counted = torch.tensor([collate.tokens, collate.padded_tokens])
+    result.tokens, result.padded_tokens = trainer.over_processes(counted).tolist()
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_disable()
     model.eval()
@@ -167,7 +174,9 @@ class Collator:
 def response_loss(
     model: torch.nn.Module, samples: list[Encoded], pad_id: int, description: str, part: int = 0, parts: int = 1
 ) -> Tensor:
-    """(summed loss in nats, labelled tokens) over a part of the samples' batches, fp64; summed over parts, all.
+    """(summed loss in nats, labelled tokens) over a part of the samples' batches; summed over parts, all.
+
+    (2,) fp64 on the CPU, where alone every machine has fp64.
 
     model: a ResponseLoss, or what distributes one. Every part runs as many batches, so that processes that share a
     model stay in step: a part that is short of one runs one of the others', and leaves it out of the sum.
@@ -179,7 +188,7 @@ def response_loss(
         size = max(1, VALID_TOKENS_A_BATCH // len(samples[order[0]].ids))
         batches.append(order[:size])
         order = order[size:]
-    found = torch.zeros(2, dtype=torch.float64, device=device)
+    losses, labelled = [], 0
     with tqdm(total=len(samples), desc=description, unit="sample", leave=False) as bar:
         for first in range(0, len(batches), parts):
             mine = first + part < len(batches)
@@ -190,13 +199,30 @@ def response_loss(
             labels = batch["labels"][:, 1:]
             summed = model(**{name: tensor.to(device) for name, tensor in batch.items()}, num_items_in_batch=1)["loss"]
             if mine:
-                found += torch.stack([summed.double(), (labels != IGNORED).sum().to(summed).double()])
+                losses.append(summed)
+                labelled += int((labels != IGNORED).sum())
             bar.update(sum(len(rows) for rows in batches[first : first + parts]))
-    return found
+    # Read at the end only: a device need not wait for each batch.
+    return torch.tensor([sum(map(float, losses)), labelled], dtype=torch.float64)
 
 
+@dataclass
 class _OneDevice(TrainingArguments):
-    """One process trains on one device; several devices are accelerate's job, not DataParallel's."""
+    """One process trains on one device, `place`; several devices are accelerate's job, not DataParallel's.
+
+    By themselves, transformers takes the first GPU, or Apple's, and accelerate the first or the current one.
+    """
+
+    place: str = "cpu"
+
+    @cached_property
+    def _setup_devices(self) -> torch.device:
+        with patch_environment(ACCELERATE_TORCH_DEVICE=self.place):
+            _ = super()._setup_devices  # makes accelerate's state, and with it the process group
+        place = torch.device(self.place)
+        if place.type == "cuda":
+            torch.cuda.set_device(place)  # it has made the first one current
+        return place
 
     @property
     def n_gpu(self) -> int:
@@ -221,10 +247,16 @@ class _RestorationTrainer(Trainer):
         part, parts = self.args.process_index, self.args.world_size
         found = response_loss(module, self.eval_dataset, self.data_collator.pad_id, "validation loss", part, parts)
         module.train(training)
-        total, count = self.accelerator.reduce(found).tolist()
+        total, count = self.over_processes(found).tolist()
         metrics = {"eval_loss": total / count}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def over_processes(self, counted: torch.Tensor) -> torch.Tensor:
+        """What each process has counted on its CPU, summed; one process alone needs no device, which may lack fp64."""
+        if self.args.world_size == 1:
+            return counted
+        return self.accelerator.reduce(counted.to(self.args.device)).cpu()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir)

@@ -10,6 +10,7 @@ import torch
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.builders import masks_of
 from utils.common.errors import UserError
 from utils.evaluation import plan as eval_plan
 from utils.evaluation.comparison import compare, recovered
@@ -412,6 +413,14 @@ def test_packing_reads_a_shared_context_once_and_hides_the_other_continuations()
     assert batch.owners.tolist() == [0, 0, 0, 1, 2, 2]
     sees = [batch.allowed[0, query].nonzero().flatten().tolist() for query in (9, 10)]
     assert sees == [[*range(8), 8, 9], [*range(8), 10]]
+
+
+def test_contexts_with_one_continuation_each_need_no_mask(tiny):
+    model, tokenizer = tiny
+    seen = masks_of(model)
+    requests = [(None, [5, 6, 7], [8]), (None, [1], [2, 3]), (None, [4] * 9, [9])]
+    InMemoryLM(model, tokenizer, "auto", "")._loglikelihood_tokens(requests)
+    assert seen and set(seen) == {None}
 
 
 def test_packing_respects_the_budget_and_the_length_of_the_model():

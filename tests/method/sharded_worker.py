@@ -1,70 +1,69 @@
-"""One of two processes that train a model sharded by FSDP2 over gloo; tests/test_processes.py starts them.
+"""One of two processes that train a model sharded by FSDP2 over gloo, as a run does; test_processes.py starts them.
 
-accelerate chooses FSDP on GPUs only, so its own preparation of the model is called here by hand.
+The environment is the one that `accelerate launch --use_fsdp` makes. accelerate chooses FSDP for the processes of
+accelerators only: that one choice is made here for CPUs, and all that follows is accelerate's and the Trainer's own.
 """
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import FullyShardedDataParallelPlugin
-from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from torch.distributed.fsdp._fully_shard import _fsdp_param
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.device_mesh import init_device_mesh
 
 from models.loading import load_model
-from tests.builders import SAMPLES, trained
-from utils.losses import ResponseLoss
-from utils.training import Collator, response_loss
+from models.proof import probe_logits
+from models.restoration import save_restoration
+from tests.builders import trained
+from tests.method.test_training import encoded, settings
+from utils.training import train
 
 
-def main(folder: str, dtype: str, ram_efficient: str, output: str) -> None:
-    state = PartialState(cpu=True)
-    start = trained()
-    model = ResponseLoss(start.attach(load_model(Path(folder), getattr(torch, dtype), "cpu", "-p")))
-    plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        auto_wrap_policy="transformer_based_wrap",
-        reshard_after_forward=True,
-        cpu_ram_efficient_loading=ram_efficient == "True",
-        state_dict_type="FULL_STATE_DICT",
+def choose_fsdp_on_cpus() -> None:
+    """Make accelerate's state say FSDP wherever it was given a plugin for it."""
+    begin = AcceleratorState.__init__
+
+    def begin_sharded(self, *args, fsdp_plugin=None, **kwargs) -> None:
+        begin(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = begin_sharded
+
+
+def keep_addresses() -> None:
+    """Let gathered parameters lie where they lay before, as a GPU's allocator, which keeps what was freed, often does.
+
+    An address then doesn't tell whether a parameter is still what it was.
+    """
+    _fsdp_param.free_storage = lambda tensor: None
+
+
+def main(folder: Path, dtype: torch.dtype, output: Path) -> None:
+    state = PartialState(cpu=True)  # before loading, which asks whether there are several processes
+    model = trained().attach(load_model(folder, dtype, "cpu", "-p"))
+    samples = encoded(folder, 24)
+    result = train(
+        model, samples, samples[:9], settings(lr=0.1), "cpu", output / "checkpoints", resume=False, sharded=True
     )
-    plugin.set_auto_wrap_policy(model)
-    stand_in = SimpleNamespace(
-        state=SimpleNamespace(fsdp_plugin=plugin),
-        mixed_precision="no",
-        is_main_process=state.is_main_process,
-        device=torch.device("cpu"),
-        torch_device_mesh=init_device_mesh("cpu", (2,), mesh_dim_names=("dp_shard",)),
-        parallelism_config=SimpleNamespace(fsdp_dim_names=("dp_shard",)),
-    )
-    sharded = fsdp2_prepare_model(stand_in, model)
-    assert all(isinstance(p, DTensor) for p in sharded.parameters())
-    optimizer = torch.optim.SGD([p for p in sharded.parameters() if p.requires_grad], lr=0.5)
-    mine = [SAMPLES[:2], SAMPLES[2:]][state.process_index]
-    batch = Collator(257)([{"input_ids": s.ids, "prompt_length": s.prompt_length} for s in mine])
-    labelled = sum(len(s.ids) - s.prompt_length for s in SAMPLES)
-    with torch.no_grad():  # so that what inference keeps could be out of date at the end
-        response_loss(sharded, SAMPLES, 257, "", state.process_index, 2)
-    losses = []
-    for _ in range(3):
-        loss = sharded(**batch, num_items_in_batch=labelled)["loss"] * 2  # gradients are averaged over both
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        total = loss.detach() / 2
-        torch.distributed.all_reduce(total)
-        losses.append(float(total))
-    with torch.no_grad():
-        valid = response_loss(sharded, SAMPLES, 257, "", state.process_index, 2)
-    torch.distributed.all_reduce(valid)
-    restoration = start.read_from(model.model)
-    if state.is_main_process:
-        torch.save({"losses": losses, "valid": valid, "restoration": restoration}, output)
+    assert all(isinstance(parameter, DTensor) for parameter in model.model.layers.parameters())
+    assert not list(output.glob("checkpoints/checkpoint-*"))
+    restoration = trained().read_from(model)
+    is_main = state.is_main_process
     torch.distributed.destroy_process_group()
+    if is_main:
+        save_restoration(output / "restoration", restoration, {})
+        again, _ = load_restoration(output / "restoration")
+        whole = again.attach(load_model(folder, dtype, "cpu", "-p"))
+        logits = probe_logits(whole, [samples[0].ids])
+        torch.save({"result": result, "restoration": restoration, "logits": logits}, output / "found.pt")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    choose_fsdp_on_cpus()
+    keep_addresses()
+    main(Path(sys.argv[1]), getattr(torch, sys.argv[2]), Path(sys.argv[3]))

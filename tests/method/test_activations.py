@@ -1,9 +1,12 @@
 """z is the input of o_proj by head at the last token, however samples are batched, padded or shared."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from models.loading import load_model
+from tests.builders import masks_of
 from utils.activations import Tree, last_token_activations
 
 
@@ -50,6 +53,19 @@ def test_branches_that_share_a_trunk_equal_separate_sequences(model, monkeypatch
     for row, (trunk, a, b) in enumerate(zip(trunks, right, wrong, strict=True)):
         for branch, ids in enumerate([trunk, trunk + a, trunk + b]):
             assert torch.allclose(z[branch, :, :, row], direct(model, ids), atol=1e-5)
+
+
+def test_single_branches_need_no_mask_though_rows_are_padded(model, monkeypatch):
+    """With torch's own attention, which on a card is a fused kernel if no mask is handed over."""
+    trees = [Tree(ids, [[]]) for ids in sequences(7)]
+    expected = last_token_activations(model, trees, "z")
+    monkeypatch.setattr("utils.activations.cpu_attention", nullcontext)
+    seen = masks_of(model)
+    z = last_token_activations(model, trees, "z")
+    assert set(seen) == {None} and len(seen) == 3
+    assert torch.allclose(z, expected, atol=1e-5)
+    last_token_activations(model, [Tree([1, 2], [[], [3]])], "z")
+    assert seen[-1] is not None
 
 
 def test_no_hook_stays_and_the_model_still_answers(model):

@@ -1,19 +1,23 @@
 """The loss is on response tokens only, and the Trainer trains β and b alone, resumably."""
 
 import json
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
 import torch
+from accelerate import PartialState
+from torch import Tensor
 from torch._dynamo.utils import counters
 
 from data.loading import alpaca_prompt
 from models.cpu_attention import NAME, cpu_attention
 from models.loading import load_model, load_tokenizer
-from tests.builders import SAMPLES, batch, compensation, trained, zeroed
+from tests.builders import SAMPLES, batch, compensation, masks_of, trained, zeroed
+from utils.evaluation.token_scores import token_scores
 from utils.losses import IGNORED, ResponseLoss
 from utils.prompts import Encoded, common_prefix, encode_all
-from utils.training import TrainingSettings, response_loss, train
+from utils.training import TrainingSettings, _OneDevice, _RestorationTrainer, response_loss, train
 
 
 @pytest.fixture
@@ -99,12 +103,24 @@ def test_chunked_gradient_equals_autograd_through_full_logits(model, monkeypatch
         assert torch.allclose(mine, reference.grad, rtol=1e-4, atol=1e-7)
 
 
+def on(places: dict[str, str], begin: Callable) -> Callable:
+    """`_OneDevice.__post_init__` with other devices in the place of those named."""
+
+    def begin_elsewhere(self) -> None:
+        self.place = places.get(self.place, self.place)
+        begin(self)
+
+    return begin_elsewhere
+
+
 @pytest.mark.filterwarnings("ignore:.pin_memory.")
 def test_training_with_its_own_attention_is_the_same_training(make_tiny_llama, tmp_path, monkeypatch):
     folder = make_tiny_llama(zeros=0.5)
     samples = encoded(folder, 10)
     histories = []
-    # Under FSDP a model that is trained on cards is on the CPU when training begins.
+    # Under FSDP a model that is trained on cards is on the CPU when training begins; here it stays there.
+    places = {"cuda:0": "cpu"}
+    monkeypatch.setattr(_OneDevice, "__post_init__", on(places, _OneDevice.__post_init__))
     for attention, device in ((cpu_attention, "cpu"), (nullcontext, "cpu"), (cpu_attention, "cuda:0")):
         used = []
         monkeypatch.setattr("utils.training.cpu_attention", attention)
@@ -117,6 +133,78 @@ def test_training_with_its_own_attention_is_the_same_training(make_tiny_llama, t
         histories.append([row.get("loss", row.get("valid_loss")) for row in result.history])
     for other in histories[1:]:
         assert other == pytest.approx(histories[0], rel=1e-4)
+
+
+def test_training_is_on_the_device_that_was_named(make_tiny_llama, tmp_path, monkeypatch):
+    """The meta device stands for one that nothing chooses by itself, and that must do without fp64."""
+    places = []
+
+    def train_nothing(self, resume_from_checkpoint):
+        places.extend([self.args.device, self.accelerator.device, *{p.device for p in self.model.parameters()}])
+        self.evaluate()
+
+    monkeypatch.setattr(_RestorationTrainer, "train", train_nothing)
+    monkeypatch.setattr("utils.training.response_loss", lambda *_: torch.tensor([3.0, 2.0], dtype=torch.float64))
+    folder = make_tiny_llama()
+    model = trained().attach(load_model(folder, torch.float32, "cpu", "-p"))
+    samples = encoded(folder, 4)
+    result = train(model, samples, samples, settings(), "meta", tmp_path, False)
+    assert places == [torch.device("meta")] * 3
+    assert [row["valid_loss"] for row in result.history] == [1.5]
+
+
+def test_the_second_gpu_is_not_taken_for_the_first(tmp_path, monkeypatch):
+    """Stand-ins for a machine with two GPUs."""
+    current = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", lambda place: current.append(str(place)))
+    monkeypatch.setattr("accelerate.state.check_cuda_p2p_ib_support", lambda: True)
+    arguments = _OneDevice(place="cuda:1", output_dir=str(tmp_path))
+    assert arguments.device == PartialState().device == torch.device("cuda:1")
+    assert current[-1] == "cuda:1"
+    assert arguments.n_gpu == 1
+    PartialState._reset_state()
+
+
+class WithoutFp64(Tensor):
+    """A tensor of a device that has no fp64, as Apple's, until it is brought to the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), options=None):
+        if function in (Tensor.cpu, Tensor.__float__, Tensor.item, Tensor.tolist):
+            return function(arguments[0].as_subclass(Tensor))
+        found = super().__torch_function__(function, types, arguments, options or {})
+        if isinstance(found, Tensor) and found.dtype == torch.float64:
+            raise TypeError("this device has no float64")
+        return found
+
+
+def test_losses_and_scores_are_summed_on_devices_without_fp64(model):
+    class Loss(torch.nn.Module):
+        """Its parameters, and so its inputs, are where no number can be read."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.empty(1, device="meta"))
+
+        def forward(self, **_) -> dict[str, Tensor]:
+            return {"loss": torch.tensor(2.5).as_subclass(WithoutFp64)}
+
+    summed = response_loss(Loss(), SAMPLES, 257, "")
+    assert summed.dtype == torch.float64 and summed.tolist() == [2.5, 8]
+    hidden, targets = torch.randn(5, 24), torch.arange(5)
+    expected = token_scores(model, hidden, targets)
+    model.get_output_embeddings().register_forward_hook(lambda *given: given[2].as_subclass(WithoutFp64))
+    found = token_scores(model, hidden, targets)
+    assert found[0].dtype == torch.float64
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_training_needs_no_mask_where_rows_are_padded(model):
+    seen = masks_of(model)
+    ResponseLoss(model)(**batch(SAMPLES))
+    assert seen == [None] * 3
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -19,6 +19,7 @@ from models.loading import (
     load_tokenizer,
     placement,
     resolve,
+    slow_half,
 )
 from utils.activations import Tree, last_token_activations
 from utils.common.errors import UserError
@@ -154,6 +155,17 @@ def test_a_model_larger_than_memory_is_offloaded_and_gives_the_same(make_tiny_ll
     assert scores[0] == scores[1]
     windows = torch.arange(40).view(2, 20)
     assert window_losses(spread, windows, 1, "") == window_losses(whole, windows, 1, "")
+
+
+@pytest.mark.parametrize("fast", [(), ("bf16",), ("bf16", "fp16")])
+def test_a_cpu_without_instructions_for_half_precision_is_told(monkeypatch, fast):
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", lambda name=name: name in fast)
+        assert slow_half("cpu", dtype) == (name not in fast)
+        assert not slow_half("cuda:0", dtype)
+    assert not slow_half("cpu", torch.float32)
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    assert slow_half("cpu", torch.bfloat16)
 
 
 def test_a_model_that_fits_stays_on_its_device(make_tiny_llama, monkeypatch):

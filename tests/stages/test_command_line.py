@@ -420,6 +420,17 @@ def test_no_minilm_is_said_with_the_command_that_installs_it(world, tmp_path, mo
         run(monkeypatch, flags(world, tmp_path / "out", sentence_encoder=None))
 
 
+def test_a_cpu_that_is_slow_in_half_precision_is_told_at_once(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "utils.stages.prepare.slow_half", lambda device, dtype: (device, dtype) == ("cpu", torch.bfloat16)
+    )
+    for dtype, told in (("bfloat16", True), ("float32", False)):
+        with pytest.raises(UserError, match="has no zeros"):
+            run(monkeypatch, flags(world, tmp_path / "out", dtype=dtype, pruned_model_path=world / "dense"))
+        line = "this CPU computes bfloat16 in software, several times slower than -dtype float32"
+        assert (line in capsys.readouterr().out) == told
+
+
 def test_a_dense_model_goes_on_with_allow_dense(world, tmp_path, monkeypatch, capsys):
     changes = {"pruned_model_path": world / "dense", "allow_dense": True, "num_epoch": 1, "eval_tasks": "none"}
     run(monkeypatch, flags(world, tmp_path / "out", **changes))

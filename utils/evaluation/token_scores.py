@@ -19,6 +19,6 @@ def token_scores(
         logits = model.get_output_embeddings()(part).float()
         wanted = wanted.to(logits.device)
         chosen = logits.gather(1, wanted.unsqueeze(1)).squeeze(1)
-        scores.append((chosen - logits.logsumexp(1)).double().cpu())
+        scores.append((chosen - logits.logsumexp(1)).cpu().double())  # not every device has fp64
         likeliest.append((logits.argmax(1) == wanted).cpu())
     return torch.cat(scores), torch.cat(likeliest)

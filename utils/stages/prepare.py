@@ -9,7 +9,7 @@ import pruning
 from data.loading import check_data_path
 from models.checkpoint import Checkpoint, check_finite, check_weights
 from models.compact import in_dense_shapes
-from models.loading import check_name, check_pair, half_in_software, load_config, load_tokenizer, resolve
+from models.loading import check_name, check_pair, load_config, load_tokenizer, resolve, slow_half
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
 from utils.evaluation.plan import EvalPlan, plan_tasks
@@ -23,7 +23,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     """The models' folders, the samples as token ids, and what will be evaluated; UserError for what is wrong."""
     args = run.args
     check_flags(run)
-    if half_in_software(run.device, run.dtype):
+    if slow_half(run.device, run.dtype):
         hint = f"this CPU computes {args.dtype} in software, several times slower than -dtype float32"
         print(f"      {hint}", file=sys.stderr)
     dense = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
