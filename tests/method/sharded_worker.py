@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from models.loading import load_model
 from models.proof import probe_logits
-from models.restoration import save_restoration
+from models.restoration import load_restoration, save_restoration
 from tests.builders import trained
 from tests.method.test_training import encoded, settings
 from utils.training import train

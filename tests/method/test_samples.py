@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data.loading import Sample, Split
 from models.loading import load_tokenizer
-from tests.conftest import byte_tokenizer
+from tests.builders import byte_tokenizer
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
 from utils.prompts import Encoded, answered, common_prefix, encode_all
