@@ -17,6 +17,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from data import make_bundled
 from data.families import FAMILIES
 from data.families.family import Row, draw_rows
 from data.families.lists import MONTHS
@@ -454,3 +455,12 @@ def heldout_bits(model, folder: Path, limit: int) -> float:
         likelihood = sum(chances[i - 1, whole[0, i]].item() for i in range(start, whole.shape[1]))
         scores.append(-likelihood / math.log(2) / len(row["response"].encode()))
     return sum(scores) / limit
+
+
+def test_making_the_bundled_set_elsewhere_writes_over_no_file(tmp_path, monkeypatch, capsys):
+    (tmp_path / "train.jsonl").write_text("mine")
+    monkeypatch.setattr(make_bundled, "resolve", lambda *_: pytest.fail("went on"))
+    monkeypatch.setattr(sys, "argv", ["make_bundled", "-output_dir", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        make_bundled.main()
+    assert "-output_dir" in capsys.readouterr().err and (tmp_path / "train.jsonl").read_text() == "mine"
