@@ -1,6 +1,7 @@
 """Train β and b with transformers' Trainer; everything else stays frozen."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,6 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from models.cpu_attention import cpu_attention
 from models.modeling_llama import keep_columns
+from utils.common.errors import UserError
 from utils.losses import IGNORED, ResponseLoss
 from utils.prompts import Encoded
 
@@ -292,6 +294,13 @@ class _Progress(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **_) -> None:
         if not logs or "loss" not in logs:
             return
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(logs.get(name, 0.0)):
+                what = "loss" if name == "loss" else "gradient"
+                raise UserError(
+                    f"-lr: the {what} is no finite number at step {state.global_step} of {state.max_steps}; lower it "
+                    f"(now {args.learning_rate:g}), or look at the samples with -dtype float32"
+                )
         self.result.history.append(
             {
                 "step": state.global_step,

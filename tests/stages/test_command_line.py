@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, BertConfig, BertModel, PreTrained
 
 import RestoreLCC_train
 import utils.evaluation.scoring
+import utils.losses
 import utils.negatives
 import utils.stages.measure
 import utils.stages.rank
@@ -494,8 +495,16 @@ def test_a_loss_that_is_no_number_costs_no_result(world, tmp_path, monkeypatch):
     output = tmp_path / "out"
     run(monkeypatch, flags(world, output, num_epoch=0, eval_tasks="none"))
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
-    with pytest.raises(Exception, match=r"."):
-        run(monkeypatch, flags(world, output, lr=1e30, num_epoch=1, eval_tasks="none", overwrite=True))
+    forward, steps = utils.losses.ResponseLoss.forward, []
+
+    def broken(self, *args, **kwargs):
+        steps.append(torch.is_grad_enabled())
+        found = forward(self, *args, **kwargs)
+        return {"loss": found["loss"] * (float("nan") if sum(steps) == 2 else 1)}
+
+    monkeypatch.setattr(utils.losses.ResponseLoss, "forward", broken)
+    with pytest.raises(UserError, match=r"-lr: the loss is no finite number at step 2 of 4; lower it"):
+        run(monkeypatch, flags(world, output, num_epoch=1, eval_tasks="none", overwrite=True))
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -623,21 +632,20 @@ def test_changed_calibration_text_or_tokenizer_prunes_again_wherever_it_lies(wor
     }
     (tmp_path / "dense" / "tokenizer.json").write_text(json.dumps(settings))
     third = folder()
-    monkeypatch.setattr("utils.common.record.versions", lambda: {"torch": "0", "transformers": "0"})
+    monkeypatch.setattr("utils.stages.prune.versions", lambda: {"torch": "0", "transformers": "0"})
     assert len({first, second, third, folder()}) == 4
     (tmp_path / "dense" / "note.txt").write_text("no part of the tokenizer")
     assert folder() == made[-2]
 
 
 def test_expanding_by_other_code_is_done_again(world, tmp_path, monkeypatch):
-    import utils.common.cache
     from models.compact import compact_checkpoint
 
     compact_checkpoint(world / "pruned", tmp_path / "small")
     quick = {"pruned_model_path": tmp_path / "small", "cache_dir": tmp_path / "cache", "eval_tasks": "none"}
     quick["num_train_samples"] = 100
     for version in "112":
-        monkeypatch.setattr(utils.common.cache, "code_version", lambda *_, version=version: version)
+        monkeypatch.setattr("models.compact.code_version", lambda *_, version=version: version)
         with pytest.raises(UserError, match="-num_train_samples"):
             run(monkeypatch, flags(world, tmp_path / "out", **quick))
     assert len(list((tmp_path / "cache" / "expanded").iterdir())) == 2
