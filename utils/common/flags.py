@@ -274,8 +274,8 @@ def build_parser() -> Parser:
         type=at_least(1),
         default=10,
         metavar="K",
-        help="directions kept in a lost component c, Eq. 4; only probes read c, the same constant in both classes, which "
-        "their intercepts absorb",
+        help="directions kept in a lost component c, Eq. 4; only probes read c, the same constant in both classes, "
+        "which their intercepts absorb",
     )
     parser.flag(
         "head_selection",
