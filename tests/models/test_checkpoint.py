@@ -40,7 +40,11 @@ def one_line(folder, *words: str) -> None:
     + ["model.embed_tokens.weight", "lm_head.weight"],
 )
 def test_a_weight_that_is_not_there_is_named(make_tiny_llama, name):
-    one_line(spoiled(make_tiny_llama(), lambda t: {n: tensor for n, tensor in t.items() if n != name}), name, "draw at random")
+    one_line(
+        spoiled(make_tiny_llama(), lambda t: {n: tensor for n, tensor in t.items() if n != name}),
+        name,
+        "draw at random",
+    )
 
 
 def test_names_under_another_prefix_are_no_weights_of_a_llama(make_tiny_llama):

@@ -270,7 +270,12 @@ def build_parser() -> Parser:
 
     parser.group("components and heads")
     parser.flag(
-        "num_components", type=at_least(1), default=10, metavar="K", help="directions kept in a lost component, Eq. 4"
+        "num_components",
+        type=at_least(1),
+        default=10,
+        metavar="K",
+        help="directions kept in a lost component c, Eq. 4; only probes read c, the same constant in both classes, "
+        "which their intercepts absorb",
     )
     parser.flag(
         "head_selection",

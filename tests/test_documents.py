@@ -1,0 +1,196 @@
+"""What the documents say can be followed: links resolve, commands exist, flags are flags, the example is a method."""
+
+import importlib
+import importlib.util
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.checkpoint import Checkpoint, fingerprint
+from models.contract import Given
+from models.loading import load_config, load_model
+from models.merge import merge_and_prove
+from models.methods import Options
+from models.proof import Reference
+from models.restoration import Restoration, save_restoration
+from utils.common.flags import build_parser
+from utils.common.methods import METHODS, Line
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("data/*.md")])
+NAMES = [str(document.relative_to(ROOT)) for document in DOCUMENTS]
+ENTRY = "RestoreLCC_train"
+PARSERS = (ENTRY, "pruning", "models.merge", "utils.evaluation.mirror", "benchmarks.run", "benchmarks.pruning")
+OTHERS = ("lm_eval",)
+"""Commands that are not ours."""
+
+LM_EVALS = "utils.evaluation.restored_lm"
+"""Ours, with lm_eval's flags."""
+
+
+def fenced(text: str) -> Iterator[tuple[str, str]]:
+    """(language, content) of each fenced block."""
+    yield from re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def inline(text: str) -> list[str]:
+    """Code within lines, also where it goes on in the next one."""
+    outside = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", outside)]
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of each command line, in blocks and within lines."""
+    lines = list(inline(text))
+    for language, content in fenced(text):
+        if language in ("", "bash"):
+            lines += content.replace("\\\n", " ").splitlines()
+    for line in lines:
+        if re.match(r"(python|bash|accelerate|torchrun|lm_eval) ", line):
+            yield shlex.split(line, comments=True)
+
+
+def called(words: list[str]) -> tuple[str, list[str]] | None:
+    """(module or file of ours, what follows it) that a command runs; None for commands of others."""
+    if words[0] in OTHERS:
+        return None
+    if words[:2] == ["python", "-m"]:
+        return words[2], words[3:]
+    place = next(place for place, word in enumerate(words) if word.endswith((".py", ".sh")))
+    return words[place], words[place + 1 :]
+
+
+def flags_in(words: list[str]) -> set[str]:
+    """Names of the flags among a command's words, without dashes."""
+    return {word.lstrip("-") for word in words if re.match(r"--?[a-zA-Z]", word)}
+
+
+@cache
+def flags_of(name: str) -> set[str]:
+    """Flags that a module or script of ours takes; read in its code, since asking some would run them."""
+    name = name.removesuffix(".py").replace("/", ".")
+    if name in (ENTRY, "train.sh"):
+        return {option.lstrip("-") for action in build_parser()._actions for option in action.option_strings}
+    place = ROOT / name.replace(".", "/")
+    code = (place / "__main__.py" if place.is_dir() else place.with_suffix(".py")).read_text(encoding="utf-8")
+    own = set(re.findall(r"\.(?:flag|switch|add_argument)\(\s*\"-*(\w+)\"", code))
+    return own | (flags_of(ENTRY) if name == "benchmarks.quality" else set())  # which passes them on
+
+
+def anchors(document: Path) -> set[str]:
+    """What GitHub calls a document's headings."""
+    outside = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", outside, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def found(module: str) -> bool:
+    """Whether there is such a module; looking for one imports the packages that it would be in."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_readme_is_short_enough_to_be_read():
+    assert len(text_of("README.md").splitlines()) <= 200
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_link_leads_somewhere(name):
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text_of(name)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_names_what_there_is(name):
+    missing = []
+    for words in commands(text_of(name)):
+        target = called(words)
+        if target is None:
+            continue
+        is_file = target[0].endswith((".py", ".sh"))
+        if not ((ROOT / target[0]).is_file() if is_file else found(target[0])):
+            missing.append(" ".join(words))
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_flag_of_a_command_is_one_that_it_takes(name):
+    wrong = []
+    for words in commands(text_of(name)):
+        target = called(words)
+        if target is None or target[0] in (LM_EVALS, "tests/run.sh") or not flags_in(target[1]):
+            continue
+        wrong += [f"{target[0]}: -{flag}" for flag in flags_in(target[1]) - flags_of(target[0])]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_flag_named_in_a_line_is_one_of_ours(name):
+    ours = {"flag"}.union(*map(flags_of, PARSERS))
+    lines = [code.split() for code in inline(text_of(name)) if re.match(r"-[a-zA-Z]", code)]
+    named = set().union(*map(flags_in, lines))
+    assert named - ours == set()
+
+
+def test_every_method_is_in_the_documents():
+    assert [method for method in METHODS if f"| `{method}` |" not in text_of("docs/methods.md")] == []
+    assert [method for method in METHODS if method not in text_of("README.md")] == []
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch) -> str:
+    """The method that CONTRIBUTING.md writes out, in the table by the line that it gives; its name."""
+    code, line = [content for language, content in fenced(text_of("CONTRIBUTING.md")) if language == "python"][:2]
+    name, described = next(iter(eval("{" + line + "}", {"Line": Line}).items()))
+    module = described.made_by.partition(":")[0].rpartition(".")[2]
+    (tmp_path / "rooms").mkdir()
+    (tmp_path / "rooms" / f"{module}.py").write_text(code, encoding="utf-8")
+    baselines = importlib.import_module("baselines")
+    monkeypatch.setattr(baselines, "__path__", [*baselines.__path__, str(tmp_path / "rooms")])
+    monkeypatch.delitem(sys.modules, f"baselines.{module}", raising=False)
+    monkeypatch.setitem(METHODS, name, described)
+    return name
+
+
+@pytest.mark.parametrize("shape", [{}, {"mlp_bias": True}])
+def test_the_example_of_a_method_trains_merges_and_is_proved(example, make_tiny_llama, tmp_path, shape):
+    folder = make_tiny_llama(zeros=0.5, **shape)
+    options = Options("both")
+    given = Given(load_config(folder, "-pruned_model_path"), 1, Checkpoint(folder).read)
+    restoration = Restoration.start(example, options, given)
+    model = restoration.attach(load_model(folder, torch.float32, "cpu", "-pruned_model_path"))
+    ids = torch.tensor([[5, 9, 77, 30]])
+    before = model(ids).logits
+    for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
+        torch.nn.init.normal_(parameter, std=0.2)
+    assert not torch.equal(model(ids).logits, before)
+    learned = restoration.read_from(model)
+    save_restoration(tmp_path / "restoration", learned, {"pruned_sha256": fingerprint(folder)})
+    reference = Reference.ask(model, learned, Checkpoint(folder), ids.tolist(), "cpu")
+    proof = merge_and_prove(
+        folder, tmp_path / "restoration", tmp_path / "merged", tokenizer_from=folder, reference=reference
+    )
+    assert proof.record["passed"]
+    assert "model.layers.2.mlp.down_proj.bias" in proof.record["nonzero_new_tensors"] + proof.record["changed_tensors"]
+    neutral = learned.neutral(Checkpoint(folder).read)
+    unchanged = neutral.attach(load_model(folder, torch.float32, "cpu", "-pruned_model_path"))
+    assert torch.equal(unchanged(ids).logits, before)
