@@ -14,7 +14,6 @@ from benchmarks.timing import (
     turn_by_turn,
 )
 from models.loading import head_shape
-from models.merge import logits_tolerance
 from utils.activations import Tree, last_token_activations
 from utils.prompts import Encoded
 
@@ -70,10 +69,12 @@ def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], repeats: i
         repeats,
         lambda: matmul_rate(model.device, model.dtype),
     )
+    # fp32's sums differ in order; in half precision each layer rounds, to eight units of the last place in all.
+    tolerance = 1e-4 if model.dtype == torch.float32 else 8 * torch.finfo(model.dtype).eps
     expected = turns["loop"][0].found
     for turn in turns["ours"]:
         error = float((turn.found - expected).norm() / expected.norm())
-        check_close(1 + error, 1, logits_tolerance(model.dtype), "activations, relative error + 1")
+        check_close(1 + error, 1, tolerance, "activations, relative error + 1")
     tokens = sum(map(len, trees))
     separate = sum(len(tree.trunk) + len(branch) for tree in trees for branch in tree.branches)
     flops = 2.0 * sum(map(linear_parameters, model.model.layers)) * tokens

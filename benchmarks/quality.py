@@ -14,9 +14,8 @@ from pathlib import Path
 from transformers import LlamaForCausalLM
 
 from models.checkpoint import weight_files
-from models.compact import RECORD
+from models.compact import RECORD, expand_checkpoint
 from models.loading import DTYPES, load_model, load_tokenizer, resolve
-from pruning import expand_checkpoint
 from utils.common.commands import DEFAULT_CACHE, Parser, run
 from utils.common.files import write_json, write_text
 from utils.common.names import BUNDLED, EMBEDDED

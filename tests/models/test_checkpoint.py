@@ -159,7 +159,7 @@ def test_tensors_are_written_as_the_library_reads_them(tmp_path):
     assert set(found) == set(tensors)
     for name, tensor in tensors.items():
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
-    with pytest.raises(ValueError, match="is torch.float64"):
+    with pytest.raises(ValueError, match=r"is torch\.float64"):
         write_tensors(tmp_path / "y.safetensors", headers, lambda name: tensors[name].double())
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
 
