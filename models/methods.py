@@ -5,6 +5,7 @@ from importlib import import_module
 
 from models.contract import SITES, Method
 from utils.common.errors import UserError
+from utils.common.flags import Arguments
 from utils.common.methods import CONSTANTS, METHODS, NORMS, Line
 
 ATTENTION = frozenset({"attention"})
@@ -16,6 +17,11 @@ class Options:
 
     apply_to: str | None = None
     train_norms: bool = False
+
+    @classmethod
+    def of(cls, args: Arguments) -> "Options":
+        """What the flags say."""
+        return cls(apply_to=args.apply_to, train_norms=args.train_norms)
 
     def sites(self) -> frozenset[str] | None:
         """Names of SITES; None where nothing was asked."""

@@ -1,6 +1,7 @@
 """A whole run on a tiny model through the command line, and one clear line for each mistake."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, PreTrainedTokenizerFast
 
+import models.merge
 import RestoreLCC_train
 import utils.evaluation.scoring
 import utils.losses
@@ -23,6 +25,7 @@ from models.checkpoint import count_zeros
 from tests.builders import byte_tokenizer, save_tiny_llama
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
+from utils.common.methods import METHODS, Line
 from utils.evaluation.rows import read_rows
 from utils.plan.command import count_samples, count_tasks, read_model, workload
 from utils.plan.costs import Machine, plan
@@ -141,9 +144,7 @@ def test_a_run_has_the_stages_of_its_plan(world, finished, capsys):
     (training,) = [stage for stage in record["stages"] if stage["name"] == "training"]
     assert training["detail"] == f"β and b of {HEADS} heads"
     announced = [line for line in (world / "stdout.txt").read_text().splitlines() if line.startswith("[")]
-    assert [line.partition(": restorelcc")[0] for line in announced] == [
-        f"[{number}/{len(planned)}] {stage.name}" for number, stage in enumerate(planned, start=1)
-    ]
+    assert announced == [f"[{number}/{len(planned)}] {stage.name}" for number, stage in enumerate(planned, start=1)]
     assert (len(samples), len(valid), said) == (30, 8, "samples: counted")
 
 
@@ -245,6 +246,108 @@ def test_no_epochs_restore_nothing(world, tmp_path, monkeypatch):
 def test_controls_run_and_are_proved(world, tmp_path, monkeypatch, changes):
     run(monkeypatch, flags(world, tmp_path / "out", num_epoch=1, eval_tasks="none", **changes))
     assert json.loads((tmp_path / "out" / "results.json").read_text())["proof"]["passed"]
+
+
+OTHER_METHODS = {
+    "output_bias": ({"method": "output_bias"}, {"self_attn.o_proj.bias"}, set()),
+    "output_bias of the ffn": ({"method": "output_bias", "apply_to": "ffn"}, {"mlp.down_proj.bias"}, set()),
+    "restorelcc everywhere": (
+        {"apply_to": "both", "train_norms": True},
+        {"self_attn.o_proj.bias", "mlp.down_proj.bias"},
+        {"input_layernorm.weight", "post_attention_layernorm.weight", "model.norm.weight"},
+    ),
+    "norms alone": (
+        {"method": "none", "train_norms": True},
+        set(),
+        {"input_layernorm.weight", "post_attention_layernorm.weight", "model.norm.weight"},
+    ),
+    "nothing": ({"method": "none"}, set(), set()),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_METHODS)
+def test_every_method_runs_to_a_proved_checkpoint(world, tmp_path, monkeypatch, name):
+    changes, added, changed = OTHER_METHODS[name]
+    run(monkeypatch, flags(world, tmp_path / "out", num_epoch=1, eval_tasks="none", **changes))
+    proof = json.loads((tmp_path / "out" / "results.json").read_text())["proof"]
+    assert proof["passed"] and proof["zeros_pruned"] == proof["zeros_restored"] > 0
+
+    def kinds(names: list[str]) -> set[str]:
+        return {re.sub(r"^model\.layers\.\d+\.", "", name) for name in names}
+
+    assert kinds(proof["nonzero_new_tensors"]) == added
+    assert kinds(proof["changed_tensors"]) == changed
+    record = json.loads((tmp_path / "out" / "run.json").read_text())["method"]
+    assert (record["parameters"] > 0) == (name != "nothing")
+    assert record["title"] in (tmp_path / "out" / "report.md").read_text() or name == "nothing"
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").config.mlp_bias == (
+        "mlp.down_proj.bias" in added
+    )
+
+
+def test_no_heads_are_looked_for_by_a_method_that_has_none(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(utils.stages.measure, "activations", lambda *_: pytest.fail("activations were read"))
+    monkeypatch.setattr(utils.stages.rank, "find_components", lambda *_: pytest.fail("components were computed"))
+    changes = {"method": "output_bias", "cache_dir": tmp_path / "cache", "sentence_encoder": "./none"}
+    run(monkeypatch, flags(world, tmp_path / "out", num_epoch=1, eval_tasks="none", **changes))
+    assert "heads" not in json.loads((tmp_path / "out" / "results.json").read_text())
+
+
+def test_a_method_is_one_file_and_one_line(world, tmp_path, monkeypatch):
+    line = Line("tests.stages.planted:LastNorm", "the last norm's scale", "the planted method")
+    monkeypatch.setitem(METHODS, "last_norm", line)
+    output = tmp_path / "out"
+    run(monkeypatch, flags(world, output, method="last_norm", num_epoch=2, eval_tasks="none"))
+    proof = json.loads((output / "results.json").read_text())["proof"]
+    assert proof["passed"] and proof["changed_tensors"] == ["model.norm.weight"] and not proof["new_tensors"]
+    before, after = (load_file(folder / "model.safetensors") for folder in (world / "pruned", output / "model"))
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["model.norm.weight"]
+    assert "the planted method" in (output / "report.md").read_text()
+    assert json.loads((output / "restoration" / "restoration.json").read_text())["method"] == "last_norm"
+    merged = ["-pruned_model_path", world / "pruned", "-restoration", output / "restoration", "-dtype", "float32"]
+    models.merge.main([*map(str, merged), "-output_dir", str(tmp_path / "later"), "-cache_dir", str(tmp_path / "c")])
+    later = load_file(tmp_path / "later" / "model.safetensors")
+    assert all(torch.equal(tensor, later[name]) for name, tensor in after.items())
+
+
+AS_FOUND = {
+    "of an older transformers": lambda tensors: (
+        tensors | {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(4) for n in range(3)}
+    ),
+    "with norms in fp32": lambda tensors: {
+        name: tensor if "norm" in name else tensor.bfloat16() for name, tensor in tensors.items()
+    },
+    "in fp32 under a config that says bfloat16": lambda tensors: tensors,
+}
+
+
+@pytest.mark.parametrize("kind", AS_FOUND)
+def test_checkpoints_as_people_have_them_run_to_the_end(world, tmp_path, monkeypatch, kind):
+    pruned = shutil.copytree(world / "pruned", tmp_path / "pruned")
+    save_file(AS_FOUND[kind](load_file(world / "pruned" / "model.safetensors")), pruned / "model.safetensors")
+    config = json.loads((pruned / "config.json").read_text())
+    (pruned / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    changes = {"pruned_model_path": pruned, "dtype": "bfloat16", "num_epoch": 1, "eval_tasks": "none"}
+    run(monkeypatch, flags(world, tmp_path / "out", **changes))
+    proof = json.loads((tmp_path / "out" / "results.json").read_text())["proof"]
+    assert proof["passed"] and len(proof["dropped_buffers"]) == 3 * (kind == "of an older transformers")
+    before, after = (load_file(folder / "model.safetensors") for folder in (pruned, tmp_path / "out" / "model"))
+    for name in set(before) - set(proof["dropped_buffers"]):
+        assert before[name].dtype == after[name].dtype and torch.equal(before[name], after[name])
+
+
+@pytest.mark.parametrize("flag", ["base_model_name", "pruned_model_path"])
+@pytest.mark.parametrize("lost", ["model.layers.1.self_attn.q_proj.weight", "model.norm.weight"])
+def test_a_weight_that_is_missing_stops_the_run_before_anything_is_computed(world, tmp_path, monkeypatch, flag, lost):
+    source = world / ("dense" if flag == "base_model_name" else "pruned")
+    folder = shutil.copytree(source, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[lost]
+    save_file(tensors, folder / "model.safetensors")
+    monkeypatch.setattr("models.loading.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(UserError, match=rf"^-{flag}: .* lacks {re.escape(lost)}"):
+        run(monkeypatch, flags(world, tmp_path / "out", **{flag: folder}))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_prunes_for_itself(world, tmp_path, monkeypatch):

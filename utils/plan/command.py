@@ -19,6 +19,8 @@ from models.loading import (
     load_config,
     load_tokenizer,
 )
+from models.methods import Options
+from models.restoration import needs_of
 from utils.common.commands import WIDTH
 from utils.common.errors import UserError, first_line
 from utils.common.flags import Arguments
@@ -79,7 +81,7 @@ def print_plan(args: Arguments) -> None:
         f"{parameters(config) / 1e9:.2f} B parameters, {args.dtype}, on {target.name} ({target.memory / GIB:.0f} GiB)"
     )
     notes = [target.source, counted, "evaluation: mean tokens of a row times the rows of the split"]
-    notes.append(f"training: {args.method}, {work.heads} heads")
+    notes.append(f"training: {args.method}" + (f", {work.heads} heads" if work.heads else ""))
     if args.base_model_name == EMBEDDED or args.base_model_name.endswith(".gguf"):
         notes.append("not planned: a GGUF file is unpacked to fp32 in the first run that reads it")
     if unknown:
@@ -194,6 +196,8 @@ def workload(
     tasks: dict[str, TaskTokens],
 ) -> Workload:
     """The flags as plain numbers."""
+    needs = needs_of(args.method, Options.of(args))
+    contrasts = needs.heads and args.head_selection == "contrastive"
     return Workload(
         dtype_bytes=DTYPES[args.dtype].itemsize,
         stored_bytes=stored.itemsize,
@@ -202,9 +206,9 @@ def workload(
         calibration=(args.calib_samples, args.calib_length),
         samples=samples,
         valid=valid,
-        probes=min(args.num_probe_samples, len(samples)) if args.head_selection == "contrastive" else 0,
-        heads=args.head_count(*head_shape(config)[:2]),
-        epochs=args.num_epoch,
+        probes=min(args.num_probe_samples, len(samples)) if contrasts else 0,
+        heads=args.head_count(*head_shape(config)[:2]) if needs.heads else 0,
+        epochs=args.num_epoch if needs.training else 0,
         batch_size=args.batch_size,
         grouped=not args.random_batches,
         gradient_checkpointing=args.gradient_checkpointing,

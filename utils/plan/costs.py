@@ -153,7 +153,7 @@ class Workload:
 
     pruner: the method of -prune_method, None where a pruned checkpoint is given; calibration: its (windows, tokens).
     samples, valid: (prompt tokens, all tokens) of each sample. probes: samples that train the probes, 0 for none.
-    heads: how many are trained. tasks: by name, already limited.
+    heads: how many are trained, 0 for a method that has none. tasks: by name, already limited.
     """
 
     dtype_bytes: int
@@ -318,7 +318,8 @@ class _Planner:
         self.kept = 0.0
         self.baseline = machine.baseline + (TASKS_BYTES if work.tasks else 0)
         self.budget = GPU_TOKENS if self.on_card else CPU_TOKENS
-        prompts = [prompt for prompt, _ in work.samples]
+        # A method without heads reads no activations.
+        prompts = [prompt for prompt, _ in work.samples] if work.heads else []
         probed = work.samples[: work.probes]
         # A wrong answer is taken to be as long as the right one.
         trees = [prompt + 2 * (length - prompt) for prompt, length in probed]
@@ -449,7 +450,7 @@ class _Planner:
             seconds += self._own_forward(seen)
             tokens += seen.tokens
             device = max(device, forward_bytes(self.config, self.work.dtype_bytes, seen))
-        if groups:
+        if self.work.heads and groups:
             branches = 3 * self.work.probes if len(groups) == 2 else len(self.work.samples)
             z = activations_bytes(self.config, branches, self.work.dtype_bytes)
         if self.on_card:
@@ -462,6 +463,8 @@ class _Planner:
 
     def _components(self, key: str) -> StagePlan:
         config, samples, probes = self.config, len(self.work.samples), self.work.probes
+        if not self.work.heads:
+            return self._stage(key, 0, 0, 0, 0)
         width = config.num_hidden_layers * config.num_attention_heads * config.head_dim
         read = width * (2 * samples + 2 * probes) * self.work.dtype_bytes
         # Dense z with its branches, pruned z, and the gap, all in fp32; the dense q part once more as it is joined.

@@ -36,7 +36,7 @@ class Run:
     def of(cls, args: Arguments, processes: Processes, result: Result, device: str) -> "Run":
         """A run that is about to begin."""
         cache = Cache(args.cache_dir)
-        needs = needs_of(args.method, options_of(args))
+        needs = needs_of(args.method, Options.of(args))
         return cls(args, processes, cache, RunRecord(cache.reused), result, device, needs)
 
     @property
@@ -84,11 +84,6 @@ class Run:
             yield get
         finally:
             held.clear()
-
-
-def options_of(args: Arguments) -> Options:
-    """What the flags add to the method."""
-    return Options(apply_to=args.apply_to, train_norms=args.train_norms)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     check_flags(run)
     if slow_half(run.device, run.dtype):
         hint = f"this CPU computes {args.dtype} in software, several times slower than -dtype float32"
-        print(f"      {hint}", file=sys.stderr)
+        print(f"      {hint}")
     dense = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
     config = load_config(dense, "-base_model_name")
     if run.needs.heads:

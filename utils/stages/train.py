@@ -8,13 +8,14 @@ from transformers import LlamaForCausalLM
 from models.checkpoint import Checkpoint
 from models.contract import Given
 from models.loading import load_model
+from models.methods import Options
 from models.proof import Reference
 from models.restoration import Restoration, save_restoration
 from utils.common.errors import UserError
 from utils.common.files import write_json, write_text
 from utils.samples import Samples
 from utils.stages.begin import INTERRUPTED
-from utils.stages.context import Models, Run, options_of
+from utils.stages.context import Models, Run
 from utils.stages.rank import Ranked
 from utils.training import TrainingResult, TrainingSettings, train
 
@@ -88,7 +89,7 @@ def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
         heads=ranked.heads if ranked else None,
         basis=ranked.basis if ranked else None,
     )
-    start = Restoration.start(args.method, options_of(args), given)
+    start = Restoration.start(args.method, Options.of(args), given)
     return start if args.num_epoch else start.neutral(read)
 
 
