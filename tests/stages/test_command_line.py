@@ -305,6 +305,7 @@ def test_a_method_is_one_file_and_one_line(world, tmp_path, monkeypatch):
     assert "the planted method" in (output / "report.md").read_text()
     assert json.loads((output / "restoration" / "restoration.json").read_text())["method"] == "last_norm"
     merged = ["-pruned_model_path", world / "pruned", "-restoration", output / "restoration", "-dtype", "float32"]
+    merged += ["-tokenizer", world / "dense"]
     models.merge.main([*map(str, merged), "-output_dir", str(tmp_path / "later"), "-cache_dir", str(tmp_path / "c")])
     later = load_file(tmp_path / "later" / "model.safetensors")
     assert all(torch.equal(tensor, later[name]) for name, tensor in after.items())
