@@ -20,8 +20,8 @@ SITES = {"attention": "self_attn.o_proj", "ffn": "mlp.down_proj"}
 class Needs:
     """What must be computed before a method can start, and whether it is trained.
 
-    heads: ranked heads with their V and c. calibration: statistics of both models' activations. training: samples and
-    steps. teacher: the dense model beside the pruned one while it trains.
+    heads: ranked heads with their V and c. calibration: means of what the dense model's linear layers are fed on the
+    calibration set. training: samples and steps. teacher: the dense checkpoint's weights.
     """
 
     heads: bool = False
@@ -54,8 +54,8 @@ class Promise:
 class Given:
     """What a method starts from; the parts that it doesn't need are None.
 
-    config: the pruned model's. seed: of random starts. read: the pruned checkpoint's tensors by name. heads: pairs
-    (layer, head), in ascending order. basis: (L, H, d, d). statistics: of the calibration set, by name.
+    config: the pruned model's. seed: of random starts. read, teacher: the pruned and the dense checkpoint's tensors by
+    name. heads: pairs (layer, head), in ascending order. basis: (L, H, d, d). statistics: see utils.input_means.
     """
 
     config: LlamaConfig
@@ -64,6 +64,7 @@ class Given:
     heads: list[tuple[int, int]] | None = None
     basis: Tensor | None = None
     statistics: dict[str, Tensor] | None = None
+    teacher: Callable[[str], Tensor] | None = None
 
 
 State = dict[str, Tensor]

@@ -35,6 +35,7 @@ METHODS = {
     "output_bias": Options("both"),
     "output_bias ffn": Options("ffn"),
     "restorelcc everywhere": Options("both", train_norms=True),
+    "flap_bias": Options("both"),
     "none": Options(),
     "none and norms": Options(train_norms=True),
 }
@@ -42,7 +43,9 @@ METHODS = {
 
 def learned(folder: Path, name: str = "restorelcc") -> Restoration:
     """A restoration of that method with values large enough to see."""
-    given = Given(load_config(folder, "-p"), 1, Checkpoint(folder).read, HEADS, orthonormal())
+    read, inputs = Checkpoint(folder).read, {"self_attn.o_proj": 48, "mlp.down_proj": 56}
+    means = {f"model.layers.{n}.{site}": torch.ones(width) for n in range(3) for site, width in inputs.items()}
+    given = Given(load_config(folder, "-p"), 1, read, HEADS, orthonormal(), means, read)
     restoration = Restoration.start(name.split()[0], METHODS[name], given)
     generator = torch.Generator().manual_seed(3)
     for state in restoration.states:

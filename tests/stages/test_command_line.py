@@ -261,6 +261,11 @@ OTHER_METHODS = {
         set(),
         {"input_layernorm.weight", "post_attention_layernorm.weight", "model.norm.weight"},
     ),
+    "flap": (
+        {"method": "flap_bias", "apply_to": "both", "calib_data": "TEXT", "calib_samples": 6, "calib_length": 32},
+        {"self_attn.o_proj.bias", "mlp.down_proj.bias"},
+        set(),
+    ),
     "nothing": ({"method": "none"}, set(), set()),
 }
 
@@ -268,6 +273,9 @@ OTHER_METHODS = {
 @pytest.mark.parametrize("name", OTHER_METHODS)
 def test_every_method_runs_to_a_proved_checkpoint(world, tmp_path, monkeypatch, name):
     changes, added, changed = OTHER_METHODS[name]
+    if "calib_data" in changes:
+        (tmp_path / "text.txt").write_text(" ".join(f"Sentence {n} of a text." for n in range(60)))
+        changes = {**changes, "calib_data": tmp_path / "text.txt"}
     run(monkeypatch, flags(world, tmp_path / "out", num_epoch=1, eval_tasks="none", **changes))
     proof = json.loads((tmp_path / "out" / "results.json").read_text())["proof"]
     assert proof["passed"] and proof["zeros_pruned"] == proof["zeros_restored"] > 0
@@ -279,6 +287,7 @@ def test_every_method_runs_to_a_proved_checkpoint(world, tmp_path, monkeypatch, 
     assert kinds(proof["changed_tensors"]) == changed
     record = json.loads((tmp_path / "out" / "run.json").read_text())["method"]
     assert (record["parameters"] > 0) == (name != "nothing")
+    assert bool((tmp_path / "out" / "logs" / "history.jsonl").read_text()) == (name not in ("nothing", "flap"))
     assert record["title"] in (tmp_path / "out" / "report.md").read_text() or name == "nothing"
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").config.mlp_bias == (
         "mlp.down_proj.bias" in added

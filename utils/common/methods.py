@@ -41,6 +41,9 @@ METHODS = {
         _HEADS, "β of chosen heads alone", "RestoreLCC (β alone)", {"trained": ("magnitudes",)}, about=PAPER
     ),
     "output_bias": Line(_BIAS, "a free bias of whole projections", "a bias of whole projections", takes_sites=True),
+    "flap_bias": Line(
+        "baselines.flap_bias:FlapBias", "FLAP's bias in closed form, from -calib_data", "FLAP's bias", takes_sites=True
+    ),
     "none": Line("baselines.nothing:Nothing", "restores nothing", "nothing"),
 }
 """What -method takes."""

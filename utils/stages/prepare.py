@@ -10,6 +10,7 @@ from data.loading import check_data_path
 from models.checkpoint import Checkpoint, check_finite, check_weights
 from models.compact import in_dense_shapes
 from models.loading import check_name, check_pair, load_config, load_tokenizer, resolve, slow_half
+from pruning import calibration
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
 from utils.evaluation.plan import EvalPlan, plan_tasks
@@ -35,6 +36,8 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     if args.pruned_model_path:
         given, pruned = given_checkpoint(args, dense)
         config = load_config(pruned, "-pruned_model_path")
+        if run.needs.calibration:
+            calibration.check(args.calib_data, args.calib_samples, args.calib_length, config.max_position_embeddings)
     else:
         pruning.check(args.prune_method, args.sparsity, args.calib_data, args.calib_samples, args.calib_length, config)
     plan = plan_tasks(args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window)

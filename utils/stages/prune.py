@@ -8,6 +8,7 @@ from data.loading import bundled_text
 from models.checkpoint import fingerprint
 from models.loading import load_config, tokenizer_digest
 from utils.common.files import digest, digest_files
+from utils.common.flags import Arguments
 from utils.common.names import BUNDLED
 from utils.common.record import versions
 from utils.stages.context import Models, Run
@@ -47,13 +48,17 @@ def key(run: Run, models: Models) -> dict:
         "dense": fingerprint(models.dense),
         "method": args.prune_method,
         "sparsity": args.sparsity,
-        "calibration": [calibration_digest(args.calib_data), args.calib_samples, args.calib_length],
+        "calibration": calibration_key(args),
         "dtype": args.dtype,
-        "seed": args.calibration_seed,
         "tokenizer": tokenizer_digest(models.tokenizer_from),
         "libraries": {name: known[name] for name in ("torch", "transformers")},
         "code": digest_files(list(Path(pruning.__file__).parent.glob("*.py"))),
     }
+
+
+def calibration_key(args: Arguments) -> list:
+    """What decides which calibration windows are drawn."""
+    return [calibration_digest(args.calib_data), args.calib_samples, args.calib_length, args.calibration_seed]
 
 
 def calibration_digest(calib_data: str) -> str:

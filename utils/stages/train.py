@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 
+from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from models.checkpoint import Checkpoint
@@ -36,12 +37,14 @@ class Trained:
     parameters: int
 
 
-def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked | None) -> Trained | None:
+def train_restoration(
+    run: Run, models: Models, samples: Samples, ranked: Ranked | None, statistics: dict[str, Tensor] | None
+) -> Trained | None:
     """Start, train and save a restoration; all processes train it together, the main one has it in the end."""
     args = run.args
     if run.processes.is_main:
         begin(run)
-    start = starting(run, models, ranked)
+    start = starting(run, models, ranked, statistics)
     run.record.tell(start.describe())
     model = start.attach(model_to_train(run, models))
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -79,7 +82,7 @@ def begin(run: Run) -> None:
     write_json(run.folder / INTERRUPTED, run.args.as_json())
 
 
-def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
+def starting(run: Run, models: Models, ranked: Ranked | None, statistics: dict[str, Tensor] | None) -> Restoration:
     """The restoration before training; with -num_epoch 0 one that restores nothing."""
     args, read = run.args, Checkpoint(models.pruned).read
     given = Given(
@@ -88,6 +91,8 @@ def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
         read=read,
         heads=ranked.heads if ranked else None,
         basis=ranked.basis if ranked else None,
+        statistics=statistics,
+        teacher=Checkpoint(models.dense, "-base_model_name").read if run.needs.teacher else None,
     )
     start = Restoration.start(args.method, Options.of(args), given)
     return start if args.num_epoch else start.neutral(read)
