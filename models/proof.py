@@ -226,6 +226,7 @@ def _record(
         "nonzero_new_tensors": seen.nonzero_new,
         "tensors_recomputed": len(seen.recomputed),
         "tensors_touched": len(touched),
+        "unexplained_tensors": sorted({*broken, *seen.unexpected} - {*compared, *touched}),
         "dropped_buffers": before.dropped(),
         "zeros": zeros,
         "zeros_lost": seen.lost_zeros,

@@ -21,6 +21,7 @@ from benchmarks.training import (
     visible_restoration,
 )
 from models.loading import load_model
+from tests.builders import zeroed
 from utils.activations import last_token_activations
 from utils.losses import ResponseLoss
 from utils.probing import ProbeScores, rank_heads
@@ -139,7 +140,7 @@ def test_a_pass_changes_neither_restoration_nor_model(model):
 def test_the_restoration_of_the_benchmark_shows_in_the_loss(model):
     batch = random_batches(samples(11), seed=0)
     restoration = visible_restoration(model, seed=5)
-    restored, plain = (restoring_loop(model, r).run(batch) for r in (restoration, restoration.zeroed()))
+    restored, plain = (restoring_loop(model, r).run(batch) for r in (restoration, zeroed(restoration)))
     assert abs(restored.loss / plain.loss - 1) > 3 * loss_tolerance(torch.float32)
 
 
@@ -208,7 +209,7 @@ def test_the_benchmark_writes_every_promised_ratio(make_tiny_llama, tmp_path, ca
 
 def test_no_ratio_is_printed_when_the_losses_differ(make_tiny_llama, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        "benchmarks.training.restoring_loop", lambda model, restoration: restoring_loop(model, restoration.zeroed())
+        "benchmarks.training.restoring_loop", lambda model, restoration: restoring_loop(model, zeroed(restoration))
     )
     file = tmp_path / "speed.json"
     arguments = ["-base_model_name", str(make_tiny_llama()), "-device", "cpu", "-samples", "4", "-repeats", "1"]

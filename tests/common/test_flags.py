@@ -1,6 +1,7 @@
 """Flags from a file are checked as those of the command line are; paths have one spelling, seeds their own flags."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,9 @@ def test_each_seed_follows_seed_unless_it_is_given():
     assert seeds("-seed", "7") == (7, 7, 7)
     assert seeds("-seed", "7", "-calib_seed", "0") == (0, 7, 7)
     assert seeds("-data_seed", "1", "-train_seed", "2") == (42, 1, 2)
+
+
+@pytest.mark.parametrize("short", ["-batch", "--batch", "-l", "-conf", "-seed_"])
+def test_abbreviations_are_refused_with_one_dash_and_with_two(short):
+    with pytest.raises(UserError, match=re.escape(short)):
+        parse_arguments([short, "3"])

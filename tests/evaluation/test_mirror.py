@@ -82,7 +82,8 @@ def test_mirror_of_an_unknown_task_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_mirror_does_not_overwrite_a_folder_that_is_none(tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
-    one_line(lambda: mirror.main(["--output_dir", str(tmp_path), "--overwrite"]), "-output_dir", "not empty")
+    flags = ["--output_dir", str(tmp_path), "--overwrite"]
+    one_line(lambda: mirror.main(flags), "-output_dir", "no result of this project")
     assert (tmp_path / "precious.txt").read_text() == "mine"
 
 

@@ -58,6 +58,11 @@ PROOF = {
     "changed_tensors": [],
     "new_tensors": [f"model.layers.{i}.self_attn.{x}_proj.bias" for i in range(LAYERS) for x in "qkvo"],
     "nonzero_new_tensors": ["model.layers.2.self_attn.o_proj.bias"],
+    "tensors_recomputed": 1,
+    "tensors_touched": 1,
+    "unexplained_tensors": [],
+    "zeros": "kept",
+    "zeros_lost": 0,
     "zeros_pruned": 12345,
     "zeros_restored": 12345,
     "weights": 24690,
@@ -284,11 +289,12 @@ def test_summary_says_what_was_not_done():
         ({"tensors_identical": 37}, "weights bit-identical"),
         ({"zeros_restored": 12344}, "every zero"),
         ({"sparsity_restored": [0.5, 0.5, 0.4, 0.5, 0.5]}, "sparsity of each layer"),
-        ({"nonzero_new_tensors": ["model.layers.0.self_attn.q_proj.bias"]}, "only o_proj.bias"),
-        ({"changed_tensors": ["model.layers.0.mlp.up_proj.weight"]}, "only o_proj.bias"),
-        ({"new_tensors": ["model.layers.0.mlp.extra"]}, "only o_proj.bias"),
+        ({"zeros_lost": 1}, "every zero"),
+        ({"tensors_recomputed": 0}, "restored tensors as saved"),
+        ({"unexplained_tensors": ["model.layers.0.self_attn.q_proj.bias"]}, "nothing else is new"),
         ({"logits_relative_difference": 2e-4}, "same logits"),
         ({"logits_relative_difference": float("nan")}, "same logits"),
+        ({"logits_relative_difference": None, "logits_finite": False}, "same logits"),
     ],
 )
 def test_proof_table_says_no_to_the_broken_promise_alone(broken, promise):
@@ -318,6 +324,12 @@ def test_an_o_proj_bias_that_was_there_before_may_change():
         "changed_tensors": ["model.layers.0.self_attn.o_proj.bias"],
     }
     assert "NO" not in proof_table(proof)
+
+
+def test_zeros_that_no_method_promised_are_a_finding():
+    proof = {**PROOF, "zeros": "reported", "zeros_restored": 247, "sparsity_restored": [0.01] * LAYERS}
+    table = proof_table(proof)
+    assert "NO" not in table and "50.0% before, 1.0% after" in table and "sparsity of each layer" not in table
 
 
 def test_stage_table_adds_seconds_and_takes_the_highest_peak():

@@ -36,6 +36,10 @@ class Parser(argparse.ArgumentParser):
         """-name and --name, off unless given."""
         self._target.add_argument(f"-{name}", f"--{name}", action="store_true", help=help)
 
+    def _get_option_tuples(self, option_string: str) -> list:
+        """No abbreviations: `allow_abbrev` leaves those with one dash in."""
+        return []
+
     def error(self, message: str) -> None:
         raise UserError(message.replace("argument ", "", 1))
 

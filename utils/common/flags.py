@@ -118,8 +118,8 @@ class Arguments:
 def parse_arguments(argv: list[str] | None = None) -> Arguments:
     """Arguments from the command line, with defaults from `-config` if it is given; UserError if any is wrong."""
     parser = build_parser()
-    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    config.add_argument("-config", "--config", type=folder_path)
+    config = Parser(add_help=False)
+    config.flag("config", type=folder_path)
     chosen, _ = config.parse_known_args(argv)
     if chosen.config:
         parser.set_defaults(**_read_config(chosen.config, parser))
