@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
+from accelerate.hooks import add_hook_to_module
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import LlamaForCausalLM
@@ -124,7 +125,7 @@ class RestoredLinear(nn.Linear):
 
     def add(self, term: nn.Module) -> None:
         """One constant more: a module from the weight to (D,) fp32, with `folded` in fp64, and `keep` before steps."""
-        self.terms.append(term.to(self.weight.device))
+        self.terms.append(term.to(_place(self)))
 
     def restored_bias(self) -> Tensor:
         """The bias of a training step, the layer's own included: (D,) fp32."""
@@ -141,8 +142,9 @@ class RestoredLinear(nn.Linear):
 
     def _kept_bias(self, dtype: torch.dtype) -> Tensor:
         """The bias for inference, computed as a merge computes it, again only after a term or the weight changed."""
-        sources = (*self.terms.parameters(), self.weight)
-        state = dtype, *((t.device, t.data_ptr(), t._version) for t in sources)
+        # The frozen weight may be elsewhere each time, in a model that is partly on disk.
+        state = dtype, self.weight.device, self.weight._version
+        state += tuple((t.device, t.data_ptr(), t._version) for t in self.terms.parameters())
         if self._kept is None or self._kept[0] != state:
             folded = sum((term.folded(self.weight) for term in self.terms), start=torch.zeros((), dtype=torch.float64))
             if self.bias is not None:
@@ -173,7 +175,7 @@ class RestoredNorm(LlamaRMSNorm):
     def __init__(self, stock: LlamaRMSNorm, scale: Tensor):
         nn.Module.__init__(self)
         self.weight, self.variance_epsilon = stock.weight, stock.variance_epsilon
-        self.scale = nn.Parameter(scale.to(stock.weight.device, copy=True))
+        self.scale = nn.Parameter(scale.to(_place(stock), copy=True))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         wide = hidden_states.float()
@@ -183,7 +185,19 @@ class RestoredNorm(LlamaRMSNorm):
 
 def restored_linear(model: LlamaForCausalLM, layer: int, name: str) -> RestoredLinear:
     """The linear layer `name` (as `self_attn.o_proj`) of a decoder layer; the stock one is replaced, in place."""
-    return _replaced(model.model.layers[layer], name, RestoredLinear, RestoredLinear)
+
+    def make(stock: nn.Linear) -> RestoredLinear:
+        linear = RestoredLinear(stock)
+        # Of a model that is spread, accelerate's hook brings the weight when it is needed.
+        return add_hook_to_module(linear, stock._hf_hook) if hasattr(stock, "_hf_hook") else linear
+
+    return _replaced(model.model.layers[layer], name, RestoredLinear, make)
+
+
+def _place(module: nn.Module) -> torch.device | str | int:
+    """Where the module computes: where its weight is, or where accelerate brings it."""
+    device = module.weight.device
+    return module._hf_hook.execution_device if device.type == "meta" else device
 
 
 def keep_columns(model: LlamaForCausalLM) -> None:
@@ -231,6 +245,7 @@ def explicit_biases(model: LlamaForCausalLM, names: Iterable[str]) -> LlamaForCa
     """
     for name in names:
         linear = model.get_submodule(name.removesuffix(".bias"))
-        if linear.bias is None and not isinstance(linear, RestoredLinear):
+        # Where accelerate brings the weights there is nothing to put beside them, nor are equal bits asked for.
+        if linear.bias is None and linear.weight.device.type != "meta" and not isinstance(linear, RestoredLinear):
             linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features), requires_grad=False)
     return model

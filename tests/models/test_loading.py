@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from models.checkpoint import Checkpoint
+from models.contract import Given
 from models.loading import (
     SHORT_NAMES,
     check_name,
@@ -21,6 +23,10 @@ from models.loading import (
     resolve,
     slow_half,
 )
+from models.methods import Options
+from models.proof import Reference, probe_logits
+from models.restoration import Restoration
+from tests.builders import HEADS, orthonormal
 from utils.activations import Tree, last_token_activations
 from utils.common.errors import UserError
 from utils.common.names import EMBEDDED
@@ -155,6 +161,26 @@ def test_a_model_larger_than_memory_is_offloaded_and_gives_the_same(make_tiny_ll
     assert scores[0] == scores[1]
     windows = torch.arange(40).view(2, 20)
     assert window_losses(spread, windows, 1, "") == window_losses(whole, windows, 1, "")
+
+
+def test_a_model_that_is_partly_on_disk_is_restored_like_a_whole_one(make_tiny_llama, monkeypatch):
+    folder = make_tiny_llama(zeros=0.5)
+    config, read = load_config(folder, "-b"), Checkpoint(folder).read
+    given = Given(config, 1, read, HEADS, orthonormal())
+    restoration = Restoration.start("restorelcc", Options("both", train_norms=True), given)
+    for state in restoration.states:
+        for name in set(state) - {"heads", "basis"}:
+            state[name].add_(0.3)
+    whole = restoration.attach(load_model(folder, torch.float32, "cpu", "-b"))
+    monkeypatch.setattr("transformers.integrations.accelerate.get_max_memory", lambda _: {"cpu": 60_000})
+    spread = restoration.attach(load_model(folder, torch.float32, "auto", "-b"))
+    assert "disk" in spread.hf_device_map.values()
+    ids, plain = [[5, 6, 7, 250]], probe_logits(load_model(folder, torch.float32, "cpu", "-b"), [[5, 6, 7, 250]])
+    for _ in range(2):  # what is kept of the first time is right the second
+        (found,), (expected,) = probe_logits(spread, ids), probe_logits(whole, ids)
+        assert torch.equal(found, expected) and not torch.allclose(found, plain[0], atol=1e-2)
+    reference = Reference.ask(spread, restoration, Checkpoint(folder), ids, "auto")
+    assert torch.equal(reference.logits[0], expected)
 
 
 @pytest.mark.parametrize("fast", [(), ("bf16",), ("bf16", "fp16")])

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from models.checkpoint import fingerprint
 from models.loading import has_tokenizer
 from models.merge import compact_and_prove, merge_and_prove
 from models.proof import Proof
@@ -39,6 +38,7 @@ def merge(run: Run, models: Models, trained: Trained) -> Merged:
 
 def score_merged(run: Run, models: Models, plan: EvalPlan, merged: Merged) -> Evaluation:
     """The merged model's scores; it is gone afterwards."""
-    found = scores(run, models, plan, fingerprint(run.folder / "model"), "restored", lambda: merged.proof.model)
+    sha256 = merged.proof.record["sha256"]
+    found = scores(run, models, plan, sha256, "restored", lambda: merged.proof.model)
     merged.proof.model = None
     return found
