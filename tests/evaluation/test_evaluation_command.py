@@ -6,12 +6,15 @@ import sys
 
 import lm_eval
 import pytest
+import torch
 from lm_eval.tasks import TaskManager
 
 import utils.evaluation.restored_lm
 from models.checkpoint import fingerprint
+from models.compact import compact_checkpoint, in_dense_shapes
 from models.loading import load_model, load_tokenizer
 from models.merge import merge
+from models.proof import probe_logits
 from models.restoration import save_restoration
 from tests.builders import trained
 from tests.evaluation.test_evaluation import data  # noqa: F401
@@ -102,3 +105,18 @@ def test_restoration_of_another_model_is_refused(run, make_tiny_llama):
     _, folder, _ = run
     with pytest.raises(UserError, match=r"restoration: .* is not the pruned checkpoint"):
         utils.evaluation.restored_lm.RestoredLM(str(make_tiny_llama(seed=3)), str(folder / "restoration"), device="cpu")
+
+
+def test_a_compact_checkpoint_is_scored_with_the_restoration_trained_on_it(make_tiny_llama, tmp_path, monkeypatch):
+    """Its layers have other widths than what was restored: it is put into the dense model's shapes again."""
+    monkeypatch.setattr(utils.evaluation.restored_lm, "DEFAULT_CACHE", tmp_path / "cache")
+    compact_checkpoint(make_tiny_llama(zeros=0.5), tmp_path / "small")
+    expanded, _ = in_dense_shapes(tmp_path / "small", tmp_path / "cache")
+    about = {"pruned_sha256": fingerprint(tmp_path / "small"), "expanded_sha256": fingerprint(expanded)}
+    save_restoration(tmp_path / "restoration", trained(), about)
+    model = utils.evaluation.restored_lm.RestoredLM(
+        str(tmp_path / "small"), str(tmp_path / "restoration"), device="cpu", dtype="float32"
+    )
+    (found,) = probe_logits(model.model, [[5, 9, 77]])
+    whole = trained().attach(load_model(expanded, torch.float32, "cpu", "-p"))
+    assert torch.equal(found, probe_logits(whole, [[5, 9, 77]])[0])
