@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -101,10 +102,8 @@ def in_dense_shapes(folder: Path, cache_dir: Path) -> tuple[Path, bool]:
     if not isinstance(load_config(folder, "-pruned_model_path"), CompactLlamaConfig):
         return folder, False
     key = {"compact": fingerprint(folder), "code": code_version(sys.modules[__name__], models.compact_llama)}
-    expanded = Cache(cache_dir).path("expanded", key)
-    if not expanded.is_dir():
-        expand_checkpoint(folder, expanded)
-    return expanded, True
+    make = partial(expand_checkpoint, folder)
+    return Cache(cache_dir).tree("expanded", key, make, fingerprint), True
 
 
 def _compact_config(

@@ -11,10 +11,13 @@ import logging
 import re
 import shutil
 import tempfile
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 import torch
+import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
@@ -29,8 +32,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from models.checkpoint import weight_files
+from models.checkpoint import fingerprint, weight_files
 from models.compact_llama import CompactLlamaConfig
+from utils.common.cache import Cache
 from utils.common.errors import UserError, first_line
 from utils.common.files import digest, digest_files, whole_folder
 from utils.common.names import DTYPE_NAMES, EMBEDDED
@@ -301,9 +305,12 @@ def embedded_file(flag: str) -> Path:
 
 
 def _unpack_gguf(file: Path, flag: str, cache_dir: Path) -> Path:
-    folder = cache_dir / "unpacked" / digest_files([file])[:16]
-    if folder.is_dir():
-        return folder
+    """The GGUF file as a Hugging Face folder, kept in the cache by its content and by what unpacks it."""
+    key = {"file": digest_files([file]), "transformers": transformers.__version__, "gguf": version("gguf")}
+    return Cache(cache_dir).tree("unpacked", key, partial(_unpack, file, flag), fingerprint)
+
+
+def _unpack(file: Path, flag: str, folder: Path) -> None:
     print(f"unpacking {file.name} once, into {folder}")
     # A quantized file unpacks to more precision than bf16 holds; fp32 keeps all of it.
     place = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
@@ -332,10 +339,9 @@ def _unpack_gguf(file: Path, flag: str, cache_dir: Path) -> Path:
     plain = LlamaForCausalLM(LlamaConfig(**settings))
     plain.load_state_dict(packed.state_dict())
     plain.tie_weights()
-    with whole_folder(folder) as partial:
-        plain.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-    return folder
+    with whole_folder(folder) as unfinished:
+        plain.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
 
 
 def _download(hub_id: str, flag: str) -> Path:

@@ -1,15 +1,19 @@
 """What can be made again is kept by what it was made from, and by nothing else."""
 
+import hashlib
 import inspect
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from safetensors import safe_open
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from utils.common.errors import UserError
 from utils.common.files import digest, digest_files, whole_file, write_json
 
 
@@ -18,6 +22,7 @@ class Cache:
 
     A key holds the content that determines the result (fingerprints of weights, digests of data, settings, seed, the
     version of the code that computes it): never a path, so that another model or data set cannot be mistaken for it.
+    What is read is checked against the digest it was kept with; what differs is dropped and made again.
     """
 
     def __init__(self, folder: Path):
@@ -30,30 +35,80 @@ class Cache:
         path = self.path(kind, key, ".safetensors")
         written = json.dumps(key, sort_keys=True)
         if path.is_file():
-            with safe_open(path, framework="pt") as file:
-                if file.metadata().get("key") == written:
-                    self.reused.append(kind)
-                    return load_file(path)
-        made = make()
+            try:
+                with safe_open(path, framework="pt") as file:
+                    about = file.metadata() or {}
+                kept = load_file(path)
+                whole = about.get("key") == written and about.get("sha256") == digest_tensors(kept)
+            except (SafetensorError, OSError, ValueError):
+                whole = False
+            if whole:
+                self.reused.append(kind)
+                return kept
+            _drop(path)
+        made = {name: tensor.contiguous() for name, tensor in make().items()}
         with whole_file(path) as partial:
-            save_file({name: tensor.contiguous() for name, tensor in made.items()}, partial, metadata={"key": written})
+            save_file(made, partial, metadata={"key": written, "sha256": digest_tensors(made)})
         return made
 
     def document(self, kind: str, key: dict, make: Callable[[], dict]) -> dict:
         """The JSON document kept for `key`, or what `make` returns, which is then kept."""
         path = self.path(kind, key, ".json")
         if path.is_file():
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["key"] == json.loads(json.dumps(key)):
+            try:
+                kept = json.loads(path.read_text(encoding="utf-8"))
+                whole = kept["key"] == json.loads(json.dumps(key)) and kept["sha256"] == digest(kept["content"])
+            except (OSError, ValueError, KeyError, TypeError):
+                whole = False
+            if whole:
                 self.reused.append(kind)
                 return kept["content"]
+            _drop(path)
         made = make()
-        write_json(path, {"key": key, "content": made})
+        write_json(path, {"key": key, "content": made, "sha256": digest(made)})
         return made
+
+    def tree(self, kind: str, key: dict, make: Callable[[Path], None], identity: Callable[[Path], str]) -> Path:
+        """The folder kept for `key`, or one that `make` writes, whole or not at all, to the path it is given.
+
+        identity: the digest of a folder's content; what it raises for an unreadable one is a UserError.
+        """
+        path, record = self.path(kind, key), self.path(kind, key, ".json")
+        if path.is_dir():
+            try:
+                whole = json.loads(record.read_text(encoding="utf-8"))["sha256"] == identity(path)
+            except (OSError, ValueError, KeyError, TypeError, UserError):
+                whole = False
+            if whole:
+                self.reused.append(kind)
+                return path
+            _drop(path)
+        make(path)
+        write_json(record, {"key": key, "sha256": identity(path)})
+        return path
 
     def path(self, kind: str, key: dict, suffix: str = "") -> Path:
         """Where what belongs to `key` is kept."""
         return self.folder / kind / f"{digest(kind, key)[:24]}{suffix}"
+
+
+def digest_tensors(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 (hex) of names, dtypes, shapes and bytes."""
+    whole = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        whole.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return whole.hexdigest()
+
+
+def _drop(path: Path) -> None:
+    """Remove what is not what was kept, and say so: it is made again."""
+    print(f"      cache: {path} is damaged or incomplete; it is made again")
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def code_version(*modules: ModuleType) -> str:

@@ -19,10 +19,8 @@ def pruned_checkpoint(run: Run, models: Models) -> Models:
     if models.pruned:
         return models
     args = run.args
-    folder = run.cache.path("pruned", key(run, models))
-    if folder.is_dir():
-        run.cache.reused.append("pruned")
-    else:
+
+    def prune(folder: Path) -> None:
         print(f"      {args.prune_method} at {args.sparsity}, {args.calib_samples} × {args.calib_length} tokens")
         pruning.prune(
             models.dense,
@@ -37,6 +35,8 @@ def pruned_checkpoint(run: Run, models: Models) -> Models:
             seed=args.calibration_seed,
             base_name=args.base_model_name,
         )
+
+    folder = run.cache.tree("pruned", key(run, models), prune, fingerprint)
     print(f"      {folder}")
     return replace(models, pruned=folder, config=load_config(folder, "-pruned_model_path"))
 
