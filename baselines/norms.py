@@ -41,6 +41,10 @@ class NormScales:
         """The norms' weights."""
         return Promise(changed=frozenset(f"{name}.weight" for name in _norms(config.num_hidden_layers)))
 
+    def shapes(self, state: State, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+        """(2·L + 1, D)."""
+        return {"scales": (len(_norms(config.num_hidden_layers)), config.hidden_size)}
+
     def touched(self, state: State, config: LlamaConfig) -> list[str]:
         """All of them."""
         return [f"{name}.weight" for name in _norms(config.num_hidden_layers)]

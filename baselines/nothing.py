@@ -33,6 +33,10 @@ class Nothing:
         """No tensor is touched."""
         return Promise()
 
+    def shapes(self, state: State, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+        """None."""
+        return {}
+
     def touched(self, state: State, config: LlamaConfig) -> list[str]:
         """None."""
         return []

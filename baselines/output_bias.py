@@ -49,6 +49,10 @@ class OutputBias:
         """The biases of these projections."""
         return bias_promise(config, frozenset(SITES[site] for site in self.sites))
 
+    def shapes(self, state: State, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+        """(L, D) for each site."""
+        return dict.fromkeys(self.sites, (config.num_hidden_layers, config.hidden_size))
+
     def touched(self, state: State, config: LlamaConfig) -> list[str]:
         """All of them."""
         layers = range(config.num_hidden_layers)

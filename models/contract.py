@@ -93,6 +93,9 @@ class Method(Protocol):
     def promise(self, config: LlamaConfig) -> Promise:
         """What a merge may touch in a checkpoint of this configuration."""
 
+    def shapes(self, state: State, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+        """The shapes that the state's tensors must have for this model; ValueError if the state can't be one of its."""
+
     def touched(self, state: State, config: LlamaConfig) -> list[str]:
         """Names of the tensors that this state gives values to; all of them within the promise."""
 

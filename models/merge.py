@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
     result.check(args.overwrite)
     restoration, about = load_restoration(args.restoration)
     given = resolve(args.pruned_model_path, "-pruned_model_path", args.cache_dir)
-    check_belongs(about, given, "-pruned_model_path")
+    check_belongs(restoration, about, given, "-pruned_model_path")
     pruned, compact = in_dense_shapes(given, args.cache_dir)
     tokenizer_from = given
     if args.tokenizer:

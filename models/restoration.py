@@ -7,6 +7,7 @@ from functools import reduce
 from operator import or_
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -14,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.checkpoint import Checkpoint
 from models.contract import Given, Method, Needs, Promise, State
+from models.loading import load_config
 from models.methods import Options, parts_of
 from utils.common.errors import UserError, first_line
 from utils.common.files import whole_folder, write_json
@@ -77,6 +79,23 @@ class Restoration:
                 value = part.merged(state, name, value, stored.read)
         return value
 
+    def check(self, config: LlamaConfig, where: str) -> None:
+        """Raise UserError, with `where` before it, unless all states are whole, finite, and of this model's shapes."""
+        for name, part, state in self.parts:
+            try:
+                shapes = part.shapes(state, config)
+                if set(shapes) != set(state):
+                    raise ValueError(f"it holds {sorted(state)}, not {sorted(shapes)}")
+                for key, shape in shapes.items():
+                    if tuple(state[key].shape) != shape:
+                        raise ValueError(f"{key} has the shape {tuple(state[key].shape)}, not {shape}")
+                    if state[key].dtype not in (torch.float32, torch.int64) or not bool(state[key].isfinite().all()):
+                        raise ValueError(f"{key} holds something else than finite fp32 numbers")
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{where}: no restoration of this model ({name}: {first_line(error)}); copy it again"
+                ) from error
+
     def describe(self) -> str:
         """What is trained, in words."""
         return " and ".join(part.describe(state) for _, part, state in self.parts)
@@ -136,10 +155,14 @@ def load_restoration(folder: Path, flag: str = "-restoration") -> tuple[Restorat
     return Restoration(method, options, (own, *more)), about
 
 
-def check_belongs(about: dict, given: Path, flag: str) -> None:
-    """Raise UserError unless the checkpoint in `given` is the very one that the restoration was trained on."""
+def check_belongs(restoration: Restoration, about: dict, given: Path, flag: str) -> None:
+    """Raise UserError unless the checkpoint in `given` is the very one that the restoration was trained on.
+
+    flag: the restoration's or the checkpoint's.
+    """
     if Checkpoint(given, flag).survey().sha256 not in (about.get("pruned_sha256"), about.get("expanded_sha256")):
         raise UserError(
             f"{flag}: {given} is not the pruned checkpoint this restoration was trained on "
             f"({about.get('pruned_model', 'unknown')}); give that one"
         )
+    restoration.check(load_config(given, flag), flag)

@@ -59,6 +59,16 @@ class HeadCompensations:
         """o_proj.bias."""
         return bias_promise(config, frozenset({O_PROJ}))
 
+    def shapes(self, state: State, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+        """(n, 2), (n, d, d) and (n, d); ValueError unless the heads are the model's, ascending and each there once."""
+        heads = [tuple(pair) for pair in state["heads"].tolist()]
+        within = [0 <= layer < config.num_hidden_layers and 0 <= h < config.num_attention_heads for layer, h in heads]
+        if not heads or not all(within) or heads != sorted(set(heads)):
+            raise ValueError("its heads are not ascending pairs (layer, head) of this model")
+        count, width = len(heads), config.head_dim
+        shapes = {"heads": (count, 2), "basis": (count, width, width)}
+        return shapes | dict.fromkeys(self.trained, (count, width))
+
     def touched(self, state: State, config: LlamaConfig) -> list[str]:
         """o_proj.bias of the layers that have chosen heads."""
         return [f"model.layers.{layer}.{O_PROJ}.bias" for layer, _ in _rows_by_layer(state)]

@@ -407,6 +407,57 @@ def test_a_damaged_restoration_is_one_line(make_tiny_llama, tmp_path, damage):
         load_restoration(place)
 
 
+def repeated(state):
+    state["heads"][1] = state["heads"][0]
+
+
+def out_of_range(state):
+    state["heads"][-1, 1] = 6
+
+
+def negative(state):
+    state["heads"][0, 0] = -1
+
+
+def not_finite(state):
+    state["component"][1, 3] = float("nan")
+
+
+def too_narrow(state):
+    state["magnitudes"] = state["magnitudes"][:, :-1].clone()
+
+
+def too_few(state):
+    state["basis"] = state["basis"][:-1].clone()
+
+
+def half(state):
+    state["component"] = state["component"].half()
+
+
+def of_another_method(state):
+    del state["magnitudes"]
+
+
+def with_more(state):
+    state["extra"] = torch.zeros(2)
+
+
+DAMAGED = [repeated, out_of_range, negative, not_finite, too_narrow, too_few, half, of_another_method, with_more]
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_restoration_that_cannot_be_of_the_model_is_one_line(make_tiny_llama, tmp_path, damage):
+    folder = make_tiny_llama(zeros=0.5)
+    restoration = trained()
+    restoration.check(load_config(folder, "-p"), "-restoration")
+    damage(restoration.state)
+    flags = ["-restoration", str(saved(folder, restoration, tmp_path)), "-output_dir", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="no restoration of this model") as found:
+        main(["-pruned_model_path", str(folder), *flags])
+    assert "\n" not in str(found.value) and not (tmp_path / "out").exists()
+
+
 def test_a_later_merge_refuses_another_pruned_model(make_tiny_llama, tmp_path):
     folder, other = make_tiny_llama(zeros=0.5), make_tiny_llama(zeros=0.5, seed=3)
     place = saved(folder, trained(), tmp_path)

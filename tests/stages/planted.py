@@ -27,6 +27,9 @@ class LastNorm:
     def promise(self, config):
         return Promise(changed=frozenset({f"{NORM}.weight"}))
 
+    def shapes(self, state, config):
+        return {"scale": (config.hidden_size,)}
+
     def touched(self, state, config):
         return [f"{NORM}.weight"]
 
