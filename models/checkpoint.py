@@ -97,7 +97,9 @@ class Checkpoint:
 
         Without `visit` the result of an earlier pass of this process over the same unchanged files is given.
         """
-        state = tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in self._identity_files())
+        # By inode, so that a folder that gets its final name is not read again.
+        stats = [(file.name, file.stat()) for file in self._identity_files()]
+        state = tuple((name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in stats)
         if visit is None and state in _SURVEYS:
             return _SURVEYS[state]
         found, whole = Survey(), hashlib.sha256()

@@ -32,7 +32,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from models.checkpoint import fingerprint, weight_files
+from models.checkpoint import fingerprint
 from models.compact_llama import CompactLlamaConfig
 from utils.common.cache import Cache
 from utils.common.errors import UserError, first_line
@@ -311,7 +311,7 @@ def _unpack_gguf(file: Path, flag: str, cache_dir: Path) -> Path:
 
 
 def _unpack(file: Path, flag: str, folder: Path) -> None:
-    print(f"unpacking {file.name} once, into {folder}")
+    print(f"unpacking {file.name} once")
     # A quantized file unpacks to more precision than bf16 holds; fp32 keeps all of it.
     place = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     loggers = [logging.getLogger(name) for name in ("transformers.modeling_utils", "transformers")]
@@ -348,7 +348,7 @@ def _download(hub_id: str, flag: str) -> Path:
     common = ["*.json", "*.model", "*.txt", "*.jinja"]
     try:
         folder = Path(snapshot_download(hub_id, allow_patterns=[*common, "*.safetensors"]))
-        if not weight_files(folder):
+        if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(hub_id, allow_patterns=[*common, "pytorch_model*.bin"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(

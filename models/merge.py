@@ -22,6 +22,7 @@ from models.loading import (
     load_model,
     load_tokenizer,
     resolve,
+    usable_device,
 )
 from models.proof import Proof, Reference, prove, prove_compact
 from models.restoration import Restoration, check_belongs, load_restoration
@@ -81,7 +82,9 @@ def merge_and_prove(pruned: Path, saved: Path, output: Path, *, tokenizer_from: 
     with whole_folder(output) as partial:
         merge(pruned, restoration, partial, tokenizer_from)
         proof = prove(pruned, partial, restoration, reference)
-        proof.check()
+        proof.check(f"what was trained is in {saved}")
+        if "disk" in (getattr(proof.model, "hf_device_map", None) or {}).values():
+            proof.model = None  # it would look for its weights under the name that is given up now
     return proof
 
 
@@ -90,7 +93,7 @@ def compact_and_prove(merged: Path, output: Path, reference: Reference) -> Proof
     with whole_folder(output) as partial:
         write_compact(merged, partial)
         proof = prove_compact(merged, partial, reference)
-        proof.check()
+        proof.check(f"the same in the dense model's shapes is in {merged}")
     return proof
 
 
@@ -115,13 +118,14 @@ def main(argv: list[str] | None = None) -> None:
         metavar="MODEL",
         help="whose tokenizer, if there is none beside the pruned checkpoint",
     )
-    parser.flag("dtype", choices=DTYPES, default="bfloat16", help="in which both models answer for the proof")
+    parser.flag("dtype", choices=DTYPES, help="in which both models answer for the proof (default: the run's)")
     parser.flag("device", default="cpu", help="cpu, cuda, cuda:N, …")
     parser.switch("overwrite", "replace the merged checkpoint in -output_dir, and no other file")
     parser.flag(
         "cache_dir", type=folder_path, default=DEFAULT_CACHE, metavar="DIR", help="where a GGUF file is unpacked"
     )
     args = parser.parse_args(argv)
+    device = usable_device(args.device)
     inputs = ("pruned_model_path", "restoration", "tokenizer", "cache_dir")
     check_apart(args.output_dir, {f"-{name}": getattr(args, name) for name in inputs})
     result = Result(args.output_dir, PROOF)
@@ -138,10 +142,12 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"-tokenizer: {given} has no tokenizer of its own; name the model to take it from")
     tokenizer = load_tokenizer(tokenizer_from, "-tokenizer")
     token_ids = [tokenizer(text).input_ids for text in PROBE_TEXTS]
-    model = restoration.attach(load_model(pruned, DTYPES[args.dtype], args.device, "-pruned_model_path"))
-    reference = Reference.ask(model, restoration, Checkpoint(pruned), token_ids, args.device)
+    dtype = DTYPES[args.dtype or about.get("arguments", {}).get("dtype", "bfloat16")]
+    model = restoration.attach(load_model(pruned, dtype, device, "-pruned_model_path"))
+    reference = Reference.ask(model, restoration, Checkpoint(pruned), token_ids, device)
     del model
-    with result.working(), tempfile.TemporaryDirectory(prefix="restorelcc-merge-") as place:
+    args.cache_dir.mkdir(parents=True, exist_ok=True)
+    with result.working(), tempfile.TemporaryDirectory(prefix=".merge-", dir=args.cache_dir) as place:
         # A compact checkpoint gets a compact result, by way of the dense shapes in which it was restored.
         merged = Path(place, "merged") if compact else result.folder
         proofs = [merge_and_prove(pruned, args.restoration, merged, tokenizer_from=tokenizer_from, reference=reference)]

@@ -65,6 +65,14 @@ class HeadCompensation(nn.Module):
         """The same in fp64, on the CPU: what a merge writes."""
         return folded_compensation(weight, self.heads, self.basis, self.magnitudes, self.component)
 
+    def rounding(self, weight: Tensor) -> Tensor:
+        """(D,) fp64: how far fp32 may be from exact, a unit of rounding for each of its n·d + 2·d + 2 operations."""
+        tensors = (weight, self.basis, self.magnitudes, self.component)
+        absolute = (None if tensor is None else tensor.detach().abs() for tensor in tensors)
+        weight, *rest = absolute
+        operations = self.basis.shape[0] * self.basis.shape[1] + 2 * self.basis.shape[1] + 2
+        return operations * torch.finfo(torch.float32).eps * folded_compensation(weight, self.heads, *rest)
+
 
 def folded_compensation(
     weight: Tensor, heads: Tensor, basis: Tensor, magnitudes: Tensor | None, component: Tensor | None
@@ -96,6 +104,10 @@ class Constant(nn.Module):
         """The same in fp64, on the CPU."""
         return self.bias.detach().cpu().double()
 
+    def rounding(self, weight: Tensor) -> Tensor:
+        """(D,) fp64: nothing is computed, but the sum with other terms."""
+        return torch.finfo(torch.float32).eps * self.folded(weight).abs()
+
 
 class _LinearPlusBias(torch.autograd.Function):
     """z Wᵀ + bias with a frozen W: the bias is added in z's dtype, its gradient is summed in fp32."""
@@ -121,6 +133,8 @@ class RestoredLinear(nn.Linear):
         self.in_features, self.out_features = stock.in_features, stock.out_features
         self.weight, self.bias = stock.weight, stock.bias
         self.terms = nn.ModuleList()
+        self.stored: torch.dtype | None = None
+        """The dtype that a checkpoint keeps the bias in, once that is known: inference then rounds to it first."""
         self._kept: tuple[tuple, Tensor] | None = None
 
     def add(self, term: nn.Module) -> None:
@@ -143,14 +157,24 @@ class RestoredLinear(nn.Linear):
     def _kept_bias(self, dtype: torch.dtype) -> Tensor:
         """The bias for inference, computed as a merge computes it, again only after a term or the weight changed."""
         # The frozen weight may be elsewhere each time, in a model that is partly on disk.
-        state = dtype, self.weight.device, self.weight._version
+        state = dtype, self.stored, self.weight.device, self.weight._version
         state += tuple((t.device, t.data_ptr(), t._version) for t in self.terms.parameters())
         if self._kept is None or self._kept[0] != state:
-            folded = sum((term.folded(self.weight) for term in self.terms), start=torch.zeros((), dtype=torch.float64))
-            if self.bias is not None:
-                folded = self.bias.detach().cpu().double() + folded
-            self._kept = state, folded.to(dtype).to(self.weight.device)
+            self._kept = state, self.folded_bias().to(self.stored or dtype).to(dtype).to(self.weight.device)
         return self._kept[1]
+
+    def folded_bias(self) -> Tensor:
+        """The layer's own bias and all terms in fp64, on the CPU: (D,), in the order in which a merge adds them."""
+        own = torch.zeros((), dtype=torch.float64) if self.bias is None else self.bias.detach().cpu().double()
+        return sum((term.folded(self.weight) for term in self.terms), start=own)
+
+    @torch.no_grad()
+    def apart(self) -> float:
+        """How far what trains is from what is merged, in units of what rounding to fp32 allows: at most 1 if right."""
+        trains, merged = self.restored_bias().cpu().double(), self.folded_bias()
+        allowed = sum(term.rounding(self.weight) for term in self.terms)
+        allowed = allowed + torch.finfo(torch.float32).eps * len(self.terms) * merged.abs()
+        return float(((trains - merged).abs() / allowed.clamp_min(torch.finfo(torch.float64).tiny)).max())
 
 
 class _Scaled(torch.autograd.Function):
@@ -176,11 +200,13 @@ class RestoredNorm(LlamaRMSNorm):
         nn.Module.__init__(self)
         self.weight, self.variance_epsilon = stock.weight, stock.variance_epsilon
         self.scale = nn.Parameter(scale.to(_place(stock), copy=True))
+        self.stored: torch.dtype | None = None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         wide = hidden_states.float()
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-        return _Scaled.apply(normed.to(hidden_states.dtype), self.scale)
+        scale = self.scale if torch.is_grad_enabled() or self.stored is None else self.scale.to(self.stored)
+        return _Scaled.apply(normed.to(hidden_states.dtype), scale)
 
 
 def restored_linear(model: LlamaForCausalLM, layer: int, name: str) -> RestoredLinear:
@@ -236,6 +262,14 @@ def whole(tensor: Tensor) -> Tensor:
     """A trained tensor as fp32 on the CPU; gathered, if FSDP keeps a part of it in each process."""
     tensor = tensor.detach()
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).float().cpu().clone()
+
+
+def store_as(model: LlamaForCausalLM, dtypes: dict[str, torch.dtype]) -> None:
+    """Let inference use what a checkpoint will hold: each restored tensor, by name, rounded to its stored dtype."""
+    for name, dtype in dtypes.items():
+        module = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(module, RestoredLinear | RestoredNorm):
+            module.stored = dtype
 
 
 def explicit_biases(model: LlamaForCausalLM, names: Iterable[str]) -> LlamaForCausalLM:

@@ -49,8 +49,10 @@ class Restoration:
         return [(*part, state) for part, state in zip(parts_of(self.method, self.options), self.states, strict=True)]
 
     def neutral(self, read: Callable[[str], Tensor]) -> "Restoration":
-        """The same with values that restore nothing. read: the pruned checkpoint's tensors by name."""
-        return self._with(tuple(part.neutral(state, read) for _, part, state in self.parts))
+        """The same, but what would be trained restores nothing. read: the pruned checkpoint's tensors by name."""
+        return self._with(
+            tuple(part.neutral(state, read) if part.needs.training else state for _, part, state in self.parts)
+        )
 
     def attach(self, model: LlamaForCausalLM) -> LlamaForCausalLM:
         """Attach all parts to the pruned model, in place; only what they train requires gradients afterwards."""

@@ -1,4 +1,4 @@
-"""Train β and b with transformers' Trainer; everything else stays frozen."""
+"""Train what a restoration has attached, with transformers' Trainer; everything else stays frozen."""
 
 import json
 import math

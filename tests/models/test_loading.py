@@ -2,9 +2,12 @@
 
 import importlib.util
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from models.checkpoint import Checkpoint
@@ -23,10 +26,11 @@ from models.loading import (
     resolve,
     slow_half,
 )
+from models.merge import merge_and_prove
 from models.methods import Options
 from models.proof import Reference, probe_logits
-from models.restoration import Restoration
-from tests.builders import HEADS, orthonormal
+from models.restoration import Restoration, save_restoration
+from tests.builders import HEADS, orthonormal, trained
 from utils.activations import Tree, last_token_activations
 from utils.common.errors import UserError
 from utils.common.names import EMBEDDED
@@ -161,6 +165,49 @@ def test_a_model_larger_than_memory_is_offloaded_and_gives_the_same(make_tiny_ll
     assert scores[0] == scores[1]
     windows = torch.arange(40).view(2, 20)
     assert window_losses(spread, windows, 1, "") == window_losses(whole, windows, 1, "")
+
+
+def test_a_merged_model_that_is_partly_on_disk_is_not_used_after_its_folder_moved(
+    make_tiny_llama, tmp_path, monkeypatch
+):
+    folder = make_tiny_llama(zeros=0.5)
+    restoration = trained()
+    save_restoration(tmp_path / "restoration", restoration, {})
+    model = restoration.attach(load_model(folder, torch.float32, "cpu", "-b"))
+    reference = Reference.ask(model, restoration, Checkpoint(folder), [[5, 6, 7]], "auto")
+    monkeypatch.setattr("transformers.integrations.accelerate.get_max_memory", lambda _: {"cpu": 60_000})
+    common = {"tokenizer_from": folder, "reference": reference}
+    proof = merge_and_prove(folder, tmp_path / "restoration", tmp_path / "merged", **common)
+    assert proof.record["passed"] and not proof.record["logits_must_be_equal"] and proof.model is None
+    assert probe_logits(load_model(tmp_path / "merged", torch.float32, "auto", "-b"), [[5, 6, 7]])
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_a_repository_of_shards_is_downloaded_whole(make_tiny_llama, tmp_path, monkeypatch, kind):
+    """Both kinds of index are among the first files that come; the .bin shards come only where they are needed."""
+    whole, here = make_tiny_llama(), tmp_path / "snapshot"
+    model = AutoModelForCausalLM.from_pretrained(whole)
+    model.save_pretrained(whole, max_shard_size="8KB")
+    (whole / "model.safetensors").unlink()
+    if kind == "bin":
+        index = json.loads((whole / "model.safetensors.index.json").read_text())
+        for name in set(index["weight_map"].values()):
+            torch.save(load_file(whole / name), whole / f"pytorch_{Path(name).stem}.bin")
+            (whole / name).unlink()
+        index["weight_map"] = {n: f"pytorch_{Path(f).stem}.bin" for n, f in index["weight_map"].items()}
+        (whole / "model.safetensors.index.json").unlink()
+        (whole / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+    def download(hub_id: str, allow_patterns: list[str]) -> str:
+        here.mkdir(exist_ok=True)
+        for file in {file for pattern in allow_patterns for file in whole.glob(pattern)}:
+            shutil.copy(file, here)
+        return str(here)
+
+    monkeypatch.setattr("models.loading.snapshot_download", download)
+    folder = resolve("owner/model", FLAG, tmp_path / "cache")
+    assert len(Checkpoint(folder, FLAG).files) > 2
+    assert Checkpoint(folder, FLAG).survey().sha256 == Checkpoint(whole, FLAG).survey().sha256
 
 
 def test_a_model_that_is_partly_on_disk_is_restored_like_a_whole_one(make_tiny_llama, monkeypatch):

@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models.checkpoint import Checkpoint, count_zeros, fingerprint, restorable_heads, same_bits
-from models.contract import Given
+from models.contract import Given, Promise
 from models.loading import load_config, load_model
 from models.merge import PROOF, compact_and_prove, main, merge, merge_and_prove
 from models.methods import Options
+from models.modeling_llama import HeadCompensation, keep_columns, terms_of
 from models.proof import Reference, probe_logits, prove, prove_compact
 from models.restoration import Restoration, load_restoration, save_restoration
 from tests.builders import HEADS, orthonormal, trained
@@ -178,6 +179,20 @@ def test_files_of_another_dtype_than_config_json_says_keep_every_bit(make_tiny_l
     assert {tensor.dtype for tensor in tensors_of(tmp_path / "merged").values()} == {torch.float32}
 
 
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("run_dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("stored", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["restorelcc everywhere", "output_bias"])
+def test_files_of_any_dtype_run_in_any_other(make_tiny_llama, tmp_path, name, stored, run_dtype):
+    """The bias is kept in its weight's dtype; where the run's holds that, the merged model gives the very same."""
+    proof = merged(make_tiny_llama(zeros=0.5, dtype=stored), tmp_path, run_dtype, name)
+    assert proof["passed"]
+    assert proof["logits_must_be_equal"] == (torch.promote_types(stored, run_dtype) == run_dtype)
+    assert proof["logits_relative_difference"] == 0 or not proof["logits_must_be_equal"]
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_shards_stay_shards(make_tiny_llama, tmp_path, kind):
     folder = make_tiny_llama(zeros=0.5)
@@ -324,13 +339,60 @@ def test_a_method_that_touches_more_than_it_promised_fails(make_tiny_llama, tmp_
     assert not proof.record["passed"] and "against the promise" in proof.failures[0]
 
 
+@pytest.mark.parametrize("spoil", ["roll", "kept columns", "scaled"])
+def test_what_was_trained_is_held_against_what_is_merged(make_tiny_llama, tmp_path, monkeypatch, spoil):
+    """Inference computes the bias as a merge does; the path of the gradients is another, and could be another bias."""
+    folder = make_tiny_llama(zeros=0.5)
+    restoration = learned(folder)
+    model = restoration.attach(load_model(folder, torch.float32, "cpu", "-p"))
+    keep_columns(model)
+    for term in terms_of(model, "self_attn.o_proj", HeadCompensation).values():
+        if spoil == "kept columns":
+            term.columns[0, 3] += 1e-3
+    forward = HeadCompensation.forward
+    if spoil == "roll":
+        monkeypatch.setattr(HeadCompensation, "forward", lambda self, weight: forward(self, weight).roll(1))
+    if spoil == "scaled":
+        monkeypatch.setattr(HeadCompensation, "forward", lambda self, weight: forward(self, weight) * (1 + 1e-4))
+    merge(folder, restoration, tmp_path / "merged", folder)
+    reference = Reference.ask(model, restoration, Checkpoint(folder), TOKENS, "cpu")
+    proof = prove(folder, tmp_path / "merged", restoration, reference)
+    assert not proof.record["passed"] and "what was trained" in proof.failures[0]
+
+
+def test_a_config_that_says_something_else_fails(make_tiny_llama, tmp_path):
+    folder = make_tiny_llama(zeros=0.5)
+    restoration = learned(folder)
+    reference = asked(folder, restoration, torch.float32)
+    merge(folder, restoration, tmp_path / "merged", folder)
+    place = tmp_path / "merged" / "config.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), "max_position_embeddings": 128}))
+    proof = prove(folder, tmp_path / "merged", restoration, reference)
+    assert not proof.record["passed"] and "config.json" in proof.failures[0]
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_to_add_and_to_change_are_two_promises(make_tiny_llama, tmp_path, monkeypatch, biased):
+    from utils.compensation import HeadCompensations
+
+    folder = make_tiny_llama(zeros=0.5, attention_bias=biased)
+    restoration = learned(folder)
+    reference = asked(folder, restoration, torch.float32)
+    merge(folder, restoration, tmp_path / "merged", folder)
+    promise = restoration.promise(load_config(folder, "-p"))
+    swapped = Promise(added=promise.changed, changed=promise.added)
+    monkeypatch.setattr(HeadCompensations, "promise", lambda *_: swapped)
+    proof = prove(folder, tmp_path / "merged", restoration, reference)
+    assert not proof.record["passed"] and "against the promise" in proof.failures[0]
+
+
 def test_a_failed_proof_leaves_nothing_behind(make_tiny_llama, tmp_path):
     folder = make_tiny_llama(zeros=0.5)
     restoration = learned(folder)
     reference = asked(folder, restoration, torch.float32)
     reference.logits[0].add_(1)
     place = saved(folder, restoration, tmp_path)
-    with pytest.raises(RuntimeError, match="failed its proof"):
+    with pytest.raises(RuntimeError, match=r"failed its proof.*what was trained is in .*restoration"):
         merge_and_prove(folder, place, tmp_path / "merged", tokenizer_from=folder, reference=reference)
     assert [path.name for path in tmp_path.iterdir()] == ["restoration"]
 

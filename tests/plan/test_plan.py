@@ -19,7 +19,7 @@ from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
 from utils.common.record import STAGES, RunRecord
 from utils.losses import ResponseLoss
-from utils.plan.command import count_samples, count_tasks, wikitext
+from utils.plan.command import count_samples, count_tasks, wikitext, workload
 from utils.plan.costs import (
     Machine,
     Sequences,
@@ -345,3 +345,20 @@ def test_a_hub_out_of_reach_is_one_line(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"^-base_model_name: cannot get the configuration of 'nobody/nothing'"):
         run(monkeypatch, ["-base_model_name", "nobody/nothing", "-plan", "L4"])
+
+
+def test_a_method_costs_what_it_needs():
+    def seconds(*more: str) -> dict[str, float]:
+        args = parse_arguments(["-base_model_name", "owner/model", "-pruned_model_path", "owner/pruned", *more])
+        samples = [(30, 170)] * args.num_train_samples
+        target = Machine("cpu", "cpu", 10**12, 1e11, 1e11, 0.5, 0.5)
+        work = workload(args, config, stored, samples, samples[:9], {})
+        return {stage.key: stage.seconds for stage in plan(config, work, target)}
+
+    heads, bias, flap, nothing = (
+        seconds("-method", name) for name in ("restorelcc", "output_bias", "flap_bias", "none")
+    )
+    assert heads["rank"] > 0 and heads["negatives"] > 0 and bias["rank"] == bias["negatives"] == 0
+    assert bias["dense"] < heads["dense"] and bias["pruned"] < heads["pruned"]
+    assert bias["train"] > 10 * nothing["train"] and flap["train"] == nothing["train"]
+    assert flap["dense"] > 2 * bias["dense"]

@@ -286,12 +286,26 @@ def test_every_method_runs_to_a_proved_checkpoint(world, tmp_path, monkeypatch, 
     assert kinds(proof["nonzero_new_tensors"]) == added
     assert kinds(proof["changed_tensors"]) == changed
     record = json.loads((tmp_path / "out" / "run.json").read_text())["method"]
-    assert (record["parameters"] > 0) == (name != "nothing")
+    assert (record["parameters"] > 0) == (name not in ("nothing", "flap"))
     assert bool((tmp_path / "out" / "logs" / "history.jsonl").read_text()) == (name not in ("nothing", "flap"))
     assert record["title"] in (tmp_path / "out" / "report.md").read_text() or name == "nothing"
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").config.mlp_bias == (
         "mlp.down_proj.bias" in added
     )
+
+
+def test_a_closed_form_needs_no_epochs_and_no_compact_checkpoint(world, tmp_path, monkeypatch):
+    from models.compact import compact_checkpoint
+
+    (tmp_path / "text.txt").write_text("Some text to be fed. " * 30)
+    changes = {"method": "flap_bias", "calib_data": tmp_path / "text.txt", "calib_samples": 4, "calib_length": 32}
+    run(monkeypatch, flags(world, tmp_path / "out", num_epoch=0, eval_tasks="none", **changes))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert len(results["proof"]["nonzero_new_tensors"]) == 3
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["method"]["parameters"] == 0
+    compact_checkpoint(world / "pruned", tmp_path / "small")
+    with pytest.raises(UserError, match=r"-method: flap_bias .* compact .*; prune with -mode masked"):
+        run(monkeypatch, flags(world, tmp_path / "no", pruned_model_path=tmp_path / "small", **changes))
 
 
 def test_no_heads_are_looked_for_by_a_method_that_has_none(world, tmp_path, monkeypatch):

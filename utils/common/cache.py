@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -64,7 +65,7 @@ class Cache:
                 self.reused.append(kind)
                 return kept["content"]
             _drop(path)
-        made = make()
+        made = json.loads(json.dumps(make()))  # as it will be read
         write_json(path, {"key": key, "content": made, "sha256": digest(made)})
         return made
 
@@ -83,8 +84,15 @@ class Cache:
                 self.reused.append(kind)
                 return path
             _drop(path)
-        make(path)
-        write_json(record, {"key": key, "sha256": identity(path)})
+        unfinished = path.with_name(f".{path.name}.making-{os.getpid()}")
+        try:
+            make(unfinished)
+            # Before the folder has its name, so that no other run finds one without its digest.
+            write_json(record, {"key": key, "sha256": identity(unfinished)})
+            if not path.exists():  # else another run made it meanwhile
+                unfinished.rename(path)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
         return path
 
     def path(self, kind: str, key: dict, suffix: str = "") -> Path:

@@ -90,7 +90,7 @@ class Arguments:
 
     @property
     def calibration_seed(self) -> int:
-        """Of the calibration windows that pruning draws."""
+        """Of the calibration windows."""
         return self.seed if self.calib_seed is None else self.calib_seed
 
     @property
@@ -217,10 +217,14 @@ def build_parser() -> Parser:
         help="the pruned checkpoint to restore: folder, hub id or GGUF file; without it -prune_method makes one",
     )
     parser.switch("allow_dense", "go on although the pruned model has no zeros")
-    parser.flag("dtype", choices=DTYPE_NAMES, default="bfloat16", help="of both models; β and b are always fp32")
-    parser.flag("device", default="auto", help="cpu, cuda, cuda:N, mps; auto takes a GPU if there is one")
+    parser.flag("dtype", choices=DTYPE_NAMES, default="bfloat16", help="of both models; what is trained is always fp32")
+    parser.flag(
+        "device",
+        default="auto",
+        help="cpu, cuda, cuda:N, mps; auto takes a GPU if there is one, and spreads a model that doesn't fit",
+    )
 
-    parser.group("pruning (only without -pruned_model_path)")
+    parser.group("pruning (only without -pruned_model_path), and calibration")
     parser.flag("prune_method", default="wanda", metavar="METHOD", help="wanda, sparsegpt, slimgpt or magnitude")
     parser.flag("sparsity", default="0.5", metavar="RATIO|N:M", help="share of zeros in (0, 1), or N:M as in 2:4")
     parser.flag(
@@ -366,7 +370,7 @@ def build_parser() -> Parser:
         help="what can be used again by other runs, keyed by content",
     )
     parser.flag("seed", type=seed, default=42, metavar="N", help="of everything random that has no seed of its own")
-    parser.flag("calib_seed", type=seed, metavar="N", help="of the calibration windows of pruning (default: -seed)")
+    parser.flag("calib_seed", type=seed, metavar="N", help="of the calibration windows (default: -seed)")
     parser.flag(
         "data_seed",
         type=seed,
@@ -377,7 +381,7 @@ def build_parser() -> Parser:
         "train_seed",
         type=seed,
         metavar="N",
-        help="of the start values of β and b, the order of batches, a random basis and random heads; another one uses "
+        help="of start values, the order of batches, a random basis and random heads; another one uses "
         "the same pruned model, activations and components (default: -seed)",
     )
     parser.flag(

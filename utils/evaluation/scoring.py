@@ -154,6 +154,8 @@ def _score(lm: InMemoryLM, planned: PlannedTask, label: str, circumstances: dict
             metric, _, kind = key.partition(",")
             if not kind or metric.endswith("_stderr"):
                 continue
+            if not isinstance(value, int | float):
+                continue  # lm_eval writes a word where it has no number
             spread = measured.get(f"{metric}_stderr,{kind}")
             spread = float(spread) if isinstance(spread, int | float) else None
             full = _metric_name(metric, kind)

@@ -213,6 +213,7 @@ def workload(
         grouped=not args.random_batches,
         gradient_checkpointing=args.gradient_checkpointing,
         tasks=tasks,
+        calibrates=needs.calibration,
     )
 
 

@@ -7,7 +7,7 @@ that was measured rather than derived is in `Machine`.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transformers import LlamaConfig
 
@@ -153,7 +153,8 @@ class Workload:
 
     pruner: the method of -prune_method, None where a pruned checkpoint is given; calibration: its (windows, tokens).
     samples, valid: (prompt tokens, all tokens) of each sample. probes: samples that train the probes, 0 for none.
-    heads: how many are trained, 0 for a method that has none. tasks: by name, already limited.
+    heads: how many are trained, 0 for a method that has none. tasks: by name, already limited. calibrates: whether the
+    dense model reads the calibration set, for the method's start.
     """
 
     dtype_bytes: int
@@ -170,6 +171,7 @@ class Workload:
     grouped: bool = True
     gradient_checkpointing: bool = False
     tasks: dict[str, TaskTokens] = field(default_factory=dict)
+    calibrates: bool = False
 
 
 @dataclass(frozen=True)
@@ -482,7 +484,12 @@ class _Planner:
         if not self.on_card and self.work.dtype_bytes < FP32:
             self.baseline += self.machine.kernels
         seen = [self.trees, self.rest]
-        return self._measure(key, self.dense_file, seen, self.work.converted)
+        stage = self._measure(key, self.dense_file, seen, self.work.converted)
+        if not self.work.calibrates:
+            return stage
+        windows, length = self.work.calibration
+        fed = Sequences(tokens=windows * length, pairs=windows * length**2)
+        return replace(stage, tokens=stage.tokens + fed.tokens, seconds=stage.seconds + self._forward(fed))
 
     def _training(self, key: str) -> StagePlan:
         config, work, machine = self.config, self.work, self.machine

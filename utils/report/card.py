@@ -10,8 +10,8 @@ from utils.report.summary import (
     ZEROS,
     findings,
     limited,
-    not_trained,
     proof_sentence,
+    restores_nothing,
     title,
     what_was_done,
 )
@@ -35,7 +35,7 @@ def model_card(results: dict, run: dict) -> str:
     heads = results.get("heads") or {}
     parts = [_front_matter(models), f"# {title(run, proof)}"]
     parts.append(what_was_done(results, run, heads.get("trained"), heads.get("count")))
-    if (about := (run.get("method") or {}).get("about")) and not not_trained(run):
+    if (about := (run.get("method") or {}).get("about")) and not restores_nothing(run):
         parts.append(about)
     main, others = score_tables(results)
     parts += ["## Use", USE.format(folder="path/to/this/folder"), "## Measured"]

@@ -67,13 +67,14 @@ def pruned_how(run: dict, proof: dict) -> str:
 def title(run: dict, proof: dict) -> str:
     """What was pruned and restored, in one line."""
     dense = shown_name((run.get("models") or {}).get("dense", "A model"))
-    restored = "not restored" if not_trained(run) else f"restored with {restored_how(run)}"
+    restored = "not restored" if restores_nothing(run) else f"restored with {restored_how(run)}"
     return f"{dense}, {pruned_how(run, proof)}, {restored}"
 
 
-def not_trained(run: dict) -> bool:
-    """Whether the run was asked to restore nothing (-num_epoch 0, -method none)."""
-    return (run.get("arguments") or {}).get("num_epoch") == 0 or (run.get("method") or {}).get("parameters") == 0
+def restores_nothing(run: dict) -> bool:
+    """Whether the run was asked to restore nothing (-method none, or -num_epoch 0 of a method that is trained)."""
+    method, epochs = run.get("method") or {}, (run.get("arguments") or {}).get("num_epoch")
+    return not method["restores"] if "restores" in method else epochs == 0
 
 
 def restored_how(run: dict) -> str:
@@ -117,7 +118,7 @@ def what_was_done(results: dict, run: dict, heads: Sequence | None, head_count: 
         text += f" (`{shown_name(pruned)}`)"
     elif proof.get("weights"):
         text += f" ({_percent(proof['zeros_pruned'] / proof['weights'])} of its linear weights are zero)"
-    if not_trained(run):
+    if restores_nothing(run):
         return text + ". Nothing was trained: the restored model is the pruned one."
     text += f" and restored with {restored_how(run)}"
     if heads and head_count:
@@ -126,7 +127,8 @@ def what_was_done(results: dict, run: dict, heads: Sequence | None, head_count: 
             text += f" ({selection})"
     if parameters := (run.get("method") or {}).get("parameters"):
         text += f", {parameters:,} trained numbers"
-    if arguments.get("num_train_samples") and arguments.get("num_epoch"):
+    trained = (run.get("method") or {}).get("parameters") != 0
+    if trained and arguments.get("num_train_samples") and arguments.get("num_epoch"):
         epochs = arguments["num_epoch"]
         text += f", trained on {arguments['num_train_samples']} samples for {epochs:g} epoch{'s' * (epochs != 1)}"
     return text + "."

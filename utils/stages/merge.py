@@ -31,6 +31,7 @@ def merge(run: Run, models: Models, trained: Trained) -> Merged:
     )
     compact = None
     if models.compact:
+        proof.model = None  # two of them, and a wider one to compare with, may be too many
         compact = compact_and_prove(run.folder / "model", run.folder / "compact", trained.reference).record
         print("      as small as the pruned checkpoint: compact/")
     return Merged(proof, compact)
@@ -39,6 +40,7 @@ def merge(run: Run, models: Models, trained: Trained) -> Merged:
 def score_merged(run: Run, models: Models, plan: EvalPlan, merged: Merged) -> Evaluation:
     """The merged model's scores; it is gone afterwards."""
     sha256 = merged.proof.record["sha256"]
-    found = scores(run, models, plan, sha256, "restored", lambda: merged.proof.model)
+    with run.loaded(run.folder / "model", "-output_dir") as again:
+        found = scores(run, models, plan, sha256, "restored", lambda: merged.proof.model or again())
     merged.proof.model = None
     return found

@@ -35,6 +35,11 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     given, pruned = None, None
     if args.pruned_model_path:
         given, pruned = given_checkpoint(args, dense)
+        if run.needs.teacher and pruned != given:
+            raise UserError(
+                f"-method: {args.method} holds pruned weights against the dense ones, and a compact checkpoint doesn't "
+                "say which channels are left; prune with -mode masked"
+            )
         config = load_config(pruned, "-pruned_model_path")
         if run.needs.calibration:
             calibration.check(args.calib_data, args.calib_samples, args.calib_length, config.max_position_embeddings)

@@ -7,7 +7,7 @@ import sys
 
 from models.checkpoint import fingerprint
 from models.compact import RECORD
-from utils.common.files import digest, write_json, write_text
+from utils.common.files import digest, without_nan, write_json, write_text
 from utils.common.methods import METHODS, NORMS
 from utils.common.record import device_name, versions
 from utils.evaluation.comparison import summarise
@@ -39,8 +39,8 @@ def write_results(
     results = result_record(run, ranked, trained, merged, evaluations)
     record = run_record(run, models, samples, trained, evaluations)
     # Numbers first: a picture that cannot be drawn must not cost hours of training.
-    write_json(run.folder / "run.json", record)
-    write_json(run.folder / "results.json", results)
+    write_json(run.folder / "run.json", without_nan(record))
+    write_json(run.folder / "results.json", without_nan(results))
     write_rows(run.folder / "logs" / "rows.json.gz", evaluations)
     write_text(run.folder / "model" / "README.md", model_card(results, record))
     of_heads = (ranked.scores, ranked.heads, ranked.explained) if ranked else (None, [], None)
@@ -76,12 +76,14 @@ def result_record(
 def method_record(run: Run, models: Models, trained: Trained) -> dict:
     """How the model was restored, in words and numbers."""
     line = METHODS[run.args.method]
+    given = bool(trained.restoration.touched(models.config))
     return {
         "name": run.args.method,
         "title": " and ".join([line.title, *(NORMS.title for _ in range(run.args.train_norms))]),
         "about": line.about,
         "trained": trained.restoration.describe(),
         "parameters": trained.parameters,
+        "restores": trained.parameters > 0 or (given and not run.needs.training),
         "zeros": trained.restoration.promise(models.config).zeros,
     }
 

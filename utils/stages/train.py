@@ -4,7 +4,6 @@ import json
 from dataclasses import dataclass
 
 from torch import Tensor
-from transformers import LlamaForCausalLM
 
 from models.checkpoint import Checkpoint
 from models.contract import Given
@@ -46,10 +45,13 @@ def train_restoration(
         begin(run)
     start = starting(run, models, ranked, statistics)
     run.record.tell(start.describe())
-    model = start.attach(model_to_train(run, models))
+    trains = run.needs.training and args.num_epoch > 0
+    device = "cpu" if run.processes.sharded else device_to_train(run, models, trains)
+    # Under FSDP the model is sharded from the CPU.
+    model = start.attach(load_model(models.pruned, run.dtype, device, "-pruned_model_path"))
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     training = TrainingResult()
-    if args.num_epoch and run.needs.training:
+    if trains:
         training = train(
             model,
             samples.train,
@@ -68,11 +70,10 @@ def train_restoration(
     if run.processes.sharded:
         # What is left of the sharded model is a part of it: the saved restoration is attached to a whole one again.
         del model
-        with run.loaded(models.pruned, "-pruned_model_path") as get:
-            model = restoration.attach(get())
-    device = run.reading_device(models.pruned)
+        device = run.reading_device(models.pruned)
+        model = restoration.attach(load_model(models.pruned, run.dtype, device, "-pruned_model_path"))
     reference = Reference.ask(model, restoration, Checkpoint(models.pruned), samples.to_prove(), device)
-    return Trained(restoration, reference, training, parameters)
+    return Trained(restoration, reference, training, parameters if trains else 0)
 
 
 def begin(run: Run) -> None:
@@ -114,18 +115,15 @@ def settings(run: Run) -> TrainingSettings:
     )
 
 
-def model_to_train(run: Run, models: Models) -> LlamaForCausalLM:
-    """The pruned model on this process's device, or on the CPU where FSDP will shard it from."""
-    flag, folder = "-pruned_model_path", models.pruned
-    if run.processes.sharded:
-        return load_model(folder, run.dtype, "cpu", flag)
-    device = run.reading_device(folder)
-    if device == "auto" and run.needs.training:
+def device_to_train(run: Run, models: Models, trains: bool) -> str:
+    """Where the pruned model goes; UserError if it must be spread and would be trained."""
+    device = run.reading_device(models.pruned)
+    if device == "auto" and trains:
         raise UserError(
             f"-device: the model does not fit into {run.device}, and its training cannot be offloaded; "
             "use several GPUs: accelerate launch --use_fsdp (see docs/running.md)"
         )
-    return load_model(folder, run.dtype, device, flag)
+    return device
 
 
 def save(run: Run, models: Models, restoration: Restoration, training: TrainingResult) -> None:
