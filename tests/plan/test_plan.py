@@ -352,8 +352,8 @@ def test_a_method_costs_what_it_needs():
         args = parse_arguments(["-base_model_name", "owner/model", "-pruned_model_path", "owner/pruned", *more])
         samples = [(30, 170)] * args.num_train_samples
         target = Machine("cpu", "cpu", 10**12, 1e11, 1e11, 0.5, 0.5)
-        work = workload(args, config, stored, samples, samples[:9], {})
-        return {stage.key: stage.seconds for stage in plan(config, work, target)}
+        work = workload(args, CONFIG, torch.float32, samples, samples[:9], {})
+        return {stage.key: stage.seconds for stage in plan(CONFIG, work, target)}
 
     heads, bias, flap, nothing = (
         seconds("-method", name) for name in ("restorelcc", "output_bias", "flap_bias", "none")
