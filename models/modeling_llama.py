@@ -125,43 +125,101 @@ class _LinearPlusBias(torch.autograd.Function):
         return grad_z, None, grad_bias
 
 
+class LowRank(nn.Module):
+    """A low-rank update of a weight: scale · B A, within the weight's mask or everywhere; in fp32.
+
+    down: A (r, in); up: B (out, r). masked: whether the update is zero where the weight is.
+    """
+
+    def __init__(self, down: Tensor, up: Tensor, scale: float, masked: bool):
+        super().__init__()
+        self.down, self.up = nn.Parameter(down.clone()), nn.Parameter(up.clone())
+        self.scale, self.masked = scale, masked
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """What is added to the weight (out, in), fp32."""
+        update = self.scale * (self.up @ self.down)
+        return update * (weight != 0) if self.masked else update
+
+    def folded(self, weight: Tensor) -> Tensor:
+        """The same in fp64, on the CPU: what a merge writes."""
+        return folded_update(weight, self.down, self.up, self.scale, self.masked)
+
+    def rounding(self, weight: Tensor) -> Tensor:
+        """(out, in) fp64: how far fp32 may be from exact, a unit of rounding for each of its r + 2 operations."""
+        size = folded_update(weight, self.down.abs(), self.up.abs(), self.scale, self.masked)
+        return (len(self.down) + 2) * torch.finfo(torch.float32).eps * size
+
+
+def folded_update(weight: Tensor, down: Tensor, up: Tensor, scale: float, masked: bool) -> Tensor:
+    """scale · B A in fp64 on the CPU, (out, in); zero where the weight is, if masked."""
+    update = scale * (up.detach().cpu().double() @ down.detach().cpu().double())
+    return update.masked_fill_(weight.detach().cpu() == 0, 0) if masked else update
+
+
 class RestoredLinear(nn.Linear):
-    """A frozen linear layer, its weight and bias the stock layer's own, with constants added to its output."""
+    """A frozen linear layer, its weight and bias the stock layer's own, with what is learned added to them.
+
+    terms add constants to the output, updates add to the weight.
+    """
 
     def __init__(self, stock: nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = stock.in_features, stock.out_features
         self.weight, self.bias = stock.weight, stock.bias
-        self.terms = nn.ModuleList()
-        self.stored: torch.dtype | None = None
-        """The dtype that a checkpoint keeps the bias in, once that is known: inference then rounds to it first."""
-        self._kept: tuple[tuple, Tensor] | None = None
+        self.terms, self.updates = nn.ModuleList(), nn.ModuleList()
+        self.stored: dict[str, torch.dtype] = {}
+        """The dtypes in which a checkpoint keeps weight and bias, once known: inference then rounds to them first."""
+        self._kept: tuple[tuple, Tensor, Tensor | None] | None = None
 
     def add(self, term: nn.Module) -> None:
         """One constant more: a module from the weight to (D,) fp32, with `folded` in fp64, and `keep` before steps."""
         self.terms.append(term.to(_place(self)))
 
-    def restored_bias(self) -> Tensor:
+    def update(self, update: nn.Module) -> None:
+        """One change of the weight more: a module from the weight to what is added to it, fp32, with `folded`."""
+        self.updates.append(update.to(_place(self)))
+
+    def restored_bias(self) -> Tensor | None:
         """The bias of a training step, the layer's own included: (D,) fp32."""
         added = [term(self.weight) for term in self.terms]
         own = [] if self.bias is None else [self.bias.float()]
-        return sum([*added[1:], *own], start=added[0])
+        return sum([*added[1:], *own], start=added[0]) if added else self.bias
+
+    def restored_weight(self) -> Tensor:
+        """The weight of a training step: (out, in) fp32."""
+        return sum((update(self.weight) for update in self.updates), start=self.weight.float())
 
     def forward(self, z: Tensor) -> Tensor:
         # A compiled layer must not look at what is kept: it would be compiled again for each layer's.
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             self._kept = None  # a step follows, which FSDP makes on a part of the terms that this layer doesn't see
+            if len(self.updates):
+                bias = self.restored_bias()
+                return F.linear(z, self.restored_weight().to(z.dtype), None if bias is None else bias.to(z.dtype))
             return _LinearPlusBias.apply(z, self.weight, self.restored_bias())
-        return F.linear(z, self.weight, self._kept_bias(z.dtype))
+        return F.linear(z, *self._inference(z.dtype))
 
-    def _kept_bias(self, dtype: torch.dtype) -> Tensor:
-        """The bias for inference, computed as a merge computes it, again only after a term or the weight changed."""
+    def _inference(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias, computed as a merge computes them, again only after something that is learned changed."""
         # The frozen weight may be elsewhere each time, in a model that is partly on disk.
-        state = dtype, self.stored, self.weight.device, self.weight._version
-        state += tuple((t.device, t.data_ptr(), t._version) for t in self.terms.parameters())
+        learned = (*self.terms.parameters(), *self.updates.parameters())
+        state = dtype, *self.stored.items(), self.weight.device, self.weight._version
+        state += tuple((t.device, t.data_ptr(), t._version) for t in learned)
         if self._kept is None or self._kept[0] != state:
-            self._kept = state, self.folded_bias().to(self.stored or dtype).to(dtype).to(self.weight.device)
-        return self._kept[1]
+
+            def kept(name: str, folded: Tensor) -> Tensor:
+                return folded.to(self.stored.get(name, dtype)).to(dtype).to(self.weight.device)
+
+            weight = kept("weight", self.folded_weight()) if len(self.updates) else None
+            self._kept = state, weight, kept("bias", self.folded_bias()) if len(self.terms) else None
+        _, weight, bias = self._kept
+        return self.weight if weight is None else weight, self.bias if bias is None else bias
+
+    def folded_weight(self) -> Tensor:
+        """The weight and all updates in fp64, on the CPU: (out, in), in the order in which a merge adds them."""
+        own = self.weight.detach().cpu().double()
+        return sum((update.folded(self.weight) for update in self.updates), start=own)
 
     def folded_bias(self) -> Tensor:
         """The layer's own bias and all terms in fp64, on the CPU: (D,), in the order in which a merge adds them."""
@@ -171,10 +229,18 @@ class RestoredLinear(nn.Linear):
     @torch.no_grad()
     def apart(self) -> float:
         """How far what trains is from what is merged, in units of what rounding to fp32 allows: at most 1 if right."""
-        trains, merged = self.restored_bias().cpu().double(), self.folded_bias()
-        allowed = sum(term.rounding(self.weight) for term in self.terms)
-        allowed = allowed + torch.finfo(torch.float32).eps * len(self.terms) * merged.abs()
-        return float(((trains - merged).abs() / allowed.clamp_min(torch.finfo(torch.float64).tiny)).max())
+        pairs = []
+        if len(self.terms):
+            pairs.append((self.restored_bias(), self.folded_bias(), self.terms))
+        if len(self.updates):
+            pairs.append((self.restored_weight(), self.folded_weight(), self.updates))
+        found = 0.0
+        for trains, merged, parts in pairs:
+            allowed = sum(part.rounding(self.weight) for part in parts)
+            allowed = allowed + torch.finfo(torch.float32).eps * len(parts) * merged.abs()
+            apart = (trains.cpu().double() - merged).abs() / allowed.clamp_min(torch.finfo(torch.float64).tiny)
+            found = max(found, float(apart.max()))
+        return found
 
 
 class _Scaled(torch.autograd.Function):
@@ -200,12 +266,12 @@ class RestoredNorm(LlamaRMSNorm):
         nn.Module.__init__(self)
         self.weight, self.variance_epsilon = stock.weight, stock.variance_epsilon
         self.scale = nn.Parameter(scale.to(_place(stock), copy=True))
-        self.stored: torch.dtype | None = None
+        self.stored: dict[str, torch.dtype] = {}
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         wide = hidden_states.float()
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-        scale = self.scale if torch.is_grad_enabled() or self.stored is None else self.scale.to(self.stored)
+        scale = self.scale if torch.is_grad_enabled() else self.scale.to(self.stored.get("weight", self.scale.dtype))
         return _Scaled.apply(normed.to(hidden_states.dtype), scale)
 
 
@@ -249,12 +315,12 @@ def _replaced(inside: nn.Module, name: str, kind: type, make: Callable[[nn.Modul
 
 
 def terms_of(model: LlamaForCausalLM, name: str, kind: type) -> dict[int, nn.Module]:
-    """By layer, the term of this kind on the linear layer `name` of each decoder layer that has one."""
+    """By layer, the term or update of this kind on the linear layer `name` of each decoder layer that has one."""
     found = {}
     for index, layer in enumerate(model.model.layers):
         linear = layer.get_submodule(name)
         if isinstance(linear, RestoredLinear):
-            found.update((index, term) for term in linear.terms if isinstance(term, kind))
+            found.update((index, term) for term in (*linear.terms, *linear.updates) if isinstance(term, kind))
     return found
 
 
@@ -267,9 +333,10 @@ def whole(tensor: Tensor) -> Tensor:
 def store_as(model: LlamaForCausalLM, dtypes: dict[str, torch.dtype]) -> None:
     """Let inference use what a checkpoint will hold: each restored tensor, by name, rounded to its stored dtype."""
     for name, dtype in dtypes.items():
-        module = model.get_submodule(name.rpartition(".")[0])
+        place, _, part = name.rpartition(".")
+        module = model.get_submodule(place)
         if isinstance(module, RestoredLinear | RestoredNorm):
-            module.stored = dtype
+            module.stored[part] = dtype
 
 
 def explicit_biases(model: LlamaForCausalLM, names: Iterable[str]) -> LlamaForCausalLM:
@@ -280,6 +347,7 @@ def explicit_biases(model: LlamaForCausalLM, names: Iterable[str]) -> LlamaForCa
     for name in names:
         linear = model.get_submodule(name.removesuffix(".bias"))
         # Where accelerate brings the weights there is nothing to put beside them, nor are equal bits asked for.
-        if linear.bias is None and linear.weight.device.type != "meta" and not isinstance(linear, RestoredLinear):
+        has_one = linear.bias is not None or (isinstance(linear, RestoredLinear) and len(linear.terms))
+        if not has_one and linear.weight.device.type != "meta":
             linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features), requires_grad=False)
     return model

@@ -37,6 +37,9 @@ METHODS = {
     "output_bias ffn": Options("ffn"),
     "restorelcc everywhere": Options("both", train_norms=True),
     "flap_bias": Options("both"),
+    "masked_lora": Options(lora_rank=3),
+    "masked_lora and constants": Options("both", train_norms=True, lora_rank=2),
+    "lora": Options(lora_rank=3, lora_alpha=2.0),
     "none": Options(),
     "none and norms": Options(train_norms=True),
 }
@@ -105,9 +108,13 @@ def test_merged_equals_attached_and_changes_only_what_is_promised(make_tiny_llam
     differing = {n for n, tensor in before.items() if not same_bits(tensor, after[n])}
     valued = {n for n in set(after) - set(before) if bool((after[n] != 0).any())}
     assert differing <= promise.changed and valued <= promise.added
-    assert (differing | valued or name == "none") and all(not n.endswith("_proj.weight") for n in differing)
+    assert differing | valued or name == "none"
+    assert "lora" in name or all(not n.endswith("_proj.weight") for n in differing)
     assert {n.rsplit(".", 1)[1] for n in set(after) - set(before)} <= {"bias"}
-    assert count_zeros(folder) == count_zeros(tmp_path / "merged")
+    lost = sum(int(((before[n] == 0) & (after[n] != 0)).sum()) for n in before)
+    assert lost == proof["zeros_lost"] and (lost > 1000) == (name == "lora")
+    assert proof["zeros"] == ("reported" if name == "lora" else "kept")
+    assert "lora" in name or count_zeros(folder) == count_zeros(tmp_path / "merged")
 
 
 def test_merged_loads_without_this_project(make_tiny_llama, tmp_path):
@@ -184,7 +191,7 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 @pytest.mark.parametrize("run_dtype", DTYPES[:3], ids=str)
 @pytest.mark.parametrize("stored", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["restorelcc everywhere", "output_bias"])
+@pytest.mark.parametrize("name", ["restorelcc everywhere", "output_bias", "masked_lora", "lora"])
 def test_files_of_any_dtype_run_in_any_other(make_tiny_llama, tmp_path, name, stored, run_dtype):
     """The bias is kept in its weight's dtype; where the run's holds that, the merged model gives the very same."""
     proof = merged(make_tiny_llama(zeros=0.5, dtype=stored), tmp_path, run_dtype, name)

@@ -50,6 +50,8 @@ class Arguments:
     use_topk_heads: int | float
     method: str
     apply_to: str | None
+    lora_rank: int
+    lora_alpha: float
     train_norms: bool
     basis: str
     lr: float
@@ -313,6 +315,10 @@ def build_parser() -> Parser:
         choices=APPLY_TO,
         help="where constants are added: attention (o_proj), ffn (down_proj) or both; where the method has none of its "
         "own, a bias of the whole projection (default: where the method's own are)",
+    )
+    parser.flag("lora_rank", type=at_least(1), default=8, metavar="R", help="of the updates of lora and masked_lora")
+    parser.flag(
+        "lora_alpha", type=above(0), default=16.0, metavar="ALPHA", help="their updates are scaled by ALPHA / R"
     )
     parser.switch("train_norms", "train the scales of all RMSNorms too")
     parser.flag(

@@ -11,7 +11,7 @@ class Line:
     """One method: `module:Class` (see models.contract), what it is, for --help, and its name in a report.
 
     settings: what the class is called with. takes_sites: whether it is also told by `sites` where -apply_to wants its
-    constants. about: a paragraph for the model's card.
+    constants. takes: flags that it is called with. about: a paragraph for the model's card.
     """
 
     made_by: str
@@ -19,6 +19,7 @@ class Line:
     title: str
     settings: dict = field(default_factory=dict)
     takes_sites: bool = False
+    takes: tuple[str, ...] = ()
     about: str = ""
 
 
@@ -30,6 +31,7 @@ PAPER = (
 
 
 _HEADS = "utils.compensation:HeadCompensations"
+_LORA, _LORA_FLAGS = "baselines.lora:LoRA", ("lora_rank", "lora_alpha")
 _BIAS = "baselines.output_bias:OutputBias"
 
 METHODS = {
@@ -44,6 +46,8 @@ METHODS = {
     "flap_bias": Line(
         "baselines.flap_bias:FlapBias", "FLAP's bias in closed form, from -calib_data", "FLAP's bias", takes_sites=True
     ),
+    "masked_lora": Line(_LORA, "LoRA inside the mask, zeros kept", "masked LoRA", {"masked": True}, takes=_LORA_FLAGS),
+    "lora": Line(_LORA, "LoRA on all linear layers; merged, it fills the zeros", "LoRA", takes=_LORA_FLAGS),
     "none": Line("baselines.nothing:Nothing", "restores nothing", "nothing"),
 }
 """What -method takes."""

@@ -172,8 +172,8 @@ def proof_rows(proof: dict) -> list[tuple[str, str, bool]]:
         rows.append(_zeros_row(proof))
     if "sparsity_pruned" in proof and proof.get("zeros", "kept") == "kept":
         pairs = list(zip(proof["sparsity_pruned"], proof["sparsity_restored"], strict=True))
-        same = sum(before == after for before, after in pairs)
-        rows.append(("sparsity of each layer unchanged", f"{same} of {len(pairs)} layers", same == len(pairs)))
+        same = sum(before <= after for before, after in pairs)
+        rows.append(("no layer has fewer zeros", f"{same} of {len(pairs)} layers", same == len(pairs)))
     if "new_tensors" in proof:
         new, nonzero = proof["new_tensors"], proof.get("nonzero_new_tensors", [])
         numbers = f"{len(new)} new, all zero but {len(nonzero)}; {len(proof.get('changed_tensors', []))} changed"
@@ -188,7 +188,7 @@ def _zeros_row(proof: dict) -> tuple[str, str, bool]:
     if proof.get("zeros", "kept") != "kept":
         return "zeros, a finding and no promise", f"{before / weights:.1%} before, {after / weights:.1%} after", True
     numbers = f"{before:,} of {weights:,}" if before == after else f"{before:,} before, {after:,} after"
-    return "every zero still a zero", numbers, before == after and not proof.get("zeros_lost")
+    return "every zero still a zero", numbers, before <= after and not proof.get("zeros_lost")
 
 
 def _logits_row(proof: dict) -> tuple[str, str, bool]:
