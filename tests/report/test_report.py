@@ -330,6 +330,11 @@ def test_zeros_that_no_method_promised_are_a_finding():
     proof = {**PROOF, "zeros": "reported", "zeros_restored": 247, "sparsity_restored": [0.01] * LAYERS}
     table = proof_table(proof)
     assert "NO" not in table and "50.0% before, 1.0% after" in table and "no layer has fewer" not in table
+    page = summary({"proof": proof}, RUN, [], None, None)
+    assert "Merging it filled zeros" in page and "50 %" in page and "1 %" in page and "every zero" not in page
+    inside = {**PROOF, "changed_tensors": ["model.layers.0.mlp.up_proj.weight"]}
+    page = summary({"proof": inside}, RUN, [], None, None)
+    assert "every zero of the pruned one is kept" in page and "every weight" not in page
 
 
 def test_stage_table_adds_seconds_and_takes_the_highest_peak():

@@ -21,7 +21,7 @@ import utils.negatives
 import utils.stages.measure
 import utils.stages.rank
 import utils.stages.train
-from models.checkpoint import count_zeros
+from models.checkpoint import LINEARS, count_zeros
 from tests.builders import byte_tokenizer, save_tiny_llama
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
@@ -266,6 +266,8 @@ OTHER_METHODS = {
         {"self_attn.o_proj.bias", "mlp.down_proj.bias"},
         set(),
     ),
+    "masked LoRA": ({"method": "masked_lora", "lora_rank": 2}, set(), {f"{name}.weight" for name in LINEARS}),
+    "LoRA": ({"method": "lora", "lora_rank": 2}, set(), {f"{name}.weight" for name in LINEARS}),
     "nothing": ({"method": "none"}, set(), set()),
 }
 
@@ -278,7 +280,12 @@ def test_every_method_runs_to_a_proved_checkpoint(world, tmp_path, monkeypatch, 
         changes = {**changes, "calib_data": tmp_path / "text.txt"}
     run(monkeypatch, flags(world, tmp_path / "out", num_epoch=1, eval_tasks="none", **changes))
     proof = json.loads((tmp_path / "out" / "results.json").read_text())["proof"]
-    assert proof["passed"] and proof["zeros_pruned"] == proof["zeros_restored"] > 0
+    assert proof["passed"] and proof["zeros_pruned"] > 0
+    if name == "LoRA":
+        assert proof["zeros"] == "reported" and proof["zeros_restored"] < proof["zeros_pruned"] / 10
+        assert "a finding and no promise" in (tmp_path / "out" / "report.md").read_text()
+    else:
+        assert proof["zeros"] == "kept" and proof["zeros_pruned"] == proof["zeros_restored"]
 
     def kinds(names: list[str]) -> set[str]:
         return {re.sub(r"^model\.layers\.\d+\.", "", name) for name in names}

@@ -7,13 +7,13 @@ from models.loading import hub_name
 from utils.common.names import EMBEDDED, EMBEDDED_ID
 from utils.report.sections import USE, hide_home, reproducing, score_tables
 from utils.report.summary import (
-    ZEROS,
     findings,
     limited,
     proof_sentence,
     restores_nothing,
     title,
     what_was_done,
+    zeros_buy,
 )
 from utils.report.tables import proof_table_markdown, score_rows
 
@@ -49,7 +49,7 @@ def model_card(results: dict, run: dict) -> str:
         parts += ["Other metrics:", *others]
     if proof:
         parts += ["## Proof", proof_sentence(proof), proof_table_markdown(proof)]
-    parts += ["## What the zeros buy", ZEROS, *reproducing(run)]
+    parts += ["## What the zeros buy", zeros_buy(proof), *reproducing(run)]
     return hide_home("\n\n".join(parts) + "\n")
 
 

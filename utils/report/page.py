@@ -9,7 +9,7 @@ from torch import Tensor
 from utils.common.files import whole_folder, write_text
 from utils.report import figures
 from utils.report.sections import USE, hide_home, reproducing, score_tables
-from utils.report.summary import ZEROS, sparsity_sentence, summary, title
+from utils.report.summary import sparsity_sentence, summary, title, zeros_buy
 from utils.report.tables import markdown_table, proof_table_markdown, score_rows, stage_rows
 
 
@@ -68,7 +68,7 @@ def write_report(
     if run.get("stages"):
         header, stages = stage_rows(run)
         parts += ["## Time and memory", markdown_table(header, stages, right=range(1, len(header)))]
-    parts += ["## Using the model", USE.format(folder="model"), "## What the zeros buy", ZEROS]
+    parts += ["## Using the model", USE.format(folder="model"), "## What the zeros buy", zeros_buy(proof)]
     parts += reproducing(run)
 
     if pictures:

@@ -175,6 +175,16 @@ def proof_sentence(proof: dict) -> str:
     """Whether the merged checkpoint keeps what it must."""
     if not proof:
         return ""
+    if proof.get("passed") and proof.get("zeros", "kept") != "kept":
+        before, after = (_percent(proof[name] / proof["weights"]) for name in ("zeros_pruned", "zeros_restored"))
+        return (
+            "The merged checkpoint was read back and is what was trained. **Merging it filled zeros**: "
+            f"{before} of the linear weights were zero, {after} are."
+        )
+    if proof.get("passed") and any(name.endswith("weight") for name in proof.get("changed_tensors", [])):
+        return (
+            "The merged checkpoint was read back: every zero of the pruned one is kept, and nothing else was touched."
+        )
     if proof.get("passed"):
         return "The merged checkpoint was read back and kept every weight and every zero of the pruned one."
     return "**The proof of the merged checkpoint FAILED: do not use or publish it** (see below which promise broke)."
@@ -192,9 +202,14 @@ ZEROS = """\
 Stock PyTorch stores and multiplies zeros like any other number: unstructured zeros alone make this checkpoint neither
 smaller nor faster there. They pay off in compressed storage and in runtimes with sparse kernels. A 2:4 pattern can
 run on the sparse tensor cores of NVIDIA GPUs (Ampere and later) once the weights are converted to that format.
-Only structured pruning, which removes whole heads or channels, makes the plain model smaller. Restoring costs a bias
-add per attention projection and takes no zero away."""
+Only structured pruning, which removes whole heads or channels, makes the plain model smaller. """
 """What zeros buy at inference and what they don't."""
+
+
+def zeros_buy(proof: dict) -> str:
+    """The same, and what restoring did to them."""
+    kept = proof.get("zeros", "kept") == "kept"
+    return ZEROS + ("Restoring took none of them away." if kept else "Those that merging filled buy nothing any more.")
 
 
 def _list(rows: list[ScoreRow], most: int = 4) -> str:
