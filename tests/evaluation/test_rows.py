@@ -81,7 +81,16 @@ def test_other_rows_are_refused(data, scored, tmp_path):  # noqa: F811
     one_line(lambda: pair_rows(before, changed, "hellaswag", "acc"), "different rows")
 
 
-@pytest.mark.parametrize("content", [b"", b"plain", gzip.compress(b"[1]"), gzip.compress(b'{"a": {"b": {"c": {}}}}')])
+DAMAGED = {
+    "empty": b"",
+    "plain": b"plain",
+    "a list": gzip.compress(b"[1]"),
+    "no rows": gzip.compress(b'{"a": {"b": {"c": {}}}}'),
+}
+
+
+# By name: compressed bytes hold the time, and two processes that collect tests must find the same ones.
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_file_is_named(tmp_path, content):
     path = tmp_path / "rows.json.gz"
     path.write_bytes(content)
