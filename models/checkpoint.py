@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from utils.common.errors import UserError, first_line
 from utils.common.files import whole_file, write_json
+from utils.common.raw import hash_tensor, raw_bytes
 
 ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")
 MLP = tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down"))
@@ -105,9 +106,7 @@ class Checkpoint:
         found, whole = Survey(), hashlib.sha256()
         for name in sorted(self.headers):
             tensor = self.read(name)
-            raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-            whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            whole.update(raw)
+            hash_tensor(whole, name, tensor)
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 found.not_finite.append(name)
             if (layer := pruned_layer(name)) is not None:
@@ -277,16 +276,12 @@ def write_tensors(path: Path, tensors: Iterable[tuple[str, Header]], read: Calla
             tensor = read(name)
             if tensor.dtype != header.dtype or tuple(tensor.shape) != header.shape:
                 raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {header.dtype} {header.shape}")
-            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+            file.write(raw_bytes(tensor).numpy())
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:
     """Whether two tensors agree in dtype, shape and every bit."""
-    return (
-        left.dtype == right.dtype
-        and left.shape == right.shape
-        and torch.equal(*(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (left, right)))
-    )
+    return left.dtype == right.dtype and left.shape == right.shape and torch.equal(raw_bytes(left), raw_bytes(right))
 
 
 def safetensors_name(file: str) -> str:

@@ -45,9 +45,7 @@ class HeadCompensations:
     def attach(self, model: LlamaForCausalLM, state: State) -> None:
         """One term on o_proj of each layer that has chosen heads."""
         for layer, rows in _rows_by_layer(state):
-            tensors = [state.get(name) for name in ("basis", *TRAINED)]
-            parts = (None if tensor is None else tensor[rows] for tensor in tensors)
-            restored_linear(model, layer, O_PROJ).add(HeadCompensation(state["heads"][rows, 1], *parts))
+            restored_linear(model, layer, O_PROJ).add(HeadCompensation(*_parts(state, rows)))
 
     def read(self, model: LlamaForCausalLM, state: State) -> State:
         """β and b as they stand now."""
@@ -76,10 +74,7 @@ class HeadCompensations:
     def merged(self, state: State, name: str, value: Tensor | None, read: Callable[[str], Tensor]) -> Tensor:
         """The bias there is, plus Σ_h W_O[:, h] c_h."""
         rows = dict(_rows_by_layer(state))[int(name.split(".")[2])]
-        tensors = (state.get(part) for part in ("basis", *TRAINED))
-        parts = (None if tensor is None else tensor[rows] for tensor in tensors)
-        weight = read(f"{name.removesuffix('bias')}weight")
-        added = folded_compensation(weight, state["heads"][rows, 1], *parts)
+        added = folded_compensation(read(f"{name.removesuffix('bias')}weight"), *_parts(state, rows))
         return added if value is None else value + added
 
     def describe(self, state: State) -> str:
@@ -93,3 +88,9 @@ def _rows_by_layer(state: State) -> Iterator[tuple[int, list[int]]]:
     for row, layer in enumerate(state["heads"][:, 0].tolist()):
         rows.setdefault(layer, []).append(row)
     yield from rows.items()
+
+
+def _parts(state: State, rows: list[int]) -> tuple[Tensor | None, ...]:
+    """Head numbers in their layer (m,), basis (m, d, d), β and b (m, d) of these rows; None for what isn't trained."""
+    tensors = [state.get(name) for name in ("basis", *TRAINED)]
+    return state["heads"][rows, 1], *(None if tensor is None else tensor[rows] for tensor in tensors)

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from utils.common.errors import UserError
 from utils.common.files import digest, digest_files, whole_file, write_json
+from utils.common.raw import hash_tensor
 
 
 class Cache:
@@ -104,9 +104,7 @@ def digest_tensors(tensors: dict[str, Tensor]) -> str:
     """SHA-256 (hex) of names, dtypes, shapes and bytes."""
     whole = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        whole.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        hash_tensor(whole, name, tensors[name])
     return whole.hexdigest()
 
 
