@@ -70,7 +70,7 @@ def restore(run: "Run") -> None:
     with run.main_first("rank"):
         ranked = rank(run, models, dense.activations, pruned.activations)
     with run.stage("train"):
-        trained = train_restoration(run, models, samples, ranked, dense.statistics)
+        trained = train_restoration(run, models, samples, ranked)
     if not run.processes.is_main:
         return
     with run.stage("merge"):

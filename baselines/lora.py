@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.checkpoint import LINEARS
-from models.contract import KEPT, REPORTED, Given, Needs, Promise, State
+from models.contract import KEPT, REPORTED, Given, Needs, Promise, State, linear_shapes
 from models.modeling_llama import LowRank, folded_update, restored_linear, terms_of, whole
 
 
@@ -60,12 +60,8 @@ class LoRA:
 
     def shapes(self, state: State, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
         """(L, r, in) and (L, out, r) of each linear layer."""
-        queries, keys = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
-        hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-        sizes = [(hidden, queries), (hidden, keys), (hidden, keys), (queries, hidden)]
-        sizes += [(hidden, inner), (hidden, inner), (inner, hidden)]
-        shapes = {}
-        for name, (inputs, outputs) in zip(LINEARS, sizes, strict=True):
+        layers, shapes = config.num_hidden_layers, {}
+        for name, (outputs, inputs) in linear_shapes(config).items():
             shapes |= {f"{name}.down": (layers, self.rank, inputs), f"{name}.up": (layers, outputs, self.rank)}
         return shapes
 
@@ -77,7 +73,7 @@ class LoRA:
         """W + s·B A, inside the mask or everywhere."""
         _, _, layer, linear = name.removesuffix(".weight").split(".", 3)
         down, up = (state[f"{linear}.{part}"][int(layer)] for part in ("down", "up"))
-        return value + folded_update(read(name), down, up, self.scale, self.masked)
+        return value + folded_update(value, down, up, self.scale, self.masked)
 
     def describe(self, state: State) -> str:
         """ "updates of rank 8 of 210 matrices, inside the mask"."""

@@ -1,4 +1,4 @@
-"""A free constant on what attention, the MLP or both give to the residual stream: a bias of the whole projection.
+"""A free constant on what linear layers give: a bias of the whole projection.
 
 What compensated heads can add lies in the span of their columns of W_O; this has no such bound, and no heads.
 """
@@ -6,29 +6,30 @@ What compensated heads can add lies in the span of their columns of W_O; this ha
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from models.contract import SITES, Given, Needs, Promise, State, bias_promise
+from models.contract import SITES, Given, Needs, Promise, State, bias_promise, linear_shapes
 from models.modeling_llama import Constant, restored_linear, terms_of, whole
 
 
 class OutputBias:
-    """A bias (D,) on every decoder layer's last linear layer of the named sites, starting at zero.
+    """A bias on the linear layers of the named sites in every decoder layer, starting at zero.
 
-    sites: of `models.contract.SITES`. The state: `attention`, `ffn` (L, D) fp32.
+    sites: of `models.contract.SITES`. The state, for each site: (L, out) fp32.
     """
+
+    term: type[nn.Module] = Constant
 
     needs = Needs(training=True)
 
     def __init__(self, sites: frozenset[str]):
         self.covers = sites
-        self.sites = sorted(sites)
+        self.sites = [site for site in SITES if site in sites]
 
     def start(self, given: Given) -> State:
         """Zeros."""
-        shape = given.config.num_hidden_layers, given.config.hidden_size
-        return {site: torch.zeros(shape) for site in self.sites}
+        return {site: torch.zeros(shape) for site, shape in self.shapes({}, given.config).items()}
 
     def neutral(self, state: State, read: Callable[[str], Tensor]) -> State:
         """Zeros."""
@@ -38,11 +39,11 @@ class OutputBias:
         """One constant a layer and site."""
         for site in self.sites:
             for layer, bias in enumerate(state[site]):
-                restored_linear(model, layer, SITES[site]).add(Constant(bias))
+                restored_linear(model, layer, SITES[site]).add(self.term(bias))
 
     def read(self, model: LlamaForCausalLM, state: State) -> State:
         """The biases as they stand now."""
-        found = {site: sorted(terms_of(model, SITES[site], Constant).items()) for site in self.sites}
+        found = {site: sorted(terms_of(model, SITES[site], self.term).items()) for site in self.sites}
         return {site: torch.stack([whole(term.bias) for _, term in terms]) for site, terms in found.items()}
 
     def promise(self, config: LlamaConfig) -> Promise:
@@ -50,8 +51,9 @@ class OutputBias:
         return bias_promise(config, frozenset(SITES[site] for site in self.sites))
 
     def shapes(self, state: State, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-        """(L, D) for each site."""
-        return dict.fromkeys(self.sites, (config.num_hidden_layers, config.hidden_size))
+        """(L, out) for each site."""
+        widths = linear_shapes(config)
+        return {site: (config.num_hidden_layers, widths[SITES[site]][0]) for site in self.sites}
 
     def touched(self, state: State, config: LlamaConfig) -> list[str]:
         """All of them."""

@@ -12,16 +12,27 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 KEPT, REPORTED = "kept", "reported"
 
-SITES = {"attention": "self_attn.o_proj", "ffn": "mlp.down_proj"}
-"""Where a constant may be added to the residual stream: the last linear layer of attention, and of the MLP."""
+SITES = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "attention": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "ffn": "mlp.down_proj",
+}
+"""Where a constant may be added: the linear layers of a decoder layer, in the order of the forward pass."""
+
+RESIDUAL = frozenset({"attention", "ffn"})
+"""Those that write into the residual stream: the last linear layer of attention, and of the MLP."""
 
 
 @dataclass(frozen=True)
 class Needs:
     """What must be computed before a method can start, and whether it is trained.
 
-    heads: ranked heads with their V and c. calibration: means of what the dense model's linear layers are fed on the
-    calibration set. training: samples and steps. teacher: the dense checkpoint's weights.
+    heads: ranked heads with their V and c. calibration: the calibration set, and both models to run it through.
+    training: samples and steps. teacher: the dense checkpoint's weights, of the pruned one's shapes.
     """
 
     heads: bool = False
@@ -55,7 +66,9 @@ class Given:
     """What a method starts from; the parts that it doesn't need are None.
 
     config: the pruned model's. seed: of random starts. read, teacher: the pruned and the dense checkpoint's tensors by
-    name. heads: pairs (layer, head), in ascending order. basis: (L, H, d, d). statistics: see utils.input_means.
+    name. heads: pairs (layer, head), in ascending order. basis: (L, H, d, d). tokens: (S, T) int64, the calibration
+    set's windows, without padding. dense, pruned: load that model anew, in the run's dtype and on its device, for the
+    caller to run and to change.
     """
 
     config: LlamaConfig
@@ -63,8 +76,10 @@ class Given:
     read: Callable[[str], Tensor] | None = None
     heads: list[tuple[int, int]] | None = None
     basis: Tensor | None = None
-    statistics: dict[str, Tensor] | None = None
     teacher: Callable[[str], Tensor] | None = None
+    tokens: Tensor | None = None
+    dense: Callable[[], LlamaForCausalLM] | None = None
+    pruned: Callable[[], LlamaForCausalLM] | None = None
 
 
 State = dict[str, Tensor]
@@ -108,6 +123,15 @@ class Method(Protocol):
 
     def describe(self, state: State) -> str:
         """What is trained, in words: "β and b of 68 heads"."""
+
+
+def linear_shapes(config: LlamaConfig) -> dict[str, tuple[int, int]]:
+    """(out, in) of each linear layer of a decoder layer, by its name in SITES."""
+    queries, keys = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+    hidden, inner = config.hidden_size, config.intermediate_size
+    rows = [(queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries)]
+    rows += [(inner, hidden), (inner, hidden), (hidden, inner)]
+    return dict(zip(SITES.values(), rows, strict=True))
 
 
 def bias_promise(config: LlamaConfig, sites: frozenset[str]) -> Promise:

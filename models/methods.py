@@ -3,22 +3,29 @@
 from dataclasses import dataclass, fields
 from importlib import import_module
 
-from models.contract import SITES, Method
+from models.contract import RESIDUAL, SITES, Method
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
 from utils.common.methods import CONSTANTS, METHODS, NORMS, Line
 
 ATTENTION = frozenset({"attention"})
+APPLIED = {"both": RESIDUAL, "all": frozenset(SITES)}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a run tells its method: -apply_to (None: where the method's own constants are), -train_norms, and sizes."""
+    """What a run tells its method: the flags of the same names.
+
+    apply_to: None where the method's own constants are. first: a closed form that restores before the method. stream:
+    one of utils.common.names.STREAMS, None for the method's own.
+    """
 
     apply_to: str | None = None
     train_norms: bool = False
     lora_rank: int = 8
     lora_alpha: float = 16.0
+    first: str | None = None
+    stream: str | None = None
 
     @classmethod
     def of(cls, args: Arguments) -> "Options":
@@ -27,7 +34,7 @@ class Options:
 
     def sites(self) -> frozenset[str] | None:
         """Names of SITES; None where nothing was asked."""
-        return {None: None, "both": frozenset(SITES)}.get(self.apply_to, frozenset({self.apply_to}))
+        return sites_named(self.apply_to)
 
 
 def parts_of(method: str, options: Options) -> tuple[tuple[str, Method], ...]:
@@ -35,20 +42,37 @@ def parts_of(method: str, options: Options) -> tuple[tuple[str, Method], ...]:
 
     Raises UserError if the constants are asked for elsewhere than where the method's own are.
     """
-    wanted = options.sites()
-    first = _made(METHODS[method], ATTENTION if wanted is None else wanted, options)
-    wanted = first.covers if wanted is None else wanted
+    line = METHODS[method]
+    wanted = options.sites() or sites_named(line.sites)
+    first = _made(line, wanted or ATTENTION, options)
+    wanted = wanted or first.covers
     if not first.covers <= wanted:
         raise UserError(
             f"-apply_to: {method} compensates {', '.join(sorted(first.covers))}, {options.apply_to} leaves that out; "
-            "give both, or -method output_bias"
+            "give both or all, or -method output_bias"
         )
     parts = [(method, first)]
+    if options.first:
+        parts.insert(0, (options.first, _first(method, wanted, options)))
     if more := wanted - first.covers:
         parts.append(("constants", _made(CONSTANTS, more, options)))
-    if options.train_norms:
+    if options.train_norms or line.norms:
         parts.append(("norms", _made(NORMS, frozenset(), options)))
     return tuple(parts)
+
+
+def sites_named(apply_to: str | None) -> frozenset[str] | None:
+    """Names of SITES that a value of -apply_to stands for; None where nothing was asked."""
+    return None if apply_to is None else APPLIED.get(apply_to, frozenset({apply_to}))
+
+
+def _first(method: str, sites: frozenset[str], options: Options) -> Method:
+    if options.first == method:
+        raise UserError(f"-first: {method} is the method itself; name another closed form, or leave it out")
+    part = _made(METHODS[options.first], sites or RESIDUAL, options)
+    if part.needs.training:
+        raise UserError(f"-first: {options.first} is trained; give a closed form, which needs no training")
+    return part
 
 
 def _made(line: Line, sites: frozenset[str], options: Options) -> Method:

@@ -109,6 +109,14 @@ class Constant(nn.Module):
         return torch.finfo(torch.float32).eps * self.folded(weight).abs()
 
 
+class FixedConstant(Constant):
+    """A constant that is not trained: what a closed form gave."""
+
+    def __init__(self, bias: Tensor):
+        super().__init__(bias)
+        self.bias.requires_grad_(False)
+
+
 class _LinearPlusBias(torch.autograd.Function):
     """z Wᵀ + bias with a frozen W: the bias is added in z's dtype, its gradient is summed in fp32."""
 
@@ -157,10 +165,17 @@ def folded_update(weight: Tensor, down: Tensor, up: Tensor, scale: float, masked
     return update.masked_fill_(weight.detach().cpu() == 0, 0) if masked else update
 
 
+def changed(weight: Tensor, updates: Iterable[Callable[[Tensor], Tensor]]) -> Tensor:
+    """The weight after all updates, one after another."""
+    for update in updates:
+        weight = weight + update(weight)
+    return weight
+
+
 class RestoredLinear(nn.Linear):
     """A frozen linear layer, its weight and bias the stock layer's own, with what is learned added to them.
 
-    terms add constants to the output, updates add to the weight.
+    terms add constants to the output; updates add to the weight, each to what the ones before it have made of it.
     """
 
     def __init__(self, stock: nn.Linear):
@@ -177,7 +192,10 @@ class RestoredLinear(nn.Linear):
         self.terms.append(term.to(_place(self)))
 
     def update(self, update: nn.Module) -> None:
-        """One change of the weight more: a module from the weight to what is added to it, fp32, with `folded`."""
+        """One change of the weight more: a module from the weight as it is by then to what is added to it, fp32.
+
+        It has the same in fp64 as `folded`, and `rounding`, how far the two may be apart.
+        """
         self.updates.append(update.to(_place(self)))
 
     def restored_bias(self) -> Tensor | None:
@@ -188,7 +206,7 @@ class RestoredLinear(nn.Linear):
 
     def restored_weight(self) -> Tensor:
         """The weight of a training step: (out, in) fp32."""
-        return sum((update(self.weight) for update in self.updates), start=self.weight.float())
+        return changed(self.weight.float(), self.updates)
 
     def forward(self, z: Tensor) -> Tensor:
         # A compiled layer must not look at what is kept: it would be compiled again for each layer's.
@@ -218,8 +236,7 @@ class RestoredLinear(nn.Linear):
 
     def folded_weight(self) -> Tensor:
         """The weight and all updates in fp64, on the CPU: (out, in), in the order in which a merge adds them."""
-        own = self.weight.detach().cpu().double()
-        return sum((update.folded(self.weight) for update in self.updates), start=own)
+        return changed(self.weight.detach().cpu().double(), [update.folded for update in self.updates])
 
     def folded_bias(self) -> Tensor:
         """The layer's own bias and all terms in fp64, on the CPU: (D,), in the order in which a merge adds them."""
@@ -320,7 +337,7 @@ def terms_of(model: LlamaForCausalLM, name: str, kind: type) -> dict[int, nn.Mod
     for index, layer in enumerate(model.model.layers):
         linear = layer.get_submodule(name)
         if isinstance(linear, RestoredLinear):
-            found.update((index, term) for term in (*linear.terms, *linear.updates) if isinstance(term, kind))
+            found.update((index, term) for term in (*linear.terms, *linear.updates) if type(term) is kind)
     return found
 
 

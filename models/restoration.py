@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from pathlib import Path
 
@@ -34,14 +34,23 @@ class Restoration:
     states: tuple[State, ...]
 
     @classmethod
-    def start(cls, method: str, options: Options, given: Given) -> "Restoration":
-        """All parts before training."""
-        return cls(method, options, tuple(part.start(given) for _, part in parts_of(method, options)))
+    def start(
+        cls,
+        method: str,
+        options: Options,
+        given: Given,
+        keep: Callable[[str, Method, Callable[[], State]], State] | None = None,
+    ) -> "Restoration":
+        """All parts before training. keep: returns a part's kept state, or what it is given to make it with."""
+        parts = parts_of(method, options)
+        makes = [partial(part.start, given) for _, part in parts]
+        states = (keep(*part, make) if keep else make() for part, make in zip(parts, makes, strict=True))
+        return cls(method, options, tuple(states))
 
     @property
     def state(self) -> State:
         """The method's own state."""
-        return self.states[0]
+        return next(state for name, _, state in self.parts if name == self.method)
 
     @property
     def parts(self) -> list[tuple[str, Method, State]]:
@@ -120,8 +129,9 @@ def save_restoration(folder: Path, restoration: Restoration, about: dict) -> Non
     model's shapes, are checked when it is loaded again.
     """
     tensors = {}
-    for number, (name, _, state) in enumerate(restoration.parts):
-        tensors |= {f"{name}.{key}" if number else key: tensor.contiguous() for key, tensor in state.items()}
+    for name, _, state in restoration.parts:
+        own = name == restoration.method
+        tensors |= {key if own else f"{name}.{key}": tensor.contiguous() for key, tensor in state.items()}
     own = {"format": FORMAT, "method": restoration.method, "options": asdict(restoration.options)}
     if "heads" in tensors:
         own["heads"] = tensors["heads"].tolist()
@@ -146,15 +156,18 @@ def load_restoration(folder: Path, flag: str = "-restoration") -> tuple[Restorat
         method, options = about["method"], Options(**about["options"])
         if method not in METHODS:
             raise ValueError(f"unknown method {method}")
-        others = [name for name, _ in parts_of(method, options)[1:]]
+        names = [name for name, _ in parts_of(method, options)]
+        others = [name for name in names if name != method]
         own = {key: tensor for key, tensor in tensors.items() if key.partition(".")[0] not in others}
-        more = [
-            {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
-            for name in others
-        ]
+        states = (
+            own
+            if name == method
+            else {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
+            for name in names
+        )
+        return Restoration(method, options, tuple(states)), about
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{flag}: {folder}/{ABOUT} is damaged ({first_line(error)}); copy it again") from error
-    return Restoration(method, options, (own, *more)), about
 
 
 def check_belongs(restoration: Restoration, about: dict, given: Path, flag: str) -> None:

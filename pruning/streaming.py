@@ -66,7 +66,7 @@ def stream(
     the set: of what the layer adds to the residual stream, the share that is now wrong.
     Raises UserError naming the layer if its weights or inputs are not finite.
     """
-    hidden, kwargs = _first_inputs(model, tokens, device)
+    hidden, kwargs = first_inputs(model, tokens, device)
     batches = hidden.split(max(1, BATCH_TOKENS // tokens.shape[1]))
     sample = hidden[: max(1, min(len(hidden) // 16, BATCH_TOKENS // tokens.shape[1]))]
     record = []
@@ -120,7 +120,8 @@ def check_weights(model: LlamaForCausalLM) -> None:
                 )
 
 
-def _first_inputs(model: LlamaForCausalLM, tokens: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, dict]:
+@torch.no_grad()
+def first_inputs(model: LlamaForCausalLM, tokens: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, dict]:
     """The first layer's input (S, T, D) on the device, and the keyword arguments that every layer takes.
 
     The arguments are those of a single sample: their batch axis is 1, which broadcasts.

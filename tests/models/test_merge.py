@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,9 +38,13 @@ METHODS = {
     "output_bias ffn": Options("ffn"),
     "restorelcc everywhere": Options("both", train_norms=True),
     "flap_bias": Options("both"),
+    "flap_bias everywhere": Options("all"),
+    "bias_only after flap_bias": Options("both", first="flap_bias"),
+    "masked_lora after flap_bias": Options("all", first="flap_bias", train_norms=True),
     "masked_lora": Options(lora_rank=3),
     "masked_lora and constants": Options("both", train_norms=True, lora_rank=2),
     "lora": Options(lora_rank=3, lora_alpha=2.0),
+    "norms_biases": Options(),
     "none": Options(),
     "none and norms": Options(train_norms=True),
 }
@@ -47,9 +52,10 @@ METHODS = {
 
 def learned(folder: Path, name: str = "restorelcc") -> Restoration:
     """A restoration of that method with values large enough to see."""
-    read, inputs = Checkpoint(folder).read, {"self_attn.o_proj": 48, "mlp.down_proj": 56}
-    means = {f"model.layers.{n}.{site}": torch.ones(width) for n in range(3) for site, width in inputs.items()}
-    given = Given(load_config(folder, "-p"), 1, read, HEADS, orthonormal(), means, read)
+    read = Checkpoint(folder).read
+    load = partial(load_model, folder, torch.float32, "cpu", "-p")
+    config, tokens = load_config(folder, "-p"), torch.tensor([[5, 9, 77]])
+    given = Given(config, 1, read, HEADS, orthonormal(), read, tokens, load, load)
     restoration = Restoration.start(name.split()[0], METHODS[name], given)
     generator = torch.Generator().manual_seed(3)
     for state in restoration.states:

@@ -10,9 +10,9 @@ from pathlib import Path
 from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, name_or_path
 from utils.common.errors import UserError, first_line
 from utils.common.methods import METHODS
-from utils.common.names import BUNDLED, C4, DTYPE_NAMES, EMBEDDED, SPEC_TASKS
+from utils.common.names import BUNDLED, C4, DTYPE_NAMES, EMBEDDED, SPEC_TASKS, STREAMS
 
-APPLY_TO = ("attention", "ffn", "both")
+APPLY_TO = ("attention", "ffn", "both", "all")
 HEAD_SELECTIONS = ("contrastive", "gap", "random")
 BASES = ("svd", "random")
 
@@ -52,6 +52,8 @@ class Arguments:
     apply_to: str | None
     lora_rank: int
     lora_alpha: float
+    first: str | None
+    stream: str | None
     train_norms: bool
     basis: str
     lr: float
@@ -313,12 +315,25 @@ def build_parser() -> Parser:
     parser.flag(
         "apply_to",
         choices=APPLY_TO,
-        help="where constants are added: attention (o_proj), ffn (down_proj) or both; where the method has none of its "
-        "own, a bias of the whole projection (default: where the method's own are)",
+        help="where constants are added: attention (o_proj), ffn (down_proj), both, or all seven linear layers; where "
+        "the method has none of its own, a bias of the whole projection (default: where the method's own are)",
     )
     parser.flag("lora_rank", type=at_least(1), default=8, metavar="R", help="of the updates of lora and masked_lora")
     parser.flag(
         "lora_alpha", type=above(0), default=16.0, metavar="ALPHA", help="their updates are scaled by ALPHA / R"
+    )
+    parser.flag(
+        "first",
+        choices=METHODS,
+        metavar="METHOD",
+        help="a closed form that restores first; -method then goes on from there, and only its own part is trained",
+    )
+    parser.flag(
+        "stream",
+        choices=STREAMS,
+        help="of closed forms, what is held against each other on the calibration set: the dense layers on the dense "
+        "model's stream, or on the restored model's (pruned), or each model's on its own (sequential: earlier layers "
+        "are restored already) (default: the method's authors')",
     )
     parser.switch("train_norms", "train the scales of all RMSNorms too")
     parser.flag(

@@ -11,7 +11,8 @@ class Line:
     """One method: `module:Class` (see models.contract), what it is, for --help, and its name in a report.
 
     settings: what the class is called with. takes_sites: whether it is also told by `sites` where -apply_to wants its
-    constants. takes: flags that it is called with. about: a paragraph for the model's card.
+    constants; sites: where, if -apply_to says nothing. norms: whether the scales of all norms are trained too. takes:
+    flags that it is called with. about: a paragraph for the model's card.
     """
 
     made_by: str
@@ -19,6 +20,8 @@ class Line:
     title: str
     settings: dict = field(default_factory=dict)
     takes_sites: bool = False
+    sites: str | None = None
+    norms: bool = False
     takes: tuple[str, ...] = ()
     about: str = ""
 
@@ -43,6 +46,14 @@ METHODS = {
         _HEADS, "β of chosen heads alone", "RestoreLCC (β alone)", {"trained": ("magnitudes",)}, about=PAPER
     ),
     "output_bias": Line(_BIAS, "a free bias of whole projections", "a bias of whole projections", takes_sites=True),
+    "norms_biases": Line(
+        _BIAS,
+        "a free bias of all linear layers, and the scales of all norms",
+        "biases of all linear layers",
+        takes_sites=True,
+        sites="all",
+        norms=True,
+    ),
     "flap_bias": Line(
         "baselines.flap_bias:FlapBias", "FLAP's bias in closed form, from -calib_data", "FLAP's bias", takes_sites=True
     ),

@@ -17,3 +17,8 @@ DTYPE_NAMES = ("bfloat16", "float32", "float16")
 
 SPEC_TASKS = ("boolq", "rte", "arc_easy", "arc_challenge")
 """Tasks that have a form of their own to be trained on (data/spec_rows.py)."""
+
+STREAMS = ("dense", "pruned", "sequential")
+"""What a method that reads the calibration set holds against each other: the dense model's layers on what they are fed
+in the dense model; the dense layers on what the restored model feeds them; or what the dense model gives and what the
+restored one gives, each on its own stream, layers in order and earlier ones restored already."""

@@ -7,19 +7,15 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 import models.cpu_attention
-import pruning.calibration
 import utils.activations
 import utils.evaluation.scoring
-import utils.input_means
 from models.checkpoint import fingerprint
-from models.loading import tokenizer_digest
 from utils.activations import Tree
 from utils.common.cache import code_version
 from utils.common.files import digest
 from utils.evaluation.plan import EvalPlan
 from utils.evaluation.scoring import Evaluation, score_key
 from utils.stages.context import Models, Run
-from utils.stages.prune import calibration_key
 
 FLAGS = {"dense": "-base_model_name", "pruned": "-pruned_model_path", "restored": "-output_dir"}
 """By what a model is called, the flag that it came by."""
@@ -27,14 +23,10 @@ FLAGS = {"dense": "-base_model_name", "pruned": "-pruned_model_path", "restored"
 
 @dataclass(frozen=True)
 class Measured:
-    """activations: cache keys of z, probed prompts first; they are tensors of gigabytes. evaluation: the scores.
-
-    statistics: the dense model's on the calibration set, for a method that needs them.
-    """
+    """activations: cache keys of z, probed prompts first; they are tensors of gigabytes. evaluation: the scores."""
 
     activations: list[dict]
     evaluation: Evaluation
-    statistics: dict[str, Tensor] | None = None
 
 
 def measure(run: Run, models: Models, plan: EvalPlan, label: str, trees: list[Tree]) -> Measured:
@@ -45,29 +37,7 @@ def measure(run: Run, models: Models, plan: EvalPlan, label: str, trees: list[Tr
     with run.loaded(folder, FLAGS[label]) as model:
         for key, part in zip(keys, groups, strict=True):
             run.cache.tensors("activations", key, lambda part=part: {"z": activations(run, model(), part, label)})
-        found = calibration_means(run, models, model) if run.needs.calibration and label == "dense" else None
-        return Measured(keys, scores(run, models, plan, fingerprint(folder), label, model), found)
-
-
-def calibration_means(run: Run, models: Models, model: Callable[[], LlamaForCausalLM]) -> dict[str, Tensor]:
-    """Mean inputs of the dense model's linear layers on the calibration set that -calib_data names."""
-    args = run.args
-    key = {
-        "model": fingerprint(models.dense),
-        "calibration": calibration_key(args),
-        "tokenizer": tokenizer_digest(models.tokenizer_from),
-        "dtype": args.dtype,
-        "device": run.kind_of_device,
-        "code": code_version(utils.input_means, pruning.calibration),
-    }
-
-    def means() -> dict[str, Tensor]:
-        tokens, _ = pruning.calibration.load(
-            args.calib_data, args.calib_samples, args.calib_length, models.tokenizer, args.calibration_seed
-        )
-        return utils.input_means.input_means(model(), tokens, "calibration means")
-
-    return run.cache.tensors("statistics", key, means)
+        return Measured(keys, scores(run, models, plan, fingerprint(folder), label, model))
 
 
 def by_branches(trees: list[Tree]) -> list[list[Tree]]:

@@ -79,7 +79,7 @@ def method_record(run: Run, models: Models, trained: Trained) -> dict:
     given = bool(trained.restoration.touched(models.config))
     return {
         "name": run.args.method,
-        "title": " and ".join([line.title, *(NORMS.title for _ in range(run.args.train_norms))]),
+        "title": " and ".join([line.title, *(NORMS.title for _ in range(run.args.train_norms or line.norms))]),
         "about": line.about,
         "trained": trained.restoration.describe(),
         "parameters": trained.parameters,

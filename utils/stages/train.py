@@ -3,12 +3,8 @@
 import json
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from models.checkpoint import Checkpoint
-from models.contract import Given
 from models.loading import load_model
-from models.methods import Options
 from models.proof import Reference
 from models.restoration import Restoration, save_restoration
 from utils.common.errors import UserError
@@ -17,6 +13,7 @@ from utils.samples import Samples
 from utils.stages.begin import INTERRUPTED
 from utils.stages.context import Models, Run
 from utils.stages.rank import Ranked
+from utils.stages.start import starting
 from utils.training import TrainingResult, TrainingSettings, train
 
 SAVED = "restoration"
@@ -36,14 +33,13 @@ class Trained:
     parameters: int
 
 
-def train_restoration(
-    run: Run, models: Models, samples: Samples, ranked: Ranked | None, statistics: dict[str, Tensor] | None
-) -> Trained | None:
+def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked | None) -> Trained | None:
     """Start, train and save a restoration; all processes train it together, the main one has it in the end."""
     args = run.args
     if run.processes.is_main:
         begin(run)
-    start = starting(run, models, ranked, statistics)
+    with run.processes.main_first():
+        start = starting(run, models, ranked)
     run.record.tell(start.describe())
     trains = run.needs.training and args.num_epoch > 0
     device = "cpu" if run.processes.sharded else device_to_train(run, models, trains)
@@ -81,22 +77,6 @@ def begin(run: Run) -> None:
     if not run.args.resume:
         run.result.clear()
     write_json(run.folder / INTERRUPTED, run.args.as_json())
-
-
-def starting(run: Run, models: Models, ranked: Ranked | None, statistics: dict[str, Tensor] | None) -> Restoration:
-    """The restoration before training; with -num_epoch 0 one that restores nothing."""
-    args, read = run.args, Checkpoint(models.pruned).read
-    given = Given(
-        config=models.config,
-        seed=args.training_seed,
-        read=read,
-        heads=ranked.heads if ranked else None,
-        basis=ranked.basis if ranked else None,
-        statistics=statistics,
-        teacher=Checkpoint(models.dense, "-base_model_name").read if run.needs.teacher else None,
-    )
-    start = Restoration.start(args.method, Options.of(args), given)
-    return start if args.num_epoch else start.neutral(read)
 
 
 def settings(run: Run) -> TrainingSettings:

@@ -1,0 +1,104 @@
+"""The calibration set on its way through the dense and the restored model, one decoder layer at a time."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import LlamaForCausalLM
+
+from models.contract import SITES, Given
+from pruning.streaming import BATCH_TOKENS, first_inputs
+
+GROUPS = (("q", "k", "v"), ("attention",), ("gate", "up"), ("ffn",))
+"""Sites that are fed the same, in the order in which they are computed."""
+
+
+@dataclass
+class Stream:
+    """One model's way: its decoder layer, and the hidden states (S, T, D) before it, in the model's dtype.
+
+    kwargs: what every decoder layer takes besides.
+    """
+
+    layer: nn.Module
+    hidden: Tensor
+    kwargs: dict
+
+    def feed(self, watch: dict[str, Callable[[Tensor], None]]) -> None:
+        """Run the set through the layer as it is now, up to the last watched site.
+
+        watch: by name in SITES, what is called with each batch's inputs (tokens, in) of that linear layer.
+        """
+        order = [site for site in SITES if site in watch]
+
+        def hook(site: str) -> Callable:
+            def seen(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                watch[site](inputs[0].flatten(0, -2))
+                if site == order[-1]:
+                    raise _Enough
+
+            return seen
+
+        with ExitStack() as hooks, torch.no_grad():
+            for site in order:
+                linear = self.layer.get_submodule(SITES[site])
+                hooks.callback(linear.register_forward_pre_hook(hook(site)).remove)
+            for batch in self.batches():
+                with suppress(_Enough):
+                    self.layer(batch, **self.kwargs)
+
+    def mean_input(self, site: str) -> Tensor:
+        """E[x] over all tokens of what the linear layer is fed: (in,) fp64 on the CPU."""
+        sums = []
+        self.feed({site: lambda x: sums.append(x.sum(0, dtype=torch.float32).cpu().double())})
+        return sum(sums) / (self.hidden.shape[0] * self.hidden.shape[1])
+
+    def batches(self) -> tuple[Tensor, ...]:
+        """Views of the hidden states, as many windows each as one forward pass of a layer takes."""
+        return self.hidden.split(max(1, BATCH_TOKENS // self.hidden.shape[1]))
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """The hidden states after the layer as it is now, in place."""
+        for batch in self.batches():
+            batch.copy_(self.layer(batch, **self.kwargs))
+
+
+@dataclass
+class Block:
+    """Decoder layer `index` in both models; a stream that was not asked for is None."""
+
+    index: int
+    dense: Stream | None
+    restored: Stream | None
+
+
+class _Enough(Exception):
+    """The last watched linear layer was reached: the rest of the decoder layer need not be computed."""
+
+
+def walk(given: Given, description: str, *, dense: bool = True, restored: bool = True) -> Iterator[Block]:
+    """All decoder layers in order, each with the set before it.
+
+    What the caller changes in a block's restored layer, the blocks after it are fed by: the models are its own copies.
+    """
+    models = [given.dense() if dense else None, given.pruned() if restored else None]
+    streams = [model and _begin(model, given.tokens) for model in models]
+    layers = given.config.num_hidden_layers
+    for index in tqdm(range(layers), desc=description, unit="layer"):
+        for model, stream in zip(models, streams, strict=True):
+            if stream:
+                stream.layer = model.model.layers[index]
+        yield Block(index, *streams)
+        for stream in streams:
+            if stream and index < layers - 1:
+                stream.advance()
+
+
+def _begin(model: LlamaForCausalLM, tokens: Tensor) -> Stream:
+    layer = model.model.layers[0]
+    hidden, kwargs = first_inputs(model, tokens, next(layer.parameters()).device)
+    return Stream(layer, hidden, kwargs)

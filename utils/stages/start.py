@@ -1,0 +1,80 @@
+"""Where training starts: what each part of a method is given, and closed forms, which are kept by content."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+import baselines
+import pruning.calibration
+import pruning.streaming
+from models import modeling_llama
+from models.checkpoint import Checkpoint, fingerprint
+from models.contract import Given, Method, State
+from models.loading import load_model, tokenizer_digest
+from models.methods import Options
+from models.restoration import Restoration
+from utils.common.cache import code_version
+from utils.common.files import digest_files
+from utils.common.record import versions
+from utils.stages.context import Models, Run
+from utils.stages.prune import calibration_key
+from utils.stages.rank import Ranked
+
+
+def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
+    """The restoration before training; with -num_epoch 0 one of which what would be trained restores nothing."""
+    args, read = run.args, Checkpoint(models.pruned).read
+    calibrates = run.needs.calibration
+    given = Given(
+        config=models.config,
+        seed=args.training_seed,
+        read=read,
+        heads=ranked.heads if ranked else None,
+        basis=ranked.basis if ranked else None,
+        teacher=Checkpoint(models.dense, "-base_model_name").read if run.needs.teacher else None,
+        tokens=calibration_tokens(run, models) if calibrates else None,
+        dense=anew(run, models.dense, "-base_model_name") if calibrates else None,
+        pruned=anew(run, models.pruned, "-pruned_model_path") if calibrates else None,
+    )
+
+    def kept(name: str, part: Method, make: Callable[[], State]) -> State:
+        if not part.needs.calibration:
+            return make()
+        return run.cache.tensors("starts", start_key(run, models, name, part), make)
+
+    start = Restoration.start(args.method, Options.of(args), given, kept)
+    return start if args.num_epoch else start.neutral(read)
+
+
+def calibration_tokens(run: Run, models: Models) -> Tensor:
+    """The windows that -calib_data names: (S, T) int64."""
+    args = run.args
+    return pruning.calibration.load(
+        args.calib_data, args.calib_samples, args.calib_length, models.tokenizer, args.calibration_seed
+    )[0]
+
+
+def anew(run: Run, folder: Path, flag: str) -> Callable:
+    """Loads that model for a method, which may change it."""
+    return lambda: load_model(folder, run.dtype, run.reading_device(folder), flag)
+
+
+def start_key(run: Run, models: Models, name: str, part: Method) -> dict:
+    """All that a start depends on which reads the calibration set; the part's own settings are its attributes."""
+    args, known = run.args, versions()
+    return {
+        "dense": fingerprint(models.dense),
+        "pruned": fingerprint(models.pruned),
+        "part": [name, {key: repr(value) for key, value in sorted(vars(part).items())}],
+        "seed": args.training_seed,
+        "calibration": calibration_key(args),
+        "tokenizer": tokenizer_digest(models.tokenizer_from),
+        "dtype": args.dtype,
+        "device": run.kind_of_device,
+        "libraries": {library: known[library] for library in ("torch", "transformers")},
+        "code": [
+            digest_files(list(Path(baselines.__file__).parent.glob("*.py"))),
+            code_version(modeling_llama, pruning.streaming, pruning.calibration),
+        ],
+    }
