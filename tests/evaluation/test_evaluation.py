@@ -18,7 +18,7 @@ from utils.evaluation.model import InMemoryLM
 from utils.evaluation.packing import batch_tensors, pack
 from utils.evaluation.plan import plan_tasks
 from utils.evaluation.scoring import Evaluation, evaluate
-from utils.evaluation.tasks import DEFINITIONS, MAIN_METRIC, PAPER_TASKS, WIKITEXT, main_metric
+from utils.evaluation.tasks import DEFINITIONS, MAIN_METRIC, PAPER_TASKS, TOKEN_PERPLEXITY, WIKITEXT, main_metric
 
 ROWS = {
     "boolq": [
@@ -301,6 +301,17 @@ def test_bundled_group_is_its_single_tasks(tiny, no_network):
     for task, metrics in result.scores.items():
         assert MAIN_METRIC[task] in metrics
         assert metrics[MAIN_METRIC[task]]["stderr"] is not None
+
+
+def test_token_perplexity_alone_has_windows_of_its_own(data, tiny):
+    plan = plan_tasks("rte,wikitext2_tokens", data, 2, 40, windows=3)
+    assert [len(part.planned) for part in plan.parts()] == [1, 0]
+    found = Evaluation.joined([evaluate(*tiny, part, batch_size=2, label="dense") for part in plan.parts()])
+    assert set(found.scores[WIKITEXT]) == {TOKEN_PERPLEXITY}
+    assert len(found.samples[WIKITEXT][TOKEN_PERPLEXITY]) == 3 and len(found.samples["rte"]["acc"]) == 2
+    both = evaluate(*tiny, plan_tasks(WIKITEXT, data, 3, 40), batch_size=2, label="dense")
+    assert both.samples[WIKITEXT][TOKEN_PERPLEXITY] == found.samples[WIKITEXT][TOKEN_PERPLEXITY]
+    assert plan_tasks("wikitext2_tokens", data, 2, 40, windows=2).key() != plan.parts()[1].key()
 
 
 def test_none_evaluates_nothing(tiny):

@@ -70,6 +70,7 @@ class Arguments:
     eval_data_dir: Path | None
     eval_batch_size: int | str
     ppl_window: int
+    ppl_windows: int | None
     output_dir: Path
     overwrite: bool
     cache_dir: Path
@@ -365,10 +366,11 @@ def build_parser() -> Parser:
     parser.flag(
         "eval_tasks",
         metavar="TASKS",
-        help="bundled (offline), paper (seven tasks and WikiText-2), none, or lm_eval names separated by commas "
+        help="bundled (offline), paper (seven tasks and WikiText-2), wikitext2_tokens (its token perplexity alone), none, "
+        "or lm_eval names separated by commas "
         "(default: bundled for the embedded model, else paper)",
     )
-    parser.flag("eval_limit", type=at_least(1), metavar="N", help="rows of a task, or windows of a text (default: all)")
+    parser.flag("eval_limit", type=at_least(1), metavar="N", help="rows of a task (default: all)")
     parser.flag(
         "eval_data_dir",
         type=folder_path,
@@ -379,6 +381,7 @@ def build_parser() -> Parser:
         "eval_batch_size", type=auto_or_count, default="auto", metavar="N|auto", help="sequences at once in lm_eval"
     )
     parser.flag("ppl_window", type=at_least(2), default=2048, metavar="TOKENS", help="perplexity's window")
+    parser.flag("ppl_windows", type=at_least(1), metavar="N", help="windows of the text (default: -eval_limit)")
 
     parser.group("output")
     parser.flag("output_dir", type=folder_path, default=Path("output"), metavar="DIR", help="where the result goes")

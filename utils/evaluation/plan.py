@@ -25,6 +25,7 @@ from utils.evaluation.tasks import (
     DEFINITIONS,
     PAPER_TASKS,
     TOKEN_PERPLEXITY,
+    TOKENS_ONLY,
     WIKITEXT,
     local_definition,
     needed_splits,
@@ -75,15 +76,19 @@ class EvalPlan:
     ppl_window: int
     wikitext: str | None = None
     """WikiText-2's test text as pruning papers join it, where its token perplexity is asked for."""
+    windows: int | None = None
+    """How many of its windows; None for all."""
     left_out: tuple[str, ...] = ()
     """What 'paper' would run but the data folder does not hold, in words."""
 
     def parts(self) -> "list[EvalPlan]":
         """One plan a task, to score or to find in a cache one by one; `Evaluation.joined` puts the scores together."""
-        return [
+        parts = [
             replace(self, planned=(planned,), wikitext=self.wikitext if planned.name == WIKITEXT else None)
             for planned in self.planned
         ]
+        alone = self.wikitext is not None and all(planned.name != WIKITEXT for planned in self.planned)
+        return [*parts, replace(self, planned=())] if alone else parts
 
     def describe(self) -> list[str]:
         """One line a task: what will be run."""
@@ -98,7 +103,7 @@ class EvalPlan:
                 how = f"windows of {self.ppl_window} tokens" if name == WIKITEXT else f"{shots}-shot"
                 lines.append(f"{name}: {some} {unit}, {how}, {metrics} ({planned.source})")
         if self.wikitext is not None:
-            some = f"the first {self.limit}" if self.limit else "all"
+            some = f"the first {self.windows}" if self.windows else "all"
             lines.append(f"{WIKITEXT}: {TOKEN_PERPLEXITY} over {some} whole windows of {self.ppl_window} tokens")
         return [*lines, *self.left_out]
 
@@ -118,25 +123,27 @@ class EvalPlan:
             for name, task in planned.tasks.items()
         }
         text = None if self.wikitext is None else digest(self.wikitext)
-        windows = {"text": text, "window": self.ppl_window, "limit": self.limit} if text else None
+        windows = {"text": text, "window": self.ppl_window, "limit": self.windows} if text else None
         return {"tasks": tasks, TOKEN_PERPLEXITY: windows}
 
 
-def plan_tasks(eval_tasks: str, eval_data_dir: Path | None, limit: int | None, ppl_window: int) -> EvalPlan:
+def plan_tasks(
+    eval_tasks: str, eval_data_dir: Path | None, limit: int | None, ppl_window: int, windows: int | None = None
+) -> EvalPlan:
     """Find and check everything that `eval_tasks` needs, and load the rows.
 
     eval_tasks: 'bundled', 'paper' (the seven and WikiText-2), 'none', or names of lm_eval tasks, groups and
-        'wikitext2' with commas between them.
+        'wikitext2' (or 'wikitext2_tokens', its token perplexity alone) with commas between them.
     eval_data_dir: a folder of TASK/SPLIT.jsonl, or one that holds tasks/TASK/SPLIT.jsonl and wikitext2/test.txt (a
         mirror has this form). With it nothing is asked of the hub; 'paper' then leaves WikiText-2 out, and says so,
         where the folder has none.
-    limit: rows of each task and windows of the token perplexity; word perplexity takes the first pages that hold as
-        many words as these windows hold tokens.
+    limit: rows of each task. windows: of the token perplexity, by default as many; word perplexity takes the first
+        pages that hold as many words as these windows hold tokens.
     ppl_window: tokens in a window of either perplexity (lm_eval's own default is the model's whole length, which its
         argument max_length sets).
     Raises UserError before any model is loaded: unknown task, missing split, damaged file, hub out of reach.
     """
-    names = task_names(eval_tasks, TASKS_FLAG)
+    names, windows = task_names(eval_tasks, TASKS_FLAG), windows or limit
     if eval_data_dir is not None and not eval_data_dir.is_dir():
         raise UserError(f"{DATA_FLAG}: {eval_data_dir} is not a folder; give the folder of task data")
     with tempfile.TemporaryDirectory(prefix="restorelcc-eval-") as workspace, quiet(logging.ERROR):
@@ -145,17 +152,19 @@ def plan_tasks(eval_tasks: str, eval_data_dir: Path | None, limit: int | None, p
         for name in names:
             if name == WIKITEXT and _asked_only_by_paper(eval_tasks) and not _has_wikitext(eval_data_dir):
                 left_out = (f"{WIKITEXT}: left out, {eval_data_dir} holds no {WIKITEXT}/test.txt",)
+            elif name == TOKENS_ONLY:
+                text = perplexity.joined(wikitext_rows(eval_data_dir)[0])
             elif name == WIKITEXT:
                 rows, source = wikitext_rows(eval_data_dir)
                 text = perplexity.joined(rows)
-                pages = _first_pages(perplexity.pages(rows), limit and limit * ppl_window)
+                pages = _first_pages(perplexity.pages(rows), windows and windows * ppl_window)
                 planned.append(_planned(loader.wikitext(pages), None, source))
             else:
                 loaded, source = loader.load(name)
                 seen = {task for other in planned for task in other.tasks}
                 new = (_planned(item, limit, source) for item in loaded)
                 planned += [item for item in new if not seen >= set(item.tasks)]
-    return EvalPlan(tuple(planned), limit, ppl_window, text, left_out)
+    return EvalPlan(tuple(planned), limit, ppl_window, text, windows, left_out)
 
 
 def _asked_only_by_paper(tasks: str) -> bool:
@@ -205,7 +214,7 @@ class TaskLoader:
             self._all = TaskManager()
         index = self._all.task_index
         if name not in index:
-            known = {*PAPER_TASKS, BUNDLED, "paper", WIKITEXT, *self._all.all_tasks}
+            known = {*PAPER_TASKS, BUNDLED, "paper", WIKITEXT, TOKENS_ONLY, *self._all.all_tasks}
             near = difflib.get_close_matches(name, sorted(known), n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "lm_eval ls tasks lists them"
             raise UserError(f"{self.flag}: unknown task '{name}'; {hint}")

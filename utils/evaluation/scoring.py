@@ -203,7 +203,7 @@ def _keep_rows(name: str, samples: list[dict], result: Evaluation) -> None:
 def _score_tokens(model, tokenizer, plan: EvalPlan, label: str, circumstances: dict, result: Evaluation) -> None:
     started = time.perf_counter()
     length = min(plan.ppl_window, model.config.max_position_embeddings)
-    windows = perplexity.token_windows(tokenizer, plan.wikitext, length, plan.limit)
+    windows = perplexity.token_windows(tokenizer, plan.wikitext, length, plan.windows)
     fitting = max(1, token_budget(input_device(model)) // windows.shape[1])
     given = circumstances["batch_size"]
     batch = fitting if given == "auto" else int(given)

@@ -17,6 +17,9 @@ DEFINITIONS = Path(lm_eval.tasks.__file__).parent
 BUNDLED_FOLDER = Path(__file__).resolve().parents[2] / "data" / "tasks"
 
 WIKITEXT = "wikitext2"
+TOKENS_ONLY = "wikitext2_tokens"
+"""Asks for WikiText-2's token perplexity alone."""
+
 TOKEN_PERPLEXITY = "token_perplexity"
 
 

@@ -28,7 +28,7 @@ from utils.common.hub import no_waiting
 from utils.common.names import BUNDLED, EMBEDDED
 from utils.evaluation.plan import TASKS_FLAG, task_names
 from utils.evaluation.spec_tasks import load_texts, tell_unused
-from utils.evaluation.tasks import WIKITEXT
+from utils.evaluation.tasks import TOKENS_ONLY, WIKITEXT
 from utils.plan.costs import Machine, StagePlan, TaskTokens, Workload, parameters, plan
 from utils.plan.machine import FITS, GIB, machine
 from utils.prompts import Encoded
@@ -166,8 +166,8 @@ def count_tasks(args: Arguments) -> tuple[dict[str, TaskTokens], list[str]]:
     for name in task_names(args.eval_tasks, TASKS_FLAG):
         members = [task for task in TASKS if task.startswith(f"{BUNDLED}_")] if name == BUNDLED else [name]
         for task in members:
-            if task == WIKITEXT:
-                known[task] = wikitext(args.eval_limit, args.ppl_window)
+            if task in (WIKITEXT, TOKENS_ONLY):
+                known[task] = wikitext(args.ppl_windows or args.eval_limit, args.ppl_window, task == WIKITEXT)
             elif task in TASKS:
                 known[task] = TASKS[task].limited(args.eval_limit)
             else:
@@ -175,9 +175,11 @@ def count_tasks(args: Arguments) -> tuple[dict[str, TaskTokens], list[str]]:
     return known, unknown
 
 
-def wikitext(limit: int | None, window: int) -> TaskTokens:
-    """Both perplexities of WikiText-2: whole windows, and pages with as many words as these windows have tokens."""
+def wikitext(limit: int | None, window: int, words: bool = True) -> TaskTokens:
+    """Whole windows of WikiText-2 and, with `words`, pages with as many words as these windows have tokens."""
     windows = min(limit or WIKITEXT_TOKENS, max(1, WIKITEXT_TOKENS // window))
+    if not words:
+        return TaskTokens(1, windows * window, windows * window**2, windows * window, 1, window)
     page = WIKITEXT_TOKENS / WIKITEXT_PAGES
     pages = WIKITEXT_TOKENS
     if limit:

@@ -45,7 +45,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
             calibration.check(args.calib_data, args.calib_samples, args.calib_length, config.max_position_embeddings)
     else:
         pruning.check(args.prune_method, args.sparsity, args.calib_data, args.calib_samples, args.calib_length, config)
-    plan = plan_tasks(args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window)
+    plan = plan_tasks(args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window, args.ppl_windows)
     tokenizer = load_tokenizer(dense, "-base_model_name")
     samples = read_samples(args, tokenizer, load_texts(args))
     for line in plan.describe():
