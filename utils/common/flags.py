@@ -366,8 +366,8 @@ def build_parser() -> Parser:
     parser.flag(
         "eval_tasks",
         metavar="TASKS",
-        help="bundled (offline), paper (seven tasks and WikiText-2), wikitext2_tokens (its token perplexity alone), none, "
-        "or lm_eval names separated by commas "
+        help="bundled (offline), paper (seven tasks and WikiText-2), wikitext2_tokens (its token perplexity alone), "
+        "none, or lm_eval names separated by commas "
         "(default: bundled for the embedded model, else paper)",
     )
     parser.flag("eval_limit", type=at_least(1), metavar="N", help="rows of a task (default: all)")
