@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.checkpoint import LINEARS
 from models.contract import KEPT, REPORTED, Given, Needs, Promise, State, linear_shapes
-from models.modeling_llama import LowRank, folded_update, restored_linear, terms_of, whole
+from models.modeling_llama import restored_linear, terms_of, whole
+from models.updates import LowRank, folded_update
 
 
 class LoRA:
