@@ -17,13 +17,15 @@ class Options:
     """What a run tells its method: the flags of the same names.
 
     apply_to: None where the method's own constants are. first: a closed form that restores before the method. stream:
-    one of utils.common.names.STREAMS, None for the method's own.
+    one of utils.common.names.STREAMS, None for the method's own. lora_targets, lora_layers: None for all.
     """
 
     apply_to: str | None = None
     train_norms: bool = False
     lora_rank: int = 8
     lora_alpha: float = 16.0
+    lora_targets: str | None = None
+    lora_layers: str | None = None
     first: str | None = None
     stream: str | None = None
 
@@ -43,6 +45,10 @@ def parts_of(method: str, options: Options) -> tuple[tuple[str, Method], ...]:
     Raises UserError if the constants are asked for elsewhere than where the method's own are.
     """
     line = METHODS[method]
+    for flag in ("lora_targets", "lora_layers"):
+        if getattr(options, flag) is not None and flag not in line.takes:
+            able = ", ".join(name for name, other in METHODS.items() if flag in other.takes)
+            raise UserError(f"-{flag}: {method} doesn't take it; leave it out, or give -method {able}")
     wanted = options.sites() or sites_named(line.sites)
     first = _made(line, wanted or ATTENTION, options)
     wanted = wanted or first.covers

@@ -133,43 +133,15 @@ class _LinearPlusBias(torch.autograd.Function):
         return grad_z, None, grad_bias
 
 
-class LowRank(nn.Module):
-    """A low-rank update of a weight: scale · B A, within the weight's mask or everywhere; in fp32.
-
-    down: A (r, in); up: B (out, r). masked: whether the update is zero where the weight is.
-    """
-
-    def __init__(self, down: Tensor, up: Tensor, scale: float, masked: bool):
-        super().__init__()
-        self.down, self.up = nn.Parameter(down.clone()), nn.Parameter(up.clone())
-        self.scale, self.masked = scale, masked
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """What is added to the weight (out, in), fp32."""
-        update = self.scale * (self.up @ self.down)
-        return update * (weight != 0) if self.masked else update
-
-    def folded(self, weight: Tensor) -> Tensor:
-        """The same in fp64, on the CPU: what a merge writes."""
-        return folded_update(weight, self.down, self.up, self.scale, self.masked)
-
-    def rounding(self, weight: Tensor) -> Tensor:
-        """(out, in) fp64: how far fp32 may be from exact, a unit of rounding for each of its r + 2 operations."""
-        size = folded_update(weight, self.down.abs(), self.up.abs(), self.scale, self.masked)
-        return (len(self.down) + 2) * torch.finfo(torch.float32).eps * size
-
-
-def folded_update(weight: Tensor, down: Tensor, up: Tensor, scale: float, masked: bool) -> Tensor:
-    """scale · B A in fp64 on the CPU, (out, in); zero where the weight is, if masked."""
-    update = scale * (up.detach().cpu().double() @ down.detach().cpu().double())
-    return update.masked_fill_(weight.detach().cpu() == 0, 0) if masked else update
-
-
 def changed(weight: Tensor, updates: Iterable[Callable[[Tensor], Tensor]]) -> Tensor:
     """The weight after all updates, one after another."""
     for update in updates:
         weight = weight + update(weight)
     return weight
+
+
+PROBED = 64
+"""Columns of a weight that a step's path beside it is asked for, to compare them with what is merged."""
 
 
 class RestoredLinear(nn.Linear):
@@ -194,7 +166,7 @@ class RestoredLinear(nn.Linear):
     def update(self, update: nn.Module) -> None:
         """One change of the weight more: a module from the weight as it is by then to what is added to it, fp32.
 
-        It has the same in fp64 as `folded`, and `rounding`, how far the two may be apart.
+        It has the same in fp64 as `folded`, and `rounding`, how far the two may be apart; see models.updates.
         """
         self.updates.append(update.to(_place(self)))
 
@@ -213,10 +185,20 @@ class RestoredLinear(nn.Linear):
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             self._kept = None  # a step follows, which FSDP makes on a part of the terms that this layer doesn't see
             if len(self.updates):
-                bias = self.restored_bias()
-                return F.linear(z, self.restored_weight().to(z.dtype), None if bias is None else bias.to(z.dtype))
+                return self._changed(z)
             return _LinearPlusBias.apply(z, self.weight, self.restored_bias())
         return F.linear(z, *self._inference(z.dtype))
+
+    def _changed(self, z: Tensor) -> Tensor:
+        """A training step's output with a changed weight, in z's dtype."""
+        *before, last = self.updates
+        bias = self.restored_bias()
+        bias = None if bias is None else bias.to(z.dtype)
+        if not getattr(last, "beside", False):
+            return F.linear(z, self.restored_weight().to(z.dtype), bias)
+        weight = changed(self.weight.float(), before).to(z.dtype) if before else self.weight
+        output = last.through(z, weight)
+        return output if bias is None else output + bias
 
     def _inference(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """Weight and bias, computed as a merge computes them, again only after something that is learned changed."""
@@ -246,18 +228,30 @@ class RestoredLinear(nn.Linear):
     @torch.no_grad()
     def apart(self) -> float:
         """How far what trains is from what is merged, in units of what rounding to fp32 allows: at most 1 if right."""
-        pairs = []
-        if len(self.terms):
-            pairs.append((self.restored_bias(), self.folded_bias(), self.terms))
-        if len(self.updates):
-            pairs.append((self.restored_weight(), self.folded_weight(), self.updates))
         found = 0.0
-        for trains, merged, parts in pairs:
-            allowed = sum(part.rounding(self.weight) for part in parts)
-            allowed = allowed + torch.finfo(torch.float32).eps * len(parts) * merged.abs()
-            apart = (trains.cpu().double() - merged).abs() / allowed.clamp_min(torch.finfo(torch.float64).tiny)
-            found = max(found, float(apart.max()))
+        if len(self.terms):
+            allowed = sum(term.rounding(self.weight) for term in self.terms)
+            found = _apart(self.restored_bias(), self.folded_bias(), allowed, len(self.terms))
+        if len(self.updates):
+            weights, allowed, merged = [self.weight.float()], 0, self.folded_weight()
+            for update in self.updates:
+                allowed = allowed + update.rounding(weights[-1])
+                weights.append(weights[-1] + update(weights[-1]))
+            found = max(found, _apart(weights[-1], merged, allowed, len(self.updates)))
+            if getattr(self.updates[-1], "beside", False):
+                # A step doesn't compute this weight: of what it does, unit vectors show the columns.
+                columns = torch.linspace(0, self.in_features - 1, min(PROBED, self.in_features)).long()
+                units = F.one_hot(columns, self.in_features).to(weights[-2])
+                trains = self.updates[-1].through(units, weights[-2]).T
+                found = max(found, _apart(trains, merged[:, columns], allowed[:, columns], len(self.updates)))
         return found
+
+
+def _apart(trains: Tensor, merged: Tensor, allowed: Tensor, sums: int) -> float:
+    """The largest |trains - merged|, as multiples of what is allowed and of a unit of rounding for each sum."""
+    allowed = allowed + torch.finfo(torch.float32).eps * sums * merged.abs()
+    apart = (trains.cpu().double() - merged).abs() / allowed.clamp_min(torch.finfo(torch.float64).tiny)
+    return float(apart.max())
 
 
 class _Scaled(torch.autograd.Function):
@@ -339,6 +333,15 @@ def terms_of(model: LlamaForCausalLM, name: str, kind: type) -> dict[int, nn.Mod
         if isinstance(linear, RestoredLinear):
             found.update((index, term) for term in (*linear.terms, *linear.updates) if type(term) is kind)
     return found
+
+
+def numbers_trained(model: LlamaForCausalLM) -> int:
+    """How many numbers training can change: parameters with gradients, without those that a mask holds at zero."""
+    count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    for linear in model.modules():
+        if isinstance(linear, RestoredLinear):
+            count -= sum(update.held(linear.weight) for update in linear.updates if hasattr(update, "held"))
+    return count
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -268,6 +268,12 @@ OTHER_METHODS = {
     ),
     "masked LoRA": ({"method": "masked_lora", "lora_rank": 2}, set(), {f"{name}.weight" for name in LINEARS}),
     "LoRA": ({"method": "lora", "lora_rank": 2}, set(), {f"{name}.weight" for name in LINEARS}),
+    "DoRA in places": (
+        {"method": "masked_dora", "lora_rank": 1, "lora_targets": "v_proj,up_proj", "lora_layers": "0,2"},
+        set(),
+        {"self_attn.v_proj.weight", "mlp.up_proj.weight"},
+    ),
+    "SHiRA": ({"method": "shira", "lora_rank": 2}, set(), {f"{name}.weight" for name in LINEARS}),
     "nothing": ({"method": "none"}, set(), set()),
 }
 
@@ -466,6 +472,9 @@ MISTAKES = {
     "unknown model name": ({"base_model_name": "lama_7B"}, "-base_model_name: unknown model 'lama_7B'"),
     "missing folder": ({"pruned_model_path": "./not/there"}, "-pruned_model_path: ./not/there does not exist"),
     "too many heads": ({"use_topk_heads": 19}, "-use_topk_heads: 19 heads asked for, but the model has 18"),
+    "no such layer": ({"method": "lora", "lora_layers": "0-3"}, "-lora_layers: 0-3 names layer 3, but the model has 3"),
+    "no such target": ({"method": "lora", "lora_targets": "q"}, "-lora_targets"),
+    "targets of a method without": ({"lora_targets": "q_proj"}, "-lora_targets: restorelcc doesn't take it"),
     "no heads": ({"use_topk_heads": 0}, "-use_topk_heads"),
     "share above one": ({"use_topk_heads": 1.5}, "-use_topk_heads"),
     "lr of zero": ({"lr": 0}, "-lr"),

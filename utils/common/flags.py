@@ -10,7 +10,16 @@ from pathlib import Path
 from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, name_or_path
 from utils.common.errors import UserError, first_line
 from utils.common.methods import METHODS
-from utils.common.names import BUNDLED, C4, DTYPE_NAMES, EMBEDDED, SPEC_TASKS, STREAMS
+from utils.common.names import (
+    BUNDLED,
+    C4,
+    DTYPE_NAMES,
+    EMBEDDED,
+    LINEAR_NAMES,
+    SPEC_TASKS,
+    STREAMS,
+    layer_numbers,
+)
 
 APPLY_TO = ("attention", "ffn", "both", "all")
 HEAD_SELECTIONS = ("contrastive", "gap", "random")
@@ -52,6 +61,8 @@ class Arguments:
     apply_to: str | None
     lora_rank: int
     lora_alpha: float
+    lora_targets: str | None
+    lora_layers: str | None
     first: str | None
     stream: str | None
     train_norms: bool
@@ -92,6 +103,14 @@ class Arguments:
                 f"({layers} layers of {heads}); give a smaller count, or a share below 1"
             )
         return self.use_topk_heads
+
+    def check_layers(self, layers: int) -> None:
+        """UserError if -lora_layers names one that a model of that many doesn't have."""
+        if self.lora_layers is not None and (last := layer_numbers(self.lora_layers)[-1]) >= layers:
+            raise UserError(
+                f"-lora_layers: {self.lora_layers} names layer {last}, but the model has {layers}; "
+                f"give some of 0-{layers - 1}"
+            )
 
     @property
     def calibration_seed(self) -> int:
@@ -319,9 +338,32 @@ def build_parser() -> Parser:
         help="where constants are added: attention (o_proj), ffn (down_proj), both, or all seven linear layers; where "
         "the method has none of its own, a bias of the whole projection (default: where the method's own are)",
     )
-    parser.flag("lora_rank", type=at_least(1), default=8, metavar="R", help="of the updates of lora and masked_lora")
     parser.flag(
-        "lora_alpha", type=above(0), default=16.0, metavar="ALPHA", help="their updates are scaled by ALPHA / R"
+        "lora_rank",
+        type=at_least(1),
+        default=8,
+        metavar="R",
+        help="of the updates of lora, dora, masked_lora, masked_dora and hira; shira trains as many numbers as lora",
+    )
+    parser.flag(
+        "lora_alpha",
+        type=above(0),
+        default=16.0,
+        metavar="ALPHA",
+        help="updates of lora, dora, masked_lora and masked_dora are scaled by ALPHA / R",
+    )
+    parser.flag(
+        "lora_targets",
+        type=linear_names,
+        metavar="NAMES",
+        help="the linear layers that these, hira and shira change, separated by commas: "
+        f"{', '.join(LINEAR_NAMES)} (default: all)",
+    )
+    parser.flag(
+        "lora_layers",
+        type=layer_ranges,
+        metavar="LAYERS",
+        help="the decoder layers in which they do: numbers from 0 and ranges, as 0-3,7 (default: all)",
     )
     parser.flag(
         "first",
@@ -473,6 +515,23 @@ def count_or_share(text: str) -> int | float:
     if not (value >= 1 if isinstance(value, int) else 0 < value < 1):
         raise argparse.ArgumentTypeError(f"must be a count of heads (1 or more) or a share between 0 and 1, not {text}")
     return value
+
+
+def linear_names(text: str) -> str:
+    """An argparse type: some of LINEAR_NAMES, separated by commas; the same in their order."""
+    names = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in LINEAR_NAMES]:
+        raise argparse.ArgumentTypeError(f"must be some of {', '.join(LINEAR_NAMES)}, not {', '.join(unknown) or text}")
+    return ",".join(name for name in LINEAR_NAMES if name in names)
+
+
+def layer_ranges(text: str) -> str:
+    """An argparse type: what `layer_numbers` reads, as it is."""
+    try:
+        layer_numbers(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}; give numbers and ranges, as 0-3,7") from error
+    return text
 
 
 def auto_or_count(text: str) -> int | str:

@@ -199,6 +199,7 @@ def workload(
 ) -> Workload:
     """The flags as plain numbers."""
     needs = needs_of(args.method, Options.of(args))
+    args.check_layers(config.num_hidden_layers)
     contrasts = needs.heads and args.head_selection == "contrastive"
     return Workload(
         dtype_bytes=DTYPES[args.dtype].itemsize,

@@ -29,6 +29,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
         print(f"      {hint}")
     dense = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
     config = load_config(dense, "-base_model_name")
+    args.check_layers(config.num_hidden_layers)
     if run.needs.heads:
         args.head_count(config.num_hidden_layers, config.num_attention_heads)
     check_checkpoint(dense, config, "-base_model_name")

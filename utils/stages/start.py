@@ -8,7 +8,7 @@ from torch import Tensor
 import baselines
 import pruning.calibration
 import pruning.streaming
-from models import modeling_llama
+from models import modeling_llama, updates
 from models.checkpoint import Checkpoint, fingerprint
 from models.contract import Given, Method, State
 from models.loading import load_model, tokenizer_digest
@@ -75,6 +75,6 @@ def start_key(run: Run, models: Models, name: str, part: Method) -> dict:
         "libraries": {library: known[library] for library in ("torch", "transformers")},
         "code": [
             digest_files(list(Path(baselines.__file__).parent.glob("*.py"))),
-            code_version(modeling_llama, pruning.streaming, pruning.calibration),
+            code_version(modeling_llama, updates, pruning.streaming, pruning.calibration),
         ],
     }

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from models.checkpoint import Checkpoint
 from models.loading import load_model
+from models.modeling_llama import numbers_trained
 from models.proof import Reference
 from models.restoration import Restoration, save_restoration
 from utils.common.errors import UserError
@@ -45,7 +46,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
     device = "cpu" if run.processes.sharded else device_to_train(run, models, trains)
     # Under FSDP the model is sharded from the CPU.
     model = start.attach(load_model(models.pruned, run.dtype, device, "-pruned_model_path"))
-    parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    parameters = numbers_trained(model) if trains else 0
     training = TrainingResult()
     if trains:
         training = train(
@@ -69,7 +70,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
         device = run.reading_device(models.pruned)
         model = restoration.attach(load_model(models.pruned, run.dtype, device, "-pruned_model_path"))
     reference = Reference.ask(model, restoration, Checkpoint(models.pruned), samples.to_prove(), device)
-    return Trained(restoration, reference, training, parameters if trains else 0)
+    return Trained(restoration, reference, training, parameters)
 
 
 def begin(run: Run) -> None:
