@@ -21,6 +21,7 @@ class LoRA:
 
     needs = Needs(training=True)
     covers: frozenset[str] = frozenset()
+    term: type[LowRank] = LowRank
 
     def __init__(self, lora_rank: int, lora_alpha: float, masked: bool = False):
         self.rank, self.scale, self.masked = lora_rank, lora_alpha / lora_rank, masked
@@ -43,13 +44,13 @@ class LoRA:
         """An update on each linear layer."""
         for name in LINEARS:
             for layer, pair in enumerate(zip(state[f"{name}.down"], state[f"{name}.up"], strict=True)):
-                restored_linear(model, layer, name).update(LowRank(*pair, self.scale, self.masked))
+                restored_linear(model, layer, name).update(self.term(*pair, self.scale, self.masked))
 
     def read(self, model: LlamaForCausalLM, state: State) -> State:
         """A and B as they stand now."""
         found = {}
         for name in LINEARS:
-            updates = [update for _, update in sorted(terms_of(model, name, LowRank).items())]
+            updates = [update for _, update in sorted(terms_of(model, name, self.term).items())]
             for part in ("down", "up"):
                 found[f"{name}.{part}"] = torch.stack([whole(getattr(update, part)) for update in updates])
         return found

@@ -10,7 +10,7 @@ from pathlib import Path
 from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, name_or_path
 from utils.common.errors import UserError, first_line
 from utils.common.methods import METHODS
-from utils.common.names import BUNDLED, C4, DTYPE_NAMES, EMBEDDED, SPEC_TASKS, STREAMS
+from utils.common.names import BIAS_STARTS, BUNDLED, C4, DTYPE_NAMES, EMBEDDED, SPEC_TASKS, STREAMS
 
 APPLY_TO = ("attention", "ffn", "both", "all")
 HEAD_SELECTIONS = ("contrastive", "gap", "random")
@@ -54,6 +54,7 @@ class Arguments:
     lora_alpha: float
     first: str | None
     stream: str | None
+    bias_start: str
     train_norms: bool
     basis: str
     lr: float
@@ -318,7 +319,7 @@ def build_parser() -> Parser:
         help="where constants are added: attention (o_proj), ffn (down_proj), both, or all seven linear layers; where "
         "the method has none of its own, a bias of the whole projection (default: where the method's own are)",
     )
-    parser.flag("lora_rank", type=at_least(1), default=8, metavar="R", help="of the updates of lora and masked_lora")
+    parser.flag("lora_rank", type=at_least(1), default=8, metavar="R", help="of the updates of lora, masked_lora, eora")
     parser.flag(
         "lora_alpha", type=above(0), default=16.0, metavar="ALPHA", help="their updates are scaled by ALPHA / R"
     )
@@ -334,6 +335,12 @@ def build_parser() -> Parser:
         help="of closed forms, what is held against each other on the calibration set: the dense layers on the dense "
         "model's stream, or on the restored model's (pruned), or each model's on its own (sequential: earlier layers "
         "are restored already) (default: the method's authors')",
+    )
+    parser.flag(
+        "bias_start",
+        choices=BIAS_STARTS,
+        default="zero",
+        help="where free biases that are trained start: at zero, or where -method flap_bias leaves them, by -stream",
     )
     parser.switch("train_norms", "train the scales of all RMSNorms too")
     parser.flag(

@@ -22,3 +22,6 @@ STREAMS = ("dense", "pruned", "sequential")
 """What a method that reads the calibration set holds against each other: the dense model's layers on what they are fed
 in the dense model; the dense layers on what the restored model feeds them; or what the dense model gives and what the
 restored one gives, each on its own stream, layers in order and earlier ones restored already."""
+
+BIAS_STARTS = ("zero", "closed_form")
+"""Where a trained free bias starts: at zero, or where -method flap_bias would leave it."""
