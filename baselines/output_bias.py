@@ -9,26 +9,35 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from baselines.mean_gap import mean_gaps
 from models.contract import SITES, Given, Needs, Promise, State, bias_promise, linear_shapes
 from models.modeling_llama import Constant, restored_linear, terms_of, whole
 
 
 class OutputBias:
-    """A bias on the linear layers of the named sites in every decoder layer, starting at zero.
+    """A bias on the linear layers of the named sites in every decoder layer.
 
-    sites: of `models.contract.SITES`. The state, for each site: (L, out) fp32.
+    sites: of `models.contract.SITES`. bias_start: `zero`, or `closed_form`, where FLAP's bias would be by that stream
+    (one of utils.common.names.STREAMS; None for FLAP's own, the dense one). The state, for each site: (L, out) fp32.
     """
 
     term: type[nn.Module] = Constant
 
-    needs = Needs(training=True)
-
-    def __init__(self, sites: frozenset[str]):
+    def __init__(self, sites: frozenset[str], bias_start: str = "zero", stream: str | None = None):
         self.covers = sites
         self.sites = [site for site in SITES if site in sites]
+        # None where nothing is read, so that no start depends on it.
+        self.stream = (stream or "dense") if bias_start == "closed_form" else None
+
+    @property
+    def needs(self) -> Needs:
+        """Training; for a start in closed form the calibration set too, and the dense weights."""
+        return Needs(training=True, calibration=self.stream is not None, teacher=self.stream is not None)
 
     def start(self, given: Given) -> State:
-        """Zeros."""
+        """Zeros, or the closed form."""
+        if self.stream:
+            return mean_gaps(given, self.sites, self.stream)
         return {site: torch.zeros(shape) for site, shape in self.shapes({}, given.config).items()}
 
     def neutral(self, state: State, read: Callable[[str], Tensor]) -> State:

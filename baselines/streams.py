@@ -1,6 +1,6 @@
 """The calibration set on its way through the dense and the restored model, one decoder layer at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM
 
 from models.contract import SITES, Given
 from pruning.streaming import BATCH_TOKENS, first_inputs
+from utils.common.errors import UserError
 
 GROUPS = (("q", "k", "v"), ("attention",), ("gate", "up"), ("ffn",))
 """Sites that are fed the same, in the order in which they are computed."""
@@ -50,11 +51,22 @@ class Stream:
                 with suppress(_Enough):
                     self.layer(batch, **self.kwargs)
 
-    def mean_input(self, site: str) -> Tensor:
-        """E[x] over all tokens of what the linear layer is fed: (in,) fp64 on the CPU."""
-        sums = []
-        self.feed({site: lambda x: sums.append(x.sum(0, dtype=torch.float32).cpu().double())})
-        return sum(sums) / (self.hidden.shape[0] * self.hidden.shape[1])
+    def mean_inputs(self, sites: Collection[str]) -> dict[str, Tensor]:
+        """E[x] over all tokens of what the linear layers at these sites are fed: (in,) fp64 on the CPU, in one pass."""
+        groups = [[site for site in group if site in sites] for group in GROUPS]
+        sums = {group[0]: [] for group in groups if group}
+
+        def adds(found: list[Tensor]) -> Callable[[Tensor], None]:
+            return lambda x: found.append(x.sum(0, dtype=torch.float32).cpu().double())
+
+        self.feed({site: adds(found) for site, found in sums.items()})
+        means = {site: finite(sum(found) / self.tokens, f"the input of {SITES[site]}") for site, found in sums.items()}
+        return {site: means[group[0]] for group in groups for site in group}
+
+    @property
+    def tokens(self) -> int:
+        """S·T."""
+        return self.hidden.shape[0] * self.hidden.shape[1]
 
     def batches(self) -> tuple[Tensor, ...]:
         """Views of the hidden states, as many windows each as one forward pass of a layer takes."""
@@ -84,21 +96,33 @@ def walk(given: Given, description: str, *, dense: bool = True, restored: bool =
     """All decoder layers in order, each with the set before it.
 
     What the caller changes in a block's restored layer, the blocks after it are fed by: the models are its own copies.
+    Only the block's layers are on `given.device`, beside the set.
     """
     models = [given.dense() if dense else None, given.pruned() if restored else None]
-    streams = [model and _begin(model, given.tokens) for model in models]
+    streams = [model and _begin(model, given) for model in models]
     layers = given.config.num_hidden_layers
     for index in tqdm(range(layers), desc=description, unit="layer"):
-        for model, stream in zip(models, streams, strict=True):
-            if stream:
-                stream.layer = model.model.layers[index]
+        running = [(stream, model.model.layers[index]) for model, stream in zip(models, streams, strict=True) if model]
+        homes = [next(layer.parameters()).device for _, layer in running]
+        for stream, layer in running:
+            stream.layer = layer.to(given.device)
         yield Block(index, *streams)
-        for stream in streams:
-            if stream and index < layers - 1:
+        for (stream, layer), home in zip(running, homes, strict=True):
+            if index < layers - 1:
                 stream.advance()
+            layer.to(home)
 
 
-def _begin(model: LlamaForCausalLM, tokens: Tensor) -> Stream:
-    layer = model.model.layers[0]
-    hidden, kwargs = first_inputs(model, tokens, next(layer.parameters()).device)
-    return Stream(layer, hidden, kwargs)
+def finite(value: Tensor, what: str) -> Tensor:
+    """The value, if all of it is finite; else UserError."""
+    if not value.isfinite().all():
+        raise UserError(
+            f"-dtype: {what} is not finite on the calibration set, the model overflows in this -dtype; "
+            "try bfloat16 or float32"
+        )
+    return value
+
+
+def _begin(model: LlamaForCausalLM, given: Given) -> Stream:
+    hidden, kwargs = first_inputs(model, given.tokens, torch.device(given.device))
+    return Stream(model.model.layers[0], hidden, kwargs)

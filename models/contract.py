@@ -67,8 +67,8 @@ class Given:
 
     config: the pruned model's. seed: of random starts. read, teacher: the pruned and the dense checkpoint's tensors by
     name. heads: pairs (layer, head), in ascending order. basis: (L, H, d, d). tokens: (S, T) int64, the calibration
-    set's windows, without padding. dense, pruned: load that model anew, in the run's dtype and on its device, for the
-    caller to run and to change.
+    set's windows, without padding. dense, pruned: load that model anew, in the run's dtype and on the CPU, for the
+    caller to run and to change. device: where the caller runs their layers.
     """
 
     config: LlamaConfig
@@ -80,6 +80,7 @@ class Given:
     tokens: Tensor | None = None
     dense: Callable[[], LlamaForCausalLM] | None = None
     pruned: Callable[[], LlamaForCausalLM] | None = None
+    device: str = "cpu"
 
 
 State = dict[str, Tensor]

@@ -17,7 +17,8 @@ class Options:
     """What a run tells its method: the flags of the same names.
 
     apply_to: None where the method's own constants are. first: a closed form that restores before the method. stream:
-    one of utils.common.names.STREAMS, None for the method's own. lora_targets, lora_layers: None for all.
+    one of utils.common.names.STREAMS, None for the method's own. lora_targets, lora_layers: None for all. bias_start:
+    of trained free biases, one of utils.common.names.BIAS_STARTS.
     """
 
     apply_to: str | None = None
@@ -28,6 +29,7 @@ class Options:
     lora_layers: str | None = None
     first: str | None = None
     stream: str | None = None
+    bias_start: str = "zero"
 
     @classmethod
     def of(cls, args: Arguments) -> "Options":
@@ -64,6 +66,7 @@ def parts_of(method: str, options: Options) -> tuple[tuple[str, Method], ...]:
         parts.append(("constants", _made(CONSTANTS, more, options)))
     if options.train_norms or line.norms:
         parts.append(("norms", _made(NORMS, frozenset(), options)))
+    _check_heeded(parts, options)
     return tuple(parts)
 
 
@@ -79,6 +82,21 @@ def _first(method: str, sites: frozenset[str], options: Options) -> Method:
     if part.needs.training:
         raise UserError(f"-first: {options.first} is trained; give a closed form, which needs no training")
     return part
+
+
+def _check_heeded(parts: list[tuple[str, Method]], options: Options) -> None:
+    lines = {**METHODS, "constants": CONSTANTS, "norms": NORMS}
+    heeded = {flag for name, part in parts if part.needs.calibration for flag in lines[name].takes}
+    if options.bias_start != "zero" and "bias_start" not in heeded:
+        raise UserError(
+            f"-bias_start: {' and '.join(name for name, _ in parts)} train no free bias; give -method output_bias or "
+            "norms_biases, or an -apply_to that adds one, or leave it out"
+        )
+    if options.stream and "stream" not in heeded:
+        raise UserError(
+            f"-stream: {' and '.join(name for name, _ in parts)} read no calibration set by a stream of choice; give "
+            "-method flap_bias, -first flap_bias or -bias_start closed_form, or leave it out"
+        )
 
 
 def _made(line: Line, sites: frozenset[str], options: Options) -> Method:

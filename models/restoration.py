@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial, reduce
 from operator import or_
 from pathlib import Path
@@ -17,6 +17,7 @@ from models.checkpoint import Checkpoint
 from models.contract import Given, Method, Needs, Promise, State
 from models.loading import load_config
 from models.methods import Options, parts_of
+from models.modeling_llama import explicit_biases
 from utils.common.errors import UserError, first_line
 from utils.common.files import whole_folder, write_json
 from utils.common.methods import METHODS
@@ -41,10 +42,16 @@ class Restoration:
         given: Given,
         keep: Callable[[str, Method, Callable[[], State]], State] | None = None,
     ) -> "Restoration":
-        """All parts before training. keep: returns a part's kept state, or what it is given to make it with."""
-        parts = parts_of(method, options)
-        makes = [partial(part.start, given) for _, part in parts]
-        states = (keep(*part, make) if keep else make() for part, make in zip(parts, makes, strict=True))
+        """All parts before training, each given the checkpoint as the closed forms before it restored it.
+
+        keep: returns a part's kept state, or what it is given to make it with.
+        """
+        states = []
+        for name, part in parts_of(method, options):
+            make = partial(part.start, given)
+            states.append(keep(name, part, make) if keep else make())
+            if not part.needs.training:
+                given = given_after(given, part, states[-1])
         return cls(method, options, tuple(states))
 
     @property
@@ -113,6 +120,28 @@ class Restoration:
 
     def _with(self, states: tuple[State, ...]) -> "Restoration":
         return Restoration(self.method, self.options, states)
+
+
+def given_after(given: Given, part: Method, state: State) -> Given:
+    """The same, but pruned tensors and model are as a merge of this part would have them, before they are rounded."""
+    touched = set(part.touched(state, given.config))
+
+    def read(name: str) -> Tensor:
+        if name not in touched:
+            return given.read(name)
+        try:
+            value = given.read(name).double()
+        except KeyError:
+            value = None
+        return part.merged(state, name, value, given.read)
+
+    def pruned() -> LlamaForCausalLM:
+        model = explicit_biases(given.pruned(), [name for name in touched if name.endswith(".bias")])
+        for name in touched:
+            model.get_parameter(name).copy_(read(name))
+        return model
+
+    return replace(given, read=read, pruned=given.pruned and pruned) if touched else given
 
 
 def needs_of(method: str, options: Options) -> Needs:

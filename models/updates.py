@@ -42,6 +42,14 @@ class LowRank(nn.Module):
         return (len(self.down) + 2) * EPS * size
 
 
+class FixedLowRank(LowRank):
+    """A low-rank update that is not trained: what a closed form gave."""
+
+    def __init__(self, down: Tensor, up: Tensor, scale: float, masked: bool):
+        super().__init__(down, up, scale, masked)
+        self.requires_grad_(False)
+
+
 def folded_update(weight: Tensor, down: Tensor, up: Tensor, scale: float, masked: bool) -> Tensor:
     """scale · B A in fp64 on the CPU, (out, in); zero where the weight is, if masked."""
     update = scale * (_exact(up) @ _exact(down))

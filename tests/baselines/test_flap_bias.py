@@ -45,7 +45,7 @@ def test_means_are_those_of_every_token(make_tiny_llama, tokens, monkeypatch):
         blocks += 1
         for site in SITES:
             name = f"model.layers.{block.index}.{SITES[site]}"
-            found = block.dense.mean_input(site)
+            found = block.dense.mean_inputs([site])[site]
             assert found.dtype == torch.float64
             assert torch.allclose(found, expected[name].mean(0), atol=1e-5), name
     assert blocks == 3

@@ -41,6 +41,11 @@ METHODS = {
     "flap_bias everywhere": Options("all"),
     "bias_only after flap_bias": Options("both", first="flap_bias"),
     "masked_lora after flap_bias": Options("all", first="flap_bias", train_norms=True),
+    "flap_bias sequential": Options("all", stream="sequential"),
+    "flap_bias after eora": Options("all", first="eora", lora_rank=2, stream="pruned"),
+    "norms_biases from flap_bias": Options(bias_start="closed_form", stream="sequential"),
+    "eora": Options(lora_rank=3),
+    "lora after eora": Options("ffn", first="eora", lora_rank=2, bias_start="closed_form"),
     "masked_lora": Options(lora_rank=3),
     "masked_lora and constants": Options("both", train_norms=True, lora_rank=2),
     "lora": Options(lora_rank=3, lora_alpha=2.0),
@@ -127,7 +132,8 @@ def test_merged_equals_attached_and_changes_only_what_is_promised(make_tiny_llam
     valued = {n for n in set(after) - set(before) if bool((after[n] != 0).any())}
     assert differing <= promise.changed and valued <= promise.added
     assert differing | valued or name == "none"
-    dense, updates = name.split()[0] in ("lora", "dora"), name.split()[0] in UPDATES
+    dense = name.split()[0] in ("lora", "dora", "eora") or name.endswith("eora")
+    updates = dense or name.split()[0] in UPDATES
     assert updates or all(not n.endswith("_proj.weight") for n in differing)
     assert {n.rsplit(".", 1)[1] for n in set(after) - set(before)} <= {"bias"}
     lost = sum(int(((before[n] == 0) & (after[n] != 0)).sum()) for n in before)

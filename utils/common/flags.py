@@ -11,6 +11,7 @@ from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, name_or_pa
 from utils.common.errors import UserError, first_line
 from utils.common.methods import METHODS
 from utils.common.names import (
+    BIAS_STARTS,
     BUNDLED,
     C4,
     DTYPE_NAMES,
@@ -65,6 +66,7 @@ class Arguments:
     lora_layers: str | None
     first: str | None
     stream: str | None
+    bias_start: str
     train_norms: bool
     basis: str
     lr: float
@@ -343,7 +345,7 @@ def build_parser() -> Parser:
         type=at_least(1),
         default=8,
         metavar="R",
-        help="of the updates of lora, dora, masked_lora, masked_dora and hira; shira trains as many numbers as lora",
+        help="of the updates of lora, dora, masked_lora, masked_dora, hira, eora; shira trains as many numbers",
     )
     parser.flag(
         "lora_alpha",
@@ -377,6 +379,12 @@ def build_parser() -> Parser:
         help="of closed forms, what is held against each other on the calibration set: the dense layers on the dense "
         "model's stream, or on the restored model's (pruned), or each model's on its own (sequential: earlier layers "
         "are restored already) (default: the method's authors')",
+    )
+    parser.flag(
+        "bias_start",
+        choices=BIAS_STARTS,
+        default="zero",
+        help="where free biases that are trained start: at zero, or where -method flap_bias leaves them, by -stream",
     )
     parser.switch("train_norms", "train the scales of all RMSNorms too")
     parser.flag(

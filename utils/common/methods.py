@@ -37,7 +37,7 @@ _HEADS = "utils.compensation:HeadCompensations"
 _LORA, _LORA_FLAGS = "baselines.lora:LoRA", ("lora_rank", "lora_alpha", "lora_targets", "lora_layers")
 _UNSCALED = tuple(flag for flag in _LORA_FLAGS if flag != "lora_alpha")
 _DORA = "baselines.dora:DoRA"
-_BIAS = "baselines.output_bias:OutputBias"
+_BIAS, _BIAS_FLAGS = "baselines.output_bias:OutputBias", ("bias_start", "stream")
 
 METHODS = {
     "restorelcc": Line(_HEADS, "β and b of Eq. 8 on chosen heads", "RestoreLCC", about=PAPER),
@@ -47,7 +47,13 @@ METHODS = {
     "magnitudes_only": Line(
         _HEADS, "β of chosen heads alone", "RestoreLCC (β alone)", {"trained": ("magnitudes",)}, about=PAPER
     ),
-    "output_bias": Line(_BIAS, "a free bias of whole projections", "a bias of whole projections", takes_sites=True),
+    "output_bias": Line(
+        _BIAS,
+        "a free bias of whole projections",
+        "a bias of whole projections",
+        takes_sites=True,
+        takes=_BIAS_FLAGS,
+    ),
     "norms_biases": Line(
         _BIAS,
         "a free bias of all linear layers, and the scales of all norms",
@@ -55,9 +61,14 @@ METHODS = {
         takes_sites=True,
         sites="all",
         norms=True,
+        takes=_BIAS_FLAGS,
     ),
     "flap_bias": Line(
-        "baselines.flap_bias:FlapBias", "FLAP's bias in closed form, from -calib_data", "FLAP's bias", takes_sites=True
+        "baselines.flap_bias:FlapBias",
+        "FLAP's bias in closed form, from -calib_data",
+        "FLAP's bias",
+        takes_sites=True,
+        takes=("stream",),
     ),
     "masked_lora": Line(_LORA, "LoRA inside the mask, zeros kept", "masked LoRA", {"masked": True}, takes=_LORA_FLAGS),
     "masked_dora": Line(_DORA, "DoRA inside the mask, zeros kept", "masked DoRA", {"masked": True}, takes=_LORA_FLAGS),
@@ -67,9 +78,15 @@ METHODS = {
     "masked_full": Line("baselines.masked_full:MaskedFull", "all weights that are not zero", "masked full fine-tuning"),
     "lora": Line(_LORA, "LoRA on all linear layers; merged, it fills the zeros", "LoRA", takes=_LORA_FLAGS),
     "dora": Line(_DORA, "DoRA on all linear layers; merged, it fills the zeros", "DoRA", takes=_LORA_FLAGS),
+    "eora": Line(
+        "baselines.eora:EoRA",
+        "EoRA's update of all linear layers in closed form, from -calib_data; merged, it fills the zeros",
+        "EoRA",
+        takes=("lora_rank",),
+    ),
     "none": Line("baselines.nothing:Nothing", "restores nothing", "nothing"),
 }
 """What -method takes."""
 
-CONSTANTS = Line(_BIAS, "biases where the method itself has none", "biases", takes_sites=True)
+CONSTANTS = Line(_BIAS, "biases where the method itself has none", "biases", takes_sites=True, takes=_BIAS_FLAGS)
 NORMS = Line("baselines.norms:NormScales", "scales of all norms", "norm scales")

@@ -25,6 +25,9 @@ STREAMS = ("dense", "pruned", "sequential")
 in the dense model; the dense layers on what the restored model feeds them; or what the dense model gives and what the
 restored one gives, each on its own stream, layers in order and earlier ones restored already."""
 
+BIAS_STARTS = ("zero", "closed_form")
+"""Where a trained free bias starts: at zero, or where -method flap_bias would leave it."""
+
 LINEAR_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of a decoder layer, as -lora_targets names them."""
 

@@ -37,15 +37,17 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     if args.pruned_model_path:
         given, pruned = given_checkpoint(args, dense)
         if run.needs.teacher and pruned != given:
+            asked = [args.method, *([f"-first {args.first}"] if args.first else [])]
+            asked += [f"-bias_start {args.bias_start}"] * (args.bias_start != "zero")
             raise UserError(
-                f"-method: {args.method} holds pruned weights against the dense ones, and a compact checkpoint doesn't "
-                "say which channels are left; prune with -mode masked"
+                f"-method: {' with '.join(asked)} holds pruned weights against the dense ones, and a compact "
+                "checkpoint doesn't say which channels are left; prune with -mode masked"
             )
         config = load_config(pruned, "-pruned_model_path")
-        if run.needs.calibration:
-            calibration.check(args.calib_data, args.calib_samples, args.calib_length, config.max_position_embeddings)
     else:
         pruning.check(args.prune_method, args.sparsity, args.calib_data, args.calib_samples, args.calib_length, config)
+    if run.needs.calibration:
+        calibration.check(args.calib_data, args.calib_samples, args.calib_length, config.max_position_embeddings)
     plan = plan_tasks(args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window, args.ppl_windows)
     tokenizer = load_tokenizer(dense, "-base_model_name")
     samples = read_samples(args, tokenizer, load_texts(args))

@@ -1,18 +1,19 @@
 """Where training starts: what each part of a method is given, and closed forms, which are kept by content."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 from torch import Tensor
 
 import baselines
 import pruning.calibration
+import pruning.statistics
 import pruning.streaming
-from models import modeling_llama, updates
+from models import modeling_llama, restoration, updates
 from models.checkpoint import Checkpoint, fingerprint
 from models.contract import Given, Method, State
 from models.loading import load_model, tokenizer_digest
-from models.methods import Options
+from models.methods import Options, parts_of
 from models.restoration import Restoration
 from utils.common.cache import code_version
 from utils.common.files import digest_files
@@ -36,12 +37,13 @@ def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
         tokens=calibration_tokens(run, models) if calibrates else None,
         dense=anew(run, models.dense, "-base_model_name") if calibrates else None,
         pruned=anew(run, models.pruned, "-pruned_model_path") if calibrates else None,
+        device=run.device,
     )
 
     def kept(name: str, part: Method, make: Callable[[], State]) -> State:
         if not part.needs.calibration:
             return make()
-        return run.cache.tensors("starts", start_key(run, models, name, part), make)
+        return run.cache.tensors("starts", start_key(run, models, name), make)
 
     start = Restoration.start(args.method, Options.of(args), given, kept)
     return start if args.num_epoch else start.neutral(read)
@@ -56,17 +58,23 @@ def calibration_tokens(run: Run, models: Models) -> Tensor:
 
 
 def anew(run: Run, folder: Path, flag: str) -> Callable:
-    """Loads that model for a method, which may change it."""
-    return lambda: load_model(folder, run.dtype, run.reading_device(folder), flag)
+    """Loads that model for a method, which may change it; on the CPU, since one layer at a time is computed."""
+    return lambda: load_model(folder, run.dtype, "cpu", flag)
 
 
-def start_key(run: Run, models: Models, name: str, part: Method) -> dict:
-    """All that a start depends on which reads the calibration set; the part's own settings are its attributes."""
+def start_key(run: Run, models: Models, name: str) -> dict:
+    """All that a part's start depends on which reads the calibration set.
+
+    A part's settings are its attributes. It is given what the closed forms before it restored, so they count too.
+    """
     args, known = run.args, versions()
+    parts = parts_of(args.method, Options.of(args))
+    place = [each for each, _ in parts].index(name)
+    before = [part for part in parts[:place] if not part[1].needs.training]
     return {
         "dense": fingerprint(models.dense),
         "pruned": fingerprint(models.pruned),
-        "part": [name, {key: repr(value) for key, value in sorted(vars(part).items())}],
+        "parts": [[each, settings(part)] for each, part in (*before, parts[place])],
         "seed": args.training_seed,
         "calibration": calibration_key(args),
         "tokenizer": tokenizer_digest(models.tokenizer_from),
@@ -75,6 +83,14 @@ def start_key(run: Run, models: Models, name: str, part: Method) -> dict:
         "libraries": {library: known[library] for library in ("torch", "transformers")},
         "code": [
             digest_files(list(Path(baselines.__file__).parent.glob("*.py"))),
-            code_version(modeling_llama, updates, pruning.streaming, pruning.calibration),
+            code_version(
+                modeling_llama, updates, restoration, pruning.statistics, pruning.streaming, pruning.calibration
+            ),
         ],
     }
+
+
+def settings(part: Method) -> dict[str, str]:
+    """The attributes of a part, as text that is the same in every process: sets have no order of their own."""
+    values = {key: sorted(value) if isinstance(value, Set) else value for key, value in vars(part).items()}
+    return {key: repr(value) for key, value in sorted(values.items())}

@@ -1,0 +1,94 @@
+"""EoRA: the best low-rank update for what pruning took from a layer's output, in closed form.
+
+Liu et al., "EoRA: Fine-tuning-free Compensation for Compressed LLM with Eigenspace Low-Rank Approximation", 2024.
+With S = E[x xᵀ] = Q Λ Qᵀ and the SVD (W - Ŵ) Q Λ^½ = U Σ Vᵀ: B = U_r Σ_r^½, A = Σ_r^½ V_rᵀ Λ^-½ Qᵀ. B A minimises
+E‖(W - Ŵ) x - B A x‖² over all matrices of rank r (Eckart and Young). Merged, it fills the zeros.
+"""
+
+import torch
+from torch import Tensor
+
+from baselines.lora import LoRA
+from baselines.streams import GROUPS, Stream, finite, walk
+from models.contract import SITES, Given, Needs, State
+from models.updates import FixedLowRank
+from pruning.statistics import Hessian
+
+
+class EoRA(LoRA):
+    """An update of rank r for each linear layer; nothing is trained. The state is LoRA's, with s = 1.
+
+    Decoder layers are restored in order; x is what the restored model's is fed, the layers before it restored.
+    """
+
+    needs = Needs(calibration=True, teacher=True)
+    kind = FixedLowRank
+
+    def __init__(self, lora_rank: int):
+        super().__init__(lora_rank, lora_alpha=lora_rank)
+
+    def start(self, given: Given) -> State:
+        """The closed form, each layer's in its place before the next is computed."""
+        found: dict[str, list[Tensor]] = {name: [] for name in self.shapes({}, given.config)}
+        for block in walk(given, "EoRA", dense=False):
+            moments = second_moments(block.restored)
+            for site, name in SITES.items():
+                linear = block.restored.layer.get_submodule(name)
+                full = f"model.layers.{block.index}.{name}.weight"
+                pruned = given.read(full).double()
+                lost = (given.teacher(full).double() - pruned).to(moments[site].device)
+                down, up = (part.float().cpu() for part in low_rank(lost, moments[site], self.rank))
+                found[f"{name}.down"].append(down)
+                found[f"{name}.up"].append(up)
+                linear.weight.copy_(pruned + up.double() @ down.double())
+        return {name: torch.stack(parts) for name, parts in found.items()}
+
+
+def second_moments(stream: Stream) -> dict[str, Tensor]:
+    """E[x xᵀ] over all tokens of what each linear layer is fed, by name in SITES, in one pass.
+
+    (in, in) fp64, summed in fp32; on the stream's device, if that has fp64.
+    """
+    widths = {group[0]: stream.layer.get_submodule(SITES[group[0]]).in_features for group in GROUPS}
+    sums = {site: Hessian(width, stream.hidden.device) for site, width in widths.items()}
+    stream.feed({site: found.add for site, found in sums.items()})
+    device = "cpu" if stream.hidden.device.type == "mps" else stream.hidden.device
+    moments = {
+        site: finite(found.value(), f"the input of {SITES[site]}").to(device).double() / stream.tokens
+        for site, found in sums.items()
+    }
+    return {site: moments[group[0]] for group in GROUPS for site in group}
+
+
+def low_rank(lost: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """EoRA's A (r, in) and B (out, r), fp64: B A is closest to the lost weights on inputs of this second moment.
+
+    lost: W - Ŵ, (out, in) fp64. moment: E[x xᵀ], (in, in) fp64, singular or not. Directions whose eigenvalue is
+    under λ_max · in · eps(fp32), the rounding of the sum that it is, count as such without data: the update is zero on
+    them. Above what the lost weights have of rank on the others, rows of A and columns of B are zero.
+    """
+    eigenvalues, q = torch.linalg.eigh(moment)
+    data = eigenvalues > eigenvalues[-1] * len(eigenvalues) * torch.finfo(torch.float32).eps
+    q, eigenvalues = q[:, data], eigenvalues[data]
+    u, sigma = _leading(lost @ q * eigenvalues.sqrt(), rank)
+    root = sigma.sqrt()
+    down, up = lost.new_zeros(rank, lost.shape[1]), lost.new_zeros(lost.shape[0], rank)
+    # Σ^½ Vᵀ Λ^-½ Qᵀ, without a division by small eigenvalues: Vᵀ is Σ^-1 Uᵀ (W - Ŵ) Q Λ^½.
+    down[: len(sigma)] = (u / root).T @ lost @ q @ q.T
+    up[:, : len(sigma)] = u * root
+    return down, up
+
+
+def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The left singular vectors (out, k) of the k ≤ rank largest singular values (k,), those of rounding left out.
+
+    From the smaller Gram matrix, in a fraction of an SVD's time; fp64 leaves of it more than fp32 holds.
+    """
+    wide = matrix.shape[1] > matrix.shape[0]
+    squares, vectors = torch.linalg.eigh(matrix @ matrix.T if wide else matrix.T @ matrix)
+    squares, vectors = squares.flip(0)[:rank], vectors.flip(1)[:, :rank]
+    if not len(squares):
+        return matrix.new_zeros(len(matrix), 0), squares
+    present = squares > squares[0] * max(matrix.shape) * torch.finfo(matrix.dtype).eps
+    sigma, vectors = squares[present].sqrt(), vectors[:, present]
+    return (vectors if wide else matrix @ vectors / sigma), sigma
