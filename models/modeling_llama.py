@@ -165,6 +165,31 @@ def folded_update(weight: Tensor, down: Tensor, up: Tensor, scale: float, masked
     return update.masked_fill_(weight.detach().cpu() == 0, 0) if masked else update
 
 
+class FixedChange(nn.Module):
+    """A change of a weight that is not trained: change (out, in) fp32, left out where the weight is zero."""
+
+    def __init__(self, change: Tensor):
+        super().__init__()
+        self.change = nn.Parameter(change, requires_grad=False)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """What is added to the weight (out, in), fp32."""
+        return self.change.masked_fill(weight == 0, 0)
+
+    def folded(self, weight: Tensor) -> Tensor:
+        """The same in fp64, on the CPU: what a merge writes."""
+        return folded_change(weight, self.change)
+
+    def rounding(self, weight: Tensor) -> Tensor:
+        """(out, in) fp64: nothing is computed, but the sum with the weight."""
+        return torch.finfo(torch.float32).eps * self.folded(weight).abs()
+
+
+def folded_change(weight: Tensor, change: Tensor) -> Tensor:
+    """The change in fp64 on the CPU, (out, in); zero where the weight is."""
+    return change.detach().cpu().double().masked_fill_(weight.detach().cpu() == 0, 0)
+
+
 def changed(weight: Tensor, updates: Iterable[Callable[[Tensor], Tensor]]) -> Tensor:
     """The weight after all updates, one after another."""
     for update in updates:

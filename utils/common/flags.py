@@ -54,6 +54,8 @@ class Arguments:
     lora_alpha: float
     first: str | None
     stream: str | None
+    reconstruct_lr: float
+    reconstruct_epochs: int
     train_norms: bool
     basis: str
     lr: float
@@ -334,6 +336,16 @@ def build_parser() -> Parser:
         help="of closed forms, what is held against each other on the calibration set: the dense layers on the dense "
         "model's stream, or on the restored model's (pruned), or each model's on its own (sequential: earlier layers "
         "are restored already) (default: the method's authors')",
+    )
+    parser.flag(
+        "reconstruct_lr", type=above(0), default=1e-5, metavar="RATE", help="AdamW's, of the windows of reconstruct"
+    )
+    parser.flag(
+        "reconstruct_epochs",
+        type=at_least(1),
+        default=10,
+        metavar="N",
+        help="passes of each window of reconstruct over the calibration set",
     )
     parser.switch("train_norms", "train the scales of all RMSNorms too")
     parser.flag(

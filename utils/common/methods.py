@@ -59,6 +59,18 @@ METHODS = {
     ),
     "masked_lora": Line(_LORA, "LoRA inside the mask, zeros kept", "masked LoRA", {"masked": True}, takes=_LORA_FLAGS),
     "lora": Line(_LORA, "LoRA on all linear layers; merged, it fills the zeros", "LoRA", takes=_LORA_FLAGS),
+    "admm_update": Line(
+        "baselines.admm_update:AdmmUpdate",
+        "least squares inside the mask by ADMM, on -calib_data; zeros kept",
+        "ADMM's weight update",
+        takes=("stream",),
+    ),
+    "reconstruct": Line(
+        "baselines.reconstruct:Reconstruction",
+        "weights inside the mask trained to give each half layer's dense output on -calib_data; zeros kept",
+        "block reconstruction",
+        takes=("stream", "reconstruct_lr", "reconstruct_epochs"),
+    ),
     "none": Line("baselines.nothing:Nothing", "restores nothing", "nothing"),
 }
 """What -method takes."""
