@@ -166,7 +166,7 @@ class Window:
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                bar.set_postfix(error=f"{before:.3g} -> {before * float(loss.detach()):.3g}")
+                bar.set_postfix(error=f"{before:.3g} -> {before * float(loss.detach()):.3g}", refresh=False)
         found = {key: change.detach() for key, change in trained.items()}
         after = self.error(found)
         return (found, before, after) if after < before else (changes, before, before)
