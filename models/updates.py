@@ -181,6 +181,14 @@ class InMask(nn.Module):
         return int((weight == 0).sum())
 
 
+class FixedInMask(InMask):
+    """A change inside the mask that is not trained: what a method computed layer by layer."""
+
+    def __init__(self, change: Tensor):
+        super().__init__(change)
+        self.requires_grad_(False)
+
+
 class Scaling(nn.Module):
     """IA3 (Liu et al., NeurIPS 2022): the weight's rows or its columns, each times a number; trained in fp32.
 

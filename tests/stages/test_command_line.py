@@ -267,6 +267,17 @@ OTHER_METHODS = {
         set(),
     ),
     "masked LoRA": ({"method": "masked_lora", "lora_rank": 2}, set(), {f"{name}.weight" for name in LINEARS}),
+    "ADMM": (
+        {"method": "admm_update", "calib_data": "TEXT", "calib_samples": 6, "calib_length": 32},
+        set(),
+        {f"{name}.weight" for name in LINEARS},
+    ),
+    "reconstruction": (
+        {"method": "reconstruct", "stream": "sequential", "reconstruct_lr": 1e-3}
+        | {"calib_data": "TEXT", "calib_samples": 6, "calib_length": 32},
+        set(),
+        {f"{name}.weight" for name in LINEARS},
+    ),
     "LoRA": ({"method": "lora", "lora_rank": 2}, set(), {f"{name}.weight" for name in LINEARS}),
     "DoRA in places": (
         {"method": "masked_dora", "lora_rank": 1, "lora_targets": "v_proj,up_proj", "lora_layers": "0,2"},
@@ -276,6 +287,7 @@ OTHER_METHODS = {
     "SHiRA": ({"method": "shira", "lora_rank": 2}, set(), {f"{name}.weight" for name in LINEARS}),
     "nothing": ({"method": "none"}, set(), set()),
 }
+UNTRAINED = ("nothing", "flap", "ADMM", "reconstruction")
 
 
 @pytest.mark.parametrize("name", OTHER_METHODS)
@@ -299,8 +311,8 @@ def test_every_method_runs_to_a_proved_checkpoint(world, tmp_path, monkeypatch, 
     assert kinds(proof["nonzero_new_tensors"]) == added
     assert kinds(proof["changed_tensors"]) == changed
     record = json.loads((tmp_path / "out" / "run.json").read_text())["method"]
-    assert (record["parameters"] > 0) == (name not in ("nothing", "flap"))
-    assert bool((tmp_path / "out" / "logs" / "history.jsonl").read_text()) == (name not in ("nothing", "flap"))
+    assert (record["parameters"] > 0) == (name not in UNTRAINED)
+    assert bool((tmp_path / "out" / "logs" / "history.jsonl").read_text()) == (name not in UNTRAINED)
     assert record["title"] in (tmp_path / "out" / "report.md").read_text() or name == "nothing"
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").config.mlp_bias == (
         "mlp.down_proj.bias" in added

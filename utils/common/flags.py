@@ -67,6 +67,8 @@ class Arguments:
     first: str | None
     stream: str | None
     bias_start: str
+    reconstruct_lr: float
+    reconstruct_epochs: int
     train_norms: bool
     basis: str
     lr: float
@@ -385,6 +387,16 @@ def build_parser() -> Parser:
         choices=BIAS_STARTS,
         default="zero",
         help="where free biases that are trained start: at zero, or where -method flap_bias leaves them, by -stream",
+    )
+    parser.flag(
+        "reconstruct_lr", type=above(0), default=1e-5, metavar="RATE", help="AdamW's, of the windows of reconstruct"
+    )
+    parser.flag(
+        "reconstruct_epochs",
+        type=at_least(1),
+        default=10,
+        metavar="N",
+        help="passes of each window of reconstruct over the calibration set",
     )
     parser.switch("train_norms", "train the scales of all RMSNorms too")
     parser.flag(

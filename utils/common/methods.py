@@ -84,6 +84,18 @@ METHODS = {
         "EoRA",
         takes=("lora_rank",),
     ),
+    "admm_update": Line(
+        "baselines.admm_update:AdmmUpdate",
+        "least squares inside the mask by ADMM, on -calib_data; zeros kept",
+        "ADMM's weight update",
+        takes=("stream",),
+    ),
+    "reconstruct": Line(
+        "baselines.reconstruct:Reconstruction",
+        "weights inside the mask trained to give each half layer's dense output on -calib_data; zeros kept",
+        "block reconstruction",
+        takes=("stream", "reconstruct_lr", "reconstruct_epochs"),
+    ),
     "none": Line("baselines.nothing:Nothing", "restores nothing", "nothing"),
 }
 """What -method takes."""

@@ -1,0 +1,172 @@
+"""Block reconstruction inside the mask: weights trained, half a decoder layer at a time, to give the dense output.
+
+Settings of ZIB-IOL/Free-Lunch-in-LLM-Compression (windows of attention and of MLP, AdamW at 1e-5, linear with 10 % of
+warm-up) and EBFT (10 epochs). Weight decay is 0; the norms are frozen. A step takes one batch of whole sequences, as
+many as one forward pass of the streams takes, the same ones in each epoch, in another order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from tqdm import tqdm
+from transformers import get_linear_schedule_with_warmup
+
+from baselines.fixed_weights import FixedWeights, put
+from baselines.streams import Stream, walk
+from models.checkpoint import LINEARS
+from models.contract import Given, State
+from utils.common.errors import UserError
+
+WARMUP = 0.1
+"""Of all steps of a window."""
+
+
+class AttentionHalf(nn.Module):
+    """The first half of a decoder layer, input_layernorm to o_proj, with its residual."""
+
+    linears = LINEARS[:4]
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden: Tensor, **kwargs) -> Tensor:
+        """(B, T, D) after it. kwargs: what a decoder layer takes besides."""
+        normed = self.layer.input_layernorm(hidden)
+        return hidden + self.layer.self_attn(hidden_states=normed, **kwargs)[0]
+
+
+class MlpHalf(nn.Module):
+    """The second half of a decoder layer, post_attention_layernorm to down_proj, with its residual."""
+
+    linears = LINEARS[4:]
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden: Tensor, **kwargs) -> Tensor:
+        """(B, T, D) after it. kwargs: what a decoder layer takes besides; none of it is needed."""
+        return hidden + self.layer.mlp(self.layer.post_attention_layernorm(hidden))
+
+
+HALVES = (AttentionHalf, MlpHalf)
+
+
+class Reconstruction(FixedWeights):
+    """The weights inside the mask, trained window by window on the mean squared error of the window's output.
+
+    stream: both windows on the dense model's inputs; the dense window's output on the restored model's inputs (pruned);
+    or the dense model's output, and the restored model's inputs (sequential). A window that is not better at the end
+    than at the start, on the calibration set itself, stays as it was. errors: that mean squared error, of both halves.
+    """
+
+    windows = len(HALVES)
+
+    def __init__(self, stream: str | None, reconstruct_lr: float, reconstruct_epochs: int):
+        super().__init__(stream)
+        self.lr, self.epochs = reconstruct_lr, reconstruct_epochs
+
+    def start(self, given: Given) -> State:
+        """Layers in order, each half on what the halves before it give."""
+        state, generator = self.unchanged(given.config), torch.Generator().manual_seed(given.seed)
+        # Weights of the model whose own stream is not asked for.
+        unfed = {"dense": given.pruned, "pruned": given.dense}.get(self.stream, lambda: None)()
+        dense, restored = self.stream != "pruned", self.stream != "dense"
+        for block in walk(given, "block reconstruction", dense=dense, restored=restored):
+            teacher, student = (
+                stream.layer if stream else unfed.model.layers[block.index] for stream in (block.dense, block.restored)
+            )
+            source = block.restored or block.dense
+            true = block.dense.hidden if block.dense else None
+            fed = source.hidden
+            for row, half in enumerate(HALVES):
+                target = passed(half(teacher), replace(source, hidden=true if self.stream == "sequential" else fed))
+                pairs = [replace(source, hidden=hidden).batches() for hidden in (fed, target)]
+                window = Window(half(student), list(zip(*pairs, strict=True)), source.kwargs)
+                changes, *errors = window.train(self.lr, self.epochs, generator, f"layer {block.index}")
+                state["errors"][block.index, row] = torch.tensor(errors)
+                for name, change in changes.items():
+                    state[f"{name}.change"][block.index] = change
+                    linear = student.get_submodule(name)
+                    put(linear.weight + change, linear)
+                true = target
+                fed = target if self.stream == "dense" else passed(half(student), replace(source, hidden=fed))
+        return state
+
+    def describe(self, state: State) -> str:
+        """What was changed, how, and how many windows it made better."""
+        before, after = state["errors"].unbind(-1)
+        share = float(after.double().sum() / before.double().sum().clamp_min(torch.finfo(torch.float64).tiny))
+        return (
+            f"non-zero weights of {before.numel()} half layers by reconstruction (stream {self.stream}, {self.epochs} "
+            f"epochs at {self.lr:g}), {int((after < before).sum())} of them better, error {share:.3g} of what it was"
+        )
+
+
+@torch.no_grad()
+def passed(half: nn.Module, stream: Stream) -> Tensor:
+    """The hidden states (S, T, D) after half a layer."""
+    return torch.cat([half(batch, **stream.kwargs) for batch in stream.batches()])
+
+
+class Window:
+    """Half a decoder layer whose linear layers' non-zero weights are trained.
+
+    batches: (inputs, wanted outputs), (B, T, D) each. kwargs: what the decoder layer takes besides.
+    """
+
+    def __init__(self, half: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], kwargs: dict):
+        self.half, self.batches, self.kwargs = half, batches, kwargs
+        self.frozen = {name: half.layer.get_submodule(name).weight.detach() for name in half.linears}
+
+    def loss(self, changes: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean squared error of one batch, fp32; changes (out, in) fp32 count where the weight is not zero."""
+        weights = {
+            f"layer.{name}.weight": (weight.float() + changes[name] * (weight != 0)).to(weight.dtype)
+            for name, weight in self.frozen.items()
+        }
+        return F.mse_loss(functional_call(self.half, weights, (inputs,), self.kwargs).float(), targets.float())
+
+    @torch.no_grad()
+    def error(self, changes: dict[str, Tensor]) -> float:
+        """The same over all batches, each with the weight of its sequences."""
+        sizes = [len(inputs) for inputs, _ in self.batches]
+        losses = (float(self.loss(changes, *batch)) for batch in self.batches)
+        return sum(size * loss for size, loss in zip(sizes, losses, strict=True)) / sum(sizes)
+
+    def train(
+        self, lr: float, epochs: int, generator: torch.Generator, name: str
+    ) -> tuple[dict[str, Tensor], float, float]:
+        """(changes by linear layer, (out, in) fp32, error before, error after): zeros if they would not make it better.
+
+        generator: draws the order of the batches. name: for the progress bar. Raises UserError if the error before is
+        not finite.
+        """
+        changes = {key: torch.zeros_like(weight, dtype=torch.float32) for key, weight in self.frozen.items()}
+        before = self.error(changes)
+        if not before < float("inf"):
+            raise UserError(f"-dtype: {name} is not finite on the calibration set; try bfloat16 or float32")
+        if before == 0:
+            return changes, before, before
+        trained = {key: change.clone().requires_grad_() for key, change in changes.items()}
+        optimizer = torch.optim.AdamW(trained.values(), lr=lr, weight_decay=0.0)
+        steps = epochs * len(self.batches)
+        schedule = get_linear_schedule_with_warmup(optimizer, int(WARMUP * steps), steps)
+        order = (index for _ in range(epochs) for index in torch.randperm(len(self.batches), generator=generator))
+        with torch.enable_grad(), tqdm(order, desc=name, total=steps, unit="step", leave=False) as bar:
+            for index in bar:
+                # As a share of the first error: small ones would drown in Adam's epsilon, or in fp16's range.
+                loss = self.loss(trained, *self.batches[index]) / before
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                bar.set_postfix(error=f"{before:.3g} -> {before * float(loss.detach()):.3g}", refresh=False)
+        found = {key: change.detach() for key, change in trained.items()}
+        after = self.error(found)
+        return (found, before, after) if after < before else (changes, before, before)
