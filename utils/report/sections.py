@@ -3,8 +3,16 @@
 import re
 from pathlib import Path
 
+from utils.common.names import ANSWER_BITS
 from utils.report.summary import hide_path, hide_paths, shown_name
-from utils.report.tables import markdown_table, mean_row, score_rows, score_table_markdown
+from utils.report.tables import (
+    agreement_rows,
+    answer_rows,
+    markdown_table,
+    mean_row,
+    score_rows,
+    score_table_markdown,
+)
 
 USE = """\
 ```python
@@ -23,12 +31,26 @@ HOW_TO_READ = (
 
 def score_tables(results: dict) -> tuple[list[str], list[str]]:
     """(each task's main metric and their mean, all other metrics), as paragraphs; the second may be empty."""
-    rows, others = score_rows(results), score_rows(results, main=False)
+    rows = score_rows(results)
+    others = [row for row in score_rows(results, main=False) if row.metric != ANSWER_BITS]  # `answer_table` has them
     if not rows:
         return ["No task was evaluated."], []
     mean = mean_row(results)
     main = [score_table_markdown([*rows, mean] if mean else rows), HOW_TO_READ]
     return main, [score_table_markdown(others)] if others else []
+
+
+HOW_TO_READ_ANSWERS = (
+    "`answer_bits_per_byte` is how unlikely the right answers are, KL (in nats) how far the distribution over the "
+    "choices is from the dense model's: both see changes that turn no answer. Flipped are the answers that are not the "
+    "dense model's, whether right or wrong."
+)
+
+
+def answer_table(results: dict) -> list[str]:
+    """The right answers' likelihood and the agreement with the dense model, as paragraphs; none without choices."""
+    rows = [*answer_rows(results), *agreement_rows(results)]
+    return [score_table_markdown(rows), HOW_TO_READ_ANSWERS] if rows else []
 
 
 def reproducing(run: dict) -> list[str]:

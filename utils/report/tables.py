@@ -6,10 +6,13 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 
 from utils.common.commands import WIDTH
+from utils.common.names import ANSWER_BITS
 
 MODELS = ("dense", "pruned", "restored")
 DASH = "–"
-SHARES = ("acc", "exact_match", "f1")
+FLIPPED = "answers flipped"
+"""Shown for the share of answers that are not the dense model's."""
+SHARES = ("acc", "exact_match", "f1", FLIPPED)
 """Beginnings of the names of metrics that are shares of 1 and are shown in per cent."""
 ARROWS = {True: " ↑", False: " ↓", None: ""}
 """After a metric's name, by whether higher is better; nothing where nobody recorded it."""
@@ -95,13 +98,54 @@ def score_rows(results: dict, main: bool = True) -> list[ScoreRow]:
 
 def mean_row(results: dict) -> ScoreRow | None:
     """The mean of the tasks' accuracies, the headline of the papers, as `results` has it; None where it has none."""
-    mean = results.get("mean")
+    return _mean_row(results.get("mean"), "accuracy")
+
+
+def answers_row(results: dict) -> ScoreRow | None:
+    """The mean over tasks of the right answers' bits a byte, as `results` has it; None where it has none."""
+    return _mean_row(results.get("answers"), "answer bits/byte")
+
+
+def answer_rows(results: dict) -> list[ScoreRow]:
+    """The right answers' bits a byte of each task that has them, and their mean."""
+    tasks = _tasks(results.get("scores") or {})
+    rows = [_row(results, task, ANSWER_BITS) for task, metrics in tasks.items() if ANSWER_BITS in metrics]
+    mean = answers_row(results)
+    return [*rows, mean] if mean else rows
+
+
+def agreement_rows(results: dict) -> list[ScoreRow]:
+    """How far from the dense model's the answers to each task are, and to all of them where there are several."""
+    return [row for measure in ("flipped", "kl") for row in _agreement_rows(results.get("agreement") or {}, measure)]
+
+
+def _agreement_rows(agreement: dict, measure: str) -> list[ScoreRow]:
+    rows = []
+    for task in agreement.get("paired", {}):
+        if task == "all" and len(agreement["paired"]) == 2:
+            continue
+        scores = {name: score for name in MODELS[1:] if (score := _score(agreement[name][task][measure]))}
+        paired = agreement["paired"][task][measure]
+        rows.append(
+            ScoreRow(
+                "all questions" if task == "all" else task,
+                {"flipped": FLIPPED, "kl": "KL from dense"}[measure],
+                scores,
+                _score({"value": paired["difference"], "stderr": paired["stderr"]}),
+                higher_is_better=False,
+                is_mean=task == "all",
+            )
+        )
+    return rows
+
+
+def _mean_row(mean: dict | None, metric: str) -> ScoreRow | None:
     if not mean:
         return None
     scores = {name: score for name in MODELS if (score := _score(mean["scores"].get(name)))}
     return ScoreRow(
         f"mean of {len(mean['tasks'])} tasks",
-        "accuracy",
+        metric,
         scores,
         _score({"value": mean["paired"]["difference"], "stderr": mean["paired"]["stderr"]}),
         recovered=_number(mean["recovered"]),
@@ -115,8 +159,7 @@ def score_table(results: dict) -> str:
     rows = score_rows(results)
     if not rows:
         return "No task was evaluated."
-    if mean := mean_row(results):
-        rows.append(mean)
+    rows += [mean for mean in (mean_row(results), answers_row(results)) if mean]
     cells = []
     for row in rows:
         scores, difference, recovered = row.texts()
