@@ -6,8 +6,7 @@ from pathlib import Path
 from utils.common.names import ANSWER_BITS
 from utils.report.summary import hide_path, hide_paths, shown_name
 from utils.report.tables import (
-    agreement_rows,
-    answer_rows,
+    answer_table_markdown,
     markdown_table,
     mean_row,
     score_rows,
@@ -41,16 +40,16 @@ def score_tables(results: dict) -> tuple[list[str], list[str]]:
 
 
 HOW_TO_READ_ANSWERS = (
-    "`answer_bits_per_byte` is how unlikely the right answers are, KL (in nats) how far the distribution over the "
-    "choices is from the dense model's: both see changes that turn no answer. Flipped are the answers that are not the "
-    "dense model's, whether right or wrong."
+    "Dense, pruned and restored: bits a byte of the right answers. Flipped are the answers that are not the dense "
+    "model's, whether right or wrong; KL, in nats, is how far the distribution over the choices is from the dense "
+    "model's. Both are given as pruned → restored. Lower is better in all of them."
 )
 
 
 def answer_table(results: dict) -> list[str]:
     """The right answers' likelihood and the agreement with the dense model, as paragraphs; none without choices."""
-    rows = [*answer_rows(results), *agreement_rows(results)]
-    return [score_table_markdown(rows), HOW_TO_READ_ANSWERS] if rows else []
+    table = answer_table_markdown(results)
+    return [table, HOW_TO_READ_ANSWERS] if table else []
 
 
 def reproducing(run: dict) -> list[str]:

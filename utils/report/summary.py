@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
 from utils.common.names import EMBEDDED, EMBEDDED_ID
-from utils.report.tables import FLIPPED, MODELS, ScoreRow, agreement_rows, answers_row, mean_row, score_rows
+from utils.report.tables import MODELS, ScoreRow, agreement_rows, answers_row, mean_row, score_rows
 
 NAMES = {
     EMBEDDED: EMBEDDED_ID.partition("/")[2],
@@ -163,7 +163,7 @@ def findings(results: dict) -> list[str]:
         )
     if unknown:
         sentences.append(f"Without a standard error, so not claimed as a gain or a loss: {_list(unknown)}.")
-    flipped = [row for row in agreement_rows(results) if row.metric == FLIPPED]
+    flipped = agreement_rows(results, "flipped")
     for text, row in (
         ("Accuracy, {}", mean_row(results)),
         ("Bits a byte of the right answers, {}", answers_row(results)),

@@ -10,9 +10,9 @@ from utils.common.names import ANSWER_BITS
 
 MODELS = ("dense", "pruned", "restored")
 DASH = "–"
-FLIPPED = "answers flipped"
-"""Shown for the share of answers that are not the dense model's."""
-SHARES = ("acc", "exact_match", "f1", FLIPPED)
+AGREEMENT = {"flipped": "answers flipped", "kl": "KL from dense"}
+"""How the two measures of agreement with the dense model are shown, by their names in results.json."""
+SHARES = ("acc", "exact_match", "f1", AGREEMENT["flipped"])
 """Beginnings of the names of metrics that are shares of 1 and are shown in per cent."""
 ARROWS = {True: " ↑", False: " ↓", None: ""}
 """After a metric's name, by whether higher is better; nothing where nobody recorded it."""
@@ -114,22 +114,18 @@ def answer_rows(results: dict) -> list[ScoreRow]:
     return [*rows, mean] if mean else rows
 
 
-def agreement_rows(results: dict) -> list[ScoreRow]:
-    """How far from the dense model's the answers to each task are, and to all of them where there are several."""
-    return [row for measure in ("flipped", "kl") for row in _agreement_rows(results.get("agreement") or {}, measure)]
-
-
-def _agreement_rows(agreement: dict, measure: str) -> list[ScoreRow]:
-    rows = []
-    for task in agreement.get("paired", {}):
-        if task == "all" and len(agreement["paired"]) == 2:
+def agreement_rows(results: dict, measure: str) -> list[ScoreRow]:
+    """One of AGREEMENT's measures for each task, and for all their questions where there are several tasks."""
+    rows, agreement = [], results.get("agreement") or {"paired": {}}
+    for task in agreement["paired"]:
+        if task == "all" and len(rows) == 1:
             continue
         scores = {name: score for name in MODELS[1:] if (score := _score(agreement[name][task][measure]))}
         paired = agreement["paired"][task][measure]
         rows.append(
             ScoreRow(
                 "all questions" if task == "all" else task,
-                {"flipped": FLIPPED, "kl": "KL from dense"}[measure],
+                AGREEMENT[measure],
                 scores,
                 _score({"value": paired["difference"], "stderr": paired["stderr"]}),
                 higher_is_better=False,
@@ -200,6 +196,43 @@ def score_table_markdown(rows: list[ScoreRow]) -> str:
         lines.append([task, *numbers, recovered, verdict + p])
     header = ["task", *MODELS, "restored - pruned", "gap recovered", "verdict"]
     return markdown_table(header, lines, right=range(1, 6))
+
+
+def answer_table_markdown(results: dict) -> str:
+    """A row a task: its right answers' bits a byte, flips and KL, verdicts with them; empty without such tasks."""
+    bits, *others = answer_rows(results), *(agreement_rows(results, measure) for measure in AGREEMENT)
+    found = [{row.task: row for row in rows} for rows in (bits, *others)]
+    tasks = {row.task: row.is_mean for rows in (bits, *others) for row in rows}
+    lines = []
+    for task in sorted(tasks, key=tasks.get):  # means last
+        name = task if tasks[task] else f"`{task}`"
+        answers, *agreements = (rows.get(task) for rows in found)
+        lines.append([name, *_answer_cells(answers), *map(_agreement_cell, agreements)])
+    header = ["task", *MODELS, "restored - pruned", "gap recovered", *AGREEMENT.values()]
+    return markdown_table(header, lines, right=range(1, len(header))) if lines else ""
+
+
+def _answer_cells(row: ScoreRow | None) -> list[str]:
+    if row is None:
+        return [DASH] * 5
+    scores, difference, recovered = row.texts()
+    # Narrow, since there are many columns.
+    numbers = [text.replace(" ± ", "<br>±\u00a0") for text in scores.values()]
+    return [*numbers, _judged(difference, row), recovered]
+
+
+def _agreement_cell(row: ScoreRow | None) -> str:
+    """Pruned → restored, and below it their difference."""
+    if row is None:
+        return DASH
+    scores, difference, _ = row.texts()
+    before, after = (scores[name].split(" ±")[0] for name in MODELS[1:])
+    return f"{before} → {after}{' %' if row.percent else ''}<br>{_judged(difference, row)}"
+
+
+def _judged(difference: str, row: ScoreRow) -> str:
+    verdict = "**worse**" if row.verdict == "worse" else row.verdict
+    return "<br>".join(filter(None, [difference.replace("± ", "±\u00a0"), verdict]))
 
 
 def proof_rows(proof: dict) -> list[tuple[str, str, bool]]:
