@@ -289,6 +289,7 @@ def test_parts_of_a_plan_score_as_the_whole(data, tiny):
     whole = evaluate(*tiny, plan, label="x")
     joined = Evaluation.joined([evaluate(*tiny, part, label="x") for part in plan.parts()])
     assert (joined.scores, joined.samples, joined.metrics) == (whole.scores, whole.samples, whole.metrics)
+    assert joined.choices == whole.choices and set(whole.choices) == {"rte", "arc_easy"}
     assert joined.provenance == whole.provenance
     assert [list(part.key()["tasks"]) for part in plan.parts()] == [["rte"], ["arc_easy"], [WIKITEXT]]
 
