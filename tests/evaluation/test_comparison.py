@@ -7,6 +7,7 @@ import pytest
 from lm_eval.api.group import AggMetricConfig, Group
 
 from tests.evaluation.test_evaluation import data, tiny  # noqa: F401
+from utils.common.names import ANSWER_BITS
 from utils.evaluation.comparison import mean_over_tasks, recovered, summarise
 from utils.evaluation.plan import EvalPlan, _planned, plan_tasks
 from utils.evaluation.scoring import Evaluation, evaluate
@@ -14,6 +15,7 @@ from utils.evaluation.tasks import WIKITEXT
 
 MODELS = ("dense", "pruned", "restored")
 ACCURACY = {"aggregation": "mean", "higher_is_better": True}
+BITS = {"aggregation": "bits_per_byte", "higher_is_better": False}
 
 
 def scored(kind: dict = ACCURACY, metric: str = "acc", **rows: list[float]) -> Evaluation:
@@ -114,6 +116,7 @@ def test_every_score_has_lm_evals_direction(data, tiny):  # noqa: F811
     assert results["metrics"]["hellaswag"] == {
         "acc": {"aggregation": "mean", "higher_is_better": False},
         "acc_norm": {"aggregation": "mean", "higher_is_better": True},
+        ANSWER_BITS: BITS,
     }
     assert {metric: kind["higher_is_better"] for metric, kind in results["metrics"][WIKITEXT].items()} == dict.fromkeys(
         ("token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"), False
@@ -131,7 +134,12 @@ def test_a_metric_without_rows_and_a_group_have_their_direction(data, tiny):  # 
     )
     inner.add(rte), inner.add(boolq), outer.add(inner)
     found = evaluate(*tiny, EvalPlan((_planned(outer, None, "here"),), None, 64), label="x")
+    accuracy = {"acc": {"aggregation": None, "higher_is_better": False}}
     assert found.metrics == {
-        name: {"acc": {"aggregation": None, "higher_is_better": False}} for name in ("rte", "boolq", "inner", "outer")
+        **{task: {**accuracy, ANSWER_BITS: BITS} for task in ("rte", "boolq")},
+        **dict.fromkeys(("inner", "outer"), accuracy),
     }
-    assert found.samples == {}
+    assert {task: list(metrics) for task, metrics in found.samples.items()} == {
+        "rte": [ANSWER_BITS],
+        "boolq": [ANSWER_BITS],
+    }

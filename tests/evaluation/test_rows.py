@@ -7,7 +7,7 @@ import pytest
 from tests.evaluation.test_evaluation import data, load, one_line  # noqa: F401
 from utils.evaluation.comparison import compare
 from utils.evaluation.plan import plan_tasks
-from utils.evaluation.rows import pair_rows, read_rows, write_rows
+from utils.evaluation.rows import CHOICES, pair_rows, read_rows, write_rows
 from utils.evaluation.scoring import Evaluation, evaluate
 from utils.evaluation.statistics import paired_difference
 from utils.evaluation.tasks import TOKEN_PERPLEXITY, WIKITEXT
@@ -32,6 +32,7 @@ def test_rows_come_back_as_they_were_scored(scored, tmp_path):
     assert set(kept) == {"dense", "pruned"}
     for name, evaluation in evaluations.items():
         values = {task: {m: rows.values for m, rows in metrics.items()} for task, metrics in kept[name].items()}
+        assert values["hellaswag"].pop(CHOICES) == evaluation.choices["hellaswag"]
         assert values == evaluation.samples
         rows = kept[name]["hellaswag"]["acc"]
         assert (rows.aggregation, rows.higher_is_better) == ("mean", True)

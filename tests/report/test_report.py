@@ -15,6 +15,7 @@ from utils.report.summary import findings, hide_path, hide_paths, shown_name, su
 from utils.report.tables import (
     Score,
     ScoreRow,
+    answer_table_markdown,
     mean_row,
     proof_table,
     proof_table_markdown,
@@ -243,6 +244,84 @@ def test_the_mean_over_tasks_is_the_one_that_results_hold():
     assert "Accuracy, mean of 2 tasks: 70.00 % dense, 50.00 % pruned, 60.00 % restored" in findings(results)[-1]
     # A mean whose errors cannot be paired any more is left out, not made up from the single tasks'.
     assert mean_row({**results, "mean": None}) is None and "mean of" not in score_table({**results, "mean": None})
+
+
+def with_answers() -> dict:
+    """Results of two multiple-choice tasks: bits a byte fall by 0.1, answers are nearer to the dense model's in one."""
+    results = make_results(
+        a=task(1.5, 1.9, 1.8, "answer_bits_per_byte", higher=False),
+        b=task(1.3, 1.5, 1.4, "answer_bits_per_byte", higher=False),
+        c=task(24.2, 54.0, 45.0, "token_perplexity", 0.3, 0.2),
+    )
+    for name in "ab":
+        for model, value in zip(("dense", "pruned", "restored"), (0.7, 0.5, 0.55), strict=True):
+            results["scores"][model][name]["acc"] = {"value": value, "stderr": 0.06}
+        results["main_metric"][name] = "acc"
+    values = {"dense": 1.4, "pruned": 1.7, "restored": 1.6}
+    results["answers"] = {
+        "tasks": ["a", "b"],
+        "higher_is_better": False,
+        "scores": {name: {"value": value, "stderr": 0.02} for name, value in values.items()},
+        "paired": {"difference": -0.1, "stderr": 0.007},
+        "recovered": 1 / 3,
+    }
+    flips = {"a": (0.3, 0.2, 0.02), "b": (0.2, 0.25, 0.02), "all": (0.25, 0.22, 0.02)}
+    results["agreement"] = {"pruned": {}, "restored": {}, "paired": {}}
+    for name, (pruned, restored, error) in flips.items():
+        for measure, scale in (("flipped", 1), ("kl", 2)):
+            for model, value in (("pruned", pruned), ("restored", restored)):
+                score = {"value": scale * value, "stderr": 0.03}
+                results["agreement"][model].setdefault(name, {})[measure] = score
+            difference = {"difference": scale * (restored - pruned), "stderr": error}
+            results["agreement"]["paired"].setdefault(name, {})[measure] = difference
+    return results
+
+
+def cells(table: str) -> dict[str, list[str]]:
+    """The cells of a Markdown table's rows, by the first."""
+    lines = [line.strip("| ").split(" | ") for line in table.replace("\u00a0", " ").splitlines()[2:]]
+    return {name: rest for name, *rest in lines}
+
+
+def test_answers_and_agreement_stand_in_one_table_with_their_verdicts():
+    lines = cells(answer_table_markdown(with_answers()))
+    assert list(lines) == ["`a`", "`b`", "mean of 2 tasks", "all questions"]
+    assert lines["`a`"] == [
+        "1.500<br>± 0.020", "1.900<br>± 0.020", "1.800<br>± 0.020", "-0.100 ± 0.010<br>better", "25 %",
+        "30.00 → 20.00 %<br>-10.00 ± 2.00<br>better", "0.600 → 0.400<br>-0.200 ± 0.020<br>better",
+    ]  # fmt: skip
+    assert lines["`b`"][5:] == [
+        "20.00 → 25.00 %<br>+5.00 ± 2.00<br>**worse**",
+        "0.400 → 0.500<br>+0.100 ± 0.020<br>**worse**",
+    ]
+    assert lines["mean of 2 tasks"][3:] == ["-0.100 ± 0.007<br>better", "33 %", "–", "–"]
+    assert lines["all questions"][:5] == ["–"] * 5
+    assert lines["all questions"][5] == "25.00 → 22.00 %<br>-3.00 ± 2.00<br>within noise"
+
+
+def test_one_tasks_questions_are_not_told_twice_and_no_task_makes_no_table():
+    results = with_answers()
+    for part in results["agreement"].values():
+        del part["b"]
+    assert "all questions" not in cells(answer_table_markdown(results))
+    assert answer_table_markdown(RESULTS) == answer_table_markdown({}) == ""
+    assert answer_table_markdown({**RESULTS, "answers": None, "agreement": None}) == ""
+
+
+def test_page_and_card_show_the_answers_once_and_their_mean_in_words(tmp_path):
+    results = with_answers()
+    page = write_report(tmp_path, results, RUN, [], None, [], None).read_text(encoding="utf-8")
+    for text in (page, model_card(results, RUN)):
+        assert answer_table_markdown(results) in text
+        assert "answer_bits_per_byte" not in text  # nor among the other metrics
+    assert (
+        "Bits a byte of the right answers, mean of 2 tasks: 1.400 dense, 1.700 pruned, 1.600 restored "
+        "(-0.100 ± 0.007, better). Answers that are not the dense model's, all questions: 25.00 % pruned, "
+        "22.00 % restored (-3.00 ± 2.00, within noise)."
+    ) in page
+    (line,) = (line for line in score_table(results).splitlines() if "answer bits/byte" in line)
+    assert line.endswith(" 33 %") and "-0.100 ± 0.007" in line
+    assert [row.metric for row in score_rows(results)] == ["acc", "acc", "token_perplexity"]
 
 
 @pytest.mark.parametrize(

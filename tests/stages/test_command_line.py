@@ -26,9 +26,14 @@ from tests.builders import byte_tokenizer, save_tiny_llama
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
 from utils.common.methods import METHODS, Line
-from utils.evaluation.rows import read_rows
+from utils.evaluation.rows import CHOICES, pair_rows, read_rows
+from utils.evaluation.statistics import divergences
+from utils.losses import IGNORED
 from utils.plan.command import count_samples, count_tasks, read_model, workload
 from utils.plan.costs import Machine, plan
+from utils.prompts import Encoded
+from utils.stages.results import validation_record
+from utils.training import Collator
 
 ROOT = Path(RestoreLCC_train.__file__).parent
 HEADS = 5
@@ -127,10 +132,26 @@ def test_a_run_leaves_the_whole_result(finished):
     rows = read_rows(finished / "logs" / "rows.json.gz")
     assert set(rows) == {"dense", "pruned", "restored"} and rows["dense"]["wikitext2"]["token_perplexity"].values
     assert results["proof"]["passed"]
+    history = [json.loads(line) for line in (finished / "logs" / "history.jsonl").read_text().splitlines()]
+    losses = [row["valid_loss"] for row in history if "valid_loss" in row]
+    assert len(losses) == 3 and losses[0] != losses[-1]
+    validation = results["validation"]
+    assert (validation["start"], validation["restored"]) == (losses[0], losses[-1]) and validation["tokens"] > 0
+    assert results["answers"] is None and results["agreement"] is None  # nothing of multiple choice was asked
     record = json.loads((finished / "run.json").read_text())
     assert record["arguments"]["lr"] == 1e-2
     assert all(stage["seconds"] >= 0 and stage["peak_memory_bytes"] > 0 for stage in record["stages"])
     assert "RestoreLCC_train.py" in record["command"]
+
+
+def test_validation_tokens_are_those_that_the_loss_is_a_mean_of():
+    history = [{"step": 0, "valid_loss": 3.0}, {"step": 1, "loss": 9.0}, {"step": 1, "valid_loss": 2.0}]
+    samples = [Encoded([5, 9, 77, 30], 1), Encoded([8, 1, 2], 2), Encoded([7, 7, 9], 0)]
+    collected = Collator(0)([{"input_ids": each.ids, "prompt_length": each.prompt_length} for each in samples])
+    labelled = int((collected["labels"][:, 1:] != IGNORED).sum())
+    assert validation_record(history, samples) == {"start": 3.0, "restored": 2.0, "tokens": labelled}
+    assert labelled == 3 + 1 + 2
+    assert validation_record(history[1:2], samples) is None
 
 
 def test_a_run_has_the_stages_of_its_plan(world, finished, capsys):
@@ -441,6 +462,12 @@ def test_a_task_trains_on_its_own_training_split(world, tmp_path, monkeypatch, c
     run(monkeypatch, flags(world, tmp_path / "out", num_train_samples=24, num_epoch=1, **changes))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert 0 <= results["scores"]["restored"]["rte"]["acc"]["value"] <= 1
+    assert results["validation"] is None
+    kept = read_rows(tmp_path / "out" / "logs" / "rows.json.gz")
+    pair = pair_rows(kept["dense"], kept["restored"], "rte", CHOICES)
+    divergence = divergences(*(rows.values for rows in pair))
+    assert len(divergence) == 6 and sum(divergence) > 0
+    assert results["agreement"]["restored"]["rte"]["kl"]["value"] == pytest.approx(sum(divergence) / 6)
     told = "-data_path is not used: -spec_task trains on rte's own training split"
     assert told not in capsys.readouterr().out
     with pytest.raises(UserError, match="-num_train_samples: 31 asked for"):

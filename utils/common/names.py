@@ -17,6 +17,9 @@ C4 = "c4"
 DTYPE_NAMES = ("bfloat16", "float32", "float16")
 """Names of torch's dtypes that models run in."""
 
+ANSWER_BITS = "answer_bits_per_byte"
+"""A metric of every multiple-choice task: -log2 p of the right answers, for each of their UTF-8 bytes."""
+
 SPEC_TASKS = ("boolq", "rte", "arc_easy", "arc_challenge")
 """Tasks that have a form of their own to be trained on (data/spec_rows.py)."""
 

@@ -12,16 +12,21 @@ from utils.evaluation.scoring import Evaluation
 from utils.evaluation.statistics import Row
 from utils.evaluation.tasks import TOKEN_PERPLEXITY
 
+CHOICES = "choices"
+"""Beside a multiple-choice task's metrics: what its answers were chosen from."""
+
 
 @dataclass(frozen=True)
 class KeptRows:
     """One value a row (or [log-likelihood, weight]) of one model, task and metric, in the order of the rows.
 
+    Under CHOICES in a metric's place, each row is the log-likelihoods (nats) of a question's choices, which `flips` and
+    `divergences` of utils.evaluation.statistics hold against the dense model's; they have no aggregation of their own.
     sha256: digest of what was asked: the task's rows, or a text's windows of token ids.
     """
 
     values: list[Row]
-    aggregation: str
+    aggregation: str | None
     higher_is_better: bool | None
     sha256: str
 
@@ -34,8 +39,8 @@ def write_rows(path: Path, evaluations: dict[str, Evaluation]) -> None:
     """Write the rows of each model (by name) to `path`, whole; the same rows always give the same bytes."""
     content = {
         name: {
-            task: {metric: asdict(_kept(evaluation, task, metric)) for metric in metrics}
-            for task, metrics in evaluation.samples.items()
+            task: {metric: asdict(rows) for metric, rows in metrics.items()}
+            for task, metrics in _all_kept(evaluation).items()
         }
         for name, evaluation in evaluations.items()
     }
@@ -74,6 +79,17 @@ def pair_rows(first: Kept, second: Kept, task: str, metric: str) -> tuple[KeptRo
             "-eval_data_dir and -ppl_window"
         )
     return one, other
+
+
+def _all_kept(evaluation: Evaluation) -> Kept:
+    kept = {
+        task: {metric: _kept(evaluation, task, metric) for metric in metrics}
+        for task, metrics in evaluation.samples.items()
+    }
+    for task, rows in evaluation.choices.items():
+        asked = evaluation.provenance["tasks"][task]["rows_sha256"]
+        kept.setdefault(task, {})[CHOICES] = KeptRows(rows, None, None, asked)
+    return kept
 
 
 def _kept(evaluation: Evaluation, task: str, metric: str) -> KeptRows:

@@ -12,13 +12,15 @@ from pathlib import Path
 import lm_eval.api.metrics
 import lm_eval.evaluator
 from lm_eval.api.group import Group
+from lm_eval.api.task import Task
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.loading import input_device, tokenizer_digest
 from utils.common.cache import code_version
 from utils.common.files import digest
+from utils.common.names import ANSWER_BITS
+from utils.evaluation import answers, packing, perplexity, tasks, token_scores
 from utils.evaluation import model as eval_model
-from utils.evaluation import packing, perplexity, tasks, token_scores
 from utils.evaluation import plan as eval_plan
 from utils.evaluation import statistics as eval_statistics
 from utils.evaluation.model import InMemoryLM, quiet, token_budget
@@ -44,6 +46,7 @@ class Evaluation:
     provenance: {"tasks": task -> what is needed to reproduce its numbers, TOKEN_PERPLEXITY: the same of that one}, each
         with the versions, device, dtype and batch size that it was measured with.
     seconds: task -> wall time.
+    choices: of multiple-choice tasks, task -> rows -> log-likelihood (nats) of each choice.
     """
 
     scores: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
@@ -51,6 +54,7 @@ class Evaluation:
     metrics: dict[str, dict[str, dict]] = field(default_factory=dict)
     provenance: dict = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    choices: dict[str, list[list[float]]] = field(default_factory=dict)
 
     def to_json(self) -> dict:
         """A dictionary that json can write; `from_json` gives an equal Evaluation back."""
@@ -66,7 +70,7 @@ class Evaluation:
         """The scores of several parts of one plan, in their order; what each was measured with stays its own."""
         whole = cls()
         for part in parts:
-            for name in ("scores", "samples", "metrics", "seconds"):
+            for name in ("scores", "samples", "metrics", "seconds", "choices"):
                 getattr(whole, name).update(getattr(part, name))
             by_task = {**whole.provenance.get("tasks", {}), **part.provenance.get("tasks", {})}
             whole.provenance.update(part.provenance, tasks=by_task)
@@ -84,6 +88,7 @@ def score_key(part: EvalPlan, tokenizer_folder: Path) -> dict:
         "versions": _versions(),
         "code": code_version(
             sys.modules[__name__],
+            answers,
             eval_model,
             eval_plan,
             eval_statistics,
@@ -165,7 +170,10 @@ def _score(lm: InMemoryLM, planned: PlannedTask, label: str, circumstances: dict
                 "higher_is_better": found["higher_is_better"].get(name, {}).get(metric),
             }
     for name, task in planned.tasks.items():
-        _keep_rows(name, found["samples"][name], result)
+        samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
+        _keep_rows(name, samples, result)
+        if answers.asks_choices(task):
+            _keep_answers(name, task, samples, result)
         result.provenance["tasks"][name] = {
             "version": task.VERSION,
             "rows": planned.rows[name].scored,
@@ -187,7 +195,7 @@ def _metric_name(metric: str, kind: str) -> str:
 
 def _keep_rows(name: str, samples: list[dict], result: Evaluation) -> None:
     columns: dict[str, list] = {}
-    for sample in sorted(samples, key=lambda sample: sample["doc_id"]):
+    for sample in samples:
         for metric in sample["metrics"]:
             columns.setdefault(_metric_name(metric, sample["filter"]), []).append(sample[metric])
     for metric, rows in columns.items():
@@ -198,6 +206,21 @@ def _keep_rows(name: str, samples: list[dict], result: Evaluation) -> None:
         rows = [[float(part) for part in row] if isinstance(row, tuple | list) else float(row) for row in rows]
         result.samples.setdefault(name, {})[metric] = rows
         result.scores[name][metric]["stderr"] = eval_statistics.stderr(rows, aggregation)
+
+
+def _keep_answers(name: str, task: Task, samples: list[dict], result: Evaluation) -> None:
+    # A sample a filter, all of the same responses.
+    samples = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
+    result.choices[name] = answers.choice_rows(task, samples)
+    rows = answers.answer_rows(task, samples, result.choices[name])
+    if rows is None:
+        return
+    kind = {"aggregation": "bits_per_byte", "higher_is_better": False}
+    value = eval_statistics.aggregate(rows, kind["aggregation"])
+    spread = eval_statistics.stderr(rows, kind["aggregation"])
+    result.scores.setdefault(name, {})[ANSWER_BITS] = {"value": value, "stderr": spread}
+    result.samples.setdefault(name, {})[ANSWER_BITS] = rows
+    result.metrics.setdefault(name, {})[ANSWER_BITS] = kind
 
 
 def _score_tokens(model, tokenizer, plan: EvalPlan, label: str, circumstances: dict, result: Evaluation) -> None:

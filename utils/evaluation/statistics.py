@@ -76,21 +76,41 @@ def share_recovered(
     return _share(gained, *paired_difference(dense, pruned, aggregation), higher_is_better)
 
 
-def mean_of_tasks(tasks: Sequence[Sequence[Row]]) -> tuple[float, float | None]:
-    """The mean over tasks of each one's mean over rows, and its standard error; tasks are independent."""
-    return _mean_of([(aggregate(rows, "mean"), stderr(rows, "mean")) for rows in tasks])
+def flips(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> list[float]:
+    """1 for each row whose answer isn't the reference's, else 0; rows hold the log-likelihoods of the choices.
+
+    The answer is the likeliest choice, the first of equal ones, as lm_eval's acc takes it.
+    """
+    return [float(np.argmax(one) != np.argmax(two)) for one, two in zip(reference, other, strict=True)]
 
 
-def mean_difference(first: Sequence[Sequence[Row]], second: Sequence[Sequence[Row]]) -> tuple[float, float | None]:
+def divergences(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> list[float]:
+    """KL(reference || other) of each row, in nats: of the softmax over its choices' log-likelihoods."""
+    return [_divergence(_log_softmax(one), _log_softmax(two)) for one, two in zip(reference, other, strict=True)]
+
+
+def mean_of_tasks(tasks: Sequence[Sequence[Row]], aggregation: str) -> tuple[float, float | None]:
+    """The mean over tasks of each one's metric, and its standard error; tasks are independent."""
+    return _mean_of([(aggregate(rows, aggregation), stderr(rows, aggregation)) for rows in tasks])
+
+
+def mean_difference(
+    first: Sequence[Sequence[Row]], second: Sequence[Sequence[Row]], aggregation: str
+) -> tuple[float, float | None]:
     """`mean_of_tasks` of `first` minus that of `second`, and its standard error, paired by the rows of each task."""
-    return _mean_of([paired_difference(one, other, "mean") for one, other in zip(first, second, strict=True)])
+    return _mean_of([paired_difference(one, other, aggregation) for one, other in zip(first, second, strict=True)])
 
 
 def mean_share_recovered(
-    dense: Sequence[Sequence[Row]], pruned: Sequence[Sequence[Row]], restored: Sequence[Sequence[Row]]
+    dense: Sequence[Sequence[Row]],
+    pruned: Sequence[Sequence[Row]],
+    restored: Sequence[Sequence[Row]],
+    aggregation: str,
+    higher_is_better: bool,
 ) -> float | None:
-    """`share_recovered` of the mean over tasks, where higher is better."""
-    return _share(mean_difference(restored, pruned)[0], *mean_difference(dense, pruned), higher_is_better=True)
+    """`share_recovered` of the mean over tasks."""
+    gained, _ = mean_difference(restored, pruned, aggregation)
+    return _share(gained, *mean_difference(dense, pruned, aggregation), higher_is_better)
 
 
 def _share(gained: float, gap: float, gap_stderr: float | None, higher_is_better: bool) -> float | None:
@@ -103,6 +123,20 @@ def _mean_of(parts: Sequence[tuple[float, float | None]]) -> tuple[float, float 
     values, errors = zip(*parts, strict=True)
     spread = None if None in errors else math.hypot(*errors) / len(errors)
     return sum(values) / len(values), spread
+
+
+def _log_softmax(values: Sequence[float]) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # a collapsed model's NaN is a value like others
+        return np.asarray(values, dtype=np.float64) - np.logaddexp.reduce(values)
+
+
+def _divergence(log_p: np.ndarray, log_q: np.ndarray) -> float:
+    if log_p.shape != log_q.shape:
+        raise ValueError(f"rows differ in their number of choices: {len(log_p)} and {len(log_q)}")
+    p = np.exp(log_p)
+    # Without those of probability 0, whose share is 0 though its logarithm isn't finite; NaN stays.
+    counted = p != 0
+    return float((p[counted] * (log_p[counted] - log_q[counted])).sum())
 
 
 def _table(rows: Sequence[Row]) -> np.ndarray:

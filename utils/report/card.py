@@ -5,7 +5,7 @@ from pathlib import Path
 
 from models.loading import hub_name
 from utils.common.names import EMBEDDED, EMBEDDED_ID
-from utils.report.sections import USE, hide_home, reproducing, score_tables
+from utils.report.sections import USE, answer_table, hide_home, reproducing, score_tables
 from utils.report.summary import (
     findings,
     limited,
@@ -45,6 +45,8 @@ def model_card(results: dict, run: dict) -> str:
     parts += main
     if measured and (limit := arguments.get("eval_limit")):
         parts.append(limited(limit))
+    if answers := answer_table(results):
+        parts += ["Likelihood of the right answers, and agreement with the dense model:", *answers]
     if others:
         parts += ["Other metrics:", *others]
     if proof:

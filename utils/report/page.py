@@ -8,7 +8,7 @@ from torch import Tensor
 
 from utils.common.files import whole_folder, write_text
 from utils.report import figures
-from utils.report.sections import USE, hide_home, reproducing, score_tables
+from utils.report.sections import USE, answer_table, hide_home, reproducing, score_tables
 from utils.report.summary import sparsity_sentence, summary, title, zeros_buy
 from utils.report.tables import markdown_table, proof_table_markdown, score_rows, stage_rows
 
@@ -45,6 +45,8 @@ def write_report(
     parts += ["## Scores", *main]
     if rows:
         picture("scores", "Scores of the dense, pruned and restored model", lambda: figures.draw_scores(rows))
+    if answers := answer_table(results):
+        parts += ["### Likelihood of the right answers, and agreement with the dense model", *answers]
     if others:
         parts += ["### Other metrics", *others]
     if history:

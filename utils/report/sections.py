@@ -3,8 +3,15 @@
 import re
 from pathlib import Path
 
+from utils.common.names import ANSWER_BITS
 from utils.report.summary import hide_path, hide_paths, shown_name
-from utils.report.tables import markdown_table, mean_row, score_rows, score_table_markdown
+from utils.report.tables import (
+    answer_table_markdown,
+    markdown_table,
+    mean_row,
+    score_rows,
+    score_table_markdown,
+)
 
 USE = """\
 ```python
@@ -23,12 +30,26 @@ HOW_TO_READ = (
 
 def score_tables(results: dict) -> tuple[list[str], list[str]]:
     """(each task's main metric and their mean, all other metrics), as paragraphs; the second may be empty."""
-    rows, others = score_rows(results), score_rows(results, main=False)
+    rows = score_rows(results)
+    others = [row for row in score_rows(results, main=False) if row.metric != ANSWER_BITS]  # `answer_table` has them
     if not rows:
         return ["No task was evaluated."], []
     mean = mean_row(results)
     main = [score_table_markdown([*rows, mean] if mean else rows), HOW_TO_READ]
     return main, [score_table_markdown(others)] if others else []
+
+
+HOW_TO_READ_ANSWERS = (
+    "Dense, pruned and restored: bits a byte of the right answers. Flipped are the answers that are not the dense "
+    "model's, whether right or wrong; KL, in nats, is how far the distribution over the choices is from the dense "
+    "model's. Both are given as pruned → restored. Lower is better in all of them."
+)
+
+
+def answer_table(results: dict) -> list[str]:
+    """The right answers' likelihood and the agreement with the dense model, as paragraphs; none without choices."""
+    table = answer_table_markdown(results)
+    return [table, HOW_TO_READ_ANSWERS] if table else []
 
 
 def reproducing(run: dict) -> list[str]:

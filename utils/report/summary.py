@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
 from utils.common.names import EMBEDDED, EMBEDDED_ID
-from utils.report.tables import MODELS, ScoreRow, mean_row, score_rows
+from utils.report.tables import MODELS, ScoreRow, agreement_rows, answers_row, mean_row, score_rows
 
 NAMES = {
     EMBEDDED: EMBEDDED_ID.partition("/")[2],
@@ -163,12 +163,23 @@ def findings(results: dict) -> list[str]:
         )
     if unknown:
         sentences.append(f"Without a standard error, so not claimed as a gain or a loss: {_list(unknown)}.")
-    if (mean := mean_row(results)) and mean.verdict:
-        scores, difference, _ = mean.texts()
-        measured = ", ".join(f"{_bare(scores[name])} % {name}" for name in MODELS if name in mean.scores)
-        verdict = "no standard error" if mean.verdict == "no stderr" else mean.verdict
-        sentences.append(f"Accuracy, {mean.task}: {measured} ({difference}, {verdict}).")
+    flipped = agreement_rows(results, "flipped")
+    for text, row in (
+        ("Accuracy, {}", mean_row(results)),
+        ("Bits a byte of the right answers, {}", answers_row(results)),
+        ("Answers that are not the dense model's, {}", flipped[-1] if flipped else None),
+    ):
+        if row and row.verdict:
+            sentences.append(f"{text.format(row.task)}: {_measured(row)}.")
     return sentences
+
+
+def _measured(row: ScoreRow) -> str:
+    """The score of each model, and what the difference says."""
+    scores, difference, _ = row.texts()
+    unit = " %" if row.percent else ""
+    measured = ", ".join(f"{_bare(scores[name])}{unit} {name}" for name in MODELS if name in row.scores)
+    return f"{measured} ({difference}, {'no standard error' if row.verdict == 'no stderr' else row.verdict})"
 
 
 def proof_sentence(proof: dict) -> str:

@@ -6,10 +6,13 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 
 from utils.common.commands import WIDTH
+from utils.common.names import ANSWER_BITS
 
 MODELS = ("dense", "pruned", "restored")
 DASH = "–"
-SHARES = ("acc", "exact_match", "f1")
+AGREEMENT = {"flipped": "answers flipped", "kl": "KL from dense"}
+"""How the two measures of agreement with the dense model are shown, by their names in results.json."""
+SHARES = ("acc", "exact_match", "f1", AGREEMENT["flipped"])
 """Beginnings of the names of metrics that are shares of 1 and are shown in per cent."""
 ARROWS = {True: " ↑", False: " ↓", None: ""}
 """After a metric's name, by whether higher is better; nothing where nobody recorded it."""
@@ -95,13 +98,50 @@ def score_rows(results: dict, main: bool = True) -> list[ScoreRow]:
 
 def mean_row(results: dict) -> ScoreRow | None:
     """The mean of the tasks' accuracies, the headline of the papers, as `results` has it; None where it has none."""
-    mean = results.get("mean")
+    return _mean_row(results.get("mean"), "accuracy")
+
+
+def answers_row(results: dict) -> ScoreRow | None:
+    """The mean over tasks of the right answers' bits a byte, as `results` has it; None where it has none."""
+    return _mean_row(results.get("answers"), "answer bits/byte")
+
+
+def answer_rows(results: dict) -> list[ScoreRow]:
+    """The right answers' bits a byte of each task that has them, and their mean."""
+    tasks = _tasks(results.get("scores") or {})
+    rows = [_row(results, task, ANSWER_BITS) for task, metrics in tasks.items() if ANSWER_BITS in metrics]
+    mean = answers_row(results)
+    return [*rows, mean] if mean else rows
+
+
+def agreement_rows(results: dict, measure: str) -> list[ScoreRow]:
+    """One of AGREEMENT's measures for each task, and for all their questions where there are several tasks."""
+    rows, agreement = [], results.get("agreement") or {"paired": {}}
+    for task in agreement["paired"]:
+        if task == "all" and len(rows) == 1:
+            continue
+        scores = {name: score for name in MODELS[1:] if (score := _score(agreement[name][task][measure]))}
+        paired = agreement["paired"][task][measure]
+        rows.append(
+            ScoreRow(
+                "all questions" if task == "all" else task,
+                AGREEMENT[measure],
+                scores,
+                _score({"value": paired["difference"], "stderr": paired["stderr"]}),
+                higher_is_better=False,
+                is_mean=task == "all",
+            )
+        )
+    return rows
+
+
+def _mean_row(mean: dict | None, metric: str) -> ScoreRow | None:
     if not mean:
         return None
     scores = {name: score for name in MODELS if (score := _score(mean["scores"].get(name)))}
     return ScoreRow(
         f"mean of {len(mean['tasks'])} tasks",
-        "accuracy",
+        metric,
         scores,
         _score({"value": mean["paired"]["difference"], "stderr": mean["paired"]["stderr"]}),
         recovered=_number(mean["recovered"]),
@@ -115,8 +155,7 @@ def score_table(results: dict) -> str:
     rows = score_rows(results)
     if not rows:
         return "No task was evaluated."
-    if mean := mean_row(results):
-        rows.append(mean)
+    rows += [mean for mean in (mean_row(results), answers_row(results)) if mean]
     cells = []
     for row in rows:
         scores, difference, recovered = row.texts()
@@ -157,6 +196,43 @@ def score_table_markdown(rows: list[ScoreRow]) -> str:
         lines.append([task, *numbers, recovered, verdict + p])
     header = ["task", *MODELS, "restored - pruned", "gap recovered", "verdict"]
     return markdown_table(header, lines, right=range(1, 6))
+
+
+def answer_table_markdown(results: dict) -> str:
+    """A row a task: its right answers' bits a byte, flips and KL, verdicts with them; empty without such tasks."""
+    bits, *others = answer_rows(results), *(agreement_rows(results, measure) for measure in AGREEMENT)
+    found = [{row.task: row for row in rows} for rows in (bits, *others)]
+    tasks = {row.task: row.is_mean for rows in (bits, *others) for row in rows}
+    lines = []
+    for task in sorted(tasks, key=tasks.get):  # means last
+        name = task if tasks[task] else f"`{task}`"
+        answers, *agreements = (rows.get(task) for rows in found)
+        lines.append([name, *_answer_cells(answers), *map(_agreement_cell, agreements)])
+    header = ["task", *MODELS, "restored - pruned", "gap recovered", *AGREEMENT.values()]
+    return markdown_table(header, lines, right=range(1, len(header))) if lines else ""
+
+
+def _answer_cells(row: ScoreRow | None) -> list[str]:
+    if row is None:
+        return [DASH] * 5
+    scores, difference, recovered = row.texts()
+    # Narrow, since there are many columns.
+    numbers = [text.replace(" ± ", "<br>±\u00a0") for text in scores.values()]
+    return [*numbers, _judged(difference, row), recovered]
+
+
+def _agreement_cell(row: ScoreRow | None) -> str:
+    """Pruned → restored, and below it their difference."""
+    if row is None:
+        return DASH
+    scores, difference, _ = row.texts()
+    before, after = (scores[name].split(" ±")[0] for name in MODELS[1:])
+    return f"{before} → {after}{' %' if row.percent else ''}<br>{_judged(difference, row)}"
+
+
+def _judged(difference: str, row: ScoreRow) -> str:
+    verdict = "**worse**" if row.verdict == "worse" else row.verdict
+    return "<br>".join(filter(None, [difference.replace("± ", "±\u00a0"), verdict]))
 
 
 def proof_rows(proof: dict) -> list[tuple[str, str, bool]]:

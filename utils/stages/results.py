@@ -13,6 +13,7 @@ from utils.common.record import device_name, versions
 from utils.evaluation.comparison import summarise
 from utils.evaluation.rows import write_rows
 from utils.evaluation.scoring import Evaluation
+from utils.prompts import Encoded
 from utils.report.card import model_card
 from utils.report.page import write_report
 from utils.report.tables import proof_table, score_table, stage_table
@@ -36,7 +37,7 @@ def write_results(
 
     evaluations: of `dense`, `pruned` and `restored`.
     """
-    results = result_record(run, ranked, trained, merged, evaluations)
+    results = result_record(run, samples, ranked, trained, merged, evaluations)
     record = run_record(run, models, samples, trained, evaluations)
     # Numbers first: a picture that cannot be drawn must not cost hours of training.
     write_json(run.folder / "run.json", without_nan(record))
@@ -55,7 +56,12 @@ def write_results(
 
 
 def result_record(
-    run: Run, ranked: Ranked | None, trained: Trained, merged: Merged, evaluations: dict[str, Evaluation]
+    run: Run,
+    samples: Samples,
+    ranked: Ranked | None,
+    trained: Trained,
+    merged: Merged,
+    evaluations: dict[str, Evaluation],
 ) -> dict:
     """What results.json keeps: scores, what may be said of them, the proof, and what was trained."""
     selection = run.args.head_selection
@@ -67,10 +73,24 @@ def result_record(
     }
     return {
         **summarise(evaluations),
+        "validation": validation_record(trained.training.history, samples.valid),
         "proof": merged.proof.record,
         **({"proof_compact": merged.compact} if merged.compact else {}),
         **({"heads": heads} if heads else {}),
     }
+
+
+def validation_record(history: list[dict], valid: list[Encoded]) -> dict | None:
+    """Mean loss (nats a token) over the validation samples' responses; None where none was measured.
+
+    start: before the first step, which is the pruned model's unless the method's start already restores something.
+    restored: after the last one. tokens: of the responses.
+    """
+    losses = [row["valid_loss"] for row in history if "valid_loss" in row]
+    if not losses:
+        return None
+    tokens = sum(len(sample.ids) - max(1, sample.prompt_length) for sample in valid)  # nothing predicts a first token
+    return {"start": losses[0], "restored": losses[-1], "tokens": tokens}
 
 
 def method_record(run: Run, models: Models, trained: Trained) -> dict:
