@@ -70,7 +70,7 @@ class Loop:
 
     def pending(self) -> list[Command]:
         """What is known to be needed, and neither done nor failed."""
-        return [each for each in self.needed() if not (self.ledger.done(each) or self.ledger.failed(each))]
+        return [each for each in self.needed() if not self._settled(each)]
 
     def needed(self) -> list[Command]:
         """All runs known to be needed by now, in the order of the rows: those of a chosen rate once it is chosen."""
@@ -85,17 +85,23 @@ class Loop:
         done = [each.id for each in row.searches if self.ledger.done(self.commands[each.id])]
         return best_rate(row, {each: valid_loss(self.ledger.output / each) for each in done})
 
-    def total(self) -> int:
-        """How many runs there will be: of each row all searches, and every seed at one rate."""
-        ids = set()
+    def expected(self) -> list[Command]:
+        """All runs there will be: `needed`, with those of some rate where it isn't chosen yet."""
+        found: dict[str, Command] = {}
         for row in self.rows:
-            chosen = row.at(self.rate(row)) if self._searched(row) else row.at(row.finals[0].rate)
-            ids |= {each.id for each in (*row.searches, *chosen)}
-        return len(ids)
+            rate = self.rate(row) if self._searched(row) else row.finals[0].rate
+            found.update({each.id: self.commands[each.id] for each in (*row.searches, *row.at(rate))})
+        return list(found.values())
+
+    def left(self) -> list[Command]:
+        """Those of `expected` that are neither done nor failed."""
+        return [each for each in self.expected() if not self._settled(each)]
 
     def _searched(self, row: Row) -> bool:
-        commands = [self.commands[each.id] for each in row.searches]
-        return all(self.ledger.done(each) or self.ledger.failed(each) for each in commands)
+        return all(self._settled(self.commands[each.id]) for each in row.searches)
+
+    def _settled(self, command: Command) -> bool:
+        return self.ledger.done(command) or self.ledger.failed(command)
 
     def _claimed(self, command: Command) -> bool:
         """Whether the run was this process's to do; then it has ended, one way or the other."""
@@ -103,13 +109,13 @@ class Loop:
         if holder(lock):
             return False
         with _claim(lock) as mine:
-            if mine and not (self.ledger.done(command) or self.ledger.failed(command)):
+            if mine and not self._settled(command):
                 self._run(command)
             return mine
 
     def _run(self, command: Command) -> None:
-        settled = [self.ledger.done(each) or self.ledger.failed(each) for each in self.needed()]
-        print(f"[{sum(settled) + 1}/{self.total()}] {command.title}{' (search)' * command.search}", flush=True)
+        total = len(self.expected())
+        print(f"[{total - len(self.left()) + 1}/{total}] {command.title}{' (search)' * command.search}", flush=True)
         folder, log = self.ledger.output / command.id, self.ledger.output / f"{command.id}.log"
         _wait_until_free(folder)
         began, now = time.time(), {"versions": self.ledger.versions, "code": code_digest()}
@@ -141,16 +147,13 @@ class Loop:
 
     def _rest(self) -> str:
         """What is left to do, and how long that may take by what was done here."""
-        needed = self.needed()
-        searches = sum(each.search for each in self.pending())
-        settled = sum(self.ledger.done(each) or self.ledger.failed(each) for each in needed)
-        left = self.total() - settled
+        left = self.left()
         if not left:
             return ""
         every = [seconds for _, seconds in self.took]
-        means = [mean([took for each, took in self.took if each.search == search] or every) for search in (True, False)]
-        expected = searches * means[0] + (left - searches) * means[1]
-        return f"; {left} left, about {_minutes(expected)}"
+        alike = {kind: [took for each, took in self.took if each.search == kind] or every for kind in (True, False)}
+        expected = sum(mean(alike[each.search]) for each in left)
+        return f"; {len(left)} left, about {_minutes(expected)}"
 
     def _trim(self, command: Command) -> None:
         if not self.keep:

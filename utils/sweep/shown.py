@@ -24,8 +24,15 @@ READ = (
 )
 
 
-def markdown(table: dict) -> str:
-    """The whole page: the table, the models it starts from, how to read it, and notes."""
+ALT = {
+    "loss.png": "Validation loss against trained parameters",
+    "recovered.png": "Recovered share; thick bars: standard error over seeds, thin bars: over questions",
+}
+"""What each picture shows, for who cannot see it."""
+
+
+def markdown(table: dict, pictures: list[str]) -> str:
+    """The whole page: the table, the models it starts from, how to read it, notes, and pictures by their names."""
     rows = table["rows"]
     more = {
         name: title
@@ -56,7 +63,9 @@ def markdown(table: dict) -> str:
         ]
         parts.append(markdown_table(["model", "pruned model", "perplexity ↓", "task mean ↑"], models, right=(2, 3)))
     parts.append(f"{_asked(rows)}{READ}")
-    parts += [f"- {note}" for note in table["notes"]]
+    if table["notes"]:
+        parts.append("\n".join(f"- {note}" for note in table["notes"]))
+    parts += [f"![{ALT[name]}]({name})" for name in pictures]
     return "\n\n".join(parts) + "\n"
 
 
@@ -102,8 +111,10 @@ def _spread(found: dict | None, digits: int, percent: bool = False, sign: str = 
     if found is None:
         return DASH
     scale = 100 if percent else 1
-    text = f"{scale * found['value']:{sign}.{digits}f}"
-    return text if found["stderr"] is None else f"{text} ± {scale * found['stderr']:.{digits}f}"
+    value, error = scale * found["value"], found["stderr"]
+    digits = digits if abs(value) < 1000 else 0
+    text = f"{value:{sign},.{digits}f}"
+    return text if error is None else f"{text} ± {scale * error:,.{digits}f}"
 
 
 def _difference(found: dict | None, digits: int, percent: bool = False) -> str:
