@@ -17,13 +17,13 @@ LOOKS = {
 }
 """Marker and colour of each class; Okabe and Ito's palette."""
 
-SHARES = {"recovered": "of the tasks' mean accuracy", "recovered_perplexity": "of the perplexity"}
+SHARES = {"recovered": "tasks' mean accuracy", "recovered_perplexity": "perplexity"}
 """What a panel of `draw_recovered` is of."""
 
 
 def draw_loss(rows: list[dict]) -> Figure | None:
-    """Validation loss against trained parameters, a panel a pruned model, classes apart; bars are over seeds."""
-    drawn = [row for row in rows if row["valid_loss"] and row["trained_parameters"]]
+    """Validation loss against trained parameters, a panel a pruned model; classes by marker, bars over seeds."""
+    drawn = [row for row in rows if row["valid_loss"] and row["trained_parameters"] and row["class"]]
     if not drawn:
         return None
     prunings = list(dict.fromkeys(row["pruning"] for row in drawn))
@@ -31,23 +31,21 @@ def draw_loss(rows: list[dict]) -> Figure | None:
     panels = figure.subplots(len(prunings), 1, squeeze=False)[:, 0]
     for panel, pruning in zip(panels, prunings, strict=True):
         mine = sorted((row for row in drawn if row["pruning"] == pruning), key=lambda row: row["trained_parameters"])
-        for number, row in enumerate(mine):
+        for number, row in enumerate(mine, start=1):
             x, loss = row["trained_parameters"], row["valid_loss"]
             marker, color = LOOKS[row["class"] or "nothing"]
-            panel.errorbar(x, loss["value"], loss["stderr"] or 0, fmt=marker, color=color, markersize=6, elinewidth=1.4)
-            # Neighbours' names above and below in turn.
-            up = number % 2 == 0
-            place = {"xytext": (0, 8 if up else -8), "va": "bottom" if up else "top", "ha": "center"}
-            name = textwrap.fill(row["name"], 22)
-            panel.annotate(name, (x, loss["value"]), textcoords="offset points", fontsize=8, color=INK, **place)
+            name = textwrap.fill(f"{number}  {row['name']} ({CLASSES[row['class']]})", 34, subsequent_indent="    ")
+            bar, look = loss["stderr"] or 0, {"fmt": marker, "color": color, "markersize": 6, "elinewidth": 1.4}
+            panel.errorbar(x, loss["value"], bar, **look, label=name)
+            panel.annotate(str(number), (x, loss["value"]), (5, 2), textcoords="offset points", fontsize=8, color=INK)
         panel.set_xscale("log")
-        panel.margins(x=0.15, y=0.25)
+        panel.margins(0.1)
+        panel.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
         panel.set_title(pruning)
         panel.set_ylabel("validation loss (nats a token)")
         panel.grid(color=PALE, linewidth=0.8)
         panel.set_axisbelow(True)
     panels[-1].set_xlabel("trained parameters")
-    _classes(figure, panels[0], [row["class"] for row in drawn])
     return figure
 
 
@@ -74,7 +72,7 @@ def draw_recovered(rows: list[dict]) -> Figure | None:
         panel.set_yticks(range(len(drawn)), labels)
         panel.set_ylim(len(drawn) - 0.5, -0.5)
         panel.tick_params(axis="y", length=0)
-        panel.set_xlabel(f"share recovered {SHARES[name]} (%)")
+        panel.set_xlabel(f"{SHARES[name]}: % recovered")
         panel.grid(axis="x", color=PALE, linewidth=0.8)
         panel.set_axisbelow(True)
     _classes(figure, panels[0], [row["class"] for row in drawn])
@@ -88,4 +86,4 @@ def _classes(figure: Figure, panel: Axes, seen: list[str | None]) -> None:
         label = "changes nothing" if name == "nothing" else CLASSES[name]
         panel.plot([], [], linestyle="none", marker=marker, color=color, label=label)
     handles, labels = panel.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels))
+    figure.legend(handles, labels, loc="outside upper right", ncols=3)
