@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 
@@ -11,7 +12,7 @@ from utils.evaluation.rows import read_rows
 from utils.sweep.runs import DONE, FAILED, Row, read_json
 from utils.sweep.table import Outcome
 
-_PATH = re.compile(r"(?<![\w/.:\-])(?:file://)?(?:~|(?:[A-Za-z]:)?[/\\])[^\s\"'`,;()\[\]{}<>|]*")
+_PATH = re.compile(r"(?<![\w/.:\-])(?:file://)?(?:~[\w.\-]*|[A-Za-z]:)?[/\\][^\s\"'`,;()\[\]{}<>|]+")
 """A path from the root of a file system, or of a home directory, within a text."""
 
 
@@ -33,8 +34,10 @@ def collect(output: Path, rows: list[Row], target: Path) -> int:
             continue
         (final / FAILED).unlink(missing_ok=True)
         outcome = Outcome(source, record)
+        given = outcome.run.get("arguments") or {}
+        known = [value for value in given.values() if isinstance(value, str) and _PATH.match(value)]
         for file, content in (("results.json", outcome.results), ("run.json", outcome.run)):
-            write_json(final / file, without_paths(content))
+            write_json(final / file, without_paths(content, known))
         history = source / "logs" / "history.jsonl"
         if history.is_file():
             write_text(final / "logs" / "history.jsonl", history.read_text(encoding="utf-8"))
@@ -45,13 +48,20 @@ def collect(output: Path, rows: list[Row], target: Path) -> int:
     return count
 
 
-def without_paths(content: object) -> object:
-    """A JSON value with every absolute path in its texts, names included, cut to its last name."""
+def without_paths(content: object, known: Sequence[str] = ()) -> object:
+    """A JSON value with every absolute path in its texts, names included, cut to its last name.
+
+    known: paths that may hold spaces, where a text does not say by itself how far they go.
+    """
     if isinstance(content, dict):
-        return {without_paths(name): without_paths(value) for name, value in content.items()}
+        return {without_paths(name, known): without_paths(value, known) for name, value in content.items()}
     if isinstance(content, list):
-        return [without_paths(value) for value in content]
-    return _PATH.sub(lambda found: _last_name(found[0]), content) if isinstance(content, str) else content
+        return [without_paths(value, known) for value in content]
+    if not isinstance(content, str):
+        return content
+    for path in sorted(known, key=len, reverse=True):
+        content = content.replace(path, _last_name(path))
+    return _PATH.sub(lambda found: _last_name(found[0]), content)
 
 
 def _last_name(path: str) -> str:

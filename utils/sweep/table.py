@@ -194,7 +194,7 @@ def _row(
         "scores": _scores(outcomes),
         "against": None,
     }
-    for name, error in _over_questions(outcomes).items():
+    for name, error in _over_questions(place, outcomes, notes).items():
         if entry[name] is not None:
             entry[name]["stderr_questions"] = error
     return entry
@@ -209,21 +209,24 @@ def _scores(outcomes: list[Outcome]) -> dict[str, dict[str, dict | None]]:
     }
 
 
-def _over_questions(outcomes: list[Outcome]) -> dict[str, float | None]:
+def _over_questions(place: str, outcomes: list[Outcome], notes: list[str]) -> dict[str, float]:
     """Standard errors over questions of the recovered shares: that of the paired gain over the gap, taken as it is."""
-    found: dict[str, float | None] = {}
+    found: dict[str, float] = {}
     if not outcomes:
         return found
     first = outcomes[0]
-    dense, pruned = (first.task_mean(model) for model in ("dense", "pruned"))
-    gain = _difference(outcomes, None, first.accuracies)
-    if gain and gain["stderr"] is not None and None not in (dense, pruned) and dense != pruned:
-        found["recovered"] = gain["stderr"] / abs(dense - pruned)
+    gaps = {"recovered": (first.accuracies, [first.task_mean(model) for model in ("dense", "pruned")])}
     if first.perplexity:
-        dense, pruned = (first.score(model, *first.perplexity) for model in ("dense", "pruned"))
-        gain = _difference(outcomes, None, [first.perplexity])
+        scores = [first.score(model, *first.perplexity) for model in ("dense", "pruned")]
+        gaps["recovered_perplexity"] = ([first.perplexity], scores)
+    for name, (asked, (dense, pruned)) in gaps.items():
+        try:
+            gain = _difference(outcomes, None, asked)
+        except (UserError, ValueError) as error:
+            notes.append(f"{place}: no error over questions of what was recovered: {error}")
+            continue
         if gain and gain["stderr"] is not None and None not in (dense, pruned) and dense != pruned:
-            found["recovered_perplexity"] = gain["stderr"] / abs(dense - pruned)
+            found[name] = gain["stderr"] / abs(dense - pruned)
     return found
 
 
