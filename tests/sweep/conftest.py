@@ -68,14 +68,14 @@ class World:
             before()
             run(command.main)
 
-        process = FORK.Process(target=main)
+        process = FORK.Process(target=main, daemon=True)
         process.start()
         return process
 
     def sweep(self, *flags: str, before: Callable[[], None] = lambda: None) -> int:
         """A sweep's exit status."""
         process = self.start(*flags, before=before)
-        process.join(120)
+        process.join()
         return process.exitcode
 
 

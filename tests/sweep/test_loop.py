@@ -33,9 +33,7 @@ def what(calls: list[str]) -> list[str]:
 
 
 def wait_for(condition) -> None:
-    began = time.monotonic()
     while not condition():
-        assert time.monotonic() - began < 60
         time.sleep(0.05)
 
 
@@ -138,7 +136,7 @@ def test_told_to_stop_it_stops_its_run_too(world, number, status):
     wait_for(lambda: list(world.output.glob(f"*/{LOCK}")))
     (lock,) = world.output.glob(f"*/{LOCK}")
     os.kill(process.pid, number)
-    process.join(60)
+    process.join()
     assert process.exitcode == status
     assert holder(lock) is None
     assert len(world.calls()) == 1
@@ -199,7 +197,7 @@ def test_other_code_and_other_versions_run_again_unless_they_are_accepted(world,
 def test_two_sweeps_on_one_folder_share_the_runs(world):
     both = [world.start(), world.start()]
     for process in both:
-        process.join(120)
+        process.join()
     assert [process.exitcode for process in both] == [0, 0]
     assert sorted(what(world.calls())) == sorted(RUNS)
 

@@ -91,7 +91,9 @@ def test_differences_are_paired_over_questions_with_seeds_averaged_first(tmp_pat
     against = theirs["against"]
     assert against["name"] == "ours" and ours["against"] is None
     assert against["task_mean"]["difference"] == pytest.approx((middle + 0.5) / 2) == pytest.approx(0.3541667)
-    assert against["task_mean"]["stderr"] == pytest.approx(math.hypot(error, 0.5) / 2) == pytest.approx(0.299256, rel=1e-5)
+    assert (
+        against["task_mean"]["stderr"] == pytest.approx(math.hypot(error, 0.5) / 2) == pytest.approx(0.299256, rel=1e-5)
+    )
     assert against["perplexity"]["difference"] == pytest.approx(math.exp(2) - math.exp(2.5))
 
 
