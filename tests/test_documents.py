@@ -26,7 +26,9 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("data/*.md")])
 NAMES = [str(document.relative_to(ROOT)) for document in DOCUMENTS]
 ENTRY = "RestoreLCC_train"
-PARSERS = (ENTRY, "pruning", "models.merge", "utils.evaluation.mirror", "benchmarks.run", "benchmarks.pruning")
+PARSERS = (
+    ENTRY, "pruning", "models.merge", "utils.evaluation.mirror", "utils.sweep", "benchmarks.run", "benchmarks.pruning",
+)  # fmt: skip
 OTHERS = ("lm_eval",)
 """Commands that are not ours."""
 

@@ -17,6 +17,7 @@ FLOORS = [
     ["utils.evaluation"],
     ["utils.report", "utils.plan"],
     ["utils.stages"],
+    ["utils.sweep"],
     ["RestoreLCC_train", "benchmarks", "data.make_bundled"],
 ]
 """From the ground up. Rooms on one floor don't import each other; `utils` is the method itself, without its rooms, and

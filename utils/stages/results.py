@@ -5,8 +5,9 @@ import shlex
 import shutil
 import sys
 
-from models.checkpoint import fingerprint
+from models.checkpoint import fingerprint, pruned_layer
 from models.compact import RECORD
+from models.contract import REPORTED, Promise
 from utils.common.files import digest, without_nan, write_json, write_text
 from utils.common.methods import METHODS, NORMS
 from utils.common.record import device_name, versions
@@ -97,6 +98,7 @@ def method_record(run: Run, models: Models, trained: Trained) -> dict:
     """How the model was restored, in words and numbers."""
     line = METHODS[run.args.method]
     given = bool(trained.restoration.touched(models.config))
+    promise = trained.restoration.promise(models.config)
     return {
         "name": run.args.method,
         "title": " and ".join([line.title, *(NORMS.title for _ in range(run.args.train_norms or line.norms))]),
@@ -104,8 +106,23 @@ def method_record(run: Run, models: Models, trained: Trained) -> dict:
         "trained": trained.restoration.describe(),
         "parameters": trained.parameters,
         "restores": trained.parameters > 0 or (given and not run.needs.training),
-        "zeros": trained.restoration.promise(models.config).zeros,
+        "zeros": promise.zeros,
+        "kind": kind_of(promise),
     }
+
+
+def kind_of(promise: Promise) -> str:
+    """What a merge may touch: `nothing`, `constants`, `norms` (these, and norms' scales), `mask` (weights, but no
+    zeros of theirs) or `dense`.
+    """
+    if promise.zeros == REPORTED:
+        return "dense"
+    weights = [name for name in promise.changed if name.endswith(".weight")]
+    if any(pruned_layer(name) is not None for name in weights):
+        return "mask"
+    if weights:
+        return "norms"
+    return "constants" if promise.added or promise.changed else "nothing"
 
 
 def run_record(

@@ -1,0 +1,209 @@
+"""The table's numbers are those that a hand finds: means, errors over seeds, paired differences over questions."""
+
+import csv
+import gzip
+import io
+import json
+import math
+
+import pytest
+
+from models.contract import REPORTED, Promise
+from utils.common.files import write_json
+from utils.stages.results import kind_of
+from utils.sweep.collect import without_paths
+from utils.sweep.pictures import draw_loss, draw_recovered
+from utils.sweep.runs import DONE, Member, Row
+from utils.sweep.shown import csv_text, markdown
+from utils.sweep.table import build_table
+
+OURS = {1: ([1, 0, 1, 0], [0, 1], [1.0, 3.0]), 2: ([1, 1, 1, 0], [0, 1], [2.0, 4.0])}
+THEIRS = {
+    1: ([1, 1, 1, 1], [1, 1], [2.0, 2.0]),
+    2: ([0, 1, 1, 1], [1, 1], [2.0, 2.0]),
+    3: ([1, 1, 0, 1], [1, 1], [2.0, 2.0]),
+}
+"""Seed → rows of two tasks, and of a text's windows (nats a token)."""
+
+LOSSES, SHARES, PERPLEXITIES = {1: 2.0, 2: 2.2, 3: 2.1}, {1: 0.5, 2: 0.7, 3: 0.3}, {1: 10.0, 2: 12.0, 3: 14.0}
+
+
+def kept(values, aggregation="mean", higher=True, asked="asked"):
+    return {"values": values, "aggregation": aggregation, "higher_is_better": higher, "sha256": asked}
+
+
+def write_run(output, name: str, seed: int, rows, asked="asked", **record) -> Member:
+    """A finished run, as its files tell."""
+    folder = output / name
+    values = {"dense": (0.9, 0.9, 5.0), "pruned": (0.0, 0.0, 20.0)}
+    values["restored"] = (sum(rows[0]) / len(rows[0]), sum(rows[1]) / len(rows[1]), PERPLEXITIES[seed])
+    main = {"one": "acc", "two": "acc", "text": "token_perplexity"}
+    scores = {
+        model: {task: {main[task]: {"value": value}} for task, value in zip(main, found, strict=True)}
+        for model, found in values.items()
+    }
+    results = {"scores": scores, "main_metric": main, "mean": {"tasks": ["one", "two"], "recovered": SHARES[seed]}}
+    write_json(folder / "results.json", {**results, "proof": {"zeros_pruned": 8, "zeros_lost": 2}})
+    write_json(folder / "run.json", {"method": {"parameters": 120, "kind": "mask", "restores": True}, "device": "cpu"})
+    (folder / "logs").mkdir()
+    (folder / "logs" / "history.jsonl").write_text(
+        f'{{"valid_loss": 9}}\n{{"loss": 1}}\n{{"valid_loss": {LOSSES[seed]}}}\n'
+    )
+    questions = {
+        "restored": {"one": {"acc": kept(rows[0], asked=asked)}, "two": {"acc": kept(rows[1])}},
+        "pruned": {"one": {"acc": kept([0] * len(rows[0]), asked=asked)}, "two": {"acc": kept([0] * len(rows[1]))}},
+    }
+    for model, losses in (("restored", rows[2]), ("pruned", [3.0, 3.5])):
+        questions[model]["text"] = {"token_perplexity": kept(losses, "exp_mean", False)}
+    (folder / "logs" / "rows.json.gz").write_bytes(gzip.compress(json.dumps(questions).encode()))
+    write_json(folder / DONE, {"seconds": 60, "code": "code", "versions": {"torch": "1"}, **record})
+    return Member(name, None, seed)
+
+
+@pytest.fixture
+def rows(tmp_path) -> list[Row]:
+    ours = tuple(write_run(tmp_path, f"ours{seed}", seed, values) for seed, values in OURS.items())
+    theirs = tuple(write_run(tmp_path, f"theirs{seed}", seed, values) for seed, values in THEIRS.items())
+    return [Row("ours", "wanda", "ours", (), ours), Row("theirs", "wanda", "ours", (), theirs)]
+
+
+def built(tmp_path, rows) -> dict:
+    return build_table(tmp_path, rows, lambda member: True)
+
+
+def test_means_and_standard_errors_over_seeds(tmp_path, rows):
+    ours, theirs = built(tmp_path, rows)["rows"]
+    assert ours["valid_loss"] == {"value": pytest.approx(2.1), "stderr": pytest.approx(0.1), "n": 2}
+    assert ours["task_mean"] == {"value": pytest.approx(0.5625), "stderr": pytest.approx(0.0625), "n": 2}
+    assert ours["perplexity"] == {"value": 11, "stderr": pytest.approx(1), "n": 2}
+    assert (ours["forgetting"]["value"], ours["forgetting"]["stderr"]) == (-9, pytest.approx(1))
+    assert (ours["zeros_kept"], ours["trained_parameters"], ours["class"]) == (0.75, 120, "mask")
+    one = theirs["scores"]["one"]["acc"]  # 1, 0.75, 0.75
+    assert one == {"value": pytest.approx(2.5 / 3), "stderr": pytest.approx(1 / 12), "n": 3}
+
+
+def test_differences_are_paired_over_questions_with_seeds_averaged_first(tmp_path, rows):
+    ours, theirs = built(tmp_path, rows)["rows"]
+    # Of `one`: 2/3-1, 1-1/2, 2/3-1, 1-0; of `two`: 1, 0.
+    first = [-1 / 3, 1 / 2, -1 / 3, 1]
+    middle = sum(first) / 4
+    error = math.sqrt(sum((value - middle) ** 2 for value in first) / 3 / 4)
+    against = theirs["against"]
+    assert against["name"] == "ours" and ours["against"] is None
+    assert against["task_mean"]["difference"] == pytest.approx((middle + 0.5) / 2) == pytest.approx(0.3541667)
+    assert (
+        against["task_mean"]["stderr"] == pytest.approx(math.hypot(error, 0.5) / 2) == pytest.approx(0.299256, rel=1e-5)
+    )
+    assert against["perplexity"]["difference"] == pytest.approx(math.exp(2) - math.exp(2.5))
+
+
+def test_a_recovered_share_has_an_error_over_seeds_and_one_over_questions(tmp_path, rows):
+    ours = built(tmp_path, rows)["rows"][0]
+    assert ours["recovered"]["value"] == pytest.approx(0.6) and ours["recovered"]["stderr"] == pytest.approx(0.1)
+    # Rows are 1, 1/2, 1, 0 and 0, 1 above a pruned model that is always wrong; the gap is 0.9.
+    assert ours["recovered"]["stderr_questions"] == pytest.approx(math.hypot(math.sqrt(0.6875 / 3 / 4), 0.5) / 2 / 0.9)
+
+
+def test_one_seed_has_no_error(tmp_path, rows):
+    alone = [Row("ours", "wanda", "ours", (), rows[0].finals[:1])]
+    table = built(tmp_path, alone)
+    assert table["rows"][0]["valid_loss"] == {"value": 2.0, "stderr": None, "n": 1}
+    assert "| n=1 | 2.000 |" in markdown(table, [])
+
+
+def test_other_questions_are_not_compared_and_the_table_says_so(tmp_path, rows):
+    other = write_run(tmp_path, "other", 1, THEIRS[1], asked="others")
+    table = built(tmp_path, [rows[0], Row("other", "wanda", "ours", (), (other,))])
+    assert table["rows"][1]["against"]["task_mean"] is None
+    assert any("not held against ours" in note and "different rows" in note for note in table["notes"])
+
+
+def test_the_rate_is_that_of_the_lowest_validation_loss_and_an_edge_is_told(tmp_path, rows):
+    searches = tuple(Member(f"theirs{seed}", rate, 1) for seed, rate in ((1, 0.1), (2, 0.2), (3, 0.3)))
+    finals = tuple(Member("ours1", rate, 1) for rate in (0.1, 0.2, 0.3))
+    table = built(tmp_path, [Row("searched", "wanda", None, searches, finals)])
+    assert table["rows"][0]["rate"] == 0.1
+    assert [each["valid_loss"] for each in table["rows"][0]["rates"]] == [2.0, 2.2, 2.1]
+    assert any("lowest that was tried" in note for note in table["notes"])
+
+
+def test_a_rate_is_not_chosen_before_all_searches_are_done(tmp_path, rows):
+    searches = (Member("theirs1", 0.1, 1), Member("missing", 0.2, 1))
+    finals = (Member("ours1", 0.1, 1), Member("ours2", 0.2, 1))
+    entry = built(tmp_path, [Row("searched", "wanda", None, searches, finals)])["rows"][0]
+    assert (entry["rate"], entry["seeds"]) == (None, [])
+
+
+def test_runs_of_other_code_or_versions_are_told(tmp_path, rows):
+    other = write_run(tmp_path, "other", 1, THEIRS[1], code="else", versions={"torch": "2"})
+    notes = " ".join(built(tmp_path, [rows[0], Row("other", "wanda", "ours", (), (other,))])["notes"])
+    assert "code (2 runs), else (1 runs)" in notes and "torch differs: 1, 2" in notes
+    now = {"code": "code", "versions": {"torch": "1"}}
+    assert build_table(tmp_path, rows, lambda member: True, now)["notes"] == []
+
+
+def test_what_other_versions_measure_is_shown_where_it_is_there(tmp_path, rows):
+    path = tmp_path / "ours1" / "results.json"
+    results = json.loads(path.read_text())
+    results["answers"] = {"scores": {"restored": {"value": 0.75}}}
+    results["agreement"] = {"restored": {"all": {"flipped": {"value": 0.125}}}}
+    write_json(path, results)
+    alone = [Row("ours", "wanda", "ours", (), rows[0].finals[:1])]
+    table = built(tmp_path, alone)
+    assert (table["rows"][0]["answer_bits"]["value"], table["rows"][0]["flipped"]["value"]) == (0.75, 0.125)
+    assert "bits a byte" in markdown(table, []) and "| 0.750 | 12.5 |" in markdown(table, [])
+    assert "bits a byte" not in markdown(built(tmp_path, rows), [])
+
+
+def test_csv_has_every_number_of_the_table(tmp_path, rows):
+    table = built(tmp_path, rows)
+    lines = list(csv.DictReader(io.StringIO(csv_text(table))))
+    assert [line["name"] for line in lines] == ["ours", "theirs"]
+    assert float(lines[0]["valid_loss"]) == table["rows"][0]["valid_loss"]["value"]
+    assert float(lines[1]["one:acc_stderr"]) == pytest.approx(1 / 12)
+    assert float(lines[1]["task_mean_difference"]) == table["rows"][1]["against"]["task_mean"]["difference"]
+
+
+def test_pictures_are_of_the_rows_that_have_what_they_show(tmp_path, rows):
+    entries = built(tmp_path, rows)["rows"]
+    (panel,) = draw_loss(entries).axes
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == [
+        "1  ours (inside the mask)", "2  theirs (inside the mask)",
+    ]  # fmt: skip
+    assert [text.get_text() for text in draw_recovered(entries).axes[0].get_yticklabels()] == ["ours", "theirs"]
+    empty = [{**entry, "valid_loss": None, "recovered": None, "recovered_perplexity": None} for entry in entries]
+    assert draw_loss(empty) is None and draw_recovered(empty) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/a/b/c.json", "c.json"),
+        ("python /x/y.py -d=/p/q -e ~/h/i", "python y.py -d=q -e i"),
+        ("read '/a/b c' and (/d/e)", "read 'b c' and (e)"),
+        ("1/2 of acc/acc_norm, owner/name, https://a.b/c", "1/2 of acc/acc_norm, owner/name, https://a.b/c"),
+        (r"C:\Users\me\x.txt", "x.txt"),
+        ("+ 1 / 2, ~5 min", "+ 1 / 2, ~5 min"),
+    ],
+)
+def test_paths_are_cut_to_their_last_name_and_nothing_else_is(text, expected):
+    assert without_paths({"a": [text], text: 1}) == {"a": [expected], expected: 1}
+
+
+def test_a_known_path_may_hold_spaces():
+    assert without_paths("read /a/my data/x y.json, /b/c", ["/a/my data/x y.json"]) == "read x y.json, c"
+
+
+@pytest.mark.parametrize(
+    ("promise", "kind"),
+    [
+        (Promise(), "nothing"),
+        (Promise(added=frozenset({"model.layers.0.self_attn.o_proj.bias"})), "constants"),
+        (Promise(changed=frozenset({"model.layers.0.self_attn.o_proj.bias"})), "constants"),
+        (Promise(changed=frozenset({"model.norm.weight"})), "norms"),
+        (Promise(changed=frozenset({"model.layers.0.mlp.up_proj.weight"})), "mask"),
+        (Promise(changed=frozenset({"model.layers.0.mlp.up_proj.weight"}), zeros=REPORTED), "dense"),
+    ],
+)
+def test_a_class_follows_from_what_is_promised(promise, kind):
+    assert kind_of(promise) == kind
