@@ -25,7 +25,8 @@ from utils.common.commands import WIDTH
 from utils.common.errors import UserError, first_line
 from utils.common.flags import Arguments
 from utils.common.hub import no_waiting
-from utils.common.names import BUNDLED, EMBEDDED
+from utils.common.names import BUNDLED, DISTILL, EMBEDDED
+from utils.distillation import GB, check_loss
 from utils.evaluation.plan import TASKS_FLAG, task_names
 from utils.evaluation.spec_tasks import load_texts, tell_unused
 from utils.evaluation.tasks import WIKITEXT
@@ -197,6 +198,7 @@ def workload(
 ) -> Workload:
     """The flags as plain numbers."""
     needs = needs_of(args.method, Options.of(args))
+    check_loss(args, needs)
     contrasts = needs.heads and args.head_selection == "contrastive"
     return Workload(
         dtype_bytes=DTYPES[args.dtype].itemsize,
@@ -214,6 +216,7 @@ def workload(
         gradient_checkpointing=args.gradient_checkpointing,
         tasks=tasks,
         calibrates=needs.calibration,
+        teacher_bytes=args.teacher_cache_gb * GB if args.loss == DISTILL else None,
     )
 
 
