@@ -1,8 +1,12 @@
-"""Cross-entropy at response tokens only, without ever holding all logits."""
+"""Cross-entropy and distillation at response tokens only, without ever holding all logits."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
+
+from utils.distillation import Distillation, last_states
 
 IGNORED = -100
 CHUNK = 256
@@ -17,7 +21,7 @@ class _LogitsSpace:
     """
 
     def __init__(self):
-        self._logits = self._fp32 = torch.empty(0)
+        self._logits = self._fp32 = self._teacher = torch.empty(0)
 
     def rows(self, count: int, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Two uninitialized (count, V) tensors, in the dtype of `weight` (V, D) and in fp32; one tensor if that is."""
@@ -27,42 +31,92 @@ class _LogitsSpace:
             self._fp32 = self._logits if weight.dtype == torch.float32 else weight.new_empty(shape, dtype=torch.float32)
         return self._logits[:count], self._fp32[:count]
 
+    def teacher(self, count: int, weight: Tensor) -> Tensor:
+        """One more (count, V) in fp32, for the teacher's softmax."""
+        shape = CHUNK, len(weight)
+        if (self._teacher.shape, self._teacher.device) != (shape, weight.device):
+            self._teacher = weight.new_empty(shape, dtype=torch.float32)
+        return self._teacher[:count]
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A teacher's last hidden states (n, D) of the same tokens, its head (V, D), and the divergence's share w."""
+
+    hidden: Tensor
+    head: Tensor
+    share: float
+
 
 class _FrozenHeadLoss(torch.autograd.Function):
-    """Summed cross-entropy of hidden states under a frozen output head.
+    """Summed loss of hidden states under a frozen output head; beside it its parts, cross-entropy and divergence.
+
+    Without a target that is cross-entropy. With one it is (1 - w)·CE + w·KL(teacher ‖ student), w its share, and the
+    gradient at the logits softmax - (w·softmax of the teacher + (1 - w)·one-hot).
 
     The head needs no gradient, so a chunk's gradient with respect to the hidden states is computed while its logits
     are still there: nothing is recomputed, and no more than one chunk of logits exists.
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, space: _LogitsSpace) -> Tensor:
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    def forward(
+        ctx, hidden: Tensor, weight: Tensor, labels: Tensor, space: _LogitsSpace, target: _Target | None
+    ) -> tuple[Tensor, Tensor]:
+        parts = torch.zeros(2, dtype=torch.float32, device=hidden.device)
+        total, divergence = parts
+        share = target.share if target else 0
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for begin in range(0, len(hidden), CHUNK):
             part = slice(begin, begin + CHUNK)
             wanted = torch.arange(len(hidden[part]), device=hidden.device), labels[part]
             logits, softmax = space.rows(len(hidden[part]), weight)
+            if target:
+                teacher, entropy = _teach(target, part, space, logits, softmax)
             torch.mm(hidden[part], weight.T, out=logits)
             labelled = logits[wanted].float()
             highest = logits.amax(-1, keepdim=True).float()
-            softmax.copy_(logits).sub_(highest).exp_()
-            summed = softmax.sum(-1, keepdim=True)
+            softmax.copy_(logits).sub_(highest)
+            if target:
+                shared = torch.linalg.vecdot(teacher, softmax)
+            summed = softmax.exp_().sum(-1, keepdim=True)
+            if target:
+                divergence += (summed.squeeze(1).log() - shared - entropy).sum()
             total += (highest.squeeze(1) + summed.squeeze(1).log() - labelled).sum()
             if gradient is not None:
-                softmax.div_(summed)[wanted] -= 1
+                softmax.div_(summed)[wanted] -= 1 - share
+                if target:
+                    softmax.sub_(teacher, alpha=share)
                 torch.mm(logits.copy_(softmax), weight, out=gradient[part])
         ctx.save_for_backward(gradient)
-        return total
+        ctx.mark_non_differentiable(parts)
+        return (1 - share) * total + share * divergence if target else total.clone(), parts
 
     @staticmethod
-    def backward(ctx, scale: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx, scale: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * scale, None, None, None
+        return gradient * scale, None, None, None, None
+
+
+def _teach(target: _Target, part: slice, space: _LogitsSpace, logits: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
+    """The teacher's softmax (n, V) of a chunk, fp32, and its entropy (n,) in nats.
+
+    logits, scratch: the memory that the student's logits will take next. The entropy is summed by the operations that
+    sum the cross-entropy of teacher and student, so that a student that is the teacher has no divergence.
+    """
+    torch.mm(target.hidden[part], target.head.T, out=logits)
+    softmax = space.teacher(len(logits), target.head)
+    softmax.copy_(logits).sub_(logits.amax(-1, keepdim=True).float())
+    scratch.copy_(softmax)
+    summed = softmax.exp_().sum(-1, keepdim=True)
+    softmax.div_(summed)
+    return softmax, summed.squeeze(1).log() - torch.linalg.vecdot(softmax, scratch)
 
 
 class ResponseLoss(nn.Module):
     """A Llama as a function from tokens to its mean loss on the labelled ones.
+
+    distillation: the teacher, which in training has its share of the loss. In evaluation the loss is cross-entropy,
+    whatever was trained on, and the divergence from the teacher stands beside it.
 
     No attention mask: rows are padded on the right, and causal attention never looks there.
     """
@@ -70,9 +124,10 @@ class ResponseLoss(nn.Module):
     accepts_loss_kwargs = True
     """Tells transformers' Trainer to hand over the number of labelled tokens of the whole step."""
 
-    def __init__(self, model: LlamaForCausalLM):
+    def __init__(self, model: LlamaForCausalLM, distillation: Distillation | None = None):
         super().__init__()
         self.model = model
+        self.distillation = distillation
         self._no_split_modules = model._no_split_modules
         """What FSDP shards as one unit; embeddings, last norm and head stay with this module."""
         self._space = _LogitsSpace()
@@ -81,14 +136,33 @@ class ResponseLoss(nn.Module):
         """For FSDP, which takes tied weights apart when it loads on one process only."""
         self.model.tie_weights()
 
-    def forward(self, input_ids: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> dict:
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None = None,
+        teacher: Tensor | None = None,
+    ) -> dict:
         """input_ids, labels: (B, T) int64, labels -100 where not trained on; returns {"loss": scalar fp32}.
 
-        The loss is the sum over labelled tokens / num_items_in_batch, by default the labels of this batch.
+        The loss is the sum over labelled tokens / num_items_in_batch, by default the labels of this batch. teacher:
+        (n, D), the dense model's last hidden states where labelled tokens are predicted, row by row of the batch; by
+        default the teacher's own model gives them. With a teacher an evaluation returns "divergence" too, KL in nats.
         """
         hidden = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state
         targets = labels[:, 1:]
         labelled = targets != IGNORED
         head = self.model.lm_head.weight
-        total = _FrozenHeadLoss.apply(hidden[:, :-1][labelled], head, targets[labelled], self._space)
-        return {"loss": total / (labelled.sum() if num_items_in_batch is None else num_items_in_batch)}
+        hidden, target = hidden[:, :-1][labelled], None
+        if self.distillation:
+            if teacher is None:
+                teacher = last_states(self.distillation.model, input_ids)[:, :-1][labelled]
+            if len(teacher) != len(hidden):
+                raise ValueError(f"{len(teacher)} states of the teacher for {len(hidden)} labelled tokens")
+            own = self.distillation.head
+            target = _Target(teacher, head if own is None else own, self.distillation.weight)
+        total, parts = _FrozenHeadLoss.apply(hidden, head, targets[labelled], self._space, target)
+        count = labelled.sum() if num_items_in_batch is None else num_items_in_batch
+        if target is None or self.training:
+            return {"loss": total / count}
+        return {"loss": parts[0] / count, "divergence": parts[1] / count}

@@ -21,6 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from models.cpu_attention import cpu_attention
 from models.modeling_llama import keep_columns
 from utils.common.errors import UserError
+from utils.distillation import Distillation, by_length
 from utils.losses import IGNORED, ResponseLoss
 from utils.prompts import Encoded
 
@@ -47,8 +48,10 @@ class TrainingSettings:
 
 @dataclass
 class TrainingResult:
-    """history: rows {"step", "epoch", "loss", "learning_rate"} and {"step", "epoch", "valid_loss"}.
+    """history: rows {"step", "epoch", "loss", "learning_rate"} and {"step", "epoch", "valid_loss"}, the latter with
+    "valid_kl" under distillation.
 
+    loss: of what was trained on; valid_loss: cross-entropy in any case; valid_kl: from the dense model; all in nats.
     tokens: non-padding tokens trained on; padded_tokens: with the padding; seconds: of the steps alone.
     """
 
@@ -67,8 +70,12 @@ def train(
     checkpoints: Path,
     resume: bool,
     sharded: bool = False,
+    distillation: Distillation | None = None,
 ) -> TrainingResult:
     """Train what requires gradients in `model`, in place, together with the other processes of `accelerate launch`.
+
+    The loss is cross-entropy at response tokens, with `distillation` mixed with, or replaced by, the divergence from
+    the dense model.
 
     device: where this process trains, an index included; under FSDP where its part of the model goes.
     checkpoints: a folder for the trained parameters and the optimizer's state after every epoch; with `resume` the last
@@ -109,13 +116,14 @@ def train(
     collate = Collator(pad_id=model.config.pad_token_id or 0)
     result = TrainingResult()
     trainer = _RestorationTrainer(
-        model=ResponseLoss(model),
+        model=ResponseLoss(model, distillation),
         args=arguments,
         data_collator=collate,
-        train_dataset=[{"input_ids": sample.ids, "prompt_length": sample.prompt_length} for sample in samples],
+        train_dataset=_rows(samples, distillation and distillation.train),
         eval_dataset=valid,
         callbacks=[_Progress(result)],
     )
+    trainer.valid_states = distillation and distillation.valid
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
             trainer.remove_callback(callback)
@@ -153,7 +161,10 @@ def _compiled(model: LlamaForCausalLM) -> Iterator[None]:
 
 @dataclass
 class Collator:
-    """Right-padded batches; labels are -100 on prompts and padding. Counts what it padded."""
+    """Right-padded batches; labels are -100 on prompts and padding. Counts what it padded.
+
+    Rows may bring the teacher's states of their responses (n_i, D); a batch has them as its labels follow each other.
+    """
 
     pad_id: int
     tokens: int = 0
@@ -169,43 +180,56 @@ class Collator:
             labels[index, start : len(tokens)] = tokens[start:]
         self.tokens += sum(len(row["input_ids"]) for row in rows)
         self.padded_tokens += ids.numel()
-        return {"input_ids": ids, "labels": labels}
+        batch = {"input_ids": ids, "labels": labels}
+        if "teacher" in rows[0]:
+            batch["teacher"] = torch.cat([row["teacher"] for row in rows])
+        return batch
+
+
+def _rows(samples: list[Encoded], states: list[Tensor] | None) -> list[dict]:
+    """The samples as the Collator takes them, each with its own states of the teacher, if there are any."""
+    rows = [{"input_ids": sample.ids, "prompt_length": sample.prompt_length} for sample in samples]
+    return [{**row, "teacher": own} for row, own in zip(rows, states, strict=True)] if states else rows
 
 
 @torch.no_grad()
 def response_loss(
-    model: torch.nn.Module, samples: list[Encoded], pad_id: int, description: str, part: int = 0, parts: int = 1
+    model: torch.nn.Module,
+    samples: list[Encoded],
+    pad_id: int,
+    description: str,
+    part: int = 0,
+    parts: int = 1,
+    states: list[Tensor] | None = None,
 ) -> Tensor:
     """(summed loss in nats, labelled tokens) over a part of the samples' batches; summed over parts, all.
 
-    (2,) fp64 on the CPU, where alone every machine has fp64.
+    (2,) fp64 on the CPU, where alone every machine has fp64; (3,) with the summed divergence under distillation.
 
-    model: a ResponseLoss, or what distributes one. Every part runs as many batches, so that processes that share a
-    model stay in step: a part that is short of one runs one of the others', and leaves it out of the sum.
+    model: a ResponseLoss, or what distributes one, in evaluation mode. states: the teacher's, of each sample. Every
+    part runs as many batches, so that processes that share a model stay in step: a part that is short of one runs one
+    of the others', and leaves it out of the sum.
     """
     device = next(model.parameters()).device
-    order = sorted(range(len(samples)), key=lambda index: -len(samples[index].ids))
-    batches = []
-    while order:
-        size = max(1, VALID_TOKENS_A_BATCH // len(samples[order[0]].ids))
-        batches.append(order[:size])
-        order = order[size:]
-    losses, labelled = [], 0
+    batches = by_length(samples, VALID_TOKENS_A_BATCH)
+    found: list[dict[str, Tensor]] = []
+    names, labelled = ["loss"], 0
+    inputs = _rows(samples, states)
     with tqdm(total=len(samples), desc=description, unit="sample", leave=False) as bar:
         for first in range(0, len(batches), parts):
             mine = first + part < len(batches)
             rows = batches[first + part if mine else first]
-            batch = Collator(pad_id)(
-                [{"input_ids": samples[row].ids, "prompt_length": samples[row].prompt_length} for row in rows]
-            )
+            batch = Collator(pad_id)([inputs[row] for row in rows])
             labels = batch["labels"][:, 1:]
-            summed = model(**{name: tensor.to(device) for name, tensor in batch.items()}, num_items_in_batch=1)["loss"]
+            summed = model(**{name: tensor.to(device) for name, tensor in batch.items()}, num_items_in_batch=1)
+            names = list(summed)
             if mine:
-                losses.append(summed)
+                found.append(summed)
                 labelled += int((labels != IGNORED).sum())
             bar.update(sum(len(rows) for rows in batches[first : first + parts]))
     # Read at the end only: a device need not wait for each batch.
-    return torch.tensor([sum(map(float, losses)), labelled], dtype=torch.float64)
+    loss, *divergence = (sum(float(summed[name]) for summed in found) for name in names)
+    return torch.tensor([loss, labelled, *divergence], dtype=torch.float64)
 
 
 @dataclass
@@ -234,6 +258,9 @@ class _OneDevice(TrainingArguments):
 class _RestorationTrainer(Trainer):
     """transformers' Trainer; checkpoints hold what is trained, and validation loss is a mean over tokens."""
 
+    valid_states: list[Tensor] | None = None
+    """The teacher's, of each validation sample."""
+
     def _get_train_sampler(self, train_dataset=None):
         """Grouped over the batches of all processes, so that 2 × 4 samples a step are the 8 of a single process."""
         if self.args.train_sampling_strategy != "group_by_length":
@@ -247,10 +274,11 @@ class _RestorationTrainer(Trainer):
         training = module.training
         module.eval()
         part, parts = self.args.process_index, self.args.world_size
-        found = response_loss(module, self.eval_dataset, self.data_collator.pad_id, "validation loss", part, parts)
+        pad, states = self.data_collator.pad_id, self.valid_states
+        found = response_loss(module, self.eval_dataset, pad, "validation loss", part, parts, states)
         module.train(training)
-        total, count = self.over_processes(found).tolist()
-        metrics = {"eval_loss": total / count}
+        total, count, *divergence = self.over_processes(found).tolist()
+        metrics = {"eval_loss": total / count, **({"eval_kl": divergence[0] / count} if divergence else {})}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -312,9 +340,8 @@ class _Progress(TrainerCallback):
         self.bar.set_postfix(loss=f"{logs['loss']:.3f}", lr=f"{logs['learning_rate']:.1e}", refresh=False)
 
     def on_evaluate(self, args, state, control, metrics=None, **_) -> None:
-        self.result.history.append(
-            {"step": state.global_step, "epoch": state.epoch or 0.0, "valid_loss": metrics["eval_loss"]}
-        )
+        row = {"step": state.global_step, "epoch": state.epoch or 0.0, "valid_loss": metrics["eval_loss"]}
+        self.result.history.append(row | ({"valid_kl": metrics["eval_kl"]} if "eval_kl" in metrics else {}))
 
     def on_train_end(self, args, state, control, **_) -> None:
         self.bar.close()

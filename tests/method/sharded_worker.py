@@ -19,6 +19,8 @@ from models.proof import probe_logits
 from models.restoration import load_restoration, save_restoration
 from tests.builders import trained
 from tests.method.test_training import encoded, settings
+from utils.distillation import Distillation, by_sample, teacher_states
+from utils.prompts import Encoded
 from utils.training import train
 
 
@@ -43,12 +45,27 @@ def keep_addresses() -> None:
     _fsdp_param.free_storage = lambda tensor: None
 
 
-def main(folder: Path, dtype: torch.dtype, output: Path) -> None:
+def distilling(dense: Path, samples: list[Encoded]) -> Distillation:
+    """That model as a teacher, with a head of its own, of all samples and of the nine that validate."""
+    model = load_model(dense, torch.float32, "cpu", "-b")
+    states = by_sample(teacher_states(model, samples, ""), samples)
+    return Distillation(0.5, model.lm_head.weight.detach().clone(), states, states[:9])
+
+
+def main(folder: Path, dtype: torch.dtype, output: Path, dense: Path | None = None) -> None:
     state = PartialState(cpu=True)  # before loading, which asks whether there are several processes
     model = trained().attach(load_model(folder, dtype, "cpu", "-p"))
     samples = encoded(folder, 24)
     result = train(
-        model, samples, samples[:9], settings(lr=0.1), "cpu", output / "checkpoints", resume=False, sharded=True
+        model,
+        samples,
+        samples[:9],
+        settings(lr=0.1),
+        "cpu",
+        output / "checkpoints",
+        resume=False,
+        sharded=True,
+        distillation=distilling(dense, samples) if dense else None,
     )
     assert all(isinstance(parameter, DTensor) for parameter in model.model.layers.parameters())
     assert not list(output.glob("checkpoints/checkpoint-*"))
@@ -66,4 +83,4 @@ def main(folder: Path, dtype: torch.dtype, output: Path) -> None:
 if __name__ == "__main__":
     choose_fsdp_on_cpus()
     keep_addresses()
-    main(Path(sys.argv[1]), getattr(torch, sys.argv[2]), Path(sys.argv[3]))
+    main(Path(sys.argv[1]), getattr(torch, sys.argv[2]), Path(sys.argv[3]), *map(Path, sys.argv[4:]))

@@ -13,6 +13,7 @@ import torch
 from models.loading import load_model
 from models.proof import probe_logits
 from tests.builders import trained
+from tests.method.sharded_worker import distilling
 from tests.method.test_training import encoded, settings
 from utils.common.errors import UserError
 from utils.common.processes import Processes
@@ -53,14 +54,15 @@ def losses(folder: Path, name: str) -> list[float]:
     return [row[name] for row in rows if name in row]
 
 
-def test_two_processes_of_four_samples_train_what_one_of_eight_does(tmp_path, make_tiny_llama):
-    common = flags(tmp_path, make_tiny_llama)
+@pytest.mark.parametrize("loss", ["response", "distill"])
+def test_two_processes_of_four_samples_train_what_one_of_eight_does(tmp_path, make_tiny_llama, loss):
+    common = [*flags(tmp_path, make_tiny_llama), "-loss", loss]
     entry = ROOT / "RestoreLCC_train.py"
     two = launch(entry, *common, "-batch_size", 4, "-output_dir", tmp_path / "two")
     assert two.returncode == 0, two.stderr
     one = [sys.executable, str(entry), *common, "-batch_size", "8", "-output_dir", str(tmp_path / "one")]
     subprocess.run(one, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    for name, count in (("loss", 14), ("valid_loss", 3)):
+    for name, count in (("loss", 14), ("valid_loss", 3), ("valid_kl", 3 * (loss == "distill"))):
         found, wanted = losses(tmp_path / "two", name), losses(tmp_path / "one", name)
         assert len(found) == len(wanted) == count
         assert found == pytest.approx(wanted, rel=1e-5)
@@ -83,25 +85,28 @@ def fsdp_environment(ram_efficient: bool) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tied", "ram_efficient"),
-    [("float32", False, True), ("bfloat16", True, False)],
+    ("dtype", "tied", "ram_efficient", "distils"),
+    [("float32", False, True, False), ("bfloat16", True, False, False), ("float32", True, True, True)],
 )
-def test_sharded_training_equals_unsharded(tmp_path, make_tiny_llama, dtype, tied, ram_efficient):
+def test_sharded_training_equals_unsharded(tmp_path, make_tiny_llama, dtype, tied, ram_efficient, distils):
     folder = make_tiny_llama(zeros=0.5, tie_word_embeddings=tied)
     worker = ROOT / "tests" / "method" / "sharded_worker.py"
-    done = launch(worker, folder, dtype, tmp_path, environment=fsdp_environment(ram_efficient))
+    dense = [make_tiny_llama(seed=5)] * distils
+    done = launch(worker, folder, dtype, tmp_path, *dense, environment=fsdp_environment(ram_efficient))
     assert done.returncode == 0, done.stderr
     found = torch.load(tmp_path / "found.pt", weights_only=False)
     model = trained().attach(load_model(folder, getattr(torch, dtype), "cpu", "-p"))
     samples = encoded(folder, 24)
-    result = train(model, samples, samples[:9], settings(lr=0.1, batch_size=8), "cpu", tmp_path / "whole", False)
+    distillation = distilling(dense[0], samples) if distils else None
+    rates, place = settings(lr=0.1, batch_size=8), tmp_path / "whole"
+    result = train(model, samples, samples[:9], rates, "cpu", place, False, distillation=distillation)
     # In bf16, batches of other shapes round differently.
     close = {"rel": 1e-5} if dtype == "float32" else {"rel": 2e-2}
-    for name, count in (("loss", 6), ("valid_loss", 3)):
+    for name, count in (("loss", 6), ("valid_loss", 3), *[("valid_kl", 3)] * distils):
         sharded, whole = ([row[name] for row in r.history if name in row] for r in (found["result"], result))
         assert len(sharded) == len(whole) == count
         assert sharded == pytest.approx(whole, **close)
-        assert abs(whole[-1] - whole[0]) > 0.1
+        assert abs(whole[-1] - whole[0]) > (0.01 if distils else 0.1)
     assert found["result"].tokens == result.tokens
     after = trained().read_from(model)
     tolerance = 1e-5 if dtype == "float32" else 2e-2

@@ -121,6 +121,24 @@ def saved_by_autograd(
     return count((rows, length)) - count((1, 2)) + saved_bytes(CONFIG, dtype.itemsize, 1, 2, lowest)
 
 
+@pytest.mark.parametrize("machine", [CARD, CPU])
+def test_a_teacher_costs_one_more_pass_or_one_more_model_at_every_step(machine):
+    plain, kept, beside = (stage("training", machine, teacher_bytes=bound) for bound in (None, 1e9, 0))
+    work_of = work()
+    once = sum(length for _, length in (*work_of.samples, *work_of.valid))
+    # Padded as in training, in batches of like lengths: two epochs, and validation before and after each.
+    assert once <= kept.tokens - plain.tokens < 1.1 * once < beside.tokens - plain.tokens == plain.tokens
+    assert plain.seconds < kept.seconds < beside.seconds
+    tokens = sum(length - prompt for prompt, length in (*work_of.samples, *work_of.valid))
+    softmax, weights, states = 256 * 300 * 4, parameters(CONFIG) * 2, tokens * 24 * 2
+    on_card = machine is CARD
+    assert kept.bytes_on(machine) - plain.bytes_on(machine) == softmax + (0 if on_card else states)
+    assert beside.bytes_on(machine) - plain.bytes_on(machine) == softmax + weights
+    assert not on_card or kept.host_bytes - plain.host_bytes == states
+    assert stage("training", machine, teacher_bytes=states) == kept
+    assert stage("training", machine, teacher_bytes=states - 1) == beside
+
+
 def test_checkpointing_needs_less_memory_and_more_time():
     plain, less = stage("training"), stage("training", gradient_checkpointing=True)
     assert less.device_bytes < plain.device_bytes

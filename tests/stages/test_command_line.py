@@ -20,6 +20,7 @@ import utils.losses
 import utils.negatives
 import utils.stages.measure
 import utils.stages.rank
+import utils.stages.teacher
 import utils.stages.train
 from models.checkpoint import LINEARS, count_zeros
 from tests.builders import byte_tokenizer, save_tiny_llama
@@ -519,6 +520,19 @@ MISTAKES = {
     "lr of zero": ({"lr": 0}, "-lr"),
     "lr not a number": ({"lr": "nan"}, "-lr"),
     "negative epochs": ({"num_epoch": -1}, "-num_epoch"),
+    "no weight of the teacher": (
+        {"loss": "distill", "distill_weight": 0},
+        "-distill_weight.* must be a number above 0, at most 1, not 0",
+    ),
+    "more than the teacher": ({"loss": "distill", "distill_weight": 1.5}, "-distill_weight.* at most 1, not 1.5"),
+    "weight not a number": ({"distill_weight": "nan"}, "-distill_weight.* not nan"),
+    "negative room for the teacher": ({"teacher_cache_gb": -1}, "-teacher_cache_gb"),
+    "unknown loss": ({"loss": "hinge"}, "-loss"),
+    "a teacher of nothing": (
+        {"loss": "distill", "method": "none"},
+        "-loss: distill is a loss of training, and none trains nothing; leave it out",
+    ),
+    "a teacher of a closed form": ({"loss": "distill", "method": "flap_bias"}, "-loss: distill .* flap_bias trains"),
     "dense for pruned": ({"pruned_model_path": "DENSE"}, "-pruned_model_path: .* has no zeros"),
     "missing samples": ({"data_path": "./none.jsonl"}, "-data_path: .*none.jsonl"),
     "too few samples": ({"num_train_samples": 100}, "-num_train_samples"),
@@ -671,6 +685,83 @@ def test_the_old_result_stays_until_the_new_one_is_whole(world, tmp_path, monkey
     run(monkeypatch, flags(world, output, resume=True, **more))
     assert json.loads((output / "results.json").read_text())["proof"]["nonzero_new_tensors"]
     assert {path.name for path in output.iterdir()} == {path.relative_to(output).parts[0] for path in before}
+
+
+def history_of(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "logs" / "history.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("other_head", [False, True])
+def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path, monkeypatch, other_head):
+    pruned = shutil.copytree(world / "pruned", tmp_path / "pruned")
+    if other_head:
+        tensors = load_file(pruned / "model.safetensors")
+        tensors["lm_head.weight"] = tensors["lm_head.weight"].flip(0).contiguous()
+        tensors["model.norm.weight"] *= 2
+        save_file(tensors, pruned / "model.safetensors", metadata={"format": "pt"})
+    given, train = [], utils.stages.train.train
+    monkeypatch.setattr(utils.stages.train, "train", lambda *a: (given.append((a[2], a[-1])), train(*a))[1])
+    changes = {"loss": "distill", "distill_weight": 0.25, "eval_tasks": "none", "cache_dir": tmp_path / "cache"}
+    changes["method"] = "output_bias"  # which starts at nothing
+    run(monkeypatch, flags(world, tmp_path / "out", pruned_model_path=pruned, **changes))
+    [(valid, distillation)] = given
+    assert (distillation.head is not None) == other_head and distillation.model is None
+    student, teacher = (AutoModelForCausalLM.from_pretrained(folder) for folder in (pruned, world / "dense"))
+    total, count = 0.0, 0
+    for sample in valid:
+        ids, places = torch.tensor([sample.ids]), slice(sample.prompt_length - 1, -1)
+        with torch.no_grad():
+            mine, other = (model(ids).logits[0, places].double().log_softmax(-1) for model in (student, teacher))
+        total += float((other.exp() * (other - mine)).sum())
+        count += len(sample.ids) - sample.prompt_length
+    rows = [row for row in history_of(tmp_path / "out") if "valid_kl" in row]
+    assert len(rows) == 3 and all("valid_loss" in row for row in rows)
+    assert rows[0]["valid_kl"] == pytest.approx(total / count, rel=1e-4)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["method"]["loss"] == "0.75 cross-entropy + 0.25 KL to the dense model"
+    assert record["method"]["loss"] in (tmp_path / "out" / "report.md").read_text()
+    (training,) = [stage for stage in record["stages"] if stage["name"] == "training"]
+    assert re.search(r"teacher: the dense model's states at response tokens, \S+ GB; ", training["detail"])
+    assert "teacher" not in training["reused"]
+
+
+def test_the_teachers_states_are_kept_within_bounds_and_read_again(world, tmp_path, monkeypatch, capsys):
+    common = {"loss": "distill", "eval_tasks": "none", "num_epoch": 1, "cache_dir": tmp_path / "cache"}
+    kept, asked = tmp_path / "cache" / "teacher", []
+    states = utils.stages.teacher.teacher_states
+    monkeypatch.setattr(utils.stages.teacher, "teacher_states", lambda *a: (asked.append(a[-1]), states(*a))[1])
+
+    def once(name: str, **changes) -> list[dict]:
+        run(monkeypatch, flags(world, tmp_path / name, **common, **changes))
+        return history_of(tmp_path / name)
+
+    beside = once("beside", teacher_cache_gb=1e-6)
+    told = r"teacher: its states would take \S+ GB, above -teacher_cache_gb 1e-06; the dense model runs beside"
+    assert re.search(told, capsys.readouterr().out) and not kept.exists() and asked == []
+    first = once("first")
+    assert "runs beside" not in capsys.readouterr().out
+    assert len(asked) == len(list(kept.iterdir())) == 2
+    for mine, other in zip(first, beside, strict=True):
+        assert list(mine) == list(other) and list(mine.values()) == pytest.approx(list(other.values()), rel=1e-4)
+    again = once("again", method="output_bias")
+    assert len(asked) == 2 and again[0]["valid_kl"] == pytest.approx(first[0]["valid_kl"], rel=1e-2)
+    plain = flags(world, tmp_path / "plain", **{**common, "loss": None})
+    run(monkeypatch, plain)
+    assert len(asked) == 2 and not any("valid_kl" in row for row in history_of(tmp_path / "plain"))
+
+
+def test_a_run_is_not_resumed_with_another_loss(world, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(utils.stages.train, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, flags(world, output, loss="distill", eval_tasks="none"))
+    for changes, message in (({}, "-loss is response"), ({"loss": "distill", "distill_weight": 1}, "-distill_weight")):
+        with pytest.raises(UserError, match=f"^-resume: {message}"):
+            run(monkeypatch, flags(world, output, resume=True, eval_tasks="none", **changes))
 
 
 def test_a_loss_that_is_no_number_costs_no_result(world, tmp_path, monkeypatch):

@@ -14,9 +14,11 @@ from utils.common.names import (
     BIAS_STARTS,
     BUNDLED,
     C4,
+    DISTILL,
     DTYPE_NAMES,
     EMBEDDED,
     LINEAR_NAMES,
+    RESPONSE,
     SPEC_TASKS,
     STREAMS,
     layer_numbers,
@@ -79,6 +81,9 @@ class Arguments:
     random_batches: bool
     gradient_checkpointing: bool
     torch_compile: bool
+    loss: str
+    distill_weight: float
+    teacher_cache_gb: float
     resume: bool
     eval_tasks: str
     eval_limit: int | None
@@ -422,6 +427,28 @@ def build_parser() -> Parser:
     parser.switch("random_batches", "mix short and long samples in a batch, as the original release does: more padding")
     parser.switch("gradient_checkpointing", "recompute activations in the backward pass: less memory, more time")
     parser.switch("torch_compile", "compile the decoder layers for training: minutes at the start, faster steps after")
+    parser.flag(
+        "loss",
+        choices=(RESPONSE, DISTILL),
+        default=RESPONSE,
+        help="at response tokens: response, the paper's cross-entropy, or distill, the forward KL to the dense model "
+        "mixed with it",
+    )
+    parser.flag(
+        "distill_weight",
+        type=weight,
+        default=0.5,
+        metavar="W",
+        help="of KL under -loss distill, in (0, 1]: (1 - W)·CE + W·KL; 1 is KL alone",
+    )
+    parser.flag(
+        "teacher_cache_gb",
+        type=at_least_real(0),
+        default=4.0,
+        metavar="GB",
+        help="under -loss distill, how large the dense model's states may be that are kept in -cache_dir, 10^9 bytes; "
+        "beyond that it runs beside the pruned model at every step",
+    )
     parser.switch("resume", "continue the interrupted run in -output_dir from its last finished epoch")
 
     parser.group("evaluation")
@@ -489,6 +516,14 @@ def above(bound: float) -> Callable[[str], float]:
         return value
 
     return convert
+
+
+def weight(text: str) -> float:
+    """An argparse type: a number in (0, 1]."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, at most 1, not {text}")
+    return value
 
 
 def at_least_real(bound: float) -> Callable[[str], float]:

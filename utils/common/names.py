@@ -23,6 +23,9 @@ ANSWER_BITS = "answer_bits_per_byte"
 SPEC_TASKS = ("boolq", "rte", "arc_easy", "arc_challenge")
 """Tasks that have a form of their own to be trained on (data/spec_rows.py)."""
 
+RESPONSE, DISTILL = "response", "distill"
+"""What training minimises at response tokens: cross-entropy, or the divergence from the dense model too."""
+
 STREAMS = ("dense", "pruned", "sequential")
 """What a method that reads the calibration set holds against each other: the dense model's layers on what they are fed
 in the dense model; the dense layers on what the restored model feeds them; or what the dense model gives and what the

@@ -25,7 +25,8 @@ from utils.common.commands import WIDTH
 from utils.common.errors import UserError, first_line
 from utils.common.flags import Arguments
 from utils.common.hub import no_waiting
-from utils.common.names import BUNDLED, EMBEDDED
+from utils.common.names import BUNDLED, DISTILL, EMBEDDED
+from utils.distillation import GB, check_loss
 from utils.evaluation.plan import TASKS_FLAG, task_names
 from utils.evaluation.spec_tasks import load_texts, tell_unused
 from utils.evaluation.tasks import TOKENS_ONLY, WIKITEXT
@@ -200,6 +201,7 @@ def workload(
     """The flags as plain numbers."""
     needs = needs_of(args.method, Options.of(args))
     args.check_layers(config.num_hidden_layers)
+    check_loss(args, needs)
     contrasts = needs.heads and args.head_selection == "contrastive"
     return Workload(
         dtype_bytes=DTYPES[args.dtype].itemsize,
@@ -217,6 +219,7 @@ def workload(
         gradient_checkpointing=args.gradient_checkpointing,
         tasks=tasks,
         calibrates=needs.calibration,
+        teacher_bytes=args.teacher_cache_gb * GB if args.loss == DISTILL else None,
     )
 
 

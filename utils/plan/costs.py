@@ -154,7 +154,8 @@ class Workload:
     pruner: the method of -prune_method, None where a pruned checkpoint is given; calibration: its (windows, tokens).
     samples, valid: (prompt tokens, all tokens) of each sample. probes: samples that train the probes, 0 for none.
     heads: how many are trained, 0 for a method that has none. tasks: by name, already limited. calibrates: whether the
-    dense model reads the calibration set, for the method's start.
+    dense model reads the calibration set, for the method's start. teacher_bytes: under distillation, what the dense
+    model's states may take before it runs beside instead; None for another loss.
     """
 
     dtype_bytes: int
@@ -172,6 +173,7 @@ class Workload:
     gradient_checkpointing: bool = False
     tasks: dict[str, TaskTokens] = field(default_factory=dict)
     calibrates: bool = False
+    teacher_bytes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -504,8 +506,11 @@ class _Planner:
         if work.epochs:
             device = max(device, training_bytes(config, work, self.training, self.on_card))
         proof = PROOF_SAMPLES * self.training.longest * config.vocab_size * FP32
+        teaching, taught, states, beside = self._teaching(validations)
+        seconds, tokens, device = seconds + teaching, tokens + taught, device + beside
         if self.on_card:
-            return self._stage(key, tokens, seconds, max(host, proof), self.weights + device)
+            return self._stage(key, tokens, seconds, max(host, proof) + states, self.weights + device)
+        device += states
         saved = kept_activations(config, work, self.training, self.on_card) if work.epochs else 0
         # Activations fill what is free in the heap first, and leave it as large as they made it.
         before, self.kept = self.kept, max(0, self.kept - saved)
@@ -513,6 +518,26 @@ class _Planner:
         stage = self._stage(key, tokens, seconds, 0, self.weights + held)
         self.kept = max(before, (1 + machine.fragments) * saved)
         return stage
+
+    def _teaching(self, validations: int) -> tuple[float, int, float, float]:
+        """(seconds, tokens, host bytes of kept states, bytes beside the student) that distillation adds to training."""
+        config, work = self.config, self.work
+        if work.teacher_bytes is None or not work.epochs:
+            return 0.0, 0, 0, 0
+        passes = [(self.training, work.epochs), (self.largest_valid, validations)]
+        states = sum(seen.scored for seen, _ in passes) * config.hidden_size * work.dtype_bytes
+        softmax = CHUNK * config.vocab_size * FP32
+        seconds, _ = self._loading(self.dense_file, work.converted)
+        seconds += sum(count * head_flops(config, seen.scored) for seen, count in passes) / (
+            self.machine.flops * self.machine.forward_share
+        )
+        if states > work.teacher_bytes:
+            states, beside = 0, softmax + self.weights
+        else:
+            passes, beside = [(seen, 1) for seen, _ in passes], softmax
+        for seen, count in passes:
+            seconds += count * self._own_forward(replace(seen, scored=0))
+        return seconds, int(sum(count * seen.tokens for seen, count in passes)), states, beside
 
     def _merge(self, key: str) -> StagePlan:
         # Mapped by the merge, written; counted, compared and loaded again; hashed by whoever asks for its key.

@@ -131,6 +131,8 @@ def what_was_done(results: dict, run: dict, heads: Sequence | None, head_count: 
     if trained and arguments.get("num_train_samples") and arguments.get("num_epoch"):
         epochs = arguments["num_epoch"]
         text += f", trained on {arguments['num_train_samples']} samples for {epochs:g} epoch{'s' * (epochs != 1)}"
+        if loss := (run.get("method") or {}).get("loss"):
+            text += f" by {loss}"
     return text + "."
 
 

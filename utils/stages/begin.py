@@ -16,7 +16,7 @@ WRITTEN = "logs/written.json"
 INTERRUPTED = "logs/arguments.json"
 """What -resume holds its flags against, in the result while it is not whole."""
 
-NOT_RESUMED = ("output_dir", "cache_dir", "eval_batch_size", "device")
+NOT_RESUMED = ("output_dir", "cache_dir", "teacher_cache_gb", "eval_batch_size", "device")
 """Flags that may differ between an interrupted run and the one that continues it."""
 
 

@@ -13,11 +13,13 @@ from models.loading import check_name, check_pair, load_config, load_tokenizer, 
 from pruning import calibration
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
+from utils.distillation import check_loss
 from utils.evaluation.plan import EvalPlan, plan_tasks
 from utils.evaluation.spec_tasks import load_texts
 from utils.negatives import locate_encoder
 from utils.samples import Samples, read_samples
 from utils.stages.context import Models, Run
+from utils.stages.teacher import check_states
 
 
 def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
@@ -51,6 +53,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     plan = plan_tasks(args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window, args.ppl_windows)
     tokenizer = load_tokenizer(dense, "-base_model_name")
     samples = read_samples(args, tokenizer, load_texts(args))
+    check_states(run, config.hidden_size, samples)
     for line in plan.describe():
         print(f"      {line}")
     return Models(dense, pruned, given, config, tokenizer, dense), samples, plan
@@ -64,6 +67,7 @@ def check_flags(run: Run) -> None:
         check_name(args.pruned_model_path, "-pruned_model_path")
     if not args.spec_task:
         check_data_path(args.data_path, args.valid_data_path)
+    check_loss(args, run.needs)
     if asks_encoder(run):
         locate_encoder(args.sentence_encoder)
 

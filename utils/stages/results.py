@@ -9,7 +9,9 @@ from models.checkpoint import fingerprint, pruned_layer
 from models.compact import RECORD
 from models.contract import REPORTED, Promise
 from utils.common.files import digest, without_nan, write_json, write_text
+from utils.common.flags import Arguments
 from utils.common.methods import METHODS, NORMS
+from utils.common.names import RESPONSE
 from utils.common.record import device_name, versions
 from utils.evaluation.comparison import summarise
 from utils.evaluation.rows import write_rows
@@ -105,6 +107,7 @@ def method_record(run: Run, models: Models, trained: Trained) -> dict:
         "about": line.about,
         "trained": trained.restoration.describe(),
         "parameters": trained.parameters,
+        "loss": loss_in_words(run.args) if trained.parameters else None,
         "restores": trained.parameters > 0 or (given and not run.needs.training),
         "zeros": promise.zeros,
         "kind": kind_of(promise),
@@ -123,6 +126,14 @@ def kind_of(promise: Promise) -> str:
     if weights:
         return "norms"
     return "constants" if promise.added or promise.changed else "nothing"
+
+
+def loss_in_words(args: Arguments) -> str:
+    """What training minimised."""
+    weight, divergence = args.distill_weight, "KL to the dense model"
+    if args.loss == RESPONSE or weight == 1:
+        return "cross-entropy" if args.loss == RESPONSE else divergence
+    return f"{1 - weight:g} cross-entropy + {weight:g} {divergence}"
 
 
 def run_record(

@@ -15,6 +15,7 @@ from utils.stages.begin import INTERRUPTED
 from utils.stages.context import Models, Run
 from utils.stages.rank import Ranked
 from utils.stages.start import starting
+from utils.stages.teacher import beside, teacher
 from utils.training import TrainingResult, TrainingSettings, train
 
 SAVED = "restoration"
@@ -41,6 +42,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
         begin(run)
     with run.processes.main_first():
         start = starting(run, models, ranked)
+        taught_by = teacher(run, models, samples)
     run.record.tell(start.describe())
     trains = run.needs.training and args.num_epoch > 0
     device = "cpu" if run.processes.sharded else device_to_train(run, models, trains)
@@ -58,6 +60,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
             run.folder / "checkpoints",
             args.resume,
             run.processes.sharded,
+            taught_by and beside(run, models, taught_by),
         )
     restoration = start.read_from(model)
     run.processes.end()

@@ -1,0 +1,96 @@
+"""Distillation: the dense model's last hidden states at response tokens, from which its frozen head gives exact logits.
+
+The states are those after the dense model's own final norm, so that they stay right whatever norms the pruned model is
+trained to have. They are D numbers a token where logits would be V.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import LlamaForCausalLM
+
+from models.contract import Needs
+from models.cpu_attention import cpu_attention
+from models.loading import input_device
+from utils.activations import CPU_TOKENS_A_BATCH, TOKENS_A_BATCH
+from utils.common.errors import UserError
+from utils.common.flags import Arguments
+from utils.common.names import DISTILL
+from utils.prompts import Encoded
+
+GB = 10**9
+"""Bytes, of -teacher_cache_gb."""
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The dense model as a teacher.
+
+    weight: w of (1 - w)·CE + w·KL, in (0, 1]. head: the dense model's output head (V, D) where training runs; None
+    where it is the pruned model's. train, valid: the states (n_i, D) of each sample; None where `model` gives them, a
+    batch at a time.
+    """
+
+    weight: float
+    head: Tensor | None = None
+    train: list[Tensor] | None = None
+    valid: list[Tensor] | None = None
+    model: LlamaForCausalLM | None = None
+
+
+def check_loss(args: Arguments, needs: Needs) -> None:
+    """Raise UserError if -loss asks for a teacher where nothing is trained."""
+    if args.loss == DISTILL and not needs.training:
+        raise UserError(f"-loss: {DISTILL} is a loss of training, and {args.method} trains nothing; leave it out")
+
+
+@torch.no_grad()
+def last_states(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
+    """The last hidden states (B, T, D), after the final norm, of rows (B, T) int64 that are padded on the right."""
+    with cpu_attention(model):
+        return model.model(input_ids=ids, use_cache=False).last_hidden_state
+
+
+def teacher_states(model: LlamaForCausalLM, samples: list[Encoded], description: str) -> Tensor:
+    """The dense model's states that predict response tokens: (Σ n_i, D) in its dtype on the CPU, sample after sample.
+
+    Rows are batched by length, the longest first, so that memory runs out at once or not at all.
+    """
+    device = input_device(model)
+    budget = CPU_TOKENS_A_BATCH if device.type == "cpu" else TOKENS_A_BATCH
+    found = torch.empty(sum(map(predicted, samples)), model.config.hidden_size, dtype=model.dtype)
+    places = found.split([predicted(sample) for sample in samples])
+    with tqdm(total=sum(len(sample.ids) for sample in samples), desc=description, unit="tok", unit_scale=True) as bar:
+        for rows in by_length(samples, budget):
+            ids = torch.zeros(len(rows), len(samples[rows[0]].ids), dtype=torch.long)
+            for index, row in enumerate(rows):
+                ids[index, : len(samples[row].ids)] = torch.tensor(samples[row].ids)
+            states = last_states(model, ids.to(device))
+            for index, row in enumerate(rows):
+                end = len(samples[row].ids) - 1
+                places[row].copy_(states[index, end - predicted(samples[row]) : end])
+            bar.update(sum(len(samples[row].ids) for row in rows))
+    return found
+
+
+def by_sample(states: Tensor, samples: list[Encoded]) -> list[Tensor]:
+    """The states of each sample, (n_i, D): views."""
+    return list(states.split([predicted(sample) for sample in samples]))
+
+
+def predicted(sample: Encoded) -> int:
+    """n_i: response tokens that some token comes before."""
+    return len(sample.ids) - max(1, sample.prompt_length)
+
+
+def by_length(samples: list[Encoded], budget: int) -> list[list[int]]:
+    """Batches of rows, longest first, that hold `budget` tokens with padding, or one row."""
+    order = sorted(range(len(samples)), key=lambda row: -len(samples[row].ids))
+    batches = []
+    while order:
+        size = max(1, budget // len(samples[order[0]].ids))
+        batches.append(order[:size])
+        order = order[size:]
+    return batches

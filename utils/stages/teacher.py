@@ -1,0 +1,108 @@
+"""The dense model as training's teacher, for -loss distill: its states from the cache, or the model itself beside."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import utils.activations
+import utils.distillation
+from models import cpu_attention
+from models.checkpoint import Checkpoint, fingerprint
+from models.loading import load_model
+from utils.common.cache import code_version
+from utils.common.errors import UserError
+from utils.common.files import digest
+from utils.common.names import DISTILL
+from utils.common.record import versions
+from utils.distillation import GB, Distillation, by_sample, predicted, teacher_states
+from utils.prompts import Encoded
+from utils.samples import Samples
+from utils.stages.context import Models, Run
+
+
+def check_states(run: Run, hidden_size: int, samples: Samples) -> None:
+    """Raise UserError if the model is to be sharded and the teacher's states may not be kept.
+
+    A model that has to be sharded leaves no room for a whole one beside it.
+    """
+    size, bound = bytes_of_states(run, hidden_size, samples), run.args.teacher_cache_gb * GB
+    if run.args.loss == DISTILL and run.processes.sharded and size > bound:
+        raise UserError(
+            f"-teacher_cache_gb: the dense model's states take {size / GB:.3g} GB, above {bound / GB:g}, and under "
+            "FSDP it can't run beside instead; give more"
+        )
+
+
+def bytes_of_states(run: Run, hidden_size: int, samples: Samples) -> int:
+    """Of the teacher's states for all training and validation samples."""
+    tokens = sum(predicted(sample) for sample in (*samples.train, *samples.valid))
+    return tokens * hidden_size * run.dtype.itemsize
+
+
+def teacher(run: Run, models: Models, samples: Samples) -> Distillation | None:
+    """The teacher with its states, made or from the cache; without them where -teacher_cache_gb is too small.
+
+    None where the loss has no teacher.
+    """
+    args = run.args
+    if args.loss != DISTILL or not args.num_epoch:
+        return None
+    size = bytes_of_states(run, models.config.hidden_size, samples)
+    known = Distillation(args.distill_weight, different_head(run, models))
+    if size > args.teacher_cache_gb * GB:
+        run.record.tell(
+            f"teacher: its states would take {size / GB:.3g} GB, above -teacher_cache_gb {args.teacher_cache_gb:g}; "
+            "the dense model runs beside the pruned one at every step"
+        )
+        return known
+    with run.loaded(models.dense, "-base_model_name") as model:
+
+        def states(part: list[Encoded], what: str) -> list[Tensor]:
+            def make() -> dict[str, Tensor]:
+                return {"states": teacher_states(model(), part, f"teacher's states, {what}")}
+
+            return by_sample(run.cache.tensors("teacher", states_key(run, models, part), make)["states"], part)
+
+        run.record.tell(f"teacher: the dense model's states at response tokens, {size / GB:.3g} GB")
+        valid = states(samples.valid, "validation") if samples.valid else []
+        return replace(known, train=states(samples.train, "training"), valid=valid)
+
+
+def beside(run: Run, models: Models, known: Distillation) -> Distillation:
+    """The teacher with the dense model itself where it has no states; UserError if there is no room for it."""
+    if known.train is not None:
+        return known
+    device = run.reading_device(models.dense)
+    if device == "auto":
+        raise UserError(
+            f"-teacher_cache_gb: the dense model doesn't fit into {run.device} beside the pruned one; give more, so "
+            "that its states are kept instead"
+        )
+    return replace(known, model=load_model(models.dense, run.dtype, device, "-base_model_name"))
+
+
+def states_key(run: Run, models: Models, samples: list[Encoded]) -> dict:
+    """All that the teacher's states depend on; token ids say all about data, template and length."""
+    known = versions()
+    return {
+        "dense": fingerprint(models.dense),
+        "samples": digest([[sample.ids, sample.prompt_length] for sample in samples]),
+        "dtype": run.args.dtype,
+        "device": run.kind_of_device,
+        "libraries": {library: known[library] for library in ("torch", "transformers")},
+        "code": code_version(utils.distillation, utils.activations, cpu_attention),
+    }
+
+
+def different_head(run: Run, models: Models) -> Tensor | None:
+    """The dense model's output head in the run's dtype, where training runs; None if the pruned model has the same."""
+    own, pruned = (output_head(folder).to(run.dtype) for folder in (models.dense, models.pruned))
+    return None if torch.equal(own, pruned) else own.to(run.device)
+
+
+def output_head(folder: Path) -> Tensor:
+    """(V, D) as it is stored, tied to the embedding where the files have none."""
+    stored = Checkpoint(folder)
+    return stored.read("lm_head.weight" if "lm_head.weight" in stored else "model.embed_tokens.weight")
