@@ -1,5 +1,7 @@
 """Cross-entropy at response tokens only, without ever holding all logits."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
@@ -65,17 +67,20 @@ class ResponseLoss(nn.Module):
     """A Llama as a function from tokens to its mean loss on the labelled ones.
 
     No attention mask: rows are padded on the right, and causal attention never looks there.
+
+    penalty: what is added to that mean in training, asked for after each forward pass; validation has none.
     """
 
     accepts_loss_kwargs = True
     """Tells transformers' Trainer to hand over the number of labelled tokens of the whole step."""
 
-    def __init__(self, model: LlamaForCausalLM):
+    def __init__(self, model: LlamaForCausalLM, penalty: Callable[[], Tensor] | None = None):
         super().__init__()
         self.model = model
         self._no_split_modules = model._no_split_modules
         """What FSDP shards as one unit; embeddings, last norm and head stay with this module."""
         self._space = _LogitsSpace()
+        self._penalty = penalty
 
     def tie_weights(self) -> None:
         """For FSDP, which takes tied weights apart when it loads on one process only."""
@@ -91,4 +96,7 @@ class ResponseLoss(nn.Module):
         labelled = targets != IGNORED
         head = self.model.lm_head.weight
         total = _FrozenHeadLoss.apply(hidden[:, :-1][labelled], head, targets[labelled], self._space)
+        if self._penalty is not None and self.training:
+            # Once a labelled token: the batches and processes that share a step then share one penalty.
+            total = total + labelled.sum() * self._penalty()
         return {"loss": total / (labelled.sum() if num_items_in_batch is None else num_items_in_batch)}
