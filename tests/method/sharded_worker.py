@@ -14,12 +14,16 @@ from accelerate.utils import DistributedType
 from torch.distributed.fsdp._fully_shard import _fsdp_param
 from torch.distributed.tensor import DTensor
 
+from baselines.lofit import scale_norms
 from models.loading import load_model
 from models.proof import probe_logits
 from models.restoration import load_restoration, save_restoration
 from tests.builders import trained
 from tests.method.test_training import encoded, settings
 from utils.training import train
+
+L1 = 0.05
+"""LoFiT's penalty, large enough to be seen."""
 
 
 def choose_fsdp_on_cpus() -> None:
@@ -45,8 +49,9 @@ def keep_addresses() -> None:
 
 def main(folder: Path, dtype: torch.dtype, output: Path) -> None:
     state = PartialState(cpu=True)  # before loading, which asks whether there are several processes
-    model = trained().attach(load_model(folder, dtype, "cpu", "-p"))
     samples = encoded(folder, 24)
+    norms = scale_norms(load_model(folder, dtype, "cpu", "-p"), samples, settings(lr=0.05), L1, "cpu", sharded=True)
+    model = trained().attach(load_model(folder, dtype, "cpu", "-p"))
     result = train(
         model, samples, samples[:9], settings(lr=0.1), "cpu", output / "checkpoints", resume=False, sharded=True
     )
@@ -60,7 +65,8 @@ def main(folder: Path, dtype: torch.dtype, output: Path) -> None:
         again, _ = load_restoration(output / "restoration")
         whole = again.attach(load_model(folder, dtype, "cpu", "-p"))
         logits = probe_logits(whole, [samples[0].ids])
-        torch.save({"result": result, "restoration": restoration, "logits": logits}, output / "found.pt")
+        found = {"result": result, "restoration": restoration, "logits": logits, "norms": norms}
+        torch.save(found, output / "found.pt")
 
 
 if __name__ == "__main__":

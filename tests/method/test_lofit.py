@@ -3,7 +3,9 @@
 import copy
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,18 +16,24 @@ import baselines.lofit
 import RestoreLCC_train
 import utils.stages.measure
 import utils.stages.rank
-import utils.stages.scales
 from baselines.lofit import scale_norms
+from models.contract import Given
 from models.head_scales import ScaledHeads, scaled_heads
-from models.loading import load_model
+from models.loading import load_config, load_model
+from models.methods import Options
 from models.proof import probe_logits
-from tests.builders import SAMPLES, batch
+from models.restoration import Restoration, needs_of
+from tests.builders import SAMPLES, batch, orthonormal
 from tests.method.test_processes import flags as of_a_run
+from tests.method.test_processes import launch
 from tests.method.test_training import settings
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
+from utils.common.processes import Processes
 from utils.losses import IGNORED, ResponseLoss
 from utils.prompts import Encoded
+from utils.stages.context import Run
+from utils.stages.scales import head_norms
 from utils.training import response_loss, train
 
 IDS = [[5, 9, 77, 30, 8, 1], [60, 61, 3]]
@@ -221,33 +229,91 @@ def test_lofit_runs_to_a_proved_checkpoint_and_reads_no_activations(common, tmp_
     assert set(state) == {"heads", "basis", "component"}
     assert AutoModelForCausalLM.from_pretrained(output / "model").config.attention_bias
 
-    # The same again, and with b trained otherwise, from the cache; with other flags of the first step, anew.
-    again = run(monkeypatch, common, tmp_path / "again", "-method", "lofit", "-num_epoch", 1, "-lr", 1e-3)
-    assert again["heads"] == results["heads"] and len(norms) == 1
-    rerun = run(monkeypatch, common, tmp_path / "rerun", "-method", "lofit", "-num_epoch", 1)
-    assert rerun["heads"] == results["heads"] and len(norms) == 1
-    repeated = load_file(tmp_path / "rerun" / "model" / "model.safetensors")
-    assert all(torch.equal(tensor, repeated[name]) for name, tensor in after.items())
-    for count, changed in enumerate(
-        [("-lofit_l1", 1e-2), ("-lofit_lr", 1e-3), ("-train_seed", 1), ("-batch_size", 4)], start=2
-    ):
-        run(monkeypatch, common, tmp_path / f"{count}", "-method", "lofit", "-num_epoch", 1, *changed)
-        assert len(norms) == count
-
-
-def test_any_method_with_heads_can_use_the_selection(common, tmp_path, monkeypatch):
-    results = run(monkeypatch, common, tmp_path / "out", "-head_selection", "lofit", "-num_epoch", 1)
+    # The same again, from the cache.
     monkeypatch.setattr(baselines.lofit, "scale_norms", lambda *_: pytest.fail("trained again"))
-    alone = run(monkeypatch, common, tmp_path / "alone", "-method", "lofit", "-num_epoch", 1)
-    assert results["proof"]["passed"] and results["heads"] == alone["heads"]
-    with_v, without = (load_file(tmp_path / n / "restoration" / "restoration.safetensors") for n in ("out", "alone"))
-    assert torch.equal(without["basis"], torch.eye(8).expand(4, 8, 8))
-    assert not torch.allclose(with_v["basis"], without["basis"], atol=0.1)
-    other = run(monkeypatch, common, tmp_path / "gap", "-method", "lofit", "-head_selection", "gap", "-num_epoch", 1)
-    assert other["heads"]["selection"] == "gap"
+    assert (
+        run(monkeypatch, common, tmp_path / "again", "-method", "lofit", "-num_epoch", 1)["heads"] == results["heads"]
+    )
+    again = load_file(tmp_path / "again" / "model" / "model.safetensors")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in after.items())
+
+
+def test_a_method_with_v_reads_activations_for_it(common, tmp_path, monkeypatch):
+    norms, original = [], baselines.lofit.scale_norms
+    monkeypatch.setattr(baselines.lofit, "scale_norms", lambda *a: norms.append(original(*a)) or norms[-1])
+    results = run(monkeypatch, common, tmp_path / "out", "-head_selection", "lofit", "-num_epoch", 1)
+    best = sorted(divmod(int(place), 6) for place in norms[0].flatten().argsort(descending=True)[:4])
+    assert results["proof"]["passed"] and results["heads"]["trained"] == [list(head) for head in best]
+    basis = load_file(tmp_path / "out" / "restoration" / "restoration.safetensors")["basis"]
+    assert torch.allclose(basis @ basis.mT, torch.eye(8).expand(4, 8, 8), atol=1e-5)
+    assert not torch.allclose(basis, torch.eye(8).expand(4, 8, 8), atol=0.1)
+
+
+def test_v_of_a_head_that_lofit_chose_is_not_asked_of_b_alone(make_tiny_llama):
+    given = Given(load_config(make_tiny_llama(), "-p"), seed=1, heads=[(2, 5), (0, 1)])
+    state = Restoration.start("lofit", Options(), given).state
+    assert torch.equal(state["basis"], torch.eye(8).expand(2, 8, 8))
+    with_v = Restoration.start("lofit", Options(), replace(given, basis=orthonormal())).state
+    assert torch.equal(state["component"], with_v["component"])
+    needs = {method: needs_of(method, Options()).basis for method in ("lofit", "restorelcc", "magnitudes_only")}
+    assert needs == {"lofit": False, "restorelcc": True, "magnitudes_only": True}
+
+
+def selecting(folder: Path, *words) -> Run:
+    """The context of a run that asks for the selection."""
+    words = ["-method", "lofit", "-dtype", "float32", "-num_epoch", 1, "-cache_dir", folder, *words]
+    return Run.of(parse_arguments(list(map(str, words))), Processes("cpu"), None, "cpu")
+
+
+OTHERWISE = {
+    "lofit_l1": 1e-2,
+    "lofit_lr": 1e-3,
+    "train_seed": 1,
+    "batch_size": 4,
+    "num_epoch": 2,
+    "gradient_accumulation": 2,
+    "max_grad_norm": 1e-6,
+    "dtype": "bfloat16",
+}
+
+
+def test_norms_are_kept_for_what_they_depend_on_and_for_nothing_else(make_tiny_llama, tmp_path, monkeypatch):
+    models, samples = SimpleNamespace(pruned=make_tiny_llama(zeros=0.5)), SimpleNamespace(train=SAMPLES * 4)
+    trained, original = [], baselines.lofit.scale_norms
+    monkeypatch.setattr(baselines.lofit, "scale_norms", lambda *a: trained.append(original(*a)) or trained[-1])
+    first = head_norms(selecting(tmp_path), models, samples)
+    for same in (("-lr", 0.5), ("-use_topk_heads", 3), ("-calib_seed", 1), ("-method", "restorelcc")):
+        words = (*same, "-head_selection", "lofit")
+        assert torch.equal(head_norms(selecting(tmp_path, *words), models, samples), first)
+    assert len(trained) == 1
+    for count, (flag, value) in enumerate(OTHERWISE.items(), start=2):
+        other = head_norms(selecting(tmp_path, f"-{flag}", value), models, samples)
+        assert len(trained) == count and not torch.equal(other, first)
+    elsewhere = SimpleNamespace(pruned=make_tiny_llama(zeros=0.5, seed=3))
+    more = SimpleNamespace(train=SAMPLES * 5)
+    assert not torch.equal(head_norms(selecting(tmp_path), elsewhere, samples), first)
+    assert not torch.equal(head_norms(selecting(tmp_path), models, more), first)
+    assert len(trained) == 1 + len(OTHERWISE) + 2
+
+
+def test_other_selections_and_methods_without_heads_train_nothing(tmp_path):
+    for words in (("-head_selection", "gap"), ("-method", "output_bias", "-head_selection", "lofit")):
+        assert head_norms(selecting(tmp_path, *words), None, None) is None
 
 
 def test_no_epochs_train_no_scales_either(common, tmp_path, monkeypatch):
     monkeypatch.setattr(baselines.lofit, "train", lambda *_, **__: pytest.fail("trained"))
     results = run(monkeypatch, common, tmp_path / "out", "-method", "lofit", "-num_epoch", 0)
     assert results["proof"]["passed"] and not results["proof"]["nonzero_new_tensors"]
+
+
+def test_two_processes_choose_the_heads_that_one_does(common, tmp_path, monkeypatch):
+    entry = Path(RestoreLCC_train.__file__)
+    words = [entry, *common, "-method", "lofit", "-num_epoch", 1, "-batch_size", 4, "-output_dir"]
+    done = launch(*words, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    two = json.loads((tmp_path / "two" / "results.json").read_text())
+    one = run(monkeypatch, common, tmp_path / "one", "-method", "lofit", "-num_epoch", 1)
+    assert two["heads"] == one["heads"]
+    kept = [load_file(file)["norms"] for file in (tmp_path / "cache" / "lofit").iterdir()]
+    assert len(kept) == 2 and torch.allclose(*kept, atol=1e-5)

@@ -198,6 +198,7 @@ def workload(
     """The flags as plain numbers."""
     needs = needs_of(args.method, Options.of(args))
     contrasts = needs.heads and args.head_selection == "contrastive"
+    scales = needs.heads and args.head_selection == "lofit"
     return Workload(
         dtype_bytes=DTYPES[args.dtype].itemsize,
         stored_bytes=stored.itemsize,
@@ -214,6 +215,8 @@ def workload(
         gradient_checkpointing=args.gradient_checkpointing,
         tasks=tasks,
         calibrates=needs.calibration,
+        scale_epochs=args.num_epoch if scales else 0,
+        activations=needs.basis or not scales,
     )
 
 
@@ -259,7 +262,7 @@ def advice(config: LlamaConfig, work: Workload, target: Machine, stages: list[St
         if _fits(stage, target):
             continue
         cures = []
-        if stage.key == "train":
+        if stage.key == "train" or (stage.key == "rank" and work.scale_epochs):
             for options in _lighter(work):
                 fits = (flags for flags, other in options if _fits(plan(config, other, target)[number], target))
                 if len(cures) < 2 and (mildest := next(fits, None)):
