@@ -55,6 +55,7 @@ def restore(run: "Run") -> None:
     from utils.stages.prune import pruned_checkpoint
     from utils.stages.rank import rank
     from utils.stages.results import write_results
+    from utils.stages.scales import head_norms
     from utils.stages.train import train_restoration
 
     with run.main_first("samples"):
@@ -67,8 +68,9 @@ def restore(run: "Run") -> None:
         dense = measure(run, models, plan, "dense", trees)
     with run.main_first("pruned"):
         pruned = measure(run, models, plan, "pruned", prompt_trees(run, samples))
-    with run.main_first("rank"):
-        ranked = rank(run, models, dense.activations, pruned.activations)
+    with run.stage("rank"):
+        norms = head_norms(run, models, samples)
+        ranked = rank(run, models, dense.activations, pruned.activations, norms)
     with run.stage("train"):
         trained = train_restoration(run, models, samples, ranked)
     if not run.processes.is_main:

@@ -31,11 +31,12 @@ RESIDUAL = frozenset({"attention", "ffn"})
 class Needs:
     """What must be computed before a method can start, and whether it is trained.
 
-    heads: ranked heads with their V and c. calibration: the calibration set, and both models to run it through.
+    heads: ranked heads. basis: V of each. calibration: the calibration set, and both models to run it through.
     training: samples and steps. teacher: the dense checkpoint's weights, of the pruned one's shapes.
     """
 
     heads: bool = False
+    basis: bool = False
     calibration: bool = False
     training: bool = False
     teacher: bool = False

@@ -20,20 +20,24 @@ class HeadCompensations:
     """c_learned = Σ_i β_i v_i + b on chosen heads, merged into o_proj.bias.
 
     trained: which of `magnitudes` (β) and `component` (b) there are. The state: heads (n, 2) int64, ascending pairs
-    (layer, head); basis (n, d, d) fp32, row i of a head is v_i; the trained ones (n, d) fp32.
+    (layer, head); basis (n, d, d) fp32, row i of a head is v_i, or the identity where only b is trained and V was not
+    computed; the trained ones (n, d) fp32.
     """
 
-    needs = Needs(heads=True, training=True)
     covers = frozenset({"attention"})
 
     def __init__(self, trained: tuple[str, ...] = tuple(TRAINED)):
         self.trained = trained
+        self.needs = Needs(heads=True, basis="magnitudes" in trained, training=True)
 
     def start(self, given: Given) -> State:
-        """β and b from N(0, 1e-3), V of the chosen heads."""
+        """β and b from N(0, 1e-3), V of the chosen heads; where nobody asked for V, b alone is trained."""
         heads = sorted(given.heads)
         layers, within = (list(column) for column in zip(*heads, strict=True))
-        basis = given.basis[layers, within].float()
+        if given.basis is None:
+            basis = torch.eye(given.config.head_dim).repeat(len(heads), 1, 1)
+        else:
+            basis = given.basis[layers, within].float()
         generator = torch.Generator().manual_seed(given.seed)
         drawn = {name: INITIAL_STD * torch.randn(basis.shape[:2], generator=generator) for name in TRAINED}
         return {"heads": torch.tensor(heads), "basis": basis, **{name: drawn[name] for name in self.trained}}

@@ -1,5 +1,6 @@
 """Cross-entropy and distillation at response tokens only, without ever holding all logits."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -119,18 +120,26 @@ class ResponseLoss(nn.Module):
     whatever was trained on, and the divergence from the teacher stands beside it.
 
     No attention mask: rows are padded on the right, and causal attention never looks there.
+
+    penalty: what is added to that mean in training, asked for after each forward pass; validation has none.
     """
 
     accepts_loss_kwargs = True
     """Tells transformers' Trainer to hand over the number of labelled tokens of the whole step."""
 
-    def __init__(self, model: LlamaForCausalLM, distillation: Distillation | None = None):
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        distillation: Distillation | None = None,
+        penalty: Callable[[], Tensor] | None = None,
+    ):
         super().__init__()
         self.model = model
         self.distillation = distillation
         self._no_split_modules = model._no_split_modules
         """What FSDP shards as one unit; embeddings, last norm and head stay with this module."""
         self._space = _LogitsSpace()
+        self._penalty = penalty
 
     def tie_weights(self) -> None:
         """For FSDP, which takes tied weights apart when it loads on one process only."""
@@ -162,6 +171,9 @@ class ResponseLoss(nn.Module):
             own = self.distillation.head
             target = _Target(teacher, head if own is None else own, self.distillation.weight)
         total, parts = _FrozenHeadLoss.apply(hidden, head, targets[labelled], self._space, target)
+        if self._penalty is not None and self.training:
+            # Once a labelled token: the batches and processes that share a step then share one penalty.
+            total = total + labelled.sum() * self._penalty()
         count = labelled.sum() if num_items_in_batch is None else num_items_in_batch
         if target is None or self.training:
             return {"loss": total / count}

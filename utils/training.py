@@ -33,7 +33,10 @@ COMPILER = "inductor"
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """lr: peak, falling linearly to 0. epochs: may be fractional. batch_size: samples a step on one process."""
+    """lr: peak, falling linearly to 0. epochs: may be fractional. batch_size: samples a step on one process.
+
+    lr_flag: what the user lowers lr by.
+    """
 
     lr: float
     epochs: float
@@ -44,6 +47,7 @@ class TrainingSettings:
     gradient_checkpointing: bool
     torch_compile: bool
     seed: int
+    lr_flag: str = "-lr"
 
 
 @dataclass
@@ -71,6 +75,7 @@ def train(
     resume: bool,
     sharded: bool = False,
     distillation: Distillation | None = None,
+    penalty: Callable[[], Tensor] | None = None,
 ) -> TrainingResult:
     """Train what requires gradients in `model`, in place, together with the other processes of `accelerate launch`.
 
@@ -80,6 +85,7 @@ def train(
     device: where this process trains, an index included; under FSDP where its part of the model goes.
     checkpoints: a folder for the trained parameters and the optimizer's state after every epoch; with `resume` the last
     one there is continued from. sharded: under FSDP no checkpoints are written, since they would hold the whole model.
+    penalty: what training adds to the mean loss, see ResponseLoss.
     """
     last = get_last_checkpoint(str(checkpoints)) if resume and checkpoints.is_dir() else None
     arguments = _OneDevice(
@@ -116,12 +122,12 @@ def train(
     collate = Collator(pad_id=model.config.pad_token_id or 0)
     result = TrainingResult()
     trainer = _RestorationTrainer(
-        model=ResponseLoss(model, distillation),
+        model=ResponseLoss(model, distillation, penalty),
         args=arguments,
         data_collator=collate,
         train_dataset=_rows(samples, distillation and distillation.train),
         eval_dataset=valid,
-        callbacks=[_Progress(result)],
+        callbacks=[_Progress(result, lr_flag=settings.lr_flag)],
     )
     trainer.valid_states = distillation and distillation.valid
     for callback in list(trainer.callback_handler.callbacks):
@@ -304,8 +310,8 @@ class _RestorationTrainer(Trainer):
 class _Progress(TrainerCallback):
     """One bar with loss and learning rate; keeps the history, and the seconds and tokens of the steps."""
 
-    def __init__(self, result: TrainingResult, clock: Callable[[], float] = time.perf_counter):
-        self.result, self.clock = result, clock
+    def __init__(self, result: TrainingResult, clock: Callable[[], float] = time.perf_counter, lr_flag: str = "-lr"):
+        self.result, self.clock, self.lr_flag = result, clock, lr_flag
         self.bar: tqdm | None = None
         self.began = 0.0
 
@@ -326,8 +332,8 @@ class _Progress(TrainerCallback):
             if not math.isfinite(logs.get(name, 0.0)):
                 what = "loss" if name == "loss" else "gradient"
                 raise UserError(
-                    f"-lr: the {what} is no finite number at step {state.global_step} of {state.max_steps}; lower it "
-                    f"(now {args.learning_rate:g}), or look at the samples with -dtype float32"
+                    f"{self.lr_flag}: the {what} is no finite number at step {state.global_step} of {state.max_steps}; "
+                    f"lower it (now {args.learning_rate:g}), or look at the samples with -dtype float32"
                 )
         self.result.history.append(
             {

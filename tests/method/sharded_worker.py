@@ -14,6 +14,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.fsdp._fully_shard import _fsdp_param
 from torch.distributed.tensor import DTensor
 
+from baselines.lofit import scale_norms
 from models.loading import load_model
 from models.proof import probe_logits
 from models.restoration import load_restoration, save_restoration
@@ -22,6 +23,9 @@ from tests.method.test_training import encoded, settings
 from utils.distillation import Distillation, by_sample, teacher_states
 from utils.prompts import Encoded
 from utils.training import train
+
+L1 = 0.05
+"""LoFiT's penalty, large enough to be seen."""
 
 
 def choose_fsdp_on_cpus() -> None:
@@ -54,8 +58,9 @@ def distilling(dense: Path, samples: list[Encoded]) -> Distillation:
 
 def main(folder: Path, dtype: torch.dtype, output: Path, dense: Path | None = None) -> None:
     state = PartialState(cpu=True)  # before loading, which asks whether there are several processes
-    model = trained().attach(load_model(folder, dtype, "cpu", "-p"))
     samples = encoded(folder, 24)
+    norms = scale_norms(load_model(folder, dtype, "cpu", "-p"), samples, settings(lr=0.05), L1, "cpu", sharded=True)
+    model = trained().attach(load_model(folder, dtype, "cpu", "-p"))
     result = train(
         model,
         samples,
@@ -77,7 +82,8 @@ def main(folder: Path, dtype: torch.dtype, output: Path, dense: Path | None = No
         again, _ = load_restoration(output / "restoration")
         whole = again.attach(load_model(folder, dtype, "cpu", "-p"))
         logits = probe_logits(whole, [samples[0].ids])
-        torch.save({"result": result, "restoration": restoration, "logits": logits}, output / "found.pt")
+        found = {"result": result, "restoration": restoration, "logits": logits, "norms": norms}
+        torch.save(found, output / "found.pt")
 
 
 if __name__ == "__main__":

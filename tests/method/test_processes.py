@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from baselines.lofit import scale_norms
 from models.loading import load_model
 from models.proof import probe_logits
 from tests.builders import trained
-from tests.method.sharded_worker import distilling
+from tests.method.sharded_worker import L1, distilling
 from tests.method.test_training import encoded, settings
 from utils.common.errors import UserError
 from utils.common.processes import Processes
@@ -100,6 +101,8 @@ def test_sharded_training_equals_unsharded(tmp_path, make_tiny_llama, dtype, tie
     distillation = distilling(dense[0], samples) if distils else None
     rates, place = settings(lr=0.1, batch_size=8), tmp_path / "whole"
     result = train(model, samples, samples[:9], rates, "cpu", place, False, distillation=distillation)
+    scaled = load_model(folder, getattr(torch, dtype), "cpu", "-p")
+    norms = scale_norms(scaled, samples, settings(lr=0.05, batch_size=8), L1, "cpu")
     # In bf16, batches of other shapes round differently.
     close = {"rel": 1e-5} if dtype == "float32" else {"rel": 2e-2}
     for name, count in (("loss", 6), ("valid_loss", 3), *[("valid_kl", 3)] * distils):
@@ -110,6 +113,7 @@ def test_sharded_training_equals_unsharded(tmp_path, make_tiny_llama, dtype, tie
     assert found["result"].tokens == result.tokens
     after = trained().read_from(model)
     tolerance = 1e-5 if dtype == "float32" else 2e-2
+    assert torch.allclose(found["norms"], norms, atol=tolerance)
     assert found["restoration"].state["heads"].tolist() == after.state["heads"].tolist()
     for name in ("magnitudes", "component"):
         assert torch.allclose(found["restoration"].state[name], after.state[name], atol=tolerance)

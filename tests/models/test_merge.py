@@ -34,6 +34,7 @@ METHODS = {
     "restorelcc": Options(),
     "bias_only": Options(),
     "magnitudes_only": Options(),
+    "lofit": Options(),
     "output_bias": Options("both"),
     "output_bias ffn": Options("ffn"),
     "restorelcc everywhere": Options("both", train_norms=True),

@@ -380,3 +380,7 @@ def test_a_method_costs_what_it_needs():
     assert bias["dense"] < heads["dense"] and bias["pruned"] < heads["pruned"]
     assert bias["train"] > 10 * nothing["train"] and flap["train"] == nothing["train"]
     assert flap["dense"] > 2 * bias["dense"]
+    lofit, scaled = seconds("-method", "lofit"), seconds("-head_selection", "lofit")
+    assert lofit["dense"] == bias["dense"] and lofit["negatives"] == 0
+    assert 0.7 * bias["train"] < lofit["rank"] < bias["train"] < scaled["rank"]
+    assert scaled["dense"] > bias["dense"] and scaled["negatives"] == 0

@@ -33,24 +33,31 @@ class Cache:
 
     def tensors(self, kind: str, key: dict, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The named tensors kept for `key`, or what `make` returns, which is then kept."""
+        found = self.found(kind, key)
+        if found is not None:
+            return found
         path = self.path(kind, key, ".safetensors")
-        written = json.dumps(key, sort_keys=True)
+        made = {name: tensor.contiguous() for name, tensor in make().items()}
+        with whole_file(path) as partial:
+            save_file(made, partial, metadata={"key": _written(key), "sha256": digest_tensors(made)})
+        return made
+
+    def found(self, kind: str, key: dict) -> dict[str, Tensor] | None:
+        """The named tensors kept for `key`; None if there are none, or none that are whole."""
+        path = self.path(kind, key, ".safetensors")
         if path.is_file():
             try:
                 with safe_open(path, framework="pt") as file:
                     about = file.metadata() or {}
                 kept = load_file(path)
-                whole = about.get("key") == written and about.get("sha256") == digest_tensors(kept)
+                whole = about.get("key") == _written(key) and about.get("sha256") == digest_tensors(kept)
             except (SafetensorError, OSError, ValueError):
                 whole = False
             if whole:
                 self.reused.append(kind)
                 return kept
             _drop(path)
-        made = {name: tensor.contiguous() for name, tensor in make().items()}
-        with whole_file(path) as partial:
-            save_file(made, partial, metadata={"key": written, "sha256": digest_tensors(made)})
-        return made
+        return None
 
     def document(self, kind: str, key: dict, make: Callable[[], dict]) -> dict:
         """The JSON document kept for `key`, or what `make` returns, which is then kept."""
@@ -106,6 +113,10 @@ def digest_tensors(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         hash_tensor(whole, name, tensors[name])
     return whole.hexdigest()
+
+
+def _written(key: dict) -> str:
+    return json.dumps(key, sort_keys=True)
 
 
 def _drop(path: Path) -> None:

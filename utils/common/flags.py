@@ -25,7 +25,7 @@ from utils.common.names import (
 )
 
 APPLY_TO = ("attention", "ffn", "both", "all")
-HEAD_SELECTIONS = ("contrastive", "gap", "random")
+HEAD_SELECTIONS = ("contrastive", "gap", "random", "lofit")
 BASES = ("svd", "random")
 
 NOT_REPEATED = ("resume", "overwrite", "plan", "config")
@@ -57,6 +57,8 @@ class Arguments:
     strict_samples: bool
     num_components: int
     head_selection: str
+    lofit_lr: float
+    lofit_l1: float
     num_probe_samples: int
     sentence_encoder: str
     use_topk_heads: int | float
@@ -168,6 +170,8 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         values["data_path"] = BUNDLED if embedded else HUB_ALPACA
     if values["eval_tasks"] is None:
         values["eval_tasks"] = BUNDLED if embedded else "paper"
+    if values["head_selection"] is None:
+        values["head_selection"] = METHODS[values["method"]].selection
     if values["num_train_samples"] is None:
         values["num_train_samples"] = SPEC_TRAIN_SAMPLES if values["spec_task"] else 2000
     return Arguments(**values)
@@ -317,8 +321,18 @@ def build_parser() -> Parser:
     parser.flag(
         "head_selection",
         choices=HEAD_SELECTIONS,
-        default="contrastive",
-        help="contrastive probing, size of the activation gap, or random",
+        help="contrastive probing, size of the activation gap, random, or lofit: the heads whose output LoFiT's first "
+        "step scales most, which trains as long as the method itself (default: the method's, contrastive or lofit)",
+    )
+    parser.flag(
+        "lofit_lr", type=above(0), default=5e-3, metavar="RATE", help="AdamW's in that step, falling linearly to 0"
+    )
+    parser.flag(
+        "lofit_l1",
+        type=at_least_real(0),
+        default=5e-4,
+        metavar="LAMBDA",
+        help="that step's loss has LAMBDA times the sum of all scales' sizes added",
     )
     parser.flag("num_probe_samples", type=at_least(10), default=1000, metavar="N", help="samples that train the probes")
     parser.flag(

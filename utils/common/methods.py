@@ -12,7 +12,8 @@ class Line:
 
     settings: what the class is called with. takes_sites: whether it is also told by `sites` where -apply_to wants its
     constants; sites: where, if -apply_to says nothing. norms: whether the scales of all norms are trained too. takes:
-    flags that it is called with. about: a paragraph for the model's card.
+    flags that it is called with. selection: -head_selection, if nothing is said. about: a paragraph for the model's
+    card.
     """
 
     made_by: str
@@ -23,6 +24,7 @@ class Line:
     sites: str | None = None
     norms: bool = False
     takes: tuple[str, ...] = ()
+    selection: str = "contrastive"
     about: str = ""
 
 
@@ -53,6 +55,9 @@ METHODS = {
         "a bias of whole projections",
         takes_sites=True,
         takes=_BIAS_FLAGS,
+    ),
+    "lofit": Line(
+        _HEADS, "LoFiT: b of heads that it selects itself", "LoFiT", {"trained": ("component",)}, selection="lofit"
     ),
     "norms_biases": Line(
         _BIAS,

@@ -60,6 +60,14 @@ class Processes:
         with self.state.main_process_first():
             yield
 
+    def any(self, said: bool) -> bool:
+        """Whether any process says so; all of them ask together."""
+        if self.state is None:
+            return said
+        from accelerate.utils import gather_object
+
+        return any(gather_object([said]))
+
     def end(self) -> None:
         """Leave the group: what follows is the main process's own."""
         if self.state is not None:

@@ -203,6 +203,7 @@ def workload(
     args.check_layers(config.num_hidden_layers)
     check_loss(args, needs)
     contrasts = needs.heads and args.head_selection == "contrastive"
+    scales = needs.heads and args.head_selection == "lofit"
     return Workload(
         dtype_bytes=DTYPES[args.dtype].itemsize,
         stored_bytes=stored.itemsize,
@@ -220,6 +221,8 @@ def workload(
         tasks=tasks,
         calibrates=needs.calibration,
         teacher_bytes=args.teacher_cache_gb * GB if args.loss == DISTILL else None,
+        scale_epochs=args.num_epoch if scales else 0,
+        activations=needs.basis or not scales,
     )
 
 
@@ -265,7 +268,7 @@ def advice(config: LlamaConfig, work: Workload, target: Machine, stages: list[St
         if _fits(stage, target):
             continue
         cures = []
-        if stage.key == "train":
+        if stage.key == "train" or (stage.key == "rank" and work.scale_epochs):
             for options in _lighter(work):
                 fits = (flags for flags, other in options if _fits(plan(config, other, target)[number], target))
                 if len(cures) < 2 and (mildest := next(fits, None)):

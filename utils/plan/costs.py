@@ -155,7 +155,8 @@ class Workload:
     samples, valid: (prompt tokens, all tokens) of each sample. probes: samples that train the probes, 0 for none.
     heads: how many are trained, 0 for a method that has none. tasks: by name, already limited. calibrates: whether the
     dense model reads the calibration set, for the method's start. teacher_bytes: under distillation, what the dense
-    model's states may take before it runs beside instead; None for another loss.
+    model's states may take before it runs beside instead; None for another loss. scale_epochs: of LoFiT's first
+    step, 0 where heads are ranked otherwise. activations: whether any are read; of a method without heads, none are.
     """
 
     dtype_bytes: int
@@ -174,6 +175,8 @@ class Workload:
     tasks: dict[str, TaskTokens] = field(default_factory=dict)
     calibrates: bool = False
     teacher_bytes: float | None = None
+    scale_epochs: float = 0
+    activations: bool = True
 
 
 @dataclass(frozen=True)
@@ -322,8 +325,8 @@ class _Planner:
         self.kept = 0.0
         self.baseline = machine.baseline + (TASKS_BYTES if work.tasks else 0)
         self.budget = GPU_TOKENS if self.on_card else CPU_TOKENS
-        # A method without heads reads no activations.
-        prompts = [prompt for prompt, _ in work.samples] if work.heads else []
+        self.reads = work.activations and work.heads > 0
+        prompts = [prompt for prompt, _ in work.samples] if self.reads else []
         probed = work.samples[: work.probes]
         # A wrong answer is taken to be as long as the right one.
         trees = [prompt + 2 * (length - prompt) for prompt, length in probed]
@@ -344,8 +347,8 @@ class _Planner:
             "negatives": self._negatives,
             "dense": self._dense,
             "pruned": lambda key: self._measure(key, self.pruned_file, [self.prompts]),
-            "rank": self._components,
-            "train": self._training,
+            "rank": self._ranking,
+            "train": lambda key: self._training(key, self.work),
             "merge": self._merge,
             "restored": lambda key: self._measure(key, self.pruned_file, []),
         }
@@ -454,7 +457,7 @@ class _Planner:
             seconds += self._own_forward(seen)
             tokens += seen.tokens
             device = max(device, forward_bytes(self.config, self.work.dtype_bytes, seen))
-        if self.work.heads and groups:
+        if self.reads and groups:
             branches = 3 * self.work.probes if len(groups) == 2 else len(self.work.samples)
             z = activations_bytes(self.config, branches, self.work.dtype_bytes)
         if self.on_card:
@@ -465,9 +468,19 @@ class _Planner:
         self.kept = max(before, self.machine.kept * self.weights) if converted else before
         return stage
 
+    def _ranking(self, key: str) -> StagePlan:
+        if not self.work.scale_epochs:
+            return self._components(key)
+        # LoFiT's first step is over, and its model gone, before components are computed.
+        scales = self._training(key, replace(self.work, heads=0, valid=[], epochs=self.work.scale_epochs))
+        components = self._components(key)
+        device = max(scales.device_bytes, components.device_bytes) if self.on_card else None
+        host = max(scales.host_bytes, components.host_bytes)
+        return StagePlan(key, scales.tokens, scales.seconds + components.seconds, host, device)
+
     def _components(self, key: str) -> StagePlan:
         config, samples, probes = self.config, len(self.work.samples), self.work.probes
-        if not self.work.heads:
+        if not self.reads:
             return self._stage(key, 0, 0, 0, 0)
         width = config.num_hidden_layers * config.num_attention_heads * config.head_dim
         read = width * (2 * samples + 2 * probes) * self.work.dtype_bytes
@@ -493,8 +506,8 @@ class _Planner:
         fed = Sequences(tokens=windows * length, pairs=windows * length**2)
         return replace(stage, tokens=stage.tokens + fed.tokens, seconds=stage.seconds + self._forward(fed))
 
-    def _training(self, key: str) -> StagePlan:
-        config, work, machine = self.config, self.work, self.machine
+    def _training(self, key: str, work: Workload) -> StagePlan:
+        config, machine = self.config, self.machine
         seconds, host = self._loading(self.pruned_file)
         forward = self._own_forward(self.training)
         again = forward if work.gradient_checkpointing else 0

@@ -21,6 +21,7 @@ SELECTIONS = {
     "contrastive": "chosen by contrastive probing",
     "gap": "those with the largest activation gap",
     "random": "chosen at random",
+    "lofit": "chosen by LoFiT's first step",
 }
 """How heads were chosen, by the names of -head_selection."""
 

@@ -50,6 +50,11 @@ class Run:
         return DTYPES[self.args.dtype]
 
     @property
+    def reads_activations(self) -> bool:
+        """Whether z of both models is needed: to rank heads, or for V of those that are chosen."""
+        return self.needs.heads and (self.needs.basis or self.args.head_selection != "lofit")
+
+    @property
     def kind_of_device(self) -> str:
         """`cpu`, `cuda`, …: what rounding depends on, so that it belongs in keys."""
         return self.device.partition(":")[0]

@@ -14,8 +14,8 @@ from utils.stages.context import Models, Run
 
 
 def prompt_trees(run: Run, samples: Samples) -> list[Tree]:
-    """Each training prompt alone: what the pruned model reads; nothing for a method without heads."""
-    return [Tree(ids, [[]]) for ids in samples.prompt_ids] if run.needs.heads else []
+    """Each training prompt alone: what the pruned model reads; nothing where no activations are needed."""
+    return [Tree(ids, [[]]) for ids in samples.prompt_ids] if run.reads_activations else []
 
 
 def probe_trees(run: Run, models: Models, samples: Samples) -> list[Tree]:

@@ -18,6 +18,7 @@ SCORE_NAMES = {
     "contrastive": "validation accuracy of the probe",
     "gap": "mean squared activation gap",
     "random": "mean squared activation gap",
+    "lofit": "norm of the scale A that LoFiT trained",
 }
 """What the heat map of heads shows for each -head_selection; random heads are shown over the gap."""
 
@@ -25,18 +26,46 @@ SCORE_NAMES = {
 @dataclass(frozen=True)
 class Ranked:
     """V of all heads (L, H, d, d), the share of the gap (L, H, d) that each direction carries, the (L, H) scores that
-    ranked the heads, and the chosen ones: pairs (layer, head), in ascending order."""
+    ranked the heads, and the chosen ones: pairs (layer, head), in ascending order.
 
-    basis: Tensor
-    explained: Tensor
+    V and its share are None where neither the method nor -head_selection reads activations.
+    """
+
+    basis: Tensor | None
+    explained: Tensor | None
     scores: Tensor
     heads: list[tuple[int, int]]
 
 
-def rank(run: Run, models: Models, dense_keys: list[dict], pruned_keys: list[dict]) -> Ranked | None:
-    """The heads that will be restored, and what they are restored by; None for a method without heads."""
+def rank(
+    run: Run, models: Models, dense_keys: list[dict], pruned_keys: list[dict], norms: Tensor | None
+) -> Ranked | None:
+    """The heads that will be restored, and what they are restored by; None for a method without heads.
+
+    norms: (L, H), what -head_selection lofit ranks by.
+    """
     if not run.needs.heads:
         return None
+    args = run.args
+    found = kept_components(run, dense_keys, pruned_keys) if run.reads_activations else {}
+    heads, head_scores = ordered(run, found, norms, restorable_heads(models.pruned, *models.shape[:2]))
+    wanted = args.head_count(*models.shape[:2])
+    if wanted > len(heads):
+        raise UserError(
+            f"-use_topk_heads: {wanted} heads asked for, but {len(heads)} can be restored "
+            "(the o_proj columns of the others are all zero); give a smaller count"
+        )
+    if not found:
+        return Ranked(None, None, head_scores, sorted(heads[:wanted]))
+    basis = random_basis(found["basis"], args.training_seed) if args.basis == "random" else found["basis"]
+    first = float(found["explained"][..., : args.num_components].sum(-1).mean())
+    kept = min(args.num_components, basis.shape[-1])
+    print(f"      the first {kept} of {basis.shape[-1]} directions carry {first:.1%} of the gap")
+    return Ranked(basis, found["explained"], head_scores, sorted(heads[:wanted]))
+
+
+def kept_components(run: Run, dense_keys: list[dict], pruned_keys: list[dict]) -> dict[str, Tensor]:
+    """What find_components finds, by the main process first."""
     args = run.args
     key = {
         "dense": dense_keys,
@@ -45,25 +74,18 @@ def rank(run: Run, models: Models, dense_keys: list[dict], pruned_keys: list[dic
         "probes_seed": args.samples_seed if args.head_selection == "contrastive" else None,
         "code": code_version(utils.components, utils.probing),
     }
-    found = run.cache.tensors("components", key, lambda: find_components(run, dense_keys, pruned_keys))
-    heads, head_scores = ordered(run, found, restorable_heads(models.pruned, *models.shape[:2]))
-    wanted = args.head_count(*models.shape[:2])
-    if wanted > len(heads):
-        raise UserError(
-            f"-use_topk_heads: {wanted} heads asked for, but {len(heads)} can be restored "
-            "(the o_proj columns of the others are all zero); give a smaller count"
-        )
-    basis = random_basis(found["basis"], args.training_seed) if args.basis == "random" else found["basis"]
-    first = float(found["explained"][..., : args.num_components].sum(-1).mean())
-    kept = min(args.num_components, basis.shape[-1])
-    print(f"      the first {kept} of {basis.shape[-1]} directions carry {first:.1%} of the gap")
-    return Ranked(basis, found["explained"], head_scores, sorted(heads[:wanted]))
+    with run.processes.main_first():
+        return run.cache.tensors("components", key, lambda: find_components(run, dense_keys, pruned_keys))
 
 
-def ordered(run: Run, found: dict[str, Tensor], usable: Tensor) -> tuple[list[tuple[int, int]], Tensor]:
+def ordered(
+    run: Run, found: dict[str, Tensor], norms: Tensor | None, usable: Tensor
+) -> tuple[list[tuple[int, int]], Tensor]:
     """The usable heads, best first as -head_selection has it, and the (L, H) scores to show."""
     if run.args.head_selection == "contrastive":
         return rank_heads(ProbeScores(found["accuracy"], found["loss"]), usable), found["accuracy"]
+    if run.args.head_selection == "lofit":
+        return rank_by_score(norms, usable), norms
     if run.args.head_selection == "gap":
         return rank_by_score(found["gap"], usable), found["gap"]
     return order_randomly(usable, run.args.training_seed), found["gap"]
