@@ -8,6 +8,7 @@ import pytest
 
 from utils.common.errors import UserError
 from utils.common.flags import Arguments, parse_arguments
+from utils.common.recipes import RECIPES, as_flags
 
 
 def from_config(folder: Path, content: object, *flags: str, encoding: str = "utf-8") -> Arguments:
@@ -27,6 +28,23 @@ def test_what_run_json_holds_repeats_the_run_but_not_how_it_was_started(tmp_path
     of_earlier_version = {"arguments": written | {"overwrite": True, "resume": True, "plan": "here"}}
     assert from_config(tmp_path, of_earlier_version) == again
     assert from_config(tmp_path, of_earlier_version, "-overwrite").overwrite
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_its_flags_and_what_is_typed_wins(tmp_path, name):
+    made = parse_arguments(["-recipe", name])
+    typed = parse_arguments(as_flags(name).split())
+    assert made.as_json() == {**typed.as_json(), "recipe": name} != {**parse_arguments([]).as_json(), "recipe": name}
+    assert parse_arguments(["-recipe", name, "-lr", "0.5"]).lr == 0.5
+    assert parse_arguments(["-lr", "0.5", "-recipe", name]).lr == 0.5
+
+
+def test_a_recipe_that_is_typed_wins_over_a_file_and_one_in_a_file_does_not(tmp_path):
+    run = {"arguments": parse_arguments(["-recipe", "constants", "-lr", "0.25"]).as_json()}
+    again = from_config(tmp_path, run)
+    assert (again.recipe, again.method, again.lr) == ("constants", "norms_biases", 0.25)
+    other = from_config(tmp_path, run, "-recipe", "inside_mask")
+    assert (other.recipe, other.method, other.lr) == ("inside_mask", "masked_lora", RECIPES["inside_mask"]["lr"])
 
 
 @pytest.mark.parametrize("name", ["overwrite", "resume", "plan", "config"])

@@ -23,6 +23,7 @@ from utils.common.names import (
     STREAMS,
     layer_numbers,
 )
+from utils.common.recipes import RECIPES, as_flags
 
 APPLY_TO = ("attention", "ffn", "both", "all")
 HEAD_SELECTIONS = ("contrastive", "gap", "random", "lofit")
@@ -62,6 +63,7 @@ class Arguments:
     num_probe_samples: int
     sentence_encoder: str
     use_topk_heads: int | float
+    recipe: str | None
     method: str
     apply_to: str | None
     lora_rank: int
@@ -155,9 +157,14 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     parser = build_parser()
     config = Parser(add_help=False)
     config.flag("config", type=folder_path)
+    config.flag("recipe", choices=RECIPES)
     chosen, _ = config.parse_known_args(argv)
-    if chosen.config:
-        parser.set_defaults(**_read_config(chosen.config, parser))
+    of_file = _read_config(chosen.config, parser) if chosen.config else {}
+    if recipe := chosen.recipe or of_file.get("recipe"):
+        # A run.json names its recipe and the flags that it ran with; one that is typed is asked for now.
+        of_recipe = {"recipe": recipe, **RECIPES[recipe]}
+        of_file = {**of_file, **of_recipe} if chosen.recipe else {**of_recipe, **of_file}
+    parser.set_defaults(**of_file)
     values = vars(parser.parse_args(argv))
     values.pop("config")
     if values["strict_samples"] and values["skip_bad_samples"]:
@@ -348,6 +355,12 @@ def build_parser() -> Parser:
         default=0.25,
         metavar="COUNT|SHARE",
         help="heads to train: a count, or a share below 1 of all",
+    )
+    parser.flag(
+        "recipe",
+        choices=RECIPES,
+        help="a set of flags that was measured (docs/results.md); flags that are typed win over it. "
+        + "; ".join(f"{name}: {as_flags(name)}" for name in RECIPES),
     )
     parser.flag(
         "method",

@@ -13,6 +13,7 @@ from models.loading import check_name, check_pair, load_config, load_tokenizer, 
 from pruning import calibration
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
+from utils.common.recipes import as_flags
 from utils.distillation import check_loss
 from utils.evaluation.plan import EvalPlan, plan_tasks
 from utils.evaluation.spec_tasks import load_texts
@@ -26,6 +27,8 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     """The models' folders, the samples as token ids, and what will be evaluated; UserError for what is wrong."""
     args = run.args
     check_flags(run)
+    if args.recipe:
+        print(f"      recipe {args.recipe}: {as_flags(args.recipe)}")
     if slow_half(run.device, run.dtype):
         hint = f"this CPU computes {args.dtype} in software, several times slower than -dtype float32"
         print(f"      {hint}")
