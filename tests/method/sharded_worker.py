@@ -50,10 +50,10 @@ def keep_addresses() -> None:
 
 
 def distilling(dense: Path, samples: list[Encoded]) -> Distillation:
-    """That model as a teacher, with a head of its own, of all samples and of the nine that validate."""
+    """That model as a teacher of all samples and of the nine that validate, its head larger so that it is sure."""
     model = load_model(dense, torch.float32, "cpu", "-b")
     states = by_sample(teacher_states(model, samples, ""), samples)
-    return Distillation(0.5, model.lm_head.weight.detach().clone(), states, states[:9])
+    return Distillation(0.5, 20 * model.lm_head.weight, states, states[:9])
 
 
 def main(folder: Path, dtype: torch.dtype, output: Path, dense: Path | None = None) -> None:

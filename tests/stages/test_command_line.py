@@ -754,10 +754,10 @@ def test_a_run_is_not_resumed_with_another_loss(world, tmp_path, monkeypatch):
     output = tmp_path / "out"
 
     def stopped(*_, **__):
-        raise KeyboardInterrupt
+        raise EOFError
 
     monkeypatch.setattr(utils.stages.train, "train", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(EOFError):
         run(monkeypatch, flags(world, output, loss="distill", eval_tasks="none"))
     for changes, message in (({}, "-loss is response"), ({"loss": "distill", "distill_weight": 1}, "-distill_weight")):
         with pytest.raises(UserError, match=f"^-resume: {message}"):
