@@ -41,7 +41,8 @@ IDS = [[5, 9, 77, 30, 8, 1], [60, 61, 3]]
 
 @pytest.fixture
 def model(make_tiny_llama):
-    return load_model(make_tiny_llama(zeros=0.5, attention_bias=True), torch.float32, "cpu", "-p")
+    loaded = load_model(make_tiny_llama(zeros=0.5, attention_bias=True), torch.float32, "cpu", "-p")
+    return loaded.requires_grad_(True)  # so that what must not be trained would be
 
 
 def drawn(seed: int = 2, size: float = 1.0) -> torch.Tensor:
