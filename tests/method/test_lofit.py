@@ -41,7 +41,8 @@ IDS = [[5, 9, 77, 30, 8, 1], [60, 61, 3]]
 
 @pytest.fixture
 def model(make_tiny_llama):
-    return load_model(make_tiny_llama(zeros=0.5, attention_bias=True), torch.float32, "cpu", "-p")
+    loaded = load_model(make_tiny_llama(zeros=0.5, attention_bias=True), torch.float32, "cpu", "-p")
+    return loaded.requires_grad_(True)  # so that what must not be trained would be
 
 
 def drawn(seed: int = 2, size: float = 1.0) -> torch.Tensor:
@@ -286,6 +287,9 @@ def test_norms_are_kept_for_what_they_depend_on_and_for_nothing_else(make_tiny_l
         words = (*same, "-head_selection", "lofit")
         assert torch.equal(head_norms(selecting(tmp_path, *words), models, samples), first)
     assert len(trained) == 1
+    assert torch.equal(head_norms(selecting(tmp_path, "-resume"), models, samples), first)
+    with pytest.raises(UserError, match="-resume: the heads that the interrupted run chose are not in -cache_dir"):
+        head_norms(selecting(tmp_path / "another", "-resume"), models, samples)
     for count, (flag, value) in enumerate(OTHERWISE.items(), start=2):
         other = head_norms(selecting(tmp_path, f"-{flag}", value), models, samples)
         assert len(trained) == count and not torch.equal(other, first)
