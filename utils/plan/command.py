@@ -214,6 +214,7 @@ def workload(
         gradient_checkpointing=args.gradient_checkpointing,
         tasks=tasks,
         calibrates=needs.calibration,
+        calibration_epochs=needs.calibration_epochs,
     )
 
 

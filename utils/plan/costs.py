@@ -154,7 +154,7 @@ class Workload:
     pruner: the method of -prune_method, None where a pruned checkpoint is given; calibration: its (windows, tokens).
     samples, valid: (prompt tokens, all tokens) of each sample. probes: samples that train the probes, 0 for none.
     heads: how many are trained, 0 for a method that has none. tasks: by name, already limited. calibrates: whether the
-    dense model reads the calibration set, for the method's start.
+    dense model reads the calibration set, for the method's start; calibration_epochs: how often it trains on it.
     """
 
     dtype_bytes: int
@@ -172,6 +172,7 @@ class Workload:
     gradient_checkpointing: bool = False
     tasks: dict[str, TaskTokens] = field(default_factory=dict)
     calibrates: bool = False
+    calibration_epochs: int = 0
 
 
 @dataclass(frozen=True)
@@ -489,7 +490,9 @@ class _Planner:
             return stage
         windows, length = self.work.calibration
         fed = Sequences(tokens=windows * length, pairs=windows * length**2)
-        return replace(stage, tokens=stage.tokens + fed.tokens, seconds=stage.seconds + self._forward(fed))
+        epochs = self.work.calibration_epochs  # backward is twice forward where weights are trained
+        seconds = stage.seconds + (1 + 3 * epochs) * self._forward(fed)
+        return replace(stage, tokens=stage.tokens + (1 + epochs) * fed.tokens, seconds=seconds)
 
     def _training(self, key: str) -> StagePlan:
         config, work, machine = self.config, self.work, self.machine
