@@ -92,7 +92,7 @@ def admm(
         inside = (free + dual) * mask
         dual = dual + free - inside
         free = (wanted + rho * (inside - dual)) @ inverse
-    return (free + dual) * mask / norms
+    return free * mask / norms  # the next inside: the dual is zero there
 
 
 @torch.no_grad()

@@ -70,6 +70,7 @@ class Reconstruction(FixedWeights):
     def __init__(self, stream: str | None, reconstruct_lr: float, reconstruct_epochs: int):
         super().__init__(stream)
         self.lr, self.epochs = reconstruct_lr, reconstruct_epochs
+        self.needs = replace(FixedWeights.needs, calibration_epochs=reconstruct_epochs)
 
     def start(self, given: Given) -> State:
         """Layers in order, each half on what the halves before it give."""

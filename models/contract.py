@@ -33,6 +33,7 @@ class Needs:
 
     heads: ranked heads. basis: V of each. calibration: the calibration set, and both models to run it through.
     training: samples and steps. teacher: the dense checkpoint's weights, of the pruned one's shapes.
+    calibration_epochs: how often a start trains all weights on the calibration set, for -plan.
     """
 
     heads: bool = False
@@ -40,6 +41,7 @@ class Needs:
     calibration: bool = False
     training: bool = False
     teacher: bool = False
+    calibration_epochs: int = 0
 
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(**{name: value or getattr(other, name) for name, value in vars(self).items()})

@@ -60,6 +60,18 @@ def test_the_usual_steps_lower_the_error():
     assert error(found, inputs, wanted) < 0.8 * error(weight * mask, inputs, wanted)
 
 
+def test_steps_are_those_of_the_source():
+    weight, mask, inputs = problem()
+    hessian = torch.corrcoef(inputs.T)  # unit diagonal already
+    damped = hessian + 0.1 * torch.eye(IN).double()
+    free, dual = weight, torch.zeros_like(weight)
+    for _ in range(3):
+        inside = (free + dual) * mask
+        dual = dual + free - inside
+        free = (weight @ damped + 2.0 * (inside - dual)) @ torch.linalg.inv(damped + 2.0 * torch.eye(IN).double())
+    assert torch.allclose(admm(weight, mask, hessian, 3, rho=2.0), (free + dual) * mask)
+
+
 def test_what_other_inputs_gave_can_be_wanted():
     weight, mask, inputs = problem()
     others = inputs + 0.3 * inputs.roll(1, 0)
@@ -105,8 +117,14 @@ def test_relative_errors_are_those_of_the_outputs():
 
 @pytest.fixture
 def folders(make_tiny_llama) -> tuple[Path, Path]:
-    """A dense and a pruned tiny Llama of the same weights, with biases."""
-    return make_tiny_llama(attention_bias=True), make_tiny_llama(zeros=0.5, attention_bias=True)
+    """A dense and a pruned tiny Llama with biases; what is left of the pruned one's weights is a little larger."""
+    dense, pruned = make_tiny_llama(attention_bias=True), make_tiny_llama(zeros=0.5, attention_bias=True)
+    model = load_model(pruned, torch.float32, "cpu", "-p")
+    for layer in model.model.layers:
+        for name in LINEARS:
+            layer.get_submodule(name).weight.mul_(1.1)
+    model.save_pretrained(pruned)
+    return dense, pruned
 
 
 @pytest.fixture
@@ -152,6 +170,8 @@ def test_the_default_stream_is_the_restored_models(folders, tokens):
 def test_only_weights_inside_the_mask_are_touched(folders, tokens):
     start = given(folders, tokens)
     restoration = Restoration.start("admm_update", Options(), start)
+    for name in LINEARS:
+        restoration.state[f"{name}.change"].add_(0.01)  # outside the mask too
     model = restoration.attach(start.pruned())
     for layer in model.model.layers:
         for name in LINEARS:

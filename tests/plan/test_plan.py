@@ -373,9 +373,11 @@ def test_a_method_costs_what_it_needs():
         work = workload(args, CONFIG, torch.float32, samples, samples[:9], {})
         return {stage.key: stage.seconds for stage in plan(CONFIG, work, target)}
 
-    heads, bias, flap, nothing = (
-        seconds("-method", name) for name in ("restorelcc", "output_bias", "flap_bias", "none")
+    heads, bias, flap, blocks, nothing = (
+        seconds("-method", name) for name in ("restorelcc", "output_bias", "flap_bias", "reconstruct", "none")
     )
+    passes = [each["dense"] - nothing["dense"] for each in (flap, blocks)]
+    assert passes[1] == pytest.approx(31 * passes[0])  # ten epochs, each forward and twice that backward
     assert heads["rank"] > 0 and heads["negatives"] > 0 and bias["rank"] == bias["negatives"] == 0
     assert bias["dense"] < heads["dense"] and bias["pruned"] < heads["pruned"]
     assert bias["train"] > 10 * nothing["train"] and flap["train"] == nothing["train"]

@@ -223,6 +223,7 @@ def workload(
         teacher_bytes=args.teacher_cache_gb * GB if args.loss == DISTILL else None,
         scale_epochs=args.num_epoch if scales else 0,
         activations=needs.basis or not scales,
+        calibration_epochs=needs.calibration_epochs,
     )
 
 

@@ -157,6 +157,7 @@ class Workload:
     dense model reads the calibration set, for the method's start. teacher_bytes: under distillation, what the dense
     model's states may take before it runs beside instead; None for another loss. scale_epochs: of LoFiT's first
     step, 0 where heads are ranked otherwise. activations: whether any are read; of a method without heads, none are.
+    calibration_epochs: how often the method's start trains on the calibration set.
     """
 
     dtype_bytes: int
@@ -177,6 +178,7 @@ class Workload:
     teacher_bytes: float | None = None
     scale_epochs: float = 0
     activations: bool = True
+    calibration_epochs: int = 0
 
 
 @dataclass(frozen=True)
@@ -504,7 +506,9 @@ class _Planner:
             return stage
         windows, length = self.work.calibration
         fed = Sequences(tokens=windows * length, pairs=windows * length**2)
-        return replace(stage, tokens=stage.tokens + fed.tokens, seconds=stage.seconds + self._forward(fed))
+        epochs = self.work.calibration_epochs  # backward is twice forward where weights are trained
+        seconds = stage.seconds + (1 + 3 * epochs) * self._forward(fed)
+        return replace(stage, tokens=stage.tokens + (1 + epochs) * fed.tokens, seconds=seconds)
 
     def _training(self, key: str, work: Workload) -> StagePlan:
         config, machine = self.config, self.machine
