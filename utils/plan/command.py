@@ -19,7 +19,7 @@ from models.loading import (
     load_config,
     load_tokenizer,
 )
-from models.methods import Options
+from models.methods import Options, parts_of
 from models.restoration import needs_of
 from utils.common.commands import WIDTH
 from utils.common.errors import UserError, first_line
@@ -213,7 +213,7 @@ def workload(
         grouped=not args.random_batches,
         gradient_checkpointing=args.gradient_checkpointing,
         tasks=tasks,
-        calibrates=needs.calibration,
+        calibrations=sum(part.needs.calibration for _, part in parts_of(args.method, Options.of(args))),
     )
 
 

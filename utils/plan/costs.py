@@ -7,7 +7,7 @@ that was measured rather than derived is in `Machine`.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from transformers import LlamaConfig
 
@@ -38,6 +38,9 @@ RANKING_SECONDS = 2.5
 
 TASKS_BYTES = 80 * 2**20
 """lm_eval with the rows of its tasks; measured as the difference of runs with and without -eval_tasks none."""
+
+CALIBRATION_PASSES = 4
+"""Of a closed form's start: each of two models goes through each layer once for its statistics, once to go on."""
 
 FP32 = 4
 
@@ -153,8 +156,8 @@ class Workload:
 
     pruner: the method of -prune_method, None where a pruned checkpoint is given; calibration: its (windows, tokens).
     samples, valid: (prompt tokens, all tokens) of each sample. probes: samples that train the probes, 0 for none.
-    heads: how many are trained, 0 for a method that has none. tasks: by name, already limited. calibrates: whether the
-    dense model reads the calibration set, for the method's start.
+    heads: how many are trained, 0 for a method that has none. tasks: by name, already limited. calibrations: how many parts
+    of the method start from the calibration set.
     """
 
     dtype_bytes: int
@@ -171,7 +174,7 @@ class Workload:
     grouped: bool = True
     gradient_checkpointing: bool = False
     tasks: dict[str, TaskTokens] = field(default_factory=dict)
-    calibrates: bool = False
+    calibrations: int = 0
 
 
 @dataclass(frozen=True)
@@ -484,12 +487,22 @@ class _Planner:
         if not self.on_card and self.work.dtype_bytes < FP32:
             self.baseline += self.machine.kernels
         seen = [self.trees, self.rest]
-        stage = self._measure(key, self.dense_file, seen, self.work.converted)
-        if not self.work.calibrates:
-            return stage
+        return self._measure(key, self.dense_file, seen, self.work.converted)
+
+    def _calibration(self) -> tuple[float, int, float, float]:
+        """(seconds, tokens, bytes of the host, bytes of the device) of closed forms, before the model is loaded."""
+        if not self.work.calibrations:
+            return 0.0, 0, 0.0, 0.0
+        config, size = self.config, self.work.dtype_bytes
         windows, length = self.work.calibration
-        fed = Sequences(tokens=windows * length, pairs=windows * length**2)
-        return replace(stage, tokens=stage.tokens + fed.tokens, seconds=stage.seconds + self._forward(fed))
+        passes = CALIBRATION_PASSES * self.work.calibrations
+        fed = Sequences(passes * windows * length, passes * windows * length**2)
+        seconds = self._forward(fed) + sum(self._loading(file)[0] for file in (self.dense_file, self.pruned_file))
+        batch = Sequences(rows=max(1, min(windows, PRUNING_TOKENS // length)), longest=length)
+        held = 2 * windows * length * config.hidden_size * size + forward_bytes(config, size, batch)
+        moments = FP32 * (config.intermediate_size**2 + 2 * config.hidden_size**2)
+        layers = 2 * layer_parameters(config) * size * self.on_card
+        return seconds, fed.tokens, 2 * self.weights, held + moments + layers
 
     def _training(self, key: str) -> StagePlan:
         config, work, machine = self.config, self.work, self.machine
@@ -500,17 +513,19 @@ class _Planner:
         validations = (1 + math.ceil(work.epochs)) if work.valid and work.epochs else 0
         seconds += work.epochs * (forward + backward + again) + validations * self._own_forward(self.largest_valid)
         tokens = int(work.epochs * self.training.tokens + validations * self.largest_valid.tokens)
+        read = self._calibration()
+        seconds, tokens = seconds + read[0], tokens + read[1]
         device = forward_bytes(config, work.dtype_bytes, self.largest_valid)
         if work.epochs:
             device = max(device, training_bytes(config, work, self.training, self.on_card))
         proof = PROOF_SAMPLES * self.training.longest * config.vocab_size * FP32
         if self.on_card:
-            return self._stage(key, tokens, seconds, max(host, proof), self.weights + device)
+            return self._stage(key, tokens, seconds, max(host, proof, read[2]), max(self.weights + device, read[3]))
         saved = kept_activations(config, work, self.training, self.on_card) if work.epochs else 0
         # Activations fill what is free in the heap first, and leave it as large as they made it.
         before, self.kept = self.kept, max(0, self.kept - saved)
         held = max(device + machine.fragments * saved, proof)
-        stage = self._stage(key, tokens, seconds, 0, self.weights + held)
+        stage = self._stage(key, tokens, seconds, 0, max(self.weights + held, read[2] + read[3]))
         self.kept = max(before, (1 + machine.fragments) * saved)
         return stage
 
