@@ -377,7 +377,7 @@ def test_calibration_is_checked_whatever_asks_for_it(world, tmp_path, monkeypatc
         with pytest.raises(UserError, match=r"^-calib_data: \S+none.txt does not exist"):
             run(monkeypatch, flags(world, tmp_path / "out", **changes))
         changes = {**pruned, **asked, "calib_data": "bundled", "calib_length": 257}
-        with pytest.raises(UserError, match="^-calib_length: 257 tokens; give at least 2 and at most 256"):
+        with pytest.raises(UserError, match=r"^-calib_length: 257 tokens; give at least 2 and at most 256"):
             run(monkeypatch, flags(world, tmp_path / "out", **changes))
 
 

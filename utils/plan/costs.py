@@ -156,8 +156,8 @@ class Workload:
 
     pruner: the method of -prune_method, None where a pruned checkpoint is given; calibration: its (windows, tokens).
     samples, valid: (prompt tokens, all tokens) of each sample. probes: samples that train the probes, 0 for none.
-    heads: how many are trained, 0 for a method that has none. tasks: by name, already limited. calibrations: how many parts
-    of the method start from the calibration set.
+    heads: how many are trained, 0 for a method that has none. tasks: by name, already limited. calibrations: how many
+    parts of the method start from the calibration set.
     """
 
     dtype_bytes: int
