@@ -63,32 +63,34 @@ def second_moments(stream: Stream) -> dict[str, Tensor]:
 def low_rank(lost: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """EoRA's A (r, in) and B (out, r), fp64: B A is closest to the lost weights on inputs of this second moment.
 
-    lost: W - Ŵ, (out, in) fp64. moment: E[x xᵀ], (in, in) fp64, singular or not. Directions whose eigenvalue is
-    under λ_max · in · eps(fp32), the rounding of the sum that it is, count as such without data: the update is zero on
-    them. Above what the lost weights have of rank on the others, rows of A and columns of B are zero.
+    lost: W - Ŵ, (out, in) fp64. moment: E[x xᵀ], (in, in) fp64, singular or not. Since Vᵀ = Σ^-1 Uᵀ (W - Ŵ) Q Λ^½, A is
+    Σ_r^-½ U_rᵀ (W - Ŵ): no small eigenvalue of S divides, so none is cut, and B A projects the lost output onto U_r, so
+    that no input, of whatever direction, loses more than before. Where the lost outputs have not so many directions,
+    rows of A and columns of B are zero.
     """
-    eigenvalues, q = torch.linalg.eigh(moment)
-    data = eigenvalues > eigenvalues[-1] * len(eigenvalues) * torch.finfo(torch.float32).eps
-    q, eigenvalues = q[:, data], eigenvalues[data]
-    u, sigma = _leading(lost @ q * eigenvalues.sqrt(), rank)
+    u, sigma = _leading(lost, moment, rank)
     root = sigma.sqrt()
     down, up = lost.new_zeros(rank, lost.shape[1]), lost.new_zeros(lost.shape[0], rank)
-    # Σ^½ Vᵀ Λ^-½ Qᵀ, without a division by small eigenvalues: Vᵀ is Σ^-1 Uᵀ (W - Ŵ) Q Λ^½.
-    down[: len(sigma)] = (u / root).T @ lost @ q @ q.T
-    up[:, : len(sigma)] = u * root
+    down[: len(root)] = (u / root).T @ lost
+    up[:, : len(root)] = u * root
     return down, up
 
 
-def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The left singular vectors (out, k) of the k ≤ rank largest singular values (k,), those of rounding left out.
+def _leading(lost: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """U (out, k) and Σ (k,) of the k ≤ rank largest singular values of (W - Ŵ) S^½, those of rounding left out.
 
-    From the smaller Gram matrix, in a fraction of an SVD's time; fp64 leaves of it more than fp32 holds.
+    By the smaller Gram matrix, in a fraction of an SVD's time: fp64 leaves of it more than fp32 holds.
     """
-    wide = matrix.shape[1] > matrix.shape[0]
-    squares, vectors = torch.linalg.eigh(matrix @ matrix.T if wide else matrix.T @ matrix)
+    tall = lost.shape[0] > lost.shape[1]
+    if tall:
+        eigenvalues, q = torch.linalg.eigh(moment)
+        rooted = lost @ q * eigenvalues.clamp_min(0).sqrt()
+        gram = rooted.T @ rooted
+    else:
+        gram = lost @ moment @ lost.T
+    squares, vectors = torch.linalg.eigh(gram)
     squares, vectors = squares.flip(0)[:rank], vectors.flip(1)[:, :rank]
-    if not len(squares):
-        return matrix.new_zeros(len(matrix), 0), squares
-    present = squares > squares[0] * max(matrix.shape) * torch.finfo(matrix.dtype).eps
-    sigma, vectors = squares[present].sqrt(), vectors[:, present]
-    return (vectors if wide else matrix @ vectors / sigma), sigma
+    present = squares > squares[0].clamp_min(0) * max(lost.shape) * torch.finfo(lost.dtype).eps
+    vectors = vectors[:, present]
+    # Small singular values leave columns that are hardly orthogonal; QR makes them so, and keeps what the first k span.
+    return torch.linalg.qr(rooted @ vectors).Q if tall else vectors, squares[present].sqrt()

@@ -64,11 +64,6 @@ def parts_of(method: str, options: Options) -> tuple[tuple[str, Method], ...]:
     parts = [(method, first)]
     if options.first:
         parts.insert(0, (options.first, _first(method, wanted, options)))
-        if parts[0][1].needs.calibration and first.needs.calibration:
-            raise UserError(
-                f"-first: {options.first} and {method} would each start from the pruned model, without the other's "
-                "changes; leave one out"
-            )
     if more := wanted - first.covers:
         parts.append(("constants", _made(CONSTANTS, more, options)))
     if options.train_norms or line.norms:

@@ -270,6 +270,8 @@ def test_controls_run_and_are_proved(world, tmp_path, monkeypatch, changes):
     assert json.loads((tmp_path / "out" / "results.json").read_text())["proof"]["passed"]
 
 
+CALIBRATED = {"calib_data": "TEXT", "calib_samples": 6, "calib_length": 32}
+UNTRAINED = ("nothing", "flap", "EoRA")
 OTHER_METHODS = {
     "output_bias": ({"method": "output_bias"}, {"self_attn.o_proj.bias"}, set()),
     "output_bias of the ffn": ({"method": "output_bias", "apply_to": "ffn"}, {"mlp.down_proj.bias"}, set()),
@@ -284,10 +286,21 @@ OTHER_METHODS = {
         {"input_layernorm.weight", "post_attention_layernorm.weight", "model.norm.weight"},
     ),
     "flap": (
-        {"method": "flap_bias", "apply_to": "both", "calib_data": "TEXT", "calib_samples": 6, "calib_length": 32},
+        {"method": "flap_bias", "apply_to": "both", **CALIBRATED},
         {"self_attn.o_proj.bias", "mlp.down_proj.bias"},
         set(),
     ),
+    "masked LoRA after flap": (
+        {"method": "masked_lora", "lora_rank": 2, "first": "flap_bias", "stream": "pruned", **CALIBRATED},
+        {"self_attn.o_proj.bias", "mlp.down_proj.bias"},
+        {f"{name}.weight" for name in LINEARS},
+    ),
+    "norms and biases from flap": (
+        {"method": "norms_biases", "bias_start": "closed_form", "stream": "sequential", **CALIBRATED},
+        {f"{name}.bias" for name in LINEARS},
+        {"input_layernorm.weight", "post_attention_layernorm.weight", "model.norm.weight"},
+    ),
+    "EoRA": ({"method": "eora", "lora_rank": 2, **CALIBRATED}, set(), {f"{name}.weight" for name in LINEARS}),
     "masked LoRA": ({"method": "masked_lora", "lora_rank": 2}, set(), {f"{name}.weight" for name in LINEARS}),
     "ADMM": (
         {"method": "admm_update", "calib_data": "TEXT", "calib_samples": 6, "calib_length": 32},
@@ -321,7 +334,7 @@ def test_every_method_runs_to_a_proved_checkpoint(world, tmp_path, monkeypatch, 
     run(monkeypatch, flags(world, tmp_path / "out", num_epoch=1, eval_tasks="none", **changes))
     proof = json.loads((tmp_path / "out" / "results.json").read_text())["proof"]
     assert proof["passed"] and proof["zeros_pruned"] > 0
-    if name == "LoRA":
+    if name in ("LoRA", "EoRA"):
         assert proof["zeros"] == "reported" and proof["zeros_restored"] < proof["zeros_pruned"] / 10
         assert "a finding and no promise" in (tmp_path / "out" / "report.md").read_text()
     else:
@@ -341,6 +354,73 @@ def test_every_method_runs_to_a_proved_checkpoint(world, tmp_path, monkeypatch, 
     )
 
 
+STARTS = {
+    "stream": ({"stream": "pruned"}, True),
+    "calib_seed": ({"calib_seed": 5}, True),
+    "calib_samples": ({"calib_samples": 5}, True),
+    "rank of EoRA": ({"first": "eora", "lora_rank": 3}, True),
+    "another rank of EoRA": ({"first": "eora", "lora_rank": 4}, True),
+    "apply_to": ({"apply_to": "ffn"}, True),
+    "rank of what is trained": ({"lora_rank": 3}, False),
+    "what is trained": ({"method": "output_bias", "apply_to": "both"}, False),
+    "epochs": ({"num_epoch": 0}, False),
+}
+
+
+def test_a_closed_form_is_kept_by_all_that_it_depends_on(world, tmp_path, monkeypatch):
+    """Each change is held against all runs before it: what is new makes another start, what isn't makes none."""
+    (tmp_path / "text.txt").write_text(" ".join(f"Sentence {n} of a text." for n in range(60)))
+    common = {"method": "masked_lora", "lora_rank": 2, "first": "flap_bias", **CALIBRATED, "num_epoch": 1}
+    common |= {"calib_data": tmp_path / "text.txt", "eval_tasks": "none", "cache_dir": tmp_path / "cache"}
+
+    def starts(**changes) -> set[str]:
+        run(monkeypatch, flags(world, tmp_path / "out", **common | changes, overwrite=True))
+        return {path.name for path in (tmp_path / "cache" / "starts").iterdir()}
+
+    def restored() -> dict:
+        return load_file(tmp_path / "out" / "restoration" / "restoration.safetensors")
+
+    kept = starts()
+    assert len(kept) == 1
+    first = restored()
+    monkeypatch.setattr("utils.stages.start.load_model", lambda *_: pytest.fail("a model was read again"))
+    assert starts() == kept and all(torch.equal(tensor, first[name]) for name, tensor in restored().items())
+    monkeypatch.undo()
+    for name, (changes, another) in STARTS.items():
+        found = starts(**changes)
+        assert len(found - kept) == another, name
+        kept |= found
+
+
+def test_settings_are_the_same_text_in_every_process():
+    """0 and 8 share a place in a small set, which then has the order in which they came."""
+    from utils.stages.start import settings
+
+    class Part:
+        def __init__(self, *sites: int):
+            self.rank, self.covers = 3, frozenset(sites)
+
+    assert repr(frozenset([0, 8])) != repr(frozenset([8, 0]))
+    assert settings(Part(0, 8)) == settings(Part(8, 0)) == {"covers": "[0, 8]", "rank": "3"}
+
+
+@pytest.mark.parametrize("prune_method", ["magnitude", None])
+def test_calibration_is_checked_whatever_asks_for_it(world, tmp_path, monkeypatch, prune_method):
+    pruned = {"prune_method": prune_method, "pruned_model_path": None} if prune_method else {}
+    for asked in (
+        {"method": "flap_bias"},
+        {"method": "eora"},
+        {"method": "masked_lora", "first": "flap_bias"},
+        {"method": "output_bias", "bias_start": "closed_form"},
+    ):
+        changes = {**pruned, **asked, "calib_data": tmp_path / "none.txt"}
+        with pytest.raises(UserError, match=r"^-calib_data: \S+none.txt does not exist"):
+            run(monkeypatch, flags(world, tmp_path / "out", **changes))
+        changes = {**pruned, **asked, "calib_data": "bundled", "calib_length": 257}
+        with pytest.raises(UserError, match=r"^-calib_length: 257 tokens; give at least 2 and at most 256"):
+            run(monkeypatch, flags(world, tmp_path / "out", **changes))
+
+
 def test_a_closed_form_needs_no_epochs_and_no_compact_checkpoint(world, tmp_path, monkeypatch):
     from models.compact import compact_checkpoint
 
@@ -351,8 +431,16 @@ def test_a_closed_form_needs_no_epochs_and_no_compact_checkpoint(world, tmp_path
     assert len(results["proof"]["nonzero_new_tensors"]) == 3
     assert json.loads((tmp_path / "out" / "run.json").read_text())["method"]["parameters"] == 0
     compact_checkpoint(world / "pruned", tmp_path / "small")
-    with pytest.raises(UserError, match=r"-method: flap_bias .* compact .*; prune with -mode masked"):
-        run(monkeypatch, flags(world, tmp_path / "no", pruned_model_path=tmp_path / "small", **changes))
+    for asked, named in (
+        ({}, "flap_bias"),
+        ({"method": "masked_lora", "first": "flap_bias"}, "masked_lora with -first flap_bias"),
+        ({"method": "output_bias", "bias_start": "closed_form"}, "output_bias with -bias_start closed_form"),
+    ):
+        with pytest.raises(UserError, match=rf"^-method: {named} .* compact .*; prune with -mode masked"):
+            run(
+                monkeypatch,
+                flags(world, tmp_path / "no", **changes | {"pruned_model_path": tmp_path / "small"} | asked),
+            )
 
 
 def test_no_heads_are_looked_for_by_a_method_that_has_none(world, tmp_path, monkeypatch):

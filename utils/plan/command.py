@@ -19,7 +19,7 @@ from models.loading import (
     load_config,
     load_tokenizer,
 )
-from models.methods import Options
+from models.methods import Options, parts_of
 from models.restoration import needs_of
 from utils.common.commands import WIDTH
 from utils.common.errors import UserError, first_line
@@ -219,11 +219,11 @@ def workload(
         grouped=not args.random_batches,
         gradient_checkpointing=args.gradient_checkpointing,
         tasks=tasks,
-        calibrates=needs.calibration,
         teacher_bytes=args.teacher_cache_gb * GB if args.loss == DISTILL else None,
         scale_epochs=args.num_epoch if scales else 0,
         activations=needs.basis or not scales,
         calibration_epochs=needs.calibration_epochs,
+        calibrations=sum(part.needs.calibration for _, part in parts_of(args.method, Options.of(args))),
     )
 
 

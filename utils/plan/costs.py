@@ -39,6 +39,9 @@ RANKING_SECONDS = 2.5
 TASKS_BYTES = 80 * 2**20
 """lm_eval with the rows of its tasks; measured as the difference of runs with and without -eval_tasks none."""
 
+CALIBRATION_PASSES = 4
+"""Of a closed form's start: each of two models goes through each layer once for its statistics, once to go on."""
+
 FP32 = 4
 
 
@@ -153,8 +156,8 @@ class Workload:
 
     pruner: the method of -prune_method, None where a pruned checkpoint is given; calibration: its (windows, tokens).
     samples, valid: (prompt tokens, all tokens) of each sample. probes: samples that train the probes, 0 for none.
-    heads: how many are trained, 0 for a method that has none. tasks: by name, already limited. calibrates: whether the
-    dense model reads the calibration set, for the method's start. teacher_bytes: under distillation, what the dense
+    heads: how many are trained, 0 for a method that has none. tasks: by name, already limited. calibrations: how many
+    parts of the method start from the calibration set. teacher_bytes: under distillation, what the dense
     model's states may take before it runs beside instead; None for another loss. scale_epochs: of LoFiT's first
     step, 0 where heads are ranked otherwise. activations: whether any are read; of a method without heads, none are.
     calibration_epochs: how often the method's start trains on the calibration set.
@@ -174,7 +177,7 @@ class Workload:
     grouped: bool = True
     gradient_checkpointing: bool = False
     tasks: dict[str, TaskTokens] = field(default_factory=dict)
-    calibrates: bool = False
+    calibrations: int = 0
     teacher_bytes: float | None = None
     scale_epochs: float = 0
     activations: bool = True
@@ -501,14 +504,25 @@ class _Planner:
         if not self.on_card and self.work.dtype_bytes < FP32:
             self.baseline += self.machine.kernels
         seen = [self.trees, self.rest]
-        stage = self._measure(key, self.dense_file, seen, self.work.converted)
-        if not self.work.calibrates:
-            return stage
+        return self._measure(key, self.dense_file, seen, self.work.converted)
+
+    def _calibration(self) -> tuple[float, int, float, float]:
+        """(seconds, tokens, bytes of the host, bytes of the device) of closed forms, before the model is loaded."""
+        if not self.work.calibrations:
+            return 0.0, 0, 0.0, 0.0
+        config, size = self.config, self.work.dtype_bytes
         windows, length = self.work.calibration
-        fed = Sequences(tokens=windows * length, pairs=windows * length**2)
-        epochs = self.work.calibration_epochs  # backward is twice forward where weights are trained
-        seconds = stage.seconds + (1 + 3 * epochs) * self._forward(fed)
-        return replace(stage, tokens=stage.tokens + (1 + epochs) * fed.tokens, seconds=seconds)
+        passes = CALIBRATION_PASSES * self.work.calibrations
+        fed = Sequences(passes * windows * length, passes * windows * length**2)
+        trained = 3 * self.work.calibration_epochs  # backward is twice forward where weights are trained
+        once = Sequences(windows * length, windows * length**2)
+        seconds = self._forward(fed) + trained * self._forward(once)
+        seconds += sum(self._loading(file)[0] for file in (self.dense_file, self.pruned_file))
+        batch = Sequences(rows=max(1, min(windows, PRUNING_TOKENS // length)), longest=length)
+        held = 2 * windows * length * config.hidden_size * size + forward_bytes(config, size, batch)
+        moments = FP32 * (config.intermediate_size**2 + 2 * config.hidden_size**2)
+        layers = 2 * layer_parameters(config) * size * self.on_card
+        return seconds, fed.tokens, 2 * self.weights, held + moments + layers
 
     def _training(self, key: str, work: Workload) -> StagePlan:
         config, machine = self.config, self.machine
@@ -519,6 +533,8 @@ class _Planner:
         validations = (1 + math.ceil(work.epochs)) if work.valid and work.epochs else 0
         seconds += work.epochs * (forward + backward + again) + validations * self._own_forward(self.largest_valid)
         tokens = int(work.epochs * self.training.tokens + validations * self.largest_valid.tokens)
+        read = self._calibration()
+        seconds, tokens = seconds + read[0], tokens + read[1]
         device = forward_bytes(config, work.dtype_bytes, self.largest_valid)
         if work.epochs:
             device = max(device, training_bytes(config, work, self.training, self.on_card))
@@ -526,13 +542,14 @@ class _Planner:
         teaching, taught, states, beside = self._teaching(validations)
         seconds, tokens, device = seconds + teaching, tokens + taught, device + beside
         if self.on_card:
-            return self._stage(key, tokens, seconds, max(host, proof) + states, self.weights + device)
+            host = max(host, proof, read[2]) + states
+            return self._stage(key, tokens, seconds, host, max(self.weights + device, read[3]))
         device += states
         saved = kept_activations(config, work, self.training, self.on_card) if work.epochs else 0
         # Activations fill what is free in the heap first, and leave it as large as they made it.
         before, self.kept = self.kept, max(0, self.kept - saved)
         held = max(device + machine.fragments * saved, proof)
-        stage = self._stage(key, tokens, seconds, 0, self.weights + held)
+        stage = self._stage(key, tokens, seconds, 0, max(self.weights + held, read[2] + read[3]))
         self.kept = max(before, (1 + machine.fragments) * saved)
         return stage
 
