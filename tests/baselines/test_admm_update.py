@@ -11,7 +11,7 @@ from baselines.admm_update import admm, relative_error
 from models.checkpoint import LINEARS, Checkpoint
 from models.contract import SITES, Given
 from models.loading import load_config, load_model
-from models.methods import Options, parts_of
+from models.methods import Options
 from models.restoration import Restoration
 from tests.baselines.test_flap_bias import fed
 from utils.common.errors import UserError
@@ -192,7 +192,9 @@ def test_inputs_that_are_not_finite_are_one_line(folders, tokens, monkeypatch):
         Restoration.start("admm_update", Options(), given(folders, tokens))
 
 
-def test_two_closed_forms_of_one_pruned_model_are_refused():
-    for first, method in (("flap_bias", "admm_update"), ("admm_update", "reconstruct")):
-        with pytest.raises(UserError, match=rf"^-first: {first} and {method} would each start from the pruned model"):
-            parts_of(method, Options(first=first))
+def test_a_second_closed_form_reads_what_the_first_restored(folders, tokens):
+    alone, after = (
+        Restoration.start("admm_update", Options(first=first), given(folders, tokens)).state["self_attn.q_proj.change"]
+        for first in (None, "flap_bias")
+    )
+    assert torch.equal(alone[0], after[0]) and not torch.allclose(alone[1], after[1], rtol=1e-3)
