@@ -13,7 +13,7 @@ from models.contract import SITES, Given
 from models.loading import load_config, load_model
 from models.methods import Options
 from models.restoration import Restoration
-from tests.baselines.test_flap_bias import fed
+from tests.baselines.test_flap_bias import seen
 from utils.common.errors import UserError
 
 OUT, IN, TOKENS = 7, 13, 90
@@ -145,7 +145,8 @@ def test_each_layer_is_fitted_to_what_its_stream_feeds_it(folders, tokens, monke
     start = given(folders, tokens)
     restoration = Restoration.start("admm_update", Options(stream=stream), start)
     # A layer's inputs depend on the layers before it alone, so the finished model gives them as they were.
-    dense, restored = fed(start.dense(), tokens), fed(restoration.attach(start.pruned()), tokens)
+    models = start.dense(), restoration.attach(start.pruned())
+    dense, restored = ({name: rows for name, (rows, _) in seen(model, tokens).items()} for model in models)
     restored = dense if stream == "dense" else restored
     wanted = restored if stream == "pruned" else dense
     for layer in range(3):
