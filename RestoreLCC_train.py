@@ -84,4 +84,4 @@ def restore(run: "Run") -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, then="the same command with -resume goes on from here, where a training had begun")

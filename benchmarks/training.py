@@ -65,7 +65,7 @@ class Loop:
         """Train on the batches."""
         device = self.model.get_input_embeddings().weight.device
         collate = Collator(pad_id=self.model.config.pad_token_id or 0)
-        total, labelled = torch.zeros((), device=device), 0
+        total, labelled, tokens, padded = torch.zeros((), device=device), 0, 0, 0
         for samples in batches:
             batch = collate([{"input_ids": s.ids, "prompt_length": s.prompt_length} for s in samples])
             lengths = torch.tensor([len(s.ids) for s in samples])
@@ -77,7 +77,9 @@ class Loop:
             self.optimizer.step()
             total += loss.detach() * count
             labelled += count
-        return Pass(float(total), labelled, collate.tokens, collate.padded_tokens)
+            tokens += int(lengths.sum())
+            padded += batch["input_ids"].numel()
+        return Pass(float(total), labelled, tokens, padded)
 
 
 def restoring_loop(

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,16 +18,24 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import get_last_checkpoint
 
 from models.cpu_attention import cpu_attention
 from models.modeling_llama import keep_columns
-from utils.common.errors import UserError
+from utils.checkpoints import UNFINISHED, last_whole, seal
+from utils.common.commands import ENDING
+from utils.common.errors import Stopped, UserError
+from utils.common.files import write_json
 from utils.distillation import Distillation, by_length
 from utils.losses import IGNORED, ResponseLoss
 from utils.prompts import Encoded
 
 VALID_TOKENS_A_BATCH = 4096
+
+SAVED_EVERY = 600
+"""Seconds of training that a kill may cost."""
+
+PROGRESS = "progress.json"
+"""In a checkpoint: the history so far, and what was counted."""
 
 COMPILER = "inductor"
 """torch.compile's backend for -torch_compile."""
@@ -76,6 +86,7 @@ def train(
     sharded: bool = False,
     distillation: Distillation | None = None,
     penalty: Callable[[], Tensor] | None = None,
+    belongs: str = "",
 ) -> TrainingResult:
     """Train what requires gradients in `model`, in place, together with the other processes of `accelerate launch`.
 
@@ -83,11 +94,21 @@ def train(
     the dense model.
 
     device: where this process trains, an index included; under FSDP where its part of the model goes.
-    checkpoints: a folder for the trained parameters and the optimizer's state after every epoch; with `resume` the last
-    one there is continued from. sharded: under FSDP no checkpoints are written, since they would hold the whole model.
-    penalty: what training adds to the mean loss, see ResponseLoss.
+    checkpoints: a folder for the trained parameters and the optimizer's state, at the end of each epoch, before and
+    after its validation, and every SAVED_EVERY seconds; with `resume` the last whole one there is continued from.
+    belongs: digest of what they may be continued with: start, samples, settings, processes. sharded: under FSDP no
+    checkpoints are written, since they would hold the whole model. penalty: what training adds to the mean loss, see
+    ResponseLoss.
+
+    Told to end by a signal it finishes the step, writes a checkpoint and raises Stopped, or KeyboardInterrupt; told so
+    again it ends at once.
     """
-    last = get_last_checkpoint(str(checkpoints)) if resume and checkpoints.is_dir() else None
+    last, passed_over = last_whole(checkpoints, belongs) if resume else (None, [])
+    for line in passed_over:
+        tqdm.write(f"      {line}")
+    before = (
+        json.loads((last / PROGRESS).read_text(encoding="utf-8")) if last else {"history": [], "counted": [0, 0, 0.0]}
+    )
     arguments = _OneDevice(
         place=device,
         output_dir=str(checkpoints),
@@ -103,9 +124,8 @@ def train(
         seed=settings.seed,
         use_cpu=device == "cpu",
         eval_strategy="epoch" if valid else "no",
-        eval_on_start=bool(valid) and last is None,
+        eval_on_start=bool(valid) and not validated(before["history"], last),
         save_strategy="no" if sharded else "epoch",
-        save_total_limit=1,
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to=[],
@@ -120,31 +140,41 @@ def train(
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     collate = Collator(pad_id=model.config.pad_token_id or 0)
-    result = TrainingResult()
+    result = TrainingResult(history=before["history"])
+    ending = _Ending(sharded)
     trainer = _RestorationTrainer(
         model=ResponseLoss(model, distillation, penalty),
         args=arguments,
         data_collator=collate,
         train_dataset=_rows(samples, distillation and distillation.train),
         eval_dataset=valid,
-        callbacks=[_Progress(result, lr_flag=settings.lr_flag)],
+        callbacks=[_Progress(result, lr_flag=settings.lr_flag), ending],
     )
+    ending.trainer, trainer.belongs, trainer.result = trainer, belongs, result
+    if arguments.process_index == 0:
+        shutil.rmtree(checkpoints / UNFINISHED, ignore_errors=True)  # of a process that was killed
+        result.tokens, result.padded_tokens, result.seconds = before["counted"]
     trainer.valid_states = distillation and distillation.valid
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
             trainer.remove_callback(callback)
-    if last is not None:
-        result.history += json.loads((Path(last) / "history.json").read_text())
     # Asked of `device`: under FSDP a model is still on the CPU when its training on cards begins.
     attention = cpu_attention(model) if device == "cpu" else nullcontext()
-    with attention, _compiled(model) if settings.torch_compile else nullcontext():
-        trainer.train(resume_from_checkpoint=last)
-    counted = torch.tensor([collate.tokens, collate.padded_tokens])
-    result.tokens, result.padded_tokens = trainer.over_processes(counted).tolist()
+    with attention, _compiled(model) if settings.torch_compile else nullcontext(), ending.listening():
+        trainer.train(resume_from_checkpoint=last and str(last))
+    result.tokens, result.padded_tokens, _ = trainer.counted()
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_disable()
     model.eval()
     return result
+
+
+def validated(history: list[dict], last: Path | None) -> bool:
+    """Whether a training that goes on from the checkpoint `last` has measured its validation loss there."""
+    if last is None:
+        return False
+    step, epoch = (json.loads((last / "trainer_state.json").read_text())[name] for name in ("global_step", "epoch"))
+    return not float(epoch).is_integer() or any("valid_loss" in row and row["step"] == step for row in history)
 
 
 @contextmanager
@@ -167,14 +197,12 @@ def _compiled(model: LlamaForCausalLM) -> Iterator[None]:
 
 @dataclass
 class Collator:
-    """Right-padded batches; labels are -100 on prompts and padding. Counts what it padded.
+    """Right-padded batches; labels are -100 on prompts and padding.
 
     Rows may bring the teacher's states of their responses (n_i, D); a batch has them as its labels follow each other.
     """
 
     pad_id: int
-    tokens: int = 0
-    padded_tokens: int = 0
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
         longest = max(len(row["input_ids"]) for row in rows)
@@ -184,8 +212,6 @@ class Collator:
             tokens, start = torch.tensor(row["input_ids"]), row["prompt_length"]
             ids[index, : len(tokens)] = tokens
             labels[index, start : len(tokens)] = tokens[start:]
-        self.tokens += sum(len(row["input_ids"]) for row in rows)
-        self.padded_tokens += ids.numel()
         batch = {"input_ids": ids, "labels": labels}
         if "teacher" in rows[0]:
             batch["teacher"] = torch.cat([row["teacher"] for row in rows])
@@ -261,18 +287,62 @@ class _OneDevice(TrainingArguments):
         return min(1, super().n_gpu)
 
 
+class _GroupedByLength(LengthGroupedSampler):
+    """Another order each epoch, decided by seed and epoch alone: a training that goes on within one finds it again."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int):
+        super().__init__(batch_size, lengths=lengths)
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return super().__iter__()
+
+
 class _RestorationTrainer(Trainer):
     """transformers' Trainer; checkpoints hold what is trained, and validation loss is a mean over tokens."""
 
     valid_states: list[Tensor] | None = None
     """The teacher's, of each validation sample."""
+    belongs = ""
+    result: TrainingResult
+
+    def training_step(self, model, inputs, *more, **others) -> Tensor:
+        """Counts what it trains on; a row ends with its last label."""
+        labelled = inputs["labels"] != IGNORED
+        self.result.tokens += labelled.numel() - int(labelled.flip(1).int().argmax(1).sum())
+        self.result.padded_tokens += labelled.numel()
+        return super().training_step(model, inputs, *more, **others)
+
+    def counted(self) -> tuple[int, int, float]:
+        """Tokens, padded tokens and seconds: of all processes, and of this one."""
+        counted = torch.tensor([self.result.tokens, self.result.padded_tokens])
+        return *self.over_processes(counted).tolist(), self.result.seconds
+
+    def _get_output_dir(self, trial) -> str:
+        """Where a checkpoint is written until it is whole."""
+        return str(Path(self.args.output_dir) / UNFINISHED)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        counted = self.counted()
+        super()._save_checkpoint(model, trial)
+        written = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_json(written / PROGRESS, {"history": self.result.history, "counted": counted})
+            seal(written, self.belongs)
+        self.accelerator.wait_for_everyone()
 
     def _get_train_sampler(self, train_dataset=None):
         """Grouped over the batches of all processes, so that 2 × 4 samples a step are the 8 of a single process."""
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGroupedSampler(size, lengths=[len(row["input_ids"]) for row in self.train_dataset])
+        return _GroupedByLength(size, [len(row["input_ids"]) for row in self.train_dataset], self.args.seed)
 
     def evaluate(self, *_, **__) -> dict[str, float]:
         # The wrapped one: a sharded model runs as a whole only.
@@ -300,11 +370,56 @@ class _RestorationTrainer(Trainer):
         named = self.accelerator.unwrap_model(self.model).named_parameters()
         trained = {name: parameter.detach().cpu() for name, parameter in named if parameter.requires_grad}
         save_file(trained, folder / "model.safetensors")
-        progress = next(c for c in self.callback_handler.callbacks if isinstance(c, _Progress))
-        (folder / "history.json").write_text(json.dumps(progress.result.history))
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """A checkpoint of the trained parameters alone is what we wrote; the rest is not missing."""
+
+
+class _Ending(TrainerCallback):
+    """When to write a checkpoint besides the ends of epochs, and when to end because the process was told to."""
+
+    trainer: _RestorationTrainer
+
+    def __init__(self, sharded: bool, clock: Callable[[], float] = time.monotonic):
+        self.sharded, self.clock, self.signal = sharded, clock, 0
+        self.saved = clock()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within it, the first signal to end is kept for the end of the step; a second one ends at once."""
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
+
+        def keep(number: int, frame) -> None:
+            if self.signal:
+                handlers[number](number, frame)
+            self.signal = number
+            tqdm.write(f"      {signal.Signals(number).name}: this step, then a checkpoint, then the end")
+
+        ours = [number for number, handler in handlers.items() if callable(handler)]
+        try:
+            for number in ours:
+                signal.signal(number, keep)
+            yield
+        finally:
+            for number in ours:
+                signal.signal(number, handlers[number])
+
+    def on_step_end(self, args, state, control, **_) -> None:
+        told, late = self.trainer.over_processes(
+            torch.tensor([self.signal, self.clock() - self.saved > SAVED_EVERY])
+        ).tolist()
+        if told and self.sharded:
+            self._end()
+        self.signal = self.signal or (signal.SIGTERM if told else 0)
+        control.should_save |= not self.sharded and bool(told or late or float(state.epoch).is_integer())
+
+    def on_save(self, args, state, control, **_) -> None:
+        self.saved = self.clock()
+        if self.signal:
+            self._end()
+
+    def _end(self) -> None:
+        raise KeyboardInterrupt if self.signal == signal.SIGINT else Stopped(self.signal or signal.SIGTERM)
 
 
 class _Progress(TrainerCallback):

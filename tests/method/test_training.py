@@ -1,8 +1,10 @@
 """The loss is on response tokens only, and the Trainer trains β and b alone, resumably."""
 
 import json
+import signal
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from data.loading import alpaca_prompt
 from models.cpu_attention import NAME, cpu_attention
 from models.loading import load_model, load_tokenizer
 from tests.builders import SAMPLES, batch, compensation, masks_of, trained, zeroed
+from utils.checkpoints import UNFINISHED
+from utils.common.errors import Stopped
 from utils.evaluation.token_scores import token_scores
 from utils.losses import IGNORED, ResponseLoss
 from utils.prompts import Encoded, common_prefix, encode_all
@@ -224,36 +228,141 @@ def test_training_lowers_the_loss_and_moves_only_beta_and_b(make_tiny_llama, tmp
     assert {name.rsplit(".", 1)[1] for name in moved} == {"magnitudes", "component"}
 
 
-def test_an_interrupted_run_resumes_to_the_same_restoration(make_tiny_llama, tmp_path, monkeypatch):
-    folder = make_tiny_llama(zeros=0.5)
-    samples = encoded(folder, 12)
+class Cut:
+    """A training of 12 samples in 2 epochs of 3 steps, and the same one cut off and continued."""
 
-    def fresh():
-        return zeroed(trained()).attach(load_model(folder, torch.float32, "cpu", "-p"))
+    def __init__(self, folder: Path, place: Path, monkeypatch, grouped: bool):
+        self.folder, self.place, self.monkeypatch, self.grouped = folder, place, monkeypatch, grouped
+        self.samples = encoded(folder, 12)
+        self.whole, self.complete = self.train(place / "whole")
 
-    whole = fresh()
-    complete = train(whole, samples, samples[:4], settings(), "cpu", tmp_path / "whole", False)
+    def train(self, place: Path, resume: bool = False, belongs: str = "this"):
+        model = zeroed(trained()).attach(load_model(self.folder, torch.float32, "cpu", "-p"))
+        how = settings(batch_size=4, group_by_length=self.grouped)
+        result = train(model, self.samples, self.samples[:4], how, "cpu", place, resume, belongs=belongs)
+        return model, result
 
-    stopped = fresh()
-    original = ResponseLoss.forward
-    calls = []
+    def cut(self, call: int, event: Callable[[], None], ends: type[BaseException]) -> None:
+        """Train until the given forward pass, at which the event happens, and the training ends by that exception."""
+        original, calls = ResponseLoss.forward, []
 
-    def fail_in_second_epoch(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) > 4:
-            raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
+        def forward(self, *args, **kwargs):
+            calls.append(1)
+            if len(calls) == call:
+                event()
+            return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(ResponseLoss, "forward", fail_in_second_epoch)
-    with pytest.raises(KeyboardInterrupt):
-        train(stopped, samples, samples[:4], settings(), "cpu", tmp_path / "cut", False)
-    monkeypatch.setattr(ResponseLoss, "forward", original)
-    resumed = fresh()
-    continued = train(resumed, samples, samples[:4], settings(), "cpu", tmp_path / "cut", True)
-    for name in ("magnitudes", "component"):
-        read = (trained().read_from(model).state[name] for model in (whole, resumed))
-        assert torch.equal(*read)
-    assert json.dumps(continued.history) == json.dumps(complete.history)
+        with self.monkeypatch.context() as patched, pytest.raises(ends):
+            patched.setattr(ResponseLoss, "forward", forward)
+            self.train(self.place / "cut")
+
+    @property
+    def checkpoints(self) -> list[str]:
+        return sorted(path.name for path in (self.place / "cut").glob("checkpoint-*"))
+
+    def continues_to_the_same(self) -> int:
+        """Steps that the continued training took; its restoration and history are those of the whole one."""
+        steps, original = [], ResponseLoss.forward
+
+        def forward(self, *args, **kwargs):
+            steps.extend([1] * self.training)
+            return original(self, *args, **kwargs)
+
+        with self.monkeypatch.context() as patched:
+            patched.setattr(ResponseLoss, "forward", forward)
+            model, result = self.train(self.place / "cut", resume=True)
+        found, wanted = (trained().read_from(each).state for each in (model, self.whole))
+        assert all(torch.equal(found[name], wanted[name]) for name in ("magnitudes", "component"))
+        assert json.dumps(result.history) == json.dumps(self.complete.history)
+        counts = [(each.tokens, each.padded_tokens) for each in (result, self.complete)]
+        assert counts[0] == counts[1] and counts[0][0] == 2 * sum(len(sample.ids) for sample in self.samples)
+        return len(steps)
+
+
+@pytest.fixture(params=[True])
+def cut(request, make_tiny_llama, tmp_path, monkeypatch) -> Cut:
+    return Cut(make_tiny_llama(zeros=0.5), tmp_path, monkeypatch, request.param)
+
+
+def fails() -> None:
+    raise RuntimeError("no power")
+
+
+# The first forward pass validates the start, 2 to 4 are steps, 5 validates, 6 to 8 are steps, 9 validates.
+@pytest.mark.parametrize(
+    ("call", "steps"), [(3, 6), (5, 3), (7, 3), (9, 0)], ids=["first epoch", "validation", "second epoch", "the last"]
+)
+def test_a_killed_training_goes_on_from_its_last_checkpoint(cut, call, steps):
+    cut.cut(call, fails, RuntimeError)
+    assert cut.continues_to_the_same() == steps
+
+
+@pytest.mark.parametrize("cut", [True, False], ids=["grouped", "random"], indirect=True)
+@pytest.mark.parametrize(
+    ("number", "ends"), [(signal.SIGTERM, Stopped), (signal.SIGUSR1, Stopped), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_training_that_is_told_to_end_loses_no_step(cut, number, ends):
+    def never(*_) -> None:
+        raise AssertionError("the signal was not kept")
+
+    before = signal.signal(number, never)
+    try:
+        cut.cut(7, lambda: signal.raise_signal(number), ends)
+        assert signal.getsignal(number) is never
+    finally:
+        signal.signal(number, before)
+    assert cut.checkpoints == ["checkpoint-3", "checkpoint-5"]
+    assert cut.continues_to_the_same() == 1
+
+
+def test_a_second_signal_ends_at_once(cut):
+    def twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    cut.cut(7, twice, KeyboardInterrupt)
+    assert cut.checkpoints == ["checkpoint-3"]
+
+
+def test_minutes_of_training_are_saved_within_an_epoch(cut, monkeypatch):
+    monkeypatch.setattr("utils.training.SAVED_EVERY", -1)
+    cut.cut(8, fails, RuntimeError)
+    assert cut.checkpoints == ["checkpoint-4", "checkpoint-5"]
+    assert cut.continues_to_the_same() == 1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "progress.json", "whole.json"])
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "removed"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(cut, capsys, name, damage):
+    cut.cut(7, lambda: signal.raise_signal(signal.SIGINT), KeyboardInterrupt)
+    file = cut.place / "cut" / "checkpoint-5" / name
+    content = file.read_bytes()
+    middle = len(content) // 2
+    if damage == "flipped":
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    elif damage == "truncated":
+        file.write_bytes(content[:middle])
+    else:
+        file.unlink()
+    assert cut.continues_to_the_same() == 3
+    assert "checkpoint-5 is " in "".join(capsys.readouterr())
+
+
+def test_a_checkpoint_of_another_training_is_passed_over(cut, capsys):
+    cut.cut(7, lambda: signal.raise_signal(signal.SIGINT), KeyboardInterrupt)
+    _, result = cut.train(cut.place / "cut", resume=True, belongs="other heads")
+    assert "checkpoint-5 is of other samples, weights, heads or processes" in "".join(capsys.readouterr())
+    assert len([row for row in result.history if "loss" in row]) == 6 and result.tokens == cut.complete.tokens
+
+
+def test_what_a_kill_left_unfinished_is_never_taken_for_a_checkpoint(cut, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("utils.training.seal", lambda *_: fails())
+        with pytest.raises(RuntimeError, match="no power"):
+            cut.train(cut.place / "cut")
+    assert cut.checkpoints == [] and (cut.place / "cut" / UNFINISHED / "checkpoint-3").is_dir()
+    assert cut.continues_to_the_same() == 6
+    assert not (cut.place / "cut" / UNFINISHED / "checkpoint-3").exists()
 
 
 def test_the_learning_rate_falls_linearly_to_zero(make_tiny_llama, tmp_path):

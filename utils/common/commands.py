@@ -2,16 +2,20 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.common.errors import UserError
+from utils.common.errors import Stopped, UserError
 from utils.common.processes import speaks
 
 DEFAULT_CACHE = Path("~/.cache/restorelcc").expanduser()
 """Where what can be made again is kept between runs, keyed by content."""
 
+
+ENDING = (signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+"""Signals that end a command in order, beside Ctrl-C."""
 
 WIDTH = 100
 """Columns that all output to a terminal keeps to."""
@@ -63,17 +67,29 @@ class _Help(argparse.HelpFormatter):
         return f"{text} (default: {str(action.default).replace('%', '%%')})"
 
 
-def run(main: Callable[[], None]) -> None:
-    """Call `main`; a UserError becomes one line on stderr and exit status 2, Ctrl-C a line and 130."""
+def run(main: Callable[[], None], then: str = "") -> None:
+    """Call `main`; a UserError becomes one line on stderr and exit status 2.
+
+    Ctrl-C and a signal to end (SIGTERM; SIGUSR1, with which SLURM may warn) a line and 128 + the signal's number.
+    then: what to do after such an end, for that line.
+    """
+    for number in ENDING:
+        signal.signal(number, _stop)
     try:
         main()
     except UserError as error:
         if speaks():
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, Stopped) as end:
+        number = end.number if isinstance(end, Stopped) else signal.SIGINT
+        if speaks():
+            print(f"stopped ({signal.Signals(number).name}){then and f'; {then}'}", file=sys.stderr)
+        sys.exit(128 + number)
+
+
+def _stop(number: int, _) -> None:
+    raise Stopped(number)
 
 
 def name_or_path(text: str) -> str:

@@ -1,4 +1,6 @@
-"""The one exception for a user's mistake, and the line that a library's error adds to it."""
+"""The exceptions for a user's mistake and for being told to stop, and the line that a library's error adds to one."""
+
+import signal
 
 
 class UserError(Exception):
@@ -7,6 +9,14 @@ class UserError(Exception):
     The message is one line that names the flag or file, says what is wrong and what to do. Entry points
     print it to stderr and exit with 2; no traceback is shown.
     """
+
+
+class Stopped(BaseException):
+    """The process was told to end by a signal, and has left things so that the run can go on."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 def first_line(error: Exception) -> str:

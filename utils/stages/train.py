@@ -1,15 +1,16 @@
 """Train a restoration that is attached to the pruned model, and save it."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from models.checkpoint import Checkpoint
+from models.checkpoint import Checkpoint, fingerprint
 from models.loading import load_model
 from models.modeling_llama import numbers_trained
 from models.proof import Reference
 from models.restoration import Restoration, save_restoration
+from utils.common.cache import digest_tensors
 from utils.common.errors import UserError
-from utils.common.files import write_json, write_text
+from utils.common.files import digest, write_json, write_text
 from utils.samples import Samples
 from utils.stages.begin import INTERRUPTED
 from utils.stages.context import Models, Run
@@ -61,6 +62,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
             args.resume,
             run.processes.sharded,
             taught_by and beside(run, models, taught_by),
+            belongs=belongs(run, models, samples, start),
         )
     restoration = start.read_from(model)
     run.processes.end()
@@ -97,6 +99,14 @@ def settings(run: Run) -> TrainingSettings:
         torch_compile=args.torch_compile,
         seed=args.training_seed,
     )
+
+
+def belongs(run: Run, models: Models, samples: Samples, start: Restoration) -> str:
+    """Digest of all that a checkpoint of this training can be continued with."""
+    encoded = [[sample.ids, sample.prompt_length] for sample in (*samples.train, *samples.valid)]
+    learned = [digest_tensors(state) for state in start.states]
+    how = [asdict(settings(run)), run.args.dtype, run.args.loss, run.args.distill_weight, run.processes.count]
+    return digest(fingerprint(models.dense), fingerprint(models.pruned), learned, encoded, how)
 
 
 def device_to_train(run: Run, models: Models, trains: bool) -> str:
