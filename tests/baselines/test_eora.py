@@ -99,6 +99,19 @@ def test_without_data_on_most_directions_it_is_exact_on_those_and_harms_none():
     assert (after <= before).all() and float(after.mean()) < 0.8 * float(before.mean())
 
 
+@pytest.mark.parametrize("out", [OUT, 34])
+def test_small_singular_values_take_directions_that_stay_orthogonal(out):
+    """Else B A is no projection of the lost output, and full rank doesn't give it back."""
+    lost, steep = draw(out, IN), torch.logspace(0, -11, IN, dtype=torch.float64)
+    turn = torch.linalg.qr(draw(IN, IN, seed=4))[0]
+    down, up = low_rank(lost, turn * steep @ turn.T, IN)
+    unit = up / up.norm(dim=0)
+    kept = (up != 0).any(0)
+    assert kept.sum() == min(out, IN)
+    assert torch.allclose(unit.T[kept] @ unit[:, kept], torch.eye(int(kept.sum()), dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(up @ down, lost, atol=1e-9)
+
+
 def test_a_huge_feature_hides_no_small_one():
     """As the massive activations of a language model do: eigenvalues 1e-9 of the largest hold half of what is lost."""
     lost, second = draw(OUT, IN), torch.eye(IN, dtype=torch.float64)
