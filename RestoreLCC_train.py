@@ -14,7 +14,7 @@ from utils.common.commands import run
 from utils.common.flags import Arguments, parse_arguments
 from utils.common.processes import Processes, speaks
 from utils.common.result import Result
-from utils.stages.begin import check_resumable, result_folder
+from utils.stages.begin import result_folder
 
 if TYPE_CHECKING:
     from utils.stages.context import Run
@@ -31,7 +31,6 @@ def main() -> None:
     # Before torch is imported, so that a wrong flag or folder is answered at once.
     result = result_folder(args, check=speaks())
     processes = Processes(args.device)
-    check_resumable(args, processes)
     with result.working() if processes.is_main else nullcontext():
         restore(begun(args, processes, result))
 
@@ -84,4 +83,4 @@ def restore(run: "Run") -> None:
 
 
 if __name__ == "__main__":
-    run(main, then="the same command with -resume goes on from here, where a training had begun")
+    run(main, then="the same command goes on from here")

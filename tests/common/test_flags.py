@@ -24,7 +24,7 @@ def test_what_run_json_holds_repeats_the_run_but_not_how_it_was_started(tmp_path
     assert not {"overwrite", "resume", "plan", "config"} & set(written)
     again = from_config(tmp_path, {"arguments": json.loads(json.dumps(written)), "seed": 42})
     assert again.as_json() == written
-    assert (again.overwrite, again.resume, again.plan) == (False, False, None)
+    assert (again.overwrite, again.resume, again.plan) == (False, "auto", None)
     of_earlier_version = {"arguments": written | {"overwrite": True, "resume": True, "plan": "here"}}
     assert from_config(tmp_path, of_earlier_version) == again
     assert from_config(tmp_path, of_earlier_version, "-overwrite").overwrite

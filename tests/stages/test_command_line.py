@@ -579,21 +579,41 @@ def test_an_interrupted_run_resumes_and_nothing_else_does(world, finished, tmp_p
         return original(self, *args, **kwargs)
 
     output = tmp_path / "out"
-    with pytest.raises(UserError, match=r"-resume: .* holds no interrupted run"):
-        run(monkeypatch, flags(world, output, resume=True))
     monkeypatch.setattr(ResponseLoss, "forward", stop_in_second_epoch)
     with pytest.raises(KeyboardInterrupt):
         run(monkeypatch, flags(world, output))
     monkeypatch.setattr(ResponseLoss, "forward", original)
     assert not (output / "model").exists() and not (output / "results.json").exists()
-    with pytest.raises(UserError, match="-resume: -lr is"):
-        run(monkeypatch, flags(world, output, resume=True, lr=1e-3))
-    run(monkeypatch, flags(world, output, resume=True))
+    with pytest.raises(UserError, match=r"^-lr: 0\.001 now, 0\.01 before; give the flags of the interrupted run"):
+        run(monkeypatch, flags(world, output, lr=1e-3))
+    run(monkeypatch, flags(world, output))
+    assert len(history_of(output)) == len(history_of(finished))
     first, second = (load_file(folder / "model" / "model.safetensors") for folder in (finished, output))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not (output / "checkpoints").exists()
-    with pytest.raises(UserError, match=r"-resume: .* is finished"):
-        run(monkeypatch, flags(world, output, resume=True))
+    with pytest.raises(UserError, match=r"^-output_dir: .* already holds files"):
+        run(monkeypatch, flags(world, output))
+
+
+def test_an_interrupted_run_can_be_begun_anew(world, tmp_path, monkeypatch):
+    trains, stop = [], [True]
+    original = utils.stages.train.train
+
+    def train(*given, **named):
+        trains.append(given[6])
+        if stop:
+            raise KeyboardInterrupt
+        return original(*given, **named)
+
+    monkeypatch.setattr(utils.stages.train, "train", train)
+    quick = {"num_epoch": 1, "eval_tasks": "none"}
+    for changes in ({}, {"resume": "never"}, {"resume": "auto"}, {"lr": 1e-3, "overwrite": True}):
+        with pytest.raises(KeyboardInterrupt):
+            run(monkeypatch, flags(world, tmp_path / "out", **{**quick, **changes}))
+    assert trains == [False, False, True, False]
+    stop.clear()
+    run(monkeypatch, flags(world, tmp_path / "out", resume="never", **quick))
+    assert trains[4:] == [False] and (tmp_path / "out" / "results.json").is_file()
 
 
 MISTAKES = {
@@ -768,9 +788,9 @@ def test_the_old_result_stays_until_the_new_one_is_whole(world, tmp_path, monkey
         run(monkeypatch, flags(world, output, overwrite=True, **more))
     assert {path: path.read_bytes() for path in before} == before
     monkeypatch.undo()
-    with pytest.raises(UserError, match="interrupted run; give -resume"):
+    with pytest.raises(UserError, match="already holds files"):
         run(monkeypatch, flags(world, output, **more))
-    run(monkeypatch, flags(world, output, resume=True, **more))
+    run(monkeypatch, flags(world, output, overwrite=True, **more))
     assert json.loads((output / "results.json").read_text())["proof"]["nonzero_new_tensors"]
     assert {path.name for path in output.iterdir()} == {path.relative_to(output).parts[0] for path in before}
 
@@ -847,9 +867,12 @@ def test_a_run_is_not_resumed_with_another_loss(world, tmp_path, monkeypatch):
     monkeypatch.setattr(utils.stages.train, "train", stopped)
     with pytest.raises(EOFError):
         run(monkeypatch, flags(world, output, loss="distill", eval_tasks="none"))
-    for changes, message in (({}, "-loss is response"), ({"loss": "distill", "distill_weight": 1}, "-distill_weight")):
-        with pytest.raises(UserError, match=f"^-resume: {message}"):
-            run(monkeypatch, flags(world, output, resume=True, eval_tasks="none", **changes))
+    for changes, message in (
+        ({}, "-loss: response now"),
+        ({"loss": "distill", "distill_weight": 1}, "-distill_weight: 1"),
+    ):
+        with pytest.raises(UserError, match=f"^{message}"):
+            run(monkeypatch, flags(world, output, eval_tasks="none", **changes))
 
 
 def test_a_loss_that_is_no_number_costs_no_result(world, tmp_path, monkeypatch):
@@ -903,7 +926,7 @@ def test_a_second_run_on_one_output_folder_is_refused(world, tmp_path, monkeypat
     quick = {"num_epoch": 1, "eval_tasks": "none"}
 
     def second(*_, **__):
-        for more in ({}, {"overwrite": True}, {"resume": True}):
+        for more in ({}, {"overwrite": True}, {"resume": "never"}):
             with pytest.raises(UserError, match=r"^-output_dir: .* is in use by process \d+;"):
                 run(monkeypatch, flags(world, output, **quick, **more))
         raise EOFError

@@ -61,10 +61,10 @@ def main() -> None:
     args = parse_arguments()
     world = Path(args.data_path).parent
     with (world / "calls").open("a") as calls:
-        how = "resume" if args.resume else "overwrite" if args.overwrite else "new"
+        how = "resume" if args.resume == "auto" else "overwrite" if args.overwrite else "new"
         calls.write(f"{args.method} {args.lr:g} {args.train_seed} {how}\n")
     staging = args.output_dir / STAGING
-    assert not args.resume or (staging / "logs" / "arguments.json").is_file()
+    assert args.resume == "never" or (staging / "logs" / "arguments.json").is_file()
     (staging / "logs").mkdir(parents=True, exist_ok=True)
     with locked(args.output_dir / LOCK, "the folder"):
         write_json(staging / "logs" / "arguments.json", args.as_json())

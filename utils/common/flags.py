@@ -28,6 +28,7 @@ from utils.common.recipes import RECIPES, as_flags
 APPLY_TO = ("attention", "ffn", "both", "all")
 HEAD_SELECTIONS = ("contrastive", "gap", "random", "lofit")
 BASES = ("svd", "random")
+RESUME = ("auto", "never")
 
 NOT_REPEATED = ("resume", "overwrite", "plan", "config")
 """Flags that say how this once a run is started: never kept in run.json, never taken from a -config file."""
@@ -88,7 +89,7 @@ class Arguments:
     loss: str
     distill_weight: float
     teacher_cache_gb: float
-    resume: bool
+    resume: str
     eval_tasks: str
     eval_limit: int | None
     eval_data_dir: Path | None
@@ -476,7 +477,15 @@ def build_parser() -> Parser:
         help="under -loss distill, how large the dense model's states may be that are kept in -cache_dir, 10^9 bytes; "
         "beyond that it runs beside the pruned model at every step",
     )
-    parser.switch("resume", "continue the interrupted run in -output_dir from its last finished epoch")
+    parser.flag(
+        "resume",
+        nargs="?",
+        choices=RESUME,
+        const="auto",
+        default="auto",
+        metavar="auto|never",
+        help="whether an interrupted run in -output_dir with the same flags is continued, or begun anew",
+    )
 
     parser.group("evaluation")
     parser.flag(

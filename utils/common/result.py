@@ -58,6 +58,8 @@ class Result:
         self._place = Path(os.path.realpath(final.expanduser()))
         self.folder = self._place / STAGING
         self._kept = False
+        self.continues = False
+        """Whether this command goes on with the unfinished result; its user decides."""
 
     @property
     def interrupted(self) -> bool:
@@ -72,10 +74,6 @@ class Result:
         """
         self.complete()
         held = self._held()
-        if self.interrupted and not overwrite:
-            raise UserError(
-                f"{self._what} holds an interrupted run; give -resume to continue it, or -overwrite to start again"
-            )
         if held and not overwrite:
             raise UserError(
                 f"{self._what} already holds files; give another folder, or -overwrite to replace an earlier result"

@@ -4,7 +4,6 @@ import json
 
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
-from utils.common.processes import Processes
 from utils.common.result import Result, check_apart
 
 RESULTS = ("results.json", "run.json", "report.md", "figures", "model", "compact", "restoration", "logs")
@@ -14,40 +13,40 @@ WRITTEN = "logs/written.json"
 """Names every file that a run wrote there: all that -overwrite removes."""
 
 INTERRUPTED = "logs/arguments.json"
-"""What -resume holds its flags against, in the result while it is not whole."""
+"""What the flags of a later run are held against, in the result while it is not whole."""
 
 NOT_RESUMED = ("output_dir", "cache_dir", "teacher_cache_gb", "eval_batch_size", "device")
 """Flags that may differ between an interrupted run and the one that continues it."""
 
 
 def result_folder(args: Arguments, check: bool = True) -> Result:
-    """Where the run writes. check: raise UserError unless it may; one process of several asks."""
+    """Where the run writes, and whether it continues an interrupted one there: with the same flags, it does.
+
+    check: raise UserError unless it may write there; one process of several asks.
+    """
     check_apart(args.output_dir, args.inputs())
     result = Result(args.output_dir, WRITTEN, INTERRUPTED)
-    if check and args.resume:
-        check_interrupted(args, result)
-    elif check:
+    if check:
+        result.complete()
+    if result.interrupted and args.resume == "auto":
+        changed = changed_flag(args, result)
+        result.continues = changed is None
+        if check and changed and not args.overwrite:
+            raise UserError(
+                f"{changed}; give the flags of the interrupted run in {args.output_dir} to continue it, or "
+                "-resume never to begin anew"
+            )
+    if check:
         result.check(args.overwrite, RESULTS)
     return result
 
 
-def check_interrupted(args: Arguments, result: Result) -> None:
-    """Raise UserError unless there is an interrupted run with the same flags."""
-    result.complete()
-    if not result.interrupted:
-        if (args.output_dir / "results.json").is_file():
-            raise UserError(f"-resume: the run in {args.output_dir} is finished; use -overwrite to replace it")
-        raise UserError(f"-resume: {args.output_dir} holds no interrupted run; run without -resume")
-    before = json.loads((result.folder / INTERRUPTED).read_text(encoding="utf-8"))
-    now = args.as_json()
-    if changed := [name for name in now if name not in NOT_RESUMED and now[name] != before.get(name)]:
-        raise UserError(
-            f"-resume: -{changed[0]} is {now[changed[0]]}, the interrupted run's was {before.get(changed[0])}; "
-            "give its flags, or another -output_dir"
-        )
-
-
-def check_resumable(args: Arguments, processes: Processes) -> None:
-    """Raise UserError if -resume is asked of a sharded training, which writes no checkpoints."""
-    if args.resume and processes.sharded:
-        raise UserError("-resume: FSDP training writes no checkpoints to continue from; give -overwrite to start again")
+def changed_flag(args: Arguments, result: Result) -> str | None:
+    """The first flag that differs from those of the interrupted run, in words; None if it is the same run."""
+    try:
+        before = json.loads((result.folder / INTERRUPTED).read_text(encoding="utf-8"))
+        now = args.as_json()
+        changed = [name for name in now if name not in NOT_RESUMED and now[name] != before.get(name)]
+    except (OSError, ValueError, AttributeError):
+        return f"-output_dir: {result.folder / INTERRUPTED} can't be read"
+    return f"-{changed[0]}: {now[changed[0]]} now, {before.get(changed[0])} before" if changed else None

@@ -12,7 +12,6 @@ from models import cpu_attention, head_scales, modeling_llama
 from models.checkpoint import fingerprint
 from models.loading import load_model
 from utils.common.cache import code_version
-from utils.common.errors import UserError
 from utils.common.files import digest
 from utils.common.record import versions
 from utils.samples import Samples
@@ -22,10 +21,7 @@ from utils.training import TrainingSettings
 
 
 def head_norms(run: Run, models: Models, samples: Samples) -> Tensor | None:
-    """‖A‖₂ (L, H) fp32 of LoFiT's first step on the pruned model; None where heads are ranked otherwise, or not.
-
-    Raises UserError under -resume if they would have to be trained again.
-    """
+    """‖A‖₂ (L, H) fp32 of LoFiT's first step on the pruned model; None where heads are ranked otherwise, or not."""
     if not run.needs.heads or run.args.head_selection != "lofit":
         return None
     how = replace(settings(run), lr=run.args.lofit_lr, lr_flag="-lofit_lr")
@@ -34,12 +30,6 @@ def head_norms(run: Run, models: Models, samples: Samples) -> Tensor | None:
         found = run.cache.found("lofit", key)
     # Asked together: a process that trained alone would wait for the others for ever.
     if run.processes.any(found is None):
-        if run.args.resume:
-            # It chose before it trained; what it had learned must not go to other heads.
-            raise UserError(
-                "-resume: the heads that the interrupted run chose are not in -cache_dir for this device and number of "
-                "processes; give those that it had, or -overwrite to start again"
-            )
         norms = trained_norms(run, models, samples, how)
         with run.processes.main_first():
             found = run.cache.tensors("lofit", key, lambda: {"norms": norms})

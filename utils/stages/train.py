@@ -45,6 +45,8 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
         start = starting(run, models, ranked)
         taught_by = teacher(run, models, samples)
     run.record.tell(start.describe())
+    if run.result.continues and run.processes.sharded:
+        run.record.tell("FSDP keeps no checkpoints: the interrupted training begins anew")
     trains = run.needs.training and args.num_epoch > 0
     device = "cpu" if run.processes.sharded else device_to_train(run, models, trains)
     # Under FSDP the model is sharded from the CPU.
@@ -59,7 +61,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
             settings(run),
             run.device,
             run.folder / "checkpoints",
-            args.resume,
+            run.result.continues,
             run.processes.sharded,
             taught_by and beside(run, models, taught_by),
             belongs=belongs(run, models, samples, start),
@@ -80,7 +82,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
 
 def begin(run: Run) -> None:
     """From here on the run can be resumed; a resumed one keeps what it continues from."""
-    if not run.args.resume:
+    if not run.result.continues:
         run.result.clear()
     write_json(run.folder / INTERRUPTED, run.args.as_json())
 

@@ -126,7 +126,7 @@ class Loop:
         (folder / DONE).unlink(missing_ok=True)
         (folder / FAILED).unlink(missing_ok=True)
         words = [*command.words, "-output_dir", str(folder), "-cache_dir", str(self.cache)]
-        words.append("-resume" if resumes else "-overwrite")
+        words += ["-overwrite", "-resume", "auto" if resumes else "never"]
         status = _call([sys.executable, str(CHILD), str(os.getpid()), str(ENTRY), *words], log, "a" if resumes else "w")
         seconds = round(time.time() - began, 1)
         record = {"title": command.title, "arguments": command.arguments, **now, "seconds": seconds}
