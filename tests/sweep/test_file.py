@@ -1,11 +1,13 @@
 """A sweep's file: each mistake is one line, and known before anything runs."""
 
+import re
+
 import pytest
 
 from tests.sweep.conftest import FILE
 from utils.common.errors import UserError
 from utils.sweep.file import command_line, read_sweep
-from utils.sweep.runs import planned, resolved
+from utils.sweep.runs import ROOT, planned, resolved
 
 START = "flags: {num_train_samples: 20}\nseeds: [1]\nlr: [1e-3]\n"
 
@@ -157,3 +159,10 @@ def test_a_folder_is_known_by_all_its_files(tmp_path):
         (tmp_path / name / "deep" / "file").write_text(name if name == "three" else "same")
     one, two, three = (ids({"eval_data_dir": str(tmp_path / name)}) for name in ("one", "two", "three"))
     assert one == two != three
+
+
+def test_the_examples_of_the_documents_are_sweeps(tmp_path):
+    assert len(read_sweep(ROOT / "docs" / "sweep.yaml").configurations) == 7
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "running.md").read_text(), re.DOTALL)
+    (tmp_path / "block.yaml").write_text(block)
+    assert len(read_sweep(tmp_path / "block.yaml").configurations) == 3

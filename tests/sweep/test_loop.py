@@ -13,7 +13,8 @@ import pytest
 import utils.sweep.loop as loop
 import utils.sweep.runs as runs
 from utils.common.lock import holder
-from utils.common.result import LOCK
+from utils.common.result import LOCK, STAGING
+from utils.stages.begin import INTERRUPTED, WRITTEN
 
 RUNS = [
     "restorelcc 0.001 1", "restorelcc 0.01 1", "restorelcc 0.01 2", "lora 0.001 1", "lora 0.01 1", "lora 0.001 2",
@@ -102,31 +103,49 @@ def test_killed_anywhere_again_and_again_it_ends_with_the_same_table(world, seed
     assert len(world.calls()) - first <= len(RUNS) + kills
 
 
-def test_a_killed_sweep_ends_its_run_and_the_next_one_continues_it(world):
+def kill_in_training(world) -> None:
+    """A sweep that is killed while its first run trains; returns when that run has ended too."""
     (world.root / "hang").touch()
     process = world.start()
-    wait_for(world.calls)
-    wait_for(lambda: list(world.output.glob(f"*/{LOCK}")))
+    wait_for(lambda: list(world.output.glob(f"*/{STAGING}/{INTERRUPTED}")))
     (lock,) = world.output.glob(f"*/{LOCK}")
     process.kill()
     process.join()
     wait_for(lambda: holder(lock) is None)
     (world.root / "hang").unlink()
+
+
+def test_a_killed_sweep_ends_its_run_and_the_next_one_continues_it(world):
+    kill_in_training(world)
     assert world.sweep() == 0
     assert world.calls()[:2] == ["restorelcc 0.001 1 overwrite", "restorelcc 0.001 1 resume"]
     assert len(world.calls()) == len(RUNS) + 1
 
 
 def test_what_other_code_began_is_not_continued(world, monkeypatch):
-    (world.root / "hang").touch()
-    process = world.start()
-    wait_for(lambda: list(world.output.glob(f"*/{LOCK}")))
-    process.kill()
-    process.join()
-    (world.root / "hang").unlink()
+    kill_in_training(world)
     monkeypatch.setattr(loop, "code_digest", lambda: "another")
     assert world.sweep() == 0
     assert world.calls()[1] == "restorelcc 0.001 1 overwrite"
+
+
+def test_a_whole_result_that_a_kill_kept_from_its_place_is_not_computed_again(world):
+    world.sweep()
+    folder = next(world.output.glob("lora-lr0.001-seed2-*/results.json")).parent
+    record = json.loads((folder / runs.DONE).read_text())
+    (folder / runs.DONE).unlink()
+    names = [entry.name for entry in folder.iterdir()]
+    (folder / STAGING).mkdir()
+    for name in names:
+        (folder / name).rename(folder / STAGING / name)
+    (folder / STAGING / INTERRUPTED).write_text(json.dumps({}))
+    (folder / STAGING / WRITTEN).write_text(json.dumps({"files": []}))
+    (folder / STAGING / ".whole").touch()
+    begun = {name: record[name] for name in ("versions", "code")}
+    (world.output / f".{folder.name}.begun.json").write_text(json.dumps(begun))
+    assert world.sweep() == 0
+    assert len(world.calls()) == len(RUNS)
+    assert without_time(world.output)["rows"][1]["seeds"] == [1, 2]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

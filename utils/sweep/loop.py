@@ -15,8 +15,8 @@ from utils.common.errors import UserError
 from utils.common.files import write_json
 from utils.common.flags import parse_arguments
 from utils.common.lock import holder, locked
-from utils.common.result import LOCK, STAGING
-from utils.stages.begin import INTERRUPTED, NOT_RESUMED
+from utils.common.result import LOCK, STAGING, Result
+from utils.stages.begin import INTERRUPTED, NOT_RESUMED, WRITTEN
 from utils.sweep.runs import DONE, FAILED, ROOT, Command, Ledger, Row, best_rate, code_digest, read_json, valid_loss
 
 ENTRY = ROOT / "RestoreLCC_train.py"
@@ -120,14 +120,19 @@ class Loop:
         _wait_until_free(folder)
         began, now = time.time(), {"versions": self.ledger.versions, "code": code_digest()}
         begun = self.ledger.output / f".{command.id}.begun.json"
-        resumes = read_json(begun) == now and _can_be_continued(command, folder)
+        same = read_json(begun) == now
+        resumes = same and _can_be_continued(command, folder)
         write_json(begun, now)
         # What stands there is of another code, or of a run that failed: from here on it is neither.
         (folder / DONE).unlink(missing_ok=True)
         (folder / FAILED).unlink(missing_ok=True)
         words = [*command.words, "-output_dir", str(folder), "-cache_dir", str(self.cache)]
         words += ["-overwrite", "-resume", "auto" if resumes else "never"]
-        status = _call([sys.executable, str(CHILD), str(os.getpid()), str(ENTRY), *words], log, "a" if resumes else "w")
+        if same and _completed(folder):
+            status = 0
+        else:
+            child = [sys.executable, str(CHILD), str(os.getpid()), str(ENTRY), *words]
+            status = _call(child, log, "a" if resumes else "w")
         seconds = round(time.time() - began, 1)
         record = {"title": command.title, "arguments": command.arguments, **now, "seconds": seconds}
         self.ledger.here.add(command.id)
@@ -188,6 +193,14 @@ def _can_be_continued(command: Command, folder: Path) -> bool:
     before = read_json(folder / STAGING / INTERRUPTED)
     now = parse_arguments(command.words).as_json()
     return before is not None and all(before.get(name) == now[name] for name in now if name not in NOT_RESUMED)
+
+
+def _completed(folder: Path) -> bool:
+    """Whether all there was left to do was to put a whole result in its place; then it is there now."""
+    result = Result(folder, WRITTEN, INTERRUPTED)
+    interrupted = result.interrupted
+    result.complete()
+    return interrupted and not result.interrupted and (folder / "results.json").is_file()
 
 
 def _call(words: list[str], log: Path, mode: str) -> int:
