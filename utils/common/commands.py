@@ -1,12 +1,14 @@
 """What all command lines of this project share."""
 
 import argparse
+import io
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.common.errors import UserError
+from utils.common.errors import UserError, shortened
 from utils.common.processes import speaks
 
 DEFAULT_CACHE = Path("~/.cache/restorelcc").expanduser()
@@ -15,6 +17,9 @@ DEFAULT_CACHE = Path("~/.cache/restorelcc").expanduser()
 
 WIDTH = 100
 """Columns that all output to a terminal keeps to."""
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095
+"""Bytes of a file's name and of a path that common file systems take."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,6 +35,7 @@ class Parser(argparse.ArgumentParser):
 
     def flag(self, name: str, **options) -> None:
         """-name and --name, with a value."""
+        options.setdefault("type", text)
         self._target.add_argument(f"-{name}", f"--{name}", **options)
 
     def switch(self, name: str, help: str) -> None:
@@ -64,9 +70,19 @@ class _Help(argparse.HelpFormatter):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; a UserError becomes one line on stderr and exit status 2, Ctrl-C a line and 130."""
+    """Call `main`; a UserError becomes one line on stderr and exit status 2, Ctrl-C a line and 130.
+
+    Where nobody reads on (`| head -1`) it ends with 141, as a program that SIGPIPE stops; what a terminal has no letter
+    for is printed as "?".
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
     except UserError as error:
         if speaks():
             print(f"error: {error}", file=sys.stderr)
@@ -74,13 +90,42 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        # Python flushes once more at its end, and would tell of the same error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
 
-def name_or_path(text: str) -> str:
+def text(given: str) -> str:
+    """An argparse type: a text that can be written to a file."""
+    try:
+        given.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError("is no UTF-8 text; rename what it names") from error
+    if "\0" in given:
+        raise argparse.ArgumentTypeError("holds a NUL character, which no name has")
+    return given
+
+
+def name_or_path(given: str) -> str:
     """An argparse type: a name, or a path with its ~ resolved, so that one place has one spelling."""
-    return os.path.expanduser(text)
+    path = os.path.expanduser(text(given))
+    longest = max(len(part.encode()) for part in path.split("/"))
+    if longest > _LONGEST_NAME or len(path.encode()) > _LONGEST_PATH:
+        raise argparse.ArgumentTypeError(f"is longer than a path can be: {shortened(given)}")
+    return path
 
 
-def folder_path(text: str) -> Path:
+def folder_path(given: str) -> Path:
     """An argparse type: a path with its ~ resolved."""
-    return Path(os.path.expanduser(text))
+    return Path(name_or_path(given))
+
+
+def check_cache(folder: Path, flag: str = "-cache_dir") -> None:
+    """Make the cache's folder; UserError if it can't be made, or nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{flag}: {folder} cannot be written ({error.strerror}); name another folder") from error

@@ -2,6 +2,9 @@
 
 import json
 
+from data.loading import check_calib_data, check_data_path
+from models.names import check_found
+from utils.common.commands import check_cache
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
 from utils.common.processes import Processes
@@ -45,6 +48,20 @@ def check_interrupted(args: Arguments, result: Result) -> None:
             f"-resume: -{changed[0]} is {now[changed[0]]}, the interrupted run's was {before.get(changed[0])}; "
             "give its flags, or another -output_dir"
         )
+
+
+def check_inputs(args: Arguments) -> None:
+    """Raise UserError for what names and paths tell without torch, whose import takes seconds."""
+    check_found(args.base_model_name, "-base_model_name")
+    if args.pruned_model_path:
+        check_found(args.pruned_model_path, "-pruned_model_path")
+    else:
+        check_calib_data(args.calib_data)
+    if not args.spec_task:
+        check_data_path(args.data_path, args.valid_data_path)
+    if args.eval_data_dir and not args.eval_data_dir.is_dir():
+        raise UserError(f"-eval_data_dir: {args.eval_data_dir} is not a folder; give the folder of task data")
+    check_cache(args.cache_dir)
 
 
 def check_resumable(args: Arguments, processes: Processes) -> None:
