@@ -10,11 +10,12 @@ Each stage is a module of utils/stages, which holds its cache key, what it reads
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+from models.names import check_found
 from utils.common.commands import run
 from utils.common.flags import Arguments, parse_arguments
 from utils.common.processes import Processes, speaks
 from utils.common.result import Result
-from utils.stages.begin import result_folder
+from utils.stages.begin import check_inputs, result_folder
 
 if TYPE_CHECKING:
     from utils.stages.context import Run
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
 def main() -> None:
     """One run, from flags to report."""
     args = parse_arguments()
+    # Before torch is imported, so that a wrong flag or folder is answered at once.
     if args.plan:
+        check_found(args.base_model_name, "-base_model_name")
         from utils.plan.command import print_plan
 
         print_plan(args)
         return
-    # Before torch is imported, so that a wrong flag or folder is answered at once.
     result = result_folder(args, check=speaks())
+    check_inputs(args)
     processes = Processes(args.device)
     with result.working() if processes.is_main else nullcontext():
         restore(begun(args, processes, result))

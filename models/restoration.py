@@ -1,11 +1,11 @@
 """A restoration: a method's parts with their states, and the `restoration/` folder that keeps it."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial, reduce
 from operator import or_
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -18,8 +18,9 @@ from models.contract import Given, Method, Needs, Promise, State
 from models.loading import load_config
 from models.methods import Options, parts_of
 from models.modeling_llama import explicit_biases
-from utils.common.errors import UserError, first_line
-from utils.common.files import whole_folder, write_json
+from utils.common.errors import UserError, first_line, shortened
+from utils.common.files import read_json, whole_folder, write_json
+from utils.common.flags import MOST
 from utils.common.methods import METHODS
 
 FORMAT = 2
@@ -172,19 +173,22 @@ def save_restoration(folder: Path, restoration: Restoration, about: dict) -> Non
 def load_restoration(folder: Path, flag: str = "-restoration") -> tuple[Restoration, dict]:
     """The restoration in `folder` and what its json says about it."""
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        about = read_json(folder / ABOUT)
         tensors = load_file(folder / TENSORS)
         written = about["format"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        reason = f"{ABOUT} names no format" if isinstance(error, KeyError | TypeError) else first_line(error)
         raise UserError(
-            f"{flag}: {folder} is no restoration folder ({first_line(error)}); give OUT/restoration of a run"
+            f"{flag}: {folder} is no restoration folder ({reason}); give OUT/restoration of a run"
         ) from error
     if written != FORMAT:
         raise UserError(f"{flag}: {folder} has format {written}, this version reads {FORMAT}; restore again")
     try:
-        method, options = about["method"], Options(**about["options"])
+        method, options = about["method"], _options(about["options"])
         if method not in METHODS:
-            raise ValueError(f"unknown method {method}")
+            raise ValueError(f"unknown method {shortened(str(method))}")
+        if "heads" in tensors and about.get("heads") != tensors["heads"].tolist():
+            raise ValueError(f"its heads are not those of {TENSORS}")
         names = [name for name, _ in parts_of(method, options)]
         others = [name for name in names if name != method]
         own = {key: tensor for key, tensor in tensors.items() if key.partition(".")[0] not in others}
@@ -195,8 +199,23 @@ def load_restoration(folder: Path, flag: str = "-restoration") -> tuple[Restorat
             for name in names
         )
         return Restoration(method, options, tuple(states)), about
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{flag}: {folder}/{ABOUT} is damaged ({first_line(error)}); copy it again") from error
+    except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
+        reason = f"{first_line(error)} is missing" if isinstance(error, KeyError) else first_line(error)
+        raise UserError(f"{flag}: {folder}/{ABOUT} is damaged ({reason}); copy it again") from error
+
+
+def _options(given: dict) -> Options:
+    """The options as they were written; TypeError, ValueError or KeyError for what no flag can say."""
+    kinds = get_type_hints(Options)
+    for name, value in given.items():
+        kind = kinds[name] if kinds[name] is not float else int | float
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"option {name} is {shortened(repr(value))}")
+    options = Options(**given)
+    for name, least in (("lora_rank", 1), ("lora_alpha", 0)):
+        if not least <= getattr(options, name) <= MOST:
+            raise ValueError(f"option {name} is {shortened(repr(getattr(options, name)))}")
+    return options
 
 
 def check_belongs(restoration: Restoration, about: dict, given: Path, flag: str) -> None:

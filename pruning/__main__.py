@@ -1,11 +1,11 @@
 """Prune a Llama: python -m pruning -base_model_name embedded -prune_method wanda -sparsity 0.5 -output_dir pruned."""
 
-from models.compact import RECORD
-from models.loading import DTYPES, resolve
-from pruning.checkpoint import prune
-from pruning.methods import METHODS
-from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, name_or_path, run
-from utils.common.names import BUNDLED
+from data.loading import check_calib_data
+from models.names import RECORD, check_found
+from utils.common.commands import DEFAULT_CACHE, Parser, check_cache, folder_path, name_or_path, run
+from utils.common.flags import at_least
+from utils.common.flags import seed as any_seed
+from utils.common.names import BUNDLED, DTYPE_NAMES
 from utils.common.result import Result, check_apart
 
 
@@ -16,7 +16,7 @@ def parser() -> Parser:
         "base_model_name", type=name_or_path, required=True, help="folder, hub id, GGUF file, short name or 'embedded'"
     )
     flags.flag("output_dir", required=True, type=folder_path, help="folder to write the pruned model to")
-    flags.flag("prune_method", default="wanda", help=f"one of {', '.join(METHODS)}")
+    flags.flag("prune_method", default="wanda", help="wanda, sparsegpt, slimgpt or magnitude")
     flags.flag("sparsity", default="0.5", help="share of zeros, 0 to 1, or N:M to keep N of every M weights")
     flags.flag("mode", default="masked", help="slimgpt: 'masked' keeps the shapes, 'compact' writes a smaller model")
     flags.flag(
@@ -25,11 +25,11 @@ def parser() -> Parser:
         default=BUNDLED,
         help="'bundled', 'c4' (hub), or a .jsonl, .json or .txt file",
     )
-    flags.flag("calib_samples", default=128, type=int, help="calibration windows")
-    flags.flag("calib_length", default=2048, type=int, help="tokens in a window")
-    flags.flag("dtype", default="bfloat16", choices=DTYPES, help="the model's, one of %(choices)s")
+    flags.flag("calib_samples", default=128, type=at_least(1), help="calibration windows")
+    flags.flag("calib_length", default=2048, type=at_least(1), help="tokens in a window")
+    flags.flag("dtype", default="bfloat16", choices=DTYPE_NAMES, help="the model's, one of %(choices)s")
     flags.flag("device", default="auto", help="where layers are pruned: cpu, cuda, cuda:1, … or auto")
-    flags.flag("seed", default=42, type=int, help="of the calibration windows")
+    flags.flag("seed", default=42, type=any_seed, help="of the calibration windows")
     flags.flag("cache_dir", default=DEFAULT_CACHE, type=folder_path, help="where GGUF models are unpacked")
     flags.switch("overwrite", "replace the pruned model in -output_dir, and no other file")
     return flags
@@ -44,6 +44,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     result = Result(args.output_dir, RECORD)
     result.check(args.overwrite)
+    # Before torch is imported, so that a wrong path is answered at once.
+    check_found(args.base_model_name, "-base_model_name")
+    check_calib_data(args.calib_data)
+    check_cache(args.cache_dir)
+    from models.loading import DTYPES, resolve
+    from pruning.checkpoint import prune
+
     base = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
     with result.working():
         record = prune(

@@ -9,14 +9,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from data.loading import bundled_text
+from data.loading import bundled_text, check_calib_data
 from utils.common.errors import UserError, first_line
-from utils.common.files import digest, digest_files
+from utils.common.files import digest, digest_files, fault, parse_json
 from utils.common.names import BUNDLED, C4
 
-SUFFIXES = (".jsonl", ".json", ".txt")
-
-_KINDS = f"give '{BUNDLED}', '{C4}' (from the hub), or a .jsonl, .json or .txt file"
 _C4_FILE = "en/c4-train.00000-of-01024.json.gz"
 _C4_SHUFFLED = 10_000
 """Documents of C4 that are shuffled among each other; more of them would be downloaded before the first is used."""
@@ -27,12 +24,7 @@ def check(source: str, samples: int, length: int, longest: int) -> None:
 
     longest: the model's max_position_embeddings.
     """
-    path = Path(source).expanduser()
-    if source not in (BUNDLED, C4):
-        if path.suffix not in SUFFIXES:
-            raise UserError(f"-calib_data: '{source}' is no calibration set; {_KINDS}")
-        if not path.is_file():
-            raise UserError(f"-calib_data: {source} does not exist; {_KINDS}")
+    check_calib_data(source)
     if samples < 1:
         raise UserError(f"-calib_samples: {samples} is too few; give 1 or more (the papers take 128)")
     if not 2 <= length <= longest:
@@ -108,7 +100,7 @@ def _documents(source: str, generator: torch.Generator) -> tuple[Iterable[str], 
 def _read(path: Path) -> list[str]:
     """The documents of a file: a .txt is one, a .json holds a list, a .jsonl one a line."""
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"-calib_data: cannot read {path} ({error}); give UTF-8 text") from error
     if path.suffix == ".txt":
@@ -126,10 +118,10 @@ def _read(path: Path) -> list[str]:
 def _json(text: str, path: Path, line: int) -> object:
     """The JSON in `text`, which starts at that line of the file."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = line + error.lineno - 1
-        raise UserError(f"-calib_data: {path}:{place}: not valid JSON ({error.msg}); mend the line") from error
+        return parse_json(text)
+    except ValueError as error:
+        place = line + (error.lineno - 1 if isinstance(error, json.JSONDecodeError) else 0)
+        raise UserError(f"-calib_data: {path}:{place}: not valid JSON ({fault(error)}); mend the line") from error
 
 
 def _text(row: object, number: int, path: Path) -> str:

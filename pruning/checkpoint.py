@@ -9,13 +9,14 @@ import torch
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from models.checkpoint import Checkpoint, check_finite, check_weights
 from models.compact import RECORD, compact
 from models.compact_llama import CompactLlamaConfig
-from models.loading import load_config, load_model, load_tokenizer, usable_device
+from models.loading import check_vocabulary, load_config, load_model, load_tokenizer, usable_device
 from pruning import calibration
 from pruning.methods import METHODS, share_of_zeros
 from pruning.pattern import Pattern
-from pruning.streaming import Stage, check_weights, stream
+from pruning.streaming import Stage, check_cast, stream
 from utils.common.errors import UserError
 from utils.common.files import whole_folder, write_json, write_text
 from utils.common.result import check_apart
@@ -83,14 +84,18 @@ def prune(
     if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
         raise UserError(f"-output_dir: {output_dir} already holds files; give another folder, or -overwrite")
     place = _device(device)
+    stored = Checkpoint(base, "-base_model_name")
+    check_weights(stored, config)
+    check_finite(stored)
     tokenizer = load_tokenizer(base, "-base_model_name")
+    check_vocabulary(tokenizer, config, "-base_model_name")
     tokens, source = None, None
     if METHODS[method].statistic:
         tokens, source = calibration.load(calib_data, calib_samples, calib_length, tokenizer, seed)
     try:
         with whole_folder(output_dir) as partial:
             model = load_model(base, dtype, "cpu", "-base_model_name")
-            check_weights(model)
+            check_cast(model)
             loaded = time.perf_counter()
             layers = _prune(model, METHODS[method].stages(pattern, config), tokens, place)
             pruned = time.perf_counter()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from utils.common.errors import UserError
+from utils.common.errors import UserError, shortened
 
 _FORMS = "give a share above 0 and below 1 (0.5), or N:M to keep N of every M consecutive weights (2:4, 4:8)"
 
@@ -25,7 +25,7 @@ class Pattern:
     @classmethod
     def parse(cls, text: str) -> "Pattern":
         """The pattern behind "0.5" or "2:4"; UserError naming -sparsity for anything else."""
-        if match := re.fullmatch(r"(\d+):(\d+)", text.strip()):
+        if match := re.fullmatch(r"(\d{1,9}):(\d{1,9})", text.strip()):
             n, m = int(match[1]), int(match[2])
             if not 0 < n < m:
                 raise UserError(f"-sparsity: '{text}' needs 0 < N < M; {_FORMS}")
@@ -35,7 +35,7 @@ class Pattern:
         except ValueError:
             ratio = -1.0
         if not 0 < ratio < 1:
-            raise UserError(f"-sparsity: '{text}' is no share between 0 and 1 and no N:M; {_FORMS}")
+            raise UserError(f"-sparsity: '{shortened(text)}' is no share between 0 and 1 and no N:M; {_FORMS}")
         return cls(ratio)
 
     def __str__(self) -> str:

@@ -109,7 +109,7 @@ def stream(
     return record
 
 
-def check_weights(model: LlamaForCausalLM) -> None:
+def check_cast(model: LlamaForCausalLM) -> None:
     """Raise UserError naming the layer if one of its weights is not finite."""
     for index, layer in enumerate(model.model.layers):
         for name in LINEARS:

@@ -65,7 +65,7 @@ class HeadCompensations:
         """(n, 2), (n, d, d) and (n, d); ValueError unless the heads are the model's, ascending and each there once."""
         heads = [tuple(pair) for pair in state["heads"].tolist()]
         within = [0 <= layer < config.num_hidden_layers and 0 <= h < config.num_attention_heads for layer, h in heads]
-        if not heads or not all(within) or heads != sorted(set(heads)):
+        if state["heads"].dtype != torch.int64 or not heads or not all(within) or heads != sorted(set(heads)):
             raise ValueError("its heads are not ascending pairs (layer, head) of this model")
         count, width = len(heads), config.head_dim
         shapes = {"heads": (count, 2), "basis": (count, width, width)}

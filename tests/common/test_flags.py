@@ -70,7 +70,7 @@ WRONG = {
     "not finite": ('{"lr": NaN}', "lr must be a number above 0, not nan"),
     "huge": ('{"seed": 1%s}' % ("0" * 5000), "config.json"),
     "seed too large": ({"seed": 2**32}, "seed must be a whole number, 0 to 4294967295, not 4294967296"),
-    "half a surrogate": ('{"data_path": "\\ud800"}', "data_path is .*, which it can't be"),
+    "half a surrogate": ('{"data_path": "\\ud800"}', "cannot read .* \\(half of a surrogate pair"),
     "wrong choice": ({"dtype": "int8"}, 'dtype is "int8"; choose from bfloat16'),
     "unknown": ({"learning_rate": 1}, "names unknown flags: learning_rate"),
     "help": ({"help": True}, "names unknown flags: help"),

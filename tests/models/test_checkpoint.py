@@ -129,7 +129,7 @@ def test_code_in_a_pickle_does_not_run(make_tiny_llama, tmp_path):
     one_line(folder, "PyTorch file of plain tensors")
     assert not (tmp_path / "ran").exists()
     torch.save([1, 2], folder / "pytorch_model.bin")
-    one_line(folder, "holds no tensors by name")
+    one_line(folder, "holds no plain tensors by name")
 
 
 def test_one_pass_finds_zeros_and_is_not_repeated(make_tiny_llama, monkeypatch):

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 from models.checkpoint import Checkpoint
 from models.contract import Given
 from models.loading import (
-    SHORT_NAMES,
     check_name,
     check_pair,
     has_tokenizer,
@@ -28,6 +27,7 @@ from models.loading import (
 )
 from models.merge import merge_and_prove
 from models.methods import Options
+from models.names import SHORT_NAMES
 from models.proof import Reference, probe_logits
 from models.restoration import Restoration, save_restoration
 from tests.builders import HEADS, orthonormal, trained

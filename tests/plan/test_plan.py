@@ -361,7 +361,7 @@ def test_an_unknown_card_is_one_line_that_names_the_flag(monkeypatch, capsys, sh
 
 def test_a_hub_out_of_reach_is_one_line(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"^-base_model_name: cannot get the configuration of 'nobody/nothing'"):
+    with pytest.raises(UserError, match=r"^-base_model_name: cannot get 'nobody/nothing' from the model hub"):
         run(monkeypatch, ["-base_model_name", "nobody/nothing", "-plan", "L4"])
 
 

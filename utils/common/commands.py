@@ -1,13 +1,15 @@
 """What all command lines of this project share."""
 
 import argparse
+import io
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.common.errors import Stopped, UserError
+from utils.common.errors import Stopped, UserError, shortened
 from utils.common.processes import speaks
 
 DEFAULT_CACHE = Path("~/.cache/restorelcc").expanduser()
@@ -19,6 +21,9 @@ ENDING = (signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else 
 
 WIDTH = 100
 """Columns that all output to a terminal keeps to."""
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095
+"""Bytes of a file's name and of a path that common file systems take."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,6 +39,7 @@ class Parser(argparse.ArgumentParser):
 
     def flag(self, name: str, **options) -> None:
         """-name and --name, with a value."""
+        options.setdefault("type", text)
         self._target.add_argument(f"-{name}", f"--{name}", **options)
 
     def switch(self, name: str, help: str) -> None:
@@ -71,12 +77,19 @@ def run(main: Callable[[], None], then: str = "") -> None:
     """Call `main`; a UserError becomes one line on stderr and exit status 2.
 
     Ctrl-C and a signal to end (SIGTERM; SIGUSR1, with which SLURM may warn) a line and 128 + the signal's number.
-    then: what to do after such an end, for that line.
+    Where nobody reads on (`| head -1`) it ends with 141, as a program that SIGPIPE stops; what a terminal has no letter
+    for is printed as "?". then: what to do after a signal, for that line.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     for number in ENDING:
         signal.signal(number, _stop)
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
     except UserError as error:
         if speaks():
             print(f"error: {error}", file=sys.stderr)
@@ -86,17 +99,46 @@ def run(main: Callable[[], None], then: str = "") -> None:
         if speaks():
             print(f"stopped ({signal.Signals(number).name}){then and f'; {then}'}", file=sys.stderr)
         sys.exit(128 + number)
+    except BrokenPipeError:
+        # Python flushes once more at its end, and would tell of the same error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
 
 def _stop(number: int, _) -> None:
     raise Stopped(number)
 
 
-def name_or_path(text: str) -> str:
+def text(given: str) -> str:
+    """An argparse type: a text that can be written to a file."""
+    try:
+        given.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError("is no UTF-8 text; rename what it names") from error
+    if "\0" in given:
+        raise argparse.ArgumentTypeError("holds a NUL character, which no name has")
+    return given
+
+
+def name_or_path(given: str) -> str:
     """An argparse type: a name, or a path with its ~ resolved, so that one place has one spelling."""
-    return os.path.expanduser(text)
+    path = os.path.expanduser(text(given))
+    longest = max(len(part.encode()) for part in path.split("/"))
+    if longest > _LONGEST_NAME or len(path.encode()) > _LONGEST_PATH:
+        raise argparse.ArgumentTypeError(f"is longer than a path can be: {shortened(given)}")
+    return path
 
 
-def folder_path(text: str) -> Path:
+def folder_path(given: str) -> Path:
     """An argparse type: a path with its ~ resolved."""
-    return Path(os.path.expanduser(text))
+    return Path(name_or_path(given))
+
+
+def check_cache(folder: Path, flag: str = "-cache_dir") -> None:
+    """Make the cache's folder; UserError if it can't be made, or nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{flag}: {folder} cannot be written ({error.strerror}); name another folder") from error

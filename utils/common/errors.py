@@ -6,9 +6,12 @@ import signal
 class UserError(Exception):
     """A mistake the user can mend.
 
-    The message is one line that names the flag or file, says what is wrong and what to do. Entry points
-    print it to stderr and exit with 2; no traceback is shown.
+    The message is one line that names the flag or file, says what is wrong and what to do; line breaks that came in
+    with a name or from a library become spaces. Entry points print it to stderr and exit with 2; no traceback is shown.
     """
+
+    def __init__(self, message: str):
+        super().__init__(shortened(" ".join(message.splitlines()), 1000))
 
 
 class Stopped(BaseException):
@@ -20,5 +23,14 @@ class Stopped(BaseException):
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line of at most 200 characters; its type's name if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    """What an error says, in one line of at most 200 characters; its type's name if it says nothing.
+
+    Where the first line only announces the next ("Validation error for field 'x':"), both.
+    """
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])[:200]
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """`text` of at most `most` characters, and "…" where more were."""
+    return text if len(text) <= most else f"{text[:most]}…"

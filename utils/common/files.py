@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -47,6 +48,39 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: object) -> None:
     """Write indented JSON, whole or not at all."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def parse_json(text: str) -> object:
+    """The JSON in `text`; ValueError, of one line, for whatever is wrong with it (JSONDecodeError if it is no JSON).
+
+    Refused as well, because nothing could write it again: strings with half of a surrogate pair.
+    """
+    try:
+        content = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(content, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("half of a surrogate pair, which is no text") from error
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:  # int's own limit, whose message names a function of Python
+        raise ValueError("a number of thousands of digits") from error
+    return content
+
+
+def fault(error: ValueError) -> str:
+    """What `parse_json` found wrong, without the place that a JSONDecodeError tells."""
+    return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+
+
+def read_json(path: Path) -> object:
+    """The JSON in a UTF-8 file, with or without a byte order mark; OSError, or ValueError of one line."""
+    return parse_json(path.read_text(encoding="utf-8-sig"))
 
 
 def without_nan(content: object) -> object:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, name_or_path
-from utils.common.errors import UserError, first_line
+from utils.common.errors import UserError, first_line, shortened
+from utils.common.files import read_json
 from utils.common.methods import METHODS
 from utils.common.names import (
     BIAS_STARTS,
@@ -32,6 +33,9 @@ RESUME = ("auto", "never")
 
 NOT_REPEATED = ("resume", "overwrite", "plan", "config")
 """Flags that say how this once a run is started: never kept in run.json, never taken from a -config file."""
+
+MOST = 10**9
+"""The largest count that a flag takes: beyond it, sizes overflow in libraries rather than being too large."""
 
 HUB_ALPACA = "tatsu-lab/alpaca"
 SPEC_TRAIN_SAMPLES = 100
@@ -188,8 +192,8 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
 def _read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
     """The flags in a JSON object, or under "arguments" in a run.json, each checked as on the command line."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise UserError(
             f"-config: cannot read {path} ({first_line(error)}); give a JSON object of flags, or a run.json"
         ) from error
@@ -209,8 +213,7 @@ def _read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
 
 def _from_json(action: argparse.Action, value: object, place: str) -> object:
     """A flag's value from JSON, as the command line would make it from text; UserError that begins with `place`."""
-    shown = json.dumps(value)
-    shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
+    shown = shortened(json.dumps(value))
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise UserError(f"{place} is {shown}; a switch is true or false")
@@ -220,9 +223,7 @@ def _from_json(action: argparse.Action, value: object, place: str) -> object:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UserError(f"{place} is {shown}; give a number or a text, as on the command line")
     try:
-        text = str(value)
-        text.encode()  # half a surrogate pair is no text
-        converted = action.type(text) if action.type else text
+        converted = action.type(str(value))
     except (ValueError, argparse.ArgumentTypeError) as error:
         reason = str(error) if isinstance(error, argparse.ArgumentTypeError) else f"is {shown}, which it can't be"
         raise UserError(f"{place} {reason}") from error
@@ -548,7 +549,7 @@ def above(bound: float) -> Callable[[str], float]:
     def convert(text: str) -> float:
         value = float(text)
         if not (math.isfinite(value) and value > bound):
-            raise argparse.ArgumentTypeError(f"must be a number above {bound:g}, not {text}")
+            raise argparse.ArgumentTypeError(f"must be a number above {bound:g}, not {shortened(text)}")
         return value
 
     return convert
@@ -563,19 +564,21 @@ def weight(text: str) -> float:
 
 
 def at_least_real(bound: float) -> Callable[[str], float]:
-    """An argparse type: a finite number not below `bound`."""
+    """An argparse type: a number not below `bound`, nor above MOST."""
 
     def convert(text: str) -> float:
         value = float(text)
-        if not (math.isfinite(value) and value >= bound):
-            raise argparse.ArgumentTypeError(f"must be a number, {bound:g} or above, not {text}")
+        if not value >= bound:
+            raise argparse.ArgumentTypeError(f"must be a number, {bound:g} or above, not {shortened(text)}")
+        if value > MOST:
+            raise argparse.ArgumentTypeError(f"must be at most {MOST}, not {shortened(text)}")
         return value
 
     return convert
 
 
 def at_least(bound: int) -> Callable[[str], int]:
-    """An argparse type: a whole number not below `bound`."""
+    """An argparse type: a whole number not below `bound`, nor above MOST."""
 
     def convert(text: str) -> int:
         try:
@@ -583,7 +586,9 @@ def at_least(bound: int) -> Callable[[str], int]:
         except ValueError:
             value = bound - 1
         if value < bound:
-            raise argparse.ArgumentTypeError(f"must be a whole number, {bound} or above, not {text}")
+            raise argparse.ArgumentTypeError(f"must be a whole number, {bound} or above, not {shortened(text)}")
+        if value > MOST:
+            raise argparse.ArgumentTypeError(f"must be at most {MOST}, not {shortened(text)}")
         return value
 
     return convert
@@ -591,9 +596,12 @@ def at_least(bound: int) -> Callable[[str], int]:
 
 def seed(text: str) -> int:
     """An argparse type: a whole number that every library takes for a seed."""
-    value = at_least(0)(text)
-    if value >= 2**32:
-        raise argparse.ArgumentTypeError(f"must be a whole number, 0 to {2**32 - 1}, not {text}")
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"must be a whole number, 0 to {2**32 - 1}, not {shortened(text)}")
     return value
 
 
@@ -603,8 +611,10 @@ def count_or_share(text: str) -> int | float:
         value = int(text)
     except ValueError:
         value = float(text)
-    if not (value >= 1 if isinstance(value, int) else 0 < value < 1):
-        raise argparse.ArgumentTypeError(f"must be a count of heads (1 or more) or a share between 0 and 1, not {text}")
+    if not (1 <= value <= MOST if isinstance(value, int) else 0 < value < 1):
+        raise argparse.ArgumentTypeError(
+            f"must be a count of heads (1 or more) or a share between 0 and 1, not {shortened(text)}"
+        )
     return value
 
 

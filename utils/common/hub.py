@@ -6,19 +6,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlparse
 
-import huggingface_hub
+from huggingface_hub import constants
+
+from utils.common.errors import UserError
 
 
 @contextmanager
 def no_waiting() -> Iterator[None]:
     """Where the hub's name does not resolve, look in the local cache only: the library would retry for long."""
-    offline = huggingface_hub.constants.HF_HUB_OFFLINE
-    if not offline and not any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
-        try:
-            socket.getaddrinfo(urlparse(huggingface_hub.constants.ENDPOINT).hostname, 443)
-        except OSError:
-            huggingface_hub.constants.HF_HUB_OFFLINE = True
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = offline()
     try:
         yield
     finally:
-        huggingface_hub.constants.HF_HUB_OFFLINE = offline
+        constants.HF_HUB_OFFLINE = before
+
+
+def offline() -> bool:
+    """Whether the hub is out of reach, because the environment says so or its name does not resolve."""
+    if constants.HF_HUB_OFFLINE:
+        return True
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+        return False
+    try:
+        socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return True
+    return False
+
+
+def check_at_hand(hub_id: str, flag: str) -> None:
+    """Raise UserError if the hub is out of reach and its cache on this machine holds nothing of the model."""
+    cached = os.path.join(constants.HF_HUB_CACHE, f"models--{hub_id.replace('/', '--')}")
+    if not os.path.isdir(cached) and offline():
+        raise UserError(
+            f"{flag}: cannot get '{hub_id}' from the model hub (it is out of reach, and its cache doesn't hold the "
+            "model); check the name and your connection, or give a local folder"
+        )

@@ -343,7 +343,7 @@ def wikitext_rows(data_dir: Path | None) -> tuple[list[str], str]:
     plain, lines = data_dir / WIKITEXT / "test.txt", data_dir / WIKITEXT / "test.jsonl"
     if plain.is_file():
         try:
-            text = verified(data_dir, plain, DATA_FLAG).read_text(encoding="utf-8")
+            text = verified(data_dir, plain, DATA_FLAG).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{DATA_FLAG}: cannot read {plain} ({error})") from error
         if not text.strip():

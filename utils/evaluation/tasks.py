@@ -1,6 +1,5 @@
 """The tasks a model is scored on: the paper's seven, the bundled ones, any of lm_eval's, and where their rows are."""
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +7,9 @@ from pathlib import Path
 import lm_eval.tasks
 import yaml
 
-from utils.common.errors import UserError
-from utils.common.files import digest_files
+from utils.common.errors import UserError, shortened
+from utils.common.files import digest_files, parse_json, read_json
+from utils.common.files import fault as what_is_wrong
 
 DEFINITIONS = Path(lm_eval.tasks.__file__).parent
 """lm_eval's own task definitions."""
@@ -49,7 +49,13 @@ def _label(row: dict, name: str, allowed: Iterable[object]) -> str | None:
     allowed = list(allowed)
     if name not in row:
         return f"field '{name}' is missing"
-    return None if row[name] in allowed else f"field '{name}' is {row[name]!r}, not one of {allowed}"
+    # By type too: 1.0 and true equal 1, and are no index.
+    known = any(type(row[name]) is type(value) and row[name] == value for value in allowed)
+    return None if known else f"field '{name}' is {shortened(repr(row[name]))}, not one of {allowed}"
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 1 and all(isinstance(text, str) for text in value)
 
 
 def _two_classes(*texts: str) -> Callable[[dict], str | None]:
@@ -63,6 +69,8 @@ def _choices(question: str) -> Callable[[dict], str | None]:
         choices = row.get("choices")
         if not isinstance(choices, dict) or not choices.get("text") or not choices.get("label"):
             return "field 'choices' is not {'text': [...], 'label': [...]}"
+        if not _texts(choices["text"]) or not _texts(choices["label"]):
+            return "field 'choices' has no lists of texts, two or more"
         if len(choices["text"]) != len(choices["label"]):
             return "field 'choices' has different numbers of texts and labels"
         return _label(row, "answerKey", choices["label"])
@@ -74,11 +82,10 @@ def _hellaswag(row: dict) -> str | None:
     if problem := _text("activity_label", "ctx_a", "ctx_b")(row):
         return problem
     endings = row.get("endings")
-    if not isinstance(endings, list) or not endings:
-        return "field 'endings' is not a list of texts"
-    return _label(
-        {**row, "label": str(row["label"])} if "label" in row else row, "label", map(str, range(len(endings)))
-    )
+    if not _texts(endings):
+        return "field 'endings' is not a list of texts, two or more"
+    written = {**row, "label": str(row["label"])} if type(row.get("label")) is int else row
+    return _label(written, "label", map(str, range(len(endings))))
 
 
 def _winogrande(row: dict) -> str | None:
@@ -146,11 +153,11 @@ def split_file(data_dir: Path, task: str, split: str, flag: str) -> Path:
 def verified(data_dir: Path, file: Path, flag: str) -> Path:
     """`file`; UserError if `data_dir` is a mirror whose record gives another digest for it."""
     try:
-        record = json.loads((data_dir / MIRROR_RECORD).read_text(encoding="utf-8"))
+        record = read_json(data_dir / MIRROR_RECORD)
         expected = record["sha256"].get(str(file.relative_to(data_dir)))
     except FileNotFoundError:
         return file
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"{flag}: cannot read {data_dir / MIRROR_RECORD}; copy the mirror again") from error
     if expected is not None and expected != digest_files([file]):
         raise UserError(f"{flag}: {file} is not what was mirrored (its SHA-256 differs); copy the mirror again")
@@ -161,15 +168,15 @@ def read_rows(file: Path, flag: str, fault: Callable[[dict], str | None] | None 
     """The rows of a jsonl file, each checked by `fault`; UserError names the file and the row (counted from 1)."""
     rows = []
     try:
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
+                    row = parse_json(line)
+                except ValueError as error:
                     raise UserError(
-                        f"{flag}: {file}, row {number}: no whole JSON object ({error.msg}); "
+                        f"{flag}: {file}, row {number}: no whole JSON object ({what_is_wrong(error)}); "
                         "the file is truncated or damaged, copy it again"
                     ) from error
                 problem = "no JSON object" if not isinstance(row, dict) else fault and fault(row)

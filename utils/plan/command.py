@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from huggingface_hub import hf_hub_download
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
 import pruning
@@ -68,7 +69,6 @@ def print_plan(args: Arguments) -> None:
 
     Samples are read where they and the tokenizer are at hand.
     """
-    check_name(args.base_model_name, "-base_model_name")
     config, tokenizer, stored = read_model(args.base_model_name)
     if args.pruned_model_path:
         check_name(args.pruned_model_path, "-pruned_model_path")
@@ -114,13 +114,13 @@ def read_model(name: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase | None, 
         return config, load_tokenizer(path, flag) if has_tokenizer(path) else None, _stored(config)
     try:
         with no_waiting():
-            AutoConfig.from_pretrained(full)
+            file = hf_hub_download(full, "config.json")
     except (OSError, ValueError) as error:
         raise UserError(
             f"{flag}: cannot get the configuration of '{full}' from the model hub ({first_line(error)}); "
             "check the name and your access, or give a folder that holds its config.json"
         ) from error
-    config = load_config(Path(full), flag)
+    config = load_config(Path(file).parent, flag)
     return config, None, _stored(config)
 
 

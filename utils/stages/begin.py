@@ -2,6 +2,9 @@
 
 import json
 
+from data.loading import check_calib_data, check_data_path
+from models.names import check_found
+from utils.common.commands import check_cache
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
 from utils.common.result import Result, check_apart
@@ -50,3 +53,17 @@ def changed_flag(args: Arguments, result: Result) -> str | None:
     except (OSError, ValueError, AttributeError):
         return f"-output_dir: {result.folder / INTERRUPTED} can't be read"
     return f"-{changed[0]}: {now[changed[0]]} now, {before.get(changed[0])} before" if changed else None
+
+
+def check_inputs(args: Arguments) -> None:
+    """Raise UserError for what names and paths tell without torch, whose import takes seconds."""
+    check_found(args.base_model_name, "-base_model_name")
+    if args.pruned_model_path:
+        check_found(args.pruned_model_path, "-pruned_model_path")
+    else:
+        check_calib_data(args.calib_data)
+    if not args.spec_task:
+        check_data_path(args.data_path, args.valid_data_path)
+    if args.eval_data_dir and not args.eval_data_dir.is_dir():
+        raise UserError(f"-eval_data_dir: {args.eval_data_dir} is not a folder; give the folder of task data")
+    check_cache(args.cache_dir)

@@ -6,10 +6,9 @@ from pathlib import Path
 from transformers import LlamaConfig
 
 import pruning
-from data.loading import check_data_path
 from models.checkpoint import Checkpoint, check_finite, check_weights
 from models.compact import in_dense_shapes
-from models.loading import check_name, check_pair, load_config, load_tokenizer, resolve, slow_half
+from models.loading import check_pair, check_vocabulary, load_config, load_tokenizer, resolve, slow_half
 from pruning import calibration
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
@@ -26,9 +25,11 @@ from utils.stages.teacher import check_states
 def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     """The models' folders, the samples as token ids, and what will be evaluated; UserError for what is wrong."""
     args = run.args
-    check_flags(run)
     if args.recipe:
         print(f"      recipe {args.recipe}: {as_flags(args.recipe)}")
+    check_loss(args, run.needs)
+    if asks_encoder(run):
+        locate_encoder(args.sentence_encoder)
     if slow_half(run.device, run.dtype):
         hint = f"this CPU computes {args.dtype} in software, several times slower than -dtype float32"
         print(f"      {hint}")
@@ -38,6 +39,8 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     if run.needs.heads:
         args.head_count(config.num_hidden_layers, config.num_attention_heads)
     check_checkpoint(dense, config, "-base_model_name")
+    tokenizer = load_tokenizer(dense, "-base_model_name")
+    check_vocabulary(tokenizer, config, "-base_model_name")
     given, pruned = None, None
     if args.pruned_model_path:
         given, pruned = given_checkpoint(args, dense)
@@ -54,25 +57,11 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     if run.needs.calibration:
         calibration.check(args.calib_data, args.calib_samples, args.calib_length, config.max_position_embeddings)
     plan = plan_tasks(args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window, args.ppl_windows)
-    tokenizer = load_tokenizer(dense, "-base_model_name")
     samples = read_samples(args, tokenizer, load_texts(args))
     check_states(run, config.hidden_size, samples)
     for line in plan.describe():
         print(f"      {line}")
     return Models(dense, pruned, given, config, tokenizer, dense), samples, plan
-
-
-def check_flags(run: Run) -> None:
-    """What can be known to be wrong from names and paths alone."""
-    args = run.args
-    check_name(args.base_model_name, "-base_model_name")
-    if args.pruned_model_path:
-        check_name(args.pruned_model_path, "-pruned_model_path")
-    if not args.spec_task:
-        check_data_path(args.data_path, args.valid_data_path)
-    check_loss(args, run.needs)
-    if asks_encoder(run):
-        locate_encoder(args.sentence_encoder)
 
 
 def asks_encoder(run: Run) -> bool:

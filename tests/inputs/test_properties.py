@@ -1,0 +1,170 @@
+"""What holds of any input: it is taken as it stands, or refused by one line."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig
+
+from data.loading import alpaca_prompt, load_samples
+from models.contract import Given
+from models.methods import Options
+from models.restoration import Restoration, load_restoration, save_restoration
+from pruning.pattern import Pattern, lowest, lowest_of_groups
+from tests.builders import LOPSIDED, orthonormal
+from utils.common.errors import UserError
+from utils.common.flags import build_parser, parse_arguments
+from utils.evaluation.tasks import PAPER_TASKS, read_rows
+
+some = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+"""The same examples each time, so that no change is blamed for what another one broke."""
+
+whole_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+fields = st.sampled_from(["instruction", "input", "output", "response", "text", "label"])
+rows = st.dictionaries(fields, whole_text | anything, max_size=4)
+
+
+def taken(read, *given):
+    """What a loader makes of its input; None where it refuses it by one line that begins with a flag."""
+    try:
+        return read(*given)
+    except UserError as error:
+        assert str(error).startswith("-") and "\n" not in str(error) and len(str(error)) < 1100
+        return None
+
+
+def in_file(name: str, raw: bytes, read):
+    """What `read` makes of a file of this name and content."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(raw)
+        return taken(read, path)
+
+
+def samples(path: Path) -> list[tuple[str, str]]:
+    split = load_samples(str(path), 1, 1)
+    return [(sample.prompt, sample.response) for sample in (*split.train, *split.valid)]
+
+
+@some
+@given(st.binary(max_size=60), st.sampled_from(["samples.jsonl", "samples.json", "samples.pt"]))
+def test_any_bytes_are_samples_or_refused(raw, name):
+    in_file(name, raw, samples)
+
+
+@some
+@given(st.lists(rows, max_size=3), st.booleans())
+def test_any_rows_are_texts_or_refused(given_rows, as_list):
+    encoded = [json.dumps(row) for row in given_rows]
+    name, raw = ("a.json", f"[{','.join(encoded)}]") if as_list else ("a.jsonl", "\n".join(encoded))
+    found = in_file(name, raw.encode(), samples)
+    for prompt, response in found or ():
+        assert prompt.strip() and response.strip() and (prompt + response).encode()
+
+
+@some
+@given(st.lists(st.tuples(whole_text, whole_text, whole_text), min_size=2, max_size=2), st.sampled_from(["", "\ufeff"]))
+def test_texts_arrive_as_they_are_written(texts, mark):
+    written = [{"instruction": f"Do {a}", "input": b, "output": f"It is {c}"} for a, b, c in texts]
+    expected = [(alpaca_prompt(row["instruction"], row["input"]), row["output"]) for row in written]
+    for name, raw in {"a.json": json.dumps(written), "a.jsonl": "\r\n".join(map(json.dumps, written))}.items():
+        assert in_file(name, (mark + raw).encode(), samples) == expected
+
+
+@some
+@given(st.dictionaries(st.sampled_from(sorted(a.dest for a in build_parser()._actions)), anything, max_size=4))
+def test_any_config_gives_flags_or_is_refused(content):
+    args = in_file("config.json", json.dumps(content).encode(), lambda path: parse_arguments(["-config", str(path)]))
+    if args is not None:
+        json.dumps(args.as_json(), ensure_ascii=False).encode()
+
+
+@some
+@given(st.sampled_from(sorted(PAPER_TASKS)), st.dictionaries(st.sampled_from(
+    ["passage", "question", "label", "sentence1", "choices", "answerKey", "endings", "ctx_a", "answer", "sentence"]
+), anything | st.fixed_dictionaries({"text": st.lists(anything), "label": st.lists(anything)})))  # fmt: skip
+def test_any_task_row_is_refused_or_whole(task, row):
+    in_file(
+        "a.jsonl", json.dumps(row).encode(), lambda path: read_rows(path, "-eval_data_dir", PAPER_TASKS[task].fault)
+    )
+
+
+@some
+@given(st.text(max_size=12) | st.from_regex(r"-?[0-9.eE:]{1,9}", fullmatch=True))
+def test_any_text_is_a_pattern_or_refused(text):
+    pattern = taken(Pattern.parse, text)
+    if pattern is not None:
+        assert 0 < pattern.ratio < 1
+        assert (pattern.n is None) == (pattern.m is None)
+
+
+@some
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 5), st.data())
+def test_every_group_loses_as_many_as_its_pattern_says(n, more, groups, data):
+    pattern = Pattern.parse(f"{n}:{n + more}")
+    assert (pattern.n, pattern.m, str(pattern)) == (n, n + more, f"{n}:{n + more}")
+    values = data.draw(st.lists(st.sampled_from([-1.0, 0.0, 0.0, 2.0]), min_size=n + more, max_size=n + more))
+    scores = torch.tensor(values).repeat(3, groups)
+    mask = lowest_of_groups(scores, pattern)
+    assert mask.unflatten(-1, (groups, n + more)).sum(-1).eq(more).all()
+    assert lowest(scores, more).sum(-1).eq(more).all()
+    for row, kept in zip(scores, ~lowest(scores, more), strict=True):
+        assert row[kept].min() >= row[~kept].max()
+
+
+config = LlamaConfig(**LOPSIDED)
+basis = orthonormal()
+pairs = st.tuples(st.integers(-1, 3), st.integers(-1, 6))
+
+
+@some
+@given(st.lists(pairs, max_size=5).map(sorted) | st.lists(pairs, max_size=3))
+def test_heads_are_the_models_each_once_in_order_or_refused(heads):
+    good = [pair for pair in heads if 0 <= pair[0] < 3 and 0 <= pair[1] < 6]
+    whole = bool(heads) and heads == good == sorted(set(heads))
+    count = len(heads)
+    state = {
+        "heads": torch.tensor(heads, dtype=torch.int64).reshape(count, 2),
+        "basis": torch.ones(count, 8, 8),
+        "magnitudes": torch.ones(count, 8),
+        "component": torch.ones(count, 8),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        save_restoration(Path(folder) / "saved", Restoration("restorelcc", Options(), (state,)), {})
+        restoration, _ = load_restoration(Path(folder) / "saved")
+        checked = taken(lambda: (restoration.check(config, "-restoration"), restoration)[1])
+    assert (checked is not None) == whole
+    if checked is not None:
+        assert checked.touched(config) == [
+            f"model.layers.{n}.self_attn.o_proj.bias" for n in sorted({p[0] for p in heads})
+        ]
+
+
+@some
+@given(st.sets(st.tuples(st.integers(0, 2), st.integers(0, 5)), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
+def test_a_start_of_any_heads_is_read_again_as_it_was_written(heads, seed):
+    started = Restoration.start("restorelcc", Options(), Given(config, seed, heads=list(heads), basis=basis))
+    with tempfile.TemporaryDirectory() as folder:
+        save_restoration(Path(folder) / "saved", started, {})
+        restoration, about = load_restoration(Path(folder) / "saved")
+    restoration.check(config, "-restoration")
+    assert about["heads"] == [list(pair) for pair in sorted(heads)]
+    assert all(torch.equal(tensor, restoration.state[name]) for name, tensor in started.state.items())
+
+
+@some
+@given(st.lists(st.sampled_from(["basis", "magnitudes", "component"]), min_size=1), st.floats(), st.integers(0, 9))
+def test_what_is_not_finite_is_refused(names, value, place):
+    started = Restoration.start("restorelcc", Options(), Given(config, 1, heads=[(0, 1), (2, 5)], basis=basis))
+    for name in names:
+        started.state[name].view(-1)[place] = value
+    finite = all(bool(tensor.isfinite().all()) for tensor in started.state.values())
+    assert (taken(lambda: (started.check(config, "-restoration"), True)) is not None) == finite
