@@ -93,11 +93,12 @@ def load_config(folder: Path, flag: str) -> LlamaConfig:
 
 def _check_computed(settings: dict) -> None:
     """ValueError for what transformers would only meet, or leave aside, when it builds or runs the model."""
-    if (act := settings.get("hidden_act", "silu")) not in ACT2FN:
+    act = settings.get("hidden_act", "silu")
+    if not isinstance(act, str) or act not in ACT2FN:
         raise ValueError(f"hidden_act is {shortened(repr(act))}, which transformers doesn't know")
     for name in ("dtype", "torch_dtype"):
         value = settings.get(name)
-        known = getattr(torch, value, None) if isinstance(value, str) else None
+        known = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else None
         if value is not None and not (isinstance(known, torch.dtype) and known.is_floating_point):
             raise ValueError(f"{name} is {shortened(repr(value))}, which is no floating-point type of torch")
     padding = settings.get("pad_token_id")
@@ -126,7 +127,8 @@ def load_tokenizer(folder: Path, flag: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        tokenizer("One text.")
+        if not tokenizer("One text.").input_ids:
+            raise ValueError("it makes no tokens of a text")
     except Exception as error:  # whatever a damaged file makes transformers or tokenizers raise
         raise UserError(
             f"{flag}: {folder} has no usable tokenizer ({first_line(error)}); copy its files again"
@@ -167,7 +169,7 @@ def load_model(folder: Path, dtype: torch.dtype | str, device: str, flag: str) -
         options["offload_folder"] = _offload_folder()
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", **options)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
         raise UserError(f"{flag}: cannot load {folder} ({first_line(error)})") from error
     return model.requires_grad_(False).eval()
 
@@ -177,8 +179,9 @@ def usable_device(name: str) -> str:
     if name == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     try:
-        place = torch.device(name)
-        float(torch.ones(1, device=place))  # meta, for one, takes a tensor and gives nothing back
+        one = torch.ones(1, device=name)
+        float(one)  # meta, for one, takes a tensor and gives nothing back
+        place = one.device
     except Exception as error:  # each backend has its own, ImportError among them
         raise UserError(f"-device: {name} cannot be used ({first_line(error)}); give cpu or auto") from error
     if place.type == "cuda":

@@ -123,7 +123,7 @@ def read_settings(folder: Path, flag: str) -> dict:
         kind = shortened(settings["model_type"])
         raise UserError(f"{flag}: {folder} is a '{kind}' model; RestoreLCC restores Llama architectures only")
     for name in ("quantization_config", "compression_config"):
-        if settings.get(name) is not None:
+        if settings.get(name):
             _refuse_quantized(settings[name], folder, flag)
     for name, largest in LARGEST.items():
         value = settings.get(name, 1)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from utils.common.errors import UserError
-from utils.common.files import digest, digest_files, whole_file, write_json
+from utils.common.files import digest, digest_files, read_json, whole_file, write_json
 from utils.common.raw import hash_tensor
 
 
@@ -64,7 +64,7 @@ class Cache:
         path = self.path(kind, key, ".json")
         if path.is_file():
             try:
-                kept = json.loads(path.read_text(encoding="utf-8"))
+                kept = read_json(path)
                 whole = kept["key"] == json.loads(json.dumps(key)) and kept["sha256"] == digest(kept["content"])
             except (OSError, ValueError, KeyError, TypeError):
                 whole = False
@@ -84,7 +84,7 @@ class Cache:
         path, record = self.path(kind, key), self.path(kind, key, ".json")
         if path.is_dir():
             try:
-                whole = json.loads(record.read_text(encoding="utf-8"))["sha256"] == identity(path)
+                whole = read_json(record)["sha256"] == identity(path)
             except (OSError, ValueError, KeyError, TypeError, UserError):
                 whole = False
             if whole:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from utils.common.errors import UserError
+from utils.common.files import parse_json
 
 _CLOCK_STEP = 60
 """Seconds by which the start of one and the same process may be told differently after the clock was set."""
@@ -21,9 +22,9 @@ def holder(lock: Path) -> str | None:
     if text is None:
         return None
     try:
-        owner = json.loads(text)
+        owner = parse_json(text)
         pid, host, started = int(owner["pid"]), str(owner["host"]), float(owner["started"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return f"a process that is not known (if there is none, remove {lock})"
     if host != socket.gethostname():
         return f"process {pid} on {host} (if it is gone, remove {lock})"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from utils.common.errors import UserError
-from utils.common.files import write_json, write_text
+from utils.common.files import read_json, write_json, write_text
 from utils.common.lock import check_free, locked
 
 LOCK = ".restorelcc-lock"
@@ -215,7 +215,7 @@ class Result:
 def written(folder: Path, record: str) -> set[str]:
     """The files of the result in `folder` as its record names them, relative and with "/"; empty without a record."""
     try:
-        names = json.loads((folder / record).read_text(encoding="utf-8"))["files"]
+        names = read_json(folder / record)["files"]
         return {name for name in names if isinstance(name, str) and _inside(name)}
     except (OSError, ValueError, KeyError, TypeError):
         return set()

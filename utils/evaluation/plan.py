@@ -1,8 +1,10 @@
 """What will be evaluated: task names found, their rows loaded and checked, before any model loads."""
 
+import codecs
 import difflib
 import inspect
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -260,7 +262,8 @@ class TaskLoader:
             for file in files.values():
                 # One clear line for a bad row, where lm_eval would trace.
                 read_rows(file, DATA_FLAG, paper_fault(task))
-            folders.append(self._write(task, definition, {split: str(file) for split, file in files.items()}))
+            plain = {split: str(self._without_mark(file)) for split, file in files.items()}
+            folders.append(self._write(task, definition, plain))
         # A group finds its members by name, so that lm_eval's own definitions must be there, overridden.
         whole = list(definitions) != [name]
         manager = TaskManager(include_path=[str(folder) for folder in folders], include_defaults=whole)
@@ -275,6 +278,16 @@ class TaskLoader:
         for task in _leaves(items):
             _check_rows(task, self.data_dir)
         return items
+
+    def _without_mark(self, file: Path) -> Path:
+        """The file, or a copy without the byte order mark it begins with: `datasets` doesn't read one."""
+        with file.open("rb") as opened:
+            if opened.read(3) != codecs.BOM_UTF8:
+                return file
+            copy = self.workspace / f"{digest(str(file))[:8]}{file.suffix}"
+            with copy.open("wb") as target:
+                shutil.copyfileobj(opened, target)
+        return copy
 
     def _write(self, task: str, definition: Path, files: dict[str, str]) -> Path:
         folder = self.workspace / "definitions" / digest(task)[:8]
