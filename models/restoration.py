@@ -218,14 +218,14 @@ def _options(given: dict) -> Options:
     return options
 
 
-def check_belongs(restoration: Restoration, about: dict, given: Path, flag: str) -> None:
+def check_belongs(restoration: Restoration, about: dict, given: Path, flag: str, own: str = "-restoration") -> None:
     """Raise UserError unless the checkpoint in `given` is the very one that the restoration was trained on.
 
-    flag: the restoration's or the checkpoint's.
+    flag: the checkpoint's. own: the restoration's, where it can't be one of this model.
     """
     if Checkpoint(given, flag).survey().sha256 not in (about.get("pruned_sha256"), about.get("expanded_sha256")):
         raise UserError(
             f"{flag}: {given} is not the pruned checkpoint this restoration was trained on "
             f"({about.get('pruned_model', 'unknown')}); give that one"
         )
-    restoration.check(load_config(given, flag), flag)
+    restoration.check(load_config(given, flag), own)

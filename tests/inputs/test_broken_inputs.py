@@ -242,7 +242,9 @@ def test_a_broken_model_is_told_of_the_flag_that_named_it(world, tmp_path, answe
     folder = shutil.copytree(world / ("dense" if flag == "base_model_name" else "pruned"), tmp_path / "model")
     spoil(folder)
     said = answer("restore", **{flag: folder})
-    assert said.startswith(f"-{flag}: ") and says in said
+    # A pruned model of other sizes is held against the dense one's before its weights are looked for.
+    of_sizes = flag == "pruned_model_path" and "but the base model's is" in said
+    assert said.startswith(f"-{flag}: ") and (says in said or of_sizes)
     assert "no zeros" not in said
 
 
@@ -345,7 +347,7 @@ def test_broken_samples_are_told(tmp_path, answer, flag, case):
     if case == "all too long":
         assert said.startswith(says.replace("8 training", "8 training" if flag == "data_path" else "2 validation"))
     else:
-        assert said.startswith(f"-{flag}: {path}") and says in said
+        assert said.startswith(f"-{flag}: ") and str(path) in said and says in said
 
 
 PICKLED = {
