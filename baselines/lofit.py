@@ -3,6 +3,7 @@
 Its second step is b of Eq. 8 alone on these heads, `utils.compensation.HeadCompensations`.
 """
 
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
@@ -42,7 +43,7 @@ def scale_norms(
                     [],
                     settings,
                     device,
-                    checkpoints,
+                    Path(checkpoints),
                     resume=False,
                     sharded=sharded,
                     penalty=lambda: l1 * sum(heads.size for heads in scaled),

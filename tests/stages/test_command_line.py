@@ -271,7 +271,6 @@ def test_controls_run_and_are_proved(world, tmp_path, monkeypatch, changes):
 
 
 CALIBRATED = {"calib_data": "TEXT", "calib_samples": 6, "calib_length": 32}
-UNTRAINED = ("nothing", "flap", "EoRA")
 OTHER_METHODS = {
     "output_bias": ({"method": "output_bias"}, {"self_attn.o_proj.bias"}, set()),
     "output_bias of the ffn": ({"method": "output_bias", "apply_to": "ffn"}, {"mlp.down_proj.bias"}, set()),
@@ -322,7 +321,7 @@ OTHER_METHODS = {
     "SHiRA": ({"method": "shira", "lora_rank": 2}, set(), {f"{name}.weight" for name in LINEARS}),
     "nothing": ({"method": "none"}, set(), set()),
 }
-UNTRAINED = ("nothing", "flap", "ADMM", "reconstruction")
+UNTRAINED = ("nothing", "flap", "EoRA", "ADMM", "reconstruction")
 
 
 @pytest.mark.parametrize("name", OTHER_METHODS)
@@ -808,7 +807,7 @@ def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path, monke
         tensors["model.norm.weight"] *= 2
         save_file(tensors, pruned / "model.safetensors", metadata={"format": "pt"})
     given, train = [], utils.stages.train.train
-    monkeypatch.setattr(utils.stages.train, "train", lambda *a: (given.append((a[2], a[-1])), train(*a))[1])
+    monkeypatch.setattr(utils.stages.train, "train", lambda *a, **b: (given.append((a[2], a[-1])), train(*a, **b))[1])
     changes = {"loss": "distill", "distill_weight": 0.25, "eval_tasks": "none", "cache_dir": tmp_path / "cache"}
     changes["method"] = "output_bias"  # which starts at nothing
     run(monkeypatch, flags(world, tmp_path / "out", pruned_model_path=pruned, **changes))

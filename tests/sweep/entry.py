@@ -5,6 +5,8 @@ name of a method that fails, `hang` makes it wait in the middle of its training.
 """
 
 import json
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -70,6 +72,9 @@ def main() -> None:
         write_json(staging / "logs" / "arguments.json", args.as_json())
         while (world / "hang").exists():
             time.sleep(0.05)
+        for name, end in (("die", lambda: os.kill(os.getpid(), signal.SIGKILL)), ("refuse", lambda: sys.exit(2))):
+            if (world / name).exists() and f"{args.method} {args.lr:g}" == (world / name).read_text():
+                end()
         fails = world / "fail"
         if fails.exists() and args.method == fails.read_text():
             print("about to fail", flush=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from functools import partial
@@ -182,6 +183,26 @@ def test_a_failed_run_is_recorded_and_passed_over_and_tried_again_when_asked(wor
     assert len(world.calls()) == 5
     assert world.sweep("-retry_failed") == 0
     assert what(world.calls())[5:] == RUNS[:3]
+
+
+def test_a_rate_that_a_kill_took_out_of_the_search_is_missing_until_it_is_tried(world):
+    assert world.sweep() == 0
+    whole = without_time(world.output)
+    shutil.rmtree(world.output)
+    (world.root / "die").write_text("restorelcc 0.001")
+    assert world.sweep() == 1
+    ours, theirs = without_time(world.output)["rows"]
+    assert (ours["rate"], ours["seeds"], ours["failed"]) == (None, [], 1) and theirs["seeds"] == [1, 2]
+    (world.root / "die").unlink()
+    assert world.sweep("-retry_failed") == 0
+    assert without_time(world.output)["rows"] == whole["rows"]
+
+
+def test_a_rate_that_a_run_refuses_is_tried_and_another_is_chosen(world):
+    (world.root / "refuse").write_text("restorelcc 0.001")
+    assert world.sweep() == 1
+    ours = without_time(world.output)["rows"][0]
+    assert ours["seeds"] == [1, 2] and ours["rate"] != 0.001 and ours["failed"] == 1
 
 
 def test_models_go_when_a_run_is_done_unless_they_are_to_stay(world):

@@ -361,7 +361,7 @@ def build_parser() -> Parser:
     parser.flag(
         "recipe",
         choices=RECIPES,
-        help="a set of flags that was measured (docs/results.md); flags that are typed win over it. "
+        help="a set of flags with a name (what was measured: docs/results.md); flags that are typed win over it. "
         + "; ".join(f"{name}: {as_flags(name)}" for name in RECIPES),
     )
     parser.flag(

@@ -1,4 +1,4 @@
-"""Recipes: named sets of flags, chosen on validation data; docs/results.md says what each was measured to do.
+"""Recipes: named sets of flags; docs/results.md says what was measured of them, and what was not yet.
 
 A recipe is nothing but flags. What is given on the command line wins over it.
 """

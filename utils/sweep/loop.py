@@ -98,7 +98,8 @@ class Loop:
         return [each for each in self.expected() if not self._settled(each)]
 
     def _searched(self, row: Row) -> bool:
-        return all(self._settled(self.commands[each.id]) for each in row.searches)
+        """Whether every rate was tried: one that a kill took out of the search must not cost a method its best rate."""
+        return all(self.ledger.tried(self.commands[each.id]) for each in row.searches)
 
     def _settled(self, command: Command) -> bool:
         return self.ledger.done(command) or self.ledger.failed(command)

@@ -105,9 +105,18 @@ class Ledger:
         record = read_json(self.output / command.id / FAILED)
         return record is not None and self._counts(command, record)
 
+    def tried(self, command: Command) -> bool:
+        """Whether the run is done, or ended with a line about its own flags: at such a rate no loss is a number."""
+        return self.done(command) or (self.failed(command) and refused(self.output / command.id))
+
     def _counts(self, command: Command, record: dict) -> bool:
         same = (record.get("versions"), record.get("code")) == (self.versions, self.code)
         return same or self.accept or command.id in self.here
+
+
+def refused(folder: Path) -> bool:
+    """Whether the run in `folder` failed by a mistake in its flags, and not by a kill or an error of another kind."""
+    return (read_json(folder / FAILED) or {}).get("exit_status") == 2
 
 
 def planned(sweep: Sweep) -> tuple[list[Row], dict[str, Command]]:

@@ -12,7 +12,7 @@ from utils.common.errors import UserError
 from utils.evaluation.rows import Kept, KeptRows, pair_rows, read_rows
 from utils.evaluation.statistics import Row as QuestionRow
 from utils.evaluation.statistics import paired_difference
-from utils.sweep.runs import FAILED, Member, Row, best_rate, finished, read_json, valid_loss
+from utils.sweep.runs import FAILED, Member, Row, best_rate, finished, read_json, refused, valid_loss
 
 PERPLEXITIES = ("token_perplexity", "word_perplexity")
 """Metrics that a table's perplexity may be, the first that a run has."""
@@ -154,8 +154,8 @@ def _mean_row(answers: Sequence[QuestionRow]) -> QuestionRow:
 
 
 def _chosen(output: Path, row: Row, found: dict[str, Outcome]) -> tuple[float | None, list[Outcome]]:
-    """(rate, the finished runs of the seeds at it); no rate and no runs while searches are not all done or failed."""
-    if any(each.id not in found and not (output / each.id / FAILED).is_file() for each in row.searches):
+    """(rate, the finished runs of the seeds at it); no rate and no runs until every rate was tried."""
+    if any(each.id not in found and not refused(output / each.id) for each in row.searches):
         return None, []
     rate = best_rate(row, {each.id: valid_loss(found[each.id].folder) for each in row.searches if each.id in found})
     if row.searches and rate is None:
