@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
 from data.loading import load_samples
@@ -174,19 +174,18 @@ class Restorations:
             place = folder / f"whole{len(self.whole)}"
             save_restoration(place, restoration, {"pruned_sha256": "0" * 64, "arguments": {"dtype": "float32"}})
             about = json.loads((place / ABOUT).read_text(encoding="utf-8"))
-            tensors = dict(load_restoration(place)[0].states[0])
-            self.whole.append((about, tensors, (place / TENSORS).read_bytes()))
+            self.whole.append((about, load_file(place / TENSORS), (place / TENSORS).read_bytes()))
 
     def __call__(self, folder: Path, draw: random.Random) -> None:
         about, tensors, raw = draw.choice(self.whole)
         what = draw.random()
-        encoded = written(about, draw) if what < 0.5 else json.dumps(about).encode()
-        (folder / ABOUT).write_bytes(encoded)
-        if 0.4 < what < 0.7:
-            raw = torn(raw, draw)
-        (folder / TENSORS).write_bytes(raw)
-        if what >= 0.7:
-            save_file(self.changed(tensors, draw), folder / TENSORS)
+        (folder / TENSORS).write_bytes(torn(raw, draw) if 0.4 < what < 0.6 else raw)
+        if what >= 0.6:
+            tensors = self.changed(tensors, draw)
+            save_file(tensors, folder / TENSORS)
+            if "heads" in tensors and draw.random() < 0.9:
+                about = {**about, "heads": tensors["heads"].tolist()}
+        (folder / ABOUT).write_bytes(written(about, draw) if what < 0.5 else json.dumps(about).encode())
         restoration, _ = load_restoration(folder)
         restoration.check(self.config, "-restoration")
         for _, _, state in restoration.parts:
