@@ -31,7 +31,7 @@ from models.methods import Options
 from models.restoration import ABOUT, TENSORS, Restoration, load_restoration, save_restoration
 from tests.builders import HEADS, orthonormal, save_tiny_llama
 from utils.common.commands import Parser, run
-from utils.common.errors import UserError
+from utils.common.errors import Stopped, UserError
 from utils.common.flags import at_least, parse_arguments
 
 STRANGE = (
@@ -230,7 +230,7 @@ def outcome(read: Callable[[Path, random.Random], None], folder: Path, draw: ran
             read(folder, draw)
     except UserError as error:
         return "our errors" if str(error) and "\n" not in str(error) else f"others: not one line: {error}"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         raise
     except BaseException:  # a panic of Rust's is no Exception
         return f"others: {traceback.format_exc()}"
