@@ -84,11 +84,23 @@ def resolve(name: str, flag: str, cache_dir: Path) -> Path:
 def load_config(folder: Path, flag: str) -> LlamaConfig:
     """The configuration in `folder`; UserError if it is not a Llama's, or one of which no model can be made."""
     settings = read_settings(folder, flag)
+    _check_generation(folder, flag)
     try:
         _check_computed(settings)
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever a damaged value makes transformers raise
         raise UserError(f"{flag}: {folder}/config.json: {first_line(error)}; copy the model again") from error
+
+
+def _check_generation(folder: Path, flag: str) -> None:
+    """UserError for a generation_config.json that transformers would stop at when it has loaded the weights."""
+    path = folder / "generation_config.json"
+    try:
+        whole = not path.is_file() or isinstance(read_json(path), dict)
+    except (OSError, ValueError):
+        whole = False
+    if not whole:
+        raise UserError(f"{flag}: {path} is no JSON object; copy it again, or remove it")
 
 
 def _check_computed(settings: dict) -> None:
@@ -114,6 +126,9 @@ def _check_computed(settings: dict) -> None:
         for part in ("rope_theta", "factor"):
             _check_positive(part, rope.get(part))
     _check_positive("rope_theta", settings.get("rope_theta"))
+    dropout = settings.get("attention_dropout", 0)
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise ValueError(f"attention_dropout is {shortened(repr(dropout))}, no share from 0 to below 1")
 
 
 def _check_positive(name: str, value: object) -> None:
@@ -171,6 +186,9 @@ def load_model(folder: Path, dtype: torch.dtype | str, device: str, flag: str) -
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", **options)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
         raise UserError(f"{flag}: cannot load {folder} ({first_line(error)})") from error
+    # As the first Llamas' files say that there is none; as an id it would be the last one of a torch embedding only.
+    if (model.config.pad_token_id or 0) < 0:
+        model.config.pad_token_id = None
     return model.requires_grad_(False).eval()
 
 
@@ -293,12 +311,12 @@ def tokenizer_digest(folder: Path) -> str:
 
 def _unpack_gguf(file: Path, flag: str, cache_dir: Path) -> Path:
     """The GGUF file as a Hugging Face folder, kept in the cache by its content and by what unpacks it."""
-    _check_gguf(file, flag)
+    check_gguf(file, flag)
     key = {"file": digest_files([file]), "transformers": transformers.__version__, "gguf": version("gguf")}
     return Cache(cache_dir).tree("unpacked", key, partial(_unpack, file, flag), fingerprint)
 
 
-def _check_gguf(file: Path, flag: str) -> None:
+def check_gguf(file: Path, flag: str) -> None:
     """Raise UserError for a header whose counts the file has no room for: they would be read for hours."""
     with file.open("rb") as opened:
         header = opened.read(24)

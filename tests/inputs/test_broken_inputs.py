@@ -203,6 +203,10 @@ FILES: dict[str, tuple[Spoil, str]] = {
     "dtype a number": (broken.config(dtype=5), "dtype is 5"),
     "dtype of integers": (broken.config(dtype="int8"), "dtype is 'int8'"),
     "rms_norm_eps as text": (broken.config(rms_norm_eps="x"), "rms_norm_eps"),
+    "dropout of more than all": (broken.config(attention_dropout=2), "attention_dropout is 2"),
+    "generation_config.json []": (broken.file("generation_config.json", "[]"), "is no JSON object"),
+    "generation_config.json cut": (broken.file("generation_config.json", "{"), "is no JSON object"),
+    "generation_config.json nested": (broken.file("generation_config.json", DEEP), "is no JSON object"),
     "tied perhaps": (broken.config(tie_word_embeddings="yes"), "tie_word_embeddings"),
     "padding beyond": (broken.config(pad_token_id=300), "pad_token_id is 300, beyond vocab_size 300"),
     "bitsandbytes": (

@@ -110,6 +110,13 @@ def test_models_load_frozen_and_tokenizers_gain_no_token(make_tiny_llama):
     assert len(load_tokenizer(folder, FLAG)) == 258
 
 
+def test_a_padding_id_below_zero_is_none(make_tiny_llama):
+    """As the files of the first Llamas have it; no row of the embedding is that of -1."""
+    model = load_model(make_tiny_llama(pad_token_id=-1), torch.float32, "cpu", FLAG)
+    assert model.config.pad_token_id is None
+    assert load_model(make_tiny_llama(), torch.float32, "cpu", FLAG).config.pad_token_id == 257
+
+
 def test_a_pytorch_checkpoint_is_read_as_well(make_tiny_llama, tmp_path):
     from models.checkpoint import count_zeros, fingerprint
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, LlamaConfig, PreTrainedToken
 import pruning
 from models.loading import (
     DTYPES,
+    check_gguf,
     check_name,
     embedded_file,
     has_tokenizer,
@@ -104,11 +105,12 @@ def read_model(name: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase | None, 
     full = hub_name(name)
     path = embedded_file(flag) if name == EMBEDDED else Path(full).expanduser()
     if path.is_file():
+        check_gguf(path, flag)
         place = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
         try:
             return AutoConfig.from_pretrained(**place), AutoTokenizer.from_pretrained(**place), torch.float32
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{flag}: cannot read {path.name} ({first_line(error)})") from error
+        except Exception as error:  # whatever a damaged file makes gguf or transformers raise
+            raise UserError(f"{flag}: cannot read {path.name} ({first_line(error)}); copy it again") from error
     if path.is_dir():
         config = load_config(path, flag)
         return config, load_tokenizer(path, flag) if has_tokenizer(path) else None, _stored(config)
