@@ -10,8 +10,10 @@ import pytest
 
 from models.contract import REPORTED, Promise
 from utils.common.files import write_json
+from utils.common.names import ANSWER_BITS
 from utils.stages.results import kind_of
-from utils.sweep.collect import without_paths
+from utils.sweep.collect import collect, without_paths
+from utils.sweep.file import CONTROL
 from utils.sweep.pictures import draw_loss, draw_recovered
 from utils.sweep.runs import DONE, Member, Row
 from utils.sweep.shown import csv_text, markdown
@@ -142,17 +144,73 @@ def test_runs_of_other_code_or_versions_are_told(tmp_path, rows):
     assert build_table(tmp_path, rows, lambda member: True, now)["notes"] == []
 
 
-def test_what_other_versions_measure_is_shown_where_it_is_there(tmp_path, rows):
-    path = tmp_path / "ours1" / "results.json"
-    results = json.loads(path.read_text())
-    results["answers"] = {"scores": {"restored": {"value": 0.75}}}
+def with_answers(tmp_path, name: str, bits: list[list[float]], choices: list[list[float]], asked="asked", **more):
+    """A run that says of `one` what answers came to as well; `more`: values of results.json."""
+    results = json.loads((tmp_path / name / "results.json").read_text())
+    results["answers"] = {"tasks": ["one"], "recovered": 0.5, "scores": {"restored": {"value": 0.75}}}
     results["agreement"] = {"restored": {"all": {"flipped": {"value": 0.125}}}}
-    write_json(path, results)
+    write_json(tmp_path / name / "results.json", {**results, **more})
+    path = tmp_path / name / "logs" / "rows.json.gz"
+    questions = json.loads(gzip.decompress(path.read_bytes()))
+    dense = [[0.0, -1.0], [0.0, -1.0], [0.0, -1.0], [0.0, -1.0]]
+    questions["dense"] = {"one": {"choices": kept(dense, None, None, asked)}}
+    questions["restored"]["one"] |= {"choices": kept(choices, None, None, asked)}
+    for model, rows in (("restored", bits), ("pruned", [[-4.0, 1.0]] * 4)):
+        questions[model]["one"][ANSWER_BITS] = kept(rows, "bits_per_byte", False, asked)
+    path.write_bytes(gzip.compress(json.dumps(questions).encode()))
+
+
+SAME, OTHER = [[0.0, -1.0]] * 4, [[-1.0, 0.0]] * 2 + [[0.0, -1.0]] * 2
+"""Log-likelihoods of choices as the dense model has them, and with the first two questions' answers flipped."""
+
+
+def test_what_other_versions_measure_is_shown_where_it_is_there(tmp_path, rows):
+    with_answers(tmp_path, "ours1", [[-1.0, 2.0]] * 4, SAME)
     alone = [Row("ours", "wanda", "ours", (), rows[0].finals[:1])]
     table = built(tmp_path, alone)
     assert (table["rows"][0]["answer_bits"]["value"], table["rows"][0]["flipped"]["value"]) == (0.75, 0.125)
     assert "bits a byte" in markdown(table, []) and "| 0.750 | 12.5 |" in markdown(table, [])
-    assert "bits a byte" not in markdown(built(tmp_path, rows), [])
+    assert "unlike dense ↓" not in markdown(built(tmp_path, rows), [])
+
+
+def test_answers_are_held_against_another_rows_question_by_question(tmp_path, rows):
+    with_answers(tmp_path, "ours1", [[-1.0, 2.0]] * 4, SAME)
+    with_answers(tmp_path, "theirs1", [[-2.0, 2.0], [-2.0, 2.0], [-1.0, 2.0], [-1.0, 2.0]], OTHER)
+    two = [Row(row.name, "wanda", "ours", (), row.finals[:1]) for row in rows]
+    against = built(tmp_path, two)["rows"][1]["against"]
+    # 6 nats over 8 bytes against 4 over 8; leaving a question out moves both sums.
+    assert against["answer_bits"]["difference"] == pytest.approx((6 - 4) / 8 / math.log(2))
+    assert against["flipped"] == {"difference": 0.5, "stderr": pytest.approx(math.sqrt(4 * 0.25 / 3 / 4))}
+    odds = math.log1p(math.exp(-1))
+    assert against["kl"]["difference"] == pytest.approx(0.5 * (math.exp(-odds) - math.exp(-1 - odds)))
+    with_answers(tmp_path, "theirs1", [[-2.0, 2.0]] * 4, OTHER, asked="others")
+    table = built(tmp_path, two)
+    assert table["rows"][1]["against"]["kl"] is None and any("different questions" in each for each in table["notes"])
+
+
+def test_a_control_is_the_dense_model_after_the_same_training(tmp_path, rows):
+    before = {"pruned": {"value": 1.5}, "dense": {"value": 1.0}}
+    for name, restored, loss in (("ours1", 1.2, 2.0), ("theirs1", 0.9, 1.5)):
+        answers = {"tasks": ["one"], "scores": {**before, "restored": {"value": restored}}}
+        found = {"answers": answers, "validation": {"start": 3.0, "restored": loss}}
+        with_answers(tmp_path, name, [[-1.0, 2.0]] * 4, SAME, **found)
+    control = Row("ours", CONTROL, "ours", (), rows[1].finals[:1])
+    table = built(tmp_path, [Row("ours", "wanda", "ours", (), rows[0].finals[:1]), control])
+    # Perplexities: pruned 20, both restored ones 10.
+    of_control = {"valid_loss": pytest.approx(1 / 1.5), "perplexity": 1.0, "answer_bits": pytest.approx(0.3 / 0.6)}
+    assert [row["control"] for row in table["rows"]] == [of_control, None]
+    assert "67 % / 100 % / 50 %" in markdown(table, [])
+    assert [each["pruning"] for each in table["models"]] == ["wanda", "wanda"]
+
+
+def test_a_collected_folder_gives_the_same_table(tmp_path, rows):
+    for seed in OURS:
+        with_answers(tmp_path, f"ours{seed}", [[-1.0, 2.0]] * 4, SAME)
+    for seed in THEIRS:
+        with_answers(tmp_path, f"theirs{seed}", [[-2.0, 2.0]] * 4, OTHER)
+    assert collect(tmp_path, rows, tmp_path / "kept") == 5
+    assert built(tmp_path / "kept", rows) == built(tmp_path, rows)
+    assert built(tmp_path, rows)["rows"][1]["against"]["flipped"]["difference"] == 0.5
 
 
 def test_csv_has_every_number_of_the_table(tmp_path, rows):

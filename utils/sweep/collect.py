@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 
 from utils.common.files import whole_file, write_json, write_text
-from utils.evaluation.rows import read_rows
+from utils.evaluation.rows import CHOICES
 from utils.sweep.runs import DONE, FAILED, Row, read_json
 from utils.sweep.table import Outcome
 
@@ -19,8 +19,8 @@ _PATH = re.compile(r"(?<![\w/.:\-])(?:file://)?(?:~[\w.\-]*|[A-Za-z]:)?[/\\][^\s
 def collect(output: Path, rows: list[Row], target: Path) -> int:
     """Copy what the table of `rows` is made of from `output` to `target`; returns the number of runs.
 
-    Of each finished run its records and history, and of each question's rows those that the table compares: the main
-    metrics of the restored and the pruned model. Every path in them is cut to its last name.
+    Of each finished run its records and history, and of each question's rows those that the table compares: what its
+    `COMPARED` columns are of. Every path in them is cut to its last name.
     """
     ids = list(dict.fromkeys(each.id for row in rows for each in (*row.searches, *row.finals)))
     compared = {each.id for row in rows for each in row.finals}
@@ -70,12 +70,13 @@ def _last_name(path: str) -> str:
 
 def _copy_rows(outcome: Outcome, final: Path) -> None:
     """Rows of what the table holds against each other, as they are in the run's own file."""
-    wanted = [*outcome.accuracies, *([outcome.perplexity] if outcome.perplexity else [])]
-    kept = read_rows(outcome.folder / "logs" / "rows.json.gz")
+    wanted = {*outcome.accuracies, *outcome.answers, *([outcome.perplexity] if outcome.perplexity else [])}
+    models = {"dense": {CHOICES}, "pruned": set(), "restored": {CHOICES}}
     content: dict = {}
-    for model in ("pruned", "restored"):
-        for task, metric in wanted:
-            if metric in kept.get(model, {}).get(task, {}):
-                content.setdefault(model, {}).setdefault(task, {})[metric] = asdict(kept[model][task][metric])
+    for model, always in models.items():
+        for task, metrics in outcome.questions.get(model, {}).items():
+            for metric, rows in metrics.items():
+                if metric in always or (model != "dense" and (task, metric) in wanted):
+                    content.setdefault(model, {}).setdefault(task, {})[metric] = asdict(rows)
     with whole_file(final) as partial:
         partial.write_bytes(gzip.compress(json.dumps(content, ensure_ascii=False).encode(), mtime=0))

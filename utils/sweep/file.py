@@ -13,6 +13,9 @@ from utils.common.flags import NOT_REPEATED, Arguments, above, build_parser, par
 
 KEYS = ("flags", "prunings", "configurations", "seeds", "lr", "search", "compare_to")
 
+CONTROL = "dense (control)"
+"""The pruned model's name where the dense one stands in its place: rows of it are others' controls, by their names."""
+
 ELSEWHERE = {
     "lr": "stands beside `flags:`, and in a configuration",
     "train_seed": "its values are `seeds:`",
@@ -44,7 +47,7 @@ class Configuration:
         """The pruned model, in words, without the names of folders around it."""
         args = self.args
         if args.allow_dense:
-            return "dense (control)"
+            return CONTROL
         if args.pruned_model_path:
             return Path(args.pruned_model_path).name
         return f"{args.prune_method} {args.sparsity}"

@@ -17,7 +17,11 @@ LOOKS = {
 }
 """Marker and colour of each class; Okabe and Ito's palette."""
 
-SHARES = {"recovered": "tasks' mean accuracy", "recovered_perplexity": "perplexity"}
+SHARES = {
+    "recovered_perplexity": "perplexity",
+    "recovered_answers": "bits of right answers",
+    "recovered": "tasks' mean accuracy",
+}
 """What a panel of `draw_recovered` is of."""
 
 

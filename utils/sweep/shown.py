@@ -2,9 +2,11 @@
 
 import csv
 import io
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from utils.report.tables import DASH, markdown_table
-from utils.sweep.table import SPREADS
+from utils.sweep.table import COMPARED, CONTROLLED, SPREADS
 
 CLASSES = {
     "nothing": DASH,
@@ -17,10 +19,13 @@ CLASSES = {
 
 READ = (
     "Values are means over seeds ± their standard error; with one seed there is none. *Forgetting* is the perplexity "
-    "minus the pruned model's. *Recovered* is the share of the gap between the dense and the pruned model, for the "
-    "mean of tasks and for the perplexity, where that gap is beyond noise. A difference (Δ) is paired: each question's "
-    "answers are averaged over seeds, then held against the other row's on the same question; its standard error is "
-    "over questions (of a perplexity, over windows or pages)."
+    "minus the pruned model's. *Bits a byte* are those of the right answers, the mean over tasks; *unlike dense* is "
+    "the share of questions whose likeliest choice is not the dense model's, *KL* the divergence from its distribution "
+    "over the choices, in nats. *Recovered* is the share of the gap between the dense and the pruned model, where that "
+    "gap is beyond noise. *Of control* is the same, with the dense model after the same training in the dense model's "
+    "place: training on instructions lowers a loss that was not pruned away too. A difference (Δ) is paired: each "
+    "question's values are averaged over seeds, then held against the other row's on the same question; its standard "
+    "error is over questions (of a perplexity, over windows or pages, and of the mean of the seeds' losses there)."
 )
 
 
@@ -34,34 +39,26 @@ ALT = {
 def markdown(table: dict, pictures: list[str]) -> str:
     """The whole page: the table, the models it starts from, how to read it, notes, and pictures by their names."""
     rows = table["rows"]
-    more = {
-        name: title
-        for name, title in (("answer_bits", "bits a byte of right answers ↓"), ("flipped", "answers unlike dense ↓"))
-        if any(row[name] for row in rows)
-    }
-    header = ["configuration", "pruned model", "class", "trained", "zeros kept", "rate", "seeds", "validation loss ↓"]
-    header += ["perplexity ↓", "forgetting ↓", "task mean ↑", "recovered (tasks / ppl)", "Δ task mean", "Δ perplexity"]
-    cells = []
-    for row in rows:
-        against = row["against"] or {}
-        cells.append(
-            [row["name"], row["pruning"], CLASSES.get(row["class"], DASH), _count(row["trained_parameters"])]
-            + [_share(row["zeros_kept"]), DASH if row["rate"] is None else f"{row['rate']:g}", _seeds(row)]
-            + [_spread(row["valid_loss"], 3), _spread(row["perplexity"], 2), _spread(row["forgetting"], 2, sign="+")]
-            + [_spread(row["task_mean"], 1, percent=True)]
-            + [f"{_share(_value(row['recovered']), 0)} / {_share(_value(row['recovered_perplexity']), 0)}"]
-            + [_difference(against.get("task_mean"), 1, percent=True), _difference(against.get("perplexity"), 2)]
-            + [_spread(row[name], 3 if name == "answer_bits" else 1, percent=name == "flipped") for name in more]
-        )
-    parts = ["# Sweep", markdown_table(header + list(more.values()), cells, right=range(3, len(header) + len(more)))]
+    columns = [column for column in COLUMNS if any(column.of(row) for row in rows)]
+    header = ["configuration", "pruned model", "class", "trained", "zeros kept", "rate", "seeds"]
+    cells = [
+        [row["name"], row["pruning"], CLASSES.get(row["class"], DASH), _count(row["trained_parameters"])]
+        + [_share(row["zeros_kept"]), DASH if row["rate"] is None else f"{row['rate']:g}", _seeds(row)]
+        + [column.text(row) for column in columns]
+        for row in rows
+    ]
+    header += [column.title for column in columns]
+    parts = ["# Sweep", markdown_table(header, cells, right=range(3, len(header)))]
     if compared := sorted({row["against"]["name"] for row in rows if row["against"]}):
         parts.append(f"Δ: minus {' or '.join(compared)} on the same pruned model.")
     if table["models"]:
         models = [
-            [each["model"], each["pruning"], _fixed(each["perplexity"], 2), _share(each["task_mean"])]
+            [each["model"], each["pruning"], _fixed(each["perplexity"], 2), _fixed(each["answer_bits"], 3)]
+            + [_share(each["task_mean"])]
             for each in table["models"]
         ]
-        parts.append(markdown_table(["model", "pruned model", "perplexity ↓", "task mean ↑"], models, right=(2, 3)))
+        titles = ["model", "pruned model", "perplexity ↓", "bits a byte ↓", "task mean ↑"]
+        parts.append(markdown_table(titles, models, right=(2, 3, 4)))
     parts.append(f"{_asked(rows)}{READ}")
     if table["notes"]:
         parts.append("\n".join(f"- {note}" for note in table["notes"]))
@@ -80,9 +77,11 @@ def csv_text(table: dict) -> str:
         for name in SPREADS:
             line |= {name: _value(row[name]), f"{name}_stderr": (row[name] or {}).get("stderr")}
         line["against"] = (row["against"] or {}).get("name")
-        for name in ("task_mean", "perplexity"):
+        for name in COMPARED:
             found = (row["against"] or {}).get(name) or {}
             line |= {f"{name}_difference": found.get("difference"), f"{name}_difference_stderr": found.get("stderr")}
+        for name in CONTROLLED:
+            line[f"{name}_of_control"] = (row["control"] or {}).get(name)
         for task, metric in metrics:
             score = row["scores"].get(task, {}).get(metric)
             line |= {f"{task}:{metric}": _value(score), f"{task}:{metric}_stderr": (score or {}).get("stderr")}
@@ -92,6 +91,15 @@ def csv_text(table: dict) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the page. text: a row's cell. of: whether a row has something to say there."""
+
+    title: str
+    text: Callable[[dict], str]
+    of: Callable[[dict], object]
 
 
 def _asked(rows: list[dict]) -> str:
@@ -136,3 +144,46 @@ def _share(value: float | None, digits: int = 1) -> str:
 
 def _fixed(value: float | None, digits: int) -> str:
     return DASH if value is None else f"{value:.{digits}f}"
+
+
+def _level(name: str, title: str, digits: int, percent: bool = False, sign: str = "") -> Column:
+    return Column(title, lambda row: _spread(row[name], digits, percent, sign), lambda row: row[name])
+
+
+def _more(name: str, digits: int, percent: bool = False) -> Column:
+    def found(row: dict) -> dict | None:
+        return (row["against"] or {}).get(name)
+
+    return Column("Δ", lambda row: _difference(found(row), digits, percent), found)
+
+
+def _shares(title: str, values: Callable[[dict], list[float | None]]) -> Column:
+    return Column(
+        title,
+        lambda row: " / ".join(_share(value, 0) for value in values(row)),
+        lambda row: any(value is not None for value in values(row)),
+    )
+
+
+RECOVERED = ("recovered_perplexity", "recovered_answers", "recovered")
+
+COLUMNS = (
+    _level("valid_loss", "validation loss ↓", 3),
+    _level("perplexity", "perplexity ↓", 2),
+    _more("perplexity", 2),
+    _level("forgetting", "forgetting ↓", 2, sign="+"),
+    _level("answer_bits", "bits a byte ↓", 3),
+    _more("answer_bits", 3),
+    _level("kl", "KL ↓", 3),
+    _more("kl", 3),
+    _level("flipped", "unlike dense ↓", 1, percent=True),
+    _more("flipped", 1, percent=True),
+    _level("task_mean", "task mean ↑", 1, percent=True),
+    _more("task_mean", 1, percent=True),
+    _shares("recovered: perplexity / bits / tasks", lambda row: [_value(row[name]) for name in RECOVERED]),
+    _shares(
+        "of control: loss / perplexity / bits",
+        lambda row: [(row["control"] or {}).get(name) for name in CONTROLLED] if row["control"] else [],
+    ),
+)
+"""What a page tells of each row, what has power first; a column that no row fills is left out."""

@@ -9,19 +9,29 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from utils.common.errors import UserError
-from utils.evaluation.rows import Kept, KeptRows, pair_rows, read_rows
+from utils.common.names import ANSWER_BITS
+from utils.evaluation.rows import CHOICES, Kept, KeptRows, pair_rows, read_rows
 from utils.evaluation.statistics import Row as QuestionRow
-from utils.evaluation.statistics import paired_difference
+from utils.evaluation.statistics import divergences, flips, mean_difference, paired_difference
+from utils.sweep.file import CONTROL
 from utils.sweep.runs import FAILED, Member, Row, best_rate, finished, read_json, refused, valid_loss
 
 PERPLEXITIES = ("token_perplexity", "word_perplexity")
 """Metrics that a table's perplexity may be, the first that a run has."""
 
 SPREADS = (
-    "valid_loss", "perplexity", "forgetting", "task_mean", "recovered", "recovered_perplexity", "answer_bits",
-    "flipped", "kl",
+    "valid_loss", "perplexity", "forgetting", "task_mean", "recovered", "recovered_perplexity", "recovered_answers",
+    "answer_bits", "flipped", "kl",
 )  # fmt: skip
 """What is averaged over seeds, by its name in table.json."""
+
+COMPARED = ("perplexity", "answer_bits", "kl", "flipped", "task_mean")
+"""What a row is held against another one's in, by its name in table.json."""
+
+CONTROLLED = ("valid_loss", "perplexity", "answer_bits")
+"""What the share of a control is told of."""
+
+_AGREEMENT = {"kl": divergences, "flipped": flips}
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,21 @@ class Outcome:
         tasks = [task for task, metric in main.items() if str(metric).startswith("acc")] if named is None else named
         return [(task, main[task]) for task in tasks]
 
+    @property
+    def answers(self) -> list[tuple[str, str]]:
+        """(task, metric) of what the right answers' bits a byte are the mean of."""
+        return [(task, ANSWER_BITS) for task in (self.results.get("answers") or {}).get("tasks") or []]
+
+    def apart(self, measure: str) -> dict[tuple[str, str], list[float]]:
+        """(task, digest of its rows) → how far the restored model's answers are from the dense one's, a value a row."""
+        dense, restored = (self.questions.get(model) or {} for model in ("dense", "restored"))
+        found = {}
+        for task in dense:
+            if all(CHOICES in model.get(task, {}) for model in (dense, restored)):
+                one, other = dense[task][CHOICES], restored[task][CHOICES]
+                found[task, other.sha256] = _AGREEMENT[measure](one.values, other.values)
+        return found
+
     def score(self, model: str, task: str, metric: str) -> float | None:
         """A model's value of a metric."""
         return _number(self._at("scores", model, task, metric, "value"))
@@ -69,6 +94,16 @@ class Outcome:
     def task_mean(self, model: str) -> float | None:
         """A model's mean accuracy over tasks."""
         return _mean_or_none([self.score(model, *each) for each in self.accuracies])
+
+    def level(self, model: str) -> dict[str, float | None]:
+        """What a model's level is told by, "start" for the one that training began with (the pruned one)."""
+        name = "pruned" if model == "start" else model
+        values = (
+            _number(self._at("validation", model)),
+            self.score(name, *self.perplexity) if self.perplexity else None,
+            _number(self._at("answers", "scores", name, "value")),
+        )
+        return dict(zip(CONTROLLED, values, strict=True))
 
     def seed_values(self) -> dict[str, float | None]:
         """What is averaged over seeds, by its name in the table."""
@@ -82,6 +117,7 @@ class Outcome:
         alone = self.accuracies[0] if len(self.accuracies) == 1 else None
         place = ("recovered", *alone) if alone else ("mean", "recovered")
         found["recovered"] = _number(self._at(*place))
+        found["recovered_answers"] = _number(self._at("answers", "recovered"))
         found["answer_bits"] = _number(self._at("answers", "scores", "restored", "value"))
         for measure in ("flipped", "kl"):
             found[measure] = _number(self._at("agreement", "restored", "all", measure, "value"))
@@ -112,6 +148,8 @@ def build_table(output: Path, rows: Sequence[Row], counts: Callable[[Member], bo
     table = [_row(output, row, *chosen[row.name, row.pruning], found, notes) for row in rows]
     for row, entry in zip(rows, table, strict=True):
         other = chosen.get((row.compare_to, row.pruning)) if row.compare_to not in (None, row.name) else None
+        if control := chosen.get((row.name, CONTROL)) if row.pruning != CONTROL else None:
+            entry["control"] = _of_control(chosen[row.name, row.pruning][1], control[1])
         if other:
             entry["against"] = _against(row, chosen[row.name, row.pruning][1], other[1], notes)
     used = [outcome for _, outcomes in chosen.values() for outcome in outcomes]
@@ -138,13 +176,6 @@ def mean_rows(kept: Sequence[KeptRows]) -> KeptRows:
         raise ValueError("runs of one configuration were scored on different rows")
     values = [_mean_row(answers) for answers in zip(*(each.values for each in kept), strict=True)]
     return KeptRows(values, first.aggregation, first.higher_is_better, first.sha256)
-
-
-def task_difference(pairs: Sequence[tuple[Sequence[QuestionRow], Sequence[QuestionRow]]]) -> tuple[float, float | None]:
-    """The mean over tasks of the difference of mean rows, and its standard error: paired in a task, √(Σ σ²)/n over."""
-    differences = [paired_difference(one, other, "mean") for one, other in pairs]
-    errors = [error for _, error in differences]
-    return mean(value for value, _ in differences), None if None in errors else math.hypot(*errors) / len(errors)
 
 
 def _mean_row(answers: Sequence[QuestionRow]) -> QuestionRow:
@@ -193,6 +224,7 @@ def _row(
         "perplexity_of": outcomes[0].perplexity if outcomes else None,
         "scores": _scores(outcomes),
         "against": None,
+        "control": None,
     }
     for name, error in _over_questions(place, outcomes, notes).items():
         if entry[name] is not None:
@@ -219,6 +251,11 @@ def _over_questions(place: str, outcomes: list[Outcome], notes: list[str]) -> di
     if first.perplexity:
         scores = [first.score(model, *first.perplexity) for model in ("dense", "pruned")]
         gaps["recovered_perplexity"] = ([first.perplexity], scores)
+    if first.answers:
+        gaps["recovered_answers"] = (
+            first.answers,
+            [first.level(model)["answer_bits"] for model in ("dense", "pruned")],
+        )
     for name, (asked, (dense, pruned)) in gaps.items():
         try:
             gain = _difference(outcomes, None, asked)
@@ -231,16 +268,60 @@ def _over_questions(place: str, outcomes: list[Outcome], notes: list[str]) -> di
 
 
 def _against(row: Row, outcomes: list[Outcome], others: list[Outcome], notes: list[str]) -> dict | None:
-    """What the row has over the one it is held against: {"name", "task_mean", "perplexity"}, paired by questions."""
+    """What the row has over the one it is held against: {"name", COMPARED: {"difference", "stderr"}}, by questions."""
     if not outcomes or not others:
         return None
-    found: dict = {"name": row.compare_to, "task_mean": None, "perplexity": None}
-    perplexity = outcomes[0].perplexity
-    for name, asked in (("task_mean", outcomes[0].accuracies), ("perplexity", [perplexity] if perplexity else [])):
+    first = outcomes[0]
+    asked = {"perplexity": [first.perplexity] if first.perplexity else []}
+    asked |= {"answer_bits": first.answers, "task_mean": first.accuracies}
+    found: dict = {"name": row.compare_to}
+    for name in COMPARED:
         try:
-            found[name] = _difference(outcomes, others, asked)
+            apart = name in _AGREEMENT
+            found[name] = _apart_more(outcomes, others, name) if apart else _difference(outcomes, others, asked[name])
         except (UserError, ValueError) as error:
+            found[name] = None
             notes.append(f"{row.name}, {row.pruning}: not held against {row.compare_to}: {error}")
+    return found
+
+
+def _apart_more(outcomes: list[Outcome], others: list[Outcome], measure: str) -> dict | None:
+    """{"difference", "stderr"} in how far from the dense model each answer is; a question's seeds averaged first.
+
+    ValueError if they were asked different ones.
+    """
+    found = [[outcome.apart(measure) for outcome in each] for each in (outcomes, others)]
+    asked = {frozenset(each) for group in found for each in group}
+    if frozenset() in asked:
+        return None
+    if len(asked) > 1:
+        raise ValueError("the answers that are held against the dense model's are to different questions")
+    order = sorted(asked.pop())
+    rows = []
+    for group in found:
+        answers = zip(*([value for task in order for value in each[task]] for each in group), strict=True)
+        rows.append([_mean_row(each) for each in answers])
+    value, error = paired_difference(*rows, "mean")
+    return {"difference": value, "stderr": error}
+
+
+def _of_control(outcomes: list[Outcome], controls: list[Outcome]) -> dict | None:
+    """(pruned - restored) / (pruned - control) in each that `Outcome.level` tells, means over seeds first.
+
+    control: the dense model after the same method on the same samples, so what training would have given without any
+    pruning. None where that is no better than the pruned model, or where one of them was not measured.
+    """
+    if not outcomes or not controls:
+        return None
+    before, after, best = (
+        [outcome.level(model) for outcome in each]
+        for model, each in (("start", outcomes), ("restored", outcomes), ("restored", controls))
+    )
+    found = {}
+    for name in before[0]:
+        pruned, restored, control = (_mean_or_none([each[name] for each in level]) for level in (before, after, best))
+        known = None not in (pruned, restored, control) and control < pruned
+        found[name] = (pruned - restored) / (pruned - control) if known else None
     return found
 
 
@@ -260,10 +341,7 @@ def _difference(outcomes: list[Outcome], others: list[Outcome] | None, asked: li
     for task, metric in asked:
         one, other = pair_rows(_averaged(mine, task, metric), _averaged(theirs, task, metric), task, metric)
         pairs.append((one.values, other.values))
-    if len(asked) == 1:
-        value, error = paired_difference(*pairs[0], one.aggregation)
-    else:
-        value, error = task_difference(pairs)
+    value, error = mean_difference(*zip(*pairs, strict=True), one.aggregation)
     return {"difference": value, "stderr": error}
 
 
@@ -273,15 +351,14 @@ def _averaged(kept: list[Kept], task: str, metric: str) -> Kept:
 
 
 def _models(rows: Sequence[Row], chosen: dict) -> list[dict]:
-    """The dense and the pruned model's perplexity and mean accuracy, once a pruning."""
+    """The dense and the pruned model's perplexity, bits a byte and mean accuracy, once a pruning."""
     found = []
     for pruning in dict.fromkeys(row.pruning for row in rows):
         scored = [outcome for row in rows if row.pruning == pruning for outcome in chosen[row.name, pruning][1]]
         scored = [outcome for outcome in scored if outcome.perplexity or outcome.accuracies]
-        for model in ("dense", "pruned") if scored else ():
-            perplexity = scored[0].score(model, *scored[0].perplexity) if scored[0].perplexity else None
-            entry = {"model": model, "pruning": pruning, "perplexity": perplexity}
-            found.append({**entry, "task_mean": scored[0].task_mean(model)})
+        for model in ("dense", "pruned") if scored and pruning != CONTROL else ():
+            level = {name: value for name, value in scored[0].level(model).items() if name != "valid_loss"}
+            found.append({"model": model, "pruning": pruning, **level, "task_mean": scored[0].task_mean(model)})
     return found
 
 
