@@ -23,7 +23,7 @@ from models.loading import load_model, load_tokenizer, resolve
 from utils.common.commands import DEFAULT_CACHE, Parser, run
 from utils.common.errors import UserError
 from utils.common.files import write_text
-from utils.common.flags import at_least
+from utils.common.flag_types import at_least
 from utils.common.names import EMBEDDED
 
 SEED = 42

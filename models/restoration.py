@@ -20,7 +20,7 @@ from models.methods import Options, parts_of
 from models.modeling_llama import explicit_biases
 from utils.common.errors import UserError, first_line, shortened
 from utils.common.files import read_json, whole_folder, write_json
-from utils.common.flags import MOST
+from utils.common.flag_types import MOST
 from utils.common.methods import METHODS
 
 FORMAT = 2

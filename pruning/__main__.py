@@ -3,8 +3,8 @@
 from data.loading import check_calib_data
 from models.names import RECORD, check_found
 from utils.common.commands import DEFAULT_CACHE, Parser, check_cache, folder_path, name_or_path, run
-from utils.common.flags import at_least
-from utils.common.flags import seed as any_seed
+from utils.common.flag_types import at_least
+from utils.common.flag_types import seed as any_seed
 from utils.common.names import BUNDLED, DTYPE_NAMES
 from utils.common.result import Result, check_apart
 

@@ -32,7 +32,8 @@ from models.restoration import ABOUT, TENSORS, Restoration, load_restoration, sa
 from tests.builders import HEADS, orthonormal, save_tiny_llama
 from utils.common.commands import Parser, run
 from utils.common.errors import Stopped, UserError
-from utils.common.flags import at_least, parse_arguments
+from utils.common.flag_types import at_least
+from utils.common.flags import parse_arguments
 
 STRANGE = (
     None, True, False, 0, 1, -1, 3, 2**31, 2**64, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", " ", "0",

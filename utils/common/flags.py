@@ -1,15 +1,22 @@
 """Every flag of RestoreLCC_train.py: its unit, range and default, checked before anything loads."""
 
-import argparse
-import json
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, name_or_path
-from utils.common.errors import UserError, first_line, shortened
-from utils.common.files import read_json
+from utils.common.config_file import NOT_REPEATED, read_config
+from utils.common.errors import UserError
+from utils.common.flag_types import (
+    above,
+    at_least,
+    at_least_real,
+    auto_or_count,
+    count_or_share,
+    layer_ranges,
+    linear_names,
+    seed,
+    weight,
+)
 from utils.common.methods import METHODS
 from utils.common.names import (
     BIAS_STARTS,
@@ -30,12 +37,6 @@ APPLY_TO = ("attention", "ffn", "both", "all")
 HEAD_SELECTIONS = ("contrastive", "gap", "random", "lofit")
 BASES = ("svd", "random")
 RESUME = ("auto", "never")
-
-NOT_REPEATED = ("resume", "overwrite", "plan", "config")
-"""Flags that say how this once a run is started: never kept in run.json, never taken from a -config file."""
-
-MOST = 10**9
-"""The largest count that a flag takes: beyond it, sizes overflow in libraries rather than being too large."""
 
 HUB_ALPACA = "tatsu-lab/alpaca"
 SPEC_TRAIN_SAMPLES = 100
@@ -164,7 +165,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     config.flag("config", type=folder_path)
     config.flag("recipe", choices=RECIPES)
     chosen, _ = config.parse_known_args(argv)
-    of_file = _read_config(chosen.config, parser) if chosen.config else {}
+    of_file = read_config(chosen.config, parser) if chosen.config else {}
     if recipe := chosen.recipe or of_file.get("recipe"):
         # A run.json names its recipe and the flags that it ran with; one that is typed is asked for now.
         of_recipe = {"recipe": recipe, **RECIPES[recipe]}
@@ -187,49 +188,6 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     if values["num_train_samples"] is None:
         values["num_train_samples"] = SPEC_TRAIN_SAMPLES if values["spec_task"] else 2000
     return Arguments(**values)
-
-
-def _read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
-    """The flags in a JSON object, or under "arguments" in a run.json, each checked as on the command line."""
-    try:
-        content = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"-config: cannot read {path} ({first_line(error)}); give a JSON object of flags, or a run.json"
-        ) from error
-    of_run = isinstance(content, dict) and isinstance(content.get("arguments"), dict)
-    given = content["arguments"] if of_run else content
-    if not isinstance(given, dict):
-        raise UserError(f"-config: {path} holds no JSON object; give one of flags, or a run.json")
-    if of_run:  # those of earlier versions name these too
-        given = {name: value for name, value in given.items() if name not in NOT_REPEATED}
-    if once := [name for name in given if name in NOT_REPEATED]:
-        raise UserError(f"-config: {path}: {', '.join(once)}: given on the command line only; take it out of the file")
-    actions = {action.dest: action for action in parser._actions if action.dest != "help"}
-    if unknown := [name for name in given if name not in actions]:
-        raise UserError(f"-config: {path} names unknown flags: {', '.join(unknown)}")
-    return {name: _from_json(actions[name], value, f"-config: {path}: {name}") for name, value in given.items()}
-
-
-def _from_json(action: argparse.Action, value: object, place: str) -> object:
-    """A flag's value from JSON, as the command line would make it from text; UserError that begins with `place`."""
-    shown = shortened(json.dumps(value))
-    if action.nargs == 0:
-        if not isinstance(value, bool):
-            raise UserError(f"{place} is {shown}; a switch is true or false")
-        return value
-    if value is None and action.default is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise UserError(f"{place} is {shown}; give a number or a text, as on the command line")
-    try:
-        converted = action.type(str(value))
-    except (ValueError, argparse.ArgumentTypeError) as error:
-        reason = str(error) if isinstance(error, argparse.ArgumentTypeError) else f"is {shown}, which it can't be"
-        raise UserError(f"{place} {reason}") from error
-    if action.choices and converted not in action.choices:
-        raise UserError(f"{place} is {shown}; choose from {', '.join(action.choices)}")
-    return converted
 
 
 def build_parser() -> Parser:
@@ -541,100 +499,3 @@ def build_parser() -> Parser:
         "(H100-80GB, A100-40GB, RTX4090, …)",
     )
     return parser
-
-
-def above(bound: float) -> Callable[[str], float]:
-    """An argparse type: a finite number above `bound`."""
-
-    def convert(text: str) -> float:
-        value = float(text)
-        if not (math.isfinite(value) and value > bound):
-            raise argparse.ArgumentTypeError(f"must be a number above {bound:g}, not {shortened(text)}")
-        return value
-
-    return convert
-
-
-def weight(text: str) -> float:
-    """An argparse type: a number in (0, 1]."""
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, at most 1, not {text}")
-    return value
-
-
-def at_least_real(bound: float) -> Callable[[str], float]:
-    """An argparse type: a number not below `bound`, nor above MOST."""
-
-    def convert(text: str) -> float:
-        value = float(text)
-        if not value >= bound:
-            raise argparse.ArgumentTypeError(f"must be a number, {bound:g} or above, not {shortened(text)}")
-        if value > MOST:
-            raise argparse.ArgumentTypeError(f"must be at most {MOST}, not {shortened(text)}")
-        return value
-
-    return convert
-
-
-def at_least(bound: int) -> Callable[[str], int]:
-    """An argparse type: a whole number not below `bound`, nor above MOST."""
-
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = bound - 1
-        if value < bound:
-            raise argparse.ArgumentTypeError(f"must be a whole number, {bound} or above, not {shortened(text)}")
-        if value > MOST:
-            raise argparse.ArgumentTypeError(f"must be at most {MOST}, not {shortened(text)}")
-        return value
-
-    return convert
-
-
-def seed(text: str) -> int:
-    """An argparse type: a whole number that every library takes for a seed."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"must be a whole number, 0 to {2**32 - 1}, not {shortened(text)}")
-    return value
-
-
-def count_or_share(text: str) -> int | float:
-    """An argparse type: a whole number of at least 1, or a share in (0, 1)."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = float(text)
-    if not (1 <= value <= MOST if isinstance(value, int) else 0 < value < 1):
-        raise argparse.ArgumentTypeError(
-            f"must be a count of heads (1 or more) or a share between 0 and 1, not {shortened(text)}"
-        )
-    return value
-
-
-def linear_names(text: str) -> str:
-    """An argparse type: some of LINEAR_NAMES, separated by commas; the same in their order."""
-    names = [name.strip() for name in text.split(",")]
-    if unknown := [name for name in names if name not in LINEAR_NAMES]:
-        raise argparse.ArgumentTypeError(f"must be some of {', '.join(LINEAR_NAMES)}, not {', '.join(unknown) or text}")
-    return ",".join(name for name in LINEAR_NAMES if name in names)
-
-
-def layer_ranges(text: str) -> str:
-    """An argparse type: what `layer_numbers` reads, as it is."""
-    try:
-        layer_numbers(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{error}; give numbers and ranges, as 0-3,7") from error
-    return text
-
-
-def auto_or_count(text: str) -> int | str:
-    """An argparse type: 'auto' or a whole number of at least 1."""
-    return text if text == "auto" else at_least(1)(text)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import yaml
 
+from utils.common.config_file import NOT_REPEATED
 from utils.common.errors import UserError, first_line
-from utils.common.flags import NOT_REPEATED, Arguments, above, build_parser, parse_arguments, seed
+from utils.common.flag_types import above, seed
+from utils.common.flags import Arguments, build_parser, parse_arguments
 
 KEYS = ("flags", "prunings", "configurations", "seeds", "lr", "search", "compare_to")
 

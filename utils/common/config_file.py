@@ -1,0 +1,54 @@
+"""A -config file: flags and their values, checked as on the command line."""
+
+import argparse
+import json
+from pathlib import Path
+
+from utils.common.errors import UserError, first_line, shortened
+from utils.common.files import read_json
+
+NOT_REPEATED = ("resume", "overwrite", "plan", "config")
+"""Flags that say how this once a run is started: never kept in run.json, never taken from a -config file."""
+
+
+def read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
+    """The flags in a JSON object, or under "arguments" in a run.json, each checked as on the command line."""
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"-config: cannot read {path} ({first_line(error)}); give a JSON object of flags, or a run.json"
+        ) from error
+    of_run = isinstance(content, dict) and isinstance(content.get("arguments"), dict)
+    given = content["arguments"] if of_run else content
+    if not isinstance(given, dict):
+        raise UserError(f"-config: {path} holds no JSON object; give one of flags, or a run.json")
+    if of_run:  # those of earlier versions name these too
+        given = {name: value for name, value in given.items() if name not in NOT_REPEATED}
+    if once := [name for name in given if name in NOT_REPEATED]:
+        raise UserError(f"-config: {path}: {', '.join(once)}: given on the command line only; take it out of the file")
+    actions = {action.dest: action for action in parser._actions if action.dest != "help"}
+    if unknown := [name for name in given if name not in actions]:
+        raise UserError(f"-config: {path} names unknown flags: {', '.join(unknown)}")
+    return {name: _from_json(actions[name], value, f"-config: {path}: {name}") for name, value in given.items()}
+
+
+def _from_json(action: argparse.Action, value: object, place: str) -> object:
+    """A flag's value from JSON, as the command line would make it from text; UserError that begins with `place`."""
+    shown = shortened(json.dumps(value))
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise UserError(f"{place} is {shown}; a switch is true or false")
+        return value
+    if value is None and action.default is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UserError(f"{place} is {shown}; give a number or a text, as on the command line")
+    try:
+        converted = action.type(str(value))
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        reason = str(error) if isinstance(error, argparse.ArgumentTypeError) else f"is {shown}, which it can't be"
+        raise UserError(f"{place} {reason}") from error
+    if action.choices and converted not in action.choices:
+        raise UserError(f"{place} is {shown}; choose from {', '.join(action.choices)}")
+    return converted

@@ -1,0 +1,108 @@
+"""What a flag's value may be: argparse types that say in one line what is wrong."""
+
+import argparse
+import math
+from collections.abc import Callable
+
+from utils.common.errors import shortened
+from utils.common.names import LINEAR_NAMES, layer_numbers
+
+MOST = 10**9
+"""The largest count that a flag takes: beyond it, sizes overflow in libraries rather than being too large."""
+
+
+def above(bound: float) -> Callable[[str], float]:
+    """An argparse type: a finite number above `bound`."""
+
+    def convert(text: str) -> float:
+        value = float(text)
+        if not (math.isfinite(value) and value > bound):
+            raise argparse.ArgumentTypeError(f"must be a number above {bound:g}, not {shortened(text)}")
+        return value
+
+    return convert
+
+
+def weight(text: str) -> float:
+    """An argparse type: a number in (0, 1]."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, at most 1, not {text}")
+    return value
+
+
+def at_least_real(bound: float) -> Callable[[str], float]:
+    """An argparse type: a number not below `bound`, nor above MOST."""
+
+    def convert(text: str) -> float:
+        value = float(text)
+        if not value >= bound:
+            raise argparse.ArgumentTypeError(f"must be a number, {bound:g} or above, not {shortened(text)}")
+        if value > MOST:
+            raise argparse.ArgumentTypeError(f"must be at most {MOST}, not {shortened(text)}")
+        return value
+
+    return convert
+
+
+def at_least(bound: int) -> Callable[[str], int]:
+    """An argparse type: a whole number not below `bound`, nor above MOST."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = bound - 1
+        if value < bound:
+            raise argparse.ArgumentTypeError(f"must be a whole number, {bound} or above, not {shortened(text)}")
+        if value > MOST:
+            raise argparse.ArgumentTypeError(f"must be at most {MOST}, not {shortened(text)}")
+        return value
+
+    return convert
+
+
+def seed(text: str) -> int:
+    """An argparse type: a whole number that every library takes for a seed."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"must be a whole number, 0 to {2**32 - 1}, not {shortened(text)}")
+    return value
+
+
+def count_or_share(text: str) -> int | float:
+    """An argparse type: a whole number of at least 1, or a share in (0, 1)."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = float(text)
+    if not (1 <= value <= MOST if isinstance(value, int) else 0 < value < 1):
+        raise argparse.ArgumentTypeError(
+            f"must be a count of heads (1 or more) or a share between 0 and 1, not {shortened(text)}"
+        )
+    return value
+
+
+def linear_names(text: str) -> str:
+    """An argparse type: some of LINEAR_NAMES, separated by commas; the same in their order."""
+    names = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in LINEAR_NAMES]:
+        raise argparse.ArgumentTypeError(f"must be some of {', '.join(LINEAR_NAMES)}, not {', '.join(unknown) or text}")
+    return ",".join(name for name in LINEAR_NAMES if name in names)
+
+
+def layer_ranges(text: str) -> str:
+    """An argparse type: what `layer_numbers` reads, as it is."""
+    try:
+        layer_numbers(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}; give numbers and ranges, as 0-3,7") from error
+    return text
+
+
+def auto_or_count(text: str) -> int | str:
+    """An argparse type: 'auto' or a whole number of at least 1."""
+    return text if text == "auto" else at_least(1)(text)
