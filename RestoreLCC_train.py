@@ -7,13 +7,15 @@
 Each stage is a module of utils/stages, which holds its cache key, what it reads and what it hands on.
 """
 
-from contextlib import nullcontext
+import os
+from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING
 
 from models.names import check_found
 from utils.common.commands import run
 from utils.common.flags import Arguments, parse_arguments
 from utils.common.processes import Processes, speaks
+from utils.common.progress import OFF
 from utils.common.result import Result
 from utils.stages.begin import check_inputs, result_folder
 
@@ -34,6 +36,8 @@ def main() -> None:
     result = result_folder(args, check=speaks())
     check_inputs(args)
     processes = Processes(args.device)
+    if args.quiet:
+        os.environ[OFF] = "1"
     with result.working() if processes.is_main else nullcontext():
         restore(begun(args, processes, result))
 
@@ -49,14 +53,23 @@ def begun(args: Arguments, processes: Processes, result: Result) -> "Run":
 
 
 def restore(run: "Run") -> None:
-    """The stages in order."""
+    """The stages in order, then what they came to."""
+    from utils.stages.results import write_results
+
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if run.args.quiet else nullcontext():
+        found = staged(run)
+    if found:
+        write_results(run, *found)
+
+
+def staged(run: "Run") -> tuple | None:
+    """All stages: what the result is written from; None in any process but the main one."""
     from utils.stages.measure import measure
     from utils.stages.merge import merge, score_merged
     from utils.stages.negatives import probe_trees, prompt_trees
     from utils.stages.prepare import prepare
     from utils.stages.prune import pruned_checkpoint
     from utils.stages.rank import rank
-    from utils.stages.results import write_results
     from utils.stages.scales import head_norms
     from utils.stages.train import train_restoration
 
@@ -76,13 +89,13 @@ def restore(run: "Run") -> None:
     with run.stage("train"):
         trained = train_restoration(run, models, samples, ranked)
     if not run.processes.is_main:
-        return
+        return None
     with run.stage("merge"):
         merged = merge(run, models, trained)
     with run.stage("restored"):
         restored = score_merged(run, models, plan, merged)
     evaluations = {"dense": dense.evaluation, "pruned": pruned.evaluation, "restored": restored}
-    write_results(run, models, samples, ranked, trained, merged, evaluations)
+    return models, samples, ranked, trained, merged, evaluations
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from baselines.fixed_weights import FixedWeights, put
@@ -20,6 +19,7 @@ from baselines.streams import Stream, walk
 from models.checkpoint import LINEARS
 from models.contract import Given, State
 from utils.common.errors import UserError
+from utils.common.progress import progress
 
 WARMUP = 0.1
 """Of all steps of a window."""
@@ -159,7 +159,7 @@ class Window:
         steps = epochs * len(self.batches)
         schedule = get_linear_schedule_with_warmup(optimizer, int(WARMUP * steps), steps)
         order = (index for _ in range(epochs) for index in torch.randperm(len(self.batches), generator=generator))
-        with torch.enable_grad(), tqdm(order, desc=name, total=steps, unit="step", leave=False) as bar:
+        with torch.enable_grad(), progress(order, desc=name, total=steps, unit="step", leave=False) as bar:
             for index in bar:
                 # As a share of the first error: small ones would drown in Adam's epsilon, or in fp16's range.
                 loss = self.loss(trained, *self.batches[index]) / before

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
 from models.contract import SITES, Given
 from pruning.streaming import BATCH_TOKENS, first_inputs
 from utils.common.errors import UserError
+from utils.common.progress import progress
 
 GROUPS = (("q", "k", "v"), ("attention",), ("gate", "up"), ("ffn",))
 """Sites that are fed the same, in the order in which they are computed."""
@@ -101,7 +101,7 @@ def walk(given: Given, description: str, *, dense: bool = True, restored: bool =
     models = [given.dense() if dense else None, given.pruned() if restored else None]
     streams = [model and _begin(model, given) for model in models]
     layers = given.config.num_hidden_layers
-    for index in tqdm(range(layers), desc=description, unit="layer"):
+    for index in progress(range(layers), desc=description, unit="layer"):
         running = [(stream, model.model.layers[index]) for model, stream in zip(models, streams, strict=True) if model]
         homes = [next(layer.parameters()).device for _, layer in running]
         for stream, layer in running:

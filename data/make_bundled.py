@@ -13,7 +13,6 @@ from pathlib import Path
 from random import Random
 
 import torch
-from tqdm import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from data.families import FAMILIES
@@ -25,6 +24,7 @@ from utils.common.errors import UserError
 from utils.common.files import write_text
 from utils.common.flag_types import at_least
 from utils.common.names import EMBEDDED
+from utils.common.progress import progress
 
 SEED = 42
 
@@ -128,7 +128,7 @@ def write_answers(
     ]
     order = sorted(range(len(rows)), key=lambda i: (len(prompts[i]), i))
     answers = [""] * len(rows)
-    for start in tqdm(range(0, len(order), batch_size), desc="writing answers", unit="batch"):
+    for start in progress(range(0, len(order), batch_size), desc="writing answers", unit="batch"):
         chosen = order[start : start + batch_size]
         batch = tokenizer(
             [prompts[i] for i in chosen],

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.checkpoint import Checkpoint, check_finite, check_weights
@@ -19,6 +18,7 @@ from pruning.pattern import Pattern
 from pruning.streaming import Stage, check_cast, stream
 from utils.common.errors import UserError
 from utils.common.files import whole_folder, write_json, write_text
+from utils.common.progress import progress
 from utils.common.result import check_apart
 
 MODES = ("masked", "compact")
@@ -135,7 +135,7 @@ def _prune(
     if tokens is not None:
         return stream(model, tokens, stages, device)
     with torch.no_grad():
-        for layer, (stage,) in zip(tqdm(model.model.layers, desc="pruning", unit="layer"), stages, strict=True):
+        for layer, (stage,) in zip(progress(model.model.layers, desc="pruning", unit="layer"), stages, strict=True):
             stage.prune(layer, {})
     return [{} for _ in stages]
 

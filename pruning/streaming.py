@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
 from models.checkpoint import LINEARS
 from pruning.statistics import Hessian, InputNorms
 from utils.common.errors import UserError
+from utils.common.progress import progress
 
 SITES = {
     "self_attn.q_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -71,7 +71,7 @@ def stream(
     sample = hidden[: max(1, min(len(hidden) // 16, BATCH_TOKENS // tokens.shape[1]))]
     record = []
     layers = model.model.layers
-    with tqdm(total=len(layers), desc="pruning", unit="layer") as bar:
+    with progress(total=len(layers), desc="pruning", unit="layer") as bar:
         for index, layer in enumerate(layers):
             start, home = time.perf_counter(), next(layer.parameters()).device
             layer.to(device)

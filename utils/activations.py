@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
 from models.cpu_attention import cpu_attention
 from models.loading import head_shape, input_device
+from utils.common.progress import progress
 
 CPU_TOKENS_A_BATCH = 512
 """On a CPU, where more of them are no faster, and rows of a larger batch differ more in length."""
@@ -56,7 +56,7 @@ def last_token_activations(model: LlamaForCausalLM, trees: list[Tree], descripti
     with (
         torch.no_grad(),
         cpu_attention(model),
-        tqdm(total=sum(map(len, trees)), desc=description, unit="tok", unit_scale=True) as bar,
+        progress(total=sum(map(len, trees)), desc=description, unit="tok", unit_scale=True) as bar,
     ):
         for batch in _batches(trees, CPU_TOKENS_A_BATCH if device.type == "cpu" else TOKENS_A_BATCH):
             with _captured_inputs(model, batch.reads) as captured:

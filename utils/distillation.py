@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
 from models.contract import Needs
@@ -18,6 +17,7 @@ from utils.activations import CPU_TOKENS_A_BATCH, TOKENS_A_BATCH
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
 from utils.common.names import DISTILL
+from utils.common.progress import progress
 from utils.prompts import Encoded
 
 GB = 10**9
@@ -62,7 +62,9 @@ def teacher_states(model: LlamaForCausalLM, samples: list[Encoded], description:
     budget = CPU_TOKENS_A_BATCH if device.type == "cpu" else TOKENS_A_BATCH
     found = torch.empty(sum(map(predicted, samples)), model.config.hidden_size, dtype=model.dtype)
     places = found.split([predicted(sample) for sample in samples])
-    with tqdm(total=sum(len(sample.ids) for sample in samples), desc=description, unit="tok", unit_scale=True) as bar:
+    with progress(
+        total=sum(len(sample.ids) for sample in samples), desc=description, unit="tok", unit_scale=True
+    ) as bar:
         for rows in by_length(samples, budget):
             ids = torch.zeros(len(rows), len(samples[rows[0]].ids), dtype=torch.long)
             for index, row in enumerate(rows):

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from models.checkpoint import Checkpoint
 from utils.common.errors import UserError, first_line
 from utils.common.hub import check_at_hand
 from utils.common.names import EMBEDDED
+from utils.common.progress import progress
 
 CHUNK = 1024
 
@@ -68,7 +68,7 @@ def sentence_embeddings(texts: list[str], encoder: str, device: str) -> Tensor:
         raise UserError(f"-sentence_encoder: cannot load {encoder} ({first_line(error)}); copy it again") from error
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     embeddings = torch.empty(len(texts), model.config.hidden_size)
-    for begin in tqdm(range(0, len(order), BATCH_SIZE), desc="embedding answers", unit="batch"):
+    for begin in progress(range(0, len(order), BATCH_SIZE), desc="embedding answers", unit="batch"):
         rows = order[begin : begin + BATCH_SIZE]
         batch = tokenizer(
             [texts[row] for row in rows], padding=True, truncation=True, max_length=LONGEST, return_tensors="pt"

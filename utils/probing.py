@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+
+from utils.common.progress import progress
 
 LEARNING_RATE = 0.01
 EPOCHS = 200
@@ -20,7 +21,7 @@ class ProbeScores:
     loss: Tensor
 
 
-def probe_heads(restored: Tensor, right: Tensor, wrong: Tensor, seed: int, progress: bool = False) -> ProbeScores:
+def probe_heads(restored: Tensor, right: Tensor, wrong: Tensor, seed: int, shown: bool = False) -> ProbeScores:
     """Train one logistic probe a head, and score it on held-out samples.
 
     restored: z_pruned(q) + c; right: z_dense(q + r⁺); wrong: z_dense(q + r⁻); each (L, H, N, d).
@@ -38,8 +39,8 @@ def probe_heads(restored: Tensor, right: Tensor, wrong: Tensor, seed: int, progr
     start = [torch.empty(heads, n).uniform_(-bound, bound, generator=generator) for n in (2 * width, 1)]
     accuracy, loss = [], []
     layers = zip(restored, right, wrong, strict=True)
-    for shared, positive, negative in tqdm(
-        layers, total=len(restored), desc="probing heads", unit="layer", disable=not progress
+    for shared, positive, negative in progress(
+        layers, total=len(restored), desc="probing heads", unit="layer", disable=not shown
     ):
         weight, bias = _train(*(_features(x[:, train]) for x in (shared, positive, negative)), *start)
         logits = _logits(*(_features(x[:, held_out]) for x in (shared, positive, negative)), weight, bias)

@@ -5,7 +5,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +25,7 @@ from utils.checkpoints import UNFINISHED, last_whole, seal
 from utils.common.commands import ENDING
 from utils.common.errors import Stopped, UserError
 from utils.common.files import write_json
+from utils.common.progress import Lines, progress
 from utils.distillation import Distillation, by_length
 from utils.losses import IGNORED, ResponseLoss
 from utils.prompts import Encoded
@@ -87,6 +88,7 @@ def train(
     distillation: Distillation | None = None,
     penalty: Callable[[], Tensor] | None = None,
     belongs: str = "",
+    report_to: Sequence[str] = (),
 ) -> TrainingResult:
     """Train what requires gradients in `model`, in place, together with the other processes of `accelerate launch`.
 
@@ -98,7 +100,7 @@ def train(
     after its validation, and every SAVED_EVERY seconds; with `resume` the last whole one there is continued from.
     belongs: digest of what they may be continued with: start, samples, settings, processes. sharded: under FSDP no
     checkpoints are written, since they would hold the whole model. penalty: what training adds to the mean loss, see
-    ResponseLoss.
+    ResponseLoss. report_to: trackers, as the Trainer knows them.
 
     Told to end by a signal it finishes the step, writes a checkpoint and raises Stopped, or KeyboardInterrupt; told so
     again it ends at once.
@@ -128,7 +130,7 @@ def train(
         save_strategy="no" if sharded else "epoch",
         logging_steps=1,
         logging_nan_inf_filter=False,
-        report_to=[],
+        report_to=list(report_to),
         remove_unused_columns=False,
         label_names=["labels"],
         disable_tqdm=True,
@@ -247,7 +249,7 @@ def response_loss(
     found: list[dict[str, Tensor]] = []
     names, labelled = ["loss"], 0
     inputs = _rows(samples, states)
-    with tqdm(total=len(samples), desc=description, unit="sample", leave=False) as bar:
+    with progress(total=len(samples), desc=description, unit="sample", leave=False) as bar:
         for first in range(0, len(batches), parts):
             mine = first + part < len(batches)
             rows = batches[first + part if mine else first]
@@ -427,11 +429,11 @@ class _Progress(TrainerCallback):
 
     def __init__(self, result: TrainingResult, clock: Callable[[], float] = time.perf_counter, lr_flag: str = "-lr"):
         self.result, self.clock, self.lr_flag = result, clock, lr_flag
-        self.bar: tqdm | None = None
+        self.bar: tqdm | Lines | None = None
         self.began = 0.0
 
     def on_train_begin(self, args, state, control, **_) -> None:
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
+        self.bar = progress(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
 
     def on_step_begin(self, args, state, control, **_) -> None:
         self.began = self.clock()

@@ -21,7 +21,7 @@ def test_what_run_json_holds_repeats_the_run_but_not_how_it_was_started(tmp_path
     given = ["-lr", "0.02", "-use_topk_heads", "7", "-eval_limit", "3", "-overwrite", "-resume", "-data_seed", "5"]
     first = parse_arguments([*given, "-plan", "here", "-skip_bad_samples"])
     written = first.as_json()
-    assert not {"overwrite", "resume", "plan", "config"} & set(written)
+    assert not {"overwrite", "resume", "plan", "config", "quiet", "report_to"} & set(written)
     again = from_config(tmp_path, {"arguments": json.loads(json.dumps(written)), "seed": 42})
     assert again.as_json() == written
     assert (again.overwrite, again.resume, again.plan) == (False, "auto", None)
@@ -74,8 +74,8 @@ WRONG = {
     "wrong choice": ({"dtype": "int8"}, 'dtype is "int8"; choose from bfloat16'),
     "unknown": ({"learning_rate": 1}, "names unknown flags: learning_rate"),
     "help": ({"help": True}, "names unknown flags: help"),
-    "a list of flags": (["lr"], "holds no JSON object"),
-    "null": ("null", "holds no JSON object"),
+    "a list of flags": (["lr"], "holds no flags"),
+    "null": ("null", "holds no flags"),
     "no JSON": ("{", "cannot read"),
     "deep": ("[" * 100_000, "cannot read"),
 }
@@ -94,6 +94,62 @@ def test_numbers_and_texts_stand_for_each_other_as_the_flag_takes_them(tmp_path)
     args = from_config(tmp_path, {"sparsity": 0.5, "lr": "1e-3", "use_topk_heads": "0.5", "eval_batch_size": 8})
     assert (args.sparsity, args.lr, args.use_topk_heads, args.eval_batch_size) == ("0.5", 1e-3, 0.5, 8)
     assert from_config(tmp_path, {"allow_dense": True, "eval_limit": None, "spec_task": None}).allow_dense
+
+
+def test_yaml_is_read_as_it_is_written(tmp_path):
+    path = tmp_path / "flags.yaml"
+    path.write_text("sparsity: 2:4\nlr: 1e-3\ntrain_norms: true\neval_limit: null\nuse_topk_heads: 0.5\n")
+    args = parse_arguments(["-config", str(path), "-num_epoch", "2"])
+    found = (args.sparsity, args.lr, args.train_norms, args.eval_limit, args.use_topk_heads, args.num_epoch)
+    assert found == ("2:4", 1e-3, True, None, 0.5, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("lr: [1", "is no YAML in line "),
+        ("lr: 1\nlr: 2", "'lr' stands there twice"),
+        ("- lr", "holds no flags"),
+        ("train_norms: yes", 'train_norms is "yes"; a switch is true or false'),
+        ("lr: {a: 1}", "lr is "),
+        ("num_epoch: null", "num_epoch"),
+    ],
+)
+def test_wrong_yaml_is_one_line_that_names_the_file(tmp_path, content, message):
+    path = tmp_path / "flags.yml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"^-config: ") as raised:
+        parse_arguments(["-config", str(path)])
+    assert message in str(raised.value) and "flags.yml" in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("-lrr", "did you mean -lr?"),
+        ("--use_top_heads=3", "did you mean -use_topk_heads?"),
+        ("-num_train", "did you mean -num_train_samples?"),
+        ("-xyzzy", None),
+        ("word", None),
+    ],
+)
+def test_an_unknown_flag_names_the_nearest_one(given, meant):
+    with pytest.raises(UserError) as raised:
+        parse_arguments([given])
+    assert str(raised.value) == f"unrecognized arguments: {given}" + (f"; {meant}" if meant else "")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("wandb,else", "must be none or some of tensorboard, wandb, trackio, not else"),
+        ("trackio", "pip install trackio"),
+    ],
+)
+def test_trackers_are_known_and_installed_before_anything_is_read(given, message, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=message):
+        parse_arguments(["-report_to", given])
 
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path):

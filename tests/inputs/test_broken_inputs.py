@@ -581,7 +581,7 @@ FLAGS: dict[str, tuple[str, dict[str, object], str]] = {
     "a text for a number": ("restore", {"lr": "fast"}, "-lr/--lr: invalid"),
     "a name that is no text": ("restore", {"data_path": "\udcff"}, "-data_path/--data_path: is no UTF-8 text"),
     "tasks that are no text": ("restore", {"eval_tasks": "\udcff"}, "-eval_tasks/--eval_tasks: is no UTF-8 text"),
-    "an abbreviation": ("restore", {"num_ep": 3}, "unrecognized arguments: -num_ep 3"),
+    "an abbreviation": ("restore", {"num_ep": 3}, "unrecognized arguments: -num_ep 3; did you mean -num_epoch?"),
     "an abbreviation to prune": ("prune", {"spars": 0.5}, "unrecognized arguments: -spars 0.5"),
     "an abbreviation to merge": ("merge", {"tok": "x"}, "unrecognized arguments: -tok x"),
     "the device meta": ("restore", {"device": "meta"}, "-device: meta cannot be used"),

@@ -27,6 +27,7 @@ from tests.builders import byte_tokenizer, save_tiny_llama
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
 from utils.common.methods import METHODS, Line
+from utils.common.progress import OFF
 from utils.evaluation.rows import CHOICES, pair_rows, read_rows
 from utils.evaluation.statistics import divergences
 from utils.losses import IGNORED
@@ -193,6 +194,25 @@ def test_output_ends_with_the_result_and_what_to_run_next(world, finished):
     lines = (world / "stdout.txt").read_text().strip().splitlines()
     assert lines[-1].startswith("next:") and "lm_eval" in lines[-1]
     assert str(finished / "model") in lines[-2]
+
+
+def test_a_quiet_run_prints_its_result_alone_and_training_is_reported(world, finished, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("tensorboard")
+    for name in (OFF, "TENSORBOARD_LOGGING_DIR"):  # which the run sets: gone after the test as before
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    output = tmp_path / "out"
+    run(monkeypatch, flags(world, output, quiet=True, report_to="tensorboard"))
+    told = capsys.readouterr()
+    whole = (world / "stdout.txt").read_text()
+    assert "[1/9]" in whole and "[1/9]" not in told.out and told.err == ""
+    # Stages took other times, and the paths are others.
+    first = whole[whole.index("task ") :].partition("stage  ")[0]
+    assert told.out.lstrip().startswith(first.rstrip()) and told.out.strip().splitlines()[-1].startswith("next:")
+    (events,) = (output / "logs" / "tensorboard").rglob("events.*")
+    assert events.stat().st_size > 0
+    named = json.loads((output / "logs" / "written.json").read_text())
+    assert any("tensorboard" in name for name in named["files"])
 
 
 def test_an_ablation_reuses_everything_but_training(world, finished, tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 
 from utils.common.errors import Stopped, UserError, shortened
@@ -21,6 +22,9 @@ ENDING = (signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else 
 
 WIDTH = 100
 """Columns that all output to a terminal keeps to."""
+
+_UNKNOWN = "unrecognized arguments: "
+"""What argparse begins with where it knows no such flag."""
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095
 """Bytes of a file's name and of a path that common file systems take."""
@@ -51,7 +55,18 @@ class Parser(argparse.ArgumentParser):
         return []
 
     def error(self, message: str) -> None:
-        raise UserError(message.replace("argument ", "", 1))
+        message = message.replace("argument ", "", 1)
+        if unknown := message.removeprefix(_UNKNOWN) if message.startswith(_UNKNOWN) else "":
+            message += self._nearest(unknown.split()[0])
+        raise UserError(message)
+
+    def _nearest(self, word: str) -> str:
+        """What may have been meant by an unknown flag."""
+        flags = [action.option_strings[0].lstrip("-") for action in self._actions if action.option_strings]
+        given = word.lstrip("-").partition("=")[0]
+        # The beginning of a flag is nearer to it than any change of letters.
+        near = [flag for flag in flags if given and flag.startswith(given)] or get_close_matches(given, flags, 2, 0.6)
+        return f"; did you mean {' or '.join(f'-{flag}' for flag in near[:3])}?" if word[0] == "-" and near else ""
 
 
 class _Help(argparse.HelpFormatter):
@@ -65,6 +80,11 @@ class _Help(argparse.HelpFormatter):
             return super()._format_action_invocation(action)
         shown = action.option_strings[0]
         return shown if action.nargs == 0 else f"{shown} {self._format_args(action, action.dest.upper())}"
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Paragraphs are filled, each line for itself, so that examples stay as they are."""
+        fill = super()._fill_text
+        return "\n".join(line if line.startswith("  ") else fill(line, width, indent) for line in text.split("\n"))
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -82,7 +102,8 @@ def run(main: Callable[[], None], then: str = "") -> None:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            # Lines appear as they are written in a log too, where Python would hold back pages of them.
+            stream.reconfigure(errors="replace", line_buffering=True)
     for number in ENDING:
         signal.signal(number, _stop)
     try:

@@ -6,23 +6,19 @@ from pathlib import Path
 
 from utils.common.errors import UserError, first_line, shortened
 from utils.common.files import read_json
+from utils.common.plain_yaml import read_yaml
 
-NOT_REPEATED = ("resume", "overwrite", "plan", "config")
+NOT_REPEATED = ("resume", "overwrite", "plan", "config", "quiet", "report_to")
 """Flags that say how this once a run is started: never kept in run.json, never taken from a -config file."""
 
 
 def read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
-    """The flags in a JSON object, or under "arguments" in a run.json, each checked as on the command line."""
-    try:
-        content = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"-config: cannot read {path} ({first_line(error)}); give a JSON object of flags, or a run.json"
-        ) from error
+    """The flags in a JSON object or YAML mapping, or a run.json's "arguments", each checked as on the command line."""
+    content = _content(path)
     of_run = isinstance(content, dict) and isinstance(content.get("arguments"), dict)
     given = content["arguments"] if of_run else content
     if not isinstance(given, dict):
-        raise UserError(f"-config: {path} holds no JSON object; give one of flags, or a run.json")
+        raise UserError(f"-config: {path} holds no flags; give a JSON object or YAML mapping of them, or a run.json")
     if of_run:  # those of earlier versions name these too
         given = {name: value for name, value in given.items() if name not in NOT_REPEATED}
     if once := [name for name in given if name in NOT_REPEATED]:
@@ -33,8 +29,24 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
     return {name: _from_json(actions[name], value, f"-config: {path}: {name}") for name, value in given.items()}
 
 
+def _content(path: Path) -> object:
+    if path.suffix in (".yaml", ".yml"):
+        found = read_yaml(path, "flags and their values, or a run.json", "-config: ")
+        # Its texts are for the flags to read, as on the command line, but for what no flag's text can say.
+        words = {"true": True, "false": False, "null": None}
+        if not isinstance(found, dict):
+            return found
+        return {name: words.get(each, each) if isinstance(each, str) else each for name, each in found.items()}
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"-config: cannot read {path} ({first_line(error)}); give a JSON object of flags, or a run.json"
+        ) from error
+
+
 def _from_json(action: argparse.Action, value: object, place: str) -> object:
-    """A flag's value from JSON, as the command line would make it from text; UserError that begins with `place`."""
+    """A flag's value from a file, as the command line would make it from text; UserError that begins with `place`."""
     shown = shortened(json.dumps(value))
     if action.nargs == 0:
         if not isinstance(value, bool):

@@ -1,11 +1,12 @@
 """What a flag's value may be: argparse types that say in one line what is wrong."""
 
 import argparse
+import importlib.util
 import math
 from collections.abc import Callable
 
 from utils.common.errors import shortened
-from utils.common.names import LINEAR_NAMES, layer_numbers
+from utils.common.names import LINEAR_NAMES, TRACKERS, layer_numbers
 
 MOST = 10**9
 """The largest count that a flag takes: beyond it, sizes overflow in libraries rather than being too large."""
@@ -106,3 +107,15 @@ def layer_ranges(text: str) -> str:
 def auto_or_count(text: str) -> int | str:
     """An argparse type: 'auto' or a whole number of at least 1."""
     return text if text == "auto" else at_least(1)(text)
+
+
+def trackers(text: str) -> str:
+    """An argparse type: some of TRACKERS that are installed, separated by commas, or none."""
+    names = [name.strip() for name in text.split(",")]
+    if names == ["none"]:
+        return text
+    if unknown := [name for name in names if name not in TRACKERS]:
+        raise argparse.ArgumentTypeError(f"must be none or some of {', '.join(TRACKERS)}, not {', '.join(unknown)}")
+    if absent := [name for name in names if importlib.util.find_spec(name) is None]:
+        raise argparse.ArgumentTypeError(f"needs what is not installed: pip install {' '.join(absent)}")
+    return ",".join(names)

@@ -15,6 +15,7 @@ from utils.common.flag_types import (
     layer_ranges,
     linear_names,
     seed,
+    trackers,
     weight,
 )
 from utils.common.methods import METHODS
@@ -29,6 +30,7 @@ from utils.common.names import (
     RESPONSE,
     SPEC_TASKS,
     STREAMS,
+    TRACKERS,
     layer_numbers,
 )
 from utils.common.recipes import RECIPES, as_flags
@@ -110,6 +112,8 @@ class Arguments:
     train_seed: int | None
     dtype: str
     device: str
+    quiet: bool
+    report_to: str
     plan: str | None
 
     def head_count(self, layers: int, heads: int) -> int:
@@ -197,12 +201,17 @@ def build_parser() -> Parser:
         usage="python RestoreLCC_train.py [-flag value …]",
         description="Restore a pruned Llama by lost component compensation, keep every zero, prove it, evaluate it.",
         epilog="All flags take one or two dashes. Without any, SmolLM2-135M from its PyPI package is pruned by Wanda "
-        "to 50 % and restored with the paper's sizes; `bash train.sh` does the same job smaller.",
+        "to 50 % and restored with the paper's sizes; `bash train.sh` does the same job smaller. Examples:\n"
+        "\n"
+        "  python RestoreLCC_train.py -base_model_name llama_7B -pruned_model_path PRUNED -lr 1e-3\n"
+        "  python RestoreLCC_train.py -base_model_name DENSE -prune_method sparsegpt -sparsity 2:4 -plan here\n"
+        "  python RestoreLCC_train.py -config OUT/run.json -use_topk_heads 0.1 -output_dir OUT2\n"
+        "  python RestoreLCC_train.py -recipe constants -train_seed 2 -eval_tasks paper",
     )
     parser.flag(
         "config",
         metavar="FILE",
-        help="defaults from a JSON object of flags, or from the run.json of a run (without -overwrite, -resume, -plan)",
+        help="defaults: flags in a JSON or .yaml file, or a run.json of a run (but -overwrite, -resume, -plan)",
     )
 
     parser.group("models")
@@ -491,6 +500,15 @@ def build_parser() -> Parser:
         metavar="N",
         help="of start values, the order of batches, a random basis and random heads; another one uses "
         "the same pruned model, activations and components (default: -seed)",
+    )
+    parser.switch("quiet", "print the result only: no stages, no progress")
+    parser.flag(
+        "report_to",
+        type=trackers,
+        default="none",
+        metavar="NAMES",
+        help=f"where else training's losses go, as transformers' Trainer sends them: some of {', '.join(TRACKERS)}, "
+        "separated by commas, or none",
     )
     parser.flag(
         "plan",

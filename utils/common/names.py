@@ -20,6 +20,9 @@ DTYPE_NAMES = ("bfloat16", "float32", "float16")
 ANSWER_BITS = "answer_bits_per_byte"
 """A metric of every multiple-choice task: -log2 p of the right answers, for each of their UTF-8 bytes."""
 
+TRACKERS = ("tensorboard", "wandb", "trackio")
+"""Packages that training may report to."""
+
 SPEC_TASKS = ("boolq", "rte", "arc_easy", "arc_challenge")
 """Tasks that have a form of their own to be trained on (data/spec_rows.py)."""
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from utils.common.errors import UserError
+from utils.common.progress import OFF
 
 _PATIENCE = timedelta(days=7)
 """How long processes wait for the main one: pruning and scoring a 70B model takes hours, and a barrier must not end."""
@@ -83,6 +84,5 @@ def speaks() -> bool:
 
 
 def _be_silent() -> None:
-    # Before tqdm is imported, which reads it once.
-    os.environ["TQDM_DISABLE"] = "1"
+    os.environ[OFF] = "1"
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process

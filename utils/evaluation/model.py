@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from models.loading import input_device
+from utils.common.progress import progress
 from utils.evaluation.packing import Batch, batch_tensors, batches, pack
 from utils.evaluation.token_scores import token_scores
 
@@ -85,7 +86,7 @@ class InMemoryLM(HFLM):
             )
         values = torch.zeros(len(requests), dtype=torch.float64)
         greedy = torch.ones(len(requests), dtype=torch.bool)
-        with tqdm(total=len(requests), desc=self.label, unit="request") as bar:
+        with progress(total=len(requests), desc=self.label, unit="request") as bar:
             for groups in batches(packed, budget):
                 batch = batch_tensors(groups)
                 log_probability, is_best = self._batch_scores(batch)
@@ -120,7 +121,7 @@ def quiet(level: int = logging.WARNING) -> Iterator[None]:
         # Prompts and their tokens are made in no time worth a bar; scoring them is.
         for module in ("lm_eval.api.task", "lm_eval.api.model"):
             stack.enter_context(patch(f"{module}.tqdm", lambda items, **_: items))
-        stack.enter_context(patch("lm_eval.models.huggingface.tqdm", partial(tqdm, leave=False)))
+        stack.enter_context(patch("lm_eval.models.huggingface.tqdm", partial(progress, leave=False)))
         for logger in loggers:
             logger.setLevel(level)
         transformers_logging.set_verbosity(logging.ERROR)

@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterable
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.loading import input_device
+from utils.common.progress import progress
 from utils.evaluation.token_scores import token_scores
 
 _TOP_HEADING = re.compile(r" ?= [^=].*[^=] = ?")
@@ -60,7 +60,7 @@ def window_losses(model: PreTrainedModel, windows: torch.Tensor, batch_size: int
     windows: (n, length) int64. The perplexity of the text is exp of the mean of what is returned.
     """
     losses = []
-    bar = tqdm(total=len(windows), desc=description, unit="window")
+    bar = progress(total=len(windows), desc=description, unit="window")
     for batch in windows.split(batch_size):
         batch = batch.to(input_device(model))
         hidden = model.base_model(input_ids=batch, use_cache=False).last_hidden_state[:, :-1]

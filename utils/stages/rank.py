@@ -102,6 +102,6 @@ def find_components(run: Run, dense_keys: list[dict], pruned_keys: list[dict]) -
     if run.args.head_selection == "contrastive":
         _, right, wrong = dense[0]
         restored = of_pruned[:, :, : right.shape[2]] + components.component.unsqueeze(2)
-        probes = probe_heads(restored, right, wrong, run.args.samples_seed, progress=True)
+        probes = probe_heads(restored, right, wrong, run.args.samples_seed, shown=True)
         found |= {"accuracy": probes.accuracy, "loss": probes.loss}
     return found

@@ -1,6 +1,7 @@
 """Train a restoration that is attached to the pruned model, and save it."""
 
 import json
+import os
 from dataclasses import asdict, dataclass
 
 from models.checkpoint import Checkpoint, fingerprint
@@ -65,6 +66,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
             run.processes.sharded,
             taught_by and beside(run, models, taught_by),
             belongs=belongs(run, models, samples, start),
+            report_to=trackers(run),
         )
     restoration = start.read_from(model)
     run.processes.end()
@@ -101,6 +103,14 @@ def settings(run: Run) -> TrainingSettings:
         torch_compile=args.torch_compile,
         seed=args.training_seed,
     )
+
+
+def trackers(run: Run) -> list[str]:
+    """Where training reports to; a tracker that writes files has a folder for them in the result."""
+    names = [] if run.args.report_to == "none" else run.args.report_to.split(",")
+    if "tensorboard" in names:
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.folder / "logs" / "tensorboard"))
+    return names
 
 
 def belongs(run: Run, models: Models, samples: Samples, start: Restoration) -> str:

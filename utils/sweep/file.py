@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from utils.common.config_file import NOT_REPEATED
-from utils.common.errors import UserError, first_line
+from utils.common.errors import UserError
 from utils.common.flag_types import above, seed
 from utils.common.flags import Arguments, build_parser, parse_arguments
+from utils.common.plain_yaml import read_yaml
 
 KEYS = ("flags", "prunings", "configurations", "seeds", "lr", "search", "compare_to")
 
@@ -62,17 +61,6 @@ class Sweep:
     configurations: list[Configuration]
     seeds: tuple[int, ...]
     compare_to: str | None
-
-
-class _Loader(yaml.BaseLoader):
-    """Every scalar as it is written: YAML would read 2:4 as 124, and 1e-3 as a text."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for name, count in Counter(name for name in names if isinstance(name, str)).items():
-            if count > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{name!r} stands there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -126,15 +114,7 @@ def trains(args: Arguments) -> bool:
 
 
 def _read(path: Path) -> dict:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({first_line(error)}); give a sweep's yaml file") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or first_line(error)
-        raise UserError(f"{path}: is no YAML{where} ({problem}); mend it") from error
+    content = read_yaml(path, "a sweep's yaml file")
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no mapping; a sweep has {', '.join(KEYS)}")
     return content
