@@ -46,18 +46,18 @@ COMPILER = "inductor"
 class TrainingSettings:
     """lr: peak, falling linearly to 0. epochs: may be fractional. batch_size: samples a step on one process.
 
-    lr_flag: what the user lowers lr by.
+    lr_flag: what the user lowers lr by. Defaults are those of the flags.
     """
 
-    lr: float
-    epochs: float
-    batch_size: int
-    accumulation: int
-    max_grad_norm: float
-    group_by_length: bool
-    gradient_checkpointing: bool
-    torch_compile: bool
-    seed: int
+    lr: float = 1e-3
+    epochs: float = 3.0
+    batch_size: int = 8
+    accumulation: int = 1
+    max_grad_norm: float = 1.0
+    group_by_length: bool = True
+    gradient_checkpointing: bool = False
+    torch_compile: bool = False
+    seed: int = 42
     lr_flag: str = "-lr"
 
 

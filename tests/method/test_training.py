@@ -18,9 +18,11 @@ from models.loading import load_model, load_tokenizer
 from tests.builders import SAMPLES, batch, compensation, masks_of, trained, zeroed
 from utils.checkpoints import UNFINISHED
 from utils.common.errors import Stopped
+from utils.common.flags import parse_arguments
 from utils.evaluation.token_scores import token_scores
 from utils.losses import IGNORED, ResponseLoss
 from utils.prompts import Encoded, common_prefix, encode_all
+from utils.stages.train import settings as of_flags
 from utils.training import TrainingSettings, _OneDevice, _RestorationTrainer, response_loss, train
 
 
@@ -407,3 +409,7 @@ def test_compilations_are_no_more_for_many_lengths_and_numbers_of_heads(make_tin
     # Without gradients, in the lowest layer, above it.
     assert counters["stats"]["unique_graphs"] == 3
     assert not counters["graph_break"]
+
+
+def test_settings_that_nobody_gave_are_those_of_the_flags():
+    assert of_flags(parse_arguments([])) == TrainingSettings()

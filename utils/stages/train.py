@@ -12,6 +12,7 @@ from models.restoration import Restoration, save_restoration
 from utils.common.cache import digest_tensors
 from utils.common.errors import UserError
 from utils.common.files import digest, write_json, write_text
+from utils.common.flags import Arguments
 from utils.samples import Samples
 from utils.stages.begin import INTERRUPTED
 from utils.stages.context import Models, Run
@@ -59,7 +60,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
             model,
             samples.train,
             samples.valid,
-            settings(run),
+            settings(args),
             run.device,
             run.folder / "checkpoints",
             run.result.continues,
@@ -89,9 +90,8 @@ def begin(run: Run) -> None:
     write_json(run.folder / INTERRUPTED, run.args.as_json())
 
 
-def settings(run: Run) -> TrainingSettings:
+def settings(args: Arguments) -> TrainingSettings:
     """The flags of training."""
-    args = run.args
     return TrainingSettings(
         lr=args.lr,
         epochs=args.num_epoch,
@@ -117,7 +117,7 @@ def belongs(run: Run, models: Models, samples: Samples, start: Restoration) -> s
     """Digest of all that a checkpoint of this training can be continued with."""
     encoded = [[sample.ids, sample.prompt_length] for sample in (*samples.train, *samples.valid)]
     learned = [digest_tensors(state) for state in start.states]
-    how = [asdict(settings(run)), run.args.dtype, run.args.loss, run.args.distill_weight, run.processes.count]
+    how = [asdict(settings(run.args)), run.args.dtype, run.args.loss, run.args.distill_weight, run.processes.count]
     return digest(fingerprint(models.dense), fingerprint(models.pruned), learned, encoded, how)
 
 
