@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
 
 from utils.report.tables import MODELS, ScoreRow
 
@@ -163,12 +162,11 @@ def _points(history: list[dict], key: str) -> np.ndarray:
     return np.array([point for point in found if np.isfinite(point[1])], dtype=float).reshape(-1, 2)
 
 
-def draw_heads(head_scores: Tensor, heads: Sequence[tuple[int, int]], score_name: str) -> Figure:
+def draw_heads(scores: np.ndarray, heads: Sequence[tuple[int, int]], score_name: str) -> Figure:
     """Heat map of a score of every head, layers to the right and heads upwards, the trained ones dotted.
 
-    head_scores: (L, H); what is not finite (a head that cannot be restored) is left grey.
+    scores: (L, H); what is not finite (a head that cannot be restored) is left grey.
     """
-    scores = head_scores.detach().float().cpu().numpy()
     layers, count = scores.shape
     image = np.ma.masked_invalid(scores).T
     cell = min(5.7 / layers, 5.8 / count, 0.45)
@@ -215,12 +213,12 @@ def head_marks(heads: Sequence[tuple[int, int]], layers: int, count: int) -> tup
     return [layer for layer, _ in heads], [head for _, head in heads]
 
 
-def draw_spectrum(explained: Tensor, num_components: int | None = None) -> Figure:
+def draw_spectrum(spectrum: dict, num_components: int | None = None) -> Figure:
     """Share of the activation gap's energy that the first K directions hold: mean over heads and a band of 80 %.
 
-    explained: (L, H, d), share per direction, largest first.
+    spectrum: what `utils.report.records.spectrum_record` made.
     """
-    mean, low, high = cumulative_share(explained)
+    mean, low, high = (np.array(spectrum[name]) for name in ("mean", "low", "high"))
     directions = np.arange(1, len(mean) + 1)
     figure = Figure(figsize=(PAGE, 3.4), layout="constrained")
     panel = figure.subplots()
@@ -246,17 +244,6 @@ def draw_spectrum(explained: Tensor, num_components: int | None = None) -> Figur
     panel.set_axisbelow(True)
     panel.legend(loc="lower right")
     return figure
-
-
-def cumulative_share(explained: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(mean, 10th, 90th percentile over heads), each (d,), of the share that the first K directions hold.
-
-    explained: (L, H, d); heads without a gap (not finite) are left out.
-    """
-    shares = explained.detach().double().cpu().numpy()
-    shares = np.cumsum(shares.reshape(-1, shares.shape[-1]), axis=1)
-    shares = shares[np.isfinite(shares).all(axis=1)]
-    return shares.mean(axis=0), *np.percentile(shares, [10, 90], axis=0)
 
 
 def draw_sparsity(before: Sequence[float], after: Sequence[float]) -> Figure:

@@ -83,12 +83,9 @@ def restored_how(run: dict) -> str:
     return (run.get("method") or {}).get("title") or "RestoreLCC"
 
 
-def summary(results: dict, run: dict, history: list[dict], heads: Sequence | None, head_count: int | None) -> str:
-    """One paragraph of what was done, what came of it and how sure that is.
-
-    heads: the trained ones; head_count: how many the model has; both None where unknown.
-    """
-    sentences = [what_was_done(results, run, heads, head_count)]
+def summary(results: dict, run: dict, history: list[dict]) -> str:
+    """One paragraph of what was done, what came of it and how sure that is."""
+    sentences = [what_was_done(results, run)]
     losses = [row["valid_loss"] for row in history if row.get("valid_loss") is not None]
     if len(losses) > 1:
         sentences.append(f"Validation loss went from {losses[0]:.3f} before training to {losses[-1]:.3f} at its end.")
@@ -110,8 +107,9 @@ def limited(limit: int | float) -> str:
     return f"Only the first {limit:g} questions or documents of each task were evaluated."
 
 
-def what_was_done(results: dict, run: dict, heads: Sequence | None, head_count: int | None) -> str:
+def what_was_done(results: dict, run: dict) -> str:
     """The models, the share of zeros, the heads and the training in a sentence or two."""
+    heads, head_count = ((results.get("heads") or {}).get(name) for name in ("trained", "count"))
     models, arguments, proof = run.get("models") or {}, run.get("arguments") or {}, results.get("proof") or {}
     dense, pruned = shown_name(models.get("dense", "The model")), models.get("pruned")
     text = f"{dense} was {pruned_how(run, proof)}"

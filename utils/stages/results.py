@@ -19,6 +19,7 @@ from utils.evaluation.scoring import Evaluation
 from utils.prompts import Encoded
 from utils.report.card import model_card
 from utils.report.page import write_report
+from utils.report.records import heads_record, spectrum_record
 from utils.report.tables import proof_table, score_table, stage_table
 from utils.samples import Samples
 from utils.stages.context import Models, Run
@@ -47,8 +48,7 @@ def write_results(
     write_json(run.folder / "results.json", without_nan(results))
     write_rows(run.folder / "logs" / "rows.json.gz", evaluations)
     write_text(run.folder / "model" / "README.md", model_card(results, record))
-    of_heads = (ranked.scores, ranked.heads, ranked.explained) if ranked else (None, [], None)
-    report = write_report(run.folder, results, record, trained.training.history, *of_heads)
+    report = write_report(run.folder, without_nan(results), record, trained.training.history)
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     run.result.finish()
     for table in (score_table(results), proof_table(results["proof"]), stage_table(record)):
@@ -71,15 +71,16 @@ def result_record(
     heads = ranked and {
         "selection": selection,
         "score_name": SCORE_NAMES[selection],
-        "count": ranked.scores.numel(),
-        "trained": ranked.heads,
+        **heads_record(ranked.scores, ranked.heads, ranked.sizes, trained.restoration.state),
     }
+    spectrum = None if ranked is None or ranked.explained is None else spectrum_record(ranked.explained)
     return {
         **summarise(evaluations),
         "validation": validation_record(trained.training.history, samples.valid),
         "proof": merged.proof.record,
         **({"proof_compact": merged.compact} if merged.compact else {}),
         **({"heads": heads} if heads else {}),
+        **({"spectrum": spectrum} if spectrum else {}),
     }
 
 
