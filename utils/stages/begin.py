@@ -18,7 +18,7 @@ WRITTEN = "logs/written.json"
 INTERRUPTED = "logs/arguments.json"
 """What the flags of a later run are held against, in the result while it is not whole."""
 
-NOT_RESUMED = ("output_dir", "cache_dir", "teacher_cache_gb", "eval_batch_size", "device")
+NOT_RESUMED = ("output_dir", "cache_dir", "teacher_cache_gb", "eval_batch_size", "report_prompts", "device")
 """Flags that may differ between an interrupted run and the one that continues it."""
 
 

@@ -23,6 +23,8 @@ from utils.report.records import heads_record, spectrum_record
 from utils.report.tables import proof_table, score_table, stage_table
 from utils.samples import Samples
 from utils.stages.context import Models, Run
+from utils.stages.examples import EXAMPLES, write_examples
+from utils.stages.measure import Measured
 from utils.stages.merge import Merged
 from utils.stages.rank import SCORE_NAMES, Ranked
 from utils.stages.train import Trained
@@ -35,18 +37,21 @@ def write_results(
     ranked: Ranked | None,
     trained: Trained,
     merged: Merged,
-    evaluations: dict[str, Evaluation],
+    measured: dict[str, Measured],
 ) -> None:
     """Write all that a person or a later run reads, and put the whole result in its place.
 
-    evaluations: of `dense`, `pruned` and `restored`.
+    measured: of `dense`, `pruned` and `restored`.
     """
+    evaluations = {name: each.evaluation for name, each in measured.items()}
     results = result_record(run, samples, ranked, trained, merged, evaluations)
     record = run_record(run, models, samples, trained, evaluations)
     # Numbers first: a picture that cannot be drawn must not cost hours of training.
     write_json(run.folder / "run.json", without_nan(record))
     write_json(run.folder / "results.json", without_nan(results))
     write_rows(run.folder / "logs" / "rows.json.gz", evaluations)
+    answers = {name: each.answers for name, each in measured.items()}
+    write_examples(run.folder / EXAMPLES, run, models, samples, answers)
     write_text(run.folder / "model" / "README.md", model_card(results, record))
     report = write_report(run.folder, without_nan(results), record, trained.training.history)
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
