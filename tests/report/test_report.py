@@ -12,7 +12,7 @@ from utils.common.files import without_nan
 from utils.report import figures
 from utils.report.card import model_card
 from utils.report.page import write_report
-from utils.report.records import cumulative_share, heads_record, score_map, spectrum_record
+from utils.report.records import cumulative_share, heads_record, score_map, smooth, spectrum_record
 from utils.report.summary import findings, hide_path, hide_paths, shown_name, summary
 from utils.report.tables import (
     Score,
@@ -468,8 +468,8 @@ def test_a_head_that_cannot_be_restored_is_left_out_of_the_colors(scores):
 
 
 def test_smoothing_keeps_constants_and_length():
-    assert figures.smooth([3.0] * 7, 4) == pytest.approx([3.0] * 7)
-    assert figures.smooth([0.0, 3.0, 6.0, 0.0], 3) == pytest.approx([1.5, 3.0, 3.0, 3.0])
+    assert smooth([3.0] * 7, 4) == pytest.approx([3.0] * 7)
+    assert smooth([0.0, 3.0, 6.0, 0.0], 3) == pytest.approx([1.5, 3.0, 3.0, 3.0])
 
 
 def test_cumulative_share_leaves_out_heads_without_a_gap(shares):

@@ -1,6 +1,7 @@
-"""What results.json keeps of the heads and of the gap's spectrum: the numbers behind the report's pictures."""
+"""The numbers behind the report's pictures: of heads and spectrum as results.json keeps them, and curves of the loss."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -60,6 +61,56 @@ def score_map(record: dict) -> tuple[np.ndarray, list[tuple[int, int]]]:
 def score_name_of(record: dict) -> str:
     """What the heads' score is."""
     return record.get("score_name") or "validation accuracy of the probe"
+
+
+def spans_magnitudes(scores: np.ndarray) -> bool:
+    """Whether scores need a logarithmic scale: gaps, unlike accuracies, span orders of magnitude between layers."""
+    known = scores[np.isfinite(scores)]
+    return bool(len(known) and known.min() > 0 and known.max() > 100 * known.min())
+
+
+@dataclass(frozen=True)
+class LossCurves:
+    """(steps, 2) each: step and finite loss. smoothed: the training loss as a moving mean over `window` steps, None
+    where there are too few. before: the validation loss before the first step. limits: of the axis of losses.
+    """
+
+    training: np.ndarray
+    validation: np.ndarray
+    smoothed: np.ndarray | None
+    window: int
+    before: float | None
+    limits: tuple[float, float] | None
+
+
+def loss_curves(history: list[dict]) -> LossCurves:
+    """What a history's rows, with `step` and `loss` or `valid_loss`, look like."""
+    training, validation = _points(history, "loss"), _points(history, "valid_loss")
+    window = len(training) // 20
+    smoothed = np.stack([training[:, 0], smooth(training[:, 1], window)], axis=1) if window > 1 else None
+    before = validation[0, 1] if len(validation) and validation[0, 0] == 0 else None
+    limits = None
+    if len(training):
+        # A few odd batches must not flatten everything else.
+        shown = np.concatenate([np.percentile(training[:, 1], [0.5, 99.5]), validation[:, 1]])
+        margin = 0.05 * (shown.max() - shown.min()) or 0.1
+        limits = float(shown.min() - margin), float(shown.max() + margin)
+    return LossCurves(training, validation, smoothed, window, before, limits)
+
+
+def smooth(values: Sequence[float], window: int) -> np.ndarray:
+    """Centred moving mean over `window` values, narrower at both ends; same length."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    centres = np.arange(len(values))
+    low = np.maximum(centres - (window - 1) // 2, 0)
+    high = np.minimum(centres + window // 2 + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def _points(history: list[dict], key: str) -> np.ndarray:
+    """(steps, 2): step and finite value of the rows that hold `key`."""
+    found = [(row["step"], row[key]) for row in history if row.get(key) is not None]
+    return np.array([point for point in found if np.isfinite(point[1])], dtype=float).reshape(-1, 2)
 
 
 def numbers(values: Tensor | np.ndarray) -> list:
