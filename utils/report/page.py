@@ -1,11 +1,9 @@
-"""The page of a run with its pictures."""
+"""report.md: the page of a run in Markdown, and its pictures."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from utils.common.files import whole_folder, write_text
 from utils.report import figures
 from utils.report.records import score_map, score_name_of
 from utils.report.sections import USE, answer_table, hide_home, reproducing, score_tables
@@ -13,12 +11,11 @@ from utils.report.summary import sparsity_sentence, summary, title, zeros_buy
 from utils.report.tables import markdown_table, proof_table_markdown, score_rows, stage_rows
 
 
-def write_report(folder: Path, results: dict, run: dict, history: list[dict]) -> Path:
-    """Write report.md and figures/*.png to `folder`; returns the page's path.
+def report(results: dict, run: dict, history: list[dict]) -> tuple[str, dict[str, Callable[[], Figure]]]:
+    """(report.md, its pictures by name, each drawn when it is called).
 
     results, run: what results.json and run.json hold; any part may be missing.
     history: rows with `step` and `loss` (training) or `valid_loss` (validation; step 0 is the pruned model).
-    Page and pictures each appear whole or not at all, the pictures first.
     """
     proof = results.get("proof") or {}
     rows = score_rows(results)
@@ -62,13 +59,7 @@ def write_report(folder: Path, results: dict, run: dict, history: list[dict]) ->
     parts += ["## Using the model", USE.format(folder="model"), "## What the zeros buy", zeros_buy(proof)]
     parts += reproducing(run)
 
-    if pictures:
-        with whole_folder(folder / "figures") as partial, figures.style():
-            for name, draw in pictures.items():
-                draw().savefig(partial / f"{name}.png")
-    page = folder / "report.md"
-    write_text(page, hide_home("\n\n".join(parts) + "\n"))
-    return page
+    return hide_home("\n\n".join(parts) + "\n"), pictures
 
 
 SPECTRUM = (

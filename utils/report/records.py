@@ -1,4 +1,4 @@
-"""The numbers behind the report's pictures: of heads and spectrum as results.json keeps them, and curves of the loss."""
+"""The numbers behind the report's pictures: heads and spectrum as results.json keeps them, curves of the loss."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

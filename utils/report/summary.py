@@ -135,6 +135,45 @@ def what_was_done(results: dict, run: dict) -> str:
     return text + "."
 
 
+def verdict(results: dict, run: dict) -> str:
+    """What the run came to, in one plain sentence; only what is beyond 2 standard errors counts as better or worse."""
+    proof = results.get("proof") or {}
+    if proof and not proof.get("passed"):
+        return "The merged checkpoint failed its proof: do not use or publish it."
+    if restores_nothing(run):
+        return "Nothing was restored: this is the pruned model."
+    rows = [row for row in score_rows(results) if row.verdict]
+    if not rows:
+        return "Nothing was scored on both the pruned and the restored model: whether it is better is not known."
+    better, worse = (sum(row.verdict == word for row in rows) for word in ("better", "worse"))
+    tasks = f"{len(rows)} task{'s' * (len(rows) > 1)}"
+    if better and worse:
+        text = f"The result is mixed: better on {better} of {tasks}, worse on {worse}"
+    elif better:
+        text = f"Restoring helped: better on {better} of {tasks}, worse on none"
+    elif worse:
+        text = f"Restoring made the model worse on {worse} of {tasks}, and better on none"
+    else:
+        text = f"No measurable effect on the score of {'the task' if len(rows) == 1 else f'any of {tasks}'}"
+    found = headline(results)
+    if found and not worse:
+        what, row = found
+        text += f", {'with' if better else 'but'} {row.texts()[2]} of the gap in {what} recovered"
+    answers = answers_row(results)
+    if answers and answers.verdict == "worse":
+        text += "; the right answers became less likely"
+    return text + "."
+
+
+def headline(results: dict) -> tuple[str, ScoreRow] | None:
+    """(what it is of, the row) of the recovered share that stands for the run: a mean's, else a task's, if better."""
+    named = [("mean accuracy", mean_row(results)), ("the right answers' likelihood", answers_row(results))]
+    named += [(f"{row.task}'s {row.metric.replace('_', ' ')}", row) for row in score_rows(results)]
+    return next(
+        ((what, row) for what, row in named if row and row.verdict == "better" and row.recovered is not None), None
+    )
+
+
 def findings(results: dict) -> list[str]:
     """Sentences on what restoring changed; a difference within 2 standard errors is never called a gain or a loss."""
     rows = [row for row in score_rows(results) if row.verdict]

@@ -9,7 +9,7 @@ from utils.common.errors import UserError
 from utils.common.flags import Arguments
 from utils.common.result import Result, check_apart
 
-RESULTS = ("results.json", "run.json", "report.md", "figures", "model", "compact", "restoration", "logs")
+RESULTS = ("results.json", "run.json", "report.md", "report.html", "figures", "model", "compact", "restoration", "logs")
 """What a run may write to -output_dir."""
 
 WRITTEN = "logs/written.json"

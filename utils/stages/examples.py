@@ -16,9 +16,6 @@ from utils.prompts import Encoded
 from utils.samples import Samples
 from utils.stages.context import Models, Run
 
-EXAMPLES = "logs/examples.json"
-"""In the result: the prompts, and what each model answers."""
-
 PACKAGES = ("torch", "transformers", "tokenizers")
 
 
