@@ -80,9 +80,9 @@ def staged(run: "Run") -> tuple | None:
     with run.main_first("negatives"):
         trees = probe_trees(run, models, samples)
     with run.main_first("dense"):
-        dense = measure(run, models, plan, "dense", trees)
+        dense = measure(run, models, samples, plan, "dense", trees)
     with run.main_first("pruned"):
-        pruned = measure(run, models, plan, "pruned", prompt_trees(run, samples))
+        pruned = measure(run, models, samples, plan, "pruned", prompt_trees(run, samples))
     with run.stage("rank"):
         norms = head_norms(run, models, samples)
         ranked = rank(run, models, dense.activations, pruned.activations, norms)
@@ -93,9 +93,9 @@ def staged(run: "Run") -> tuple | None:
     with run.stage("merge"):
         merged = merge(run, models, trained)
     with run.stage("restored"):
-        restored = score_merged(run, models, plan, merged)
-    evaluations = {"dense": dense.evaluation, "pruned": pruned.evaluation, "restored": restored}
-    return models, samples, ranked, trained, merged, evaluations
+        restored = score_merged(run, models, samples, plan, merged)
+    measured = {"dense": dense, "pruned": pruned, "restored": restored}
+    return models, samples, ranked, trained, merged, measured
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from utils.common.files import without_nan
 from utils.report import figures
 from utils.report.card import model_card
 from utils.report.page import write_report
+from utils.report.records import cumulative_share, heads_record, score_map, smooth, spectrum_record
 from utils.report.summary import findings, hide_path, hide_paths, shown_name, summary
 from utils.report.tables import (
     Score,
@@ -113,12 +115,30 @@ RESULTS = {
 }
 
 
+TRAINED = [(4, 0), (2, 2)]
+
+
 @pytest.fixture
-def tensors():
-    """(head scores, trained heads, shares of the gap) of a model with more layers than heads."""
-    scores = torch.rand(LAYERS, HEADS, generator=torch.Generator().manual_seed(0))
+def scores() -> torch.Tensor:
+    """Scores of a model with more layers than heads."""
+    return torch.rand(LAYERS, HEADS, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def shares() -> torch.Tensor:
+    """How much of each head's gap each direction carries."""
     shares = torch.linspace(1, 0.1, DIM).expand(LAYERS, HEADS, DIM)
-    return scores, [(4, 0), (2, 2)], shares / shares.sum(-1, keepdim=True)
+    return shares / shares.sum(-1, keepdim=True)
+
+
+@pytest.fixture
+def found(scores, shares) -> dict:
+    """RESULTS with what the pictures of heads and spectrum are drawn from."""
+    return {
+        **RESULTS,
+        "heads": {**RESULTS["heads"], **heads_record(scores, TRAINED, None, {})},
+        "spectrum": spectrum_record(shares),
+    }
 
 
 def test_score_table_shows_the_values_given():
@@ -310,7 +330,7 @@ def test_one_tasks_questions_are_not_told_twice_and_no_task_makes_no_table():
 
 def test_page_and_card_show_the_answers_once_and_their_mean_in_words(tmp_path):
     results = with_answers()
-    page = write_report(tmp_path, results, RUN, [], None, [], None).read_text(encoding="utf-8")
+    page = write_report(tmp_path, results, RUN, []).read_text(encoding="utf-8")
     for text in (page, model_card(results, RUN)):
         assert answer_table_markdown(results) in text
         assert "answer_bits_per_byte" not in text  # nor among the other metrics
@@ -356,10 +376,10 @@ def test_mixed_results_name_both_sides():
 
 def test_summary_says_what_was_not_done():
     untrained = {**RUN, "arguments": {"num_epoch": 0}}
-    assert "Nothing was trained" in summary({}, untrained, [], None, None)
-    assert "nothing is said about quality" in summary({}, RUN, [], None, None)
-    assert "one seed (42)" in summary(RESULTS, RUN, HISTORY, None, None)
-    assert "went from 2.750 before training to 2.500" in summary(RESULTS, RUN, HISTORY, None, None)
+    assert "Nothing was trained" in summary({}, untrained, [])
+    assert "nothing is said about quality" in summary({}, RUN, [])
+    assert "one seed (42)" in summary(RESULTS, RUN, HISTORY)
+    assert "went from 2.750 before training to 2.500" in summary(RESULTS, RUN, HISTORY)
 
 
 @pytest.mark.parametrize(
@@ -382,7 +402,7 @@ def test_proof_table_says_no_to_the_broken_promise_alone(broken, promise):
     assert len(refused) == 2
     assert refused[0].startswith(promise)
     assert refused[1].startswith("proof passed")
-    assert "FAILED" in summary({"proof": {**PROOF, **broken, "passed": False}}, RUN, [], None, None)
+    assert "FAILED" in summary({"proof": {**PROOF, **broken, "passed": False}}, RUN, [])
 
 
 def test_proof_table_shows_its_numbers_and_yes():
@@ -409,10 +429,10 @@ def test_zeros_that_no_method_promised_are_a_finding():
     proof = {**PROOF, "zeros": "reported", "zeros_restored": 247, "sparsity_restored": [0.01] * LAYERS}
     table = proof_table(proof)
     assert "NO" not in table and "50.0% before, 1.0% after" in table and "no layer has fewer" not in table
-    page = summary({"proof": proof}, RUN, [], None, None)
+    page = summary({"proof": proof}, RUN, [])
     assert "Merging it filled zeros" in page and "50 %" in page and "1 %" in page and "every zero" not in page
     inside = {**PROOF, "changed_tensors": ["model.layers.0.mlp.up_proj.weight"]}
-    page = summary({"proof": inside}, RUN, [], None, None)
+    page = summary({"proof": inside}, RUN, [])
     assert "every zero of the pruned one is kept" in page and "every weight" not in page
 
 
@@ -424,14 +444,13 @@ def test_stage_table_adds_seconds_and_takes_the_highest_peak():
     assert stage_table(with_gpu).splitlines()[-1].endswith("2.00 GiB")
 
 
-def test_marks_stand_at_layer_to_the_right_and_head_upwards(tensors):
-    scores, heads, _ = tensors
-    assert figures.head_marks(heads, LAYERS, HEADS) == ([4, 2], [0, 2])
-    figure = figures.draw_heads(scores, heads, "accuracy")
+def test_marks_stand_at_layer_to_the_right_and_head_upwards(scores):
+    assert figures.head_marks(TRAINED, LAYERS, HEADS) == ([4, 2], [0, 2])
+    figure = figures.draw_heads(scores.numpy(), TRAINED, "accuracy")
     panel = figure.axes[0]
     marks = panel.lines[0]
     drawn = panel.images[0].get_array()
-    for (layer, head), x, y in zip(heads, marks.get_xdata(), marks.get_ydata(), strict=True):
+    for (layer, head), x, y in zip(TRAINED, marks.get_xdata(), marks.get_ydata(), strict=True):
         assert float(drawn[y, x]) == pytest.approx(float(scores[layer, head]))
 
 
@@ -441,31 +460,53 @@ def test_a_mark_outside_the_model_is_refused():
         figures.head_marks([(0, 4)], LAYERS, HEADS)
 
 
-def test_a_head_that_cannot_be_restored_is_left_out_of_the_colors(tensors):
-    scores, heads, _ = tensors
+def test_a_head_that_cannot_be_restored_is_left_out_of_the_colors(scores):
     scores[1, 2] = -torch.inf
-    drawn = figures.draw_heads(scores, heads, "accuracy").axes[0].images[0].get_array()
+    drawn = figures.draw_heads(scores.numpy(), TRAINED, "accuracy").axes[0].images[0].get_array()
     assert np.ma.getmaskarray(drawn).sum() == 1
     assert np.ma.getmaskarray(drawn)[2, 1]
 
 
 def test_smoothing_keeps_constants_and_length():
-    assert figures.smooth([3.0] * 7, 4) == pytest.approx([3.0] * 7)
-    assert figures.smooth([0.0, 3.0, 6.0, 0.0], 3) == pytest.approx([1.5, 3.0, 3.0, 3.0])
+    assert smooth([3.0] * 7, 4) == pytest.approx([3.0] * 7)
+    assert smooth([0.0, 3.0, 6.0, 0.0], 3) == pytest.approx([1.5, 3.0, 3.0, 3.0])
 
 
-def test_cumulative_share_leaves_out_heads_without_a_gap(tensors):
-    _, _, shares = tensors
+def test_cumulative_share_leaves_out_heads_without_a_gap(shares):
     shares = shares.clone()
-    shares[0, 0] = torch.nan
-    mean, low, high = figures.cumulative_share(shares)
+    shares[0, 0], shares[0, 1] = torch.nan, 0
+    mean, low, high = cumulative_share(shares)
     assert mean[0] == pytest.approx(float(shares[1, 1, 0]))
     assert mean[-1] == pytest.approx(1) and low[-1] == pytest.approx(1) and high[-1] == pytest.approx(1)
 
 
-def test_report_links_to_every_picture_it_made_and_to_no_other(tmp_path, tensors):
-    scores, heads, shares = tensors
-    page = write_report(tmp_path, RESULTS, RUN, HISTORY, scores, heads, shares)
+def test_the_record_of_heads_keeps_each_number_at_its_layer_and_head(scores):
+    scores[1, 2] = -torch.inf
+    learned = {
+        "magnitudes": torch.tensor([[3.0, 4.0], [0.0, 1.0]]),
+        "component": torch.tensor([[0.0, 2.0], [6.0, 8.0]]),
+    }
+    record = heads_record(scores, TRAINED, 2 * scores, learned)
+    assert record["scores"][4][1] == pytest.approx(float(scores[4, 1]), rel=1e-4)
+    assert record["component_sizes"][4][1] == pytest.approx(2 * float(scores[4, 1]), rel=1e-4)
+    assert (record["magnitude_sizes"], record["bias_sizes"]) == ([5, 1], [2, 10])
+    drawn, heads = score_map(without_nan(record))
+    assert heads == TRAINED and np.isnan(drawn[1, 2]) and np.isfinite(drawn).sum() == LAYERS * HEADS - 1
+
+
+def test_the_record_of_the_spectrum_has_a_mean_a_layer_and_says_where_there_is_no_gap(shares):
+    shares = shares.clone()
+    shares[1] = torch.nn.functional.one_hot(torch.tensor(0), DIM)
+    shares[3] = 0
+    record = spectrum_record(shares)
+    assert record["layers"][1] == [1] * DIM and record["layers"][3] is None
+    assert record["layers"][0][0] == pytest.approx(float(shares[0, 0, 0]), rel=1e-4)
+    assert record["low"][0] < record["mean"][0] < record["high"][0] == 1
+    assert spectrum_record(torch.zeros(LAYERS, HEADS, DIM)) is None
+
+
+def test_report_links_to_every_picture_it_made_and_to_no_other(tmp_path, found):
+    page = write_report(tmp_path, found, RUN, HISTORY)
     text = page.read_text(encoding="utf-8")
     linked = set(re.findall(r"\]\(figures/(\w+\.png)\)", text))
     assert linked == {"scores.png", "loss.png", "heads.png", "spectrum.png"}
@@ -477,42 +518,39 @@ def test_report_links_to_every_picture_it_made_and_to_no_other(tmp_path, tensors
 
 def test_report_draws_the_sparsity_only_where_it_changed(tmp_path):
     results = {"proof": {**PROOF, "passed": False, "sparsity_restored": [0.5, 0.5, 0.4, 0.5, 0.5]}}
-    text = write_report(tmp_path, results, RUN, [], None, [], None).read_text(encoding="utf-8")
+    text = write_report(tmp_path, results, RUN, []).read_text(encoding="utf-8")
     assert "figures/sparsity.png" in text and "**not the same after restoring**" in text
 
 
 def test_report_of_a_run_that_did_nothing_is_still_a_page(tmp_path):
-    text = write_report(tmp_path, {}, {}, [], None, [], None).read_text(encoding="utf-8")
+    text = write_report(tmp_path, {}, {}, []).read_text(encoding="utf-8")
     assert "No task was evaluated." in text
     assert "figures/" not in text and not (tmp_path / "figures").exists()
 
 
-def test_report_survives_a_collapsed_model(tmp_path, tensors):
-    scores, heads, shares = tensors
+def test_report_survives_a_collapsed_model(tmp_path, found):
     bad = float("inf")
     results = make_results(w=task(24.0, bad, float("nan"), "token_perplexity", None, None))
     history = [*HISTORY, {"step": 3, "epoch": 1.5, "loss": float("nan")}]
-    text = write_report(tmp_path, results, RUN, history, scores, heads, shares).read_text(encoding="utf-8")
+    text = write_report(tmp_path, {**found, **results}, RUN, history).read_text(encoding="utf-8")
     assert "inf" in text and "helped" not in text
 
 
-def test_nothing_partial_is_left_when_drawing_fails(tmp_path, tensors, monkeypatch):
-    scores, heads, shares = tensors
+def test_nothing_partial_is_left_when_drawing_fails(tmp_path, found, monkeypatch):
 
     def fail(*_):
         raise RuntimeError("no canvas")
 
     monkeypatch.setattr(figures, "draw_spectrum", fail)
     with pytest.raises(RuntimeError, match="no canvas"):
-        write_report(tmp_path, RESULTS, RUN, HISTORY, scores, heads, shares)
+        write_report(tmp_path, found, RUN, HISTORY)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_report_and_card_name_no_private_folder(tmp_path, tensors):
-    scores, heads, shares = tensors
+def test_report_and_card_name_no_private_folder(tmp_path, found):
     home = str(Path.home())
     run = {**RUN, "arguments": {**RUN["arguments"], "note": f"see {home}/notes"}}
-    page = write_report(tmp_path, RESULTS, run, HISTORY, scores, heads, shares).read_text(encoding="utf-8")
+    page = write_report(tmp_path, found, run, HISTORY).read_text(encoding="utf-8")
     for text in (page, model_card(RESULTS, run)):
         assert "/home/ann" not in text and "/data/ann" not in text and f"{home}/" not in text
         assert "python RestoreLCC_train.py -pruned_model_path wanda-50" in text

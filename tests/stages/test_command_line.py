@@ -90,6 +90,7 @@ def flags(world: Path, output: Path, **changes) -> list[str]:
         "eval_tasks": "wikitext2",
         "eval_data_dir": world / "tasks",
         "ppl_window": 64,
+        "report_prompts": 2,
         "dtype": "float32",
         "device": "cpu",
         "output_dir": output,

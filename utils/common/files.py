@@ -45,9 +45,15 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+_NUMBER = r"(?:-?[\d.]+(?:e[+-]?\d+)?|-?Infinity|NaN|null)"
+_NUMBERS = re.compile(rf"\[\n\s*{_NUMBER}(?:,\n\s*{_NUMBER})*\n\s*\]")
+"""A list of numbers as json.dumps indents it: a line each. No text holds one, since JSON escapes line breaks."""
+
+
 def write_json(path: Path, content: object) -> None:
-    """Write indented JSON, whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    """Write indented JSON, whole or not at all; a list of numbers stays on one line."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    write_text(path, _NUMBERS.sub(lambda found: f"[{' '.join(found[0][1:-1].split())}]", text) + "\n")
 
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")

@@ -103,6 +103,7 @@ class Arguments:
     eval_batch_size: int | str
     ppl_window: int
     ppl_windows: int | None
+    report_prompts: int
     output_dir: Path
     overwrite: bool
     cache_dir: Path
@@ -475,6 +476,14 @@ def build_parser() -> Parser:
     )
     parser.flag("ppl_window", type=at_least(2), default=2048, metavar="TOKENS", help="perplexity's window")
     parser.flag("ppl_windows", type=at_least(1), metavar="N", help="windows of the text (default: -eval_limit)")
+
+    parser.flag(
+        "report_prompts",
+        type=at_least(0),
+        default=5,
+        metavar="N",
+        help="validation prompts that the report shows each model's greedy answer to; 0 for none",
+    )
 
     parser.group("output")
     parser.flag("output_dir", type=folder_path, default=Path("output"), metavar="DIR", help="where the result goes")

@@ -32,9 +32,8 @@ def model_card(results: dict, run: dict) -> str:
     """README.md of the merged checkpoint, with the hub's front matter; names folders, never where they lie."""
     proof = results.get("proof") or {}
     models, arguments = run.get("models") or {}, run.get("arguments") or {}
-    heads = results.get("heads") or {}
     parts = [_front_matter(models), f"# {title(run, proof)}"]
-    parts.append(what_was_done(results, run, heads.get("trained"), heads.get("count")))
+    parts.append(what_was_done(results, run))
     if (about := (run.get("method") or {}).get("about")) and not restores_nothing(run):
         parts.append(about)
     main, others = score_tables(results)

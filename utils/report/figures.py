@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
 
+from utils.report.records import loss_curves, spans_magnitudes
 from utils.report.tables import MODELS, ScoreRow
 
 COLORS = {"dense": "#767676", "pruned": "#D55E00", "restored": "#0072B2"}
@@ -104,39 +104,33 @@ def _dots(panel: Axes, rows: list[ScoreRow], scale: float) -> None:
 
 def draw_history(history: list[dict]) -> Figure:
     """Training loss (each step faint, smoothed strong) and validation loss, with the pruned model's as a line."""
-    training = _points(history, "loss")
-    validation = _points(history, "valid_loss")
+    curves = loss_curves(history)
     figure = Figure(figsize=(PAGE, 3.6), layout="constrained")
     panel = figure.subplots()
-    if len(training):
-        steps, losses = training.T
-        # A few odd batches must not flatten everything else.
-        shown = np.concatenate([np.percentile(losses, [0.5, 99.5]), validation[:, 1]])
-        margin = 0.05 * (shown.max() - shown.min()) or 0.1
-        panel.set_ylim(shown.min() - margin, shown.max() + margin)
-        window = len(losses) // 20
-        color, width = ("#B8B8B8", 0.8) if window > 1 else (INK, 1.6)
-        panel.plot(steps, losses, color=color, linewidth=width, label="training, each step")
-        if window > 1:
-            panel.plot(steps, smooth(losses, window), color=INK, linewidth=1.8, label=f"training, mean of {window}")
-    if len(validation):
-        steps, losses = validation.T
-        if steps[0] == 0:
-            panel.axhline(
-                losses[0],
-                color=COLORS["pruned"],
-                linestyle=(0, (5, 3)),
-                linewidth=1.4,
-                label=f"validation before training, {losses[0]:.3f}",
-            )
+    if curves.limits:
+        panel.set_ylim(curves.limits)
+    if len(curves.training):
+        color, width = (INK, 1.6) if curves.smoothed is None else ("#B8B8B8", 0.8)
+        panel.plot(*curves.training.T, color=color, linewidth=width, label="training, each step")
+    if curves.smoothed is not None:
+        label = f"training, mean of {curves.window}"
+        panel.plot(*curves.smoothed.T, color=INK, linewidth=1.8, label=label)
+    if curves.before is not None:
+        panel.axhline(
+            curves.before,
+            color=COLORS["pruned"],
+            linestyle=(0, (5, 3)),
+            linewidth=1.4,
+            label=f"validation before training, {curves.before:.3f}",
+        )
+    if len(curves.validation):
         panel.plot(
-            steps,
-            losses,
+            *curves.validation.T,
             color=COLORS["restored"],
             marker="o",
             markersize=5,
             linewidth=1.6,
-            label=f"validation, last {losses[-1]:.3f}",
+            label=f"validation, last {curves.validation[-1, 1]:.3f}",
         )
     panel.set_xlabel("optimiser step")
     panel.set_ylabel("loss per token (nats)")
@@ -148,36 +142,18 @@ def draw_history(history: list[dict]) -> Figure:
     return figure
 
 
-def smooth(values: Sequence[float], window: int) -> np.ndarray:
-    """Centred moving mean over `window` values, narrower at both ends; same length."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    centres = np.arange(len(values))
-    low = np.maximum(centres - (window - 1) // 2, 0)
-    high = np.minimum(centres + window // 2 + 1, len(values))
-    return (sums[high] - sums[low]) / (high - low)
-
-
-def _points(history: list[dict], key: str) -> np.ndarray:
-    """(steps, 2): step and finite value of the rows that hold `key`."""
-    found = [(row["step"], row[key]) for row in history if row.get(key) is not None]
-    return np.array([point for point in found if np.isfinite(point[1])], dtype=float).reshape(-1, 2)
-
-
-def draw_heads(head_scores: Tensor, heads: Sequence[tuple[int, int]], score_name: str) -> Figure:
+def draw_heads(scores: np.ndarray, heads: Sequence[tuple[int, int]], score_name: str) -> Figure:
     """Heat map of a score of every head, layers to the right and heads upwards, the trained ones dotted.
 
-    head_scores: (L, H); what is not finite (a head that cannot be restored) is left grey.
+    scores: (L, H); what is not finite (a head that cannot be restored) is left grey.
     """
-    scores = head_scores.detach().float().cpu().numpy()
     layers, count = scores.shape
     image = np.ma.masked_invalid(scores).T
     cell = min(5.7 / layers, 5.8 / count, 0.45)
     figure = Figure(figsize=(max(cell * layers + 1.9, 4), max(cell * count, 1) + 1), layout="constrained")
     panel = figure.subplots()
     colors = HEAT.with_extremes(bad="#BDBDBD")
-    # Gaps, unlike accuracies, span orders of magnitude from the first layers to the last.
-    wide = image.count() and image.min() > 0 and image.max() > 100 * image.min()
-    norm = "log" if wide else "linear"
+    norm = "log" if spans_magnitudes(scores) else "linear"
     picture = panel.imshow(image, cmap=colors, norm=norm, origin="lower", aspect="equal", interpolation="nearest")
     size = min(cell * 72 * 0.42, 5)
     panel.plot(
@@ -215,12 +191,12 @@ def head_marks(heads: Sequence[tuple[int, int]], layers: int, count: int) -> tup
     return [layer for layer, _ in heads], [head for _, head in heads]
 
 
-def draw_spectrum(explained: Tensor, num_components: int | None = None) -> Figure:
+def draw_spectrum(spectrum: dict, num_components: int | None = None) -> Figure:
     """Share of the activation gap's energy that the first K directions hold: mean over heads and a band of 80 %.
 
-    explained: (L, H, d), share per direction, largest first.
+    spectrum: what `utils.report.records.spectrum_record` made.
     """
-    mean, low, high = cumulative_share(explained)
+    mean, low, high = (np.array(spectrum[name]) for name in ("mean", "low", "high"))
     directions = np.arange(1, len(mean) + 1)
     figure = Figure(figsize=(PAGE, 3.4), layout="constrained")
     panel = figure.subplots()
@@ -246,17 +222,6 @@ def draw_spectrum(explained: Tensor, num_components: int | None = None) -> Figur
     panel.set_axisbelow(True)
     panel.legend(loc="lower right")
     return figure
-
-
-def cumulative_share(explained: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(mean, 10th, 90th percentile over heads), each (d,), of the share that the first K directions hold.
-
-    explained: (L, H, d); heads without a gap (not finite) are left out.
-    """
-    shares = explained.detach().double().cpu().numpy()
-    shares = np.cumsum(shares.reshape(-1, shares.shape[-1]), axis=1)
-    shares = shares[np.isfinite(shares).all(axis=1)]
-    return shares.mean(axis=0), *np.percentile(shares, [10, 90], axis=0)
 
 
 def draw_sparsity(before: Sequence[float], after: Sequence[float]) -> Figure:

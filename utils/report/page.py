@@ -1,41 +1,27 @@
-"""The page of a run with its pictures."""
+"""report.md: the page of a run in Markdown, and its pictures."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from utils.common.files import whole_folder, write_text
 from utils.report import figures
+from utils.report.records import score_map, score_name_of
 from utils.report.sections import USE, answer_table, hide_home, reproducing, score_tables
 from utils.report.summary import sparsity_sentence, summary, title, zeros_buy
 from utils.report.tables import markdown_table, proof_table_markdown, score_rows, stage_rows
 
 
-def write_report(
-    folder: Path,
-    results: dict,
-    run: dict,
-    history: list[dict],
-    head_scores: Tensor | None,
-    heads: Sequence[tuple[int, int]],
-    explained: Tensor | None,
-) -> Path:
-    """Write report.md and figures/*.png to `folder`; returns the page's path.
+def report(results: dict, run: dict, history: list[dict]) -> tuple[str, dict[str, Callable[[], Figure]]]:
+    """(report.md, its pictures by name, each drawn when it is called).
 
-    results, run: what results.json and run.json hold; any part may be missing. `results["heads"]["score_name"]` names
-    the score that heads were ranked by (default: the probe's validation accuracy).
+    results, run: what results.json and run.json hold; any part may be missing.
     history: rows with `step` and `loss` (training) or `valid_loss` (validation; step 0 is the pruned model).
-    head_scores: (L, H), not finite where a head cannot be restored. heads: the trained (layer, head) pairs.
-    explained: (L, H, d), share of the activation gap's energy per direction, largest first.
-    Page and pictures each appear whole or not at all, the pictures first.
     """
     proof = results.get("proof") or {}
     rows = score_rows(results)
     pictures: dict[str, Callable[[], Figure]] = {}
-    head_count = None if head_scores is None else head_scores.numel()
-    parts = [f"# {title(run, proof)}", summary(results, run, history, heads, head_count)]
+    heads, spectrum = results.get("heads") or {}, results.get("spectrum")
+    parts = [f"# {title(run, proof)}", summary(results, run, history)]
 
     def picture(name: str, alt: str, draw: Callable[[], Figure]) -> None:
         pictures[name] = draw
@@ -52,14 +38,14 @@ def write_report(
     if history:
         parts.append("## Training")
         picture("loss", "Training and validation loss by step", lambda: figures.draw_history(history))
-    if head_scores is not None:
-        score_name = _score_name(results)
+    if heads.get("scores"):
+        score_name = score_name_of(heads)
         parts += ["## Heads", f"Each head's score ({score_name}); the dotted ones were trained."]
-        picture("heads", "Score of each head by layer", lambda: figures.draw_heads(head_scores, heads, score_name))
-    if explained is not None:
+        picture("heads", "Score of each head by layer", lambda: figures.draw_heads(*score_map(heads), score_name))
+    if spectrum:
         components = (run.get("arguments") or {}).get("num_components")
         parts += ["## Spectrum of the activation gap", SPECTRUM]
-        picture("spectrum", "Share of the gap by directions", lambda: figures.draw_spectrum(explained, components))
+        picture("spectrum", "Share of the gap by directions", lambda: figures.draw_spectrum(spectrum, components))
     if proof:
         parts += ["## Proof", proof_table_markdown(proof)]
         before, after = proof.get("sparsity_pruned"), proof.get("sparsity_restored")
@@ -73,20 +59,10 @@ def write_report(
     parts += ["## Using the model", USE.format(folder="model"), "## What the zeros buy", zeros_buy(proof)]
     parts += reproducing(run)
 
-    if pictures:
-        with whole_folder(folder / "figures") as partial, figures.style():
-            for name, draw in pictures.items():
-                draw().savefig(partial / f"{name}.png")
-    page = folder / "report.md"
-    write_text(page, hide_home("\n\n".join(parts) + "\n"))
-    return page
+    return hide_home("\n\n".join(parts) + "\n"), pictures
 
 
 SPECTRUM = (
     "How much of the energy of each head's gap between dense and pruned activations its first K singular directions "
     "hold: the fewer hold most of it, the better a few components describe what pruning lost."
 )
-
-
-def _score_name(results: dict) -> str:
-    return (results.get("heads") or {}).get("score_name") or "validation accuracy of the probe"

@@ -55,24 +55,42 @@ def answer_table(results: dict) -> list[str]:
 def reproducing(run: dict) -> list[str]:
     """Command, seed, versions and hashes of the inputs, as far as they are recorded."""
     parts = []
-    if run.get("command"):
-        parts.append(f"```bash\n{hide_paths(run['command'])}\n```")
+    if command := shown_command(run):
+        parts.append(f"```bash\n{command}\n```")
+    if facts := shown_facts(run):
+        lines = [[name, f"`{value}`" if name.startswith(HASH) else value] for name, value in facts]
+        parts.append(markdown_table(["what", "value"], lines))
+    if arguments := shown_arguments(run):
+        lines = [[f"`-{name}`", f"`{value}`"] for name, value in arguments]
+        table = markdown_table(["argument", "value"], lines)
+        parts.append(f"<details><summary>All arguments</summary>\n\n{table}\n\n</details>")
+    return ["## Reproducing it", *parts] if parts else []
+
+
+HASH = "SHA-256 of "
+
+
+def shown_command(run: dict) -> str | None:
+    """The command of the run, without this machine's folders."""
+    return hide_paths(run["command"]) if run.get("command") else None
+
+
+def shown_facts(run: dict) -> list[tuple[str, str]]:
+    """(what, value): seed, device, models, versions, and hashes of the inputs, whose names begin with HASH."""
     facts = {
         "seed": run.get("seed"),
         "device": run.get("device"),
         "started": run.get("started"),
         **{f"{name} model": shown_name(value) for name, value in (run.get("models") or {}).items() if value},
         **{f"version of {name}": value for name, value in (run.get("versions") or {}).items()},
-        **{f"SHA-256 of {hide_path(str(name))}": f"`{sha}`" for name, sha in (run.get("inputs") or {}).items()},
+        **{f"{HASH}{hide_path(str(name))}": sha for name, sha in (run.get("inputs") or {}).items()},
     }
-    lines = [[name, str(value)] for name, value in facts.items() if value is not None]
-    if lines:
-        parts.append(markdown_table(["what", "value"], lines))
-    if run.get("arguments"):
-        lines = [[f"`-{name}`", f"`{_shown_value(value)}`"] for name, value in run["arguments"].items()]
-        table = markdown_table(["argument", "value"], lines)
-        parts.append(f"<details><summary>All arguments</summary>\n\n{table}\n\n</details>")
-    return ["## Reproducing it", *parts] if parts else []
+    return [(name, str(value)) for name, value in facts.items() if value is not None]
+
+
+def shown_arguments(run: dict) -> list[tuple[str, str]]:
+    """(flag without its dash, value), without this machine's folders."""
+    return [(name, _shown_value(value)) for name, value in (run.get("arguments") or {}).items()]
 
 
 def _shown_value(value: object) -> str:

@@ -83,12 +83,9 @@ def restored_how(run: dict) -> str:
     return (run.get("method") or {}).get("title") or "RestoreLCC"
 
 
-def summary(results: dict, run: dict, history: list[dict], heads: Sequence | None, head_count: int | None) -> str:
-    """One paragraph of what was done, what came of it and how sure that is.
-
-    heads: the trained ones; head_count: how many the model has; both None where unknown.
-    """
-    sentences = [what_was_done(results, run, heads, head_count)]
+def summary(results: dict, run: dict, history: list[dict]) -> str:
+    """One paragraph of what was done, what came of it and how sure that is."""
+    sentences = [what_was_done(results, run)]
     losses = [row["valid_loss"] for row in history if row.get("valid_loss") is not None]
     if len(losses) > 1:
         sentences.append(f"Validation loss went from {losses[0]:.3f} before training to {losses[-1]:.3f} at its end.")
@@ -110,8 +107,9 @@ def limited(limit: int | float) -> str:
     return f"Only the first {limit:g} questions or documents of each task were evaluated."
 
 
-def what_was_done(results: dict, run: dict, heads: Sequence | None, head_count: int | None) -> str:
+def what_was_done(results: dict, run: dict) -> str:
     """The models, the share of zeros, the heads and the training in a sentence or two."""
+    heads, head_count = ((results.get("heads") or {}).get(name) for name in ("trained", "count"))
     models, arguments, proof = run.get("models") or {}, run.get("arguments") or {}, results.get("proof") or {}
     dense, pruned = shown_name(models.get("dense", "The model")), models.get("pruned")
     text = f"{dense} was {pruned_how(run, proof)}"
@@ -135,6 +133,45 @@ def what_was_done(results: dict, run: dict, heads: Sequence | None, head_count: 
         if loss := (run.get("method") or {}).get("loss"):
             text += f" by {loss}"
     return text + "."
+
+
+def verdict(results: dict, run: dict) -> str:
+    """What the run came to, in one plain sentence; only what is beyond 2 standard errors counts as better or worse."""
+    proof = results.get("proof") or {}
+    if proof and not proof.get("passed"):
+        return "The merged checkpoint failed its proof: do not use or publish it."
+    if restores_nothing(run):
+        return "Nothing was restored: this is the pruned model."
+    rows = [row for row in score_rows(results) if row.verdict]
+    if not rows:
+        return "Nothing was scored on both the pruned and the restored model: whether it is better is not known."
+    better, worse = (sum(row.verdict == word for row in rows) for word in ("better", "worse"))
+    tasks = f"{len(rows)} task{'s' * (len(rows) > 1)}"
+    if better and worse:
+        text = f"The result is mixed: better on {better} of {tasks}, worse on {worse}"
+    elif better:
+        text = f"Restoring helped: better on {better} of {tasks}, worse on none"
+    elif worse:
+        text = f"Restoring made the model worse on {worse} of {tasks}, and better on none"
+    else:
+        text = f"No measurable effect on the score of {'the task' if len(rows) == 1 else f'any of {tasks}'}"
+    found = headline(results)
+    if found and not worse:
+        what, row = found
+        text += f", {'with' if better else 'but'} {row.texts()[2]} of the gap in {what} recovered"
+    answers = answers_row(results)
+    if answers and answers.verdict == "worse":
+        text += "; the right answers became less likely"
+    return text + "."
+
+
+def headline(results: dict) -> tuple[str, ScoreRow] | None:
+    """(what it is of, the row) of the recovered share that stands for the run: a mean's, else a task's, if better."""
+    named = [("mean accuracy", mean_row(results)), ("the right answers' likelihood", answers_row(results))]
+    named += [(f"{row.task}'s {row.metric.replace('_', ' ')}", row) for row in score_rows(results)]
+    return next(
+        ((what, row) for what, row in named if row and row.verdict == "better" and row.recovered is not None), None
+    )
 
 
 def findings(results: dict) -> list[str]:

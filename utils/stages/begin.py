@@ -9,7 +9,7 @@ from utils.common.errors import UserError
 from utils.common.flags import Arguments
 from utils.common.result import Result, check_apart
 
-RESULTS = ("results.json", "run.json", "report.md", "figures", "model", "compact", "restoration", "logs")
+RESULTS = ("results.json", "run.json", "report.md", "report.html", "figures", "model", "compact", "restoration", "logs")
 """What a run may write to -output_dir."""
 
 WRITTEN = "logs/written.json"
@@ -18,7 +18,7 @@ WRITTEN = "logs/written.json"
 INTERRUPTED = "logs/arguments.json"
 """What the flags of a later run are held against, in the result while it is not whole."""
 
-NOT_RESUMED = ("output_dir", "cache_dir", "teacher_cache_gb", "eval_batch_size", "device")
+NOT_RESUMED = ("output_dir", "cache_dir", "teacher_cache_gb", "eval_batch_size", "report_prompts", "device")
 """Flags that may differ between an interrupted run and the one that continues it."""
 
 

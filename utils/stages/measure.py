@@ -15,7 +15,9 @@ from utils.common.cache import code_version
 from utils.common.files import digest
 from utils.evaluation.plan import EvalPlan
 from utils.evaluation.scoring import Evaluation, score_key
+from utils.samples import Samples
 from utils.stages.context import Models, Run
+from utils.stages.examples import answers
 
 FLAGS = {"dense": "-base_model_name", "pruned": "-pruned_model_path", "restored": "-output_dir"}
 """By what a model is called, the flag that it came by."""
@@ -23,21 +25,26 @@ FLAGS = {"dense": "-base_model_name", "pruned": "-pruned_model_path", "restored"
 
 @dataclass(frozen=True)
 class Measured:
-    """activations: cache keys of z, probed prompts first; they are tensors of gigabytes. evaluation: the scores."""
+    """activations: cache keys of z, probed prompts first; they are tensors of gigabytes. evaluation: the scores.
+
+    answers: to the report's prompts.
+    """
 
     activations: list[dict]
     evaluation: Evaluation
+    answers: list[dict]
 
 
-def measure(run: Run, models: Models, plan: EvalPlan, label: str, trees: list[Tree]) -> Measured:
-    """What the `dense` or the `pruned` model makes of the trees and of the plan's tasks."""
+def measure(run: Run, models: Models, samples: Samples, plan: EvalPlan, label: str, trees: list[Tree]) -> Measured:
+    """What the `dense` or the `pruned` model makes of the trees, of the plan's tasks and of the report's prompts."""
     folder = getattr(models, label)
     groups = by_branches(trees)
     keys = [activation_key(run, fingerprint(folder), part) for part in groups]
     with run.loaded(folder, FLAGS[label]) as model:
         for key, part in zip(keys, groups, strict=True):
             run.cache.tensors("activations", key, lambda part=part: {"z": activations(run, model(), part, label)})
-        return Measured(keys, scores(run, models, plan, fingerprint(folder), label, model))
+        evaluation = scores(run, models, plan, fingerprint(folder), label, model)
+        return Measured(keys, evaluation, answers(run, models, samples, fingerprint(folder), model))
 
 
 def by_branches(trees: list[Tree]) -> list[list[Tree]]:

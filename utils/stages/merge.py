@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 
+from transformers import LlamaForCausalLM
+
 from models.loading import has_tokenizer
 from models.merge import compact_and_prove, merge_and_prove
 from models.proof import Proof
 from utils.evaluation.plan import EvalPlan
-from utils.evaluation.scoring import Evaluation
+from utils.samples import Samples
 from utils.stages.context import Models, Run
-from utils.stages.measure import scores
+from utils.stages.examples import answers
+from utils.stages.measure import Measured, scores
 from utils.stages.train import SAVED, Trained
 
 
@@ -37,10 +40,15 @@ def merge(run: Run, models: Models, trained: Trained) -> Merged:
     return Merged(proof, compact)
 
 
-def score_merged(run: Run, models: Models, plan: EvalPlan, merged: Merged) -> Evaluation:
-    """The merged model's scores; it is gone afterwards."""
+def score_merged(run: Run, models: Models, samples: Samples, plan: EvalPlan, merged: Merged) -> Measured:
+    """The merged model's scores and answers; it is gone afterwards."""
     sha256 = merged.proof.record["sha256"]
     with run.loaded(run.folder / "model", "-output_dir") as again:
-        found = scores(run, models, plan, sha256, "restored", lambda: merged.proof.model or again())
+
+        def model() -> LlamaForCausalLM:
+            return merged.proof.model or again()
+
+        evaluation = scores(run, models, plan, sha256, "restored", model)
+        found = Measured([], evaluation, answers(run, models, samples, sha256, model))
     merged.proof.model = None
     return found

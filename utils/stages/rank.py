@@ -25,14 +25,15 @@ SCORE_NAMES = {
 
 @dataclass(frozen=True)
 class Ranked:
-    """V of all heads (L, H, d, d), the share of the gap (L, H, d) that each direction carries, the (L, H) scores that
-    ranked the heads, and the chosen ones: pairs (layer, head), in ascending order.
+    """V of all heads (L, H, d, d), the share of the gap (L, H, d) that each direction carries, ‖c‖ (L, H), the (L, H)
+    scores that ranked the heads, and the chosen ones: pairs (layer, head), in ascending order.
 
-    V and its share are None where neither the method nor -head_selection reads activations.
+    V, its share and ‖c‖ are None where neither the method nor -head_selection reads activations.
     """
 
     basis: Tensor | None
     explained: Tensor | None
+    sizes: Tensor | None
     scores: Tensor
     heads: list[tuple[int, int]]
 
@@ -56,12 +57,12 @@ def rank(
             "(the o_proj columns of the others are all zero); give a smaller count"
         )
     if not found:
-        return Ranked(None, None, head_scores, sorted(heads[:wanted]))
+        return Ranked(None, None, None, head_scores, sorted(heads[:wanted]))
     basis = random_basis(found["basis"], args.training_seed) if args.basis == "random" else found["basis"]
     first = float(found["explained"][..., : args.num_components].sum(-1).mean())
     kept = min(args.num_components, basis.shape[-1])
     print(f"      the first {kept} of {basis.shape[-1]} directions carry {first:.1%} of the gap")
-    return Ranked(basis, found["explained"], head_scores, sorted(heads[:wanted]))
+    return Ranked(basis, found["explained"], found["size"], head_scores, sorted(heads[:wanted]))
 
 
 def kept_components(run: Run, dense_keys: list[dict], pruned_keys: list[dict]) -> dict[str, Tensor]:
@@ -98,7 +99,8 @@ def find_components(run: Run, dense_keys: list[dict], pruned_keys: list[dict]) -
     of_pruned = torch.cat([run.cache.tensors("activations", key, dict)["z"][0] for key in pruned_keys], dim=2).float()
     gap = torch.cat([z[0] for z in dense], dim=2) - of_pruned
     components = lost_components(gap, run.args.num_components)
-    found = {"basis": components.basis, "explained": components.explained, "gap": gap.square().mean((2, 3))}
+    found = {"basis": components.basis, "explained": components.explained, "size": components.size}
+    found["gap"] = gap.square().mean((2, 3))
     if run.args.head_selection == "contrastive":
         _, right, wrong = dense[0]
         restored = of_pruned[:, :, : right.shape[2]] + components.component.unsqueeze(2)

@@ -18,10 +18,13 @@ from utils.evaluation.rows import write_rows
 from utils.evaluation.scoring import Evaluation
 from utils.prompts import Encoded
 from utils.report.card import model_card
-from utils.report.page import write_report
+from utils.report.records import heads_record, spectrum_record
 from utils.report.tables import proof_table, score_table, stage_table
+from utils.report.write import EXAMPLES, Record, write_report
 from utils.samples import Samples
 from utils.stages.context import Models, Run
+from utils.stages.examples import write_examples
+from utils.stages.measure import Measured
 from utils.stages.merge import Merged
 from utils.stages.rank import SCORE_NAMES, Ranked
 from utils.stages.train import Trained
@@ -34,21 +37,23 @@ def write_results(
     ranked: Ranked | None,
     trained: Trained,
     merged: Merged,
-    evaluations: dict[str, Evaluation],
+    measured: dict[str, Measured],
 ) -> None:
     """Write all that a person or a later run reads, and put the whole result in its place.
 
-    evaluations: of `dense`, `pruned` and `restored`.
+    measured: of `dense`, `pruned` and `restored`.
     """
+    evaluations = {name: each.evaluation for name, each in measured.items()}
     results = result_record(run, samples, ranked, trained, merged, evaluations)
     record = run_record(run, models, samples, trained, evaluations)
     # Numbers first: a picture that cannot be drawn must not cost hours of training.
     write_json(run.folder / "run.json", without_nan(record))
     write_json(run.folder / "results.json", without_nan(results))
     write_rows(run.folder / "logs" / "rows.json.gz", evaluations)
+    answers = {name: each.answers for name, each in measured.items()}
+    write_examples(run.folder / EXAMPLES, run, models, samples, answers)
     write_text(run.folder / "model" / "README.md", model_card(results, record))
-    of_heads = (ranked.scores, ranked.heads, ranked.explained) if ranked else (None, [], None)
-    report = write_report(run.folder, results, record, trained.training.history, *of_heads)
+    report, *_ = write_report(run.folder, Record.read(run.folder))
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     run.result.finish()
     for table in (score_table(results), proof_table(results["proof"]), stage_table(record)):
@@ -71,15 +76,16 @@ def result_record(
     heads = ranked and {
         "selection": selection,
         "score_name": SCORE_NAMES[selection],
-        "count": ranked.scores.numel(),
-        "trained": ranked.heads,
+        **heads_record(ranked.scores, ranked.heads, ranked.sizes, trained.restoration.state),
     }
+    spectrum = None if ranked is None or ranked.explained is None else spectrum_record(ranked.explained)
     return {
         **summarise(evaluations),
         "validation": validation_record(trained.training.history, samples.valid),
         "proof": merged.proof.record,
         **({"proof_compact": merged.compact} if merged.compact else {}),
         **({"heads": heads} if heads else {}),
+        **({"spectrum": spectrum} if spectrum else {}),
     }
 
 

@@ -24,8 +24,8 @@ DONE, FAILED = "sweep.json", "error.json"
 REFERENCE = "restorelcc"
 """The method whose configuration others are held against, where the file names none."""
 
-PLACES = ("output_dir", "cache_dir")
-"""Arguments that change no result."""
+PLACES = ("output_dir", "cache_dir", "report_prompts")
+"""Arguments that change no result: where it goes, and what its report shows beside it."""
 
 _CODE = ("models", "pruning", "baselines", "data", "utils")
 _NOT_CODE = ("utils/sweep/", "utils/report/", "utils/plan/")

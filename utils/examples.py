@@ -1,0 +1,48 @@
+"""What a model answers to a held-out prompt, greedily, and how likely it finds the answer that the sample has."""
+
+from inspect import signature
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import DynamicCache, LlamaForCausalLM
+
+from models.loading import input_device
+from utils.prompts import Encoded
+
+MOST_TOKENS = 48
+"""Tokens of a greedy answer that are made at most: enough to see what a model does, and cheap on a CPU."""
+
+
+@torch.no_grad()
+def greedy(model: LlamaForCausalLM, prompt: list[int], most: int, ends: frozenset[int]) -> tuple[list[int], bool]:
+    """(the likeliest next ids one by one, whether one of `ends` stopped them); `ends` itself is left out.
+
+    A loop of its own, so that no penalty or temperature in a checkpoint's generation_config.json takes part.
+    """
+    device = input_device(model)
+    # transformers renamed the argument on the way; the cache itself is filled in place.
+    name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+    kept = {name: DynamicCache(config=model.config)}
+    made, ids = [], prompt
+    for _ in range(min(most, model.config.max_position_embeddings - len(prompt))):
+        logits = model(torch.tensor([ids], device=device), use_cache=True, logits_to_keep=1, **kept).logits
+        likeliest = int(logits[0, -1].argmax())
+        if likeliest in ends:
+            return made, True
+        made.append(likeliest)
+        ids = [likeliest]
+    return made, False
+
+
+@torch.no_grad()
+def response_nats(model: LlamaForCausalLM, sample: Encoded) -> tuple[float, int]:
+    """(mean loss in nats a token, tokens) of the sample's own response; nothing predicts a first token."""
+    first = max(1, sample.prompt_length)
+    logits = model(torch.tensor([sample.ids], device=input_device(model))).logits[0, first - 1 : -1].float().cpu()
+    return float(cross_entropy(logits, torch.tensor(sample.ids[first:]))), len(sample.ids) - first
+
+
+def ends_of(model: LlamaForCausalLM) -> frozenset[int]:
+    """The ids that end a text, by the checkpoint's own settings."""
+    found = model.generation_config.eos_token_id
+    return frozenset([] if found is None else [found] if isinstance(found, int) else found)
