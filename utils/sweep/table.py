@@ -108,8 +108,8 @@ def build_table(output: Path, rows: Sequence[Row], counts: Callable[[Member], bo
             record = finished(output / member.id)
             if record is not None and counts(member):
                 found[member.id] = Outcome(output / member.id, record)
-    chosen = {(row.name, row.pruning): _chosen(output, row, found) for row in rows}
-    table = [_row(output, row, *chosen[row.name, row.pruning], found, notes) for row in rows]
+    chosen = {(row.name, row.pruning): chosen_runs(output, row, found) for row in rows}
+    table = [table_row(output, row, *chosen[row.name, row.pruning], found, notes) for row in rows]
     for row, entry in zip(rows, table, strict=True):
         other = chosen.get((row.compare_to, row.pruning)) if row.compare_to not in (None, row.name) else None
         if other:
@@ -153,7 +153,7 @@ def _mean_row(answers: Sequence[QuestionRow]) -> QuestionRow:
     return mean(answers)
 
 
-def _chosen(output: Path, row: Row, found: dict[str, Outcome]) -> tuple[float | None, list[Outcome]]:
+def chosen_runs(output: Path, row: Row, found: dict[str, Outcome]) -> tuple[float | None, list[Outcome]]:
     """(rate, the finished runs of the seeds at it); no rate and no runs until every rate was tried."""
     if any(each.id not in found and not refused(output / each.id) for each in row.searches):
         return None, []
@@ -163,9 +163,10 @@ def _chosen(output: Path, row: Row, found: dict[str, Outcome]) -> tuple[float | 
     return rate, [found[each.id] for each in row.at(rate) if each.id in found]
 
 
-def _row(
+def table_row(
     output: Path, row: Row, rate: float | None, outcomes: list[Outcome], found: dict[str, Outcome], notes: list[str]
 ) -> dict:
+    """A row of the table, of the runs of all seeds at its rate; found: every finished run, by id."""
     place = f"{row.name}, {row.pruning}"
     searched = {each.rate: valid_loss(found[each.id].folder) if each.id in found else None for each in row.searches}
     known = [rate for rate, loss in searched.items() if loss is not None]
@@ -221,7 +222,7 @@ def _over_questions(place: str, outcomes: list[Outcome], notes: list[str]) -> di
         gaps["recovered_perplexity"] = ([first.perplexity], scores)
     for name, (asked, (dense, pruned)) in gaps.items():
         try:
-            gain = _difference(outcomes, None, asked)
+            gain = row_difference(outcomes, None, asked)
         except (UserError, ValueError) as error:
             notes.append(f"{place}: no error over questions of what was recovered: {error}")
             continue
@@ -238,13 +239,13 @@ def _against(row: Row, outcomes: list[Outcome], others: list[Outcome], notes: li
     perplexity = outcomes[0].perplexity
     for name, asked in (("task_mean", outcomes[0].accuracies), ("perplexity", [perplexity] if perplexity else [])):
         try:
-            found[name] = _difference(outcomes, others, asked)
+            found[name] = row_difference(outcomes, others, asked)
         except (UserError, ValueError) as error:
             notes.append(f"{row.name}, {row.pruning}: not held against {row.compare_to}: {error}")
     return found
 
 
-def _difference(outcomes: list[Outcome], others: list[Outcome] | None, asked: list[tuple[str, str]]) -> dict | None:
+def row_difference(outcomes: list[Outcome], others: list[Outcome] | None, asked: list[tuple[str, str]]) -> dict | None:
     """{"difference", "stderr"} of the restored models' mean over `asked`, row by row, seeds averaged first.
 
     others: what is subtracted; None for the pruned model. None where no rows were kept, or nothing was asked.
