@@ -115,19 +115,19 @@ def page(results: dict, run: dict, history: list[dict], examples: dict | None, p
     return hide_home(render("report.html.j2", content))
 
 
-def render(template: str, content: dict) -> str:
-    """A template of ours, filled in."""
-    return environment().get_template(template).render(content)
+def render(template: str, content: dict, folder: Path = TEMPLATES) -> str:
+    """A template of ours, filled in; folder: where it is, if not here."""
+    return environment(folder).get_template(template).render(content)
 
 
 @cache
-def environment() -> Environment:
+def environment(folder: Path) -> Environment:
     """Templates whose every value is escaped, and in which a name that is not there is an error."""
     found = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=FileSystemLoader([folder, TEMPLATES]), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    found.filters |= {"marked": marked, "both": both_widths, "number": number}
+    found.filters |= {"marked": marked, "both": both_widths, "number": number, "digits": digits}
     found.globals |= {"style": style, "script": script, "models": MODELS, "dash": DASH}
     return found
 
@@ -152,6 +152,11 @@ def number(text: str) -> Markup:
     """A table's number with a true minus, and its standard error smaller."""
     value, plus_minus, error = text.replace("-", "−").partition(" ± ")
     return escape(value) + (Markup(" <small>±\u00a0{}</small>").format(error) if plus_minus else "")
+
+
+def digits(value: float, count: int | None) -> str:
+    """A number with `count` decimals, or as it is, and a true minus."""
+    return (f"{value:g}" if count is None else f"{value:,.{count}f}").replace("-", "−")
 
 
 def both_widths(picture: Picture) -> Markup:
