@@ -18,6 +18,7 @@ FLOORS = [
     ["utils.report", "utils.plan"],
     ["utils.stages"],
     ["utils.sweep"],
+    ["utils.compare"],
     ["RestoreLCC_train", "benchmarks", "data.make_bundled"],
 ]
 """From the ground up. Rooms on one floor don't import each other; `utils` is the method itself, without its rooms, and

@@ -11,7 +11,6 @@ import torch
 from utils.common.files import without_nan
 from utils.report import figures
 from utils.report.card import model_card
-from utils.report.page import write_report
 from utils.report.records import cumulative_share, heads_record, score_map, smooth, spectrum_record
 from utils.report.summary import findings, hide_path, hide_paths, shown_name, summary
 from utils.report.tables import (
@@ -26,6 +25,8 @@ from utils.report.tables import (
     score_table_markdown,
     stage_table,
 )
+from utils.report.write import Record
+from utils.report.write import write_report as write_pages
 
 LAYERS, HEADS, DIM = 5, 3, 8
 
@@ -116,6 +117,13 @@ RESULTS = {
 
 
 TRAINED = [(4, 0), (2, 2)]
+
+
+def write_report(folder: Path, results: dict, run: dict, history: list[dict]) -> Path:
+    """report.md in the folder; both pages are written."""
+    html, page, *_ = write_pages(folder, Record(results, run, history, None))
+    assert html.is_file()
+    return page
 
 
 @pytest.fixture
@@ -508,9 +516,10 @@ def test_the_record_of_the_spectrum_has_a_mean_a_layer_and_says_where_there_is_n
 def test_report_links_to_every_picture_it_made_and_to_no_other(tmp_path, found):
     page = write_report(tmp_path, found, RUN, HISTORY)
     text = page.read_text(encoding="utf-8")
-    linked = set(re.findall(r"\]\(figures/(\w+\.png)\)", text))
-    assert linked == {"scores.png", "loss.png", "heads.png", "spectrum.png"}
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == linked
+    linked = set(re.findall(r"\]\(figures/(\w+)\.png\)", text))
+    assert linked == {"scores", "loss", "heads", "spectrum"}
+    written = {f"{name}.{kind}" for name in linked for kind in ("png", "svg", "csv")}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == written
     assert "2 of its 15 attention heads (chosen at random)" in text
     assert "50 %, the same before and after restoring" in text
     assert "score (mean squared activation gap)" in text

@@ -34,6 +34,7 @@ from utils.losses import IGNORED
 from utils.plan.command import count_samples, count_tasks, read_model, workload
 from utils.plan.costs import Machine, plan
 from utils.prompts import Encoded
+from utils.report.write import Record, write_report
 from utils.stages.results import validation_record
 from utils.training import Collator
 
@@ -123,7 +124,7 @@ def finished(world) -> Path:
 
 def test_a_run_leaves_the_whole_result(finished):
     assert {path.name for path in finished.iterdir()} == {
-        "model", "restoration", "results.json", "run.json", "report.md", "figures", "logs",
+        "model", "restoration", "results.json", "run.json", "report.md", "report.html", "figures", "logs",
     }  # fmt: skip
     results = json.loads((finished / "results.json").read_text())
     assert set(results["scores"]) == {"dense", "pruned", "restored"}
@@ -145,6 +146,23 @@ def test_a_run_leaves_the_whole_result(finished):
     assert record["arguments"]["lr"] == 1e-2
     assert all(stage["seconds"] >= 0 and stage["peak_memory_bytes"] > 0 for stage in record["stages"])
     assert "RestoreLCC_train.py" in record["command"]
+
+
+def test_the_report_is_drawn_from_the_files_alone_and_shows_what_each_model_answers(finished):
+    examples = json.loads((finished / "logs" / "examples.json").read_text())
+    assert len(examples["prompts"]) == 2 and "Count to 30" in examples["prompts"][0]["prompt"]
+    for each in examples["prompts"]:
+        assert set(each["answers"]) == {"dense", "pruned", "restored"} and each["response"]
+        losses = [answer["loss"] for answer in each["answers"].values()]
+        assert len(set(losses)) == 3 and min(losses) > 0
+    page = (finished / "report.html").read_bytes()
+    results = json.loads((finished / "results.json").read_text())
+    shape = len(results["heads"]["scores"]), len(results["heads"]["scores"][0])
+    assert shape == (3, 6) and len(results["heads"]["magnitude_sizes"]) == len(results["heads"]["bias_sizes"]) == HEADS
+    assert len(results["spectrum"]["layers"]) == 3 and results["spectrum"]["mean"][-1] == pytest.approx(1)
+    write_report(finished, Record.read(finished))
+    assert (finished / "report.html").read_bytes() == page
+    assert b"Count to 30" in page
 
 
 def test_validation_tokens_are_those_that_the_loss_is_a_mean_of():

@@ -16,6 +16,7 @@ flags:
   sparsity: 2:4
   num_train_samples: 12
   num_valid_samples: 4
+  report_prompts: 0
   num_probe_samples: 10
   max_length: 96
   num_epoch: 1

@@ -10,9 +10,9 @@ import numpy as np
 
 from utils.report.records import loss_curves, score_map, score_name_of, spans_magnitudes
 from utils.report.svg import Drawing, Scale, legend, powers, short, ticks, x_axis, y_axis
-from utils.report.tables import MODELS, ScoreRow
+from utils.report.tables import DASH, MODELS, ScoreRow
 
-WIDE, NARROW = 760, 344
+WIDE, NARROW = 800, 344
 """Pixels of a picture on a page, and on a phone of 380; each is drawn for both, so that no text shrinks."""
 
 SHAPES = {"dense": "diamond", "pruned": "square", "restored": "circle"}
@@ -103,6 +103,8 @@ def _score_row(
 ) -> None:
     middle = top + (tall + 18) / 2 if narrow else top + tall / 2
     texts, difference, recovered = row.texts()
+    share = row.recovered if row.recovered is not None and math.isfinite(row.recovered) else None
+    recovered = DASH if share is None else recovered
     kind = "name strong" if row.is_mean else "name"
     if narrow:
         drawing.text(8, top + 16, _fit(f"{row.task}, {row.metric}", 36), kind)
@@ -110,7 +112,6 @@ def _score_row(
     else:
         drawing.text(10, middle - 2, _fit(row.task, 28), kind)
         drawing.text(10, middle + 13, row.metric, "unit")
-        share = row.recovered
         if share is not None:
             drawing.rect(drawing.width - 126, middle - 3, 70, 6, "track")
             drawing.rect(drawing.width - 126, middle - 3, 70 * min(max(share, 0), 1), 6, "filled")
@@ -155,7 +156,7 @@ def loss_picture(history: list[dict]) -> Picture | None:
         if curves.before is not None:
             entries.append(("line", "dashed", "before training"))
         drawing = Drawing(width, 250 if narrow else 300, label)
-        top = 14 + legend(drawing, 2, 12, entries, width - 4)
+        top = 32 + legend(drawing, 2, 12, entries, width - 4)
         left, right, bottom = 44, width - 14, drawing.height - 38
         shown = np.concatenate([curves.training, curves.validation])
         low, high = curves.limits or (shown[:, 1].min() - 0.1, shown[:, 1].max() + 0.1)
@@ -164,7 +165,7 @@ def loss_picture(history: list[dict]) -> Picture | None:
         for value in ticks(0, x.high, 4 if narrow else 8):
             drawing.text(x(value), bottom + 16, short(value), "tick", "middle")
         drawing.text(right, bottom + 32, "optimiser step", "axis", "end")
-        drawing.text(left, top - 8, "nats a token", "axis")
+        drawing.text(0, top - 12, "nats a token", "axis")
 
         def line(points: np.ndarray) -> list[tuple[float, float]]:
             return [(x(step), y(min(max(loss, low), high))) for step, loss in points]
@@ -180,7 +181,7 @@ def loss_picture(history: list[dict]) -> Picture | None:
             for (step, loss), place in zip(curves.validation, line(curves.validation), strict=True):
                 drawing.mark("circle", *place, 4, "restored", {"tip": f"step {step:.0f}: validation {loss:.4f}"})
             last = line(curves.validation)[-1]
-            drawing.text(last[0] - 2, last[1] - 10, f"{curves.validation[-1, 1]:.3f}", "share", "end")
+            drawing.text(last[0] - 2, last[1] - 10, f"{curves.validation[-1, 1]:.3f}", "share halo", "end")
         return drawing
 
     return Picture("loss", label, draw, rows)
@@ -220,7 +221,7 @@ def _draw_heads(
 ) -> Drawing:
     layers, heads = scores.shape
     left, top = 30, 58
-    cell = min(22, (width - left - 2) / layers, (420 if width > 600 else 300) / heads)
+    cell = min(26, (width - left - 2) / layers, (420 if width > 600 else 300) / heads)
     bottom = top + cell * heads
     drawing = Drawing(width, bottom + 34, label)
     known = scores[np.isfinite(scores)]
@@ -310,7 +311,7 @@ def spectrum_picture(spectrum: dict | None, num_components: int | None) -> Pictu
         for k in _shown(num_components, len(mean)):
             text = f"K = {k}: {100 * mean[k - 1]:.0f} %"
             drawing.mark("circle", x(k), y(mean[k - 1]), 4, "dense", {"tip": f"mean over heads, {text}"})
-            drawing.text(x(k) + 9, y(mean[k - 1]) + 15, text, "strong")
+            drawing.text(x(k) + 9, y(mean[k - 1]) + 15, text, "strong halo")
         return drawing
 
     return Picture("spectrum", label, draw, rows)
@@ -324,7 +325,7 @@ def _shown(num_components: int | None, most: int) -> list[int]:
 def _depth(layer: int, count: int) -> str:
     """A line's colour, from the first layers' to the last ones'."""
     share = 100 * layer / max(count - 1, 1)
-    return f"color-mix(in srgb, var(--accent) {share:.0f}%, var(--hair))"
+    return f"color-mix(in srgb, var(--accent) {share:.0f}%, var(--first))"
 
 
 def _depths(drawing: Drawing, count: int, x: float, y: float) -> float | None:

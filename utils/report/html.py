@@ -33,7 +33,16 @@ from utils.report.sections import (
     shown_facts,
 )
 from utils.report.steps import next_steps
-from utils.report.summary import headline, proof_sentence, sparsity_sentence, summary, title, verdict, zeros_buy
+from utils.report.summary import (
+    headline,
+    proof_sentence,
+    sparsity_sentence,
+    summary,
+    title,
+    verdict,
+    what_was_done,
+    zeros_buy,
+)
 from utils.report.svg import TEMPLATES, stylesheet
 from utils.report.tables import DASH, MODELS, ScoreRow, answers_row, mean_row, proof_rows, score_rows, stage_rows
 
@@ -78,6 +87,7 @@ def page(results: dict, run: dict, history: list[dict], examples: dict | None, p
         "verdict": verdict(results, run),
         "failed": bool(proof) and not proof.get("passed"),
         "figures": key_figures(results, run, history),
+        "done": what_was_done(results, run),
         "summary": summary(results, run, history),
         "pictures": pictures,
         "rows": [score_cells(row) for row in rows],
@@ -105,19 +115,19 @@ def page(results: dict, run: dict, history: list[dict], examples: dict | None, p
     return hide_home(render("report.html.j2", content))
 
 
-def render(template: str, content: dict) -> str:
-    """A template of ours, filled in."""
-    return environment().get_template(template).render(content)
+def render(template: str, content: dict, folder: Path = TEMPLATES) -> str:
+    """A template of ours, filled in; folder: where it is, if not here."""
+    return environment(folder).get_template(template).render(content)
 
 
 @cache
-def environment() -> Environment:
+def environment(folder: Path) -> Environment:
     """Templates whose every value is escaped, and in which a name that is not there is an error."""
     found = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=FileSystemLoader([folder, TEMPLATES]), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    found.filters |= {"marked": marked, "both": both_widths}
+    found.filters |= {"marked": marked, "both": both_widths, "number": number, "digits": digits}
     found.globals |= {"style": style, "script": script, "models": MODELS, "dash": DASH}
     return found
 
@@ -136,6 +146,17 @@ def marked(text: str) -> Markup:
     """The `code` and **strong** of our sentences as HTML; what stands in them is escaped first."""
     found = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
     return Markup(re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", found))
+
+
+def number(text: str) -> Markup:
+    """A table's number with a true minus, and its standard error smaller."""
+    value, plus_minus, error = text.replace("-", "−").partition(" ± ")
+    return escape(value) + (Markup(" <small>±\u00a0{}</small>").format(error) if plus_minus else "")
+
+
+def digits(value: float, count: int | None) -> str:
+    """A number with `count` decimals, or as it is, and a true minus."""
+    return (f"{value:g}" if count is None else f"{value:,.{count}f}").replace("-", "−")
 
 
 def both_widths(picture: Picture) -> Markup:

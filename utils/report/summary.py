@@ -167,8 +167,8 @@ def verdict(results: dict, run: dict) -> str:
 
 def headline(results: dict) -> tuple[str, ScoreRow] | None:
     """(what it is of, the row) of the recovered share that stands for the run: a mean's, else a task's, if better."""
-    named = [("mean accuracy", mean_row(results)), ("the right answers' likelihood", answers_row(results))]
-    named += [(f"{row.task}'s {row.metric.replace('_', ' ')}", row) for row in score_rows(results)]
+    named = [("mean accuracy", mean_row(results)), ("the right answers’ likelihood", answers_row(results))]
+    named += [(f"{row.task}’s {row.metric.replace('_', ' ')}", row) for row in score_rows(results)]
     return next(
         ((what, row) for what, row in named if row and row.verdict == "better" and row.recovered is not None), None
     )

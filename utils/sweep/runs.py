@@ -28,7 +28,7 @@ PLACES = ("output_dir", "cache_dir", "report_prompts")
 """Arguments that change no result: where it goes, and what its report shows beside it."""
 
 _CODE = ("models", "pruning", "baselines", "data", "utils")
-_NOT_CODE = ("utils/sweep/", "utils/report/", "utils/plan/")
+_NOT_CODE = ("utils/sweep/", "utils/compare/", "utils/report/", "utils/plan/")
 """Folders whose files decide a run's numbers, and those within that don't."""
 
 

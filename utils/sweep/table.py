@@ -144,8 +144,8 @@ def build_table(output: Path, rows: Sequence[Row], counts: Callable[[Member], bo
             record = finished(output / member.id)
             if record is not None and counts(member):
                 found[member.id] = Outcome(output / member.id, record)
-    chosen = {(row.name, row.pruning): _chosen(output, row, found) for row in rows}
-    table = [_row(output, row, *chosen[row.name, row.pruning], found, notes) for row in rows]
+    chosen = {(row.name, row.pruning): chosen_runs(output, row, found) for row in rows}
+    table = [table_row(output, row, *chosen[row.name, row.pruning], found, notes) for row in rows]
     for row, entry in zip(rows, table, strict=True):
         other = chosen.get((row.compare_to, row.pruning)) if row.compare_to not in (None, row.name) else None
         if control := chosen.get((row.name, CONTROL)) if row.pruning != CONTROL else None:
@@ -184,7 +184,7 @@ def _mean_row(answers: Sequence[QuestionRow]) -> QuestionRow:
     return mean(answers)
 
 
-def _chosen(output: Path, row: Row, found: dict[str, Outcome]) -> tuple[float | None, list[Outcome]]:
+def chosen_runs(output: Path, row: Row, found: dict[str, Outcome]) -> tuple[float | None, list[Outcome]]:
     """(rate, the finished runs of the seeds at it); no rate and no runs until every rate was tried."""
     if any(each.id not in found and not refused(output / each.id) for each in row.searches):
         return None, []
@@ -194,9 +194,10 @@ def _chosen(output: Path, row: Row, found: dict[str, Outcome]) -> tuple[float | 
     return rate, [found[each.id] for each in row.at(rate) if each.id in found]
 
 
-def _row(
+def table_row(
     output: Path, row: Row, rate: float | None, outcomes: list[Outcome], found: dict[str, Outcome], notes: list[str]
 ) -> dict:
+    """A row of the table, of the runs of all seeds at its rate; found: every finished run, by id."""
     place = f"{row.name}, {row.pruning}"
     searched = {each.rate: valid_loss(found[each.id].folder) if each.id in found else None for each in row.searches}
     known = [rate for rate, loss in searched.items() if loss is not None]
@@ -258,7 +259,7 @@ def _over_questions(place: str, outcomes: list[Outcome], notes: list[str]) -> di
         )
     for name, (asked, (dense, pruned)) in gaps.items():
         try:
-            gain = _difference(outcomes, None, asked)
+            gain = row_difference(outcomes, None, asked)
         except (UserError, ValueError) as error:
             notes.append(f"{place}: no error over questions of what was recovered: {error}")
             continue
@@ -278,7 +279,9 @@ def _against(row: Row, outcomes: list[Outcome], others: list[Outcome], notes: li
     for name in COMPARED:
         try:
             apart = name in _AGREEMENT
-            found[name] = _apart_more(outcomes, others, name) if apart else _difference(outcomes, others, asked[name])
+            found[name] = (
+                _apart_more(outcomes, others, name) if apart else row_difference(outcomes, others, asked[name])
+            )
         except (UserError, ValueError) as error:
             found[name] = None
             notes.append(f"{row.name}, {row.pruning}: not held against {row.compare_to}: {error}")
@@ -325,7 +328,7 @@ def _of_control(outcomes: list[Outcome], controls: list[Outcome]) -> dict | None
     return found
 
 
-def _difference(outcomes: list[Outcome], others: list[Outcome] | None, asked: list[tuple[str, str]]) -> dict | None:
+def row_difference(outcomes: list[Outcome], others: list[Outcome] | None, asked: list[tuple[str, str]]) -> dict | None:
     """{"difference", "stderr"} of the restored models' mean over `asked`, row by row, seeds averaged first.
 
     others: what is subtracted; None for the pruned model. None where no rows were kept, or nothing was asked.

@@ -1,0 +1,47 @@
+"""Many runs on one page, with their numbers as CSV beside it.
+
+python -m utils.compare RUN… -output FILE.html
+python -m utils.compare SWEEP_DIR -output FILE.html
+"""
+
+from utils.common.commands import Parser, folder_path, run
+from utils.common.errors import UserError
+from utils.common.files import write_text
+from utils.compare.lines import read_lines
+from utils.compare.page import compared, csv_text, page
+
+
+def build_parser() -> Parser:
+    """The parser of `python -m utils.compare`."""
+    parser = Parser(
+        prog="utils.compare",
+        usage="python -m utils.compare RUN… | SWEEP_DIR -output FILE.html",
+        description="Compare runs, or the rows of a sweep, on one page: a table, paired differences, and pictures.",
+    )
+    parser.add_argument("folders", nargs="+", type=folder_path, metavar="RUN", help="folders of runs, or of sweeps")
+    parser.flag("output", type=folder_path, required=True, metavar="FILE.html", help="the page; FILE.csv is beside it")
+    return parser
+
+
+def main() -> None:
+    """Read, then write the page and its numbers."""
+    args = build_parser().parse_args()
+    if args.output.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"-output: {args.output} is no page's name; give one that ends in .html")
+    for folder in args.folders:
+        if not folder.is_dir():
+            raise UserError(f"RUN: {folder} is not a folder; give the -output_dir of runs, or of a sweep")
+    content = compared(*read_lines(args.folders))
+    if not content["lines"]:
+        raise UserError(f"RUN: no run in {args.folders[0]} is done; wait for one, or give other folders")
+    numbers = args.output.with_suffix(".csv")
+    try:
+        write_text(numbers, csv_text(content))
+        write_text(args.output, page({**content, "csv": numbers.name}))
+    except OSError as error:
+        raise UserError(f"-output: {args.output} cannot be written ({error.strerror}); name another file") from error
+    print(f"page: {args.output}")
+
+
+if __name__ == "__main__":
+    run(main)
