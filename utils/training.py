@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from accelerate.utils import patch_environment
+from accelerate.utils import gather_object, patch_environment
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -23,6 +23,7 @@ from models.cpu_attention import cpu_attention
 from models.modeling_llama import keep_columns
 from utils.checkpoints import UNFINISHED, last_whole, seal
 from utils.common.commands import ENDING
+from utils.common.disk import writing
 from utils.common.errors import Stopped, UserError
 from utils.common.files import write_json
 from utils.distillation import Distillation, by_length
@@ -141,16 +142,20 @@ def train(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     collate = Collator(pad_id=model.config.pad_token_id or 0)
     result = TrainingResult(history=before["history"])
-    ending = _Ending(sharded)
+    finite, ending = _Finite(settings.lr_flag), _Ending(sharded)
     trainer = _RestorationTrainer(
         model=ResponseLoss(model, distillation, penalty),
         args=arguments,
         data_collator=collate,
-        train_dataset=_rows(samples, distillation and distillation.train),
+        train_dataset=[
+            {**row, "number": number}
+            for number, row in enumerate(_rows(samples, distillation and distillation.train), start=1)
+        ],
         eval_dataset=valid,
-        callbacks=[_Progress(result, lr_flag=settings.lr_flag), ending],
+        callbacks=[finite, _Progress(result), ending],
     )
-    ending.trainer, trainer.belongs, trainer.result = trainer, belongs, result
+    finite.trainer = ending.trainer = trainer
+    trainer.belongs, trainer.result, trainer.finite = belongs, result, finite
     if arguments.process_index == 0:
         shutil.rmtree(checkpoints / UNFINISHED, ignore_errors=True)  # of a process that was killed
         result.tokens, result.padded_tokens, result.seconds = before["counted"]
@@ -199,7 +204,8 @@ def _compiled(model: LlamaForCausalLM) -> Iterator[None]:
 class Collator:
     """Right-padded batches; labels are -100 on prompts and padding.
 
-    Rows may bring the teacher's states of their responses (n_i, D); a batch has them as its labels follow each other.
+    Rows may bring the teacher's states of their responses (n_i, D); a batch has them as its labels follow each other;
+    and their numbers, by which a step's samples are told.
     """
 
     pad_id: int
@@ -213,6 +219,8 @@ class Collator:
             ids[index, : len(tokens)] = tokens
             labels[index, start : len(tokens)] = tokens[start:]
         batch = {"input_ids": ids, "labels": labels}
+        if "number" in rows[0]:
+            batch["numbers"] = torch.tensor([row["number"] for row in rows])
         if "teacher" in rows[0]:
             batch["teacher"] = torch.cat([row["teacher"] for row in rows])
         return batch
@@ -310,9 +318,13 @@ class _RestorationTrainer(Trainer):
     """The teacher's, of each validation sample."""
     belongs = ""
     result: TrainingResult
+    numbers: tuple[Tensor, ...] = ()
+    """Of the samples of the present step, on this process, counted from 1."""
+    finite: "_Finite"
 
     def training_step(self, model, inputs, *more, **others) -> Tensor:
         """Counts what it trains on; a row ends with its last label."""
+        self.numbers += (inputs.pop("numbers"),)
         labelled = inputs["labels"] != IGNORED
         self.result.tokens += labelled.numel() - int(labelled.flip(1).int().argmax(1).sum())
         self.result.padded_tokens += labelled.numel()
@@ -329,13 +341,14 @@ class _RestorationTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         counted = self.counted()
-        super()._save_checkpoint(model, trial)
-        written = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            write_json(written / PROGRESS, {"history": self.result.history, "counted": counted})
-            seal(written, self.belongs)
-        self.accelerator.wait_for_everyone()
+        with writing(Path(self.args.output_dir)):
+            super()._save_checkpoint(model, trial)
+            written = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                write_json(written / PROGRESS, {"history": self.result.history, "counted": counted})
+                seal(written, self.belongs)
+            self.accelerator.wait_for_everyone()
 
     def _get_train_sampler(self, train_dataset=None):
         """Grouped over the batches of all processes, so that 2 × 4 samples a step are the 8 of a single process."""
@@ -369,10 +382,56 @@ class _RestorationTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         named = self.accelerator.unwrap_model(self.model).named_parameters()
         trained = {name: parameter.detach().cpu() for name, parameter in named if parameter.requires_grad}
+        if not all(bool(values.isfinite().all()) for values in trained.values()):
+            self.finite.end("restoration", "", self.args, self.state)
         save_file(trained, folder / "model.safetensors")
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """A checkpoint of the trained parameters alone is what we wrote; the rest is not missing."""
+
+
+class _Finite(TrainerCallback):
+    """Ends a training whose loss or gradient is no finite number, before a checkpoint is made of it."""
+
+    trainer: _RestorationTrainer
+
+    def __init__(self, lr_flag: str):
+        self.lr_flag = lr_flag
+
+    def on_step_begin(self, args, state, control, **_) -> None:
+        self.trainer.numbers = ()
+
+    def on_log(self, args, state, control, logs=None, **_) -> None:
+        for name, what in (("loss", "loss"), ("grad_norm", "gradient")):
+            if not math.isfinite((logs or {}).get(name, 0.0)):
+                numbers = [number for part in self.trainer.numbers for number in part.tolist()]
+                if args.world_size > 1:
+                    numbers = gather_object(numbers)
+                self.end(what, f" of {state.max_steps}, on training samples {listed(sorted(numbers))}", args, state)
+
+    def on_evaluate(self, args, state, control, metrics=None, **_) -> None:
+        if math.isfinite(metrics["eval_loss"]):
+            return
+        if state.global_step == 0:
+            raise UserError(
+                "-dtype: the validation loss is no finite number before the first step; try float32, or look at the "
+                "validation samples and the pruned model"
+            )
+        self.end("validation loss", f" of {state.max_steps}", args, state)
+
+    def end(self, what: str, where: str, args, state) -> None:
+        """Raise UserError, which names the last checkpoint that stands."""
+        good, _ = last_whole(Path(args.output_dir), self.trainer.belongs)
+        kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint before it"
+        raise UserError(
+            f"{self.lr_flag}: the {what} is no finite number at step {state.global_step}{where}; lower it (now "
+            f"{args.learning_rate:g}), or look at the samples with -dtype float32; {kept}"
+        )
+
+
+def listed(numbers: list[int], most: int = 16) -> str:
+    """ "3, 5, 8", and "…" where there are more than `most`."""
+    return ", ".join(map(str, numbers[:most])) + (", …" if len(numbers) > most else "")
 
 
 class _Ending(TrainerCallback):
@@ -425,8 +484,8 @@ class _Ending(TrainerCallback):
 class _Progress(TrainerCallback):
     """One bar with loss and learning rate; keeps the history, and the seconds and tokens of the steps."""
 
-    def __init__(self, result: TrainingResult, clock: Callable[[], float] = time.perf_counter, lr_flag: str = "-lr"):
-        self.result, self.clock, self.lr_flag = result, clock, lr_flag
+    def __init__(self, result: TrainingResult, clock: Callable[[], float] = time.perf_counter):
+        self.result, self.clock = result, clock
         self.bar: tqdm | None = None
         self.began = 0.0
 
@@ -443,13 +502,6 @@ class _Progress(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **_) -> None:
         if not logs or "loss" not in logs:
             return
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(logs.get(name, 0.0)):
-                what = "loss" if name == "loss" else "gradient"
-                raise UserError(
-                    f"{self.lr_flag}: the {what} is no finite number at step {state.global_step} of {state.max_steps}; "
-                    f"lower it (now {args.learning_rate:g}), or look at the samples with -dtype float32"
-                )
         self.result.history.append(
             {
                 "step": state.global_step,
