@@ -88,6 +88,7 @@ def train(
     distillation: Distillation | None = None,
     penalty: Callable[[], Tensor] | None = None,
     belongs: str = "",
+    save_steps: int | None = None,
 ) -> TrainingResult:
     """Train what requires gradients in `model`, in place, together with the other processes of `accelerate launch`.
 
@@ -96,10 +97,10 @@ def train(
 
     device: where this process trains, an index included; under FSDP where its part of the model goes.
     checkpoints: a folder for the trained parameters and the optimizer's state, at the end of each epoch, before and
-    after its validation, and every SAVED_EVERY seconds; with `resume` the last whole one there is continued from.
-    belongs: digest of what they may be continued with: start, samples, settings, processes. sharded: under FSDP no
-    checkpoints are written, since they would hold the whole model. penalty: what training adds to the mean loss, see
-    ResponseLoss.
+    after its validation, and every SAVED_EVERY seconds and save_steps steps; with `resume` the last whole one there is
+    continued from. belongs: digest of what they may be continued with: start, samples, settings, processes. sharded:
+    under FSDP no checkpoints are written, since they would hold the whole model. penalty: what training adds to the
+    mean loss, see ResponseLoss.
 
     Told to end by a signal it finishes the step, writes a checkpoint and raises Stopped, or KeyboardInterrupt; told so
     again it ends at once.
@@ -142,7 +143,7 @@ def train(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     collate = Collator(pad_id=model.config.pad_token_id or 0)
     result = TrainingResult(history=before["history"])
-    finite, ending = _Finite(settings.lr_flag), _Ending(sharded)
+    finite, ending = _Finite(settings.lr_flag), _Ending(sharded, save_steps)
     trainer = _RestorationTrainer(
         model=ResponseLoss(model, distillation, penalty),
         args=arguments,
@@ -439,8 +440,8 @@ class _Ending(TrainerCallback):
 
     trainer: _RestorationTrainer
 
-    def __init__(self, sharded: bool, clock: Callable[[], float] = time.monotonic):
-        self.sharded, self.clock, self.signal = sharded, clock, 0
+    def __init__(self, sharded: bool, save_steps: int | None = None, clock: Callable[[], float] = time.monotonic):
+        self.sharded, self.save_steps, self.clock, self.signal = sharded, save_steps, clock, 0
         self.saved = clock()
 
     @contextmanager
@@ -470,7 +471,8 @@ class _Ending(TrainerCallback):
         if told and self.sharded:
             self._end()
         self.signal = self.signal or (signal.SIGTERM if told else 0)
-        control.should_save |= not self.sharded and bool(told or late or float(state.epoch).is_integer())
+        due = self.save_steps and state.global_step % self.save_steps == 0
+        control.should_save |= not self.sharded and bool(told or late or due or float(state.epoch).is_integer())
 
     def on_save(self, args, state, control, **_) -> None:
         self.saved = self.clock()

@@ -12,9 +12,9 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-import matplotlib
 import pytest
 import torch
+from matplotlib.figure import Figure
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -47,7 +47,7 @@ NUMBERS = torch.arange(50_000.0)
 
 
 def picture(path: Path) -> None:
-    figure = matplotlib.figure.Figure()
+    figure = Figure()
     figure.add_subplot().imshow(torch.rand(60, 60).numpy())
     figure.savefig(path, format="png")
 
@@ -93,15 +93,14 @@ def test_a_folder_that_does_not_fit_is_one_line_and_leaves_nothing(tmp_path, mak
 
 @pytest.mark.parametrize("kind", ["tensors", "document", "tree"])
 def test_a_cache_on_a_full_disk_keeps_nothing_of_it(tmp_path, kind):
+    def tree(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "f").write_text("x" * 50_000)
+
     ask = {
         "tensors": lambda: Cache(tmp_path).tensors("z", {}, lambda: {"z": NUMBERS}),
         "document": lambda: Cache(tmp_path).document("z", {}, lambda: {"z": "x" * 50_000}),
-        "tree": lambda: Cache(tmp_path).tree(
-            "z",
-            {},
-            lambda folder: (folder.mkdir(parents=True), (folder / "f").write_text("x" * 50_000)),
-            lambda folder: "digest",
-        ),
+        "tree": lambda: Cache(tmp_path).tree("z", {}, tree, lambda folder: "digest"),
     }[kind]
     with no_file_above(3000), pytest.raises(Unwritten, match=str(tmp_path / "z")):
         ask()
@@ -162,7 +161,7 @@ def test_a_full_disk_is_told_with_its_flag_and_what_is_needed(tmp_path, monkeypa
     (tmp_path / "link").symlink_to(tmp_path)
     needs = [Need("-output_dir", tmp_path / "link" / "out", 3 * 10**9), Need("-cache_dir", tmp_path / "cache", 7)]
     for place, flag, size in (("out/model", "-output_dir", "3 GB"), ("cache/z", "-cache_dir", "7 bytes")):
-        says = rf"^{flag}: \S+ cannot be written \(No space left .*; 12.3 kB are free, up to {size} are needed\); make room"
+        says = rf"^{flag}: \S+ cannot be written \(No space left .*; 12.3 kB are free, up to {size} are needed\); make"
         with pytest.raises(Unwritten, match=says), told(needs):
             raise Unwritten(tmp_path / place, "No space left on device")
     with pytest.raises(Unwritten, match=f"^{tmp_path}/else cannot be written"), told(needs):

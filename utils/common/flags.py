@@ -31,7 +31,7 @@ HEAD_SELECTIONS = ("contrastive", "gap", "random", "lofit")
 BASES = ("svd", "random")
 RESUME = ("auto", "never")
 
-NOT_REPEATED = ("resume", "overwrite", "plan", "config")
+NOT_REPEATED = ("resume", "save_steps", "overwrite", "plan", "config")
 """Flags that say how this once a run is started: never kept in run.json, never taken from a -config file."""
 
 MOST = 10**9
@@ -94,6 +94,7 @@ class Arguments:
     distill_weight: float
     teacher_cache_gb: float
     resume: str
+    save_steps: int | None
     eval_tasks: str
     eval_limit: int | None
     eval_data_dir: Path | None
@@ -486,6 +487,12 @@ def build_parser() -> Parser:
         default="auto",
         metavar="auto|never",
         help="whether an interrupted run in -output_dir with the same flags is continued, or begun anew",
+    )
+    parser.flag(
+        "save_steps",
+        type=at_least(1),
+        metavar="N",
+        help="steps from one checkpoint of training to the next (default: ten minutes' steps, or an epoch's)",
     )
 
     parser.group("evaluation")

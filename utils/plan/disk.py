@@ -20,6 +20,10 @@ SCORES = 2**20
 """Allowed for, not derived: rows and scores of one task and model."""
 
 
+ENCODER_WIDTH = 384
+"""Of MiniLM's sentence embeddings."""
+
+
 @dataclass(frozen=True)
 class Written:
     """Bytes: output in -output_dir; cache in -cache_dir, by the folder there."""
@@ -42,7 +46,7 @@ def written(config: LlamaConfig, work: Workload, pruned: int | None = None) -> W
         prompts = 2 * len(work.samples) + 2 * work.probes
         cache["activations"] = prompts * heads * config.head_dim * work.dtype_bytes
         cache["components"] = heads * (config.head_dim + 4) * config.head_dim * FP32
-        cache["embeddings"] = bool(work.probes) * SCORES + len(work.samples) * 384 * FP32  # MiniLM's width
+        cache["embeddings"] = len(work.samples) * ENCODER_WIDTH * FP32 if work.probes else 0
     if work.calibrations:
         cache["starts"] = FP32 * work.learned
     if work.teacher_bytes is not None and work.epochs:

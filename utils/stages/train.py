@@ -65,6 +65,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
             run.processes.sharded,
             taught_by and beside(run, models, taught_by),
             belongs=belongs(run, models, samples, start),
+            save_steps=args.save_steps,
         )
         if worse := worse_on_validation(training.history):
             run.record.tell(worse)
