@@ -139,6 +139,8 @@ def test_what_libraries_say_of_a_full_disk_is_known(error, told):
     assert refusal(later) == found
     with pytest.raises(Unwritten if told else type(error)), writing(Path("/tmp")):
         raise error
+    with pytest.raises(Unwritten if told else UserError), writing(Path("/tmp")):
+        raise UserError("a broken file; copy it again") from error
 
 
 def test_room_is_summed_by_disk_and_told_with_flags_and_folders(tmp_path, monkeypatch):
@@ -188,6 +190,10 @@ RAISES = "from utils.common.commands import run\ndef main():\n    {}\nrun(main, 
     ("code", "says"),
     [
         ("raise OSError(28, 'No space left on device')", "error: a file cannot be written (No space left on device)"),
+        (
+            "from utils.common.errors import UserError\n    raise UserError('copy it again') from OSError(28, 'x')",
+            "error: a file cannot be written (No space left on device)",
+        ),
         ("raise MemoryError", "error: out of memory (MemoryError); lower -calib_samples"),
         ("open('/dev/full', 'w').write('x' * 100_000)", "error: a file cannot be written (No space left on device)"),
     ],

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from utils.common.disk import check_writable, refusal
-from utils.common.errors import Stopped, UserError, shortened
+from utils.common.errors import OutOfRoom, Stopped, UserError, shortened
 from utils.common.memory import shortage
 from utils.common.processes import speaks
 from utils.common.temporary import remove_abandoned
@@ -94,10 +94,6 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
             main()
         finally:
             sys.stdout.flush()
-    except UserError as error:
-        if speaks():
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except (KeyboardInterrupt, Stopped) as end:
         number = end.number if isinstance(end, Stopped) else signal.SIGINT
         if speaks():
@@ -107,15 +103,22 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
         _let_go_of_stdout()
         sys.exit(141)
     except Exception as error:
-        # What no writer of ours was around: a library's own files, or this process's output.
-        if reason := refusal(error):
+        ours = isinstance(error, UserError)
+        # What a library met may have been taken for a broken file's error.
+        cause = error.__cause__ if ours else error
+        if isinstance(error, OutOfRoom):
+            said = str(error)
+        elif reason := refusal(cause):
+            # No writer of ours was around: a library's own files, or this process's output.
             _let_go_of_stdout()
             said = (
                 f"a file cannot be written ({reason}): one of those that libraries keep, such as temporary ones in "
                 f"{tempfile.gettempdir()} (TMPDIR), or what this command prints; make room there"
             )
-        elif reason := shortage(error):
+        elif reason := shortage(cause):
             said = f"out of memory ({reason}); " + (f"lower {lighter}" if lighter else "take a machine with more")
+        elif ours:
+            said = str(error)
         else:
             raise
         if speaks():
@@ -165,6 +168,6 @@ def check_cache(folder: Path, flag: str = "-cache_dir") -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{flag}: {folder} cannot be written ({error.strerror}); name another folder") from error
+        raise OutOfRoom(f"{flag}: {folder} cannot be written ({error.strerror}); name another folder") from error
     check_writable(folder, flag)
     remove_abandoned(folder)

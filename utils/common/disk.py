@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.common.errors import UserError
+from utils.common.errors import OutOfRoom, UserError
 
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What a write can meet that no code mends: the disk is full, a quota or a limit is reached, it is read-only."""
 
-_IN_TEXT = re.compile(r"\((?:os )?error (\d+)\)|\[Errno (\d+)\]")
+_IN_TEXT = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 """How libraries written in Rust or C++ name the system's error, which Python's OSError has as a number."""
 
 _TORN = re.compile(r"PytorchStreamWriter failed|unexpected pos \d+ vs \d+|iostream error")
@@ -25,7 +25,7 @@ _PROBE = bytes(4096)
 """A page, which a full disk refuses even where it still makes files."""
 
 
-class Unwritten(UserError):
+class Unwritten(OutOfRoom):
     """A disk took no more. place: the folder that was written to; reason: the system's, in words."""
 
     def __init__(self, place: Path, reason: str, need: "Need | None" = None):
@@ -71,10 +71,11 @@ def writing(place: Path) -> Iterator[None]:
     """Within it, a disk that takes no more raises Unwritten, which names the folder `place`."""
     try:
         yield
-    except UserError:
+    except OutOfRoom:
         raise
     except Exception as error:
-        if (reason := refusal(error)) is None:
+        # A library's error that was taken for a broken file's is the cause of what a user would be told.
+        if (reason := refusal(error.__cause__ if isinstance(error, UserError) else error)) is None:
             raise
         raise Unwritten(place, reason) from error
 
@@ -113,7 +114,7 @@ def check_writable(folder: Path, flag: str) -> None:
             file.write(_PROBE)
             file.flush()
     except OSError as error:
-        raise UserError(f"{flag}: {folder} cannot be written ({error.strerror}); name another folder") from error
+        raise OutOfRoom(f"{flag}: {folder} cannot be written ({error.strerror}); name another folder") from error
 
 
 def free_bytes(folder: Path) -> int:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from utils.common.disk import check_writable, writing
-from utils.common.errors import UserError
+from utils.common.errors import OutOfRoom, UserError
 from utils.common.files import read_json, write_json, write_text
 from utils.common.lock import check_free, locked
 from utils.common.temporary import remove_abandoned
@@ -116,7 +116,7 @@ class Result:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{self._what} cannot be written ({error.strerror}); give another folder") from error
+            raise OutOfRoom(f"{self._what} cannot be written ({error.strerror}); give another folder") from error
         try:
             with locked(self._place / LOCK, self._what):
                 remove_abandoned(self._place)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from utils.common.errors import UserError
+from utils.common.errors import OutOfRoom, UserError
 from utils.common.flags import Arguments
 from utils.common.memory import shortage
 from utils.common.names import DISTILL
@@ -18,12 +18,13 @@ def telling_memory(args: Arguments, key: str) -> Iterator[None]:
     """Within it, memory that runs out is a UserError that names the flags of the stage `key` to lower."""
     try:
         yield
-    except UserError:
+    except OutOfRoom:
         raise
     except Exception as error:
-        if (said := shortage(error)) is None:
+        # A library's error that was taken for a broken file's is the cause of what a user would be told.
+        if (said := shortage(error.__cause__ if isinstance(error, UserError) else error)) is None:
             raise
-        raise UserError(out_of_memory(args, key, said)) from error
+        raise OutOfRoom(out_of_memory(args, key, said)) from error
 
 
 def out_of_memory(args: Arguments, key: str, said: str) -> str:
