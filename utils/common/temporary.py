@@ -71,4 +71,8 @@ def _abandoned(entry: os.DirEntry, pid: int) -> bool:
 
 
 def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname())
+    """This machine, and the container on it where numbers of processes are another's than outside."""
+    name = re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname())
+    with suppress(OSError):
+        name += "." + re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))
+    return name
