@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from models.names import check_found
 from utils.common.commands import run
+from utils.common.disk import check_room, told
 from utils.common.flags import Arguments, parse_arguments
 from utils.common.processes import Processes, speaks
 from utils.common.progress import OFF
@@ -20,7 +21,9 @@ from utils.common.result import Result
 from utils.stages.begin import check_inputs, result_folder
 
 if TYPE_CHECKING:
-    from utils.stages.context import Run
+    from utils.evaluation.plan import EvalPlan
+    from utils.samples import Samples
+    from utils.stages.context import Models, Run
 
 
 def main() -> None:
@@ -53,28 +56,34 @@ def begun(args: Arguments, processes: Processes, result: Result) -> "Run":
 
 
 def restore(run: "Run") -> None:
-    """The stages in order, then what they came to."""
+    """Read and check all inputs, ask the disks for room, go on stage by stage, and write what they came to."""
+    from utils.stages.prepare import prepare
     from utils.stages.results import write_results
+    from utils.stages.room import needs
 
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if run.args.quiet else nullcontext():
-        found = staged(run)
-    if found:
-        write_results(run, *found)
+    with open(os.devnull, "w") as nowhere:
+        hidden = redirect_stdout(nowhere) if run.args.quiet else nullcontext()
+        with hidden, run.main_first("samples"):
+            models, samples, plan = prepare(run)
+            wanted = needs(run, models, samples, len(plan.parts()))
+            check_room(wanted)
+        with told(wanted):
+            with hidden:
+                found = stages(run, models, samples, plan)
+            if found:
+                write_results(run, *found)
 
 
-def staged(run: "Run") -> tuple | None:
-    """All stages: what the result is written from; None in any process but the main one."""
+def stages(run: "Run", models: "Models", samples: "Samples", plan: "EvalPlan") -> tuple | None:
+    """The other stages in order: what the result is written from; None in any process but the main one."""
     from utils.stages.measure import measure
     from utils.stages.merge import merge, score_merged
     from utils.stages.negatives import probe_trees, prompt_trees
-    from utils.stages.prepare import prepare
     from utils.stages.prune import pruned_checkpoint
     from utils.stages.rank import rank
     from utils.stages.scales import head_norms
     from utils.stages.train import train_restoration
 
-    with run.main_first("samples"):
-        models, samples, plan = prepare(run)
     with run.main_first("prune"):
         models = pruned_checkpoint(run, models)
     with run.main_first("negatives"):

@@ -3,15 +3,13 @@
 Its second step is b of Eq. 8 alone on these heads, `utils.compensation.HeadCompensations`.
 """
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from models.head_scales import scaled_heads
 from models.modeling_llama import whole
+from utils.common.temporary import workspace
 from utils.compensation import INITIAL_STD
 from utils.prompts import Encoded
 from utils.training import TrainingSettings, train
@@ -36,14 +34,14 @@ def scale_norms(
     with scaled_heads(model, start) as scaled:
         if settings.epochs:
             # A is needed once and is cheap to train again: its checkpoints are nobody's.
-            with TemporaryDirectory() as checkpoints:
+            with workspace("lofit") as checkpoints:
                 train(
                     model,
                     samples,
                     [],
                     settings,
                     device,
-                    Path(checkpoints),
+                    checkpoints,
                     resume=False,
                     sharded=sharded,
                     penalty=lambda: l1 * sum(heads.size for heads in scaled),

@@ -39,6 +39,7 @@ from utils.common.cache import Cache
 from utils.common.errors import UserError, first_line, shortened
 from utils.common.files import digest, digest_files, read_json, whole_folder
 from utils.common.names import DTYPE_NAMES, EMBEDDED
+from utils.common.temporary import stamp
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
@@ -238,7 +239,7 @@ def _free_memory(device: str) -> int:
 
 @functools.cache
 def _offload_folder() -> str:
-    folder = tempfile.mkdtemp(prefix="restorelcc-offload-")
+    folder = tempfile.mkdtemp(prefix=f"restorelcc-offload-{stamp()}-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 

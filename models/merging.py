@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -28,6 +27,7 @@ from utils.common.errors import UserError
 from utils.common.files import whole_folder, write_json
 from utils.common.names import DTYPE_NAMES
 from utils.common.result import Result
+from utils.common.temporary import workspace
 
 PROBE_TEXTS = (
     "### Instruction:\nName three things that float on water.\n\n### Response: Wood, ice and",
@@ -119,9 +119,9 @@ def merge_saved(
     model = restoration.attach(load_model(pruned, dtype, device, "-pruned_model_path"))
     reference = Reference.ask(model, restoration, Checkpoint(pruned), token_ids, device)
     del model
-    with result.working(), tempfile.TemporaryDirectory(prefix=".merge-", dir=cache_dir) as place:
+    with result.working(), workspace("merge", cache_dir) as place:
         # A compact checkpoint gets a compact result, by way of the dense shapes in which it was restored.
-        merged = Path(place, "merged") if compact else result.folder
+        merged = place / "merged" if compact else result.folder
         proofs = [merge_and_prove(pruned, saved, merged, tokenizer_from=tokenizer_from, reference=reference)]
         if compact:
             proofs.append(compact_and_prove(merged, result.folder, reference))

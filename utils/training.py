@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from accelerate.utils import patch_environment
+from accelerate.utils import gather_object, patch_environment
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -23,6 +23,7 @@ from models.cpu_attention import cpu_attention
 from models.modeling_llama import keep_columns
 from utils.checkpoints import UNFINISHED, last_whole, seal
 from utils.common.commands import ENDING
+from utils.common.disk import writing
 from utils.common.errors import Stopped, UserError
 from utils.common.files import write_json
 from utils.common.progress import Lines, progress
@@ -89,6 +90,7 @@ def train(
     penalty: Callable[[], Tensor] | None = None,
     belongs: str = "",
     report_to: Sequence[str] = (),
+    save_steps: int | None = None,
 ) -> TrainingResult:
     """Train what requires gradients in `model`, in place, together with the other processes of `accelerate launch`.
 
@@ -97,10 +99,10 @@ def train(
 
     device: where this process trains, an index included; under FSDP where its part of the model goes.
     checkpoints: a folder for the trained parameters and the optimizer's state, at the end of each epoch, before and
-    after its validation, and every SAVED_EVERY seconds; with `resume` the last whole one there is continued from.
-    belongs: digest of what they may be continued with: start, samples, settings, processes. sharded: under FSDP no
-    checkpoints are written, since they would hold the whole model. penalty: what training adds to the mean loss, see
-    ResponseLoss. report_to: trackers, as the Trainer knows them.
+    after its validation, and every SAVED_EVERY seconds and save_steps steps; with `resume` the last whole one there is
+    continued from. belongs: digest of what they may be continued with: start, samples, settings, processes. sharded:
+    under FSDP no checkpoints are written, since they would hold the whole model. penalty: what training adds to the
+    mean loss, see ResponseLoss. report_to: trackers, as the Trainer knows them.
 
     Told to end by a signal it finishes the step, writes a checkpoint and raises Stopped, or KeyboardInterrupt; told so
     again it ends at once.
@@ -143,16 +145,20 @@ def train(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     collate = Collator(pad_id=model.config.pad_token_id or 0)
     result = TrainingResult(history=before["history"])
-    ending = _Ending(sharded)
+    finite, ending = _Finite(settings.lr_flag), _Ending(sharded, save_steps)
     trainer = _RestorationTrainer(
         model=ResponseLoss(model, distillation, penalty),
         args=arguments,
         data_collator=collate,
-        train_dataset=_rows(samples, distillation and distillation.train),
+        train_dataset=[
+            {**row, "number": number}
+            for number, row in enumerate(_rows(samples, distillation and distillation.train), start=1)
+        ],
         eval_dataset=valid,
-        callbacks=[_Progress(result, lr_flag=settings.lr_flag), ending],
+        callbacks=[finite, _Progress(result), ending],
     )
-    ending.trainer, trainer.belongs, trainer.result = trainer, belongs, result
+    finite.trainer = ending.trainer = trainer
+    trainer.belongs, trainer.result, trainer.finite = belongs, result, finite
     if arguments.process_index == 0:
         shutil.rmtree(checkpoints / UNFINISHED, ignore_errors=True)  # of a process that was killed
         result.tokens, result.padded_tokens, result.seconds = before["counted"]
@@ -201,7 +207,8 @@ def _compiled(model: LlamaForCausalLM) -> Iterator[None]:
 class Collator:
     """Right-padded batches; labels are -100 on prompts and padding.
 
-    Rows may bring the teacher's states of their responses (n_i, D); a batch has them as its labels follow each other.
+    Rows may bring the teacher's states of their responses (n_i, D); a batch has them as its labels follow each other;
+    and their numbers, by which a step's samples are told.
     """
 
     pad_id: int
@@ -215,6 +222,8 @@ class Collator:
             ids[index, : len(tokens)] = tokens
             labels[index, start : len(tokens)] = tokens[start:]
         batch = {"input_ids": ids, "labels": labels}
+        if "number" in rows[0]:
+            batch["numbers"] = torch.tensor([row["number"] for row in rows])
         if "teacher" in rows[0]:
             batch["teacher"] = torch.cat([row["teacher"] for row in rows])
         return batch
@@ -312,9 +321,13 @@ class _RestorationTrainer(Trainer):
     """The teacher's, of each validation sample."""
     belongs = ""
     result: TrainingResult
+    numbers: tuple[Tensor, ...] = ()
+    """Of the samples of the present step, on this process, counted from 1."""
+    finite: "_Finite"
 
     def training_step(self, model, inputs, *more, **others) -> Tensor:
         """Counts what it trains on; a row ends with its last label."""
+        self.numbers += (inputs.pop("numbers"),)
         labelled = inputs["labels"] != IGNORED
         self.result.tokens += labelled.numel() - int(labelled.flip(1).int().argmax(1).sum())
         self.result.padded_tokens += labelled.numel()
@@ -331,13 +344,14 @@ class _RestorationTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         counted = self.counted()
-        super()._save_checkpoint(model, trial)
-        written = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            write_json(written / PROGRESS, {"history": self.result.history, "counted": counted})
-            seal(written, self.belongs)
-        self.accelerator.wait_for_everyone()
+        with writing(Path(self.args.output_dir)):
+            super()._save_checkpoint(model, trial)
+            written = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                write_json(written / PROGRESS, {"history": self.result.history, "counted": counted})
+                seal(written, self.belongs)
+            self.accelerator.wait_for_everyone()
 
     def _get_train_sampler(self, train_dataset=None):
         """Grouped over the batches of all processes, so that 2 × 4 samples a step are the 8 of a single process."""
@@ -371,10 +385,56 @@ class _RestorationTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         named = self.accelerator.unwrap_model(self.model).named_parameters()
         trained = {name: parameter.detach().cpu() for name, parameter in named if parameter.requires_grad}
+        if not all(bool(values.isfinite().all()) for values in trained.values()):
+            self.finite.end("restoration", "", self.args, self.state)
         save_file(trained, folder / "model.safetensors")
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """A checkpoint of the trained parameters alone is what we wrote; the rest is not missing."""
+
+
+class _Finite(TrainerCallback):
+    """Ends a training whose loss or gradient is no finite number, before a checkpoint is made of it."""
+
+    trainer: _RestorationTrainer
+
+    def __init__(self, lr_flag: str):
+        self.lr_flag = lr_flag
+
+    def on_step_begin(self, args, state, control, **_) -> None:
+        self.trainer.numbers = ()
+
+    def on_log(self, args, state, control, logs=None, **_) -> None:
+        for name, what in (("loss", "loss"), ("grad_norm", "gradient")):
+            if not math.isfinite((logs or {}).get(name, 0.0)):
+                numbers = [number for part in self.trainer.numbers for number in part.tolist()]
+                if args.world_size > 1:
+                    numbers = gather_object(numbers)
+                self.end(what, f" of {state.max_steps}, on training samples {listed(sorted(numbers))}", args, state)
+
+    def on_evaluate(self, args, state, control, metrics=None, **_) -> None:
+        if math.isfinite(metrics["eval_loss"]):
+            return
+        if state.global_step == 0:
+            raise UserError(
+                "-dtype: the validation loss is no finite number before the first step; try float32, or look at the "
+                "validation samples and the pruned model"
+            )
+        self.end("validation loss", f" of {state.max_steps}", args, state)
+
+    def end(self, what: str, where: str, args, state) -> None:
+        """Raise UserError, which names the last checkpoint that stands."""
+        good, _ = last_whole(Path(args.output_dir), self.trainer.belongs)
+        kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint before it"
+        raise UserError(
+            f"{self.lr_flag}: the {what} is no finite number at step {state.global_step}{where}; lower it (now "
+            f"{args.learning_rate:g}), or look at the samples with -dtype float32; {kept}"
+        )
+
+
+def listed(numbers: list[int], most: int = 16) -> str:
+    """ "3, 5, 8", and "…" where there are more than `most`."""
+    return ", ".join(map(str, numbers[:most])) + (", …" if len(numbers) > most else "")
 
 
 class _Ending(TrainerCallback):
@@ -382,8 +442,8 @@ class _Ending(TrainerCallback):
 
     trainer: _RestorationTrainer
 
-    def __init__(self, sharded: bool, clock: Callable[[], float] = time.monotonic):
-        self.sharded, self.clock, self.signal = sharded, clock, 0
+    def __init__(self, sharded: bool, save_steps: int | None = None, clock: Callable[[], float] = time.monotonic):
+        self.sharded, self.save_steps, self.clock, self.signal = sharded, save_steps, clock, 0
         self.saved = clock()
 
     @contextmanager
@@ -413,7 +473,8 @@ class _Ending(TrainerCallback):
         if told and self.sharded:
             self._end()
         self.signal = self.signal or (signal.SIGTERM if told else 0)
-        control.should_save |= not self.sharded and bool(told or late or float(state.epoch).is_integer())
+        due = self.save_steps and state.global_step % self.save_steps == 0
+        control.should_save |= not self.sharded and bool(told or late or due or float(state.epoch).is_integer())
 
     def on_save(self, args, state, control, **_) -> None:
         self.saved = self.clock()
@@ -427,8 +488,8 @@ class _Ending(TrainerCallback):
 class _Progress(TrainerCallback):
     """One bar with loss and learning rate; keeps the history, and the seconds and tokens of the steps."""
 
-    def __init__(self, result: TrainingResult, clock: Callable[[], float] = time.perf_counter, lr_flag: str = "-lr"):
-        self.result, self.clock, self.lr_flag = result, clock, lr_flag
+    def __init__(self, result: TrainingResult, clock: Callable[[], float] = time.perf_counter):
+        self.result, self.clock = result, clock
         self.bar: tqdm | Lines | None = None
         self.began = 0.0
 
@@ -445,13 +506,6 @@ class _Progress(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **_) -> None:
         if not logs or "loss" not in logs:
             return
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(logs.get(name, 0.0)):
-                what = "loss" if name == "loss" else "gradient"
-                raise UserError(
-                    f"{self.lr_flag}: the {what} is no finite number at step {state.global_step} of {state.max_steps}; "
-                    f"lower it (now {args.learning_rate:g}), or look at the samples with -dtype float32"
-                )
         self.result.history.append(
             {
                 "step": state.global_step,

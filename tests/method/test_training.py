@@ -1,6 +1,7 @@
 """The loss is on response tokens only, and the Trainer trains β and b alone, resumably."""
 
 import json
+import re
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,7 +18,7 @@ from models.cpu_attention import NAME, cpu_attention
 from models.loading import load_model, load_tokenizer
 from tests.builders import SAMPLES, batch, compensation, masks_of, trained, zeroed
 from utils.checkpoints import UNFINISHED
-from utils.common.errors import Stopped
+from utils.common.errors import Stopped, UserError
 from utils.common.flags import parse_arguments
 from utils.evaluation.token_scores import token_scores
 from utils.losses import IGNORED, ResponseLoss
@@ -233,6 +234,8 @@ def test_training_lowers_the_loss_and_moves_only_beta_and_b(make_tiny_llama, tmp
 class Cut:
     """A training of 12 samples in 2 epochs of 3 steps, and the same one cut off and continued."""
 
+    save_steps: int | None = None
+
     def __init__(self, folder: Path, place: Path, monkeypatch, grouped: bool):
         self.folder, self.place, self.monkeypatch, self.grouped = folder, place, monkeypatch, grouped
         self.samples = encoded(folder, 12)
@@ -241,7 +244,8 @@ class Cut:
     def train(self, place: Path, resume: bool = False, belongs: str = "this"):
         model = zeroed(trained()).attach(load_model(self.folder, torch.float32, "cpu", "-p"))
         how = settings(batch_size=4, group_by_length=self.grouped)
-        result = train(model, self.samples, self.samples[:4], how, "cpu", place, resume, belongs=belongs)
+        more = {"belongs": belongs, "save_steps": self.save_steps}
+        result = train(model, self.samples, self.samples[:4], how, "cpu", place, resume, **more)
         return model, result
 
     def cut(self, call: int, event: Callable[[], None], ends: type[BaseException]) -> None:
@@ -326,11 +330,66 @@ def test_a_second_signal_ends_at_once(cut):
     assert cut.checkpoints == ["checkpoint-3"]
 
 
+@pytest.mark.parametrize(("call", "step", "kept"), [(3, 2, None), (6, 4, "checkpoint-3")])
+def test_a_loss_that_is_no_number_names_step_samples_and_the_last_good_checkpoint(cut, monkeypatch, call, step, kept):
+    forward, calls, seen = ResponseLoss.forward, [], []
+
+    def broken(self, *args, **kwargs):
+        calls.append(1)
+        seen.append(kwargs.get("input_ids"))
+        found = forward(self, *args, **kwargs)
+        return {**found, "loss": found["loss"] * (float("nan") if len(calls) == call else 1)}
+
+    with monkeypatch.context() as patched, pytest.raises(UserError) as found:
+        patched.setattr(ResponseLoss, "forward", broken)
+        cut.train(cut.place / "cut")
+    said = re.fullmatch(
+        rf"-lr: the loss is no finite number at step {step} of 6, on training samples (.*); lower it \(now 0.01\), .*; "
+        r"(there is no checkpoint before it|the last good checkpoint is (.*))",
+        str(found.value),
+    )
+    rows = {tuple(row[row != 257].tolist()) for row in seen[-1]}
+    assert {tuple(cut.samples[int(number) - 1].ids) for number in said[1].split(", ")} == rows and len(rows) == 4
+    assert said[3] == (kept and str(cut.place / "cut" / kept))
+    assert cut.checkpoints == ([kept] if kept else [])
+    assert cut.continues_to_the_same() == (3 if kept else 6)
+
+
+def test_a_validation_loss_that_is_no_number_ends_the_training(cut, monkeypatch):
+    values = iter([1.0, float("inf")])
+    monkeypatch.setattr("utils.training.response_loss", lambda *_: torch.tensor([next(values), 1], dtype=torch.float64))
+    with pytest.raises(UserError, match=r"^-lr: the validation loss is no finite number at step 3 of 6; lower it"):
+        cut.train(cut.place / "cut")
+    values = iter([float("nan")])
+    with pytest.raises(UserError, match=r"^-dtype: the validation loss is no finite number before the first step"):
+        cut.train(cut.place / "other")
+
+
+def test_a_restoration_that_is_not_finite_is_no_checkpoint(cut, monkeypatch):
+    def spoil(self) -> None:
+        with torch.no_grad():
+            next(p for p in self.model.parameters() if p.requires_grad).fill_(float("inf"))
+
+    save = _RestorationTrainer._save_checkpoint
+    monkeypatch.setattr(_RestorationTrainer, "_save_checkpoint", lambda self, *a: (spoil(self), save(self, *a)))
+    with pytest.raises(UserError, match=r"^-lr: the restoration is no finite number at step 3; .* no checkpoint"):
+        cut.train(cut.place / "cut")
+    assert cut.checkpoints == []
+
+
 def test_minutes_of_training_are_saved_within_an_epoch(cut, monkeypatch):
     monkeypatch.setattr("utils.training.SAVED_EVERY", -1)
     cut.cut(8, fails, RuntimeError)
     assert cut.checkpoints == ["checkpoint-4", "checkpoint-5"]
     assert cut.continues_to_the_same() == 1
+
+
+def test_a_checkpoint_may_be_asked_for_every_so_many_steps(cut):
+    cut.save_steps = 2
+    cut.cut(8, fails, RuntimeError)
+    assert cut.checkpoints == ["checkpoint-3", "checkpoint-4"]
+    cut.save_steps = None  # is no part of what they belong to
+    assert cut.continues_to_the_same() == 2
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "progress.json", "whole.json"])

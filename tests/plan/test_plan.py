@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import RestoreLCC_train
 from models.cpu_attention import cpu_attention
+from models.methods import Options
 from tests.builders import LOPSIDED, compensation
 from utils.common.cache import Cache
 from utils.common.errors import UserError
@@ -31,6 +32,7 @@ from utils.plan.costs import (
     saved_bytes,
     training_bytes,
 )
+from utils.plan.disk import BESIDE, numbers, written
 from utils.plan.machine import CARDS, find_card
 
 CONFIG = LlamaConfig(**LOPSIDED)
@@ -150,6 +152,40 @@ def test_training_memory_grows_with_the_batch_and_the_longest_sample_not_with_th
     assert stage("training", samples=work().samples * 3).device_bytes == plain
     assert stage("training", batch_size=8).device_bytes > plain
     assert stage("training", samples=[*work().samples, (10, 90)]).device_bytes > plain
+
+
+def test_disks_are_planned_from_what_is_written():
+    config, heads = CONFIG, 3 * 6
+    plain = work(pruner=None, tasks={}, probes=5, heads=4, learned=1000, trained=100)
+    count, size = len(plain.samples), plain.dtype_bytes
+    found = written(config, plain)
+    assert found.cache["pruned"] == found.cache["scores"] == 0
+    assert found.cache["activations"] == (2 * count + 2 * 5) * heads * 8 * size
+    assert found.cache["components"] == heads * 4 * (8 * 8 + 4 * 8)
+    # Two checkpoints kept while a third is written, each of values and two moments.
+    assert found.output == parameters(config) * size + 4 * 1000 + 3 * 3 * 4 * 100 + BESIDE
+    assert written(config, replace(plain, epochs=0)).output == found.output - 3 * 3 * 4 * 100
+    assert written(config, plain, pruned=10**9).output - 10**9 == found.output - parameters(config) * size
+    assert written(config, replace(plain, pruner="wanda")).cache["pruned"] == parameters(config) * size
+    tokens = sum(length - prompt for prompt, length in (*plain.samples, *plain.valid))
+    states = tokens * config.hidden_size * size
+    taught = [written(config, replace(plain, teacher_bytes=bound)).cache["teacher"] for bound in (states, states - 1)]
+    assert taught == [states, 0]
+    assert "activations" not in written(config, replace(plain, heads=0)).cache
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "learned", "trained"),
+    [
+        ("restorelcc", {}, 4 * (2 + 8 * 8 + 2 * 8), 4 * 2 * 8),
+        ("output_bias", {}, 3 * 24, 3 * 24),
+        ("lora", {"lora_rank": 2}, 2784, 2784),
+        ("eora", {"lora_rank": 2}, 2784, 0),
+        ("none", {"train_norms": True}, 7 * 24, 7 * 24),
+    ],
+)
+def test_what_a_method_keeps_and_trains_is_counted(method, options, learned, trained):
+    assert numbers(method, Options(**options), CONFIG, 4 * (method == "restorelcc")) == (learned, trained)
 
 
 def test_the_largest_batch_decides_not_the_average():

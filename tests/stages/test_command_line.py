@@ -925,7 +925,8 @@ def test_a_loss_that_is_no_number_costs_no_result(world, tmp_path, monkeypatch):
         return {"loss": found["loss"] * (float("nan") if sum(steps) == 2 else 1)}
 
     monkeypatch.setattr(utils.losses.ResponseLoss, "forward", broken)
-    with pytest.raises(UserError, match=r"-lr: the loss is no finite number at step 2 of 4; lower it"):
+    says = r"-lr: the loss is no finite number at step 2 of 4, on training samples \d+(, \d+){7}; lower it"
+    with pytest.raises(UserError, match=says):
         run(monkeypatch, flags(world, output, num_epoch=1, eval_tasks="none", overwrite=True))
     assert {path: path.read_bytes() for path in before} == before
 

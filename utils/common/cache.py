@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from utils.common.disk import writing
 from utils.common.errors import UserError
 from utils.common.files import digest, digest_files, read_json, whole_file, write_json
 from utils.common.raw import hash_tensor
+from utils.common.temporary import stamp
 
 
 class Cache:
@@ -91,13 +92,15 @@ class Cache:
                 self.reused.append(kind)
                 return path
             _drop(path)
-        unfinished = path.with_name(f".{path.name}.making-{os.getpid()}")
+        unfinished = path.with_name(f".{path.name}.making-{stamp()}")
         try:
-            make(unfinished)
+            with writing(path.parent):
+                make(unfinished)
             # Before the folder has its name, so that no other run finds one without its digest.
             write_json(record, {"key": key, "sha256": identity(unfinished)})
             if not path.exists():  # else another run made it meanwhile
-                unfinished.rename(path)
+                with writing(path.parent):
+                    unfinished.rename(path)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         return path

@@ -10,8 +10,11 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
-from utils.common.errors import Stopped, UserError, shortened
+from utils.common.disk import check_writable, refusal
+from utils.common.errors import OutOfRoom, Stopped, UserError, shortened
+from utils.common.memory import shortage
 from utils.common.processes import speaks
+from utils.common.temporary import remove_abandoned
 
 DEFAULT_CACHE = Path("~/.cache/restorelcc").expanduser()
 """Where what can be made again is kept between runs, keyed by content."""
@@ -93,12 +96,13 @@ class _Help(argparse.HelpFormatter):
         return f"{text} (default: {str(action.default).replace('%', '%%')})"
 
 
-def run(main: Callable[[], None], then: str = "") -> None:
+def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
     """Call `main`; a UserError becomes one line on stderr and exit status 2.
 
     Ctrl-C and a signal to end (SIGTERM; SIGUSR1, with which SLURM may warn) a line and 128 + the signal's number.
     Where nobody reads on (`| head -1`) it ends with 141, as a program that SIGPIPE stops; what a terminal has no letter
-    for is printed as "?". then: what to do after a signal, for that line.
+    for is printed as "?". A disk that takes no more and memory that runs out are one line and 2 as well, wherever that
+    was. then: what to do after a signal, for that line. lighter: flags that take less memory, in words.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -111,19 +115,41 @@ def run(main: Callable[[], None], then: str = "") -> None:
             main()
         finally:
             sys.stdout.flush()
-    except UserError as error:
-        if speaks():
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except (KeyboardInterrupt, Stopped) as end:
         number = end.number if isinstance(end, Stopped) else signal.SIGINT
         if speaks():
             print(f"stopped ({signal.Signals(number).name}){then and f'; {then}'}", file=sys.stderr)
         sys.exit(128 + number)
     except BrokenPipeError:
-        # Python flushes once more at its end, and would tell of the same error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_stdout()
         sys.exit(141)
+    except Exception as error:
+        ours = isinstance(error, UserError)
+        # What a library met may have been taken for a broken file's error.
+        cause = error.__cause__ if ours else error
+        if isinstance(error, OutOfRoom):
+            said = str(error)
+        elif reason := refusal(cause):
+            # No writer of ours was around: a library's own files, or this process's output.
+            _let_go_of_stdout()
+            said = (
+                f"a file cannot be written ({reason}): one of those that libraries keep, such as temporary ones in "
+                f"{tempfile.gettempdir()} (TMPDIR), or what this command prints; make room there"
+            )
+        elif reason := shortage(cause):
+            said = f"out of memory ({reason}); " + (f"lower {lighter}" if lighter else "take a machine with more")
+        elif ours:
+            said = str(error)
+        else:
+            raise
+        if speaks():
+            print(f"error: {said}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _let_go_of_stdout() -> None:
+    """Python flushes it once more at its end, and would tell of the same error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _stop(number: int, _) -> None:
@@ -156,10 +182,13 @@ def folder_path(given: str) -> Path:
 
 
 def check_cache(folder: Path, flag: str = "-cache_dir") -> None:
-    """Make the cache's folder; UserError if it can't be made, or nothing can be written there."""
+    """Make the cache's folder; UserError if it can't be made, or nothing can be written there.
+
+    What killed processes were writing there, and no other can know of, is removed.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
     except OSError as error:
-        raise UserError(f"{flag}: {folder} cannot be written ({error.strerror}); name another folder") from error
+        raise OutOfRoom(f"{flag}: {folder} cannot be written ({error.strerror}); name another folder") from error
+    check_writable(folder, flag)
+    remove_abandoned(folder)

@@ -14,6 +14,10 @@ class UserError(Exception):
         super().__init__(shortened(" ".join(message.splitlines()), 1000))
 
 
+class OutOfRoom(UserError):
+    """A disk or the memory that takes no more, told by who knows where that was."""
+
+
 class Stopped(BaseException):
     """The process was told to end by a signal, and has left things so that the run can go on."""
 

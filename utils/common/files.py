@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 import tempfile
@@ -11,32 +10,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from utils.common.disk import writing
+from utils.common.temporary import stamp
+
 
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `final`; it takes that name only when the block ends without error."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-", dir=final.parent))
-    partial.chmod(0o755)  # mkdtemp makes it private; a published checkpoint is not
-    try:
-        yield partial
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    """Yield a temporary folder beside `final`; it takes that name only when the block ends without error.
+
+    Raises Unwritten if the disk takes no more.
+    """
+    with writing(final.parent):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-{stamp()}-", dir=final.parent))
+        partial.chmod(0o755)  # mkdtemp makes it private; a published checkpoint is not
+        try:
+            yield partial
+            if final.exists():
+                shutil.rmtree(final)
+            partial.rename(final)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
 def whole_file(final: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `final` that takes its name only when the block ends without error."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(f".{final.name}.partial-{os.getpid()}{final.suffix}")
-    try:
-        yield partial
-        partial.replace(final)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Yield a temporary path beside `final` that takes its name only when the block ends without error.
+
+    Raises Unwritten if the disk takes no more.
+    """
+    with writing(final.parent):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        partial = final.with_name(f".{final.name}.partial-{stamp()}{final.suffix}")
+        try:
+            yield partial
+            partial.replace(final)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -40,6 +40,7 @@ HEAD_SELECTIONS = ("contrastive", "gap", "random", "lofit")
 BASES = ("svd", "random")
 RESUME = ("auto", "never")
 
+
 HUB_ALPACA = "tatsu-lab/alpaca"
 SPEC_TRAIN_SAMPLES = 100
 
@@ -97,6 +98,7 @@ class Arguments:
     distill_weight: float
     teacher_cache_gb: float
     resume: str
+    save_steps: int | None
     eval_tasks: str
     eval_limit: int | None
     eval_data_dir: Path | None
@@ -454,6 +456,12 @@ def build_parser() -> Parser:
         default="auto",
         metavar="auto|never",
         help="whether an interrupted run in -output_dir with the same flags is continued, or begun anew",
+    )
+    parser.flag(
+        "save_steps",
+        type=at_least(1),
+        metavar="N",
+        help="steps from one checkpoint of training to the next (default: ten minutes' steps, or an epoch's)",
     )
 
     parser.group("evaluation")

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import psutil
 
+from utils.common.disk import refusal, writing
 from utils.common.errors import UserError
 from utils.common.files import parse_json
+from utils.common.temporary import stamp
 
 _CLOCK_STEP = 60
 """Seconds by which the start of one and the same process may be told differently after the clock was set."""
@@ -47,8 +49,7 @@ def locked(lock: Path, what: str) -> Iterator[None]:
         if seen is not None:
             _drop(lock, seen)
         try:
-            with os.fdopen(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644), "w", encoding="utf-8") as file:
-                file.write(mine)
+            _take(lock, mine)
             break
         except FileExistsError:  # another one was faster; who it is, the next round says
             continue
@@ -57,6 +58,25 @@ def locked(lock: Path, what: str) -> Iterator[None]:
     finally:
         if _read(lock) == mine:
             lock.unlink()
+
+
+def _take(lock: Path, mine: str) -> None:
+    """Make the lock, which says whose it is from its first moment; FileExistsError if there is one, or Unwritten."""
+    aside = lock.with_name(f"{lock.name}-{stamp()}")
+    with writing(lock.parent):
+        try:
+            aside.write_text(mine, encoding="utf-8")
+            os.link(aside, lock)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            if refusal(error):
+                raise
+            # A disk without hard links: killed between these two, it leaves a lock of nobody's.
+            with lock.open("x", encoding="utf-8") as file:
+                file.write(mine)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def _read(lock: Path) -> str | None:
@@ -68,7 +88,7 @@ def _read(lock: Path) -> str | None:
 
 def _drop(lock: Path, seen: str) -> None:
     """Remove the lock of a process that is gone, unless another process has done so and holds its own by now."""
-    aside = lock.with_name(f"{lock.name}-{os.getpid()}")
+    aside = lock.with_name(f"{lock.name}-{stamp()}")
     try:
         lock.rename(aside)
     except FileNotFoundError:

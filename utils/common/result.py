@@ -7,9 +7,11 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from utils.common.errors import UserError
+from utils.common.disk import check_writable, writing
+from utils.common.errors import OutOfRoom, UserError
 from utils.common.files import read_json, write_json, write_text
 from utils.common.lock import check_free, locked
+from utils.common.temporary import remove_abandoned
 
 LOCK = ".restorelcc-lock"
 STAGING = ".restorelcc-partial"
@@ -54,7 +56,7 @@ class Result:
 
     def __init__(self, final: Path, record: str, resumable: str | None = None, flag: str = "-output_dir"):
         self.final, self.record, self.resumable = final, record, resumable
-        self._what = f"{flag}: {final}"
+        self._flag, self._what = flag, f"{flag}: {final}"
         self._place = Path(os.path.realpath(final.expanduser()))
         self.folder = self._place / STAGING
         self._kept = False
@@ -73,6 +75,7 @@ class Result:
         of the folder, as far as it knows; with `overwrite`, none of it may be there without the record saying so.
         """
         self.complete()
+        check_writable(self._place, self._flag)
         held = self._held()
         if held and not overwrite:
             raise UserError(
@@ -109,12 +112,14 @@ class Result:
         An unfinished result is kept only if it can be continued; folders made for it go with it.
         """
         made = [folder for folder in (self._place, *self._place.parents) if not folder.exists()]
+        check_writable(self._place, self._flag)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{self._what} cannot be written ({error.strerror}); give another folder") from error
+            raise OutOfRoom(f"{self._what} cannot be written ({error.strerror}); give another folder") from error
         try:
             with locked(self._place / LOCK, self._what):
+                remove_abandoned(self._place)
                 try:
                     if not self.interrupted:
                         self.clear()
@@ -155,7 +160,8 @@ class Result:
 
     def _held(self) -> set[str]:
         entries = self._place.iterdir() if self._place.is_dir() else ()
-        return {entry.name for entry in entries} - {LOCK, STAGING} - {folder.name for folder in self._leftovers()}
+        names = {entry.name for entry in entries if not entry.name.startswith(LOCK)}
+        return names - {STAGING} - {folder.name for folder in self._leftovers()}
 
     def _leftovers(self) -> list[Path]:
         """What `whole_folder(self.folder)` leaves of a process that is killed."""
@@ -178,13 +184,14 @@ class Result:
         names = sorted({entry.name for entry in self.folder.iterdir()} - {_WHOLE, _REPLACED})
         if last in names:
             owned, new = written(self._place, self.record), written(self.folder, self.record)
-            for name in names:
-                if name != last:
-                    self._put(name, owned)
-            for path in owned - new:
-                if PurePosixPath(path).parts[0] != last:
-                    self._remove(path)
-            self._put(last, owned)
+            with writing(self._place):
+                for name in names:
+                    if name != last:
+                        self._put(name, owned)
+                for path in owned - new:
+                    if PurePosixPath(path).parts[0] != last:
+                        self._remove(path)
+                self._put(last, owned)
         shutil.rmtree(self.folder)
 
     def _put(self, name: str, owned: set[str]) -> None:

@@ -8,7 +8,6 @@ lm_eval --include_path DIR/lm_eval --tasks boolq ...       lm_eval alone, anywhe
 import json
 import logging
 import shutil
-import tempfile
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +20,7 @@ from utils.common.errors import UserError
 from utils.common.files import digest_files, whole_folder, write_json, write_text
 from utils.common.names import BUNDLED, SPEC_TASKS
 from utils.common.result import Result, check_apart
+from utils.common.temporary import workspace
 from utils.evaluation import mirror_rows, perplexity
 from utils.evaluation.model import quiet
 from utils.evaluation.plan import TaskLoader, task_names, wikitext_rows
@@ -55,11 +55,11 @@ def write_mirror(tasks: str, output: Path, data_dir: Path | None = None) -> dict
     if not names:
         raise UserError(f"{FLAG}: '{tasks}' needs no mirror; name tasks whose rows are on the hub, or 'paper'")
     with (
-        tempfile.TemporaryDirectory(prefix="restorelcc-mirror-") as workspace,
+        workspace("mirror") as place,
         quiet(logging.ERROR),
         whole_folder(output) as partial,
     ):
-        loader = TaskLoader(Path(workspace), data_dir, FLAG)
+        loader = TaskLoader(place, data_dir, FLAG)
         (partial / "lm_eval").mkdir()
         shutil.copy(mirror_rows.__file__, partial / "lm_eval" / "mirror_rows.py")
         for name in names:

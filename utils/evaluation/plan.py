@@ -5,7 +5,6 @@ import difflib
 import inspect
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +15,12 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from utils.common.disk import Unwritten, writing
 from utils.common.errors import UserError, first_line
 from utils.common.files import digest
 from utils.common.hub import no_waiting
 from utils.common.names import BUNDLED
+from utils.common.temporary import workspace
 from utils.evaluation import perplexity
 from utils.evaluation.model import quiet
 from utils.evaluation.tasks import (
@@ -148,8 +149,8 @@ def plan_tasks(
     names, windows = task_names(eval_tasks, TASKS_FLAG), windows or limit
     if eval_data_dir is not None and not eval_data_dir.is_dir():
         raise UserError(f"{DATA_FLAG}: {eval_data_dir} is not a folder; give the folder of task data")
-    with tempfile.TemporaryDirectory(prefix="restorelcc-eval-") as workspace, quiet(logging.ERROR):
-        loader = TaskLoader(Path(workspace), eval_data_dir)
+    with workspace("eval") as place, quiet(logging.ERROR):
+        loader = TaskLoader(place, eval_data_dir)
         planned, text, left_out = [], None, ()
         for name in names:
             if name == WIKITEXT and _asked_only_by_paper(eval_tasks) and not _has_wikitext(eval_data_dir):
@@ -268,7 +269,10 @@ class TaskLoader:
         whole = list(definitions) != [name]
         manager = TaskManager(include_path=[str(folder) for folder in folders], include_defaults=whole)
         try:
-            items = _load(manager, name)
+            with writing(self.workspace):
+                items = _load(manager, name)
+        except Unwritten:
+            raise
         except Exception as error:
             # lm_eval builds the first row's prompt as it loads, and raises whatever its template or function does.
             raise UserError(
@@ -421,5 +425,5 @@ def _jsonable(value: object) -> object:
 
 def hub_split(task: str, split: str) -> list[dict]:
     """All rows of a split of one of lm_eval's tasks, from the hub."""
-    with tempfile.TemporaryDirectory(prefix="restorelcc-eval-") as workspace, quiet(logging.ERROR):
-        return [dict(row) for row in TaskLoader(Path(workspace), None).hub_task(task).dataset[split]]
+    with workspace("eval") as place, quiet(logging.ERROR):
+        return [dict(row) for row in TaskLoader(place, None).hub_task(task).dataset[split]]

@@ -24,6 +24,7 @@ from models.loading import (
 from models.methods import Options, parts_of
 from models.restoration import needs_of
 from utils.common.commands import WIDTH
+from utils.common.disk import as_bytes
 from utils.common.errors import UserError, first_line
 from utils.common.flags import Arguments
 from utils.common.hub import no_waiting
@@ -33,6 +34,7 @@ from utils.evaluation.plan import TASKS_FLAG, task_names
 from utils.evaluation.spec_tasks import load_texts, tell_unused
 from utils.evaluation.tasks import TOKENS_ONLY, WIKITEXT
 from utils.plan.costs import Machine, StagePlan, TaskTokens, Workload, parameters, plan
+from utils.plan.disk import numbers, written
 from utils.plan.machine import FITS, GIB, machine
 from utils.prompts import Encoded
 from utils.samples import read_samples
@@ -84,6 +86,10 @@ def print_plan(args: Arguments) -> None:
     )
     notes = [target.source, counted, "evaluation: mean tokens of a row times the rows of the split"]
     notes.append(f"training: {args.method}" + (f", {work.heads} heads" if work.heads else ""))
+    disks = written(config, work)
+    notes.append(
+        f"on disk: up to {as_bytes(disks.output)} in -output_dir, {as_bytes(sum(disks.cache.values()))} in -cache_dir"
+    )
     if args.base_model_name == EMBEDDED or args.base_model_name.endswith(".gguf"):
         notes.append("not planned: a GGUF file is unpacked to fp32 in the first run that reads it")
     if unknown:
@@ -204,6 +210,8 @@ def workload(
     needs = needs_of(args.method, Options.of(args))
     args.check_layers(config.num_hidden_layers)
     check_loss(args, needs)
+    heads = args.head_count(*head_shape(config)[:2]) if needs.heads else 0
+    learned, trained = numbers(args.method, Options.of(args), config, heads)
     contrasts = needs.heads and args.head_selection == "contrastive"
     scales = needs.heads and args.head_selection == "lofit"
     return Workload(
@@ -215,7 +223,7 @@ def workload(
         samples=samples,
         valid=valid,
         probes=min(args.num_probe_samples, len(samples)) if contrasts else 0,
-        heads=args.head_count(*head_shape(config)[:2]) if needs.heads else 0,
+        heads=heads,
         epochs=args.num_epoch if needs.training else 0,
         batch_size=args.batch_size,
         grouped=not args.random_batches,
@@ -226,6 +234,8 @@ def workload(
         activations=needs.basis or not scales,
         calibration_epochs=needs.calibration_epochs,
         calibrations=sum(part.needs.calibration for _, part in parts_of(args.method, Options.of(args))),
+        learned=learned,
+        trained=trained,
     )
 
 

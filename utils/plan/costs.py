@@ -160,7 +160,8 @@ class Workload:
     parts of the method start from the calibration set. teacher_bytes: under distillation, what the dense
     model's states may take before it runs beside instead; None for another loss. scale_epochs: of LoFiT's first
     step, 0 where heads are ranked otherwise. activations: whether any are read; of a method without heads, none are.
-    calibration_epochs: how often the method's start trains on the calibration set.
+    calibration_epochs: how often the method's start trains on the calibration set. learned, trained: how many numbers
+    the restoration keeps, and how many of them are trained.
     """
 
     dtype_bytes: int
@@ -182,6 +183,8 @@ class Workload:
     scale_epochs: float = 0
     activations: bool = True
     calibration_epochs: int = 0
+    learned: int = 0
+    trained: int = 0
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from utils.common.flags import Arguments
 from utils.common.processes import Processes
 from utils.common.record import RunRecord
 from utils.common.result import Result
+from utils.stages.memory import telling_memory
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,13 @@ class Run:
     @contextmanager
     def main_first(self, key: str) -> Iterator[None]:
         """A stage (utils.common.record.STAGES) of the main process; then the others find what it left."""
-        with self.record.stage(key), self.processes.main_first():
+        with self.record.stage(key), telling_memory(self.args, key), self.processes.main_first():
             yield
 
     @contextmanager
     def stage(self, key: str) -> Iterator[None]:
         """A stage that all processes are in together, or that the main one is in alone."""
-        with self.record.stage(key):
+        with self.record.stage(key), telling_memory(self.args, key):
             yield
 
     def reading_device(self, folder: Path) -> str:

@@ -68,7 +68,10 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
             taught_by and beside(run, models, taught_by),
             belongs=belongs(run, models, samples, start),
             report_to=trackers(run),
+            save_steps=args.save_steps,
         )
+        if worse := worse_on_validation(training.history):
+            run.record.tell(worse)
     restoration = start.read_from(model)
     run.processes.end()
     if not run.processes.is_main:
@@ -119,6 +122,17 @@ def belongs(run: Run, models: Models, samples: Samples, start: Restoration) -> s
     learned = [digest_tensors(state) for state in start.states]
     how = [asdict(settings(run.args)), run.args.dtype, run.args.loss, run.args.distill_weight, run.processes.count]
     return digest(fingerprint(models.dense), fingerprint(models.pruned), learned, encoded, how)
+
+
+def worse_on_validation(history: list[dict]) -> str | None:
+    """A line if the last validation loss is above the one that training began with; None if it isn't."""
+    losses = [row["valid_loss"] for row in history if "valid_loss" in row]
+    if not losses or losses[-1] <= losses[0]:
+        return None
+    return (
+        f"warning: worse than before training on the validation samples: loss {losses[0]:.4f} → {losses[-1]:.4f}; "
+        "try a smaller -lr or fewer epochs"
+    )
 
 
 def device_to_train(run: Run, models: Models, trains: bool) -> str:

@@ -1,0 +1,77 @@
+"""What a run writes, known before it reads a weight: bytes in its output folder and in its cache, at most."""
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from transformers import LlamaConfig
+
+from models.methods import Options, parts_of
+from utils.checkpoints import KEPT
+from utils.plan.costs import FP32, Workload, parameters
+
+COPIES = 3
+"""Of what is trained, in one of training's checkpoints: its values and AdamW's two moments."""
+
+BESIDE = 32 * 2**20
+"""Allowed for, not derived: tokenizer, report, figures, rows and logs. Those of SmolLM2's runs are 6 MB."""
+
+SCORES = 2**20
+"""Allowed for, not derived: rows and scores of one task and model."""
+
+
+ENCODER_WIDTH = 384
+"""Of MiniLM's sentence embeddings."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """Bytes: output in -output_dir; cache in -cache_dir, by the folder there."""
+
+    output: int
+    cache: dict[str, int]
+
+
+def written(config: LlamaConfig, work: Workload, pruned: int | None = None) -> Written:
+    """What a run with an empty cache writes.
+
+    pruned: bytes of the pruned checkpoint's tensors where they are known; else it is taken to be in the run's dtype.
+    Not counted are a GGUF file that is unpacked, a compact checkpoint that is widened, and a compact result.
+    """
+    model = pruned or parameters(config) * work.dtype_bytes
+    checkpoints = (KEPT + 1) * COPIES * FP32 * work.trained if work.epochs else 0
+    cache = {"pruned": model if work.pruner else 0, "scores": 3 * SCORES * len(work.tasks)}
+    if work.activations and work.heads:
+        heads = config.num_hidden_layers * config.num_attention_heads
+        prompts = 2 * len(work.samples) + 2 * work.probes
+        cache["activations"] = prompts * heads * config.head_dim * work.dtype_bytes
+        cache["components"] = heads * (config.head_dim + 4) * config.head_dim * FP32
+        cache["embeddings"] = len(work.samples) * ENCODER_WIDTH * FP32 if work.probes else 0
+    if work.calibrations:
+        cache["starts"] = FP32 * work.learned
+    if work.teacher_bytes is not None and work.epochs:
+        tokens = sum(length - max(1, prompt) for prompt, length in (*work.samples, *work.valid))
+        states = tokens * config.hidden_size * work.dtype_bytes
+        cache["teacher"] = states if states <= work.teacher_bytes else 0
+    return Written(
+        model + FP32 * work.learned + checkpoints + BESIDE, {name: int(size) for name, size in cache.items()}
+    )
+
+
+def numbers(method: str, options: Options, config: LlamaConfig, heads: int) -> tuple[int, int]:
+    """(learned, trained): how many numbers a restoration keeps and trains, as far as its options tell.
+
+    What a part draws from the weights themselves (SHiRA's places) is not counted.
+    """
+    per_layer = config.num_attention_heads
+    chosen = {"heads": torch.tensor([[each // per_layer, each % per_layer] for each in range(heads)])}
+    learned = trained = 0
+    for _, part in parts_of(method, options):
+        try:
+            size = sum(map(prod, part.shapes(chosen, config).values()))
+        except KeyError:
+            continue
+        learned += size
+        if part.needs.training:
+            trained += 2 * heads * config.head_dim if part.needs.heads else size
+    return learned, trained
