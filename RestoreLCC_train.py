@@ -41,6 +41,9 @@ def main() -> None:
     processes = Processes(args.device)
     if args.quiet:
         os.environ[OFF] = "1"
+    if args.dry_run:
+        rehearse(begun(args, processes, result))
+        return
     with result.working() if processes.is_main else nullcontext():
         restore(begun(args, processes, result))
 
@@ -53,6 +56,19 @@ def begun(args: Arguments, processes: Processes, result: Result) -> "Run":
 
     quiet_libraries()
     return Run.of(args, processes, result, usable_device(processes.device))
+
+
+def rehearse(run: "Run") -> None:
+    """Read and check all inputs as a run does, and say what it would do."""
+    from utils.stages.dry_run import print_dry_run
+    from utils.stages.prepare import prepare
+    from utils.stages.room import needs
+
+    with run.main_first("samples"):
+        models, samples, plan = prepare(run)
+    check_room(needs(run, models, samples, len(plan.parts())))
+    if run.processes.is_main:
+        print_dry_run(run, models, samples, plan)
 
 
 def restore(run: "Run") -> None:

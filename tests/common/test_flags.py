@@ -21,7 +21,7 @@ def test_what_run_json_holds_repeats_the_run_but_not_how_it_was_started(tmp_path
     given = ["-lr", "0.02", "-use_topk_heads", "7", "-eval_limit", "3", "-overwrite", "-resume", "-data_seed", "5"]
     first = parse_arguments([*given, "-plan", "here", "-skip_bad_samples"])
     written = first.as_json()
-    assert not {"overwrite", "resume", "plan", "config", "quiet", "report_to"} & set(written)
+    assert not {"overwrite", "resume", "plan", "dry_run", "config", "quiet", "report_to"} & set(written)
     again = from_config(tmp_path, {"arguments": json.loads(json.dumps(written)), "seed": 42})
     assert again.as_json() == written
     assert (again.overwrite, again.resume, again.plan) == (False, "auto", None)

@@ -28,6 +28,7 @@ from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
 from utils.common.methods import METHODS, Line
 from utils.common.progress import OFF
+from utils.common.record import STAGES
 from utils.evaluation.rows import CHOICES, pair_rows, read_rows
 from utils.evaluation.statistics import divergences
 from utils.losses import IGNORED
@@ -232,6 +233,35 @@ def test_a_quiet_run_prints_its_result_alone_and_training_is_reported(world, fin
     assert events.stat().st_size > 0
     named = json.loads((output / "logs" / "written.json").read_text())
     assert any("tensorboard" in name for name in named["files"])
+
+
+def test_a_dry_run_says_what_is_kept_and_leaves_nothing(world, finished, tmp_path, monkeypatch, capsys):
+    def told(*more: str, **changes) -> dict[str, str]:
+        """Stage → what it would do."""
+        run(monkeypatch, [*flags(world, tmp_path / "out", **changes), "-dry_run", *more])
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[-1].startswith("nothing was run; it would take up to ")
+        names = {stage.key: stage.name for stage in STAGES}
+        return {key: line[38:].strip() for key, name in names.items() for line in lines if line.startswith(name)}
+
+    before = sorted(path for path in (world / "cache").rglob("*"))
+    warm = told(lr=1e-3)
+    assert {key: warm[key] for key in ("prune", "negatives", "rank")} == {
+        "prune": "given", "negatives": "kept", "rank": "kept",
+    }  # fmt: skip
+    assert warm["dense"] == warm["pruned"] == "activations kept, 1 of 1 tasks' scores kept"
+    assert warm["train"].startswith("30 samples, at most ")
+    fewer = told(num_train_samples=29)
+    assert fewer["dense"].startswith("activations to be made, 1 task to be scored, at most ")
+    assert fewer["pruned"].startswith("activations to be made, 1 of 1 tasks' scores kept, at most ")
+    assert fewer["negatives"].startswith("to be made") and fewer["rank"].startswith("to be made")
+    other = told(loss="distill", ppl_window=32)
+    assert other["pruned"].startswith("activations kept, 0 of 1 tasks' scores kept, at most ")
+    assert "the teacher's states to be made" in other["train"]
+    made = told(pruned_model_path=None, prune_method="magnitude", method="none", num_epoch=0)
+    assert made["prune"].startswith("to be made") and made["train"] == "nothing is trained"
+    assert made["negatives"] == made["rank"] == "nothing to do"
+    assert not (tmp_path / "out").exists() and sorted(path for path in (world / "cache").rglob("*")) == before
 
 
 def test_an_ablation_reuses_everything_but_training(world, finished, tmp_path, monkeypatch, capsys):

@@ -117,6 +117,7 @@ class Arguments:
     device: str
     quiet: bool
     report_to: str
+    dry_run: bool
     plan: str | None
 
     def head_count(self, layers: int, heads: int) -> int:
@@ -526,6 +527,11 @@ def build_parser() -> Parser:
         metavar="NAMES",
         help=f"where else training's losses go, as transformers' Trainer sends them: some of {', '.join(TRACKERS)}, "
         "separated by commas, or none",
+    )
+    parser.switch(
+        "dry_run",
+        "run nothing: read and check all inputs, and say what each stage would do, what is kept from earlier runs, and "
+        "the time on this machine",
     )
     parser.flag(
         "plan",

@@ -77,17 +77,25 @@ def scores(
     run: Run, models: Models, plan: EvalPlan, model_sha256: str, label: str, model: Callable[[], LlamaForCausalLM]
 ) -> Evaluation:
     """A model's scores, each task's from the cache if the same weights were scored on it the same way before."""
-    size = run.args.eval_batch_size
-    # Half precision rounds by what is computed together, so batch size and device are part of what was measured.
-    how = {"model": model_sha256, "dtype": run.args.dtype, "batch_size": size, "device": run.kind_of_device}
+    size, keys = run.args.eval_batch_size, score_keys(run, models, plan, model_sha256)
     parts = [
         run.cache.document(
             "scores",
-            {**how, **score_key(part, models.tokenizer_from)},
+            key,
             lambda part=part: utils.evaluation.scoring.evaluate(
                 model(), models.tokenizer, part, batch_size=size, label=label
             ).to_json(),
         )
-        for part in plan.parts()
+        for key, part in zip(keys, plan.parts(), strict=True)
     ]
     return Evaluation.joined([Evaluation.from_json(part) for part in parts])
+
+
+def score_keys(run: Run, models: Models, plan: EvalPlan, model_sha256: str) -> list[dict]:
+    """All that a model's scores on each task depend on.
+
+    Half precision rounds by what is computed together, so batch size and device are part of what was measured.
+    """
+    args = run.args
+    how = {"model": model_sha256, "dtype": args.dtype, "batch_size": args.eval_batch_size, "device": run.kind_of_device}
+    return [{**how, **score_key(part, models.tokenizer_from)} for part in plan.parts()]

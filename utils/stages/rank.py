@@ -67,16 +67,21 @@ def rank(
 
 def kept_components(run: Run, dense_keys: list[dict], pruned_keys: list[dict]) -> dict[str, Tensor]:
     """What find_components finds, by the main process first."""
+    key = components_key(run, dense_keys, pruned_keys)
+    with run.processes.main_first():
+        return run.cache.tensors("components", key, lambda: find_components(run, dense_keys, pruned_keys))
+
+
+def components_key(run: Run, dense_keys: list[dict], pruned_keys: list[dict]) -> dict:
+    """All that lost components and probes depend on."""
     args = run.args
-    key = {
+    return {
         "dense": dense_keys,
         "pruned": pruned_keys,
         "num_components": args.num_components,
         "probes_seed": args.samples_seed if args.head_selection == "contrastive" else None,
         "code": code_version(utils.components, utils.probing),
     }
-    with run.processes.main_first():
-        return run.cache.tensors("components", key, lambda: find_components(run, dense_keys, pruned_keys))
 
 
 def ordered(
