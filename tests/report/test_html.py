@@ -196,6 +196,9 @@ def test_next_steps_name_the_runs_folder_and_follow_what_was_found():
     commands = "\n".join(command for _, command in next_steps(make_results(a=task(0.65, 0.5, 0.6)), run))
     assert "-config out/run.json -train_seed 43 -output_dir out-seed43" in commands and "-eval_limit 200" in commands
     assert "/home/ann" not in commands and "-lr" not in commands
+    control = {"arguments": {**run["arguments"], "base_model_name": "embedded"}}
+    told = "\n".join(command for _, command in next_steps(make_results(a=task(0.65, 0.5, 0.6)), {**run, **control}))
+    assert "-pruned_model_path embedded -allow_dense" in told and "-allow_dense" not in commands
     worse = "\n".join(command for _, command in next_steps(make_results(a=task(0.65, 0.5, 0.4)), run))
     assert "-lr 0.003" in worse
     (failed,) = next_steps({"proof": {**PROOF, "passed": False}}, run)

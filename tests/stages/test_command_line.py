@@ -35,6 +35,7 @@ from utils.losses import IGNORED
 from utils.plan.command import count_samples, count_tasks, read_model, workload
 from utils.plan.costs import Machine, plan
 from utils.prompts import Encoded
+from utils.report.summary import verdict
 from utils.report.write import Record, write_report
 from utils.stages.results import validation_record
 from utils.training import Collator
@@ -212,8 +213,10 @@ def test_heads_in_the_record_are_the_heads_restored(finished):
 
 def test_output_ends_with_the_result_and_what_to_run_next(world, finished):
     lines = (world / "stdout.txt").read_text().strip().splitlines()
-    assert lines[-1].startswith("next:") and "lm_eval" in lines[-1]
-    assert str(finished / "model") in lines[-2]
+    assert lines[-2].startswith("next:") and "lm_eval" in lines[-2] and f"utils.generate {finished} " in lines[-1]
+    assert str(finished / "model") in lines[-3] and "report.html" in lines[-4]
+    results, record = (json.loads((finished / name).read_text()) for name in ("results.json", "run.json"))
+    assert " ".join(lines[-8:-5]).strip().endswith(verdict(results, record))
 
 
 def test_a_quiet_run_prints_its_result_alone_and_training_is_reported(world, finished, tmp_path, monkeypatch, capsys):
@@ -228,7 +231,7 @@ def test_a_quiet_run_prints_its_result_alone_and_training_is_reported(world, fin
     assert "[1/9]" in whole and "[1/9]" not in told.out and told.err == ""
     # Stages took other times, and the paths are others.
     first = whole[whole.index("task ") :].partition("stage  ")[0]
-    assert told.out.lstrip().startswith(first.rstrip()) and told.out.strip().splitlines()[-1].startswith("next:")
+    assert told.out.lstrip().startswith(first.rstrip()) and told.out.strip().splitlines()[-2].startswith("next:")
     (events,) = (output / "logs" / "tensorboard").rglob("events.*")
     assert events.stat().st_size > 0
     named = json.loads((output / "logs" / "written.json").read_text())

@@ -34,6 +34,14 @@ def next_steps(results: dict, run: dict) -> list[tuple[str, str]]:
                     f"python -m utils.compare {_quoted(out)} {_quoted(other)} -output compare.html",
                 )
             )
+        if arguments.get("base_model_name") and not arguments.get("allow_dense"):
+            dense = hide_path(str(arguments["base_model_name"]))
+            steps.append(
+                (
+                    "The control: the same training of the dense model. What it gains, no restoring explains.",
+                    f"{again} -pruned_model_path {_quoted(dense)} -allow_dense -output_dir {_quoted(out, '-control')}",
+                )
+            )
         if arguments.get("lr") and (not clear or any(row.verdict == "worse" for row in rows)):
             rate = arguments["lr"] / 3
             steps.append(

@@ -4,10 +4,12 @@ import json
 import shlex
 import shutil
 import sys
+import textwrap
 
 from models.checkpoint import fingerprint, pruned_layer
 from models.compact import RECORD
 from models.contract import REPORTED, Promise
+from utils.common.commands import WIDTH
 from utils.common.files import digest, without_nan, write_json, write_text
 from utils.common.flags import Arguments
 from utils.common.methods import METHODS, NORMS
@@ -19,6 +21,7 @@ from utils.evaluation.scoring import Evaluation
 from utils.prompts import Encoded
 from utils.report.card import model_card
 from utils.report.records import heads_record, spectrum_record
+from utils.report.summary import verdict
 from utils.report.tables import proof_table, score_table, stage_table
 from utils.report.write import EXAMPLES, Record, write_report
 from utils.samples import Samples
@@ -58,9 +61,12 @@ def write_results(
     run.result.finish()
     for table in (score_table(results), proof_table(results["proof"]), stage_table(record)):
         print(f"\n{table}")
-    model = run.args.output_dir / "model"
-    print(f"\nreport: {run.args.output_dir / report.name}\nmodel:  {model}")
+    output = run.args.output_dir
+    model = output / "model"
+    print(f"\n{textwrap.fill(verdict(results, record), WIDTH)}")
+    print(f"\nreport: {output / report.name}\nmodel:  {model}")
     print(f"next:   lm_eval --model hf --model_args pretrained={model} --tasks arc_easy --device {run.device}")
+    print(f'        python -m utils.generate {output} -prompt "Name three rivers."')
 
 
 def result_record(
