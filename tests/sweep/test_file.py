@@ -6,7 +6,7 @@ import pytest
 
 from tests.sweep.conftest import FILE
 from utils.common.errors import UserError
-from utils.sweep.file import command_line, read_sweep
+from utils.sweep.file import CONTROL, command_line, read_sweep
 from utils.sweep.runs import ROOT, planned, resolved
 
 START = "flags: {num_train_samples: 20}\nseeds: [1]\nlr: [1e-3]\n"
@@ -121,6 +121,18 @@ def test_every_pruning_has_every_configuration_and_is_compared_with_its_own(worl
         ("ours", "sparsegpt 2:4", "ours"),
         ("theirs", "sparsegpt 2:4", "ours"),
     ]
+
+
+def test_a_control_is_run_at_the_rate_that_the_pruned_model_chose(world):
+    dense = "{method: lora, lora_rank: 2, name: theirs, pruned_model_path: embedded, allow_dense: true"
+    world.write(FILE + f"  - {dense}}}\n")
+    rows, commands = planned(read_sweep(world.file))
+    assert [(row.name, row.pruning) for row in rows[1:]] == [("theirs", "wanda 0.5"), ("theirs", CONTROL)]
+    assert rows[2].searches == rows[1].searches and rows[2].finals != rows[1].finals
+    assert all(commands[each.id].arguments["allow_dense"] for each in rows[2].finals)
+    world.write(FILE + f"  - {dense}, lr: [1, 2]}}\n")
+    rows, _ = planned(read_sweep(world.file))
+    assert rows[2].searches != rows[1].searches
 
 
 CHANGES = {

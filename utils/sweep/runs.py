@@ -14,7 +14,7 @@ from pathlib import Path
 from utils.common.files import digest
 from utils.common.flags import parse_arguments
 from utils.common.names import BUNDLED, C4, EMBEDDED
-from utils.sweep.file import Configuration, Sweep, command_line
+from utils.sweep.file import CONTROL, Configuration, Sweep, command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -125,12 +125,22 @@ def planned(sweep: Sweep) -> tuple[list[Row], dict[str, Command]]:
     rows = []
     for each in sweep.configurations:
         searched = each.rates if len(each.rates) > 1 else ()
-        searches = [_member(commands, each, rate, sweep.seeds[0], search=True) for rate in searched]
+        chooser = _restored(sweep, each)
+        searches = [_member(commands, chooser, rate, sweep.seeds[0], search=True) for rate in searched]
         # What trains nothing draws nothing by -train_seed: one run says all.
         seeds = sweep.seeds if each.rates else sweep.seeds[:1]
         finals = [_member(commands, each, rate, seed, search=False) for rate in each.rates or [None] for seed in seeds]
         rows.append(Row(each.name, each.pruning, _compared(sweep, each), tuple(searches), tuple(finals)))
     return rows, commands
+
+
+def _restored(sweep: Sweep, each: Configuration) -> Configuration:
+    """Whose searches choose the rate: a control is run at that of the same configuration on the first pruned model."""
+    if each.pruning != CONTROL:
+        return each
+    same = (other for other in sweep.configurations if other.name == each.name and other.pruning != CONTROL)
+    found = next(same, each)
+    return found if found.rates == each.rates else each
 
 
 def _member(commands: dict[str, Command], each: Configuration, rate: float | None, seed: int, search: bool) -> Member:
