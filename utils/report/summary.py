@@ -144,7 +144,8 @@ def verdict(results: dict, run: dict) -> str:
         return "Nothing was restored: this is the pruned model."
     rows = [row for row in score_rows(results) if row.verdict]
     if not rows:
-        return "Nothing was scored on both the pruned and the restored model: whether it is better is not known."
+        unknown = "Nothing was scored on both the pruned and the restored model: whether it is better is not known"
+        return f"{unknown}{_loss_rose(results)}."
     better, worse = (sum(row.verdict == word for row in rows) for word in ("better", "worse"))
     tasks = f"{len(rows)} task{'s' * (len(rows) > 1)}"
     if better and worse:
@@ -162,7 +163,16 @@ def verdict(results: dict, run: dict) -> str:
     answers = answers_row(results)
     if answers and answers.verdict == "worse":
         text += "; the right answers became less likely"
-    return text + "."
+    return f"{text}{_loss_rose(results)}."
+
+
+def _loss_rose(results: dict) -> str:
+    """What to say of a validation loss that is higher after training than before; nothing of another."""
+    losses = results.get("validation") or {}
+    before, after = losses.get("start"), losses.get("restored")
+    if before is None or after is None or after <= before:
+        return ""
+    return f"; the validation loss rose from {before:.3f} to {after:.3f}"
 
 
 def headline(results: dict) -> tuple[str, ScoreRow] | None:
