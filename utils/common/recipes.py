@@ -1,4 +1,4 @@
-"""Recipes: named sets of flags; docs/results.md says what was measured of them, and what was not yet.
+"""Recipes: named sets of flags, with the rates that validation chose; docs/results.md says what was measured of them.
 
 A recipe is nothing but flags. What is given on the command line wins over it.
 """
@@ -8,7 +8,7 @@ RECIPES = {
         "method": "norms_biases",
         "loss": "distill",
         "distill_weight": 0.5,
-        "lr": 3e-3,
+        "lr": 4e-3,
     },
     "inside_mask": {
         "method": "masked_lora",
@@ -16,7 +16,7 @@ RECIPES = {
         "train_norms": True,
         "loss": "distill",
         "distill_weight": 0.5,
-        "lr": 1e-3,
+        "lr": 2e-3,
     },
 }
 """What -recipe takes. `constants`: no weight of a matrix changes. `inside_mask`: no zero changes."""
