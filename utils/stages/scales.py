@@ -24,7 +24,7 @@ def head_norms(run: Run, models: Models, samples: Samples) -> Tensor | None:
     """‖A‖₂ (L, H) fp32 of LoFiT's first step on the pruned model; None where heads are ranked otherwise, or not."""
     if not run.needs.heads or run.args.head_selection != "lofit":
         return None
-    how = replace(settings(run), lr=run.args.lofit_lr, lr_flag="-lofit_lr")
+    how = replace(settings(run.args), lr=run.args.lofit_lr, lr_flag="-lofit_lr")
     key = norms_key(run, models, samples, how)
     with run.processes.main_first():
         found = run.cache.found("lofit", key)
