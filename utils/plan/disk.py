@@ -19,6 +19,8 @@ BESIDE = 32 * 2**20
 SCORES = 2**20
 """Allowed for, not derived: rows and scores of one task and model."""
 
+EXAMPLES = 2**20
+"""Allowed for, not derived: one model's answers to the report's prompts."""
 
 ENCODER_WIDTH = 384
 """Of MiniLM's sentence embeddings."""
@@ -40,7 +42,7 @@ def written(config: LlamaConfig, work: Workload, pruned: int | None = None) -> W
     """
     model = pruned or parameters(config) * work.dtype_bytes
     checkpoints = (KEPT + 1) * COPIES * FP32 * work.trained if work.epochs else 0
-    cache = {"pruned": model if work.pruner else 0, "scores": 3 * SCORES * len(work.tasks)}
+    cache = {"pruned": model if work.pruner else 0, "scores": 3 * SCORES * len(work.tasks), "examples": 3 * EXAMPLES}
     if work.activations and work.heads:
         heads = config.num_hidden_layers * config.num_attention_heads
         prompts = 2 * len(work.samples) + 2 * work.probes
