@@ -1,6 +1,7 @@
 """Fixtures that all rooms share; what they are built of is in tests/builders.py."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 
 from tests.builders import save_tiny_llama
+
+# A shell that starts tests in the background has them ignore Ctrl-C, and whatever they start; some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
