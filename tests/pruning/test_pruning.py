@@ -429,7 +429,7 @@ def test_command_line_prunes_and_says_what_is_wrong_in_one_line(make_tiny_llama,
     calibration = ("-calib_data", text, "--calib_samples", "6", "-calib_length", "40")
     good = run("--prune_method", "wanda", "-sparsity", "2:4", "-output_dir", str(tmp_path / "good"), *calibration)
     assert good.returncode == 0, good.stderr
-    assert "50.00% zeros" in good.stdout and "pruning" in good.stderr
+    assert "50.00% zeros" in good.stdout and good.stderr == ""  # no line of progress below half a minute
     bad = run("-sparsity", "5:4", "-output_dir", str(tmp_path / "bad"), *calibration)
     assert bad.returncode == 2
     assert bad.stderr.startswith("error: -sparsity: ") and bad.stderr.count("\n") == 1
