@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from models.names import check_found
 from utils.common.commands import run
-from utils.common.disk import check_room, told
+from utils.common.disk import Need, check_room, told
 from utils.common.flags import Arguments, parse_arguments
 from utils.common.processes import Processes, speaks
 from utils.common.progress import OFF
@@ -61,31 +61,35 @@ def begun(args: Arguments, processes: Processes, result: Result) -> "Run":
 def rehearse(run: "Run") -> None:
     """Read and check all inputs as a run does, and say what it would do."""
     from utils.stages.dry_run import print_dry_run
+
+    inputs, _ = prepared(run)
+    if run.processes.is_main:
+        print_dry_run(run, *inputs)
+
+
+def prepared(run: "Run") -> tuple[tuple["Models", "Samples", "EvalPlan"], list[Need]]:
+    """All inputs, read and checked, and what the run will write, for which the disks have room."""
     from utils.stages.prepare import prepare
     from utils.stages.room import needs
 
     with run.main_first("samples"):
         models, samples, plan = prepare(run)
-    check_room(needs(run, models, samples, len(plan.parts())))
-    if run.processes.is_main:
-        print_dry_run(run, models, samples, plan)
+        wanted = needs(run, models, samples, len(plan.parts()))
+        check_room(wanted)
+    return (models, samples, plan), wanted
 
 
 def restore(run: "Run") -> None:
     """Read and check all inputs, ask the disks for room, go on stage by stage, and write what they came to."""
-    from utils.stages.prepare import prepare
     from utils.stages.results import write_results
-    from utils.stages.room import needs
 
     with open(os.devnull, "w") as nowhere:
         hidden = redirect_stdout(nowhere) if run.args.quiet else nullcontext()
-        with hidden, run.main_first("samples"):
-            models, samples, plan = prepare(run)
-            wanted = needs(run, models, samples, len(plan.parts()))
-            check_room(wanted)
+        with hidden:
+            inputs, wanted = prepared(run)
         with told(wanted):
             with hidden:
-                found = stages(run, models, samples, plan)
+                found = stages(run, *inputs)
             if found:
                 write_results(run, *found)
 

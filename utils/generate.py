@@ -117,16 +117,14 @@ def pruned_folder(arguments: Arguments, dense: Path) -> Path | None:
     from models.loading import load_config, load_tokenizer, resolve, usable_device
     from utils.common.processes import Processes
     from utils.stages.context import Models, Run
-    from utils.stages.prune import key
+    from utils.stages.prune import at_hand
 
     if arguments.pruned_model_path:
         pruned = resolve(arguments.pruned_model_path, "-pruned_model_path", arguments.cache_dir)
         return in_dense_shapes(pruned, arguments.cache_dir)[0]
     flag = "-base_model_name"
     models = Models(dense, None, None, load_config(dense, flag), load_tokenizer(dense, flag), dense)
-    run = Run.of(arguments, Processes(arguments.device), None, usable_device(arguments.device))
-    kept = run.cache.path("pruned", key(run, models))
-    return kept if kept.is_dir() else None
+    return at_hand(Run.of(arguments, Processes(arguments.device), None, usable_device(arguments.device)), models)
 
 
 def side_by_side(prompts: Iterable[str], found: dict[str, list[str]], width: int) -> str:

@@ -105,6 +105,10 @@ class Cache:
             shutil.rmtree(unfinished, ignore_errors=True)
         return path
 
+    def holds(self, kind: str, key: dict, suffix: str = ".safetensors") -> bool:
+        """Whether something is kept for `key`, unread: tensors, or a document (".json")."""
+        return self.path(kind, key, suffix).is_file()
+
     def path(self, kind: str, key: dict, suffix: str = "") -> Path:
         """Where what belongs to `key` is kept."""
         return self.folder / kind / f"{digest(kind, key)[:24]}{suffix}"

@@ -13,6 +13,9 @@ from utils.common.files import read_json, write_json, write_text
 from utils.common.lock import check_free, locked
 from utils.common.temporary import remove_abandoned
 
+WRITTEN = "logs/written.json"
+"""In a run's folder: names every file that the run wrote there: all that -overwrite removes."""
+
 LOCK = ".restorelcc-lock"
 STAGING = ".restorelcc-partial"
 """In an output folder: where a result is written until it is whole. Inside, so that a disk that is mounted there, or a

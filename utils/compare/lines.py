@@ -7,11 +7,8 @@ from pathlib import Path
 
 from utils.common.errors import UserError
 from utils.report.summary import shown_name
-from utils.sweep.runs import DONE, FAILED, PLACES, Member, Row, finished, read_json
-from utils.sweep.table import Outcome, chosen_runs, row_difference, table_row
-
-ROWS = "sweep.json"
-"""In a sweep's folder: what its rows are."""
+from utils.sweep.runs import DONE, FAILED, PLACES, ROWS, Member, Row, read_json
+from utils.sweep.table import Outcome, chosen_runs, finished_runs, row_difference, table_row
 
 SEEDS = ("train_seed", "seed")
 """Arguments that tell the runs of one line apart, and no lines."""
@@ -49,12 +46,7 @@ def read_lines(folders: Sequence[Path]) -> tuple[list[Line], list[str]]:
 
 
 def _of_sweep(folder: Path, rows: list[Row], notes: list[str]) -> list[Line]:
-    found = {}
-    for row in rows:
-        for member in (*row.searches, *row.finals):
-            record = finished(folder / member.id)
-            if record is not None:
-                found[member.id] = Outcome(folder / member.id, record)
+    found = finished_runs(folder, rows)
     lines = []
     for row in rows:
         rate, outcomes = chosen_runs(folder, row, found)

@@ -36,8 +36,7 @@ from utils.evaluation.tasks import TOKENS_ONLY, WIKITEXT
 from utils.plan.costs import Machine, StagePlan, TaskTokens, Workload, parameters, plan
 from utils.plan.disk import numbers, written
 from utils.plan.machine import FITS, GIB, machine
-from utils.prompts import Encoded
-from utils.samples import read_samples
+from utils.samples import Samples, read_samples
 
 TASKS = {
     "bundled_response": TaskTokens(280, 98.1, 6535, 61.7, 4, 147),
@@ -147,8 +146,7 @@ def count_samples(
         at_hand = args.eval_data_dir is not None
     if tokenizer is not None and at_hand:
         samples = read_samples(args, tokenizer, load_texts(args))
-        counted = [[_lengths(sample) for sample in part] for part in (samples.train, samples.valid)]
-        return *counted, "samples: counted"
+        return *lengths(samples), "samples: counted"
     tell_unused(args)
     count, held_out = args.num_train_samples, args.num_valid_samples
     if args.spec_task:
@@ -165,8 +163,10 @@ def count_samples(
     return rows[0], rows[1] if held_out else [], said
 
 
-def _lengths(sample: Encoded) -> tuple[int, int]:
-    return sample.prompt_length, len(sample.ids)
+def lengths(samples: Samples) -> list[list[tuple[int, int]]]:
+    """(prompt tokens, all tokens) of the training and of the validation samples."""
+    parts = (samples.train, samples.valid)
+    return [[(sample.prompt_length, len(sample.ids)) for sample in part] for part in parts]
 
 
 def count_tasks(args: Arguments) -> tuple[dict[str, TaskTokens], list[str]]:

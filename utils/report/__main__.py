@@ -10,11 +10,8 @@ from utils.common.commands import Parser, folder_path, run
 from utils.common.errors import UserError
 from utils.common.files import write_json
 from utils.common.lock import locked
-from utils.common.result import LOCK, written
+from utils.common.result import LOCK, WRITTEN, written
 from utils.report.write import Record, write_report
-
-WRITTEN = "logs/written.json"
-"""In a run's folder: names the files that are the run's."""
 
 
 def build_parser() -> Parser:

@@ -7,13 +7,10 @@ from models.names import check_found
 from utils.common.commands import check_cache
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
-from utils.common.result import Result, check_apart
+from utils.common.result import WRITTEN, Result, check_apart
 
 RESULTS = ("results.json", "run.json", "report.md", "report.html", "figures", "model", "compact", "restoration", "logs")
 """What a run may write to -output_dir."""
-
-WRITTEN = "logs/written.json"
-"""Names every file that a run wrote there: all that -overwrite removes."""
 
 INTERRUPTED = "logs/arguments.json"
 """What the flags of a later run are held against, in the result while it is not whole."""

@@ -7,16 +7,16 @@ from utils.common.cache import Cache
 from utils.common.names import DISTILL
 from utils.common.record import STAGES
 from utils.evaluation.plan import EvalPlan
-from utils.plan.command import count_tasks, duration, workload
+from utils.plan.command import count_tasks, duration, lengths, workload
 from utils.plan.costs import plan as planned
 from utils.plan.machine import machine
 from utils.samples import Samples
-from utils.stages import prune
 from utils.stages.context import Models, Run
 from utils.stages.measure import activation_key, by_branches, score_keys
 from utils.stages.negatives import probe_trees, prompt_trees
+from utils.stages.prune import at_hand
 from utils.stages.rank import components_key
-from utils.stages.teacher import states_key
+from utils.stages.teacher import taught
 
 MADE, KEPT, NOTHING = "to be made", "kept", "nothing to do"
 
@@ -46,9 +46,8 @@ class _Kept(Cache):
 
 def print_dry_run(run: Run, models: Models, samples: Samples, plan: EvalPlan) -> None:
     """What each stage would do, and how long that takes here."""
-    lengths = [[(sample.prompt_length, len(sample.ids)) for sample in part] for part in (samples.train, samples.valid)]
     tasks, unknown = count_tasks(run.args)
-    work = workload(run.args, models.config, run.dtype, *lengths, tasks)
+    work = workload(run.args, models.config, run.dtype, *lengths(samples), tasks)
     here = machine("here", models.config, run.dtype, run.args.device)
     seconds = {stage.key: stage.seconds for stage in planned(models.config, work, here)}
     names = {stage.key: stage.name for stage in STAGES}
@@ -65,25 +64,23 @@ def print_dry_run(run: Run, models: Models, samples: Samples, plan: EvalPlan) ->
 def steps(run: Run, models: Models, samples: Samples, plan: EvalPlan) -> list[Step]:
     """All stages after the first, in their order."""
     cache = _Kept(run.args.cache_dir)
-    pruned = models.pruned or cache.path("pruned", prune.key(run, models))
-    found = [Step("prune", "given" if models.pruned else _state(pruned.is_dir()), not pruned.is_dir())]
-    known = pruned.is_dir()
+    pruned = at_hand(run, models)
+    found = [Step("prune", "given" if models.pruned else _state(pruned is not None), pruned is None)]
     answers = _trees(run, models, samples, cache)
     told = {True: KEPT, False: MADE, None: NOTHING}
     wants = run.reads_activations and run.args.head_selection == "contrastive"
     found.append(Step("negatives", told[answers is not None] if wants else NOTHING, wants and answers is None))
     keys = {}
-    of_models = {"dense": (models.dense, answers), "pruned": (pruned if known else None, prompt_trees(run, samples))}
+    of_models = {"dense": (models.dense, answers), "pruned": (pruned, prompt_trees(run, samples))}
     for label, (folder, trees) in of_models.items():
         keys[label], step = _measured(run, models, plan, cache, label, folder, trees)
         found.append(step)
     found.append(_ranked(run, cache, keys))
     trains = run.needs.training and run.args.num_epoch > 0
-    taught = [part for part in (samples.train, samples.valid) if part and trains and run.args.loss == DISTILL]
-    states = [cache.path("teacher", states_key(run, models, part), ".safetensors").is_file() for part in taught]
     goes_on = run.result.continues and (run.folder / "checkpoints").is_dir()
     what = "goes on from the last checkpoint" if goes_on else f"{len(samples.train)} samples"
-    what += f", the teacher's states {_state(all(states))}" if states else ""
+    if run.args.loss == DISTILL:
+        what += f", the teacher's states {_state(taught(run, models, samples))}"
     found.append(Step("train", what if trains else "nothing is trained", trains))
     return [*found, Step("merge", MADE, True), Step("restored", f"{_count(plan)} to be scored", bool(plan.parts()))]
 
@@ -102,8 +99,8 @@ def _measured(run, models, plan, cache, label, folder, trees) -> tuple[list[dict
         return None, Step(label, f"activations {MADE}, {_count(plan)} to be scored", True)
     sha256 = fingerprint(folder)
     keys = [activation_key(run, sha256, part) for part in by_branches(trees)]
-    kept = [cache.path("activations", key, ".safetensors").is_file() for key in keys]
-    scored = [cache.path("scores", key, ".json").is_file() for key in score_keys(run, models, plan, sha256)]
+    kept = [cache.holds("activations", key) for key in keys]
+    scored = [cache.holds("scores", key, ".json") for key in score_keys(run, models, plan, sha256)]
     parts = [f"activations {_state(all(kept))}"] if kept else []
     if scored:
         parts.append(f"{sum(scored)} of {len(scored)} tasks' scores kept")

@@ -41,6 +41,12 @@ def pruned_checkpoint(run: Run, models: Models) -> Models:
     return replace(models, pruned=folder, config=load_config(folder, "-pruned_model_path"))
 
 
+def at_hand(run: Run, models: Models) -> Path | None:
+    """The given pruned checkpoint, or the one that is kept; None if it has yet to be made."""
+    pruned = models.pruned or run.cache.path("pruned", key(run, models))
+    return pruned if pruned.is_dir() else None
+
+
 def key(run: Run, models: Models) -> dict:
     """All that a pruned checkpoint depends on."""
     args, known = run.args, versions()

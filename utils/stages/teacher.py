@@ -83,6 +83,12 @@ def beside(run: Run, models: Models, known: Distillation) -> Distillation:
     return replace(known, model=load_model(models.dense, run.dtype, device, "-base_model_name"))
 
 
+def taught(run: Run, models: Models, samples: Samples) -> bool:
+    """Whether all the teacher's states are kept."""
+    parts = (part for part in (samples.train, samples.valid) if part)
+    return all(run.cache.holds("teacher", states_key(run, models, part)) for part in parts)
+
+
 def states_key(run: Run, models: Models, samples: list[Encoded]) -> dict:
     """All that the teacher's states depend on; token ids say all about data, template and length."""
     known = versions()

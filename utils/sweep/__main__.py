@@ -23,12 +23,9 @@ from utils.sweep.collect import collect
 from utils.sweep.file import read_sweep
 from utils.sweep.loop import Loop
 from utils.sweep.pictures import draw_loss, draw_recovered
-from utils.sweep.runs import FAILED, Ledger, Member, Row, code_digest, planned, read_json
+from utils.sweep.runs import FAILED, ROWS, Ledger, Member, Row, code_digest, planned, read_json
 from utils.sweep.shown import csv_text, markdown
 from utils.sweep.table import build_table
-
-ROWS = "sweep.json"
-"""In OUT: what the rows of the table are, so that it can be rebuilt without the sweep's file."""
 
 PICTURES = {"loss.png": draw_loss, "recovered.png": draw_recovered}
 """Beside the table."""

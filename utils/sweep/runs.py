@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 DONE, FAILED = "sweep.json", "error.json"
 """In a run's folder: as what it is done; how it failed."""
 
+ROWS = "sweep.json"
+"""In OUT: what the rows of the table are, so that it can be rebuilt without the sweep's file."""
+
 REFERENCE = "restorelcc"
 """The method whose configuration others are held against, where the file names none."""
 

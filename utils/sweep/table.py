@@ -138,12 +138,7 @@ def build_table(output: Path, rows: Sequence[Row], counts: Callable[[Member], bo
     of others were counted. {"rows": a row each, "models": the dense and the pruned model of each pruning, "notes"}.
     """
     notes: list[str] = []
-    found = {}
-    for row in rows:
-        for member in (*row.searches, *row.finals):
-            record = finished(output / member.id)
-            if record is not None and counts(member):
-                found[member.id] = Outcome(output / member.id, record)
+    found = finished_runs(output, rows, counts)
     chosen = {(row.name, row.pruning): chosen_runs(output, row, found) for row in rows}
     table = [table_row(output, row, *chosen[row.name, row.pruning], found, notes) for row in rows]
     for row, entry in zip(rows, table, strict=True):
@@ -155,6 +150,19 @@ def build_table(output: Path, rows: Sequence[Row], counts: Callable[[Member], bo
     used = [outcome for _, outcomes in chosen.values() for outcome in outcomes]
     notes += _apart(used, now)
     return {"rows": table, "models": _models(rows, chosen), "notes": list(dict.fromkeys(notes))}
+
+
+def finished_runs(
+    output: Path, rows: Sequence[Row], counts: Callable[[Member], bool] = lambda member: True
+) -> dict[str, Outcome]:
+    """Every finished run of the rows that counts, by its id."""
+    found = {}
+    for row in rows:
+        for member in (*row.searches, *row.finals):
+            record = finished(output / member.id)
+            if record is not None and counts(member):
+                found[member.id] = Outcome(output / member.id, record)
+    return found
 
 
 def spread(values: Iterable[float | None]) -> dict | None:
