@@ -124,21 +124,18 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
         _let_go_of_stdout()
         sys.exit(141)
     except Exception as error:
-        ours = isinstance(error, UserError)
-        # What a library met may have been taken for a broken file's error.
-        cause = error.__cause__ if ours else error
         if isinstance(error, OutOfRoom):
             said = str(error)
-        elif reason := refusal(cause):
+        elif reason := refusal(error):
             # No writer of ours was around: a library's own files, or this process's output.
             _let_go_of_stdout()
             said = (
                 f"a file cannot be written ({reason}): one of those that libraries keep, such as temporary ones in "
                 f"{tempfile.gettempdir()} (TMPDIR), or what this command prints; make room there"
             )
-        elif reason := shortage(cause):
+        elif reason := shortage(error):
             said = f"out of memory ({reason}); " + (f"lower {lighter}" if lighter else "take a machine with more")
-        elif ours:
+        elif isinstance(error, UserError):
             said = str(error)
         else:
             raise

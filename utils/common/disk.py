@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.common.errors import OutOfRoom, UserError
+from utils.common.errors import OutOfRoom, UserError, causes
 
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What a write can meet that no code mends: the disk is full, a quota or a limit is reached, it is read-only."""
@@ -54,15 +54,14 @@ class Need:
 
 def refusal(error: BaseException | None) -> str | None:
     """Why a disk took no more, in the system's words, whatever a library made of it; None if that isn't the cause."""
-    while error is not None:
-        number = error.errno if isinstance(error, OSError) else None
-        if number is None and (found := _IN_TEXT.search(str(error))):
+    for each in causes(error):
+        number = each.errno if isinstance(each, OSError) else None
+        if number is None and (found := _IN_TEXT.search(str(each))):
             number = int(found[1] or found[2])
         if number in REFUSALS:
             return os.strerror(number)
-        if isinstance(error, RuntimeError) and _TORN.search(str(error)):
+        if isinstance(each, RuntimeError) and _TORN.search(str(each)):
             return "a file could not be written to its end"
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
 
 
@@ -74,8 +73,7 @@ def writing(place: Path) -> Iterator[None]:
     except OutOfRoom:
         raise
     except Exception as error:
-        # A library's error that was taken for a broken file's is the cause of what a user would be told.
-        if (reason := refusal(error.__cause__ if isinstance(error, UserError) else error)) is None:
+        if (reason := refusal(error)) is None:
             raise
         raise Unwritten(place, reason) from error
 

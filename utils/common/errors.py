@@ -1,6 +1,7 @@
 """The exceptions for a user's mistake and for being told to stop, and the line that a library's error adds to one."""
 
 import signal
+from collections.abc import Iterator
 
 
 class UserError(Exception):
@@ -24,6 +25,18 @@ class Stopped(BaseException):
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
         self.number = number
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what led to it, the latest first; of a mistake of the user's only what it was taken from.
+
+    A full disk, or memory that ran out, may have been met by a library as a broken file.
+    """
+    if isinstance(error, UserError):
+        error = error.__cause__
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def first_line(error: Exception) -> str:

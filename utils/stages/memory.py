@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from utils.common.errors import OutOfRoom, UserError
+from utils.common.errors import OutOfRoom
 from utils.common.flags import Arguments
 from utils.common.memory import shortage
 from utils.common.names import DISTILL
@@ -21,8 +21,7 @@ def telling_memory(args: Arguments, key: str) -> Iterator[None]:
     except OutOfRoom:
         raise
     except Exception as error:
-        # A library's error that was taken for a broken file's is the cause of what a user would be told.
-        if (said := shortage(error.__cause__ if isinstance(error, UserError) else error)) is None:
+        if (said := shortage(error)) is None:
             raise
         raise OutOfRoom(out_of_memory(args, key, said)) from error
 
