@@ -107,6 +107,11 @@
   const kept = (line) => !line.cells.zeros_kept || line.cells.zeros_kept.value >= 100;
   const label = (line) => (new Set(data.lines.filter((each) => each.n).map((each) => each.pruning)).size > 1 ? `${line.name}, ${line.pruning}` : line.name);
 
+  const keepDrawn = (picture, ...choices) => {
+    for (const id of choices) byId(id).addEventListener("change", picture);
+    addEventListener("resize", picture);
+    picture();
+  };
   const pareto = () => {
     const [across, up] = [byId("across").value, byId("up").value];
     if (!across || !up) return;
@@ -130,10 +135,7 @@
   options(byId("across"), names, has("trained_parameters") ? "trained_parameters" : names[0] && names[0][0]);
   const best = ["recovered", "recovered_perplexity", "task_mean", "perplexity", "valid_loss"].find(has);
   options(byId("up"), names, best);
-  byId("across").addEventListener("change", pareto);
-  byId("up").addEventListener("change", pareto);
-  addEventListener("resize", pareto);
-  pareto();
+  keepDrawn(pareto, "across", "up");
 
   if (byId("flag")) {
     const flags = Object.keys(data.flags).filter((name) => new Set(data.flags[name].filter((each) => typeof each === "number")).size > 1);
@@ -152,10 +154,7 @@
     };
     options(byId("flag"), flags.map((name) => [name, `-${name}`]), flags.includes("lr") ? "lr" : flags[0]);
     options(byId("of"), names, best);
-    byId("flag").addEventListener("change", curve);
-    byId("of").addEventListener("change", curve);
-    addEventListener("resize", curve);
-    curve();
+    keepDrawn(curve, "flag", "of");
   }
 
   if (byId("one")) {
