@@ -128,6 +128,22 @@ def test_a_mistake_is_told_once(tmp_path, make_tiny_llama):
     assert done.stderr.count("error: -base_model_name") == 1
 
 
+def test_a_mistake_is_told_though_the_process_that_tells_it_is_the_last_to_meet_it(tmp_path):
+    script = tmp_path / "late.py"
+    script.write_text(
+        "import os, time\n"
+        "from utils.common.commands import run\n"
+        "from utils.common.errors import UserError\n"
+        "def main():\n"
+        "    time.sleep(4 * (os.environ['RANK'] == '0'))\n"
+        "    raise UserError('-lr: wrong')\n"
+        "run(main)\n"
+    )
+    done = launch(script)
+    assert done.returncode != 0
+    assert done.stderr.count("error: -lr: wrong") == 1
+
+
 def test_one_gpu_named_for_all_processes_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="-device: cuda:1 is one device for 2 processes"):

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,6 +23,9 @@ DEFAULT_CACHE = Path("~/.cache/restorelcc").expanduser()
 
 ENDING = (signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 """Signals that end a command in order, beside Ctrl-C."""
+
+PATIENCE = 30
+"""Seconds that a process which prints nothing outlives a mistake, unless its launcher ends it before."""
 
 WIDTH = 100
 """Columns that all output to a terminal keeps to."""
@@ -141,7 +145,16 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
             raise
         if speaks():
             print(f"error: {said}", file=sys.stderr)
+        else:
+            _let_the_other_speak()
         sys.exit(2)
+
+
+def _let_the_other_speak() -> None:
+    """A launcher ends all processes once one has ended: the one that speaks must have met the same mistake by then."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_DFL)
+    time.sleep(PATIENCE)
 
 
 def _let_go_of_stdout() -> None:
