@@ -173,6 +173,16 @@ def test_a_folder_is_known_by_all_its_files(tmp_path):
     assert one == two != three
 
 
+def test_a_model_pruned_once_more_is_the_same_run_and_other_weights_are_another(tmp_path):
+    for name, weights, seconds in (("one", "w", "3"), ("two", "w", "4"), ("three", "v", "3")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_text(weights)
+        (tmp_path / name / "pruning.json").write_text(f'{{"seconds": {seconds}}}')
+    one, two, three = (ids({"pruned_model_path": str(tmp_path / name)}) for name in ("one", "two", "three"))
+    assert one == two != three
+
+
 def test_the_examples_of_the_documents_are_sweeps(tmp_path):
     assert len(read_sweep(ROOT / "docs" / "sweep.yaml").configurations) == 7
     (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "running.md").read_text(), re.DOTALL)

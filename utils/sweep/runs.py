@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from models.names import RECORD
 from utils.common.files import digest
 from utils.common.flags import parse_arguments
 from utils.common.names import BUNDLED, C4, EMBEDDED
@@ -29,6 +30,9 @@ REFERENCE = "restorelcc"
 
 PLACES = ("output_dir", "cache_dir", "report_prompts")
 """Arguments that change no result: where it goes, and what its report shows beside it."""
+
+_TOLD = (RECORD, "README.md")
+"""Files of a model that no run takes a number from."""
 
 _CODE = ("models", "pruning", "baselines", "data", "utils")
 _NOT_CODE = ("utils/sweep/", "utils/compare/", "utils/report/", "utils/plan/")
@@ -183,11 +187,21 @@ _CONTENTS: dict[Path, str] = {}
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256 (hex) of a file, or of all files below a folder and of their names in it; read once a process."""
+    """SHA-256 (hex) of a file, or of all files below a folder and of their names in it; read once a process.
+
+    Of a model's folder without the files that only tell how it was made, and how long that took: the same weights,
+    pruned once more, are the same model.
+    """
     whole = path.resolve()
     if whole not in _CONTENTS:
-        _CONTENTS[whole] = _sha256(whole) if whole.is_file() else _of_files(whole, _visible(whole))
+        _CONTENTS[whole] = _sha256(whole) if whole.is_file() else _of_files(whole, _read(whole))
     return _CONTENTS[whole]
+
+
+def _read(folder: Path) -> list[Path]:
+    """Files of a folder that may change a run's numbers."""
+    told = _TOLD if (folder / "config.json").is_file() else ()
+    return [each for each in _visible(folder) if each.relative_to(folder).as_posix() not in told]
 
 
 def code_digest() -> str:
