@@ -144,6 +144,16 @@ def test_runs_of_other_code_or_versions_are_told(tmp_path, rows):
     assert build_table(tmp_path, rows, lambda member: True, now)["notes"] == []
 
 
+def test_pruned_models_of_other_weights_are_told(tmp_path, rows):
+    """The same command on another processor rounds otherwise, and prunes a few other weights."""
+    for row, first in zip(rows, ("a" * 64, "b" * 64), strict=True):
+        for member in row.finals:
+            run = json.loads((tmp_path / member.id / "run.json").read_text())
+            write_json(tmp_path / member.id / "run.json", {**run, "inputs": {"pruned model": first}})
+    assert "wanda: the weights of the pruned model differ" in " ".join(built(tmp_path, rows)["notes"])
+    assert built(tmp_path, rows[:1])["notes"] == []
+
+
 def with_answers(tmp_path, name: str, bits: list[list[float]], choices: list[list[float]], asked="asked", **more):
     """A run that says of `one` what answers came to as well; `more`: values of results.json."""
     results = json.loads((tmp_path / name / "results.json").read_text())

@@ -149,6 +149,12 @@ def build_table(output: Path, rows: Sequence[Row], counts: Callable[[Member], bo
             entry["against"] = _against(row, chosen[row.name, row.pruning][1], other[1], notes)
     used = [outcome for _, outcomes in chosen.values() for outcome in outcomes]
     notes += _apart(used, now)
+    for pruning in dict.fromkeys(row.pruning for row in rows):
+        restored = [each for row in rows if row.pruning == pruning for each in chosen[row.name, row.pruning][1]]
+        weights = Counter(filter(None, (_fingerprint(each) for each in restored)))
+        if len(weights) > 1:
+            named = ", ".join(f"{each[:8]} ({count} runs)" for each, count in weights.items())
+            notes.append(f"{pruning}: the weights of the pruned model differ, so it was made more than once: {named}")
     return {"rows": table, "models": _models(rows, chosen), "notes": list(dict.fromkeys(notes))}
 
 
@@ -390,6 +396,11 @@ def _apart(outcomes: list[Outcome], now: dict | None) -> list[str]:
     if len(devices) > 1:
         notes.append(f"runs were made on different devices: {', '.join(sorted(devices))}")
     return notes
+
+
+def _fingerprint(outcome: Outcome) -> str | None:
+    """Of the weights of the pruned model that the run began with."""
+    return (outcome.run.get("inputs") or {}).get("pruned model")
 
 
 def _kind(outcome: Outcome) -> str | None:
