@@ -3,8 +3,10 @@
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,16 @@ from pathlib import Path
 
 from utils.common.disk import writing
 from utils.common.temporary import stamp
+
+_UMASK = os.umask(0)
+"""What this process takes from the modes of its files; the system tells it only for another one."""
+os.umask(_UMASK)
+
+
+def _unlock(file: Path) -> None:
+    """Give a file that a library has made for its owner alone the mode of any other."""
+    if stat.S_IMODE(mode := file.lstat().st_mode) == 0o600 and stat.S_ISREG(mode):
+        file.chmod(0o666 & ~_UMASK)
 
 
 @contextmanager
@@ -23,9 +35,11 @@ def whole_folder(final: Path) -> Iterator[Path]:
     with writing(final.parent):
         final.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-{stamp()}-", dir=final.parent))
-        partial.chmod(0o755)  # mkdtemp makes it private; a published checkpoint is not
+        partial.chmod(0o777 & ~_UMASK)  # mkdtemp makes it private; a published checkpoint is not
         try:
             yield partial
+            for file in partial.rglob("*"):
+                _unlock(file)
             if final.exists():
                 shutil.rmtree(final)
             partial.rename(final)
@@ -44,6 +58,7 @@ def whole_file(final: Path) -> Iterator[Path]:
         partial = final.with_name(f".{final.name}.partial-{stamp()}{final.suffix}")
         try:
             yield partial
+            _unlock(partial)
             partial.replace(final)
         finally:
             partial.unlink(missing_ok=True)
