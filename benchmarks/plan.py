@@ -22,8 +22,8 @@ from utils.evaluation.plan import plan_tasks
 from utils.evaluation.tasks import WIKITEXT
 from utils.plan.command import count_samples, read_model, workload
 from utils.plan.command import count_tasks as count_tasks_of
-from utils.plan.costs import plan
 from utils.plan.machine import GIB, HERE, machine
+from utils.plan.planner import plan
 
 REUSED = {
     "prune": {"pruned"},

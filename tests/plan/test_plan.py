@@ -28,12 +28,12 @@ from utils.plan.costs import (
     Workload,
     forward_flops,
     parameters,
-    plan,
     saved_bytes,
     training_bytes,
 )
 from utils.plan.disk import BESIDE, numbers, written
 from utils.plan.machine import CARDS, find_card
+from utils.plan.planner import plan
 
 CONFIG = LlamaConfig(**LOPSIDED)
 CARD = Machine("card", "cuda", 10**9, 1e12, 1e11, 0.5, 0.5)

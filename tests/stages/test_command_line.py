@@ -33,7 +33,8 @@ from utils.evaluation.rows import CHOICES, pair_rows, read_rows
 from utils.evaluation.statistics import divergences
 from utils.losses import IGNORED
 from utils.plan.command import count_samples, count_tasks, read_model, workload
-from utils.plan.costs import Machine, plan
+from utils.plan.costs import Machine
+from utils.plan.planner import plan
 from utils.prompts import Encoded
 from utils.report.summary import verdict
 from utils.report.write import Record, write_report

@@ -8,8 +8,8 @@ from utils.common.names import DISTILL
 from utils.common.record import STAGES
 from utils.evaluation.plan import EvalPlan
 from utils.plan.command import count_tasks, duration, lengths, workload
-from utils.plan.costs import plan as planned
 from utils.plan.machine import machine
+from utils.plan.planner import plan as planned
 from utils.samples import Samples
 from utils.stages.context import Models, Run
 from utils.stages.measure import activation_key, by_branches, score_keys

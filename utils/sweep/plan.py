@@ -7,8 +7,9 @@ import pruning
 from models.loading import DTYPES, check_name
 from utils.common.flags import Arguments, parse_arguments
 from utils.plan.command import count_samples, count_tasks, duration, read_model, workload
-from utils.plan.costs import Machine, StagePlan, plan
+from utils.plan.costs import Machine, StagePlan
 from utils.plan.machine import machine
+from utils.plan.planner import plan
 from utils.sweep.runs import Command, Row
 
 _MODEL = ("base_model_name", "dtype", "device", "seed")
