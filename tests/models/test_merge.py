@@ -142,7 +142,8 @@ def test_merged_equals_attached_and_changes_only_what_is_promised(make_tiny_llam
     updates = any(part in UPDATES for part in name.split())
     assert updates or all(not n.endswith("_proj.weight") for n in differing)
     assert {n.rsplit(".", 1)[1] for n in set(after) - set(before)} <= {"bias"}
-    lost = sum(int(((before[n] == 0) & (after[n] != 0)).sum()) for n in before)
+    # A bias may be zero by chance, and is no weight that was pruned.
+    lost = sum(int(((before[n] == 0) & (after[n] != 0)).sum()) for n in before if n.endswith("weight"))
     assert lost == proof["zeros_lost"] and (lost > 1000) == dense
     assert proof["zeros"] == ("reported" if dense else "kept")
     assert not any(bool((tensor[tensor == 0].signbit()).any()) for n, tensor in after.items() if n in differing)
