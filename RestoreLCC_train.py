@@ -19,6 +19,7 @@ from utils.common.processes import Processes, speaks
 from utils.common.progress import OFF
 from utils.common.result import Result
 from utils.stages.begin import check_inputs, result_folder
+from utils.stages.push import push
 
 if TYPE_CHECKING:
     from utils.evaluation.plan import EvalPlan
@@ -80,7 +81,7 @@ def prepared(run: "Run") -> tuple[tuple["Models", "Samples", "EvalPlan"], list[N
 
 
 def restore(run: "Run") -> None:
-    """Read and check all inputs, ask the disks for room, go on stage by stage, and write what they came to."""
+    """Read and check all inputs, ask the disks for room, go on stage by stage, write and upload what they came to."""
     from utils.stages.results import write_results
 
     with open(os.devnull, "w") as nowhere:
@@ -92,6 +93,8 @@ def restore(run: "Run") -> None:
                 found = stages(run, *inputs)
             if found:
                 write_results(run, *found)
+    if found:
+        push(run.args)
 
 
 def stages(run: "Run", models: "Models", samples: "Samples", plan: "EvalPlan") -> tuple | None:

@@ -19,12 +19,13 @@ def from_config(folder: Path, content: object, *flags: str, encoding: str = "utf
 
 def test_what_run_json_holds_repeats_the_run_but_not_how_it_was_started(tmp_path):
     given = ["-lr", "0.02", "-use_topk_heads", "7", "-eval_limit", "3", "-overwrite", "-resume", "-data_seed", "5"]
-    first = parse_arguments([*given, "-plan", "here", "-skip_bad_samples"])
+    first = parse_arguments([*given, "-plan", "here", "-skip_bad_samples", "-push_to_hub", "a/b", "-hub_private_repo"])
     written = first.as_json()
-    assert not {"overwrite", "resume", "plan", "dry_run", "config", "quiet", "report_to"} & set(written)
+    once = {"overwrite", "resume", "plan", "dry_run", "config", "quiet", "report_to", "push_to_hub", "hub_private_repo"}
+    assert not once & set(written)
     again = from_config(tmp_path, {"arguments": json.loads(json.dumps(written)), "seed": 42})
     assert again.as_json() == written
-    assert (again.overwrite, again.resume, again.plan) == (False, "auto", None)
+    assert (again.overwrite, again.resume, again.plan, again.push_to_hub) == (False, "auto", None, None)
     of_earlier_version = {"arguments": written | {"overwrite": True, "resume": True, "plan": "here"}}
     assert from_config(tmp_path, of_earlier_version) == again
     assert from_config(tmp_path, of_earlier_version, "-overwrite").overwrite
@@ -47,7 +48,7 @@ def test_a_recipe_that_is_typed_wins_over_a_file_and_one_in_a_file_does_not(tmp_
     assert (other.recipe, other.method, other.lr) == ("inside_mask", "masked_lora", RECIPES["inside_mask"]["lr"])
 
 
-@pytest.mark.parametrize("name", ["overwrite", "resume", "plan", "config"])
+@pytest.mark.parametrize("name", ["overwrite", "resume", "plan", "config", "push_to_hub"])
 @pytest.mark.parametrize("value", [True, False, "no", None])
 def test_a_config_by_hand_cannot_say_how_a_run_is_started(tmp_path, name, value):
     with pytest.raises(UserError, match=rf"^-config: \S+config.json: {name}: given on the command line only"):

@@ -48,6 +48,7 @@ WRONG = {
     "seed among flags": (START + "configurations: [{train_seed: 3}]", "its values are `seeds:`"),
     "folder among flags": (START + "configurations: [{output_dir: x}]", "output_dir: each run has a folder"),
     "overwrite among flags": (START + "configurations: [{overwrite: true}]", "overwrite: says how a run is started"),
+    "an upload among flags": (START + "configurations: [{push_to_hub: x}]", "push_to_hub: says how a run is started"),
     "nothing to choose on": (
         "seeds: [1]\nlr: [1e-3, 1e-2]\nconfigurations: [{num_valid_samples: 0}]",
         "rates are chosen on validation loss",
@@ -152,6 +153,7 @@ def test_the_same_arguments_have_the_same_id_and_each_change_another(world):
     base = {"data_path": samples, "method": "lora", "lr": "0.01", "train_seed": "1"}
     assert ids(base) == ids({**base, "output_dir": "/elsewhere", "cache_dir": "/other"})
     assert ids(base) == ids({**base, "lr": "1e-2"})
+    assert ids(base) == ids({**base, "push_to_hub": "me/x", "hub_private_repo": None})
     found = [ids({**base, name: value}) for name, value in CHANGES.items()]
     assert len({ids(base), *found}) == len(CHANGES) + 1
 

@@ -106,7 +106,8 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
     Ctrl-C and a signal to end (SIGTERM; SIGUSR1, with which SLURM may warn) a line and 128 + the signal's number.
     Where nobody reads on (`| head -1`) it ends with 141, as a program that SIGPIPE stops; what a terminal has no letter
     for is printed as "?". A disk that takes no more and memory that runs out are one line and 2 as well, wherever that
-    was. then: what to do after a signal, for that line. lighter: flags that take less memory, in words.
+    was. then: what to do after a signal, for that line, unless what was raised says it. lighter: flags that take less
+    memory, in words.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -121,6 +122,8 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
             sys.stdout.flush()
     except (KeyboardInterrupt, Stopped) as end:
         number = end.number if isinstance(end, Stopped) else signal.SIGINT
+        if isinstance(end, Stopped) and end.then:
+            then = end.then
         if speaks():
             print(f"stopped ({signal.Signals(number).name}){then and f'; {then}'}", file=sys.stderr)
         sys.exit(128 + number)

@@ -20,11 +20,14 @@ class OutOfRoom(UserError):
 
 
 class Stopped(BaseException):
-    """The process was told to end by a signal, and has left things so that the run can go on."""
+    """The process was told to end by a signal, and has left things so that the run can go on.
 
-    def __init__(self, number: int):
+    then: what to do next, where that is not what the command does elsewhere.
+    """
+
+    def __init__(self, number: int, then: str = ""):
         super().__init__(signal.Signals(number).name)
-        self.number = number
+        self.number, self.then = number, then
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

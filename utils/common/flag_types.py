@@ -109,6 +109,20 @@ def auto_or_count(text: str) -> int | str:
     return text if text == "auto" else at_least(1)(text)
 
 
+def hub_id(text: str) -> str:
+    """An argparse type: a model's name on the hub, `owner/name` or `name`."""
+    from huggingface_hub.errors import HFValidationError  # takes a tenth of a second, which other commands don't wait
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError as error:
+        raise argparse.ArgumentTypeError(f"must be owner/name or name, as the hub has them ({error})") from error
+    if not text.isascii() or text != text.strip():  # which earlier versions of that check take
+        raise argparse.ArgumentTypeError("must be owner/name or name, in ASCII and without spaces")
+    return text
+
+
 def trackers(text: str) -> str:
     """An argparse type: some of TRACKERS that are installed, separated by commas, or none."""
     names = [name.strip() for name in text.split(",")]

@@ -1,10 +1,7 @@
 """The card of the model that a run made: README.md of the merged checkpoint, as the hub reads it."""
 
-import re
-from pathlib import Path
-
-from models.loading import hub_name
-from utils.common.names import EMBEDDED, EMBEDDED_ID
+from utils.common.names import ANSWER_BITS
+from utils.report.metadata import all_scored, metadata
 from utils.report.sections import USE, answer_table, hide_home, reproducing, score_tables
 from utils.report.summary import (
     findings,
@@ -15,25 +12,13 @@ from utils.report.summary import (
     what_was_done,
     zeros_buy,
 )
-from utils.report.tables import proof_table_markdown, score_rows
-
-LICENSES = {
-    "HuggingFaceTB/SmolLM2-": "apache-2.0",
-    "TinyLlama/": "apache-2.0",
-    "meta-llama/Llama-2-": "llama2",
-    "meta-llama/Meta-Llama-3-": "llama3",
-    "meta-llama/Llama-3.1-": "llama3.1",
-    "meta-llama/Llama-3.2-": "llama3.2",
-}
-"""The hub's names of licences, by the beginning of a model's hub id."""
+from utils.report.tables import DASH, markdown_table, proof_table_markdown, score_rows
 
 
 def model_card(results: dict, run: dict) -> str:
     """README.md of the merged checkpoint, with the hub's front matter; names folders, never where they lie."""
-    proof = results.get("proof") or {}
-    models, arguments = run.get("models") or {}, run.get("arguments") or {}
-    parts = [_front_matter(models), f"# {title(run, proof)}"]
-    parts.append(what_was_done(results, run))
+    proof, arguments = results.get("proof") or {}, run.get("arguments") or {}
+    parts = [f"# {title(run, proof)}", what_was_done(results, run)]
     if (about := (run.get("method") or {}).get("about")) and not restores_nothing(run):
         parts.append(about)
     main, others = score_tables(results)
@@ -48,30 +33,25 @@ def model_card(results: dict, run: dict) -> str:
         parts += ["Likelihood of the right answers, and agreement with the dense model:", *answers]
     if others:
         parts += ["Other metrics:", *others]
+    if scored := scored_table(results, run):
+        parts += ["What was scored:", scored]
     if proof:
         parts += ["## Proof", proof_sentence(proof), proof_table_markdown(proof)]
     parts += ["## What the zeros buy", zeros_buy(proof), *reproducing(run)]
-    return hide_home("\n\n".join(parts) + "\n")
+    front = f"---\n{metadata(results, run).to_yaml()}\n---"
+    return "\n\n".join([front, hide_home("\n\n".join(parts))]) + "\n"
 
 
-def _front_matter(models: dict) -> str:
-    """The YAML that the Hugging Face hub reads; a base model only by its hub id, a licence only where it is known."""
-    base = next((hub for name in ("pruned", "dense") if (hub := _hub_id(models.get(name)))), None)
-    licensed = _hub_id(models.get("dense")) or base or ""
-    license = next((name for start, name in LICENSES.items() if licensed.startswith(start)), None)
-    lines = ["library_name: transformers", "pipeline_tag: text-generation", "language: en"]
-    lines += [f"base_model: {base}"] if base else []
-    lines += [f"license: {license}"] if license else []
-    return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in TAGS), "---"])
-
-
-TAGS = ("llama", "pruned", "restorelcc")
-
-
-def _hub_id(name: str | None) -> str | None:
-    """The hub id owner/name behind a model's name; None for a local folder or file."""
-    if not name:
-        return None
-    full = EMBEDDED_ID if name == EMBEDDED else hub_name(name)
-    is_local = full.startswith((".", "/", "~")) or Path(full).exists() or full.endswith(".gguf")
-    return full if re.fullmatch(r"[\w.-]+/[\w.-]+", full) and not is_local else None
+def scored_table(results: dict, run: dict) -> str:
+    """Each task's data set, and how much of it the restored model was scored on; empty if nothing was."""
+    lines = []
+    for (task, scored), metrics in all_scored(results, run).items():
+        data = scored.dataset
+        place = ", ".join(f"`{part}`" for part in (data.id, data.config, data.split) if part)
+        name = place if data.name == data.id else f"{data.name}<br>{place}"
+        part = "" if scored.total in (None, scored.n) else f" of {scored.total:,}"
+        amount = DASH if scored.n is None else f"{scored.unit}: {scored.n:,}{part}"
+        shots = DASH if scored.shots is None else str(scored.shots)
+        named = ", ".join(metric for metric in metrics if metric != ANSWER_BITS)  # `answer_table` has them
+        lines.append([f"`{task}`<br>{named}", name, amount, shots])
+    return markdown_table(["task", "data set", "scored on", "examples shown"], lines) if lines else ""

@@ -27,8 +27,8 @@ SELECTIONS = {
 
 
 def shown_name(name: object) -> str:
-    """A model or method as a reader should see it: a local folder by its own name only."""
-    text = hide_path(str(name))
+    """A model or method as a reader should see it: a local folder by its own name only; in one line."""
+    text = " ".join(hide_path(str(name)).split())
     is_relative_path = text.startswith(".") or text.count("/") > 1  # a hub id is owner/name
     return NAMES.get(text, Path(text).name if is_relative_path else text)
 
@@ -302,4 +302,4 @@ def _level(sparsity: object) -> str:
     try:
         return _percent(float(sparsity))
     except (TypeError, ValueError):
-        return str(sparsity)
+        return " ".join(str(sparsity).split())

@@ -8,6 +8,7 @@ from utils.common.commands import check_cache
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
 from utils.common.result import WRITTEN, Result, check_apart
+from utils.stages.push import check_push
 
 RESULTS = ("results.json", "run.json", "report.md", "report.html", "figures", "model", "compact", "restoration", "logs")
 """What a run may write to -output_dir."""
@@ -53,7 +54,7 @@ def changed_flag(args: Arguments, result: Result) -> str | None:
 
 
 def check_inputs(args: Arguments) -> None:
-    """Raise UserError for what names and paths tell without torch, whose import takes seconds."""
+    """Raise UserError for what names, paths and the hub tell without torch, whose import takes seconds."""
     check_found(args.base_model_name, "-base_model_name")
     if args.pruned_model_path:
         check_found(args.pruned_model_path, "-pruned_model_path")
@@ -64,3 +65,4 @@ def check_inputs(args: Arguments) -> None:
     if args.eval_data_dir and not args.eval_data_dir.is_dir():
         raise UserError(f"-eval_data_dir: {args.eval_data_dir} is not a folder; give the folder of task data")
     check_cache(args.cache_dir)
+    check_push(args)
