@@ -39,6 +39,11 @@ def main() -> None:
         return
     result = result_folder(args, check=speaks())
     check_inputs(args)
+    if result.done:
+        print(f"the interrupted run was done but for its place; report: {args.output_dir / 'report.html'}")
+        if not args.dry_run:
+            push(args)
+        return
     processes = Processes(args.device)
     if args.quiet:
         os.environ[OFF] = "1"

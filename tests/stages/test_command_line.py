@@ -29,6 +29,7 @@ from utils.common.flags import parse_arguments
 from utils.common.methods import METHODS, Line
 from utils.common.progress import OFF
 from utils.common.record import STAGES
+from utils.common.result import Result
 from utils.evaluation.rows import CHOICES, pair_rows, read_rows
 from utils.evaluation.statistics import divergences
 from utils.losses import IGNORED
@@ -867,6 +868,36 @@ def test_the_old_result_stays_until_the_new_one_is_whole(world, tmp_path, monkey
     run(monkeypatch, flags(world, output, overwrite=True, **more))
     assert json.loads((output / "results.json").read_text())["proof"]["nonzero_new_tensors"]
     assert {path.name for path in output.iterdir()} == {path.relative_to(output).parts[0] for path in before}
+
+
+def test_a_result_that_only_its_place_was_missing_to_is_what_the_same_command_ends_with(
+    world, tmp_path, monkeypatch, capsys
+):
+    """Killed between its last file and its place; with other flags it is an older result, as any other."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(self):
+        raise Killed
+
+    output, quick = tmp_path / "out", {"num_epoch": 0, "eval_tasks": "none"}
+    for changed in (False, True):
+        shutil.rmtree(output, ignore_errors=True)
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(Result, "_exchange", killed)
+            run(patch, flags(world, output, **quick))
+        assert not (output / "results.json").exists()
+        with monkeypatch.context() as patch:
+            patch.setattr("utils.stages.prepare.prepare", lambda *_: pytest.fail("it begins anew"))
+            if changed:
+                with pytest.raises(UserError, match="already holds files"):
+                    run(patch, flags(world, output, **quick, seed=7))
+            else:
+                capsys.readouterr()
+                run(patch, flags(world, output, **quick))
+                assert "was done but for its place" in capsys.readouterr().out
+        assert json.loads((output / "results.json").read_text())["proof"]["passed"]
 
 
 def history_of(output: Path) -> list[dict]:

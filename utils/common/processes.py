@@ -25,7 +25,7 @@ class Processes:
     """
 
     def __init__(self, device: str):
-        self.count = int(os.environ.get("WORLD_SIZE", "1"))
+        self.count = number_of_processes()
         self.sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
         self.state = None
         self.device = device
@@ -76,6 +76,11 @@ class Processes:
 
             self.state.wait_for_everyone()
             torch.distributed.destroy_process_group()
+
+
+def number_of_processes() -> int:
+    """Of this run, as accelerate or torchrun has set it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def speaks() -> bool:

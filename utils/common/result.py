@@ -65,6 +65,8 @@ class Result:
         self._kept = False
         self.continues = False
         """Whether this command goes on with the unfinished result; its user decides."""
+        self.done = False
+        """Whether the result that this command would make was whole, but for its place; its user decides."""
 
     @property
     def interrupted(self) -> bool:
@@ -98,15 +100,20 @@ class Result:
                     "-overwrite won't replace it; move it, or give another folder"
                 )
 
-    def complete(self) -> None:
-        """Put a whole result in place that a kill kept from it; UserError if another process is at work here."""
+    def complete(self) -> bool:
+        """Put a whole result in place that a kill kept from it; UserError if another process is at work here.
+
+        Returns whether there was one.
+        """
         if self._place.exists() and not self._place.is_dir():
             raise UserError(f"{self._what} is a file; give a folder")
         if self._place.is_dir():
             check_free(self._place / LOCK, self._what)
-        if (self.folder / _WHOLE).is_file():
+        whole = (self.folder / _WHOLE).is_file()
+        if whole:
             with locked(self._place / LOCK, self._what):
                 self._exchange()
+        return whole
 
     @contextmanager
     def working(self) -> Iterator[None]:

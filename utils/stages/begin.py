@@ -1,12 +1,14 @@
 """Before anything is read: whether -output_dir is free, may be replaced, or holds the run to continue."""
 
 import json
+from pathlib import Path
 
 from data.loading import check_calib_data, check_data_path
 from models.names import check_found
 from utils.common.commands import check_cache
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
+from utils.common.processes import number_of_processes
 from utils.common.result import WRITTEN, Result, check_apart
 from utils.stages.push import check_push
 
@@ -23,14 +25,19 @@ NOT_RESUMED = ("output_dir", "cache_dir", "teacher_cache_gb", "eval_batch_size",
 def result_folder(args: Arguments, check: bool = True) -> Result:
     """Where the run writes, and whether it continues an interrupted one there: with the same flags, it does.
 
+    One that a kill kept from its place only is put there, and is what the same flags ask for: `done`.
+
     check: raise UserError unless it may write there; one process of several asks.
     """
     check_apart(args.output_dir, args.inputs())
     result = Result(args.output_dir, WRITTEN, INTERRUPTED)
-    if check:
-        result.complete()
+    if check and result.complete() and args.resume == "auto":
+        # Several processes would have to agree on it; they begin anew.
+        result.done = number_of_processes() == 1 and changed_flag(args, result.folder.parent / "run.json") is None
+        if result.done:
+            return result
     if result.interrupted and args.resume == "auto":
-        changed = changed_flag(args, result)
+        changed = changed_flag(args, result.folder / INTERRUPTED)
         result.continues = changed is None
         if check and changed and not args.overwrite:
             raise UserError(
@@ -42,14 +49,15 @@ def result_folder(args: Arguments, check: bool = True) -> Result:
     return result
 
 
-def changed_flag(args: Arguments, result: Result) -> str | None:
-    """The first flag that differs from those of the interrupted run, in words; None if it is the same run."""
+def changed_flag(args: Arguments, record: Path) -> str | None:
+    """The first flag that differs from those of the run that `record` tells of, in words; None if none does."""
     try:
-        before = json.loads((result.folder / INTERRUPTED).read_text(encoding="utf-8"))
+        before = json.loads(record.read_text(encoding="utf-8"))
+        before = before.get("arguments", before)
         now = args.as_json()
         changed = [name for name in now if name not in NOT_RESUMED and now[name] != before.get(name)]
     except (OSError, ValueError, AttributeError):
-        return f"-output_dir: {result.folder / INTERRUPTED} can't be read"
+        return f"-output_dir: {record} can't be read"
     return f"-{changed[0]}: {now[changed[0]]} now, {before.get(changed[0])} before" if changed else None
 
 
