@@ -686,7 +686,8 @@ def python(*words: str, shell: str = "", **environment: str) -> subprocess.Compl
     return subprocess.run(command, capture_output=True, cwd=ROOT, env={**os.environ, **environment})
 
 
-BLIND = "import runpy, sys; sys.modules |= {'torch': None, 'transformers': None}; sys.argv = sys.argv[1:]; "
+BLIND = "import runpy, sys; sys.modules |= dict.fromkeys(['torch', 'transformers', 'huggingface_hub.hf_api']); "
+BLIND += "sys.argv = sys.argv[1:]; "
 BLIND += "runpy.run_path(sys.argv[0], run_name='__main__') if sys.argv[0].endswith('.py') else "
 BLIND += "runpy.run_module(sys.argv[0], run_name='__main__')"
 
@@ -699,6 +700,7 @@ WRONG_PATHS = {
     "-calib_data": ["RestoreLCC_train.py", "-calib_data", "./nowhere.jsonl"],
     "-eval_data_dir": ["RestoreLCC_train.py", "-eval_data_dir", "./nowhere"],
     "-config": ["RestoreLCC_train.py", "-config", "./nowhere"],
+    "-push_to_hub": ["RestoreLCC_train.py", "-push_to_hub", "no/body"],
     "-base_model_name of a plan": ["RestoreLCC_train.py", "-plan", "here", "-base_model_name", "./nowhere"],
     "-base_model_name to prune": ["pruning", "-base_model_name", "./nowhere", "-output_dir", "O"],
     "-calib_data to prune": ["pruning", "-base_model_name", "embedded", "-calib_data", "n.txt", "-output_dir", "O"],
@@ -707,7 +709,7 @@ WRONG_PATHS = {
 
 
 @pytest.mark.parametrize("case", WRONG_PATHS)
-def test_a_wrong_path_is_told_before_torch_is_imported(tmp_path, case):
+def test_a_wrong_path_or_no_hub_is_told_before_what_takes_long_is_imported(tmp_path, case):
     words = [str(tmp_path / "out") if word == "O" else word for word in WRONG_PATHS[case]]
     if words[0].endswith(".py"):
         words += ["-output_dir", str(tmp_path / "out"), "-cache_dir", str(tmp_path / "cache")]

@@ -36,8 +36,6 @@ def check_push(args: Arguments) -> None:
     """
     if args.push_to_hub is None or not speaks():
         return
-    from huggingface_hub import HfApi
-
     without = f"or run without {FLAG} and upload the result when it is"
     if constants.HF_HUB_OFFLINE:
         variable = next((name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name)), "")
@@ -49,6 +47,8 @@ def check_push(args: Arguments) -> None:
     with _one_line(f"{FLAG}: {constants.ENDPOINT} does not say what the token may do", without, token):
         _check_rights(args.push_to_hub, account)
     if args.hub_private_repo:
+        from huggingface_hub import HfApi
+
         name = args.push_to_hub if "/" in args.push_to_hub else f"{account['name']}/{args.push_to_hub}"
         with _one_line(f"{FLAG}: {constants.ENDPOINT} does not say whether {name} is public", without, token):
             _refuse_public(HfApi(token=token), name)
