@@ -110,27 +110,25 @@ def interleaved(tensor: Tensor, heads: int) -> Tensor:
     return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(tensor.shape)
 
 
-def unfit(config: LlamaConfig, asked: str | None) -> str | None:
-    """What of the configuration llama.cpp's Llama cannot compute, or -dtype not hold; None for nothing.
-
-    Begins with the setting's name.
-    """
+def unfit(config: LlamaConfig) -> str | None:
+    """What of the configuration llama.cpp's Llama cannot compute, its name first; None if there is nothing."""
     if config.hidden_act != "silu":
         return f"hidden_act is {config.hidden_act}, and llama.cpp's Llama computes silu only"
     if config.head_dim % 2:
         return f"head_dim is {config.head_dim}, and llama.cpp rotates pairs of neighbours"
     if config.max_position_embeddings > _LARGEST:
         return f"max_position_embeddings is {config.max_position_embeddings}, more than a GGUF file can say"
-    if asked == "q8_0":
-        widths = {
-            "hidden_size": config.hidden_size,
-            "intermediate_size": config.intermediate_size,
-            "num_attention_heads · head_dim": config.num_attention_heads * config.head_dim,
-        }
-        for name, width in widths.items():
-            if width % BLOCK:
-                return f"{name} is {width}, no multiple of the {BLOCK} weights that share a scale in q8_0"
     return _unfit_rope(config.rope_parameters)
+
+
+def uneven(config: LlamaConfig) -> str | None:
+    """Which rows of the model no blocks of q8_0 fill, in words; None if they fill all."""
+    rows = {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_attention_heads · head_dim": config.num_attention_heads * config.head_dim,
+    }
+    return next((f"{name} is {width}, no multiple of {BLOCK}" for name, width in rows.items() if width % BLOCK), None)
 
 
 def _unfit_rope(rope: dict) -> str | None:

@@ -21,6 +21,7 @@ from models.gguf_layout import (
     laid_out,
     rope_of,
     type_of,
+    uneven,
     unfit,
 )
 from models.gguf_tokenizer import Vocabulary, vocabulary_of
@@ -75,8 +76,10 @@ def write_gguf(folder: Path, file: Path, asked: str | None = None, pre: str | No
     Raises UserError for a checkpoint or a tokenizer that is broken, or that llama.cpp would not compute as it is.
     """
     config = load_config(folder, "MODEL")
-    if reason := unfit(config, asked):
-        raise UserError(f"MODEL: {folder}/config.json: {reason}; it cannot be written{_as(asked)}")
+    if reason := unfit(config):
+        raise UserError(f"MODEL: {folder}/config.json: {reason}; use the model with transformers")
+    if asked == "q8_0" and (reason := uneven(config)):
+        raise UserError(f"-dtype: {folder}/config.json: {reason}, as rows must be in q8_0; give f16, bf16 or f32")
     checkpoint = Checkpoint(folder, "MODEL")
     check_weights(checkpoint, config)
     vocabulary, rope = _vocabulary(folder, config, pre), rope_of(config)
@@ -185,7 +188,3 @@ def _count(written: Written, entry: Entry, tensor: Tensor, stored: Tensor, folde
         before, after = tensor == 0, stored == 0
         written.zeros += int((before & after).sum())
         written.rounded += int((after & ~before).sum())
-
-
-def _as(asked: str | None) -> str:
-    return f" as {asked}" if asked else ""

@@ -13,6 +13,7 @@ from utils.common.disk import as_bytes, check_writable
 from utils.common.errors import UserError
 from utils.common.names import GGUF_DTYPES
 from utils.common.result import check_apart
+from utils.common.temporary import remove_abandoned
 
 
 def build_parser() -> Parser:
@@ -51,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     if os.path.isdir(args.model):
         check_plain(Path(args.model))
     check_writable(args.file.parent, "FILE")
+    remove_abandoned(args.file.parent)
     check_cache(args.cache_dir)
     from models.gguf_writing import write_gguf
     from models.loading import resolve

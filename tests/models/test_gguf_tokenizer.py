@@ -36,7 +36,7 @@ def test_transformers_own_reader_makes_the_same_tokens(make_tiny_llama, file, na
     write_gguf(with_bpe(make_tiny_llama(), tokenizer), file)
     assert value_of(file, "tokenizer.ggml.pre") == name
     there = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    # Nor does it keep words whole that no merges make, or special tokens in a text that SentencePiece's has none of.
+    # Nor does it keep words whole that no merges make, or put a space before a text of SentencePiece's that has one.
     texts = {"llama-bpe": TEXTS[1:], "default": TEXTS[:3]}.get(name, TEXTS)
     for text in texts:
         assert there(text).input_ids == tokenizer(text).input_ids, text
@@ -63,6 +63,14 @@ def test_the_metadata_says_what_the_tokenizer_does(make_tiny_llama, file):
     assert types[:4] == [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, TokenType.BYTE]
     scores = value_of(file, "tokenizer.ggml.scores")
     assert scores[259] > scores[260] > scores[261] and value_of(file, "tokenizer.ggml.add_space_prefix") is True
+
+
+def test_chat_templates_of_several_names_are_all_kept(make_tiny_llama, file):
+    tokenizer = bytes_bpe()
+    tokenizer.chat_template = {"default": "one", "tool_use": "two"}
+    write_gguf(with_bpe(make_tiny_llama(), tokenizer), file)
+    keys = ("chat_template", "chat_template.tool_use")
+    assert [value_of(file, f"tokenizer.{key}") for key in keys] == ["one", "two"]
 
 
 UNKNOWN = [pre_tokenizers.Digits(False), pre_tokenizers.ByteLevel(False)]

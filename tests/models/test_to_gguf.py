@@ -22,6 +22,7 @@ from models.to_gguf import main
 from tests.common.test_disk import no_file_above
 from tests.models.bpe import with_bpe
 from utils.common.errors import UserError
+from utils.common.temporary import stamp
 
 BIASED = {"attention_bias": True, "mlp_bias": True}
 WIDE = {"hidden_size": 96, "intermediate_size": 160, "head_dim": 32}
@@ -192,14 +193,14 @@ def test_yarn_is_keys_and_its_factor_is_told_over_llama_cpps_own(make_tiny_llama
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_named(overrides, said):
-    reason = unfit(LlamaConfig(head_dim=8, **overrides), None)
+    reason = unfit(LlamaConfig(head_dim=8, **overrides))
     assert reason.startswith(said) and "\n" not in reason
 
 
 def test_a_rope_that_llama_cpp_knows_is_fit():
     for rope in (LLAMA3, YARN, {**YARN, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}):
         config = LlamaConfig(head_dim=8, max_position_embeddings=256, rope_parameters=rope)
-        assert unfit(config, "f16") is None and rope_of(config).theta == rope["rope_theta"]
+        assert unfit(config) is None and rope_of(config).theta == rope["rope_theta"]
 
 
 # Types
@@ -213,6 +214,7 @@ def test_every_zero_stays_zero_in_every_type(make_tiny_llama, file, asked):
     assert written.zeros == zeros and zeros > 0.4 * weights
     after, seen = 0, set()
     for name, (kind, data) in tensors_of(file).items():
+        data = data.copy()
         if data.ndim < 2:
             assert kind == GGMLQuantizationType.F32
             continue
@@ -299,6 +301,16 @@ def test_a_file_is_replaced_only_if_that_is_said(make_tiny_llama, file, tmp_path
     assert len(tensors_of(file)) == 30
 
 
+def test_what_a_killed_process_was_writing_is_removed(make_tiny_llama, file, tmp_path):
+    file.parent.mkdir()
+    left = file.with_name(
+        f".it.gguf.partial-{stamp().rpartition('-')[0]}-{2**22 + 1}.gguf"
+    )  # no process has this number
+    left.touch()
+    main([str(with_bpe(make_tiny_llama())), str(file), "-cache_dir", str(tmp_path / "cache")])
+    assert list(file.parent.iterdir()) == [file]
+
+
 def test_wrong_names_are_one_line(make_tiny_llama, file, tmp_path):
     folder = with_bpe(make_tiny_llama())
     assert answer(folder, tmp_path / "it.bin").endswith(
@@ -349,7 +361,7 @@ SPOILT = {
     "torn": (torn, (), "MODEL: ", "cannot read"),
     "another shape": (lambda folder: changed(folder, intermediate_size=64), (), "MODEL: ", "has the shape"),
     "activation": (lambda folder: changed(folder, hidden_act="gelu"), (), "MODEL: ", "hidden_act is gelu"),
-    "no blocks": (lambda folder: folder, ("-dtype", "q8_0"), "MODEL: ", "hidden_size is 24, no multiple of the 32"),
+    "no blocks": (lambda folder: folder, ("-dtype", "q8_0"), "-dtype: ", "hidden_size is 24, no multiple of 32"),
     "not finite": (lambda folder: with_tensor(folder, float("nan")), (), "MODEL: ", "holds NaN or infinity"),
     "too large": (lambda folder: with_tensor(folder, 1e5), ("-dtype", "f16"), "-dtype: ", "holds 1e+05, beyond"),
     "no tokenizer": (without_tokenizer, (), "MODEL: ", "has no tokenizer"),
