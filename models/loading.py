@@ -34,6 +34,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import models.compact_llama  # noqa: F401 - makes its class known to transformers
 from models.checkpoint import fingerprint
+from models.gguf_layout import left_out
 from models.names import check_name, embedded_file, hub_name, read_settings
 from utils.common.cache import Cache
 from utils.common.errors import UserError, first_line, shortened
@@ -313,7 +314,9 @@ def tokenizer_digest(folder: Path) -> str:
 def _unpack_gguf(file: Path, flag: str, cache_dir: Path) -> Path:
     """The GGUF file as a Hugging Face folder, kept in the cache by its content and by what unpacks it."""
     check_gguf(file, flag)
-    key = {"file": digest_files([file]), "transformers": transformers.__version__, "gguf": version("gguf")}
+    # whole: of entries without it nobody asked what transformers left out.
+    versions = {"transformers": transformers.__version__, "gguf": version("gguf")}
+    key = {"file": digest_files([file]), **versions, "whole": True}
     return Cache(cache_dir).tree("unpacked", key, partial(_unpack, file, flag), fingerprint)
 
 
@@ -352,6 +355,12 @@ def _unpack(file: Path, flag: str, folder: Path) -> None:
     if packed.config.model_type != "llama":
         raise UserError(
             f"{flag}: {file.name} is a '{packed.config.model_type}' model; RestoreLCC restores Llama architectures only"
+        )
+    if left := left_out(file, packed.state_dict(), packed.config.num_hidden_layers):
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise UserError(
+            f"{flag}: {file.name} holds {left[0]}{more}, which transformers leaves out of a GGUF file; give the "
+            "checkpoint that it was made from"
         )
     # The loaded model still says it is quantized; one rebuilt from its configuration saves as a plain one.
     settings = packed.config.to_dict()
