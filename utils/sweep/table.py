@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
+
 from utils.common.errors import UserError
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.rows import CHOICES, Kept, KeptRows, pair_rows, read_rows
@@ -77,14 +79,23 @@ class Outcome:
         """(task, metric) of what the right answers' bits a byte are the mean of."""
         return [(task, ANSWER_BITS) for task in (self.results.get("answers") or {}).get("tasks") or []]
 
-    def apart(self, measure: str) -> dict[tuple[str, str], list[float]]:
-        """(task, digest of its rows) → how far the restored model's answers are from the dense one's, a value a row."""
+    def rows_of(self, name: str) -> list[tuple[str, str]]:
+        """(task, metric) of the rows that one of COMPARED is the mean of, but for those that `apart` has."""
+        if name == "perplexity":
+            return [self.perplexity] if self.perplexity else []
+        return self.answers if name == "answer_bits" else self.accuracies
+
+    @cached_property
+    def apart(self) -> dict[str, dict[tuple[str, str], list[float]]]:
+        """Measure → (task, digest of its rows) → how far the restored model's answers are from the dense one's, a value
+        a row."""
         dense, restored = (self.questions.get(model) or {} for model in ("dense", "restored"))
-        found = {}
+        found: dict[str, dict] = {measure: {} for measure in _AGREEMENT}
         for task in dense:
             if all(CHOICES in model.get(task, {}) for model in (dense, restored)):
                 one, other = dense[task][CHOICES], restored[task][CHOICES]
-                found[task, other.sha256] = _AGREEMENT[measure](one.values, other.values)
+                for measure, rows in _AGREEMENT.items():
+                    found[measure][task, other.sha256] = rows(one.values, other.values)
         return found
 
     def score(self, model: str, task: str, metric: str) -> float | None:
@@ -182,14 +193,13 @@ def mean_rows(kept: Sequence[KeptRows]) -> KeptRows:
         for each in kept
     ):
         raise ValueError("runs of one configuration were scored on different rows")
-    values = [_mean_row(answers) for answers in zip(*(each.values for each in kept), strict=True)]
+    values = _mean_values([each.values for each in kept])
     return KeptRows(values, first.aggregation, first.higher_is_better, first.sha256)
 
 
-def _mean_row(answers: Sequence[QuestionRow]) -> QuestionRow:
-    if isinstance(answers[0], list | tuple):
-        return [mean(column) for column in zip(*answers, strict=True)]
-    return mean(answers)
+def _mean_values(runs: Sequence[Sequence[QuestionRow]]) -> Sequence[QuestionRow]:
+    """Each question's mean over runs."""
+    return runs[0] if len(runs) == 1 else np.mean(runs, axis=0).tolist()
 
 
 def chosen_runs(output: Path, row: Row, found: dict[str, Outcome]) -> tuple[float | None, list[Outcome]]:
@@ -280,40 +290,38 @@ def _against(row: Row, outcomes: list[Outcome], others: list[Outcome], notes: li
     """What the row has over the one it is held against: {"name", COMPARED: {"difference", "stderr"}}, by questions."""
     if not outcomes or not others:
         return None
-    first = outcomes[0]
-    asked = {"perplexity": [first.perplexity] if first.perplexity else []}
-    asked |= {"answer_bits": first.answers, "task_mean": first.accuracies}
     found: dict = {"name": row.compare_to}
     for name in COMPARED:
         try:
-            apart = name in _AGREEMENT
-            found[name] = (
-                _apart_more(outcomes, others, name) if apart else row_difference(outcomes, others, asked[name])
-            )
+            found[name] = difference(outcomes, others, name)
         except (UserError, ValueError) as error:
             found[name] = None
             notes.append(f"{row.name}, {row.pruning}: not held against {row.compare_to}: {error}")
     return found
 
 
-def _apart_more(outcomes: list[Outcome], others: list[Outcome], measure: str) -> dict | None:
-    """{"difference", "stderr"} in how far from the dense model each answer is; a question's seeds averaged first.
+def difference(outcomes: list[Outcome], others: list[Outcome], name: str) -> dict | None:
+    """{"difference", "stderr", "n"} of `outcomes` minus `others` in one of COMPARED, over the same n rows.
 
-    ValueError if they were asked different ones.
+    None where no rows were kept; UserError or ValueError where they are not the same ones.
     """
-    found = [[outcome.apart(measure) for outcome in each] for each in (outcomes, others)]
+    if name in _AGREEMENT:
+        return _apart_more(outcomes, others, name)
+    return row_difference(outcomes, others, outcomes[0].rows_of(name))
+
+
+def _apart_more(outcomes: list[Outcome], others: list[Outcome], measure: str) -> dict | None:
+    """`difference` in how far from the dense model each answer is; a question's seeds averaged first."""
+    found = [[outcome.apart[measure] for outcome in each] for each in (outcomes, others)]
     asked = {frozenset(each) for group in found for each in group}
     if frozenset() in asked:
         return None
     if len(asked) > 1:
         raise ValueError("the answers that are held against the dense model's are to different questions")
     order = sorted(asked.pop())
-    rows = []
-    for group in found:
-        answers = zip(*([value for task in order for value in each[task]] for each in group), strict=True)
-        rows.append([_mean_row(each) for each in answers])
+    rows = [_mean_values([[value for task in order for value in each[task]] for each in group]) for group in found]
     value, error = paired_difference(*rows, "mean")
-    return {"difference": value, "stderr": error}
+    return {"difference": value, "stderr": error, "n": len(rows[0])}
 
 
 def _of_control(outcomes: list[Outcome], controls: list[Outcome]) -> dict | None:
@@ -337,9 +345,10 @@ def _of_control(outcomes: list[Outcome], controls: list[Outcome]) -> dict | None
 
 
 def row_difference(outcomes: list[Outcome], others: list[Outcome] | None, asked: list[tuple[str, str]]) -> dict | None:
-    """{"difference", "stderr"} of the restored models' mean over `asked`, row by row, seeds averaged first.
+    """{"difference", "stderr", "n"} of the restored models' mean over `asked`, row by row, seeds averaged first.
 
-    others: what is subtracted; None for the pruned model. None where no rows were kept, or nothing was asked.
+    others: what is subtracted; None for the pruned model. n: rows of all of `asked`. None where no rows were kept, or
+    nothing was asked.
     """
     mine = [outcome.questions.get("restored") for outcome in outcomes]
     if others is None:
@@ -353,7 +362,7 @@ def row_difference(outcomes: list[Outcome], others: list[Outcome] | None, asked:
         one, other = pair_rows(_averaged(mine, task, metric), _averaged(theirs, task, metric), task, metric)
         pairs.append((one.values, other.values))
     value, error = mean_difference(*zip(*pairs, strict=True), one.aggregation)
-    return {"difference": value, "stderr": error}
+    return {"difference": value, "stderr": error, "n": sum(len(values) for values, _ in pairs)}
 
 
 def _averaged(kept: list[Kept], task: str, metric: str) -> Kept:
