@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
@@ -13,7 +13,6 @@ import numpy as np
 from utils.common.errors import UserError
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.rows import CHOICES, Kept, KeptRows, pair_rows, read_rows
-from utils.evaluation.statistics import Row as QuestionRow
 from utils.evaluation.statistics import divergences, flips, mean_difference, paired_difference
 from utils.sweep.file import CONTROL
 from utils.sweep.runs import FAILED, Member, Row, best_rate, finished, read_json, refused, valid_loss
@@ -53,11 +52,26 @@ class Outcome:
         """run.json."""
         return read_json(self.folder / "run.json") or {}
 
-    @cached_property
+    @property
     def questions(self) -> dict[str, Kept]:
-        """Model → task → metric → rows; empty where none were kept."""
+        """Model → task → metric → rows, read anew each time, as they are large; empty where none were kept."""
         path = self.folder / "logs" / "rows.json.gz"
         return read_rows(path) if path.is_file() else {}
+
+    @cached_property
+    def metrics(self) -> dict[str, Kept]:
+        """`questions` without the choices, and as arrays: a run's rows are held against those of many others."""
+        return {
+            model: {
+                task: {
+                    metric: replace(kept, values=np.asarray(kept.values))
+                    for metric, kept in metrics.items()
+                    if metric != CHOICES
+                }
+                for task, metrics in tasks.items()
+            }
+            for model, tasks in self.questions.items()
+        }
 
     @property
     def perplexity(self) -> tuple[str, str] | None:
@@ -86,16 +100,17 @@ class Outcome:
         return self.answers if name == "answer_bits" else self.accuracies
 
     @cached_property
-    def apart(self) -> dict[str, dict[tuple[str, str], list[float]]]:
+    def apart(self) -> dict[str, dict[tuple[str, str], np.ndarray]]:
         """Measure → (task, digest of its rows) → how far the restored model's answers are from the dense one's, a value
         a row."""
-        dense, restored = (self.questions.get(model) or {} for model in ("dense", "restored"))
+        questions = self.questions
+        dense, restored = (questions.get(model) or {} for model in ("dense", "restored"))
         found: dict[str, dict] = {measure: {} for measure in _AGREEMENT}
         for task in dense:
             if all(CHOICES in model.get(task, {}) for model in (dense, restored)):
                 one, other = dense[task][CHOICES], restored[task][CHOICES]
                 for measure, rows in _AGREEMENT.items():
-                    found[measure][task, other.sha256] = rows(one.values, other.values)
+                    found[measure][task, other.sha256] = np.asarray(rows(one.values, other.values))
         return found
 
     def score(self, model: str, task: str, metric: str) -> float | None:
@@ -193,13 +208,8 @@ def mean_rows(kept: Sequence[KeptRows]) -> KeptRows:
         for each in kept
     ):
         raise ValueError("runs of one configuration were scored on different rows")
-    values = _mean_values([each.values for each in kept])
-    return KeptRows(values, first.aggregation, first.higher_is_better, first.sha256)
-
-
-def _mean_values(runs: Sequence[Sequence[QuestionRow]]) -> Sequence[QuestionRow]:
-    """Each question's mean over runs."""
-    return runs[0] if len(runs) == 1 else np.mean(runs, axis=0).tolist()
+    values = np.mean([each.values for each in kept], axis=0)
+    return replace(first, values=values)
 
 
 def chosen_runs(output: Path, row: Row, found: dict[str, Outcome]) -> tuple[float | None, list[Outcome]]:
@@ -319,7 +329,7 @@ def _apart_more(outcomes: list[Outcome], others: list[Outcome], measure: str) ->
     if len(asked) > 1:
         raise ValueError("the answers that are held against the dense model's are to different questions")
     order = sorted(asked.pop())
-    rows = [_mean_values([[value for task in order for value in each[task]] for each in group]) for group in found]
+    rows = [np.mean([np.concatenate([each[task] for task in order]) for each in group], axis=0) for group in found]
     value, error = paired_difference(*rows, "mean")
     return {"difference": value, "stderr": error, "n": len(rows[0])}
 
@@ -350,11 +360,11 @@ def row_difference(outcomes: list[Outcome], others: list[Outcome] | None, asked:
     others: what is subtracted; None for the pruned model. n: rows of all of `asked`. None where no rows were kept, or
     nothing was asked.
     """
-    mine = [outcome.questions.get("restored") for outcome in outcomes]
+    mine = [outcome.metrics.get("restored") for outcome in outcomes]
     if others is None:
-        theirs = [outcomes[0].questions.get("pruned")]
+        theirs = [outcomes[0].metrics.get("pruned")]
     else:
-        theirs = [outcome.questions.get("restored") for outcome in others]
+        theirs = [outcome.metrics.get("restored") for outcome in others]
     if not asked or not all(mine) or not all(theirs):
         return None
     pairs = []
