@@ -62,13 +62,22 @@ def browser() -> str:
     return found
 
 
-def look(page: Path, folder: Path, width: int = 1000, dark: bool = False, more: str = "") -> dict:
+A4, A4_ACROSS = 687, 1017
+"""CSS pixels between margins of 14 mm, on upright paper and on paper laid across."""
+
+
+def look(
+    page: Path, folder: Path, width: int = 1000, dark: bool = False, more: str = "", printed: bool = False
+) -> dict:
     """What the page looks like in a window of that width: PROBE's answers, and "console", the lines written there.
 
-    folder: an empty one. more: the body of a function of the page, whose answer comes as "extra".
+    folder: an empty one. more: the body of a function of the page, whose answer comes as "extra". printed: by its rules
+    for paper, and without those for screens alone.
     """
     program = browser()
     text = page.read_text(encoding="utf-8")
+    if printed:
+        text = text.replace("@media print", "@media all").replace("@media screen", "@media not all")
     # The page itself but for what asks it: first in its head, and last in its body.
     last = PROBE.replace("/* MORE */", more)
     asked = text.replace("<head>", f"<head>{EARLY}", 1).replace("</body>", f"{last}</body>")

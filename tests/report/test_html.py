@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 import torch
 
-from tests.browser import brightness, look
+from tests.browser import A4, brightness, look
 from tests.report.test_report import HISTORY, PROOF, RESULTS, RUN, make_results, task, with_answers
 from utils.common.errors import UserError
 from utils.report import __main__ as command
@@ -131,13 +131,58 @@ def test_the_data_in_the_page_is_the_records(large):
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_browser_shows_it_whole_in_both_themes_and_on_a_phone(large, tmp_path, width, dark):
     (tmp_path / "report.html").write_text(draw(large, history=LONG, asked=examples()), encoding="utf-8")
-    seen = look(tmp_path / "report.html", tmp_path, width, dark)
-    assert seen["width"] == width
+    more = """
+      const table = document.querySelector("table.sortable"), cell = table.tBodies[0].rows[0].cells[0];
+      table.parentNode.scrollLeft = 150;
+      const apart = cell.getBoundingClientRect().left - table.parentNode.getBoundingClientRect().left;
+      return [Math.abs(apart) < 1, cell.getBoundingClientRect().width > 100];
+    """
+    seen = look(tmp_path / "report.html", tmp_path, width, dark, more)
+    assert seen["width"] == width and seen["extra"] == [True, True]  # a row's name stays in sight
     assert (seen["faults"], seen["console"]) == ([], [])
     assert seen["overflow"] == 0 and seen["outside"] == []
     assert len(seen["pictures"]) == 4 and all(len(shown) == 1 and shown[0] > 100 for shown in seen["pictures"])
     paper, ink = brightness(seen["paper"]), brightness(seen["ink"])
     assert (paper < 60 and ink > 190) if dark else (paper > 240 and ink < 60)
+
+
+UNFOLDED = """
+  const folded = [...document.querySelectorAll("details")];
+  const content = folded.map((each) => each.querySelector("summary").nextElementSibling);
+  const seen = (each) => each.checkVisibility() && each.getBoundingClientRect().height > 0;
+  return [folded.length, content.filter(seen).length];
+"""
+"""(details, those whose content is seen)."""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_paper_has_all_that_is_folded_away_in_dark_ink_and_no_controls(large, tmp_path, dark):
+    (tmp_path / "report.html").write_text(draw(large, history=LONG, asked=examples()), encoding="utf-8")
+    more = """
+      const hidden = ["nav", ".links", ".screen", "#tip"].map((kind) => document.querySelector(kind));
+      const left = hidden.filter((each) => getComputedStyle(each).display !== "none").length;
+      const figures = [...document.querySelectorAll("figure")];
+      return [left, figures.filter((each) => getComputedStyle(each).breakInside !== "avoid").length];
+    """
+    seen = look(tmp_path / "report.html", tmp_path, A4, dark, more, printed=True)
+    assert brightness(seen["paper"]) > 250 and brightness(seen["ink"]) < 10
+    assert (seen["width"], seen["overflow"], seen["outside"], seen["faults"]) == (A4, 0, [], [])
+    assert all(len(shown) == 1 for shown in seen["pictures"]) and seen["extra"] == [0, 0]
+
+
+def test_what_is_folded_away_is_printed(large, tmp_path):
+    (tmp_path / "report.html").write_text(draw(large, history=LONG, asked=examples()), encoding="utf-8")
+    count, shown = look(tmp_path / "report.html", tmp_path, A4, more=UNFOLDED)["extra"]
+    assert count > 3 and shown == 0
+    count, shown = look(tmp_path / "report.html", tmp_path, A4, more=UNFOLDED, printed=True)["extra"]
+    assert shown == count
+    # Browsers that cannot style it have it opened for them.
+    more = """
+      const open = () => document.querySelectorAll("details[open]").length;
+      dispatchEvent(new Event("beforeprint")); const during = open();
+      dispatchEvent(new Event("afterprint")); return [during, open()];
+    """
+    assert look(tmp_path / "report.html", tmp_path, A4, more=more)["extra"] == [count, 0]
 
 
 def test_a_browser_runs_nothing_of_a_hostile_text_and_shows_it(tmp_path):

@@ -179,6 +179,16 @@ def test_validation_tokens_are_those_that_the_loss_is_a_mean_of():
     assert validation_record(history[1:2], samples) is None
 
 
+def test_a_loss_that_rose_is_told_while_running_in_the_verdicts_words():
+    history = [{"step": 0, "valid_loss": 2.5}, {"step": 1, "loss": 9.0}, {"step": 2, "valid_loss": 2.6}]
+    said = utils.stages.train.worse_on_validation(history)
+    assert said == "warning: the validation loss rose from 2.500 to 2.600; try a smaller -lr or fewer epochs"
+    recorded = {"validation": validation_record(history, [])}
+    assert verdict(recorded, {}).endswith("; the validation loss rose from 2.500 to 2.600.")
+    for other in (history[:2], history[::-1], [*history, {"step": 3, "valid_loss": 2.5}], []):
+        assert utils.stages.train.worse_on_validation(other) is None
+
+
 def test_a_run_has_the_stages_of_its_plan(world, finished, capsys):
     args = parse_arguments(["-config", str(finished / "run.json")])
     config, tokenizer, stored = read_model(args.base_model_name)

@@ -190,7 +190,7 @@ def test_answers_are_held_against_another_rows_question_by_question(tmp_path, ro
     against = built(tmp_path, two)["rows"][1]["against"]
     # 6 nats over 8 bytes against 4 over 8; leaving a question out moves both sums.
     assert against["answer_bits"]["difference"] == pytest.approx((6 - 4) / 8 / math.log(2))
-    assert against["flipped"] == {"difference": 0.5, "stderr": pytest.approx(math.sqrt(4 * 0.25 / 3 / 4))}
+    assert against["flipped"] == {"difference": 0.5, "stderr": pytest.approx(math.sqrt(4 * 0.25 / 3 / 4)), "n": 4}
     odds = math.log1p(math.exp(-1))
     assert against["kl"]["difference"] == pytest.approx(0.5 * (math.exp(-odds) - math.exp(-1 - odds)))
     with_answers(tmp_path, "theirs1", [[-2.0, 2.0]] * 4, OTHER, asked="others")

@@ -199,9 +199,5 @@ def check_cache(folder: Path, flag: str = "-cache_dir") -> None:
 
     What killed processes were writing there, and no other can know of, is removed.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutOfRoom(f"{flag}: {folder} cannot be written ({error.strerror}); name another folder") from error
-    check_writable(folder, flag)
+    check_writable(folder, flag, make=True)
     remove_abandoned(folder)

@@ -105,9 +105,14 @@ def check_room(needs: list[Need]) -> None:
             )
 
 
-def check_writable(folder: Path, flag: str) -> None:
-    """UserError unless something can be written to the folder, or to where it will be made. Nothing is left there."""
+def check_writable(folder: Path, flag: str, make: bool = False) -> None:
+    """UserError unless something can be written to the folder, or to where it will be made. Nothing is left there.
+
+    make: make the folder first, and leave it.
+    """
     try:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=_standing(folder)) as file:
             file.write(_PROBE)
             file.flush()

@@ -1,4 +1,4 @@
-"""Many runs on one page, with their numbers as CSV beside it.
+"""Many runs on one page, with its pictures as SVG and all numbers as CSV beside it.
 
 python -m utils.compare RUN… -output FILE.html
 python -m utils.compare SWEEP_DIR -output FILE.html
@@ -7,8 +7,11 @@ python -m utils.compare SWEEP_DIR -output FILE.html
 from utils.common.commands import Parser, folder_path, run
 from utils.common.errors import UserError
 from utils.common.files import write_text
+from utils.compare.content import compared
 from utils.compare.lines import read_lines
-from utils.compare.page import compared, csv_text, page
+from utils.compare.page import csv_text, page, pairs_csv
+from utils.compare.pictures import pictures_of
+from utils.report.html import write_pictures
 
 
 def build_parser() -> Parser:
@@ -19,7 +22,8 @@ def build_parser() -> Parser:
         description="Compare runs, or the rows of a sweep, on one page: a table, paired differences, and pictures.",
     )
     parser.add_argument("folders", nargs="+", type=folder_path, metavar="RUN", help="folders of runs, or of sweeps")
-    parser.flag("output", type=folder_path, required=True, metavar="FILE.html", help="the page; FILE.csv is beside it")
+    beside = "the page; FILE.csv, and its pictures as FILE-….svg, are beside it"
+    parser.flag("output", type=folder_path, required=True, metavar="FILE.html", help=beside)
     return parser
 
 
@@ -34,10 +38,14 @@ def main() -> None:
     content = compared(*read_lines(args.folders))
     if not content["lines"]:
         raise UserError(f"RUN: no run in {args.folders[0]} is done; wait for one, or give other folders")
-    numbers = args.output.with_suffix(".csv")
+    folder, stem = args.output.parent, args.output.stem
     try:
-        write_text(numbers, csv_text(content))
-        write_text(args.output, page({**content, "csv": numbers.name}))
+        # The page last: what it links to is there.
+        write_text(folder / f"{stem}.csv", csv_text(content))
+        if content["pairs"]:
+            write_text(folder / f"{stem}-pairs.csv", pairs_csv(content))
+        write_pictures(folder, pictures_of(content, stem))
+        write_text(args.output, page(content, stem))
     except OSError as error:
         raise UserError(f"-output: {args.output} cannot be written ({error.strerror}); name another file") from error
     print(f"page: {args.output}")

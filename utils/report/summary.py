@@ -137,15 +137,17 @@ def what_was_done(results: dict, run: dict) -> str:
 
 def verdict(results: dict, run: dict) -> str:
     """What the run came to, in one plain sentence; only what is beyond 2 standard errors counts as better or worse."""
-    proof = results.get("proof") or {}
+    proof, losses = results.get("proof") or {}, results.get("validation") or {}
     if proof and not proof.get("passed"):
         return "The merged checkpoint failed its proof: do not use or publish it."
     if restores_nothing(run):
         return "Nothing was restored: this is the pruned model."
+    rose = loss_rose(losses.get("start"), losses.get("restored"))
+    end = f"; {rose}." if rose else "."
     rows = [row for row in score_rows(results) if row.verdict]
     if not rows:
         unknown = "Nothing was scored on both the pruned and the restored model: whether it is better is not known"
-        return f"{unknown}{_loss_rose(results)}."
+        return unknown + end
     better, worse = (sum(row.verdict == word for row in rows) for word in ("better", "worse"))
     tasks = f"{len(rows)} task{'s' * (len(rows) > 1)}"
     if better and worse:
@@ -163,16 +165,14 @@ def verdict(results: dict, run: dict) -> str:
     answers = answers_row(results)
     if answers and answers.verdict == "worse":
         text += "; the right answers became less likely"
-    return f"{text}{_loss_rose(results)}."
+    return text + end
 
 
-def _loss_rose(results: dict) -> str:
-    """What to say of a validation loss that is higher after training than before; nothing of another."""
-    losses = results.get("validation") or {}
-    before, after = losses.get("start"), losses.get("restored")
+def loss_rose(before: float | None, after: float | None) -> str | None:
+    """What is said of a validation loss that is higher after training than before; None of another, or one unknown."""
     if before is None or after is None or after <= before:
-        return ""
-    return f"; the validation loss rose from {before:.3f} to {after:.3f}"
+        return None
+    return f"the validation loss rose from {before:.3f} to {after:.3f}"
 
 
 def headline(results: dict) -> tuple[str, ScoreRow] | None:

@@ -51,7 +51,7 @@ def powers(low: float, high: float, base: int) -> list[float]:
 
 def short(value: float) -> str:
     """A tick's or a tip's number: at most four significant digits, thousands with commas, large ones by their power."""
-    if value and not 1e-4 <= abs(value) < 1e6:
+    if value and not 1e-4 <= abs(value) < 1e7:
         mantissa, _, power = f"{value:.2e}".partition("e")
         return f"{float(mantissa):g}e{int(power)}"
     return f"{float(f'{value:.4g}'):,.10g}"

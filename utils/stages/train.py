@@ -13,6 +13,7 @@ from utils.common.cache import digest_tensors
 from utils.common.errors import UserError
 from utils.common.files import digest, write_json, write_text
 from utils.common.flags import Arguments
+from utils.report.summary import loss_rose
 from utils.samples import Samples
 from utils.stages.begin import INTERRUPTED
 from utils.stages.context import Models, Run
@@ -127,12 +128,8 @@ def belongs(run: Run, models: Models, samples: Samples, start: Restoration) -> s
 def worse_on_validation(history: list[dict]) -> str | None:
     """A line if the last validation loss is above the one that training began with; None if it isn't."""
     losses = [row["valid_loss"] for row in history if "valid_loss" in row]
-    if not losses or losses[-1] <= losses[0]:
-        return None
-    return (
-        f"warning: worse than before training on the validation samples: loss {losses[0]:.4f} → {losses[-1]:.4f}; "
-        "try a smaller -lr or fewer epochs"
-    )
+    rose = loss_rose(losses[0], losses[-1]) if losses else None
+    return rose and f"warning: {rose}; try a smaller -lr or fewer epochs"
 
 
 def device_to_train(run: Run, models: Models, trains: bool) -> str:

@@ -73,8 +73,9 @@ def _copy_rows(outcome: Outcome, final: Path) -> None:
     wanted = {*outcome.accuracies, *outcome.answers, *([outcome.perplexity] if outcome.perplexity else [])}
     models = {"dense": {CHOICES}, "pruned": set(), "restored": {CHOICES}}
     content: dict = {}
+    questions = outcome.questions
     for model, always in models.items():
-        for task, metrics in outcome.questions.get(model, {}).items():
+        for task, metrics in questions.get(model, {}).items():
             for metric, rows in metrics.items():
                 if metric in always or (model != "dense" and (task, metric) in wanted):
                     content.setdefault(model, {}).setdefault(task, {})[metric] = asdict(rows)

@@ -3,15 +3,16 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
+
 from utils.common.errors import UserError
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.rows import CHOICES, Kept, KeptRows, pair_rows, read_rows
-from utils.evaluation.statistics import Row as QuestionRow
 from utils.evaluation.statistics import divergences, flips, mean_difference, paired_difference
 from utils.sweep.file import CONTROL
 from utils.sweep.runs import FAILED, Member, Row, best_rate, finished, read_json, refused, valid_loss
@@ -51,11 +52,26 @@ class Outcome:
         """run.json."""
         return read_json(self.folder / "run.json") or {}
 
-    @cached_property
+    @property
     def questions(self) -> dict[str, Kept]:
-        """Model → task → metric → rows; empty where none were kept."""
+        """Model → task → metric → rows, read anew each time, as they are large; empty where none were kept."""
         path = self.folder / "logs" / "rows.json.gz"
         return read_rows(path) if path.is_file() else {}
+
+    @cached_property
+    def metrics(self) -> dict[str, Kept]:
+        """`questions` without the choices, and as arrays: a run's rows are held against those of many others."""
+        return {
+            model: {
+                task: {
+                    metric: replace(kept, values=np.asarray(kept.values))
+                    for metric, kept in metrics.items()
+                    if metric != CHOICES
+                }
+                for task, metrics in tasks.items()
+            }
+            for model, tasks in self.questions.items()
+        }
 
     @property
     def perplexity(self) -> tuple[str, str] | None:
@@ -77,14 +93,24 @@ class Outcome:
         """(task, metric) of what the right answers' bits a byte are the mean of."""
         return [(task, ANSWER_BITS) for task in (self.results.get("answers") or {}).get("tasks") or []]
 
-    def apart(self, measure: str) -> dict[tuple[str, str], list[float]]:
-        """(task, digest of its rows) → how far the restored model's answers are from the dense one's, a value a row."""
-        dense, restored = (self.questions.get(model) or {} for model in ("dense", "restored"))
-        found = {}
+    def rows_of(self, name: str) -> list[tuple[str, str]]:
+        """(task, metric) of the rows that one of COMPARED is the mean of, but for those that `apart` has."""
+        if name == "perplexity":
+            return [self.perplexity] if self.perplexity else []
+        return self.answers if name == "answer_bits" else self.accuracies
+
+    @cached_property
+    def apart(self) -> dict[str, dict[tuple[str, str], np.ndarray]]:
+        """Measure → (task, digest of its rows) → how far the restored model's answers are from the dense one's, a value
+        a row."""
+        questions = self.questions
+        dense, restored = (questions.get(model) or {} for model in ("dense", "restored"))
+        found: dict[str, dict] = {measure: {} for measure in _AGREEMENT}
         for task in dense:
             if all(CHOICES in model.get(task, {}) for model in (dense, restored)):
                 one, other = dense[task][CHOICES], restored[task][CHOICES]
-                found[task, other.sha256] = _AGREEMENT[measure](one.values, other.values)
+                for measure, rows in _AGREEMENT.items():
+                    found[measure][task, other.sha256] = np.asarray(rows(one.values, other.values))
         return found
 
     def score(self, model: str, task: str, metric: str) -> float | None:
@@ -188,14 +214,8 @@ def mean_rows(kept: Sequence[KeptRows]) -> KeptRows:
         for each in kept
     ):
         raise ValueError("runs of one configuration were scored on different rows")
-    values = [_mean_row(answers) for answers in zip(*(each.values for each in kept), strict=True)]
-    return KeptRows(values, first.aggregation, first.higher_is_better, first.sha256)
-
-
-def _mean_row(answers: Sequence[QuestionRow]) -> QuestionRow:
-    if isinstance(answers[0], list | tuple):
-        return [mean(column) for column in zip(*answers, strict=True)]
-    return mean(answers)
+    values = np.mean([each.values for each in kept], axis=0)
+    return replace(first, values=values)
 
 
 def chosen_runs(output: Path, row: Row, found: dict[str, Outcome]) -> tuple[float | None, list[Outcome]]:
@@ -286,40 +306,38 @@ def _against(row: Row, outcomes: list[Outcome], others: list[Outcome], notes: li
     """What the row has over the one it is held against: {"name", COMPARED: {"difference", "stderr"}}, by questions."""
     if not outcomes or not others:
         return None
-    first = outcomes[0]
-    asked = {"perplexity": [first.perplexity] if first.perplexity else []}
-    asked |= {"answer_bits": first.answers, "task_mean": first.accuracies}
     found: dict = {"name": row.compare_to}
     for name in COMPARED:
         try:
-            apart = name in _AGREEMENT
-            found[name] = (
-                _apart_more(outcomes, others, name) if apart else row_difference(outcomes, others, asked[name])
-            )
+            found[name] = difference(outcomes, others, name)
         except (UserError, ValueError) as error:
             found[name] = None
             notes.append(f"{row.name}, {row.pruning}: not held against {row.compare_to}: {error}")
     return found
 
 
-def _apart_more(outcomes: list[Outcome], others: list[Outcome], measure: str) -> dict | None:
-    """{"difference", "stderr"} in how far from the dense model each answer is; a question's seeds averaged first.
+def difference(outcomes: list[Outcome], others: list[Outcome], name: str) -> dict | None:
+    """{"difference", "stderr", "n"} of `outcomes` minus `others` in one of COMPARED, over the same n rows.
 
-    ValueError if they were asked different ones.
+    None where no rows were kept; UserError or ValueError where they are not the same ones.
     """
-    found = [[outcome.apart(measure) for outcome in each] for each in (outcomes, others)]
+    if name in _AGREEMENT:
+        return _apart_more(outcomes, others, name)
+    return row_difference(outcomes, others, outcomes[0].rows_of(name))
+
+
+def _apart_more(outcomes: list[Outcome], others: list[Outcome], measure: str) -> dict | None:
+    """`difference` in how far from the dense model each answer is; a question's seeds averaged first."""
+    found = [[outcome.apart[measure] for outcome in each] for each in (outcomes, others)]
     asked = {frozenset(each) for group in found for each in group}
     if frozenset() in asked:
         return None
     if len(asked) > 1:
         raise ValueError("the answers that are held against the dense model's are to different questions")
     order = sorted(asked.pop())
-    rows = []
-    for group in found:
-        answers = zip(*([value for task in order for value in each[task]] for each in group), strict=True)
-        rows.append([_mean_row(each) for each in answers])
+    rows = [np.mean([np.concatenate([each[task] for task in order]) for each in group], axis=0) for group in found]
     value, error = paired_difference(*rows, "mean")
-    return {"difference": value, "stderr": error}
+    return {"difference": value, "stderr": error, "n": len(rows[0])}
 
 
 def _of_control(outcomes: list[Outcome], controls: list[Outcome]) -> dict | None:
@@ -343,15 +361,16 @@ def _of_control(outcomes: list[Outcome], controls: list[Outcome]) -> dict | None
 
 
 def row_difference(outcomes: list[Outcome], others: list[Outcome] | None, asked: list[tuple[str, str]]) -> dict | None:
-    """{"difference", "stderr"} of the restored models' mean over `asked`, row by row, seeds averaged first.
+    """{"difference", "stderr", "n"} of the restored models' mean over `asked`, row by row, seeds averaged first.
 
-    others: what is subtracted; None for the pruned model. None where no rows were kept, or nothing was asked.
+    others: what is subtracted; None for the pruned model. n: rows of all of `asked`. None where no rows were kept, or
+    nothing was asked.
     """
-    mine = [outcome.questions.get("restored") for outcome in outcomes]
+    mine = [outcome.metrics.get("restored") for outcome in outcomes]
     if others is None:
-        theirs = [outcomes[0].questions.get("pruned")]
+        theirs = [outcomes[0].metrics.get("pruned")]
     else:
-        theirs = [outcome.questions.get("restored") for outcome in others]
+        theirs = [outcome.metrics.get("restored") for outcome in others]
     if not asked or not all(mine) or not all(theirs):
         return None
     pairs = []
@@ -359,7 +378,7 @@ def row_difference(outcomes: list[Outcome], others: list[Outcome] | None, asked:
         one, other = pair_rows(_averaged(mine, task, metric), _averaged(theirs, task, metric), task, metric)
         pairs.append((one.values, other.values))
     value, error = mean_difference(*zip(*pairs, strict=True), one.aggregation)
-    return {"difference": value, "stderr": error}
+    return {"difference": value, "stderr": error, "n": sum(len(values) for values, _ in pairs)}
 
 
 def _averaged(kept: list[Kept], task: str, metric: str) -> Kept:
