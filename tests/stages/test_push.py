@@ -297,12 +297,9 @@ def test_a_dry_run_asks_says_where_it_would_go_and_uploads_nothing(world, tmp_pa
 def test_an_interrupted_run_may_be_continued_with_it_or_without(tmp_path):
     plain, asked = parse_arguments(["-output_dir", str(tmp_path)]), pushing(tmp_path, "-hub_private_repo")
 
-    class Interrupted:
-        folder = tmp_path
-
     for before, now in ((plain, asked), (asked, plain)):
         write_json(tmp_path / INTERRUPTED, before.as_json())
-        assert changed_flag(now, Interrupted) is None
+        assert changed_flag(now, tmp_path / INTERRUPTED) is None
 
 
 def test_one_process_of_several_asks(tmp_path, hub, monkeypatch):
