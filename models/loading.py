@@ -34,7 +34,6 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import models.compact_llama  # noqa: F401 - makes its class known to transformers
 from models.checkpoint import fingerprint
-from models.gguf_layout import left_out
 from models.names import check_name, embedded_file, hub_name, read_settings
 from utils.common.cache import Cache
 from utils.common.errors import UserError, first_line, shortened
@@ -356,6 +355,8 @@ def _unpack(file: Path, flag: str, folder: Path) -> None:
         raise UserError(
             f"{flag}: {file.name} is a '{packed.config.model_type}' model; RestoreLCC restores Llama architectures only"
         )
+    from models.gguf_layout import left_out  # gguf, which no other model needs, takes part of a second
+
     if left := left_out(file, packed.state_dict(), packed.config.num_hidden_layers):
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise UserError(

@@ -16,7 +16,7 @@ RESULTS = ("results.json", "run.json", "report.md", "report.html", "figures", "m
 """What a run may write to -output_dir."""
 
 INTERRUPTED = "logs/arguments.json"
-"""What the flags of a later run are held against, in the result while it is not whole."""
+"""What the flags of a later run are held against, in the result, whole or not."""
 
 NOT_RESUMED = ("output_dir", "cache_dir", "teacher_cache_gb", "eval_batch_size", "report_prompts", "device")
 """Flags that may differ between an interrupted run and the one that continues it."""
@@ -33,7 +33,7 @@ def result_folder(args: Arguments, check: bool = True) -> Result:
     result = Result(args.output_dir, WRITTEN, INTERRUPTED)
     if check and result.complete() and args.resume == "auto":
         # Several processes would have to agree on it; they begin anew.
-        result.done = number_of_processes() == 1 and changed_flag(args, result.folder.parent / "run.json") is None
+        result.done = number_of_processes() == 1 and changed_flag(args, result.final / INTERRUPTED) is None
         if result.done:
             return result
     if result.interrupted and args.resume == "auto":
@@ -53,7 +53,6 @@ def changed_flag(args: Arguments, record: Path) -> str | None:
     """The first flag that differs from those of the run that `record` tells of, in words; None if none does."""
     try:
         before = json.loads(record.read_text(encoding="utf-8"))
-        before = before.get("arguments", before)
         now = args.as_json()
         changed = [name for name in now if name not in NOT_RESUMED and now[name] != before.get(name)]
     except (OSError, ValueError, AttributeError):

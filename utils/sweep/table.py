@@ -174,13 +174,7 @@ def build_table(output: Path, rows: Sequence[Row], counts: Callable[[Member], bo
         if other:
             entry["against"] = _against(row, chosen[row.name, row.pruning][1], other[1], notes)
     used = [outcome for _, outcomes in chosen.values() for outcome in outcomes]
-    notes += _apart(used, now)
-    for pruning in dict.fromkeys(row.pruning for row in rows):
-        restored = [each for row in rows if row.pruning == pruning for each in chosen[row.name, row.pruning][1]]
-        weights = Counter(filter(None, (_fingerprint(each) for each in restored)))
-        if len(weights) > 1:
-            named = ", ".join(f"{each[:8]} ({count} runs)" for each, count in weights.items())
-            notes.append(f"{pruning}: the weights of the pruned model differ, so it was made more than once: {named}")
+    notes += _apart(used, now) + _pruned_again(chosen)
     return {"rows": table, "models": _models(rows, chosen), "notes": list(dict.fromkeys(notes))}
 
 
@@ -404,8 +398,7 @@ def _apart(outcomes: list[Outcome], now: dict | None) -> list[str]:
     codes = Counter(str(outcome.record.get("code"))[:8] for outcome in outcomes)
     present = str(now["code"])[:8] if now else None
     if len(codes) > 1 or (present and codes and present not in codes):
-        named = ", ".join(f"{code} ({count} runs)" for code, count in codes.items())
-        notes.append(f"the code differs: {named}" + (f"; now it is {present}" if present else ""))
+        notes.append(f"the code differs: {_named(codes)}" + (f"; now it is {present}" if present else ""))
     for package in sorted({name for outcome in outcomes for name in outcome.record.get("versions") or {}}):
         seen = {str((outcome.record.get("versions") or {}).get(package)) for outcome in outcomes}
         seen |= {str(now["versions"].get(package))} if now else set()
@@ -417,9 +410,21 @@ def _apart(outcomes: list[Outcome], now: dict | None) -> list[str]:
     return notes
 
 
-def _fingerprint(outcome: Outcome) -> str | None:
-    """Of the weights of the pruned model that the run began with."""
-    return (outcome.run.get("inputs") or {}).get("pruned model")
+def _pruned_again(chosen: dict) -> list[str]:
+    """Notes on runs of one pruned model's name that began with different weights. chosen: as `build_table` has it."""
+    weights: dict[str, Counter[str]] = {}
+    for (_, pruning), (_, outcomes) in chosen.items():
+        found = ((outcome.run.get("inputs") or {}).get("pruned model") for outcome in outcomes)
+        weights.setdefault(pruning, Counter()).update(filter(None, found))
+    return [
+        f"{pruning}: the weights of the pruned model differ, so it was made more than once: {_named(counts)}"
+        for pruning, counts in weights.items()
+        if len(counts) > 1
+    ]
+
+
+def _named(counts: Counter[str]) -> str:
+    return ", ".join(f"{each[:8]} ({count} runs)" for each, count in counts.items())
 
 
 def _kind(outcome: Outcome) -> str | None:
