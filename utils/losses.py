@@ -50,10 +50,11 @@ class _Target:
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
-    """Summed loss of hidden states under a frozen output head; beside it its parts, cross-entropy and divergence.
+    """Summed loss of hidden states under a frozen output head; beside it each token's cross-entropy and divergence.
 
     Without a target that is cross-entropy. With one it is (1 - w)·CE + w·KL(teacher ‖ student), w its share, and the
-    gradient at the logits softmax - (w·softmax of the teacher + (1 - w)·one-hot).
+    gradient at the logits softmax - (w·softmax of the teacher + (1 - w)·one-hot). The tokens' own are (1, n) fp32, the
+    cross-entropies, or (2, n) with a target's divergences.
 
     The head needs no gradient, so a chunk's gradient with respect to the hidden states is computed while its logits
     are still there: nothing is recomputed, and no more than one chunk of logits exists.
@@ -63,8 +64,8 @@ class _FrozenHeadLoss(torch.autograd.Function):
     def forward(
         ctx, hidden: Tensor, weight: Tensor, labels: Tensor, space: _LogitsSpace, target: _Target | None
     ) -> tuple[Tensor, Tensor]:
-        parts = torch.zeros(2, dtype=torch.float32, device=hidden.device)
-        total, divergence = parts
+        total, divergence = torch.zeros(2, dtype=torch.float32, device=hidden.device)
+        tokens = torch.empty(2 if target else 1, len(hidden), dtype=torch.float32, device=hidden.device)
         share = target.share if target else 0
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for begin in range(0, len(hidden), CHUNK):
@@ -81,16 +82,16 @@ class _FrozenHeadLoss(torch.autograd.Function):
                 shared = torch.linalg.vecdot(teacher, softmax)
             summed = softmax.exp_().sum(-1, keepdim=True)
             if target:
-                divergence += (summed.squeeze(1).log() - shared - entropy).sum()
-            total += (highest.squeeze(1) + summed.squeeze(1).log() - labelled).sum()
+                divergence += torch.sub(summed.squeeze(1).log() - shared, entropy, out=tokens[1, part]).sum()
+            total += torch.sub(highest.squeeze(1) + summed.squeeze(1).log(), labelled, out=tokens[0, part]).sum()
             if gradient is not None:
                 softmax.div_(summed)[wanted] -= 1 - share
                 if target:
                     softmax.sub_(teacher, alpha=share)
                 torch.mm(logits.copy_(softmax), weight, out=gradient[part])
         ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(parts)
-        return (1 - share) * total + share * divergence if target else total.clone(), parts
+        ctx.mark_non_differentiable(tokens)
+        return (1 - share) * total + share * divergence if target else total.clone(), tokens
 
     @staticmethod
     def backward(ctx, scale: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
@@ -156,7 +157,8 @@ class ResponseLoss(nn.Module):
 
         The loss is the sum over labelled tokens / num_items_in_batch, by default the labels of this batch. teacher:
         (n, D), the dense model's last hidden states where labelled tokens are predicted, row by row of the batch; by
-        default the teacher's own model gives them. With a teacher an evaluation returns "divergence" too, KL in nats.
+        default the teacher's own model gives them. An evaluation, whose loss is cross-entropy, returns "tokens" too:
+        (1, n) fp32, each labelled token's, row by row of the batch; (2, n) with a teacher, from whom the second is KL.
         """
         hidden = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state
         targets = labels[:, 1:]
@@ -170,11 +172,9 @@ class ResponseLoss(nn.Module):
                 raise ValueError(f"{len(teacher)} states of the teacher for {len(hidden)} labelled tokens")
             own = self.distillation.head
             target = _Target(teacher, head if own is None else own, self.distillation.weight)
-        total, parts = _FrozenHeadLoss.apply(hidden, head, targets[labelled], self._space, target)
+        total, tokens = _FrozenHeadLoss.apply(hidden, head, targets[labelled], self._space, target)
         if self._penalty is not None and self.training:
             # Once a labelled token: the batches and processes that share a step then share one penalty.
             total = total + labelled.sum() * self._penalty()
         count = labelled.sum() if num_items_in_batch is None else num_items_in_batch
-        if target is None or self.training:
-            return {"loss": total / count}
-        return {"loss": parts[0] / count, "divergence": parts[1] / count}
+        return {"loss": total / count} if self.training else {"loss": tokens[0].sum() / count, "tokens": tokens}

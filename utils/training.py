@@ -37,7 +37,7 @@ SAVED_EVERY = 600
 """Seconds of training that a kill may cost."""
 
 PROGRESS = "progress.json"
-"""In a checkpoint: the history so far, and what was counted."""
+"""In a checkpoint: the history so far, the rows of the last validation, and what was counted."""
 
 COMPILER = "inductor"
 """torch.compile's backend for -torch_compile."""
@@ -68,13 +68,15 @@ class TrainingResult:
     "valid_kl" under distillation.
 
     loss: of what was trained on; valid_loss: cross-entropy in any case; valid_kl: from the dense model; all in nats.
-    tokens: non-padding tokens trained on; padded_tokens: with the padding; seconds: of the steps alone.
+    tokens: non-padding tokens trained on; padded_tokens: with the padding; seconds: of the steps alone. valid_rows: of
+    the last validation, each sample's [summed cross-entropy in nats, labelled tokens].
     """
 
     history: list[dict] = field(default_factory=list)
     tokens: int = 0
     padded_tokens: int = 0
     seconds: float = 0.0
+    valid_rows: list[list[float]] = field(default_factory=list)
 
 
 def train(
@@ -111,7 +113,9 @@ def train(
     for line in passed_over:
         tqdm.write(f"      {line}")
     before = (
-        json.loads((last / PROGRESS).read_text(encoding="utf-8")) if last else {"history": [], "counted": [0, 0, 0.0]}
+        json.loads((last / PROGRESS).read_text(encoding="utf-8"))
+        if last
+        else {"history": [], "counted": [0, 0, 0.0], "valid_rows": []}
     )
     arguments = _OneDevice(
         place=device,
@@ -144,7 +148,7 @@ def train(
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     collate = Collator(pad_id=model.config.pad_token_id or 0)
-    result = TrainingResult(history=before["history"])
+    result = TrainingResult(history=before["history"], valid_rows=before["valid_rows"])
     finite, ending = _Finite(settings.lr_flag), _Ending(sharded, save_steps)
     trainer = _RestorationTrainer(
         model=ResponseLoss(model, distillation, penalty),
@@ -245,9 +249,10 @@ def response_loss(
     parts: int = 1,
     states: list[Tensor] | None = None,
 ) -> Tensor:
-    """(summed loss in nats, labelled tokens) over a part of the samples' batches; summed over parts, all.
+    """[summed loss in nats, labelled tokens] of each sample of a part of the batches, 0 of the others; summed over
+    parts, of all.
 
-    (2,) fp64 on the CPU, where alone every machine has fp64; (3,) with the summed divergence under distillation.
+    (N, 2) fp64 on the CPU, where alone every machine has fp64; (N, 3) with the summed divergence under distillation.
 
     model: a ResponseLoss, or what distributes one, in evaluation mode. states: the teacher's, of each sample. Every
     part runs as many batches, so that processes that share a model stay in step: a part that is short of one runs one
@@ -255,24 +260,25 @@ def response_loss(
     """
     device = next(model.parameters()).device
     batches = by_length(samples, VALID_TOKENS_A_BATCH)
-    found: list[dict[str, Tensor]] = []
-    names, labelled = ["loss"], 0
+    found: list[tuple[list[int], list[int], Tensor]] = []
     inputs = _rows(samples, states)
     with progress(total=len(samples), desc=description, unit="sample", leave=False) as bar:
         for first in range(0, len(batches), parts):
             mine = first + part < len(batches)
             rows = batches[first + part if mine else first]
             batch = Collator(pad_id)([inputs[row] for row in rows])
-            labels = batch["labels"][:, 1:]
-            summed = model(**{name: tensor.to(device) for name, tensor in batch.items()}, num_items_in_batch=1)
-            names = list(summed)
+            counts = (batch["labels"][:, 1:] != IGNORED).sum(1).tolist()
+            tokens = model(**{name: tensor.to(device) for name, tensor in batch.items()})["tokens"]
             if mine:
-                found.append(summed)
-                labelled += int((labels != IGNORED).sum())
+                found.append((rows, counts, tokens))
             bar.update(sum(len(rows) for rows in batches[first : first + parts]))
+    summed = torch.zeros(len(samples), 1 + len(tokens), dtype=torch.float64)
     # Read at the end only: a device need not wait for each batch.
-    loss, *divergence = (sum(float(summed[name]) for summed in found) for name in names)
-    return torch.tensor([loss, labelled, *divergence], dtype=torch.float64)
+    for rows, counts, tokens in found:
+        for row, count, own in zip(rows, counts, tokens.cpu().double().split(counts, dim=1), strict=True):
+            loss, *divergence = own.sum(1).tolist()
+            summed[row] = torch.tensor([loss, count, *divergence], dtype=torch.float64)
+    return summed
 
 
 @dataclass
@@ -349,7 +355,8 @@ class _RestorationTrainer(Trainer):
             written = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                write_json(written / PROGRESS, {"history": self.result.history, "counted": counted})
+                kept = {"history": self.result.history, "counted": counted, "valid_rows": self.result.valid_rows}
+                write_json(written / PROGRESS, kept)
                 seal(written, self.belongs)
             self.accelerator.wait_for_everyone()
 
@@ -369,7 +376,9 @@ class _RestorationTrainer(Trainer):
         pad, states = self.data_collator.pad_id, self.valid_states
         found = response_loss(module, self.eval_dataset, pad, "validation loss", part, parts, states)
         module.train(training)
-        total, count, *divergence = self.over_processes(found).tolist()
+        rows = self.over_processes(found)
+        self.result.valid_rows = rows[:, :2].tolist()
+        total, count, *divergence = rows.sum(0).tolist()
         metrics = {"eval_loss": total / count, **({"eval_kl": divergence[0] / count} if divergence else {})}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

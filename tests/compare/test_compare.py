@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.browser import A4_ACROSS, brightness, look
-from tests.sweep.test_table import OTHER, OURS, SAME, THEIRS, with_answers, write_run
+from tests.sweep.test_table import OTHER, OURS, SAME, THEIRS, with_answers, with_validation, write_run
 from utils.common.errors import UserError
 from utils.common.files import write_json
 from utils.compare import __main__ as command
@@ -48,8 +48,10 @@ def answered(sweep):
     folder, rows = sweep
     for seed in OURS:
         with_answers(folder, f"ours{seed}", [[-1.0, 2.0]] * 4, SAME)
+        with_validation(folder, f"ours{seed}", [[2.0, 2.0], [3.0, 1.0]])
     for seed in THEIRS:
         with_answers(folder, f"theirs{seed}", [[-2.0, 2.0], [-2.0, 2.0], [-1.0, 2.0], [-1.0, 2.0]], OTHER)
+        with_validation(folder, f"theirs{seed}", [[4.0, 2.0], [4.0, 1.0]])
     return folder, rows
 
 
@@ -124,6 +126,7 @@ def test_pairs_are_the_sweeps_own_differences(answered):
     found = differences(content)
     headings = {"answer_bits": "answer bits a byte ↓", "kl": "KL from dense ↓", "perplexity": "perplexity ↓"}
     headings |= {"flipped": "answers unlike dense, % ↓", "task_mean": "task mean, % ↑"}
+    headings |= {"valid_loss": "validation loss ↓"}
     assert set(headings) == set(COMPARED)
     for name, what in headings.items():
         factor = 100 if "%" in what else 1

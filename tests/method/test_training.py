@@ -84,15 +84,16 @@ def test_labels_are_the_response_and_nothing_else():
 
 def test_loss_equals_full_logits_of_unpadded_samples(model, monkeypatch):
     monkeypatch.setattr("utils.losses.CHUNK", 2)
-    total, count = 0.0, 0
+    rows = []
     for sample in SAMPLES:
         logits = model(torch.tensor([sample.ids])).logits[0].log_softmax(-1)
-        for place in range(sample.prompt_length, len(sample.ids)):
-            total, count = total - float(logits[place - 1, sample.ids[place]]), count + 1
+        places = range(sample.prompt_length, len(sample.ids))
+        rows.append([-sum(float(logits[place - 1, sample.ids[place]]) for place in places), len(places)])
+    total, count = (sum(column) for column in zip(*rows, strict=True))
     loss = ResponseLoss(model)(**batch(SAMPLES))["loss"]
     assert abs(float(loss) - total / count) < 1e-5
-    summed, labelled = response_loss(ResponseLoss(model), SAMPLES, 257, "").tolist()
-    assert labelled == count and abs(summed - total) < 1e-4
+    for found, expected in zip(response_loss(ResponseLoss(model).eval(), SAMPLES, 257, "").tolist(), rows, strict=True):
+        assert found == pytest.approx(expected, abs=1e-4)
     assert abs(float(ResponseLoss(model)(**batch(SAMPLES), num_items_in_batch=20)["loss"]) - total / 20) < 1e-5
 
 
@@ -151,7 +152,7 @@ def test_training_is_on_the_device_that_was_named(make_tiny_llama, tmp_path, mon
         self.evaluate()
 
     monkeypatch.setattr(_RestorationTrainer, "train", train_nothing)
-    monkeypatch.setattr("utils.training.response_loss", lambda *_: torch.tensor([3.0, 2.0], dtype=torch.float64))
+    monkeypatch.setattr("utils.training.response_loss", lambda *_: torch.tensor([[3.0, 2.0]], dtype=torch.float64))
     folder = make_tiny_llama()
     model = trained().attach(load_model(folder, torch.float32, "cpu", "-p"))
     samples = encoded(folder, 4)
@@ -196,10 +197,10 @@ def test_losses_and_scores_are_summed_on_devices_without_fp64(model):
             self.weight = torch.nn.Parameter(torch.empty(1, device="meta"))
 
         def forward(self, **_) -> dict[str, Tensor]:
-            return {"loss": torch.tensor(2.5).as_subclass(WithoutFp64)}
+            return {"tokens": torch.full((1, 8), 0.5).as_subclass(WithoutFp64)}
 
     summed = response_loss(Loss(), SAMPLES, 257, "")
-    assert summed.dtype == torch.float64 and summed.tolist() == [2.5, 8]
+    assert summed.dtype == torch.float64 and summed.sum(0).tolist() == [4, 8]
     hidden, targets = torch.randn(5, 24), torch.arange(5)
     expected = token_scores(model, hidden, targets)
     model.get_output_embeddings().register_forward_hook(lambda *given: given[2].as_subclass(WithoutFp64))
@@ -226,6 +227,10 @@ def test_training_lowers_the_loss_and_moves_only_beta_and_b(make_tiny_llama, tmp
     losses = [row["valid_loss"] for row in result.history if "valid_loss" in row]
     assert len(losses) == 3 and losses[2] < losses[1] < losses[0]
     assert [row["epoch"] for row in result.history if "valid_loss" in row] == [0.0, 1.0, 2.0]
+    nats, tokens = (sum(column) for column in zip(*result.valid_rows, strict=True))
+    assert losses[2] == nats / tokens and [row[1] for row in result.valid_rows] == [
+        len(sample.ids) - sample.prompt_length for sample in samples[:6]
+    ]
     assert result.tokens == 2 * sum(len(s.ids) for s in samples) <= result.padded_tokens
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert {name.rsplit(".", 1)[1] for name in moved} == {"magnitudes", "component"}
@@ -280,6 +285,7 @@ class Cut:
         found, wanted = (trained().read_from(each).state for each in (model, self.whole))
         assert all(torch.equal(found[name], wanted[name]) for name in ("magnitudes", "component"))
         assert json.dumps(result.history) == json.dumps(self.complete.history)
+        assert result.valid_rows == self.complete.valid_rows and len(result.valid_rows) == 4
         counts = [(each.tokens, each.padded_tokens) for each in (result, self.complete)]
         assert counts[0] == counts[1] and counts[0][0] == 2 * sum(len(sample.ids) for sample in self.samples)
         return len(steps)
@@ -357,7 +363,8 @@ def test_a_loss_that_is_no_number_names_step_samples_and_the_last_good_checkpoin
 
 def test_a_validation_loss_that_is_no_number_ends_the_training(cut, monkeypatch):
     values = iter([1.0, float("inf")])
-    monkeypatch.setattr("utils.training.response_loss", lambda *_: torch.tensor([next(values), 1], dtype=torch.float64))
+    found = lambda *_: torch.tensor([[next(values), 1]], dtype=torch.float64)  # noqa: E731
+    monkeypatch.setattr("utils.training.response_loss", found)
     with pytest.raises(UserError, match=r"^-lr: the validation loss is no finite number at step 3 of 6; lower it"):
         cut.train(cut.place / "cut")
     values = iter([float("nan")])

@@ -30,8 +30,8 @@ from utils.common.methods import METHODS, Line
 from utils.common.progress import OFF
 from utils.common.record import STAGES
 from utils.common.result import Result
-from utils.evaluation.rows import CHOICES, pair_rows, read_rows
-from utils.evaluation.statistics import divergences
+from utils.evaluation.rows import CHOICES, LOSS, VALIDATION, pair_rows, read_rows
+from utils.evaluation.statistics import aggregate, divergences
 from utils.losses import IGNORED
 from utils.plan.command import count_samples, count_tasks, read_model, workload
 from utils.plan.costs import Machine
@@ -145,6 +145,9 @@ def test_a_run_leaves_the_whole_result(finished):
     assert len(losses) == 3 and losses[0] != losses[-1]
     validation = results["validation"]
     assert (validation["start"], validation["restored"]) == (losses[0], losses[-1]) and validation["tokens"] > 0
+    validated = rows["restored"][VALIDATION][LOSS]
+    assert aggregate(validated.values, validated.aggregation) == pytest.approx(losses[-1], rel=1e-12)
+    assert sum(tokens for _, tokens in validated.values) == validation["tokens"]
     assert results["answers"] is None and results["agreement"] is None  # nothing of multiple choice was asked
     record = json.loads((finished / "run.json").read_text())
     assert record["arguments"]["lr"] == 1e-2
@@ -446,6 +449,9 @@ STARTS = {
     "rank of EoRA": ({"first": "eora", "lora_rank": 3}, True),
     "another rank of EoRA": ({"first": "eora", "lora_rank": 4}, True),
     "apply_to": ({"apply_to": "ffn"}, True),
+    "seed of a closed form": ({"train_seed": 7}, False),
+    "reconstruct": ({"first": "reconstruct", "reconstruct_epochs": 1}, True),
+    "seed of reconstruct": ({"first": "reconstruct", "reconstruct_epochs": 1, "train_seed": 7}, True),
     "rank of what is trained": ({"lora_rank": 3}, False),
     "what is trained": ({"method": "output_bias", "apply_to": "both"}, False),
     "epochs": ({"num_epoch": 0}, False),
@@ -638,6 +644,7 @@ def test_a_task_trains_on_its_own_training_split(world, tmp_path, monkeypatch, c
     assert 0 <= results["scores"]["restored"]["rte"]["acc"]["value"] <= 1
     assert results["validation"] is None
     kept = read_rows(tmp_path / "out" / "logs" / "rows.json.gz")
+    assert VALIDATION not in kept["restored"]
     pair = pair_rows(kept["dense"], kept["restored"], "rte", CHOICES)
     divergence = divergences(*(rows.values for rows in pair))
     assert len(divergence) == 6 and sum(divergence) > 0
@@ -999,7 +1006,7 @@ def test_a_loss_that_is_no_number_costs_no_result(world, tmp_path, monkeypatch):
     def broken(self, *args, **kwargs):
         steps.append(torch.is_grad_enabled())
         found = forward(self, *args, **kwargs)
-        return {"loss": found["loss"] * (float("nan") if sum(steps) == 2 else 1)}
+        return {**found, "loss": found["loss"] * (float("nan") if sum(steps) == 2 else 1)}
 
     monkeypatch.setattr(utils.losses.ResponseLoss, "forward", broken)
     says = r"-lr: the loss is no finite number at step 2 of 4, on training samples \d+(, \d+){7}; lower it"

@@ -183,6 +183,34 @@ def test_what_other_versions_measure_is_shown_where_it_is_there(tmp_path, rows):
     assert "unlike dense ↓" not in markdown(built(tmp_path, rows), [])
 
 
+def with_validation(tmp_path, name: str, rows: list[list[float]]) -> None:
+    """A run that kept each validation sample's [nats, tokens]."""
+    path = tmp_path / name / "logs" / "rows.json.gz"
+    questions = json.loads(gzip.decompress(path.read_bytes()))
+    questions["restored"]["validation"] = {"loss": kept(rows, "mean", False)}
+    path.write_bytes(gzip.compress(json.dumps(questions).encode()))
+
+
+def test_validation_losses_are_held_against_each_other_sample_by_sample(tmp_path, rows):
+    for seed in OURS:
+        with_validation(tmp_path, f"ours{seed}", [[6.0, 3.0], [1.0, 1.0], [2.0, 2.0]])
+    for name, nats in (("theirs1", 5.0), ("theirs2", 8.0)):
+        with_validation(tmp_path, name, [[nats, 3.0], [2.0, 1.0], [2.0, 2.0]])
+    table = built(tmp_path, rows)  # theirs3 is of a version that kept none
+    assert table["rows"][1]["against"]["valid_loss"] is None and table["notes"] == []
+    with_validation(tmp_path, "theirs3", [[11.0, 3.0], [2.0, 1.0], [2.0, 2.0]])
+    table = built(tmp_path, rows)
+    # Their mean over seeds: 8, 2 and 2 nats of 3, 1 and 2 tokens; ours 6, 1 and 2.
+    left_out = [(4 - 3) / 3, (10 - 8) / 5, (10 - 7) / 4]
+    middle = sum(left_out) / 3
+    error = math.sqrt(2 / 3 * sum((value - middle) ** 2 for value in left_out))
+    against = table["rows"][1]["against"]["valid_loss"]
+    assert against == {"difference": pytest.approx(3 / 6), "stderr": pytest.approx(error), "n": 3}
+    assert "+0.500 ± 0.2" in markdown(table, [])
+    collect(tmp_path, rows, tmp_path / "kept")
+    assert built(tmp_path / "kept", rows) == table
+
+
 def test_answers_are_held_against_another_rows_question_by_question(tmp_path, rows):
     with_answers(tmp_path, "ours1", [[-1.0, 2.0]] * 4, SAME)
     with_answers(tmp_path, "theirs1", [[-2.0, 2.0], [-2.0, 2.0], [-1.0, 2.0], [-1.0, 2.0]], OTHER)

@@ -35,14 +35,21 @@ Kept = dict[str, dict[str, KeptRows]]
 """Task -> metric -> rows of one model."""
 
 
-def write_rows(path: Path, evaluations: dict[str, Evaluation]) -> None:
-    """Write the rows of each model (by name) to `path`, whole; the same rows always give the same bytes."""
+VALIDATION, LOSS = "validation", "loss"
+"""In a task's and a metric's place: each validation sample's [summed loss in nats, tokens] of the restored model."""
+
+
+def write_rows(path: Path, evaluations: dict[str, Evaluation], more: dict[str, Kept] | None = None) -> None:
+    """Write the rows of each model (by name) to `path`, whole; the same rows always give the same bytes.
+
+    more: by model, rows of what is no task of the evaluation.
+    """
+    kept = {name: _all_kept(evaluation) for name, evaluation in evaluations.items()}
+    for name, tasks in (more or {}).items():
+        kept[name] = {**kept.get(name, {}), **tasks}
     content = {
-        name: {
-            task: {metric: asdict(rows) for metric, rows in metrics.items()}
-            for task, metrics in _all_kept(evaluation).items()
-        }
-        for name, evaluation in evaluations.items()
+        name: {task: {metric: asdict(rows) for metric, rows in metrics.items()} for task, metrics in tasks.items()}
+        for name, tasks in kept.items()
     }
     with whole_file(path) as partial:
         partial.write_bytes(gzip.compress(json.dumps(content, ensure_ascii=False).encode(), mtime=0))

@@ -16,7 +16,7 @@ from utils.common.methods import METHODS, NORMS
 from utils.common.names import RESPONSE
 from utils.common.record import device_name, versions
 from utils.evaluation.comparison import summarise
-from utils.evaluation.rows import write_rows
+from utils.evaluation.rows import LOSS, VALIDATION, Kept, KeptRows, write_rows
 from utils.evaluation.scoring import Evaluation
 from utils.prompts import Encoded
 from utils.report.card import model_card
@@ -52,7 +52,8 @@ def write_results(
     # Numbers first: a picture that cannot be drawn must not cost hours of training.
     write_json(run.folder / "run.json", without_nan(record))
     write_json(run.folder / "results.json", without_nan(results))
-    write_rows(run.folder / "logs" / "rows.json.gz", evaluations)
+    validated = {"restored": validation_rows(trained.training.valid_rows, samples.valid)}
+    write_rows(run.folder / "logs" / "rows.json.gz", evaluations, validated)
     answers = {name: each.answers for name, each in measured.items()}
     write_examples(run.folder / EXAMPLES, run, models, samples, answers)
     write_text(run.folder / "model" / "README.md", model_card(results, record))
@@ -106,6 +107,14 @@ def validation_record(history: list[dict], valid: list[Encoded]) -> dict | None:
         return None
     tokens = sum(len(sample.ids) - max(1, sample.prompt_length) for sample in valid)  # nothing predicts a first token
     return {"start": losses[0], "restored": losses[-1], "tokens": tokens}
+
+
+def validation_rows(rows: list[list[float]], valid: list[Encoded]) -> Kept:
+    """The last validation's rows as they are kept, known by the samples' tokens; none where none was measured."""
+    if not rows:
+        return {}
+    asked = digest([[sample.ids, sample.prompt_length] for sample in valid])
+    return {VALIDATION: {LOSS: KeptRows(rows, "mean", False, asked)}}
 
 
 def method_record(run: Run, models: Models, trained: Trained) -> dict:

@@ -70,12 +70,13 @@ def start_key(run: Run, models: Models, name: str) -> dict:
     args, known = run.args, versions()
     parts = parts_of(args.method, Options.of(args))
     place = [each for each, _ in parts].index(name)
-    before = [part for part in parts[:place] if not part[1].needs.training]
+    these = [*(part for part in parts[:place] if not part[1].needs.training), parts[place]]
     return {
         "dense": fingerprint(models.dense),
         "pruned": fingerprint(models.pruned),
-        "parts": [[each, settings(part)] for each, part in (*before, parts[place])],
-        "seed": args.training_seed,
+        "parts": [[each, settings(part)] for each, part in these],
+        # A closed form draws nothing: it is the same for all seeds.
+        "seed": args.training_seed if any(part.needs.calibration_epochs for _, part in these) else None,
         "calibration": calibration_key(args),
         "tokenizer": tokenizer_digest(models.tokenizer_from),
         "dtype": args.dtype,

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from utils.common.files import whole_file, write_json, write_text
 from utils.evaluation.rows import CHOICES
 from utils.sweep.runs import DONE, FAILED, Row, read_json
-from utils.sweep.table import Outcome
+from utils.sweep.table import COMPARED, Outcome
 
 _PATH = re.compile(r"(?<![\w/.:\-])(?:file://)?(?:~[\w.\-]*|[A-Za-z]:)?[/\\][^\s\"'`,;()\[\]{}<>|]+")
 """A path from the root of a file system, or of a home directory, within a text."""
@@ -70,7 +70,7 @@ def _last_name(path: str) -> str:
 
 def _copy_rows(outcome: Outcome, final: Path) -> None:
     """Rows of what the table holds against each other, as they are in the run's own file."""
-    wanted = {*outcome.accuracies, *outcome.answers, *([outcome.perplexity] if outcome.perplexity else [])}
+    wanted = {each for name in COMPARED for each in outcome.rows_of(name)}
     models = {"dense": {CHOICES}, "pruned": set(), "restored": {CHOICES}}
     content: dict = {}
     questions = outcome.questions

@@ -25,7 +25,8 @@ READ = (
     "gap is beyond noise. *Of control* is the same, with the dense model after the same training in the dense model's "
     "place: training on instructions lowers a loss that was not pruned away too. A difference (Δ) is paired: each "
     "question's values are averaged over seeds, then held against the other row's on the same question; its standard "
-    "error is over questions (of a perplexity, over windows or pages, and of the mean of the seeds' losses there)."
+    "error is over questions (of a validation loss over samples; of a perplexity over windows or pages, and of the "
+    "mean of the seeds' losses there)."
 )
 
 
@@ -169,6 +170,7 @@ RECOVERED = ("recovered_perplexity", "recovered_answers", "recovered")
 
 COLUMNS = (
     _level("valid_loss", "validation loss ↓", 3),
+    _more("valid_loss", 3),
     _level("perplexity", "perplexity ↓", 2),
     _more("perplexity", 2),
     _level("forgetting", "forgetting ↓", 2, sign="+"),

@@ -12,7 +12,7 @@ import numpy as np
 
 from utils.common.errors import UserError
 from utils.common.names import ANSWER_BITS
-from utils.evaluation.rows import CHOICES, Kept, KeptRows, pair_rows, read_rows
+from utils.evaluation.rows import CHOICES, LOSS, VALIDATION, Kept, KeptRows, pair_rows, read_rows
 from utils.evaluation.statistics import divergences, flips, mean_difference, paired_difference
 from utils.sweep.file import CONTROL
 from utils.sweep.runs import FAILED, Member, Row, best_rate, finished, read_json, refused, valid_loss
@@ -26,7 +26,7 @@ SPREADS = (
 )  # fmt: skip
 """What is averaged over seeds, by its name in table.json."""
 
-COMPARED = ("perplexity", "answer_bits", "kl", "flipped", "task_mean")
+COMPARED = ("valid_loss", "perplexity", "answer_bits", "kl", "flipped", "task_mean")
 """What a row is held against another one's in, by its name in table.json."""
 
 CONTROLLED = ("valid_loss", "perplexity", "answer_bits")
@@ -95,6 +95,8 @@ class Outcome:
 
     def rows_of(self, name: str) -> list[tuple[str, str]]:
         """(task, metric) of the rows that one of COMPARED is the mean of, but for those that `apart` has."""
+        if name == "valid_loss":
+            return [(VALIDATION, LOSS)] if LOSS in (self.metrics.get("restored") or {}).get(VALIDATION, {}) else []
         if name == "perplexity":
             return [self.perplexity] if self.perplexity else []
         return self.answers if name == "answer_bits" else self.accuracies
@@ -317,6 +319,8 @@ def difference(outcomes: list[Outcome], others: list[Outcome], name: str) -> dic
     """
     if name in _AGREEMENT:
         return _apart_more(outcomes, others, name)
+    if name == "valid_loss" and not all(outcome.rows_of(name) for outcome in (*outcomes, *others)):
+        return None  # of runs before these rows were kept
     return row_difference(outcomes, others, outcomes[0].rows_of(name))
 
 
