@@ -17,8 +17,9 @@ from utils.compare.content import compared, curves_of
 from utils.compare.lines import flags_that_vary, read_lines
 from utils.compare.page import page, shown
 from utils.compare.pictures import Point, curve_picture, front, labels, pareto_picture, pictures_of
+from utils.sweep.differences import COMPARED
 from utils.sweep.runs import FAILED, Row
-from utils.sweep.table import COMPARED, build_table
+from utils.sweep.table import build_table
 
 HOSTILE = "</script><img src=x onerror='window.hacked=1'>"
 

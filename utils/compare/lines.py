@@ -7,8 +7,10 @@ from pathlib import Path
 
 from utils.common.errors import UserError, first_line
 from utils.report.summary import shown_name
+from utils.sweep.differences import COMPARED, difference, row_difference
+from utils.sweep.outcome import Outcome
 from utils.sweep.runs import DONE, FAILED, PLACES, ROWS, Member, Row, read_json
-from utils.sweep.table import COMPARED, Outcome, chosen_runs, difference, finished_runs, row_difference, table_row
+from utils.sweep.table import chosen_runs, finished_runs, table_row
 
 SEEDS = ("train_seed", "seed")
 """Arguments that tell the runs of one line apart, and no lines."""

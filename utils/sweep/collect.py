@@ -9,8 +9,9 @@ from pathlib import Path, PurePosixPath
 
 from utils.common.files import whole_file, write_json, write_text
 from utils.evaluation.rows import CHOICES
+from utils.sweep.differences import COMPARED
+from utils.sweep.outcome import Outcome
 from utils.sweep.runs import DONE, FAILED, Row, read_json
-from utils.sweep.table import COMPARED, Outcome
 
 _PATH = re.compile(r"(?<![\w/.:\-])(?:file://)?(?:~[\w.\-]*|[A-Za-z]:)?[/\\][^\s\"'`,;()\[\]{}<>|]+")
 """A path from the root of a file system, or of a home directory, within a text."""

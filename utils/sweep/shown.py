@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from utils.report.tables import DASH, markdown_table
-from utils.sweep.table import COMPARED, CONTROLLED, SPREADS
+from utils.sweep.differences import COMPARED
+from utils.sweep.outcome import CONTROLLED
+from utils.sweep.table import SPREADS
 
 CLASSES = {
     "nothing": DASH,

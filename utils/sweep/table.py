@@ -3,160 +3,20 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
 
-import numpy as np
-
 from utils.common.errors import UserError
-from utils.common.names import ANSWER_BITS
-from utils.evaluation.rows import CHOICES, LOSS, VALIDATION, Kept, KeptRows, pair_rows, read_rows
-from utils.evaluation.statistics import divergences, flips, mean_difference, paired_difference
+from utils.sweep.differences import COMPARED, difference, row_difference
 from utils.sweep.file import CONTROL
-from utils.sweep.runs import FAILED, Member, Row, best_rate, finished, read_json, refused, valid_loss
-
-PERPLEXITIES = ("token_perplexity", "word_perplexity")
-"""Metrics that a table's perplexity may be, the first that a run has."""
+from utils.sweep.outcome import Outcome, mean_or_none
+from utils.sweep.runs import FAILED, Member, Row, best_rate, finished, refused, valid_loss
 
 SPREADS = (
     "valid_loss", "perplexity", "forgetting", "task_mean", "recovered", "recovered_perplexity", "recovered_answers",
     "answer_bits", "flipped", "kl",
 )  # fmt: skip
 """What is averaged over seeds, by its name in table.json."""
-
-COMPARED = ("valid_loss", "perplexity", "answer_bits", "kl", "flipped", "task_mean")
-"""What a row is held against another one's in, by its name in table.json."""
-
-CONTROLLED = ("valid_loss", "perplexity", "answer_bits")
-"""What the share of a control is told of."""
-
-_AGREEMENT = {"kl": divergences, "flipped": flips}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One finished run, as its files tell. record: its `sweep.json`."""
-
-    folder: Path
-    record: dict
-
-    @cached_property
-    def results(self) -> dict:
-        """results.json."""
-        return read_json(self.folder / "results.json") or {}
-
-    @cached_property
-    def run(self) -> dict:
-        """run.json."""
-        return read_json(self.folder / "run.json") or {}
-
-    @property
-    def questions(self) -> dict[str, Kept]:
-        """Model → task → metric → rows, read anew each time, as they are large; empty where none were kept."""
-        path = self.folder / "logs" / "rows.json.gz"
-        return read_rows(path) if path.is_file() else {}
-
-    @cached_property
-    def metrics(self) -> dict[str, Kept]:
-        """`questions` without the choices, and as arrays: a run's rows are held against those of many others."""
-        return {
-            model: {
-                task: {
-                    metric: replace(kept, values=np.asarray(kept.values))
-                    for metric, kept in metrics.items()
-                    if metric != CHOICES
-                }
-                for task, metrics in tasks.items()
-            }
-            for model, tasks in self.questions.items()
-        }
-
-    @property
-    def perplexity(self) -> tuple[str, str] | None:
-        """(task, metric) of the perplexity that stands in the table."""
-        scores = (self.results.get("scores") or {}).get("restored") or {}
-        found = ((task, metric) for metric in PERPLEXITIES for task, metrics in scores.items() if metric in metrics)
-        return next(found, None)
-
-    @property
-    def accuracies(self) -> list[tuple[str, str]]:
-        """(task, metric) of what the mean over tasks is of."""
-        main = self.results.get("main_metric") or {}
-        named = (self.results.get("mean") or {}).get("tasks")
-        tasks = [task for task, metric in main.items() if str(metric).startswith("acc")] if named is None else named
-        return [(task, main[task]) for task in tasks]
-
-    @property
-    def answers(self) -> list[tuple[str, str]]:
-        """(task, metric) of what the right answers' bits a byte are the mean of."""
-        return [(task, ANSWER_BITS) for task in (self.results.get("answers") or {}).get("tasks") or []]
-
-    def rows_of(self, name: str) -> list[tuple[str, str]]:
-        """(task, metric) of the rows that one of COMPARED is the mean of, but for those that `apart` has."""
-        if name == "valid_loss":
-            return [(VALIDATION, LOSS)] if LOSS in (self.metrics.get("restored") or {}).get(VALIDATION, {}) else []
-        if name == "perplexity":
-            return [self.perplexity] if self.perplexity else []
-        return self.answers if name == "answer_bits" else self.accuracies
-
-    @cached_property
-    def apart(self) -> dict[str, dict[tuple[str, str], np.ndarray]]:
-        """Measure → (task, digest of its rows) → how far the restored model's answers are from the dense one's, a value
-        a row."""
-        questions = self.questions
-        dense, restored = (questions.get(model) or {} for model in ("dense", "restored"))
-        found: dict[str, dict] = {measure: {} for measure in _AGREEMENT}
-        for task in dense:
-            if all(CHOICES in model.get(task, {}) for model in (dense, restored)):
-                one, other = dense[task][CHOICES], restored[task][CHOICES]
-                for measure, rows in _AGREEMENT.items():
-                    found[measure][task, other.sha256] = np.asarray(rows(one.values, other.values))
-        return found
-
-    def score(self, model: str, task: str, metric: str) -> float | None:
-        """A model's value of a metric."""
-        return _number(self._at("scores", model, task, metric, "value"))
-
-    def task_mean(self, model: str) -> float | None:
-        """A model's mean accuracy over tasks."""
-        return _mean_or_none([self.score(model, *each) for each in self.accuracies])
-
-    def level(self, model: str) -> dict[str, float | None]:
-        """What a model's level is told by, "start" for the one that training began with (the pruned one)."""
-        name = "pruned" if model == "start" else model
-        values = (
-            _number(self._at("validation", model)),
-            self.score(name, *self.perplexity) if self.perplexity else None,
-            _number(self._at("answers", "scores", name, "value")),
-        )
-        return dict(zip(CONTROLLED, values, strict=True))
-
-    def seed_values(self) -> dict[str, float | None]:
-        """What is averaged over seeds, by its name in the table."""
-        found = {"valid_loss": valid_loss(self.folder), "task_mean": self.task_mean("restored")}
-        found |= {"perplexity": None, "forgetting": None, "recovered_perplexity": None}
-        if self.perplexity:
-            after, before = (self.score(model, *self.perplexity) for model in ("restored", "pruned"))
-            found["perplexity"] = after
-            found["forgetting"] = None if None in (after, before) else after - before
-            found["recovered_perplexity"] = _number(self._at("recovered", *self.perplexity))
-        alone = self.accuracies[0] if len(self.accuracies) == 1 else None
-        place = ("recovered", *alone) if alone else ("mean", "recovered")
-        found["recovered"] = _number(self._at(*place))
-        found["recovered_answers"] = _number(self._at("answers", "recovered"))
-        found["answer_bits"] = _number(self._at("answers", "scores", "restored", "value"))
-        for measure in ("flipped", "kl"):
-            found[measure] = _number(self._at("agreement", "restored", "all", measure, "value"))
-        return found
-
-    def _at(self, *names: str) -> object:
-        """What results.json has at that place; None where it has nothing."""
-        found: object = self.results
-        for name in names:
-            found = found.get(name) if isinstance(found, dict) else None
-        return found
 
 
 def build_table(output: Path, rows: Sequence[Row], counts: Callable[[Member], bool], now: dict | None = None) -> dict:
@@ -202,18 +62,6 @@ def spread(values: Iterable[float | None]) -> dict | None:
     return {"value": mean(known), "stderr": error, "n": len(known)}
 
 
-def mean_rows(kept: Sequence[KeptRows]) -> KeptRows:
-    """Each question's mean over the runs of several seeds; ValueError if they were asked different ones."""
-    first = kept[0]
-    if any(
-        (each.sha256, each.aggregation, len(each.values)) != (first.sha256, first.aggregation, len(first.values))
-        for each in kept
-    ):
-        raise ValueError("runs of one configuration were scored on different rows")
-    values = np.mean([each.values for each in kept], axis=0)
-    return replace(first, values=values)
-
-
 def chosen_runs(output: Path, row: Row, found: dict[str, Outcome]) -> tuple[float | None, list[Outcome]]:
     """(rate, the finished runs of the seeds at it); no rate and no runs until every rate was tried."""
     if any(each.id not in found and not refused(output / each.id) for each in row.searches):
@@ -243,13 +91,13 @@ def table_row(
         "pruning": row.pruning,
         "class": _single(_kind(outcome) for outcome in outcomes),
         "trained_parameters": _single((outcome.run.get("method") or {}).get("parameters") for outcome in outcomes),
-        "zeros_kept": _mean_or_none([_zeros_kept(outcome.results.get("proof") or {}) for outcome in outcomes]),
+        "zeros_kept": mean_or_none([_zeros_kept(outcome.results.get("proof") or {}) for outcome in outcomes]),
         "rate": rate,
         "rates": [{"rate": rate, "valid_loss": loss} for rate, loss in searched.items()],
         "seeds": [each.seed for each in row.at(rate) if each.id in found] if outcomes else [],
         "wanted": len(row.at(row.finals[0].rate)),
         "failed": failed,
-        "minutes": _mean_or_none([outcome.record.get("seconds", 0) / 60 for outcome in outcomes]),
+        "minutes": mean_or_none([outcome.record.get("seconds", 0) / 60 for outcome in outcomes]),
         **{name: spread(each[name] for each in values) for name in SPREADS},
         "tasks": [task for task, _ in outcomes[0].accuracies] if outcomes else [],
         "perplexity_of": outcomes[0].perplexity if outcomes else None,
@@ -312,32 +160,6 @@ def _against(row: Row, outcomes: list[Outcome], others: list[Outcome], notes: li
     return found
 
 
-def difference(outcomes: list[Outcome], others: list[Outcome], name: str) -> dict | None:
-    """{"difference", "stderr", "n"} of `outcomes` minus `others` in one of COMPARED, over the same n rows.
-
-    None where no rows were kept; UserError or ValueError where they are not the same ones.
-    """
-    if name in _AGREEMENT:
-        return _apart_more(outcomes, others, name)
-    if name == "valid_loss" and not all(outcome.rows_of(name) for outcome in (*outcomes, *others)):
-        return None  # of runs before these rows were kept
-    return row_difference(outcomes, others, outcomes[0].rows_of(name))
-
-
-def _apart_more(outcomes: list[Outcome], others: list[Outcome], measure: str) -> dict | None:
-    """`difference` in how far from the dense model each answer is; a question's seeds averaged first."""
-    found = [[outcome.apart[measure] for outcome in each] for each in (outcomes, others)]
-    asked = {frozenset(each) for group in found for each in group}
-    if frozenset() in asked:
-        return None
-    if len(asked) > 1:
-        raise ValueError("the answers that are held against the dense model's are to different questions")
-    order = sorted(asked.pop())
-    rows = [np.mean([np.concatenate([each[task] for task in order]) for each in group], axis=0) for group in found]
-    value, error = paired_difference(*rows, "mean")
-    return {"difference": value, "stderr": error, "n": len(rows[0])}
-
-
 def _of_control(outcomes: list[Outcome], controls: list[Outcome]) -> dict | None:
     """(pruned - restored) / (pruned - control) in each that `Outcome.level` tells, means over seeds first.
 
@@ -352,36 +174,10 @@ def _of_control(outcomes: list[Outcome], controls: list[Outcome]) -> dict | None
     )
     found = {}
     for name in before[0]:
-        pruned, restored, control = (_mean_or_none([each[name] for each in level]) for level in (before, after, best))
+        pruned, restored, control = (mean_or_none([each[name] for each in level]) for level in (before, after, best))
         known = None not in (pruned, restored, control) and control < pruned
         found[name] = (pruned - restored) / (pruned - control) if known else None
     return found
-
-
-def row_difference(outcomes: list[Outcome], others: list[Outcome] | None, asked: list[tuple[str, str]]) -> dict | None:
-    """{"difference", "stderr", "n"} of the restored models' mean over `asked`, row by row, seeds averaged first.
-
-    others: what is subtracted; None for the pruned model. n: rows of all of `asked`. None where no rows were kept, or
-    nothing was asked.
-    """
-    mine = [outcome.metrics.get("restored") for outcome in outcomes]
-    if others is None:
-        theirs = [outcomes[0].metrics.get("pruned")]
-    else:
-        theirs = [outcome.metrics.get("restored") for outcome in others]
-    if not asked or not all(mine) or not all(theirs):
-        return None
-    pairs = []
-    for task, metric in asked:
-        one, other = pair_rows(_averaged(mine, task, metric), _averaged(theirs, task, metric), task, metric)
-        pairs.append((one.values, other.values))
-    value, error = mean_difference(*zip(*pairs, strict=True), one.aggregation)
-    return {"difference": value, "stderr": error, "n": sum(len(values) for values, _ in pairs)}
-
-
-def _averaged(kept: list[Kept], task: str, metric: str) -> Kept:
-    rows = [each[task][metric] for each in kept if metric in each.get(task, {})]
-    return {task: {metric: mean_rows(rows)}} if rows else {}
 
 
 def _models(rows: Sequence[Row], chosen: dict) -> list[dict]:
@@ -446,11 +242,3 @@ def _single(values: Iterable[object]) -> object:
     """What all of them are; None if they are not one."""
     found = list(dict.fromkeys(values))
     return found[0] if len(found) == 1 else None
-
-
-def _mean_or_none(values: Sequence[float | None]) -> float | None:
-    return mean(values) if values and None not in values else None
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
