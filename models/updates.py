@@ -188,6 +188,10 @@ class FixedInMask(InMask):
         super().__init__(change)
         self.requires_grad_(False)
 
+    def held(self, weight: Tensor) -> int:
+        """None: nothing of it counts as trained, so nothing is to be taken off."""
+        return 0
+
 
 class Scaling(nn.Module):
     """IA3 (Liu et al., NeurIPS 2022): the weight's rows or its columns, each times a number; trained in fp32.

@@ -9,7 +9,7 @@ from models.loading import load_config, load_model
 from models.methods import Options, parts_of
 from models.modeling_llama import RestoredLinear, keep_columns, numbers_trained
 from models.restoration import Restoration
-from models.updates import Decomposed, Entries, LowRank, Scaling
+from models.updates import Decomposed, Entries, FixedInMask, LowRank, Scaling
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
 from utils.common.names import LINEAR_NAMES
@@ -329,6 +329,17 @@ def test_numbers_trained_are_counted(make_tiny_llama, method):
         assert found == sum(int((read(name) != 0).sum()) for name in names) > 10_000
     else:
         assert found == 3 * COUNTS[method.removeprefix("masked_")]
+
+
+@pytest.mark.parametrize("method", ["masked_lora", "masked_full", "norms_biases"])
+def test_what_was_computed_before_training_is_not_counted_as_trained(make_tiny_llama, method):
+    folder = make_tiny_llama(zeros=0.5)
+    model = attached(folder, started(folder, method))
+    expected = numbers_trained(model)
+    for layer in (0, 2):
+        linear = model.model.layers[layer].mlp.up_proj
+        linear.update(FixedInMask(torch.ones_like(linear.weight)))
+    assert numbers_trained(model) == expected > 0
 
 
 # Where.
