@@ -3,6 +3,15 @@
 A recipe is nothing but flags. What is given on the command line wins over it.
 """
 
+_INSIDE_MASK = {
+    "method": "masked_lora",
+    "apply_to": "all",
+    "train_norms": True,
+    "loss": "distill",
+    "distill_weight": 0.5,
+    "lr": 2e-3,
+}
+
 RECIPES = {
     "constants": {
         "method": "norms_biases",
@@ -10,16 +19,11 @@ RECIPES = {
         "distill_weight": 0.5,
         "lr": 4e-3,
     },
-    "inside_mask": {
-        "method": "masked_lora",
-        "apply_to": "all",
-        "train_norms": True,
-        "loss": "distill",
-        "distill_weight": 0.5,
-        "lr": 2e-3,
-    },
+    "inside_mask": _INSIDE_MASK,
+    "inside_mask_admm": {"first": "admm_update", **_INSIDE_MASK},
 }
-"""What -recipe takes. `constants`: no weight of a matrix changes. `inside_mask`: no zero changes."""
+"""What -recipe takes. `constants`: no weight of a matrix changes. `inside_mask`: no zero changes. `inside_mask_admm`:
+none either, and before training the weights are fitted to the dense model's outputs on the calibration set."""
 
 
 def as_flags(name: str) -> str:
