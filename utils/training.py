@@ -112,11 +112,9 @@ def train(
     last, passed_over = last_whole(checkpoints, belongs) if resume else (None, [])
     for line in passed_over:
         tqdm.write(f"      {line}")
-    before = (
-        json.loads((last / PROGRESS).read_text(encoding="utf-8"))
-        if last
-        else {"history": [], "counted": [0, 0, 0.0], "valid_rows": []}
-    )
+    before = {"history": [], "counted": [0, 0, 0.0], "valid_rows": []}  # an earlier version's checkpoint lacks the last
+    if last:
+        before |= json.loads((last / PROGRESS).read_text(encoding="utf-8"))
     arguments = _OneDevice(
         place=device,
         output_dir=str(checkpoints),

@@ -17,14 +17,15 @@ from data.loading import alpaca_prompt
 from models.cpu_attention import NAME, cpu_attention
 from models.loading import load_model, load_tokenizer
 from tests.builders import SAMPLES, batch, compensation, masks_of, trained, zeroed
-from utils.checkpoints import UNFINISHED
+from utils.checkpoints import SEAL, UNFINISHED
 from utils.common.errors import Stopped, UserError
+from utils.common.files import digest_files, write_json
 from utils.common.flags import parse_arguments
 from utils.evaluation.token_scores import token_scores
 from utils.losses import IGNORED, ResponseLoss
 from utils.prompts import Encoded, common_prefix, encode_all
 from utils.stages.train import settings as of_flags
-from utils.training import TrainingSettings, _OneDevice, _RestorationTrainer, response_loss, train
+from utils.training import PROGRESS, TrainingSettings, _OneDevice, _RestorationTrainer, response_loss, train
 
 
 @pytest.fixture
@@ -307,6 +308,17 @@ def fails() -> None:
 def test_a_killed_training_goes_on_from_its_last_checkpoint(cut, call, steps):
     cut.cut(call, fails, RuntimeError)
     assert cut.continues_to_the_same() == steps
+
+
+def test_a_checkpoint_of_a_version_that_kept_no_validation_rows_is_continued(cut):
+    cut.cut(7, fails, RuntimeError)
+    kept = cut.place / "cut" / "checkpoint-3"
+    progressed = json.loads((kept / PROGRESS).read_text())
+    del progressed["valid_rows"]
+    write_json(kept / PROGRESS, progressed)
+    whole = json.loads((kept / SEAL).read_text())
+    write_json(kept / SEAL, {**whole, "files": {**whole["files"], PROGRESS: digest_files([kept / PROGRESS])}})
+    assert cut.continues_to_the_same() == 3
 
 
 @pytest.mark.parametrize("cut", [True, False], ids=["grouped", "random"], indirect=True)
