@@ -111,9 +111,9 @@ def test_pairs_are_over_the_same_rows_and_others_are_left_out(sweep):
     found = differences(content)
     # Means over seeds: ours 5/8 and 1/2, theirs 5/6 and 1; in %.
     assert found["one, acc, %"][0] == pytest.approx(100 * (5 / 8 - 5 / 6), rel=1e-6)
-    assert found["two, acc, %"][0] == pytest.approx(-50) and found["two, acc, %"][2] == 2
+    assert found["two, acc, %"][0] == pytest.approx(-50) and found["two, acc, %"][3] == 2
     assert found["task mean, % ↑"][0] == pytest.approx((found["one, acc, %"][0] - 50) / 2, rel=1e-6)
-    assert found["task mean, % ↑"][2] == 6
+    assert found["task mean, % ↑"][2:] == [pytest.approx(12.5), 6]
     write_run(folder, "other", 1, OURS[1], asked="something else")
     found = differences(content_of(folder / "ours1", folder / "other"))
     assert set(found) == {"two, acc, %", "perplexity ↓"}
@@ -131,7 +131,8 @@ def test_pairs_are_the_sweeps_own_differences(answered):
     assert set(headings) == set(COMPARED)
     for name, what in headings.items():
         factor = 100 if "%" in what else 1
-        expected = [factor * against[name]["difference"], factor * against[name]["stderr"], against[name]["n"]]
+        parts = ("difference", "stderr", "stderr_seeds")
+        expected = [*(factor * against[name][part] for part in parts), against[name]["n"]]
         assert found[what] == pytest.approx(expected, rel=1e-6), name
     assert content["lines"][0]["cells"]["recovered_answers"]["value"] == 50
 
@@ -310,8 +311,19 @@ def test_a_browser_filters_draws_and_pairs(sweep, tmp_path, width):
     names, marks, cells = seen["extra"]
     assert names == ["theirs"] and marks == ["lost", "lost"]  # a quarter of the zeros is gone in both
     # Theirs minus ours: exp of 2 and of 2.5.
-    assert cells[0] == ["perplexity ↓", "−5 ± 14", "2", "within noise"]
-    assert ["two, acc, %", "+50 ± 50", "2", "within noise"] in cells
+    assert cells[0] == ["perplexity ↓", "−5 ± 14 ± 6", "2", "within noise"]
+    assert ["two, acc, %", "+50 ± 50 ± 0", "2", "within noise"] in cells
+
+
+def test_a_difference_must_be_beyond_both_of_its_errors(sweep, tmp_path):
+    content = content_of(sweep[0])
+    measures = [{"what": what, "lower": False} for what in ("one seed", "steady", "unsteady")]
+    content |= {"measures": measures}
+    content["pairs"][0]["found"] = [[0, 3.0, 1.0, None, 4], [1, 3.0, 1.0, 1.0, 4], [2, 3.0, 1.0, 1.2, 4]]
+    (tmp_path / "all.html").write_text(page(content, "all"), encoding="utf-8")
+    more = """return [...document.getElementById("differences").rows].map((row) => row.cells[3].textContent);"""
+    seen = look(tmp_path / "all.html", tmp_path, 1200, more=more)
+    assert seen["extra"] == ["worse", "worse", "within noise"]  # theirs minus ours: 3 less, of what should be high
 
 
 def test_a_file_shows_what_the_page_shows_and_is_linked_while_it_does(grid, tmp_path):

@@ -46,7 +46,8 @@ def write_run(output, name: str, seed: int, rows, asked="asked", **record) -> Me
     }
     results = {"scores": scores, "main_metric": main, "mean": {"tasks": ["one", "two"], "recovered": SHARES[seed]}}
     write_json(folder / "results.json", {**results, "proof": {"zeros_pruned": 8, "zeros_lost": 2}})
-    write_json(folder / "run.json", {"method": {"parameters": 120, "kind": "mask", "restores": True}, "device": "cpu"})
+    method = {"parameters": 120, "kind": "mask", "restores": True}
+    write_json(folder / "run.json", {"method": method, "device": "cpu", "seeds": {"training": seed}})
     (folder / "logs").mkdir()
     (folder / "logs" / "history.jsonl").write_text(
         f'{{"valid_loss": 9}}\n{{"loss": 1}}\n{{"valid_loss": {LOSSES[seed]}}}\n'
@@ -97,6 +98,20 @@ def test_differences_are_paired_over_questions_with_seeds_averaged_first(tmp_pat
         against["task_mean"]["stderr"] == pytest.approx(math.hypot(error, 0.5) / 2) == pytest.approx(0.299256, rel=1e-5)
     )
     assert against["perplexity"]["difference"] == pytest.approx(math.exp(2) - math.exp(2.5))
+
+
+def test_differences_have_an_error_over_the_seeds_that_both_have(tmp_path, rows):
+    table = built(tmp_path, rows)
+    against = table["rows"][1]["against"]
+    # Seed 1: 1 - 1/2, seed 2: 7/8 - 5/8; only theirs has a third. Perplexities, e^2 each, of e^((1+3)/2) and e^3.
+    assert against["task_mean"]["stderr_seeds"] == pytest.approx(0.125)
+    assert against["perplexity"]["stderr_seeds"] == pytest.approx((math.e**3 - math.e**2) / 2)
+    assert f"+35.4 ± {100 * against['task_mean']['stderr']:.1f} ± 12.5" in markdown(table, [])
+    line = list(csv.DictReader(io.StringIO(csv_text(table))))[1]
+    assert float(line["task_mean_difference_stderr_seeds"]) == pytest.approx(0.125)
+    assert float(line["task_mean_difference_stderr"]) == against["task_mean"]["stderr"]
+    apart = built(tmp_path, [rows[0], Row("theirs", "wanda", "ours", (), rows[1].finals[1:])])  # seed 2 alone is shared
+    assert apart["rows"][1]["against"]["task_mean"]["stderr_seeds"] is None
 
 
 def test_a_recovered_share_has_an_error_over_seeds_and_one_over_questions(tmp_path, rows):
@@ -205,7 +220,8 @@ def test_validation_losses_are_held_against_each_other_sample_by_sample(tmp_path
     middle = sum(left_out) / 3
     error = math.sqrt(2 / 3 * sum((value - middle) ** 2 for value in left_out))
     against = table["rows"][1]["against"]["valid_loss"]
-    assert against == {"difference": pytest.approx(3 / 6), "stderr": pytest.approx(error), "n": 3}
+    assert (against["difference"], against["stderr"]) == (pytest.approx(3 / 6), pytest.approx(error))
+    assert against["n"] == 3 and against["stderr_seeds"] == pytest.approx(3 / 6 / 2)  # 0 and 3 nats of 6 tokens
     assert "+0.500 ± 0.2" in markdown(table, [])
     collect(tmp_path, rows, tmp_path / "kept")
     assert built(tmp_path / "kept", rows) == table
@@ -218,7 +234,8 @@ def test_answers_are_held_against_another_rows_question_by_question(tmp_path, ro
     against = built(tmp_path, two)["rows"][1]["against"]
     # 6 nats over 8 bytes against 4 over 8; leaving a question out moves both sums.
     assert against["answer_bits"]["difference"] == pytest.approx((6 - 4) / 8 / math.log(2))
-    assert against["flipped"] == {"difference": 0.5, "stderr": pytest.approx(math.sqrt(4 * 0.25 / 3 / 4)), "n": 4}
+    error = pytest.approx(math.sqrt(4 * 0.25 / 3 / 4))
+    assert against["flipped"] == {"difference": 0.5, "stderr": error, "stderr_seeds": None, "n": 4}
     odds = math.log1p(math.exp(-1))
     assert against["kl"]["difference"] == pytest.approx(0.5 * (math.exp(-odds) - math.exp(-1 - odds)))
     with_answers(tmp_path, "theirs1", [[-2.0, 2.0]] * 4, OTHER, asked="others")

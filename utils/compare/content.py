@@ -119,9 +119,10 @@ def _class(line: Line) -> str:
 
 
 def _pairs(lines: Sequence[Line]) -> dict:
-    """{"measures": [{"what", "lower"}], "pairs": [{"one", "other", "found": [[place, difference, error, n], …]}]}.
+    """{"measures": [{"what", "lower"}], "pairs": [{"one", "other", "found": [numbers, …]}]}.
 
-    In the unit of the table. place: of the measure. lower: whether lower is better, None where that is not known.
+    numbers: [place of the measure, difference, stderr, stderr_seeds, n], in the unit of the table. lower: whether lower
+    is better, None where that is not known.
     """
     places: dict[Measure, int] = {}
     measures, found = [], []
@@ -132,8 +133,9 @@ def _pairs(lines: Sequence[Line]) -> dict:
             if measure not in places:
                 places[measure] = len(measures)
                 measures.append({"what": what, "lower": lower})
-            error = None if apart["stderr"] is None else _short(factor * apart["stderr"])
-            rows.append([places[measure], _short(factor * apart["difference"]), error, apart["n"]])
+            numbers = [apart[name] for name in ("difference", "stderr", "stderr_seeds")]
+            numbers = [None if number is None else _short(factor * number) for number in numbers]
+            rows.append([places[measure], *numbers, apart["n"]])
         found.append({"one": one, "other": other, "found": rows})
     return {"measures": measures, "pairs": found}
 

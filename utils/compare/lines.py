@@ -7,7 +7,7 @@ from pathlib import Path
 
 from utils.common.errors import UserError, first_line
 from utils.report.summary import shown_name
-from utils.sweep.differences import COMPARED, difference, row_difference
+from utils.sweep.differences import COMPARED, Measure, difference
 from utils.sweep.outcome import Outcome
 from utils.sweep.runs import DONE, FAILED, PLACES, ROWS, Member, Row, read_json
 from utils.sweep.table import chosen_runs, finished_runs, table_row
@@ -98,8 +98,7 @@ def _of_run(folder: Path, name: str, notes: list[str]) -> Line:
         seconds = sum(stage["seconds"] for stage in outcome.run.get("stages") or [])
         outcome = Outcome(folder, {**outcome.record, "seconds": seconds})
     rate = arguments.get("lr") if (outcome.run.get("method") or {}).get("parameters") else None
-    seed = (outcome.run.get("seeds") or {}).get("training", outcome.run.get("seed")) or 0
-    member = Member(folder.name, rate, seed)
+    member = Member(folder.name, rate, outcome.seed)
     row = Row(name, _pruning(outcome), None, (), (member,))
     entry = table_row(folder.parent, row, rate, [outcome], {member.id: outcome}, notes)
     return Line(name, row.pruning, entry, [outcome])
@@ -160,22 +159,17 @@ def flags_that_vary(lines: Sequence[Line]) -> dict[str, list[object]]:
     }
 
 
-Measure = str | tuple[str, str]
-"""What two lines are held against each other in: one of COMPARED, or (task, metric)."""
-
-
 def pairs(lines: Sequence[Line]) -> list[tuple[int, int, dict[Measure, dict]]]:
-    """(place of a line, place of another, measure → {"difference", "stderr", "n"} of the first's minus the second's).
+    """(place of a line, place of another, measure → `difference` of the first's minus the second's).
 
-    Over the same rows, each question's answers averaged over seeds first; what was not scored on the same rows is left
-    out, and a pair with nothing left.
+    What was not scored on the same rows is left out, and a pair with nothing left.
     """
     found = []
     for (one, first), (other, second) in combinations(enumerate(lines), 2):
         differences = {}
         for measure in _measures(first) if second.outcomes else ():
             try:
-                apart = _difference(first, second, measure)
+                apart = difference(first.outcomes, second.outcomes, measure)
             except (UserError, ValueError):
                 continue
             if apart is not None:
@@ -183,12 +177,6 @@ def pairs(lines: Sequence[Line]) -> list[tuple[int, int, dict[Measure, dict]]]:
         if differences:
             found.append((one, other, differences))
     return found
-
-
-def _difference(first: Line, second: Line, measure: Measure) -> dict | None:
-    if isinstance(measure, str):
-        return difference(first.outcomes, second.outcomes, measure)
-    return row_difference(first.outcomes, second.outcomes, [measure])
 
 
 def _measures(line: Line) -> list[Measure]:

@@ -49,7 +49,7 @@ def csv_text(content: dict) -> str:
 
 def pairs_csv(content: dict) -> str:
     """A line a pair and measure: whose difference it is, and over how many rows."""
-    rows = [["name", "minus", "over_the_same_rows", "difference", "stderr", "n"]]
+    rows = [["name", "minus", "over_the_same_rows", "difference", "stderr", "stderr_seeds", "n"]]
     for pair in content["pairs"]:
         names = [content["lines"][pair[place]]["label"] for place in ("one", "other")]
         rows += [[*names, content["measures"][place]["what"], *numbers] for place, *numbers in pair["found"]]

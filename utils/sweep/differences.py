@@ -1,4 +1,4 @@
-"""Rows of a sweep held against each other, question by question, with their seeds averaged first."""
+"""Rows of a sweep held against each other, question by question with their seeds averaged first, and seed by seed."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,26 +7,45 @@ import numpy as np
 
 from utils.evaluation.rows import Kept, KeptRows, pair_rows
 from utils.evaluation.statistics import mean_difference, paired_difference
-from utils.sweep.outcome import AGREEMENT, Outcome
+from utils.sweep.outcome import AGREEMENT, Outcome, spread
 
 COMPARED = ("valid_loss", "perplexity", "answer_bits", "kl", "flipped", "task_mean")
 """What a row is held against another one's in, by its name in table.json."""
 
 
-def difference(outcomes: list[Outcome], others: list[Outcome], name: str) -> dict | None:
-    """{"difference", "stderr", "n"} of `outcomes` minus `others` in one of COMPARED, over the same n rows.
+Measure = str | tuple[str, str]
+"""What is held against another: one of COMPARED, or (task, metric)."""
 
-    None where no rows were kept; UserError or ValueError where they are not the same ones.
+
+def difference(outcomes: list[Outcome], others: list[Outcome], measure: Measure) -> dict | None:
+    """{"difference", "stderr", "stderr_seeds", "n"} of `outcomes` minus `others`, over the same n rows.
+
+    stderr: over these rows, each one's values averaged over seeds. stderr_seeds: of the mean of each seed's own
+    difference, over the seeds that both have; None for fewer than two. What one draw of rows and one draw of trainings
+    leave unknown are two things: neither error holds the other. None where no rows were kept; UserError or ValueError
+    where they are not the same ones.
     """
-    if name in AGREEMENT:
-        return _apart_more(outcomes, others, name)
-    if name == "valid_loss" and not all(outcome.rows_of(name) for outcome in (*outcomes, *others)):
+    found = _over_rows(outcomes, others, measure)
+    return None if found is None else found | {"stderr_seeds": _over_seeds(outcomes, others, measure)}
+
+
+def _over_seeds(outcomes: list[Outcome], others: list[Outcome], measure: Measure) -> float | None:
+    one, other = ({outcome.seed: outcome for outcome in each} for each in (outcomes, others))
+    each = (_over_rows([one[seed]], [other[seed]], measure) for seed in sorted(one.keys() & other.keys()))
+    found = spread(apart and apart["difference"] for apart in each)
+    return found and found["stderr"]
+
+
+def _over_rows(outcomes: list[Outcome], others: list[Outcome], measure: Measure) -> dict | None:
+    if measure in AGREEMENT:
+        return _apart_more(outcomes, others, measure)
+    if measure == "valid_loss" and not all(outcome.rows_of(measure) for outcome in (*outcomes, *others)):
         return None  # of runs before these rows were kept
-    return row_difference(outcomes, others, outcomes[0].rows_of(name))
+    return row_difference(outcomes, others, outcomes[0].rows_of(measure) if isinstance(measure, str) else [measure])
 
 
 def _apart_more(outcomes: list[Outcome], others: list[Outcome], measure: str) -> dict | None:
-    """`difference` in how far from the dense model each answer is; a question's seeds averaged first."""
+    """`_over_rows` in how far from the dense model each answer is; a question's seeds averaged first."""
     found = [[outcome.apart[measure] for outcome in each] for each in (outcomes, others)]
     asked = {frozenset(each) for group in found for each in group}
     if frozenset() in asked:

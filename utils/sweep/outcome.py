@@ -1,11 +1,11 @@
 """One finished run, and the numbers that a table takes from its files."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import numpy as np
 
@@ -40,6 +40,11 @@ class Outcome:
     def run(self) -> dict:
         """run.json."""
         return read_json(self.folder / "run.json") or {}
+
+    @property
+    def seed(self) -> int:
+        """The seed of its training."""
+        return (self.run.get("seeds") or {}).get("training", self.run.get("seed")) or 0
 
     @property
     def questions(self) -> dict[str, Kept]:
@@ -151,6 +156,15 @@ class Outcome:
 def mean_or_none(values: Sequence[float | None]) -> float | None:
     """Their mean; None where there are none, or one is unknown."""
     return mean(values) if values and None not in values else None
+
+
+def spread(values: Iterable[float | None]) -> dict | None:
+    """{"value": mean, "stderr": standard error of the mean, None for a single value, "n"}; None if one is missing."""
+    known = list(values)
+    if not known or None in known:
+        return None
+    error = stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None
+    return {"value": mean(known), "stderr": error, "n": len(known)}
 
 
 def number(value: object) -> float | None:

@@ -26,9 +26,10 @@ READ = (
     "over the choices, in nats. *Recovered* is the share of the gap between the dense and the pruned model, where that "
     "gap is beyond noise. *Of control* is the same, with the dense model after the same training in the dense model's "
     "place: training on instructions lowers a loss that was not pruned away too. A difference (Δ) is paired: each "
-    "question's values are averaged over seeds, then held against the other row's on the same question; its standard "
-    "error is over questions (of a validation loss over samples; of a perplexity over windows or pages, and of the "
-    "mean of the seeds' losses there)."
+    "question's values are averaged over seeds, then held against the other row's on the same question; its first "
+    "standard error is over questions (of a validation loss over samples; of a perplexity over windows or pages, and "
+    "of the mean of the seeds' losses there), its second, where both rows have two seeds or more, over the differences "
+    "of each seed. Neither error holds the other."
 )
 
 
@@ -82,7 +83,8 @@ def csv_text(table: dict) -> str:
         line["against"] = (row["against"] or {}).get("name")
         for name in COMPARED:
             found = (row["against"] or {}).get(name) or {}
-            line |= {f"{name}_difference": found.get("difference"), f"{name}_difference_stderr": found.get("stderr")}
+            line[f"{name}_difference"] = found.get("difference")
+            line |= {f"{name}_difference_{part}": found.get(part) for part in ("stderr", "stderr_seeds")}
         for name in CONTROLLED:
             line[f"{name}_of_control"] = (row["control"] or {}).get(name)
         for task, metric in metrics:
@@ -129,7 +131,11 @@ def _spread(found: dict | None, digits: int, percent: bool = False, sign: str = 
 
 
 def _difference(found: dict | None, digits: int, percent: bool = False) -> str:
-    return DASH if found is None else _spread({"value": found["difference"], **found}, digits, percent, "+")
+    if found is None:
+        return DASH
+    text = _spread({"value": found["difference"], **found}, digits, percent, "+")
+    seeds = found["stderr_seeds"]
+    return text if seeds is None else f"{text} ± {(100 if percent else 1) * seeds:,.{digits}f}"
 
 
 def _seeds(row: dict) -> str:

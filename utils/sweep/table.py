@@ -1,15 +1,13 @@
 """The numbers of a sweep's table, read from the runs' files alone: means over seeds, and differences over questions."""
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
 
 from utils.common.errors import UserError
 from utils.sweep.differences import COMPARED, difference, row_difference
 from utils.sweep.file import CONTROL
-from utils.sweep.outcome import Outcome, mean_or_none
+from utils.sweep.outcome import Outcome, mean_or_none, spread
 from utils.sweep.runs import FAILED, Member, Row, best_rate, finished, refused, valid_loss
 
 SPREADS = (
@@ -51,15 +49,6 @@ def finished_runs(
             if record is not None and counts(member):
                 found[member.id] = Outcome(output / member.id, record)
     return found
-
-
-def spread(values: Iterable[float | None]) -> dict | None:
-    """{"value": mean, "stderr": standard error of the mean, None for a single value, "n"}; None if one is missing."""
-    known = list(values)
-    if not known or None in known:
-        return None
-    error = stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None
-    return {"value": mean(known), "stderr": error, "n": len(known)}
 
 
 def chosen_runs(output: Path, row: Row, found: dict[str, Outcome]) -> tuple[float | None, list[Outcome]]:
@@ -147,7 +136,7 @@ def _over_questions(place: str, outcomes: list[Outcome], notes: list[str]) -> di
 
 
 def _against(row: Row, outcomes: list[Outcome], others: list[Outcome], notes: list[str]) -> dict | None:
-    """What the row has over the one it is held against: {"name", COMPARED: {"difference", "stderr"}}, by questions."""
+    """What the row has over the one it is held against: {"name", COMPARED: what `difference` gives}."""
     if not outcomes or not others:
         return None
     found: dict = {"name": row.compare_to}

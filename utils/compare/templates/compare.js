@@ -221,7 +221,7 @@
       const pair = data.pairs.find((each) => (each.one === one && each.other === other) || (each.one === other && each.other === one));
       const body = byId("differences");
       body.replaceChildren();
-      for (const [measure, found, error, n] of pair ? pair.found : []) {
+      for (const [measure, found, error, seeds, n] of pair ? pair.found : []) {
         const { what, lower } = data.measures[measure];
         const row = body.insertRow();
         const add = (text, kind = "") => Object.assign(row.insertCell(), { textContent: text, className: kind });
@@ -233,10 +233,12 @@
         const difference = pair.one === one ? found : -found;
         const sign = difference > 0 ? "+" : difference < 0 ? "−" : "";
         const cell = add(`${sign}${digits(difference, error)}`, "num");
-        if (error !== null) cell.append(Object.assign(document.createElement("small"), { textContent: ` ± ${digits(error, error)}` }));
+        for (const each of [error, seeds].filter((each) => each !== null)) {
+          cell.append(Object.assign(document.createElement("small"), { textContent: ` ± ${digits(each, error || each)}` }));
+        }
         add(n.toLocaleString("en-US"), "num");
         const better = lower === null ? "differs" : (difference < 0) === lower ? "better" : "worse";
-        const verdict = difference === 0 ? "equal" : error === null ? "no stderr" : Math.abs(difference) > 2 * error ? better : "within noise";
+        const verdict = difference === 0 ? "equal" : error === null ? "no stderr" : Math.abs(difference) > 2 * Math.hypot(error, seeds ?? 0) ? better : "within noise";
         add(verdict, verdict === "better" || verdict === "worse" ? verdict : "");
       }
       if (!body.rows.length) body.insertRow().insertCell().textContent = one === other ? "The same." : "Not scored on the same rows.";
