@@ -87,16 +87,14 @@ def test_means_and_standard_errors_over_seeds(tmp_path, rows):
 
 def test_differences_are_paired_over_questions_with_seeds_averaged_first(tmp_path, rows):
     ours, theirs = built(tmp_path, rows)["rows"]
-    # Of `one`: 2/3-1, 1-1/2, 2/3-1, 1-0; of `two`: 1, 0.
-    first = [-1 / 3, 1 / 2, -1 / 3, 1]
+    # Of `one`: 1/2-1, 1-1/2, 1-1, 1-0; of `two`: 1, 0. The seed that only theirs have is left out.
+    first = [-1 / 2, 1 / 2, 0, 1]
     middle = sum(first) / 4
     error = math.sqrt(sum((value - middle) ** 2 for value in first) / 3 / 4)
     against = theirs["against"]
     assert against["name"] == "ours" and ours["against"] is None
-    assert against["task_mean"]["difference"] == pytest.approx((middle + 0.5) / 2) == pytest.approx(0.3541667)
-    assert (
-        against["task_mean"]["stderr"] == pytest.approx(math.hypot(error, 0.5) / 2) == pytest.approx(0.299256, rel=1e-5)
-    )
+    assert against["task_mean"]["difference"] == pytest.approx((middle + 0.5) / 2) == pytest.approx(0.375)
+    assert against["task_mean"]["stderr"] == pytest.approx(math.hypot(error, 0.5) / 2)
     assert against["perplexity"]["difference"] == pytest.approx(math.exp(2) - math.exp(2.5))
 
 
@@ -106,12 +104,25 @@ def test_differences_have_an_error_over_the_seeds_that_both_have(tmp_path, rows)
     # Seed 1: 1 - 1/2, seed 2: 7/8 - 5/8; only theirs has a third. Perplexities, e^2 each, of e^((1+3)/2) and e^3.
     assert against["task_mean"]["stderr_seeds"] == pytest.approx(0.125)
     assert against["perplexity"]["stderr_seeds"] == pytest.approx((math.e**3 - math.e**2) / 2)
-    assert f"+35.4 ± {100 * against['task_mean']['stderr']:.1f} ± 12.5" in markdown(table, [])
+    assert f"+37.5 ± {100 * against['task_mean']['stderr']:.1f} ± 12.5" in markdown(table, [])
     line = list(csv.DictReader(io.StringIO(csv_text(table))))[1]
     assert float(line["task_mean_difference_stderr_seeds"]) == pytest.approx(0.125)
     assert float(line["task_mean_difference_stderr"]) == against["task_mean"]["stderr"]
-    apart = built(tmp_path, [rows[0], Row("theirs", "wanda", "ours", (), rows[1].finals[1:])])  # seed 2 alone is shared
-    assert apart["rows"][1]["against"]["task_mean"]["stderr_seeds"] is None
+
+
+def test_differences_are_of_one_shared_seed_alone_and_of_all_where_none_is_shared(tmp_path, rows):
+    def over(first: slice, second: slice) -> tuple[float, float | None]:
+        two = [
+            Row(row.name, "wanda", "ours", (), row.finals[part])
+            for row, part in zip(rows, (first, second), strict=True)
+        ]
+        against = built(tmp_path, two)["rows"][1]["against"]["task_mean"]
+        return against["difference"], against["stderr_seeds"]
+
+    everything = slice(None)
+    assert over(everything, slice(1, 3)) == (pytest.approx(7 / 8 - 5 / 8), None)  # seed 2
+    assert over(slice(0, 1), everything) == (pytest.approx(1 - 1 / 2), None)  # seed 1
+    assert over(everything, slice(2, 3)) == (pytest.approx(7 / 8 - (1 / 2 + 5 / 8) / 2), None)  # 3 against 1 and 2
 
 
 def test_a_recovered_share_has_an_error_over_seeds_and_one_over_questions(tmp_path, rows):
@@ -209,11 +220,10 @@ def with_validation(tmp_path, name: str, rows: list[list[float]]) -> None:
 def test_validation_losses_are_held_against_each_other_sample_by_sample(tmp_path, rows):
     for seed in OURS:
         with_validation(tmp_path, f"ours{seed}", [[6.0, 3.0], [1.0, 1.0], [2.0, 2.0]])
-    for name, nats in (("theirs1", 5.0), ("theirs2", 8.0)):
-        with_validation(tmp_path, name, [[nats, 3.0], [2.0, 1.0], [2.0, 2.0]])
-    table = built(tmp_path, rows)  # theirs3 is of a version that kept none
+    with_validation(tmp_path, "theirs1", [[5.0, 3.0], [2.0, 1.0], [2.0, 2.0]])
+    table = built(tmp_path, rows)  # theirs2 is of a version that kept none
     assert table["rows"][1]["against"]["valid_loss"] is None and table["notes"] == []
-    with_validation(tmp_path, "theirs3", [[11.0, 3.0], [2.0, 1.0], [2.0, 2.0]])
+    with_validation(tmp_path, "theirs2", [[11.0, 3.0], [2.0, 1.0], [2.0, 2.0]])
     table = built(tmp_path, rows)
     # Their mean over seeds: 8, 2 and 2 nats of 3, 1 and 2 tokens; ours 6, 1 and 2.
     left_out = [(4 - 3) / 3, (10 - 8) / 5, (10 - 7) / 4]
@@ -221,7 +231,7 @@ def test_validation_losses_are_held_against_each_other_sample_by_sample(tmp_path
     error = math.sqrt(2 / 3 * sum((value - middle) ** 2 for value in left_out))
     against = table["rows"][1]["against"]["valid_loss"]
     assert (against["difference"], against["stderr"]) == (pytest.approx(3 / 6), pytest.approx(error))
-    assert against["n"] == 3 and against["stderr_seeds"] == pytest.approx(3 / 6 / 2)  # 0 and 3 nats of 6 tokens
+    assert against["n"] == 3 and against["stderr_seeds"] == pytest.approx(6 / 6 / 2)  # 0 and 6 nats of 6 tokens
     assert "+0.500 ± 0.2" in markdown(table, [])
     collect(tmp_path, rows, tmp_path / "kept")
     assert built(tmp_path / "kept", rows) == table

@@ -20,18 +20,21 @@ Measure = str | tuple[str, str]
 def difference(outcomes: list[Outcome], others: list[Outcome], measure: Measure) -> dict | None:
     """{"difference", "stderr", "stderr_seeds", "n"} of `outcomes` minus `others`, over the same n rows.
 
-    stderr: over these rows, each one's values averaged over seeds. stderr_seeds: of the mean of each seed's own
-    difference, over the seeds that both have; None for fewer than two. What one draw of rows and one draw of trainings
-    leave unknown are two things: neither error holds the other. None where no rows were kept; UserError or ValueError
-    where they are not the same ones.
+    Of the seeds that both have, if they share any: what a seed does to both is no difference between them. stderr: over
+    the rows, each one's values averaged over seeds. stderr_seeds: of the mean of each seed's own difference; None for
+    fewer than two. What one draw of rows and one draw of trainings leave unknown are two things: neither error holds
+    the other. None where no rows were kept; UserError or ValueError where they are not the same ones.
     """
-    found = _over_rows(outcomes, others, measure)
-    return None if found is None else found | {"stderr_seeds": _over_seeds(outcomes, others, measure)}
-
-
-def _over_seeds(outcomes: list[Outcome], others: list[Outcome], measure: Measure) -> float | None:
     one, other = ({outcome.seed: outcome for outcome in each} for each in (outcomes, others))
-    each = (_over_rows([one[seed]], [other[seed]], measure) for seed in sorted(one.keys() & other.keys()))
+    pairs = [(one[seed], other[seed]) for seed in sorted(one.keys() & other.keys())]
+    if pairs:
+        outcomes, others = map(list, zip(*pairs, strict=True))
+    found = _over_rows(outcomes, others, measure)
+    return None if found is None else found | {"stderr_seeds": _over_seeds(pairs, measure)}
+
+
+def _over_seeds(pairs: Sequence[tuple[Outcome, Outcome]], measure: Measure) -> float | None:
+    each = (_over_rows([one], [other], measure) for one, other in pairs)
     found = spread(apart and apart["difference"] for apart in each)
     return found and found["stderr"]
 
