@@ -265,6 +265,8 @@ def test_a_control_is_the_dense_model_after_the_same_training(tmp_path, rows):
     of_control = {"valid_loss": pytest.approx(1 / 1.5), "perplexity": 1.0, "answer_bits": pytest.approx(0.3 / 0.6)}
     assert [row["control"] for row in table["rows"]] == [of_control, None]
     assert "67 % / 100 % / 50 %" in markdown(table, [])
+    both = Row("ours", "wanda", "ours", (), rows[0].finals)  # a second seed, which has no control
+    assert built(tmp_path, [both, control])["rows"][0]["control"] == of_control
     assert [each["pruning"] for each in table["models"]] == ["wanda", "wanda"]
 
 

@@ -25,12 +25,17 @@ def difference(outcomes: list[Outcome], others: list[Outcome], measure: Measure)
     fewer than two. What one draw of rows and one draw of trainings leave unknown are two things: neither error holds
     the other. None where no rows were kept; UserError or ValueError where they are not the same ones.
     """
-    one, other = ({outcome.seed: outcome for outcome in each} for each in (outcomes, others))
-    pairs = [(one[seed], other[seed]) for seed in sorted(one.keys() & other.keys())]
+    pairs = by_seed(outcomes, others)
     if pairs:
         outcomes, others = map(list, zip(*pairs, strict=True))
     found = _over_rows(outcomes, others, measure)
     return None if found is None else found | {"stderr_seeds": _over_seeds(pairs, measure)}
+
+
+def by_seed(outcomes: list[Outcome], others: list[Outcome]) -> list[tuple[Outcome, Outcome]]:
+    """The runs of each seed that both have."""
+    one, other = ({outcome.seed: outcome for outcome in each} for each in (outcomes, others))
+    return [(one[seed], other[seed]) for seed in sorted(one.keys() & other.keys())]
 
 
 def _over_seeds(pairs: Sequence[tuple[Outcome, Outcome]], measure: Measure) -> float | None:

@@ -25,10 +25,10 @@ READ = (
     "the share of questions whose likeliest choice is not the dense model's, *KL* the divergence from its distribution "
     "over the choices, in nats. *Recovered* is the share of the gap between the dense and the pruned model, where that "
     "gap is beyond noise. *Of control* is the same, with the dense model after the same training in the dense model's "
-    "place: training on instructions lowers a loss that was not pruned away too. A difference (Δ) is paired, over the "
-    "seeds that both rows have: each question's values are averaged over these, then held against the other row's on "
-    "the same question; its first standard error is over questions (of a validation loss over samples; of a perplexity "
-    "over windows or pages, and of the mean of the seeds' losses there), its second, where they share two seeds or "
+    "place, over the seeds of both: training on instructions lowers a loss that was not pruned away too. A difference "
+    "(Δ) is paired, over the seeds that both rows have: each question's values are averaged over these, then held "
+    "against the other row's on the same question; its first standard error is over questions (of a validation loss "
+    "over samples; of a perplexity over windows or pages, and of the mean of the seeds' losses there), its second, where they share two seeds or "
     "more, over the differences of each seed. Neither error holds the other."
 )
 

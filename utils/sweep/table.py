@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from utils.common.errors import UserError
-from utils.sweep.differences import COMPARED, difference, row_difference
+from utils.sweep.differences import COMPARED, by_seed, difference, row_difference
 from utils.sweep.file import CONTROL
 from utils.sweep.outcome import Outcome, mean_or_none, spread
 from utils.sweep.runs import FAILED, Member, Row, best_rate, finished, refused, valid_loss
@@ -150,13 +150,15 @@ def _against(row: Row, outcomes: list[Outcome], others: list[Outcome], notes: li
 
 
 def _of_control(outcomes: list[Outcome], controls: list[Outcome]) -> dict | None:
-    """(pruned - restored) / (pruned - control) in each that `Outcome.level` tells, means over seeds first.
+    """(pruned - restored) / (pruned - control) in each that `Outcome.level` tells, means over the seeds of both first.
 
     control: the dense model after the same method on the same samples, so what training would have given without any
     pruning. None where that is no better than the pruned model, or where one of them was not measured.
     """
     if not outcomes or not controls:
         return None
+    if pairs := by_seed(outcomes, controls):
+        outcomes, controls = map(list, zip(*pairs, strict=True))
     before, after, best = (
         [outcome.level(model) for outcome in each]
         for model, each in (("start", outcomes), ("restored", outcomes), ("restored", controls))
