@@ -28,8 +28,8 @@ READ = (
     "place, over the seeds of both: training on instructions lowers a loss that was not pruned away too. A difference "
     "(Δ) is paired, over the seeds that both rows have: each question's values are averaged over these, then held "
     "against the other row's on the same question; its first standard error is over questions (of a validation loss "
-    "over samples; of a perplexity over windows or pages, and of the mean of the seeds' losses there), its second, where they share two seeds or "
-    "more, over the differences of each seed. Neither error holds the other."
+    "over samples; of a perplexity over windows or pages, and of the mean of the seeds' losses there), its "
+    "second, where they share two seeds or more, over the differences of each seed. Neither error holds the other."
 )
 
 
