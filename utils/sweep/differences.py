@@ -12,7 +12,6 @@ from utils.sweep.outcome import AGREEMENT, Outcome, spread
 COMPARED = ("valid_loss", "perplexity", "answer_bits", "kl", "flipped", "task_mean")
 """What a row is held against another one's in, by its name in table.json."""
 
-
 Measure = str | tuple[str, str]
 """What is held against another: one of COMPARED, or (task, metric)."""
 
@@ -25,21 +24,23 @@ def difference(outcomes: list[Outcome], others: list[Outcome], measure: Measure)
     fewer than two. What one draw of rows and one draw of trainings leave unknown are two things: neither error holds
     the other. None where no rows were kept; UserError or ValueError where they are not the same ones.
     """
-    pairs = by_seed(outcomes, others)
-    if pairs:
-        outcomes, others = map(list, zip(*pairs, strict=True))
+    outcomes, others = of_shared_seeds(outcomes, others)
     found = _over_rows(outcomes, others, measure)
-    return None if found is None else found | {"stderr_seeds": _over_seeds(pairs, measure)}
+    return None if found is None else found | {"stderr_seeds": _over_seeds(outcomes, others, measure)}
 
 
-def by_seed(outcomes: list[Outcome], others: list[Outcome]) -> list[tuple[Outcome, Outcome]]:
-    """The runs of each seed that both have."""
+def of_shared_seeds(outcomes: list[Outcome], others: list[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
+    """Of both the runs of the seeds that both have, by seed; all runs of both where they share none."""
     one, other = ({outcome.seed: outcome for outcome in each} for each in (outcomes, others))
-    return [(one[seed], other[seed]) for seed in sorted(one.keys() & other.keys())]
+    shared = sorted(one.keys() & other.keys())
+    return ([one[seed] for seed in shared], [other[seed] for seed in shared]) if shared else (outcomes, others)
 
 
-def _over_seeds(pairs: Sequence[tuple[Outcome, Outcome]], measure: Measure) -> float | None:
-    each = (_over_rows([one], [other], measure) for one, other in pairs)
+def _over_seeds(outcomes: list[Outcome], others: list[Outcome], measure: Measure) -> float | None:
+    """The standard error of the mean of each seed's own difference; None where fewer than two seeds are in both."""
+    if len(outcomes) < 2 or [each.seed for each in outcomes] != [each.seed for each in others]:
+        return None
+    each = (_over_rows([one], [other], measure) for one, other in zip(outcomes, others, strict=True))
     found = spread(apart and apart["difference"] for apart in each)
     return found and found["stderr"]
 

@@ -124,18 +124,13 @@ def _spread(found: dict | None, digits: int, percent: bool = False, sign: str = 
     if found is None:
         return DASH
     scale = 100 if percent else 1
-    value, error = scale * found["value"], found["stderr"]
+    value, errors = scale * found["value"], (found["stderr"], found.get("stderr_seeds"))
     digits = digits if abs(value) < 1000 else 0
-    text = f"{value:{sign},.{digits}f}"
-    return text if error is None else f"{text} ± {scale * error:,.{digits}f}"
+    return f"{value:{sign},.{digits}f}" + "".join(f" ± {scale * e:,.{digits}f}" for e in errors if e is not None)
 
 
 def _difference(found: dict | None, digits: int, percent: bool = False) -> str:
-    if found is None:
-        return DASH
-    text = _spread({"value": found["difference"], **found}, digits, percent, "+")
-    seeds = found["stderr_seeds"]
-    return text if seeds is None else f"{text} ± {(100 if percent else 1) * seeds:,.{digits}f}"
+    return DASH if found is None else _spread({"value": found["difference"], **found}, digits, percent, "+")
 
 
 def _seeds(row: dict) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from utils.common.errors import UserError
-from utils.sweep.differences import COMPARED, by_seed, difference, row_difference
+from utils.sweep.differences import COMPARED, difference, of_shared_seeds, row_difference
 from utils.sweep.file import CONTROL
 from utils.sweep.outcome import Outcome, mean_or_none, spread
 from utils.sweep.runs import FAILED, Member, Row, best_rate, finished, refused, valid_loss
@@ -157,8 +157,7 @@ def _of_control(outcomes: list[Outcome], controls: list[Outcome]) -> dict | None
     """
     if not outcomes or not controls:
         return None
-    if pairs := by_seed(outcomes, controls):
-        outcomes, controls = map(list, zip(*pairs, strict=True))
+    outcomes, controls = of_shared_seeds(outcomes, controls)
     before, after, best = (
         [outcome.level(model) for outcome in each]
         for model, each in (("start", outcomes), ("restored", outcomes), ("restored", controls))
