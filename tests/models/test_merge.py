@@ -16,7 +16,7 @@ from models.loading import load_config, load_model
 from models.merge import PROOF, compact_and_prove, main, merge, merge_and_prove
 from models.methods import Options
 from models.modeling_llama import HeadCompensation, keep_columns, terms_of
-from models.proof import Reference, probe_logits, prove, prove_compact
+from models.proof import SWALLOWED, Reference, probe_logits, prove, prove_compact
 from models.restoration import Restoration, load_restoration, save_restoration
 from tests.builders import HEADS, orthonormal, trained
 from utils.common.errors import UserError
@@ -358,6 +358,17 @@ def test_no_logit_of_any_sequence_can_differ(make_tiny_llama, tmp_path, value, s
     proof = prove(folder, tmp_path / "merged", restoration, reference)
     assert not proof.record["passed"] and "logits" in proof.failures[0]
     json.dumps(proof.record, allow_nan=False)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
+def test_logits_apart_are_told_the_cause_that_a_wider_checkpoint_can_be(make_tiny_llama, tmp_path, stored):
+    folder = make_tiny_llama(zeros=0.5, dtype=stored)
+    restoration = learned(folder, "masked_full")
+    reference = asked(folder, restoration, torch.bfloat16)
+    merge(folder, restoration, tmp_path / "merged", folder)
+    reference.logits[0].add_(1)
+    (failure,) = prove(folder, tmp_path / "merged", restoration, reference).failures
+    assert failure.startswith("logits") and failure.endswith(SWALLOWED) == (stored == torch.float32)
 
 
 def test_a_method_that_touches_more_than_it_promised_fails(make_tiny_llama, tmp_path, monkeypatch):
