@@ -31,7 +31,8 @@ from utils.plan.costs import (
     saved_bytes,
     training_bytes,
 )
-from utils.plan.disk import BESIDE, numbers, written
+from utils.plan.counts import numbers
+from utils.plan.disk import BESIDE, written
 from utils.plan.machine import CARDS, find_card
 from utils.plan.planner import plan
 

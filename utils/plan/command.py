@@ -34,7 +34,8 @@ from utils.evaluation.plan import TASKS_FLAG, task_names
 from utils.evaluation.spec_tasks import load_texts, tell_unused
 from utils.evaluation.tasks import TOKENS_ONLY, WIKITEXT
 from utils.plan.costs import Machine, StagePlan, TaskTokens, Workload, parameters
-from utils.plan.disk import numbers, written
+from utils.plan.counts import numbers
+from utils.plan.disk import written
 from utils.plan.machine import FITS, GIB, machine
 from utils.plan.planner import plan
 from utils.samples import Samples, read_samples

@@ -1,12 +1,9 @@
 """What a run writes, known before it reads a weight: bytes in its output folder and in its cache, at most."""
 
 from dataclasses import dataclass
-from math import prod
 
-import torch
 from transformers import LlamaConfig
 
-from models.methods import Options, parts_of
 from utils.checkpoints import KEPT
 from utils.plan.costs import FP32, Workload, parameters
 
@@ -58,22 +55,3 @@ def written(config: LlamaConfig, work: Workload, pruned: int | None = None) -> W
     return Written(
         model + FP32 * work.learned + checkpoints + BESIDE, {name: int(size) for name, size in cache.items()}
     )
-
-
-def numbers(method: str, options: Options, config: LlamaConfig, heads: int) -> tuple[int, int]:
-    """(learned, trained): how many numbers a restoration keeps and trains, as far as its options tell.
-
-    What a part draws from the weights themselves (SHiRA's places) is not counted.
-    """
-    per_layer = config.num_attention_heads
-    chosen = {"heads": torch.tensor([[each // per_layer, each % per_layer] for each in range(heads)])}
-    learned = trained = 0
-    for _, part in parts_of(method, options):
-        try:
-            size = sum(map(prod, part.shapes(chosen, config).values()))
-        except KeyError:
-            continue
-        learned += size
-        if part.needs.training:
-            trained += 2 * heads * config.head_dim if part.needs.heads else size
-    return learned, trained
