@@ -4,9 +4,11 @@ Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", ICML 2024: W' = m / �
 norm detached from the gradient, as in PEFT. V = W + s·M ⊙ (B A) keeps every zero.
 """
 
+from dataclasses import replace
 from typing import ClassVar
 
 from baselines.lora import LoRA
+from models.contract import Needs
 from models.updates import Decomposed
 
 
@@ -20,6 +22,11 @@ class DoRA(LoRA):
     kind = Decomposed
     rest: ClassVar = {"up": 0.0, "magnitudes": 0.0}
     in_words = "magnitudes and updates of rank {rank} of {count} matrices"
+
+    @property
+    def needs(self) -> Needs:
+        """LoRA's; beside the weight also outputs, inside the mask also V in fp32."""
+        return replace(super().needs, outputs=not self.masked, weight_bytes=5 * self.masked)
 
     def part_shapes(self, linear: str, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
         """A, B and the magnitudes."""

@@ -20,7 +20,7 @@ class FixedWeights(WeightUpdates):
     and after, of each window of a decoder layer.
     """
 
-    needs = Needs(calibration=True, teacher=True)
+    needs = Needs(calibration=True, teacher=True, weights=True)
     kind = FixedInMask
     rest: ClassVar = {"change": 0.0}
     windows: int

@@ -6,12 +6,14 @@ Huang et al., "HiRA: Parameter-Efficient Hadamard High-Rank Adaptation", ICLR 20
 from torch import nn
 
 from baselines.updates import LowRankUpdates, Parts
+from models.contract import Needs
 from models.updates import Hadamard
 
 
 class HiRA(LowRankUpdates):
     """A and B for each chosen linear layer."""
 
+    needs = Needs(training=True, updates=True, weights=True, weight_bytes=4)
     kind = Hadamard
     in_words = "factors of rank {rank} of {count} matrices"
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from baselines.updates import Parts, WeightUpdates, place_of
-from models.contract import Given, Promise, State
+from models.contract import Given, Needs, Promise, State
 from models.modeling_llama import restored_linear
 from models.updates import ScaledBias, Scaling
 
@@ -27,6 +27,7 @@ class IA3(WeightUpdates):
     not scaled.
     """
 
+    needs = Needs(training=True, updates=True)
     kind = Scaling
     rest: ClassVar = {"scale": 1.0}
 

@@ -7,7 +7,7 @@ many are left is a finding. Masked LoRA keeps them all.
 from torch import nn
 
 from baselines.updates import LowRankUpdates, Parts
-from models.contract import KEPT, REPORTED
+from models.contract import KEPT, REPORTED, Needs
 from models.updates import LowRank
 
 
@@ -28,6 +28,11 @@ class LoRA(LowRankUpdates):
         self.scale, self.masked = lora_alpha / lora_rank, masked
         self.zeros = KEPT if masked else REPORTED
         self.in_words += ", inside the mask" if masked else ""
+
+    @property
+    def needs(self) -> Needs:
+        """Training; inside the mask of whole weights, with the mask."""
+        return Needs(training=True, updates=True, weights=self.masked, weight_bytes=int(self.masked))
 
     def update(self, linear: str, parts: Parts) -> nn.Module:
         """The same for all matrices."""

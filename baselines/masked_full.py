@@ -8,13 +8,14 @@ from typing import ClassVar
 from torch import nn
 
 from baselines.updates import Parts, WeightUpdates
-from models.contract import State
+from models.contract import Needs, State
 from models.updates import InMask
 
 
 class MaskedFull(WeightUpdates):
     """The state: `NAME.change` (L, out, in) fp32 of each linear layer; zero at first, and wherever the weight is."""
 
+    needs = Needs(training=True, updates=True, weights=True, weight_bytes=1)
     kind = InMask
     rest: ClassVar = {"change": 0.0}
 

@@ -23,7 +23,7 @@ class WeightUpdates:
     The state: `NAME.PART` (n, …) fp32, a row for each of the n chosen layers, with NAME as `self_attn.q_proj`.
     """
 
-    needs = Needs(training=True)
+    needs = Needs(training=True, updates=True, weights=True)
     covers: frozenset[str] = frozenset()
     zeros = KEPT
 

@@ -34,6 +34,10 @@ class Needs:
     heads: ranked heads. basis: V of each. calibration: the calibration set, and both models to run it through.
     training: samples and steps. teacher: the dense checkpoint's weights, of the pruned one's shapes.
     calibration_epochs: how often a start trains all weights on the calibration set, for -plan.
+
+    Of a training step, for -plan: updates: changes of weights are trained, so what linear layers are fed is kept for
+    the backward pass; outputs: and what they give. weights: changed weights are computed whole, and kept; weight_bytes:
+    with so many bytes more for each weight, in half precision.
     """
 
     heads: bool = False
@@ -42,9 +46,13 @@ class Needs:
     training: bool = False
     teacher: bool = False
     calibration_epochs: int = 0
+    updates: bool = False
+    outputs: bool = False
+    weights: bool = False
+    weight_bytes: int = 0
 
     def __or__(self, other: "Needs") -> "Needs":
-        return Needs(**{name: value or getattr(other, name) for name, value in vars(self).items()})
+        return Needs(**{name: max(value, getattr(other, name)) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)

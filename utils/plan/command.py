@@ -34,7 +34,7 @@ from utils.evaluation.plan import TASKS_FLAG, task_names
 from utils.evaluation.spec_tasks import load_texts, tell_unused
 from utils.evaluation.tasks import TOKENS_ONLY, WIKITEXT
 from utils.plan.costs import Machine, StagePlan, TaskTokens, Workload, parameters
-from utils.plan.counts import numbers
+from utils.plan.counts import changed_weights, numbers
 from utils.plan.disk import written
 from utils.plan.machine import FITS, GIB, machine
 from utils.plan.planner import plan
@@ -238,6 +238,11 @@ def workload(
         calibrations=sum(part.needs.calibration for _, part in parts_of(args.method, Options.of(args))),
         learned=learned,
         trained=trained,
+        changed=changed_weights(args.method, Options.of(args), config),
+        updates=needs.updates,
+        outputs=needs.outputs,
+        weights=needs.weights,
+        weight_bytes=needs.weight_bytes,
     )
 
 

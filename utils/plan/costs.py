@@ -134,6 +134,7 @@ class Workload:
     step, 0 where heads are ranked otherwise. activations: whether any are read; of a method without heads, none are.
     calibration_epochs: how often the method's start trains on the calibration set. learned, trained: how many numbers
     the restoration keeps, and how many of them are trained.
+    updates, outputs, weights, weight_bytes: see Needs; changed: weights of the matrices that may change.
     """
 
     dtype_bytes: int
@@ -157,6 +158,11 @@ class Workload:
     calibration_epochs: int = 0
     learned: int = 0
     trained: int = 0
+    changed: int = 0
+    updates: bool = False
+    outputs: bool = False
+    weights: bool = False
+    weight_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -202,7 +208,8 @@ def saved_bytes(
 
     The base is frozen, so linear layers keep nothing. A layer keeps the fp32 input of both norms and their 1/rms, q, k
     and v, on a card what its fused kernel keeps too, attention's output and its log-sum-exp, and gate, silu(gate) and
-    up. Below the lowest trained layer nothing is kept, and of that layer only what follows o_proj.
+    up. Below the lowest trained layer nothing is kept, and of that layer only what follows o_proj; where more than
+    heads is trained, lowest is -1.
     """
     tokens = rows * length
     queries, keys = widths(config)
@@ -213,18 +220,33 @@ def saved_bytes(
     above = config.num_hidden_layers - lowest - 1
     # The rotation's cosines and sines are shared by all layers, and by all rows.
     rotation = 2 * config.head_dim * dtype_bytes * length if above else 0
-    return tokens * (above * (2 * norm + mlp + attention) + 2 * norm + mlp) + rotation
+    return tokens * (above * (2 * norm + mlp + attention) + (2 * norm + mlp) * (lowest >= 0)) + rotation
 
 
-def restoration_bytes(config: LlamaConfig, heads: int) -> int:
-    """β, b, their gradients and AdamW's two moments, V, and the columns of W_O behind the bias (fp32)."""
-    width = config.head_dim
-    return heads * FP32 * (2 * 4 * width + width * width + config.hidden_size * width)
+def update_bytes(config: LlamaConfig, work: Workload, tokens: int) -> int:
+    """What autograd keeps besides where weights are changed.
+
+    Of each layer what its linears are fed, as far as no other operation keeps it, what they give, and changed weights.
+    """
+    queries, keys = widths(config)
+    hidden, inner = config.hidden_size, config.intermediate_size
+    fed = (2 * hidden + inner) * work.updates
+    given = (queries + 2 * keys + 2 * hidden + 2 * inner) * work.outputs
+    changed = work.changed * (work.dtype_bytes + work.weight_bytes) * work.weights
+    return config.num_hidden_layers * tokens * (fed + given) * work.dtype_bytes + changed
+
+
+def restoration_bytes(config: LlamaConfig, work: Workload) -> int:
+    """What is learned, the gradients and AdamW's two moments of what is trained, and heads' columns of W_O (fp32)."""
+    columns = work.heads * config.hidden_size * config.head_dim
+    return FP32 * (work.learned + 3 * work.trained + columns)
 
 
 def kept_activations(config: LlamaConfig, work: Workload, batch: Sequences, on_card: bool) -> int:
     """What is kept of a batch's forward pass until the backward pass, with or without gradient checkpointing."""
-    saved = saved_bytes(config, work.dtype_bytes, batch.rows, batch.longest, on_card=on_card)
+    lowest = 0 if work.heads or work.scale_epochs else -1
+    saved = saved_bytes(config, work.dtype_bytes, batch.rows, batch.longest, lowest, on_card)
+    saved += update_bytes(config, work, batch.rows * batch.longest)
     if not work.gradient_checkpointing:
         return saved
     # One input a layer, and everything inside the one that is being recomputed.
@@ -246,7 +268,7 @@ def training_bytes(config: LlamaConfig, work: Workload, batch: Sequences, on_car
     chunk = CHUNK if on_card else min(batch.scored_at_once, CHUNK)
     logits = chunk * config.vocab_size * (FP32 + (size if size < FP32 else 0))
     backward = tokens * (4 * config.intermediate_size * size + 3 * FP32 * config.hidden_size)
-    return saved + loss + logits + backward + restoration_bytes(config, work.heads)
+    return saved + loss + logits + backward + restoration_bytes(config, work)
 
 
 def forward_bytes(config: LlamaConfig, dtype_bytes: int, batch: Sequences) -> int:
@@ -277,13 +299,20 @@ def forward_flops(config: LlamaConfig, seen: Sequences) -> float:
     return layers + head_flops(config, seen.scored)
 
 
+def update_flops(work: Workload, seen: Sequences) -> float:
+    """What trained changes of weights add to a step: the gradient of each changed weight, or the path beside it."""
+    if not work.updates:
+        return 0.0
+    return seen.tokens * (2.0 * work.changed if work.weights else 6.0 * work.trained)
+
+
 def head_flops(config: LlamaConfig, scored: int) -> float:
     """The output layer on the tokens that need it."""
     return 2.0 * config.hidden_size * config.vocab_size * scored
 
 
 def backward_flops(config: LlamaConfig, seen: Sequences) -> float:
-    """Gradients of inputs only, since weights are frozen; attention recomputes its scores, hence 2.5 times forward."""
+    """Gradients of inputs only, as if weights were frozen; attention recomputes its scores, hence 2.5 times forward."""
     queries, _ = widths(config)
     layers = config.num_hidden_layers * (2 * layer_parameters(config) * seen.tokens + 2.5 * 2 * queries * seen.pairs)
     return layers + head_flops(config, seen.scored)

@@ -5,6 +5,7 @@ from math import prod
 import torch
 from transformers import LlamaConfig
 
+from models.contract import linear_shapes
 from models.methods import Options, parts_of
 
 
@@ -25,3 +26,12 @@ def numbers(method: str, options: Options, config: LlamaConfig, heads: int) -> t
         if part.needs.training:
             trained += 2 * heads * config.head_dim if part.needs.heads else size
     return learned, trained
+
+
+def changed_weights(method: str, options: Options, config: LlamaConfig) -> int:
+    """How many weights the matrices have that a restoration may change."""
+    shapes, names = linear_shapes(config), set()
+    for _, part in parts_of(method, options):
+        names |= part.promise(config).changed
+    matrices = (name.removesuffix(".weight").split(".", 3)[-1] for name in names)
+    return sum(prod(shapes.get(name, (0,))) for name in matrices)

@@ -27,6 +27,7 @@ from utils.plan.costs import (
     layer_parameters,
     parameters,
     training_bytes,
+    update_flops,
     widths,
 )
 from utils.probing import EPOCHS as PROBE_EPOCHS
@@ -216,7 +217,9 @@ class _Planner:
         if not self.work.scale_epochs:
             return self._components(key)
         # LoFiT's first step is over, and its model gone, before components are computed.
-        scales = self._training(key, replace(self.work, heads=0, valid=[], epochs=self.work.scale_epochs))
+        scales = replace(self.work, heads=0, valid=[], epochs=self.work.scale_epochs, updates=False, weights=False)
+        each = self.config.num_hidden_layers * self.config.num_attention_heads * self.config.head_dim
+        scales = self._training(key, replace(scales, learned=each, trained=each))
         components = self._components(key)
         device = max(scales.device_bytes, components.device_bytes) if self.on_card else None
         host = max(scales.host_bytes, components.host_bytes)
@@ -261,20 +264,24 @@ class _Planner:
         held = 2 * windows * length * config.hidden_size * size + forward_bytes(config, size, batch)
         moments = FP32 * (config.intermediate_size**2 + 2 * config.hidden_size**2)
         layers = 2 * layer_parameters(config) * size * self.on_card
-        return seconds, fed.tokens, 2 * self.weights, held + moments + layers
+        found = FP32 * (self.work.learned - self.work.trained)
+        return seconds, fed.tokens, 2 * self.weights + found, held + moments + layers
 
     def _training(self, key: str, work: Workload) -> StagePlan:
         config, machine = self.config, self.machine
         seconds, host = self._loading(self.pruned_file)
         forward = self._own_forward(self.training)
         again = forward if work.gradient_checkpointing else 0
-        backward = backward_flops(config, self.training) / (machine.flops * machine.backward_share)
+        operations = backward_flops(config, self.training) + update_flops(work, self.training)
+        backward = operations / (machine.flops * machine.backward_share)
         validations = (1 + math.ceil(work.epochs)) if work.valid and work.epochs else 0
         seconds += work.epochs * (forward + backward + again) + validations * self._own_forward(self.largest_valid)
         tokens = int(work.epochs * self.training.tokens + validations * self.largest_valid.tokens)
         read = self._calibration()
         seconds, tokens = seconds + read[0], tokens + read[1]
         device = forward_bytes(config, work.dtype_bytes, self.largest_valid)
+        if work.valid and (work.updates or work.weights):
+            device += work.changed * work.dtype_bytes  # validation computes each changed weight once
         if work.epochs:
             device = max(device, training_bytes(config, work, self.training, self.on_card))
         proof = PROOF_SAMPLES * self.training.longest * config.vocab_size * FP32
