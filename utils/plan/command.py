@@ -209,11 +209,12 @@ def workload(
     tasks: dict[str, TaskTokens],
 ) -> Workload:
     """The flags as plain numbers."""
-    needs = needs_of(args.method, Options.of(args))
+    options = Options.of(args)
+    needs = needs_of(args.method, options)
     args.check_layers(config.num_hidden_layers)
     check_loss(args, needs)
     heads = args.head_count(*head_shape(config)[:2]) if needs.heads else 0
-    learned, trained = numbers(args.method, Options.of(args), config, heads)
+    learned, trained = numbers(args.method, options, config, heads)
     contrasts = needs.heads and args.head_selection == "contrastive"
     scales = needs.heads and args.head_selection == "lofit"
     return Workload(
@@ -235,10 +236,10 @@ def workload(
         scale_epochs=args.num_epoch if scales else 0,
         activations=needs.basis or not scales,
         calibration_epochs=needs.calibration_epochs,
-        calibrations=sum(part.needs.calibration for _, part in parts_of(args.method, Options.of(args))),
+        calibrations=sum(part.needs.calibration for _, part in parts_of(args.method, options)),
         learned=learned,
         trained=trained,
-        changed=changed_weights(args.method, Options.of(args), config),
+        changed=changed_weights(args.method, options, config),
         updates=needs.updates,
         outputs=needs.outputs,
         weights=needs.weights,

@@ -30,8 +30,10 @@ def numbers(method: str, options: Options, config: LlamaConfig, heads: int) -> t
 
 def changed_weights(method: str, options: Options, config: LlamaConfig) -> int:
     """How many weights the matrices have that a restoration may change."""
-    shapes, names = linear_shapes(config), set()
-    for _, part in parts_of(method, options):
-        names |= part.promise(config).changed
-    matrices = (name.removesuffix(".weight").split(".", 3)[-1] for name in names)
-    return sum(prod(shapes.get(name, (0,))) for name in matrices)
+    names = frozenset().union(*(part.promise(config).changed for _, part in parts_of(method, options)))
+    return sum(
+        prod(shape)
+        for linear, shape in linear_shapes(config).items()
+        for layer in range(config.num_hidden_layers)
+        if f"model.layers.{layer}.{linear}.weight" in names
+    )
