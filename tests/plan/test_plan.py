@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import RestoreLCC_train
-from models.contract import Given
+from models.contract import Given, Needs
 from models.cpu_attention import cpu_attention
 from models.methods import Options, parts_of
 from models.restoration import Restoration
@@ -265,8 +265,8 @@ def test_weights_of_the_matrices_that_a_method_may_change_are_counted(method, op
 
 def test_trained_weights_take_gradients_moments_what_they_are_fed_and_one_product_more():
     frozen, trained = (
-        stage("training", CARD, changed=10**6, trained=10**6, learned=10**6, updates=updates, weights=updates)
-        for updates in (False, True)
+        stage("training", CARD, changed=10**6, trained=10**6, learned=10**6, needs=needs)
+        for needs in (Needs(), Needs(updates=True, weights=True))
     )
     nothing = stage("training", CARD, learned=0, trained=0)
     assert frozen.device_bytes - nothing.device_bytes == 4 * 4 * 10**6

@@ -235,15 +235,11 @@ def workload(
         teacher_bytes=args.teacher_cache_gb * GB if args.loss == DISTILL else None,
         scale_epochs=args.num_epoch if scales else 0,
         activations=needs.basis or not scales,
-        calibration_epochs=needs.calibration_epochs,
         calibrations=sum(part.needs.calibration for _, part in parts_of(args.method, options)),
         learned=learned,
         trained=trained,
         changed=changed_weights(args.method, options, config),
-        updates=needs.updates,
-        outputs=needs.outputs,
-        weights=needs.weights,
-        weight_bytes=needs.weight_bytes,
+        needs=needs,
     )
 
 

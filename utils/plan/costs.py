@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from transformers import LlamaConfig
 
+from models.contract import Needs
 from utils.common.record import stage_name
 from utils.evaluation.token_scores import CHUNK as SCORED_CHUNK
 from utils.losses import CHUNK
@@ -132,9 +133,8 @@ class Workload:
     parts of the method start from the calibration set. teacher_bytes: under distillation, what the dense
     model's states may take before it runs beside instead; None for another loss. scale_epochs: of LoFiT's first
     step, 0 where heads are ranked otherwise. activations: whether any are read; of a method without heads, none are.
-    calibration_epochs: how often the method's start trains on the calibration set. learned, trained: how many numbers
-    the restoration keeps, and how many of them are trained.
-    updates, outputs, weights, weight_bytes: see Needs; changed: weights of the matrices that may change.
+    needs: of the method and what the options add to it. learned, trained: how many numbers the restoration keeps, and
+    how many of them are trained. changed: weights of the matrices that may change.
     """
 
     dtype_bytes: int
@@ -155,14 +155,10 @@ class Workload:
     teacher_bytes: float | None = None
     scale_epochs: float = 0
     activations: bool = True
-    calibration_epochs: int = 0
+    needs: Needs = field(default_factory=Needs)
     learned: int = 0
     trained: int = 0
     changed: int = 0
-    updates: bool = False
-    outputs: bool = False
-    weights: bool = False
-    weight_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -230,9 +226,9 @@ def update_bytes(config: LlamaConfig, work: Workload, tokens: int) -> int:
     """
     queries, keys = widths(config)
     hidden, inner = config.hidden_size, config.intermediate_size
-    fed = (2 * hidden + inner) * work.updates
-    given = (queries + 2 * keys + 2 * hidden + 2 * inner) * work.outputs
-    changed = work.changed * (work.dtype_bytes + work.weight_bytes) * work.weights
+    fed = (2 * hidden + inner) * work.needs.updates
+    given = (queries + 2 * keys + 2 * hidden + 2 * inner) * work.needs.outputs
+    changed = work.changed * (work.dtype_bytes + work.needs.weight_bytes) * work.needs.weights
     return config.num_hidden_layers * tokens * (fed + given) * work.dtype_bytes + changed
 
 
@@ -301,9 +297,9 @@ def forward_flops(config: LlamaConfig, seen: Sequences) -> float:
 
 def update_flops(work: Workload, seen: Sequences) -> float:
     """What trained changes of weights add to a step: the gradient of each changed weight, or the path beside it."""
-    if not work.updates:
+    if not work.needs.updates:
         return 0.0
-    return seen.tokens * (2.0 * work.changed if work.weights else 6.0 * work.trained)
+    return seen.tokens * (2.0 * work.changed if work.needs.weights else 6.0 * work.trained)
 
 
 def head_flops(config: LlamaConfig, scored: int) -> float:

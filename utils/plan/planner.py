@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from transformers import LlamaConfig
 
+from models.contract import Needs
 from pruning.streaming import BATCH_TOKENS as PRUNING_TOKENS
 from utils.activations import CPU_TOKENS_A_BATCH, TOKENS_A_BATCH
 from utils.common.record import STAGES
@@ -217,7 +218,7 @@ class _Planner:
         if not self.work.scale_epochs:
             return self._components(key)
         # LoFiT's first step is over, and its model gone, before components are computed.
-        scales = replace(self.work, heads=0, valid=[], epochs=self.work.scale_epochs, updates=False, weights=False)
+        scales = replace(self.work, heads=0, valid=[], epochs=self.work.scale_epochs, needs=Needs())
         each = self.config.num_hidden_layers * self.config.num_attention_heads * self.config.head_dim
         scales = self._training(key, replace(scales, learned=each, trained=each))
         components = self._components(key)
@@ -256,7 +257,7 @@ class _Planner:
         windows, length = self.work.calibration
         passes = CALIBRATION_PASSES * self.work.calibrations
         fed = Sequences(passes * windows * length, passes * windows * length**2)
-        trained = 3 * self.work.calibration_epochs  # backward is twice forward where weights are trained
+        trained = 3 * self.work.needs.calibration_epochs  # backward is twice forward where weights are trained
         once = Sequences(windows * length, windows * length**2)
         seconds = self._forward(fed) + trained * self._forward(once)
         seconds += sum(self._loading(file)[0] for file in (self.dense_file, self.pruned_file))
@@ -280,7 +281,7 @@ class _Planner:
         read = self._calibration()
         seconds, tokens = seconds + read[0], tokens + read[1]
         device = forward_bytes(config, work.dtype_bytes, self.largest_valid)
-        if work.valid and (work.updates or work.weights):
+        if work.valid and (work.needs.updates or work.needs.weights):
             device += work.changed * work.dtype_bytes  # validation computes each changed weight once
         if work.epochs:
             device = max(device, training_bytes(config, work, self.training, self.on_card))
