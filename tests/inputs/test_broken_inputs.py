@@ -738,7 +738,8 @@ def test_a_reader_who_goes_leaves_no_traceback(words):
 
 @pytest.mark.parametrize("words", [["--help"], ["-base_model_name", "./naïve"]])
 def test_a_terminal_of_ascii_gets_ascii(tmp_path, words):
+    words = [*words, "-output_dir", str(tmp_path / "out")]  # not the folder that train.sh may have filled
     done = python("RestoreLCC_train.py", *words, LC_ALL="C", PYTHONIOENCODING="ascii")
-    assert done.returncode == (0 if words == ["--help"] else 2)
+    assert done.returncode == (0 if "--help" in words else 2)
     assert b"Traceback" not in done.stderr and (done.stdout + done.stderr).isascii()
     assert b"na?ve does not exist" in done.stderr or b"lost component" in done.stdout.lower()
