@@ -97,6 +97,15 @@ def test_numbers_and_texts_stand_for_each_other_as_the_flag_takes_them(tmp_path)
     assert from_config(tmp_path, {"allow_dense": True, "eval_limit": None, "spec_task": None}).allow_dense
 
 
+@pytest.mark.parametrize(
+    ("given", "heads"), [("1", 1), ("7", 7), ("0.5", 12), ("1.0", 24), (1.0, 24), (1, 1)], ids=lambda value: repr(value)
+)
+def test_a_share_of_one_is_all_heads_and_a_count_of_one_is_one(tmp_path, given, heads):
+    args = from_config(tmp_path, {"use_topk_heads": given})
+    again = from_config(tmp_path, {"use_topk_heads": args.as_json()["use_topk_heads"]})
+    assert args.head_count(4, 6) == again.head_count(4, 6) == heads
+
+
 def test_yaml_is_read_as_it_is_written(tmp_path):
     path = tmp_path / "flags.yaml"
     path.write_text("sparsity: 2:4\nlr: 1e-3\ntrain_norms: true\neval_limit: null\nuse_topk_heads: 0.5\n")

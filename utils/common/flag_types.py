@@ -75,14 +75,14 @@ def seed(text: str) -> int:
 
 
 def count_or_share(text: str) -> int | float:
-    """An argparse type: a whole number of at least 1, or a share in (0, 1)."""
+    """An argparse type: a whole number of at least 1, or with a point (1.0 too) a share in (0, 1]."""
     try:
         value = int(text)
     except ValueError:
         value = float(text)
-    if not (1 <= value <= MOST if isinstance(value, int) else 0 < value < 1):
+    if not (1 <= value <= MOST if isinstance(value, int) else 0 < value <= 1):
         raise argparse.ArgumentTypeError(
-            f"must be a count of heads (1 or more) or a share between 0 and 1, not {shortened(text)}"
+            f"must be a count of heads (1 or more) or a share above 0, at most 1.0, not {shortened(text)}"
         )
     return value
 

@@ -130,7 +130,7 @@ class Arguments:
         if self.use_topk_heads > layers * heads:
             raise UserError(
                 f"-use_topk_heads: {self.use_topk_heads} heads asked for, but the model has {layers * heads} "
-                f"({layers} layers of {heads}); give a smaller count, or a share below 1"
+                f"({layers} layers of {heads}); give a smaller count, or a share (1.0: all)"
             )
         return self.use_topk_heads
 
@@ -332,7 +332,7 @@ def build_parser() -> Parser:
         type=count_or_share,
         default=0.25,
         metavar="COUNT|SHARE",
-        help="heads to train: a count, or a share below 1 of all",
+        help="heads to train: a count, or a share of all (1.0: all heads; 1: one)",
     )
     parser.flag(
         "recipe",
