@@ -1,5 +1,8 @@
 """The patch adds Eq. 8 to the chosen heads, trains β and b in fp32, and touches nothing else."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -21,12 +24,12 @@ def terms(model) -> dict[int, HeadCompensation]:
     return terms_of(model, "self_attn.o_proj", HeadCompensation)
 
 
-def by_hand(model, restoration) -> torch.Tensor:
-    """Logits with the compensation added to each chosen head's slice of o_proj's input, at every token."""
-    learned = compensations(restoration)
+@contextmanager
+def added(model, heads: list[list[int]], learned: torch.Tensor) -> Iterator[None]:
+    """c of each head (n, d) is added to its slice of o_proj's input, at every token."""
     width = model.config.head_dim
     hooks = []
-    for (layer, head), vector in zip(restoration.state["heads"].tolist(), learned, strict=True):
+    for (layer, head), vector in zip(heads, learned, strict=True):
 
         def add(_, inputs, head=head, vector=vector):
             z = inputs[0].clone()
@@ -34,11 +37,15 @@ def by_hand(model, restoration) -> torch.Tensor:
             return (z,)
 
         hooks.append(model.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(add))
-    with torch.no_grad():
-        logits = model(IDS).logits
+    yield
     for hook in hooks:
         hook.remove()
-    return logits
+
+
+def by_hand(model, restoration) -> torch.Tensor:
+    """Logits with the compensation added to each chosen head's slice of o_proj's input, at every token."""
+    with torch.no_grad(), added(model, restoration.state["heads"].tolist(), compensations(restoration)):
+        return model(IDS).logits
 
 
 @pytest.mark.parametrize("attention_bias", [False, True])
@@ -75,6 +82,30 @@ def test_compensation_is_equation_8():
         for i in range(8):
             expected += restoration.state["magnitudes"][row, i] * restoration.state["basis"][row, i]
         assert torch.allclose(compensations(restoration)[row], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("optimizer", "equal"), [("SGD", True), ("AdamW", False)])
+def test_under_sgd_beta_and_b_are_b_alone_at_twice_the_rate(make_tiny_llama, optimizer, equal):
+    """A step moves c by -lr (V Vᵀ + I) g, and V Vᵀ = I: what Eq. 8 adds to a bias is the optimizer's."""
+    heads, rate = [list(pair) for pair in sorted(HEADS)], 0.05
+    basis = torch.linalg.qr(torch.stack([orthonormal()[layer, head].double() for layer, head in heads])).Q
+    folder = make_tiny_llama()
+
+    def learned(factor: int, magnitudes: torch.Tensor | None) -> torch.Tensor:
+        model = load_model(folder, torch.float32, "cpu", "-b").double().requires_grad_(False)
+        component = torch.zeros(len(heads), 8, dtype=torch.float64, requires_grad=True)
+        parts = [component] if magnitudes is None else [component, magnitudes.requires_grad_()]
+        steps = getattr(torch.optim, optimizer)(parts, lr=factor * rate)
+        for _ in range(6):
+            steps.zero_grad()
+            with added(model, heads, learned_compensation(basis, magnitudes, component)):
+                model(IDS, labels=IDS).loss.backward()
+            steps.step()
+        return learned_compensation(basis, magnitudes, component).detach()
+
+    both, alone = learned(1, torch.zeros(len(heads), 8, dtype=torch.float64)), learned(2, None)
+    assert both.abs().max() > 1e-3
+    assert torch.allclose(both, alone, rtol=1e-9, atol=1e-12) == equal
 
 
 def test_each_pair_is_layer_then_head_and_has_its_own_basis(make_tiny_llama):
