@@ -104,6 +104,19 @@ def test_at_the_dense_model_itself_there_is_no_loss_and_no_gradient(monkeypatch,
     assert float(model.hidden.grad.abs().max()) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_whole_dense_model_learns_nothing_from_its_own_states(make_tiny_llama, dtype):
+    folder = make_tiny_llama(seed=3, dtype=dtype)
+    states = teacher_states(load_model(folder, dtype, "cpu", "-b"), SAMPLES, "")
+    for restoration, equal in ((zeroed(trained()), True), (trained(), False)):
+        model = restoration.attach(load_model(folder, dtype, "cpu", "-b"))
+        loss = ResponseLoss(model, Distillation(1.0)).train()(**batch(SAMPLES), teacher=states)["loss"]
+        loss.backward()
+        steepest = max(float(p.grad.abs().max()) for p in model.parameters() if p.requires_grad)
+        # Both go forward alike, in batches of other lengths: what is left is rounding.
+        assert (abs(float(loss.detach())) < 1e-5, steepest < 1e-4) == (equal, equal)
+
+
 def test_the_mixed_loss_and_gradient_are_the_weighted_sums(pruned, dense):
     model = trained().attach(pruned)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -172,6 +172,21 @@ def test_the_report_is_drawn_from_the_files_alone_and_shows_what_each_model_answ
     assert b"Count to 30" in page
 
 
+def test_the_head_that_pruning_silenced_is_found(world, tmp_path, monkeypatch):
+    """From both models' activations on: one query head of the last layer has no queries left, so only its z differs."""
+    model, silenced = AutoModelForCausalLM.from_pretrained(world / "dense"), 4
+    width = model.config.head_dim
+    with torch.no_grad():
+        model.model.layers[2].self_attn.q_proj.weight[silenced * width : (silenced + 1) * width] = 0
+    model.save_pretrained(tmp_path / "silenced")
+    changes = {"head_selection": "gap", "use_topk_heads": 1, "num_epoch": 1, "eval_tasks": "none"}
+    run(monkeypatch, flags(world, tmp_path / "out", pruned_model_path=tmp_path / "silenced", **changes))
+    heads = json.loads((tmp_path / "out" / "results.json").read_text())["heads"]
+    assert heads["trained"] == [[2, silenced]]
+    scores = torch.tensor(heads["scores"])
+    assert scores[2, silenced] > 0 and int((scores != 0).sum()) == 1
+
+
 def test_validation_tokens_are_those_that_the_loss_is_a_mean_of():
     history = [{"step": 0, "valid_loss": 3.0}, {"step": 1, "loss": 9.0}, {"step": 1, "valid_loss": 2.0}]
     samples = [Encoded([5, 9, 77, 30], 1), Encoded([8, 1, 2], 2), Encoded([7, 7, 9], 0)]

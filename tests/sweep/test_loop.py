@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import utils.sweep.__main__ as command
 import utils.sweep.loop as loop
 import utils.sweep.runs as runs
 from utils.common.lock import holder
@@ -94,6 +95,8 @@ def test_killed_anywhere_again_and_again_it_ends_with_the_same_table(world, seed
 
         for owner, name in ((loop, "_call"), (loop, "write_json"), (loop.Loop, "_trim"), (Path, "unlink")):
             watched(owner, name)
+        for name in ("write_json", "write_text", "build_table"):  # the table and what it is rebuilt from
+            watched(command, name)
 
     kills = 0
     while (status := world.sweep(before=partial(killed_later, draw.randint(1, 80)))) == -signal.SIGKILL:
@@ -121,6 +124,9 @@ def test_a_killed_sweep_ends_its_run_and_the_next_one_continues_it(world):
     assert world.sweep() == 0
     assert world.calls()[:2] == ["restorelcc 0.001 1 overwrite", "restorelcc 0.001 1 resume"]
     assert len(world.calls()) == len(RUNS) + 1
+    found = without_time(world.output)
+    world.output.rename(world.root / "continued")
+    assert world.sweep() == 0 and without_time(world.output) == found
 
 
 def test_what_other_code_began_is_not_continued(world, monkeypatch):

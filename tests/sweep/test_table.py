@@ -155,6 +155,26 @@ def test_the_rate_is_that_of_the_lowest_validation_loss_and_an_edge_is_told(tmp_
     assert any("lowest that was tried" in note for note in table["notes"])
 
 
+def test_a_search_that_was_smaller_is_told_and_by_how_much(tmp_path, rows):
+    few = {"num_train_samples": 128, "num_epoch": 1.0, "lr": 0.1, "train_seed": 1, "eval_tasks": "none"}
+    many = {**few, "num_train_samples": 256, "lr": 0.2, "train_seed": 2, "eval_tasks": "paper"}
+    for name, arguments in (("ours1", many), ("ours2", many), ("theirs1", many)):
+        path = tmp_path / name / DONE
+        write_json(path, {**json.loads(path.read_text()), "arguments": arguments})
+    searches = [write_run(tmp_path, f"search{seed}", seed, OURS[seed], arguments=few) for seed in (1, 2)]
+    alike = write_run(tmp_path, "alike", 1, OURS[1], arguments=many)
+
+    def noted(*searched) -> list[str]:
+        made = [Row(row.name, "wanda", "ours", own, row.finals) for row, own in zip(rows, searched, strict=True)]
+        return [note for note in built(tmp_path, made)["notes"] if note.startswith("rates were chosen")]
+
+    assert noted((searches[0],), ()) == ["rates were chosen by runs with num_train_samples 128 (reported: 256)"]
+    assert noted((alike,), ()) == noted((), ()) == []
+    longer = write_run(tmp_path, "longer", 1, OURS[1], arguments={**many, "num_epoch": 2.0})
+    first, second = noted((searches[0],), (longer,))
+    assert first.endswith("128 (reported: 256): ours") and second.endswith("num_epoch 2.0 (reported: 1.0): theirs")
+
+
 def test_a_rate_is_not_chosen_before_all_searches_are_done(tmp_path, rows):
     searches = (Member("theirs1", 0.1, 1), Member("missing", 0.2, 1))
     finals = (Member("ours1", 0.1, 1), Member("ours2", 0.2, 1))

@@ -34,7 +34,7 @@ def build_table(output: Path, rows: Sequence[Row], counts: Callable[[Member], bo
         if other:
             entry["against"] = _against(row, chosen[row.name, row.pruning][1], other[1], notes)
     used = [outcome for _, outcomes in chosen.values() for outcome in outcomes]
-    notes += _apart(used, now) + _pruned_again(chosen)
+    notes += _searched_apart(rows, found) + _apart(used, now) + _pruned_again(chosen)
     return {"rows": table, "models": _models(rows, chosen), "notes": list(dict.fromkeys(notes))}
 
 
@@ -198,6 +198,28 @@ def _apart(outcomes: list[Outcome], now: dict | None) -> list[str]:
     if len(devices) > 1:
         notes.append(f"runs were made on different devices: {', '.join(sorted(devices))}")
     return notes
+
+
+def _searched_apart(rows: Sequence[Row], found: dict[str, Outcome]) -> list[str]:
+    """Notes on the flags in which the runs that chose a rate are not as those that are reported."""
+    kinds: dict[str, list[str]] = {}
+    for row in rows:
+        searches, finals = (
+            [found[each.id] for each in some if each.id in found] for some in (row.searches, row.finals)
+        )
+        if not searches or not finals:
+            continue
+        chose, reported = (each[0].record.get("arguments") or {} for each in (searches, finals))
+        # What is evaluated, and how, has no part in a validation loss.
+        same = [name for name in chose if name in ("lr", "train_seed") or name.startswith(("eval_", "ppl_"))]
+        apart = [name for name in chose if name not in same and chose[name] != reported.get(name)]
+        if apart:
+            what = ", ".join(f"{name} {chose[name]} (reported: {reported.get(name)})" for name in apart)
+            kinds.setdefault(what, []).append(row.name)
+    return [
+        f"rates were chosen by runs with {what}" + (f": {', '.join(names)}" if len(kinds) > 1 else "")
+        for what, names in kinds.items()
+    ]
 
 
 def _pruned_again(chosen: dict) -> list[str]:
