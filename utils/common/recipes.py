@@ -13,6 +13,13 @@ _INSIDE_MASK = {
 }
 
 RECIPES = {
+    "biases": {
+        "method": "output_bias",
+        "apply_to": "all",
+        "loss": "distill",
+        "distill_weight": 0.5,
+        "lr": 4e-3,
+    },
     "constants": {
         "method": "norms_biases",
         "loss": "distill",
@@ -22,8 +29,9 @@ RECIPES = {
     "inside_mask": _INSIDE_MASK,
     "inside_mask_admm": {"first": "admm_update", **_INSIDE_MASK},
 }
-"""What -recipe takes. `constants`: no weight of a matrix changes. `inside_mask`: no zero changes. `inside_mask_admm`:
-none either, and before training the weights are fitted to the dense model's outputs on the calibration set."""
+"""What -recipe takes. `biases`: every weight keeps its bits. `constants`: no weight of a matrix changes, but the scales
+of norms do. `inside_mask`: no zero changes. `inside_mask_admm`: none either, and before training the weights are fitted
+to the dense model's outputs on the calibration set."""
 
 
 def as_flags(name: str) -> str:
