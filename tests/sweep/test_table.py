@@ -170,6 +170,8 @@ def test_a_search_that_was_smaller_is_told_and_by_how_much(tmp_path, rows):
 
     assert noted((searches[0],), ()) == ["rates were chosen by runs with num_train_samples 128 (reported: 256)"]
     assert noted((alike,), ()) == noted((), ()) == []
+    control = Row("ours", CONTROL, None, (searches[0],), rows[0].finals)
+    assert not [note for note in built(tmp_path, [control])["notes"] if note.startswith("rates were chosen")]
     longer = write_run(tmp_path, "longer", 1, OURS[1], arguments={**many, "num_epoch": 2.0})
     first, second = noted((searches[0],), (longer,))
     assert first.endswith("128 (reported: 256): ours") and second.endswith("num_epoch 2.0 (reported: 1.0): theirs")

@@ -207,7 +207,8 @@ def _searched_apart(rows: Sequence[Row], found: dict[str, Outcome]) -> list[str]
         searches, finals = (
             [found[each.id] for each in some if each.id in found] for some in (row.searches, row.finals)
         )
-        if not searches or not finals:
+        # A control's rate was chosen on the pruned model that it is the control of.
+        if not searches or not finals or row.pruning == CONTROL:
             continue
         chose, reported = (each[0].record.get("arguments") or {} for each in (searches, finals))
         # What is evaluated, and how, has no part in a validation loss.
