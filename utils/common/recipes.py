@@ -3,29 +3,13 @@
 A recipe is nothing but flags. What is given on the command line wins over it.
 """
 
-_INSIDE_MASK = {
-    "method": "masked_lora",
-    "apply_to": "all",
-    "train_norms": True,
-    "loss": "distill",
-    "distill_weight": 0.5,
-    "lr": 2e-3,
-}
+_HALF_DISTILLED = {"loss": "distill", "distill_weight": 0.5}
+
+_INSIDE_MASK = {"method": "masked_lora", "apply_to": "all", "train_norms": True, **_HALF_DISTILLED, "lr": 2e-3}
 
 RECIPES = {
-    "biases": {
-        "method": "output_bias",
-        "apply_to": "all",
-        "loss": "distill",
-        "distill_weight": 0.5,
-        "lr": 4e-3,
-    },
-    "constants": {
-        "method": "norms_biases",
-        "loss": "distill",
-        "distill_weight": 0.5,
-        "lr": 4e-3,
-    },
+    "biases": {"method": "output_bias", "apply_to": "all", **_HALF_DISTILLED, "lr": 4e-3},
+    "constants": {"method": "norms_biases", **_HALF_DISTILLED, "lr": 4e-3},
     "inside_mask": _INSIDE_MASK,
     "inside_mask_admm": {"first": "admm_update", **_INSIDE_MASK},
 }
