@@ -17,7 +17,7 @@ from models.merge import PROOF, compact_and_prove, main, merge, merge_and_prove
 from models.methods import Options
 from models.modeling_llama import HeadCompensation, keep_columns, terms_of
 from models.proof import SWALLOWED, Reference, probe_logits, prove, prove_compact
-from models.restoration import Restoration, load_restoration, save_restoration
+from models.restoration import Restoration, load_restoration, needs_of, save_restoration
 from tests.builders import HEADS, orthonormal, trained
 from utils.common.errors import UserError
 
@@ -138,7 +138,7 @@ def test_merged_equals_attached_and_changes_exactly_what_is_promised(make_tiny_l
     differing = {n for n, tensor in before.items() if not same_bits(tensor, after[n])}
     valued = {n for n in set(after) - set(before) if bool((after[n] != 0).any())}
     # Compensated heads are in layers 0 and 2; a closed form's biases are everywhere.
-    heads = name.split()[0] in ("restorelcc", "bias_only", "magnitudes_only", "lofit") and "after" not in name
+    heads = needs_of(name.split()[0], METHODS[name]).heads and "after" not in name
     idle = {"model.layers.1.self_attn.o_proj.bias"} if heads else set()
     assert (differing, valued) == (promise.changed - idle, promise.added - idle)
     assert differing | valued or name == "none"
