@@ -160,7 +160,8 @@ class ResponseLoss(nn.Module):
         default the teacher's own model gives them. An evaluation, whose loss is cross-entropy, returns "tokens" too:
         (1, n) fp32, each labelled token's, row by row of the batch; (2, n) with a teacher, from whom the second is KL.
         """
-        hidden = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state
+        # The last layer of a model that is spread may be elsewhere.
+        hidden = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state.to(labels.device)
         targets = labels[:, 1:]
         labelled = targets != IGNORED
         head = self.model.lm_head.weight

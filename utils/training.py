@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object, patch_environment
+from accelerate.utils import align_module_device, gather_object, patch_environment
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -20,6 +20,7 @@ from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArg
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from models.cpu_attention import cpu_attention
+from models.loading import input_device
 from models.modeling_llama import keep_columns
 from utils.checkpoints import UNFINISHED, last_whole, seal
 from utils.common.commands import ENDING
@@ -38,6 +39,11 @@ SAVED_EVERY = 600
 
 PROGRESS = "progress.json"
 """In a checkpoint: the history so far, the rows of the last validation, and what was counted."""
+
+NOT_FINITE = (
+    "-dtype: the validation loss is no finite number before the first step; try float32, or look at the validation "
+    "samples and the pruned model"
+)
 
 COMPILER = "inductor"
 """torch.compile's backend for -torch_compile."""
@@ -177,6 +183,24 @@ def train(
         model.gradient_checkpointing_disable()
     model.eval()
     return result
+
+
+def validate(model: LlamaForCausalLM, valid: list[Encoded]) -> TrainingResult:
+    """The validation of a model that isn't trained, as training would make it before its first step.
+
+    history: one row, of step 0; without validation samples none. model: attached or plain; spread too. Raises UserError
+    if the loss is no finite number.
+    """
+    if not valid:
+        return TrainingResult()
+    spread = hasattr(model, "hf_device_map")
+    head = align_module_device(model.lm_head, input_device(model)) if spread else nullcontext()
+    with cpu_attention(model), head:
+        rows = response_loss(ResponseLoss(model).eval(), valid, model.config.pad_token_id or 0, "validation loss")
+    total, count = rows.sum(0).tolist()
+    if not math.isfinite(total):
+        raise UserError(NOT_FINITE)
+    return TrainingResult([{"step": 0, "epoch": 0.0, "valid_loss": total / count}], valid_rows=rows.tolist())
 
 
 def validated(history: list[dict], last: Path | None) -> bool:
@@ -423,10 +447,7 @@ class _Finite(TrainerCallback):
         if math.isfinite(metrics["eval_loss"]):
             return
         if state.global_step == 0:
-            raise UserError(
-                "-dtype: the validation loss is no finite number before the first step; try float32, or look at the "
-                "validation samples and the pruned model"
-            )
+            raise UserError(NOT_FINITE)
         self.end("validation loss", f" of {state.max_steps}", args, state)
 
     def end(self, what: str, where: str, args, state) -> None:

@@ -25,7 +25,16 @@ from utils.evaluation.token_scores import token_scores
 from utils.losses import IGNORED, ResponseLoss
 from utils.prompts import Encoded, common_prefix, encode_all
 from utils.stages.train import settings as of_flags
-from utils.training import PROGRESS, TrainingSettings, _OneDevice, _RestorationTrainer, response_loss, train
+from utils.training import (
+    PROGRESS,
+    TrainingResult,
+    TrainingSettings,
+    _OneDevice,
+    _RestorationTrainer,
+    response_loss,
+    train,
+    validate,
+)
 
 
 @pytest.fixture
@@ -52,6 +61,21 @@ def encoded(model_folder, count: int) -> list[Encoded]:
     tokenizer = load_tokenizer(model_folder, "-b")
     prompts, responses = [f"say {n}" for n in range(count)], ["abc " * (n % 5 + 1) for n in range(count)]
     return encode_all(tokenizer, prompts, responses, 60)[0]
+
+
+def test_a_model_that_is_not_trained_has_the_validation_loss_that_training_would_begin_with(make_tiny_llama, tmp_path):
+    folder = make_tiny_llama(zeros=0.5)
+    samples, restoration = encoded(folder, 6), trained()
+    model = restoration.attach(load_model(folder, torch.float32, "cpu", "-p"))
+    found = validate(model, samples[:3])
+    after = train(model, samples, samples[:3], settings(epochs=1), "cpu", tmp_path, False)
+    assert found.history == [row for row in after.history if row["step"] == 0]
+    assert found.valid_rows != after.valid_rows and len(found.valid_rows) == 3
+    assert validate(model, []) == TrainingResult()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match="no finite number before the first step"):
+        validate(model, samples)
 
 
 def test_template_leaves_the_input_block_out_when_empty():

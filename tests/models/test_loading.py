@@ -36,6 +36,8 @@ from utils.common.errors import UserError
 from utils.common.names import EMBEDDED
 from utils.evaluation.model import InMemoryLM
 from utils.evaluation.perplexity import window_losses
+from utils.prompts import Encoded
+from utils.training import validate
 
 FLAG = "-base_model_name"
 
@@ -235,6 +237,8 @@ def test_a_model_that_is_partly_on_disk_is_restored_like_a_whole_one(make_tiny_l
         assert torch.equal(found, expected) and not torch.allclose(found, plain[0], atol=1e-2)
     reference = Reference.ask(spread, restoration, Checkpoint(folder), ids, "auto")
     assert torch.equal(reference.logits[0], expected)
+    valid = [Encoded([5, 6, 7, 250], 1), Encoded([9, 8, 3], 2)]
+    assert validate(spread, valid) == validate(whole, valid)
 
 
 @pytest.mark.parametrize("fast", [(), ("bf16",), ("bf16", "fp16")])

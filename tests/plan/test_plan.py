@@ -202,6 +202,13 @@ def test_a_teacher_costs_one_more_pass_or_one_more_model_at_every_step(machine):
     assert stage("training", machine, teacher_bytes=states - 1) == beside
 
 
+def test_what_is_not_trained_is_validated_once():
+    validated, alone = stage("training", epochs=0), stage("training", epochs=0, valid=[])
+    lengths = [length for _, length in work().valid]
+    assert sum(lengths) <= validated.tokens - alone.tokens <= len(lengths) * max(lengths)
+    assert validated.seconds > alone.seconds
+
+
 def test_checkpointing_needs_less_memory_and_more_time():
     plain, less = stage("training"), stage("training", gradient_checkpointing=True)
     assert less.device_bytes < plain.device_bytes

@@ -301,7 +301,9 @@ def test_pictures_survive_numbers_that_are_none():
     assert "nan" not in scores_picture(score_rows(results)).draw(WIDE).inline()
     assert scores_picture(score_rows(make_results(w=task(float("nan"), float("nan"), float("nan"))))) is None
     assert loss_picture([]) is None and loss_picture([{"step": 3, "loss": float("nan")}]) is None
-    assert loss_picture([{"step": 0, "valid_loss": 2.0}]).draw(WIDE)
+    before = {"step": 0, "valid_loss": 2.0}
+    assert loss_picture([before]) is None  # nothing was trained
+    assert loss_picture([before, {"step": 9, "valid_loss": 2.0}]).draw(WIDE)
     assert heads_picture({"scores": [[None]], "trained": [], "count": 1}).draw(WIDE)
 
 

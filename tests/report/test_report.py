@@ -386,6 +386,8 @@ def test_mixed_results_name_both_sides():
 def test_summary_says_what_was_not_done():
     untrained = {**RUN, "arguments": {"num_epoch": 0}}
     assert "Nothing was trained" in summary({}, untrained, [])
+    measured = summary(RESULTS, untrained, HISTORY[:1])
+    assert "Validation loss is 2.750." in measured and "one seed" not in measured
     assert "nothing is said about quality" in summary({}, RUN, [])
     assert "one seed (42)" in summary(RESULTS, RUN, HISTORY)
     assert "went from 2.750 before training to 2.500" in summary(RESULTS, RUN, HISTORY)

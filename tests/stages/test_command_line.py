@@ -357,11 +357,32 @@ def test_config_repeats_a_run(world, finished, tmp_path, monkeypatch):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_no_epochs_restore_nothing(world, tmp_path, monkeypatch):
+def test_no_epochs_restore_nothing(world, finished, tmp_path, monkeypatch):
     run(monkeypatch, flags(world, tmp_path / "out", num_epoch=0))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["proof"]["passed"] and not results["proof"]["nonzero_new_tensors"]
     assert results["scores"]["restored"] == results["scores"]["pruned"]
+    found, trained = (result["validation"] for result in (results, json.loads((finished / "results.json").read_text())))
+    assert found["start"] == found["restored"] and found["tokens"] == trained["tokens"]
+    assert found["start"] == pytest.approx(trained["start"], rel=1e-5)  # b begins near zero there
+    assert abs(trained["start"] - trained["restored"]) > 1e-3
+
+
+def test_a_method_that_trains_nothing_has_a_validation_loss_of_its_own(world, finished, tmp_path, monkeypatch):
+    """The merged model's, though the attached one was asked."""
+    (tmp_path / "text.txt").write_text("Pruned models have lost something. " * 60, encoding="utf-8")
+    calibration = {"calib_data": tmp_path / "text.txt", "calib_samples": 4, "calib_length": 32}
+    run(monkeypatch, flags(world, tmp_path / "out", method="flap_bias", **calibration))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    found, pruned = results["validation"], json.loads((finished / "results.json").read_text())["validation"]["start"]
+    rows = read_rows(tmp_path / "out" / "logs" / "rows.json.gz")["restored"][VALIDATION][LOSS]
+    examples = json.loads((tmp_path / "out" / "logs" / "examples.json").read_text())["prompts"]
+    merged = [each["answers"]["restored"]["loss"] for each in examples]
+    assert [loss / count for loss, count in rows.values[: len(merged)]] == pytest.approx(merged, rel=1e-4)
+    assert found["start"] == found["restored"] == pytest.approx(aggregate(rows.values, rows.aggregation), rel=1e-12)
+    assert abs(found["restored"] - pruned) > 1e-3
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert f"Validation loss is {found['restored']:.3f}." in page and "## Training" not in page
 
 
 @pytest.mark.parametrize(

@@ -275,7 +275,7 @@ class _Planner:
         again = forward if work.gradient_checkpointing else 0
         operations = backward_flops(config, self.training) + update_flops(work, self.training)
         backward = operations / (machine.flops * machine.backward_share)
-        validations = (1 + math.ceil(work.epochs)) if work.valid and work.epochs else 0
+        validations = 1 + math.ceil(work.epochs) if work.valid else 0
         seconds += work.epochs * (forward + backward + again) + validations * self._own_forward(self.largest_valid)
         tokens = int(work.epochs * self.training.tokens + validations * self.largest_valid.tokens)
         read = self._calibration()

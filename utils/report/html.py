@@ -190,6 +190,8 @@ def key_figures(results: dict, run: dict, history: list[dict]) -> list[tuple[str
     losses = [row["valid_loss"] for row in history if row.get("valid_loss") is not None]
     if len(losses) > 1:
         figures.append((f"{losses[0]:.3f} → {losses[-1]:.3f}", "validation loss, nats a token"))
+    elif losses:
+        figures.append((f"{losses[0]:.3f}", "validation loss, nats a token"))
     proof = results.get("proof") or {}
     if proof.get("zeros_pruned"):
         lost = proof.get("zeros_lost", 0)

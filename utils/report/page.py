@@ -35,7 +35,7 @@ def report(results: dict, run: dict, history: list[dict]) -> tuple[str, dict[str
         parts += ["### Likelihood of the right answers, and agreement with the dense model", *answers]
     if others:
         parts += ["### Other metrics", *others]
-    if history:
+    if len(history) > 1:
         parts.append("## Training")
         picture("loss", "Training and validation loss by step", lambda: figures.draw_history(history))
     if heads.get("scores"):

@@ -89,10 +89,12 @@ def summary(results: dict, run: dict, history: list[dict]) -> str:
     losses = [row["valid_loss"] for row in history if row.get("valid_loss") is not None]
     if len(losses) > 1:
         sentences.append(f"Validation loss went from {losses[0]:.3f} before training to {losses[-1]:.3f} at its end.")
+    elif losses:
+        sentences.append(f"Validation loss is {losses[0]:.3f}.")
     sentences += findings(results)
     if limit := (run.get("arguments") or {}).get("eval_limit"):
         sentences.append(limited(limit))
-    if history and any(row.difference for row in score_rows(results)):
+    if any("loss" in row for row in history) and any(row.difference for row in score_rows(results)):
         seed = f" ({run['seed']})" if run.get("seed") is not None else ""
         sentences.append(
             f"This is one run with one seed{seed}: its standard errors cover the questions asked, "

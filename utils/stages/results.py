@@ -100,7 +100,7 @@ def validation_record(history: list[dict], valid: list[Encoded]) -> dict | None:
     """Mean loss (nats a token) over the validation samples' responses; None where none was measured.
 
     start: before the first step, which is the pruned model's unless the method's start already restores something.
-    restored: after the last one. tokens: of the responses.
+    restored: after the last one; the same where nothing is trained. tokens: of the responses.
     """
     losses = [row["valid_loss"] for row in history if "valid_loss" in row]
     if not losses:

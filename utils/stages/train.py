@@ -20,7 +20,7 @@ from utils.stages.context import Models, Run
 from utils.stages.rank import Ranked
 from utils.stages.start import starting
 from utils.stages.teacher import beside, teacher
-from utils.training import TrainingResult, TrainingSettings, train
+from utils.training import TrainingResult, TrainingSettings, train, validate
 
 SAVED = "restoration"
 """The folder in the result that holds what was learned."""
@@ -55,7 +55,6 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
     # Under FSDP the model is sharded from the CPU.
     model = start.attach(load_model(models.pruned, run.dtype, device, "-pruned_model_path"))
     parameters = numbers_trained(model) if trains else 0
-    training = TrainingResult()
     if trains:
         training = train(
             model,
@@ -73,6 +72,8 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
         )
         if worse := worse_on_validation(training.history):
             run.record.tell(worse)
+    else:
+        training = validate(model, samples.valid) if run.processes.is_main else TrainingResult()
     restoration = start.read_from(model)
     run.processes.end()
     if not run.processes.is_main:
