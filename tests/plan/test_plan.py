@@ -207,6 +207,8 @@ def test_what_is_not_trained_is_validated_once():
     lengths = [length for _, length in work().valid]
     assert sum(lengths) <= validated.tokens - alone.tokens <= len(lengths) * max(lengths)
     assert validated.seconds > alone.seconds
+    closed, unasked = (stage("training", epochs=0, calibrations=1, valid=valid) for valid in (work().valid, []))
+    assert closed.tokens - unasked.tokens == 2 * (validated.tokens - alone.tokens)  # the pruned model too
 
 
 def test_checkpointing_needs_less_memory_and_more_time():

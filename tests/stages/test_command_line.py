@@ -144,7 +144,8 @@ def test_a_run_leaves_the_whole_result(finished):
     losses = [row["valid_loss"] for row in history if "valid_loss" in row]
     assert len(losses) == 3 and losses[0] != losses[-1]
     validation = results["validation"]
-    assert (validation["start"], validation["restored"]) == (losses[0], losses[-1]) and validation["tokens"] > 0
+    told = [validation[name] for name in ("pruned", "start", "restored")]
+    assert told == [losses[0], losses[0], losses[-1]] and validation["tokens"] > 0
     validated = rows["restored"][VALIDATION][LOSS]
     assert aggregate(validated.values, validated.aggregation) == pytest.approx(losses[-1], rel=1e-12)
     assert sum(tokens for _, tokens in validated.values) == validation["tokens"]
@@ -192,7 +193,8 @@ def test_validation_tokens_are_those_that_the_loss_is_a_mean_of():
     samples = [Encoded([5, 9, 77, 30], 1), Encoded([8, 1, 2], 2), Encoded([7, 7, 9], 0)]
     collected = Collator(0)([{"input_ids": each.ids, "prompt_length": each.prompt_length} for each in samples])
     labelled = int((collected["labels"][:, 1:] != IGNORED).sum())
-    assert validation_record(history, samples) == {"start": 3.0, "restored": 2.0, "tokens": labelled}
+    known = {"pruned": 3.5, "start": 3.0, "restored": 2.0, "tokens": labelled}
+    assert validation_record(history, samples, 3.5) == known
     assert labelled == 3 + 1 + 2
     assert validation_record(history[1:2], samples) is None
 
@@ -363,7 +365,7 @@ def test_no_epochs_restore_nothing(world, finished, tmp_path, monkeypatch):
     assert results["proof"]["passed"] and not results["proof"]["nonzero_new_tensors"]
     assert results["scores"]["restored"] == results["scores"]["pruned"]
     found, trained = (result["validation"] for result in (results, json.loads((finished / "results.json").read_text())))
-    assert found["start"] == found["restored"] and found["tokens"] == trained["tokens"]
+    assert found["pruned"] == found["start"] == found["restored"] and found["tokens"] == trained["tokens"]
     assert found["start"] == pytest.approx(trained["start"], rel=1e-5)  # b begins near zero there
     assert abs(trained["start"] - trained["restored"]) > 1e-3
 
@@ -380,7 +382,7 @@ def test_a_method_that_trains_nothing_has_a_validation_loss_of_its_own(world, fi
     merged = [each["answers"]["restored"]["loss"] for each in examples]
     assert [loss / count for loss, count in rows.values[: len(merged)]] == pytest.approx(merged, rel=1e-4)
     assert found["start"] == found["restored"] == pytest.approx(aggregate(rows.values, rows.aggregation), rel=1e-12)
-    assert abs(found["restored"] - pruned) > 1e-3
+    assert found["pruned"] == pytest.approx(pruned, rel=1e-5) and abs(found["restored"] - pruned) > 1e-3
     page = (tmp_path / "out" / "report.md").read_text()
     assert f"Validation loss is {found['restored']:.3f}." in page and "## Training" not in page
 
@@ -471,7 +473,9 @@ def test_every_method_runs_to_a_proved_checkpoint(world, tmp_path, monkeypatch, 
     assert kinds(proof["changed_tensors"]) == changed
     record = json.loads((tmp_path / "out" / "run.json").read_text())["method"]
     assert (record["parameters"] > 0) == (name not in UNTRAINED)
-    assert bool((tmp_path / "out" / "logs" / "history.jsonl").read_text()) == (name not in UNTRAINED)
+    history = [json.loads(line) for line in (tmp_path / "out" / "logs" / "history.jsonl").read_text().splitlines()]
+    assert any("loss" in row for row in history) == (name not in UNTRAINED)
+    assert "valid_loss" in history[-1]
     assert record["title"] in (tmp_path / "out" / "report.md").read_text() or name == "nothing"
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").config.mlp_bias == (
         "mlp.down_proj.bias" in added

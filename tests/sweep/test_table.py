@@ -292,6 +292,35 @@ def test_a_control_is_the_dense_model_after_the_same_training(tmp_path, rows):
     assert [each["pruning"] for each in table["models"]] == ["wanda", "wanda"]
 
 
+def test_a_share_of_the_control_starts_at_the_pruned_model_whatever_training_began_with(tmp_path, rows):
+    """After a closed form training begins lower; what the pruned model had, another row of it knows."""
+
+    def validated(name: str, **losses: float) -> None:
+        found = json.loads((tmp_path / name / "results.json").read_text())
+        write_json(tmp_path / name / "results.json", {**found, "validation": {"tokens": 70, **losses}})
+
+    def shares() -> list:
+        table = built(tmp_path, [ours, Row("theirs", "wanda", "ours", (), rows[1].finals[1:2]), control])
+        assert [each["valid_loss"] for each in table["models"]] == [1.0, 3.0 if known else None]
+        assert not known or "| pruned | wanda | 3.000 |" in markdown(table, [])
+        return [(row["control"] or {}).get("valid_loss") for row in table["rows"]]
+
+    ours, control = (Row("ours", pruning, "ours", (), finals[:1]) for pruning, finals in
+                     (("wanda", rows[0].finals), (CONTROL, rows[1].finals)))  # fmt: skip
+    run = json.loads((tmp_path / "ours1" / "run.json").read_text())
+    write_json(tmp_path / "ours1" / "run.json", {**run, "arguments": {"first": "admm_update", "bias_start": "zero"}})
+    validated("ours1", start=2.5, restored=2.0)
+    validated("theirs1", start=1.0, restored=1.5)
+    known = False
+    assert shares() == [None, None, None]
+    validated("theirs2", pruned=3.0, start=2.9, restored=2.8)
+    known = True
+    assert shares() == [pytest.approx((3 - 2) / (3 - 1.5)), None, None]
+    validated("theirs2", start=2.9, restored=2.8)
+    validated("ours1", pruned=3.0, start=2.5, restored=2.0)
+    assert shares() == [pytest.approx((3 - 2) / (3 - 1.5)), None, None]
+
+
 def test_a_collected_folder_gives_the_same_table(tmp_path, rows):
     for seed in OURS:
         with_answers(tmp_path, f"ours{seed}", [[-1.0, 2.0]] * 4, SAME)

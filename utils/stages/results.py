@@ -88,7 +88,7 @@ def result_record(
     spectrum = None if ranked is None or ranked.explained is None else spectrum_record(ranked.explained)
     return {
         **summarise(evaluations),
-        "validation": validation_record(trained.training.history, samples.valid),
+        "validation": validation_record(trained.training.history, samples.valid, trained.pruned_loss),
         "proof": merged.proof.record,
         **({"proof_compact": merged.compact} if merged.compact else {}),
         **({"heads": heads} if heads else {}),
@@ -96,17 +96,18 @@ def result_record(
     }
 
 
-def validation_record(history: list[dict], valid: list[Encoded]) -> dict | None:
+def validation_record(history: list[dict], valid: list[Encoded], pruned: float | None = None) -> dict | None:
     """Mean loss (nats a token) over the validation samples' responses; None where none was measured.
 
-    start: before the first step, which is the pruned model's unless the method's start already restores something.
-    restored: after the last one; the same where nothing is trained. tokens: of the responses.
+    pruned: the pruned model's; None where nothing measured it. start: before the first step, which is the same unless a
+    closed form comes first.
+    restored: after the last one, or start's where nothing is trained. tokens: of the responses.
     """
     losses = [row["valid_loss"] for row in history if "valid_loss" in row]
     if not losses:
         return None
     tokens = sum(len(sample.ids) - max(1, sample.prompt_length) for sample in valid)  # nothing predicts a first token
-    return {"start": losses[0], "restored": losses[-1], "tokens": tokens}
+    return {"pruned": pruned, "start": losses[0], "restored": losses[-1], "tokens": tokens}
 
 
 def validation_rows(rows: list[list[float]], valid: list[Encoded]) -> Kept:

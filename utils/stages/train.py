@@ -30,13 +30,15 @@ SAVED = "restoration"
 class Trained:
     """What is left of the attached model once it is gone: what was learned, what it answered, and how it went.
 
-    parameters: how many numbers were trained.
+    parameters: how many numbers were trained. pruned_loss: the pruned model's validation loss; None where
+    nothing measured it.
     """
 
     restoration: Restoration
     reference: Reference
     training: TrainingResult
     parameters: int
+    pruned_loss: float | None
 
 
 def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked | None) -> Trained | None:
@@ -53,7 +55,12 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
     trains = run.needs.training and args.num_epoch > 0
     device = "cpu" if run.processes.sharded else device_to_train(run, models, trains)
     # Under FSDP the model is sharded from the CPU.
-    model = start.attach(load_model(models.pruned, run.dtype, device, "-pruned_model_path"))
+    model = load_model(models.pruned, run.dtype, device, "-pruned_model_path")
+    # One that would be sharded is not asked on the CPU, while other processes wait.
+    asked = samples.valid if run.processes.is_main and not run.processes.sharded else []
+    # After a closed form the first validation is not the pruned model's.
+    before = validate(model, asked) if run.needs.calibration else None
+    model = start.attach(model)
     parameters = numbers_trained(model) if trains else 0
     if trains:
         training = train(
@@ -73,7 +80,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
         if worse := worse_on_validation(training.history):
             run.record.tell(worse)
     else:
-        training = validate(model, samples.valid) if run.processes.is_main else TrainingResult()
+        training = validate(model, asked)
     restoration = start.read_from(model)
     run.processes.end()
     if not run.processes.is_main:
@@ -85,7 +92,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
         device = run.reading_device(models.pruned)
         model = restoration.attach(load_model(models.pruned, run.dtype, device, "-pruned_model_path"))
     reference = Reference.ask(model, restoration, Checkpoint(models.pruned), samples.to_prove(), device)
-    return Trained(restoration, reference, training, parameters)
+    return Trained(restoration, reference, training, parameters, first_loss((before or training).history))
 
 
 def begin(run: Run) -> None:
@@ -124,6 +131,11 @@ def belongs(run: Run, models: Models, samples: Samples, start: Restoration) -> s
     learned = [digest_tensors(state) for state in start.states]
     how = [asdict(settings(run.args)), run.args.dtype, run.args.loss, run.args.distill_weight, run.processes.count]
     return digest(fingerprint(models.dense), fingerprint(models.pruned), learned, encoded, how)
+
+
+def first_loss(history: list[dict]) -> float | None:
+    """The validation loss before the first step."""
+    return next((row["valid_loss"] for row in history if "valid_loss" in row), None)
 
 
 def worse_on_validation(history: list[dict]) -> str | None:

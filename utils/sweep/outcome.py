@@ -118,14 +118,25 @@ class Outcome:
         return mean_or_none([self.score(model, *each) for each in self.accuracies])
 
     def level(self, model: str) -> dict[str, float | None]:
-        """What a model's level is told by, "start" for the one that training began with (the pruned one)."""
-        name = "pruned" if model == "start" else model
+        """What a model's level is told by."""
         values = (
-            number(self._at("validation", model)),
-            self.score(name, *self.perplexity) if self.perplexity else None,
-            number(self._at("answers", "scores", name, "value")),
+            self._validation(model),
+            self.score(model, *self.perplexity) if self.perplexity else None,
+            number(self._at("answers", "scores", model, "value")),
         )
         return dict(zip(CONTROLLED, values, strict=True))
+
+    @property
+    def validated(self) -> int | None:
+        """How many tokens its validation losses are means over."""
+        return self._at("validation", "tokens")
+
+    def _validation(self, model: str) -> float | None:
+        """A model's validation loss. Older runs kept the pruned model's only as that which training began with."""
+        args = self.run.get("arguments") or {}
+        started = args.get("first") or args.get("bias_start", "zero") != "zero"
+        older = model == "pruned" and "pruned" not in (self.results.get("validation") or {}) and not started
+        return number(self._at("validation", "start" if older else model))
 
     def seed_values(self) -> dict[str, float | None]:
         """What is averaged over seeds, by its name in the table."""

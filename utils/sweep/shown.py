@@ -57,12 +57,12 @@ def markdown(table: dict, pictures: list[str]) -> str:
         parts.append(f"Δ: minus {' or '.join(compared)} on the same pruned model.")
     if table["models"]:
         models = [
-            [each["model"], each["pruning"], _fixed(each["perplexity"], 2), _fixed(each["answer_bits"], 3)]
-            + [_share(each["task_mean"])]
+            [each["model"], each["pruning"], _fixed(each["valid_loss"], 3), _fixed(each["perplexity"], 2)]
+            + [_fixed(each["answer_bits"], 3), _share(each["task_mean"])]
             for each in table["models"]
         ]
-        titles = ["model", "pruned model", "perplexity ↓", "bits a byte ↓", "task mean ↑"]
-        parts.append(markdown_table(titles, models, right=(2, 3, 4)))
+        titles = ["model", "pruned model", "validation loss ↓", "perplexity ↓", "bits a byte ↓", "task mean ↑"]
+        parts.append(markdown_table(titles, models, right=(2, 3, 4, 5)))
     parts.append(f"{_asked(rows)}{READ}")
     if table["notes"]:
         parts.append("\n".join(f"- {note}" for note in table["notes"]))

@@ -27,15 +27,16 @@ def build_table(output: Path, rows: Sequence[Row], counts: Callable[[Member], bo
     found = finished_runs(output, rows, counts)
     chosen = {(row.name, row.pruning): chosen_runs(output, row, found) for row in rows}
     table = [table_row(output, row, *chosen[row.name, row.pruning], found, notes) for row in rows]
+    before = _losses_before(chosen)
     for row, entry in zip(rows, table, strict=True):
         other = chosen.get((row.compare_to, row.pruning)) if row.compare_to not in (None, row.name) else None
         if control := chosen.get((row.name, CONTROL)) if row.pruning != CONTROL else None:
-            entry["control"] = _of_control(chosen[row.name, row.pruning][1], control[1])
+            entry["control"] = _of_control(row, chosen[row.name, row.pruning][1], control[1], before)
         if other:
             entry["against"] = _against(row, chosen[row.name, row.pruning][1], other[1], notes)
     used = [outcome for _, outcomes in chosen.values() for outcome in outcomes]
     notes += _searched_apart(rows, found) + _apart(used, now) + _pruned_again(chosen)
-    return {"rows": table, "models": _models(rows, chosen), "notes": list(dict.fromkeys(notes))}
+    return {"rows": table, "models": _models(rows, chosen, before), "notes": list(dict.fromkeys(notes))}
 
 
 def finished_runs(
@@ -149,19 +150,36 @@ def _against(row: Row, outcomes: list[Outcome], others: list[Outcome], notes: li
     return found
 
 
-def _of_control(outcomes: list[Outcome], controls: list[Outcome]) -> dict | None:
+def _losses_before(chosen: dict) -> dict[tuple[str, int | None], float]:
+    """(pruning, validated tokens) → the validation loss before anything is restored, by the first run that has it.
+
+    A run that begins with a closed form may lack it. Of CONTROL it is the dense model's.
+    """
+    found: dict[tuple[str, int | None], float] = {}
+    for (_, pruning), (_, outcomes) in chosen.items():
+        for outcome in outcomes:
+            loss = outcome.level("pruned")["valid_loss"]
+            if loss is not None:
+                found.setdefault((pruning, outcome.validated), loss)
+    return found
+
+
+def _of_control(row: Row, outcomes: list[Outcome], controls: list[Outcome], losses: dict) -> dict | None:
     """(pruned - restored) / (pruned - control) in each that `Outcome.level` tells, means over the seeds of both first.
 
     control: the dense model after the same method on the same samples, so what training would have given without any
-    pruning. None where that is no better than the pruned model, or where one of them was not measured.
+    pruning. None where that is no better than the pruned model, or where one of them was not measured. losses: see
+    `_losses_before`.
     """
     if not outcomes or not controls:
         return None
     outcomes, controls = of_shared_seeds(outcomes, controls)
     before, after, best = (
         [outcome.level(model) for outcome in each]
-        for model, each in (("start", outcomes), ("restored", outcomes), ("restored", controls))
+        for model, each in (("pruned", outcomes), ("restored", outcomes), ("restored", controls))
     )
+    for level, outcome in zip(before, outcomes, strict=True):
+        level["valid_loss"] = losses.get((row.pruning, outcome.validated))
     found = {}
     for name in before[0]:
         pruned, restored, control = (mean_or_none([each[name] for each in level]) for level in (before, after, best))
@@ -170,14 +188,19 @@ def _of_control(outcomes: list[Outcome], controls: list[Outcome]) -> dict | None
     return found
 
 
-def _models(rows: Sequence[Row], chosen: dict) -> list[dict]:
-    """The dense and the pruned model's perplexity, bits a byte and mean accuracy, once a pruning."""
+def _models(rows: Sequence[Row], chosen: dict, losses: dict) -> list[dict]:
+    """The dense and the pruned model's validation loss, perplexity, bits a byte and mean accuracy, once a pruning.
+
+    losses: see `_losses_before`; the dense model's is known where the sweep has a control.
+    """
     found = []
     for pruning in dict.fromkeys(row.pruning for row in rows):
         scored = [outcome for row in rows if row.pruning == pruning for outcome in chosen[row.name, pruning][1]]
         scored = [outcome for outcome in scored if outcome.perplexity or outcome.accuracies]
         for model in ("dense", "pruned") if scored and pruning != CONTROL else ():
-            level = {name: value for name, value in scored[0].level(model).items() if name != "valid_loss"}
+            validated = next((outcome.validated for outcome in scored if outcome.validated), None)
+            level = scored[0].level(model)
+            level["valid_loss"] = losses.get((pruning if model == "pruned" else CONTROL, validated))
             found.append({"model": model, "pruning": pruning, **level, "task_mean": scored[0].task_mean(model)})
     return found
 
