@@ -41,7 +41,7 @@ PROGRESS = "progress.json"
 """In a checkpoint: the history so far, the rows of the last validation, and what was counted."""
 
 NOT_FINITE = (
-    "-dtype: the validation loss is no finite number before the first step; try float32, or look at the validation "
+    "-dtype: the validation loss is no finite number before any training; try float32, or look at the validation "
     "samples and the pruned model"
 )
 

@@ -74,7 +74,7 @@ def test_a_model_that_is_not_trained_has_the_validation_loss_that_training_would
     assert validate(model, []) == TrainingResult()
     with torch.no_grad():
         model.model.norm.weight.fill_(torch.nan)
-    with pytest.raises(UserError, match="no finite number before the first step"):
+    with pytest.raises(UserError, match="no finite number before any training"):
         validate(model, samples)
 
 
@@ -404,7 +404,7 @@ def test_a_validation_loss_that_is_no_number_ends_the_training(cut, monkeypatch)
     with pytest.raises(UserError, match=r"^-lr: the validation loss is no finite number at step 3 of 6; lower it"):
         cut.train(cut.place / "cut")
     values = iter([float("nan")])
-    with pytest.raises(UserError, match=r"^-dtype: the validation loss is no finite number before the first step"):
+    with pytest.raises(UserError, match=r"^-dtype: the validation loss is no finite number before any training"):
         cut.train(cut.place / "other")
 
 

@@ -144,8 +144,10 @@ def test_a_run_leaves_the_whole_result(finished):
     losses = [row["valid_loss"] for row in history if "valid_loss" in row]
     assert len(losses) == 3 and losses[0] != losses[-1]
     validation = results["validation"]
-    told = [validation[name] for name in ("pruned", "start", "restored")]
-    assert told == [losses[0], losses[0], losses[-1]] and validation["tokens"] > 0
+    assert (validation["start"], validation["restored"]) == (losses[0], losses[-1]) and validation["tokens"] > 0
+    assert (
+        losses[0] == pytest.approx(validation["pruned"], rel=1e-5) and losses[0] != validation["pruned"]
+    )  # b is not 0
     validated = rows["restored"][VALIDATION][LOSS]
     assert aggregate(validated.values, validated.aggregation) == pytest.approx(losses[-1], rel=1e-12)
     assert sum(tokens for _, tokens in validated.values) == validation["tokens"]
@@ -294,7 +296,9 @@ def test_a_dry_run_says_what_is_kept_and_leaves_nothing(world, finished, tmp_pat
     assert other["pruned"].startswith("activations kept, 0 of 1 tasks' scores kept, at most ")
     assert "the teacher's states to be made" in other["train"]
     made = told(pruned_model_path=None, prune_method="magnitude", method="none", num_epoch=0)
-    assert made["prune"].startswith("to be made") and made["train"] == "nothing is trained"
+    assert made["prune"].startswith("to be made") and made["train"].startswith(
+        "nothing is trained, 8 samples validate, at most "
+    )
     assert made["negatives"] == made["rank"] == "nothing to do"
     assert not (tmp_path / "out").exists() and sorted(path for path in (world / "cache").rglob("*")) == before
 
@@ -366,8 +370,21 @@ def test_no_epochs_restore_nothing(world, finished, tmp_path, monkeypatch):
     assert results["scores"]["restored"] == results["scores"]["pruned"]
     found, trained = (result["validation"] for result in (results, json.loads((finished / "results.json").read_text())))
     assert found["pruned"] == found["start"] == found["restored"] and found["tokens"] == trained["tokens"]
-    assert found["start"] == pytest.approx(trained["start"], rel=1e-5)  # b begins near zero there
+    assert found["pruned"] == trained["pruned"]
     assert abs(trained["start"] - trained["restored"]) > 1e-3
+
+
+def test_a_training_that_begins_with_a_closed_form_knows_the_pruned_models_loss_too(
+    world, finished, tmp_path, monkeypatch
+):
+    (tmp_path / "text.txt").write_text("Pruned models have lost something. " * 60, encoding="utf-8")
+    changes = {"calib_data": tmp_path / "text.txt", "calib_samples": 4, "calib_length": 32, "bias_start": "closed_form"}
+    run(monkeypatch, flags(world, tmp_path / "out", method="output_bias", num_epoch=1, eval_tasks="none", **changes))
+    found, other = (
+        json.loads((folder / "results.json").read_text())["validation"] for folder in (tmp_path / "out", finished)
+    )
+    assert found["pruned"] == other["pruned"]
+    assert min(abs(found["start"] - found[each]) for each in ("pruned", "restored")) > 1e-3
 
 
 def test_a_method_that_trains_nothing_has_a_validation_loss_of_its_own(world, finished, tmp_path, monkeypatch):
@@ -376,13 +393,13 @@ def test_a_method_that_trains_nothing_has_a_validation_loss_of_its_own(world, fi
     calibration = {"calib_data": tmp_path / "text.txt", "calib_samples": 4, "calib_length": 32}
     run(monkeypatch, flags(world, tmp_path / "out", method="flap_bias", **calibration))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    found, pruned = results["validation"], json.loads((finished / "results.json").read_text())["validation"]["start"]
+    found, pruned = results["validation"], json.loads((finished / "results.json").read_text())["validation"]["pruned"]
     rows = read_rows(tmp_path / "out" / "logs" / "rows.json.gz")["restored"][VALIDATION][LOSS]
     examples = json.loads((tmp_path / "out" / "logs" / "examples.json").read_text())["prompts"]
     merged = [each["answers"]["restored"]["loss"] for each in examples]
     assert [loss / count for loss, count in rows.values[: len(merged)]] == pytest.approx(merged, rel=1e-4)
     assert found["start"] == found["restored"] == pytest.approx(aggregate(rows.values, rows.aggregation), rel=1e-12)
-    assert found["pruned"] == pytest.approx(pruned, rel=1e-5) and abs(found["restored"] - pruned) > 1e-3
+    assert found["pruned"] == pruned and abs(found["restored"] - pruned) > 1e-3
     page = (tmp_path / "out" / "report.md").read_text()
     assert f"Validation loss is {found['restored']:.3f}." in page and "## Training" not in page
 

@@ -301,22 +301,35 @@ def test_a_share_of_the_control_starts_at_the_pruned_model_whatever_training_beg
 
     def shares() -> list:
         table = built(tmp_path, [ours, Row("theirs", "wanda", "ours", (), rows[1].finals[1:2]), control])
-        assert [each["valid_loss"] for each in table["models"]] == [1.0, 3.0 if known else None]
-        assert not known or "| pruned | wanda | 3.000 |" in markdown(table, [])
+        assert [each["valid_loss"] for each in table["models"]] == [1.0, known or None]
+        assert not known or f"| pruned | wanda | {known:.3f} |" in markdown(table, [])
         return [(row["control"] or {}).get("valid_loss") for row in table["rows"]]
 
     ours, control = (Row("ours", pruning, "ours", (), finals[:1]) for pruning, finals in
                      (("wanda", rows[0].finals), (CONTROL, rows[1].finals)))  # fmt: skip
+    for name, weights in (("ours1", "some"), ("theirs1", "all"), ("theirs2", "some")):
+        run = json.loads((tmp_path / name / "run.json").read_text()) | {"arguments": {"dtype": "float32"}}
+        run["inputs"] = {"dense model": "all", "pruned model": weights}
+        write_json(tmp_path / name / "run.json", run)
     run = json.loads((tmp_path / "ours1" / "run.json").read_text())
-    write_json(tmp_path / "ours1" / "run.json", {**run, "arguments": {"first": "admm_update", "bias_start": "zero"}})
+    run["arguments"] |= {"first": "admm_update", "bias_start": "zero"}
+    write_json(tmp_path / "ours1" / "run.json", run)
     validated("ours1", start=2.5, restored=2.0)
     validated("theirs1", start=1.0, restored=1.5)
     known = False
     assert shares() == [None, None, None]
     validated("theirs2", pruned=3.0, start=2.9, restored=2.8)
-    known = True
+    known = 3.0
     assert shares() == [pytest.approx((3 - 2) / (3 - 1.5)), None, None]
-    validated("theirs2", start=2.9, restored=2.8)
+    validated("theirs2", start=2.9, restored=2.8)  # of a version before, from the first step on
+    known = 2.9
+    assert shares() == [pytest.approx((2.9 - 2) / (2.9 - 1.5)), None, None]
+    run = json.loads((tmp_path / "theirs2" / "run.json").read_text())
+    run["inputs"]["pruned model"] = "pruned again"
+    write_json(tmp_path / "theirs2" / "run.json", run)
+    known = False
+    assert shares() == [None, None, None]
+    known = 3.0
     validated("ours1", pruned=3.0, start=2.5, restored=2.0)
     assert shares() == [pytest.approx((3 - 2) / (3 - 1.5)), None, None]
 

@@ -276,14 +276,13 @@ class _Planner:
         operations = backward_flops(config, self.training) + update_flops(work, self.training)
         backward = operations / (machine.flops * machine.backward_share)
         validations = 1 + math.ceil(work.epochs) if work.valid else 0
-        # Before a closed form the pruned model is asked too.
-        asked = validations + 1 if work.valid and work.calibrations else validations
+        asked = validations + 1 if work.valid else 0  # the pruned model too
         seconds += work.epochs * (forward + backward + again) + asked * self._own_forward(self.largest_valid)
         tokens = int(work.epochs * self.training.tokens + asked * self.largest_valid.tokens)
         read = self._calibration()
         seconds, tokens = seconds + read[0], tokens + read[1]
         device = forward_bytes(config, work.dtype_bytes, self.largest_valid)
-        if work.valid and (work.needs.updates or work.needs.weights):
+        if work.valid and work.changed:
             device += work.changed * work.dtype_bytes  # validation computes each changed weight once
         if work.epochs:
             device = max(device, training_bytes(config, work, self.training, self.on_card))

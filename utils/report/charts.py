@@ -138,7 +138,7 @@ def _fit(text: str, most: int) -> str:
 def loss_picture(history: list[dict]) -> Picture | None:
     """Training and validation loss by step."""
     curves = loss_curves(history)
-    if len(curves.training) + len(curves.validation) < 2:
+    if not len(curves.training) and len(curves.validation) < 2:
         return None  # nothing was trained
     names = ("step", "epoch", "loss", "valid_loss", "learning_rate")
     rows: list[list[object]] = [list(names), *([row.get(name) for name in names] for row in history)]

@@ -103,7 +103,7 @@ def _dots(panel: Axes, rows: list[ScoreRow], scale: float) -> None:
 
 
 def draw_history(history: list[dict]) -> Figure:
-    """Training loss (each step faint, smoothed strong) and validation loss, with the pruned model's as a line."""
+    """Training loss (each step faint, smoothed strong) and validation loss, with the one before training as a line."""
     curves = loss_curves(history)
     figure = Figure(figsize=(PAGE, 3.6), layout="constrained")
     panel = figure.subplots()

@@ -15,7 +15,7 @@ def report(results: dict, run: dict, history: list[dict]) -> tuple[str, dict[str
     """(report.md, its pictures by name, each drawn when it is called).
 
     results, run: what results.json and run.json hold; any part may be missing.
-    history: rows with `step` and `loss` (training) or `valid_loss` (validation; step 0 is the pruned model).
+    history: rows with `step` and `loss` (training) or `valid_loss` (validation; step 0 is before training).
     """
     proof = results.get("proof") or {}
     rows = score_rows(results)
@@ -35,7 +35,7 @@ def report(results: dict, run: dict, history: list[dict]) -> tuple[str, dict[str
         parts += ["### Likelihood of the right answers, and agreement with the dense model", *answers]
     if others:
         parts += ["### Other metrics", *others]
-    if len(history) > 1:
+    if any("loss" in row for row in history):
         parts.append("## Training")
         picture("loss", "Training and validation loss by step", lambda: figures.draw_history(history))
     if heads.get("scores"):

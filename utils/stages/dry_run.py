@@ -84,7 +84,8 @@ def steps(run: Run, models: Models, samples: Samples, plan: EvalPlan) -> list[St
     what = "goes on from the last checkpoint" if goes_on else f"{len(samples.train)} samples"
     if run.args.loss == DISTILL:
         what += f", the teacher's states {_state(taught(run, models, samples))}"
-    found.append(Step("train", what if trains else "nothing is trained", trains))
+    what = what if trains else f"nothing is trained, {len(samples.valid)} samples validate"
+    found.append(Step("train", what, trains or bool(samples.valid) or run.needs.calibration))
     return [*found, Step("merge", MADE, True), Step("restored", f"{_count(plan)} to be scored", bool(plan.parts()))]
 
 

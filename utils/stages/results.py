@@ -99,9 +99,9 @@ def result_record(
 def validation_record(history: list[dict], valid: list[Encoded], pruned: float | None = None) -> dict | None:
     """Mean loss (nats a token) over the validation samples' responses; None where none was measured.
 
-    pruned: the pruned model's; None where nothing measured it. start: before the first step, which is the same unless a
-    closed form comes first.
-    restored: after the last one, or start's where nothing is trained. tokens: of the responses.
+    pruned: the pruned model's; None where nothing measured it. start: before the first step, which is the same but for
+    where a method begins: at a closed form, or at a b near zero. restored: after the last one, or start's where nothing
+    is trained. tokens: of the responses.
     """
     losses = [row["valid_loss"] for row in history if "valid_loss" in row]
     if not losses:

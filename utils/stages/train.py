@@ -58,8 +58,8 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
     model = load_model(models.pruned, run.dtype, device, "-pruned_model_path")
     # One that would be sharded is not asked on the CPU, while other processes wait.
     asked = samples.valid if run.processes.is_main and not run.processes.sharded else []
-    # After a closed form the first validation is not the pruned model's.
-    before = validate(model, asked) if run.needs.calibration else None
+    # Asked by itself: a closed form restores something before the first step, and b does not begin at zero.
+    before = validate(model, asked)
     model = start.attach(model)
     parameters = numbers_trained(model) if trains else 0
     if trains:
@@ -92,7 +92,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
         device = run.reading_device(models.pruned)
         model = restoration.attach(load_model(models.pruned, run.dtype, device, "-pruned_model_path"))
     reference = Reference.ask(model, restoration, Checkpoint(models.pruned), samples.to_prove(), device)
-    return Trained(restoration, reference, training, parameters, first_loss((before or training).history))
+    return Trained(restoration, reference, training, parameters, first_loss(before.history))
 
 
 def begin(run: Run) -> None:

@@ -126,16 +126,19 @@ class Outcome:
         )
         return dict(zip(CONTROLLED, values, strict=True))
 
-    @property
-    def validated(self) -> int | None:
-        """How many tokens its validation losses are means over."""
-        return self._at("validation", "tokens")
+    def validated(self, model: str) -> tuple:
+        """What its validation loss of the pruned or the dense model is known by: weights, dtype, how many tokens."""
+        weights = (self.run.get("inputs") or {}).get(f"{model} model")
+        return weights, (self.run.get("arguments") or {}).get("dtype"), self._at("validation", "tokens")
 
     def _validation(self, model: str) -> float | None:
-        """A model's validation loss. Older runs kept the pruned model's only as that which training began with."""
+        """A model's validation loss. Older runs kept the pruned model's only as that which training began with.
+
+        That is another one after a closed form, and a little off where heads are restored: their b begins near zero.
+        """
         args = self.run.get("arguments") or {}
-        started = args.get("first") or args.get("bias_start", "zero") != "zero"
-        older = model == "pruned" and "pruned" not in (self.results.get("validation") or {}) and not started
+        elsewhere = args.get("first") or args.get("bias_start", "zero") != "zero" or "heads" in self.results
+        older = model == "pruned" and "pruned" not in (self.results.get("validation") or {}) and not elsewhere
         return number(self._at("validation", "start" if older else model))
 
     def seed_values(self) -> dict[str, float | None]:

@@ -31,7 +31,7 @@ def build_table(output: Path, rows: Sequence[Row], counts: Callable[[Member], bo
     for row, entry in zip(rows, table, strict=True):
         other = chosen.get((row.compare_to, row.pruning)) if row.compare_to not in (None, row.name) else None
         if control := chosen.get((row.name, CONTROL)) if row.pruning != CONTROL else None:
-            entry["control"] = _of_control(row, chosen[row.name, row.pruning][1], control[1], before)
+            entry["control"] = _of_control(chosen[row.name, row.pruning][1], control[1], before)
         if other:
             entry["against"] = _against(row, chosen[row.name, row.pruning][1], other[1], notes)
     used = [outcome for _, outcomes in chosen.values() for outcome in outcomes]
@@ -150,21 +150,21 @@ def _against(row: Row, outcomes: list[Outcome], others: list[Outcome], notes: li
     return found
 
 
-def _losses_before(chosen: dict) -> dict[tuple[str, int | None], float]:
-    """(pruning, validated tokens) → the validation loss before anything is restored, by the first run that has it.
+def _losses_before(chosen: dict) -> dict[tuple, float]:
+    """`Outcome.validated` → the validation loss of a model that nothing was restored in, by the first run that has it.
 
-    A run that begins with a closed form may lack it. Of CONTROL it is the dense model's.
+    Runs that begin elsewhere may lack it. A control's pruned model is the dense one.
     """
-    found: dict[tuple[str, int | None], float] = {}
-    for (_, pruning), (_, outcomes) in chosen.items():
+    found: dict[tuple, float] = {}
+    for _, outcomes in chosen.values():
         for outcome in outcomes:
             loss = outcome.level("pruned")["valid_loss"]
             if loss is not None:
-                found.setdefault((pruning, outcome.validated), loss)
+                found.setdefault(outcome.validated("pruned"), loss)
     return found
 
 
-def _of_control(row: Row, outcomes: list[Outcome], controls: list[Outcome], losses: dict) -> dict | None:
+def _of_control(outcomes: list[Outcome], controls: list[Outcome], losses: dict) -> dict | None:
     """(pruned - restored) / (pruned - control) in each that `Outcome.level` tells, means over the seeds of both first.
 
     control: the dense model after the same method on the same samples, so what training would have given without any
@@ -179,7 +179,8 @@ def _of_control(row: Row, outcomes: list[Outcome], controls: list[Outcome], loss
         for model, each in (("pruned", outcomes), ("restored", outcomes), ("restored", controls))
     )
     for level, outcome in zip(before, outcomes, strict=True):
-        level["valid_loss"] = losses.get((row.pruning, outcome.validated))
+        if level["valid_loss"] is None:
+            level["valid_loss"] = losses.get(outcome.validated("pruned"))
     found = {}
     for name in before[0]:
         pruned, restored, control = (mean_or_none([each[name] for each in level]) for level in (before, after, best))
@@ -198,9 +199,12 @@ def _models(rows: Sequence[Row], chosen: dict, losses: dict) -> list[dict]:
         scored = [outcome for row in rows if row.pruning == pruning for outcome in chosen[row.name, pruning][1]]
         scored = [outcome for outcome in scored if outcome.perplexity or outcome.accuracies]
         for model in ("dense", "pruned") if scored and pruning != CONTROL else ():
-            validated = next((outcome.validated for outcome in scored if outcome.validated), None)
             level = scored[0].level(model)
-            level["valid_loss"] = losses.get((pruning if model == "pruned" else CONTROL, validated))
+            # Older runs that trained nothing validated nothing; others of the same weights did.
+            weights, dtype, _ = scored[0].validated(model)
+            asked = (outcome.validated(model) for outcome in scored)
+            known = (losses.get(each) for each in asked if each[:2] == (weights, dtype))
+            level["valid_loss"] = next((loss for loss in known if loss is not None), None)
             found.append({"model": model, "pruning": pruning, **level, "task_mean": scored[0].task_mean(model)})
     return found
 
