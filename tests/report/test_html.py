@@ -215,6 +215,10 @@ def test_a_click_sorts_the_table_and_pointing_shows_a_heads_numbers(large, tmp_p
     [
         ({}, RUN, "is not known."),
         ({"validation": {"start": 2.5, "restored": 2.6}}, RUN, "known; the validation loss rose from 2.500 to 2.600."),
+        (
+            {"validation": {"pruned": 2.5, "start": 2.7, "restored": 2.6}}, RUN,
+            "known; the validation loss rose from 2.500 to 2.600.",
+        ),
         ({**make_results(a=task(0.65, 0.5, 0.4)), "validation": {"start": 2.5, "restored": 2.4}}, RUN, "on none."),
         ({"proof": {**PROOF, "passed": False}}, RUN, "failed its proof: do not use"),
         (make_results(a=task(0.65, 0.5, 0.6)), {"arguments": {"num_epoch": 0}}, "Nothing was restored"),

@@ -211,6 +211,14 @@ def test_a_loss_that_rose_is_told_while_running_in_the_verdicts_words():
         assert utils.stages.train.worse_on_validation(other) is None
 
 
+def test_a_closed_form_that_harms_is_told():
+    harm = utils.stages.train.harm_of_closed_form
+    before = [{"step": 0, "valid_loss": 2.875}, {"step": 1, "loss": 2.0}, {"step": 1, "valid_loss": 2.2}]
+    said = "warning: after the closed form the validation loss rose from 2.769 to 2.875, before any training; "
+    assert harm(2.769, before) == said + "try without it"
+    assert harm(2.875, before) is harm(2.9, before) is harm(None, before) is harm(2.8, []) is None
+
+
 def test_a_run_has_the_stages_of_its_plan(world, finished, capsys):
     args = parse_arguments(["-config", str(finished / "run.json")])
     config, tokenizer, stored = read_model(args.base_model_name)
@@ -400,6 +408,8 @@ def test_a_method_that_trains_nothing_has_a_validation_loss_of_its_own(world, fi
     assert [loss / count for loss, count in rows.values[: len(merged)]] == pytest.approx(merged, rel=1e-4)
     assert found["start"] == found["restored"] == pytest.approx(aggregate(rows.values, rows.aggregation), rel=1e-12)
     assert found["pruned"] == pruned and abs(found["restored"] - pruned) > 1e-3
+    warned = "warning: after the closed form" in (tmp_path / "out" / "run.json").read_text()
+    assert warned == (found["start"] > found["pruned"])
     page = (tmp_path / "out" / "report.md").read_text()
     assert f"Validation loss is {found['restored']:.3f}." in page and "## Training" not in page
 

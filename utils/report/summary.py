@@ -145,6 +145,7 @@ def verdict(results: dict, run: dict) -> str:
     if restores_nothing(run):
         return "Nothing was restored: this is the pruned model."
     rose = loss_rose(losses.get("start"), losses.get("restored"))
+    rose = rose or loss_rose(losses.get("pruned"), losses.get("restored"))  # by a closed form, if not in training
     end = f"; {rose}." if rose else "."
     rows = [row for row in score_rows(results) if row.verdict]
     if not rows:

@@ -81,6 +81,9 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
             run.record.tell(worse)
     else:
         training = validate(model, asked)
+    pruned_loss = first_loss(before.history)
+    if run.needs.calibration and (harm := harm_of_closed_form(pruned_loss, training.history)):
+        run.record.tell(harm)
     restoration = start.read_from(model)
     run.processes.end()
     if not run.processes.is_main:
@@ -92,7 +95,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
         device = run.reading_device(models.pruned)
         model = restoration.attach(load_model(models.pruned, run.dtype, device, "-pruned_model_path"))
     reference = Reference.ask(model, restoration, Checkpoint(models.pruned), samples.to_prove(), device)
-    return Trained(restoration, reference, training, parameters, first_loss(before.history))
+    return Trained(restoration, reference, training, parameters, pruned_loss)
 
 
 def begin(run: Run) -> None:
@@ -136,6 +139,12 @@ def belongs(run: Run, models: Models, samples: Samples, start: Restoration) -> s
 def first_loss(history: list[dict]) -> float | None:
     """The validation loss before the first step."""
     return next((row["valid_loss"] for row in history if "valid_loss" in row), None)
+
+
+def harm_of_closed_form(pruned: float | None, history: list[dict]) -> str | None:
+    """A line if the validation loss that a closed form leaves is above the pruned model's; None if it isn't."""
+    rose = loss_rose(pruned, first_loss(history))
+    return rose and f"warning: after the closed form {rose}, before any training; try without it"
 
 
 def worse_on_validation(history: list[dict]) -> str | None:
