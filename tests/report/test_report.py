@@ -388,6 +388,9 @@ def test_summary_says_what_was_not_done():
     assert "Nothing was trained" in summary({}, untrained, [])
     measured = summary(RESULTS, untrained, HISTORY[:1])
     assert "Validation loss is 2.750." in measured and "one seed" not in measured
+    after = [summary({**RESULTS, "validation": {"pruned": 2.6}}, RUN, rows) for rows in (HISTORY[:1], HISTORY)]
+    assert "Validation loss is 2.750; the pruned model's is 2.600." in after[0]
+    assert "from 2.750 before training to 2.500 at its end; the pruned model's is 2.600." in after[1]
     assert "nothing is said about quality" in summary({}, RUN, [])
     assert "one seed (42)" in summary(RESULTS, RUN, HISTORY)
     assert "went from 2.750 before training to 2.500" in summary(RESULTS, RUN, HISTORY)

@@ -410,8 +410,10 @@ def test_a_method_that_trains_nothing_has_a_validation_loss_of_its_own(world, fi
     assert found["pruned"] == pruned and abs(found["restored"] - pruned) > 1e-3
     warned = "warning: after the closed form" in (tmp_path / "out" / "run.json").read_text()
     assert warned == (found["start"] > found["pruned"])
-    page = (tmp_path / "out" / "report.md").read_text()
-    assert f"Validation loss is {found['restored']:.3f}." in page and "## Training" not in page
+    text, page = ((tmp_path / "out" / f"report.{kind}").read_text() for kind in ("md", "html"))
+    before, after = f"{pruned:.3f}", f"{found['restored']:.3f}"
+    assert f"Validation loss is {after}; the pruned model's is {before}." in text and "## Training" not in text
+    assert f"{before} → {after}" in page
 
 
 @pytest.mark.parametrize(

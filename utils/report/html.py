@@ -191,7 +191,9 @@ def key_figures(results: dict, run: dict, history: list[dict]) -> list[tuple[str
     if len(losses) > 1:
         figures.append((f"{losses[0]:.3f} → {losses[-1]:.3f}", "validation loss, nats a token"))
     elif losses:
-        figures.append((f"{losses[0]:.3f}", "validation loss, nats a token"))
+        pruned = (results.get("validation") or {}).get("pruned")
+        before = "" if pruned is None else f"{pruned:.3f} → "
+        figures.append((f"{before}{losses[0]:.3f}", "validation loss, nats a token"))
     proof = results.get("proof") or {}
     if proof.get("zeros_pruned"):
         lost = proof.get("zeros_lost", 0)

@@ -86,11 +86,7 @@ def restored_how(run: dict) -> str:
 def summary(results: dict, run: dict, history: list[dict]) -> str:
     """One paragraph of what was done, what came of it and how sure that is."""
     sentences = [what_was_done(results, run)]
-    losses = [row["valid_loss"] for row in history if row.get("valid_loss") is not None]
-    if len(losses) > 1:
-        sentences.append(f"Validation loss went from {losses[0]:.3f} before training to {losses[-1]:.3f} at its end.")
-    elif losses:
-        sentences.append(f"Validation loss is {losses[0]:.3f}.")
+    sentences.append(validation_sentence(results, history))
     sentences += findings(results)
     if limit := (run.get("arguments") or {}).get("eval_limit"):
         sentences.append(limited(limit))
@@ -102,6 +98,17 @@ def summary(results: dict, run: dict, history: list[dict]) -> str:
         )
     sentences.append(proof_sentence(results.get("proof") or {}))
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def validation_sentence(results: dict, history: list[dict]) -> str:
+    """The validation loss before and after training, and the pruned model's where that is another; "" if unknown."""
+    losses = [f"{row['valid_loss']:.3f}" for row in history if row.get("valid_loss") is not None]
+    if not losses:
+        return ""
+    pruned = (results.get("validation") or {}).get("pruned")
+    other = "" if pruned is None or f"{pruned:.3f}" == losses[0] else f"; the pruned model's is {pruned:.3f}"
+    went = f"went from {losses[0]} before training to {losses[-1]} at its end" if len(losses) > 1 else f"is {losses[0]}"
+    return f"Validation loss {went}{other}."
 
 
 def limited(limit: int | float) -> str:
