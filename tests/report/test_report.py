@@ -391,6 +391,8 @@ def test_summary_says_what_was_not_done():
     after = [summary({**RESULTS, "validation": {"pruned": 2.6}}, RUN, rows) for rows in (HISTORY[:1], HISTORY)]
     assert "Validation loss is 2.750; the pruned model's is 2.600." in after[0]
     assert "from 2.750 before training to 2.500 at its end; the pruned model's is 2.600." in after[1]
+    near = [summary({**RESULTS, "validation": {"pruned": 2.749}}, RUN, rows) for rows in (HISTORY[:1], HISTORY)]
+    assert ["the pruned model's is 2.749" in text for text in near] == [True, False]
     assert "nothing is said about quality" in summary({}, RUN, [])
     assert "one seed (42)" in summary(RESULTS, RUN, HISTORY)
     assert "went from 2.750 before training to 2.500" in summary(RESULTS, RUN, HISTORY)

@@ -102,12 +102,15 @@ def summary(results: dict, run: dict, history: list[dict]) -> str:
 
 def validation_sentence(results: dict, history: list[dict]) -> str:
     """The validation loss before and after training, and the pruned model's where that is another; "" if unknown."""
-    losses = [f"{row['valid_loss']:.3f}" for row in history if row.get("valid_loss") is not None]
+    losses = [row["valid_loss"] for row in history if row.get("valid_loss") is not None]
     if not losses:
         return ""
-    pruned = (results.get("validation") or {}).get("pruned")
-    other = "" if pruned is None or f"{pruned:.3f}" == losses[0] else f"; the pruned model's is {pruned:.3f}"
-    went = f"went from {losses[0]} before training to {losses[-1]} at its end" if len(losses) > 1 else f"is {losses[0]}"
+    first, last, pruned = losses[0], losses[-1], (results.get("validation") or {}).get("pruned")
+    trained = len(losses) > 1
+    # Heads whose b begins near zero begin near the pruned model's; a closed form begins elsewhere.
+    near = pruned is None or (abs(first - pruned) < 0.01 * pruned if trained else first == pruned)
+    went = f"went from {first:.3f} before training to {last:.3f} at its end" if trained else f"is {first:.3f}"
+    other = "" if near else f"; the pruned model's is {pruned:.3f}"
     return f"Validation loss {went}{other}."
 
 
