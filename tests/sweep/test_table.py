@@ -364,6 +364,22 @@ def test_pictures_are_of_the_rows_that_have_what_they_show(tmp_path, rows):
     assert draw_loss(empty) is None and draw_recovered(empty) is None
 
 
+def test_many_rows_of_like_losses_can_be_read_apart(tmp_path, rows):
+    (entry, _) = built(tmp_path, rows)["rows"]
+    like = {number: {"value": 2.1 + 0.001 * (number % 3), "stderr": None, "n": 1} for number in range(6)}
+    many = [{**entry, "name": f"row {number}", "valid_loss": loss} for number, loss in like.items()]
+    for n in range(1, 25):
+        apart = {"name": f"far {n}", "trained_parameters": 10 ** (n % 5), "valid_loss": {"value": n, "stderr": 0}}
+        many.append({**entry, **apart})
+    figure = draw_loss(many)
+    figure.draw_without_rendering()
+    legend = figure.axes[0].get_legend().get_window_extent()
+    assert figure.bbox.y0 <= legend.y0 and legend.y1 <= figure.bbox.y1 and legend.x1 <= figure.bbox.x1
+    numbers = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(numbers) == 30
+    assert not any(one.overlaps(other) for place, one in enumerate(numbers) for other in numbers[:place])
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

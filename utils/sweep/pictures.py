@@ -17,6 +17,9 @@ LOOKS = {
 }
 """Marker and colour of each class; Okabe and Ito's palette."""
 
+SIDES = [(12, 2), (-12, 2), (0, 12), (0, -12), *((right, up) for right in (12, -12, 24, -24) for up in (12, -12, 2))]
+"""Where a point's number may stand, in points from its middle, the best first."""
+
 SHARES = {
     "recovered_perplexity": "perplexity",
     "recovered_answers": "bits of right answers",
@@ -30,18 +33,26 @@ def draw_loss(rows: list[dict]) -> Figure | None:
     drawn = [row for row in rows if row["valid_loss"] and row["trained_parameters"] and row["class"]]
     if not drawn:
         return None
-    prunings = list(dict.fromkeys(row["pruning"] for row in drawn))
-    figure = Figure(figsize=(PAGE, 3.4 * len(prunings) + 0.4), layout="constrained")
-    panels = figure.subplots(len(prunings), 1, squeeze=False)[:, 0]
-    for panel, pruning in zip(panels, prunings, strict=True):
-        mine = sorted((row for row in drawn if row["pruning"] == pruning), key=lambda row: row["trained_parameters"])
-        for number, row in enumerate(mine, start=1):
-            x, loss = row["trained_parameters"], row["valid_loss"]
+    groups: dict[str, list[dict]] = {}
+    for row in sorted(drawn, key=lambda row: row["trained_parameters"]):
+        groups.setdefault(row["pruning"], []).append(row)
+    names = {
+        pruning: [
+            _named(number, f"{row['name']} ({CLASSES[row['class']]})") for number, row in enumerate(mine, start=1)
+        ]
+        for pruning, mine in groups.items()
+    }
+    # As high as the names beside it.
+    heights = [max(3.4, 0.4 + 0.185 * sum(1 + name.count("\n") for name in each)) for each in names.values()]
+    figure = Figure(figsize=(PAGE, sum(heights) + 0.4 * len(heights)), layout="constrained")
+    panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for panel, (pruning, mine) in zip(panels, groups.items(), strict=True):
+        for name, row in zip(names[pruning], mine, strict=True):
             marker, color = LOOKS[row["class"] or "nothing"]
-            name = textwrap.fill(f"{number}  {row['name']} ({CLASSES[row['class']]})", 34, subsequent_indent="    ")
-            bar, look = loss["stderr"] or 0, {"fmt": marker, "color": color, "markersize": 6, "elinewidth": 1.4}
-            panel.errorbar(x, loss["value"], bar, **look, label=name)
-            panel.annotate(str(number), (x, loss["value"]), (5, 2), textcoords="offset points", fontsize=8, color=INK)
+            bar, look = row["valid_loss"]["stderr"] or 0, {"fmt": marker, "color": color, "markersize": 6}
+            panel.errorbar(
+                row["trained_parameters"], row["valid_loss"]["value"], bar, elinewidth=1.4, label=name, **look
+            )
         panel.set_xscale("log")
         panel.margins(0.1)
         panel.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
@@ -50,7 +61,29 @@ def draw_loss(rows: list[dict]) -> Figure | None:
         panel.grid(color=PALE, linewidth=0.8)
         panel.set_axisbelow(True)
     panels[-1].set_xlabel("trained parameters")
+    figure.draw_without_rendering()  # the layout first: what is free depends on it
+    for panel, mine in zip(panels, groups.values(), strict=True):
+        _number(panel, [(row["trained_parameters"], row["valid_loss"]["value"]) for row in mine])
     return figure
+
+
+def _named(number: int, name: str) -> str:
+    return textwrap.fill(f"{number}  {name}", 34, subsequent_indent="    ")
+
+
+def _number(panel: Axes, points: list[tuple[float, float]]) -> None:
+    """Write each point's number, from 1, at its first side that is free; where none is, at the last."""
+    pixels = panel.figure.dpi / 72
+    at = panel.transData.transform(points)
+    taken = [*at]
+    for number, place in enumerate(at, start=1):
+        for right, up in SIDES:
+            spot = place + (right * pixels, up * pixels)
+            if all(abs(spot - other)[0] > 11 * pixels or abs(spot - other)[1] > 9 * pixels for other in taken):
+                break
+        taken.append(spot)
+        where = {"xytext": (right, up), "textcoords": "offset points", "ha": "center", "va": "center"}
+        panel.annotate(str(number), points[number - 1], fontsize=8, color=INK, **where)
 
 
 def draw_recovered(rows: list[dict]) -> Figure | None:
