@@ -17,7 +17,8 @@ LOOKS = {
 }
 """Marker and colour of each class; Okabe and Ito's palette."""
 
-SIDES = [(12, 2), (-12, 2), (0, 12), (0, -12), *((right, up) for right in (12, -12, 24, -24) for up in (12, -12, 2))]
+SIDES = [(right, up) for up in (2, -4, 8) for right in (12, -12)]
+SIDES += [(0, 12), (0, -12), *((right, up) for right in (12, -12, 24, -24) for up in (12, -12, 2))]
 """Where a point's number may stand, in points from its middle, the best first."""
 
 SHARES = {
