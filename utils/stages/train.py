@@ -59,7 +59,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
     # One that would be sharded is not asked on the CPU, while other processes wait.
     asked = samples.valid if run.processes.is_main and not run.processes.sharded else []
     # Asked by itself: a closed form restores something before the first step, and b does not begin at zero.
-    before = validate(model, asked)
+    pruned_loss = first_loss(validate(model, asked).history)
     model = start.attach(model)
     parameters = numbers_trained(model) if trains else 0
     if trains:
@@ -81,7 +81,6 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
             run.record.tell(worse)
     else:
         training = validate(model, asked)
-    pruned_loss = first_loss(before.history)
     if run.needs.calibration and (harm := harm_of_closed_form(pruned_loss, training.history)):
         run.record.tell(harm)
     restoration = start.read_from(model)
