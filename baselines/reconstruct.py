@@ -75,13 +75,12 @@ class Reconstruction(FixedWeights):
     def start(self, given: Given) -> State:
         """Layers in order, each half on what the halves before it give."""
         state, generator = self.unchanged(given.config), torch.Generator().manual_seed(given.seed)
-        # Weights of the model whose own stream is not asked for.
+        # The model whose own stream is not asked for; its weights are.
         unfed = {"dense": given.pruned, "pruned": given.dense}.get(self.stream, lambda: None)()
         dense, restored = self.stream != "pruned", self.stream != "dense"
         for block in walk(given, "block reconstruction", dense=dense, restored=restored):
-            teacher, student = (
-                stream.layer if stream else unfed.model.layers[block.index] for stream in (block.dense, block.restored)
-            )
+            layer = unfed and unfed.model.layers[block.index].to(given.device)
+            teacher, student = (stream.layer if stream else layer for stream in (block.dense, block.restored))
             source = block.restored or block.dense
             true = block.dense.hidden if block.dense else None
             fed = source.hidden
@@ -97,6 +96,8 @@ class Reconstruction(FixedWeights):
                     put(linear.weight + change, linear)
                 true = target
                 fed = target if self.stream == "dense" else passed(half(student), replace(source, hidden=fed))
+            if layer:
+                layer.to("cpu")
         return state
 
     def describe(self, state: State) -> str:
