@@ -5,6 +5,7 @@ Every name resolves to a local Hugging Face folder first, so that what follows k
 
 import atexit
 import functools
+import gc
 import logging
 import shutil
 import struct
@@ -232,7 +233,10 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 def _free_memory(device: str) -> int:
+    """Bytes, once what earlier stages let go of is given back, which torch keeps for the next tensors on a card."""
+    gc.collect()
     if device.startswith("cuda"):
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
 

@@ -1,8 +1,10 @@
 """Every kind of model name becomes a plain Llama folder, or one clear line."""
 
+import gc
 import importlib.util
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -260,3 +262,20 @@ def test_a_model_that_fits_stays_on_its_device(make_tiny_llama, monkeypatch):
     monkeypatch.setattr("models.loading._free_memory", lambda device: 4 * parameters)
     assert placement(folder, torch.float32, "cpu") == "auto"
     assert placement(folder, torch.bfloat16, "cpu") == "cpu"
+
+
+def test_what_an_earlier_stage_let_go_of_counts_as_free(make_tiny_llama, monkeypatch):
+    """The allocator holds a model's blocks after it is gone, and a model whose parts name each other goes late."""
+    folder = make_tiny_llama()
+    needed = 4 * load_model(folder, torch.float32, "cpu", "-b").num_parameters()
+    earlier = torch.nn.Module()
+    earlier.itself = [earlier]
+    gone, held = weakref.ref(earlier), [needed]
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: gone() or held.clear())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * needed - sum(held), 2 * needed))
+    gc.disable()
+    try:
+        del earlier
+        assert placement(folder, torch.float32, "cuda:0") == "cuda:0"
+    finally:
+        gc.enable()
