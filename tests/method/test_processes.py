@@ -162,6 +162,27 @@ def test_sharding_with_a_single_process_is_refused(monkeypatch):
         Processes("cpu")
 
 
+@pytest.mark.parametrize(
+    ("launched", "file", "said"),
+    [
+        (False, "bf16", "ACCELERATE_MIXED_PRECISION: is 'bf16', but what is trained is always fp32; unset it"),
+        (True, "no", r"mixed precision is bf16 \(--mixed_precision or --config_file says so\).* --mixed_precision no"),
+        (True, "bf16", r"mixed precision is bf16 \(--mixed_precision or HERE/accelerate/default_config.yaml says so\)"),
+    ],
+)
+def test_mixed_precision_is_refused_with_who_asked_for_it(tmp_path, monkeypatch, launched, file, said):
+    (tmp_path / "accelerate").mkdir()
+    (tmp_path / "accelerate" / "default_config.yaml").write_text(f"debug: false\nmixed_precision: {file}\n")
+    monkeypatch.setattr("utils.common.processes.HF_HOME", str(tmp_path))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    if launched:
+        monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")
+    with pytest.raises(UserError, match=said.replace("HERE", str(tmp_path))):
+        Processes("cpu")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    Processes("cpu")
+
+
 def test_sharding_on_cpus_is_refused_and_not_left_out_silently(tmp_path, make_tiny_llama):
     done = launch(
         ROOT / "RestoreLCC_train.py",

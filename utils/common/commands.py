@@ -33,6 +33,9 @@ WIDTH = 100
 _UNKNOWN = "unrecognized arguments: "
 """What argparse begins with where it knows no such flag."""
 
+TF32 = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
+"""Variable that some container images set: torch then rounds the factors of fp32 products to 10 bits."""
+
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095
 """Bytes of a file's name and of a path that common file systems take."""
 
@@ -109,6 +112,7 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
     was. then: what to do after a signal, for that line, unless what was raised says it. lighter: flags that take less
     memory, in words.
     """
+    _no_tf32()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Lines appear as they are written in a log too, where Python would hold back pages of them.
@@ -151,6 +155,13 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
         else:
             _let_the_other_speak()
         sys.exit(2)
+
+
+def _no_tf32() -> None:
+    """fp32 is fp32, here and in what this process starts: proofs are held to its rounding."""
+    os.environ.pop(TF32, None)
+    if torch := sys.modules.get("torch"):  # which reads the variable when it is imported
+        torch.set_float32_matmul_precision("highest")
 
 
 def _let_the_other_speak() -> None:

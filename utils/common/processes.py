@@ -9,22 +9,30 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
-from utils.common.errors import UserError
+from huggingface_hub.constants import HF_HOME
+
+from utils.common.errors import UserError, shortened
 from utils.common.progress import OFF
 
 _PATIENCE = timedelta(days=7)
 """How long processes wait for the main one: pruning and scoring a 70B model takes hours, and a barrier must not end."""
+
+_PRECISION = "ACCELERATE_MIXED_PRECISION"
+"""Variable that `accelerate launch` sets from --mixed_precision, else from its configuration file, for accelerate."""
 
 
 class Processes:
     """The processes of this run; a single one unless accelerate (or torchrun) has set WORLD_SIZE.
 
     is_main: whether this process writes and prints. sharded: whether training shards the model (FSDP).
-    Raises UserError if -device names one GPU for all, or if FSDP is asked for on CPUs, where accelerate has none.
+    Raises UserError if -device names one GPU for all, if FSDP is asked for on CPUs, where accelerate has none, or if
+    accelerate is told of mixed precision.
     """
 
     def __init__(self, device: str):
+        _check_precision()
         self.count = number_of_processes()
         self.sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
         self.state = None
@@ -86,6 +94,21 @@ def number_of_processes() -> int:
 def speaks() -> bool:
     """Whether this process prints: all of them meet a user's mistake, and one line about it is enough."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _check_precision() -> None:
+    """UserError if accelerate would compute what is trained in less than fp32, with who said so."""
+    asked = os.environ.get(_PRECISION, "no")
+    if asked == "no":
+        return
+    if "ACCELERATE_DYNAMO_BACKEND" not in os.environ:  # which `accelerate launch` always sets
+        raise UserError(f"{_PRECISION}: is {shortened(repr(asked))}, but what is trained is always fp32; unset it")
+    config = Path(HF_HOME) / "accelerate" / "default_config.yaml"
+    named = config.is_file() and f"mixed_precision: {asked}" in config.read_text(encoding="utf-8", errors="replace")
+    raise UserError(
+        f"accelerate launch: mixed precision is {asked} (--mixed_precision or {config if named else '--config_file'} "
+        "says so), but what is trained is always fp32; give --mixed_precision no"
+    )
 
 
 def _be_silent() -> None:
