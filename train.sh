@@ -5,6 +5,7 @@
 # and reports: about 6 minutes on two CPU cores after installation. It shows that all works; it is not the paper's
 # setting. For that, on a GPU node, put the value after "paper:" on each line. Arguments are passed on and win over
 # what stands here, as in:  bash train.sh -lr 5e-4 -use_topk_heads 128
+# So does what -recipe or -spec_task brings; with -config FILE nothing of what stands here counts.
 # Every other flag: python RestoreLCC_train.py --help
 
 BASE_MODEL_NAME=embedded    # paper: llama_7B (also llama_13B, llama_30B, llama2_7B, llama3_8B, vicuna_7B, a folder, a hub id)
@@ -22,7 +23,7 @@ MAX_LENGTH=500              # paper: 500 tokens
 SPEC_TASK=                  # paper: empty, or boolq, rte, arc_easy, arc_challenge for task-specific recovery
 
 NUM_COMPONENTS=10           # paper: 1; original release: 10
-HEAD_SELECTION=contrastive  # paper: contrastive; controls: gap, random
+HEAD_SELECTION=             # paper: empty, which is contrastive, or with -method lofit its own; controls: gap, random
 NUM_PROBE_SAMPLES=256       # paper: 1000
 USE_TOPK_HEADS=0.25         # paper: 256 of LLaMA-7B's 1024 heads, which is this share
 LR=1e-2                     # paper: 1e-3
@@ -42,16 +43,21 @@ DEVICE=auto                 # a GPU if there is one
 set -u
 cd "$(dirname "$0")"
 . utils/common/environment.sh
-# -spec_task brings its own samples.
-[ -n "$SPEC_TASK" ] || set -- -data_path "$DATA_PATH" "$@"
+arguments=" $* "
+typed() { [[ $arguments =~ \ --?$1[\ =] ]]; }
+typed config && exec python RestoreLCC_train.py "$@"
+typed recipe && LR=  # which has a rate of its own
+typed spec_task && SPEC_TASK= DATA_PATH= NUM_TRAIN_SAMPLES=  # which has its own samples, and a number of them
+[ -z "$SPEC_TASK" ] || DATA_PATH=
 exec python RestoreLCC_train.py \
   -base_model_name "$BASE_MODEL_NAME" ${PRUNED_MODEL_PATH:+-pruned_model_path "$PRUNED_MODEL_PATH"} \
   -prune_method "$PRUNE_METHOD" -sparsity "$SPARSITY" \
   -calib_data "$CALIB_DATA" -calib_samples "$CALIB_SAMPLES" -calib_length "$CALIB_LENGTH" \
-  -num_train_samples "$NUM_TRAIN_SAMPLES" -num_valid_samples "$NUM_VALID_SAMPLES" \
-  -max_length "$MAX_LENGTH" ${SPEC_TASK:+-spec_task "$SPEC_TASK"} \
-  -num_components "$NUM_COMPONENTS" -head_selection "$HEAD_SELECTION" -num_probe_samples "$NUM_PROBE_SAMPLES" \
-  -use_topk_heads "$USE_TOPK_HEADS" -lr "$LR" -num_epoch "$NUM_EPOCH" -batch_size "$BATCH_SIZE" -seed "$SEED" \
+  ${DATA_PATH:+-data_path "$DATA_PATH"} ${SPEC_TASK:+-spec_task "$SPEC_TASK"} \
+  ${NUM_TRAIN_SAMPLES:+-num_train_samples "$NUM_TRAIN_SAMPLES"} -num_valid_samples "$NUM_VALID_SAMPLES" \
+  -max_length "$MAX_LENGTH" -num_components "$NUM_COMPONENTS" \
+  ${HEAD_SELECTION:+-head_selection "$HEAD_SELECTION"} -num_probe_samples "$NUM_PROBE_SAMPLES" \
+  -use_topk_heads "$USE_TOPK_HEADS" ${LR:+-lr "$LR"} -num_epoch "$NUM_EPOCH" -batch_size "$BATCH_SIZE" -seed "$SEED" \
   -eval_tasks "$EVAL_TASKS" ${EVAL_LIMIT:+-eval_limit "$EVAL_LIMIT"} \
   ${EVAL_DATA_DIR:+-eval_data_dir "$EVAL_DATA_DIR"} -ppl_window "$PPL_WINDOW" \
   -output_dir "$OUTPUT_DIR" -dtype "$DTYPE" -device "$DEVICE" "$@"

@@ -1,0 +1,86 @@
+"""What train.sh runs: its head's values, but what arguments, a recipe, a method, a task or a file decide."""
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from utils.common.flags import SPEC_TRAIN_SAMPLES, Arguments, parse_arguments
+from utils.common.methods import METHODS
+from utils.common.recipes import RECIPES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """runs(*words, NAME=value in the script's head) -> the flags of the run that it starts; nothing is installed."""
+    here, bin_, environment = tmp_path / "copy", tmp_path / "bin", tmp_path / "environment"
+    for folder in (here / "utils" / "common", bin_, environment):
+        folder.mkdir(parents=True)
+    for name in ("utils/common/environment.sh", "requirements.txt", "requirements-embedded.txt"):
+        shutil.copy(ROOT / name, here / name)
+    for name, code in (("python", 'printf "%s\\0" "$@"'), ("python3", "true")):
+        (bin_ / name).write_text(f"#!/bin/sh\n{code}\n")
+        (bin_ / name).chmod(0o755)
+    files = "cat requirements.txt requirements-embedded.txt | cksum | cut -d' ' -f1"
+    version = subprocess.run(["bash", "-c", files], capture_output=True, text=True, cwd=here).stdout.strip()
+    (environment / f".restorelcc-{version}").touch()
+
+    def resolved(*words: str, **head: str) -> Arguments:
+        lines = (ROOT / "train.sh").read_text().splitlines()
+        for name, value in head.items():
+            (place,) = (number for number, line in enumerate(lines) if line.startswith(f"{name}="))
+            lines[place] = f"{name}={value}"
+        (here / "train.sh").write_text("\n".join(lines))
+        variables = {**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}", "VIRTUAL_ENV": str(environment)}
+        done = subprocess.run(["bash", "train.sh", *words], capture_output=True, text=True, cwd=here, env=variables)
+        assert done.returncode == 0, done.stderr
+        script, *typed = done.stdout.removesuffix("\0").split("\0")
+        assert script == "RestoreLCC_train.py"
+        return parse_arguments(typed)
+
+    return resolved
+
+
+def test_the_head_is_where_values_are_edited_and_arguments_win_over_it(runs):
+    plain = runs()
+    assert (plain.lr, plain.head_selection, plain.num_train_samples) == (1e-2, "contrastive", 512)
+    edited = runs(LR="5e-4", HEAD_SELECTION="gap", SPEC_TASK="rte", EVAL_LIMIT="", OUTPUT_DIR="'two words'")
+    wanted = {"lr": 5e-4, "head_selection": "gap", "spec_task": "rte", "data_path": None, "eval_limit": None}
+    assert edited == replace(plain, **wanted, output_dir=Path("two words"))
+    assert runs("-lr", "1e-3", "--num_components=3", LR="5e-4") == replace(plain, lr=1e-3, num_components=3)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_run_as_it_is_named(runs, name):
+    wanted = replace(runs(), recipe=name, **RECIPES[name])
+    for words in (["-recipe", name], ["--recipe", name], [f"-recipe={name}"]):
+        assert runs(*words) == wanted
+    assert runs("-recipe", name, "-lr", "3e-4") == replace(wanted, lr=3e-4)
+
+
+def test_a_method_selects_heads_itself_unless_the_head_says_how(runs):
+    plain = runs()
+    for method, line in METHODS.items():
+        assert runs("-method", method) == replace(plain, method=method, head_selection=line.selection)
+    assert runs("-method", "lofit", HEAD_SELECTION="gap") == replace(plain, method="lofit", head_selection="gap")
+
+
+def test_a_task_brings_its_own_samples(runs):
+    wanted = replace(runs(), spec_task="rte", data_path=None, num_train_samples=SPEC_TRAIN_SAMPLES)
+    assert runs("-spec_task", "rte") == runs("-spec_task", "rte", SPEC_TASK="boolq") == wanted
+    assert runs("--spec_task=rte", "-num_train_samples", "70") == replace(wanted, num_train_samples=70)
+
+
+@pytest.mark.parametrize("spelling", ["-config {}", "--config={}"])
+def test_a_file_of_flags_is_not_overridden(runs, tmp_path, spelling):
+    file = tmp_path / "flags.json"
+    file.write_text(json.dumps({"lr": 2e-4, "num_components": 3, "recipe": "constants", "dtype": "float32"}))
+    words = spelling.format(file).split()
+    assert runs(*words) == parse_arguments(words)
+    assert runs(*words, "-seed", "7") == replace(parse_arguments(words), seed=7)
