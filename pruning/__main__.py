@@ -3,8 +3,7 @@
 from data.loading import check_calib_data
 from models.names import RECORD, check_found
 from utils.common.commands import DEFAULT_CACHE, Parser, check_cache, folder_path, name_or_path, run
-from utils.common.flag_types import at_least
-from utils.common.flag_types import seed as any_seed
+from utils.common.flag_types import at_least, seed_number
 from utils.common.names import BUNDLED, DTYPE_NAMES
 from utils.common.result import Result, check_apart
 
@@ -29,7 +28,7 @@ def parser() -> Parser:
     flags.flag("calib_length", default=2048, type=at_least(1), help="tokens in a window")
     flags.flag("dtype", default="bfloat16", choices=DTYPE_NAMES, help="the model's, one of %(choices)s")
     flags.flag("device", default="auto", help="where layers are pruned: cpu, cuda, cuda:1, … or auto")
-    flags.flag("seed", default=42, type=any_seed, help="of the calibration windows")
+    flags.flag("seed", default=42, type=seed_number, help="of the calibration windows")
     flags.flag("cache_dir", default=DEFAULT_CACHE, type=folder_path, help="where GGUF models are unpacked")
     flags.switch("overwrite", "replace the pruned model in -output_dir, and no other file")
     return flags

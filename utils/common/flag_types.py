@@ -63,7 +63,7 @@ def at_least(bound: int) -> Callable[[str], int]:
     return convert
 
 
-def seed(text: str) -> int:
+def seed_number(text: str) -> int:
     """An argparse type: a whole number that every library takes for a seed."""
     try:
         value = int(text)
