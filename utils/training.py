@@ -11,17 +11,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.utils import align_module_device, gather_object, patch_environment
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from models.cpu_attention import cpu_attention
 from models.loading import input_device
-from models.modeling_llama import keep_columns
+from models.modeling_llama import keep_columns, whole
 from utils.checkpoints import UNFINISHED, last_whole, seal
 from utils.common.commands import ENDING
 from utils.common.disk import writing
@@ -44,6 +47,9 @@ NOT_FINITE = (
     "-dtype: the validation loss is no finite number before any training; try float32, or look at the validation "
     "samples and the pruned model"
 )
+
+GATHERED_FP32, GATHERED_HALF = 1e-4, 2e-3
+"""Relative difference of validation losses that kernels of other devices and shapes may make, in fp32 and below."""
 
 COMPILER = "inductor"
 """torch.compile's backend for -torch_compile."""
@@ -119,8 +125,12 @@ def train(
     for line in passed_over:
         tqdm.write(f"      {line}")
     before = {"history": [], "counted": [0, 0, 0.0], "valid_rows": []}  # an earlier version's checkpoint lacks the last
+    measured = False
     if last:
         before |= json.loads((last / PROGRESS).read_text(encoding="utf-8"))
+        state = json.loads((last / "trainer_state.json").read_text(encoding="utf-8"))
+        within_an_epoch = not float(state["epoch"]).is_integer()
+        measured = within_an_epoch or validated(before["history"], state["global_step"])
     arguments = _OneDevice(
         place=device,
         output_dir=str(checkpoints),
@@ -132,11 +142,10 @@ def train(
         optim="adamw_torch",
         weight_decay=0.0,
         lr_scheduler_type="linear",
-        train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
         seed=settings.seed,
         use_cpu=device == "cpu",
         eval_strategy="epoch" if valid else "no",
-        eval_on_start=bool(valid) and not validated(before["history"], last),
+        eval_on_start=bool(valid) and not measured,
         save_strategy="no" if sharded else "epoch",
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -146,27 +155,29 @@ def train(
         disable_tqdm=True,
         dataloader_pin_memory=device.startswith("cuda"),
         ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # all are frozen, and alike on all processes
     )
     if not sharded:
         keep_columns(model)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    collate = Collator(pad_id=model.config.pad_token_id or 0)
+    rows = _rows(samples, distillation and distillation.train)
+    rows = [{**row, "number": number} for number, row in enumerate(rows, start=1)]
     result = TrainingResult(history=before["history"], valid_rows=before["valid_rows"])
     finite, ending = _Finite(settings.lr_flag), _Ending(sharded, save_steps)
     trainer = _RestorationTrainer(
         model=ResponseLoss(model, distillation, penalty),
         args=arguments,
-        data_collator=collate,
-        train_dataset=[
-            {**row, "number": number}
-            for number, row in enumerate(_rows(samples, distillation and distillation.train), start=1)
-        ],
+        data_collator=Collator(model.config.pad_token_id or 0, without_labels(rows[0])),
+        train_dataset=rows,
         eval_dataset=valid,
-        callbacks=[finite, _Progress(result), ending],
+        callbacks=[finite, _Progress(result), ending, _Epochs(result)],
     )
     finite.trainer = ending.trainer = trainer
     trainer.belongs, trainer.result, trainer.finite = belongs, result, finite
+    trainer.half = model.dtype == torch.float16
+    lengths = [len(sample.ids) for sample in samples]
+    trainer.batches = _ProcessBatches(lengths, settings, arguments.process_index, arguments.world_size)
     if arguments.process_index == 0:
         shutil.rmtree(checkpoints / UNFINISHED, ignore_errors=True)  # of a process that was killed
         result.tokens, result.padded_tokens, result.seconds = before["counted"]
@@ -203,12 +214,25 @@ def validate(model: LlamaForCausalLM, valid: list[Encoded]) -> TrainingResult:
     return TrainingResult([{"step": 0, "epoch": 0.0, "valid_loss": total / count}], valid_rows=rows.tolist())
 
 
-def validated(history: list[dict], last: Path | None) -> bool:
-    """Whether a training that goes on from the checkpoint `last` has measured its validation loss there."""
-    if last is None:
-        return False
-    step, epoch = (json.loads((last / "trainer_state.json").read_text())[name] for name in ("global_step", "epoch"))
-    return not float(epoch).is_integer() or any("valid_loss" in row and row["step"] == step for row in history)
+def check_gathered(model: LlamaForCausalLM, valid: list[Encoded], training: TrainingResult) -> None:
+    """Raise UserError unless the whole model has the loss that the sharded one ended with: else what was gathered from
+    the processes, and saved, is not what they trained."""
+    losses = [row["valid_loss"] for row in training.history if "valid_loss" in row]
+    if not losses or not valid:
+        return
+    (found,) = validate(model, valid).history
+    allowed = GATHERED_FP32 if model.dtype == torch.float32 else GATHERED_HALF
+    if not math.isclose(found["valid_loss"], losses[-1], rel_tol=allowed):
+        raise UserError(
+            f"accelerate launch: with the restoration that was gathered and saved the validation loss is "
+            f"{found['valid_loss']:.5f}, the sharded model's last was {losses[-1]:.5f} (they may differ by "
+            f"{100 * allowed:g} %): the restoration is not what was trained; train without --use_fsdp"
+        )
+
+
+def validated(history: list[dict], step: int) -> bool:
+    """Whether the validation loss after that step is known."""
+    return any("valid_loss" in row and row["step"] == step for row in history)
 
 
 @contextmanager
@@ -238,8 +262,11 @@ class Collator:
     """
 
     pad_id: int
+    without_samples: dict | None = None
+    """The row that stands for a batch of none."""
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
+        rows = rows or [self.without_samples]
         longest = max(len(row["input_ids"]) for row in rows)
         ids = torch.full((len(rows), longest), self.pad_id)
         labels = torch.full((len(rows), longest), IGNORED)
@@ -253,6 +280,12 @@ class Collator:
         if "teacher" in rows[0]:
             batch["teacher"] = torch.cat([row["teacher"] for row in rows])
         return batch
+
+
+def without_labels(row: dict) -> dict:
+    """What a process computes that has no sample of a batch: the row's first two tokens, with nothing to learn."""
+    nothing = {"number": 0, "input_ids": row["input_ids"][:2], "prompt_length": 2}
+    return row | nothing | ({"teacher": row["teacher"][:0]} if "teacher" in row else {})
 
 
 def _rows(samples: list[Encoded], states: list[Tensor] | None) -> list[dict]:
@@ -326,20 +359,35 @@ class _OneDevice(TrainingArguments):
         return min(1, super().n_gpu)
 
 
-class _GroupedByLength(LengthGroupedSampler):
-    """Another order each epoch, decided by seed and epoch alone: a training that goes on within one finds it again."""
+class _ProcessBatches(Sampler[list[int]]):
+    """This process's batches of an epoch, whose order seed and epoch decide together, and nothing else.
 
-    def __init__(self, batch_size: int, lengths: list[int], seed: int):
-        super().__init__(batch_size, lengths=lengths)
-        self.seed, self.epoch = seed, 0
+    Each step's samples are those of one process with the batches of all: process p takes every sample whose place in
+    such a batch is p modulo the number of processes. Where an epoch ends that may be none: [].
+    """
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate."""
-        self.epoch = epoch
+    def __init__(self, lengths: list[int], settings: TrainingSettings, process: int, processes: int):
+        self.lengths, self.settings, self.process, self.processes = lengths, settings, process, processes
+        self.of_all = settings.batch_size * processes
+        self.epoch = 0
+        self.over = False
+        """Whether all steps were made: then there are no batches."""
 
-    def __iter__(self) -> Iterator[int]:
-        self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return super().__iter__()
+    def __len__(self) -> int:
+        return math.ceil(len(self.lengths) / self.of_all)
+
+    def order(self) -> list[int]:
+        """The samples as they follow each other in the present epoch."""
+        (drawn,) = np.random.SeedSequence([self.settings.seed, self.epoch]).generate_state(1, np.uint64).tolist()
+        generator = torch.Generator().manual_seed(drawn)
+        if not self.settings.group_by_length:
+            return torch.randperm(len(self.lengths), generator=generator).tolist()
+        return get_length_grouped_indices(self.lengths, self.of_all * self.settings.accumulation, generator=generator)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = [] if self.over else self.order()
+        for first in range(0, len(order), self.of_all):
+            yield order[first : first + self.of_all][self.process :: self.processes]
 
 
 class _RestorationTrainer(Trainer):
@@ -349,17 +397,62 @@ class _RestorationTrainer(Trainer):
     """The teacher's, of each validation sample."""
     belongs = ""
     result: TrainingResult
+    half = False
+    """Whether gradients pass through fp16, in which a mean over many tokens has no room for them."""
+    loss_scale = 1.0
+    """Of the present step: its gradient is that of loss_scale · loss until it is whole."""
+    of_step: tuple[dict[str, Tensor], ...] = ()
+    """Batches of the present step, under fp16."""
     numbers: tuple[Tensor, ...] = ()
-    """Of the samples of the present step, on this process, counted from 1."""
+    """Of the samples of the present step, on this process, counted from 1; 0 is none."""
     finite: "_Finite"
+    batches: "_ProcessBatches"
 
-    def training_step(self, model, inputs, *more, **others) -> Tensor:
-        """Counts what it trains on; a row ends with its last label."""
+    def get_train_dataloader(self) -> DataLoader:
+        """Not prepared by accelerate, whose processes train on some samples twice to end an epoch together."""
+        pin = self.args.dataloader_pin_memory
+        return DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator, pin_memory=pin)
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        """Counts what it trains on; a row ends with its last label, and one without any is not trained on."""
         self.numbers += (inputs.pop("numbers"),)
         labelled = inputs["labels"] != IGNORED
-        self.result.tokens += labelled.numel() - int(labelled.flip(1).int().argmax(1).sum())
-        self.result.padded_tokens += labelled.numel()
-        return super().training_step(model, inputs, *more, **others)
+        rows = labelled[labelled.any(1)]
+        self.result.tokens += rows.numel() - int(rows.flip(1).int().argmax(1).sum())
+        self.result.padded_tokens += rows.numel()
+        if self.half:
+            return self._half_step(model, inputs, num_items_in_batch)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _half_step(self, model, inputs: dict[str, Tensor], count: Tensor) -> Tensor:
+        """A batch's loss; with the last batch of a step the step's gradient is computed whole, and unscaled.
+
+        The loss is scaled by about the labelled tokens of the step, so that each has the gradient in fp16 that it would
+        have alone. Where fp16 can't hold that, the step's batches are computed again, scaled by 1/16 of it, until it is
+        finite or the scale is 1. Each step begins with its own: a continued training has the same.
+        """
+        if not self.of_step:
+            self.loss_scale = 2.0 ** math.floor(math.log2(max(1, float(count) / self.args.world_size)))
+        self.of_step += (dict(inputs),)
+        loss = super().training_step(model, inputs, count) / self.loss_scale
+        if not self.accelerator.sync_gradients:
+            return loss
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        while self.loss_scale > 1 and not whole(get_total_norm([p.grad for p in trained])).isfinite():
+            self.loss_scale = max(1.0, self.loss_scale / 16)
+            model.zero_grad()
+            for batch in self.of_step[:-1]:
+                with self.accelerator.no_sync(model):
+                    super().training_step(model, dict(batch), count)
+            super().training_step(model, dict(self.of_step[-1]), count)
+        for parameter in trained:
+            parameter.grad /= self.loss_scale  # a power of two: exact
+        self.of_step = ()
+        return loss
+
+    def compute_loss(self, *inputs, **named) -> Tensor:
+        """What a gradient is taken of."""
+        return super().compute_loss(*inputs, **named) * self.loss_scale
 
     def counted(self) -> tuple[int, int, float]:
         """Tokens, padded tokens and seconds: of all processes, and of this one."""
@@ -381,13 +474,6 @@ class _RestorationTrainer(Trainer):
                 write_json(written / PROGRESS, kept)
                 seal(written, self.belongs)
             self.accelerator.wait_for_everyone()
-
-    def _get_train_sampler(self, train_dataset=None):
-        """Grouped over the batches of all processes, so that 2 × 4 samples a step are the 8 of a single process."""
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return _GroupedByLength(size, [len(row["input_ids"]) for row in self.train_dataset], self.args.seed)
 
     def evaluate(self, *_, **__) -> dict[str, float]:
         # The wrapped one: a sharded model runs as a whole only.
@@ -438,7 +524,7 @@ class _Finite(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **_) -> None:
         for name, what in (("loss", "loss"), ("grad_norm", "gradient")):
             if not math.isfinite((logs or {}).get(name, 0.0)):
-                numbers = [number for part in self.trainer.numbers for number in part.tolist()]
+                numbers = [number for part in self.trainer.numbers for number in part.tolist() if number]
                 if args.world_size > 1:
                     numbers = gather_object(numbers)
                 self.end(what, f" of {state.max_steps}, on training samples {listed(sorted(numbers))}", args, state)
@@ -463,6 +549,22 @@ class _Finite(TrainerCallback):
 def listed(numbers: list[int], most: int = 16) -> str:
     """ "3, 5, 8", and "…" where there are more than `most`."""
     return ", ".join(map(str, numbers[:most])) + (", …" if len(numbers) > most else "")
+
+
+class _Epochs(TrainerCallback):
+    """Tells the batches which epoch begins; a training that goes on after its last step has none, and ends."""
+
+    def __init__(self, result: TrainingResult):
+        self.result = result
+
+    def on_epoch_begin(self, args, state, control, train_dataloader, **_) -> None:
+        batches = train_dataloader.batch_sampler
+        batches.epoch = int(state.epoch)
+        batches.over = control.should_training_stop = state.global_step >= state.max_steps
+
+    def on_epoch_end(self, args, state, control, **_) -> None:
+        if validated(self.result.history, state.global_step):
+            control.should_evaluate = control.should_save = False
 
 
 class _Ending(TrainerCallback):

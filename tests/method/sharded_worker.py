@@ -20,9 +20,10 @@ from models.proof import probe_logits
 from models.restoration import load_restoration, save_restoration
 from tests.builders import trained
 from tests.method.test_training import encoded, settings
+from utils.common.errors import UserError
 from utils.distillation import Distillation, by_sample, teacher_states
 from utils.prompts import Encoded
-from utils.training import train
+from utils.training import check_gathered, train
 
 L1 = 0.05
 """LoFiT's penalty, large enough to be seen."""
@@ -49,11 +50,11 @@ def keep_addresses() -> None:
     _fsdp_param.free_storage = lambda tensor: None
 
 
-def distilling(dense: Path, samples: list[Encoded]) -> Distillation:
-    """That model as a teacher of all samples and of the nine that validate, its head larger so that it is sure."""
+def distilling(dense: Path, samples: list[Encoded], valid: int = 9) -> Distillation:
+    """That model as a teacher of all samples and of the first, that validate; its head larger so that it is sure."""
     model = load_model(dense, torch.float32, "cpu", "-b")
     states = by_sample(teacher_states(model, samples, ""), samples)
-    return Distillation(0.5, 20 * model.lm_head.weight, states, states[:9])
+    return Distillation(0.5, 20 * model.lm_head.weight, states, states[:valid])
 
 
 def main(folder: Path, dtype: torch.dtype, output: Path, dense: Path | None = None) -> None:
@@ -82,7 +83,15 @@ def main(folder: Path, dtype: torch.dtype, output: Path, dense: Path | None = No
         again, _ = load_restoration(output / "restoration")
         whole = again.attach(load_model(folder, dtype, "cpu", "-p"))
         logits = probe_logits(whole, [samples[0].ids])
-        found = {"result": result, "restoration": restoration, "logits": logits, "norms": norms}
+        check_gathered(whole, samples[:9], result)
+        again.state["component"][1:] = trained().state["component"][1:]  # the first process's part alone
+        wrong = again.attach(load_model(folder, dtype, "cpu", "-p"))
+        try:
+            check_gathered(wrong, samples[:9], result)
+            seen = ""
+        except UserError as error:
+            seen = str(error)
+        found = {"result": result, "restoration": restoration, "logits": logits, "norms": norms, "seen": seen}
         torch.save(found, output / "found.pt")
 
 

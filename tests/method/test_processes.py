@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ import torch
 from baselines.lofit import scale_norms
 from models.loading import load_model
 from models.proof import probe_logits
-from tests.builders import trained
+from tests.builders import save_tiny_llama, trained
 from tests.fake_hub import FakeHub
+from tests.method.parted_worker import LOPSIDED_EPOCHS, training
 from tests.method.sharded_worker import L1, distilling
 from tests.method.test_training import encoded, settings
 from utils.common.errors import UserError
@@ -42,11 +44,11 @@ def launch(*words, count: int = 2, environment: dict | None = None) -> subproces
 def flags(tmp_path: Path, make_tiny_llama) -> list:
     data = tmp_path / "data.jsonl"
     rows = [
-        {"instruction": f"say {n}" + " w" * (n % 7), "input": "", "output": "abc " * (n % 5 + 1)} for n in range(65)
+        {"instruction": f"say {n}" + " w" * (n % 7), "input": "", "output": "abc " * (n % 5 + 1)} for n in range(66)
     ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = f"""-base_model_name {make_tiny_llama()} -pruned_model_path {make_tiny_llama(zeros=0.5)} -data_path {data}
-        -num_train_samples 56 -num_valid_samples 9 -max_length 60 -head_selection gap -eval_tasks none -num_epoch 2
+        -num_train_samples 57 -num_valid_samples 9 -max_length 60 -head_selection gap -eval_tasks none -num_epoch 2
         -lr 1e-2 -dtype float32 -device cpu -cache_dir {tmp_path / "cache"}"""
     return words.split()
 
@@ -56,20 +58,20 @@ def losses(folder: Path, name: str) -> list[float]:
     return [row[name] for row in rows if name in row]
 
 
-@pytest.mark.parametrize("loss", ["response", "distill"])
-def test_two_processes_of_four_samples_train_what_one_of_eight_does(tmp_path, make_tiny_llama, loss):
-    common = [*flags(tmp_path, make_tiny_llama), "-loss", loss]
+def test_two_processes_of_four_samples_train_what_one_of_eight_does(tmp_path, make_tiny_llama):
+    common = [*flags(tmp_path, make_tiny_llama), "-loss", "distill"]
     entry = ROOT / "RestoreLCC_train.py"
     with FakeHub() as hub:
         pushed = {"environment": hub.environment(tmp_path / "hub")}
         two = launch(entry, *common, "-batch_size", 4, "-output_dir", tmp_path / "two", "-push_to_hub", "two", **pushed)
     assert two.returncode == 0, two.stderr
+    assert "deprecated" not in two.stderr
     asked = [request for request in hub.seen if "whoami" in request or "commit" in request]
     assert asked == ["GET /api/whoami-v2", "POST /api/models/ann/two/commit/main"]  # each by one of them
     assert set(hub.repositories["ann/two"].files) == {path.name for path in (tmp_path / "two" / "model").iterdir()}
     one = [sys.executable, str(entry), *common, "-batch_size", "8", "-output_dir", str(tmp_path / "one")]
     subprocess.run(one, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    for name, count in (("loss", 14), ("valid_loss", 3), ("valid_kl", 3 * (loss == "distill"))):
+    for name, count in (("loss", 16), ("valid_loss", 3), ("valid_kl", 3)):
         found, wanted = losses(tmp_path / "two", name), losses(tmp_path / "one", name)
         assert len(found) == len(wanted) == count
         assert found == pytest.approx(wanted, rel=1e-5)
@@ -78,6 +80,42 @@ def test_two_processes_of_four_samples_train_what_one_of_eight_does(tmp_path, ma
     assert [record["processes"] for record in records] == [1, 2]
     assert two.stdout.count("[1/9]") == two.stdout.count("next:") == 1
     assert json.loads((tmp_path / "two" / "results.json").read_text())["proof"]["passed"]
+
+
+@pytest.fixture(scope="module")
+def parted(tmp_path_factory) -> dict:
+    """What two processes of tests.method.parted_worker trained, and the models that they trained on."""
+    output = tmp_path_factory.mktemp("parted")
+    pruned, dense = save_tiny_llama(output / "pruned", zeros=0.5), save_tiny_llama(output / "dense", seed=5)
+    done = launch(ROOT / "tests" / "method" / "parted_worker.py", pruned, dense, output)
+    assert done.returncode == 0, done.stderr
+    return {"pruned": pruned, "dense": dense, **torch.load(output / "found.pt", weights_only=False)}
+
+
+@pytest.mark.parametrize("name", LOPSIDED_EPOCHS)
+def test_an_epoch_that_does_not_divide_ends_with_the_step_of_one_process(tmp_path, parted, name):
+    count, how, distils = LOPSIDED_EPOCHS[name]
+    alone = replace(how, batch_size=2 * how.batch_size)
+    wanted, state = training(parted["pruned"], parted["dense"] if distils else None, count, alone, tmp_path)
+    found, learned = parted[name]
+    assert [row.keys() for row in found.history] == [row.keys() for row in wanted.history]
+    for mine, other in zip(found.history, wanted.history, strict=True):
+        assert list(mine.values()) == pytest.approx(list(other.values()), rel=1e-5)
+    for part in ("magnitudes", "component"):
+        assert torch.allclose(learned[part], state[part], atol=1e-5)
+    assert found.tokens == wanted.tokens
+
+
+def test_two_processes_that_go_on_within_an_epoch_train_what_was_left_of_it(parted):
+    assert parted["checkpoints"] == ["checkpoint-6", "checkpoint-8"]
+    (found, learned), (wanted, state) = parted["continued"], parted["whole"]
+    assert found.history == wanted.history and found.tokens == wanted.tokens
+    for part in ("magnitudes", "component"):
+        assert torch.equal(learned[part], state[part])
+
+
+def test_frozen_buffers_are_not_sent_before_each_step(parted):
+    assert parted["broadcasts"] and not any(parted["broadcasts"])
 
 
 def fsdp_environment(ram_efficient: bool) -> dict:
@@ -124,6 +162,7 @@ def test_sharded_training_equals_unsharded(tmp_path, make_tiny_llama, dtype, tie
     for name in ("magnitudes", "component"):
         assert torch.allclose(found["restoration"].state[name], after.state[name], atol=tolerance)
     (reattached,), (trained_logits,) = found["logits"], probe_logits(model, [samples[0].ids])
+    assert "with the restoration that was gathered and saved the validation loss is" in found["seen"]
     assert torch.allclose(reattached, trained_logits, atol=tolerance * float(trained_logits.abs().max()))
 
 
@@ -156,8 +195,20 @@ def test_one_gpu_named_for_all_processes_is_refused(monkeypatch):
         Processes("cuda:1")
 
 
+@pytest.mark.parametrize("version", [None, "1"])
+def test_sharding_by_version_1_is_refused(monkeypatch, version):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.delenv("FSDP_VERSION", raising=False)
+    if version:
+        monkeypatch.setenv("FSDP_VERSION", version)
+    with pytest.raises(UserError, match=r"accelerate launch: FSDP version 1.*add --fsdp_version 2"):
+        Processes("cpu")
+
+
 def test_sharding_with_a_single_process_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(UserError, match="FSDP needs several processes"):
         Processes("cpu")
 
@@ -189,7 +240,7 @@ def test_sharding_on_cpus_is_refused_and_not_left_out_silently(tmp_path, make_ti
         *flags(tmp_path, make_tiny_llama),
         "-output_dir",
         tmp_path / "out",
-        environment={"ACCELERATE_USE_FSDP": "true"},
+        environment={"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
     )
     assert "FSDP shards over GPUs only" in done.stderr
     assert not (tmp_path / "out").exists()

@@ -444,7 +444,7 @@ def test_the_flag_needs_a_configuration_only_and_writes_nothing(monkeypatch, cap
     ("layers", "said"),
     [
         (36, "try -gradient_checkpointing, or -batch_size"),
-        (80, "try several GPUs, accelerate launch --use_fsdp"),
+        (80, "try several GPUs, accelerate launch --use_fsdp --fsdp_version 2"),
     ],
 )
 def test_what_does_not_fit_is_said_with_what_would(monkeypatch, capsys, tmp_path, layers, said):

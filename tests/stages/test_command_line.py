@@ -1166,7 +1166,7 @@ def test_seeds_of_training_share_everything_but_training(world, tmp_path, monkey
         assert (first[name] - second[name]).abs().max() > 1e-4
     lines = [(tmp_path / name / "logs" / "history.jsonl").read_text().splitlines() for name in ("first", "second")]
     losses = [[row["loss"] for row in map(json.loads, found) if "loss" in row] for found in lines]
-    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+    assert losses[0] != pytest.approx(losses[1], rel=2e-4)
     once("third", data_seed=7)
     assert {path.parent.name for path in kept() - before} == {"components"} and made == [42]
     once("fourth", calib_seed=7)

@@ -27,14 +27,19 @@ class Processes:
     """The processes of this run; a single one unless accelerate (or torchrun) has set WORLD_SIZE.
 
     is_main: whether this process writes and prints. sharded: whether training shards the model (FSDP).
-    Raises UserError if -device names one GPU for all, if FSDP is asked for on CPUs, where accelerate has none, or if
-    accelerate is told of mixed precision.
+    Raises UserError if -device names one GPU for all, if accelerate is told of mixed precision, or if FSDP is asked for
+    in version 1, whose flat parameters mix what is trained with what is frozen, or on CPUs, where accelerate has none.
     """
 
     def __init__(self, device: str):
         _check_precision()
         self.count = number_of_processes()
         self.sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        if self.sharded and os.environ.get("FSDP_VERSION", "1") != "2":
+            raise UserError(
+                "accelerate launch: FSDP version 1, its default, is not served; add --fsdp_version 2 "
+                "(fsdp_version: 2 in a config file of accelerate)"
+            )
         self.state = None
         self.device = device
         if self.count == 1:

@@ -295,7 +295,7 @@ def advice(config: LlamaConfig, work: Workload, target: Machine, stages: list[St
         elif target.device == "cuda":
             cures = ["-device auto, which spreads the model over several GPUs and the host's memory"]
         if target.device == "cuda" and not cures:
-            cures = ["several GPUs, accelerate launch --use_fsdp"]
+            cures = ["several GPUs, accelerate launch --use_fsdp --fsdp_version 2"]
         lines.append(f"{stage.name}: does not fit; try {', or '.join(cures or ['a machine with more memory'])}")
     return lines or ["all stages fit"]
 

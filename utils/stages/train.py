@@ -8,7 +8,7 @@ from models.checkpoint import Checkpoint, fingerprint
 from models.loading import load_model
 from models.modeling_llama import numbers_trained
 from models.proof import Reference
-from models.restoration import Restoration, save_restoration
+from models.restoration import Restoration, load_restoration, save_restoration
 from utils.common.cache import digest_tensors
 from utils.common.errors import UserError
 from utils.common.files import digest, write_json, write_text
@@ -20,7 +20,7 @@ from utils.stages.context import Models, Run
 from utils.stages.rank import Ranked
 from utils.stages.start import starting
 from utils.stages.teacher import beside, teacher
-from utils.training import TrainingResult, TrainingSettings, train, validate
+from utils.training import TrainingResult, TrainingSettings, check_gathered, train, validate
 
 SAVED = "restoration"
 """The folder in the result that holds what was learned."""
@@ -92,7 +92,9 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
         # What is left of the sharded model is a part of it: the saved restoration is attached to a whole one again.
         del model
         device = run.reading_device(models.pruned)
+        restoration, _ = load_restoration(run.folder / SAVED)
         model = restoration.attach(load_model(models.pruned, run.dtype, device, "-pruned_model_path"))
+        check_gathered(model, samples.valid, training)
     reference = Reference.ask(model, restoration, Checkpoint(models.pruned), samples.to_prove(), device)
     return Trained(restoration, reference, training, parameters, pruned_loss)
 
@@ -159,7 +161,7 @@ def device_to_train(run: Run, models: Models, trains: bool) -> str:
     if device == "auto" and trains:
         raise UserError(
             f"-device: the model does not fit into {run.device}, and its training cannot be offloaded; "
-            "use several GPUs: accelerate launch --use_fsdp (see docs/running.md)"
+            "use several GPUs: accelerate launch --use_fsdp --fsdp_version 2 (see docs/running.md)"
         )
     return device
 
