@@ -266,7 +266,7 @@ def check_pair(dense: Path, pruned: Path, pruned_flag: str) -> None:
     if not has_tokenizer(pruned):
         return
     tokenizers = load_tokenizer(dense, "-base_model_name"), load_tokenizer(pruned, pruned_flag)
-    probe = "Two tokenizers agree: 3.14, naïve, [INST] don't </s>\n\tif x:"
+    probe = "Two tokenizers agree: 3.14, naïve, [INST] don't </s>\n\n2023\n\tif x:"
     if tokenizers[0].get_vocab() != tokenizers[1].get_vocab() or len({str(t(probe).input_ids) for t in tokenizers}) > 1:
         raise UserError(
             f"{pruned_flag}: its tokenizer differs from the base model's; "

@@ -10,10 +10,10 @@ import torch
 from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType, TokenType, get_tensor_name_map
 from tokenizers import Regex, Tokenizer, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from models.gguf_reading import gguf_tokenizer
-from models.loading import head_shape, load_config, load_model, load_tokenizer, resolve
+from models.loading import check_pair, head_shape, load_config, load_model, load_tokenizer, resolve
 from tests.builders import LOPSIDED
 from utils.common.errors import UserError
 from utils.common.names import EMBEDDED
@@ -162,6 +162,18 @@ def test_a_gguf_file_that_would_lose_biases_or_its_rope_is_not_read(tmp_path, bp
     write_gguf(tmp_path / "it.gguf", bpe, "gpt-2", more, scaling)
     with pytest.raises(UserError, match=f"{FLAG}: it.gguf holds {said}which transformers leaves out"):
         resolve(str(tmp_path / "it.gguf"), FLAG, tmp_path / "cache")
+
+
+def test_a_pruned_copy_with_the_tokenizer_of_before_the_mend_is_refused(make_tiny_llama):
+    """Digits that are never joined tell the two apart only after spaces: ĊĊ, once Ċ Ċ."""
+    alphabet = [*sorted(ByteLevel.alphabet()), "ĊĊ"]
+    once = Tokenizer(models.BPE({token: place for place, token in enumerate(alphabet)}, [("Ċ", "Ċ")]))
+    folders = make_tiny_llama(), make_tiny_llama(zeros=0.5)
+    for folder, pre in zip(folders, ("smollm", "gpt-2"), strict=True):
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=split_as(once, *SPLITS[pre]), eos_token="!")
+        tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match="-pruned_model_path: its tokenizer differs from the base model's"):
+        check_pair(*folders, "-pruned_model_path")
 
 
 def test_another_way_of_unpacking_does_not_take_what_is_kept(tmp_path, bpe, monkeypatch):
