@@ -16,6 +16,7 @@ from models.checkpoint import Checkpoint, Header, fingerprint, safetensors_name,
 from models.compact_llama import CompactLlamaConfig, CompactLlamaForCausalLM
 from models.loading import copy_tokenizer, load_config
 from models.names import RECORD
+from models.portable import make_portable
 from utils.common.cache import Cache, code_version
 from utils.common.files import whole_folder, write_json
 
@@ -72,6 +73,7 @@ def write_compact(folder: Path, output: Path) -> None:
     # As save_pretrained leaves them: the class's own code, and where its configuration finds it.
     custom_object_save(model, output, config=small)
     small.save_pretrained(output)
+    make_portable(output)
 
 
 def expand_checkpoint(folder: Path, output_dir: Path) -> None:

@@ -6,9 +6,7 @@ Names come from the gguf package's own table. Layout and keys are those that lla
 
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from gguf import (
@@ -16,9 +14,7 @@ from gguf import (
     MODEL_ARCH,
     MODEL_ARCH_NAMES,
     GGMLQuantizationType,
-    GGUFReader,
     GGUFWriter,
-    Keys,
     LlamaFileType,
     RopeScalingType,
     get_tensor_name_map,
@@ -160,14 +156,6 @@ def rope_of(config: LlamaConfig) -> Rope:
         return Rope(theta, RopeScalingType.LINEAR, factor)
     own = 1.0 + 0.1 * math.log(factor)
     return Rope(theta, RopeScalingType.YARN, factor, rope["original_max_position_embeddings"], attention / own)
-
-
-def left_out(file: Path, names: Iterable[str], layers: int) -> list[str]:
-    """What a Llama's GGUF file holds beyond the tensors `names`, as transformers has them: biases, a scaled rope."""
-    reader, known = GGUFReader(file), {gguf_name(name, layers) for name in names}
-    scaling = reader.get_field(Keys.Rope.SCALING_TYPE.format(arch=ARCHITECTURE))
-    found = [tensor.name for tensor in reader.tensors if tensor.name not in known]
-    return found + ([scaling.name] if scaling is not None and scaling.contents() != RopeScalingType.NONE.value else [])
 
 
 def describe(writer: GGUFWriter, config: LlamaConfig, rope: Rope, name: str, file_type: LlamaFileType) -> None:

@@ -6,17 +6,12 @@ Every name resolves to a local Hugging Face folder first, so that what follows k
 import atexit
 import functools
 import gc
-import logging
 import shutil
-import struct
 import tempfile
-from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 import torch
-import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
@@ -24,7 +19,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GgufConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -34,11 +28,10 @@ from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import models.compact_llama  # noqa: F401 - makes its class known to transformers
-from models.checkpoint import fingerprint
+from models.gguf_reading import unpack_gguf
 from models.names import check_name, embedded_file, hub_name, read_settings
-from utils.common.cache import Cache
 from utils.common.errors import UserError, first_line, shortened
-from utils.common.files import digest, digest_files, read_json, whole_folder
+from utils.common.files import digest, digest_files, read_json
 from utils.common.names import DTYPE_NAMES, EMBEDDED
 from utils.common.temporary import stamp
 
@@ -75,9 +68,9 @@ def resolve(name: str, flag: str, cache_dir: Path) -> Path:
     full = hub_name(name)
     path = Path(full).expanduser()
     if name == EMBEDDED:
-        return _unpack_gguf(embedded_file(flag), flag, cache_dir)
+        return unpack_gguf(embedded_file(flag), flag, cache_dir)
     if path.is_file():
-        return _unpack_gguf(path, flag, cache_dir)
+        return unpack_gguf(path, flag, cache_dir)
     if path.is_dir():
         return path
     return _download(full, flag)
@@ -277,7 +270,7 @@ def check_pair(dense: Path, pruned: Path, pruned_flag: str) -> None:
     if not has_tokenizer(pruned):
         return
     tokenizers = load_tokenizer(dense, "-base_model_name"), load_tokenizer(pruned, pruned_flag)
-    probe = "Two tokenizers agree: 3.14, naïve, [INST] don't </s>\n\tif x:"
+    probe = "Two tokenizers agree: 3.14, naïve, [INST] don't </s>\n\n2023\n\tif x:"
     if tokenizers[0].get_vocab() != tokenizers[1].get_vocab() or len({str(t(probe).input_ids) for t in tokenizers}) > 1:
         raise UserError(
             f"{pruned_flag}: its tokenizer differs from the base model's; "
@@ -312,71 +305,6 @@ def tokenizer_digest(folder: Path) -> str:
     settings = read_json(config) if config.is_file() else {}
     kept = {name: value for name, value in settings.items() if name not in _NO_TOKENIZATION}
     return digest([[str(file.relative_to(folder)), digest_files([file])] for file in files], kept)
-
-
-def _unpack_gguf(file: Path, flag: str, cache_dir: Path) -> Path:
-    """The GGUF file as a Hugging Face folder, kept in the cache by its content and by what unpacks it."""
-    check_gguf(file, flag)
-    # whole: of entries without it nobody asked what transformers left out.
-    versions = {"transformers": transformers.__version__, "gguf": version("gguf")}
-    key = {"file": digest_files([file]), **versions, "whole": True}
-    return Cache(cache_dir).tree("unpacked", key, partial(_unpack, file, flag), fingerprint)
-
-
-def check_gguf(file: Path, flag: str) -> None:
-    """Raise UserError for a header whose counts the file has no room for: they would be read for hours."""
-    with file.open("rb") as opened:
-        header = opened.read(24)
-    try:
-        magic, edition, tensors, entries = struct.unpack("<4sIQQ", header)
-    except struct.error:
-        magic, edition, tensors, entries = b"", 0, 0, 0
-    # The least that a tensor's description, and an entry of the metadata, can take.
-    needed = 24 + 24 * tensors + 13 * entries
-    if magic != b"GGUF" or edition not in (2, 3) or needed > file.stat().st_size:
-        raise UserError(f"{flag}: {file} is no whole GGUF file of version 2 or 3; copy it again")
-
-
-def _unpack(file: Path, flag: str, folder: Path) -> None:
-    print(f"unpacking {file.name} once")
-    # A quantized file unpacks to more precision than bf16 holds; fp32 keeps all of it.
-    place = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
-    loggers = [logging.getLogger(name) for name in ("transformers.modeling_utils", "transformers")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        packed = AutoModelForCausalLM.from_pretrained(
-            **place, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
-        tokenizer = AutoTokenizer.from_pretrained(**place)
-    except Exception as error:  # whatever a damaged file makes gguf or transformers raise
-        raise UserError(f"{flag}: cannot unpack {file.name} ({first_line(error)}); copy it again") from error
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-    if packed.config.model_type != "llama":
-        raise UserError(
-            f"{flag}: {file.name} is a '{packed.config.model_type}' model; RestoreLCC restores Llama architectures only"
-        )
-    from models.gguf_layout import left_out  # gguf, which no other model needs, takes part of a second
-
-    if left := left_out(file, packed.state_dict(), packed.config.num_hidden_layers):
-        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        raise UserError(
-            f"{flag}: {file.name} holds {left[0]}{more}, which transformers leaves out of a GGUF file; give the "
-            "checkpoint that it was made from"
-        )
-    # The loaded model still says it is quantized; one rebuilt from its configuration saves as a plain one.
-    settings = packed.config.to_dict()
-    for name in ("quantization_config", "_name_or_path", "dtype"):
-        settings.pop(name, None)
-    plain = LlamaForCausalLM(LlamaConfig(**settings))
-    plain.load_state_dict(packed.state_dict())
-    plain.tie_weights()
-    with whole_folder(folder) as unfinished:
-        plain.save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
 
 
 def _download(hub_id: str, flag: str) -> Path:

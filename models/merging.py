@@ -21,6 +21,7 @@ from models.loading import (
     usable_device,
 )
 from models.merge import PROOF
+from models.portable import portable
 from models.proof import Proof, Reference, prove, prove_compact
 from models.restoration import Restoration, check_belongs, load_restoration
 from utils.common.errors import UserError
@@ -61,7 +62,7 @@ def merge(pruned: Path, restoration: Restoration, output: Path, tokenizer_from: 
     output.mkdir(parents=True, exist_ok=True)
     write_checkpoint(output, shards, read)
     settings = json.loads((pruned / "config.json").read_text(encoding="utf-8"))
-    write_json(output / "config.json", {**settings, **dict.fromkeys(switched_on(touched), True)})
+    write_json(output / "config.json", portable({**settings, **dict.fromkeys(switched_on(touched), True)}))
     if (pruned / "generation_config.json").is_file():
         shutil.copy(pruned / "generation_config.json", output)
     copy_tokenizer(tokenizer_from, output)

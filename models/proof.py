@@ -17,6 +17,7 @@ from models.contract import KEPT
 from models.layout import merged_layout, switched_on, zero_biases
 from models.loading import input_device, load_config, load_model
 from models.modeling_llama import RestoredLinear, explicit_biases, store_as
+from models.portable import portable
 from models.restoration import Restoration
 
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
@@ -155,7 +156,7 @@ def prove(pruned: Path, merged: Path, restoration: Restoration, reference: Refer
     }.items():
         if names:
             proof.failures.append(f"{len(names)} tensors {what}: {', '.join(names[:3])}")
-    if _settings(merged) != {**_settings(pruned), **dict.fromkeys(switched_on(touched), True)}:
+    if _settings(merged) != portable({**_settings(pruned), **dict.fromkeys(switched_on(touched), True)}):
         proof.failures.append("config.json is not the pruned checkpoint's with the biases switched on")
     fewer = [layer for layer, zeros in surveys[0].zeros.items() if surveys[1].zeros.get(layer, 0) < zeros]
     if promise.zeros == KEPT and (seen.lost_zeros or fewer):

@@ -11,7 +11,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from models.checkpoint import Checkpoint, check_finite, check_weights
 from models.compact import RECORD, compact
 from models.compact_llama import CompactLlamaConfig
-from models.loading import check_vocabulary, load_config, load_model, load_tokenizer, usable_device
+from models.loading import (
+    check_vocabulary,
+    copy_tokenizer,
+    load_config,
+    load_model,
+    load_tokenizer,
+    usable_device,
+)
+from models.portable import make_portable
 from pruning import calibration
 from pruning.methods import METHODS, share_of_zeros
 from pruning.pattern import Pattern
@@ -120,7 +128,8 @@ def prune(
                 "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
             }
             model.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
+            make_portable(partial)
+            copy_tokenizer(base, partial)
             write_json(partial / RECORD, record)
             write_text(partial / "README.md", _card(record))
     except OSError as error:

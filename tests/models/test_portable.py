@@ -1,0 +1,159 @@
+"""What is written is read by transformers 4 as by transformers 5: the same ids, the same model; nothing of a user's
+tokenizer is changed.
+
+Those that ask transformers 4 itself need RESTORELCC_OLD_PYTHON, a python with torch and transformers 4.57:
+python -m venv OLD; OLD/bin/pip install torch 'transformers==4.57.*'; RESTORELCC_OLD_PYTHON=OLD/bin/python.
+"""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from models.checkpoint import Checkpoint
+from models.compact import write_compact
+from models.loading import load_config, load_model, tokenizer_files
+from models.merging import merge_and_prove
+from models.portable import portable, save_tokenizer
+from models.proof import Reference
+from models.restoration import save_restoration
+from pruning.checkpoint import prune
+from tests.builders import byte_tokenizer, save_tiny_llama, trained
+
+OLD_PYTHON = "RESTORELCC_OLD_PYTHON"
+
+ROPES = {
+    "theta": {"rope_type": "default", "rope_theta": 7.0},
+    "linear": {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 3.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 300.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    "yarn": {"rope_type": "yarn", "rope_theta": 300.0, "factor": 4.0, "original_max_position_embeddings": 64},
+    "longrope": {
+        "rope_type": "longrope",
+        "rope_theta": 300.0,
+        "factor": 4.0,
+        "short_factor": [1.0, 1.5, 2.0, 2.5],
+        "long_factor": [2.0, 3.0, 4.0, 5.0],
+        "original_max_position_embeddings": 64,
+    },
+}
+
+TEXTS = ["In 1984, 12,345\n\n1. of 67 %", "def f(x):\n    return x[12:345]  # " * 4]
+
+ASK = """
+import json, sys, torch, transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+answers = []
+for folder in sys.argv[2:]:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    # A compact checkpoint brings its own class.
+    model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32, trust_remote_code=True).eval()
+    ids = [tokenizer(text).input_ids for text in json.loads(sys.argv[1])]
+    with torch.no_grad():
+        logits = [model(torch.tensor([each])).logits[0].tolist() for each in ids]
+    answers.append({"ids": ids, "logits": logits})
+print(json.dumps({"version": transformers.__version__, "answers": answers}))
+"""
+
+
+def ask_old(folders: list[Path]) -> list[dict]:
+    """Token ids of TEXTS and their logits, as transformers 4 has them for the checkpoint in each folder."""
+    if OLD_PYTHON not in os.environ:
+        pytest.skip(f"{OLD_PYTHON} names no python with transformers 4.57")
+    command = [os.environ[OLD_PYTHON], "-c", ASK, json.dumps(TEXTS), *map(str, folders)]
+    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=folders[0]).stdout)
+    assert found["version"].startswith("4.57.")
+    return found["answers"]
+
+
+def base(folder: Path, rope: dict) -> Path:
+    """A user's checkpoint, its tokenizer's files written as nobody here would."""
+    save_tiny_llama(folder, rope_parameters=rope)
+    save_tokenizer(byte_tokenizer(), folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({"their_own": [1, 2], **json.loads(path.read_text())}, indent=7))
+    return folder
+
+
+def made_of(folder: Path, work: Path) -> dict[str, Path]:
+    """What is written on the way from a dense checkpoint: the pruned one, the merged one and its compact form."""
+    calibration = {"calib_data": "bundled", "calib_samples": 1, "calib_length": 16}
+    made = {name: work / name for name in ("pruned", "model", "compact")}
+    prune(folder, made["pruned"], "magnitude", "0.5", **calibration, dtype=torch.float32, device="cpu", seed=1)
+    restoration, ids = trained(), [[5, 9, 77, 30, 8]]
+    save_restoration(work / "restoration", restoration, {})
+    attached = restoration.attach(load_model(made["pruned"], torch.float32, "cpu", "it"))
+    reference = Reference.ask(attached, restoration, Checkpoint(made["pruned"]), ids, "cpu")
+    common = {"tokenizer_from": made["pruned"], "reference": reference}
+    merge_and_prove(made["pruned"], work / "restoration", made["model"], **common)
+    made["compact"].mkdir()
+    write_compact(made["model"], made["compact"])
+    return made
+
+
+@pytest.fixture(scope="module", params=ROPES)
+def world(request, tmp_path_factory) -> tuple[Path, dict[str, Path]]:
+    work = tmp_path_factory.mktemp("portable")
+    dense = base(work / "dense", ROPES[request.param])
+    return dense, made_of(dense, work)
+
+
+def test_the_rope_is_told_in_the_words_that_transformers_4_knows(world):
+    dense, made = world
+    for folder in made.values():
+        settings = json.loads((folder / "config.json").read_text())
+        assert "rope_parameters" not in settings and "rope_theta" in settings
+        assert load_config(folder, "it").rope_parameters == load_config(dense, "it").rope_parameters
+
+
+def test_a_users_tokenizer_files_pass_through_byte_for_byte(world):
+    dense, made = world
+    files = tokenizer_files(dense)
+    assert len(files) >= 2
+    for folder in made.values():
+        assert [file.name for file in tokenizer_files(folder)] == [file.name for file in files]
+        assert all((folder / file.name).read_bytes() == file.read_bytes() for file in files)
+
+
+def test_transformers_4_has_the_same_ids_and_the_same_logits(world):
+    _, made = world
+    for folder, old in zip(made.values(), ask_old(list(made.values())), strict=True):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        assert old["ids"] == [tokenizer(text).input_ids for text in TEXTS]
+        for ids, logits in zip(old["ids"], map(torch.tensor, old["logits"]), strict=True):
+            expected = model(torch.tensor([ids])).logits[0]
+            assert torch.equal(logits.argmax(-1), expected.argmax(-1))
+            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_user_wrote_in_older_words_stays_as_it_is():
+    theirs = {"rope_theta": 5.0, "rope_scaling": {"type": "linear", "factor": 2.0}, "their_own": None}
+    assert portable(theirs) is theirs
+
+
+def test_of_two_ropes_the_one_that_transformers_5_takes_is_told():
+    """rope_scaling, where it is said; its base is its own, else the one beside it."""
+    both = {"rope_theta": 5.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    newer = {"rope_parameters": {"rope_type": "default", "rope_theta": 9.0}}
+    assert portable({**both, **newer}) == both
+    assert portable(newer) == {"rope_theta": 9.0, "rope_scaling": None}
+
+
+def test_a_tokenizer_of_ours_has_a_class_that_both_versions_know(tmp_path):
+    tokenizer = byte_tokenizer()
+    save_tokenizer(tokenizer, tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert AutoTokenizer.from_pretrained(tmp_path)(TEXTS).input_ids == tokenizer(TEXTS).input_ids
