@@ -700,7 +700,6 @@ WRONG_PATHS = {
     "-calib_data": ["RestoreLCC_train.py", "-calib_data", "./nowhere.jsonl"],
     "-eval_data_dir": ["RestoreLCC_train.py", "-eval_data_dir", "./nowhere"],
     "-config": ["RestoreLCC_train.py", "-config", "./nowhere"],
-    "-push_to_hub": ["RestoreLCC_train.py", "-push_to_hub", "no/body"],
     "-base_model_name of a plan": ["RestoreLCC_train.py", "-plan", "here", "-base_model_name", "./nowhere"],
     "-base_model_name to prune": ["pruning", "-base_model_name", "./nowhere", "-output_dir", "O"],
     "-calib_data to prune": ["pruning", "-base_model_name", "embedded", "-calib_data", "n.txt", "-output_dir", "O"],
