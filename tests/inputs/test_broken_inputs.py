@@ -441,15 +441,6 @@ def test_broken_task_rows_are_told(tmp_path, answer, case):
     assert said.startswith("-eval_data_dir: ") and says in said
 
 
-@pytest.mark.parametrize("content", ["[]", "null", '{"sha256": 3}', "{", DEEP], ids=lambda text: text[:14])
-def test_a_broken_record_of_a_mirror_is_told(tmp_path, answer, content):
-    (tmp_path / "tasks" / "rte").mkdir(parents=True)
-    (tmp_path / "tasks" / "rte" / "validation.jsonl").write_text(json.dumps(RTE))
-    (tmp_path / "tasks" / "mirror.json").write_text(content)
-    said = answer("restore", eval_tasks="rte", eval_data_dir=tmp_path / "tasks")
-    assert said.startswith("-eval_data_dir: cannot read") and "copy the mirror again" in said
-
-
 def test_a_broken_row_to_train_on_is_told(tmp_path, answer):
     (tmp_path / "tasks" / "rte").mkdir(parents=True)
     (tmp_path / "tasks" / "rte" / "train.jsonl").write_text(json.dumps(RTE | {"label": 1.0}))
