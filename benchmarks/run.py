@@ -60,7 +60,7 @@ TRAIN_SAMPLES, MAX_LENGTH = 2000, 500
 PROBE_SAMPLES, COMPONENTS = 300, 10
 READ_LENGTH, WRITE_AFTER, NEW = 512, 64, 24
 """Tokens read at once, tokens of the prompt that is written after, and tokens written."""
-INFERENCE_TURNS = 5
+INFERENCE_TURNS = 3
 """Turns that make one repeat; the best counts, since all that disturbs a turn makes it slower."""
 
 
@@ -351,9 +351,10 @@ def main(argv: list[str] | None = None) -> None:
     rows: dict[str, dict] = {}
     refused = []
     for part, measured in parts.items():
-        print(part, flush=True)
+        start = time.perf_counter()
         try:
             rows |= measured()
+            print(f"{part}: {time.perf_counter() - start:.0f} s", flush=True)
         except Disagreement as error:
             refused.append(part)
             print(f"{part}: no ratio, because the two ways do not compute the same: {error}", flush=True)
@@ -387,7 +388,7 @@ def parser() -> Parser:
     flags.flag("device", default="auto", help="cpu, cuda, cuda:N; auto takes a GPU if there is one")
     flags.flag("dtype", default="bfloat16", choices=DTYPES, help="of model and matrix product, one of %(choices)s")
     flags.flag("repeats", default=3, type=at_least(1), help="turns of each measurement")
-    flags.flag("samples", default=32, type=at_least(1), help="bundled samples in a pass of training, of activations")
+    flags.flag("samples", default=24, type=at_least(1), help="bundled samples in a pass of training, of activations")
     flags.flag("json", type=Path, metavar="FILE", help="JSON file for all figures")
     flags.flag("seed", default=42, type=int, help="of heads, batches and synthetic activations")
     flags.flag("cache_dir", default=DEFAULT_CACHE, type=Path, metavar="DIR", help="where GGUF models are unpacked")
