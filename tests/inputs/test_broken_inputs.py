@@ -441,15 +441,6 @@ def test_broken_task_rows_are_told(tmp_path, answer, case):
     assert said.startswith("-eval_data_dir: ") and says in said
 
 
-@pytest.mark.parametrize("content", ["[]", "null", '{"sha256": 3}', "{", DEEP], ids=lambda text: text[:14])
-def test_a_broken_record_of_a_mirror_is_told(tmp_path, answer, content):
-    (tmp_path / "tasks" / "rte").mkdir(parents=True)
-    (tmp_path / "tasks" / "rte" / "validation.jsonl").write_text(json.dumps(RTE))
-    (tmp_path / "tasks" / "mirror.json").write_text(content)
-    said = answer("restore", eval_tasks="rte", eval_data_dir=tmp_path / "tasks")
-    assert said.startswith("-eval_data_dir: cannot read") and "copy the mirror again" in said
-
-
 def test_a_broken_row_to_train_on_is_told(tmp_path, answer):
     (tmp_path / "tasks" / "rte").mkdir(parents=True)
     (tmp_path / "tasks" / "rte" / "train.jsonl").write_text(json.dumps(RTE | {"label": 1.0}))
@@ -700,13 +691,10 @@ WRONG_PATHS = {
     "-calib_data": ["RestoreLCC_train.py", "-calib_data", "./nowhere.jsonl"],
     "-eval_data_dir": ["RestoreLCC_train.py", "-eval_data_dir", "./nowhere"],
     "-config": ["RestoreLCC_train.py", "-config", "./nowhere"],
-    "-push_to_hub": ["RestoreLCC_train.py", "-push_to_hub", "no/body"],
     "-base_model_name of a plan": ["RestoreLCC_train.py", "-plan", "here", "-base_model_name", "./nowhere"],
     "-base_model_name to prune": ["pruning", "-base_model_name", "./nowhere", "-output_dir", "O"],
     "-calib_data to prune": ["pruning", "-base_model_name", "embedded", "-calib_data", "n.txt", "-output_dir", "O"],
     "-pruned_model_path to merge": ["models.merge", "-pruned_model_path", "./n", "-restoration=.", "-output_dir", "O"],
-    "MODEL to be written as GGUF": ["models.to_gguf", "./nowhere", "/nowhere/it.gguf"],
-    "FILE of GGUF": ["models.to_gguf", "embedded", "it.bin"],
 }  # fmt: skip
 
 

@@ -274,7 +274,7 @@ class Arguments:
     )
     eval_limit: int | None = flag(None, "rows of a task (default: all)", type=at_least(1), metavar="N")
     eval_data_dir: Path | None = flag(
-        None, "offline task data: DIR/<task>/<split>.jsonl, or a mirror", type=folder_path, metavar="DIR"
+        None, "offline task data: DIR/<task>/<split>.jsonl", type=folder_path, metavar="DIR"
     )
     eval_batch_size: int | str = flag("auto", "sequences at once in lm_eval", type=auto_or_count, metavar="N|auto")
     ppl_window: int = flag(2048, "perplexity's window", type=at_least(2), metavar="TOKENS")
@@ -321,7 +321,6 @@ class Arguments:
         type=hub_id,
         metavar="NAME",
     )
-    hub_private_repo: bool = flag(False, "if -push_to_hub makes a new repository, make it private (default: the hub's)")
     dry_run: bool = flag(
         False,
         "run nothing: read and check all inputs, and say what each stage would do, what is kept from earlier runs, and "
@@ -397,8 +396,6 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     values.pop("config")
     if values["strict_samples"] and values["skip_bad_samples"]:
         raise UserError("-strict_samples: asks for the opposite of -skip_bad_samples; give one of them")
-    if values["hub_private_repo"] and values["push_to_hub"] is None:
-        raise UserError("-hub_private_repo: nothing is uploaded; give -push_to_hub NAME too, or leave it out")
     embedded = values["base_model_name"].lower() == EMBEDDED
     if values["calib_data"] is None:
         values["calib_data"] = BUNDLED if embedded else C4

@@ -15,7 +15,6 @@ from utils.stages.context import Models, Run
 from utils.stages.measure import activation_key, by_branches, score_keys
 from utils.stages.negatives import probe_trees, prompt_trees
 from utils.stages.prune import at_hand
-from utils.stages.push import announced
 from utils.stages.rank import components_key
 from utils.stages.teacher import taught
 
@@ -58,7 +57,7 @@ def print_dry_run(run: Run, models: Models, samples: Samples, plan: EvalPlan) ->
         left += takes
         print(f"{names[step.key]:<38}  {step.what}" + (f", at most {duration(takes)}" if takes else ""))
     if run.args.push_to_hub:
-        print(f"{'upload':<38}  {announced(run.args)}")
+        print(f"{'upload':<38}  {run.args.output_dir / 'model'} to {run.args.push_to_hub}")
     print(f"nothing was run; it would take up to {duration(left)} on {here.name}")
     if unknown:
         print(f"not counted, since their size is not known here: {', '.join(unknown)}")
