@@ -108,54 +108,6 @@ def gain_of_rows(weight: Tensor, direction: Tensor, magnitudes: Tensor) -> Tenso
     return torch.where(before > 0, gain, 0)
 
 
-class Hadamard(LowRank):
-    """HiRA (Huang et al., ICLR 2025): W ⊙ (B A), zero where the weight is; in fp32."""
-
-    def __init__(self, down: Tensor, up: Tensor):
-        super().__init__(down, up, 1.0, masked=False)
-        self.beside = False
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """What is added to the weight (out, in), fp32."""
-        return weight * (self.up @ self.down)
-
-    def folded(self, weight: Tensor) -> Tensor:
-        """The same in fp64, on the CPU."""
-        return _exact(weight) * super().folded(weight)
-
-    def rounding(self, weight: Tensor) -> Tensor:
-        """(out, in) fp64: a unit of rounding for each of its r + 2 operations."""
-        return _exact(weight).abs() * super().rounding(weight)
-
-
-class Entries(nn.Module):
-    """SHiRA (Bhardwaj et al., NeurIPS 2024): values added to chosen entries of the weight.
-
-    indices (n,) int64 into the flattened weight, distinct, fixed; values (n,), trained in fp32.
-    """
-
-    def __init__(self, indices: Tensor, values: Tensor):
-        super().__init__()
-        self.register_buffer("indices", indices, persistent=False)
-        self.values = nn.Parameter(values.clone())
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """What is added to the weight (out, in), fp32."""
-        return _scattered(weight, self.indices, self.values)
-
-    def folded(self, weight: Tensor) -> Tensor:
-        """The same in fp64, on the CPU."""
-        return _scattered(weight, self.indices.cpu(), _exact(self.values))
-
-    def rounding(self, weight: Tensor) -> Tensor:
-        """(out, in) fp64: nothing is computed, but the sum with the weight."""
-        return EPS * self.folded(weight).abs()
-
-
-def _scattered(weight: Tensor, indices: Tensor, values: Tensor) -> Tensor:
-    return values.new_zeros(weight.numel()).index_put((indices,), values).view(weight.shape)
-
-
 class InMask(nn.Module):
     """A free change of each weight that is not zero: change (out, in), trained in fp32; where the weight is zero so is
     its gradient."""
@@ -191,67 +143,6 @@ class FixedInMask(InMask):
     def held(self, weight: Tensor) -> int:
         """None: nothing of it counts as trained, so nothing is to be taken off."""
         return 0
-
-
-class Scaling(nn.Module):
-    """IA3 (Liu et al., NeurIPS 2022): the weight's rows or its columns, each times a number; trained in fp32.
-
-    scale: (out,) for rows, (in,) for columns.
-    """
-
-    beside = True
-
-    def __init__(self, scale: Tensor, rows: bool):
-        super().__init__()
-        self.scale, self.rows = nn.Parameter(scale.clone()), rows
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """(l - 1) W, fp32."""
-        return self._along(self.scale - 1) * weight
-
-    def through(self, z: Tensor, weight: Tensor) -> Tensor:
-        """z W'ᵀ in z's dtype: the output is scaled, or the input."""
-        if self.rows:
-            return (self.scale * F.linear(z, weight)).to(z.dtype)
-        return F.linear((self.scale * z).to(z.dtype), weight)
-
-    def folded(self, weight: Tensor) -> Tensor:
-        """The same in fp64, on the CPU."""
-        return self._along(_exact(self.scale) - 1) * _exact(weight)
-
-    def rounding(self, weight: Tensor) -> Tensor:
-        """(out, in) fp64: a unit of rounding for each of its 3 operations."""
-        return 3 * EPS * self._along(_exact(self.scale).abs() + 1) * _exact(weight).abs()
-
-    def _along(self, numbers: Tensor) -> Tensor:
-        return numbers[:, None] if self.rows else numbers
-
-
-class ScaledBias(nn.Module):
-    """What scaled rows do to the layer's own bias (out,): (l - 1) b is added to it.
-
-    scale: the parameter of the Scaling of the same layer. bias: a copy of the bias.
-    """
-
-    def __init__(self, scale: nn.Parameter, bias: Tensor):
-        super().__init__()
-        self.scale = scale
-        self.register_buffer("bias", bias, persistent=False)
-
-    def keep(self, weight: Tensor) -> None:
-        """Nothing of the weight is needed."""
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """(out,) fp32."""
-        return (self.scale - 1) * self.bias
-
-    def folded(self, weight: Tensor) -> Tensor:
-        """The same in fp64, on the CPU."""
-        return (_exact(self.scale) - 1) * _exact(self.bias)
-
-    def rounding(self, weight: Tensor) -> Tensor:
-        """(out,) fp64: a unit of rounding for each of its 3 operations."""
-        return 3 * EPS * (_exact(self.scale).abs() + 1) * _exact(self.bias).abs()
 
 
 def _exact(tensor: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ CASES = {
     "masked_lora everywhere": {"apply_to": "all", "train_norms": True, "lora_rank": 2, "first": "flap_bias"},
     "masked_dora": {"lora_rank": 2}, "masked_dora after admm_update": {"first": "admm_update", "lora_rank": 2},
     "masked_full": {}, "masked_full norms": {"train_norms": True, "apply_to": "all"},
-    "lora": {"lora_rank": 3, "lora_alpha": 2.0}, "lora after eora": {"first": "eora", "lora_rank": 2, "apply_to": "ffn"},
+    "lora": {"lora_rank": 3, "lora_alpha": 2.0},
+    "lora after eora": {"first": "eora", "lora_rank": 2, "apply_to": "ffn"},
     "lora in places": {"lora_rank": 2, "lora_targets": "k_proj,down_proj", "lora_layers": "0,2"},
     "dora": {"lora_rank": 3, "lora_alpha": 2.0}, "dora after eora": {"first": "eora", "lora_rank": 2},
     "eora": {"lora_rank": 3}, "eora after flap_bias": {"lora_rank": 3, "first": "flap_bias"},
@@ -66,7 +67,10 @@ def one(name, options, dtype, shape, place):
     method, options = name.split()[0], Options(**options)
     folder = save_tiny_llama(place / "pruned", 0, 0.5, dtype, **shape)
     dense = save_tiny_llama(place / "dense", 0, 0.0, dtype, **shape)
-    load = lambda at: partial(load_model, at, dtype, "cpu", "-p")
+
+    def load(at):
+        return partial(load_model, at, dtype, "cpu", "-p")
+
     tokens = torch.randint(0, 256, (6, 12), generator=torch.Generator().manual_seed(8))
     given = Given(
         load_config(folder, "-p"), 1, Checkpoint(folder).read, HEADS, orthonormal(), Checkpoint(dense).read, tokens,

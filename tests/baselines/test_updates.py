@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from models.checkpoint import LINEARS, Checkpoint
-from models.contract import Given, linear_shapes
+from models.contract import Given
 from models.loading import load_config, load_model
 from models.methods import Options, parts_of
 from models.modeling_llama import RestoredLinear, keep_columns, numbers_trained
 from models.restoration import Restoration
-from models.updates import Decomposed, Entries, FixedInMask, LowRank, Scaling
+from models.updates import Decomposed, FixedInMask, LowRank
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
 from utils.common.names import LINEAR_NAMES
@@ -18,9 +18,8 @@ IDS = torch.tensor([[5, 9, 77, 30, 200, 41], [250, 8, 17, 17, 3, 99]])
 RANK, ALPHA = 3, 6.0
 OPTIONS = Options(lora_rank=RANK, lora_alpha=ALPHA)
 DENSE = {"lora", "dora"}
-MASKED = {"masked_lora", "masked_dora", "hira", "shira", "ia3", "masked_full"}
+MASKED = {"masked_lora", "masked_dora", "masked_full"}
 METHODS = sorted(DENSE | MASKED)
-OUTPUTS = ("self_attn.k_proj", "self_attn.v_proj")
 
 
 def started(folder, method: str, options: Options = OPTIONS) -> Restoration:
@@ -29,11 +28,10 @@ def started(folder, method: str, options: Options = OPTIONS) -> Restoration:
 
 def moved(restoration: Restoration, times: float = 1.0) -> Restoration:
     """The same with everything that is trained somewhere else."""
-    by = times * (3.0 if restoration.method == "hira" else 0.1)  # HiRA's is multiplied by A and by the weight
     generator = torch.Generator().manual_seed(4)
     for name, tensor in restoration.state.items():
-        if name.endswith(("up", "magnitudes", "values", "change", "scale")):
-            tensor.add_(torch.randn(tensor.shape, generator=generator), alpha=by)
+        if name.endswith(("up", "magnitudes", "change")):
+            tensor.add_(torch.randn(tensor.shape, generator=generator), alpha=0.1 * times)
     return restoration
 
 
@@ -44,17 +42,9 @@ def attached(folder, restoration: Restoration, dtype=torch.float32):
 def formula(method: str, name: str, weight: torch.Tensor, parts: dict[str, torch.Tensor]) -> torch.Tensor:
     """W', as the papers have it: by autograd, in the dtype of what it is given."""
     mask = (weight != 0).to(weight.dtype)
-    if method == "ia3":
-        return parts["scale"][:, None] * weight if name in OUTPUTS else weight * parts["scale"]
     if method == "masked_full":
         return weight + mask * parts["change"]
-    if method == "shira":
-        chosen = torch.zeros(weight.numel(), dtype=torch.bool).index_fill(0, parts["indices"], True)
-        values = torch.zeros(weight.numel(), dtype=weight.dtype).masked_scatter(chosen, parts["values"])
-        return weight + values.view_as(weight)
     product = parts["up"] @ parts["down"]
-    if method == "hira":
-        return weight + weight * product
     direction = weight + ALPHA / RANK * product * (mask if method.startswith("masked") else 1)
     if not method.endswith("dora"):
         return direction
@@ -64,32 +54,17 @@ def formula(method: str, name: str, weight: torch.Tensor, parts: dict[str, torch
     return torch.where(before > 0, magnitude / (after + (before == 0)) * direction, weight)
 
 
-def key(method: str, name: str, layer: int, part: str) -> tuple[str, int | None]:
-    """Where a part of one matrix's update is: its key in the state, and its row there."""
-    return (f"{name}.{layer}.{part}", None) if method == "shira" else (f"{name}.{part}", layer)
-
-
 def by_hand(folder, method: str, restoration: Restoration):
     """A stock model in fp64, its changed tensors, and the state's tensors that they depend on."""
     model = load_model(folder, torch.float64, "cpu", "-p")
-    leaves = {
-        name: tensor.double().requires_grad_() if tensor.is_floating_point() else tensor
-        for name, tensor in restoration.state.items()
-    }
+    leaves = {name: tensor.double().requires_grad_() for name, tensor in restoration.state.items()}
     changed = {}
-    for name in OUTPUTS + ("mlp.down_proj",) if method == "ia3" else LINEARS:
+    for name in LINEARS:
         for layer in range(model.config.num_hidden_layers):
             weight = model.get_parameter(f"model.layers.{layer}.{name}.weight").detach()
-            stem = f"{name}.{layer}." if method == "shira" else f"{name}."
-            parts = {
-                k.removeprefix(stem): t if method == "shira" else t[layer]
-                for k, t in leaves.items()
-                if k.startswith(stem)
-            }
+            stem = f"{name}."
+            parts = {k.removeprefix(stem): t[layer] for k, t in leaves.items() if k.startswith(stem)}
             changed[f"model.layers.{layer}.{name}.weight"] = formula(method, name, weight, parts)
-            if "bias" in parts:
-                bias = model.get_parameter(f"model.layers.{layer}.{name}.bias").detach()
-                changed[f"model.layers.{layer}.{name}.bias"] = parts["scale"] * bias
     return model, changed, leaves
 
 
@@ -105,7 +80,7 @@ def dead_rows(folder) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_gradients_and_merged_weights_are_those_of_the_formula(make_tiny_llama, method):
-    folder = make_tiny_llama(zeros=0.5, attention_bias=method == "ia3")
+    folder = make_tiny_llama(zeros=0.5)
     dead_rows(folder)
     restoration = moved(started(folder, method))
     model = attached(folder, restoration, torch.float64)
@@ -122,8 +97,7 @@ def test_losses_gradients_and_merged_weights_are_those_of_the_formula(make_tiny_
             linear = block.get_submodule(name)
             for part, parameter in linear.updates[0].named_parameters() if isinstance(linear, RestoredLinear) else ():
                 trained += 1
-                place, row = key(method, name, layer, part)
-                wanted = leaves[place].grad if row is None else leaves[place].grad[row]
+                wanted = leaves[f"{name}.{part}"].grad[layer]
                 assert torch.allclose(parameter.grad.double(), wanted, rtol=1e-3, atol=1e-6 * float(wanted.abs().max()))
     assert trained == sum(1 for p in model.parameters() if p.requires_grad)
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
@@ -164,8 +138,7 @@ def test_what_a_model_holds_is_read_back_and_a_step_moves_it_off_the_start(make_
     model(IDS, labels=IDS).loss.backward()
     torch.optim.AdamW(trained, lr=0.1, weight_decay=0.0).step()
     after = restoration.read_from(model).state
-    still = {name for name, tensor in restoration.state.items() if torch.equal(after[name], tensor)}
-    assert all(name.endswith(("indices", "bias")) for name in still)
+    assert not any(torch.equal(after[name], tensor) for name, tensor in restoration.state.items())
 
 
 @pytest.mark.parametrize("method", sorted(MASKED))
@@ -181,7 +154,7 @@ def test_inside_the_mask_no_zero_is_lost_after_any_step(make_tiny_llama, method)
         before, after = stored.read(name), restoration.merged(name, config, stored).bfloat16()
         there = after[before == 0]
         assert len(there) and (there == 0).all() and not there.signbit().any(), name
-        assert (after != before)[before != 0].any() or method == "shira"
+        assert (after != before)[before != 0].any()
     for module in model.modules():
         if isinstance(module, RestoredLinear):
             assert (module.restored_weight()[module.weight == 0] == 0).all()
@@ -196,8 +169,8 @@ def test_what_trains_is_what_is_merged(make_tiny_llama, method, first):
     if first:  # a fixed change before it, as a closed form in the mask makes
         for module in list(model.modules()):
             if isinstance(module, RestoredLinear):
-                fixed = Entries(module.weight.flatten().nonzero()[:9, 0], torch.full((9,), 0.3))
-                module.updates.insert(0, fixed.requires_grad_(False))
+                fixed = FixedInMask(torch.full_like(module.weight, 0.3))
+                module.updates.insert(0, fixed)
     linears = [module for module in model.modules() if isinstance(module, RestoredLinear)]
     assert 0 < max(linear.apart() for linear in linears) <= 1
     z = torch.randn(4, 5, linears[-1].in_features, generator=torch.Generator().manual_seed(1))
@@ -206,7 +179,7 @@ def test_what_trains_is_what_is_merged(make_tiny_llama, method, first):
     assert torch.allclose(linears[-1](z), merged, atol=1e-5 * float(merged.abs().max()))
 
 
-@pytest.mark.parametrize(("method", "kind"), [("lora", LowRank), ("dora", Decomposed), ("ia3", Scaling)])
+@pytest.mark.parametrize(("method", "kind"), [("lora", LowRank), ("dora", Decomposed)])
 def test_a_step_that_computes_something_else_than_is_merged_is_found(make_tiny_llama, monkeypatch, method, kind):
     folder = make_tiny_llama(zeros=0.5)
     model = attached(folder, moved(started(folder, method)))
@@ -243,77 +216,9 @@ def test_dora_starts_at_the_weight_as_it_is_by_then(make_tiny_llama):
     assert torch.equal(update.folded(3 * weight), torch.zeros_like(weight).double())
 
 
-def test_shira_draws_its_entries_among_the_weights_that_are_not_zero(make_tiny_llama):
-    folder = make_tiny_llama(zeros=0.5)
-    read, config = Checkpoint(folder).read, load_config(folder, "-p")
-    state, again = started(folder, "shira").state, started(folder, "shira").state
-    other = Restoration.start("shira", OPTIONS, Given(config, 8, read)).state
-    assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
-    for name, shape in linear_shapes(config).items():
-        for layer in range(3):
-            indices = state[f"{name}.{layer}.indices"]
-            weight = read(f"model.layers.{layer}.{name}.weight").flatten()
-            assert len(indices) == RANK * sum(shape) < int((weight != 0).sum())
-            assert len(indices.unique()) == len(indices) and (weight[indices] != 0).all()
-            assert not torch.equal(indices, other[f"{name}.{layer}.indices"])
-            # All over the matrix, not in its first rows.
-            assert indices.double().mean() / len(weight) == pytest.approx(0.5, abs=0.12)
-    many = started(folder, "shira", Options(lora_rank=500))
-    for name in LINEARS:
-        weight = read(f"model.layers.1.{name}.weight").flatten()
-        assert torch.equal(many.state[f"{name}.1.indices"], weight.nonzero()[:, 0])
-    many.check(config, "here")
-
-
-def spoil_order(indices):
-    indices[:2] = indices[:2].flip(0)
-
-
-def spoil_twice(indices):
-    indices[1] = indices[0]
-
-
-def spoil_outside(indices):
-    indices[-1] = 10**6
-
-
-def spoil_negative(indices):
-    indices[0] = -1
-
-
-@pytest.mark.parametrize("spoil", [spoil_order, spoil_twice, spoil_outside, spoil_negative])
-def test_shiras_indices_are_checked(make_tiny_llama, spoil):
-    folder = make_tiny_llama(zeros=0.5)
-    restoration, config = started(folder, "shira"), load_config(folder, "-p")
-    restoration.check(config, "here")
-    spoil(restoration.state["mlp.up_proj.2.indices"])
-    with pytest.raises(UserError, match=r"here: .*mlp.up_proj.2.indices"):
-        restoration.check(config, "here")
-
-
-def test_ia3_scales_what_k_and_v_give_biases_included_and_what_down_proj_is_fed(make_tiny_llama):
-    folder = make_tiny_llama(zeros=0.5, attention_bias=True, mlp_bias=True)
-    restoration = moved(started(folder, "ia3"))
-    plain = load_model(folder, torch.float32, "cpu", "-p")
-    for layer, block in enumerate(plain.model.layers):
-        for name in OUTPUTS:
-            scale = restoration.state[f"{name}.scale"][layer]
-            block.get_submodule(name).register_forward_hook(lambda _m, _x, y, scale=scale: y * scale)
-        scale = restoration.state["mlp.down_proj.scale"][layer]
-        block.mlp.down_proj.register_forward_pre_hook(lambda _m, x, scale=scale: (x[0] * scale,))
-    expected = plain(IDS).logits
-    model = attached(folder, restoration)
-    for context in (torch.enable_grad(), torch.no_grad()):
-        with context:
-            assert torch.allclose(model(IDS).logits, expected, atol=2e-5 * float(expected.abs().max()))
-
-
 COUNTS = {
     "lora": RANK * (2 * (24 + 48) + 2 * (24 + 16) + 3 * (24 + 56)),  # q, o; k, v; gate, up, down
     "dora": RANK * (2 * (24 + 48) + 2 * (24 + 16) + 3 * (24 + 56)) + 48 + 16 + 16 + 24 + 56 + 56 + 24,
-    "hira": RANK * (2 * (24 + 48) + 2 * (24 + 16) + 3 * (24 + 56)),
-    "shira": RANK * (2 * (24 + 48) + 2 * (24 + 16) + 3 * (24 + 56)),
-    "ia3": 16 + 16 + 56,
 }
 """Numbers trained in a layer."""
 
@@ -345,7 +250,7 @@ def test_what_was_computed_before_training_is_not_counted_as_trained(make_tiny_l
 # Where.
 
 
-@pytest.mark.parametrize("method", ["lora", "masked_lora", "dora", "masked_dora", "hira", "shira"])
+@pytest.mark.parametrize("method", ["lora", "masked_lora", "dora", "masked_dora"])
 def test_targets_and_layers_choose_the_weights_that_change(make_tiny_llama, method):
     folder = make_tiny_llama(zeros=0.5)
     options = Options(lora_rank=2, lora_targets="q_proj,up_proj", lora_layers="2,0")
@@ -407,8 +312,8 @@ def test_what_names_no_layer_is_one_line(flag, value):
     assert "\n" not in str(found.value)
 
 
-@pytest.mark.parametrize("method", ["restorelcc", "ia3", "masked_full", "none"])
+@pytest.mark.parametrize("method", ["restorelcc", "masked_full", "none"])
 def test_where_is_refused_by_methods_that_do_not_choose(method):
     for flag, value in (("lora_targets", "q_proj"), ("lora_layers", "0")):
-        with pytest.raises(UserError, match=rf"^-{flag}: {method} doesn't take it; .* -method .*shira"):
+        with pytest.raises(UserError, match=rf"^-{flag}: {method} doesn't take it; .* -method .*dora"):
             parts_of(method, Options(**{flag: value}))

@@ -54,10 +54,6 @@ METHODS = {
     "dora": Options(lora_rank=3, lora_alpha=2.0),
     "masked_dora": Options(lora_rank=2),
     "masked_dora after flap_bias": Options("all", lora_rank=2, first="flap_bias"),
-    "hira": Options(lora_rank=3),
-    "shira": Options(lora_rank=3, lora_layers="1-2"),
-    "ia3": Options(),
-    "ia3 after flap_bias": Options("all", first="flap_bias"),
     "masked_full": Options(),
     "admm_update": Options(stream="sequential"),
     "masked_lora after admm_update": Options(first="admm_update", lora_rank=2),
@@ -68,7 +64,7 @@ METHODS = {
     "none and norms": Options(train_norms=True),
 }
 
-UPDATES = ("lora", "masked_lora", "dora", "masked_dora", "hira", "shira", "ia3", "masked_full")
+UPDATES = ("lora", "masked_lora", "dora", "masked_dora", "masked_full")
 UPDATES += ("admm_update", "reconstruct", "eora")
 """Those that change weights."""
 

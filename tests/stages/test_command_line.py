@@ -474,7 +474,6 @@ OTHER_METHODS = {
         set(),
         {"self_attn.v_proj.weight", "mlp.up_proj.weight"},
     ),
-    "SHiRA": ({"method": "shira", "lora_rank": 2}, set(), {f"{name}.weight" for name in LINEARS}),
     "nothing": ({"method": "none"}, set(), set()),
 }
 UNTRAINED = ("nothing", "flap", "EoRA", "ADMM", "reconstruction")

@@ -357,7 +357,7 @@ def build_parser() -> Parser:
         type=at_least(1),
         default=8,
         metavar="R",
-        help="of the updates of lora, dora, masked_lora, masked_dora, hira, eora; shira trains as many numbers",
+        help="of the updates of lora, dora, masked_lora, masked_dora, eora",
     )
     parser.flag(
         "lora_alpha",
@@ -370,8 +370,7 @@ def build_parser() -> Parser:
         "lora_targets",
         type=linear_names,
         metavar="NAMES",
-        help="the linear layers that these, hira and shira change, separated by commas: "
-        f"{', '.join(LINEAR_NAMES)} (default: all)",
+        help=f"the linear layers that these change, separated by commas: {', '.join(LINEAR_NAMES)} (default: all)",
     )
     parser.flag(
         "lora_layers",

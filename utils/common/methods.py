@@ -37,7 +37,6 @@ PAPER = (
 
 _HEADS = "utils.compensation:HeadCompensations"
 _LORA, _LORA_FLAGS = "baselines.lora:LoRA", ("lora_rank", "lora_alpha", "lora_targets", "lora_layers")
-_UNSCALED = tuple(flag for flag in _LORA_FLAGS if flag != "lora_alpha")
 _DORA = "baselines.dora:DoRA"
 _BIAS, _BIAS_FLAGS = "baselines.output_bias:OutputBias", ("bias_start", "stream")
 
@@ -77,9 +76,6 @@ METHODS = {
     ),
     "masked_lora": Line(_LORA, "LoRA inside the mask, zeros kept", "masked LoRA", {"masked": True}, takes=_LORA_FLAGS),
     "masked_dora": Line(_DORA, "DoRA inside the mask, zeros kept", "masked DoRA", {"masked": True}, takes=_LORA_FLAGS),
-    "hira": Line("baselines.hira:HiRA", "weights times low-rank factors, zeros kept", "HiRA", takes=_UNSCALED),
-    "shira": Line("baselines.shira:SHiRA", "some weights that are not zero", "SHiRA", takes=_UNSCALED),
-    "ia3": Line("baselines.ia3:IA3", "scales of keys, values and the MLP's features, zeros kept", "IA3"),
     "masked_full": Line("baselines.masked_full:MaskedFull", "all weights that are not zero", "masked full fine-tuning"),
     "lora": Line(_LORA, "LoRA on all linear layers; merged, it fills the zeros", "LoRA", takes=_LORA_FLAGS),
     "dora": Line(_DORA, "DoRA on all linear layers; merged, it fills the zeros", "DoRA", takes=_LORA_FLAGS),

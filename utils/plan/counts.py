@@ -10,10 +10,7 @@ from models.methods import Options, parts_of
 
 
 def numbers(method: str, options: Options, config: LlamaConfig, heads: int) -> tuple[int, int]:
-    """(learned, trained): how many numbers a restoration keeps and trains, as far as its options tell.
-
-    What a part draws from the weights themselves (SHiRA's places) is not counted.
-    """
+    """(learned, trained): how many numbers a restoration keeps and trains, as far as its options tell."""
     per_layer = config.num_attention_heads
     chosen = {"heads": torch.tensor([[each // per_layer, each % per_layer] for each in range(heads)])}
     learned = trained = 0
