@@ -124,7 +124,7 @@ def measure(point: Point, device: str, dtype: str, repeats: int, seed: int, thre
         row[name] = spread([tokens / turn.seconds for turn in turns], tokens=tokens, peak_memory_bytes=peak)
         if name == "training":
             done = turns[0].found
-            flops = useful_flops(model, restoration.state["heads"].tolist(), done.tokens, done.labelled)
+            flops = useful_flops(model, restoration.heads, done.tokens, done.labelled)
             row[name]["vs_limit"] = spread([flops / turn.seconds / turn.rate for turn in turns])
     prompt = torch.tensor([max((sample.ids for sample in samples), key=len)])
     rates = inference({"pruned": model, "restored": biased(model)}, prompt, NEW, repeats)

@@ -4,7 +4,7 @@ The step is driven by a bare loop, not by the Trainer: the project's patch, loss
 clipping, and AdamW, so that both sides pay for nothing else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -23,11 +23,11 @@ from benchmarks.timing import (
     spread,
     turn_by_turn,
 )
-from models.contract import Given
+from models.contract import MethodInputs
 from models.cpu_attention import cpu_attention
 from models.loading import head_shape
-from models.methods import Options
 from models.restoration import Restoration
+from utils.common.methods import Options
 from utils.losses import IGNORED, ResponseLoss
 from utils.probing import order_randomly
 from utils.prompts import Encoded
@@ -113,14 +113,13 @@ def reference_loop(model: LlamaForCausalLM, restoration: Restoration) -> Loop:
     width = model.config.head_dim
     trained: list[nn.Parameter] = []
     by_layer: dict[int, list[tuple[int, nn.Parameter, nn.Parameter, Tensor]]] = {}
-    state = restoration.state
-    for row, (layer, head) in enumerate(state["heads"].tolist()):
+    for layer, head, values in by_head(restoration):
         device = model.model.layers[layer].self_attn.o_proj.weight.device
         magnitudes, component = (
-            nn.Parameter(values[row].to(device, copy=True)) for values in (state["magnitudes"], state["component"])
+            nn.Parameter(values[name].to(device, copy=True)) for name in ("magnitudes", "component")
         )
         trained += [magnitudes, component]
-        by_layer.setdefault(layer, []).append((head, magnitudes, component, state["basis"][row].to(device)))
+        by_layer.setdefault(layer, []).append((head, magnitudes, component, values["basis"].to(device)))
 
     for layer, heads in by_layer.items():
 
@@ -145,10 +144,24 @@ def visible_restoration(model: LlamaForCausalLM, seed: int, share: float = SHARE
     chosen = order_randomly(torch.ones(layers, heads, dtype=torch.bool), seed)[: max(1, round(share * layers * heads))]
     generator = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(layers, heads, width, width, generator=generator))[0]
-    given = Given(config=model.config, seed=seed, heads=sorted(chosen), basis=basis)
-    restoration = Restoration.start("restorelcc", Options(), given)
-    for name in ("magnitudes", "component"):
-        restoration.state[name].mul_(VISIBLE)
+    inputs = MethodInputs(config=model.config, seed=seed, heads=sorted(chosen), basis=basis)
+    return times(Restoration.start("restorelcc", Options(), inputs), VISIBLE)
+
+
+def by_head(restoration: Restoration) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
+    """(layer, head, its basis, magnitudes and component), heads in order."""
+    for name, (term,) in restoration.terms.items():
+        tensors = term.tensors()
+        for row, head in enumerate(tensors.pop("heads").tolist()):
+            yield int(name.split(".")[2]), head, {key: tensor[row] for key, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def times(restoration: Restoration, factor: float) -> Restoration:
+    """The same, in place, with β and b times a factor."""
+    for (term,) in restoration.terms.values():
+        for parameter in term.parameters():
+            parameter.mul_(factor)
     return restoration
 
 
@@ -209,7 +222,7 @@ def training_speed(
     ours, reference = restoring_loop(model, restoration), reference_loop(model, restoration)
     warm_up = batches[-1:]  # the longest, after which memory is as large as it will be
     reference.run(warm_up)
-    nothing = restoration.neutral(model.state_dict().__getitem__)
+    nothing = times(visible_restoration(model, seed), 0)
     shows = abs(ours.run(warm_up).loss / restoring_loop(model, nothing).run(warm_up).loss - 1)
     dtype = model.dtype
     turns = turn_by_turn(
@@ -225,7 +238,7 @@ def training_speed(
         found = turn.found
         check_close(found.loss / found.labelled, expected.loss / expected.labelled, tolerance, "mean training loss")
     done = turns["ours"][0].found
-    flops = useful_flops(model, restoration.state["heads"].tolist(), done.tokens, done.labelled)
+    flops = useful_flops(model, restoration.heads, done.tokens, done.labelled)
     rates = {name: spread([done.tokens / turn.seconds for turn in found]) for name, found in turns.items()}
     padding = {
         name: sum(t.found.padded_tokens for t in found) / sum(t.found.tokens for t in found)

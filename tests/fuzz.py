@@ -25,15 +25,15 @@ from transformers import LlamaConfig
 
 from data.loading import load_samples
 from models.checkpoint import Checkpoint
-from models.contract import Given
+from models.contract import MethodInputs
 from models.loading import load_config
-from models.methods import Options
-from models.restoration import ABOUT, TENSORS, Restoration, load_restoration, save_restoration
+from models.restoration import ABOUT, TENSORS, Restoration, file_identity, load_restoration, save_restoration
 from tests.builders import HEADS, orthonormal, save_tiny_llama
 from utils.common.commands import Parser, run
 from utils.common.errors import Stopped, UserError
 from utils.common.flag_types import at_least
 from utils.common.flags import parse_arguments
+from utils.common.methods import Options
 
 STRANGE = (
     None, True, False, 0, 1, -1, 3, 2**31, 2**64, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", " ", "0",
@@ -163,7 +163,7 @@ class Restorations:
     def __init__(self, folder: Path):
         model = save_tiny_llama(folder / "model")
         self.config: LlamaConfig = load_config(model, "-pruned_model_path")
-        given = Given(self.config, 1, Checkpoint(model).read, HEADS, orthonormal())
+        given = MethodInputs(self.config, 1, Checkpoint(model).read, HEADS, orthonormal())
         self.whole = []
         for method, options in (
             ("restorelcc", Options()),
@@ -184,15 +184,12 @@ class Restorations:
         if what >= 0.6:
             tensors = self.changed(tensors, draw)
             save_file(tensors, folder / TENSORS)
-            if "heads" in tensors and draw.random() < 0.9:
-                about = {**about, "heads": tensors["heads"].tolist()}
+            about = {**about, "files": {TENSORS: file_identity(folder / TENSORS)}}
         (folder / ABOUT).write_bytes(written(about, draw) if what < 0.5 else json.dumps(about).encode())
         restoration, _ = load_restoration(folder)
         restoration.check(self.config, "-restoration")
-        for _, _, state in restoration.parts:
-            assert all(bool(tensor.isfinite().all()) for tensor in state.values())
-        assert set(restoration.touched(self.config)) and restoration.describe()
-        assert restoration.promise(self.config)
+        assert all(bool(tensor.isfinite().all()) for tensor in restoration.tensors().values())
+        assert restoration.terms and restoration.describe()
 
     @staticmethod
     def changed(tensors: dict[str, torch.Tensor], draw: random.Random) -> dict[str, torch.Tensor]:

@@ -59,10 +59,10 @@ def digest(folder):
 
 
 def one(name, options, dtype, shape, place):
-    from models.contract import Given
+    from models.contract import MethodInputs
     from models.merge import merge
-    from models.methods import Options
-    from models.restoration import Restoration, needs_of
+    from models.restoration import Restoration
+    from utils.common.methods import Options, needs_of
 
     method, options = name.split()[0], Options(**options)
     folder = save_tiny_llama(place / "pruned", 0, 0.5, dtype, **shape)
@@ -72,9 +72,9 @@ def one(name, options, dtype, shape, place):
         return partial(load_model, at, dtype, "cpu", "-p")
 
     tokens = torch.randint(0, 256, (6, 12), generator=torch.Generator().manual_seed(8))
-    given = Given(
-        load_config(folder, "-p"), 1, Checkpoint(folder).read, HEADS, orthonormal(), Checkpoint(dense).read, tokens,
-        load(dense), load(folder),
+    given = MethodInputs(
+        load_config(folder, "-p"), 1, read=Checkpoint(folder).read, heads=HEADS, basis=orthonormal(),
+        teacher=Checkpoint(dense).read, tokens=tokens, dense=load(dense), pruned=load(folder),
     )  # fmt: skip
     restoration = Restoration.start(method, options, given)
     model = restoration.attach(load(folder)())
@@ -82,7 +82,7 @@ def one(name, options, dtype, shape, place):
     if needs_of(method, options).training:
         result = train(model, SAMPLES, [], SETTINGS, "cpu", place / "checkpoints", False)
         losses = [row["loss"] for row in result.history]
-    merge(folder, restoration.read_from(model), place / "merged", folder)
+    merge(folder, restoration, place / "merged", folder)
     return {"losses": losses, "digest": digest(place / "merged")}
 
 
@@ -114,7 +114,8 @@ def main():
     for key, value in found.items():
         same = {part: kept[key].get(part) == value.get(part) for part in value}
         if not all(same.values()):
-            print("DIFFERS", key, same, kept[key]["losses"], value["losses"])
+            apart = max([abs(a - b) for a, b in zip(kept[key]["losses"], value["losses"], strict=True)], default=0)
+            print("DIFFERS", key, same, f"losses by {apart:.1e}")
     print(len(found), "compared")
 
 

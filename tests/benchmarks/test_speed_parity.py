@@ -58,7 +58,7 @@ def samples(count: int) -> list[Encoded]:
 def gradients(loop, restoration) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of β and b by head in the restoration's order, (n, d) each, whichever way the loop keeps them."""
     found = [parameter.grad for parameter in loop.trained]
-    if len(found) == 2 * len(restoration.state["heads"]):
+    if len(found) == 2 * len(restoration.heads):
         return torch.stack(found[0::2]), torch.stack(found[1::2])
     return torch.cat(found[0::2]), torch.cat(found[1::2])
 

@@ -12,14 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import RestoreLCC_train
-from models.contract import Given, Needs
+from models.contract import MethodInputs
 from models.cpu_attention import cpu_attention
-from models.methods import Options, parts_of
 from models.restoration import Restoration
 from tests.builders import LOPSIDED, compensation
 from utils.common.cache import Cache
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
+from utils.common.methods import Needs, Options, parts_of
 from utils.common.record import STAGES, RunRecord
 from utils.losses import ResponseLoss
 from utils.plan.command import count_samples, count_tasks, wikitext, workload
@@ -162,7 +162,7 @@ def test_what_changed_weights_keep_is_what_autograd_saves(dtype, method, options
     planned = workload(args, CONFIG, torch.float32, [(2, 9)], [], {})
     options, read = Options.of(args), LlamaForCausalLM(CONFIG).state_dict().__getitem__
     states = tuple(
-        part.start(Given(CONFIG, 1, read))
+        part.start(MethodInputs(CONFIG, 1, read))
         if part.needs.training
         else {name: torch.zeros(shape) for name, shape in part.shapes({}, CONFIG).items()}
         for _, part in parts_of(method, options)
@@ -243,7 +243,7 @@ def test_disks_are_planned_from_what_is_written():
 @pytest.mark.parametrize(
     ("method", "options", "learned", "trained"),
     [
-        ("restorelcc", {}, 4 * (2 + 8 * 8 + 2 * 8), 4 * 2 * 8),
+        ("restorelcc", {}, 4 * (1 + 8 * 8 + 2 * 8), 4 * 2 * 8),
         ("output_bias", {}, 3 * 24, 3 * 24),
         ("lora", {"lora_rank": 2}, 2784, 2784),
         ("eora", {"lora_rank": 2}, 2784, 0),
