@@ -51,10 +51,10 @@ class Term(nn.Module):
             raise ValueError(f"{type(self).__name__} has no {', '.join(sorted(unknown))}")
         for name in self.learned:
             value = tensors.get(name)
-            self.register_parameter(name, None if value is None else nn.Parameter(value.detach().clone()))
+            self.register_parameter(name, None if value is None else nn.Parameter(_copy(value)))
         for name in self.fixed:
             value = tensors.get(name)
-            self.register_buffer(name, None if value is None else value.detach().clone(), persistent=False)
+            self.register_buffer(name, None if value is None else _copy(value), persistent=False)
 
     def tensors(self) -> dict[str, Tensor]:
         """All it is built from, on the CPU; of a sharded model, by all processes."""
@@ -77,6 +77,11 @@ class Term(nn.Module):
     def describe(cls, terms: "list[Term]", places: str) -> str:
         """ "changes of 210 weights": these terms, all of this kind."""
         return f"{cls.what} of {len(terms)} {places}"
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """Its own memory, in order, as it will be when it is saved and read again."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -120,9 +125,11 @@ class HeadConstant(Term):
     def __init__(self, *values: Tensor, **tensors: Tensor):
         super().__init__(*values, **tensors)
         self.register_buffer("columns", None, persistent=False)
-        heads = self.heads
-        if heads.dtype != torch.int64 or not len(heads) or heads[0] < 0 or (heads.diff() <= 0).any():
-            raise ValueError("its heads are not ascending numbers")
+        heads, (n, d) = self.heads, self.basis.shape[:2]
+        if heads.dtype != torch.int64 or heads.shape != (n,) or n == 0 or heads[0] < 0 or (heads.diff() <= 0).any():
+            raise ValueError("its heads are not ascending numbers, one for each basis")
+        if self.basis.shape != (n, d, d) or any(parameter.shape != (n, d) for parameter in self.parameters()):
+            raise ValueError("its tensors are not of the basis's shape")
 
     def keep(self, weight: Tensor) -> None:
         """Hold the heads' columns of W_O in fp32, as each step needs them."""

@@ -93,7 +93,7 @@ def scaled(restoration: Restoration, by: float) -> Restoration:
 
 def zeroed(restoration: Restoration) -> Restoration:
     """The same heads and bases, restoring nothing."""
-    return scaled(restoration, 0)
+    return scaled(restoration.gathered(), 0)
 
 
 def learned_in(model: LlamaForCausalLM) -> dict[str, Tensor]:

@@ -65,7 +65,7 @@ def answer(world, tmp_path, monkeypatch, capfd) -> Callable[..., str]:
     def stop(*_, **__):
         raise Taken
 
-    for place in ("utils.stages.prune.pruned_checkpoint", "pruning.checkpoint.load_model", "models.merging.load_model"):
+    for place in ("utils.stages.prune.pruned_checkpoint", "pruning.checkpoint.load_model", "models.merge.load_model"):
         monkeypatch.setattr(place, stop)
 
     def ask(command: str, **changes: object) -> str:
