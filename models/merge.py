@@ -80,7 +80,6 @@ from models.checkpoint import (
     MLP,
     Checkpoint,
     Header,
-    Survey,
     pruned_layer,
     safetensors_name,
     same_bits,
@@ -318,29 +317,55 @@ def prove(pruned: Path, merged: Path, restoration: Restoration, reference: Refer
     config, touched = load_config(pruned, "-pruned_model_path"), list(restoration.terms)
     layout = merged_layout(before, config, touched)
     zero = set(zero_biases(before, config, touched))
-    seen = _Seen()
+    right, unexpected, nonzero_new, lost_zeros = set(), [], [], 0
 
     def look(name: str, tensor: Tensor) -> None:
+        nonlocal lost_zeros
         header = layout.get(name)
         if header is None:
-            seen.unexpected.append(name)
+            unexpected.append(name)
             return
         if name in restoration.terms:
             expected = restoration.merged(name, before.read).to(header.dtype)
         else:
             expected = torch.zeros(header.shape, dtype=header.dtype) if name in zero else before.read(name)
-        (seen.right if same_bits(tensor, expected) else seen.wrong).append(name)
+        if same_bits(tensor, expected):
+            right.add(name)
         if name not in before:
-            seen.nonzero_new += [name] if bool((tensor != 0).any()) else []
+            nonzero_new.extend([name] if bool((tensor != 0).any()) else [])
         elif pruned_layer(name) is not None and name in restoration.terms:
-            seen.lost_zeros += int(((before.read(name) == 0) & (tensor != 0)).sum())
+            lost_zeros += int(((before.read(name) == 0) & (tensor != 0)).sum())
 
     surveys = before.survey(), after.survey(look)
-    proof = Proof(_record(before, after, layout, touched, restoration.zeros, surveys, seen))
+    compared = [name for name in before.kept() if name not in restoration.terms]
+    broken = {name for name in layout if name not in right}
+    shares = [[zero / all_ for zero, all_ in zip(*survey.counts(), strict=True)] for survey in surveys]
+    proof = Proof(
+        {
+            "tensors_compared": len(compared),
+            "tensors_identical": len(right.intersection(compared)),
+            "changed_tensors": sorted(name for name in {*touched, *broken} if name in before),
+            "new_tensors": sorted(name for name in after.headers if name not in before),
+            "nonzero_new_tensors": nonzero_new,
+            "tensors_recomputed": len(right.intersection(touched)),
+            "tensors_touched": len(touched),
+            "unexplained_tensors": sorted({*broken, *unexpected} - {*compared, *touched}),
+            "dropped_buffers": before.dropped(),
+            "zeros": restoration.zeros,
+            "zeros_lost": lost_zeros,
+            "zeros_pruned": sum(surveys[0].zeros.values()),
+            "zeros_restored": sum(surveys[1].zeros.values()),
+            "weights": sum(surveys[0].weights.values()),
+            "sparsity_pruned": shares[0],
+            "sparsity_restored": shares[1],
+            "sha256": surveys[1].sha256,
+        }
+    )
+    missing = [name for name in layout if name not in after]
     for what, names in {
-        "missing": [name for name in layout if name not in after],
-        "not named by the restoration": seen.unexpected,
-        "other bits than they must have": seen.wrong,
+        "missing": missing,
+        "not named by the restoration": unexpected,
+        "other bits than they must have": sorted(broken - set(missing)),
         "NaN or infinity": surveys[1].not_finite,
     }.items():
         if names:
@@ -348,7 +373,7 @@ def prove(pruned: Path, merged: Path, restoration: Restoration, reference: Refer
     if _settings(merged) != {**_settings(pruned), **dict.fromkeys(switched_on(touched), True)}:
         proof.failures.append("config.json is not the pruned checkpoint's with the biases switched on")
     fewer = [layer for layer, zeros in surveys[0].zeros.items() if surveys[1].zeros.get(layer, 0) < zeros]
-    if restoration.zeros == "kept" and (seen.lost_zeros or fewer):
+    if restoration.zeros == "kept" and (lost_zeros or fewer):
         proof.failures.append("zeros of the pruned checkpoint are gone")
     proof.record["trained_apart"] = error = reference.rounding_error
     if not error <= 1:
@@ -408,50 +433,6 @@ def prove_compact(merged: Path, compact: Path, reference: Reference) -> Proof:
 
 def _settings(folder: Path) -> dict:
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-
-
-@dataclass
-class _Seen:
-    """What one pass over a merged checkpoint found, by name."""
-
-    unexpected: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-    right: list[str] = field(default_factory=list)
-    nonzero_new: list[str] = field(default_factory=list)
-    lost_zeros: int = 0
-
-
-def _record(
-    before: Checkpoint,
-    after: Checkpoint,
-    layout: dict,
-    touched: list[str],
-    zeros: str,
-    surveys: tuple[Survey, Survey],
-    seen: _Seen,
-) -> dict:
-    compared = [name for name in before.kept() if name not in touched]
-    broken = {*seen.wrong, *(name for name in layout if name not in after)}
-    shares = [[zero / all_ for zero, all_ in zip(*survey.counts(), strict=True)] for survey in surveys]
-    return {
-        "tensors_compared": len(compared),
-        "tensors_identical": len([name for name in compared if name not in broken]),
-        "changed_tensors": sorted(name for name in {*touched, *broken} if name in before),
-        "new_tensors": sorted(name for name in after.headers if name not in before),
-        "nonzero_new_tensors": seen.nonzero_new,
-        "tensors_recomputed": len(set(touched) & set(seen.right)),
-        "tensors_touched": len(touched),
-        "unexplained_tensors": sorted({*broken, *seen.unexpected} - {*compared, *touched}),
-        "dropped_buffers": before.dropped(),
-        "zeros": zeros,
-        "zeros_lost": seen.lost_zeros,
-        "zeros_pruned": sum(surveys[0].zeros.values()),
-        "zeros_restored": sum(surveys[1].zeros.values()),
-        "weights": sum(surveys[0].weights.values()),
-        "sparsity_pruned": shares[0],
-        "sparsity_restored": shares[1],
-        "sha256": surveys[1].sha256,
-    }
 
 
 def _compare_logits(proof: Proof, model: LlamaForCausalLM, folder: Path, reference: Reference, exact: bool) -> None:

@@ -558,16 +558,9 @@ def test_a_damaged_file_of_tensors_is_refused(make_tiny_llama, tmp_path, damage)
         load_restoration(place)
 
 
-BIAS, NORM, MATRIX = "model.layers.2.self_attn.o_proj.bias", "model.norm.weight", "model.layers.0.mlp.up_proj.weight"
-HEAD = {"heads": torch.tensor([0, 5]), "basis": torch.eye(8).repeat(2, 1, 1), "component": torch.ones(2, 8)}
+NORM, MATRIX = "model.norm.weight", "model.layers.0.mlp.up_proj.weight"
 IMPOSSIBLE = {
-    "a head out of range": (BIAS, HeadConstant, HEAD | {"heads": torch.tensor([0, 6])}),
-    "another width": (BIAS, HeadConstant, HEAD | {"component": torch.ones(2, 7)}),
-    "no basis": (BIAS, HeadConstant, {k: v for k, v in HEAD.items() if k != "basis"}),
-    "NaN": (BIAS, Constant, {"change": torch.full((24,), float("nan"))}),
-    "half": (BIAS, Constant, {"change": torch.zeros(24).half()}),
     "too long": (NORM, Constant, {"change": torch.zeros(25)}),
-    "no such layer": ("model.layers.3.mlp.up_proj.bias", Constant, {"change": torch.zeros(56)}),
     "of two ranks": (MATRIX, LowRank, {"down": torch.ones(2, 24), "up": torch.ones(56, 3), "scale": torch.ones(())}),
     "another matrix": (MATRIX, LowRank, {"down": torch.ones(2, 56), "up": torch.ones(24, 2), "scale": torch.ones(())}),
 }
@@ -582,12 +575,6 @@ def test_a_restoration_that_cannot_be_of_the_model_is_one_line(make_tiny_llama, 
     with pytest.raises(UserError, match="no restoration of this model") as found:
         restoration.check(load_config(folder, "-p"), "-restoration")
     assert "\n" not in str(found.value)
-
-
-@pytest.mark.parametrize("heads", [[1, 1], [5, 0], [-1, 2], []])
-def test_heads_are_ascending_numbers(heads):
-    with pytest.raises(ValueError, match="ascending"):
-        HeadConstant(heads=torch.tensor(heads, dtype=torch.int64), basis=torch.eye(8).repeat(len(heads), 1, 1))
 
 
 def test_a_later_merge_refuses_another_pruned_model(make_tiny_llama, tmp_path):
