@@ -9,11 +9,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from baselines.fixed_weights import FixedWeights, put
-from baselines.streams import GROUPS, Stream, walk
-from models.checkpoint import LINEARS
-from models.contract import SITES, Given, State
-from utils.common.errors import UserError
+from baselines.streams import GROUPS, Stream, finite, put, walk
+from models.contract import MethodInputs
+from models.terms import MaskedChange
+from utils.common.methods import SITES
 
 ITERATIONS = 20
 RHO = 1.0
@@ -21,46 +20,29 @@ DAMPING = 0.1
 """Added to the diagonal, as a share of its mean: it holds the weights to the dense ones."""
 
 
-class AdmmUpdate(FixedWeights):
+def admm_update(inputs: MethodInputs) -> dict[str, MaskedChange]:
     """For each linear layer the weights inside the mask that minimise ‖W X - W0 X0‖² + damping, W0 the dense weight.
 
-    stream: X and X0 are the layer's inputs in the dense model; in the restored one, earlier layers updated (pruned);
-    or X is the restored model's and X0 the dense one's (sequential). errors: relative ones, of the seven linear layers.
+    Layers in order, and within a layer in the order of the forward pass. stream: X and X0 are the layer's inputs in the
+    dense model; in the restored one, earlier layers updated (pruned); or X is the restored model's and X0 the dense
+    one's (sequential). errors: relative ones.
     """
-
-    windows = len(LINEARS)
-
-    def start(self, given: Given) -> State:
-        """Layers in order, and within a layer in the order of the forward pass."""
-        state = self.unchanged(given.config)
-        for block in walk(given, "ADMM", dense=self.stream != "pruned", restored=self.stream != "dense"):
-            streams = [stream for stream in (block.dense, block.restored) if stream]
-            for group in GROUPS:
-                sums = products(streams, group[0])
-                for name in (SITES[site] for site in group):
-                    full = f"model.layers.{block.index}.{name}.weight"
-                    if not all(total.isfinite().all() for total in sums):
-                        raise UserError(
-                            f"-dtype: the input of layer {block.index} ({name}) is not finite on the calibration set; "
-                            "try bfloat16 or float32"
-                        )
-                    dense, pruned = (read(full).to(sums[0].device).float() for read in (given.teacher, given.read))
-                    new = admm(dense, pruned != 0, sums[0], cross=sums[1])
-                    state[f"{name}.change"][block.index] = new - pruned
-                    found = [relative_error(weight, dense, *sums) for weight in (pruned, new)]
-                    state["errors"][block.index, LINEARS.index(name)] = torch.tensor(found)
-                    if block.restored:
-                        put(new, block.restored.layer.get_submodule(name))
-        return state
-
-    def describe(self, state: State) -> str:
-        """ "non-zero weights of 210 matrices by ADMM (stream pruned), mean relative error 0.12 -> 0.08"."""
-        before, after = state["errors"].mean((0, 1)).tolist()
-        count = state["errors"][..., 0].numel()
-        return (
-            f"non-zero weights of {count} matrices by ADMM (stream {self.stream}), "
-            f"mean relative error {before:.3g} -> {after:.3g}"
-        )
+    stream, terms = inputs.options.stream or "pruned", {}
+    for block in walk(inputs, "ADMM", dense=stream != "pruned", restored=stream != "dense"):
+        streams = [each for each in (block.dense, block.restored) if each]
+        for group in GROUPS:
+            sums = products(streams, group[0])
+            for name in (SITES[site] for site in group):
+                full = f"model.layers.{block.index}.{name}.weight"
+                for total in sums:
+                    finite(total, f"the input of layer {block.index} ({name})")
+                dense, pruned = (read(full).to(sums[0].device).float() for read in (inputs.teacher, inputs.read))
+                new = admm(dense, pruned != 0, sums[0], cross=sums[1])
+                errors = torch.tensor([relative_error(weight, dense, *sums) for weight in (pruned, new)])
+                terms[full] = MaskedChange((new - pruned).cpu(), errors=errors)
+                if block.restored:
+                    put(new, block.restored.layer.get_submodule(name))
+    return terms
 
 
 def admm(

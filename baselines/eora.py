@@ -8,40 +8,29 @@ E‖(W - Ŵ) x - B A x‖² over all matrices of rank r (Eckart and Young). Merg
 import torch
 from torch import Tensor
 
-from baselines.lora import LoRA
 from baselines.streams import GROUPS, Stream, finite, walk
-from models.contract import SITES, Given, Needs, State
-from models.updates import FixedLowRank
+from models.contract import MethodInputs
+from models.terms import LowRank
 from pruning.statistics import Hessian
+from utils.common.methods import SITES
 
 
-class EoRA(LoRA):
-    """An update of rank r for each linear layer; nothing is trained. The state is LoRA's, with s = 1.
+def eora(inputs: MethodInputs) -> dict[str, LowRank]:
+    """An update of rank r for each linear layer; nothing is trained.
 
     Decoder layers are restored in order; x is what the restored model's is fed, the layers before it restored.
     """
-
-    needs = Needs(calibration=True, teacher=True)
-    kind = FixedLowRank
-
-    def __init__(self, lora_rank: int):
-        super().__init__(lora_rank, lora_alpha=lora_rank)
-
-    def start(self, given: Given) -> State:
-        """The closed form, each layer's in its place before the next is computed."""
-        found: dict[str, list[Tensor]] = {name: [] for name in self.shapes({}, given.config)}
-        for block in walk(given, "EoRA", dense=False):
-            moments = second_moments(block.restored)
-            for site, name in SITES.items():
-                linear = block.restored.layer.get_submodule(name)
-                full = f"model.layers.{block.index}.{name}.weight"
-                pruned = given.read(full).double()
-                lost = (given.teacher(full).double() - pruned).to(moments[site].device)
-                down, up = (part.float().cpu() for part in low_rank(lost, moments[site], self.rank))
-                found[f"{name}.down"].append(down)
-                found[f"{name}.up"].append(up)
-                linear.weight.copy_(pruned + up.double() @ down.double())
-        return {name: torch.stack(parts) for name, parts in found.items()}
+    terms = {}
+    for block in walk(inputs, "EoRA", dense=False):
+        moments = second_moments(block.restored)
+        for site, name in SITES.items():
+            full = f"model.layers.{block.index}.{name}.weight"
+            pruned = inputs.read(full).double()
+            lost = (inputs.teacher(full).double() - pruned).to(moments[site].device)
+            down, up = (part.float().cpu() for part in low_rank(lost, moments[site], inputs.options.lora_rank))
+            terms[full] = LowRank(down=down, up=up, scale=torch.tensor(1.0))
+            block.restored.layer.get_submodule(name).weight.copy_(pruned + up.double() @ down.double())
+    return terms
 
 
 def second_moments(stream: Stream) -> dict[str, Tensor]:

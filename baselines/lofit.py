@@ -1,18 +1,56 @@
 """LoFiT's first step (Yin et al., "LoFiT: Localized Fine-tuning on LLM Representations", NeurIPS 2024): which heads.
 
-Its second step is b of Eq. 8 alone on these heads, `utils.compensation.HeadCompensations`.
+Its second step is b of Eq. 8 alone on these heads, `utils.compensation.bias_only`.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from models.head_scales import scaled_heads
-from models.modeling_llama import whole
+from models.modeling_llama import attach
+from models.terms import Term
+from utils.common.methods import SITES
 from utils.common.temporary import workspace
 from utils.compensation import INITIAL_STD
 from utils.prompts import Encoded
 from utils.training import TrainingSettings, train
+
+
+class _ScaledHeads(torch.autograd.Function):
+    """(1 + A) ⊙ z, computed in fp32 and rounded to z's dtype once; the gradient of A is summed in fp32.
+
+    1 + A rounded to bf16 first would be 1 for every |A| below 0.004.
+    """
+
+    @staticmethod
+    def forward(ctx, z: Tensor, scales: Tensor) -> Tensor:
+        ctx.save_for_backward(z, scales)
+        return ((1 + scales) * z).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        z, scales = ctx.saved_tensors
+        grad_z = ((1 + scales) * grad).to(grad.dtype) if ctx.needs_input_grad[0] else None
+        grad_scales = (grad * z).flatten(0, -2).sum(0, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        return grad_z, grad_scales
+
+
+class HeadScale(Term):
+    """z ← (1 + A) ⊙ z before o_proj, as a change of its weight (D, H·d): its columns times A (H, d)."""
+
+    learned = ("scales",)
+    beside = True
+    size: Tensor | None = None
+    """Σ|A| of the last forward pass: taken there, where FSDP has the whole of A and reduces its gradient."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.scales.flatten()
+
+    def through(self, z: Tensor, weight: Tensor) -> Tensor:
+        """(1 + A) ⊙ z through the layer."""
+        self.size = self.scales.abs().sum()
+        return F.linear(_ScaledHeads.apply(z, self.scales.flatten()), weight)
 
 
 def scale_norms(
@@ -25,25 +63,26 @@ def scale_norms(
 ) -> Tensor:
     """‖A‖₂ of every head, (L, H) fp32 on the CPU, after z ← (1 + A) ⊙ z was trained with loss + l1 · Σ|A|.
 
-    A starts from N(0, 1e-3) and is thrown away. The model is on `device`, or on the CPU if it is to be sharded; all
+    A starts from N(0, 1e-3); it stays in the model, which is on `device`, or on the CPU if it is to be sharded. All
     processes train together, and all get the norms. With settings.epochs 0 they are those of the start.
     """
     config = model.config
     shape = config.num_hidden_layers, config.num_attention_heads, config.head_dim
     start = INITIAL_STD * torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed))
-    with scaled_heads(model, start) as scaled:
-        if settings.epochs:
-            # A is needed once and is cheap to train again: its checkpoints are nobody's.
-            with workspace("lofit") as checkpoints:
-                train(
-                    model,
-                    samples,
-                    [],
-                    settings,
-                    device,
-                    checkpoints,
-                    resume=False,
-                    sharded=sharded,
-                    penalty=lambda: l1 * sum(heads.size for heads in scaled),
-                )
-        return torch.stack([whole(heads.scales).norm(dim=-1) for heads in scaled])
+    scales = [HeadScale(own) for own in start]
+    attach(model, {f"model.layers.{n}.{SITES['attention']}.weight": [own] for n, own in enumerate(scales)})
+    if settings.epochs:
+        # A is needed once and is cheap to train again: its checkpoints are nobody's.
+        with workspace("lofit") as checkpoints:
+            train(
+                model,
+                samples,
+                [],
+                settings,
+                device,
+                checkpoints,
+                resume=False,
+                sharded=sharded,
+                penalty=lambda: l1 * sum(own.size for own in scales),
+            )
+    return torch.stack([own.tensors()["scales"].norm(dim=-1) for own in scales])

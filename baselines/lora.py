@@ -1,39 +1,45 @@
-"""LoRA on linear layers, and masked LoRA (PERP's), whose update is zero where the pruned weight is.
+"""LoRA and DoRA on linear layers, and both inside the mask (as PERP does), where the update is zero with the weight.
 
-W + s·B A, or W + s·M ⊙ (B A) with the mask M read from the weight; s = alpha / r. Merged, LoRA fills the zeros: how
-many are left is a finding. Masked LoRA keeps them all.
+W + s·B A, or W + s·M ⊙ (B A) with the mask M read from the weight; s = alpha / r. DoRA (Liu et al., ICML 2024) has a
+magnitude for each row besides. Merged, the plain ones fill the zeros: how many are left is a finding.
 """
 
-from torch import nn
+import torch
 
-from baselines.updates import LowRankUpdates, Parts
-from models.contract import KEPT, REPORTED, Needs
-from models.updates import LowRank
+from models.contract import MethodInputs, linear_shapes
+from models.terms import DoRA, LowRank, MaskedDoRA, MaskedLowRank
+from utils.common.names import layer_numbers
 
 
-class LoRA(LowRankUpdates):
-    """An update of rank r for each chosen linear layer: A and B."""
+def lora(inputs: MethodInputs, kind: type[LowRank] = LowRank) -> dict[str, LowRank]:
+    """An update of rank r for each chosen linear layer: A (r, in) drawn as a linear layer is, B zero."""
+    options, config = inputs.options, inputs.config
+    layers = layer_numbers(options.lora_layers) if options.lora_layers else list(range(config.num_hidden_layers))
+    targets = options.lora_targets and options.lora_targets.split(",")
+    generator, scale = torch.Generator().manual_seed(inputs.seed), torch.tensor(options.lora_alpha / options.lora_rank)
+    terms = {}
+    for name, (out, width) in linear_shapes(config).items():
+        if targets and name.split(".")[1] not in targets:
+            continue
+        drawn = torch.empty(len(layers), options.lora_rank, width)
+        drawn.uniform_(-(width**-0.5), width**-0.5, generator=generator)
+        for layer, down in zip(layers, drawn, strict=True):
+            rest = {"magnitudes": torch.zeros(out)} if "magnitudes" in kind.learned else {}
+            up = torch.zeros(out, options.lora_rank)
+            terms[f"model.layers.{layer}.{name}.weight"] = kind(down=down, up=up, scale=scale, **rest)
+    return terms
 
-    kind = LowRank
 
-    def __init__(
-        self,
-        lora_rank: int,
-        lora_alpha: float,
-        masked: bool = False,
-        lora_targets: str | None = None,
-        lora_layers: str | None = None,
-    ):
-        super().__init__(lora_rank, lora_targets, lora_layers)
-        self.scale, self.masked = lora_alpha / lora_rank, masked
-        self.zeros = KEPT if masked else REPORTED
-        self.in_words += ", inside the mask" if masked else ""
+def masked_lora(inputs: MethodInputs) -> dict[str, LowRank]:
+    """LoRA inside the mask."""
+    return lora(inputs, MaskedLowRank)
 
-    @property
-    def needs(self) -> Needs:
-        """Training; inside the mask of whole weights, with the mask."""
-        return Needs(training=True, updates=True, weights=self.masked, weight_bytes=int(self.masked))
 
-    def update(self, linear: str, parts: Parts) -> nn.Module:
-        """The same for all matrices."""
-        return self.kind(**parts, scale=self.scale, masked=self.masked)
+def dora(inputs: MethodInputs) -> dict[str, LowRank]:
+    """DoRA, its magnitudes' offsets from zero."""
+    return lora(inputs, DoRA)
+
+
+def masked_dora(inputs: MethodInputs) -> dict[str, LowRank]:
+    """DoRA inside the mask."""
+    return lora(inputs, MaskedDoRA)

@@ -3,30 +3,16 @@
 Wanda's `dense_ft` (Sun et al., ICLR 2024). The change is trained and saved, not the weight, in fp32.
 """
 
-from typing import ClassVar
+import torch
 
-from torch import nn
-
-from baselines.updates import Parts, WeightUpdates
-from models.contract import Needs, State
-from models.updates import InMask
+from models.contract import MethodInputs, linear_shapes
+from models.terms import MaskedChange
 
 
-class MaskedFull(WeightUpdates):
-    """The state: `NAME.change` (L, out, in) fp32 of each linear layer; zero at first, and wherever the weight is."""
-
-    needs = Needs(training=True, updates=True, weights=True, weight_bytes=1)
-    kind = InMask
-    rest: ClassVar = {"change": 0.0}
-
-    def update(self, linear: str, parts: Parts) -> nn.Module:
-        """The same for all matrices."""
-        return InMask(**parts)
-
-    def part_shapes(self, linear: str, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
-        """As the weight."""
-        return {"change": (outputs, inputs)}
-
-    def describe(self, state: State) -> str:
-        """ "all weights of 210 matrices that are not zero"."""
-        return f"all weights of {sum(map(len, state.values()))} matrices that are not zero"
+def masked_full(inputs: MethodInputs) -> dict[str, MaskedChange]:
+    """A change (out, in) of each linear layer's weight, from zero."""
+    return {
+        f"model.layers.{layer}.{name}.weight": MaskedChange(torch.zeros(shape))
+        for layer in range(inputs.config.num_hidden_layers)
+        for name, shape in linear_shapes(inputs.config).items()
+    }

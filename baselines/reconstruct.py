@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import get_linear_schedule_with_warmup
 
-from baselines.fixed_weights import FixedWeights, put
-from baselines.streams import Stream, walk
+from baselines.streams import Stream, put, walk
 from models.checkpoint import LINEARS
-from models.contract import Given, State
+from models.contract import MethodInputs
+from models.terms import MaskedChange
 from utils.common.errors import UserError
 from utils.common.progress import progress
 
@@ -57,57 +57,42 @@ class MlpHalf(nn.Module):
 HALVES = (AttentionHalf, MlpHalf)
 
 
-class Reconstruction(FixedWeights):
+def reconstruct(inputs: MethodInputs) -> dict[str, MaskedChange]:
     """The weights inside the mask, trained window by window on the mean squared error of the window's output.
 
-    stream: both windows on the dense model's inputs; the dense window's output on the restored model's inputs (pruned);
-    or the dense model's output, and the restored model's inputs (sequential). A window that is not better at the end
-    than at the start, on the calibration set itself, stays as it was. errors: that mean squared error, of both halves.
+    Layers in order, each half on what the halves before it give. stream: both windows on the dense model's inputs; the
+    dense window's output on the restored model's inputs (pruned); or the dense model's output, and the restored model's
+    inputs (sequential). A window that is not better at the end than at the start, on the calibration set itself, stays
+    as it was. errors: that mean squared error, of the half.
     """
-
-    windows = len(HALVES)
-
-    def __init__(self, stream: str | None, reconstruct_lr: float, reconstruct_epochs: int):
-        super().__init__(stream)
-        self.lr, self.epochs = reconstruct_lr, reconstruct_epochs
-        self.needs = replace(FixedWeights.needs, calibration_epochs=reconstruct_epochs)
-
-    def start(self, given: Given) -> State:
-        """Layers in order, each half on what the halves before it give."""
-        state, generator = self.unchanged(given.config), torch.Generator().manual_seed(given.seed)
-        # The model whose own stream is not asked for; its weights are.
-        unfed = {"dense": given.pruned, "pruned": given.dense}.get(self.stream, lambda: None)()
-        dense, restored = self.stream != "pruned", self.stream != "dense"
-        for block in walk(given, "block reconstruction", dense=dense, restored=restored):
-            layer = unfed and unfed.model.layers[block.index].to(given.device)
-            teacher, student = (stream.layer if stream else layer for stream in (block.dense, block.restored))
-            source = block.restored or block.dense
-            true = block.dense.hidden if block.dense else None
-            fed = source.hidden
-            for row, half in enumerate(HALVES):
-                target = passed(half(teacher), replace(source, hidden=true if self.stream == "sequential" else fed))
-                pairs = [replace(source, hidden=hidden).batches() for hidden in (fed, target)]
-                window = Window(half(student), list(zip(*pairs, strict=True)), source.kwargs)
-                changes, *errors = window.train(self.lr, self.epochs, generator, f"layer {block.index}")
-                state["errors"][block.index, row] = torch.tensor(errors)
-                for name, change in changes.items():
-                    state[f"{name}.change"][block.index] = change
-                    linear = student.get_submodule(name)
-                    put(linear.weight + change, linear)
-                true = target
-                fed = target if self.stream == "dense" else passed(half(student), replace(source, hidden=fed))
-            if layer:
-                layer.to("cpu")
-        return state
-
-    def describe(self, state: State) -> str:
-        """What was changed, how, and how many windows it made better."""
-        before, after = state["errors"].unbind(-1)
-        share = float(after.double().sum() / before.double().sum().clamp_min(torch.finfo(torch.float64).tiny))
-        return (
-            f"non-zero weights of {before.numel()} half layers by reconstruction (stream {self.stream}, {self.epochs} "
-            f"epochs at {self.lr:g}), {int((after < before).sum())} of them better, error {share:.3g} of what it was"
-        )
+    options, generator, terms = inputs.options, torch.Generator().manual_seed(inputs.seed), {}
+    stream = options.stream or "pruned"
+    # Weights of the model whose own stream is not asked for.
+    unfed = {"dense": inputs.pruned, "pruned": inputs.dense}.get(stream, lambda: None)()
+    dense, restored = stream != "pruned", stream != "dense"
+    for block in walk(inputs, "block reconstruction", dense=dense, restored=restored):
+        layer = unfed and unfed.model.layers[block.index].to(inputs.device)
+        teacher, student = (own.layer if own else layer for own in (block.dense, block.restored))
+        source = block.restored or block.dense
+        true = block.dense.hidden if block.dense else None
+        fed = source.hidden
+        for half in HALVES:
+            target = passed(half(teacher), replace(source, hidden=true if stream == "sequential" else fed))
+            pairs = [replace(source, hidden=hidden).batches() for hidden in (fed, target)]
+            window = Window(half(student), list(zip(*pairs, strict=True)), source.kwargs)
+            changes, *errors = window.train(
+                options.reconstruct_lr, options.reconstruct_epochs, generator, f"layer {block.index}"
+            )
+            for name, change in changes.items():
+                full = f"model.layers.{block.index}.{name}.weight"
+                terms[full] = MaskedChange(change.cpu(), errors=torch.tensor(errors))
+                linear = student.get_submodule(name)
+                put(linear.weight + change, linear)
+            true = target
+            fed = target if stream == "dense" else passed(half(student), replace(source, hidden=fed))
+        if layer:
+            layer.to("cpu")
+    return terms
 
 
 @torch.no_grad()

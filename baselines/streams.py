@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from models.contract import SITES, Given
+from models.contract import MethodInputs
 from pruning.streaming import BATCH_TOKENS, first_inputs
 from utils.common.errors import UserError
+from utils.common.methods import SITES
 from utils.common.progress import progress
 
 GROUPS = (("q", "k", "v"), ("attention",), ("gate", "up"), ("ffn",))
@@ -92,20 +93,20 @@ class _Enough(Exception):
     """The last watched linear layer was reached: the rest of the decoder layer need not be computed."""
 
 
-def walk(given: Given, description: str, *, dense: bool = True, restored: bool = True) -> Iterator[Block]:
+def walk(inputs: MethodInputs, description: str, *, dense: bool = True, restored: bool = True) -> Iterator[Block]:
     """All decoder layers in order, each with the set before it.
 
     What the caller changes in a block's restored layer, the blocks after it are fed by: the models are its own copies.
-    Only the block's layers are on `given.device`, beside the set.
+    Only the block's layers are on `inputs.device`, beside the set.
     """
-    models = [given.dense() if dense else None, given.pruned() if restored else None]
-    streams = [model and _begin(model, given) for model in models]
-    layers = given.config.num_hidden_layers
+    models = [inputs.dense() if dense else None, inputs.pruned() if restored else None]
+    streams = [model and _begin(model, inputs) for model in models]
+    layers = inputs.config.num_hidden_layers
     for index in progress(range(layers), desc=description, unit="layer"):
         running = [(stream, model.model.layers[index]) for model, stream in zip(models, streams, strict=True) if model]
         homes = [next(layer.parameters()).device for _, layer in running]
         for stream, layer in running:
-            stream.layer = layer.to(given.device)
+            stream.layer = layer.to(inputs.device)
         yield Block(index, *streams)
         for (stream, layer), home in zip(running, homes, strict=True):
             if index < layers - 1:
@@ -123,6 +124,12 @@ def finite(value: Tensor, what: str) -> Tensor:
     return value
 
 
-def _begin(model: LlamaForCausalLM, given: Given) -> Stream:
-    hidden, kwargs = first_inputs(model, given.tokens, torch.device(given.device))
+@torch.no_grad()
+def put(weight: Tensor, linear: nn.Linear) -> None:
+    """Let the layer compute with this weight from now on, in its own dtype."""
+    linear.weight.copy_(weight)
+
+
+def _begin(model: LlamaForCausalLM, inputs: MethodInputs) -> Stream:
+    hidden, kwargs = first_inputs(model, inputs.tokens, torch.device(inputs.device))
     return Stream(model.model.layers[0], hidden, kwargs)

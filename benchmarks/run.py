@@ -149,7 +149,7 @@ def training_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argpar
         raise Disagreement(f"mean training losses {losses}")
     if not shows > tolerance(model.dtype):
         print(f"training: the restoration changes the loss by {shows:.1e} only: losses can't tell whether it is there")
-    flops = useful_flops(model, restoration.state["heads"].tolist(), tokens, labelled)
+    flops = useful_flops(model, restoration.heads, tokens, labelled)
     rates = {name: spread([tokens / turn.seconds for turn in found]) for name, found in turns.items()}
     about = {
         "tokens_per_second": rates["ours"],

@@ -9,12 +9,12 @@ from transformers import LlamaForCausalLM
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from models.checkpoint import LINEARS
-from models.contract import Given
+from models.contract import MethodInputs
 from models.cpu_attention import cpu_attention
 from models.loading import head_shape
-from models.methods import Options
 from models.restoration import Restoration
 from utils.activations import Tree
+from utils.common.methods import Options
 from utils.losses import IGNORED, ResponseLoss
 from utils.probing import EPOCHS, LEARNING_RATE, TRAIN_SHARE, ProbeScores, order_randomly
 from utils.prompts import Encoded
@@ -79,7 +79,7 @@ def restoring_loop(model: LlamaForCausalLM, restoration: Restoration) -> Loop:
 def plain_loop(model: LlamaForCausalLM, restoration: Restoration) -> Loop:
     """The original release's way."""
     model = sharing_weights(model)
-    trained = add_to_every_token(model, restoration.state)
+    trained = add_to_every_token(model, restoration)
     return Loop(model, trained, lambda **batch: full_loss(model, **batch))
 
 
@@ -90,10 +90,11 @@ def visible_restoration(model: LlamaForCausalLM, seed: int) -> Restoration:
     chosen = sorted(chosen[: max(1, round(SHARE_OF_HEADS * layers * heads))])
     generator = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(layers, heads, width, width, generator=generator))[0]
-    given = Given(config=model.config, seed=seed, heads=chosen, basis=basis)
-    restoration = Restoration.start("restorelcc", Options(), given)
-    for name in ("magnitudes", "component"):
-        restoration.state[name].mul_(VISIBLE)
+    inputs = MethodInputs(config=model.config, seed=seed, heads=chosen, basis=basis)
+    restoration = Restoration.start("restorelcc", Options(), inputs)
+    for (term,) in restoration.terms.values():
+        for parameter in term.parameters():
+            parameter.data.mul_(VISIBLE)
     return restoration
 
 
@@ -133,7 +134,7 @@ def useful_flops(model: LlamaForCausalLM, heads: list[tuple[int, int]], tokens: 
     return 2.0 * decoder * tokens + 4.0 * model.lm_head.weight.numel() * labelled
 
 
-def add_to_every_token(model: LlamaForCausalLM, state: dict[str, Tensor]) -> list[nn.Parameter]:
+def add_to_every_token(model: LlamaForCausalLM, restoration: Restoration) -> list[nn.Parameter]:
     """Add Σ β_i v_i + b to z of each chosen head at every token, as the original release does.
 
     Gradients flow down to the embeddings. Returns what is trained: β, b of the first head, β, b of the second, …
@@ -142,13 +143,15 @@ def add_to_every_token(model: LlamaForCausalLM, state: dict[str, Tensor]) -> lis
     width = model.config.head_dim
     trained: list[nn.Parameter] = []
     by_layer: dict[int, list[tuple[int, nn.Parameter, nn.Parameter, Tensor]]] = {}
-    for row, (layer, head) in enumerate(state["heads"].tolist()):
+    for name, (term,) in restoration.terms.items():
+        layer, tensors = int(name.split(".")[2]), term.tensors()
         device = model.model.layers[layer].self_attn.o_proj.weight.device
-        magnitudes, component = (
-            nn.Parameter(state[name][row].to(device, copy=True)) for name in ("magnitudes", "component")
-        )
-        trained += [magnitudes, component]
-        by_layer.setdefault(layer, []).append((head, magnitudes, component, state["basis"][row].to(device)))
+        for row, head in enumerate(tensors["heads"].tolist()):
+            magnitudes, component = (
+                nn.Parameter(tensors[key][row].to(device, copy=True)) for key in ("magnitudes", "component")
+            )
+            trained += [magnitudes, component]
+            by_layer.setdefault(layer, []).append((head, magnitudes, component, tensors["basis"][row].to(device)))
     for layer, heads in by_layer.items():
 
         def compensate(_, inputs: tuple[Tensor], heads=heads) -> tuple[Tensor]:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -34,27 +34,13 @@ def compact(model: LlamaForCausalLM) -> CompactLlamaForCausalLM:
     for name, (axis, kept) in left.items():
         if name in state:
             state[name] = state[name].index_select(axis, kept.to(state[name].device))
-    return _filled(CompactLlamaForCausalLM, small, state, model)
-
-
-@torch.no_grad()
-def expand(model: CompactLlamaForCausalLM) -> LlamaForCausalLM:
-    """The model in the dense one's shapes, with zeros where heads and channels are gone: `compact`, backwards.
-
-    Heads stand where they stood in the dense model. Which channels were removed is not recorded, and makes no
-    difference: those that are left come first. The model given is left as it is.
-    """
-    config = model.config
-    channels = [list(range(size)) for size in config.intermediate_sizes]
-    plain = LlamaConfig(**_settings(config))
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in LlamaForCausalLM(plain).state_dict().items()}
-    state = dict(model.state_dict())
-    for name, axis, kept in _reshaped(config, config.kept_kv_heads, channels):
-        if name in state:
-            small = state[name]
-            state[name] = small.new_zeros(shapes[name]).index_copy(axis, kept.to(small.device), small)
-    return _filled(LlamaForCausalLM, plain, state, model)
+        result = CompactLlamaForCausalLM(small)
+    result.load_state_dict(state, assign=True)
+    result.tie_weights()
+    # What no checkpoint holds.
+    result.model.rotary_emb, result.generation_config = model.model.rotary_emb, model.generation_config
+    return result.requires_grad_(False).eval()
 
 
 def compact_checkpoint(folder: Path, output_dir: Path) -> None:
@@ -77,7 +63,11 @@ def write_compact(folder: Path, output: Path) -> None:
 
 
 def expand_checkpoint(folder: Path, output_dir: Path) -> None:
-    """`expand` of the checkpoint in `folder`, file to file, whole to `output_dir`."""
+    """The checkpoint in the dense model's shapes, with zeros where heads and channels are gone, whole to `output_dir`.
+
+    Heads stand where they stood in the dense model. Which channels were removed is not recorded, and makes no
+    difference: those that are left come first.
+    """
     stored, config = Checkpoint(folder), load_config(folder, "-pruned_model_path")
     with torch.device("meta"):
         plain = LlamaForCausalLM(LlamaConfig(**_settings(config)))
@@ -131,8 +121,18 @@ def what_is_left(read: Callable[[str], torch.Tensor], config: LlamaConfig) -> tu
 def left_of(
     config: LlamaConfig, kv_heads: list[list[int]], channels: list[list[int]]
 ) -> dict[str, tuple[int, torch.Tensor]]:
-    """By name, the axis and the indices that are left of each tensor of which something is gone."""
-    return {name: (axis, indices) for name, axis, indices in _reshaped(config, kv_heads, channels)}
+    """By name, the axis and the indices in the dense model that are left of whatever has another shape."""
+    shared, left = config.num_attention_heads // config.num_key_value_heads, {}
+    for index, (heads, kept) in enumerate(zip(kv_heads, channels, strict=True)):
+        keys, queries = (torch.tensor(_columns(heads, config.head_dim * count)) for count in (1, shared))
+        kept = torch.tensor(kept)
+        rows = {"self_attn.q": queries, "self_attn.k": keys, "self_attn.v": keys, "mlp.gate": kept, "mlp.up": kept}
+        for name, indices in rows.items():
+            for part in ("weight", "bias"):
+                left[f"model.layers.{index}.{name}_proj.{part}"] = 0, indices
+        left[f"model.layers.{index}.self_attn.o_proj.weight"] = 1, queries
+        left[f"model.layers.{index}.mlp.down_proj.weight"] = 1, kept
+    return left
 
 
 def chosen(tensor: torch.Tensor, left: tuple[int, torch.Tensor] | None) -> torch.Tensor:
@@ -160,45 +160,10 @@ def _write(
     copy_tokenizer(stored.folder, output)
 
 
-def _reshaped(
-    config: LlamaConfig, kv_heads: list[list[int]], channels: list[list[int]]
-) -> Iterator[tuple[str, int, torch.Tensor]]:
-    """(parameter, axis, indices in the dense model that are left) of whatever has another shape in the compact one."""
-    shared = config.num_attention_heads // config.num_key_value_heads
-    for index, (heads, kept) in enumerate(zip(kv_heads, channels, strict=True)):
-        keys, queries = _columns(heads, config.head_dim), _columns(heads, config.head_dim * shared)
-        attention, mlp = f"model.layers.{index}.self_attn", f"model.layers.{index}.mlp"
-        outputs = {
-            f"{attention}.q_proj": queries,
-            f"{attention}.k_proj": keys,
-            f"{attention}.v_proj": keys,
-            f"{mlp}.gate_proj": kept,
-            f"{mlp}.up_proj": kept,
-        }
-        for name, left in outputs.items():
-            yield f"{name}.weight", 0, torch.tensor(left)
-            yield f"{name}.bias", 0, torch.tensor(left)
-        yield f"{attention}.o_proj.weight", 1, torch.tensor(queries)
-        yield f"{mlp}.down_proj.weight", 1, torch.tensor(kept)
-
-
 def _settings(config: LlamaConfig) -> dict:
     """What both kinds of configuration have in common."""
     own = ("model_type", "architectures", "auto_map", "kept_kv_heads", "intermediate_sizes")
     return {name: value for name, value in config.to_dict().items() if name not in own}
-
-
-def _filled(
-    kind: type[LlamaForCausalLM], config: LlamaConfig, state: dict[str, torch.Tensor], source: LlamaForCausalLM
-) -> LlamaForCausalLM:
-    """A model of this kind with these weights; what no checkpoint holds comes from `source`."""
-    with torch.device("meta"):
-        result = kind(config)
-    result.load_state_dict(state, assign=True)
-    result.tie_weights()
-    result.model.rotary_emb = source.model.rotary_emb
-    result.generation_config = source.generation_config
-    return result.requires_grad_(False).eval()
 
 
 def _kept(alive: torch.Tensor) -> list[int]:

@@ -1,120 +1,22 @@
-"""The patch on the stock Llama: constants added to what a linear layer gives, scales of norms, and nothing else.
+"""The patch on the stock Llama: linear layers and norms that add terms to their parameters, and nothing else."""
 
-A compensated head adds a constant vector to its slice of o_proj's input at every token. That equals one constant added
-to o_proj's output, so the layer computes it once a step instead of once a token.
-"""
-
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from accelerate.hooks import add_hook_to_module
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from models.terms import Term, restored
 
-def learned_compensation(basis: Tensor, magnitudes: Tensor | None, component: Tensor | None) -> Tensor:
-    """c_learned = Σ_i β_i v_i + b of n heads, Eq. 8: basis (n, d, d), magnitudes and component (n, d) or None.
+ROUNDINGS = 64
+"""How far fp32 may be from fp64 anywhere in a parameter: units of its rounding, of the largest value and the largest
+change there. Sums of thousands of products stay within a few; what was computed wrongly does not."""
 
-    Row i of a head's basis is v_i. Returns (n, d) in the dtype of the basis.
-    """
-    learned = torch.zeros_like(basis[:, 0]) if component is None else component
-    if magnitudes is None:
-        return learned
-    return learned + torch.einsum("nd,nde->ne", magnitudes, basis)
-
-
-def head_columns(weight: Tensor, heads: list[int] | Tensor, head_dim: int) -> Tensor:
-    """The columns W_O[:, h] of the given heads of one layer: weight (D, H·d) -> (n, D, d), in its dtype."""
-    return weight.unflatten(1, (-1, head_dim)).transpose(0, 1)[heads]
-
-
-def output_of_heads(columns: Tensor, learned: Tensor) -> Tensor:
-    """Σ_h W_O[:, h] c_h: columns (n, D, d) and c (n, d) of one dtype -> (D,)."""
-    return torch.einsum("nDd,nd->D", columns, learned)
-
-
-class HeadCompensation(nn.Module):
-    """Eq. 8 on n heads of one o_proj: the constant that they add to its output.
-
-    heads (n,) and basis (n, d, d) are fixed; magnitudes and component (n, d), or None, are trained in fp32.
-    """
-
-    def __init__(self, heads: Tensor, basis: Tensor, magnitudes: Tensor | None, component: Tensor | None):
-        super().__init__()
-        self.register_buffer("heads", heads, persistent=False)
-        self.register_buffer("basis", basis, persistent=False)
-        for name, start in (("magnitudes", magnitudes), ("component", component)):
-            self.register_parameter(name, None if start is None else nn.Parameter(start.clone()))
-        self.register_buffer("columns", None, persistent=False)
-
-    def keep(self, weight: Tensor) -> None:
-        """Hold the heads' columns of the layer's frozen weight in fp32, as each step needs them."""
-        self.columns = head_columns(weight.detach(), self.heads, self.basis.shape[-1]).float()
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """(D,) fp32, given the layer's weight (D, H·d)."""
-        columns = self.columns
-        if columns is None:
-            columns = head_columns(weight, self.heads, self.basis.shape[-1]).float()
-        return output_of_heads(columns, learned_compensation(self.basis, self.magnitudes, self.component))
-
-    def folded(self, weight: Tensor) -> Tensor:
-        """The same in fp64, on the CPU: what a merge writes."""
-        return folded_compensation(weight, self.heads, self.basis, self.magnitudes, self.component)
-
-    def rounding(self, weight: Tensor) -> Tensor:
-        """(D,) fp64: how far fp32 may be from exact, a unit of rounding for each of its n·d + 2·d + 2 operations."""
-        tensors = (weight, self.basis, self.magnitudes, self.component)
-        absolute = (None if tensor is None else tensor.detach().abs() for tensor in tensors)
-        weight, *rest = absolute
-        operations = self.basis.shape[0] * self.basis.shape[1] + 2 * self.basis.shape[1] + 2
-        return operations * torch.finfo(torch.float32).eps * folded_compensation(weight, self.heads, *rest)
-
-
-def folded_compensation(
-    weight: Tensor, heads: Tensor, basis: Tensor, magnitudes: Tensor | None, component: Tensor | None
-) -> Tensor:
-    """Σ_h W_O[:, h] c_h in fp64 on the CPU, (D,): rounded to any dtype it is the same bits whatever adds it up.
-
-    weight: (D, H·d). heads: (n,). basis: (n, d, d). magnitudes, component: (n, d) or None.
-    """
-    fixed = [None if tensor is None else tensor.detach().cpu().double() for tensor in (basis, magnitudes, component)]
-    columns = head_columns(weight.detach(), heads.to(weight.device), basis.shape[-1]).cpu().double()
-    return output_of_heads(columns, learned_compensation(*fixed))
-
-
-class Constant(nn.Module):
-    """A free constant added to a linear layer's output: bias (D,), trained in fp32."""
-
-    def __init__(self, bias: Tensor):
-        super().__init__()
-        self.bias = nn.Parameter(bias.clone())
-
-    def keep(self, weight: Tensor) -> None:
-        """Nothing of the weight is needed."""
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """(D,) fp32."""
-        return self.bias
-
-    def folded(self, weight: Tensor) -> Tensor:
-        """The same in fp64, on the CPU."""
-        return self.bias.detach().cpu().double()
-
-    def rounding(self, weight: Tensor) -> Tensor:
-        """(D,) fp64: nothing is computed, but the sum with other terms."""
-        return torch.finfo(torch.float32).eps * self.folded(weight).abs()
-
-
-class FixedConstant(Constant):
-    """A constant that is not trained: what a closed form gave."""
-
-    def __init__(self, bias: Tensor):
-        super().__init__(bias)
-        self.bias.requires_grad_(False)
+PROBED = 64
+"""Columns of a weight that a step's path beside it is asked for, to compare them with what is merged."""
 
 
 class _LinearPlusBias(torch.autograd.Function):
@@ -133,127 +35,6 @@ class _LinearPlusBias(torch.autograd.Function):
         return grad_z, None, grad_bias
 
 
-def changed(weight: Tensor, updates: Iterable[Callable[[Tensor], Tensor]]) -> Tensor:
-    """The weight after all updates, one after another."""
-    for update in updates:
-        weight = weight + update(weight)
-    return weight
-
-
-PROBED = 64
-"""Columns of a weight that a step's path beside it is asked for, to compare them with what is merged."""
-
-
-class RestoredLinear(nn.Linear):
-    """A frozen linear layer, its weight and bias the stock layer's own, with what is learned added to them.
-
-    terms add constants to the output; updates add to the weight, each to what the ones before it have made of it.
-    """
-
-    def __init__(self, stock: nn.Linear):
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = stock.in_features, stock.out_features
-        self.weight, self.bias = stock.weight, stock.bias
-        self.terms, self.updates = nn.ModuleList(), nn.ModuleList()
-        self.stored: dict[str, torch.dtype] = {}
-        """The dtypes in which a checkpoint keeps weight and bias, once known: inference then rounds to them first."""
-        self._kept: tuple[tuple, Tensor, Tensor | None] | None = None
-
-    def add(self, term: nn.Module) -> None:
-        """One constant more: a module from the weight to (D,) fp32, with `folded` in fp64, and `keep` before steps."""
-        self.terms.append(term.to(_place(self)))
-
-    def update(self, update: nn.Module) -> None:
-        """One change of the weight more: a module from the weight as it is by then to what is added to it, fp32.
-
-        It has the same in fp64 as `folded`, and `rounding`, how far the two may be apart; see models.updates.
-        """
-        self.updates.append(update.to(_place(self)))
-
-    def restored_bias(self) -> Tensor | None:
-        """The bias of a training step, the layer's own included: (D,) fp32."""
-        added = [term(self.weight) for term in self.terms]
-        own = [] if self.bias is None else [self.bias.float()]
-        return sum([*added[1:], *own], start=added[0]) if added else self.bias
-
-    def restored_weight(self) -> Tensor:
-        """The weight of a training step: (out, in) fp32."""
-        return changed(self.weight.float(), self.updates)
-
-    def forward(self, z: Tensor) -> Tensor:
-        # A compiled layer must not look at what is kept: it would be compiled again for each layer's.
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            self._kept = None  # a step follows, which FSDP makes on a part of the terms that this layer doesn't see
-            if len(self.updates):
-                return self._changed(z)
-            return _LinearPlusBias.apply(z, self.weight, self.restored_bias())
-        return F.linear(z, *self._inference(z.dtype))
-
-    def _changed(self, z: Tensor) -> Tensor:
-        """A training step's output with a changed weight, in z's dtype."""
-        *before, last = self.updates
-        bias = self.restored_bias()
-        bias = None if bias is None else bias.to(z.dtype)
-        if not getattr(last, "beside", False):
-            return F.linear(z, self.restored_weight().to(z.dtype), bias)
-        weight = changed(self.weight.float(), before).to(z.dtype) if before else self.weight
-        output = last.through(z, weight)
-        return output if bias is None else output + bias
-
-    def _inference(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias, computed as a merge computes them, again only after something that is learned changed."""
-        # The frozen weight may be elsewhere each time, in a model that is partly on disk.
-        learned = (*self.terms.parameters(), *self.updates.parameters())
-        state = dtype, *self.stored.items(), self.weight.device, self.weight._version
-        state += tuple((t.device, t.data_ptr(), t._version) for t in learned)
-        if self._kept is None or self._kept[0] != state:
-
-            def kept(name: str, folded: Tensor) -> Tensor:
-                return folded.to(self.stored.get(name, dtype)).to(dtype).to(self.weight.device)
-
-            weight = kept("weight", self.folded_weight()) if len(self.updates) else None
-            self._kept = state, weight, kept("bias", self.folded_bias()) if len(self.terms) else None
-        _, weight, bias = self._kept
-        return self.weight if weight is None else weight, self.bias if bias is None else bias
-
-    def folded_weight(self) -> Tensor:
-        """The weight and all updates in fp64, on the CPU: (out, in), in the order in which a merge adds them."""
-        return changed(self.weight.detach().cpu().double(), [update.folded for update in self.updates])
-
-    def folded_bias(self) -> Tensor:
-        """The layer's own bias and all terms in fp64, on the CPU: (D,), in the order in which a merge adds them."""
-        own = torch.zeros((), dtype=torch.float64) if self.bias is None else self.bias.detach().cpu().double()
-        return sum((term.folded(self.weight) for term in self.terms), start=own)
-
-    @torch.no_grad()
-    def apart(self) -> float:
-        """How far what trains is from what is merged, in units of what rounding to fp32 allows: at most 1 if right."""
-        found = 0.0
-        if len(self.terms):
-            allowed = sum(term.rounding(self.weight) for term in self.terms)
-            found = _apart(self.restored_bias(), self.folded_bias(), allowed, len(self.terms))
-        if len(self.updates):
-            weights, allowed, merged = [self.weight.float()], 0, self.folded_weight()
-            for update in self.updates:
-                allowed = allowed + update.rounding(weights[-1])
-                weights.append(weights[-1] + update(weights[-1]))
-            found = max(found, _apart(weights[-1], merged, allowed, len(self.updates)))
-            if getattr(self.updates[-1], "beside", False):
-                # A step doesn't compute this weight: of what it does, unit vectors show the columns.
-                columns = torch.linspace(0, self.in_features - 1, min(PROBED, self.in_features)).long()
-                units = F.one_hot(columns, self.in_features).to(weights[-2])
-                trains = self.updates[-1].through(units, weights[-2]).T
-                found = max(found, _apart(trains, merged[:, columns], allowed[:, columns], len(self.updates)))
-        return found
-
-
-def _apart(trains: Tensor, merged: Tensor, allowed: Tensor, sums: int) -> float:
-    """The largest |trains - merged|, as multiples of what is allowed and of a unit of rounding for each sum."""
-    allowed = allowed + torch.finfo(torch.float32).eps * sums * merged.abs()
-    apart = (trains.cpu().double() - merged).abs() / allowed.clamp_min(torch.finfo(torch.float64).tiny)
-    return float(apart.max())
-
-
 class _Scaled(torch.autograd.Function):
     """scale · hidden in hidden's dtype; the gradient of the scale is summed in fp32."""
 
@@ -270,31 +51,146 @@ class _Scaled(torch.autograd.Function):
         return grad_hidden, grad_scale
 
 
-class RestoredNorm(LlamaRMSNorm):
-    """An RMSNorm whose scale (D,) is trained in fp32."""
+class RestoredLayer(nn.Module):
+    """A frozen layer, its weight and bias the stock layer's own, with terms added to them.
 
-    def __init__(self, stock: LlamaRMSNorm, scale: Tensor):
+    stored: the dtypes in which a checkpoint keeps weight and bias, once known: inference then rounds to them first.
+    """
+
+    def begin(self, stock: nn.Module) -> None:
+        """Take over the stock layer's parameters."""
         nn.Module.__init__(self)
-        self.weight, self.variance_epsilon = stock.weight, stock.variance_epsilon
-        self.scale = nn.Parameter(scale.to(_place(stock), copy=True))
+        self.weight, self.bias = stock.weight, getattr(stock, "bias", None)
+        self.bias_terms, self.weight_terms = nn.ModuleList(), nn.ModuleList()
         self.stored: dict[str, torch.dtype] = {}
+        self._kept: tuple[tuple, dict[str, Tensor]] | None = None
+
+    def terms(self, part: str) -> nn.ModuleList:
+        """Those of the `weight`, or of the `bias`."""
+        return self.weight_terms if part == "weight" else self.bias_terms
+
+    def add(self, part: str, term: Term) -> None:
+        """One term more, on the device where the layer computes."""
+        self.terms(part).append(term.to(_place(self)))
+
+    def trained(self, part: str) -> Tensor | None:
+        """The parameter as a training step has it: fp32; the layer's own where nothing is added to it."""
+        own, terms = getattr(self, part), self.terms(part)
+        if not len(terms):
+            return own
+        own = own.float() if own is not None else torch.zeros_like(self.weight[:, 0], dtype=torch.float32)
+        return restored(own, terms, None if part == "weight" else self.weight)
+
+    @torch.no_grad()
+    def merged(self, part: str) -> Tensor:
+        """The parameter as a merge has it: fp64, on the CPU."""
+        own, weight = getattr(self, part), self.weight.detach().cpu()
+        own = own.detach().cpu().double() if own is not None else torch.zeros(len(weight), dtype=torch.float64)
+        return restored(own, map(Term.exact, self.terms(part)), None if part == "weight" else weight)
+
+    def inferred(self, part: str, dtype: torch.dtype) -> Tensor | None:
+        """The parameter of inference: a merge's, computed again only after something that is learned changed."""
+        # The frozen weight may be elsewhere each time, in a model that is partly on disk.
+        learned = (*self.bias_terms.parameters(), *self.weight_terms.parameters())
+        state = dtype, *self.stored.items(), self.weight.device, self.weight._version
+        state += tuple((t.device, t.data_ptr(), t._version) for t in learned)
+        if self._kept is None or self._kept[0] != state:
+            values = {name: self.merged(name) for name in ("bias", "weight") if len(self.terms(name))}
+            for name, value in values.items():
+                values[name] = value.to(self.stored.get(name, dtype)).to(dtype).to(self.weight.device)
+            self._kept = state, values
+        return self._kept[1].get(part, getattr(self, part))
+
+    @torch.no_grad()
+    def rounding_error(self) -> float:
+        """How far what trains is from what is merged, as a share of what rounding may do (ROUNDINGS): at most 1."""
+        found = [0.0]
+        for part in ("bias", "weight"):
+            if not len(self.terms(part)):
+                continue
+            merged, own = self.merged(part), getattr(self, part)
+            own = torch.zeros_like(merged) if own is None else own.cpu().double()
+            allowed = float(own.abs().max() + (merged - own).abs().max()) * ROUNDINGS * torch.finfo(torch.float32).eps
+            differences = [self.trained(part).cpu() - merged]
+            if part == "weight" and self.weight_terms[-1].beside:
+                # A step doesn't compute this weight: of what it does, unit vectors show the columns.
+                columns = torch.linspace(0, merged.shape[1] - 1, min(PROBED, merged.shape[1])).long()
+                units = F.one_hot(columns, merged.shape[1]).to(self.weight.device, torch.float32)
+                differences.append(self.beside(units).T.cpu() - merged[:, columns])
+            found += [float(each.abs().max()) / max(allowed, 1e-300) for each in differences]
+        return _largest(found)
+
+
+class RestoredLinear(RestoredLayer, nn.Linear):
+    """A linear layer with terms on its weight and bias."""
+
+    def __init__(self, stock: nn.Linear):
+        self.begin(stock)
+        self.in_features, self.out_features = stock.in_features, stock.out_features
+
+    def forward(self, z: Tensor) -> Tensor:
+        # A compiled layer must not look at what is kept: it would be compiled again for each layer's.
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return F.linear(z, self.inferred("weight", z.dtype), self.inferred("bias", z.dtype))
+        self._kept = None  # a step follows, which FSDP makes on a part of the terms that this layer doesn't see
+        if not len(self.weight_terms):
+            return _LinearPlusBias.apply(z, self.weight, self.trained("bias"))
+        bias = self.trained("bias")
+        bias = None if bias is None else bias.to(z.dtype)
+        if not self.weight_terms[-1].beside:
+            return F.linear(z, self.trained("weight").to(z.dtype), bias)
+        output = self.beside(z)
+        return output if bias is None else output + bias
+
+    def beside(self, z: Tensor) -> Tensor:
+        """The weight's share of a step's output, its last term computed beside it."""
+        *before, last = self.weight_terms
+        weight = restored(self.weight.float(), before).to(z.dtype) if before else self.weight.to(z.dtype)
+        return last.through(z, weight)
+
+
+class RestoredNorm(RestoredLayer, LlamaRMSNorm):
+    """An RMSNorm with terms on its scale (D,)."""
+
+    def __init__(self, stock: LlamaRMSNorm):
+        self.begin(stock)
+        self.variance_epsilon = stock.variance_epsilon
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         wide = hidden_states.float()
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-        scale = self.scale if torch.is_grad_enabled() else self.scale.to(self.stored.get("weight", self.scale.dtype))
+        steps = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        scale = self.trained("weight") if steps else self.inferred("weight", hidden_states.dtype)
+        if steps:
+            self._kept = None
         return _Scaled.apply(normed.to(hidden_states.dtype), scale)
 
 
-def restored_linear(model: LlamaForCausalLM, layer: int, name: str) -> RestoredLinear:
-    """The linear layer `name` (as `self_attn.o_proj`) of a decoder layer; the stock one is replaced, in place."""
+def attach(model: LlamaForCausalLM, terms: Mapping[str, Sequence[Term]]) -> LlamaForCausalLM:
+    """Add the terms to the parameters that they are for, in place; only what they train requires gradients then."""
+    model.requires_grad_(False)
+    for name, some in terms.items():
+        stem, _, part = name.rpartition(".")
+        layer = restored_layer(model, stem)
+        for term in some:
+            layer.add(part, term)
+    return model
 
-    def make(stock: nn.Linear) -> RestoredLinear:
-        linear = RestoredLinear(stock)
+
+def restored_layer(model: LlamaForCausalLM, name: str) -> RestoredLayer:
+    """The layer of this name (as `model.layers.3.self_attn.o_proj`); a stock one is replaced, in place."""
+    place, _, last = name.rpartition(".")
+    parent, stock = model.get_submodule(place), model.get_submodule(name)
+    if not isinstance(stock, RestoredLayer):
+        made = RestoredLinear(stock) if isinstance(stock, nn.Linear) else RestoredNorm(stock)
         # Of a model that is spread, accelerate's hook brings the weight when it is needed.
-        return add_hook_to_module(linear, stock._hf_hook) if hasattr(stock, "_hf_hook") else linear
+        setattr(parent, last, add_hook_to_module(made, stock._hf_hook) if hasattr(stock, "_hf_hook") else made)
+    return getattr(parent, last)
 
-    return _replaced(model.model.layers[layer], name, RestoredLinear, make)
+
+def restored_layers(model: LlamaForCausalLM) -> list[RestoredLayer]:
+    """All layers that have terms."""
+    return [module for module in model.modules() if isinstance(module, RestoredLayer)]
 
 
 def _place(module: nn.Module) -> torch.device | str | int:
@@ -305,58 +201,33 @@ def _place(module: nn.Module) -> torch.device | str | int:
 
 def keep_columns(model: LlamaForCausalLM) -> None:
     """Convert what training needs of frozen weights to fp32 once, not each step; not for a model to be sharded."""
-    for linear in model.modules():
-        if isinstance(linear, RestoredLinear):
-            for term in linear.terms:
-                term.keep(linear.weight)
-
-
-def restored_norm(model: LlamaForCausalLM, name: str, scale: Tensor) -> None:
-    """Put a trained scale into the norm `name` (as `model.layers.3.input_layernorm`), in place."""
-    _replaced(model, name, RestoredNorm, lambda stock: RestoredNorm(stock, scale))
-
-
-def _replaced(inside: nn.Module, name: str, kind: type, make: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    place, _, last = name.rpartition(".")
-    parent = inside.get_submodule(place)
-    stock = getattr(parent, last)
-    if not isinstance(stock, kind):
-        setattr(parent, last, make(stock))
-    return getattr(parent, last)
-
-
-def terms_of(model: LlamaForCausalLM, name: str, kind: type) -> dict[int, nn.Module]:
-    """By layer, the term or update of this kind on the linear layer `name` of each decoder layer that has one."""
-    found = {}
-    for index, layer in enumerate(model.model.layers):
-        linear = layer.get_submodule(name)
-        if isinstance(linear, RestoredLinear):
-            found.update((index, term) for term in (*linear.terms, *linear.updates) if type(term) is kind)
-    return found
+    for layer in restored_layers(model):
+        for term in layer.bias_terms:
+            term.keep(layer.weight)
 
 
 def numbers_trained(model: LlamaForCausalLM) -> int:
     """How many numbers training can change: parameters with gradients, without those that a mask holds at zero."""
-    count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    for linear in model.modules():
-        if isinstance(linear, RestoredLinear):
-            count -= sum(update.held(linear.weight) for update in linear.updates if hasattr(update, "held"))
-    return count
+    held = sum(term.held(layer.weight) for layer in restored_layers(model) for term in layer.weight_terms)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) - held
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A trained tensor as fp32 on the CPU; gathered, if FSDP keeps a part of it in each process."""
-    tensor = tensor.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).float().cpu().clone()
+def max_rounding_error(model: LlamaForCausalLM) -> float:
+    """The largest rounding_error of all layers whose weights are at hand."""
+    layers = [layer for layer in restored_layers(model) if layer.weight.device.type != "meta"]
+    return _largest([layer.rounding_error() for layer in layers])
+
+
+def _largest(values: list[float]) -> float:
+    """Their maximum, NaN if one is; 0 of none."""
+    return float(torch.tensor([0.0, *values], dtype=torch.float64).max())
 
 
 def store_as(model: LlamaForCausalLM, dtypes: dict[str, torch.dtype]) -> None:
     """Let inference use what a checkpoint will hold: each restored tensor, by name, rounded to its stored dtype."""
     for name, dtype in dtypes.items():
         place, _, part = name.rpartition(".")
-        module = model.get_submodule(place)
-        if isinstance(module, RestoredLinear | RestoredNorm):
-            module.stored[part] = dtype
+        model.get_submodule(place).stored[part] = dtype
 
 
 def explicit_biases(model: LlamaForCausalLM, names: Iterable[str]) -> LlamaForCausalLM:
@@ -367,7 +238,7 @@ def explicit_biases(model: LlamaForCausalLM, names: Iterable[str]) -> LlamaForCa
     for name in names:
         linear = model.get_submodule(name.removesuffix(".bias"))
         # Where accelerate brings the weights there is nothing to put beside them, nor are equal bits asked for.
-        has_one = linear.bias is not None or (isinstance(linear, RestoredLinear) and len(linear.terms))
+        has_one = linear.bias is not None or (isinstance(linear, RestoredLinear) and len(linear.bias_terms))
         if not has_one and linear.weight.device.type != "meta":
             linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features), requires_grad=False)
     return model

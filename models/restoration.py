@@ -1,221 +1,275 @@
-"""A restoration: a method's parts with their states, and the `restoration/` folder that keeps it."""
+"""A restoration: a dictionary from parameters' names to their terms, and the `restoration/` folder that keeps it."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from functools import partial, reduce
-from operator import or_
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_type_hints
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.checkpoint import Checkpoint
-from models.contract import Given, Method, Needs, Promise, State
+from models.contract import MethodInputs
 from models.loading import load_config
-from models.methods import Options, parts_of
-from models.modeling_llama import explicit_biases
-from utils.common.errors import UserError, first_line, shortened
+from models.modeling_llama import attach, explicit_biases
+from models.terms import HeadConstant, Term, restored
+from utils.common.errors import UserError, first_line
 from utils.common.files import read_json, whole_folder, write_json
-from utils.common.flag_types import MOST
-from utils.common.methods import METHODS
+from utils.common.methods import METHODS, Options, Part, parts_of
 
-FORMAT = 2
+FORMAT = 3
 TENSORS, ABOUT = "restoration.safetensors", "restoration.json"
+
+Terms = Mapping[str, list[Term]]
 
 
 @dataclass(frozen=True)
 class Restoration:
-    """What a run learned, or will: a method by its name, what the options add to it, and a state for each part."""
+    """What a run learned, or will: the name of its method, and by parameter what is added to it, in this order."""
 
     method: str
-    options: Options
-    states: tuple[State, ...]
+    terms: Terms
 
     @classmethod
     def start(
         cls,
         method: str,
         options: Options,
-        given: Given,
-        keep: Callable[[str, Method, Callable[[], State]], State] | None = None,
+        inputs: MethodInputs,
+        keep: Callable[[Part, Callable[[], Terms]], Terms] | None = None,
     ) -> "Restoration":
-        """All parts before training, each given the checkpoint as the closed forms before it restored it.
+        """All terms before training, each part's given the checkpoint as the closed forms before it restored it.
 
-        keep: returns a part's kept state, or what it is given to make it with.
+        keep: returns a part's kept terms, or what it is given to make them with.
         """
-        states = []
-        for name, part in parts_of(method, options):
-            make = partial(part.start, given)
-            states.append(keep(name, part, make) if keep else make())
+        found: dict[str, list[Term]] = {}
+        for part in parts_of(method, options):
+
+            def make(part: Part = part, inputs: MethodInputs = inputs) -> Terms:
+                made = part.spec.function()(replace(inputs, options=options, sites=part.sites))
+                return {name: [term] for name, term in made.items()}
+
+            terms = keep(part, make) if keep else make()
+            for name, some in terms.items():
+                found.setdefault(name, []).extend(term.requires_grad_(part.needs.training) for term in some)
             if not part.needs.training:
-                given = given_after(given, part, states[-1])
-        return cls(method, options, tuple(states))
+                inputs = inputs_after(inputs, terms)
+        return cls(method, found)
 
     @property
-    def state(self) -> State:
-        """The method's own state."""
-        return next(state for name, _, state in self.parts if name == self.method)
+    def zeros(self) -> str:
+        """`kept`, if every zero of the pruned checkpoint stays one; else `reported`: their number is a finding."""
+        return "kept" if all(term.keeps_zeros for some in self.terms.values() for term in some) else "reported"
 
     @property
-    def parts(self) -> list[tuple[str, Method, State]]:
-        """(name, method, state) of each part."""
-        return [(*part, state) for part, state in zip(parts_of(self.method, self.options), self.states, strict=True)]
+    def heads(self) -> list[tuple[int, int]]:
+        """The compensated heads: pairs (layer, head), ascending."""
+        return [(layer, head) for layer, term in self._of_heads() for head in term.heads.tolist()]
 
-    def neutral(self, read: Callable[[str], Tensor]) -> "Restoration":
-        """The same, but what would be trained restores nothing. read: the pruned checkpoint's tensors by name."""
-        return self._with(
-            tuple(part.neutral(state, read) if part.needs.training else state for _, part, state in self.parts)
-        )
+    def of_heads(self, name: str) -> Tensor | None:
+        """(n, d): `magnitudes` or `component` of all compensated heads, in their order; None where there are none."""
+        values = [term.tensors().get(name) for _, term in self._of_heads()]
+        return torch.cat(values) if values and values[0] is not None else None
+
+    def _of_heads(self) -> list[tuple[int, HeadConstant]]:
+        found = ((int(name.split(".")[2]), self.terms[name]) for name in self.terms if name.endswith("o_proj.bias"))
+        return [(layer, term) for layer, some in found for term in some if isinstance(term, HeadConstant)]
+
+    def untrained(self) -> "Restoration":
+        """What is left if nothing is trained: the closed forms."""
+        fixed = {
+            name: [term for term in some if not any(parameter.requires_grad for parameter in term.parameters())]
+            for name, some in self.terms.items()
+        }
+        return Restoration(self.method, {name: some for name, some in fixed.items() if some})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All terms as PARAMETER.PLACE.KIND.TENSOR, on the CPU; of a sharded model, by all processes."""
+        return packed(self.terms)
+
+    def gathered(self) -> "Restoration":
+        """The same, independent of the model that it is attached to; of a sharded one, by all processes."""
+        return Restoration(self.method, unpacked(self.tensors()))
 
     def attach(self, model: LlamaForCausalLM) -> LlamaForCausalLM:
-        """Attach all parts to the pruned model, in place; only what they train requires gradients afterwards."""
-        model.requires_grad_(False)
-        for _, part, state in self.parts:
-            part.attach(model, state)
-        return model
+        """Attach the terms to the pruned model, in place; only what they train requires gradients afterwards."""
+        return attach(model, self.terms)
 
-    def read_from(self, model: LlamaForCausalLM) -> "Restoration":
-        """The restoration as it stands in a model that it is attached to, on the CPU."""
-        return self._with(tuple(part.read(model, state) for _, part, state in self.parts))
-
-    def promise(self, config: LlamaConfig) -> Promise:
-        """What a merge may touch, all parts together."""
-        return reduce(or_, (part.promise(config) for _, part, _ in self.parts))
-
-    def touched(self, config: LlamaConfig) -> list[str]:
-        """Names of the tensors that this restoration gives values to."""
-        return list(dict.fromkeys(name for _, part, state in self.parts for name in part.touched(state, config)))
-
-    def merged(self, name: str, config: LlamaConfig, stored: Checkpoint) -> Tensor:
-        """The new value, fp64, of the touched tensor `name` of the pruned checkpoint, each part's change in turn."""
-        value = stored.read(name).double() if name in stored else None
-        for _, part, state in self.parts:
-            if name in part.touched(state, config):
-                value = part.merged(state, name, value, stored.read)
-        return value
+    def merged(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
+        """The new value, fp64, of the parameter `name` of the pruned checkpoint. read: its tensors by name."""
+        return merged(name, self.terms[name], read)
 
     def check(self, config: LlamaConfig, where: str) -> None:
-        """Raise UserError, with `where` before it, unless all states are whole, finite, and of this model's shapes."""
-        for name, part, state in self.parts:
+        """Raise UserError, with `where` before it, unless all terms are finite, and of this model's parameters."""
+        with torch.device("meta"):
+            model = LlamaForCausalLM(config)
+        for name in self.terms:
             try:
-                shapes = part.shapes(state, config)
-                if set(shapes) != set(state):
-                    raise ValueError(f"it holds {sorted(state)}, not {sorted(shapes)}")
-                for key, shape in shapes.items():
-                    if tuple(state[key].shape) != shape:
-                        raise ValueError(f"{key} has the shape {tuple(state[key].shape)}, not {shape}")
-                    if state[key].dtype not in (torch.float32, torch.int64) or not bool(state[key].isfinite().all()):
-                        raise ValueError(f"{key} holds something else than finite fp32 numbers")
-            except (ValueError, KeyError, TypeError) as error:
+                _check(name, self.terms[name], model)
+            except (ValueError, RuntimeError, IndexError, AttributeError, TypeError) as error:
                 raise UserError(
                     f"{where}: no restoration of this model ({name}: {first_line(error)}); copy it again"
                 ) from error
 
     def describe(self) -> str:
-        """What is trained, in words."""
-        return " and ".join(part.describe(state) for _, part, state in self.parts)
+        """What it holds, in words: "β and b of 68 heads and changes of 30 biases"."""
+        found: dict[tuple[type[Term], str], list[Term]] = {}
+        for name, some in self.terms.items():
+            places = "biases" if name.endswith("bias") else "norms" if "norm" in name else "weights"
+            for term in some:
+                found.setdefault((type(term), places), []).append(term)
+        return " and ".join(kind.describe(terms, places) for (kind, places), terms in found.items()) or "nothing"
 
-    def _with(self, states: tuple[State, ...]) -> "Restoration":
-        return Restoration(self.method, self.options, states)
+
+@torch.no_grad()
+def merged(name: str, terms: list[Term], read: Callable[[str], Tensor]) -> Tensor:
+    """A parameter with its terms, fp64; a bias that the checkpoint lacks is zero before."""
+    stem, _, part = name.rpartition(".")
+    weight = read(f"{stem}.weight")
+    if part == "weight":
+        return restored(weight.double(), map(Term.exact, terms))
+    try:
+        own = read(name).double()
+    except KeyError:
+        own = torch.zeros(len(weight), dtype=torch.float64)
+    return restored(own, map(Term.exact, terms), weight)
 
 
-def given_after(given: Given, part: Method, state: State) -> Given:
-    """The same, but pruned tensors and model are as a merge of this part would have them, before they are rounded."""
-    touched = set(part.touched(state, given.config))
+def inputs_after(inputs: MethodInputs, terms: Terms) -> MethodInputs:
+    """The same, but pruned tensors and model are as a merge of these terms would have them, before they are rounded."""
 
     def read(name: str) -> Tensor:
-        if name not in touched:
-            return given.read(name)
-        try:
-            value = given.read(name).double()
-        except KeyError:
-            value = None
-        return part.merged(state, name, value, given.read)
+        return merged(name, terms[name], inputs.read) if name in terms else inputs.read(name)
 
     def pruned() -> LlamaForCausalLM:
-        model = explicit_biases(given.pruned(), [name for name in touched if name.endswith(".bias")])
-        for name in touched:
+        model = explicit_biases(inputs.pruned(), [name for name in terms if name.endswith(".bias")])
+        for name in terms:
             model.get_parameter(name).copy_(read(name))
         return model
 
-    return replace(given, read=read, pruned=given.pruned and pruned) if touched else given
+    return replace(inputs, read=read, pruned=inputs.pruned and pruned) if terms else inputs
 
 
-def needs_of(method: str, options: Options) -> Needs:
-    """What the method and all that the options add to it need; UserError if they don't go together."""
-    return reduce(or_, (part.needs for _, part in parts_of(method, options)))
+def packed(terms: Terms) -> dict[str, Tensor]:
+    """All terms' tensors, by names that say all they are rebuilt from: PARAMETER.PLACE.KIND.TENSOR."""
+    return {
+        f"{name}.{place}.{type(term).__name__}.{key}": tensor.contiguous()
+        for name, some in terms.items()
+        for place, term in enumerate(some)
+        for key, tensor in term.tensors().items()
+    }
+
+
+def unpacked(tensors: dict[str, Tensor]) -> dict[str, list[Term]]:
+    """The terms of `packed`; ValueError if they are none."""
+    parts: dict[tuple[str, int], tuple[str, dict[str, Tensor]]] = {}
+    for full, tensor in tensors.items():
+        name, place, kind, key = split(full)
+        parts.setdefault((name, place), (kind, {}))[1][key] = tensor
+    terms: dict[str, list[Term]] = {}
+    for (name, _), (kind, own) in sorted(parts.items(), key=lambda part: part[0][1]):
+        if kind not in Term.kinds:
+            raise ValueError(f"no term is called {kind}")
+        terms.setdefault(name, []).append(Term.kinds[kind](**own))
+    return terms
+
+
+def split(full: str) -> tuple[str, int, str, str]:
+    """(parameter, place among its terms, kind, tensor) of a packed name; ValueError if it is none."""
+    name, place, kind, key = full.rsplit(".", 3)
+    return name, int(place), kind, key
+
+
+def _check(name: str, terms: list[Term], model: LlamaForCausalLM) -> None:
+    """Raise what a term that can't be this parameter's raises."""
+    stem, _, part = name.rpartition(".")
+    layer = model.get_submodule(stem)
+    shape = layer.weight.shape if part == "weight" else layer.weight.shape[:1]
+    for term in terms:
+        tensors = term.tensors()
+        for key, tensor in tensors.items():
+            if tensor.dtype not in (torch.float32, torch.int64) or not bool(tensor.isfinite().all()):
+                raise ValueError(f"{key} holds something else than finite fp32 numbers")
+        # A weight's shape is known without computing it; heads of a bias must be there in its weight.
+        on = "meta" if part == "weight" else "cpu"
+        moved = type(term)(**{key: tensor.to(on) for key, tensor in tensors.items()})
+        found = moved(torch.zeros(layer.weight.shape, device=on)).shape
+        if found != shape:
+            raise ValueError(f"it is of the shape {tuple(found)}, not {tuple(shape)}")
+
+
+class _Saved(Mapping):
+    """The terms in a safetensors file, each read when it is asked for, and kept by nobody."""
+
+    def __init__(self, file: Path):
+        self.file, self.keys_of = file, {}
+        with safe_open(file, framework="pt") as opened:
+            for full in opened.keys():  # noqa: SIM118
+                self.keys_of.setdefault(split(full)[0], []).append(full)
+        # As the layers are, so that heads are in their order.
+        self.names = sorted(self.keys_of, key=lambda name: [int(p) if p.isdigit() else -1 for p in name.split(".")])
+
+    def __getitem__(self, name: str) -> list[Term]:
+        keys = self.keys_of[name]
+        with safe_open(self.file, framework="pt") as opened:
+            return unpacked({key: opened.get_tensor(key) for key in keys})[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def save_restoration(folder: Path, restoration: Restoration, about: dict) -> None:
-    """Write restoration.safetensors and restoration.json.
+    """Write restoration.safetensors and restoration.json, which knows the former's size and digest.
 
-    The method's own tensors have their plain names (`heads`, `basis`, `magnitudes`, …), those of other parts the part's
-    before them (`norms.scales`). about: everything else a reader needs to know (JSON-serialisable); `pruned_sha256`,
-    the fingerprint of the checkpoint it was trained on, and `expanded_sha256`, that of a compact one in the dense
-    model's shapes, are checked when it is loaded again.
+    about: everything else a reader needs to know (JSON-serialisable); `pruned_sha256`, the fingerprint of the
+    checkpoint it was trained on, and `expanded_sha256`, that of a compact one in the dense model's shapes, are checked
+    when it is loaded again.
     """
-    tensors = {}
-    for name, _, state in restoration.parts:
-        own = name == restoration.method
-        tensors |= {key if own else f"{name}.{key}": tensor.contiguous() for key, tensor in state.items()}
-    own = {"format": FORMAT, "method": restoration.method, "options": asdict(restoration.options)}
-    if "heads" in tensors:
-        own["heads"] = tensors["heads"].tolist()
     with whole_folder(folder) as partial:
-        save_file(tensors, partial / TENSORS)
-        write_json(partial / ABOUT, {**about, **own})
+        save_file(restoration.tensors(), partial / TENSORS)
+        own = {"format": FORMAT, "method": restoration.method, "heads": restoration.heads}
+        write_json(partial / ABOUT, {**about, **own, "files": {TENSORS: file_identity(partial / TENSORS)}})
+
+
+def file_identity(file: Path) -> dict:
+    """Size and SHA-256 of a file."""
+    whole = hashlib.sha256()
+    with file.open("rb") as opened:
+        while chunk := opened.read(2**20):
+            whole.update(chunk)
+    return {"bytes": file.stat().st_size, "sha256": whole.hexdigest()}
 
 
 def load_restoration(folder: Path, flag: str = "-restoration") -> tuple[Restoration, dict]:
-    """The restoration in `folder` and what its json says about it."""
+    """The restoration in `folder`, whose terms are read when they are asked for, and what its json says about it."""
     try:
         about = read_json(folder / ABOUT)
-        tensors = load_file(folder / TENSORS)
         written = about["format"]
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{ABOUT} names no format" if isinstance(error, KeyError | TypeError) else first_line(error)
         raise UserError(
             f"{flag}: {folder} is no restoration folder ({reason}); give OUT/restoration of a run"
         ) from error
     if written != FORMAT:
-        raise UserError(f"{flag}: {folder} has format {written}, this version reads {FORMAT}; restore again")
-    try:
-        method, options = about["method"], _options(about["options"])
-        if method not in METHODS:
-            raise ValueError(f"unknown method {shortened(str(method))}")
-        if "heads" in tensors and about.get("heads") != tensors["heads"].tolist():
-            raise ValueError(f"its heads are not those of {TENSORS}")
-        names = [name for name, _ in parts_of(method, options)]
-        others = [name for name in names if name != method]
-        own = {key: tensor for key, tensor in tensors.items() if key.partition(".")[0] not in others}
-        states = (
-            own
-            if name == method
-            else {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
-            for name in names
+        raise UserError(
+            f"{flag}: {folder} has format {written}, this version reads {FORMAT}; merge it with the version that wrote "
+            "it, or restore again"
         )
-        return Restoration(method, options, tuple(states)), about
-    except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
+    try:
+        if about["files"][TENSORS] != file_identity(folder / TENSORS):
+            raise ValueError(f"{TENSORS} is not the file that was saved")
+        if (method := about["method"]) in METHODS:
+            METHODS[method].function()  # which brings the terms that only it has
+        return Restoration(method, _Saved(folder / TENSORS)), about
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         reason = f"{first_line(error)} is missing" if isinstance(error, KeyError) else first_line(error)
-        raise UserError(f"{flag}: {folder}/{ABOUT} is damaged ({reason}); copy it again") from error
-
-
-def _options(given: dict) -> Options:
-    """The options as they were written; TypeError, ValueError or KeyError for what no flag can say."""
-    kinds = get_type_hints(Options)
-    for name, value in given.items():
-        kind = kinds[name] if kinds[name] is not float else int | float
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise ValueError(f"option {name} is {shortened(repr(value))}")
-    options = Options(**given)
-    for name, least in (("lora_rank", 1), ("lora_alpha", 0)):
-        if not least <= getattr(options, name) <= MOST:
-            raise ValueError(f"option {name} is {shortened(repr(getattr(options, name)))}")
-    return options
+        raise UserError(f"{flag}: {folder} is damaged ({reason}); copy it again") from error
 
 
 def check_belongs(restoration: Restoration, about: dict, given: Path, flag: str, own: str = "-restoration") -> None:

@@ -7,9 +7,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from models.contract import Given
-from models.methods import Options
+from models.contract import MethodInputs
+from models.modeling_llama import restored_layers
 from models.restoration import Restoration
+from utils.common.methods import Options
 from utils.prompts import Encoded
 from utils.training import Collator
 
@@ -71,21 +72,34 @@ def orthonormal(layers: int = 3, heads: int = 6, width: int = 8) -> Tensor:
 
 def compensation(heads, basis: Tensor, method: str = "restorelcc", seed: int = 1) -> Restoration:
     """A restoration of these heads before training."""
-    return Restoration.start(method, Options(), Given(config=None, seed=seed, heads=list(heads), basis=basis))
+    return Restoration.start(method, Options(), MethodInputs(config=None, seed=seed, heads=list(heads), basis=basis))
 
 
 def trained(method: str = "restorelcc") -> Restoration:
     """A restoration of HEADS with values large enough to see."""
     restoration = compensation(HEADS, orthonormal(), method)
-    for name in ("magnitudes", "component"):
-        if name in restoration.state:
-            restoration.state[name].mul_(VISIBLE)
+    scaled(restoration, VISIBLE)
+    return restoration
+
+
+@torch.no_grad()
+def scaled(restoration: Restoration, by: float) -> Restoration:
+    """The same with all that is trained times a number, in place."""
+    for some in restoration.terms.values():
+        for parameter in (parameter for term in some for parameter in term.parameters()):
+            parameter.mul_(by)
     return restoration
 
 
 def zeroed(restoration: Restoration) -> Restoration:
     """The same heads and bases, restoring nothing."""
-    return restoration.neutral(lambda name: None)
+    return scaled(restoration.gathered(), 0)
+
+
+def learned_in(model: LlamaForCausalLM) -> dict[str, Tensor]:
+    """β and b of all heads of a model that restores nothing else, by name: (n, d)."""
+    terms = [layer.bias_terms[0].tensors() for layer in restored_layers(model)]
+    return {name: torch.cat([tensors[name] for tensors in terms]) for name in ("magnitudes", "component")}
 
 
 def masks_of(model: LlamaForCausalLM) -> list[Tensor | None]:

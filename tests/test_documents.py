@@ -1,5 +1,6 @@
 """What the documents say can be followed: links resolve, commands exist, flags are flags, the example is a method."""
 
+import ast
 import importlib
 import importlib.util
 import re
@@ -13,15 +14,14 @@ import pytest
 import torch
 
 from models.checkpoint import Checkpoint, fingerprint
-from models.contract import Given
+from models.contract import MethodInputs
 from models.loading import load_config, load_model
-from models.merge import merge_and_prove
-from models.methods import Options
-from models.proof import Reference
+from models.merge import merge_and_prove, record_logits
 from models.restoration import Restoration, save_restoration
-from tests.builders import save_tiny_llama
+from tests.builders import SAMPLES, save_tiny_llama
 from utils.common.flags import build_parser
-from utils.common.methods import METHODS, Line
+from utils.common.methods import METHODS, MethodSpec, Options
+from utils.training import TrainingSettings, train
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("data/*.md")])
@@ -110,12 +110,12 @@ def test_what_the_readme_does_from_python_restores_and_proves(tmp_path):
     from utils.activations import Tree, last_token_activations
     from utils.components import lost_components
     from utils.prompts import encode_all
-    from utils.training import TrainingSettings, train
 
     (code,) = [content for language, content in fenced(text_of("README.md")) if language == "python"]
     names = [
         load_tokenizer, load_model, encode_all, Tree, last_token_activations, lost_components, Restoration, Options,
-        Given, train, TrainingSettings, save_restoration, fingerprint, Reference, Checkpoint, merge_and_prove,
+        MethodInputs, train, TrainingSettings, save_restoration, fingerprint, record_logits, Checkpoint,
+        merge_and_prove,
     ]  # fmt: skip
     given = {each.__name__: each for each in names} | {"torch": torch, "OUT": tmp_path / "out"}
     for name, seed, zeros in (("DENSE", 0, 0.0), ("PRUNED", 0, 0.5)):
@@ -123,8 +123,8 @@ def test_what_the_readme_does_from_python_restores_and_proves(tmp_path):
     given |= {"PROMPTS": [f"Say {n}." for n in range(12)], "RESPONSES": [f"{n} it is" for n in range(12)]}
     exec(code, given)
     assert given["proof"].record["passed"] and given["proof"].record["zeros_lost"] == 0
-    assert given["learned"].state["heads"].tolist() == [[0, 1], [2, 0]]
-    assert given["learned"].state["magnitudes"].abs().min() > 0
+    assert given["restoration"].heads == [(0, 1), (2, 0)]
+    assert given["restoration"].of_heads("magnitudes").abs().min() > 0
     assert load_model(tmp_path / "out" / "model", torch.float32, "cpu", "it").config.attention_bias
 
 
@@ -186,12 +186,12 @@ def test_every_method_is_in_the_documents():
 def example(tmp_path, monkeypatch) -> str:
     """The method that CONTRIBUTING.md writes out, in the table by the line that it gives; its name."""
     code, line = [content for language, content in fenced(text_of("CONTRIBUTING.md")) if language == "python"][:2]
-    name, described = next(iter(eval("{" + line + "}", {"Line": Line}).items()))
+    name, described = next(iter(eval("{" + line + "}", {"MethodSpec": MethodSpec}).items()))
     module = described.made_by.partition(":")[0].rpartition(".")[2]
-    (tmp_path / "rooms").mkdir()
-    (tmp_path / "rooms" / f"{module}.py").write_text(code, encoding="utf-8")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / f"{module}.py").write_text(code, encoding="utf-8")
     baselines = importlib.import_module("baselines")
-    monkeypatch.setattr(baselines, "__path__", [*baselines.__path__, str(tmp_path / "rooms")])
+    monkeypatch.setattr(baselines, "__path__", [*baselines.__path__, str(tmp_path / "more")])
     monkeypatch.delitem(sys.modules, f"baselines.{module}", raising=False)
     monkeypatch.setitem(METHODS, name, described)
     return name
@@ -200,23 +200,23 @@ def example(tmp_path, monkeypatch) -> str:
 @pytest.mark.parametrize("shape", [{}, {"mlp_bias": True}])
 def test_the_example_of_a_method_trains_merges_and_is_proved(example, make_tiny_llama, tmp_path, shape):
     folder = make_tiny_llama(zeros=0.5, **shape)
-    options = Options("both")
-    given = Given(load_config(folder, "-pruned_model_path"), 1, Checkpoint(folder).read)
-    restoration = Restoration.start(example, options, given)
+    inputs = MethodInputs(load_config(folder, "-pruned_model_path"), 1)
+    restoration = Restoration.start(example, Options("both"), inputs)
     model = restoration.attach(load_model(folder, torch.float32, "cpu", "-pruned_model_path"))
     ids = torch.tensor([[5, 9, 77, 30]])
     before = model(ids).logits
-    for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
-        torch.nn.init.normal_(parameter, std=0.2)
-    assert not torch.equal(model(ids).logits, before)
-    learned = restoration.read_from(model)
-    save_restoration(tmp_path / "restoration", learned, {"pruned_sha256": fingerprint(folder)})
-    reference = Reference.ask(model, learned, Checkpoint(folder), ids.tolist(), "cpu")
+    result = train(model, SAMPLES, [], TrainingSettings(lr=0.1, epochs=2), "cpu", tmp_path / "checkpoints", False)
+    assert len(result.history) == 2 and not torch.equal(model(ids).logits, before)
+    save_restoration(tmp_path / "restoration", restoration, {"pruned_sha256": fingerprint(folder)})
+    reference = record_logits(model, restoration, Checkpoint(folder), ids.tolist(), "cpu")
     proof = merge_and_prove(
         folder, tmp_path / "restoration", tmp_path / "merged", tokenizer_from=folder, reference=reference
     )
     assert proof.record["passed"]
     assert "model.layers.2.mlp.down_proj.bias" in proof.record["nonzero_new_tensors"] + proof.record["changed_tensors"]
-    neutral = learned.neutral(Checkpoint(folder).read)
-    unchanged = neutral.attach(load_model(folder, torch.float32, "cpu", "-pruned_model_path"))
-    assert torch.equal(unchanged(ids).logits, before)
+
+
+def test_the_example_has_three_lines_of_body():
+    code = next(content for language, content in fenced(text_of("CONTRIBUTING.md")) if language == "python")
+    (function,) = [node for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)]
+    assert len(function.body) <= 3

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from models.contract import Needs
 from models.cpu_attention import cpu_attention
 from models.loading import input_device
 from utils.activations import CPU_TOKENS_A_BATCH, TOKENS_A_BATCH
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
+from utils.common.methods import Needs
 from utils.common.names import DISTILL
 from utils.common.progress import progress
 from utils.prompts import Encoded

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from baselines.admm_update import admm, relative_error
 from models.checkpoint import LINEARS, Checkpoint
-from models.contract import SITES, Given
+from models.contract import MethodInputs
 from models.loading import load_config, load_model
-from models.methods import Options
 from models.restoration import Restoration
 from tests.baselines.test_flap_bias import seen
 from utils.common.errors import UserError
+from utils.common.methods import SITES, Options
 
 OUT, IN, TOKENS = 7, 13, 90
 
@@ -132,11 +132,13 @@ def tokens() -> Tensor:
     return torch.randint(0, 256, (9, 23), generator=torch.Generator().manual_seed(2))
 
 
-def given(folders: tuple[Path, Path], tokens: Tensor) -> Given:
+def given(folders: tuple[Path, Path], tokens: Tensor) -> MethodInputs:
     dense, pruned = folders
     loads = [partial(load_model, folder, torch.float32, "cpu", "-p") for folder in folders]
     read, teacher = Checkpoint(pruned).read, Checkpoint(dense).read
-    return Given(load_config(pruned, "-p"), 0, read, teacher=teacher, tokens=tokens, dense=loads[0], pruned=loads[1])
+    return MethodInputs(
+        load_config(pruned, "-p"), 0, read, teacher=teacher, tokens=tokens, dense=loads[0], pruned=loads[1]
+    )
 
 
 @pytest.mark.parametrize("stream", ["dense", "pruned", "sequential"])
@@ -150,40 +152,41 @@ def test_each_layer_is_fitted_to_what_its_stream_feeds_it(folders, tokens, monke
     restored = dense if stream == "dense" else restored
     wanted = restored if stream == "pruned" else dense
     for layer in range(3):
-        for index, site in enumerate(SITES.values()):
+        for site in SITES.values():
             name = f"model.layers.{layer}.{site}"
             weight, pruned = (read(f"{name}.weight").double() for read in (start.teacher, start.read))
             inputs, others = restored[name], wanted[name]
             best = admm(weight, pruned != 0, inputs.T @ inputs, cross=others.T @ inputs)
-            found = restoration.merged(f"{name}.weight", start.config, Checkpoint(folders[1]))
+            found = restoration.merged(f"{name}.weight", start.read)
             assert torch.allclose(found, best, atol=2e-3 * float(best.abs().max())), name
             whole = float((others @ weight.T).square().sum())
             errors = [error(value, inputs, others @ weight.T) / whole for value in (pruned, found)]
-            assert restoration.state["errors"][layer, index].tolist() == pytest.approx(errors, rel=1e-3)
+            assert restoration.terms[f"{name}.weight"][0].errors.tolist() == pytest.approx(errors, rel=1e-3)
             assert errors[1] < errors[0]
 
 
 def test_the_default_stream_is_the_restored_models(folders, tokens):
     found = [Restoration.start("admm_update", Options(stream=s), given(folders, tokens)) for s in (None, "pruned")]
-    assert all(torch.equal(tensor, found[1].state[name]) for name, tensor in found[0].state.items())
+    one, two = (restoration.tensors() for restoration in found)
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
 
 def test_only_weights_inside_the_mask_are_touched(folders, tokens):
     start = given(folders, tokens)
     restoration = Restoration.start("admm_update", Options(), start)
-    for name in LINEARS:
-        restoration.state[f"{name}.change"].add_(0.01)  # outside the mask too
+    for (term,) in restoration.terms.values():
+        term.change.data.add_(0.01)  # outside the mask too
     model = restoration.attach(start.pruned())
     for layer in model.model.layers:
         for name in LINEARS:
             linear = layer.get_submodule(name)
-            for weight in (linear.restored_weight(), linear.folded_weight()):
+            for weight in (linear.trained("weight"), linear.merged("weight")):
                 outside = weight[linear.weight == 0]
                 assert len(outside) and bool((outside == 0).all()) and not bool(outside.signbit().any())
                 assert float((weight != linear.weight)[linear.weight != 0].float().mean()) > 0.9
-            assert linear.apart() <= 1
+            assert linear.rounding_error() <= 1
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    assert restoration.describe().startswith("non-zero weights of 21 matrices by ADMM (stream pruned), mean relative")
+    assert restoration.describe().startswith("non-zero values of 21 weights, mean error ")
 
 
 def test_inputs_that_are_not_finite_are_one_line(folders, tokens, monkeypatch):
@@ -195,7 +198,10 @@ def test_inputs_that_are_not_finite_are_one_line(folders, tokens, monkeypatch):
 
 def test_a_second_closed_form_reads_what_the_first_restored(folders, tokens):
     alone, after = (
-        Restoration.start("admm_update", Options(first=first), given(folders, tokens)).state["self_attn.q_proj.change"]
+        Restoration.start("admm_update", Options(first=first), given(folders, tokens)).terms
         for first in (None, "flap_bias")
     )
-    assert torch.equal(alone[0], after[0]) and not torch.allclose(alone[1], after[1], rtol=1e-3)
+    first, second = (
+        [terms[f"model.layers.{n}.self_attn.q_proj.weight"][0].change for terms in (alone, after)] for n in (0, 1)
+    )
+    assert torch.equal(*first) and not torch.allclose(*second, rtol=1e-3)

@@ -7,10 +7,10 @@ import torch
 
 from baselines.eora import low_rank
 from models.checkpoint import LINEARS, Checkpoint
-from models.contract import KEPT, REPORTED, Given
+from models.contract import MethodInputs
 from models.loading import load_config, load_model
-from models.methods import Options, parts_of
 from models.restoration import Restoration
+from utils.common.methods import Options, parts_of
 
 OUT, IN = 13, 21
 
@@ -139,7 +139,7 @@ def tokens() -> torch.Tensor:
 
 def started(dense, pruned, tokens, rank: int) -> Restoration:
     loads = [partial(load_model, folder, torch.float32, "cpu", "-b") for folder in (dense, pruned)]
-    given = Given(
+    given = MethodInputs(
         load_config(pruned, "-p"), 0, Checkpoint(pruned).read, teacher=Checkpoint(dense).read, tokens=tokens,
         dense=loads[0], pruned=loads[1],
     )  # fmt: skip
@@ -169,9 +169,10 @@ def test_each_block_is_restored_on_what_the_restored_blocks_before_it_feed_it(ma
             lost = teacher.model.layers[index].get_submodule(name).weight.double() - linear.weight.double()
             x = inputs[name]
             outputs = x @ lost.T
+            (term,) = restoration.terms[f"model.layers.{index}.{name}.weight"]
             # The best update of a rank keeps the leading principal directions of the lost outputs.
             u = torch.linalg.svd(outputs.T, full_matrices=False)[0][:, :rank]
-            update = restoration.state[f"{name}.up"][index].double() @ restoration.state[f"{name}.down"][index].double()
+            update = term.up.double() @ term.down.double()
             best = (outputs - outputs @ u @ u.T).square().sum()
             assert float((outputs - x @ update.T).square().sum()) == pytest.approx(float(best), rel=1e-5), (index, name)
             assert best < outputs.square().sum()
@@ -193,11 +194,8 @@ def test_full_rank_restores_the_dense_model(make_tiny_llama, tokens):
 def test_it_is_untrained_and_its_zeros_are_reported(make_tiny_llama, tokens):
     dense, pruned = make_tiny_llama(), make_tiny_llama(zeros=0.5)
     restoration = started(dense, pruned, tokens, 3)
-    ((_, part),) = parts_of("eora", Options(lora_rank=3))
+    (part,) = parts_of("eora", Options(lora_rank=3))
     assert not part.needs.training and part.needs.calibration and part.needs.teacher
-    promise = restoration.promise(load_config(pruned, "-p"))
-    assert promise.zeros == REPORTED != KEPT and len(promise.changed) == 3 * 7 and not promise.added
-    assert restoration.neutral is not None and restoration.describe() == "updates of rank 3 of 21 matrices"
-    model = restoration.attach(load_model(pruned, torch.float32, "cpu", "-p"))
-    again = restoration.read_from(model).state
-    assert all(torch.equal(tensor, again[name]) for name, tensor in restoration.state.items())
+    assert restoration.zeros == "reported" and len(restoration.terms) == 3 * 7
+    assert restoration.untrained().terms == restoration.terms
+    assert restoration.describe() == "low-rank updates of 21 weights"

@@ -10,11 +10,11 @@ from torch import Tensor
 from baselines.reconstruct import AttentionHalf, MlpHalf, Window, passed
 from baselines.streams import walk
 from models.checkpoint import LINEARS, Checkpoint
-from models.contract import Given
+from models.contract import MethodInputs
 from models.loading import load_config, load_model
-from models.methods import Options
 from models.restoration import Restoration
 from utils.common.errors import UserError
+from utils.common.methods import Options
 
 OPTIONS = partial(Options, reconstruct_lr=1e-3, reconstruct_epochs=3)
 
@@ -33,11 +33,13 @@ def two_windows_at_a_time(monkeypatch) -> None:
 TOKENS = torch.randint(0, 256, (9, 23), generator=torch.Generator().manual_seed(2))
 
 
-def given(folders: tuple[Path, Path], seed: int = 0, dtype: torch.dtype = torch.float32) -> Given:
+def given(folders: tuple[Path, Path], seed: int = 0, dtype: torch.dtype = torch.float32) -> MethodInputs:
     dense, pruned = folders
     loads = [partial(load_model, folder, dtype, "cpu", "-p") for folder in folders]
     read, teacher = Checkpoint(pruned).read, Checkpoint(dense).read
-    return Given(load_config(pruned, "-p"), seed, read, teacher=teacher, tokens=TOKENS, dense=loads[0], pruned=loads[1])
+    return MethodInputs(
+        load_config(pruned, "-p"), seed, read, teacher=teacher, tokens=TOKENS, dense=loads[0], pruned=loads[1]
+    )
 
 
 def states(model) -> list[tuple[Tensor, Tensor]]:
@@ -86,13 +88,16 @@ def test_each_window_is_held_to_what_its_stream_says_and_gets_better(folders, st
                 target = half(dense.model.layers[index])(asked[index][row], **kwargs)
                 found = [half(model.model.layers[index])(fed[index][row], **kwargs) for model in (pruned, restored)]
             errors = [float((output - target).square().mean()) for output in found]
-            assert restoration.state["errors"][index, row].tolist() == pytest.approx(errors, rel=1e-4)
+            assert restoration.terms[f"model.layers.{index}.{half.linears[0]}.weight"][
+                0
+            ].errors.tolist() == pytest.approx(errors, rel=1e-4)
             assert 0 < errors[1] < errors[0]
 
 
 def test_the_default_stream_is_the_restored_models(folders):
     found = [Restoration.start("reconstruct", OPTIONS(stream=s), given(folders)) for s in (None, "pruned")]
-    assert all(torch.equal(tensor, found[1].state[name]) for name, tensor in found[0].state.items())
+    one, two = (restoration.tensors() for restoration in found)
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
 
 def test_only_weights_inside_the_mask_move(folders):
@@ -101,15 +106,16 @@ def test_only_weights_inside_the_mask_move(folders):
     model = restoration.attach(start.pruned())
     for index, layer in enumerate(model.model.layers):
         for name in LINEARS:
-            linear, change = layer.get_submodule(name), restoration.state[f"{name}.change"][index]
+            linear, change = (
+                layer.get_submodule(name),
+                restoration.terms[f"model.layers.{index}.{name}.weight"][0].change,
+            )
             zero = linear.weight == 0
             assert bool((change[zero] == 0).all()) and float((change[~zero] != 0).float().mean()) > 0.9
-            outside = linear.restored_weight()[zero]
+            outside = linear.trained("weight")[zero]
             assert len(outside) and bool((outside == 0).all()) and not bool(outside.signbit().any())
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    assert restoration.describe().startswith(
-        "non-zero weights of 6 half layers by reconstruction (stream pruned, 3 epochs at 0.001), 6 of them better"
-    )
+    assert restoration.describe().startswith("non-zero values of 21 weights, mean error ")
 
 
 @pytest.mark.parametrize("half", [AttentionHalf, MlpHalf])
@@ -130,19 +136,20 @@ def test_gradients_are_those_of_the_weights_inside_the_mask(folders, half):
 
 def test_a_model_that_is_not_pruned_stays_as_it_is(folders):
     restoration = Restoration.start("reconstruct", OPTIONS(), given((folders[0], folders[0])))
-    assert all(bool((tensor == 0).all()) for tensor in restoration.state.values())
+    assert all(bool((tensor == 0).all()) for tensor in restoration.tensors().values())
 
 
 def test_a_window_is_never_left_worse_than_it_was(folders):
     restoration = Restoration.start("reconstruct", OPTIONS(reconstruct_lr=50.0), given(folders))
-    before, after = restoration.state["errors"].unbind(-1)
-    assert bool((before > 0).all()) and torch.equal(before, after)
-    assert all(bool((restoration.state[f"{name}.change"] == 0).all()) for name in LINEARS)
-    assert "0 of them better, error 1 of what it was" in restoration.describe()
+    for (term,) in restoration.terms.values():
+        before, after = term.errors.tolist()
+        assert 0 < before == after and bool((term.change == 0).all())
 
 
 def test_the_seed_draws_the_order_of_the_batches(folders):
-    first, same, other = (Restoration.start("reconstruct", OPTIONS(), given(folders, seed)).state for seed in (1, 1, 2))
+    first, same, other = (
+        Restoration.start("reconstruct", OPTIONS(), given(folders, seed)).tensors() for seed in (1, 1, 2)
+    )
     assert all(torch.equal(tensor, same[name]) for name, tensor in first.items())
     assert any(not torch.equal(tensor, other[name]) for name, tensor in first.items())
 

@@ -13,8 +13,7 @@ import utils.evaluation.restored_lm
 from models.checkpoint import fingerprint
 from models.compact import compact_checkpoint, in_dense_shapes
 from models.loading import load_model, load_tokenizer
-from models.merge import merge
-from models.proof import probe_logits
+from models.merge import merge, probe_logits
 from models.restoration import save_restoration
 from tests.builders import trained
 from utils.common.errors import UserError

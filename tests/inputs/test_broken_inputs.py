@@ -22,7 +22,7 @@ import models.merge
 import pruning.__main__
 import RestoreLCC_train
 from models.checkpoint import fingerprint
-from models.restoration import save_restoration
+from models.restoration import file_identity, save_restoration
 from tests.builders import byte_tokenizer, save_tiny_llama, trained
 from tests.inputs import broken
 from tests.inputs.broken import DEEP, DIGITS, Evil, Spoil
@@ -65,7 +65,7 @@ def answer(world, tmp_path, monkeypatch, capfd) -> Callable[..., str]:
     def stop(*_, **__):
         raise Taken
 
-    for place in ("utils.stages.prune.pruned_checkpoint", "pruning.checkpoint.load_model", "models.merging.load_model"):
+    for place in ("utils.stages.prune.pruned_checkpoint", "pruning.checkpoint.load_model", "models.merge.load_model"):
         monkeypatch.setattr(place, stop)
 
     def ask(command: str, **changes: object) -> str:
@@ -467,25 +467,31 @@ def test_a_broken_encoder_is_told(world, tmp_path, answer, case):
 JSON, TENSORS = "restoration.json", "restoration.safetensors"
 
 
-def heads(*pairs: tuple[int, int]) -> Spoil:
-    """Other heads, in the tensors and in the json."""
+BIAS = "model.layers.2.self_attn.o_proj.bias.0.HeadConstant"
+"""Heads 0 and 5 of the last layer."""
+
+
+def saved(change: Callable[[dict[str, torch.Tensor]], object]) -> Spoil:
+    """Other tensors, as if they had been saved so."""
 
     def spoil(folder: Path) -> None:
         loaded = load_file(folder / TENSORS)
-        save_file({**loaded, "heads": torch.tensor(pairs)}, folder / TENSORS)
-        broken.values(JSON, heads=[list(pair) for pair in pairs])(folder)
+        change(loaded)
+        save_file(loaded, folder / TENSORS)
+        broken.values(JSON, files={TENSORS: file_identity(folder / TENSORS)})(folder)
 
     return spoil
 
 
 def state(**changes: torch.Tensor | None) -> Spoil:
-    """Other tensors; None takes one out."""
+    """Other tensors of one term; None takes one out."""
 
-    def spoil(folder: Path) -> None:
-        loaded = {**load_file(folder / TENSORS), **changes}
-        save_file({name: tensor for name, tensor in loaded.items() if tensor is not None}, folder / TENSORS)
+    def change(loaded: dict[str, torch.Tensor]) -> None:
+        for name, tensor in changes.items():
+            loaded.pop(f"{BIAS}.{name}", None)
+            loaded.update({f"{BIAS}.{name}": tensor} if tensor is not None else {})
 
-    return spoil
+    return saved(change)
 
 
 RESTORATIONS: dict[str, tuple[Spoil, str]] = {
@@ -497,31 +503,34 @@ RESTORATIONS: dict[str, tuple[Spoil, str]] = {
     "json with half a surrogate": (broken.values(JSON, method="\ud800"), "surrogate"),
     "no format": (broken.file(JSON, "{}"), "names no format"),
     "another format": (broken.values(JSON, format=[2]), "has format [2]"),
-    "no tensors": (broken.without(TENSORS), "is no restoration folder"),
-    "tensors empty": (broken.file(TENSORS, b""), "is no restoration folder"),
+    "format 2": (broken.values(JSON, format=2), "merge it with the version that wrote it"),
+    "no tensors": (broken.without(TENSORS), "is damaged"),
+    "tensors empty": (broken.file(TENSORS, b""), "is damaged (restoration.safetensors is not the file that was saved)"),
     "tensors cut": (
         lambda folder: (folder / TENSORS).write_bytes((folder / TENSORS).read_bytes()[:-9]),
-        "is no restoration folder",
+        "is damaged (restoration.safetensors is not the file that was saved)",
     ),
-    "unknown method": (broken.values(JSON, method="magic"), "unknown method magic"),
+    "no list of files": (broken.values(JSON, files=None), "is damaged"),
     "method a list": (broken.values(JSON, method=[]), "is damaged"),
-    "options a list": (broken.values(JSON, options=[1]), "is damaged"),
-    "unknown option": (broken.values(JSON, options={"apply": 1}), "is damaged"),
-    "option of another type": (broken.values(JSON, options={"train_norms": "no"}), "option train_norms is 'no'"),
-    "option that no flag takes": (broken.values(JSON, options={"apply_to": "nowhere"}), "is damaged"),
-    "json of other heads": (broken.values(JSON, heads=[[0, 0]]), "its heads are not those of"),
-    "json without heads": (broken.values(JSON, heads=None), "its heads are not those of"),
-    "a head beyond": (heads((0, 1), (2, 0), (2, 6)), "not ascending pairs"),
-    "a layer beyond": (heads((0, 1), (2, 0), (3, 5)), "not ascending pairs"),
-    "a head below": (heads((0, -1), (2, 0), (2, 5)), "not ascending pairs"),
-    "a head twice": (heads((0, 1), (2, 0), (2, 0)), "not ascending pairs"),
-    "heads out of order": (heads((2, 0), (0, 1), (2, 5)), "not ascending pairs"),
-    "fewer heads": (heads((0, 1), (2, 0)), "has the shape"),
-    "NaN": (state(component=torch.full((3, 8), float("nan"))), "component holds something else than finite"),
-    "half precision": (state(component=torch.ones(3, 8).half()), "component holds something else than finite"),
-    "another shape": (state(magnitudes=torch.ones(3, 9)), "magnitudes has the shape (3, 9), not (3, 8)"),
-    "a tensor missing": (state(basis=None), "it holds"),
-    "a tensor too much": (state(more=torch.ones(1)), "it holds"),
+    "a name that is no term's": (saved(lambda tensors: tensors.update(x=torch.ones(1))), "is damaged"),
+    "an unknown kind of term": (
+        saved(lambda tensors: tensors.update({"model.norm.weight.0.Magic.x": torch.ones(1)})),
+        "no term is called Magic",
+    ),
+    "a head beyond": (state(heads=torch.tensor([0, 6])), "out of bounds"),
+    "a layer beyond": (
+        saved(lambda tensors: tensors.update({"model.layers.3.mlp.up_proj.bias.0.Constant.change": torch.ones(56)})),
+        "no restoration of this model (model.layers.3.mlp.up_proj.bias",
+    ),
+    "a head below": (state(heads=torch.tensor([-1, 5])), "not ascending numbers"),
+    "a head twice": (state(heads=torch.tensor([5, 5])), "not ascending numbers"),
+    "heads out of order": (state(heads=torch.tensor([5, 0])), "not ascending numbers"),
+    "fewer heads": (state(heads=torch.tensor([5])), "no restoration of this model"),
+    "NaN": (state(component=torch.full((2, 8), float("nan"))), "component holds something else than finite"),
+    "half precision": (state(component=torch.ones(2, 8).half()), "component holds something else than finite"),
+    "another shape": (state(magnitudes=torch.ones(2, 9)), "no restoration of this model"),
+    "a tensor missing": (state(basis=None), "no restoration of this model"),
+    "a tensor too much": (state(more=torch.ones(1)), "HeadConstant has no more"),
 }
 
 

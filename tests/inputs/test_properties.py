@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 from data.loading import alpaca_prompt, load_samples
-from models.contract import Given
-from models.methods import Options
+from models.contract import MethodInputs
 from models.restoration import Restoration, load_restoration, save_restoration
+from models.terms import HeadConstant
 from pruning.pattern import Pattern, lowest, lowest_of_groups
 from tests.builders import LOPSIDED, orthonormal
 from utils.common.errors import UserError
 from utils.common.flags import build_parser, parse_arguments
+from utils.common.methods import Options
 from utils.evaluation.tasks import PAPER_TASKS, read_rows
 
 some = settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -126,38 +127,34 @@ pairs = st.tuples(st.integers(-1, 3), st.integers(-1, 6))
 
 
 @some
-@given(st.lists(pairs, max_size=5).map(sorted) | st.lists(pairs, max_size=3))
-def test_heads_are_the_models_each_once_in_order_or_refused(heads):
-    good = [pair for pair in heads if 0 <= pair[0] < 3 and 0 <= pair[1] < 6]
-    whole = bool(heads) and heads == good == sorted(set(heads))
-    count = len(heads)
-    state = {
-        "heads": torch.tensor(heads, dtype=torch.int64).reshape(count, 2),
-        "basis": torch.ones(count, 8, 8),
-        "magnitudes": torch.ones(count, 8),
-        "component": torch.ones(count, 8),
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        save_restoration(Path(folder) / "saved", Restoration("restorelcc", Options(), (state,)), {})
-        restoration, _ = load_restoration(Path(folder) / "saved")
-        checked = taken(lambda: (restoration.check(config, "-restoration"), restoration)[1])
+@given(st.integers(-1, 3), st.lists(st.integers(-1, 6), max_size=4).map(sorted))
+def test_heads_are_the_models_each_once_in_order_or_refused(layer, heads):
+    whole = bool(heads) and heads == sorted(set(heads)) and 0 <= layer < 3 and heads[0] >= 0 and heads[-1] < 6
+    count, place = len(heads), f"model.layers.{layer}.self_attn.o_proj.bias"
+
+    def start() -> Restoration:
+        parts = {"heads": torch.tensor(heads, dtype=torch.int64), "basis": torch.ones(count, 8, 8)}
+        try:
+            return Restoration("restorelcc", {place: [HeadConstant(**parts, component=torch.ones(count, 8))]})
+        except ValueError as error:
+            raise UserError(f"-restoration: {error}") from error
+
+    checked = taken(lambda: ((restoration := start()).check(config, "-restoration"), restoration)[1])
     assert (checked is not None) == whole
-    if checked is not None:
-        assert checked.touched(config) == [
-            f"model.layers.{n}.self_attn.o_proj.bias" for n in sorted({p[0] for p in heads})
-        ]
+    assert checked is None or checked.heads == [(layer, head) for head in heads]
 
 
 @some
 @given(st.sets(st.tuples(st.integers(0, 2), st.integers(0, 5)), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
 def test_a_start_of_any_heads_is_read_again_as_it_was_written(heads, seed):
-    started = Restoration.start("restorelcc", Options(), Given(config, seed, heads=list(heads), basis=basis))
+    started = Restoration.start("restorelcc", Options(), MethodInputs(config, seed, heads=list(heads), basis=basis))
     with tempfile.TemporaryDirectory() as folder:
         save_restoration(Path(folder) / "saved", started, {})
         restoration, about = load_restoration(Path(folder) / "saved")
-    restoration.check(config, "-restoration")
+        restoration.check(config, "-restoration")
+        read = restoration.tensors()
     assert about["heads"] == [list(pair) for pair in sorted(heads)]
-    assert all(torch.equal(tensor, restoration.state[name]) for name, tensor in started.state.items())
+    assert all(torch.equal(tensor, read[name]) for name, tensor in started.tensors().items())
 
 
 @some
@@ -165,9 +162,9 @@ def test_a_start_of_any_heads_is_read_again_as_it_was_written(heads, seed):
     st.lists(st.sampled_from(["basis", "magnitudes", "component"]), min_size=1), st.floats(width=32), st.integers(0, 9)
 )
 def test_what_is_not_finite_is_refused(names, value, place):
-    started = Restoration.start("restorelcc", Options(), Given(config, 1, heads=[(0, 1), (2, 5)], basis=basis))
+    started = Restoration.start("restorelcc", Options(), MethodInputs(config, 1, heads=[(0, 1), (2, 5)], basis=basis))
+    term = started.terms["model.layers.2.self_attn.o_proj.bias"][0]
     for name in names:
-        started.state[name] = started.state[name].contiguous()
-        started.state[name].view(-1)[place] = value
-    finite = all(bool(tensor.isfinite().all()) for tensor in started.state.values())
+        getattr(term, name).data.view(-1)[place % 8] = value
+    finite = all(bool(tensor.isfinite().all()) for tensor in term.tensors().values())
     assert (taken(lambda: (started.check(config, "-restoration"), True)) is not None) == finite

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from baselines.lofit import scale_norms
 from models.loading import load_model
-from models.proof import probe_logits
+from models.merge import probe_logits
 from models.restoration import load_restoration, save_restoration
 from tests.builders import trained
 from tests.method.test_training import encoded, settings
@@ -61,7 +61,8 @@ def main(folder: Path, dtype: torch.dtype, output: Path, dense: Path | None = No
     state = PartialState(cpu=True)  # before loading, which asks whether there are several processes
     samples = encoded(folder, 24)
     norms = scale_norms(load_model(folder, dtype, "cpu", "-p"), samples, settings(lr=0.05), L1, "cpu", sharded=True)
-    model = trained().attach(load_model(folder, dtype, "cpu", "-p"))
+    restoration = trained()
+    model = restoration.attach(load_model(folder, dtype, "cpu", "-p"))
     result = train(
         model,
         samples,
@@ -75,7 +76,7 @@ def main(folder: Path, dtype: torch.dtype, output: Path, dense: Path | None = No
     )
     assert all(isinstance(parameter, DTensor) for parameter in model.model.layers.parameters())
     assert not list(output.glob("checkpoints/checkpoint-*"))
-    restoration = trained().read_from(model)
+    restoration = restoration.gathered()
     is_main = state.is_main_process
     torch.distributed.destroy_process_group()
     if is_main:

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.loading import load_model
-from models.modeling_llama import restored_norm
-from tests.builders import SAMPLES, batch, trained, zeroed
+from models.modeling_llama import attach
+from models.terms import Constant
+from tests.builders import SAMPLES, batch, learned_in, trained, zeroed
 from tests.method.test_training import encoded, settings
 from utils.distillation import Distillation, by_sample, last_states, teacher_states
 from utils.losses import IGNORED, ResponseLoss
@@ -146,7 +147,7 @@ def test_kept_states_are_those_of_each_sample_alone(dense, monkeypatch):
 
 
 def test_the_teachers_final_norm_is_its_own_though_the_students_is_trained(dense, pruned):
-    restored_norm(pruned, "model.norm", torch.full((HIDDEN,), 3.0))
+    attach(pruned, {"model.norm.weight": [Constant(3 - pruned.model.norm.weight)]})
     states = teacher_states(dense, SAMPLES, "")
     model = ResponseLoss(pruned, Distillation(1.0))
     found = float(model.train()(**batch(SAMPLES), teacher=states)["loss"])
@@ -188,7 +189,7 @@ def distil(folder, samples: list[Encoded], distillation, place, valid=(), resume
     """(history, state) of a small training on the pruned model in `folder`."""
     model = zeroed(trained()).attach(load_model(folder, torch.float32, "cpu", "-p"))
     result = train(model, samples, list(valid), settings(**changes), "cpu", place, resume, distillation=distillation)
-    return result.history, trained().read_from(model).state
+    return result.history, learned_in(model)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import torch
 
 from baselines.lofit import scale_norms
 from models.loading import load_model
-from models.proof import probe_logits
-from tests.builders import save_tiny_llama, trained
+from models.merge import probe_logits
+from tests.builders import learned_in, save_tiny_llama, trained
 from tests.method.parted_worker import LOPSIDED_EPOCHS, training
 from tests.method.sharded_worker import L1, distilling
 from tests.method.test_training import encoded, settings
@@ -149,12 +149,12 @@ def test_sharded_training_equals_unsharded(tmp_path, make_tiny_llama, dtype, tie
         assert sharded == pytest.approx(whole, **close)
         assert abs(whole[-1] - whole[0]) > (0.01 if distils else 0.1)
     assert found["result"].tokens == result.tokens
-    after = trained().read_from(model)
+    after = learned_in(model)
     tolerance = 1e-5 if dtype == "float32" else 2e-2
     assert torch.allclose(found["norms"], norms, atol=tolerance)
-    assert found["restoration"].state["heads"].tolist() == after.state["heads"].tolist()
+    assert found["restoration"].heads == trained().heads
     for name in ("magnitudes", "component"):
-        assert torch.allclose(found["restoration"].state[name], after.state[name], atol=tolerance)
+        assert torch.allclose(found["restoration"].of_heads(name), after[name], atol=tolerance)
     (reattached,), (trained_logits,) = found["logits"], probe_logits(model, [samples[0].ids])
     assert "with the restoration that was gathered and saved the validation loss is" in found["seen"]
     assert torch.allclose(reattached, trained_logits, atol=tolerance * float(trained_logits.abs().max()))

@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 from data.loading import alpaca_prompt
 from models.cpu_attention import NAME, cpu_attention
 from models.loading import load_model, load_tokenizer
-from tests.builders import SAMPLES, batch, compensation, masks_of, trained, zeroed
+from tests.builders import SAMPLES, batch, compensation, learned_in, masks_of, trained, zeroed
 from utils.checkpoints import SEAL, UNFINISHED
 from utils.common.errors import Stopped, UserError
 from utils.common.files import digest_files, write_json
@@ -310,7 +310,7 @@ class Cut:
         with self.monkeypatch.context() as patched:
             patched.setattr(ResponseLoss, "forward", forward)
             model, result = self.train(self.place / "cut", resume=True)
-        found, wanted = (trained().read_from(each).state for each in (model, self.whole))
+        found, wanted = (learned_in(each) for each in (model, self.whole))
         assert all(torch.equal(found[name], wanted[name]) for name in ("magnitudes", "component"))
         assert json.dumps(result.history) == json.dumps(self.complete.history)
         assert result.valid_rows == self.complete.valid_rows and len(result.valid_rows) == 4
@@ -579,7 +579,7 @@ def test_compiled_training_is_the_same_training(make_tiny_llama, tmp_path, monke
     for choice in (False, True):
         model = zeroed(trained()).attach(load_model(folder, torch.float32, "cpu", "-p"))
         result = train(model, samples, [], settings(torch_compile=choice), "cpu", tmp_path / str(choice), False)
-        found.append(([row["loss"] for row in result.history], trained().read_from(model).state))
+        found.append(([row["loss"] for row in result.history], learned_in(model)))
         assert all(layer._compiled_call_impl is None for layer in model.model.layers)
     assert len(compiled) == 3
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)

@@ -9,8 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from models.checkpoint import Checkpoint
 from models.loading import load_model
-from models.merge import merge_and_prove
-from models.proof import Reference
+from models.merge import merge_and_prove, record_logits
 from models.restoration import save_restoration
 from tests.builders import save_tiny_llama, trained
 
@@ -27,7 +26,7 @@ def merged(pruned) -> Path:
     """The pruned model with three heads restored, visibly."""
     restoration, output = trained(), pruned.parent / "model"
     model = restoration.attach(load_model(pruned, torch.float32, "cpu", "it"))
-    reference = Reference.ask(model, restoration, Checkpoint(pruned), IDS.tolist(), "cpu")
+    reference = record_logits(model, restoration, Checkpoint(pruned), IDS.tolist(), "cpu")
     save_restoration(pruned.parent / "restoration", restoration, {})
     merge_and_prove(pruned, pruned.parent / "restoration", output, tokenizer_from=pruned, reference=reference)
     return output

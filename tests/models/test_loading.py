@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from models.checkpoint import Checkpoint
-from models.contract import Given
+from models.contract import MethodInputs
 from models.loading import (
     check_name,
     check_pair,
@@ -26,14 +26,13 @@ from models.loading import (
     resolve,
     slow_half,
 )
-from models.merge import merge_and_prove
-from models.methods import Options
+from models.merge import merge_and_prove, probe_logits, record_logits
 from models.names import SHORT_NAMES
-from models.proof import Reference, probe_logits
 from models.restoration import Restoration, save_restoration
 from tests.builders import HEADS, orthonormal, trained
 from utils.activations import Tree, last_token_activations
 from utils.common.errors import UserError
+from utils.common.methods import Options
 from utils.common.names import EMBEDDED
 from utils.evaluation.model import InMemoryLM
 from utils.evaluation.perplexity import window_losses
@@ -168,7 +167,7 @@ def test_a_merged_model_that_is_partly_on_disk_is_not_used_after_its_folder_move
     restoration = trained()
     save_restoration(tmp_path / "restoration", restoration, {})
     model = restoration.attach(load_model(folder, torch.float32, "cpu", "-b"))
-    reference = Reference.ask(model, restoration, Checkpoint(folder), [[5, 6, 7]], "auto")
+    reference = record_logits(model, restoration, Checkpoint(folder), [[5, 6, 7]], "auto")
     monkeypatch.setattr("transformers.integrations.accelerate.get_max_memory", lambda _: {"cpu": 60_000})
     common = {"tokenizer_from": folder, "reference": reference}
     proof = merge_and_prove(folder, tmp_path / "restoration", tmp_path / "merged", **common)
@@ -207,11 +206,11 @@ def test_a_repository_of_shards_is_downloaded_whole(make_tiny_llama, tmp_path, m
 def test_a_model_that_is_partly_on_disk_is_restored_like_a_whole_one(make_tiny_llama, monkeypatch):
     folder = make_tiny_llama(zeros=0.5)
     config, read = load_config(folder, "-b"), Checkpoint(folder).read
-    given = Given(config, 1, read, HEADS, orthonormal())
+    given = MethodInputs(config, 1, read, HEADS, orthonormal())
     restoration = Restoration.start("restorelcc", Options("both", train_norms=True), given)
-    for state in restoration.states:
-        for name in set(state) - {"heads", "basis"}:
-            state[name].add_(0.3)
+    with torch.no_grad():
+        for parameter in (p for some in restoration.terms.values() for term in some for p in term.parameters()):
+            parameter.add_(0.3)
     whole = restoration.attach(load_model(folder, torch.float32, "cpu", "-b"))
     monkeypatch.setattr("transformers.integrations.accelerate.get_max_memory", lambda _: {"cpu": 60_000})
     spread = restoration.attach(load_model(folder, torch.float32, "auto", "-b"))
@@ -220,7 +219,7 @@ def test_a_model_that_is_partly_on_disk_is_restored_like_a_whole_one(make_tiny_l
     for _ in range(2):  # what is kept of the first time is right the second
         (found,), (expected,) = probe_logits(spread, ids), probe_logits(whole, ids)
         assert torch.equal(found, expected) and not torch.allclose(found, plain[0], atol=1e-2)
-    reference = Reference.ask(spread, restoration, Checkpoint(folder), ids, "auto")
+    reference = record_logits(spread, restoration, Checkpoint(folder), ids, "auto")
     assert torch.equal(reference.logits[0], expected)
     valid = [Encoded([5, 6, 7, 250], 1), Encoded([9, 8, 3], 2)]
     assert validate(spread, valid) == validate(whole, valid)

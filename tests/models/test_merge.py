@@ -11,15 +11,27 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models.checkpoint import Checkpoint, count_zeros, fingerprint, restorable_heads, same_bits
-from models.contract import Given, Promise
+from models.contract import MethodInputs
 from models.loading import load_config, load_model
-from models.merge import PROOF, compact_and_prove, main, merge, merge_and_prove
-from models.methods import Options
-from models.modeling_llama import HeadCompensation, keep_columns, terms_of
-from models.proof import SWALLOWED, Reference, probe_logits, prove, prove_compact
-from models.restoration import Restoration, load_restoration, needs_of, save_restoration
-from tests.builders import HEADS, orthonormal, trained
+from models.merge import (
+    PROOF,
+    SWALLOWED,
+    Reference,
+    compact_and_prove,
+    main,
+    merge,
+    merge_and_prove,
+    probe_logits,
+    prove,
+    prove_compact,
+    record_logits,
+)  # fmt: skip
+from models.modeling_llama import keep_columns
+from models.restoration import ABOUT, TENSORS, Restoration, load_restoration, save_restoration
+from models.terms import Constant, HeadConstant, LowRank
+from tests.builders import HEADS, orthonormal, save_tiny_llama, trained
 from utils.common.errors import UserError
+from utils.common.methods import Options, needs_of
 
 TOKENS = [[5, 9, 77, 30, 200, 41], [1, 2, 3], [250, 8]]
 SHAPES = {
@@ -34,43 +46,36 @@ METHODS = {
     "restorelcc": Options(),
     "bias_only": Options(),
     "magnitudes_only": Options(),
-    "lofit": Options(),
     "output_bias": Options("both"),
-    "output_bias ffn": Options("ffn"),
     "restorelcc everywhere": Options("both", train_norms=True),
-    "flap_bias": Options("both"),
     "flap_bias everywhere": Options("all"),
     "bias_only after flap_bias": Options("both", first="flap_bias"),
     "masked_lora after flap_bias": Options("all", first="flap_bias", train_norms=True),
-    "flap_bias sequential": Options("all", stream="sequential"),
     "flap_bias after eora": Options("all", first="eora", lora_rank=2, stream="pruned"),
     "norms_biases from flap_bias": Options(bias_start="closed_form", stream="sequential"),
     "eora": Options(lora_rank=3),
     "lora after eora": Options("ffn", first="eora", lora_rank=2, bias_start="closed_form"),
     "masked_lora": Options(lora_rank=3),
-    "masked_lora and constants": Options("both", train_norms=True, lora_rank=2),
     "lora": Options(lora_rank=3, lora_alpha=2.0),
     "lora in places": Options(lora_rank=2, lora_targets="k_proj,down_proj", lora_layers="0,2"),
     "dora": Options(lora_rank=3, lora_alpha=2.0),
-    "masked_dora": Options(lora_rank=2),
     "masked_dora after flap_bias": Options("all", lora_rank=2, first="flap_bias"),
-    "hira": Options(lora_rank=3),
-    "shira": Options(lora_rank=3, lora_layers="1-2"),
-    "ia3": Options(),
-    "ia3 after flap_bias": Options("all", first="flap_bias"),
     "masked_full": Options(),
     "admm_update": Options(stream="sequential"),
     "masked_lora after admm_update": Options(first="admm_update", lora_rank=2),
-    "reconstruct": Options(reconstruct_epochs=1),
     "norms_biases after reconstruct": Options(first="reconstruct", reconstruct_epochs=1),
-    "norms_biases": Options(),
     "none": Options(),
     "none and norms": Options(train_norms=True),
 }
-
-UPDATES = ("lora", "masked_lora", "dora", "masked_dora", "hira", "shira", "ia3", "masked_full")
-UPDATES += ("admm_update", "reconstruct", "eora")
+UPDATES = ("lora", "masked_lora", "dora", "masked_dora", "masked_full", "admm_update", "reconstruct", "eora")
 """Those that change weights."""
+
+CASES = [
+    (name, list(SHAPES)[(at + turn) % 6], (torch.float32, torch.bfloat16)[(at // 6 + at + turn // 3) % 2])
+    for at, name in enumerate(METHODS)
+    for turn in (0, 3)
+]
+"""Each method in two shapes, one of them in bf16, so that every shape and dtype meets another four of them."""
 
 
 def learned(folder: Path, name: str = "restorelcc") -> Restoration:
@@ -78,20 +83,20 @@ def learned(folder: Path, name: str = "restorelcc") -> Restoration:
     read = Checkpoint(folder).read
     load = partial(load_model, folder, torch.float32, "cpu", "-p")
     config, tokens = load_config(folder, "-p"), torch.tensor([[5, 9, 77]])
-    given = Given(config, 1, read, HEADS, orthonormal(), read, tokens, load, load)
-    restoration = Restoration.start(name.split()[0], METHODS[name], given)
+    inputs = MethodInputs(config, 1, read, HEADS, orthonormal(), read, tokens, load, load)
+    restoration = Restoration.start(name.split()[0], METHODS[name], inputs)
     generator = torch.Generator().manual_seed(3)
-    for state in restoration.states:
-        for key in state:
-            if key != "basis" and state[key].is_floating_point():
-                state[key].add_(torch.randn(state[key].shape, generator=generator), alpha=0.2)
+    with torch.no_grad():
+        for some in restoration.terms.values():
+            for parameter in (parameter for term in some for parameter in term.parameters()):
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
     return restoration
 
 
 def asked(folder: Path, restoration: Restoration, dtype: torch.dtype) -> Reference:
     """What the attached model answers."""
     model = restoration.attach(load_model(folder, dtype, "cpu", "-p"))
-    return Reference.ask(model, restoration, Checkpoint(folder), TOKENS, "cpu")
+    return record_logits(model, restoration, Checkpoint(folder), TOKENS, "cpu")
 
 
 def saved(folder: Path, restoration: Restoration, place: Path) -> Path:
@@ -102,12 +107,9 @@ def saved(folder: Path, restoration: Restoration, place: Path) -> Path:
 def merged(folder: Path, place: Path, run_dtype: torch.dtype, name: str = "restorelcc") -> dict:
     """The proof of folder's merge into place/merged, trained in run_dtype."""
     restoration = learned(folder, name)
+    reference = asked(folder, restoration, run_dtype)
     proof = merge_and_prove(
-        folder,
-        saved(folder, restoration, place),
-        place / "merged",
-        tokenizer_from=folder,
-        reference=asked(folder, restoration, run_dtype),
+        folder, saved(folder, restoration, place), place / "merged", tokenizer_from=folder, reference=reference
     )
     return proof.record
 
@@ -125,26 +127,25 @@ def rewrite(folder: Path, change) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", METHODS)
-def test_merged_equals_attached_and_changes_exactly_what_is_promised(make_tiny_llama, tmp_path, name, shape, dtype):
+@pytest.mark.parametrize(("name", "shape", "dtype"), CASES)
+def test_merged_equals_attached_and_changes_exactly_what_has_terms(make_tiny_llama, tmp_path, name, shape, dtype):
     folder = make_tiny_llama(zeros=0.5, dtype=dtype, **SHAPES[shape])
     proof = merged(folder, tmp_path, dtype, name)
     assert proof["passed"] and proof["logits_must_be_equal"]
     assert proof["logits_relative_difference"] == 0 and proof["top1_agreement"] == 1
-    promise = learned(folder, name).promise(load_config(folder, "-p"))
     before, after = tensors_of(folder), tensors_of(tmp_path / "merged")
     differing = {n for n, tensor in before.items() if not same_bits(tensor, after[n])}
     valued = {n for n in set(after) - set(before) if bool((after[n] != 0).any())}
-    # Compensated heads are in layers 0 and 2; a closed form's biases are everywhere.
+    terms = set(learned(folder, name).terms)
+    assert differing | valued == terms and (terms or name == "none")
+    # Compensated heads are in layers 0 and 2.
     heads = needs_of(name.split()[0], METHODS[name]).heads and "after" not in name
-    idle = {"model.layers.1.self_attn.o_proj.bias"} if heads else set()
-    assert (differing, valued) == (promise.changed - idle, promise.added - idle)
-    assert differing | valued or name == "none"
+    assert not heads or {n for n in terms if "o_proj" in n} == {
+        f"model.layers.{n}.self_attn.o_proj.bias" for n in (0, 2)
+    }
     dense = name.split()[0] in ("lora", "dora", "eora") or name.endswith("eora")
     updates = any(part in UPDATES for part in name.split())
-    assert updates or all(not n.endswith("_proj.weight") for n in differing)
+    assert updates == any(n.endswith("_proj.weight") for n in differing)
     assert {n.rsplit(".", 1)[1] for n in set(after) - set(before)} <= {"bias"}
     # A bias may be zero by chance, and is no weight that was pruned.
     lost = sum(int(((before[n] == 0) & (after[n] != 0)).sum()) for n in before if n.endswith("weight"))
@@ -176,13 +177,14 @@ def test_only_o_proj_bias_holds_new_values(make_tiny_llama, tmp_path):
 def test_the_bias_is_what_equation_8_gives(make_tiny_llama, tmp_path):
     folder = make_tiny_llama(zeros=0.5)
     merged(folder, tmp_path, torch.float32)
-    state, weights = learned(folder).state, tensors_of(folder)
-    for layer in (0, 2):
+    restoration, weights = learned(folder), tensors_of(folder)
+    for layer, heads in ((0, [1]), (2, [0, 5])):
+        (term,) = restoration.terms[f"model.layers.{layer}.self_attn.o_proj.bias"]
+        assert term.heads.tolist() == heads
         expected = torch.zeros(24, dtype=torch.float64)
-        for row, (at, head) in enumerate(state["heads"].tolist()):
-            if at == layer:
-                c = state["component"][row].double() + state["magnitudes"][row].double() @ state["basis"][row].double()
-                expected += weights[f"model.layers.{layer}.self_attn.o_proj.weight"][:, head * 8 :][:, :8].double() @ c
+        for row, head in enumerate(heads):
+            c = term.component[row].double() + term.magnitudes[row].double() @ term.basis[row].double()
+            expected += weights[f"model.layers.{layer}.self_attn.o_proj.weight"][:, head * 8 :][:, :8].double() @ c
         found = tensors_of(tmp_path / "merged")[f"model.layers.{layer}.self_attn.o_proj.bias"]
         assert torch.equal(found, expected.float())
 
@@ -223,12 +225,16 @@ def test_files_of_another_dtype_than_config_json_says_keep_every_bit(make_tiny_l
     assert {tensor.dtype for tensor in tensors_of(tmp_path / "merged").values()} == {torch.float32}
 
 
-DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+DTYPES = {
+    "restorelcc everywhere": [(torch.float16, torch.bfloat16), (torch.float64, torch.float32)],
+    "output_bias": [(torch.bfloat16, torch.float16), (torch.float16, torch.float32)],
+    "masked_lora": [(torch.float32, torch.float16), (torch.float64, torch.bfloat16)],
+    "lora": [(torch.float16, torch.float16), (torch.bfloat16, torch.float32)],
+}
+"""(of the files, of the run), by method."""
 
 
-@pytest.mark.parametrize("run_dtype", DTYPES[:3], ids=str)
-@pytest.mark.parametrize("stored", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["restorelcc everywhere", "output_bias", "masked_lora", "lora"])
+@pytest.mark.parametrize(("name", "stored", "run_dtype"), [(n, *pair) for n, pairs in DTYPES.items() for pair in pairs])
 def test_files_of_any_dtype_run_in_any_other(make_tiny_llama, tmp_path, name, stored, run_dtype):
     """The bias is kept in its weight's dtype; where the run's holds that, the merged model gives the very same."""
     proof = merged(make_tiny_llama(zeros=0.5, dtype=stored), tmp_path, run_dtype, name)
@@ -271,6 +277,18 @@ def test_the_files_of_the_tokenizer_are_copied_as_they_are(make_tiny_llama, tmp_
 
 
 # The proof.
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=str)
+def proved(request, tmp_path_factory) -> tuple[Path, Path, Restoration, Reference]:
+    """(pruned, merged, restoration, reference) of a merge that is right."""
+    place = tmp_path_factory.mktemp("proved")
+    folder = save_tiny_llama(place / "pruned", zeros=0.5, dtype=request.param)
+    restoration = learned(folder)
+    reference = asked(folder, restoration, request.param)
+    merge(folder, restoration, place / "merged", folder)
+    assert prove(folder, place / "merged", restoration, reference).record["passed"]
+    return folder, place / "merged", restoration, reference
 
 
 def spoil_zero(tensors):
@@ -334,14 +352,10 @@ SPOILED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("spoil", SPOILED)
-def test_no_tensor_can_differ_from_what_was_promised(make_tiny_llama, tmp_path, spoil, dtype):
-    folder = make_tiny_llama(zeros=0.5, dtype=dtype)
-    restoration = learned(folder)
-    reference = asked(folder, restoration, dtype)
-    merge(folder, restoration, tmp_path / "merged", folder)
-    assert prove(folder, tmp_path / "merged", restoration, reference).record["passed"]
+def test_no_tensor_can_differ_from_what_was_promised(proved, tmp_path, spoil):
+    folder, right, restoration, reference = proved
+    shutil.copytree(right, tmp_path / "merged")
     rewrite(tmp_path / "merged", spoil)
     proof = prove(folder, tmp_path / "merged", restoration, reference)
     assert not proof.record["passed"]
@@ -349,19 +363,16 @@ def test_no_tensor_can_differ_from_what_was_promised(make_tiny_llama, tmp_path, 
     assert any("tensors" in failure or "zeros" in failure for failure in proof.failures)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("sequence", range(len(TOKENS)))
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None], ids=str)
-def test_no_logit_of_any_sequence_can_differ(make_tiny_llama, tmp_path, value, sequence, dtype):
-    folder = make_tiny_llama(zeros=0.5, dtype=dtype)
-    restoration = learned(folder)
-    reference = asked(folder, restoration, dtype)
-    merge(folder, restoration, tmp_path / "merged", folder)
-    logits = reference.logits[sequence]
-    logits[-1, -1] = value if value is not None else logits[-1, -1] + 2**-6 * (1 + abs(logits[-1, -1]))
-    proof = prove(folder, tmp_path / "merged", restoration, reference)
-    assert not proof.record["passed"] and "logits" in proof.failures[0]
-    json.dumps(proof.record, allow_nan=False)
+def test_no_logit_of_any_sequence_can_differ(proved, value):
+    folder, right, restoration, reference = proved
+    for sequence in range(len(TOKENS)):
+        logits = [each.clone() for each in reference.logits]
+        last = logits[sequence][-1]
+        last[-1] = value if value is not None else last[-1] + 2**-6 * (1 + abs(last[-1]))
+        proof = prove(folder, right, restoration, Reference(**{**vars(reference), "logits": logits}))
+        assert not proof.record["passed"] and "logits" in proof.failures[0]
+        json.dumps(proof.record, allow_nan=False)
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
@@ -375,23 +386,19 @@ def test_logits_apart_are_told_the_cause_that_a_wider_checkpoint_can_be(make_tin
     assert failure.startswith("logits") and failure.endswith(SWALLOWED) == (stored == torch.float32)
 
 
-def test_a_method_that_touches_more_than_it_promised_fails(make_tiny_llama, tmp_path, monkeypatch):
-    from utils.compensation import HeadCompensations
-
-    folder = make_tiny_llama(zeros=0.5)
+def test_values_that_no_dtype_holds_are_one_line(make_tiny_llama, tmp_path):
+    folder = make_tiny_llama(zeros=0.5, dtype=torch.float16)
     restoration = learned(folder)
-    reference = asked(folder, restoration, torch.float32)
-    original, name = HeadCompensations.touched, "model.layers.1.mlp.up_proj.weight"
-    monkeypatch.setattr(HeadCompensations, "touched", lambda self, *given: [*original(self, *given), name])
-    of_biases = HeadCompensations.merged
-    monkeypatch.setattr(
-        HeadCompensations,
-        "merged",
-        lambda self, state, at, value, read: value if at == name else of_biases(self, state, at, value, read),
-    )
-    merge(folder, restoration, tmp_path / "merged", folder)
-    proof = prove(folder, tmp_path / "merged", restoration, reference)
-    assert not proof.record["passed"] and "against the promise" in proof.failures[0]
+    with torch.no_grad():
+        restoration.terms["model.layers.2.self_attn.o_proj.bias"][0].component.fill_(1e38)
+    place = saved(folder, restoration, tmp_path)
+    flags = ["-pruned_model_path", str(folder), "-restoration", str(place), "-output_dir", str(tmp_path / "out")]
+    for dtype in ("float32", "bfloat16"):
+        with pytest.raises(UserError, match=r"^-restoration: .* no finite number.*lower -lr") as told:
+            main([*flags, "-dtype", dtype, "-cache_dir", str(tmp_path / "cache")])
+        assert "\n" not in str(told.value) and not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match=r"model.layers.2.self_attn.o_proj.bias is no finite number in its dtype"):
+        merge(folder, restoration, tmp_path / "merged", folder)
 
 
 @pytest.mark.parametrize("spoil", ["roll", "kept columns", "scaled"])
@@ -399,46 +406,47 @@ def test_what_was_trained_is_held_against_what_is_merged(make_tiny_llama, tmp_pa
     """Inference computes the bias as a merge does; the path of the gradients is another, and could be another bias."""
     folder = make_tiny_llama(zeros=0.5)
     restoration = learned(folder)
+    merge(folder, restoration, tmp_path / "merged", folder)
     model = restoration.attach(load_model(folder, torch.float32, "cpu", "-p"))
     keep_columns(model)
-    for term in terms_of(model, "self_attn.o_proj", HeadCompensation).values():
-        if spoil == "kept columns":
+    if spoil == "kept columns":
+        for (term,) in restoration.terms.values():
             term.columns[0, 3] += 1e-3
-    forward = HeadCompensation.forward
-    if spoil == "roll":
-        monkeypatch.setattr(HeadCompensation, "forward", lambda self, weight: forward(self, weight).roll(1))
-    if spoil == "scaled":
-        monkeypatch.setattr(HeadCompensation, "forward", lambda self, weight: forward(self, weight) * (1 + 1e-4))
-    merge(folder, restoration, tmp_path / "merged", folder)
-    reference = Reference.ask(model, restoration, Checkpoint(folder), TOKENS, "cpu")
+    elif spoil == "roll":
+        step = HeadConstant.forward
+        monkeypatch.setattr(
+            HeadConstant,
+            "forward",
+            lambda self, weight: step(self, weight).roll(int(self.basis.dtype == torch.float32)),
+        )
+    else:
+        step = HeadConstant.forward
+        monkeypatch.setattr(
+            HeadConstant,
+            "forward",
+            lambda self, weight: step(self, weight) * (1 + 1e-4 * (self.basis.dtype == torch.float32)),
+        )
+    reference = record_logits(model, restoration, Checkpoint(folder), TOKENS, "cpu")
     proof = prove(folder, tmp_path / "merged", restoration, reference)
     assert not proof.record["passed"] and "what was trained" in proof.failures[0]
 
 
-def test_a_config_that_says_something_else_fails(make_tiny_llama, tmp_path):
+def test_a_term_that_says_it_keeps_zeros_and_does_not_fails(make_tiny_llama, tmp_path, monkeypatch):
     folder = make_tiny_llama(zeros=0.5)
-    restoration = learned(folder)
+    restoration = learned(folder, "lora")
     reference = asked(folder, restoration, torch.float32)
     merge(folder, restoration, tmp_path / "merged", folder)
-    place = tmp_path / "merged" / "config.json"
+    assert prove(folder, tmp_path / "merged", restoration, reference).record["passed"]
+    monkeypatch.setattr(LowRank, "keeps_zeros", True)
+    assert "zeros" in prove(folder, tmp_path / "merged", restoration, reference).failures[0]
+
+
+def test_a_config_that_says_something_else_fails(proved, tmp_path):
+    folder, right, restoration, reference = proved
+    place = shutil.copytree(right, tmp_path / "merged") / "config.json"
     place.write_text(json.dumps({**json.loads(place.read_text()), "max_position_embeddings": 128}))
     proof = prove(folder, tmp_path / "merged", restoration, reference)
     assert not proof.record["passed"] and "config.json" in proof.failures[0]
-
-
-@pytest.mark.parametrize("biased", [False, True])
-def test_to_add_and_to_change_are_two_promises(make_tiny_llama, tmp_path, monkeypatch, biased):
-    from utils.compensation import HeadCompensations
-
-    folder = make_tiny_llama(zeros=0.5, attention_bias=biased)
-    restoration = learned(folder)
-    reference = asked(folder, restoration, torch.float32)
-    merge(folder, restoration, tmp_path / "merged", folder)
-    promise = restoration.promise(load_config(folder, "-p"))
-    swapped = Promise(added=promise.changed, changed=promise.added)
-    monkeypatch.setattr(HeadCompensations, "promise", lambda *_: swapped)
-    proof = prove(folder, tmp_path / "merged", restoration, reference)
-    assert not proof.record["passed"] and "against the promise" in proof.failures[0]
 
 
 def test_a_failed_proof_leaves_nothing_behind(make_tiny_llama, tmp_path):
@@ -466,16 +474,17 @@ def masked(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
-def small(make_tiny_llama, tmp_path, request):
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=str)
+def small(request, tmp_path_factory):
     """(merged, compact, reference) of one restored model."""
-    folder = masked(make_tiny_llama(zeros=0.5, dtype=request.param, attention_bias=True))
+    place = tmp_path_factory.mktemp("small")
+    folder = masked(save_tiny_llama(place / "pruned", zeros=0.5, dtype=request.param, attention_bias=True))
     restoration = learned(folder)
     reference = asked(folder, restoration, request.param)
-    merge(folder, restoration, tmp_path / "merged", folder)
-    proof = compact_and_prove(tmp_path / "merged", tmp_path / "compact", reference).record
+    merge(folder, restoration, place / "merged", folder)
+    proof = compact_and_prove(place / "merged", place / "compact", reference).record
     assert proof["passed"] and proof["weights_left_out"] > 0
-    return tmp_path / "merged", tmp_path / "compact", reference
+    return place / "merged", place / "compact", reference
 
 
 def test_compact_is_proved_like_the_model(small):
@@ -486,93 +495,86 @@ def test_compact_is_proved_like_the_model(small):
     assert proof["logits_relative_difference"] <= proof["logits_tolerance"] < 0.06
 
 
-@pytest.mark.parametrize(
-    "name", ["model.layers.0.self_attn.o_proj.bias", "model.layers.2.mlp.down_proj.weight", "model.norm.weight"]
-)
-def test_a_compact_checkpoint_that_differs_fails(small, name):
+@pytest.mark.parametrize("name", ["layers.0.self_attn.o_proj.bias", "layers.2.mlp.down_proj.weight", "norm.weight"])
+def test_a_compact_checkpoint_that_differs_fails(small, tmp_path, name):
     whole, compact, reference = small
-    rewrite(compact, lambda tensors: tensors[name].view(-1)[:1].add_(1))
-    assert not prove_compact(whole, compact, reference).record["passed"]
+    shutil.copytree(compact, tmp_path / "compact")
+    rewrite(tmp_path / "compact", lambda tensors: tensors[f"model.{name}"].view(-1)[:1].add_(1))
+    assert not prove_compact(whole, tmp_path / "compact", reference).record["passed"]
 
 
-def test_a_compact_checkpoint_that_lost_a_value_fails(small):
+def test_a_compact_checkpoint_that_lost_a_value_fails(small, tmp_path):
     whole, compact, reference = small
-    rewrite(whole, lambda tensors: tensors["model.layers.1.self_attn.o_proj.weight"][:, -1].fill_(1))
-    assert not prove_compact(whole, compact, reference).record["passed"]
+    shutil.copytree(whole, tmp_path / "whole")
+    rewrite(tmp_path / "whole", lambda tensors: tensors["model.layers.1.self_attn.o_proj.weight"][:, -1].fill_(1))
+    assert not prove_compact(tmp_path / "whole", compact, reference).record["passed"]
 
 
 # Later.
 
 
-def test_saved_restoration_attaches_to_the_same_logits(make_tiny_llama, tmp_path):
+@pytest.mark.parametrize(
+    "name", ["restorelcc everywhere", "masked_dora after flap_bias", "norms_biases after reconstruct"]
+)
+def test_a_saved_restoration_is_the_same_and_attaches_to_the_same_logits(make_tiny_llama, tmp_path, name):
     folder = make_tiny_llama(zeros=0.5)
-    restoration = learned(folder, "restorelcc everywhere")
+    restoration = learned(folder, name)
     again, _ = load_restoration(saved(folder, restoration, tmp_path))
-    assert (again.method, again.options) == ("restorelcc", Options("both", True))
+    assert (again.method, again.zeros) == (restoration.method, restoration.zeros)
+    assert again.heads == restoration.heads and set(again.terms) == set(restoration.terms)
+    before, after = restoration.tensors(), again.tensors()
+    assert before.keys() == after.keys() and all(torch.equal(after[name], tensor) for name, tensor in before.items())
     model = again.attach(load_model(folder, torch.float32, "cpu", "-p")).requires_grad_(False)
     expected = asked(folder, restoration, torch.float32).logits
     assert all(torch.equal(*pair) for pair in zip(probe_logits(model, TOKENS), expected, strict=True))
 
 
-@pytest.mark.parametrize(
-    "damage", ["{", '{"format": 1}', '{"format": 2}', '{"format": 2, "method": "x", "options": {}}']
-)
+@pytest.mark.parametrize("damage", ["{", '{"format": 3}', '{"format": 3, "method": "restorelcc", "files": {}}'])
 def test_a_damaged_restoration_is_one_line(make_tiny_llama, tmp_path, damage):
     place = saved(make_tiny_llama(zeros=0.5), trained(), tmp_path)
-    (place / "restoration.json").write_text(damage)
-    with pytest.raises(UserError, match=r"^-restoration: "):
+    (place / ABOUT).write_text(damage)
+    with pytest.raises(UserError, match=r"^-restoration: ") as told:
+        load_restoration(place)
+    assert "\n" not in str(told.value)
+
+
+def test_a_restoration_of_an_earlier_format_is_refused_with_what_to_do(make_tiny_llama, tmp_path):
+    place = saved(make_tiny_llama(zeros=0.5), trained(), tmp_path)
+    (place / ABOUT).write_text('{"format": 2, "method": "restorelcc", "options": {}}')
+    with pytest.raises(UserError, match=r"^-restoration: .* format 2, .* merge it with the version that wrote it"):
         load_restoration(place)
 
 
-def repeated(state):
-    state["heads"][1] = state["heads"][0]
+@pytest.mark.parametrize("damage", ["bit", "shorter", "missing"])
+def test_a_damaged_file_of_tensors_is_refused(make_tiny_llama, tmp_path, damage):
+    """A bit of a value makes no file that can't be read: the digest in the json tells."""
+    place = saved(make_tiny_llama(zeros=0.5), trained(), tmp_path)
+    content = bytearray((place / TENSORS).read_bytes())
+    content[-3] ^= 1
+    (place / TENSORS).write_bytes(content if damage == "bit" else content[:-1])
+    if damage == "missing":
+        (place / TENSORS).unlink()
+    with pytest.raises(UserError, match=r"^-restoration: .* is damaged .*copy it again"):
+        load_restoration(place)
 
 
-def out_of_range(state):
-    state["heads"][-1, 1] = 6
+NORM, MATRIX = "model.norm.weight", "model.layers.0.mlp.up_proj.weight"
+IMPOSSIBLE = {
+    "too long": (NORM, Constant, {"change": torch.zeros(25)}),
+    "of two ranks": (MATRIX, LowRank, {"down": torch.ones(2, 24), "up": torch.ones(56, 3), "scale": torch.ones(())}),
+    "another matrix": (MATRIX, LowRank, {"down": torch.ones(2, 56), "up": torch.ones(24, 2), "scale": torch.ones(())}),
+}
 
 
-def negative(state):
-    state["heads"][0, 0] = -1
-
-
-def not_finite(state):
-    state["component"][1, 3] = float("nan")
-
-
-def too_narrow(state):
-    state["magnitudes"] = state["magnitudes"][:, :-1].clone()
-
-
-def too_few(state):
-    state["basis"] = state["basis"][:-1].clone()
-
-
-def half(state):
-    state["component"] = state["component"].half()
-
-
-def of_another_method(state):
-    del state["magnitudes"]
-
-
-def with_more(state):
-    state["extra"] = torch.zeros(2)
-
-
-DAMAGED = [repeated, out_of_range, negative, not_finite, too_narrow, too_few, half, of_another_method, with_more]
-
-
-@pytest.mark.parametrize("damage", DAMAGED)
-def test_a_restoration_that_cannot_be_of_the_model_is_one_line(make_tiny_llama, tmp_path, damage):
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_a_restoration_that_cannot_be_of_the_model_is_one_line(make_tiny_llama, tmp_path, case):
     folder = make_tiny_llama(zeros=0.5)
-    restoration = trained()
-    restoration.check(load_config(folder, "-p"), "-restoration")
-    damage(restoration.state)
-    flags = ["-restoration", str(saved(folder, restoration, tmp_path)), "-output_dir", str(tmp_path / "out")]
+    trained().check(load_config(folder, "-p"), "-restoration")
+    name, kind, tensors = IMPOSSIBLE[case]
+    restoration = Restoration("restorelcc", {name: [kind(**tensors)]})
     with pytest.raises(UserError, match="no restoration of this model") as found:
-        main(["-pruned_model_path", str(folder), *flags])
-    assert "\n" not in str(found.value) and not (tmp_path / "out").exists()
+        restoration.check(load_config(folder, "-p"), "-restoration")
+    assert "\n" not in str(found.value)
 
 
 def test_a_later_merge_refuses_another_pruned_model(make_tiny_llama, tmp_path):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from models.loading import load_model
-from models.modeling_llama import HeadCompensation, learned_compensation, terms_of
-from tests.builders import HEADS, compensation, orthonormal, trained, zeroed
+from models.terms import HeadConstant, learned_compensation
+from tests.builders import HEADS, compensation, orthonormal, trained
 
 METHODS = ("restorelcc", "bias_only", "magnitudes_only")
 
@@ -17,11 +17,13 @@ IDS = torch.tensor([[5, 9, 77, 30, 200, 41]])
 
 def compensations(restoration) -> torch.Tensor:
     """c_learned of each head: (n, d)."""
-    return learned_compensation(*(restoration.state.get(name) for name in ("basis", "magnitudes", "component")))
+    terms = terms_of(restoration).values()
+    return torch.cat([learned_compensation(term.basis, term.magnitudes, term.component) for term in terms]).detach()
 
 
-def terms(model) -> dict[int, HeadCompensation]:
-    return terms_of(model, "self_attn.o_proj", HeadCompensation)
+def terms_of(restoration) -> dict[int, HeadConstant]:
+    """By layer."""
+    return {int(name.split(".")[2]): term for name, (term,) in restoration.terms.items()}
 
 
 @contextmanager
@@ -44,7 +46,7 @@ def added(model, heads: list[list[int]], learned: torch.Tensor) -> Iterator[None
 
 def by_hand(model, restoration) -> torch.Tensor:
     """Logits with the compensation added to each chosen head's slice of o_proj's input, at every token."""
-    with torch.no_grad(), added(model, restoration.state["heads"].tolist(), compensations(restoration)):
+    with torch.no_grad(), added(model, restoration.heads, compensations(restoration)):
         return model(IDS).logits
 
 
@@ -61,8 +63,9 @@ def test_one_bias_a_step_equals_adding_to_every_head_and_token(make_tiny_llama, 
 
 
 def test_the_bias_kept_for_inference_follows_every_change(make_tiny_llama):
-    model = trained().attach(load_model(make_tiny_llama(), torch.float32, "cpu", "-b"))
-    projection, term = model.model.layers[2].self_attn.o_proj, terms(model)[2]
+    restoration = trained()
+    model = restoration.attach(load_model(make_tiny_llama(), torch.float32, "cpu", "-b"))
+    projection, term = model.model.layers[2].self_attn.o_proj, terms_of(restoration)[2]
     z = torch.randn(1, 4, 48, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         first = projection(z)
@@ -78,9 +81,9 @@ def test_the_bias_kept_for_inference_follows_every_change(make_tiny_llama):
 def test_compensation_is_equation_8():
     restoration = trained()
     for row in range(len(HEADS)):
-        expected = restoration.state["component"][row].clone()
+        expected = restoration.of_heads("component")[row].clone()
         for i in range(8):
-            expected += restoration.state["magnitudes"][row, i] * restoration.state["basis"][row, i]
+            expected += restoration.of_heads("magnitudes")[row, i] * restoration.of_heads("basis")[row, i]
         assert torch.allclose(compensations(restoration)[row], expected, atol=1e-5)
 
 
@@ -111,11 +114,10 @@ def test_under_sgd_beta_and_b_are_b_alone_at_twice_the_rate(make_tiny_llama, opt
 def test_each_pair_is_layer_then_head_and_has_its_own_basis(make_tiny_llama):
     basis = orthonormal()
     restoration = compensation(HEADS, basis)
-    assert restoration.state["heads"].tolist() == [list(pair) for pair in sorted(HEADS)]
-    for (layer, head), own in zip(sorted(HEADS), restoration.state["basis"], strict=True):
+    assert restoration.heads == sorted(HEADS)
+    for (layer, head), own in zip(sorted(HEADS), restoration.of_heads("basis"), strict=True):
         assert torch.equal(own, basis[layer, head])
-    model = restoration.attach(load_model(make_tiny_llama(), torch.float32, "cpu", "-b"))
-    assert {layer: p.heads.tolist() for layer, p in terms(model).items()} == {0: [1], 2: [0, 5]}
+    assert {layer: term.heads.tolist() for layer, term in terms_of(restoration).items()} == {0: [1], 2: [0, 5]}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -136,29 +138,33 @@ def test_gradient_equals_autograd_through_the_input_of_o_proj(make_tiny_llama):
     patched(IDS, labels=IDS).loss.backward()
 
     plain = load_model(folder, torch.float32, "cpu", "-b")
-    component = restoration.state["component"].clone().requires_grad_()
+    component, magnitudes, basis = map(restoration.of_heads, ("component", "magnitudes", "basis"))
+    component = component.clone().requires_grad_()
     for row, (layer, head) in enumerate(sorted(HEADS)):
-        total = component[row] + restoration.state["magnitudes"][row] @ restoration.state["basis"][row]
+        total = component[row] + magnitudes[row] @ basis[row]
         placed = torch.zeros(48).index_add(0, torch.arange(head * 8, head * 8 + 8), total)
         plain.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(lambda _, z, p=placed: (z[0] + p,))
     plain(IDS, labels=IDS).loss.backward()
-    found = torch.cat([p.component.grad for p in terms(patched).values()])
+    found = torch.cat([term.component.grad for term in terms_of(restoration).values()])
     assert torch.allclose(found, component.grad, rtol=1e-3, atol=1e-6)
 
 
-def test_what_is_read_back_is_what_was_attached(make_tiny_llama):
+def test_what_trains_is_what_was_attached(make_tiny_llama):
     restoration = trained()
     model = restoration.attach(load_model(make_tiny_llama(), torch.float32, "cpu", "-b"))
-    found = restoration.read_from(model)
-    assert set(found.state) == {"heads", "basis", "magnitudes", "component"}
-    for name, tensor in found.state.items():
-        assert torch.equal(tensor, restoration.state[name])
+    attached = {id(p) for p in model.parameters() if p.requires_grad}
+    assert attached == {id(p) for term in terms_of(restoration).values() for p in term.parameters()}
+    before = restoration.gathered()
+    with torch.no_grad():
+        for term in terms_of(restoration).values():
+            term.component.add_(1)
+    assert torch.equal(before.of_heads("component") + 1, restoration.of_heads("component"))
 
 
-def test_zeroed_restores_nothing(make_tiny_llama):
+def test_without_what_is_trained_nothing_is_restored(make_tiny_llama):
     model = load_model(make_tiny_llama(), torch.float32, "cpu", "-b")
     before = model(IDS).logits
-    assert torch.equal(zeroed(trained()).attach(model)(IDS).logits, before)
+    assert torch.equal(trained().untrained().attach(model)(IDS).logits, before)
 
 
 def test_tied_embeddings_stay_tied(make_tiny_llama):

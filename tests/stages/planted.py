@@ -1,40 +1,17 @@
 """A method as somebody else would add one: this file, and a line in the table (see test_command_line)."""
 
-from models.contract import Needs, Promise
-from models.modeling_llama import restored_norm, whole
-
-NORM = "model.norm"
+from models.terms import Term
 
 
-class LastNorm:
+class Factor(Term):
+    """A scale (D,) of a norm's scale: a kind of term that only this method has."""
+
+    learned = ("factor",)
+
+    def forward(self, weight):
+        return (self.factor - 1) * weight
+
+
+def last_norm(inputs):
     """Trains the scale of the last norm."""
-
-    needs = Needs(training=True)
-    covers: frozenset[str] = frozenset()
-
-    def start(self, given):
-        return {"scale": given.read(f"{NORM}.weight").float()}
-
-    def neutral(self, state, read):
-        return {"scale": read(f"{NORM}.weight").float()}
-
-    def attach(self, model, state):
-        restored_norm(model, NORM, state["scale"])
-
-    def read(self, model, state):
-        return {"scale": whole(model.model.norm.scale)}
-
-    def promise(self, config):
-        return Promise(changed=frozenset({f"{NORM}.weight"}))
-
-    def shapes(self, state, config):
-        return {"scale": (config.hidden_size,)}
-
-    def touched(self, state, config):
-        return [f"{NORM}.weight"]
-
-    def merged(self, state, name, value, read):
-        return state["scale"].double()
-
-    def describe(self, state):
-        return "the last norm's scale"
+    return {"model.norm.weight": Factor(inputs.read("model.norm.weight").float() * 0 + 1)}

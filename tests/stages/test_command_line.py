@@ -26,7 +26,7 @@ from models.checkpoint import LINEARS, count_zeros
 from tests.builders import byte_tokenizer, save_tiny_llama
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
-from utils.common.methods import METHODS, Line
+from utils.common.methods import METHODS, MethodSpec
 from utils.common.progress import OFF
 from utils.common.record import STAGES
 from utils.common.result import Result
@@ -474,7 +474,6 @@ OTHER_METHODS = {
         set(),
         {"self_attn.v_proj.weight", "mlp.up_proj.weight"},
     ),
-    "SHiRA": ({"method": "shira", "lora_rank": 2}, set(), {f"{name}.weight" for name in LINEARS}),
     "nothing": ({"method": "none"}, set(), set()),
 }
 UNTRAINED = ("nothing", "flap", "EoRA", "ADMM", "reconstruction")
@@ -612,7 +611,7 @@ def test_no_heads_are_looked_for_by_a_method_that_has_none(world, tmp_path, monk
 
 
 def test_a_method_is_one_file_and_one_line(world, tmp_path, monkeypatch):
-    line = Line("tests.stages.planted:LastNorm", "the last norm's scale", "the planted method")
+    line = MethodSpec("tests.stages.planted:last_norm", "the last norm's scale", "the planted method")
     monkeypatch.setitem(METHODS, "last_norm", line)
     output = tmp_path / "out"
     run(monkeypatch, flags(world, output, method="last_norm", num_epoch=2, eval_tasks="none"))

@@ -7,8 +7,10 @@ import json
 import math
 
 import pytest
+import torch
 
-from models.contract import REPORTED, Promise
+from models.restoration import Restoration
+from models.terms import Constant, LowRank, MaskedChange
 from utils.common.files import write_json
 from utils.common.names import ANSWER_BITS
 from utils.stages.results import kind_of
@@ -400,15 +402,14 @@ def test_a_known_path_may_hold_spaces():
 
 
 @pytest.mark.parametrize(
-    ("promise", "kind"),
+    ("terms", "kind"),
     [
-        (Promise(), "nothing"),
-        (Promise(added=frozenset({"model.layers.0.self_attn.o_proj.bias"})), "constants"),
-        (Promise(changed=frozenset({"model.layers.0.self_attn.o_proj.bias"})), "constants"),
-        (Promise(changed=frozenset({"model.norm.weight"})), "norms"),
-        (Promise(changed=frozenset({"model.layers.0.mlp.up_proj.weight"})), "mask"),
-        (Promise(changed=frozenset({"model.layers.0.mlp.up_proj.weight"}), zeros=REPORTED), "dense"),
+        ({}, "nothing"),
+        ({"model.layers.0.self_attn.o_proj.bias": Constant}, "constants"),
+        ({"model.layers.0.self_attn.o_proj.bias": Constant, "model.norm.weight": Constant}, "norms"),
+        ({"model.layers.0.mlp.up_proj.weight": MaskedChange, "model.norm.weight": Constant}, "mask"),
+        ({"model.layers.0.mlp.up_proj.weight": LowRank, "model.norm.weight": Constant}, "dense"),
     ],
 )
-def test_a_class_follows_from_what_is_promised(promise, kind):
-    assert kind_of(promise) == kind
+def test_a_class_follows_from_what_is_restored(terms, kind):
+    assert kind_of(Restoration("m", {name: [term(torch.zeros(2))] for name, term in terms.items()})) == kind

@@ -173,7 +173,7 @@ class Arguments:
     )
     lora_rank: int = flag(
         8,
-        "of the updates of lora, dora, masked_lora, masked_dora, hira, eora; shira trains as many numbers",
+        "of the updates of lora, dora, masked_lora, masked_dora, eora",
         type=at_least(1),
         metavar="R",
     )
@@ -185,8 +185,7 @@ class Arguments:
     )
     lora_targets: str | None = flag(
         None,
-        "the linear layers that these, hira and shira change, separated by commas: "
-        f"{', '.join(LINEAR_NAMES)} (default: all)",
+        f"the linear layers that these change, separated by commas: {', '.join(LINEAR_NAMES)} (default: all)",
         type=linear_names,
         metavar="NAMES",
     )

@@ -21,13 +21,12 @@ from models.loading import (
     load_config,
     load_tokenizer,
 )
-from models.methods import Options, parts_of
-from models.restoration import needs_of
 from utils.common.commands import WIDTH
 from utils.common.disk import as_bytes
 from utils.common.errors import UserError, first_line
 from utils.common.flags import Arguments
 from utils.common.hub import no_waiting
+from utils.common.methods import Options, needs_of, parts_of
 from utils.common.names import BUNDLED, DISTILL, EMBEDDED
 from utils.distillation import GB, check_loss
 from utils.evaluation.plan import TASKS_FLAG, task_names
@@ -234,7 +233,7 @@ def workload(
         teacher_bytes=args.teacher_cache_gb * GB if args.loss == DISTILL else None,
         scale_epochs=args.num_epoch if scales else 0,
         activations=needs.basis or not scales,
-        calibrations=sum(part.needs.calibration for _, part in parts_of(args.method, options)),
+        calibrations=sum(part.needs.calibration for part in parts_of(args.method, options)),
         learned=learned,
         trained=trained,
         changed=changed_weights(args.method, options, config),

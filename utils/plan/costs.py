@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from transformers import LlamaConfig
 
-from models.contract import Needs
+from utils.common.methods import Needs
 from utils.common.record import stage_name
 from utils.evaluation.token_scores import CHUNK as SCORED_CHUNK
 from utils.losses import CHUNK

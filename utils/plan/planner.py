@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from transformers import LlamaConfig
 
-from models.contract import Needs
 from pruning.streaming import BATCH_TOKENS as PRUNING_TOKENS
 from utils.activations import CPU_TOKENS_A_BATCH, TOKENS_A_BATCH
+from utils.common.methods import Needs
 from utils.common.record import STAGES
 from utils.evaluation.model import CPU_TOKENS, GPU_TOKENS
 from utils.losses import CHUNK

@@ -1,6 +1,6 @@
 """The numbers behind the report's pictures: heads and spectrum as results.json keeps them, curves of the loss."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,20 +11,20 @@ DIGITS = 5
 
 
 def heads_record(
-    scores: Tensor, heads: Sequence[tuple[int, int]], sizes: Tensor | None, learned: Mapping[str, Tensor]
+    scores: Tensor, heads: Sequence[tuple[int, int]], sizes: Tensor | None, learned: Callable[[str], Tensor | None]
 ) -> dict:
     """The heads' scores and sizes as JSON.
 
     scores: (L, H), what ranked the heads; not finite where a head cannot be restored. heads: the n trained ones.
-    sizes: (L, H), ‖c‖ of Eq. 4, if it was computed. learned: a method's state; of its `magnitudes` (n, d) and
-    `component` (n, d) the norms are kept, ‖β‖ and ‖b‖ of Eq. 8 in the order of `heads`.
+    sizes: (L, H), ‖c‖ of Eq. 4, if it was computed. learned: by name, `magnitudes` and `component` (n, d) in the order
+    of `heads`, None where there are none; their norms are kept, ‖β‖ and ‖b‖ of Eq. 8.
     """
     record = {"count": scores.numel(), "trained": [list(pair) for pair in heads], "scores": numbers(scores)}
     if sizes is not None:
         record["component_sizes"] = numbers(sizes)
     for name, key in (("magnitudes", "magnitude_sizes"), ("component", "bias_sizes")):
-        if name in learned and len(learned[name]) == len(heads):
-            record[key] = numbers(learned[name].norm(dim=-1))
+        if (values := learned(name)) is not None:
+            record[key] = numbers(values.norm(dim=-1))
     return record
 
 

@@ -9,12 +9,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from models.checkpoint import fingerprint
-from models.contract import Needs
 from models.loading import DTYPES, head_shape, load_model, placement
-from models.methods import Options
-from models.restoration import needs_of
 from utils.common.cache import Cache
 from utils.common.flags import Arguments
+from utils.common.methods import Needs, Options, needs_of
 from utils.common.processes import Processes
 from utils.common.record import RunRecord
 from utils.common.result import Result

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from transformers import LlamaForCausalLM
 
 from models.loading import has_tokenizer
-from models.merge import compact_and_prove, merge_and_prove
-from models.proof import Proof
+from models.merge import Proof, compact_and_prove, merge_and_prove
 from utils.evaluation.plan import EvalPlan
 from utils.samples import Samples
 from utils.stages.context import Models, Run

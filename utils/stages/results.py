@@ -8,7 +8,7 @@ import textwrap
 
 from models.checkpoint import fingerprint, pruned_layer
 from models.compact import RECORD
-from models.contract import REPORTED, Promise
+from models.restoration import Restoration
 from utils.common.commands import WIDTH
 from utils.common.files import digest, without_nan, write_json, write_text
 from utils.common.flags import Arguments
@@ -82,7 +82,7 @@ def result_record(
     heads = ranked and {
         "selection": selection,
         "score_name": SCORE_NAMES[selection],
-        **heads_record(ranked.scores, ranked.heads, ranked.sizes, trained.restoration.state),
+        **heads_record(ranked.scores, ranked.heads, ranked.sizes, trained.restoration.of_heads),
     }
     spectrum = None if ranked is None or ranked.explained is None else spectrum_record(ranked.explained)
     return {
@@ -117,36 +117,35 @@ def validation_rows(rows: list[list[float]], valid: list[Encoded]) -> Kept:
     return {VALIDATION: {LOSS: KeptRows(rows, "mean", False, asked)}}
 
 
-def method_record(run: Run, models: Models, trained: Trained) -> dict:
+def method_record(run: Run, trained: Trained) -> dict:
     """How the model was restored, in words and numbers."""
     line = METHODS[run.args.method]
-    given = bool(trained.restoration.touched(models.config))
-    promise = trained.restoration.promise(models.config)
+    restoration = trained.restoration
     return {
         "name": run.args.method,
         "title": " and ".join([line.title, *(NORMS.title for _ in range(run.args.train_norms or line.norms))]),
         "about": line.about,
-        "trained": trained.restoration.describe(),
+        "trained": trained.learned,
         "parameters": trained.parameters,
         "loss": loss_in_words(run.args) if trained.parameters else None,
-        "restores": trained.parameters > 0 or (given and not run.needs.training),
-        "zeros": promise.zeros,
-        "kind": kind_of(promise),
+        "restores": trained.parameters > 0 or (len(restoration.terms) > 0 and not run.needs.training),
+        "zeros": restoration.zeros,
+        "kind": kind_of(restoration),
     }
 
 
-def kind_of(promise: Promise) -> str:
-    """What a merge may touch: `nothing`, `constants`, `norms` (these, and norms' scales), `mask` (weights, but no
-    zeros of theirs) or `dense`.
+def kind_of(restoration: Restoration) -> str:
+    """What a merge touches: `nothing`, `constants`, `norms` (these, and norms' scales), `mask` (weights, but no zeros
+    of theirs) or `dense`.
     """
-    if promise.zeros == REPORTED:
+    if restoration.zeros == "reported":
         return "dense"
-    weights = [name for name in promise.changed if name.endswith(".weight")]
+    weights = [name for name in restoration.terms if name.endswith(".weight")]
     if any(pruned_layer(name) is not None for name in weights):
         return "mask"
     if weights:
         return "norms"
-    return "constants" if promise.added or promise.changed else "nothing"
+    return "constants" if restoration.terms else "nothing"
 
 
 def loss_in_words(args: Arguments) -> str:
@@ -173,7 +172,7 @@ def run_record(
         "processes": run.processes.count,
         "versions": versions(),
         "models": {"dense": args.base_model_name, "pruned": args.pruned_model_path},
-        "method": method_record(run, models, trained),
+        "method": method_record(run, trained),
         "pruning": json.loads(pruning.read_text(encoding="utf-8")) if pruning.is_file() else None,
         "inputs": {
             "dense model": fingerprint(models.dense),

@@ -8,7 +8,7 @@ import baselines.lofit
 import utils.compensation
 import utils.losses
 import utils.training
-from models import cpu_attention, head_scales, modeling_llama
+from models import cpu_attention, modeling_llama, terms
 from models.checkpoint import fingerprint
 from models.loading import load_model
 from utils.common.cache import code_version
@@ -60,8 +60,8 @@ def norms_key(run: Run, models: Models, samples: Samples, how: TrainingSettings)
         "code": code_version(
             baselines.lofit,
             cpu_attention,
-            head_scales,
             modeling_llama,
+            terms,
             utils.compensation,
             utils.losses,
             utils.training,

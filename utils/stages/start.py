@@ -1,6 +1,6 @@
 """Where training starts: what each part of a method is given, and closed forms, which are kept by content."""
 
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
@@ -9,14 +9,15 @@ import baselines
 import pruning.calibration
 import pruning.statistics
 import pruning.streaming
-from models import modeling_llama, restoration, updates
+from models import modeling_llama, restoration, terms
 from models.checkpoint import Checkpoint, fingerprint
-from models.contract import Given, Method, State
+from models.contract import MethodInputs
 from models.loading import load_model, tokenizer_digest
-from models.methods import Options, parts_of
-from models.restoration import Restoration
+from models.restoration import Restoration, Terms, packed, unpacked
 from utils.common.cache import code_version
 from utils.common.files import digest_files
+from utils.common.flags import Arguments
+from utils.common.methods import Options, Part, parts_of
 from utils.common.record import versions
 from utils.stages.context import Models, Run
 from utils.stages.prune import calibration_key
@@ -24,13 +25,12 @@ from utils.stages.rank import Ranked
 
 
 def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
-    """The restoration before training; with -num_epoch 0 one of which what would be trained restores nothing."""
-    args, read = run.args, Checkpoint(models.pruned).read
-    calibrates = run.needs.calibration
-    given = Given(
+    """The restoration before training; with -num_epoch 0 without what would be trained."""
+    args, calibrates = run.args, run.needs.calibration
+    inputs = MethodInputs(
         config=models.config,
         seed=args.training_seed,
-        read=read,
+        read=Checkpoint(models.pruned).read,
         heads=ranked.heads if ranked else None,
         basis=ranked.basis if ranked else None,
         teacher=Checkpoint(models.dense, "-base_model_name").read if run.needs.teacher else None,
@@ -40,13 +40,13 @@ def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
         device=run.device,
     )
 
-    def kept(name: str, part: Method, make: Callable[[], State]) -> State:
+    def kept(part: Part, make: Callable[[], Terms]) -> Terms:
         if not part.needs.calibration:
             return make()
-        return run.cache.tensors("starts", start_key(run, models, name), make)
+        return unpacked(run.cache.tensors("starts", start_key(run, models, part), lambda: packed(make())))
 
-    start = Restoration.start(args.method, Options.of(args), given, kept)
-    return start if args.num_epoch else start.neutral(read)
+    start = Restoration.start(args.method, Options.of(args), inputs, kept)
+    return start if args.num_epoch else start.untrained()
 
 
 def calibration_tokens(run: Run, models: Models) -> Tensor:
@@ -62,21 +62,20 @@ def anew(run: Run, folder: Path, flag: str) -> Callable:
     return lambda: load_model(folder, run.dtype, "cpu", flag)
 
 
-def start_key(run: Run, models: Models, name: str) -> dict:
+def start_key(run: Run, models: Models, part: Part) -> dict:
     """All that a part's start depends on which reads the calibration set.
 
-    A part's settings are its attributes. It is given what the closed forms before it restored, so they count too.
+    It is given what the closed forms before it restored, so they count too.
     """
     args, known = run.args, versions()
     parts = parts_of(args.method, Options.of(args))
-    place = [each for each, _ in parts].index(name)
-    these = [*(part for part in parts[:place] if not part[1].needs.training), parts[place]]
+    these = [*(each for each in parts[: parts.index(part)] if not each.needs.training), part]
     return {
         "dense": fingerprint(models.dense),
         "pruned": fingerprint(models.pruned),
-        "parts": [[each, settings(part)] for each, part in these],
+        "parts": [[each.spec.made_by, sorted(each.sites), settings(each, args)] for each in these],
         # A closed form draws nothing: it is the same for all seeds.
-        "seed": args.training_seed if any(part.needs.calibration_epochs for _, part in these) else None,
+        "seed": args.training_seed if any(each.needs.calibration_epochs for each in these) else None,
         "calibration": calibration_key(args),
         "tokenizer": tokenizer_digest(models.tokenizer_from),
         "dtype": args.dtype,
@@ -85,13 +84,12 @@ def start_key(run: Run, models: Models, name: str) -> dict:
         "code": [
             digest_files(list(Path(baselines.__file__).parent.glob("*.py"))),
             code_version(
-                modeling_llama, updates, restoration, pruning.statistics, pruning.streaming, pruning.calibration
+                modeling_llama, terms, restoration, pruning.statistics, pruning.streaming, pruning.calibration
             ),
         ],
     }
 
 
-def settings(part: Method) -> dict[str, str]:
-    """The attributes of a part, as text that is the same in every process: sets have no order of their own."""
-    values = {key: sorted(value) if isinstance(value, Set) else value for key, value in vars(part).items()}
-    return {key: repr(value) for key, value in sorted(values.items())}
+def settings(part: Part, args: Arguments) -> dict:
+    """The flags that a part heeds."""
+    return {flag: getattr(args, flag) for flag in part.spec.takes}

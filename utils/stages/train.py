@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 
 from models.checkpoint import Checkpoint, fingerprint
 from models.loading import load_model
+from models.merge import Reference, record_logits
 from models.modeling_llama import numbers_trained
-from models.proof import Reference
 from models.restoration import Restoration, load_restoration, save_restoration
 from utils.common.cache import digest_tensors
 from utils.common.errors import UserError
@@ -30,11 +30,13 @@ SAVED = "restoration"
 class Trained:
     """What is left of the attached model once it is gone: what was learned, what it answered, and how it went.
 
-    parameters: how many numbers were trained. pruned_loss: the pruned model's validation loss; None where
+    restoration: as it was saved; its terms are read when they are asked for. learned: in words. parameters: how many
+    numbers were trained. pruned_loss: the pruned model's validation loss; None where
     nothing measured it.
     """
 
     restoration: Restoration
+    learned: str
     reference: Reference
     training: TrainingResult
     parameters: int
@@ -49,7 +51,8 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
     with run.processes.main_first():
         start = starting(run, models, ranked)
         taught_by = teacher(run, models, samples)
-    run.record.tell(start.describe())
+    learned = start.describe()
+    run.record.tell(learned)
     if run.result.continues and run.processes.sharded:
         run.record.tell("FSDP keeps no checkpoints: the interrupted training begins anew")
     trains = run.needs.training and args.num_epoch > 0
@@ -83,20 +86,22 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
         training = validate(model, asked)
     if run.needs.calibration and (harm := harm_of_closed_form(pruned_loss, training.history)):
         run.record.tell(harm)
-    restoration = start.read_from(model)
+    if run.processes.sharded:
+        start = start.gathered()
     run.processes.end()
     if not run.processes.is_main:
         return None
-    save(run, models, restoration, training)
+    save(run, models, start, training)
+    del start
+    restoration, _ = load_restoration(run.folder / SAVED)
     if run.processes.sharded:
         # What is left of the sharded model is a part of it: the saved restoration is attached to a whole one again.
         del model
         device = run.reading_device(models.pruned)
-        restoration, _ = load_restoration(run.folder / SAVED)
         model = restoration.attach(load_model(models.pruned, run.dtype, device, "-pruned_model_path"))
         check_gathered(model, samples.valid, training)
-    reference = Reference.ask(model, restoration, Checkpoint(models.pruned), samples.to_prove(), device)
-    return Trained(restoration, reference, training, parameters, pruned_loss)
+    reference = record_logits(model, restoration, Checkpoint(models.pruned), samples.to_prove(), device)
+    return Trained(restoration, learned, reference, training, parameters, pruned_loss)
 
 
 def begin(run: Run) -> None:
@@ -132,7 +137,7 @@ def trackers(run: Run) -> list[str]:
 def belongs(run: Run, models: Models, samples: Samples, start: Restoration) -> str:
     """Digest of all that a checkpoint of this training can be continued with."""
     encoded = [[sample.ids, sample.prompt_length] for sample in (*samples.train, *samples.valid)]
-    learned = [digest_tensors(state) for state in start.states]
+    learned = digest_tensors(start.tensors())
     how = [asdict(settings(run.args)), run.args.dtype, run.args.loss, run.args.distill_weight, run.processes.count]
     return digest(fingerprint(models.dense), fingerprint(models.pruned), learned, encoded, how)
 

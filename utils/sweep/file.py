@@ -10,6 +10,7 @@ from utils.common.config_file import NOT_REPEATED
 from utils.common.errors import UserError
 from utils.common.flag_types import above, seed
 from utils.common.flags import Arguments, build_parser, parse_arguments
+from utils.common.methods import Options, needs_of
 from utils.common.plain_yaml import read_yaml
 
 KEYS = ("flags", "prunings", "configurations", "seeds", "lr", "search", "compare_to")
@@ -107,9 +108,6 @@ def command_line(flags: dict[str, str | None], **more: object) -> list[str]:
 
 def trains(args: Arguments) -> bool:
     """Whether a run with these flags trains anything; UserError if its options do not go together."""
-    from models.methods import Options
-    from models.restoration import needs_of
-
     return needs_of(args.method, Options.of(args)).training and args.num_epoch > 0
 
 
