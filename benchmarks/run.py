@@ -135,7 +135,7 @@ def training_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argpar
     orders = [torch.Generator().manual_seed(args.seed + number) for number in range(args.repeats)]
     shuffled = [in_batches(same, torch.randperm(len(same), generator=order).tolist()) for order in orders]
     ours, plain = restoring_loop(model, restoration), plain_loop(model, restoration)
-    without = restoring_loop(model, restoration)
+    without = restoring_loop(model, restoration.gathered())
     for parameter in without.trained:
         parameter.data.zero_()
     warm_up = batches[-1:]  # the longest, after which memory is as large as it will be

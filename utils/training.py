@@ -24,7 +24,8 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from models.cpu_attention import cpu_attention
 from models.loading import input_device
-from models.modeling_llama import keep_columns, whole
+from models.modeling_llama import keep_columns
+from models.terms import whole
 from utils.checkpoints import UNFINISHED, last_whole, seal
 from utils.common.commands import ENDING
 from utils.common.disk import writing

@@ -7,10 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.checkpoint import Checkpoint
-from models.contract import Given
+from models.contract import MethodInputs
 from models.loading import load_config, load_model
-from models.methods import Options
 from models.restoration import Restoration
+from utils.common.methods import Options
 
 TOKENS = torch.randint(0, 256, (9, 23), generator=torch.Generator().manual_seed(2))
 aten = torch.ops.aten
@@ -36,14 +36,14 @@ class Card(TorchDispatchMode):
 @pytest.mark.parametrize("stream", ["dense", "pruned", "sequential", None])
 @pytest.mark.parametrize(
     ("method", "first"),
-    [("reconstruct", None), ("ia3", "reconstruct"), ("admm_update", None), ("flap_bias", None)],
+    [("reconstruct", None), ("norms_biases", "reconstruct"), ("admm_update", None), ("flap_bias", None)],
 )
 def test_all_of_a_layer_is_on_the_device_that_computes_it(make_tiny_llama, method, first, stream):
     folders = make_tiny_llama(), make_tiny_llama(zeros=0.5)
     dense, pruned = (partial(load_model, folder, torch.float32, "cpu", "-p") for folder in folders)
     teacher, read = (Checkpoint(folder).read for folder in folders)
     config = load_config(folders[1], "-p")
-    given = Given(config, 0, read, teacher=teacher, tokens=TOKENS, dense=dense, pruned=pruned, device="meta")
+    inputs = MethodInputs(config, 0, read, teacher=teacher, tokens=TOKENS, dense=dense, pruned=pruned, device="meta")
     with Card():
-        restoration = Restoration.start(method, Options(first=first, stream=stream), given)
-    assert all(tensor.device.type == "cpu" for state in restoration.states for tensor in state.values())
+        restoration = Restoration.start(method, Options(first=first, stream=stream), inputs)
+    assert all(tensor.device.type == "cpu" for tensor in restoration.tensors().values())

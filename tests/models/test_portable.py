@@ -17,9 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from models.checkpoint import Checkpoint
 from models.compact import write_compact
 from models.loading import load_config, load_model, tokenizer_files
-from models.merging import merge_and_prove
+from models.merge import merge_and_prove, record_logits
 from models.portable import portable, save_tokenizer
-from models.proof import Reference
 from models.restoration import save_restoration
 from pruning.checkpoint import prune
 from tests.builders import byte_tokenizer, save_tiny_llama, trained
@@ -94,7 +93,7 @@ def made_of(folder: Path, work: Path) -> dict[str, Path]:
     restoration, ids = trained(), [[5, 9, 77, 30, 8]]
     save_restoration(work / "restoration", restoration, {})
     attached = restoration.attach(load_model(made["pruned"], torch.float32, "cpu", "it"))
-    reference = Reference.ask(attached, restoration, Checkpoint(made["pruned"]), ids, "cpu")
+    reference = record_logits(attached, restoration, Checkpoint(made["pruned"]), ids, "cpu")
     common = {"tokenizer_from": made["pruned"], "reference": reference}
     merge_and_prove(made["pruned"], work / "restoration", made["model"], **common)
     made["compact"].mkdir()
