@@ -19,10 +19,9 @@ FLOORS = [
     ["utils.stages"],
     ["utils.sweep", "utils.generate"],
     ["utils.compare"],
-    ["RestoreLCC_train", "benchmarks", "data.make_bundled"],
+    ["RestoreLCC_train", "benchmarks"],
 ]
-"""From the ground up. Rooms on one floor don't import each other; `utils` is the method itself, without its rooms, and
-data.make_bundled a script that asks a model."""
+"""From the ground up. Rooms on one floor don't import each other; `utils` is the method itself, without its rooms."""
 
 LEVEL = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -1,11 +1,10 @@
 """Loading of samples, the bundled set and the bundled evaluation tasks."""
 
+import calendar
 import json
 import math
 import re
-import runpy
 import socket
-import sys
 from collections import Counter
 from datetime import date, timedelta
 from pathlib import Path
@@ -17,15 +16,12 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data import make_bundled
-from data.families import FAMILIES
-from data.families.family import Row, draw_rows
-from data.families.lists import MONTHS
 from data.loading import BUNDLED_FOLDER, Sample, bundled_text, check_data_path, load_samples
-from data.make_bundled import SIZES, clean, computed_drafts, parser, split
-from data.make_tasks import TASKS_FOLDER, as_jsonl, make_tasks
 from utils.common.errors import UserError
 
+TASKS_FOLDER = BUNDLED_FOLDER.parent / "tasks"
+SIZES = {"train": 2000, "valid": 250, "heldout": 520}
+MONTHS = list(calendar.month_name)[1:]
 TASKS = ("bundled_response", "bundled_facts", "bundled_arithmetic", "bundled_heldout")
 
 
@@ -242,45 +238,16 @@ def test_bundled_set_has_the_promised_size_and_loads():
     assert len(texts) == 2000
 
 
-def test_bundled_rows_come_from_many_families(bundled):
-    kinds = {family.name: family.computed for family in FAMILIES}
-    for name, (computed, written) in SIZES.items():
-        counts = Counter(kinds[row["family"]] for row in bundled[name])
-        assert (counts[True], counts[False]) == (computed, written), name
-    seen = {row["family"] for row in bundled["train"]}
-    assert seen == set(kinds)
-    assert sum(kinds[name] for name in seen) >= 20
-    assert len(seen) >= 40
-
-
 def test_bundled_files_are_disjoint_and_without_repeats(bundled):
     asked = Counter((row["instruction"], row["input"]) for rows in bundled.values() for row in rows)
     assert max(asked.values()) == 1
+    assert {name: len(rows) for name, rows in bundled.items()} == SIZES
     assert all(row["output"].strip() for rows in bundled.values() for row in rows)
 
 
 def test_no_heldout_answer_is_a_training_answer_of_its_family(bundled):
     trained = {(row["family"], row["output"]) for row in bundled["train"] + bundled["valid"]}
     assert not trained & {(row["family"], row["output"]) for row in bundled["heldout"]}
-
-
-def test_bundled_responses_are_short(bundled):
-    words = [len(row["output"].split()) for row in bundled["train"]]
-    assert sum(words) / len(words) <= 40
-
-
-def test_the_computed_part_can_be_made_again(bundled):
-    again = split(computed_drafts(), {name: sizes[0] for name, sizes in SIZES.items()})
-    for name, lines in again.items():
-        committed = {json.dumps(row, ensure_ascii=False) for row in bundled[name]}
-        assert set(lines) <= committed, name
-
-
-def test_a_family_gives_the_same_rows_again_and_no_row_twice():
-    for family in FAMILIES:
-        rows = draw_rows(family, 12, seed=3)
-        assert rows == draw_rows(family, 12, seed=3)
-        assert len({(row.instruction, row.input) for row in rows}) == 12
 
 
 def family_rows(bundled: dict[str, list[dict]], family: str) -> list[tuple[str, str, str]]:
@@ -339,48 +306,12 @@ def test_word_games_are_right(bundled):
         assert Counter(answer.split(", ")) == Counter(set(given.split(", ")))
 
 
-def test_written_answers_end_with_a_whole_sentence_and_repeat_nothing():
-    assert clean("It is warm. It is light. And then the") == "It is warm. It is light."
-    assert clean("A cat sat on the mat. A cat sat on the mat. A dog.") == "A cat sat on the mat."
-    assert clean('"Fresh bread for all"') == "Fresh bread for all"
-    assert clean("Dear [name], come and see us.") is None
-    assert clean("I'm unable to do that.") is None
-    assert clean("the the the the the the the the the the the the the") is None
-    assert clean("1. Sleep well.\n\n2. Eat") == "1. Sleep well."
-
-
-def test_make_bundled_takes_its_flags_as_everything_else_does(monkeypatch, capsys, tmp_path):
-    for dashes in ("-", "--"):
-        args = parser().parse_args([f"{dashes}batch_size", "3", f"{dashes}output_dir", str(tmp_path)])
-        assert (args.batch_size, args.output_dir) == (3, tmp_path)
-    assert parser().parse_args([]).output_dir == BUNDLED_FOLDER
-    for wrong, says in ((["-batch_size", "0"], "-batch_size"), (["-batch", "3"], "-batch 3")):
-        monkeypatch.setattr(sys, "argv", ["make_bundled", *wrong])
-        with pytest.raises(SystemExit) as stopped, pytest.warns(RuntimeWarning, match="make_bundled"):
-            runpy.run_module("data.make_bundled", run_name="__main__")
-        assert stopped.value.code == 2
-        (line,) = capsys.readouterr().err.strip().splitlines()
-        assert line.startswith("error: ") and says in line
-
-
-def test_split_refuses_to_give_out_more_than_there_is():
-    drafts = {"one": [Row(f"q{i}", "", "same") for i in range(4)]}
-    with pytest.raises(ValueError, match="heldout wants 1 rows"):
-        split(drafts, {"heldout": 1})
-    assert len(split(drafts, {"train": 4})["train"]) == 4
-
-
 # The bundled tasks
 
 
 @pytest.fixture(scope="module")
 def task_rows() -> dict[str, list[dict]]:
     return {name: rows_of(TASKS_FOLDER / f"{name}.jsonl") for name in TASKS}
-
-
-def test_task_files_are_what_their_script_makes():
-    for name, rows in make_tasks().items():
-        assert as_jsonl(rows) == (TASKS_FOLDER / f"{name}.jsonl").read_text(encoding="utf-8"), name
 
 
 def test_tasks_have_enough_rows_and_four_different_choices(task_rows):
@@ -455,12 +386,3 @@ def heldout_bits(model, folder: Path, limit: int) -> float:
         likelihood = sum(chances[i - 1, whole[0, i]].item() for i in range(start, whole.shape[1]))
         scores.append(-likelihood / math.log(2) / len(row["response"].encode()))
     return sum(scores) / limit
-
-
-def test_making_the_bundled_set_elsewhere_writes_over_no_file(tmp_path, monkeypatch):
-    (tmp_path / "train.jsonl").write_text("mine")
-    monkeypatch.setattr(make_bundled, "resolve", lambda *_: pytest.fail("went on"))
-    monkeypatch.setattr(sys, "argv", ["make_bundled", "-output_dir", str(tmp_path)])
-    with pytest.raises(UserError, match=r"^-output_dir: "):
-        make_bundled.main()
-    assert (tmp_path / "train.jsonl").read_text() == "mine"
