@@ -705,8 +705,6 @@ WRONG_PATHS = {
     "-base_model_name to prune": ["pruning", "-base_model_name", "./nowhere", "-output_dir", "O"],
     "-calib_data to prune": ["pruning", "-base_model_name", "embedded", "-calib_data", "n.txt", "-output_dir", "O"],
     "-pruned_model_path to merge": ["models.merge", "-pruned_model_path", "./n", "-restoration=.", "-output_dir", "O"],
-    "MODEL to be written as GGUF": ["models.to_gguf", "./nowhere", "/nowhere/it.gguf"],
-    "FILE of GGUF": ["models.to_gguf", "embedded", "it.bin"],
 }  # fmt: skip
 
 

@@ -17,9 +17,6 @@ C4 = "c4"
 DTYPE_NAMES = ("bfloat16", "float32", "float16")
 """Names of torch's dtypes that models run in."""
 
-GGUF_DTYPES = ("f32", "f16", "bf16", "q8_0")
-"""llama.cpp's names of the types that matrices are written in."""
-
 ANSWER_BITS = "answer_bits_per_byte"
 """A metric of every multiple-choice task: -log2 p of the right answers, for each of their UTF-8 bytes."""
 
