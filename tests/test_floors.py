@@ -17,7 +17,7 @@ FLOORS = [
     ["utils.evaluation"],
     ["utils.report", "utils.plan"],
     ["utils.stages"],
-    ["utils.sweep", "utils.generate"],
+    ["utils.sweep"],
     ["utils.compare"],
     ["RestoreLCC_train", "benchmarks"],
 ]

@@ -67,7 +67,6 @@ def write_results(
     print(f"\n{textwrap.fill(verdict(results, record), WIDTH)}")
     print(f"\nreport: {output / report.name}\nmodel:  {model}")
     print(f"next:   lm_eval --model hf --model_args pretrained={model} --tasks arc_easy --device {run.device}")
-    print(f'        python -m utils.generate {output} -prompt "Name three rivers."')
 
 
 def result_record(
