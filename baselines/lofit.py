@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 
 from models.head_scales import scaled_heads
 from models.modeling_llama import whole
-from utils.common.temporary import workspace
+from utils.common.files import workspace
 from utils.compensation import INITIAL_STD
 from utils.prompts import Encoded
 from utils.training import TrainingSettings, train

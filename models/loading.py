@@ -9,13 +9,10 @@ import logging
 import shutil
 import struct
 import tempfile
-from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 import torch
-import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
@@ -33,13 +30,11 @@ from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import models.compact_llama  # noqa: F401 - makes its class known to transformers
-from models.checkpoint import fingerprint
 from models.names import check_name, embedded_file, hub_name, read_settings
-from utils.common.cache import Cache
+from utils.common.cache import Cache, cached
 from utils.common.errors import UserError, first_line, shortened
-from utils.common.files import digest, digest_files, read_json, whole_folder
+from utils.common.files import digest, digest_files, read_json
 from utils.common.names import DTYPE_NAMES, EMBEDDED
-from utils.common.temporary import stamp
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
@@ -239,7 +234,7 @@ def _free_memory(device: str) -> int:
 
 @functools.cache
 def _offload_folder() -> str:
-    folder = tempfile.mkdtemp(prefix=f"restorelcc-offload-{stamp()}-")
+    folder = tempfile.mkdtemp(prefix="restorelcc-offload-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
@@ -313,10 +308,7 @@ def tokenizer_digest(folder: Path) -> str:
 def _unpack_gguf(file: Path, flag: str, cache_dir: Path) -> Path:
     """The GGUF file as a Hugging Face folder, kept in the cache by its content and by what unpacks it."""
     check_gguf(file, flag)
-    # whole: of entries without it nobody asked what transformers left out.
-    versions = {"transformers": transformers.__version__, "gguf": version("gguf")}
-    key = {"file": digest_files([file]), **versions, "whole": True}
-    return Cache(cache_dir).tree("unpacked", key, partial(_unpack, file, flag), fingerprint)
+    return _unpack(Cache(cache_dir), digest_files([file]), file=file, flag=flag)
 
 
 def check_gguf(file: Path, flag: str) -> None:
@@ -333,7 +325,9 @@ def check_gguf(file: Path, flag: str) -> None:
         raise UserError(f"{flag}: {file} is no whole GGUF file of version 2 or 3; copy it again")
 
 
-def _unpack(file: Path, flag: str, folder: Path) -> None:
+@cached("unpacked", libraries=("transformers", "gguf"))
+def _unpack(folder: Path, content: str, *, file: Path, flag: str) -> None:
+    """Write the GGUF file, known by its digest `content`, as a Hugging Face folder of fp32 safetensors."""
     print(f"unpacking {file.name} once")
     # A quantized file unpacks to more precision than bf16 holds; fp32 keeps all of it.
     place = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
@@ -370,9 +364,8 @@ def _unpack(file: Path, flag: str, folder: Path) -> None:
     plain = LlamaForCausalLM(LlamaConfig(**settings))
     plain.load_state_dict(packed.state_dict())
     plain.tie_weights()
-    with whole_folder(folder) as unfinished:
-        plain.save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _download(hub_id: str, flag: str) -> Path:

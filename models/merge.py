@@ -6,11 +6,12 @@ python -m models.merge -pruned_model_path PRUNED -restoration OUT/restoration -o
 from models.names import check_found
 from utils.common.commands import DEFAULT_CACHE, Parser, check_cache, folder_path, name_or_path, run
 from utils.common.errors import UserError
+from utils.common.files import read_json
 from utils.common.names import DTYPE_NAMES
-from utils.common.result import Result, check_apart
+from utils.common.run_folder import RunFolder, check_apart
 
 PROOF = "proof.json"
-"""What a later merge leaves beside the checkpoint: the proof, and which files it wrote."""
+"""What a later merge leaves beside the checkpoint."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.flag("dtype", choices=DTYPE_NAMES, help="in which both models answer for the proof (default: the run's)")
     parser.flag("device", default="cpu", help="cpu, cuda, cuda:N, …")
-    parser.switch("overwrite", "replace the merged checkpoint in -output_dir, and no other file")
+    parser.switch("overwrite", "rename what is in -output_dir to DIR.1 when the merged checkpoint is whole")
     parser.flag(
         "cache_dir", type=folder_path, default=DEFAULT_CACHE, metavar="DIR", help="where a GGUF file is unpacked"
     )
@@ -44,19 +45,28 @@ def main(argv: list[str] | None = None) -> None:
     # Before torch is imported, so that a wrong path is answered at once.
     inputs = ("pruned_model_path", "restoration", "tokenizer", "cache_dir")
     check_apart(args.output_dir, {f"-{name}": getattr(args, name) for name in inputs})
-    result = Result(args.output_dir, PROOF)
-    check_found(args.pruned_model_path, "-pruned_model_path")
-    if args.tokenizer:
-        check_found(args.tokenizer, "-tokenizer")
-    if not args.restoration.is_dir():
-        raise UserError(f"-restoration: {args.restoration} is not a folder; give OUT/restoration of a run")
-    result.check(args.overwrite)
-    check_cache(args.cache_dir)
-    from models.merging import merge_saved
+    arguments = {name: str(value) for name, value in vars(args).items() if name not in ("output_dir", "overwrite")}
+    with RunFolder(args.output_dir, arguments, args.overwrite) as folder:
+        if not folder.whole:
+            check_found(args.pruned_model_path, "-pruned_model_path")
+            if args.tokenizer:
+                check_found(args.tokenizer, "-tokenizer")
+            if not args.restoration.is_dir():
+                raise UserError(f"-restoration: {args.restoration} is not a folder; give OUT/restoration of a run")
+            check_cache(args.cache_dir)
+            from models.merging import merge_saved
 
-    found = merge_saved(
-        args.pruned_model_path, args.restoration, args.tokenizer, args.dtype, args.device, result, args.cache_dir
-    )
+            merge_saved(
+                args.pruned_model_path,
+                args.restoration,
+                args.tokenizer,
+                args.dtype,
+                args.device,
+                folder.partial,
+                args.cache_dir,
+            )
+        folder.finish()
+    found = read_json(args.output_dir / PROOF)
     print(
         f"{found['tensors_identical']} of {found['tensors_compared']} weights bit-identical, "
         f"{found['zeros_restored']:,} zeros kept, logits differ by {found['logits_relative_difference']:.1e}"

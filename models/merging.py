@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -24,10 +25,8 @@ from models.merge import PROOF
 from models.proof import Proof, Reference, prove, prove_compact
 from models.restoration import Restoration, check_belongs, load_restoration
 from utils.common.errors import UserError
-from utils.common.files import whole_folder, write_json
+from utils.common.files import whole_folder, workspace, write_json
 from utils.common.names import DTYPE_NAMES
-from utils.common.result import Result
-from utils.common.temporary import workspace
 
 PROBE_TEXTS = (
     "### Instruction:\nName three things that float on water.\n\n### Response: Wood, ice and",
@@ -98,10 +97,10 @@ def merge_saved(
     tokenizer_name: str | None,
     dtype_name: str | None,
     device_name: str,
-    result: Result,
+    output: Path,
     cache_dir: Path,
 ) -> dict:
-    """Merge and prove what `saved` holds, as the flags of `python -m models.merge` say; returns the proof's record."""
+    """Merge and prove what `saved` holds, to the folder `output`, as `python -m models.merge` is told; the record."""
     device = usable_device(device_name)
     restoration, about = load_restoration(saved)
     given = resolve(pruned_name, "-pruned_model_path", cache_dir)
@@ -119,15 +118,16 @@ def merge_saved(
     model = restoration.attach(load_model(pruned, dtype, device, "-pruned_model_path"))
     reference = Reference.ask(model, restoration, Checkpoint(pruned), token_ids, device)
     del model
-    with result.working(), workspace("merge", cache_dir) as place:
-        # A compact checkpoint gets a compact result, by way of the dense shapes in which it was restored.
-        merged = place / "merged" if compact else result.folder
-        proofs = [merge_and_prove(pruned, saved, merged, tokenizer_from=tokenizer_from, reference=reference)]
+    # A compact checkpoint gets a compact result, by way of the dense shapes in which it was restored.
+    with workspace("merge") if compact else nullcontext(output) as place:
+        proofs = [merge_and_prove(pruned, saved, place / "merged", tokenizer_from=tokenizer_from, reference=reference)]
         if compact:
-            proofs.append(compact_and_prove(merged, result.folder, reference))
-        found = {**proofs[0].record, **({"compact": proofs[1].record} if compact else {})}
-        write_json(result.folder / PROOF, found)
-        result.finish()
+            proofs.append(compact_and_prove(place / "merged", output / "merged", reference))
+    for file in (output / "merged").iterdir():
+        file.rename(output / file.name)
+    (output / "merged").rmdir()
+    found = {**proofs[0].record, **({"compact": proofs[1].record} if compact else {})}
+    write_json(output / PROOF, found)
     return found
 
 

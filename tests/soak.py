@@ -25,6 +25,7 @@ from pathlib import Path
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
 import torch
+import utils.stages.room
 from transformers import BertConfig, BertModel
 
 import RestoreLCC_train
@@ -33,7 +34,6 @@ import utils.stages.measure
 import utils.stages.merge
 import utils.stages.prepare
 import utils.stages.results
-import utils.stages.room
 import utils.stages.train  # noqa: F401 - all that a run imports, once for all of its processes
 from tests.builders import byte_tokenizer, save_tiny_llama
 from utils.common.commands import Parser, run

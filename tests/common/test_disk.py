@@ -17,6 +17,8 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
+from utils.common.lock import holder, locked
+from utils.common.result import LOCK, Result
 
 from tests.builders import byte_tokenizer
 from utils.common import disk
@@ -25,8 +27,6 @@ from utils.common.commands import check_cache
 from utils.common.disk import Need, Unwritten, as_bytes, check_room, check_writable, refusal, told, writing
 from utils.common.errors import UserError
 from utils.common.files import whole_file, whole_folder, write_json
-from utils.common.lock import holder, locked
-from utils.common.result import LOCK, Result
 
 ROOT = Path(disk.__file__).parents[2]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from utils.common.lock import holder
+from utils.common.result import LOCK, STAGING, Result, check_apart, written
 
 from utils.common import result as module
 from utils.common.errors import UserError
-from utils.common.lock import holder
-from utils.common.result import LOCK, STAGING, Result, check_apart, written
 
 RECORD = "logs/written.json"
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from utils.common.lock import locked
+from utils.common.result import LOCK, Result
+from utils.common.temporary import remove_abandoned, stamp, workspace
 
 from utils.common import temporary
 from utils.common.commands import check_cache
 from utils.common.files import whole_file, whole_folder
-from utils.common.lock import locked
-from utils.common.result import LOCK, Result
-from utils.common.temporary import remove_abandoned, stamp, workspace
 
 ROOT = Path(temporary.__file__).parents[2]
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, PreTrainedTokenizerFast
+from utils.common.result import Result
 
 import models.merge
 import RestoreLCC_train
@@ -29,7 +30,6 @@ from utils.common.flags import parse_arguments
 from utils.common.methods import METHODS, Line
 from utils.common.progress import OFF
 from utils.common.record import STAGES
-from utils.common.result import Result
 from utils.evaluation.rows import CHOICES, LOSS, VALIDATION, pair_rows, read_rows
 from utils.evaluation.statistics import aggregate, divergences
 from utils.losses import IGNORED

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from utils.common.result import STAGING
+from utils.stages.room import stored_bytes
 
 from tests.common.test_disk import no_file_above
 from tests.stages.test_command_line import finished, flags, run, world  # noqa: F401 - its fixtures
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
-from utils.common.result import STAGING
 from utils.plan.command import count_samples, count_tasks, read_model, workload
 from utils.plan.disk import written as planned_disk
-from utils.stages.room import stored_bytes
 
 
 def kept_bits(output: Path) -> dict[str, bytes]:

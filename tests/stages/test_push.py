@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.utils import _http
+from utils.common.result import WRITTEN
+from utils.stages.begin import INTERRUPTED, changed_flag
 
 import RestoreLCC_train
 from tests.fake_hub import ACCOUNT, TOKEN, FakeHub
@@ -20,8 +22,6 @@ from utils.common import commands
 from utils.common.errors import UserError
 from utils.common.files import write_json
 from utils.common.flags import parse_arguments
-from utils.common.result import WRITTEN
-from utils.stages.begin import INTERRUPTED, changed_flag
 from utils.stages.push import check_push, push
 
 ENTRY = Path(RestoreLCC_train.__file__)

@@ -120,7 +120,6 @@ class Arguments:
     report_to: str
     push_to_hub: str | None
     hub_private_repo: bool
-    dry_run: bool
     plan: str | None
 
     def head_count(self, layers: int, heads: int) -> int:
@@ -501,7 +500,7 @@ def build_parser() -> Parser:
 
     parser.group("output")
     parser.flag("output_dir", type=folder_path, default=Path("output"), metavar="DIR", help="where the result goes")
-    parser.switch("overwrite", "replace the result in -output_dir, when the new one is whole; no other file in it")
+    parser.switch("overwrite", "rename what is in -output_dir to DIR.1 (.2, …) when the new result is whole")
     parser.flag(
         "cache_dir",
         type=folder_path,
@@ -541,11 +540,6 @@ def build_parser() -> Parser:
         "reached and knows the token (HF_TOKEN, or hf auth login) is asked before anything is computed",
     )
     parser.switch("hub_private_repo", "if -push_to_hub makes a new repository, make it private (default: the hub's)")
-    parser.switch(
-        "dry_run",
-        "run nothing: read and check all inputs, and say what each stage would do, what is kept from earlier runs, and "
-        "the time on this machine",
-    )
     parser.flag(
         "plan",
         metavar="CARD",

@@ -17,10 +17,9 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from utils.common.commands import Parser, folder_path, run
 from utils.common.errors import UserError
-from utils.common.files import digest_files, whole_folder, write_json, write_text
+from utils.common.files import digest_files, whole_folder, workspace, write_json, write_text
 from utils.common.names import BUNDLED, SPEC_TASKS
-from utils.common.result import Result, check_apart
-from utils.common.temporary import workspace
+from utils.common.run_folder import check_apart
 from utils.evaluation import mirror_rows, perplexity
 from utils.evaluation.model import quiet
 from utils.evaluation.plan import TaskLoader, task_names, wikitext_rows
@@ -154,11 +153,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.eval_data_dir is not None and not args.eval_data_dir.is_dir():
         raise UserError(f"{DATA_FLAG}: {args.eval_data_dir} is not a folder; leave it out to use the hub")
     check_apart(args.output_dir, {DATA_FLAG: args.eval_data_dir})
-    result = Result(args.output_dir, MIRROR_RECORD)
-    result.check(args.overwrite)
-    with result.working():
-        record = write_mirror(args.tasks, result.folder, args.eval_data_dir)
-        result.finish()
+    if args.output_dir.exists() and not args.overwrite:
+        raise UserError(f"-output_dir: {args.output_dir} already holds files; give another folder, or -overwrite")
+    record = write_mirror(args.tasks, args.output_dir, args.eval_data_dir)
     print(f"{len(record['sha256'])} files in {args.output_dir}; use them with: -eval_data_dir {args.output_dir}")
 
 

@@ -1,12 +1,11 @@
 """Both pages of a run and its pictures as files, drawn from its record alone."""
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.common.errors import UserError, first_line
-from utils.common.files import read_json, whole_folder, write_text
+from utils.common.files import read_json, whole_file, write_text
 from utils.report.figures import style
 from utils.report.html import page, pictures_of, write_pictures
 from utils.report.page import report
@@ -60,13 +59,11 @@ def write_report(folder: Path, record: Record) -> list[Path]:
     html = page(record.results, record.run, record.history, record.examples, drawn)
     figures = folder / FIGURES
     if drawn or pictures:
-        with whole_folder(figures) as partial, style():
+        with style():
             for name, draw in pictures.items():
-                draw().savefig(partial / f"{name}.png")
-            write_pictures(partial, list(drawn.values()))
-            for old in figures.iterdir() if figures.is_dir() else ():
-                if not (partial / old.name).exists():
-                    shutil.copy2(old, partial / old.name)
+                with whole_file(figures / f"{name}.png") as partial:
+                    draw().savefig(partial)
+        write_pictures(figures, list(drawn.values()))
     write_text(folder / MARKDOWN, text)
     write_text(folder / HTML, html)
     names = [f"{name}.png" for name in pictures] + [f"{name}.{kind}" for name in drawn for kind in ("svg", "csv")]

@@ -10,6 +10,7 @@ from models.checkpoint import Checkpoint, check_finite, check_weights
 from models.compact import in_dense_shapes
 from models.loading import check_pair, check_vocabulary, load_config, load_tokenizer, resolve, slow_half
 from pruning import calibration
+from utils.common.disk import as_bytes, free_bytes
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
 from utils.common.recipes import as_flags
@@ -33,25 +34,25 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     if slow_half(run.device, run.dtype):
         hint = f"this CPU computes {args.dtype} in software, several times slower than -dtype float32"
         print(f"      {hint}")
-    dense = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
-    config = load_config(dense, "-base_model_name")
+    folder = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
+    config = load_config(folder, "-base_model_name")
     args.check_layers(config.num_hidden_layers)
     if run.needs.heads:
         args.head_count(config.num_hidden_layers, config.num_attention_heads)
-    check_checkpoint(dense, config, "-base_model_name")
-    tokenizer = load_tokenizer(dense, "-base_model_name")
+    dense = check_checkpoint(folder, config, "-base_model_name")
+    tokenizer = load_tokenizer(folder, "-base_model_name")
     check_vocabulary(tokenizer, config, "-base_model_name")
     given, pruned = None, None
     if args.pruned_model_path:
-        given, pruned = given_checkpoint(args, dense)
-        if run.needs.teacher and pruned != given:
+        given, pruned = given_checkpoint(args, folder)
+        if run.needs.teacher and pruned is not given:
             asked = [args.method, *([f"-first {args.first}"] if args.first else [])]
             asked += [f"-bias_start {args.bias_start}"] * (args.bias_start != "zero")
             raise UserError(
                 f"-method: {' with '.join(asked)} holds pruned weights against the dense ones, and a compact "
                 "checkpoint doesn't say which channels are left; prune with -mode masked"
             )
-        config = load_config(pruned, "-pruned_model_path")
+        config = load_config(pruned.folder, "-pruned_model_path")
     else:
         pruning.check(args.prune_method, args.sparsity, args.calib_data, args.calib_samples, args.calib_length, config)
     if run.needs.calibration:
@@ -61,7 +62,18 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     check_states(run, config.hidden_size, samples)
     for line in plan.describe():
         print(f"      {line}")
-    return Models(dense, pruned, given, config, tokenizer, dense), samples, plan
+    warn_of_room(args, pruned or dense)
+    return Models(dense, pruned, given, config, tokenizer, folder), samples, plan
+
+
+def warn_of_room(args: Arguments, checkpoint: Checkpoint) -> None:
+    """Say so if -output_dir has less room than the merged checkpoint will take: as much as the pruned one's files."""
+    needed, free = sum(file.stat().st_size for file in checkpoint.files), free_bytes(args.output_dir)
+    if free < needed:
+        print(
+            f"      warning: -output_dir: {as_bytes(free)} are free, and the restored model takes {as_bytes(needed)}",
+            file=sys.stderr,
+        )
 
 
 def asks_encoder(run: Run) -> bool:
@@ -77,16 +89,15 @@ def check_checkpoint(folder: Path, config: LlamaConfig, flag: str) -> Checkpoint
     return checkpoint
 
 
-def given_checkpoint(args: Arguments, dense: Path) -> tuple[Path, Path]:
+def given_checkpoint(args: Arguments, dense: Path) -> tuple[Checkpoint, Checkpoint]:
     """(-pruned_model_path, the same in the dense model's shapes), checked; UserError if nothing in it is pruned."""
     flag = "-pruned_model_path"
-    given = resolve(args.pruned_model_path, flag, args.cache_dir)
-    check_pair(dense, given, flag)
-    checkpoint = check_checkpoint(given, load_config(given, flag), flag)
-    pruned, compact = in_dense_shapes(given, args.cache_dir)
-    if compact:
-        checkpoint = Checkpoint(pruned, flag)
-    zeros, weights = checkpoint.survey().counts()
+    folder = resolve(args.pruned_model_path, flag, args.cache_dir)
+    check_pair(dense, folder, flag)
+    given = check_checkpoint(folder, load_config(folder, flag), flag)
+    expanded, compact = in_dense_shapes(folder, args.cache_dir)
+    pruned = Checkpoint(expanded, flag) if compact else given
+    zeros, weights = pruned.survey().counts()
     if not sum(zeros) and not args.allow_dense:
         raise UserError(
             f"{flag}: {args.pruned_model_path} has no zeros, so nothing seems pruned; "

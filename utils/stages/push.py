@@ -1,6 +1,5 @@
 """`-push_to_hub`: what the hub must grant is asked before anything is computed; the model goes there once it stands."""
 
-import glob
 import os
 import shlex
 import signal
@@ -14,8 +13,7 @@ from huggingface_hub import constants
 from utils.common.errors import Stopped, UserError, causes, first_line, shortened
 from utils.common.flags import Arguments
 from utils.common.hub import offline
-from utils.common.processes import speaks
-from utils.common.result import WRITTEN, written
+from utils.common.processes import is_main_process
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -34,7 +32,7 @@ def check_push(args: Arguments) -> None:
 
     One process of several asks, since the hub answers few such questions a minute.
     """
-    if args.push_to_hub is None or not speaks():
+    if args.push_to_hub is None or not is_main_process():
         return
     without = f"or run without {FLAG} and upload the result when it is"
     if constants.HF_HUB_OFFLINE:
@@ -77,11 +75,9 @@ def push(args: Arguments) -> None:
             name = api.create_repo(name, private=args.hub_private_repo or None, exist_ok=True).repo_id
             if args.hub_private_repo:
                 _refuse_public(api, name, f"; {again}")
-            own = [path for path in written(args.output_dir, WRITTEN) if path.startswith(f"{MODEL}/")]
             api.upload_folder(
                 repo_id=name,
                 folder_path=folder,
-                allow_patterns=[glob.escape(path.removeprefix(f"{MODEL}/")) for path in own],
                 commit_message="Upload a model restored by RestoreLCC",
             )
     except (KeyboardInterrupt, Stopped) as end:

@@ -1,23 +1,18 @@
 """Where training starts: what each part of a method is given, and closed forms, which are kept by content."""
 
-from collections.abc import Callable, Set
-from pathlib import Path
+from collections.abc import Callable
 
 from torch import Tensor
 
 import baselines
+import models
+import pruning
 import pruning.calibration
-import pruning.statistics
-import pruning.streaming
-from models import modeling_llama, restoration, updates
-from models.checkpoint import Checkpoint, fingerprint
+from models.checkpoint import Checkpoint
 from models.contract import Given, Method, State
-from models.loading import load_model, tokenizer_digest
 from models.methods import Options, parts_of
 from models.restoration import Restoration
-from utils.common.cache import code_version
-from utils.common.files import digest_files
-from utils.common.record import versions
+from utils.common.cache import cached, identity
 from utils.stages.context import Models, Run
 from utils.stages.prune import calibration_key
 from utils.stages.rank import Ranked
@@ -25,7 +20,7 @@ from utils.stages.rank import Ranked
 
 def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
     """The restoration before training; with -num_epoch 0 one of which what would be trained restores nothing."""
-    args, read = run.args, Checkpoint(models.pruned).read
+    args, read = run.args, models.pruned.read
     calibrates = run.needs.calibration
     given = Given(
         config=models.config,
@@ -33,20 +28,51 @@ def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
         read=read,
         heads=ranked.heads if ranked else None,
         basis=ranked.basis if ranked else None,
-        teacher=Checkpoint(models.dense, "-base_model_name").read if run.needs.teacher else None,
+        teacher=models.dense.read if run.needs.teacher else None,
         tokens=calibration_tokens(run, models) if calibrates else None,
-        dense=anew(run, models.dense, "-base_model_name") if calibrates else None,
-        pruned=anew(run, models.pruned, "-pruned_model_path") if calibrates else None,
+        # On the CPU, since one layer at a time is computed; a method may change the model that it is given.
+        dense=(lambda: run.load(models.dense, "cpu")) if calibrates else None,
+        pruned=(lambda: run.load(models.pruned, "cpu")) if calibrates else None,
         device=run.device,
     )
 
     def kept(name: str, part: Method, make: Callable[[], State]) -> State:
         if not part.needs.calibration:
             return make()
-        return run.cache.tensors("starts", start_key(run, models, name), make)
+        parts = parts_of(args.method, Options.of(args))
+        place = [each for each, _ in parts].index(name)
+        # It is given what the closed forms before it restored, so they count too.
+        these = [*(part for part in parts[:place] if not part[1].needs.training), parts[place]]
+        # A closed form draws nothing: it is the same for all seeds.
+        seed = args.training_seed if any(part.needs.calibration_epochs for _, part in these) else None
+        return closed_form(
+            run.cache,
+            models.dense,
+            models.pruned,
+            [[each, identity(vars(part))] for each, part in these],
+            seed,
+            [*calibration_key(args), models.tokenizer_sha256],
+            [args.dtype, run.kind_of_device],
+            make=make,
+        )
 
     start = Restoration.start(args.method, Options.of(args), given, kept)
     return start if args.num_epoch else start.neutral(read)
+
+
+@cached("starts", code=(baselines, models, pruning), libraries=("torch", "transformers"))
+def closed_form(
+    dense: Checkpoint,
+    pruned: Checkpoint,
+    parts: list,
+    seed: int | None,
+    calibration: list,
+    how: list,
+    *,
+    make: Callable[[], State],
+) -> State:
+    """What a part that reads the calibration set starts from. parts: the closed forms until then, by their settings."""
+    return make()
 
 
 def calibration_tokens(run: Run, models: Models) -> Tensor:
@@ -55,43 +81,3 @@ def calibration_tokens(run: Run, models: Models) -> Tensor:
     return pruning.calibration.load(
         args.calib_data, args.calib_samples, args.calib_length, models.tokenizer, args.calibration_seed
     )[0]
-
-
-def anew(run: Run, folder: Path, flag: str) -> Callable:
-    """Loads that model for a method, which may change it; on the CPU, since one layer at a time is computed."""
-    return lambda: load_model(folder, run.dtype, "cpu", flag)
-
-
-def start_key(run: Run, models: Models, name: str) -> dict:
-    """All that a part's start depends on which reads the calibration set.
-
-    A part's settings are its attributes. It is given what the closed forms before it restored, so they count too.
-    """
-    args, known = run.args, versions()
-    parts = parts_of(args.method, Options.of(args))
-    place = [each for each, _ in parts].index(name)
-    these = [*(part for part in parts[:place] if not part[1].needs.training), parts[place]]
-    return {
-        "dense": fingerprint(models.dense),
-        "pruned": fingerprint(models.pruned),
-        "parts": [[each, settings(part)] for each, part in these],
-        # A closed form draws nothing: it is the same for all seeds.
-        "seed": args.training_seed if any(part.needs.calibration_epochs for _, part in these) else None,
-        "calibration": calibration_key(args),
-        "tokenizer": tokenizer_digest(models.tokenizer_from),
-        "dtype": args.dtype,
-        "device": run.kind_of_device,
-        "libraries": {library: known[library] for library in ("torch", "transformers")},
-        "code": [
-            digest_files(list(Path(baselines.__file__).parent.glob("*.py"))),
-            code_version(
-                modeling_llama, updates, restoration, pruning.statistics, pruning.streaming, pruning.calibration
-            ),
-        ],
-    }
-
-
-def settings(part: Method) -> dict[str, str]:
-    """The attributes of a part, as text that is the same in every process: sets have no order of their own."""
-    values = {key: sorted(value) if isinstance(value, Set) else value for key, value in vars(part).items()}
-    return {key: repr(value) for key, value in sorted(values.items())}
