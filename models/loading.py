@@ -30,6 +30,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import models.compact_llama  # noqa: F401 - makes its class known to transformers
+from models.checkpoint import Checkpoint, check_finite, check_weights
 from models.names import check_name, embedded_file, hub_name, read_settings
 from utils.common.cache import Cache, cached
 from utils.common.errors import UserError, first_line, shortened
@@ -83,7 +84,8 @@ def load_config(folder: Path, flag: str) -> LlamaConfig:
     _check_generation(folder, flag)
     try:
         _check_computed(settings)
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        # Said here, since a config.json may name an attention whose code is fetched from elsewhere.
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, attn_implementation="sdpa")
     except Exception as error:  # whatever a damaged value makes transformers raise
         raise UserError(f"{flag}: {folder}/config.json: {first_line(error)}; copy the model again") from error
 
@@ -122,6 +124,14 @@ def _check_computed(settings: dict) -> None:
         for part in ("rope_theta", "factor"):
             _check_positive(part, rope.get(part))
     _check_positive("rope_theta", settings.get("rope_theta"))
+    epsilon = settings.get("rms_norm_eps", 0)
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 <= epsilon < 1:
+        raise ValueError(f"rms_norm_eps is {shortened(repr(epsilon))}, no number from 0 to below 1")
+    for name, needed in (("output_attentions", False), ("return_dict", True)):
+        if settings.get(name, needed) is not needed:
+            raise ValueError(
+                f"{name} is {shortened(repr(settings[name]))}, and only {needed} can be computed with here"
+            )
     dropout = settings.get("attention_dropout", 0)
     if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise ValueError(f"attention_dropout is {shortened(repr(dropout))}, no share from 0 to below 1")
@@ -132,14 +142,24 @@ def _check_positive(name: str, value: object) -> None:
         raise ValueError(f"{name} is {shortened(repr(value))}, no positive number")
 
 
+def check_model(folder: Path, flag: str) -> tuple[Checkpoint, LlamaConfig, PreTrainedTokenizerBase]:
+    """The model in `folder`, with its configuration and tokenizer; UserError for whatever is wrong with its files."""
+    config, checkpoint = load_config(folder, flag), Checkpoint(folder, flag)
+    check_weights(checkpoint, config)
+    check_finite(checkpoint)
+    tokenizer = load_tokenizer(folder, flag)
+    check_vocabulary(tokenizer, config, flag)
+    return checkpoint, config, tokenizer
+
+
 def load_tokenizer(folder: Path, flag: str) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`, padding on the right; no token is ever added to the vocabulary."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        if not tokenizer("One text.").input_ids:
-            raise ValueError("it makes no tokens of a text")
+        if not set(tokenizer("One text.").input_ids) - set(tokenizer.all_special_ids):
+            raise ValueError("it makes no tokens of a text, or none but special ones")
     except Exception as error:  # whatever a damaged file makes transformers or tokenizers raise
         raise UserError(
             f"{flag}: {folder} has no usable tokenizer ({first_line(error)}); copy its files again"

@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from models.checkpoint import Checkpoint, check_finite, check_weights
 from models.compact import RECORD, compact
 from models.compact_llama import CompactLlamaConfig
-from models.loading import check_vocabulary, load_config, load_model, load_tokenizer, usable_device
+from models.loading import check_model, load_config, load_model, usable_device
 from pruning import calibration
 from pruning.methods import METHODS, share_of_zeros
 from pruning.pattern import Pattern
@@ -89,11 +88,7 @@ def prune_into(
     config = load_config(base, "-base_model_name")
     pattern = check(method, sparsity, calib_data, calib_samples, calib_length, config, mode)
     place = _device(device)
-    stored = Checkpoint(base, "-base_model_name")
-    check_weights(stored, config)
-    check_finite(stored)
-    tokenizer = load_tokenizer(base, "-base_model_name")
-    check_vocabulary(tokenizer, config, "-base_model_name")
+    _, _, tokenizer = check_model(base, "-base_model_name")
     tokens, source = None, None
     if METHODS[method].statistic:
         tokens, source = calibration.load(calib_data, calib_samples, calib_length, tokenizer, seed)

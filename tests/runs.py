@@ -8,6 +8,15 @@ from transformers import AutoModelForCausalLM, BertConfig, BertModel
 
 import RestoreLCC_train
 from tests.builders import byte_tokenizer, save_tiny_llama
+from utils.common.flags import parse_arguments
+from utils.common.processes import Processes
+from utils.evaluation.plan import EvalPlan
+from utils.samples import Samples
+from utils.stages.context import Models, Run
+from utils.stages.measure import measure
+from utils.stages.negatives import probe_trees, prompt_trees
+from utils.stages.prepare import prepare
+from utils.stages.rank import Ranked, rank
 
 ROOT = Path(RestoreLCC_train.__file__).parent
 HEADS = 5
@@ -71,6 +80,20 @@ def flags(world: Path, output: Path, **changes) -> list[str]:
         if value is not None:
             given += [f"-{name}"] if value is True else [f"-{name}", str(value)]
     return given
+
+
+def prepared(arguments: list[str]) -> tuple[Run, Models, Samples, EvalPlan]:
+    """What the stages of such a run are given."""
+    args = parse_arguments(arguments)
+    run = Run.of(args, Processes(args.device), args.output_dir, args.device)
+    return run, *prepare(run)
+
+
+def ranked(run: Run, models: Models, samples: Samples, plan: EvalPlan) -> Ranked | None:
+    """The stages from the samples to the chosen heads."""
+    dense = measure(run, models, samples, plan, "dense", probe_trees(run, models, samples))
+    pruned = measure(run, models, samples, plan, "pruned", prompt_trees(run, samples))
+    return rank(run, models, dense.activations, pruned.activations, None)
 
 
 def run(monkeypatch, arguments: list[str]) -> None:

@@ -182,6 +182,8 @@ def text(given: str) -> str:
 def name_or_path(given: str) -> str:
     """An argparse type: a name, or a path with its ~ resolved, so that one place has one spelling."""
     path = os.path.expanduser(text(given))
+    if not path.strip():
+        raise argparse.ArgumentTypeError("is empty; name something, or leave it out")
     longest = max(len(part.encode()) for part in path.split("/"))
     if longest > _LONGEST_NAME or len(path.encode()) > _LONGEST_PATH:
         raise argparse.ArgumentTypeError(f"is longer than a path can be: {shortened(given)}")

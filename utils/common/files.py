@@ -115,13 +115,13 @@ def write_json(path: Path, content: object) -> None:
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def parse_json(text: str) -> object:
+def parse_json(text: str, **options) -> object:
     """The JSON in `text`; ValueError, of one line, for whatever is wrong with it (JSONDecodeError if it is no JSON).
 
-    Refused as well, because nothing could write it again: strings with half of a surrogate pair.
+    Refused as well, because nothing could write it again: strings with half of a surrogate pair. options: json.loads's.
     """
     try:
-        content = json.loads(text)
+        content = json.loads(text, **options)
         if _SURROGATE.search(text):
             json.dumps(content, ensure_ascii=False).encode()
     except RecursionError as error:
@@ -130,7 +130,10 @@ def parse_json(text: str) -> object:
         raise ValueError("half of a surrogate pair, which is no text") from error
     except json.JSONDecodeError:
         raise
-    except ValueError as error:  # int's own limit, whose message names a function of Python
+    except ValueError as error:
+        if "digits" not in str(error):  # a hook's own
+            raise
+        # int's own limit, whose message names a function of Python
         raise ValueError("a number of thousands of digits") from error
     return content
 

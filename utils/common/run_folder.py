@@ -61,8 +61,8 @@ class RunFolder:
         flag: str = "-output_dir",
     ):
         self.final = Path(os.path.realpath(out.expanduser()))
-        self.partial = self.final.with_name(f"{self.final.name}{PARTIAL}")
-        self._lock = self.final.with_name(f"{self.final.name}.lock")
+        self.partial = self.final.parent / f"{self.final.name}{PARTIAL}"
+        self._lock = self.final.parent / f"{self.final.name}.lock"
         self._arguments, self._overwrite, self._keep, self._anew = arguments, overwrite, keep, anew
         self._flag, self._what = flag, f"{flag}: {out}"
         self.whole = False

@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 import pruning
 from models.checkpoint import Checkpoint, check_finite, check_weights
 from models.compact import in_dense_shapes
-from models.loading import check_pair, check_vocabulary, load_config, load_tokenizer, resolve, slow_half
+from models.loading import check_model, check_pair, load_config, resolve, slow_half
 from pruning import calibration
 from utils.common.disk import as_bytes, free_bytes
 from utils.common.errors import UserError
@@ -17,6 +17,7 @@ from utils.common.recipes import as_flags
 from utils.distillation import check_loss
 from utils.evaluation.plan import EvalPlan, plan_tasks
 from utils.evaluation.spec_tasks import load_texts
+from utils.evaluation.tasks import TOKENS_ONLY, WIKITEXT
 from utils.negatives import locate_encoder
 from utils.samples import Samples, read_samples
 from utils.stages.context import Models, Run
@@ -39,9 +40,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     args.check_layers(config.num_hidden_layers)
     if run.needs.heads:
         args.head_count(config.num_hidden_layers, config.num_attention_heads)
-    dense = check_checkpoint(folder, config, "-base_model_name")
-    tokenizer = load_tokenizer(folder, "-base_model_name")
-    check_vocabulary(tokenizer, config, "-base_model_name")
+    dense, config, tokenizer = check_model(folder, "-base_model_name")
     given, pruned = None, None
     if args.pruned_model_path:
         given, pruned = given_checkpoint(args, folder)
@@ -57,6 +56,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
         pruning.check(args.prune_method, args.sparsity, args.calib_data, args.calib_samples, args.calib_length, config)
     if run.needs.calibration:
         calibration.check(args.calib_data, args.calib_samples, args.calib_length, config.max_position_embeddings)
+    check_window(args, config)
     plan = plan_tasks(args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window, args.ppl_windows)
     samples = read_samples(args, tokenizer, load_texts(args))
     check_states(run, config.hidden_size, samples)
@@ -64,6 +64,18 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
         print(f"      {line}")
     warn_of_room(args, pruned or dense)
     return Models(dense, pruned, given, config, tokenizer, folder), samples, plan
+
+
+def check_window(args: Arguments, config: LlamaConfig) -> None:
+    """Raise UserError if perplexity's windows are longer than the model has positions, and one is asked for."""
+    asked = {name.strip() for name in args.eval_tasks.split(",")} & {"paper", WIKITEXT, TOKENS_ONLY}
+    rope = config.rope_parameters or {}
+    longer = rope.get("factor", 1) if rope.get("rope_type") in ("linear", "dynamic") else 1
+    most = int(config.max_position_embeddings * longer)
+    if asked and args.ppl_window > most:
+        raise UserError(
+            f"-ppl_window: {args.ppl_window} tokens, but the model has {most} positions; give at most {most}"
+        )
 
 
 def warn_of_room(args: Arguments, checkpoint: Checkpoint) -> None:
@@ -81,20 +93,14 @@ def asks_encoder(run: Run) -> bool:
     return run.needs.heads and run.args.head_selection == "contrastive" and run.args.spec_task not in ("boolq", "rte")
 
 
-def check_checkpoint(folder: Path, config: LlamaConfig, flag: str) -> Checkpoint:
-    """The checkpoint, if its files hold all that its configuration asks for, and only finite numbers."""
-    checkpoint = Checkpoint(folder, flag)
-    check_weights(checkpoint, config)
-    check_finite(checkpoint)
-    return checkpoint
-
-
 def given_checkpoint(args: Arguments, dense: Path) -> tuple[Checkpoint, Checkpoint]:
     """(-pruned_model_path, the same in the dense model's shapes), checked; UserError if nothing in it is pruned."""
     flag = "-pruned_model_path"
     folder = resolve(args.pruned_model_path, flag, args.cache_dir)
     check_pair(dense, folder, flag)
-    given = check_checkpoint(folder, load_config(folder, flag), flag)
+    given = Checkpoint(folder, flag)
+    check_weights(given, load_config(folder, flag))
+    check_finite(given)
     expanded, compact = in_dense_shapes(folder, args.cache_dir)
     pruned = Checkpoint(expanded, flag) if compact else given
     zeros, weights = pruned.survey().counts()

@@ -7,7 +7,7 @@ import pruning
 from data.loading import bundled_text
 from models.checkpoint import Checkpoint
 from models.loading import load_config
-from utils.common.cache import cached
+from utils.common.cache import Kept, cached
 from utils.common.files import digest, digest_files
 from utils.common.flags import Arguments
 from utils.common.names import BUNDLED
@@ -18,20 +18,17 @@ def pruned_checkpoint(run: Run, models: Models) -> Models:
     """The same models with the pruned checkpoint among them."""
     if models.pruned:
         return models
-    args = run.args
-    folder = pruned(
-        run.cache,
-        models.dense,
-        models.tokenizer_sha256,
-        args.prune_method,
-        args.sparsity,
-        calibration_key(args),
-        args.dtype,
-        run=run,
-    )
+    folder = pruning_of(run, models).entry()
     print(f"      {folder}")
     found = Checkpoint(folder)
     return replace(models, pruned=found, config=load_config(folder, found.flag))
+
+
+def pruning_of(run: Run, models: Models) -> Kept:
+    """The checkpoint that the flags of pruning ask for."""
+    args = run.args
+    how = args.prune_method, args.sparsity, calibration_key(args), args.dtype
+    return pruned.later(run.cache, models.dense, models.tokenizer_sha256, *how, run=run)
 
 
 @cached("pruned", code=(pruning,), libraries=("torch", "transformers"))
