@@ -84,10 +84,11 @@ def load_config(folder: Path, flag: str) -> LlamaConfig:
     _check_generation(folder, flag)
     try:
         _check_computed(settings)
-        # Said here, since a config.json may name an attention whose code is fetched from elsewhere.
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, attn_implementation="sdpa")
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever a damaged value makes transformers raise
         raise UserError(f"{flag}: {folder}/config.json: {first_line(error)}; copy the model again") from error
+    config._attn_implementation = "sdpa"  # a file may name one whose code is fetched from elsewhere
+    return config
 
 
 def _check_generation(folder: Path, flag: str) -> None:
@@ -195,7 +196,8 @@ def load_model(folder: Path, dtype: torch.dtype | str, device: str, flag: str) -
     device: a torch device, or "auto" to spread it over what the machine has, GPUs first, then memory, then a
         temporary folder on disk (accelerate's device_map with offload); a model spread like that is only read from.
     """
-    options = {"device_map": device}
+    # The configuration is given, since what a file names as its attention wins over an argument.
+    options = {"device_map": device, "config": load_config(folder, flag)}
     if device == "auto":
         options["offload_folder"] = _offload_folder()
     try:

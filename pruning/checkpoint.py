@@ -57,6 +57,8 @@ def check(
 def prune(base: Path, output_dir: Path, method: str, sparsity: str, **options) -> dict:
     """`prune_into` a new folder, which has its name once it is whole. options: those of `prune_into`."""
     check_apart(output_dir, {"-base_model_name": base})
+    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
+        raise UserError(f"-output_dir: {output_dir} already holds files; give another folder, or -overwrite")
     with whole_folder(output_dir) as partial:
         return prune_into(base, partial, method, sparsity, **options)
 

@@ -80,13 +80,6 @@ def test_mirror_of_an_unknown_task_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_mirror_does_not_overwrite_a_folder_that_is_none(tmp_path):
-    (tmp_path / "precious.txt").write_text("mine")
-    flags = ["--output_dir", str(tmp_path), "--overwrite"]
-    one_line(lambda: mirror.main(flags), "-output_dir", "no result of this project")
-    assert (tmp_path / "precious.txt").read_text() == "mine"
-
-
 def test_mirror_command_says_a_mistake_in_one_line(tmp_path):
     mirror = [sys.executable, "-m", "utils.evaluation.mirror"]
     command = [*mirror, "-output_dir", str(tmp_path / "m"), "-eval_data_dir", "/absent"]

@@ -17,6 +17,7 @@ import RestoreLCC_train
 import utils.stages.measure
 import utils.stages.rank
 from baselines.lofit import scale_norms
+from models.checkpoint import Checkpoint
 from models.contract import Given
 from models.head_scales import ScaledHeads, scaled_heads
 from models.loading import load_config, load_model
@@ -211,8 +212,8 @@ def run(monkeypatch, common: list[str], output: Path, *more) -> dict:
 
 
 def test_lofit_runs_to_a_proved_checkpoint_and_reads_no_activations(common, tmp_path, monkeypatch, capsys):
-    for module, name in ((utils.stages.measure, "activations"), (utils.stages.rank, "find_components")):
-        monkeypatch.setattr(module, name, lambda *_: pytest.fail("not needed"))
+    for module, name in ((utils.stages.measure, "activations"), (utils.stages.rank, "components")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("not needed"))
     norms, original = [], baselines.lofit.scale_norms
     monkeypatch.setattr(baselines.lofit, "scale_norms", lambda *a: norms.append(original(*a)) or norms[-1])
     output = tmp_path / "out"
@@ -279,7 +280,7 @@ OTHERWISE = {
 
 
 def test_norms_are_kept_for_what_they_depend_on_and_for_nothing_else(make_tiny_llama, tmp_path, monkeypatch):
-    models, samples = SimpleNamespace(pruned=make_tiny_llama(zeros=0.5)), SimpleNamespace(train=SAMPLES * 4)
+    models, samples = SimpleNamespace(pruned=Checkpoint(make_tiny_llama(zeros=0.5))), SimpleNamespace(train=SAMPLES * 4)
     trained, original = [], baselines.lofit.scale_norms
     monkeypatch.setattr(baselines.lofit, "scale_norms", lambda *a: trained.append(original(*a)) or trained[-1])
     first = head_norms(selecting(tmp_path), models, samples)
@@ -291,7 +292,7 @@ def test_norms_are_kept_for_what_they_depend_on_and_for_nothing_else(make_tiny_l
     for count, (flag, value) in enumerate(OTHERWISE.items(), start=2):
         other = head_norms(selecting(tmp_path, f"-{flag}", value), models, samples)
         assert len(trained) == count and not torch.equal(other, first)
-    elsewhere = SimpleNamespace(pruned=make_tiny_llama(zeros=0.5, seed=3))
+    elsewhere = SimpleNamespace(pruned=Checkpoint(make_tiny_llama(zeros=0.5, seed=3)))
     more = SimpleNamespace(train=SAMPLES * 5)
     assert not torch.equal(head_norms(selecting(tmp_path), elsewhere, samples), first)
     assert not torch.equal(head_norms(selecting(tmp_path), models, more), first)
@@ -309,6 +310,7 @@ def test_no_epochs_train_no_scales_either(common, tmp_path, monkeypatch):
     assert results["proof"]["passed"] and not results["proof"]["nonzero_new_tensors"]
 
 
+@pytest.mark.slow
 def test_two_processes_choose_the_heads_that_one_does(common, tmp_path, monkeypatch):
     entry = Path(RestoreLCC_train.__file__)
     words = [entry, *common, "-method", "lofit", "-num_epoch", 1, "-batch_size", 4, "-output_dir"]
@@ -317,5 +319,5 @@ def test_two_processes_choose_the_heads_that_one_does(common, tmp_path, monkeypa
     two = json.loads((tmp_path / "two" / "results.json").read_text())
     one = run(monkeypatch, common, tmp_path / "one", "-method", "lofit", "-num_epoch", 1)
     assert two["heads"] == one["heads"]
-    kept = [load_file(file)["norms"] for file in (tmp_path / "cache" / "lofit").iterdir()]
+    kept = [load_file(file)["norms"] for file in (tmp_path / "cache" / "lofit").rglob("*.safetensors")]
     assert len(kept) == 2 and torch.allclose(*kept, atol=1e-5)

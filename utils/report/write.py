@@ -2,7 +2,10 @@
 
 import json
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from utils.common.errors import UserError, first_line
 from utils.common.files import read_json, whole_file, write_text
@@ -48,6 +51,12 @@ def _object(folder: Path, name: str) -> dict:
     return found
 
 
+def _png(figure: Figure) -> bytes:
+    image = BytesIO()
+    figure.savefig(image, format="png")
+    return image.getvalue()
+
+
 def write_report(folder: Path, record: Record) -> list[Path]:
     """Write report.html, report.md and figures/ to `folder`; returns the files, the page to look at first.
 
@@ -60,9 +69,10 @@ def write_report(folder: Path, record: Record) -> list[Path]:
     figures = folder / FIGURES
     if drawn or pictures:
         with style():
-            for name, draw in pictures.items():
-                with whole_file(figures / f"{name}.png") as partial:
-                    draw().savefig(partial)
+            images = {f"{name}.png": _png(draw()) for name, draw in pictures.items()}
+        for name, image in images.items():
+            with whole_file(figures / name) as partial:
+                partial.write_bytes(image)
         write_pictures(figures, list(drawn.values()))
     write_text(folder / MARKDOWN, text)
     write_text(folder / HTML, html)
