@@ -17,7 +17,7 @@ from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, run
 from utils.common.errors import UserError
 from utils.common.files import whole_file, without_nan, write_json, write_text
 from utils.common.record import versions
-from utils.common.run_folder import check_apart
+from utils.common.result import check_apart
 from utils.report.figures import style
 from utils.sweep.collect import collect
 from utils.sweep.file import read_sweep

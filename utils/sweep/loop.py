@@ -12,8 +12,11 @@ from pathlib import Path
 from statistics import mean
 
 from utils.common.errors import UserError
-from utils.common.files import PARTIAL, write_json
-from utils.common.run_folder import locked
+from utils.common.files import write_json
+from utils.common.flags import parse_arguments
+from utils.common.lock import holder, locked
+from utils.common.result import LOCK, STAGING, Result
+from utils.stages.begin import INTERRUPTED, NOT_RESUMED, WRITTEN
 from utils.sweep.runs import DONE, FAILED, ROOT, Command, Ledger, Row, best_rate, code_digest, read_json, valid_loss
 
 ENTRY = ROOT / "RestoreLCC_train.py"
@@ -104,6 +107,8 @@ class Loop:
     def _claimed(self, command: Command) -> bool:
         """Whether the run was this process's to do; then it has ended, one way or the other."""
         lock = self.ledger.output / f".{command.id}.lock"
+        if holder(lock):
+            return False
         with _claim(lock) as mine:
             if mine and not self._settled(command):
                 self._run(command)
@@ -113,18 +118,22 @@ class Loop:
         total = len(self.expected())
         print(f"[{total - len(self.left()) + 1}/{total}] {command.title}{' (search)' * command.search}", flush=True)
         folder, log = self.ledger.output / command.id, self.ledger.output / f"{command.id}.log"
+        _wait_until_free(folder)
         began, now = time.time(), {"versions": self.ledger.versions, "code": code_digest()}
         begun = self.ledger.output / f".{command.id}.begun.json"
         same = read_json(begun) == now
-        resumes = same and folder.with_name(f"{folder.name}{PARTIAL}").is_dir()
+        resumes = same and _can_be_continued(command, folder)
         write_json(begun, now)
         # What stands there is of another code, or of a run that failed: from here on it is neither.
         (folder / DONE).unlink(missing_ok=True)
         (folder / FAILED).unlink(missing_ok=True)
         words = [*command.words, "-output_dir", str(folder), "-cache_dir", str(self.cache)]
         words += ["-overwrite", "-resume", "auto" if resumes else "never"]
-        child = [sys.executable, str(CHILD), str(os.getpid()), str(ENTRY), *words]
-        status = _call(child, log, "a" if resumes else "w")
+        if same and _completed(folder):
+            status = 0
+        else:
+            child = [sys.executable, str(CHILD), str(os.getpid()), str(ENTRY), *words]
+            status = _call(child, log, "a" if resumes else "w")
         seconds = round(time.time() - began, 1)
         record = {"title": command.title, "arguments": command.arguments, **now, "seconds": seconds}
         self.ledger.here.add(command.id)
@@ -133,6 +142,8 @@ class Loop:
             self._trim(command)
             outcome = "done"
         else:
+            if resumes:  # what it went on from may be why: the next try begins anew
+                shutil.rmtree(folder / STAGING, ignore_errors=True)
             write_json(folder / FAILED, {**record, "exit_status": status, "output": _last_lines(log)})
             outcome = f"FAILED with exit status {status}, see {log}"
         begun.unlink()
@@ -166,6 +177,31 @@ def _claim(lock: Path) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+def _wait_until_free(folder: Path) -> None:
+    """Until what an earlier sweep had begun there has ended: it ends when it sees that the sweep is gone."""
+    told = False
+    while folder.is_dir() and (named := holder(folder / LOCK)):
+        if not told:
+            print(f"      waiting for {named}, which is at work in {folder}", flush=True)
+            told = True
+        time.sleep(POLL)
+
+
+def _can_be_continued(command: Command, folder: Path) -> bool:
+    """Whether there is an interrupted training with the same flags; paths must be the same too."""
+    before = read_json(folder / STAGING / INTERRUPTED)
+    now = parse_arguments(command.words).as_json()
+    return before is not None and all(before.get(name) == now[name] for name in now if name not in NOT_RESUMED)
+
+
+def _completed(folder: Path) -> bool:
+    """Whether all there was left to do was to put a whole result in its place; then it is there now."""
+    result = Result(folder, WRITTEN, INTERRUPTED)
+    interrupted = result.interrupted
+    result.complete()
+    return interrupted and not result.interrupted and (folder / "results.json").is_file()
 
 
 def _call(words: list[str], log: Path, mode: str) -> int:
