@@ -19,9 +19,9 @@ def from_config(folder: Path, content: object, *flags: str, encoding: str = "utf
 
 def test_what_run_json_holds_repeats_the_run_but_not_how_it_was_started(tmp_path):
     given = ["-lr", "0.02", "-use_topk_heads", "7", "-eval_limit", "3", "-overwrite", "-resume", "-data_seed", "5"]
-    first = parse_arguments([*given, "-plan", "here", "-skip_bad_samples", "-push_to_hub", "a/b", "-hub_private_repo"])
+    first = parse_arguments([*given, "-plan", "here", "-skip_bad_samples", "-push_to_hub", "a/b"])
     written = first.as_json()
-    once = {"overwrite", "resume", "plan", "config", "quiet", "report_to", "push_to_hub", "hub_private_repo"}
+    once = {"overwrite", "resume", "plan", "config", "quiet", "report_to", "push_to_hub"}
     assert not once & set(written)
     again = from_config(tmp_path, {"arguments": json.loads(json.dumps(written)), "seed": 42})
     assert again.as_json() == written

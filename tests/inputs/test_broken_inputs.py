@@ -519,7 +519,6 @@ EARLY = {
     "-calib_data, of another kind": (RestoreLCC_train, {"calib_data": "file.csv"}),
     "-eval_data_dir": (RestoreLCC_train, {"eval_data_dir": "./nowhere"}),
     "-config": (RestoreLCC_train, {"config": "./nowhere"}),
-    "-push_to_hub": (RestoreLCC_train, {"push_to_hub": "no/body"}),
     "-output_dir": (RestoreLCC_train, {"output_dir": "/proc"}),
     "-output_dir holds an input": (RestoreLCC_train, {"output_dir": "..", "cache_dir": "./cache"}),
     "-cache_dir": (RestoreLCC_train, {"cache_dir": "/proc/none"}),

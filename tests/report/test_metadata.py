@@ -1,14 +1,12 @@
 """What the hub reads of a card is what was measured: valid whatever the names, and nothing where nothing was."""
 
 import copy
-import inspect
 
 import pytest
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from models.names import SHORT_NAMES
-from tests.fake_hub import FakeHub, card_faults
 from tests.report.test_report import RESULTS, RUN, make_results, task
 from utils.evaluation.plan import _HUB_WIKITEXT
 from utils.evaluation.tasks import DEFINITIONS, PAPER_TASKS, TOKEN_PERPLEXITY, WIKITEXT
@@ -41,11 +39,16 @@ FOUND["provenance"] = {
 }
 
 
+KNOWN = {
+    "language", "library_name", "license", "pipeline_tag", "tags", "base_model", "base_model_relation", "model-index",
+}  # fmt: skip
+"""The keys of a card's metadata, by the hub's documentation."""
+
+
 def data_of(results: dict, run: dict):
     """The metadata of a card, which the hub takes and which is the same once written and read again."""
-    content = model_card(results, run)
-    assert card_faults(content) == []
-    card = ModelCard(content)
+    card = ModelCard(model_card(results, run))
+    assert card.data.to_dict().keys() <= KNOWN
     assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
     return card.data
 
@@ -159,16 +162,3 @@ def test_a_restored_model_is_a_finetune_and_one_that_is_only_pruned_is_not():
     nothing = {**RUN, "models": models, "method": {"restores": False}}
     assert data_of(FOUND, nothing).get("base_model_relation") is None
     assert data_of(FOUND, RUN | {"models": {"dense": "/x/y"}}).get("base_model_relation") is None
-
-
-def test_the_hubs_own_check_takes_the_card(monkeypatch):
-    if "ENDPOINT" not in inspect.getsource(ModelCard.validate):
-        pytest.skip("this version of huggingface_hub asks no other hub than its own")
-    with FakeHub() as hub:
-        for name, value in {"ENDPOINT": hub.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_TELEMETRY": True}.items():
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        ModelCard(model_card(FOUND, RUN)).validate()
-        assert hub.seen == ["POST /api/validate-yaml"]
-        with pytest.raises(ValueError, match="base_model is no id"):
-            ModelCard("---\nbase_model: a b\n---\n").validate()

@@ -10,7 +10,7 @@ from utils.common.plain_yaml import read_yaml
 
 NOT_REPEATED = (
     *("resume", "save_steps", "overwrite", "plan", "config", "quiet"),
-    *("report_to", "push_to_hub", "hub_private_repo"),
+    *("report_to", "push_to_hub"),
 )
 """Flags that say how this once a run is started: never kept in run.json, never taken from a -config file."""
 

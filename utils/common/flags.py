@@ -119,7 +119,6 @@ class Arguments:
     quiet: bool
     report_to: str
     push_to_hub: str | None
-    hub_private_repo: bool
     plan: str | None
 
     def head_count(self, layers: int, heads: int) -> int:
@@ -185,8 +184,6 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     values.pop("config")
     if values["strict_samples"] and values["skip_bad_samples"]:
         raise UserError("-strict_samples: asks for the opposite of -skip_bad_samples; give one of them")
-    if values["hub_private_repo"] and values["push_to_hub"] is None:
-        raise UserError("-hub_private_repo: nothing is uploaded; give -push_to_hub NAME too, or leave it out")
     embedded = values["base_model_name"].lower() == EMBEDDED
     if values["calib_data"] is None:
         values["calib_data"] = BUNDLED if embedded else C4
@@ -539,7 +536,6 @@ def build_parser() -> Parser:
         help="upload the restored model to the hub once the result stands, as owner/name or name; whether the hub is "
         "reached and knows the token (HF_TOKEN, or hf auth login) is asked before anything is computed",
     )
-    parser.switch("hub_private_repo", "if -push_to_hub makes a new repository, make it private (default: the hub's)")
     parser.flag(
         "plan",
         metavar="CARD",
