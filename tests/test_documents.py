@@ -28,7 +28,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("dat
 NAMES = [str(document.relative_to(ROOT)) for document in DOCUMENTS]
 ENTRY = "RestoreLCC_train"
 PARSERS = (
-    ENTRY, "pruning", "models.merge", "utils.evaluation.mirror", "utils.sweep",
+    ENTRY, "pruning", "models.merge", "utils.sweep",
     "utils.report", "utils.compare", "benchmarks.run", "benchmarks.pruning",
 )  # fmt: skip
 OTHERS = ("lm_eval",)

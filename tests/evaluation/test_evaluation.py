@@ -380,12 +380,10 @@ def test_data_folder_that_is_none_is_named(tmp_path):
     one_line(lambda: plan_tasks("paper", tmp_path / "absent", None, 64), "-eval_data_dir", "absent")
 
 
-def test_hub_out_of_reach_points_at_the_mirror(monkeypatch):
+def test_hub_out_of_reach_says_what_to_do_offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(eval_plan.datasets.config, "HF_HUB_OFFLINE", True)
-    one_line(
-        lambda: plan_tasks("rte", None, None, 64), "-eval_tasks", "rte", "-eval_data_dir", "utils.evaluation.mirror"
-    )
+    one_line(lambda: plan_tasks("rte", None, None, 64), "-eval_tasks", "rte", "HF_HOME", "-eval_data_dir")
 
 
 def test_empty_name_is_refused():

@@ -17,26 +17,25 @@ from models.merge import merge
 from models.proof import probe_logits
 from models.restoration import save_restoration
 from tests.builders import trained
-from tests.evaluation.test_evaluation import data  # noqa: F401
 from utils.common.errors import UserError
 from utils.common.names import ANSWER_BITS
-from utils.evaluation.mirror import write_mirror
 from utils.evaluation.plan import plan_tasks
 from utils.evaluation.scoring import evaluate
+from utils.evaluation.tasks import BUNDLED_FOLDER
 
-TASKS = ["boolq", "rte", "arc_easy", "hellaswag"]
+TASKS = ["bundled_response", "bundled_facts", "bundled_arithmetic"]
+ROWS = 6
 
 
 @pytest.fixture
-def run(make_tiny_llama, tmp_path, data):  # noqa: F811
-    """The files of a run (pruned, restoration, merged model), its task data, and its scores in memory."""
-    pruned = make_tiny_llama(zeros=0.5)
+def run(make_tiny_llama, tmp_path):
+    """The files of a run (pruned, restoration, merged model), and its scores in memory."""
+    pruned = make_tiny_llama(zeros=0.5, max_position_embeddings=512)
     restoration = trained()
     save_restoration(tmp_path / "restoration", restoration, {"pruned_sha256": fingerprint(pruned)})
     merge(pruned, restoration, tmp_path / "model", pruned)
-    write_mirror("paper", tmp_path / "mirror", data)
     model = restoration.attach(load_model(pruned, "auto", "cpu", "-p"))
-    plan = plan_tasks(",".join(TASKS), data, None, 64)
+    plan = plan_tasks(",".join(TASKS), None, ROWS, 64)
     evaluation = evaluate(model, load_tokenizer(pruned, "-p"), plan, label="restored")
     return pruned, tmp_path, evaluation
 
@@ -64,8 +63,8 @@ def test_lm_eval_command_on_the_merged_model_gives_the_scores_in_memory(run):
     _, folder, evaluation = run
     ended = subprocess.run(
         [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={folder / 'model'}"]
-        + ["--tasks", ",".join(TASKS), "--include_path", str(folder / "mirror" / "lm_eval"), "--device", "cpu"]
-        + ["--output_path", str(folder / "cli")],
+        + ["--tasks", ",".join(TASKS), "--include_path", str(BUNDLED_FOLDER), "--device", "cpu"]
+        + ["--limit", str(ROWS), "--output_path", str(folder / "cli")],
         capture_output=True,
         text=True,
     )
@@ -76,26 +75,30 @@ def test_lm_eval_command_on_the_merged_model_gives_the_scores_in_memory(run):
 
 def test_restorelcc_model_type_through_simple_evaluate(run):
     pruned, folder, evaluation = run
-    manager = TaskManager(include_path=str(folder / "mirror" / "lm_eval"), include_defaults=False)
+    manager = TaskManager(include_path=str(BUNDLED_FOLDER), include_defaults=False)
     results = lm_eval.simple_evaluate(
         model="restorelcc",
         model_args=f"pruned={pruned},restoration={folder / 'restoration'}",
         tasks=TASKS,
         task_manager=manager,
+        limit=ROWS,
         device="cpu",
     )
     assert_same(scores(results), evaluation.scores)
     plain = lm_eval.simple_evaluate(
-        model="hf", model_args=f"pretrained={pruned}", tasks=TASKS, task_manager=manager, device="cpu"
+        model="hf", model_args=f"pretrained={pruned}", tasks=TASKS, task_manager=manager, limit=ROWS, device="cpu"
     )
-    assert plain["samples"]["rte"][0]["filtered_resps"] != results["samples"]["rte"][0]["filtered_resps"]
+    assert (
+        plain["samples"]["bundled_facts"][0]["filtered_resps"]
+        != results["samples"]["bundled_facts"][0]["filtered_resps"]
+    )
 
 
 def test_command_line_knows_the_model_type_and_says_mistakes_in_one_line(run, monkeypatch, capsys):
     pruned, folder, _ = run
     model = f"pruned={pruned},restoration={folder}/absent"
     command = ["utils.evaluation.restored_lm", "--model", "restorelcc", "--model_args", model]
-    command += ["--tasks", str(folder / "mirror" / "lm_eval" / "rte.yaml"), "--device", "cpu"]
+    command += ["--tasks", str(BUNDLED_FOLDER / "bundled_facts.yaml"), "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as ended:
         utils.evaluation.restored_lm.main()

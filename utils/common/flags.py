@@ -479,7 +479,7 @@ def build_parser() -> Parser:
         "eval_data_dir",
         type=folder_path,
         metavar="DIR",
-        help="offline task data: DIR/<task>/<split>.jsonl, or a mirror",
+        help="offline task data: DIR/<task>/<split>.jsonl",
     )
     parser.flag(
         "eval_batch_size", type=auto_or_count, default="auto", metavar="N|auto", help="sequences at once in lm_eval"

@@ -18,11 +18,6 @@ def hub_rows(text: str) -> list[str]:
     return [line if line.strip() else "" for line in text.splitlines(keepends=True)]
 
 
-def raw_text(rows: Iterable[str]) -> str:
-    """The raw file's text from the hub's rows; `hub_rows` gives them back."""
-    return "".join(row or " \n" for row in rows)
-
-
 def joined(rows: Iterable[str]) -> str:
     """The text that pruning papers tokenize: rows with two line breaks between them."""
     return "\n\n".join(rows)

@@ -34,7 +34,6 @@ from utils.evaluation.tasks import (
     paper_fault,
     read_rows,
     split_file,
-    verified,
 )
 
 TASKS_FLAG = "-eval_tasks"
@@ -136,9 +135,8 @@ def plan_tasks(
 
     eval_tasks: 'bundled', 'paper' (the seven and WikiText-2), 'none', or names of lm_eval tasks, groups and
         'wikitext2' (or 'wikitext2_tokens', its token perplexity alone) with commas between them.
-    eval_data_dir: a folder of TASK/SPLIT.jsonl, or one that holds tasks/TASK/SPLIT.jsonl and wikitext2/test.txt (a
-        mirror has this form). With it nothing is asked of the hub; 'paper' then leaves WikiText-2 out, and says so,
-        where the folder has none.
+    eval_data_dir: a folder of TASK/SPLIT.jsonl, or one that holds tasks/TASK/SPLIT.jsonl and wikitext2/test.txt.
+        With it nothing is asked of the hub; 'paper' then leaves WikiText-2 out, and says so, where the folder has none.
     limit: rows of each task. windows: of the token perplexity, by default as many; word perplexity takes the first
         pages that hold as many words as these windows hold tokens.
     ppl_window: tokens in a window of either perplexity (lm_eval's own default is the model's whole length, which its
@@ -191,10 +189,9 @@ def task_names(tasks: str, flag: str) -> list[str]:
 class TaskLoader:
     """Loads tasks by lm_eval's names: from the hub, or from `data_dir` by definitions written to `workspace`."""
 
-    def __init__(self, workspace: Path, data_dir: Path | None, flag: str = TASKS_FLAG):
+    def __init__(self, workspace: Path, data_dir: Path | None):
         self.workspace = workspace
         self.data_dir = data_dir
-        self.flag = flag
         self._all: TaskManager | None = None
 
     def load(self, name: str) -> tuple[list[Task | Group], str]:
@@ -219,7 +216,7 @@ class TaskLoader:
             known = {*PAPER_TASKS, BUNDLED, "paper", WIKITEXT, TOKENS_ONLY, *self._all.all_tasks}
             near = difflib.get_close_matches(name, sorted(known), n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "lm_eval ls tasks lists them"
-            raise UserError(f"{self.flag}: unknown task '{name}'; {hint}")
+            raise UserError(f"{TASKS_FLAG}: unknown task '{name}'; {hint}")
         entry = index[name]
         if name in self._all.all_subtasks:
             return {name: entry.yaml_path}
@@ -230,15 +227,10 @@ class TaskLoader:
                 found |= self.definitions(child)
             elif self.data_dir is not None:
                 raise UserError(
-                    f"{self.flag}: group '{name}' defines '{child}' within itself, which cannot be read from "
+                    f"{TASKS_FLAG}: group '{name}' defines '{child}' within itself, which cannot be read from "
                     f"{DATA_FLAG}; name single tasks"
                 )
         return found
-
-    def hub_task(self, name: str) -> Task:
-        """One task with its rows from the hub."""
-        (task,) = self._from_hub(self.definitions(name), name)
-        return task
 
     def wikitext(self, pages: list[str]) -> Task:
         """lm_eval's word perplexity over `pages`."""
@@ -252,7 +244,7 @@ class TaskLoader:
         # Indexing all of lm_eval takes ten seconds: one of the seven needs only its own folder.
         alone = str(definitions[name].parent) if name in PAPER_TASKS else None
         manager = self._all or TaskManager(include_path=alone, include_defaults=False)
-        return _from_hub(lambda: _load(manager, name), name, self.flag)
+        return _from_hub(lambda: _load(manager, name), name)
 
     def _from_folder(self, definitions: dict[str, Path], name: str) -> list[Task | Group]:
         folders = []
@@ -359,7 +351,7 @@ def wikitext_rows(data_dir: Path | None) -> tuple[list[str], str]:
     plain, lines = data_dir / WIKITEXT / "test.txt", data_dir / WIKITEXT / "test.jsonl"
     if plain.is_file():
         try:
-            text = verified(data_dir, plain, DATA_FLAG).read_text(encoding="utf-8-sig")
+            text = plain.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{DATA_FLAG}: cannot read {plain} ({error})") from error
         if not text.strip():
@@ -390,14 +382,14 @@ def _first_pages(pages: list[str], words: int | None) -> list[str]:
     return taken
 
 
-def _from_hub(load: Callable, name: str, flag: str = TASKS_FLAG):
+def _from_hub(load: Callable, name: str):
     try:
         with no_waiting():
             return load()
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(
-            f"{flag}: cannot get the data of '{name}' from the hub ({first_line(error)}); offline, give "
-            f"{DATA_FLAG} DIR that holds it (python -m utils.evaluation.mirror makes one), or use -eval_tasks bundled"
+            f"{TASKS_FLAG}: cannot get the data of '{name}' from the hub ({first_line(error)}); offline, set HF_HOME "
+            f"to a folder that holds it and HF_HUB_OFFLINE=1, give {DATA_FLAG} DIR, or use -eval_tasks bundled"
         ) from error
 
 
@@ -425,4 +417,5 @@ def _jsonable(value: object) -> object:
 def hub_split(task: str, split: str) -> list[dict]:
     """All rows of a split of one of lm_eval's tasks, from the hub."""
     with workspace("eval") as place, quiet(logging.ERROR):
-        return [dict(row) for row in TaskLoader(place, None).hub_task(task).dataset[split]]
+        ((loaded,), _) = TaskLoader(place, None).load(task)
+        return [dict(row) for row in loaded.dataset[split]]

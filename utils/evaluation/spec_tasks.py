@@ -43,7 +43,7 @@ def tell_unused(args: Arguments) -> None:
 def load_spec_samples(task: str, data_dir: Path | None, num_train: int, seed: int) -> list[Sample]:
     """`num_train` samples of the task's training split, drawn with `seed`, in the drawn order.
 
-    data_dir: a folder or mirror as -eval_data_dir takes it, which must hold the training split; None for the hub.
+    data_dir: a folder as -eval_data_dir takes it, which must hold the training split; None for the hub.
     Prompts are those that lm_eval scores the task with. Raises UserError: unknown task, missing split, damaged row,
     too few rows.
     """

@@ -8,8 +8,8 @@ import lm_eval.tasks
 import yaml
 
 from utils.common.errors import UserError, shortened
-from utils.common.files import digest_files, parse_json, read_json
 from utils.common.files import fault as what_is_wrong
+from utils.common.files import parse_json
 
 DEFINITIONS = Path(lm_eval.tasks.__file__).parent
 """lm_eval's own task definitions."""
@@ -120,9 +120,6 @@ MAIN_METRIC = {
 }
 """The metric a column shows; all others are kept beside it."""
 
-MIRROR_RECORD = "mirror.json"
-"""In a mirror's folder: digests of its files."""
-
 
 def main_metric(task: str, metrics: Iterable[str]) -> str | None:
     """The metric that stands for `task` among those it was scored with."""
@@ -143,25 +140,8 @@ def split_file(data_dir: Path, task: str, split: str, flag: str) -> Path:
     places = [data_dir / task / f"{split}.jsonl", data_dir / "tasks" / task / f"{split}.jsonl"]
     for place in places:
         if place.is_file():
-            return verified(data_dir, place, flag)
-    raise UserError(
-        f"{flag}: {data_dir} has no {split} split of {task}; it would be {places[0]} or {places[1]} "
-        f"(python -m utils.evaluation.mirror -tasks {task} -output_dir DIR writes it on a machine with the hub)"
-    )
-
-
-def verified(data_dir: Path, file: Path, flag: str) -> Path:
-    """`file`; UserError if `data_dir` is a mirror whose record gives another digest for it."""
-    try:
-        record = read_json(data_dir / MIRROR_RECORD)
-        expected = record["sha256"].get(str(file.relative_to(data_dir)))
-    except FileNotFoundError:
-        return file
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise UserError(f"{flag}: cannot read {data_dir / MIRROR_RECORD}; copy the mirror again") from error
-    if expected is not None and expected != digest_files([file]):
-        raise UserError(f"{flag}: {file} is not what was mirrored (its SHA-256 differs); copy the mirror again")
-    return file
+            return place
+    raise UserError(f"{flag}: {data_dir} has no {split} split of {task}; it would be {places[0]} or {places[1]}")
 
 
 def read_rows(file: Path, flag: str, fault: Callable[[dict], str | None] | None = None) -> list[dict]:
