@@ -1,163 +1,375 @@
 """Speed of training, activations, probes and inference, as ratios measured side by side in one run.
 
 python benchmarks/run.py -json speed.json
+
+Both sides of a ratio take turns, so that whatever else the machine does falls on both, and must compute the same.
 """
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
-    # Run as a file: Python put this folder first, whose pruning.py would hide the package of that name.
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # Python put this folder first
 
 import argparse
+import copy
+import statistics
+import tempfile
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import transformers
+from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from benchmarks.attention import attention_speed
-from benchmarks.extraction import extraction_speed
-from benchmarks.inference import READ_LENGTH, inference_speed
-from benchmarks.probes import probes_speed
-from benchmarks.profiling import profile_training
-from benchmarks.timing import Disagreement, matmul_rate, say
-from benchmarks.training import training_speed
+from benchmarks.ways import (
+    grouped_batches,
+    head_by_head,
+    in_batches,
+    linear_parameters,
+    one_by_one,
+    plain_loop,
+    restoring_loop,
+    sharing_weights,
+    synthetic,
+    useful_flops,
+    visible_restoration,
+)
 from data.loading import load_samples
-from models.loading import DTYPES, check_name, head_shape, load_model, load_tokenizer, resolve, usable_device
-from pruning import calibration
+from models.checkpoint import LINEARS
+from models.compact import compact
+from models.loading import DTYPES, head_shape, load_model, load_tokenizer, resolve, usable_device
+from models.merge import merge
+from pruning import Pattern, calibration, magnitude
+from pruning.slimgpt import plan
+from utils.activations import Tree, last_token_activations
 from utils.common.commands import DEFAULT_CACHE, Parser, run
 from utils.common.errors import UserError
 from utils.common.files import write_json
+from utils.common.flag_types import at_least
 from utils.common.names import BUNDLED, EMBEDDED
 from utils.common.record import device_name, versions
-from utils.plan.machine import CARDS, find_card
+from utils.components import lost_components
+from utils.probing import TRAIN_SHARE, ProbeScores, probe_heads
 from utils.prompts import Encoded, encode_all
 from utils.report.tables import markdown_table
 
-PARTS = ("training", "extraction", "probes", "inference", "attention")
+TRAIN_SAMPLES, MAX_LENGTH = 2000, 500
+PROBE_SAMPLES, COMPONENTS = 300, 10
+READ_LENGTH, WRITE_AFTER, NEW = 512, 64, 24
+"""Tokens read at once, tokens of the prompt that is written after, and tokens written."""
+INFERENCE_TURNS = 5
+"""Turns that make one repeat; the best counts, since all that disturbs a turn makes it slower."""
 
-MEANING = {
-    "training_vs_reference": "training, ÷ plain loop",
-    "training_vs_limit": "training, ÷ matrix-product limit",
-    "extraction_vs_loop": "activations, ÷ one sequence at a time",
-    "extraction_vs_limit": "activations, ÷ matrix-product limit",
-    "probes_vs_loop": "components and probes, ÷ head by head",
-    "inference_prefill": "restored ÷ pruned, reading",
-    "inference_decode": "restored ÷ pruned, writing",
-    "attached_prefill": "attached (not merged) ÷ pruned, reading",
-    "attached_decode": "attached (not merged) ÷ pruned, writing",
-    "slimgpt_compact_prefill": "SlimGPT 20 % compact ÷ dense, reading",
-    "slimgpt_compact_decode": "SlimGPT 20 % compact ÷ dense, writing",
-}
+
+class Disagreement(RuntimeError):
+    """Two ways that should compute the same do not, so that a ratio of their times would mean nothing."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a piece of work: what it returned, its seconds, and the matrix product's FLOP/s around it."""
+
+    found: object
+    seconds: float
+    rate: float | None = None
+
+
+def timed(work: Callable[[], object]) -> Turn:
+    """One turn, the GPU's queue included."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
+    start, found, _ = time.perf_counter(), work(), wait()
+    return Turn(found, time.perf_counter() - start)
+
+
+def matmul_rate(model: LlamaForCausalLM) -> float:
+    """FLOP/s of a large square matrix product in the model's dtype: the machine's own limit, now."""
+    size = 8192 if model.device.type == "cuda" else 1024
+    left, right = (torch.randn(size, size, device=model.device).to(model.dtype) for _ in range(2))
+    product = torch.empty_like(left)
+    # A weight is stored (out, in), so what the models compute is x Wᵀ.
+    return 2 * size**3 / min(timed(lambda: torch.mm(left, right.T, out=product)).seconds for _ in range(8))
+
+
+def turn_by_turn(
+    works: dict[str, Callable[[int], object]], repeats: int, rate: Callable[[], float] | None = None
+) -> dict[str, list[Turn]]:
+    """`repeats` turns of each piece of work, given its number; every other turn backwards, so that a drift cancels.
+
+    With `rate`, that is measured just before and just after each piece, and the mean of both kept.
+    """
+    turns: dict[str, list[Turn]] = {name: [] for name in works}
+    for number in range(repeats):
+        for name in list(works)[:: 1 if number % 2 == 0 else -1]:
+            before = rate() if rate else None
+            turn = timed(lambda name=name, number=number: works[name](number))
+            turns[name].append(Turn(turn.found, turn.seconds, before and (before + rate()) / 2))
+    return turns
+
+
+def spread(values: Sequence[float], **more) -> dict:
+    """Median, least and greatest of the repeats, the repeats themselves, and whatever else belongs to the row."""
+    values = list(values)
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "repeats": values, **more}
+
+
+def speedup(slow: list[Turn], fast: list[Turn]) -> list[float]:
+    """How many times faster, turn by turn."""
+    return [a.seconds / b.seconds for a, b in zip(slow, fast, strict=True)]
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """How far results may differ, relatively: 1e-4 in fp32, else one unit in the last place."""
+    return 1e-4 if dtype == torch.float32 else torch.finfo(dtype).eps
+
+
+def training_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse.Namespace) -> dict[str, dict]:
+    """Rows `training_vs_reference` and `training_vs_limit`, from passes over the same samples."""
+    restoration = visible_restoration(model, args.seed)
+    batches = grouped_batches(samples, args.samples, args.seed)
+    same = [sample for batch in batches for sample in batch]
+    tokens = sum(len(sample.ids) for sample in same)
+    orders = [torch.Generator().manual_seed(args.seed + number) for number in range(args.repeats)]
+    shuffled = [in_batches(same, torch.randperm(len(same), generator=order).tolist()) for order in orders]
+    ours, plain = restoring_loop(model, restoration), plain_loop(model, restoration)
+    without = restoring_loop(model, restoration)
+    for parameter in without.trained:
+        parameter.data.zero_()
+    warm_up = batches[-1:]  # the longest, after which memory is as large as it will be
+    plain.run(warm_up)
+    shows = abs(ours.run(warm_up)[0] / without.run(warm_up)[0] - 1)
+    works = {"ours": lambda _: ours.run(batches), "reference": lambda number: plain.run(shuffled[number])}
+    turns = turn_by_turn(works, args.repeats, lambda: matmul_rate(model))
+    expected, labelled, _ = turns["reference"][0].found
+    losses = [turn.found[0] for turn in turns["ours"] + turns["reference"]]
+    if not all(abs(loss / expected - 1) <= tolerance(model.dtype) for loss in losses):
+        raise Disagreement(f"mean training losses {losses}")
+    if not shows > tolerance(model.dtype):
+        print(f"training: the restoration changes the loss by {shows:.1e} only: losses can't tell whether it is there")
+    flops = useful_flops(model, restoration.state["heads"].tolist(), tokens, labelled)
+    rates = {name: spread([tokens / turn.seconds for turn in found]) for name, found in turns.items()}
+    about = {
+        "tokens_per_second": rates["ours"],
+        "samples": len(same),
+        "tokens": tokens,
+        "labelled_tokens": labelled,
+        "mean_loss": losses[0],
+        "loss_changed_by_restoration": shows,
+        "useful_flops": flops,
+    }
+    padded = {name: sum(turn.found[2] for turn in found) / len(found) / tokens for name, found in turns.items()}
+    compared = {"reference_tokens_per_second": rates["reference"], "padded_to": padded, **about}
+    achieved = [flops / turn.seconds for turn in turns["ours"]]
+    return {
+        "training_vs_reference": spread(speedup(turns["reference"], turns["ours"]), goal=2.5, **compared),
+        "training_vs_limit": against_limit(turns["ours"], flops, useful_flops_per_second=spread(achieved), **about),
+    }
+
+
+def against_limit(turns: list[Turn], flops: float, **about) -> dict:
+    """A row of FLOP/s over what the matrix product reached around the same turn."""
+    ratios = [flops / turn.seconds / turn.rate for turn in turns]
+    return spread(ratios, goal=0.7, matmul_flops_per_second=spread([turn.rate for turn in turns]), **about)
+
+
+def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse.Namespace) -> dict[str, dict]:
+    """Rows `extraction_vs_loop` and `extraction_vs_limit`: q, q + r⁺ and q + r⁻, which is the next sample's answer.
+
+    The limit is 2 FLOPs a weight of the decoder and distinct token, shared trunks counted once.
+    """
+    samples = samples[: args.samples]
+    answers = [sample.ids[sample.prompt_length :] for sample in samples]
+    pairs = zip(samples, answers, answers[1:] + answers[:1], strict=True)
+    trees = [Tree(sample.ids[: sample.prompt_length], [[], right, wrong]) for sample, right, wrong in pairs]
+    works = {
+        "ours": lambda _: last_token_activations(model, trees, "activations"),
+        "loop": lambda _: one_by_one(model, trees),
+    }
+    last_token_activations(model, trees[:1], "warming up")
+    one_by_one(model, trees[:1])
+    turns = turn_by_turn(works, args.repeats, lambda: matmul_rate(model))
+    expected = turns["loop"][0].found
+    error = float((turns["ours"][0].found - expected).norm() / expected.norm())
+    # fp32's sums differ in order; in half precision each layer rounds, to eight units of the last place in all.
+    if not error <= tolerance(model.dtype) * (1 if model.dtype == torch.float32 else 8):
+        raise Disagreement(f"activations, relative error {error:.1e}")
+    tokens = sum(map(len, trees))
+    flops = 2.0 * sum(map(linear_parameters, model.model.layers)) * tokens
+    rates = {name: spread([tokens / turn.seconds for turn in found]) for name, found in turns.items()}
+    about = {
+        "tokens_per_second": rates["ours"],
+        "samples": len(trees),
+        "tokens": tokens,
+        "tokens_of_separate_passes": sum(len(tree.trunk) + len(branch) for tree in trees for branch in tree.branches),
+        "relative_error": error,
+    }
+    compared = {"loop_tokens_per_second": rates["loop"], **about}
+    return {
+        "extraction_vs_loop": spread(speedup(turns["loop"], turns["ours"]), goal=2.0, **compared),
+        "extraction_vs_limit": against_limit(turns["ours"], flops, useful_flops=flops, **about),
+    }
+
+
+def all_at_once(dense: Tensor, pruned: Tensor, right: Tensor, wrong: Tensor, seed: int) -> tuple[Tensor, ProbeScores]:
+    """This project's: c (L, H, d) and the probes' scores."""
+    component = lost_components(dense - pruned, COMPONENTS).component
+    return component, probe_heads(pruned + component.unsqueeze(2), right, wrong, seed)
+
+
+def probes_speed(model: LlamaForCausalLM, args: argparse.Namespace) -> dict[str, dict]:
+    """Row `probes_vs_loop`: components and probes of all heads of the model, on the CPU, where activations are kept."""
+    layers, heads, width = head_shape(model.config)
+    z = synthetic(layers, heads, PROBE_SAMPLES, width, args.seed)
+    all_at_once(*(each[:1] for each in z), args.seed)
+    works = {"ours": lambda _: all_at_once(*z, args.seed), "loop": lambda _: head_by_head(*z, COMPONENTS, args.seed)}
+    turns = turn_by_turn(works, args.repeats)
+    (component, scores), (expected, plain) = (turns[name][0].found for name in works)
+    # One held-out feature may lie on the boundary, and 200 steps of Adam carry fp32 rounding along.
+    one = 1.5 / (2 * (PROBE_SAMPLES - int(TRAIN_SHARE * PROBE_SAMPLES)))
+    most = {"component": 1e-3 * float(expected.abs().max()), "accuracy": one, "loss": 1e-3}
+    pairs = (component, expected), (scores.accuracy, plain.accuracy), (scores.loss, plain.loss)
+    for (name, bound), (mine, other) in zip(most.items(), pairs, strict=True):
+        if not (apart := float((mine - other).abs().max())) <= bound:
+            raise Disagreement(f"probes: {name} differs by up to {apart:.3g}")
+    seconds = {name: spread([turn.seconds for turn in found]) for name, found in turns.items()}
+    about = {"heads": layers * heads, "samples": PROBE_SAMPLES, "seconds": seconds}
+    return {"probes_vs_loop": spread(speedup(turns["loop"], turns["ours"]), goal=4.0, **about)}
+
+
+@torch.no_grad()
+def read(model: LlamaForCausalLM, prompt: Tensor) -> None:
+    """The decoder on all of the prompt (1, T)."""
+    model.model(prompt.to(model.device), use_cache=False)
+
+
+def write(model: LlamaForCausalLM, prompt: Tensor, new: int) -> None:
+    """Exactly `new` tokens after the first of the prompt's, greedily; the reading of those is included."""
+    ids = prompt[:, :WRITE_AFTER].to(model.device)
+    exactly = {"min_new_tokens": new, "max_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+    model.generate(ids, attention_mask=torch.ones_like(ids), **exactly)
+
+
+def slimmed(model: LlamaForCausalLM, ratio: float) -> LlamaForCausalLM:
+    """A compact model, with as many heads and channels gone as SlimGPT removes at `ratio`.
+
+    Speed depends on the sizes only, so the first ones are removed, whatever they are worth.
+    """
+    masked = sharing_weights(model)
+    shared = model.config.num_attention_heads // model.config.num_key_value_heads
+    for layer, removal in zip(masked.model.layers, plan(model.config, ratio), strict=True):
+        gone = {layer.self_attn.o_proj: removal.kv_heads * shared * model.config.head_dim}
+        gone[layer.mlp.down_proj] = removal.channels
+        for linear, columns in gone.items():
+            weight = linear.weight.detach().clone()
+            weight[:, :columns] = 0
+            linear.weight = nn.Parameter(weight, requires_grad=False)
+    return compact(masked)
+
+
+@torch.no_grad()
+def restored_forms(model: LlamaForCausalLM, tokenizer_from: Path, seed: int) -> dict[str, LlamaForCausalLM]:
+    """`pruned` (magnitude, half the weights), it `restored` (merged, as a user loads it), and `attached` (not merged).
+
+    Where the zeros stand makes no difference to speed, so neither calibration nor training is needed.
+    """
+    pruned = copy.deepcopy(model)
+    for layer in pruned.model.layers:
+        for name in LINEARS:
+            weight = layer.get_submodule(name).weight
+            weight.copy_(magnitude.prune(weight, None, Pattern(0.5)))
+    restoration = visible_restoration(pruned, seed)
+    with tempfile.TemporaryDirectory() as place:
+        folders = Path(place, "pruned"), Path(place, "merged")
+        pruned.save_pretrained(folders[0])
+        merge(folders[0], restoration, folders[1], tokenizer_from)
+        restored = load_model(folders[1], model.dtype, str(model.device), "-base_model_name")
+    attached = restoration.attach(sharing_weights(pruned)).requires_grad_(False)
+    return {"pruned": pruned, "restored": restored, "attached": attached}
+
+
+def inference_speed(
+    model: LlamaForCausalLM, base: Path, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
+) -> dict[str, dict]:
+    """Rows `inference_*` (restored ÷ pruned), `attached_*` (attached ÷ pruned) and `slimgpt_compact_*` (÷ dense)."""
+    length = min(READ_LENGTH, model.config.max_position_embeddings)
+    prompt = calibration.load(BUNDLED, 1, length, tokenizer, args.seed)[0]
+    models = {"dense": model, **restored_forms(model, base, args.seed), "compact": slimmed(model, 0.2)}
+    works = {}
+    for name, each in models.items():
+        read(each, prompt)
+        write(each, prompt, 2)
+        works[name, "prefill"] = lambda _, each=each: read(each, prompt)
+        works[name, "decode"] = lambda _, each=each: write(each, prompt, NEW)
+    tokens = {"prefill": prompt.numel(), "decode": NEW}
+    rates: dict[tuple[str, str], list[float]] = {key: [] for key in works}
+    for _ in range(args.repeats):
+        for key, turns in turn_by_turn(works, INFERENCE_TURNS).items():
+            rates[key].append(tokens[key[1]] / min(turn.seconds for turn in turns))
+    rows = {}
+    compared = {"inference": ("restored", "pruned"), "attached": ("attached", "pruned")}
+    for row, (name, base) in {**compared, "slimgpt_compact": ("compact", "dense")}.items():
+        for kind in tokens:
+            mine, other = rates[name, kind], rates[base, kind]
+            rows[f"{row}_{kind}"] = spread(
+                [a / b for a, b in zip(mine, other, strict=True)],
+                tokens_per_second=spread(mine),
+                base_tokens_per_second=spread(other),
+                base=base,
+                **({} if base == "dense" else {"goal": 0.98}),
+            )
+    return rows
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure what is asked for, print each result at once and the table at the end; write -json if it is named."""
+    """Measure what is asked for, print the table, and write -json if it is named; exit status 1 where ways disagree."""
     began = time.perf_counter()
     args = parser().parse_args(argv)
-    parts = checked_parts(args)
     device = usable_device(args.device)
-    if not args.only and not device.startswith("cuda"):
-        parts.remove("attention")
+    if args.json and args.json.is_dir():
+        raise UserError(f"-json: {args.json} is a folder; give a file")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     base = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
     tokenizer = load_tokenizer(base, "-base_model_name")
-    samples = encoded_samples(args, tokenizer)
+    texts = load_samples(BUNDLED, TRAIN_SAMPLES, 0).train
+    samples, _ = encode_all(tokenizer, [t.prompt for t in texts], [t.response for t in texts], MAX_LENGTH)
+    samples = [sample for sample in samples if sample.prompt_length < len(sample.ids)]
     model = load_model(base, DTYPES[args.dtype], device, "-base_model_name")
-    about = {
-        "model": args.base_model_name,
-        "device": device_name(device),
-        "dtype": args.dtype,
-        "repeats": args.repeats,
-        "seed": args.seed,
-        "matmul_flops_per_second": matmul_rate(device, model.dtype),
-        "versions": versions(),
-    }
-    say(f"{about['device']}, {args.dtype}: matrix product {about['matmul_flops_per_second'] / 1e12:.3f} TFLOP/s")
-    if args.profile:
-        profile_training(model, samples, args.samples, args.seed)
-        return
-
-    measured: dict[str, Callable[[], dict[str, dict]]] = {
-        "training": lambda: training_speed(model, samples, args.samples, args.repeats, args.seed),
-        "extraction": lambda: extraction_speed(model, samples[: args.samples], args.repeats),
-        "probes": lambda: probes_speed(head_shape(model.config), args.repeats, args.seed),
-        "inference": lambda: inference_speed(model, base, prompt(model, tokenizer, args.seed), args.repeats, args.seed),
-        "attention": lambda: attention_speed(
-            model, samples, args.samples, prompt(model, tokenizer, args.seed), args.repeats, args.seed
-        ),
+    about = {name: getattr(args, name) for name in ("dtype", "repeats", "seed")}
+    about |= {"model": args.base_model_name, "device": device_name(device), "versions": versions()}
+    about["matmul_flops_per_second"] = matmul_rate(model)
+    print(f"{about['device']}, {args.dtype}: matrix product {about['matmul_flops_per_second'] / 1e12:.3f} TFLOP/s")
+    parts: dict[str, Callable[[], dict[str, dict]]] = {
+        "training": lambda: training_speed(model, samples, args),
+        "extraction": lambda: extraction_speed(model, samples, args),
+        "probes": lambda: probes_speed(model, args),
+        "inference": lambda: inference_speed(model, base, tokenizer, args),
     }
     rows: dict[str, dict] = {}
     refused = []
-    for number, part in enumerate(parts, start=1):
-        say(f"[{number}/{len(parts)}] {part}")
+    for part, measured in parts.items():
+        print(part, flush=True)
         try:
-            rows |= measured[part]()
+            rows |= measured()
         except Disagreement as error:
             refused.append(part)
-            say(f"{part}: no ratio, because the two ways do not compute the same: {error}")
-    if "training_vs_limit" in rows and device.startswith("cuda"):
-        say(utilization(rows["training_vs_limit"], about["device"]))
+            print(f"{part}: no ratio, because the two ways do not compute the same: {error}", flush=True)
     print(f"\n{table(rows)}\n")
     if args.json:
         write_json(args.json, {**rows, "about": about, "refused": refused})
-    where = f", written to {args.json}" if args.json else ""
-    say(f"{len(rows)} ratios, {args.repeats} repeats each, in {time.perf_counter() - began:.0f} s{where}")
+    print(f"{len(rows)} ratios, {args.repeats} repeats each, in {time.perf_counter() - began:.0f} s")
     if refused:
         sys.exit(1)
-
-
-def checked_parts(args: argparse.Namespace) -> list[str]:
-    """The parts that -only names, in their order; UserError for a flag that can be known to be wrong now."""
-    parts = args.only.split(",") if args.only else list(PARTS)
-    if unknown := [part for part in parts if part not in PARTS]:
-        raise UserError(f"-only: no part is called '{unknown[0]}'; give some of {','.join(PARTS)}")
-    for name in ("repeats", "samples", "num_train_samples"):
-        if getattr(args, name) < 1:
-            raise UserError(f"-{name}: {getattr(args, name)} is too few; give 1 or more")
-    if args.samples > args.num_train_samples:
-        raise UserError(f"-samples: {args.samples} of {args.num_train_samples} samples; raise -num_train_samples too")
-    if args.json and args.json.is_dir():
-        raise UserError(f"-json: {args.json} is a folder; give a file")
-    check_name(args.base_model_name, "-base_model_name")
-    return [part for part in PARTS if part in parts]
-
-
-def encoded_samples(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
-    """Token ids of the samples that have room for a response within -max_length."""
-    texts = load_samples(args.data_path, args.num_train_samples, 0).train
-    samples, _ = encode_all(tokenizer, [t.prompt for t in texts], [t.response for t in texts], args.max_length)
-    kept = [sample for sample in samples if sample.prompt_length < len(sample.ids)]
-    if len(kept) < args.samples:
-        raise UserError(f"-max_length: {len(kept)} samples have a response within {args.max_length} tokens; raise it")
-    return kept
-
-
-def prompt(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, seed: int) -> torch.Tensor:
-    """One window of the bundled text: (1, T) int64, as long as the model can read up to 512."""
-    length = min(READ_LENGTH, model.config.max_position_embeddings)
-    return calibration.load(BUNDLED, 1, length, tokenizer, seed)[0]
-
-
-def utilization(row: dict, card: str) -> str:
-    """MFU: the FLOPs that training can't do without, as a share of the card's data sheet."""
-    achieved = row["useful_flops_per_second"]["median"]
-    known = find_card(card)
-    if known is None:
-        return f"{card}: {achieved / 1e12:.1f} useful TFLOP/s in training; no data-sheet peak is known for this card"
-    peak = CARDS[known].tflops * 1e12
-    return f"{card}: MFU of training {achieved / peak:.1%} ({achieved / 1e12:.1f} of {peak / 1e12:.0f} TFLOP/s, bf16)"
 
 
 def table(rows: dict[str, dict]) -> str:
     """One Markdown row a ratio: median, spread and the repeats themselves."""
     lines = [
         [
-            MEANING.get(name, name.replace("_", " ")),
+            name,
             f"{row['median']:.3f}",
             f"{row['min']:.3f} – {row['max']:.3f}",
             " ".join(f"{value:.3f}" for value in row["repeats"]),
@@ -174,16 +386,11 @@ def parser() -> Parser:
     flags.flag("base_model_name", default=EMBEDDED, help="model: folder, hub id, GGUF file or short name")
     flags.flag("device", default="auto", help="cpu, cuda, cuda:N; auto takes a GPU if there is one")
     flags.flag("dtype", default="bfloat16", choices=DTYPES, help="of model and matrix product, one of %(choices)s")
-    flags.flag("repeats", default=3, type=int, help="turns of each measurement")
-    flags.flag("samples", default=32, type=int, help="samples in a pass of training, and of activations")
-    flags.flag("data_path", default=BUNDLED, help="samples: bundled, a file, a folder or a hub id")
-    flags.flag("num_train_samples", default=2000, type=int, help="samples grouped by length; -samples are of these")
-    flags.flag("max_length", default=500, type=int, help="tokens at which a sample is cut")
-    flags.flag("only", metavar="NAME[,NAME]", help=f"some of {','.join(PARTS)}; attention is left out without a GPU")
+    flags.flag("repeats", default=3, type=at_least(1), help="turns of each measurement")
+    flags.flag("samples", default=32, type=at_least(1), help="bundled samples in a pass of training, of activations")
     flags.flag("json", type=Path, metavar="FILE", help="JSON file for all figures")
     flags.flag("seed", default=42, type=int, help="of heads, batches and synthetic activations")
     flags.flag("cache_dir", default=DEFAULT_CACHE, type=Path, metavar="DIR", help="where GGUF models are unpacked")
-    flags.switch("profile", "print where training time goes, by operator, and measure nothing else")
     return flags
 
 

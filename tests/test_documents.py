@@ -29,7 +29,7 @@ NAMES = [str(document.relative_to(ROOT)) for document in DOCUMENTS]
 ENTRY = "RestoreLCC_train"
 PARSERS = (
     ENTRY, "pruning", "models.merge", "utils.sweep",
-    "utils.report", "utils.compare", "benchmarks.run", "benchmarks.pruning",
+    "utils.report", "utils.compare", "benchmarks.run",
 )  # fmt: skip
 OTHERS = ("lm_eval",)
 """Commands that are not ours."""
@@ -83,8 +83,7 @@ def flags_of(name: str) -> set[str]:
         return {option.lstrip("-") for action in build_parser()._actions for option in action.option_strings}
     place = ROOT / name.replace(".", "/")
     code = (place / "__main__.py" if place.is_dir() else place.with_suffix(".py")).read_text(encoding="utf-8")
-    own = set(re.findall(r"\.(?:flag|switch|add_argument)\(\s*\"-*(\w+)\"", code))
-    return own | (flags_of(ENTRY) if name == "benchmarks.quality" else set())  # which passes them on
+    return set(re.findall(r"\.(?:flag|switch|add_argument)\(\s*\"-*(\w+)\"", code))
 
 
 def anchors(document: Path) -> set[str]:

@@ -78,7 +78,7 @@ def test_every_file_has_a_room():
         ("models.merge", "def f():\n    from baselines.norms import NormScales"),
         ("utils.probing", "import utils.evaluation.scoring as s"),
         ("utils.report.page", "from utils.plan.planner import plan"),
-        ("benchmarks.plan", "from RestoreLCC_train import read_samples"),
+        ("benchmarks.run", "from RestoreLCC_train import read_samples"),
     ],
 )
 def test_an_import_that_leads_up_is_seen(module, text):

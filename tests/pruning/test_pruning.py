@@ -424,19 +424,3 @@ def test_command_line_prunes_and_says_what_is_wrong_in_one_line(make_tiny_llama,
     assert bad.returncode == 2
     assert bad.stderr.startswith("error: -sparsity: ") and bad.stderr.count("\n") == 1
     assert not (tmp_path / "bad").exists()
-
-
-def test_benchmark_runs_and_writes_its_ratios(make_tiny_llama, text, tmp_path, monkeypatch):
-    from benchmarks import pruning as benchmark
-
-    output = tmp_path / "figures.json"
-    flags = {"base_model_name": make_tiny_llama(), "calib_data": text, "calib_samples": 4, "calib_length": 70}
-    flags |= {"sparsity": "2:4", "output_file": output}
-    arguments = [f"-{name}={value}" for name, value in flags.items()]
-    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments, "-errors"])
-    benchmark.main()
-    found = json.loads(output.read_text())
-    assert found["pruning"].keys() == {"wanda", "sparsegpt", "slimgpt"}
-    assert all(row["ratio"] > 0 for row in found["pruning"].values())
-    assert found["inference"]["compact"]["parameters"] < found["inference"]["dense"]["parameters"]
-    assert len(found["errors"]) == 3

@@ -54,7 +54,7 @@ TASKS = {
     "openbookqa": TaskTokens(500, 27.1, 868, 13.3, 4, 86),
 }
 """Rows of the scored splits as published (data set cards), and what a row takes, the mean over the bundled rows or over
-the first 250 (rte 150) rows of the hub's split: `python -m benchmarks.plan -count_tasks DIR`, with SmolLM2's tokenizer.
+the first 250 (rte 150) rows of the hub's split: benchmarks/plan.py at commit 879812d, SmolLM2's tokenizer.
 """
 
 WIKITEXT_TOKENS, WIKITEXT_WORDS, WIKITEXT_PAGES = 304_986, 241_211, 62

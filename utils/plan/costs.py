@@ -33,8 +33,8 @@ class Machine:
     from its end only. kernels: what a CPU's library compiles in half precision for every length of a batch, and keeps
     from the first activations on. imports: seconds until all libraries are loaded. request_seconds: lm_eval's own, a
     request. source: where the rates come from, in words. The defaults of baseline, fragments, kept, imports
-    and request_seconds were measured on one run of SmolLM2 and held against others (`python -m benchmarks.plan`), that
-    of kernels on those others.
+    and request_seconds were measured on one run of SmolLM2 and held against others (benchmarks/plan.py at commit
+    879812d), that of kernels on those others.
     """
 
     name: str

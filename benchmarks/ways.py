@@ -1,0 +1,249 @@
+"""What the benchmark times: this project's training step as a bare loop, and the plain ways it is held against."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from models.checkpoint import LINEARS
+from models.contract import Given
+from models.cpu_attention import cpu_attention
+from models.loading import head_shape
+from models.methods import Options
+from models.restoration import Restoration
+from utils.activations import Tree
+from utils.losses import IGNORED, ResponseLoss
+from utils.probing import EPOCHS, LEARNING_RATE, TRAIN_SHARE, ProbeScores, order_randomly
+from utils.prompts import Encoded
+from utils.training import Collator
+
+BATCH_SIZE, SHARE_OF_HEADS, MAX_GRAD_NORM = 8, 0.25, 1.0
+VISIBLE = 100
+"""β and b are drawn this many times larger than training starts with, so that a loss without them would be noticed."""
+
+
+def sharing_weights(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """A second model that can be patched by itself; the weights stay the first one's tensors."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
+def linear_parameters(layer: nn.Module, names: Sequence[str] = LINEARS) -> int:
+    """Weights of a decoder layer's linear layers: what a token is multiplied with."""
+    return sum(layer.get_submodule(name).weight.numel() for name in names)
+
+
+class Loop:
+    """Forward, backward, clipping and AdamW, batch by batch, without the Trainer, so both sides pay for nothing else.
+
+    The learning rate is 0: every operation of a step is done, and each pass must give one and the same mean loss.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, trained: list[nn.Parameter], loss: Callable[..., Tensor]):
+        self.model, self.trained, self.loss = model.train(), trained, loss
+        self.optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
+
+    def run(self, batches: list[list[Encoded]]) -> tuple[float, int, int]:
+        """(mean loss, labelled tokens, tokens with padding) of a pass over the batches."""
+        collate = Collator(pad_id=self.model.config.pad_token_id or 0)
+        total, labelled, padded = torch.zeros((), device=self.model.device), 0, 0
+        for samples in batches:
+            batch = collate([{"input_ids": s.ids, "prompt_length": s.prompt_length} for s in samples])
+            count = int((batch["labels"][:, 1:] != IGNORED).sum())
+            batch["lengths"] = torch.tensor([len(s.ids) for s in samples])
+            self.optimizer.zero_grad()
+            loss = self.loss(**{name: tensor.to(self.model.device) for name, tensor in batch.items()})
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.trained, MAX_GRAD_NORM)
+            self.optimizer.step()
+            total += loss.detach() * count
+            labelled += count
+            padded += batch["input_ids"].numel()
+        return float(total) / labelled, labelled, padded
+
+
+def restoring_loop(model: LlamaForCausalLM, restoration: Restoration) -> Loop:
+    """This project's: one bias a layer and step, logits at labelled tokens only, no mask, no gradient below."""
+    model = restoration.attach(sharing_weights(model))
+    response_loss = ResponseLoss(model)
+
+    def loss(lengths: Tensor, **batch: Tensor) -> Tensor:
+        with cpu_attention(model):
+            return response_loss(**batch)["loss"]
+
+    return Loop(model, [parameter for parameter in model.parameters() if parameter.requires_grad], loss)
+
+
+def plain_loop(model: LlamaForCausalLM, restoration: Restoration) -> Loop:
+    """The original release's way."""
+    model = sharing_weights(model)
+    trained = add_to_every_token(model, restoration.state)
+    return Loop(model, trained, lambda **batch: full_loss(model, **batch))
+
+
+def visible_restoration(model: LlamaForCausalLM, seed: int) -> Restoration:
+    """Random heads with random orthonormal bases, and values large enough to change the loss."""
+    layers, heads, width = head_shape(model.config)
+    chosen = order_randomly(torch.ones(layers, heads, dtype=torch.bool), seed)
+    chosen = sorted(chosen[: max(1, round(SHARE_OF_HEADS * layers * heads))])
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(layers, heads, width, width, generator=generator))[0]
+    given = Given(config=model.config, seed=seed, heads=chosen, basis=basis)
+    restoration = Restoration.start("restorelcc", Options(), given)
+    for name in ("magnitudes", "component"):
+        restoration.state[name].mul_(VISIBLE)
+    return restoration
+
+
+def in_batches(samples: list[Encoded], order: list[int]) -> list[list[Encoded]]:
+    """The samples in this order, eight by eight."""
+    return [[samples[i] for i in order[begin : begin + BATCH_SIZE]] for begin in range(0, len(order), BATCH_SIZE)]
+
+
+def grouped_batches(samples: list[Encoded], count: int, seed: int) -> list[list[Encoded]]:
+    """Batches that hold `count` samples, of all that grouping the whole set by length makes, as a real run does.
+
+    Sorted by length, some at even distances are taken, which keeps the lengths distributed as they are.
+    """
+    lengths = [len(sample.ids) for sample in samples]
+    order = list(LengthGroupedSampler(BATCH_SIZE, lengths=lengths, generator=torch.Generator().manual_seed(seed)))
+    batches = sorted(in_batches(samples, order), key=lambda batch: max(len(sample.ids) for sample in batch))
+    wanted = min(len(batches), -(-count // BATCH_SIZE))
+    taken = [batches[int((index + 0.5) * len(batches) / wanted)] for index in range(wanted)]
+    left = count
+    for index, batch in enumerate(taken):
+        taken[index], left = batch[:left], left - len(batch)
+    return taken
+
+
+def useful_flops(model: LlamaForCausalLM, heads: list[tuple[int, int]], tokens: int, labelled: int) -> float:
+    """FLOPs of the matrix products that training can't do without.
+
+    2 a weight and non-padding token forward, and 2 for the gradient of its input where a trained head is below: not in
+    the layers under the lowest one, nor in that layer's own attention. The output head's 2 + 2 count at labelled tokens
+    only. The quadratic part of attention, norms and the compensation are left out.
+    """
+    layers = model.model.layers
+    lowest = min(layer for layer, _ in heads)
+    backward = sum(map(linear_parameters, layers[lowest + 1 :]))
+    backward += linear_parameters(layers[lowest], ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"))
+    decoder = sum(map(linear_parameters, layers)) + backward
+    return 2.0 * decoder * tokens + 4.0 * model.lm_head.weight.numel() * labelled
+
+
+def add_to_every_token(model: LlamaForCausalLM, state: dict[str, Tensor]) -> list[nn.Parameter]:
+    """Add Σ β_i v_i + b to z of each chosen head at every token, as the original release does.
+
+    Gradients flow down to the embeddings. Returns what is trained: β, b of the first head, β, b of the second, …
+    """
+    model.enable_input_require_grads()
+    width = model.config.head_dim
+    trained: list[nn.Parameter] = []
+    by_layer: dict[int, list[tuple[int, nn.Parameter, nn.Parameter, Tensor]]] = {}
+    for row, (layer, head) in enumerate(state["heads"].tolist()):
+        device = model.model.layers[layer].self_attn.o_proj.weight.device
+        magnitudes, component = (
+            nn.Parameter(state[name][row].to(device, copy=True)) for name in ("magnitudes", "component")
+        )
+        trained += [magnitudes, component]
+        by_layer.setdefault(layer, []).append((head, magnitudes, component, state["basis"][row].to(device)))
+    for layer, heads in by_layer.items():
+
+        def compensate(_, inputs: tuple[Tensor], heads=heads) -> tuple[Tensor]:
+            z = inputs[0].clone()
+            for head, magnitudes, component, basis in heads:
+                z[..., head * width : (head + 1) * width] += (magnitudes @ basis + component).to(z.dtype)
+            return (z,)
+
+        model.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(compensate)
+    return trained
+
+
+def full_loss(model: LlamaForCausalLM, input_ids: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
+    """The mean loss of labelled tokens, with padding masked and all logits computed and held."""
+    mask = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths.unsqueeze(1)
+    return model(input_ids, attention_mask=mask.long(), labels=labels, use_cache=False).loss
+
+
+@torch.no_grad()
+def one_by_one(model: LlamaForCausalLM, trees: list[Tree]) -> Tensor:
+    """What `last_token_activations` gives: a pass a sequence, a hook a layer, all logits."""
+    layers, heads, width = head_shape(model.config)
+    found = torch.empty(len(trees[0].branches), layers, heads, len(trees), width)
+    captured: dict[int, Tensor] = {}
+
+    def keep(layer: int):
+        return lambda _, inputs: captured.__setitem__(layer, inputs[0][0, -1].float().cpu())
+
+    hooks = [
+        layer.self_attn.o_proj.register_forward_pre_hook(keep(index)) for index, layer in enumerate(model.model.layers)
+    ]
+    try:
+        for row, tree in enumerate(trees):
+            for number, branch in enumerate(tree.branches):
+                model(torch.tensor([tree.trunk + branch], device=model.device), use_cache=False)
+                for layer, z in captured.items():
+                    found[number, layer, :, row] = z.unflatten(-1, (heads, width))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def synthetic(layers: int, heads: int, samples: int, width: int, seed: int) -> list[Tensor]:
+    """z of the dense and the pruned model at q, of the dense one at q + r⁺ and q + r⁻, (L, H, N, d) fp32 each.
+
+    The gap has strong directions and weak ones, and a head tells right from wrong the better the later it is.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shape = layers, heads, samples, width
+    dense, gap, right, wrong = (torch.randn(shape, generator=generator) for _ in range(4))
+    gap = (gap + 1) * torch.linspace(2, 0.1, width)
+    step = torch.linspace(0, 1, layers * heads).view(layers, heads, 1, 1) / width**0.5
+    return [dense, dense - gap, dense + right + step, dense + wrong - step]
+
+
+def head_by_head(
+    dense: Tensor, pruned: Tensor, right: Tensor, wrong: Tensor, components: int, seed: int
+) -> tuple[Tensor, ProbeScores]:
+    """c (L, H, d) and the probes' scores, from z (L, H, N, d) each: an SVD, a Linear and an Adam a head.
+
+    The starts and the split are those of `probe_heads`.
+    """
+    layers, heads, samples, width = dense.shape
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(samples, generator=generator)
+    train, held_out = order[: int(TRAIN_SHARE * samples)], order[int(TRAIN_SHARE * samples) :]
+    bound = (2 * width) ** -0.5
+    weights, biases = (torch.empty(heads, n).uniform_(-bound, bound, generator=generator) for n in (2 * width, 1))
+    component = torch.empty(layers, heads, width)
+    accuracy, losses = torch.empty(layers, heads), torch.empty(layers, heads)
+    cross_entropy = nn.functional.binary_cross_entropy_with_logits
+    for layer in range(layers):
+        for head in range(heads):
+            u, s, v = torch.linalg.svd(dense[layer, head] - pruned[layer, head], full_matrices=False)
+            component[layer, head] = (u * s).mean(0)[:components] @ v[:components]
+            shared = pruned[layer, head] + component[layer, head]
+            features = [torch.cat([shared, answer[layer, head]], dim=1) for answer in (right, wrong)]
+            probe = nn.Linear(2 * width, 1)
+            with torch.no_grad():
+                probe.weight.copy_(weights[head])
+                probe.bias.copy_(biases[head])
+            optimizer = torch.optim.Adam(probe.parameters(), lr=LEARNING_RATE)
+            inputs, labels = (torch.cat(parts) for parts in ([each[train] for each in features], _labels(train)))
+            for _ in range(EPOCHS):
+                optimizer.zero_grad()
+                cross_entropy(probe(inputs).squeeze(1), labels).backward()
+                optimizer.step()
+            inputs, labels = (torch.cat(parts) for parts in ([each[held_out] for each in features], _labels(held_out)))
+            with torch.no_grad():
+                logits = probe(inputs).squeeze(1)
+                losses[layer, head] = cross_entropy(logits, labels)
+                accuracy[layer, head] = ((logits > 0) == labels.bool()).float().mean()
+    return component, ProbeScores(accuracy, losses)
+
+
+def _labels(rows: Tensor) -> list[Tensor]:
+    return [torch.ones(len(rows)), torch.zeros(len(rows))]
