@@ -21,6 +21,7 @@ from models.modeling_llama import explicit_biases
 from utils.common.errors import UserError, first_line, shortened
 from utils.common.files import read_json, whole_folder, write_json
 from utils.common.flag_types import MOST
+from utils.common.manifest import MANIFEST, read_manifest, write_manifest
 from utils.common.methods import METHODS
 
 FORMAT = 2
@@ -168,10 +169,16 @@ def save_restoration(folder: Path, restoration: Restoration, about: dict) -> Non
     with whole_folder(folder) as partial:
         save_file(tensors, partial / TENSORS)
         write_json(partial / ABOUT, {**about, **own})
+        write_manifest(partial)
 
 
 def load_restoration(folder: Path, flag: str = "-restoration") -> tuple[Restoration, dict]:
-    """The restoration in `folder` and what its json says about it."""
+    """The restoration in `folder` and what its json says about it; UserError if a file is not as it was written."""
+    try:
+        if (folder / MANIFEST).is_file():  # which those of earlier versions lack
+            read_manifest(folder)
+    except ValueError as error:
+        raise UserError(f"{flag}: {folder} {error}; copy it again") from error
     try:
         about = read_json(folder / ABOUT)
         tensors = load_file(folder / TENSORS)

@@ -13,6 +13,7 @@ from tests.builders import save_tiny_llama, trained
 from tests.inputs import broken
 from tests.inputs.broken import DEEP, DIGITS, Spoil
 from utils.common.errors import UserError
+from utils.common.manifest import MANIFEST
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,16 @@ def saved(tmp_path_factory) -> tuple[Path, Path]:
     save_tiny_llama(root / "pruned", zeros=0.5)
     save_restoration(root / "restoration", trained(), {"pruned_sha256": fingerprint(root / "pruned")})
     return root / "pruned", root / "restoration"
+
+
+def test_a_bit_that_turned_in_any_file_is_told(saved, tmp_path):
+    folder = shutil.copytree(saved[1], tmp_path / "restoration")
+    for name in (JSON, TENSORS):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert said(folder, saved[0]) == f"-restoration: {folder} is damaged ({name}); copy it again"
+        (folder / name).write_bytes(content)
+    load_restoration(folder)
 
 
 def said(folder: Path, pruned: Path) -> str:
@@ -96,6 +107,7 @@ RESTORATIONS: dict[str, tuple[Spoil, str]] = {
 def test_a_broken_restoration_is_told(saved, tmp_path, case):
     spoil, says = RESTORATIONS[case]
     folder = shutil.copytree(saved[1], tmp_path / "restoration")
+    (folder / MANIFEST).unlink()  # as in an earlier version's, so that it is the content that tells
     spoil(folder)
     told = said(folder, saved[0])
     assert told.startswith("-restoration: ") and says in told
