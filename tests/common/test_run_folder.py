@@ -134,6 +134,7 @@ def test_killed_at_any_renaming_the_same_command_ends_what_was_left(tmp_path, mo
             folder.finish()
     if (tmp_path / "out.partial").exists():
         with result(out, overwrite=overwrite) as folder:
+            assert folder.whole == (at > 0), "once all is written, nothing is computed again"
             if not folder.whole:
                 write(folder.partial, NEW)
             folder.finish()
@@ -166,6 +167,10 @@ IN_THE_WAY = {
     "a folder of the user's": lambda place: write(place, {"thesis.tex": "mine"}),
     "a file": lambda place: place.write_text("mine"),
     "a link": lambda place: (write(place.with_name("away"), {"thesis.tex": "mine"}), place.symlink_to("away")),
+    "a link to an interrupted run": lambda place: (
+        write(place.with_name("away"), {UNFINISHED: "{}"}),
+        place.symlink_to("away"),
+    ),
     "a link to nothing": lambda place: place.symlink_to("nowhere"),
 }
 
