@@ -41,6 +41,12 @@ def locked(file: Path, what: str, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
+def lock_of(out: Path) -> Path:
+    """The lock of the folder OUT: OUT.lock beside it."""
+    final = Path(os.path.realpath(out.expanduser()))
+    return final.parent / f"{final.name}.lock"
+
+
 class RunFolder:
     """OUT, which a command fills: it writes to `partial`, OUT.partial, and `finish` gives that its name.
 
@@ -62,7 +68,7 @@ class RunFolder:
     ):
         self.final = Path(os.path.realpath(out.expanduser()))
         self.partial = self.final.parent / f"{self.final.name}{PARTIAL}"
-        self._lock = self.final.parent / f"{self.final.name}.lock"
+        self._lock = lock_of(out)
         self._arguments, self._overwrite, self._keep, self._anew = arguments, overwrite, keep, anew
         self._flag, self._what = flag, f"{flag}: {out}"
         self.whole = False

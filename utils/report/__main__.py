@@ -7,7 +7,7 @@ from pathlib import Path
 
 from utils.common.commands import Parser, folder_path, run
 from utils.common.errors import UserError
-from utils.common.run_folder import locked
+from utils.common.run_folder import lock_of, locked
 from utils.report.write import Record, write_report
 
 
@@ -29,7 +29,7 @@ def main() -> None:
         raise UserError(f"OUT: {folder} is not a folder; give the -output_dir of a run")
     record = Record.read(folder)
     try:
-        with locked(folder.with_name(f"{folder.name}.lock"), f"OUT: {folder}"):
+        with locked(lock_of(folder), f"OUT: {folder}"):
             files = write_report(folder, record)
     except OSError as error:
         raise UserError(f"OUT: {folder} cannot be written ({error.strerror}); copy it first") from error
