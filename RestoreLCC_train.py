@@ -4,27 +4,28 @@
     python RestoreLCC_train.py -base_model_name llama_7B -pruned_model_path PRUNED
     python RestoreLCC_train.py --help
 
-Each stage is a module of utils/stages, which holds its cache key, what it reads and what it hands on.
+Each stage is a module of utils/stages: what it reads, what the cache keeps of it by what, and what it hands on.
 """
 
 import os
 from contextlib import nullcontext, redirect_stdout
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from data.loading import check_calib_data, check_data_path
 from models.names import check_found
-from utils.common.commands import run
-from utils.common.disk import Need, check_room, told
+from utils.common.commands import check_cache, run
+from utils.common.errors import UserError
 from utils.common.flags import Arguments, parse_arguments
-from utils.common.processes import Processes, speaks
+from utils.common.processes import Processes, is_main_process
 from utils.common.progress import OFF
-from utils.common.result import Result
-from utils.stages.begin import check_inputs, result_folder
-from utils.stages.push import push
+from utils.common.run_folder import RunFolder, check_apart
+from utils.stages.push import check_push, push
 
-if TYPE_CHECKING:
-    from utils.evaluation.plan import EvalPlan
-    from utils.samples import Samples
-    from utils.stages.context import Models, Run
+CONTINUED_FROM = ("checkpoints",)
+"""What of an interrupted run the same command goes on from. What comes before is in the cache, what after made anew."""
+
+MAY_DIFFER = ("output_dir", "cache_dir", "teacher_cache_gb", "eval_batch_size", "report_prompts", "device")
+"""Flags that may differ between an interrupted run and the one that continues it."""
 
 
 def main() -> None:
@@ -37,102 +38,86 @@ def main() -> None:
 
         print_plan(args)
         return
-    result = result_folder(args, check=speaks())
-    check_inputs(args)
-    if result.done:
-        print(f"the interrupted run was done but for its place; report: {args.output_dir / 'report.html'}")
-        if not args.dry_run:
-            push(args)
-        return
-    processes = Processes(args.device)
-    if args.quiet:
-        os.environ[OFF] = "1"
-    if args.dry_run:
-        rehearse(begun(args, processes, result))
-        return
-    with result.working() if processes.is_main else nullcontext():
-        restore(begun(args, processes, result))
+    check_apart(args.output_dir, args.inputs())
+    folder = run_folder(args)
+    with folder if is_main_process() else nullcontext():
+        if not folder.whole:
+            check_inputs(args)
+        processes = Processes(args.device)
+        if processes.any(folder.whole):
+            print("the interrupted run had nothing left to do but to take its place")
+        else:
+            restore(args, processes, folder.partial)
+        if processes.is_main:
+            folder.finish()
+    if processes.is_main:
+        push(args)
 
 
-def begun(args: Arguments, processes: Processes, result: Result) -> "Run":
-    """The context that all stages share."""
+def run_folder(args: Arguments) -> RunFolder:
+    """-output_dir, and the interrupted run beside it, if there is one."""
+    flags = {name: value for name, value in args.as_json().items() if name not in MAY_DIFFER}
+    return RunFolder(args.output_dir, flags, args.overwrite, CONTINUED_FROM, anew=args.resume == "never")
+
+
+def check_inputs(args: Arguments) -> None:
+    """Raise UserError for what names, paths and the hub tell without torch, whose import takes seconds."""
+    check_found(args.base_model_name, "-base_model_name")
+    if args.pruned_model_path:
+        check_found(args.pruned_model_path, "-pruned_model_path")
+    else:
+        check_calib_data(args.calib_data)
+    if not args.spec_task:
+        check_data_path(args.data_path, args.valid_data_path)
+    if args.eval_data_dir and not args.eval_data_dir.is_dir():
+        raise UserError(f"-eval_data_dir: {args.eval_data_dir} is not a folder; give the folder of task data")
+    check_cache(args.cache_dir)
+    check_push(args)
+
+
+def restore(args: Arguments, processes: Processes, folder: Path) -> None:
+    """All stages in their order; what comes of them is in `folder`."""
     from models.loading import usable_device
     from utils.common.libraries import quiet_libraries
     from utils.stages.context import Run
-
-    quiet_libraries()
-    return Run.of(args, processes, result, usable_device(processes.device))
-
-
-def rehearse(run: "Run") -> None:
-    """Read and check all inputs as a run does, and say what it would do."""
-    from utils.stages.dry_run import print_dry_run
-
-    inputs, _ = prepared(run)
-    if run.processes.is_main:
-        print_dry_run(run, *inputs)
-
-
-def prepared(run: "Run") -> tuple[tuple["Models", "Samples", "EvalPlan"], list[Need]]:
-    """All inputs, read and checked, and what the run will write, for which the disks have room."""
-    from utils.stages.prepare import prepare
-    from utils.stages.room import needs
-
-    with run.main_first("samples"):
-        models, samples, plan = prepare(run)
-        wanted = needs(run, models, samples, len(plan.parts()))
-        check_room(wanted)
-    return (models, samples, plan), wanted
-
-
-def restore(run: "Run") -> None:
-    """Read and check all inputs, ask the disks for room, go on stage by stage, write and upload what they came to."""
-    from utils.stages.results import write_results
-
-    with open(os.devnull, "w") as nowhere:
-        hidden = redirect_stdout(nowhere) if run.args.quiet else nullcontext()
-        with hidden:
-            inputs, wanted = prepared(run)
-        with told(wanted):
-            with hidden:
-                found = stages(run, *inputs)
-            if found:
-                write_results(run, *found)
-    if found:
-        push(run.args)
-
-
-def stages(run: "Run", models: "Models", samples: "Samples", plan: "EvalPlan") -> tuple | None:
-    """The other stages in order: what the result is written from; None in any process but the main one."""
     from utils.stages.measure import measure
     from utils.stages.merge import merge, score_merged
     from utils.stages.negatives import probe_trees, prompt_trees
+    from utils.stages.prepare import prepare
     from utils.stages.prune import pruned_checkpoint
     from utils.stages.rank import rank
+    from utils.stages.results import write_results
     from utils.stages.scales import head_norms
     from utils.stages.train import train_restoration
 
-    with run.main_first("prune"):
-        models = pruned_checkpoint(run, models)
-    with run.main_first("negatives"):
-        trees = probe_trees(run, models, samples)
-    with run.main_first("dense"):
-        dense = measure(run, models, samples, plan, "dense", trees)
-    with run.main_first("pruned"):
-        pruned = measure(run, models, samples, plan, "pruned", prompt_trees(run, samples))
-    with run.stage("rank"):
-        norms = head_norms(run, models, samples)
-        ranked = rank(run, models, dense.activations, pruned.activations, norms)
-    with run.stage("train"):
-        trained = train_restoration(run, models, samples, ranked)
-    if not run.processes.is_main:
-        return None
-    with run.stage("merge"):
-        merged = merge(run, models, trained)
-    with run.stage("restored"):
-        restored = score_merged(run, models, samples, plan, merged)
+    if args.quiet:
+        os.environ[OFF] = "1"
+    quiet_libraries()
+    run = Run.of(args, processes, folder, usable_device(processes.device))
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if args.quiet else nullcontext():
+        with run.main_first("samples"):
+            models, samples, plan = prepare(run)
+        with run.main_first("prune"):
+            models = pruned_checkpoint(run, models)
+        with run.main_first("negatives"):
+            trees = probe_trees(run, models, samples)
+        with run.main_first("dense"):
+            dense = measure(run, models, samples, plan, "dense", trees)
+        with run.main_first("pruned"):
+            pruned = measure(run, models, samples, plan, "pruned", prompt_trees(run, samples))
+        with run.stage("rank"):
+            norms = head_norms(run, models, samples)
+            ranked = rank(run, models, dense.activations, pruned.activations, norms)
+        with run.stage("train"):
+            trained = train_restoration(run, models, samples, ranked)
+        if not processes.is_main:
+            return
+        with run.stage("merge"):
+            merged = merge(run, models, trained)
+        with run.stage("restored"):
+            restored = score_merged(run, models, samples, plan, merged)
     measured = {"dense": dense, "pruned": pruned, "restored": restored}
-    return models, samples, ranked, trained, merged, measured
+    write_results(run, models, samples, ranked, trained, merged, measured)
 
 
 if __name__ == "__main__":

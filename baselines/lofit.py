@@ -10,8 +10,8 @@ from transformers import LlamaForCausalLM
 
 from models.modeling_llama import attach
 from models.terms import Term
+from utils.common.files import workspace
 from utils.common.methods import SITES
-from utils.common.temporary import workspace
 from utils.compensation import INITIAL_STD
 from utils.prompts import Encoded
 from utils.training import TrainingSettings, train

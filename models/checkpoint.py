@@ -64,9 +64,10 @@ class Survey:
 
 
 class Checkpoint:
-    """The weights in `folder`, found as transformers finds them: one file, or an index and the shards it names.
+    """A reference to the checkpoint in `folder`: its tensors by name, and what identifies them, each read when asked.
 
-    flag: the command line's name for it, for messages. Raises UserError if there are no readable weights.
+    Weights are found as transformers finds them: one file, or an index and the shards it names. flag: the command
+    line's name for it, for messages. Raises UserError if there are no readable weights.
     """
 
     def __init__(self, folder: Path, flag: str = "-pruned_model_path"):
@@ -77,7 +78,23 @@ class Checkpoint:
         self._readers: dict[str, Callable[[str], Tensor]] = {}
         self.headers: dict[str, Header] = {}
         for file in self.files:
-            self.headers |= self._open(file)
+            found = self._open(file)
+            for name in found.keys() & self.headers.keys():
+                if not same_bits(self.read(name), self._readers[file.name](name)):
+                    raise UserError(
+                        f"{flag}: {name} is in {self.headers[name].file} and, with other values, in {file.name} of "
+                        f"{folder}; copy the checkpoint again"
+                    )
+            self.headers |= found
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all tensors and of config.json: what stands for the checkpoint in keys and records."""
+        return self.survey().sha256
+
+    def key(self) -> str:
+        """What it is in a cache's key."""
+        return self.fingerprint
 
     def read(self, name: str) -> Tensor:
         """The tensor, on the CPU, as it is stored; safetensors are mapped, not copied."""
@@ -173,8 +190,8 @@ def weight_files(folder: Path, flag: str = "-pruned_model_path") -> list[Path]:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 (hex) of a model's tensors and configuration: what caches are keyed by."""
-    return Checkpoint(folder).survey().sha256
+    """The fingerprint of the checkpoint in `folder`."""
+    return Checkpoint(folder).fingerprint
 
 
 def count_zeros(folder: Path) -> tuple[list[int], list[int]]:

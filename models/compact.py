@@ -4,7 +4,6 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,12 +11,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.dynamic_module_utils import custom_object_save
 
 import models.compact_llama
-from models.checkpoint import Checkpoint, Header, fingerprint, safetensors_name, write_checkpoint
+from models.checkpoint import Checkpoint, Header, safetensors_name, write_checkpoint
 from models.compact_llama import CompactLlamaConfig, CompactLlamaForCausalLM
 from models.loading import copy_tokenizer, load_config
 from models.names import RECORD
 from models.portable import make_portable
-from utils.common.cache import Cache, code_version
+from utils.common.cache import Cache, cached
 from utils.common.files import whole_folder, write_json
 
 
@@ -91,9 +90,12 @@ def in_dense_shapes(folder: Path, cache_dir: Path) -> tuple[Path, bool]:
     """
     if not isinstance(load_config(folder, "-pruned_model_path"), CompactLlamaConfig):
         return folder, False
-    key = {"compact": fingerprint(folder), "code": code_version(sys.modules[__name__], models.compact_llama)}
-    make = partial(expand_checkpoint, folder)
-    return Cache(cache_dir).tree("expanded", key, make, fingerprint), True
+    return _expanded(Cache(cache_dir), Checkpoint(folder)), True
+
+
+@cached("expanded", code=(sys.modules[__name__], models.compact_llama))
+def _expanded(folder: Path, small: Checkpoint) -> None:
+    expand_checkpoint(small.folder, folder)
 
 
 def _compact_config(

@@ -6,12 +6,9 @@ import logging
 import struct
 import sys
 from collections.abc import Iterable, Iterator
-from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import transformers
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFReader, Keys, RopeScalingType, get_tensor_name_map
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import (
@@ -24,11 +21,10 @@ from transformers import (
 )
 
 import models.portable
-from models.checkpoint import fingerprint
 from models.portable import make_portable, save_tokenizer
-from utils.common.cache import Cache, code_version
+from utils.common.cache import Cache, cached
 from utils.common.errors import UserError, first_line
-from utils.common.files import digest_files, whole_folder
+from utils.common.files import digest_files
 
 _WORDS = ByteLevel(add_prefix_space=False)
 _SINGLE_DIGITS = Sequence([Digits(individual_digits=True), _WORDS])
@@ -44,13 +40,7 @@ WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
 def unpack_gguf(file: Path, flag: str, cache_dir: Path) -> Path:
     """The GGUF file as a Hugging Face folder, kept in the cache by its content and by what unpacks it."""
     check_gguf(file, flag)
-    key = {
-        "file": digest_files([file]),
-        "transformers": transformers.__version__,
-        "gguf": version("gguf"),
-        "code": code_version(sys.modules[__name__], models.portable),
-    }
-    return Cache(cache_dir).tree("unpacked", key, partial(_unpack, file, flag), fingerprint)
+    return _unpacked(Cache(cache_dir), digest_files([file]), file=file, flag=flag)
 
 
 def check_gguf(file: Path, flag: str) -> None:
@@ -96,7 +86,9 @@ def left_out(file: Path, names: Iterable[str], layers: int) -> list[str]:
     return found + ([scaling.name] if scaling is not None and scaling.contents() != RopeScalingType.NONE.value else [])
 
 
-def _unpack(file: Path, flag: str, folder: Path) -> None:
+@cached("unpacked", code=(sys.modules[__name__], models.portable), libraries=("transformers", "tokenizers", "gguf"))
+def _unpacked(folder: Path, content: str, *, file: Path, flag: str) -> None:
+    """Write the GGUF file, known by its digest `content`, to the folder."""
     print(f"unpacking {file.name} once")
     try:
         with _quiet():
@@ -127,10 +119,10 @@ def _unpack(file: Path, flag: str, folder: Path) -> None:
     plain = LlamaForCausalLM(LlamaConfig(**settings))
     plain.load_state_dict(packed.state_dict())
     plain.tie_weights()
-    with whole_folder(folder) as unfinished, _quiet():
-        plain.save_pretrained(unfinished)
-        make_portable(unfinished)
-        save_tokenizer(tokenizer, unfinished)
+    with _quiet():
+        plain.save_pretrained(folder)
+        make_portable(folder)
+        save_tokenizer(tokenizer, folder)
 
 
 @contextlib.contextmanager

@@ -28,12 +28,12 @@ from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import models.compact_llama  # noqa: F401 - makes its class known to transformers
+from models.checkpoint import Checkpoint, check_finite, check_weights
 from models.gguf_reading import unpack_gguf
 from models.names import check_name, embedded_file, hub_name, read_settings
 from utils.common.errors import UserError, first_line, shortened
 from utils.common.files import digest, digest_files, read_json
 from utils.common.names import DTYPE_NAMES, EMBEDDED
-from utils.common.temporary import stamp
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
@@ -82,9 +82,11 @@ def load_config(folder: Path, flag: str) -> LlamaConfig:
     _check_generation(folder, flag)
     try:
         _check_computed(settings)
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever a damaged value makes transformers raise
         raise UserError(f"{flag}: {folder}/config.json: {first_line(error)}; copy the model again") from error
+    config._attn_implementation = "sdpa"  # a file may name one whose code is fetched from elsewhere
+    return config
 
 
 def _check_generation(folder: Path, flag: str) -> None:
@@ -121,6 +123,14 @@ def _check_computed(settings: dict) -> None:
         for part in ("rope_theta", "factor"):
             _check_positive(part, rope.get(part))
     _check_positive("rope_theta", settings.get("rope_theta"))
+    epsilon = settings.get("rms_norm_eps", 0)
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 <= epsilon < 1:
+        raise ValueError(f"rms_norm_eps is {shortened(repr(epsilon))}, no number from 0 to below 1")
+    for name, needed in (("output_attentions", False), ("return_dict", True)):
+        if settings.get(name, needed) is not needed:
+            raise ValueError(
+                f"{name} is {shortened(repr(settings[name]))}, and only {needed} can be computed with here"
+            )
     dropout = settings.get("attention_dropout", 0)
     if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise ValueError(f"attention_dropout is {shortened(repr(dropout))}, no share from 0 to below 1")
@@ -131,14 +141,24 @@ def _check_positive(name: str, value: object) -> None:
         raise ValueError(f"{name} is {shortened(repr(value))}, no positive number")
 
 
+def check_model(folder: Path, flag: str) -> tuple[Checkpoint, LlamaConfig, PreTrainedTokenizerBase]:
+    """The model in `folder`, with its configuration and tokenizer; UserError for whatever is wrong with its files."""
+    config, checkpoint = load_config(folder, flag), Checkpoint(folder, flag)
+    check_weights(checkpoint, config)
+    check_finite(checkpoint)
+    tokenizer = load_tokenizer(folder, flag)
+    check_vocabulary(tokenizer, config, flag)
+    return checkpoint, config, tokenizer
+
+
 def load_tokenizer(folder: Path, flag: str) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`, padding on the right; no token is ever added to the vocabulary."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        if not tokenizer("One text.").input_ids:
-            raise ValueError("it makes no tokens of a text")
+        if not set(tokenizer("One text.").input_ids) - set(tokenizer.all_special_ids):
+            raise ValueError("it makes no tokens of a text, or none but special ones")
     except Exception as error:  # whatever a damaged file makes transformers or tokenizers raise
         raise UserError(
             f"{flag}: {folder} has no usable tokenizer ({first_line(error)}); copy its files again"
@@ -174,7 +194,8 @@ def load_model(folder: Path, dtype: torch.dtype | str, device: str, flag: str) -
     device: a torch device, or "auto" to spread it over what the machine has, GPUs first, then memory, then a
         temporary folder on disk (accelerate's device_map with offload); a model spread like that is only read from.
     """
-    options = {"device_map": device}
+    # The configuration is given, since what a file names as its attention wins over an argument.
+    options = {"device_map": device, "config": load_config(folder, flag)}
     if device == "auto":
         options["offload_folder"] = _offload_folder()
     try:
@@ -236,7 +257,7 @@ def _free_memory(device: str) -> int:
 
 @functools.cache
 def _offload_folder() -> str:
-    folder = tempfile.mkdtemp(prefix=f"restorelcc-offload-{stamp()}-")
+    folder = tempfile.mkdtemp(prefix="restorelcc-offload-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 

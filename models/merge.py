@@ -15,10 +15,10 @@ from models.names import check_found
 from utils.common.commands import DEFAULT_CACHE, Parser, check_cache, folder_path, name_or_path, run
 from utils.common.errors import UserError
 from utils.common.names import DTYPE_NAMES
-from utils.common.result import Result, check_apart
+from utils.common.run_folder import check_apart
 
 PROOF = "proof.json"
-"""What a later merge leaves beside the checkpoint: the proof, and which files it wrote."""
+"""What a later merge leaves beside the checkpoint."""
 
 
 def read_flags(argv: list[str] | None = None) -> Namespace:
@@ -44,20 +44,18 @@ def read_flags(argv: list[str] | None = None) -> Namespace:
     )
     parser.flag("dtype", choices=DTYPE_NAMES, help="in which both models answer for the proof (default: the run's)")
     parser.flag("device", default="cpu", help="cpu, cuda, cuda:N, …")
-    parser.switch("overwrite", "replace the merged checkpoint in -output_dir, and no other file")
+    parser.switch("overwrite", "rename what is in -output_dir to DIR.1 when the merged checkpoint is whole")
     parser.flag(
         "cache_dir", type=folder_path, default=DEFAULT_CACHE, metavar="DIR", help="where a GGUF file is unpacked"
     )
     args = parser.parse_args(argv)
     inputs = ("pruned_model_path", "restoration", "tokenizer", "cache_dir")
     check_apart(args.output_dir, {f"-{name}": getattr(args, name) for name in inputs})
-    args.result = Result(args.output_dir, PROOF)
     check_found(args.pruned_model_path, "-pruned_model_path")
     if args.tokenizer:
         check_found(args.tokenizer, "-tokenizer")
     if not args.restoration.is_dir():
         raise UserError(f"-restoration: {args.restoration} is not a folder; give OUT/restoration of a run")
-    args.result.check(args.overwrite)
     check_cache(args.cache_dir)
     return args
 
@@ -68,6 +66,7 @@ if __name__ == "__main__":
 import json
 import shutil
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -101,8 +100,8 @@ from models.loading import (
 from models.modeling_llama import explicit_biases, max_rounding_error, store_as
 from models.portable import portable
 from models.restoration import Restoration, check_belongs, load_restoration
-from utils.common.files import whole_folder, write_json
-from utils.common.temporary import workspace
+from utils.common.files import read_json, whole_folder, workspace, write_json
+from utils.common.run_folder import RunFolder
 
 BIAS_SWITCHES = {"attention_bias": ATTENTION, "mlp_bias": MLP}
 """Llama's switches for biases: each stands for all of these linear layers, in every decoder layer."""
@@ -495,6 +494,22 @@ def _is_spread(model: LlamaForCausalLM) -> bool:
 def main(argv: list[str] | None = None) -> None:
     """Merge and prove what a run has saved."""
     args = read_flags(argv)
+    arguments = {name: str(value) for name, value in vars(args).items() if name not in ("output_dir", "overwrite")}
+    with RunFolder(args.output_dir, arguments, args.overwrite) as folder:
+        if not folder.whole:
+            merge_saved(args, folder.partial)
+        folder.finish()
+    found = read_json(args.output_dir / PROOF)
+    print(
+        f"{found['tensors_identical']} of {found['tensors_compared']} weights bit-identical, "
+        f"{found['zeros_restored']:,} zeros kept, logits differ by {found['logits_relative_difference']:.1e}"
+    )
+    loading = f"pretrained={args.output_dir}" + (",trust_remote_code=True" if "compact" in found else "")
+    print(f"merged checkpoint: {args.output_dir}; evaluate it with: lm_eval --model hf --model_args {loading}")
+
+
+def merge_saved(args: Namespace, output: Path) -> None:
+    """Merge and prove what -restoration holds, to the folder `output`, which is there."""
     device = usable_device(args.device)
     restoration, about = load_restoration(args.restoration)
     given = resolve(args.pruned_model_path, "-pruned_model_path", args.cache_dir)
@@ -512,23 +527,17 @@ def main(argv: list[str] | None = None) -> None:
     model = restoration.attach(load_model(pruned, dtype, device, "-pruned_model_path"))
     reference = record_logits(model, restoration, Checkpoint(pruned), token_ids, device)
     del model
-    with args.result.working(), workspace("merge", args.cache_dir) as place:
-        # A compact checkpoint gets a compact result, by way of the dense shapes in which it was restored.
-        output = args.result.folder
-        merged = place / "merged" if compact else output
-        found = merge_and_prove(
-            pruned, args.restoration, merged, tokenizer_from=tokenizer_from, reference=reference
-        ).record
+    # A compact checkpoint gets a compact result, by way of the dense shapes in which it was restored.
+    with workspace("merge") if compact else nullcontext(output) as place:
+        merged = place / "merged"
+        found = merge_and_prove(pruned, args.restoration, merged, tokenizer_from=tokenizer_from, reference=reference)
+        record = found.record
         if compact:
-            found |= {"compact": compact_and_prove(merged, output, reference).record}
-        write_json(output / PROOF, found)
-        args.result.finish()
-    print(
-        f"{found['tensors_identical']} of {found['tensors_compared']} weights bit-identical, "
-        f"{found['zeros_restored']:,} zeros kept, logits differ by {found['logits_relative_difference']:.1e}"
-    )
-    loading = f"pretrained={args.output_dir}" + (",trust_remote_code=True" if compact else "")
-    print(f"merged checkpoint: {args.output_dir}; evaluate it with: lm_eval --model hf --model_args {loading}")
+            record |= {"compact": compact_and_prove(merged, output / "merged", reference).record}
+    for file in (output / "merged").iterdir():
+        file.rename(output / file.name)
+    (output / "merged").rmdir()
+    write_json(output / PROOF, record)
 
 
 def dtype_of_run(about: dict) -> str:

@@ -1,6 +1,5 @@
 """A restoration: a dictionary from parameters' names to their terms, and the `restoration/` folder that keeps it."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from models.modeling_llama import attach, explicit_biases
 from models.terms import HeadConstant, Term, restored
 from utils.common.errors import UserError, first_line
 from utils.common.files import read_json, whole_folder, write_json
+from utils.common.manifest import read_manifest, write_manifest
 from utils.common.methods import METHODS, Options, Part, parts_of
 
 FORMAT = 3
@@ -225,7 +225,7 @@ class _Saved(Mapping):
 
 
 def save_restoration(folder: Path, restoration: Restoration, about: dict) -> None:
-    """Write restoration.safetensors and restoration.json, which knows the former's size and digest.
+    """Write restoration.safetensors, restoration.json, and the manifest of both.
 
     about: everything else a reader needs to know (JSON-serialisable); `pruned_sha256`, the fingerprint of the
     checkpoint it was trained on, and `expanded_sha256`, that of a compact one in the dense model's shapes, are checked
@@ -234,16 +234,8 @@ def save_restoration(folder: Path, restoration: Restoration, about: dict) -> Non
     with whole_folder(folder) as partial:
         save_file(restoration.tensors(), partial / TENSORS)
         own = {"format": FORMAT, "method": restoration.method, "heads": restoration.heads}
-        write_json(partial / ABOUT, {**about, **own, "files": {TENSORS: file_identity(partial / TENSORS)}})
-
-
-def file_identity(file: Path) -> dict:
-    """Size and SHA-256 of a file."""
-    whole = hashlib.sha256()
-    with file.open("rb") as opened:
-        while chunk := opened.read(2**20):
-            whole.update(chunk)
-    return {"bytes": file.stat().st_size, "sha256": whole.hexdigest()}
+        write_json(partial / ABOUT, {**about, **own})
+        write_manifest(partial)
 
 
 def load_restoration(folder: Path, flag: str = "-restoration") -> tuple[Restoration, dict]:
@@ -262,8 +254,7 @@ def load_restoration(folder: Path, flag: str = "-restoration") -> tuple[Restorat
             "it, or restore again"
         )
     try:
-        if about["files"][TENSORS] != file_identity(folder / TENSORS):
-            raise ValueError(f"{TENSORS} is not the file that was saved")
+        read_manifest(folder)
         if (method := about["method"]) in METHODS:
             METHODS[method].function()  # which brings the terms that only it has
         return Restoration(method, _Saved(folder / TENSORS)), about

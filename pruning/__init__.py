@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pruning.checkpoint import check, prune
+    from pruning.checkpoint import check, prune, prune_into
     from pruning.pattern import Pattern
 
-__all__ = ["Pattern", "check", "prune"]
+__all__ = ["Pattern", "check", "prune", "prune_into"]
 
 
 def __getattr__(name: str) -> object:

@@ -3,9 +3,10 @@
 from data.loading import check_calib_data
 from models.names import RECORD, check_found
 from utils.common.commands import DEFAULT_CACHE, Parser, check_cache, folder_path, name_or_path, run
+from utils.common.files import read_json
 from utils.common.flag_types import at_least, seed_number
 from utils.common.names import BUNDLED, DTYPE_NAMES
-from utils.common.result import Result, check_apart
+from utils.common.run_folder import RunFolder, check_apart
 
 
 def parser() -> Parser:
@@ -30,7 +31,7 @@ def parser() -> Parser:
     flags.flag("device", default="auto", help="where layers are pruned: cpu, cuda, cuda:1, … or auto")
     flags.flag("seed", default=42, type=seed_number, help="of the calibration windows")
     flags.flag("cache_dir", default=DEFAULT_CACHE, type=folder_path, help="where GGUF models are unpacked")
-    flags.switch("overwrite", "replace the pruned model in -output_dir, and no other file")
+    flags.switch("overwrite", "rename what is in -output_dir to DIR.1 when the pruned model is whole")
     return flags
 
 
@@ -41,32 +42,32 @@ def main(argv: list[str] | None = None) -> None:
         args.output_dir,
         {"-base_model_name": args.base_model_name, "-calib_data": args.calib_data, "-cache_dir": args.cache_dir},
     )
-    result = Result(args.output_dir, RECORD)
-    result.check(args.overwrite)
-    # Before torch is imported, so that a wrong path is answered at once.
-    check_found(args.base_model_name, "-base_model_name")
-    check_calib_data(args.calib_data)
-    check_cache(args.cache_dir)
-    from models.loading import DTYPES, resolve
-    from pruning.checkpoint import prune
+    arguments = {name: str(value) for name, value in vars(args).items() if name not in ("output_dir", "overwrite")}
+    with RunFolder(args.output_dir, arguments, args.overwrite) as folder:
+        if not folder.whole:
+            # Before torch is imported, so that a wrong path is answered at once.
+            check_found(args.base_model_name, "-base_model_name")
+            check_calib_data(args.calib_data)
+            check_cache(args.cache_dir)
+            from models.loading import DTYPES, resolve
+            from pruning.checkpoint import prune_into
 
-    base = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
-    with result.working():
-        record = prune(
-            base,
-            result.folder,
-            args.prune_method,
-            args.sparsity,
-            calib_data=args.calib_data,
-            calib_samples=args.calib_samples,
-            calib_length=args.calib_length,
-            dtype=DTYPES[args.dtype],
-            device=args.device,
-            seed=args.seed,
-            mode=args.mode,
-            base_name=args.base_model_name,
-        )
-        result.finish()
+            prune_into(
+                resolve(args.base_model_name, "-base_model_name", args.cache_dir),
+                folder.partial,
+                args.prune_method,
+                args.sparsity,
+                calib_data=args.calib_data,
+                calib_samples=args.calib_samples,
+                calib_length=args.calib_length,
+                dtype=DTYPES[args.dtype],
+                device=args.device,
+                seed=args.seed,
+                mode=args.mode,
+                base_name=args.base_model_name,
+            )
+        folder.finish()
+    record = read_json(args.output_dir / RECORD)
     state = "removed" if args.mode == "compact" else "zeros"
     print(
         f"{args.output_dir}: {record['sparsity_reached']:.2%} {state}, {record['seconds']['prune']:.0f} s, "

@@ -1,4 +1,4 @@
-"""From a dense model's folder to a pruned one's: the function behind `python -m pruning`."""
+"""From a dense model's folder to a pruned one's: the functions behind `python -m pruning`."""
 
 import resource
 import sys
@@ -8,26 +8,19 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from models.checkpoint import Checkpoint, check_finite, check_weights
 from models.compact import RECORD, compact
 from models.compact_llama import CompactLlamaConfig
-from models.loading import (
-    check_vocabulary,
-    copy_tokenizer,
-    load_config,
-    load_model,
-    load_tokenizer,
-    usable_device,
-)
+from models.loading import check_model, copy_tokenizer, load_config, load_model, usable_device
 from models.portable import make_portable
 from pruning import calibration
 from pruning.methods import METHODS, share_of_zeros
 from pruning.pattern import Pattern
 from pruning.streaming import Stage, check_cast, stream
+from utils.common.disk import explain_disk_full
 from utils.common.errors import UserError
 from utils.common.files import whole_folder, write_json, write_text
 from utils.common.progress import progress
-from utils.common.result import check_apart
+from utils.common.run_folder import check_apart
 
 MODES = ("masked", "compact")
 """What slimgpt leaves of removed heads and channels: zeros in a model of the old shape, or nothing."""
@@ -62,9 +55,18 @@ def check(
     return pattern
 
 
-def prune(
+def prune(base: Path, output_dir: Path, method: str, sparsity: str, **options) -> dict:
+    """`prune_into` a new folder, which has its name once it is whole. options: those of `prune_into`."""
+    check_apart(output_dir, {"-base_model_name": base})
+    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
+        raise UserError(f"-output_dir: {output_dir} already holds files; give another folder, or -overwrite")
+    with whole_folder(output_dir) as partial:
+        return prune_into(base, partial, method, sparsity, **options)
+
+
+def prune_into(
     base: Path,
-    output_dir: Path,
+    output: Path,
     method: str,
     sparsity: str,
     *,
@@ -77,7 +79,7 @@ def prune(
     mode: str = "masked",
     base_name: str | None = None,
 ) -> dict:
-    """Prune the model in folder `base`, write it whole to `output_dir` with its tokenizer, and return the record.
+    """Prune the model in folder `base`, write it to the folder `output` with its tokenizer, and return the record.
 
     sparsity: the text of -sparsity. device: where a decoder layer is when its turn comes, "auto" for a GPU if there is
     one; the rest of the model stays in the host's memory. mode: "masked" keeps the shapes, "compact" (slimgpt
@@ -88,52 +90,42 @@ def prune(
     started = time.perf_counter()
     config = load_config(base, "-base_model_name")
     pattern = check(method, sparsity, calib_data, calib_samples, calib_length, config, mode)
-    check_apart(output_dir, {"-base_model_name": base})
-    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
-        raise UserError(f"-output_dir: {output_dir} already holds files; give another folder, or -overwrite")
     place = _device(device)
-    stored = Checkpoint(base, "-base_model_name")
-    check_weights(stored, config)
-    check_finite(stored)
-    tokenizer = load_tokenizer(base, "-base_model_name")
-    check_vocabulary(tokenizer, config, "-base_model_name")
+    _, _, tokenizer = check_model(base, "-base_model_name")
     tokens, source = None, None
     if METHODS[method].statistic:
         tokens, source = calibration.load(calib_data, calib_samples, calib_length, tokenizer, seed)
-    try:
-        with whole_folder(output_dir) as partial:
-            model = load_model(base, dtype, "cpu", "-base_model_name")
-            check_cast(model)
-            loaded = time.perf_counter()
-            layers = _prune(model, METHODS[method].stages(pattern, config), tokens, place)
-            pruned = time.perf_counter()
-            reached = [share_of_zeros(layer) for layer in model.model.layers]
-            dense_parameters = model.num_parameters()
-            if mode == "compact":
-                model = compact(model)
-            record = {
-                "method": method,
-                "mode": mode,
-                "sparsity": str(pattern),
-                "sparsity_reached": sum(reached) / len(reached),
-                "parameters": {"dense": dense_parameters, "pruned": model.num_parameters()},
-                "base_model": base_name or base.name,
-                "dtype": str(dtype).removeprefix("torch."),
-                "device": str(place),
-                "seed": seed,
-                "calibration": source,
-                "seconds": {"load": loaded - started, "prune": pruned - loaded},
-                "peak_memory_bytes": _peak_memory(place),
-                "layers": [{"sparsity": share} | layer for share, layer in zip(reached, layers, strict=True)],
-                "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
-            }
-            model.save_pretrained(partial)
-            make_portable(partial)
-            copy_tokenizer(base, partial)
-            write_json(partial / RECORD, record)
-            write_text(partial / "README.md", _card(record))
-    except OSError as error:
-        raise UserError(f"-output_dir: cannot write {output_dir} ({error}); give another folder") from error
+    model = load_model(base, dtype, "cpu", "-base_model_name")
+    check_cast(model)
+    loaded = time.perf_counter()
+    layers = _prune(model, METHODS[method].stages(pattern, config), tokens, place)
+    pruned = time.perf_counter()
+    reached = [share_of_zeros(layer) for layer in model.model.layers]
+    dense_parameters = model.num_parameters()
+    if mode == "compact":
+        model = compact(model)
+    record = {
+        "method": method,
+        "mode": mode,
+        "sparsity": str(pattern),
+        "sparsity_reached": sum(reached) / len(reached),
+        "parameters": {"dense": dense_parameters, "pruned": model.num_parameters()},
+        "base_model": base_name or base.name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": str(place),
+        "seed": seed,
+        "calibration": source,
+        "seconds": {"load": loaded - started, "prune": pruned - loaded},
+        "peak_memory_bytes": _peak_memory(place),
+        "layers": [{"sparsity": share} | layer for share, layer in zip(reached, layers, strict=True)],
+        "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
+    }
+    with explain_disk_full(output):
+        model.save_pretrained(output)
+        make_portable(output)
+        copy_tokenizer(base, output)
+        write_json(output / RECORD, record)
+        write_text(output / "README.md", _card(record))
     return record
 
 

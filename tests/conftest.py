@@ -3,6 +3,8 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,6 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 
 from tests.builders import save_tiny_llama
+from tests.runs import flags, make_world, run
 
 # A shell that starts tests in the background has them ignore Ctrl-C, and whatever they start; some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -27,6 +30,21 @@ def make_tiny_llama(tmp_path_factory) -> Callable[..., Path]:
         return save_tiny_llama(tmp_path_factory.mktemp("tiny") / "model", **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """Inputs of tiny runs, and their cache: tests/runs.py. To be read only."""
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def finished(world) -> Path:
+    """The output folder of a whole tiny run, made once, with what it printed in `world`/stdout.txt. To be read only."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as printed:
+        run(patch, flags(world, world / "out"))
+    (world / "stdout.txt").write_text(printed.getvalue())
+    return world / "out"
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,9 @@
 """Checkpoints of a training: each whole or absent, and of this very training or passed over."""
 
-import json
 import shutil
 from pathlib import Path
 
-from utils.common.files import digest_files, write_json
-
-SEAL = "whole.json"
-"""In a checkpoint: the digest of each of its files, and of what it was trained on. Written last."""
+from utils.common.manifest import read_manifest, write_manifest
 
 UNFINISHED = ".unfinished"
 """In the folder of checkpoints: where one is written until it is whole."""
@@ -22,8 +18,7 @@ def seal(written: Path, belongs: str) -> None:
     belongs: digest of all that it can be continued with. Killed anywhere, the one before it still stands.
     """
     checkpoints = written.parents[1]
-    files = {path.name: digest_files([path]) for path in sorted(written.iterdir())}
-    write_json(written / SEAL, {"belongs": belongs, "files": files})
+    write_manifest(written, belongs=belongs)
     final, replaced = checkpoints / written.name, checkpoints / f".{written.name}.replaced"
     shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():  # of the same step, before its validation
@@ -48,13 +43,10 @@ def last_whole(checkpoints: Path, belongs: str) -> tuple[Path | None, list[str]]
 
 def _fault(folder: Path, belongs: str) -> str | None:
     try:
-        sealed = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-        damaged = [name for name, sha256 in sealed["files"].items() if digest_files([folder / name]) != sha256]
-        if sealed["belongs"] != belongs:
-            return "is of other samples, weights, heads or processes"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "is incomplete"
-    return f"is damaged ({damaged[0]})" if damaged else None
+        same = read_manifest(folder).get("belongs") == belongs
+    except ValueError as error:
+        return str(error)
+    return None if same else "is of other samples, weights, heads or processes"
 
 
 def _latest_first(checkpoints: Path) -> list[Path]:

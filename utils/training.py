@@ -28,7 +28,7 @@ from models.modeling_llama import keep_columns
 from models.terms import whole
 from utils.checkpoints import UNFINISHED, last_whole, seal
 from utils.common.commands import ENDING
-from utils.common.disk import writing
+from utils.common.disk import explain_disk_full
 from utils.common.errors import Stopped, UserError
 from utils.common.files import write_json
 from utils.common.progress import Lines, progress
@@ -466,7 +466,7 @@ class _RestorationTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         counted = self.counted()
-        with writing(Path(self.args.output_dir)):
+        with explain_disk_full(Path(self.args.output_dir)):
             super()._save_checkpoint(model, trial)
             written = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
             self.accelerator.wait_for_everyone()

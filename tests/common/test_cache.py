@@ -1,71 +1,121 @@
-"""A cache answers only for the very content it was made from."""
+"""A cache answers only for the very content it was made from, and with the very bytes that were kept."""
 
-import shutil
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from models.checkpoint import fingerprint
-from utils.common.cache import Cache
-from utils.common.files import whole_file, whole_folder
+from models.checkpoint import Checkpoint, fingerprint
+from tests.builders import byte_tokenizer
+from utils.common import cache as module
+from utils.common.cache import Cache, cached, identity
+from utils.common.errors import UserError
+from utils.common.files import whole_file
+from utils.common.manifest import MANIFEST, read_manifest, write_manifest
 
-KEY = {"model": "a", "data": "b", "seed": 1}
+ROOT = Path(module.__file__).parents[2]
+MADE: list[str] = []
 
 
-@pytest.mark.parametrize("change", [{"model": "other"}, {"data": "other"}, {"seed": 2}, {"extra": None}])
-def test_nothing_is_reused_for_another_model_data_or_seed(tmp_path, change):
+@dataclass(frozen=True)
+class Row:
+    ids: list[int]
+    start: int
+
+
+@cached("tensors", code=(module,), libraries=("torch",))
+def tensors(model: object, rows: list[Row], seed: int = 1, *, label: str = "") -> dict[str, Tensor]:
+    MADE.append(label)
+    return {"z": torch.arange(64.0) + seed, "column": torch.ones(3, 4)[:, 0]}
+
+
+@cached("document")
+def document(model: object, rows: list[Row], seed: int = 1, *, label: str = "") -> dict:
+    MADE.append(label)
+    return {"value": list(range(64)), "text": "naïve", "none": [None]}
+
+
+@cached("folder")
+def folder_of(folder: Path, model: object, rows: list[Row], seed: int = 1, *, label: str = "") -> None:
+    MADE.append(label)
+    (folder / "model.safetensors").write_bytes(bytes(1000))
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "deep/more.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text('{"a": 1}')
+
+
+KINDS = {each.__name__: each for each in (tensors, document, folder_of)}
+ROWS = [Row([1, 2], 1), Row([3], 0)]
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    MADE.clear()
+
+
+def files(place: Path) -> list[Path]:
+    return sorted(path for path in place.rglob("*") if path.is_file())
+
+
+def same(kind: str, one, other) -> bool:
+    if kind == "tensors":
+        return all(torch.equal(one[name], other[name]) for name in ("z", "column"))
+    return one == other
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_kept_is_not_made_again(tmp_path, kind):
+    cache, ask = Cache(tmp_path), KINDS[kind]
+    first = ask(cache, "a", ROWS, label="first")
+    assert same(kind, first, ask(cache, rows=list(ROWS), model="a", seed=1, label="names and bars are no content"))
+    assert same(kind, first, ask.later(Cache(tmp_path), "a", ROWS)())
+    assert MADE == ["first"] and cache.reused == [ask.later(cache, "a", ROWS).kind]
+
+
+OTHERS = {
+    "model": ("b", ROWS),
+    "rows": ("a", [ROWS[0], Row([3], 1)]),
+    "order": ("a", ROWS[::-1]),
+    "seed": ("a", ROWS, 2),
+    "a tensor": (torch.ones(2), ROWS),
+    "another tensor": (torch.ones(2, dtype=torch.float64), ROWS),
+    "many": (list(range(50)), ROWS),
+    "more": (list(range(51)), ROWS),
+}
+
+
+def test_nothing_is_reused_for_another_argument_code_or_library(tmp_path, monkeypatch):
     cache = Cache(tmp_path)
-    cache.document("scores", KEY, lambda: {"value": 1})
-    cache.tensors("z", KEY, lambda: {"z": torch.ones(2)})
-    assert cache.document("scores", {**KEY, **change}, lambda: {"value": 2}) == {"value": 2}
-    assert cache.tensors("z", {**KEY, **change}, lambda: {"z": torch.zeros(2)})["z"].sum() == 0
+    paths = {str(tensors.later(cache, *given).entry()) for given in [("a", ROWS), *OTHERS.values()]}
+    monkeypatch.setattr(module, "code_version", lambda *_: "other")
+    paths.add(str(tensors.later(cache, "a", ROWS).entry()))
+    monkeypatch.setattr(module, "version", lambda _: "other")
+    paths.add(str(tensors.later(cache, "a", ROWS).entry()))
+    assert len(paths) == len(OTHERS) + 3 == len(MADE)
 
 
-def test_what_is_kept_is_not_made_again(tmp_path):
-    cache = Cache(tmp_path)
-    made = cache.tensors("z", KEY, lambda: {"z": torch.randn(3, 2)})
-    assert torch.equal(cache.tensors("z", dict(reversed(KEY.items())), dict)["z"], made["z"])
-    assert cache.document("scores", KEY, lambda: {"value": [1, None]}) == {"value": [1, None]}
-    assert cache.document("scores", KEY, dict) == {"value": [1, None]}
+def test_what_stands_for_itself_in_a_key(make_tiny_llama, tmp_path):
+    folders = make_tiny_llama(zeros=0.5), make_tiny_llama(zeros=0.5), make_tiny_llama(zeros=0.5, seed=1)
+    one, same, other = (identity(Checkpoint(folder)) for folder in folders)
+    assert one == same == fingerprint(folders[0]) != other
+    kept = tensors.later(Cache(tmp_path), "a", ROWS)
+    assert identity([kept]) == [kept.arguments] and not MADE
+    assert repr(frozenset([0, 8])) != repr(frozenset([8, 0])) and identity({8, 0}) == identity({0, 8}) == [0, 8]
+    for unknown in (tmp_path, object(), lambda: None):
+        with pytest.raises(TypeError, match="can't be in a key"):
+            identity({"a": [unknown]})
 
 
-def test_nothing_is_kept_when_making_it_fails(tmp_path):
-    def fail():
-        raise ValueError
-
-    for make in (Cache(tmp_path).tensors, Cache(tmp_path).document):
-        with pytest.raises(ValueError):
-            make("z", KEY, fail)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-def test_fingerprint_is_the_content_not_the_place(make_tiny_llama):
-    same = make_tiny_llama(zeros=0.5), make_tiny_llama(zeros=0.5)
-    assert fingerprint(same[0]) == fingerprint(same[1])
-    assert fingerprint(same[0]) != fingerprint(make_tiny_llama(zeros=0.5, seed=1))
-
-
-def test_files_and_folders_appear_whole_or_not_at_all(tmp_path):
-    (tmp_path / "kept").mkdir()
-    (tmp_path / "kept" / "old").write_text("old")
-    with pytest.raises(ValueError), whole_folder(tmp_path / "kept") as partial:
-        (partial / "new").write_text("half")
-        raise ValueError
-    with pytest.raises(ValueError), whole_file(tmp_path / "file.json") as partial:
-        partial.write_text("half")
-        raise ValueError
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["kept", "old"]
-    with whole_folder(tmp_path / "kept") as partial:
-        (partial / "new").write_text("whole")
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["new"]
-
-
-def damaged(file: Path, at: float) -> None:
-    """Flip a bit at that share of the file, or cut it there."""
+def flip(file: Path, at: float) -> None:
     content = bytearray(file.read_bytes())
-    place = min(int(at * len(content)), len(content) - 1)
-    content[place] ^= 4
+    content[min(int(at * len(content)), len(content) - 1)] ^= 4
     file.write_bytes(content)
 
 
@@ -73,43 +123,122 @@ def cut(file: Path, at: float) -> None:
     file.write_bytes(file.read_bytes()[: int(at * file.stat().st_size)])
 
 
-@pytest.mark.parametrize("spoil", [damaged, cut])
-@pytest.mark.parametrize("at", [0, 0.05, 0.3, 0.5, 0.8, 0.98])
-@pytest.mark.parametrize("kind", ["tensors", "document"])
-def test_what_is_damaged_is_told_and_made_again(tmp_path, capsys, kind, at, spoil):
-    cache, calls = Cache(tmp_path), []
-
-    def make() -> dict:
-        calls.append(1)
-        return {"z": torch.arange(64.0)} if kind == "tensors" else {"value": list(range(64)), "text": "naïve"}
-
-    ask = getattr(cache, kind)
-    first = ask("z", KEY, make)
-    (file,) = [path for path in tmp_path.rglob("*") if path.is_file()]
-    spoil(file, at)
-    again = ask("z", KEY, make)
-    assert len(calls) == 2 and cache.reused == []
-    assert torch.equal(again["z"], first["z"]) if kind == "tensors" else again == first
-    assert str(file) in capsys.readouterr().out
-    assert ask("z", KEY, make) is not None and len(calls) == 2 and cache.reused == ["z"]
+@pytest.mark.parametrize("spoil", [flip, cut, lambda file, _: file.unlink()], ids=["flip", "cut", "unlink"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_is_damaged_is_told_and_made_again(tmp_path, capsys, kind, spoil):
+    cache, ask = Cache(tmp_path), KINDS[kind]
+    first = ask(cache, "a", ROWS)
+    times = 1
+    for file in files(tmp_path):
+        if file.name == MANIFEST and spoil is flip:
+            continue  # a bit of the key that it tells changes no result
+        for at in (0, 0.5, 0.98):
+            before = file.read_bytes()
+            spoil(file, at)
+            times += 1
+            assert same(kind, ask(cache, "a", ROWS), first) and len(MADE) == times and not cache.reused, file
+            assert f"{file.parent}".startswith(capsys.readouterr().out.split()[1]), file
+            assert file.read_bytes() == before
+    assert same(kind, ask(cache, "a", ROWS), first) and len(MADE) == times and cache.reused
 
 
-@pytest.mark.parametrize("spoil", ["bit", "cut", "config", "record", "no record"])
-def test_a_damaged_checkpoint_in_the_cache_is_made_again(make_tiny_llama, tmp_path, capsys, spoil):
-    source, calls, cache = make_tiny_llama(zeros=0.5), [], Cache(tmp_path / "cache")
+def test_an_entry_that_vanishes_between_two_stages_is_made_again(tmp_path):
+    cache = Cache(tmp_path)
+    kept = tensors.later(cache, "a", ROWS)
+    entry = kept.entry()
+    for file in (*files(entry), entry):
+        file.unlink() if file.is_file() else file.rmdir()
+    assert not kept.known()
+    assert torch.equal(kept()["z"], torch.arange(64.0) + 1) and kept.known() and len(MADE) == 2
+
+
+@pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt])
+def test_nothing_is_kept_when_making_it_fails(tmp_path, stop):
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise stop
+
+    with pytest.raises(stop):
+        Cache(tmp_path).make("kind", {}, fail)
+    assert not files(tmp_path) and not list((tmp_path / "kind").iterdir())
+
+
+def test_two_that_want_the_same_make_it_once_and_neither_removes_the_others(tmp_path, capsys):
+    cache, begun, go_on, found = Cache(tmp_path), threading.Event(), threading.Event(), []
 
     def make(folder: Path) -> None:
-        calls.append(shutil.copytree(source, folder))
+        MADE.append("")
+        (folder / "a").write_text("whole")
+        begun.set()
+        assert go_on.wait(30)
 
-    folder = cache.tree("pruned", KEY, make, fingerprint)
-    assert cache.tree("pruned", KEY, make, fingerprint) == folder and len(calls) == 1
-    record = folder.with_suffix(".json")
-    {
-        "bit": lambda: damaged(folder / "model.safetensors", 0.9),
-        "cut": lambda: cut(folder / "model.safetensors", 0.5),
-        "config": lambda: (folder / "config.json").write_text("{}"),
-        "record": lambda: record.write_text("{"),
-        "no record": record.unlink,
-    }[spoil]()
-    assert cache.tree("pruned", KEY, make, fingerprint) == folder and len(calls) == 2
-    assert fingerprint(folder) == fingerprint(source) and str(folder) in capsys.readouterr().out
+    def ask() -> None:
+        found.append(cache.make("kind", {}, make))
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    threads[0].start()
+    assert begun.wait(30)
+    threads[1].start()
+    while "waiting for another process" not in capsys.readouterr().out:
+        pass
+    go_on.set()
+    for thread in threads:
+        thread.join(30)
+    assert found[0] == found[1] and (found[0] / "a").read_text() == "whole" and len(MADE) == 1
+    assert {path.name for path in (tmp_path / "kind").iterdir()} == {found[0].name}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from utils.common.cache import Cache
+def die(folder):
+    (folder / "half").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+Cache(Path(sys.argv[1])).make("kind", {}, die)
+"""
+
+
+def test_what_a_killed_process_was_making_goes_and_what_a_living_one_makes_stays(tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL and [file.name for file in files(tmp_path)][-1] == "half"
+    cache = Cache(tmp_path)
+
+    def make(folder: Path) -> None:
+        assert not list(folder.iterdir())
+        Cache(tmp_path).clean()
+        assert folder.is_dir()
+
+    cache.make("kind", {"other": 1}, make)
+    assert not list(tmp_path.rglob("half")) and len(files(tmp_path)) == 1
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT)
+    assert list(tmp_path.rglob("half"))
+    cache.make("kind", {}, lambda folder: (folder / "whole").touch())
+    assert not list(tmp_path.rglob("half"))
+
+
+def test_a_manifest_says_which_file_is_not_as_it_was(tmp_path):
+    byte_tokenizer().save_pretrained(tmp_path)
+    write_manifest(tmp_path, belongs="to this")
+    assert read_manifest(tmp_path)["belongs"] == "to this"
+    cut(tmp_path / "tokenizer.json", 0.9)
+    with pytest.raises(ValueError, match=r"^is damaged \(tokenizer.json\)$"):
+        read_manifest(tmp_path)
+    for text in ("", "null", '{"files": {"a": 1}}', "[" * 100_000):
+        (tmp_path / MANIFEST).write_text(text)
+        with pytest.raises(ValueError, match=r"^is incomplete"):
+            read_manifest(tmp_path)
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path):
+    with pytest.raises(ValueError), whole_file(tmp_path / "file.json") as partial:
+        partial.write_text("half")
+        raise ValueError
+    assert not os.listdir(tmp_path)
+
+
+def test_a_cache_on_a_lock_that_is_no_file_is_one_line(tmp_path):
+    cache = Cache(tmp_path)
+    cache.path("kind", {}).with_suffix(".lock").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"its lock \S+ can't be taken"):
+        cache.make("kind", {}, lambda folder: None)

@@ -21,7 +21,7 @@ def test_what_run_json_holds_repeats_the_run_but_not_how_it_was_started(tmp_path
     given = ["-lr", "0.02", "-use_topk_heads", "7", "-eval_limit", "3", "-overwrite", "-resume", "-data_seed", "5"]
     first = parse_arguments([*given, "-plan", "here", "-skip_bad_samples", "-push_to_hub", "a/b"])
     written = first.as_json()
-    once = {"overwrite", "resume", "plan", "dry_run", "config", "quiet", "report_to", "push_to_hub"}
+    once = {"overwrite", "resume", "plan", "config", "quiet", "report_to", "push_to_hub"}
     assert not once & set(written)
     again = from_config(tmp_path, {"arguments": json.loads(json.dumps(written)), "seed": 42})
     assert again.as_json() == written
@@ -78,6 +78,8 @@ WRONG = {
     "a list of flags": (["lr"], "holds no flags"),
     "null": ("null", "holds no flags"),
     "no JSON": ("{", "cannot read"),
+    "a flag twice": ('{"lr": 1, "seed": 2, "lr": 3}', "cannot read .*'lr' stands there twice"),
+    "an empty path": ({"data_path": ""}, "data_path is empty; name something, or leave it out"),
     "deep": ("[" * 100_000, "cannot read"),
 }
 

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE, WordLevel
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from tests.builders import byte_tokenizer
 
@@ -99,6 +103,33 @@ def more_tokens(special: bool) -> Spoil:
         tokenizer = byte_tokenizer()
         tokenizer.add_tokens([f"<more{number}>" for number in range(100)], special_tokens=special)
         tokenizer.save_pretrained(folder)
+
+    return spoil
+
+
+def one_word(folder: Path) -> None:
+    """A tokenizer of one word, which is none of most texts'."""
+    tokenizer = Tokenizer(WordLevel({"word": 0, "<unk>": 1}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
+
+
+def only_bos(folder: Path) -> None:
+    """A tokenizer that makes a beginning of a text, and nothing of the text."""
+    tokenizer = Tokenizer(BPE({"<s>": 0}, []))
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", pad_token="<s>").save_pretrained(folder)
+
+
+def twice(more: float) -> Spoil:
+    """The weights in two shards, of which both hold the last norm; the second one with that much added."""
+
+    def spoil(folder: Path) -> None:
+        loaded = load_file(folder / WEIGHTS)
+        save_file(loaded, folder / "a.safetensors")
+        save_file({"model.norm.weight": loaded["model.norm.weight"] + more}, folder / "b.safetensors")
+        weight_map = dict.fromkeys(loaded, "a.safetensors") | {"model.norm.weight": "b.safetensors"}
+        (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+        (folder / WEIGHTS).unlink()
 
     return spoil
 

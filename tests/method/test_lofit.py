@@ -19,6 +19,7 @@ import RestoreLCC_train
 import utils.stages.measure
 import utils.stages.rank
 from baselines.lofit import HeadScale, scale_norms
+from models.checkpoint import Checkpoint
 from models.contract import MethodInputs
 from models.loading import load_config, load_model
 from models.merge import probe_logits
@@ -218,8 +219,8 @@ def run(monkeypatch, common: list[str], output: Path, *more) -> dict:
 
 
 def test_lofit_runs_to_a_proved_checkpoint_and_reads_no_activations(common, tmp_path, monkeypatch, capsys):
-    for module, name in ((utils.stages.measure, "activations"), (utils.stages.rank, "find_components")):
-        monkeypatch.setattr(module, name, lambda *_: pytest.fail("not needed"))
+    for module, name in ((utils.stages.measure, "activations"), (utils.stages.rank, "components")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("not needed"))
     norms, original = [], baselines.lofit.scale_norms
     monkeypatch.setattr(baselines.lofit, "scale_norms", lambda *a: norms.append(original(*a)) or norms[-1])
     output = tmp_path / "out"
@@ -286,7 +287,7 @@ OTHERWISE = {
 
 
 def test_norms_are_kept_for_what_they_depend_on_and_for_nothing_else(make_tiny_llama, tmp_path, monkeypatch):
-    models, samples = SimpleNamespace(pruned=make_tiny_llama(zeros=0.5)), SimpleNamespace(train=SAMPLES * 4)
+    models, samples = SimpleNamespace(pruned=Checkpoint(make_tiny_llama(zeros=0.5))), SimpleNamespace(train=SAMPLES * 4)
     trained, original = [], baselines.lofit.scale_norms
     monkeypatch.setattr(baselines.lofit, "scale_norms", lambda *a: trained.append(original(*a)) or trained[-1])
     first = head_norms(selecting(tmp_path), models, samples)
@@ -298,7 +299,7 @@ def test_norms_are_kept_for_what_they_depend_on_and_for_nothing_else(make_tiny_l
     for count, (flag, value) in enumerate(OTHERWISE.items(), start=2):
         other = head_norms(selecting(tmp_path, f"-{flag}", value), models, samples)
         assert len(trained) == count and not torch.equal(other, first)
-    elsewhere = SimpleNamespace(pruned=make_tiny_llama(zeros=0.5, seed=3))
+    elsewhere = SimpleNamespace(pruned=Checkpoint(make_tiny_llama(zeros=0.5, seed=3)))
     more = SimpleNamespace(train=SAMPLES * 5)
     assert not torch.equal(head_norms(selecting(tmp_path), elsewhere, samples), first)
     assert not torch.equal(head_norms(selecting(tmp_path), models, more), first)
@@ -316,6 +317,7 @@ def test_no_epochs_train_no_scales_either(common, tmp_path, monkeypatch):
     assert results["proof"]["passed"] and not results["proof"]["nonzero_new_tensors"]
 
 
+@pytest.mark.slow
 def test_two_processes_choose_the_heads_that_one_does(common, tmp_path, monkeypatch):
     entry = Path(RestoreLCC_train.__file__)
     words = [entry, *common, "-method", "lofit", "-num_epoch", 1, "-batch_size", 4, "-output_dir"]
@@ -324,5 +326,5 @@ def test_two_processes_choose_the_heads_that_one_does(common, tmp_path, monkeypa
     two = json.loads((tmp_path / "two" / "results.json").read_text())
     one = run(monkeypatch, common, tmp_path / "one", "-method", "lofit", "-num_epoch", 1)
     assert two["heads"] == one["heads"]
-    kept = [load_file(file)["norms"] for file in (tmp_path / "cache" / "lofit").iterdir()]
+    kept = [load_file(file)["norms"] for file in (tmp_path / "cache" / "lofit").rglob("*.safetensors")]
     assert len(kept) == 2 and torch.allclose(*kept, atol=1e-5)

@@ -17,10 +17,11 @@ from data.loading import alpaca_prompt
 from models.cpu_attention import NAME, cpu_attention
 from models.loading import load_model, load_tokenizer
 from tests.builders import SAMPLES, batch, compensation, learned_in, masks_of, trained, zeroed
-from utils.checkpoints import SEAL, UNFINISHED
+from utils.checkpoints import UNFINISHED
 from utils.common.errors import Stopped, UserError
-from utils.common.files import digest_files, write_json
+from utils.common.files import write_json
 from utils.common.flags import parse_arguments
+from utils.common.manifest import MANIFEST, write_manifest
 from utils.evaluation.token_scores import token_scores
 from utils.losses import IGNORED, ResponseLoss
 from utils.prompts import Encoded, common_prefix, encode_all
@@ -429,8 +430,7 @@ def test_a_checkpoint_of_a_version_that_kept_no_validation_rows_is_continued(cut
     progressed = json.loads((kept / PROGRESS).read_text())
     del progressed["valid_rows"]
     write_json(kept / PROGRESS, progressed)
-    whole = json.loads((kept / SEAL).read_text())
-    write_json(kept / SEAL, {**whole, "files": {**whole["files"], PROGRESS: digest_files([kept / PROGRESS])}})
+    write_manifest(kept, belongs=json.loads((kept / MANIFEST).read_text())["belongs"])
     assert cut.continues_to_the_same() == 3
 
 
@@ -524,7 +524,7 @@ def test_a_checkpoint_may_be_asked_for_every_so_many_steps(cut):
     assert cut.continues_to_the_same() == 2
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "progress.json", "whole.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "progress.json", MANIFEST])
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "removed"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(cut, capsys, name, damage):
     cut.cut(7, lambda: signal.raise_signal(signal.SIGINT), KeyboardInterrupt)

@@ -458,9 +458,9 @@ def test_a_stage_records_what_the_cache_answered(tmp_path):
         cache = Cache(tmp_path)
         record = RunRecord(cache.reused)
         with record.stage("dense"):
-            cache.document("scores", {"a": 1}, dict)
+            cache.make("scores", {"a": 1}, lambda folder: None)
         with record.stage("pruned"):
-            cache.tensors("activations", {"b": 2}, lambda: {"z": torch.ones(1)})
+            cache.make("activations", {"b": 2}, lambda folder: None)
         assert [stage["reused"] for stage in record.stages] == [["scores"] * again, ["activations"] * again]
 
 

@@ -8,7 +8,8 @@ import pytest
 from huggingface_hub import constants
 
 import RestoreLCC_train
-from tests.stages.test_command_line import flags, run, world  # noqa: F401 - its fixture
+from tests.builders import save_tiny_llama
+from tests.runs import flags, run
 from utils.common.errors import Stopped, UserError
 from utils.common.flags import parse_arguments
 from utils.stages.push import check_push, push
@@ -46,17 +47,18 @@ def pushing(output, name: str = "thing"):
     return parse_arguments(["-output_dir", str(output), "-push_to_hub", name])
 
 
-def test_a_run_asks_first_and_one_that_cannot_upload_leaves_the_result_and_says_how(world, tmp_path, hub, monkeypatch):  # noqa: F811
+def test_a_run_asks_first_and_one_that_cannot_upload_leaves_the_result_and_says_how(world, tmp_path, hub, monkeypatch):
     output = tmp_path / "my out"
     hub.refusal = OSError("403 Forbidden\nno")
-    words = [*flags(world, output, num_epoch=0, eval_tasks="none", report_prompts=0), "-push_to_hub", "thing"]
+    words = [*flags(world, output), "-push_to_hub", "thing"]
+    monkeypatch.setattr(RestoreLCC_train, "restore", lambda _, __, folder: save_tiny_llama(folder / "model"))
     with pytest.raises(UserError) as found:
         run(monkeypatch, words)
     assert str(found.value) == (
         "-push_to_hub: the model was not uploaded (403 Forbidden); the result is whole: "
         f"hf upload thing '{output}/model' uploads it"
     )
-    assert hub.asked == ["whoami", "create_repo", "upload_folder ann/thing"] and (output / "report.html").is_file()
+    assert hub.asked == ["whoami", "create_repo", "upload_folder ann/thing"] and (output / "model").is_dir()
     hub.refusal = None
     push(pushing(output))
     assert hub.files == {path.name: path.read_bytes() for path in (output / "model").iterdir()}
@@ -71,7 +73,7 @@ def test_stopped_while_it_uploads_the_result_stands_and_it_is_said_so(tmp_path, 
     assert found.value.then == f"the result is whole: hf upload thing {tmp_path}/model uploads it"
 
 
-def told_early(world, output, monkeypatch) -> str:  # noqa: F811
+def told_early(world, output, monkeypatch) -> str:
     """What a run says that must end before anything is begun."""
     monkeypatch.setattr(RestoreLCC_train, "Processes", lambda *_: pytest.fail("the run began"))
     with pytest.raises(UserError) as found:
@@ -88,7 +90,7 @@ def told_early(world, output, monkeypatch) -> str:  # noqa: F811
         (False, None, "Token is required"),
     ],
 )
-def test_a_hub_out_of_reach_or_no_token_ends_the_run_at_once(world, tmp_path, monkeypatch, offline, token, says):  # noqa: F811
+def test_a_hub_out_of_reach_or_no_token_ends_the_run_at_once(world, tmp_path, monkeypatch, offline, token, says):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
@@ -99,7 +101,7 @@ def test_a_hub_out_of_reach_or_no_token_ends_the_run_at_once(world, tmp_path, mo
     assert says in said and "secret" not in said
 
 
-def test_a_token_that_may_only_read_is_refused_at_once(world, tmp_path, hub, monkeypatch):  # noqa: F811
+def test_a_token_that_may_only_read_is_refused_at_once(world, tmp_path, hub, monkeypatch):
     hub.role = "read"
     assert told_early(world, tmp_path / "out", monkeypatch).startswith("-push_to_hub: the token may only read")
 

@@ -11,10 +11,11 @@ import sys
 import time
 from pathlib import Path
 
-from utils.common.files import write_json
-from utils.common.flags import parse_arguments
 from utils.common.lock import locked
 from utils.common.result import LOCK, STAGING
+
+from utils.common.files import write_json
+from utils.common.flags import parse_arguments
 
 TASKS = ("one", "two")
 

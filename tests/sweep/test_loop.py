@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from utils.common.lock import holder
+from utils.common.result import LOCK, STAGING
+from utils.stages.begin import INTERRUPTED, WRITTEN
 
 import utils.sweep.__main__ as command
 import utils.sweep.loop as loop
 import utils.sweep.runs as runs
-from utils.common.lock import holder
-from utils.common.result import LOCK, STAGING
-from utils.stages.begin import INTERRUPTED, WRITTEN
 
 RUNS = [
     "restorelcc 0.001 1", "restorelcc 0.01 1", "restorelcc 0.01 2", "lora 0.001 1", "lora 0.01 1", "lora 0.001 2",

@@ -1,30 +1,50 @@
-"""What can be made again is kept by what it was made from, and by nothing else."""
+"""What can be made again is kept by what it was made from, and by nothing else.
 
+    @cached("components", code=(utils.components,))
+    def components(gap: Tensor, count: int, *, seen: bool) -> dict[str, Tensor]:
+        ...
+
+    components(cache, gap, 10, seen=True)          from the cache, or made now and kept
+    components.later(cache, gap, 10, seen=True)    the same call, made when it is called
+
+The key is all arguments before `*`, by content, with the code and the libraries named. What stands after `*` changes
+no result: names for a bar, models that are loaded when they are needed.
+"""
+
+import functools
 import hashlib
 import inspect
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from utils.common.disk import writing
+from utils.common.disk import explain_disk_full
 from utils.common.errors import UserError
-from utils.common.files import digest, digest_files, read_json, whole_file, write_json
+from utils.common.files import PARTIAL, digest, digest_files, read_json, share_files, write_json
+from utils.common.manifest import read_manifest, write_manifest
 from utils.common.raw import hash_tensor
-from utils.common.temporary import stamp
+from utils.common.run_folder import locked
+
+TENSORS, DOCUMENT = "tensors.safetensors", "document.json"
+"""The one file of an entry that a function's return value is kept in; an entry without is a folder that it wrote."""
+
+
+LONG = 30
+"""Elements from which on a list is known by its digest."""
 
 
 class Cache:
-    """Tensors and documents under `folder`, found by the digest of a key.
+    """Entries of one kind: a folder with a manifest, found by the digest of a key.
 
-    A key holds the content that determines the result (fingerprints of weights, digests of data, settings, seed, the
-    version of the code that computes it): never a path, so that another model or data set cannot be mistaken for it.
-    What is read is checked against the digest it was kept with; what differs is dropped and made again.
+    What is found is held against its manifest first; what differs is dropped, with a line, and made again.
     """
 
     def __init__(self, folder: Path):
@@ -32,86 +52,144 @@ class Cache:
         self.reused: list[str] = []
         """The kind of everything that was found rather than made, in the order it was asked for."""
 
-    def tensors(self, kind: str, key: dict, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The named tensors kept for `key`, or what `make` returns, which is then kept."""
-        found = self.found(kind, key)
-        if found is not None:
-            return found
-        path = self.path(kind, key, ".safetensors")
-        made = {name: tensor.contiguous() for name, tensor in make().items()}
-        with whole_file(path) as partial:
-            save_file(made, partial, metadata={"key": _written(key), "sha256": digest_tensors(made)})
-        return made
-
-    def found(self, kind: str, key: dict) -> dict[str, Tensor] | None:
-        """The named tensors kept for `key`; None if there are none, or none that are whole."""
-        path = self.path(kind, key, ".safetensors")
-        if path.is_file():
-            try:
-                with safe_open(path, framework="pt") as file:
-                    about = file.metadata() or {}
-                kept = load_file(path)
-                whole = about.get("key") == _written(key) and about.get("sha256") == digest_tensors(kept)
-            except (SafetensorError, OSError, ValueError):
-                whole = False
-            if whole:
-                self.reused.append(kind)
-                return kept
-            _drop(path)
-        return None
-
-    def document(self, kind: str, key: dict, make: Callable[[], dict]) -> dict:
-        """The JSON document kept for `key`, or what `make` returns, which is then kept."""
-        path = self.path(kind, key, ".json")
-        if path.is_file():
-            try:
-                kept = read_json(path)
-                whole = kept["key"] == json.loads(json.dumps(key)) and kept["sha256"] == digest(kept["content"])
-            except (OSError, ValueError, KeyError, TypeError):
-                whole = False
-            if whole:
-                self.reused.append(kind)
-                return kept["content"]
-            _drop(path)
-        made = json.loads(json.dumps(make()))  # as it will be read
-        write_json(path, {"key": key, "content": made, "sha256": digest(made)})
-        return made
-
-    def tree(self, kind: str, key: dict, make: Callable[[Path], None], identity: Callable[[Path], str]) -> Path:
-        """The folder kept for `key`, or one that `make` writes, whole or not at all, to the path it is given.
-
-        identity: the digest of a folder's content; what it raises for an unreadable one is a UserError.
-        """
-        path, record = self.path(kind, key), self.path(kind, key, ".json")
-        if path.is_dir():
-            try:
-                whole = read_json(record)["sha256"] == identity(path)
-            except (OSError, ValueError, KeyError, TypeError, UserError):
-                whole = False
-            if whole:
-                self.reused.append(kind)
-                return path
-            _drop(path)
-        unfinished = path.with_name(f".{path.name}.making-{stamp()}")
+    def get(self, kind: str, key: object) -> Path | None:
+        """The verified entry; None if there is none, or none that is whole."""
+        path = self.path(kind, key)
         try:
-            with writing(path.parent):
-                make(unfinished)
-            # Before the folder has its name, so that no other run finds one without its digest.
-            write_json(record, {"key": key, "sha256": identity(unfinished)})
-            if not path.exists():  # else another run made it meanwhile
-                with writing(path.parent):
-                    unfinished.rename(path)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            read_manifest(path)
+        except ValueError:
+            return None
         return path
 
-    def holds(self, kind: str, key: dict, suffix: str = ".safetensors") -> bool:
-        """Whether something is kept for `key`, unread: tensors, or a document (".json")."""
-        return self.path(kind, key, suffix).is_file()
+    def make(self, kind: str, key: object, write: Callable[[Path], None]) -> Path:
+        """The verified entry, or one that `write` fills. One process makes it; others that want it wait."""
+        path = self.path(kind, key)
+        if self.get(kind, key):
+            self.reused.append(kind)
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with explain_disk_full(path.parent), locked(path.with_suffix(".lock"), str(path), wait=True):
+            if self.get(kind, key):
+                self.reused.append(kind)
+                return path
+            if path.exists():
+                print(f"      cache: {path} is damaged or incomplete; it is made again")
+                shutil.rmtree(path)
+            partial = path.with_suffix(PARTIAL)
+            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: the lock is ours
+            partial.mkdir()
+            try:
+                write(partial)
+                share_files(partial)
+                write_manifest(partial, key=key)
+                partial.rename(path)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        return path
 
-    def path(self, kind: str, key: dict, suffix: str = "") -> Path:
+    def clean(self) -> None:
+        """Remove what killed processes were writing; what living ones write is locked."""
+        for partial in self.folder.glob(f"*/*{PARTIAL}"):
+            with suppress(UserError), locked(partial.with_suffix(".lock"), str(partial)):
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def path(self, kind: str, key: object) -> Path:
         """Where what belongs to `key` is kept."""
-        return self.folder / kind / f"{digest(kind, key)[:24]}{suffix}"
+        return self.folder / kind / digest(kind, key)[:24]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A call whose result is in the cache, or will be: it stands for its result in the keys of others."""
+
+    cache: Cache
+    kind: str
+    arguments: dict
+    write: Callable[[Path], None]
+
+    def key(self) -> dict:
+        """All that the result depends on."""
+        return self.arguments
+
+    def known(self) -> bool:
+        """Whether the cache holds it; nothing is made."""
+        return self.cache.get(self.kind, self.arguments) is not None
+
+    def entry(self) -> Path:
+        """Where the result is kept, unread; made now if it isn't there, or no longer."""
+        return self.cache.make(self.kind, self.arguments, self.write)
+
+    def __call__(self) -> dict | Path:
+        """The result."""
+        entry = self.entry()
+        if (entry / TENSORS).is_file():
+            return load_file(entry / TENSORS)
+        return read_json(entry / DOCUMENT) if (entry / DOCUMENT).is_file() else entry
+
+
+def cached(kind: str, code: tuple[ModuleType, ...] = (), libraries: tuple[str, ...] = ()) -> Callable:
+    """Keep what a function returns: tensors by name, or a JSON document; see this module's head for its arguments.
+
+    One whose first parameter is `folder` is given a new folder to write to, and the call returns where that is kept.
+    code: modules, besides the function itself, of which another version may give another result.
+    """
+
+    def decorate(make: Callable) -> Callable:
+        signature = inspect.signature(make)
+        writes = next(iter(signature.parameters)) == "folder"
+        positional = [name for name, each in signature.parameters.items() if each.kind != each.KEYWORD_ONLY]
+
+        def write(folder: Path, *given: object, **how: object) -> None:
+            if writes:
+                make(folder, *given, **how)
+                return
+            made = make(*given, **how)
+            if made and all(isinstance(value, Tensor) for value in made.values()):
+                save_file({name: tensor.contiguous() for name, tensor in made.items()}, folder / TENSORS)
+            else:
+                write_json(folder / DOCUMENT, made)
+
+        def later(cache: Cache, *given: object, **how: object) -> Kept:
+            bound = signature.bind(*((Path(),) if writes else ()), *given, **how)
+            bound.apply_defaults()
+            key = {
+                "arguments": {name: identity(bound.arguments[name]) for name in positional[writes:]},
+                "code": [digest(inspect.getsource(make))[:16], code_version(*code)],
+                "libraries": {name: version(name) for name in libraries},
+            }
+            return Kept(cache, kind, json.loads(json.dumps(key)), lambda folder: write(folder, *given, **how))
+
+        @functools.wraps(make)
+        def call(cache: Cache, *given: object, **how: object) -> dict | Path:
+            return later(cache, *given, **how)()
+
+        call.later = later
+        return call
+
+    return decorate
+
+
+def identity(value: object) -> object:
+    """What a value is in a key, by content; TypeError for what has none, such as a path or a model.
+
+    An object with a method `key` is what that returns: a checkpoint its fingerprint, a Kept call its own key.
+    """
+    if isinstance(value, Tensor):
+        return digest_tensors({"": value})
+    if callable(own := getattr(value, "key", None)):
+        return identity(own())
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: identity(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {str(name): identity(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        found = [identity(each) for each in value]
+        return found if len(found) < LONG else digest(found)
+    if isinstance(value, set | frozenset):  # which has no order of its own
+        return sorted(identity(each) for each in value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{type(value).__name__} is known by no content, so it can't be in a key")
 
 
 def digest_tensors(tensors: dict[str, Tensor]) -> str:
@@ -122,19 +200,10 @@ def digest_tensors(tensors: dict[str, Tensor]) -> str:
     return whole.hexdigest()
 
 
-def _written(key: dict) -> str:
-    return json.dumps(key, sort_keys=True)
-
-
-def _drop(path: Path) -> None:
-    """Remove what is not what was kept, and say so: it is made again."""
-    print(f"      cache: {path} is damaged or incomplete; it is made again")
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
 def code_version(*modules: ModuleType) -> str:
-    """Digest of the modules' source: a cache outlives no change of the maths that filled it."""
-    return digest_files([Path(inspect.getsourcefile(module)) for module in modules])[:16]
+    """Digest of the modules' source, of a package all its files: a cache outlives no change of the maths in them."""
+    files = {Path(inspect.getsourcefile(module)) for module in modules}
+    for module in modules:
+        for folder in getattr(module, "__path__", ()):
+            files.update(Path(folder).glob("*.py"))
+    return digest_files(sorted(files))[:16]

@@ -14,8 +14,7 @@ from pathlib import Path
 from utils.common.disk import check_writable, refusal
 from utils.common.errors import OutOfRoom, Stopped, UserError, shortened
 from utils.common.memory import shortage
-from utils.common.processes import speaks
-from utils.common.temporary import remove_abandoned
+from utils.common.processes import is_main_process
 
 DEFAULT_CACHE = Path("~/.cache/restorelcc").expanduser()
 """Where what can be made again is kept between runs, keyed by content."""
@@ -128,7 +127,7 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
         number = end.number if isinstance(end, Stopped) else signal.SIGINT
         if isinstance(end, Stopped) and end.then:
             then = end.then
-        if speaks():
+        if is_main_process():
             print(f"stopped ({signal.Signals(number).name}){then and f'; {then}'}", file=sys.stderr)
         sys.exit(128 + number)
     except BrokenPipeError:
@@ -150,7 +149,7 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
             said = str(error)
         else:
             raise
-        if speaks():
+        if is_main_process():
             print(f"error: {said}", file=sys.stderr)
         else:
             _let_the_other_speak()
@@ -165,7 +164,7 @@ def _no_tf32() -> None:
 
 
 def _let_the_other_speak() -> None:
-    """A launcher ends all processes once one has ended: the one that speaks must have met the same mistake by then."""
+    """A launcher ends all processes once one has ended: the main one must have met the same mistake by then."""
     for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
     time.sleep(PATIENCE)
@@ -194,6 +193,8 @@ def text(given: str) -> str:
 def name_or_path(given: str) -> str:
     """An argparse type: a name, or a path with its ~ resolved, so that one place has one spelling."""
     path = os.path.expanduser(text(given))
+    if not path.strip():
+        raise argparse.ArgumentTypeError("is empty; name something, or leave it out")
     longest = max(len(part.encode()) for part in path.split("/"))
     if longest > _LONGEST_NAME or len(path.encode()) > _LONGEST_PATH:
         raise argparse.ArgumentTypeError(f"is longer than a path can be: {shortened(given)}")
@@ -206,9 +207,5 @@ def folder_path(given: str) -> Path:
 
 
 def check_cache(folder: Path, flag: str = "-cache_dir") -> None:
-    """Make the cache's folder; UserError if it can't be made, or nothing can be written there.
-
-    What killed processes were writing there, and no other can know of, is removed.
-    """
+    """Make the cache's folder; UserError if it can't be made, or nothing can be written there."""
     check_writable(folder, flag, make=True)
-    remove_abandoned(folder)

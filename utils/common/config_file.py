@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 
 from utils.common.errors import UserError, first_line, shortened
-from utils.common.files import read_json
+from utils.common.files import parse_json
 from utils.common.plain_yaml import read_yaml
 
 NOT_REPEATED = (
-    *("resume", "save_steps", "overwrite", "plan", "dry_run", "config", "quiet"),
+    *("resume", "save_steps", "overwrite", "plan", "config", "quiet"),
     *("report_to", "push_to_hub"),
 )
 """Flags that say how this once a run is started: never kept in run.json, never taken from a -config file."""
@@ -41,11 +41,20 @@ def _content(path: Path) -> object:
             return found
         return {name: words.get(each, each) if isinstance(each, str) else each for name, each in found.items()}
     try:
-        return read_json(path)
+        return parse_json(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
     except (OSError, ValueError) as error:
         raise UserError(
             f"-config: cannot read {path} ({first_line(error)}); give a JSON object of flags, or a run.json"
         ) from error
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object; ValueError if it names something twice, of which json would take the last in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"'{next(name for name in names if names.count(name) > 1)}' stands there twice")
+    return found
 
 
 def _from_json(action: argparse.Action, value: object, place: str) -> object:

@@ -1,4 +1,4 @@
-"""Disks: asked for room before a run, and told of in one line when they take no more."""
+"""Disks: one line where they take no more."""
 
 import errno
 import os
@@ -7,102 +7,55 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from utils.common.errors import OutOfRoom, UserError, causes
+from utils.common.errors import OutOfRoom, causes
 
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What a write can meet that no code mends: the disk is full, a quota or a limit is reached, it is read-only."""
 
-_IN_TEXT = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
-"""How libraries written in Rust or C++ name the system's error, which Python's OSError has as a number."""
+_NUMBER_IN_TEXT = re.compile(r"\(os error (\d+)\)")
+"""How libraries written in Rust name the system's error, which Python's OSError has as a number."""
 
-_TORN = re.compile(r"PytorchStreamWriter failed|unexpected pos \d+ vs \d+|iostream error")
-"""What torch.save says of a file that ended before its content did; why, it doesn't know."""
+_FULL = 2**20
+"""Bytes: a disk with less room than this is full, whatever error a library makes of it."""
 
 _PROBE = bytes(4096)
 """A page, which a full disk refuses even where it still makes files."""
 
 
-class Unwritten(OutOfRoom):
-    """A disk took no more. place: the folder that was written to; reason: the system's, in words."""
-
-    def __init__(self, place: Path, reason: str, need: "Need | None" = None):
-        self.place, self.reason = place, reason
-        where = f"{need.flag}: {need.folder}" if need else str(place)
-        room = f"{as_bytes(free_bytes(need.folder if need else place))} are free"
-        if need:
-            room += f", up to {as_bytes(need.size)} are needed"
-        then = "name another folder" if reason == os.strerror(errno.EROFS) else "make room, or name another folder"
-        super().__init__(f"{where} cannot be written ({reason}; {room}); {then}: what is finished is kept")
-
-
-@dataclass(frozen=True)
-class Need:
-    """size: bytes that will be written to `folder`, which `flag` names, at most."""
-
-    flag: str
-    folder: Path
-    size: int
-
-    def holds(self, place: Path) -> bool:
-        """Whether the folder `place` is this one, or lies in it."""
-        mine, other = (Path(os.path.realpath(each.expanduser())) for each in (self.folder, place))
-        return mine == other or mine in other.parents
+class DiskFull(OutOfRoom):
+    """A disk took no more."""
 
 
 def refusal(error: BaseException | None) -> str | None:
-    """Why a disk took no more, in the system's words, whatever a library made of it; None if that isn't the cause."""
+    """Why a disk took no more, in the system's words; None if that isn't what led to the error."""
     for each in causes(error):
         number = each.errno if isinstance(each, OSError) else None
-        if number is None and (found := _IN_TEXT.search(str(each))):
-            number = int(found[1] or found[2])
+        if number is None and (found := _NUMBER_IN_TEXT.search(str(each))):
+            number = int(found[1])
         if number in REFUSALS:
             return os.strerror(number)
-        if isinstance(each, RuntimeError) and _TORN.search(str(each)):
-            return "a file could not be written to its end"
     return None
 
 
 @contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """Within it, a disk that takes no more raises Unwritten, which names the folder `place`."""
+def explain_disk_full(folder: Path) -> Iterator[None]:
+    """Within it, a disk that takes no more raises DiskFull, which names the folder that was written to."""
     try:
         yield
     except OutOfRoom:
         raise
     except Exception as error:
-        if (reason := refusal(error)) is None:
+        reason = refusal(error)
+        if reason is None and isinstance(error, RuntimeError | OSError) and free_bytes(folder) < _FULL:
+            reason = os.strerror(errno.ENOSPC)  # torch.save says only that its file ended early
+        if reason is None:
             raise
-        raise Unwritten(place, reason) from error
-
-
-@contextmanager
-def told(needs: list[Need]) -> Iterator[None]:
-    """Within it, Unwritten names the flag of the folder, and what the run needs there."""
-    try:
-        yield
-    except Unwritten as error:
-        known = [need for need in needs if need.holds(error.place)]
-        if not known:
-            raise
-        raise Unwritten(error.place, error.reason, known[0]) from error
-
-
-def check_room(needs: list[Need]) -> None:
-    """Raise UserError, which names flags, folders, needed and free bytes, if a disk has less room than is needed."""
-    by_disk: dict[int, list[Need]] = {}
-    for need in needs:
-        by_disk.setdefault(_standing(need.folder).stat().st_dev, []).append(need)
-    for group in by_disk.values():
-        needed, free = sum(need.size for need in group), free_bytes(group[0].folder)
-        if needed > free:
-            flags, folders = ", ".join(need.flag for need in group), " and ".join(str(need.folder) for need in group)
-            raise UserError(
-                f"{flags}: up to {as_bytes(needed)} will be written to {folders}, where {as_bytes(free)} are free; "
-                "make room, or name a folder on another disk"
-            )
+        raise DiskFull(
+            f"{folder} cannot be written ({reason}; {as_bytes(free_bytes(folder))} are free); make room, or name "
+            "another folder: what is finished is kept"
+        ) from error
 
 
 def check_writable(folder: Path, flag: str, make: bool = False) -> None:

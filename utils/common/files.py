@@ -5,15 +5,19 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
-from utils.common.disk import writing
-from utils.common.temporary import stamp
+from utils.common.disk import explain_disk_full
+
+PARTIAL = ".partial"
+"""In names of what is being written."""
 
 _UMASK = os.umask(0)
 """What this process takes from the modes of its files; the system tells it only for another one."""
@@ -28,40 +32,67 @@ def _unlock(file: Path) -> None:
 
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `final`; it takes that name only when the block ends without error.
+    """Yield a new folder beside `final`; it takes that name only when the block ends without error.
 
-    Raises Unwritten if the disk takes no more.
+    What has that name by then is renamed to the first free of `final`.1, .2, …: no folder is removed but the new one,
+    if the block fails. Raises DiskFull if the disk takes no more.
     """
-    with writing(final.parent):
+    with explain_disk_full(final.parent):
         final.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-{stamp()}-", dir=final.parent))
+        partial = Path(tempfile.mkdtemp(prefix=f".{final.name}{PARTIAL}-", dir=final.parent))
         partial.chmod(0o777 & ~_UMASK)  # mkdtemp makes it private; a published checkpoint is not
         try:
             yield partial
-            for file in partial.rglob("*"):
-                _unlock(file)
-            if final.exists():
-                shutil.rmtree(final)
-            partial.rename(final)
+            share_files(partial)
+            take_place(partial, final)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+def take_place(partial: Path, final: Path) -> Path | None:
+    """Rename a folder to its final name; what is there is renamed first, and its new name returned."""
+    earlier = None
+    if os.path.lexists(final) and not (final.is_dir() and not final.is_symlink() and not any(final.iterdir())):
+        earlier = first_free(final)
+        final.rename(earlier)
+    partial.rename(final)  # over an empty folder too
+    return earlier
+
+
+def first_free(path: Path) -> Path:
+    """`path`.1, or the first of .2, .3, … that nothing has the name of."""
+    numbered = (path.with_name(f"{path.name}.{number}") for number in count(1))
+    return next(each for each in numbered if not os.path.lexists(each))
+
+
+def share_files(folder: Path) -> None:
+    """Give all files that libraries made for their owner alone the mode of any other."""
+    for file in folder.rglob("*"):
+        _unlock(file)
+
+
 @contextmanager
 def whole_file(final: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `final` that takes its name only when the block ends without error.
+    """Yield a new path beside `final` that takes its name only when the block ends without error.
 
-    Raises Unwritten if the disk takes no more.
+    Raises DiskFull if the disk takes no more.
     """
-    with writing(final.parent):
+    with explain_disk_full(final.parent):
         final.parent.mkdir(parents=True, exist_ok=True)
-        partial = final.with_name(f".{final.name}.partial-{stamp()}{final.suffix}")
+        partial = final.with_name(f".{final.name}{PARTIAL}-{secrets.token_hex(4)}{final.suffix}")
         try:
             yield partial
             _unlock(partial)
             partial.replace(final)
         finally:
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def workspace(purpose: str) -> Iterator[Path]:
+    """A folder in the system's place for temporary files; gone after the block."""
+    with tempfile.TemporaryDirectory(prefix=f"restorelcc-{purpose}-", ignore_cleanup_errors=True) as place:
+        yield Path(place)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -84,13 +115,13 @@ def write_json(path: Path, content: object) -> None:
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def parse_json(text: str) -> object:
+def parse_json(text: str, **options) -> object:
     """The JSON in `text`; ValueError, of one line, for whatever is wrong with it (JSONDecodeError if it is no JSON).
 
-    Refused as well, because nothing could write it again: strings with half of a surrogate pair.
+    Refused as well, because nothing could write it again: strings with half of a surrogate pair. options: json.loads's.
     """
     try:
-        content = json.loads(text)
+        content = json.loads(text, **options)
         if _SURROGATE.search(text):
             json.dumps(content, ensure_ascii=False).encode()
     except RecursionError as error:
@@ -99,7 +130,10 @@ def parse_json(text: str) -> object:
         raise ValueError("half of a surrogate pair, which is no text") from error
     except json.JSONDecodeError:
         raise
-    except ValueError as error:  # int's own limit, whose message names a function of Python
+    except ValueError as error:
+        if "digits" not in str(error):  # a hook's own
+            raise
+        # int's own limit, whose message names a function of Python
         raise ValueError("a number of thousands of digits") from error
     return content
 

@@ -286,7 +286,7 @@ class Arguments:
     )
 
     output_dir: Path = flag(Path("output"), "where the result goes", type=folder_path, metavar="DIR", group="output")
-    overwrite: bool = flag(False, "replace the result in -output_dir, when the new one is whole; no other file in it")
+    overwrite: bool = flag(False, "rename what is in -output_dir to DIR.1 (.2, …) when the new result is whole")
     cache_dir: Path = flag(
         DEFAULT_CACHE, "what can be used again by other runs, keyed by content", type=folder_path, metavar="DIR"
     )
@@ -319,11 +319,6 @@ class Arguments:
         "reached and knows the token (HF_TOKEN, or hf auth login) is asked before anything is computed",
         type=hub_id,
         metavar="NAME",
-    )
-    dry_run: bool = flag(
-        False,
-        "run nothing: read and check all inputs, and say what each stage would do, what is kept from earlier runs, and "
-        "the time on this machine",
     )
     plan: str | None = flag(
         None,

@@ -48,7 +48,7 @@ class Processes:
             return
         if ":" in device:
             raise UserError(f"-device: {device} is one device for {self.count} processes; give auto, cuda or cpu")
-        if not speaks():
+        if not is_main_process():
             _be_silent()
         from accelerate import PartialState
 
@@ -96,7 +96,7 @@ def number_of_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def speaks() -> bool:
+def is_main_process() -> bool:
     """Whether this process prints: all of them meet a user's mistake, and one line about it is enough."""
     return os.environ.get("RANK", "0") == "0"
 

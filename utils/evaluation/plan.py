@@ -15,12 +15,11 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from utils.common.disk import Unwritten, writing
+from utils.common.disk import DiskFull, explain_disk_full
 from utils.common.errors import UserError, first_line
-from utils.common.files import digest
+from utils.common.files import digest, workspace
 from utils.common.hub import no_waiting
 from utils.common.names import BUNDLED
-from utils.common.temporary import workspace
 from utils.evaluation import perplexity
 from utils.evaluation.model import quiet
 from utils.evaluation.tasks import (
@@ -261,9 +260,9 @@ class TaskLoader:
         whole = list(definitions) != [name]
         manager = TaskManager(include_path=[str(folder) for folder in folders], include_defaults=whole)
         try:
-            with writing(self.workspace):
+            with explain_disk_full(self.workspace):
                 items = _load(manager, name)
-        except Unwritten:
+        except DiskFull:
             raise
         except Exception as error:
             # lm_eval builds the first row's prompt as it loads, and raises whatever its template or function does.

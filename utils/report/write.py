@@ -1,12 +1,14 @@
 """Both pages of a run and its pictures as files, drawn from its record alone."""
 
 import json
-import shutil
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from utils.common.errors import UserError, first_line
-from utils.common.files import read_json, whole_folder, write_text
+from utils.common.files import read_json, whole_file, write_text
 from utils.report.figures import style
 from utils.report.html import page, pictures_of, write_pictures
 from utils.report.page import report
@@ -49,6 +51,12 @@ def _object(folder: Path, name: str) -> dict:
     return found
 
 
+def _png(figure: Figure) -> bytes:
+    image = BytesIO()
+    figure.savefig(image, format="png")
+    return image.getvalue()
+
+
 def write_report(folder: Path, record: Record) -> list[Path]:
     """Write report.html, report.md and figures/ to `folder`; returns the files, the page to look at first.
 
@@ -60,13 +68,12 @@ def write_report(folder: Path, record: Record) -> list[Path]:
     html = page(record.results, record.run, record.history, record.examples, drawn)
     figures = folder / FIGURES
     if drawn or pictures:
-        with whole_folder(figures) as partial, style():
-            for name, draw in pictures.items():
-                draw().savefig(partial / f"{name}.png")
-            write_pictures(partial, list(drawn.values()))
-            for old in figures.iterdir() if figures.is_dir() else ():
-                if not (partial / old.name).exists():
-                    shutil.copy2(old, partial / old.name)
+        with style():
+            images = {f"{name}.png": _png(draw()) for name, draw in pictures.items()}
+        for name, image in images.items():
+            with whole_file(figures / name) as partial:
+                partial.write_bytes(image)
+        write_pictures(figures, list(drawn.values()))
     write_text(folder / MARKDOWN, text)
     write_text(folder / HTML, html)
     names = [f"{name}.png" for name in pictures] + [f"{name}.{kind}" for name in drawn for kind in ("svg", "csv")]

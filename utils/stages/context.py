@@ -1,47 +1,85 @@
-"""What all stages of a run share: its flags, processes, cache, record, result and device; and its two models."""
+"""What all stages of a run share: its flags, processes, cache, record, folder and device; and its two models."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from models.checkpoint import fingerprint
-from models.loading import DTYPES, head_shape, load_model, placement
+from models.checkpoint import Checkpoint
+from models.loading import DTYPES, head_shape, load_model, placement, tokenizer_digest
 from utils.common.cache import Cache
+from utils.common.errors import OutOfRoom
 from utils.common.flags import Arguments
+from utils.common.memory import shortage
 from utils.common.methods import Needs, Options, needs_of
 from utils.common.processes import Processes
-from utils.common.record import RunRecord
-from utils.common.result import Result
-from utils.stages.memory import telling_memory
+from utils.common.record import RunRecord, stage_name
+
+LIGHTER = {
+    "prune": "-calib_samples or -calib_length",
+    "negatives": "-num_train_samples",
+    "dense": "-max_length, -eval_batch_size or -ppl_window",
+    "pruned": "-max_length, -eval_batch_size or -ppl_window",
+    "rank": "-num_train_samples or -num_probe_samples",
+    "train": "-batch_size (with more -gradient_accumulation) or -max_length, or give -gradient_checkpointing",
+    "merge": "-max_length",
+    "restored": "-eval_batch_size or -ppl_window",
+}
+"""Stage → what takes less memory when it is lower."""
+
+
+class LazyModel:
+    """A model that is loaded when it is called for, and kept within a `with` block only.
+
+    In a key it is its weights and the dtype that it runs in.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, load: Callable[[], LlamaForCausalLM]):
+        self.checkpoint, self.dtype, self._load = checkpoint, dtype, load
+        self._keeps, self._model = False, None
+
+    def key(self) -> list[str]:
+        """What determines all that the model computes, but for rounding."""
+        return [self.checkpoint.fingerprint, str(self.dtype)]
+
+    def __call__(self) -> LlamaForCausalLM:
+        model = self._model or self._load()
+        self._model = model if self._keeps else None
+        return model
+
+    def __enter__(self) -> "LazyModel":
+        self._keeps = True
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._keeps, self._model = False, None
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's context. device: where models run, as torch names it. needs: the method's."""
+    """A run's context. folder: where it writes. device: where models run, as torch names it. needs: the method's."""
 
     args: Arguments
     processes: Processes
     cache: Cache
     record: RunRecord
-    result: Result
+    folder: Path
     device: str
     needs: Needs
 
     @classmethod
-    def of(cls, args: Arguments, processes: Processes, result: Result, device: str) -> "Run":
+    def of(cls, args: Arguments, processes: Processes, folder: Path, device: str) -> "Run":
         """A run that is about to begin."""
         cache = Cache(args.cache_dir)
-        needs = needs_of(args.method, Options.of(args))
-        return cls(args, processes, cache, RunRecord(cache.reused), result, device, needs)
-
-    @property
-    def folder(self) -> Path:
-        """Where this run writes; what is whole in the end takes its place in -output_dir."""
-        return self.result.folder
+        if processes.is_main:
+            cache.clean()
+        return cls(
+            args, processes, cache, RunRecord(cache.reused), folder, device, needs_of(args.method, Options.of(args))
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -61,46 +99,50 @@ class Run:
     @contextmanager
     def main_first(self, key: str) -> Iterator[None]:
         """A stage (utils.common.record.STAGES) of the main process; then the others find what it left."""
-        with self.record.stage(key), telling_memory(self.args, key), self.processes.main_first():
+        with self.stage(key), self.processes.main_first():
             yield
 
     @contextmanager
     def stage(self, key: str) -> Iterator[None]:
         """A stage that all processes are in together, or that the main one is in alone."""
-        with self.record.stage(key), telling_memory(self.args, key):
-            yield
+        with self.record.stage(key):
+            try:
+                yield
+            except OutOfRoom:
+                raise
+            except Exception as error:
+                if (said := shortage(error)) is None:
+                    raise
+                cure = f"lower {LIGHTER[key]}" if key in LIGHTER else "take a machine with more memory"
+                raise OutOfRoom(
+                    f"out of memory in '{stage_name(key)}' ({said}); {cure} (-plan here tells what fits)"
+                ) from error
 
-    def reading_device(self, folder: Path) -> str:
+    def reading_device(self, checkpoint: Checkpoint) -> str:
         """Where a model that is only read goes: the run's device, or with -device auto all there is, if it must."""
-        return placement(folder, self.dtype, self.device) if self.args.device == "auto" else self.device
+        auto = self.args.device == "auto"
+        return placement(checkpoint.folder, self.dtype, self.device) if auto else self.device
 
-    @contextmanager
-    def loaded(self, folder: Path, flag: str) -> Iterator[Callable[[], LlamaForCausalLM]]:
-        """The model in `folder`, loaded when first called for, and gone after the block: a cached stage loads none."""
-        held: list[LlamaForCausalLM] = []
+    def load(self, checkpoint: Checkpoint, device: str | None = None) -> LlamaForCausalLM:
+        """The model, on `device`, or where one goes that is only read."""
+        return load_model(checkpoint.folder, self.dtype, device or self.reading_device(checkpoint), checkpoint.flag)
 
-        def get() -> LlamaForCausalLM:
-            if not held:
-                held.append(load_model(folder, self.dtype, self.reading_device(folder), flag))
-            return held[0]
-
-        try:
-            yield get
-        finally:
-            held.clear()
+    def lazy(self, checkpoint: Checkpoint) -> LazyModel:
+        """The model, loaded when it is called for: a stage that the cache answers loads none."""
+        return LazyModel(checkpoint, self.dtype, lambda: self.load(checkpoint))
 
 
 @dataclass(frozen=True)
 class Models:
-    """The dense and the pruned checkpoint, checked; folders on this machine.
+    """The dense and the pruned checkpoint, checked.
 
     pruned: in the dense model's shapes; None until pruning made it. given: what -pruned_model_path named, None if
     nothing. config: the pruned model's, the dense one's until then. tokenizer_from: the folder of the tokenizer.
     """
 
-    dense: Path
-    pruned: Path | None
-    given: Path | None
+    dense: Checkpoint
+    pruned: Checkpoint | None
+    given: Checkpoint | None
     config: LlamaConfig
     tokenizer: PreTrainedTokenizerBase
     tokenizer_from: Path
@@ -113,9 +155,14 @@ class Models:
     @property
     def compact(self) -> bool:
         """Whether the pruned checkpoint came in smaller shapes than the dense one."""
-        return self.given is not None and self.given != self.pruned
+        return self.given is not None and self.given is not self.pruned
+
+    @cached_property
+    def tokenizer_sha256(self) -> str:
+        """The tokenizer's content, for keys."""
+        return tokenizer_digest(self.tokenizer_from)
 
     def identity(self) -> dict[str, str]:
         """Fingerprints by which a restoration knows the checkpoint that it belongs to."""
-        found = {"pruned_sha256": fingerprint(self.given or self.pruned)}
-        return {**found, "expanded_sha256": fingerprint(self.pruned)} if self.compact else found
+        found = {"pruned_sha256": (self.given or self.pruned).fingerprint}
+        return {**found, "expanded_sha256": self.pruned.fingerprint} if self.compact else found

@@ -1,22 +1,17 @@
 """Greedy answers of each model to a few held-out prompts, for the report: made while the model is in memory anyway."""
 
-from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedTokenizerBase
 
 import models.cpu_attention as models_cpu_attention
 import utils.examples
-from models.loading import tokenizer_digest
-from utils.common.cache import code_version
+from utils.common.cache import cached
 from utils.common.files import write_json
 from utils.examples import MOST_TOKENS, ends_of, greedy, response_nats
 from utils.prompts import Encoded
 from utils.samples import Samples
-from utils.stages.context import Models, Run
-
-PACKAGES = ("torch", "transformers", "tokenizers")
+from utils.stages.context import LazyModel, Models, Run
 
 
 def asked(run: Run, samples: Samples) -> list[Encoded]:
@@ -24,38 +19,32 @@ def asked(run: Run, samples: Samples) -> list[Encoded]:
     return samples.valid[: run.args.report_prompts]
 
 
-def answers(
-    run: Run, models: Models, samples: Samples, model_sha256: str, model: Callable[[], LlamaForCausalLM]
-) -> list[dict]:
-    """A model's answer to each prompt, and its loss on the sample's own: {"text", "tokens", "ended", "loss"}.
-
-    loss: nats a token. From the cache if the same weights were asked the same before.
-    """
+def answers(run: Run, models: Models, samples: Samples, model: LazyModel) -> list[dict]:
+    """A model's answer to each prompt, and its loss on the sample's own: {"text", "tokens", "ended", "loss"}."""
     held_out = asked(run, samples)
     if not held_out:
         return []
-    key = {
-        "model": model_sha256,
-        "samples": [[sample.ids, sample.prompt_length] for sample in held_out],
-        "most_tokens": MOST_TOKENS,
-        "dtype": run.args.dtype,
-        "device": run.kind_of_device,
-        "tokenizer": tokenizer_digest(models.tokenizer_from),
-        "versions": {package: version(package) for package in PACKAGES},
-        "code": code_version(utils.examples, models_cpu_attention),
-    }
-    made = run.cache.document(
-        "examples", key, lambda: {"answers": [answer(models, model(), each) for each in held_out]}
-    )
-    return made["answers"]
+    how = run.kind_of_device, models.tokenizer_sha256
+    return greedy_answers(run.cache, model, held_out, *how, tokenizer=models.tokenizer)["answers"]
 
 
-def answer(models: Models, model: LlamaForCausalLM, sample: Encoded) -> dict:
-    """One answer, as `answers` gives it."""
-    made, ended = greedy(model, sample.ids[: max(1, sample.prompt_length)], MOST_TOKENS, ends_of(model))
-    loss, _ = response_nats(model, sample)
-    text = models.tokenizer.decode(made, skip_special_tokens=True)
-    return {"text": text, "tokens": len(made), "ended": ended, "loss": loss}
+@cached("examples", code=(utils.examples, models_cpu_attention), libraries=("torch", "transformers", "tokenizers"))
+def greedy_answers(
+    model: LazyModel,
+    samples: list[Encoded],
+    device: str,
+    tokenizer_sha256: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict:
+    """Greedy answers to the samples' prompts; loss: on their own responses, nats a token."""
+    found = []
+    for sample in samples:
+        made, ended = greedy(model(), sample.ids[: max(1, sample.prompt_length)], MOST_TOKENS, ends_of(model()))
+        loss, _ = response_nats(model(), sample)
+        text = tokenizer.decode(made, skip_special_tokens=True)
+        found.append({"text": text, "tokens": len(made), "ended": ended, "loss": loss})
+    return {"answers": found}
 
 
 def write_examples(path: Path, run: Run, models: Models, samples: Samples, found: dict[str, list[dict]]) -> None:

@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass
 
-from transformers import LlamaForCausalLM
-
+from models.checkpoint import Checkpoint
 from models.loading import has_tokenizer
 from models.merge import Proof, compact_and_prove, merge_and_prove
 from utils.evaluation.plan import EvalPlan
 from utils.samples import Samples
-from utils.stages.context import Models, Run
+from utils.stages.context import LazyModel, Models, Run
 from utils.stages.examples import answers
-from utils.stages.measure import Measured, scores
+from utils.stages.measure import Measured, scored
 from utils.stages.train import SAVED, Trained
 
 
@@ -24,11 +23,12 @@ class Merged:
 
 def merge(run: Run, models: Models, trained: Trained) -> Merged:
     """Merge into the result's model/, and into compact/ where the pruned checkpoint came in smaller shapes."""
+    pruned = models.pruned.folder
     proof = merge_and_prove(
-        models.pruned,
+        pruned,
         run.folder / SAVED,
         run.folder / "model",
-        tokenizer_from=models.pruned if has_tokenizer(models.pruned) else models.tokenizer_from,
+        tokenizer_from=pruned if has_tokenizer(pruned) else models.tokenizer_from,
         reference=trained.reference,
     )
     compact = None
@@ -41,13 +41,7 @@ def merge(run: Run, models: Models, trained: Trained) -> Merged:
 
 def score_merged(run: Run, models: Models, samples: Samples, plan: EvalPlan, merged: Merged) -> Measured:
     """The merged model's scores and answers; it is gone afterwards."""
-    sha256 = merged.proof.record["sha256"]
-    with run.loaded(run.folder / "model", "-output_dir") as again:
-
-        def model() -> LlamaForCausalLM:
-            return merged.proof.model or again()
-
-        evaluation = scores(run, models, plan, sha256, "restored", model)
-        found = Measured([], evaluation, answers(run, models, samples, sha256, model))
-    merged.proof.model = None
-    return found
+    checkpoint = Checkpoint(run.folder / "model", "-output_dir")
+    proved, merged.proof.model = merged.proof.model, None
+    with LazyModel(checkpoint, run.dtype, lambda: proved or run.load(checkpoint)) as model:
+        return Measured([], scored(run, models, plan, model, "restored"), answers(run, models, samples, model))

@@ -5,8 +5,7 @@ from torch import Tensor
 
 import utils.negatives
 from utils.activations import Tree
-from utils.common.cache import code_version
-from utils.common.files import digest
+from utils.common.cache import cached
 from utils.negatives import encoder_identity, locate_encoder, most_similar_choice, most_similar_other
 from utils.prompts import answered, common_prefix
 from utils.samples import Samples
@@ -36,28 +35,26 @@ def wrong_answers(run: Run, samples: Samples) -> list[str]:
     """r⁻ of the samples that train the probes: the most similar other answer, or the task's own wrong one."""
     count = min(run.args.num_probe_samples, len(samples.prompts))
     if samples.wrong_choices is None:
-        nearest = most_similar_other(embeddings(run, samples.responses), samples.responses)
+        nearest = most_similar_other(embedded(run, samples.responses), samples.responses)
         return [samples.responses[row] for row in nearest[:count]]
     choices = samples.wrong_choices[:count]
     if all(len(wrong) == 1 for wrong in choices):
         return [wrong[0] for wrong in choices]
     right = samples.responses[:count]
-    found = embeddings(run, [*right, *(text for wrong in choices for text in wrong)])
+    found = embedded(run, [*right, *(text for wrong in choices for text in wrong)])
     return most_similar_choice(found[:count], torch.split(found[count:], [len(w) for w in choices]), choices)
 
 
-def embeddings(run: Run, texts: list[str]) -> Tensor:
-    """Sentence embeddings (N, E) of the texts, from the cache if the same encoder embedded the same texts before."""
+def embedded(run: Run, texts: list[str]) -> Tensor:
+    """Sentence embeddings (N, E) of the texts."""
     encoder = locate_encoder(run.args.sentence_encoder)
-    key = {
-        "encoder": encoder_identity(encoder),
-        "texts": digest(texts),
-        "device": run.kind_of_device,
-        "code": code_version(utils.negatives),
-    }
-    kept = run.cache.tensors(
-        "embeddings",
-        key,
-        lambda: {"embeddings": utils.negatives.sentence_embeddings(texts, encoder, run.device)},
+    found = embeddings(
+        run.cache, encoder_identity(encoder), texts, run.kind_of_device, encoder=encoder, place=run.device
     )
-    return kept["embeddings"]
+    return found["embeddings"]
+
+
+@cached("embeddings", code=(utils.negatives,))
+def embeddings(encoder_sha256: str, texts: list[str], device: str, *, encoder: str, place: str) -> dict[str, Tensor]:
+    """The texts' embeddings by the encoder, run at `place`, a device of the kind `device`."""
+    return {"embeddings": utils.negatives.sentence_embeddings(texts, encoder, place)}

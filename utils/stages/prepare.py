@@ -8,14 +8,16 @@ from transformers import LlamaConfig
 import pruning
 from models.checkpoint import Checkpoint, check_finite, check_weights
 from models.compact import in_dense_shapes
-from models.loading import check_pair, check_vocabulary, load_config, load_tokenizer, resolve, slow_half
+from models.loading import check_model, check_pair, load_config, resolve, slow_half
 from pruning import calibration
+from utils.common.disk import as_bytes, free_bytes
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
 from utils.common.recipes import as_flags
 from utils.distillation import check_loss
 from utils.evaluation.plan import EvalPlan, plan_tasks
 from utils.evaluation.spec_tasks import load_texts
+from utils.evaluation.tasks import TOKENS_ONLY, WIKITEXT
 from utils.negatives import locate_encoder
 from utils.samples import Samples, read_samples
 from utils.stages.context import Models, Run
@@ -33,35 +35,57 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     if slow_half(run.device, run.dtype):
         hint = f"this CPU computes {args.dtype} in software, several times slower than -dtype float32"
         print(f"      {hint}")
-    dense = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
-    config = load_config(dense, "-base_model_name")
+    folder = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
+    config = load_config(folder, "-base_model_name")
     args.check_layers(config.num_hidden_layers)
     if run.needs.heads:
         args.head_count(config.num_hidden_layers, config.num_attention_heads)
-    check_checkpoint(dense, config, "-base_model_name")
-    tokenizer = load_tokenizer(dense, "-base_model_name")
-    check_vocabulary(tokenizer, config, "-base_model_name")
+    dense, config, tokenizer = check_model(folder, "-base_model_name")
     given, pruned = None, None
     if args.pruned_model_path:
-        given, pruned = given_checkpoint(args, dense)
-        if run.needs.teacher and pruned != given:
+        given, pruned = given_checkpoint(args, folder)
+        if run.needs.teacher and pruned is not given:
             asked = [args.method, *([f"-first {args.first}"] if args.first else [])]
             asked += [f"-bias_start {args.bias_start}"] * (args.bias_start != "zero")
             raise UserError(
                 f"-method: {' with '.join(asked)} holds pruned weights against the dense ones, and a compact "
                 "checkpoint doesn't say which channels are left; prune with -mode masked"
             )
-        config = load_config(pruned, "-pruned_model_path")
+        config = load_config(pruned.folder, "-pruned_model_path")
     else:
         pruning.check(args.prune_method, args.sparsity, args.calib_data, args.calib_samples, args.calib_length, config)
     if run.needs.calibration:
         calibration.check(args.calib_data, args.calib_samples, args.calib_length, config.max_position_embeddings)
+    check_window(args, config)
     plan = plan_tasks(args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window, args.ppl_windows)
     samples = read_samples(args, tokenizer, load_texts(args))
     check_states(run, config.hidden_size, samples)
     for line in plan.describe():
         print(f"      {line}")
-    return Models(dense, pruned, given, config, tokenizer, dense), samples, plan
+    warn_of_room(args, pruned or dense)
+    return Models(dense, pruned, given, config, tokenizer, folder), samples, plan
+
+
+def check_window(args: Arguments, config: LlamaConfig) -> None:
+    """Raise UserError if perplexity's windows are longer than the model has positions, and one is asked for."""
+    asked = {name.strip() for name in args.eval_tasks.split(",")} & {"paper", WIKITEXT, TOKENS_ONLY}
+    rope = config.rope_parameters or {}
+    longer = rope.get("factor", 1) if rope.get("rope_type") in ("linear", "dynamic") else 1
+    most = int(config.max_position_embeddings * longer)
+    if asked and args.ppl_window > most:
+        raise UserError(
+            f"-ppl_window: {args.ppl_window} tokens, but the model has {most} positions; give at most {most}"
+        )
+
+
+def warn_of_room(args: Arguments, checkpoint: Checkpoint) -> None:
+    """Say so if -output_dir has less room than the merged checkpoint will take: as much as the pruned one's files."""
+    needed, free = sum(file.stat().st_size for file in checkpoint.files), free_bytes(args.output_dir)
+    if free < needed:
+        print(
+            f"      warning: -output_dir: {as_bytes(free)} are free, and the restored model takes {as_bytes(needed)}",
+            file=sys.stderr,
+        )
 
 
 def asks_encoder(run: Run) -> bool:
@@ -69,24 +93,17 @@ def asks_encoder(run: Run) -> bool:
     return run.needs.heads and run.args.head_selection == "contrastive" and run.args.spec_task not in ("boolq", "rte")
 
 
-def check_checkpoint(folder: Path, config: LlamaConfig, flag: str) -> Checkpoint:
-    """The checkpoint, if its files hold all that its configuration asks for, and only finite numbers."""
-    checkpoint = Checkpoint(folder, flag)
-    check_weights(checkpoint, config)
-    check_finite(checkpoint)
-    return checkpoint
-
-
-def given_checkpoint(args: Arguments, dense: Path) -> tuple[Path, Path]:
+def given_checkpoint(args: Arguments, dense: Path) -> tuple[Checkpoint, Checkpoint]:
     """(-pruned_model_path, the same in the dense model's shapes), checked; UserError if nothing in it is pruned."""
     flag = "-pruned_model_path"
-    given = resolve(args.pruned_model_path, flag, args.cache_dir)
-    check_pair(dense, given, flag)
-    checkpoint = check_checkpoint(given, load_config(given, flag), flag)
-    pruned, compact = in_dense_shapes(given, args.cache_dir)
-    if compact:
-        checkpoint = Checkpoint(pruned, flag)
-    zeros, weights = checkpoint.survey().counts()
+    folder = resolve(args.pruned_model_path, flag, args.cache_dir)
+    check_pair(dense, folder, flag)
+    given = Checkpoint(folder, flag)
+    check_weights(given, load_config(folder, flag))
+    check_finite(given)
+    expanded, compact = in_dense_shapes(folder, args.cache_dir)
+    pruned = Checkpoint(expanded, flag) if compact else given
+    zeros, weights = pruned.survey().counts()
     if not sum(zeros) and not args.allow_dense:
         raise UserError(
             f"{flag}: {args.pruned_model_path} has no zeros, so nothing seems pruned; "

@@ -8,7 +8,7 @@ from huggingface_hub import constants
 
 from utils.common.errors import Stopped, UserError, first_line
 from utils.common.flags import Arguments
-from utils.common.processes import speaks
+from utils.common.processes import is_main_process
 
 FLAG = "-push_to_hub"
 
@@ -18,7 +18,7 @@ MODEL = "model"
 
 def check_push(args: Arguments) -> None:
     """Raise UserError unless the hub is reached and knows the token; one process of several asks."""
-    if args.push_to_hub is None or not speaks():
+    if args.push_to_hub is None or not is_main_process():
         return
     from huggingface_hub import HfApi
 

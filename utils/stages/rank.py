@@ -8,7 +8,7 @@ from torch import Tensor
 import utils.components
 import utils.probing
 from models.checkpoint import restorable_heads
-from utils.common.cache import code_version
+from utils.common.cache import Kept, cached
 from utils.common.errors import UserError
 from utils.components import lost_components, random_basis
 from utils.probing import ProbeScores, order_randomly, probe_heads, rank_by_score, rank_heads
@@ -38,18 +38,19 @@ class Ranked:
     heads: list[tuple[int, int]]
 
 
-def rank(
-    run: Run, models: Models, dense_keys: list[dict], pruned_keys: list[dict], norms: Tensor | None
-) -> Ranked | None:
+def rank(run: Run, models: Models, dense: list[Kept], pruned: list[Kept], norms: Tensor | None) -> Ranked | None:
     """The heads that will be restored, and what they are restored by; None for a method without heads.
 
-    norms: (L, H), what -head_selection lofit ranks by.
+    dense, pruned: the models' activations. norms: (L, H), what -head_selection lofit ranks by.
     """
     if not run.needs.heads:
         return None
-    args = run.args
-    found = kept_components(run, dense_keys, pruned_keys) if run.reads_activations else {}
-    heads, head_scores = ordered(run, found, norms, restorable_heads(models.pruned, *models.shape[:2]))
+    args, found = run.args, {}
+    if run.reads_activations:
+        seed = args.samples_seed if args.head_selection == "contrastive" else None
+        with run.processes.main_first():
+            found = components(run.cache, dense, pruned, args.num_components, seed)
+    heads, head_scores = ordered(run, found, norms, restorable_heads(models.pruned.folder, *models.shape[:2]))
     wanted = args.head_count(*models.shape[:2])
     if wanted > len(heads):
         raise UserError(
@@ -65,25 +66,6 @@ def rank(
     return Ranked(basis, found["explained"], found["size"], head_scores, sorted(heads[:wanted]))
 
 
-def kept_components(run: Run, dense_keys: list[dict], pruned_keys: list[dict]) -> dict[str, Tensor]:
-    """What find_components finds, by the main process first."""
-    key = components_key(run, dense_keys, pruned_keys)
-    with run.processes.main_first():
-        return run.cache.tensors("components", key, lambda: find_components(run, dense_keys, pruned_keys))
-
-
-def components_key(run: Run, dense_keys: list[dict], pruned_keys: list[dict]) -> dict:
-    """All that lost components and probes depend on."""
-    args = run.args
-    return {
-        "dense": dense_keys,
-        "pruned": pruned_keys,
-        "num_components": args.num_components,
-        "probes_seed": args.samples_seed if args.head_selection == "contrastive" else None,
-        "code": code_version(utils.components, utils.probing),
-    }
-
-
 def ordered(
     run: Run, found: dict[str, Tensor], norms: Tensor | None, usable: Tensor
 ) -> tuple[list[tuple[int, int]], Tensor]:
@@ -97,18 +79,17 @@ def ordered(
     return order_randomly(usable, run.args.training_seed), found["gap"]
 
 
-def find_components(run: Run, dense_keys: list[dict], pruned_keys: list[dict]) -> dict[str, Tensor]:
-    """Eqs. 3-4 for all heads, and what ranks them: the probes' scores, or the size of the gap."""
-    # Kept a stage ago, or by an earlier run: nothing is computed here.
-    dense = [run.cache.tensors("activations", key, dict)["z"].float() for key in dense_keys]
-    of_pruned = torch.cat([run.cache.tensors("activations", key, dict)["z"][0] for key in pruned_keys], dim=2).float()
-    gap = torch.cat([z[0] for z in dense], dim=2) - of_pruned
-    components = lost_components(gap, run.args.num_components)
-    found = {"basis": components.basis, "explained": components.explained, "size": components.size}
-    found["gap"] = gap.square().mean((2, 3))
-    if run.args.head_selection == "contrastive":
-        _, right, wrong = dense[0]
-        restored = of_pruned[:, :, : right.shape[2]] + components.component.unsqueeze(2)
-        probes = probe_heads(restored, right, wrong, run.args.samples_seed, shown=True)
+@cached("components", code=(utils.components, utils.probing))
+def components(dense: list[Kept], pruned: list[Kept], count: int, probes_seed: int | None) -> dict[str, Tensor]:
+    """Eqs. 3-4 for all heads, with the size of the gap; and the probes' scores, unless probes_seed is None."""
+    of_dense = [z()["z"].float() for z in dense]
+    of_pruned = torch.cat([z()["z"][0] for z in pruned], dim=2).float()
+    gap = torch.cat([z[0] for z in of_dense], dim=2) - of_pruned
+    lost = lost_components(gap, count)
+    found = {"basis": lost.basis, "explained": lost.explained, "size": lost.size, "gap": gap.square().mean((2, 3))}
+    if probes_seed is not None:
+        _, right, wrong = of_dense[0]
+        restored = of_pruned[:, :, : right.shape[2]] + lost.component.unsqueeze(2)
+        probes = probe_heads(restored, right, wrong, probes_seed, shown=True)
         found |= {"accuracy": probes.accuracy, "loss": probes.loss}
     return found

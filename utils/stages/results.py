@@ -2,11 +2,10 @@
 
 import json
 import shlex
-import shutil
 import sys
 import textwrap
 
-from models.checkpoint import fingerprint, pruned_layer
+from models.checkpoint import pruned_layer
 from models.compact import RECORD
 from models.restoration import Restoration
 from utils.common.commands import WIDTH
@@ -42,7 +41,7 @@ def write_results(
     merged: Merged,
     measured: dict[str, Measured],
 ) -> None:
-    """Write all that a person or a later run reads, and put the whole result in its place.
+    """Write all that a person or a later run reads.
 
     measured: of `dense`, `pruned` and `restored`.
     """
@@ -58,8 +57,6 @@ def write_results(
     write_examples(run.folder / EXAMPLES, run, models, samples, answers)
     write_text(run.folder / "model" / "README.md", model_card(results, record))
     report, *_ = write_report(run.folder, Record.read(run.folder))
-    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
-    run.result.finish()
     for table in (score_table(results), proof_table(results["proof"]), stage_table(record)):
         print(f"\n{table}")
     output = run.args.output_dir
@@ -161,7 +158,7 @@ def run_record(
 ) -> dict:
     """What run.json keeps: what was run, on what, with what versions, and what it took."""
     args, training = run.args, trained.training
-    pruning = models.pruned / RECORD
+    pruning = models.pruned.folder / RECORD
     return {
         "command": shlex.join(["python", *sys.argv]),
         "arguments": args.as_json(),
@@ -175,8 +172,8 @@ def run_record(
         "method": method_record(run, trained),
         "pruning": json.loads(pruning.read_text(encoding="utf-8")) if pruning.is_file() else None,
         "inputs": {
-            "dense model": fingerprint(models.dense),
-            "pruned model": fingerprint(models.given or models.pruned),
+            "dense model": models.dense.fingerprint,
+            "pruned model": (models.given or models.pruned).fingerprint,
             "training samples": digest([samples.prompts, samples.responses]),
         },
         "training": {

@@ -1,6 +1,7 @@
 """What -head_selection lofit ranks heads by: LoFiT's first step, trained by all processes together, and kept."""
 
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -9,11 +10,9 @@ import utils.compensation
 import utils.losses
 import utils.training
 from models import cpu_attention, modeling_llama, terms
-from models.checkpoint import fingerprint
-from models.loading import load_model
-from utils.common.cache import code_version
-from utils.common.files import digest
-from utils.common.record import versions
+from models.checkpoint import Checkpoint
+from utils.common.cache import cached
+from utils.prompts import Encoded
 from utils.samples import Samples
 from utils.stages.context import Models, Run
 from utils.stages.train import device_to_train, settings
@@ -24,46 +23,38 @@ def head_norms(run: Run, models: Models, samples: Samples) -> Tensor | None:
     """‖A‖₂ (L, H) fp32 of LoFiT's first step on the pruned model; None where heads are ranked otherwise, or not."""
     if not run.needs.heads or run.args.head_selection != "lofit":
         return None
-    how = replace(settings(run.args), lr=run.args.lofit_lr, lr_flag="-lofit_lr")
-    key = norms_key(run, models, samples, how)
-    with run.processes.main_first():
-        found = run.cache.found("lofit", key)
+    args, processes = run.args, run.processes
+    how = replace(settings(args), lr=args.lofit_lr, lr_flag="-lofit_lr")
+    alike = [processes.count, processes.sharded, args.dtype, run.kind_of_device]
+    made: list[Tensor] = []
+    kept = norms.later(run.cache, models.pruned, samples.train, how, args.lofit_l1, alike, made=made.pop)
+    with processes.main_first():
+        known = kept.known()
     # Asked together: a process that trained alone would wait for the others for ever.
-    if run.processes.any(found is None):
-        norms = trained_norms(run, models, samples, how)
-        with run.processes.main_first():
-            found = run.cache.tensors("lofit", key, lambda: {"norms": norms})
-    return found["norms"]
+    if processes.any(not known):
+        device = "cpu" if processes.sharded else device_to_train(run, models, how.epochs > 0)
+        model, where = run.load(models.pruned, device), (run.device, processes.sharded)
+        run.record.tell("LoFiT's first step: a scale of every head")
+        made.append(baselines.lofit.scale_norms(model, samples.train, how, args.lofit_l1, *where))
+    with processes.main_first():
+        return kept()["norms"]
 
 
-def trained_norms(run: Run, models: Models, samples: Samples, how: TrainingSettings) -> Tensor:
-    """The norms, trained now."""
-    sharded = run.processes.sharded
-    device = "cpu" if sharded else device_to_train(run, models, how.epochs > 0)
-    model = load_model(models.pruned, run.dtype, device, "-pruned_model_path")
-    run.record.tell("LoFiT's first step: a scale of every head")
-    return baselines.lofit.scale_norms(model, samples.train, how, run.args.lofit_l1, run.device, sharded)
-
-
-def norms_key(run: Run, models: Models, samples: Samples, how: TrainingSettings) -> dict:
-    """All that they depend on; the seed is among the settings."""
-    known = versions()
-    return {
-        "pruned": fingerprint(models.pruned),
-        "samples": digest([[sample.ids, sample.prompt_length] for sample in samples.train]),
-        "settings": asdict(how),
-        "l1": run.args.lofit_l1,
-        "processes": [run.processes.count, run.processes.sharded],
-        "dtype": run.args.dtype,
-        "device": run.kind_of_device,
-        "libraries": {library: known[library] for library in ("torch", "transformers", "accelerate")},
-        "code": code_version(
-            baselines.lofit,
-            cpu_attention,
-            modeling_llama,
-            terms,
-            utils.compensation,
-            utils.losses,
-            utils.training,
-        ),
-    }
+@cached(
+    "lofit",
+    code=(
+        baselines.lofit,
+        cpu_attention,
+        modeling_llama,
+        terms,
+        utils.compensation,
+        utils.losses,
+        utils.training,
+    ),
+    libraries=("torch", "transformers", "accelerate"),
+)
+def norms(
+    pruned: Checkpoint, samples: list[Encoded], how: TrainingSettings, l1: float, alike: list, *, made: Callable
+) -> dict[str, Tensor]:
+    """The norms that all processes have trained together. alike: how many they were, their dtype and device."""
+    return {"norms": made()}

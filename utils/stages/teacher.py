@@ -1,7 +1,6 @@
 """The dense model as training's teacher, for -loss distill: its states from the cache, or the model itself beside."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -9,17 +8,14 @@ from torch import Tensor
 import utils.activations
 import utils.distillation
 from models import cpu_attention
-from models.checkpoint import Checkpoint, fingerprint
-from models.loading import load_model
-from utils.common.cache import code_version
+from models.checkpoint import Checkpoint
+from utils.common.cache import cached
 from utils.common.errors import UserError
-from utils.common.files import digest
 from utils.common.names import DISTILL
-from utils.common.record import versions
 from utils.distillation import GB, Distillation, by_sample, predicted, teacher_states
 from utils.prompts import Encoded
 from utils.samples import Samples
-from utils.stages.context import Models, Run
+from utils.stages.context import LazyModel, Models, Run
 
 
 def check_states(run: Run, hidden_size: int, samples: Samples) -> None:
@@ -41,7 +37,7 @@ def bytes_of_states(run: Run, hidden_size: int, samples: Samples) -> int:
     return tokens * hidden_size * run.dtype.itemsize
 
 
-def teacher(run: Run, models: Models, samples: Samples) -> Distillation | None:
+def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | None:
     """The teacher with its states, made or from the cache; without them where -teacher_cache_gb is too small.
 
     None where the loss has no teacher.
@@ -57,20 +53,28 @@ def teacher(run: Run, models: Models, samples: Samples) -> Distillation | None:
             "the dense model runs beside the pruned one at every step"
         )
         return known
-    with run.loaded(models.dense, "-base_model_name") as model:
+    run.record.tell(f"teacher: the dense model's states at response tokens, {size / GB:.3g} GB")
+    with run.lazy(models.dense) as model:
 
-        def states(part: list[Encoded], what: str) -> list[Tensor]:
-            def make() -> dict[str, Tensor]:
-                return {"states": teacher_states(model(), part, f"teacher's states, {what}")}
+        def kept(part: list[Encoded], what: str) -> list[Tensor]:
+            if not part:
+                return []
+            return by_sample(states(run.cache, model, part, run.kind_of_device, what=what)["states"], part)
 
-            return by_sample(run.cache.tensors("teacher", states_key(run, models, part), make)["states"], part)
-
-        run.record.tell(f"teacher: the dense model's states at response tokens, {size / GB:.3g} GB")
-        valid = states(samples.valid, "validation") if samples.valid else []
-        return replace(known, train=states(samples.train, "training"), valid=valid)
+        return replace(known, valid=kept(samples.valid, "validation"), train=kept(samples.train, "training"))
 
 
-def beside(run: Run, models: Models, known: Distillation) -> Distillation:
+@cached(
+    "teacher",
+    code=(utils.distillation, utils.activations, cpu_attention),
+    libraries=("torch", "transformers"),
+)
+def states(model: LazyModel, samples: list[Encoded], device: str, *, what: str) -> dict[str, Tensor]:
+    """The teacher's states; token ids say all about data, template and length."""
+    return {"states": teacher_states(model(), samples, f"teacher's states, {what}")}
+
+
+def with_model(run: Run, models: Models, known: Distillation) -> Distillation:
     """The teacher with the dense model itself where it has no states; UserError if there is no room for it."""
     if known.train is not None:
         return known
@@ -80,35 +84,15 @@ def beside(run: Run, models: Models, known: Distillation) -> Distillation:
             f"-teacher_cache_gb: the dense model doesn't fit into {run.device} beside the pruned one; give more, so "
             "that its states are kept instead"
         )
-    return replace(known, model=load_model(models.dense, run.dtype, device, "-base_model_name"))
-
-
-def taught(run: Run, models: Models, samples: Samples) -> bool:
-    """Whether all the teacher's states are kept."""
-    parts = (part for part in (samples.train, samples.valid) if part)
-    return all(run.cache.holds("teacher", states_key(run, models, part)) for part in parts)
-
-
-def states_key(run: Run, models: Models, samples: list[Encoded]) -> dict:
-    """All that the teacher's states depend on; token ids say all about data, template and length."""
-    known = versions()
-    return {
-        "dense": fingerprint(models.dense),
-        "samples": digest([[sample.ids, sample.prompt_length] for sample in samples]),
-        "dtype": run.args.dtype,
-        "device": run.kind_of_device,
-        "libraries": {library: known[library] for library in ("torch", "transformers")},
-        "code": code_version(utils.distillation, utils.activations, cpu_attention),
-    }
+    return replace(known, model=run.load(models.dense, device))
 
 
 def different_head(run: Run, models: Models) -> Tensor | None:
     """The dense model's output head in the run's dtype, where training runs; None if the pruned model has the same."""
-    own, pruned = (output_head(folder).to(run.dtype) for folder in (models.dense, models.pruned))
+    own, pruned = (output_head(checkpoint).to(run.dtype) for checkpoint in (models.dense, models.pruned))
     return None if torch.equal(own, pruned) else own.to(run.device)
 
 
-def output_head(folder: Path) -> Tensor:
+def output_head(stored: Checkpoint) -> Tensor:
     """(V, D) as it is stored, tied to the embedding where the files have none."""
-    stored = Checkpoint(folder)
     return stored.read("lm_head.weight" if "lm_head.weight" in stored else "model.embed_tokens.weight")

@@ -4,26 +4,26 @@ import json
 import os
 from dataclasses import asdict, dataclass
 
-from models.checkpoint import Checkpoint, fingerprint
-from models.loading import load_model
 from models.merge import Reference, record_logits
 from models.modeling_llama import numbers_trained
 from models.restoration import Restoration, load_restoration, save_restoration
 from utils.common.cache import digest_tensors
 from utils.common.errors import UserError
-from utils.common.files import digest, write_json, write_text
+from utils.common.files import digest, write_text
 from utils.common.flags import Arguments
 from utils.report.summary import loss_rose
 from utils.samples import Samples
-from utils.stages.begin import INTERRUPTED
 from utils.stages.context import Models, Run
 from utils.stages.rank import Ranked
 from utils.stages.start import starting
-from utils.stages.teacher import beside, teacher
+from utils.stages.teacher import load_teacher, with_model
 from utils.training import TrainingResult, TrainingSettings, check_gathered, train, validate
 
 SAVED = "restoration"
 """The folder in the result that holds what was learned."""
+
+CHECKPOINTS = "checkpoints"
+"""The folder in an unfinished result that training continues from."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,18 @@ class Trained:
 
 def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked | None) -> Trained | None:
     """Start, train and save a restoration; all processes train it together, the main one has it in the end."""
-    args = run.args
-    if run.processes.is_main:
-        begin(run)
+    args, sharded = run.args, run.processes.sharded
     with run.processes.main_first():
         start = starting(run, models, ranked)
-        taught_by = teacher(run, models, samples)
+        teacher = load_teacher(run, models, samples)
     learned = start.describe()
     run.record.tell(learned)
-    if run.result.continues and run.processes.sharded:
-        run.record.tell("FSDP keeps no checkpoints: the interrupted training begins anew")
     trains = run.needs.training and args.num_epoch > 0
-    device = "cpu" if run.processes.sharded else device_to_train(run, models, trains)
     # Under FSDP the model is sharded from the CPU.
-    model = load_model(models.pruned, run.dtype, device, "-pruned_model_path")
+    device = "cpu" if sharded else device_to_train(run, models, trains)
+    model = run.load(models.pruned, device)
     # One that would be sharded is not asked on the CPU, while other processes wait.
-    asked = samples.valid if run.processes.is_main and not run.processes.sharded else []
+    asked = samples.valid if run.processes.is_main and not sharded else []
     # Asked by itself: a closed form restores something before the first step, and b does not begin at zero.
     pruned_loss = first_loss(validate(model, asked).history)
     model = start.attach(model)
@@ -72,10 +68,10 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
             samples.valid,
             settings(args),
             run.device,
-            run.folder / "checkpoints",
-            run.result.continues,
-            run.processes.sharded,
-            taught_by and beside(run, models, taught_by),
+            run.folder / CHECKPOINTS,
+            resume=True,
+            sharded=sharded,
+            distillation=teacher and with_model(run, models, teacher),
             belongs=belongs(run, models, samples, start),
             report_to=trackers(run),
             save_steps=args.save_steps,
@@ -94,21 +90,14 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
     save(run, models, start, training)
     del start
     restoration, _ = load_restoration(run.folder / SAVED)
-    if run.processes.sharded:
+    if sharded:
         # What is left of the sharded model is a part of it: the saved restoration is attached to a whole one again.
         del model
         device = run.reading_device(models.pruned)
-        model = restoration.attach(load_model(models.pruned, run.dtype, device, "-pruned_model_path"))
+        model = restoration.attach(run.load(models.pruned, device))
         check_gathered(model, samples.valid, training)
-    reference = record_logits(model, restoration, Checkpoint(models.pruned), samples.to_prove(), device)
+    reference = record_logits(model, restoration, models.pruned, samples.to_prove(), device)
     return Trained(restoration, learned, reference, training, parameters, pruned_loss)
-
-
-def begin(run: Run) -> None:
-    """From here on the run can be resumed; a resumed one keeps what it continues from."""
-    if not run.result.continues:
-        run.result.clear()
-    write_json(run.folder / INTERRUPTED, run.args.as_json())
 
 
 def settings(args: Arguments) -> TrainingSettings:
@@ -139,7 +128,7 @@ def belongs(run: Run, models: Models, samples: Samples, start: Restoration) -> s
     encoded = [[sample.ids, sample.prompt_length] for sample in (*samples.train, *samples.valid)]
     learned = digest_tensors(start.tensors())
     how = [asdict(settings(run.args)), run.args.dtype, run.args.loss, run.args.distill_weight, run.processes.count]
-    return digest(fingerprint(models.dense), fingerprint(models.pruned), learned, encoded, how)
+    return digest(models.dense.fingerprint, models.pruned.fingerprint, learned, encoded, how)
 
 
 def first_loss(history: list[dict]) -> float | None:

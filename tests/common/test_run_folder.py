@@ -1,0 +1,312 @@
+"""Nothing of a user's is deleted, and nothing good goes before something better stands."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from utils.common import run_folder as module
+from utils.common.errors import Stopped, UserError
+from utils.common.files import whole_folder
+from utils.common.run_folder import UNFINISHED, RunFolder, check_apart, locked
+
+ROOT = Path(module.__file__).parents[2]
+FLAGS = {"lr": 0.1, "seed": 1}
+OLD, NEW = {"model/config.json": "old", "report.html": "old"}, {"model/config.json": "new", "figures/a.svg": "new"}
+MINE = {"note.txt": "mine", "model/note.txt": "mine", "figures/holiday.png": "mine"}
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def result(output: Path, flags: dict = FLAGS, **how) -> RunFolder:
+    return RunFolder(output, flags, keep=("checkpoints",), **how)
+
+
+def finish(output: Path, files: dict[str, str], **how) -> None:
+    with result(output, **how) as folder:
+        write(folder.partial, files)
+        folder.finish()
+
+
+def interrupt(output: Path, files: dict[str, str], stop: BaseException, **how) -> None:
+    with pytest.raises(type(stop)), result(output, **how) as folder:
+        write(folder.partial, files)
+        raise stop
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_result_is_renamed_once_and_an_earlier_one_is_kept_under_another_name(tmp_path, capsys):
+    out = tmp_path / "deep" / "out"
+    finish(out, OLD)
+    write(out, MINE)
+    with pytest.raises(UserError, match=r"^-output_dir: \S+out already holds files; .* -overwrite, which renames"):
+        finish(out, NEW)
+    assert content(out) == OLD | MINE
+    finish(out, NEW, overwrite=True)
+    assert content(out) == NEW and content(out.with_name("out.1")) == OLD | MINE
+    assert "out.1 now" in capsys.readouterr().out
+    finish(out, OLD, overwrite=True)
+    assert content(out) == OLD and content(out.with_name("out.2")) == NEW
+    assert names(out.parent) == {"out", "out.1", "out.2"}
+
+
+def test_an_empty_folder_is_as_good_as_none(tmp_path):
+    (tmp_path / "out").mkdir()
+    finish(tmp_path / "out", NEW)
+    assert content(tmp_path / "out") == NEW and names(tmp_path) == {"out"}
+
+
+@pytest.mark.parametrize("stop", [FloatingPointError(), KeyboardInterrupt(), Stopped(15), UserError("full")])
+def test_the_old_result_stays_when_the_new_one_fails_and_what_is_of_no_use_goes(tmp_path, stop):
+    finish(tmp_path / "out", OLD)
+    interrupt(tmp_path / "out", NEW, stop, overwrite=True)
+    assert content(tmp_path / "out") == OLD and names(tmp_path) == {"out"}
+    interrupt(tmp_path / "a" / "b", NEW, stop)
+    assert names(tmp_path) == {"out"}
+
+
+def test_the_same_command_continues_and_another_one_does_not(tmp_path):
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    interrupt(out, {"checkpoints/1": "state", "model/half": "half"}, KeyboardInterrupt())
+    assert content(partial).keys() == {"checkpoints/1", "model/half", UNFINISHED}
+    with pytest.raises(
+        UserError, match=r"^-lr: 0\.2 now, 0\.1 before; give the flags of the interrupted run in \S+part"
+    ):
+        finish(out, NEW, flags={**FLAGS, "lr": 0.2})
+    with result(out) as folder:
+        assert content(folder.partial).keys() == {"checkpoints/1", UNFINISHED}, "only what it continues from is kept"
+        write(folder.partial, NEW)
+        folder.finish()
+    assert content(out) == NEW and names(tmp_path) == {"out"}
+
+
+@pytest.mark.parametrize("how", [{"anew": True}, {"overwrite": True, "flags": {"lr": 9}}])
+def test_what_is_begun_anew_leaves_the_interrupted_run_under_another_name(tmp_path, how):
+    interrupt(tmp_path / "out", {"checkpoints/1": "state"}, KeyboardInterrupt())
+    finish(tmp_path / "out", NEW, **how)
+    assert content(tmp_path / "out") == NEW
+    assert "checkpoints/1" in content(tmp_path / "out.partial.1") and names(tmp_path) == {"out", "out.partial.1"}
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("at", range(4))
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_killed_at_any_renaming_the_same_command_ends_what_was_left(tmp_path, monkeypatch, at, overwrite):
+    out, steps = tmp_path / "out", []
+    if overwrite:
+        finish(out, OLD)
+
+    def dying(name):
+        original = getattr(Path, name)
+
+        def step(self, *args, **kwargs):
+            steps.append(name)
+            if len(steps) > at:
+                raise Killed
+            return original(self, *args, **kwargs)
+
+        return step
+
+    with monkeypatch.context() as patch, suppress(Killed):
+        patch.setattr(RunFolder, "__exit__", lambda self, *_: self._held.__exit__(None, None, None))
+        with result(out, overwrite=overwrite) as folder:
+            write(folder.partial, NEW | {"checkpoints/1": "state"})
+            for name in ("replace", "rename"):
+                patch.setattr(Path, name, dying(name))
+            folder.finish()
+    if (tmp_path / "out.partial").exists():
+        with result(out, overwrite=overwrite) as folder:
+            assert folder.whole == (at > 0), "once all is written, nothing is computed again"
+            if not folder.whole:
+                write(folder.partial, NEW)
+            folder.finish()
+    assert content(out) == NEW
+    assert names(tmp_path) == ({"out", "out.1"} if overwrite else {"out"})
+    assert not overwrite or content(tmp_path / "out.1") == OLD
+
+
+def test_a_whole_result_of_other_flags_is_not_taken_for_this_ones(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(module, "take_place", lambda *_: (_ for _ in ()).throw(Killed()))
+        finish(tmp_path / "out", OLD)
+    with pytest.raises(UserError, match=r"^-seed: 7 now, 1 before"):
+        finish(tmp_path / "out", NEW, flags={**FLAGS, "seed": 7})
+    finish(tmp_path / "out", NEW, flags={**FLAGS, "seed": 7}, overwrite=True)
+    assert content(tmp_path / "out") == NEW
+    assert content(tmp_path / "out.partial.1").items() > OLD.items()
+
+
+def test_files_that_come_during_the_run_are_kept(tmp_path):
+    says = r"already holds files \(the new one is whole in \S+out.partial\)"
+    with pytest.raises(UserError, match=says), result(tmp_path / "out") as folder:
+        write(folder.partial, NEW)
+        write(tmp_path / "out", MINE)
+        folder.finish()
+    assert content(tmp_path / "out") == MINE and content(folder.partial).items() > NEW.items()
+
+
+IN_THE_WAY = {
+    "a folder of the user's": lambda place: write(place, {"thesis.tex": "mine"}),
+    "a file": lambda place: place.write_text("mine"),
+    "a link": lambda place: (write(place.with_name("away"), {"thesis.tex": "mine"}), place.symlink_to("away")),
+    "a link to an interrupted run": lambda place: (
+        write(place.with_name("away"), {UNFINISHED: "{}"}),
+        place.symlink_to("away"),
+    ),
+    "a link to nothing": lambda place: place.symlink_to("nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", IN_THE_WAY)
+@pytest.mark.parametrize("how", [{}, {"overwrite": True, "anew": True}])
+def test_what_this_project_did_not_make_is_never_taken_for_its_own(tmp_path, case, how):
+    IN_THE_WAY[case](tmp_path / "out.partial")
+    before = content(tmp_path)
+    with pytest.raises(
+        UserError, match=r"^-output_dir: .*out.partial is in the way; rename it, or give another folder$"
+    ):
+        finish(tmp_path / "out", NEW, **how)
+    assert content(tmp_path) == before and os.path.lexists(tmp_path / "out.partial")
+
+
+@pytest.mark.parametrize("case", ["folder", "link"])
+def test_a_lock_that_is_no_file_is_one_line(tmp_path, case):
+    lock = tmp_path / "out.lock"
+    lock.mkdir() if case == "folder" else lock.symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match=r"^-output_dir: \S+: its lock \S+out.lock can't be taken \(.*\); remove or"):
+        finish(tmp_path / "out", NEW)
+    assert names(tmp_path) == {"out.lock"}
+
+
+def test_a_file_a_loop_a_disk_and_a_folder_under_a_file_are_refused_in_one_line(tmp_path):
+    write(tmp_path, {"file": "mine"})
+    (tmp_path / "loop").symlink_to("loop")
+    for output in (tmp_path / "file", tmp_path / "file" / "out", tmp_path / "loop", Path("/"), Path("/proc")):
+        with pytest.raises(UserError, match=r"^-output_dir: ") as found:
+            finish(output, NEW, overwrite=True)
+        assert "\n" not in str(found.value)
+    assert content(tmp_path)["file"] == "mine" and names(tmp_path) == {"file", "loop"}
+
+
+def test_output_through_a_link_and_another_spelling_is_the_folder_itself(tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    monkeypatch.chdir(tmp_path)
+    finish(Path("link"), OLD)
+    finish(Path("disk/../link"), NEW, overwrite=True)
+    assert content(tmp_path / "disk") == NEW and names(tmp_path) == {"disk", "disk.1", "link"}
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from utils.common.run_folder import RunFolder
+with RunFolder(Path(sys.argv[1]), {}, keep=("checkpoints",)) as folder:
+    (folder.partial / "checkpoints").mkdir()
+    print("here", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_process_at_a_time_and_the_kernel_lets_go_of_a_killed_ones_lock(tmp_path):
+    """Whatever their numbers: two containers may have one folder, and each a process 1."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "out")]
+    first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        assert first.stdout.readline() == b"here\n"
+        for how in ({}, {"overwrite": True, "anew": True}):
+            with pytest.raises(UserError, match=r"^-output_dir: \S+ is in use by another process; wait for its end"):
+                finish(tmp_path / "out", NEW, flags={}, **how)
+        assert (tmp_path / "out.partial" / "checkpoints").is_dir()
+    finally:
+        first.kill()
+        first.stdin.close()
+        first.wait()
+    assert names(tmp_path) == {"out.partial", "out.lock"}
+    finish(tmp_path / "out", NEW, flags={})
+    assert content(tmp_path / "out") == NEW and names(tmp_path) == {"out"}
+
+
+def test_a_lock_is_waited_for_where_that_is_asked(tmp_path):
+    file = tmp_path / "a.lock"
+    with locked(file, "a"), pytest.raises(UserError, match=r"^a is in use"), locked(file, "a"):
+        raise AssertionError
+    with locked(file, "a", wait=True):
+        pass
+    assert not names(tmp_path)
+
+
+def test_a_whole_folder_removes_no_folder_but_its_own(tmp_path):
+    with pytest.raises(ValueError), whole_folder(tmp_path / "figures") as partial:
+        write(partial, NEW)
+        write(tmp_path / "figures", MINE)
+        raise ValueError
+    assert content(tmp_path / "figures") == MINE and names(tmp_path) == {"figures"}
+    with whole_folder(tmp_path / "figures") as partial:
+        write(partial, NEW)
+    assert content(tmp_path / "figures") == NEW and content(tmp_path / "figures.1") == MINE
+
+
+def test_a_damaged_mark_is_told_and_loses_nothing(tmp_path):
+    interrupt(tmp_path / "out", {"checkpoints/1": "state"}, KeyboardInterrupt())
+    for damage in ("", "[" * 100_000, "3", json.dumps({"arguments": 3})):
+        (tmp_path / "out.partial" / UNFINISHED).write_text(damage)
+        with pytest.raises(UserError, match=r"^-output_dir: .*unfinished.json can't be read; give the flags of"):
+            finish(tmp_path / "out", NEW)
+    assert (tmp_path / "out.partial" / "checkpoints" / "1").exists()
+
+
+APART = {
+    "the same": ("model", "model", "is"),
+    "inside": ("model/out", "model", "lies in"),
+    "around": (".", "model", "holds"),
+    "around a file": ("data", "data/rows.jsonl", "holds"),
+    "another spelling": ("data/../model/./x", "model", "lies in"),
+    "output is a link": ("link/out", "model", "lies in"),
+    "input is a link": ("model", "link", "is"),
+    "input of links": ("model", "linked", "holds"),
+}
+
+
+@pytest.mark.parametrize("case", APART)
+def test_an_output_that_is_holds_or_lies_in_an_input_is_refused(tmp_path, monkeypatch, case):
+    output, source, how = APART[case]
+    write(tmp_path, {"model/config.json": "{}", "data/rows.jsonl": "{}"})
+    (tmp_path / "link").symlink_to("model")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "config.json").symlink_to(tmp_path / "model" / "config.json")
+    monkeypatch.chdir(tmp_path)
+    for place in (Path(output), tmp_path / output):
+        for given in (source, Path(source)):
+            with pytest.raises(
+                UserError, match=rf"^-output_dir: \S+ {how} what -data_path names \(\S+\); give another"
+            ):
+                check_apart(place, {"-cache_dir": None, "-data_path": given})
+
+
+def test_a_folder_beside_the_inputs_and_hub_names_are_let_through(tmp_path, monkeypatch):
+    write(tmp_path, {"model/config.json": "{}", "rows.jsonl": "{}"})
+    monkeypatch.chdir(tmp_path)
+    inputs = {"-base_model_name": "model", "-data_path": "rows.jsonl", "-calib_data": "bundled", "-x": "owner/name"}
+    for output in ("output", "model-2", "rows"):
+        check_apart(Path(output), {**inputs, "-cache_dir": tmp_path / "cache"})
+    with pytest.raises(UserError, match="-cache_dir"):
+        check_apart(Path("cache/out"), {"-cache_dir": tmp_path / "cache"})

@@ -1,0 +1,102 @@
+"""Tiny runs: a world of inputs, the flags of a whole run on them, and the run itself. Fixtures are in conftest.py."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, BertConfig, BertModel
+
+import RestoreLCC_train
+from tests.builders import byte_tokenizer, save_tiny_llama
+from utils.common.flags import parse_arguments
+from utils.common.processes import Processes
+from utils.evaluation.plan import EvalPlan
+from utils.samples import Samples
+from utils.stages.context import Models, Run
+from utils.stages.measure import measure
+from utils.stages.negatives import probe_trees, prompt_trees
+from utils.stages.prepare import prepare
+from utils.stages.rank import Ranked, rank
+
+ROOT = Path(RestoreLCC_train.__file__).parent
+HEADS = 5
+
+
+def make_world(root: Path) -> Path:
+    """A dense and a pruned tiny Llama, a sentence encoder, samples, a text to calibrate on and one to score."""
+    dense = save_tiny_llama(root / "dense")
+    model = AutoModelForCausalLM.from_pretrained(dense)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for linear in (*layer.self_attn.children(), *layer.mlp.children()):
+                if isinstance(linear, torch.nn.Linear):
+                    linear.weight[linear.weight.abs() < linear.weight.abs().median()] = 0
+    model.save_pretrained(root / "pruned")
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=300, **sizes)).save_pretrained(root / "encoder")
+    byte_tokenizer().save_pretrained(root / "encoder")
+    rows = [
+        {"instruction": f"Count to {n}.", "input": "" if n % 2 else f"from {n // 2}", "output": f"{n} is {n * n % 97}"}
+        for n in range(40)
+    ]
+    write_samples(root / "samples.jsonl", rows)
+    (root / "text.txt").write_text(" ".join(f"Sentence {n} of a text." for n in range(60)))
+    (root / "tasks" / "wikitext2").mkdir(parents=True)
+    (root / "tasks" / "wikitext2" / "test.txt").write_text(" \n = Title = \n \n" + " Some words to score . \n" * 20)
+    return root
+
+
+def write_samples(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def flags(world: Path, output: Path, **changes) -> list[str]:
+    """The flags of a small whole run; a change to None leaves a flag out, to True makes it a switch."""
+    values = {
+        "base_model_name": world / "dense",
+        "pruned_model_path": world / "pruned",
+        "data_path": world / "samples.jsonl",
+        "num_train_samples": 30,
+        "num_valid_samples": 8,
+        "num_probe_samples": 20,
+        "sentence_encoder": world / "encoder",
+        "use_topk_heads": HEADS,
+        "num_epoch": 2,
+        "lr": 1e-2,
+        "eval_tasks": "wikitext2",
+        "eval_data_dir": world / "tasks",
+        "ppl_window": 64,
+        "report_prompts": 2,
+        "dtype": "float32",
+        "device": "cpu",
+        "output_dir": output,
+        "cache_dir": world / "cache",
+        **changes,
+    }
+    given = []
+    for name, value in values.items():
+        if value is not None:
+            given += [f"-{name}"] if value is True else [f"-{name}", str(value)]
+    return given
+
+
+def prepared(arguments: list[str]) -> tuple[Run, Models, Samples, EvalPlan]:
+    """What the stages of such a run are given."""
+    args = parse_arguments(arguments)
+    run = Run.of(args, Processes(args.device), args.output_dir, args.device)
+    return run, *prepare(run)
+
+
+def ranked(run: Run, models: Models, samples: Samples, plan: EvalPlan) -> Ranked | None:
+    """The stages from the samples to the chosen heads."""
+    dense = measure(run, models, samples, plan, "dense", probe_trees(run, models, samples))
+    pruned = measure(run, models, samples, plan, "pruned", prompt_trees(run, samples))
+    return rank(run, models, dense.activations, pruned.activations, None)
+
+
+def run(monkeypatch, arguments: list[str]) -> None:
+    """A run in this process."""
+    monkeypatch.setattr("sys.argv", ["RestoreLCC_train.py", *arguments])
+    RestoreLCC_train.main()

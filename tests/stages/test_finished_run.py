@@ -1,0 +1,119 @@
+"""What one whole run leaves: made once, looked at from all sides."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from models.checkpoint import count_zeros
+from tests.runs import HEADS
+from utils.common.flags import parse_arguments
+from utils.evaluation.rows import LOSS, VALIDATION, read_rows
+from utils.evaluation.statistics import aggregate
+from utils.plan.command import count_samples, count_tasks, read_model, workload
+from utils.plan.costs import Machine
+from utils.plan.planner import plan
+from utils.report.summary import verdict
+from utils.report.write import Record, write_report
+
+
+@pytest.fixture
+def results(finished) -> dict:
+    return json.loads((finished / "results.json").read_text())
+
+
+@pytest.fixture
+def record(finished) -> dict:
+    return json.loads((finished / "run.json").read_text())
+
+
+def test_a_run_leaves_the_whole_result_and_nothing_beside_it(world, finished, results, record):
+    assert {path.name for path in finished.iterdir()} - {"report.md", "figures"} == {
+        "model", "restoration", "results.json", "run.json", "report.html", "logs",
+    }  # fmt: skip
+    assert not [path for path in world.iterdir() if path.name.startswith("out.")]
+    assert set(results["scores"]) == {"dense", "pruned", "restored"}
+    for scores in results["scores"].values():
+        assert scores["wikitext2"]["token_perplexity"]["value"] > 1
+        assert scores["wikitext2"]["token_perplexity"]["stderr"] > 0
+        assert set(scores["wikitext2"]) == set(results["metrics"]["wikitext2"])
+    assert not results["metrics"]["wikitext2"]["token_perplexity"]["higher_is_better"]
+    assert results["proof"]["passed"]
+    assert results["answers"] is None and results["agreement"] is None  # nothing of multiple choice was asked
+    assert record["arguments"]["lr"] == 1e-2 and "RestoreLCC_train.py" in record["command"]
+    assert all(stage["seconds"] >= 0 and stage["peak_memory_bytes"] > 0 for stage in record["stages"])
+
+
+def test_losses_rows_and_their_means_agree(finished, results):
+    rows = read_rows(finished / "logs" / "rows.json.gz")
+    assert set(rows) == {"dense", "pruned", "restored"} and rows["dense"]["wikitext2"]["token_perplexity"].values
+    history = [json.loads(line) for line in (finished / "logs" / "history.jsonl").read_text().splitlines()]
+    losses = [row["valid_loss"] for row in history if "valid_loss" in row]
+    assert len(losses) == 3 and losses[0] != losses[-1]
+    validation = results["validation"]
+    assert (validation["start"], validation["restored"]) == (losses[0], losses[-1]) and validation["tokens"] > 0
+    assert losses[0] == pytest.approx(validation["pruned"], rel=1e-5)
+    assert losses[0] != validation["pruned"]  # b is not 0
+    validated = rows["restored"][VALIDATION][LOSS]
+    assert aggregate(validated.values, validated.aggregation) == pytest.approx(losses[-1], rel=1e-12)
+    assert sum(tokens for _, tokens in validated.values) == validation["tokens"]
+
+
+def test_the_report_is_drawn_from_the_files_alone_and_shows_what_each_model_answers(finished, results):
+    examples = json.loads((finished / "logs" / "examples.json").read_text())
+    assert len(examples["prompts"]) == 2 and "Count to 30" in examples["prompts"][0]["prompt"]
+    for each in examples["prompts"]:
+        assert set(each["answers"]) == {"dense", "pruned", "restored"} and each["response"]
+        losses = [answer["loss"] for answer in each["answers"].values()]
+        assert len(set(losses)) == 3 and min(losses) > 0
+    page = (finished / "report.html").read_bytes()
+    shape = len(results["heads"]["scores"]), len(results["heads"]["scores"][0])
+    assert shape == (3, 6) and len(results["heads"]["magnitude_sizes"]) == len(results["heads"]["bias_sizes"]) == HEADS
+    assert len(results["spectrum"]["layers"]) == 3 and results["spectrum"]["mean"][-1] == pytest.approx(1)
+    write_report(finished, Record.read(finished))
+    assert (finished / "report.html").read_bytes() == page and b"Count to 30" in page
+
+
+def test_the_result_is_the_pruned_model_plus_o_proj_bias(world, finished):
+    before, after = (load_file(folder / "model.safetensors") for folder in (world / "pruned", finished / "model"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert {name.rsplit(".", 2)[-1] for name in set(after) - set(before)} == {"bias"}
+    assert count_zeros(world / "pruned") == count_zeros(finished / "model")
+    model = AutoModelForCausalLM.from_pretrained(finished / "model")
+    assert any(layer.self_attn.o_proj.bias.abs().sum() > 0 for layer in model.model.layers)
+
+
+def test_heads_in_the_record_are_the_heads_restored(finished, results):
+    kept = json.loads((finished / "restoration" / "restoration.json").read_text())
+    assert results["heads"]["trained"] == kept["heads"]
+    assert len(kept["heads"]) == HEADS and results["heads"]["count"] == 3 * 6
+    touched = {f"model.layers.{layer}.self_attn.o_proj.bias" for layer, _ in kept["heads"]}
+    assert set(results["proof"]["nonzero_new_tensors"]) == touched
+
+
+def test_a_run_has_the_stages_of_its_plan(world, finished, record):
+    args = parse_arguments(["-config", str(finished / "run.json")])
+    config, tokenizer, stored = read_model(args.base_model_name)
+    samples, valid, said = count_samples(args, tokenizer)
+    work = workload(args, config, stored, samples, valid, count_tasks(args)[0])
+    planned = plan(config, work, Machine("cpu", "cpu", 10**9, 1e11, 1e11, 0.5, 0.5))
+    assert [stage["name"] for stage in record["stages"]] == [stage.name for stage in planned]
+    (training,) = [stage for stage in record["stages"] if stage["name"] == "training"]
+    assert training["detail"] == f"β and b of {HEADS} heads"
+    announced = [line for line in (world / "stdout.txt").read_text().splitlines() if line.startswith("[")]
+    assert announced == [f"[{number}/{len(planned)}] {stage.name}" for number, stage in enumerate(planned, start=1)]
+    assert (len(samples), len(valid), said) == (30, 8, "samples: counted")
+
+
+def test_what_run_json_says_repeats_the_run(finished, record):
+    again = parse_arguments(["-config", str(finished / "run.json"), "--output_dir", "elsewhere"])
+    assert again.as_json() == {**record["arguments"], "output_dir": "elsewhere"}
+
+
+def test_output_ends_with_the_result_and_what_to_run_next(world, finished, results, record):
+    lines = (world / "stdout.txt").read_text().strip().splitlines()
+    assert lines[-1].startswith("next:") and "lm_eval" in lines[-1]
+    assert str(finished / "model") in lines[-2] and "report.html" in lines[-3]
+    assert " ".join(lines[-7:-4]).strip().endswith(verdict(results, record))

@@ -1,0 +1,298 @@
+"""Whole runs: interrupted, killed, told to end, and what they leave. Few, since each takes seconds."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import models.merge
+import pruning.__main__
+from models.checkpoint import fingerprint
+from models.restoration import save_restoration
+from tests.builders import trained
+from tests.common.test_disk import no_file_above
+from tests.runs import ROOT, flags, run, write_samples
+from utils.common.commands import run as command
+from utils.common.errors import Stopped, UserError
+from utils.common.progress import OFF
+from utils.common.run_folder import UNFINISHED
+from utils.evaluation.rows import CHOICES, VALIDATION, pair_rows, read_rows
+from utils.evaluation.statistics import divergences
+from utils.losses import ResponseLoss
+
+SAME = ("results.json", "model", "restoration/restoration.safetensors", "logs/history.jsonl", "logs/rows.json.gz")
+"""What the same command gives again bit by bit; the rest tells of seconds and of days."""
+
+
+def bits(output: Path) -> dict[str, bytes]:
+    files = [file for name in SAME for file in (output / name, *(output / name).rglob("*")) if file.is_file()]
+    return {str(file.relative_to(output)): file.read_bytes() for file in files if file.name != "README.md"}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits_and_with_no_other_flags(world, finished, tmp_path, monkeypatch):
+    original, calls = ResponseLoss.forward, []
+
+    def stop_in_second_epoch(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) > 6:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ResponseLoss, "forward", stop_in_second_epoch)
+        run(patch, flags(world, output))
+    assert names(tmp_path) == {"out.partial"} and names(tmp_path / "out.partial") == {"checkpoints", UNFINISHED}
+    with pytest.raises(UserError, match=r"^-lr: 0\.001 now, 0\.01 before; give the flags of the interrupted run"):
+        run(monkeypatch, flags(world, output, lr=1e-3))
+    for changes in ({"loss": "distill"}, {"distill_weight": 1}):
+        with pytest.raises(UserError, match=f"^-{next(iter(changes))}: "):
+            run(monkeypatch, flags(world, output, **changes))
+    steps = []
+    monkeypatch.setattr(ResponseLoss, "forward", lambda self, *a, **b: (steps.append(1), original(self, *a, **b))[1])
+    run(monkeypatch, flags(world, output, cache_dir=tmp_path / "cache"))
+    assert bits(output) == bits(finished) and names(tmp_path) == {"out", "cache"}
+    assert names(output) == names(finished)
+    assert len(steps) < 12, "it went on, and did not begin anew"
+
+
+def test_a_quiet_run_prunes_for_itself_reports_and_leaves_what_was_there(world, tmp_path, monkeypatch, capsys):
+    """Killed between its two renamings, it is ended by the same command, which computes nothing."""
+    pytest.importorskip("tensorboard")
+    for name in (OFF, "TENSORBOARD_LOGGING_DIR"):  # which the run sets: gone after the test as before
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "thesis.tex").write_text("years of work")
+    changes = {"pruned_model_path": None, "sparsity": "2:4", "calib_data": world / "text.txt", "calib_samples": 4}
+    changes |= {"calib_length": 64, "num_epoch": 1, "eval_tasks": "none", "quiet": True, "report_to": "tensorboard"}
+    given = [*flags(world, output, **changes), "-overwrite"]
+
+    class Killed(BaseException):
+        pass
+
+    def killed(self, target):
+        if Path(target) == output:
+            raise Killed
+        return rename(self, target)
+
+    rename = Path.rename
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "rename", killed)
+        run(patch, given)
+    assert names(tmp_path) == {"out.1", "out.partial"}
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.stages.prepare.prepare", lambda *_: pytest.fail("it begins anew"))
+        run(patch, given)
+    assert names(tmp_path) == {"out", "out.1"} and content(tmp_path / "out.1") == {"thesis.tex": b"years of work"}
+    told = capsys.readouterr()
+    assert "[1/9]" not in told.out and told.err == "" and "next:" in told.out
+    proof = json.loads((output / "results.json").read_text())["proof"]
+    assert proof["passed"] and proof["sparsity_restored"] == [0.5] * 3
+    (events,) = (output / "logs" / "tensorboard").rglob("events.*")
+    assert events.stat().st_size > 0
+    with pytest.raises(UserError, match=r"^-output_dir: \S+ already holds files"):
+        run(monkeypatch, flags(world, output, **changes))
+
+
+def test_a_task_trains_on_its_own_training_split(world, tmp_path, monkeypatch, capsys):
+    for split, count in (("train", 30), ("validation", 6)):
+        rows = [{"sentence1": f"It is {n}.", "sentence2": f"It is {n % 3}.", "label": n % 2} for n in range(count)]
+        (tmp_path / "tasks" / "rte").mkdir(parents=True, exist_ok=True)
+        write_samples(tmp_path / "tasks" / "rte" / f"{split}.jsonl", rows)
+    changes = {"data_path": None, "spec_task": "rte", "sentence_encoder": None, "eval_tasks": "rte", "num_epoch": 1}
+    changes |= {"eval_data_dir": tmp_path / "tasks"}
+    run(monkeypatch, flags(world, tmp_path / "out", num_train_samples=24, **changes))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert 0 <= results["scores"]["restored"]["rte"]["acc"]["value"] <= 1 and results["validation"] is None
+    kept = read_rows(tmp_path / "out" / "logs" / "rows.json.gz")
+    assert VALIDATION not in kept["restored"]
+    pair = pair_rows(kept["dense"], kept["restored"], "rte", CHOICES)
+    divergence = divergences(*(rows.values for rows in pair))
+    assert len(divergence) == 6 and sum(divergence) > 0
+    assert results["agreement"]["restored"]["rte"]["kl"]["value"] == pytest.approx(sum(divergence) / 6)
+    told = "-data_path is not used: -spec_task trains on rte's own training split"
+    assert told not in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"-num_train_samples: 31 asked for"):
+        run(monkeypatch, flags(world, tmp_path / "more", num_train_samples=31, **changes))
+    with pytest.raises(UserError):
+        given = {**changes, "data_path": world / "samples.jsonl", "num_train_samples": 31}
+        run(monkeypatch, flags(world, tmp_path / "more", **given))
+    assert capsys.readouterr().out.count(told) == 1 and not (tmp_path / "more").exists()
+
+
+# The other commands
+
+
+@pytest.fixture
+def commands(world, tmp_path):
+    """Each command that writes a checkpoint: (main, its flags)."""
+    about = {"pruned_sha256": fingerprint(world / "pruned")}
+    save_restoration(tmp_path / "in" / "restoration", trained(), about)
+    prune = {"base_model_name": world / "dense", "prune_method": "magnitude", "dtype": "float32"}
+    merge = {"pruned_model_path": world / "pruned", "restoration": tmp_path / "in" / "restoration", "dtype": "float32"}
+    merge |= {"tokenizer": world / "dense"}
+    given = {"prune": (pruning.__main__.main, prune), "merge": (models.merge.main, merge)}
+    cache = ["-cache_dir", str(tmp_path / "in" / "cache")]
+    return {
+        name: (main, [word for flag, value in each.items() for word in (f"-{flag}", str(value))] + cache)
+        for name, (main, each) in given.items()
+    }
+
+
+@pytest.mark.parametrize("stop", [Stopped(signal.SIGTERM), KeyboardInterrupt(), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("name", ["prune", "merge"])
+def test_a_command_that_ends_at_any_renaming_loses_neither_the_new_nor_the_users_files(
+    commands, tmp_path, monkeypatch, name, stop
+):
+    main, given = commands[name]
+    output = tmp_path / "there" / "out"
+    rename, at = Path.rename, 0
+    given = [*given, "-output_dir", str(output), "-overwrite"]
+    output.mkdir(parents=True)
+    (output / "config.json").write_text("mine")
+    while True:
+        steps = []
+
+        def stopping(self, target, steps=steps, at=at):
+            if Path(target).parent == output.parent:
+                steps.append(target)
+                if len(steps) > at:
+                    raise stop
+            return rename(self, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", stopping)
+            try:
+                main(given)
+                break
+            except (Stopped, KeyboardInterrupt, OSError, UserError):
+                left = [content(each) for each in output.parent.iterdir()]
+                assert {"config.json": b"mine"} in left and any("model.safetensors" in each for each in left)
+        at = 1
+    assert names(output.parent) == {"out", "out.1"}
+    assert content(output.parent / "out.1") == {"config.json": b"mine"}
+    assert json.loads((output / "config.json").read_text())["model_type"] == "llama"
+    with pytest.raises(UserError, match=r"^-output_dir: \S+ already holds files"):
+        main(given[:-1])
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(commands, tmp_path):
+    for main, given in commands.values():
+        with no_file_above(20_000), pytest.raises(UserError, match=r"^\S+ cannot be written \(File too large"):
+            main([*given, "-output_dir", str(tmp_path / "there" / "out")])
+        assert not (tmp_path / "there").exists()
+
+
+# What only a process of its own can show
+
+
+def python(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_a_mistake_exits_with_2_and_one_line(tmp_path):
+    done = python("RestoreLCC_train.py", "-lr", "-1", "-output_dir", str(tmp_path / "out"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.strip().splitlines() == ["error: -lr/--lr: must be a number above 0, not -1"]
+    assert not names(tmp_path)
+
+
+def test_help_groups_the_flags_with_their_defaults():
+    done = python("RestoreLCC_train.py", "--help")
+    assert done.returncode == 0 and "(default: 0.001)" in done.stdout
+    for name in ("base_model_name", "pruned_model_path", "num_train_samples", "spec_task", "lr", "num_epoch"):
+        assert f"-{name}" in done.stdout
+
+
+# Kills of whole processes
+
+
+def forked(monkeypatch, given: list[str], log: Path) -> int:
+    """The number of a process that does the run; a fork, since importing all of it takes ten times as long."""
+    if child := os.fork():
+        return child
+    try:
+        place = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for stream in (1, 2):
+            os.dup2(place, stream)
+        sys.stdout, sys.stderr = (os.fdopen(stream, "w") for stream in (1, 2))
+        command(lambda: run(monkeypatch, given), then="the same command goes on from here")
+    except SystemExit as end:
+        os._exit(end.code or 0)
+    except BaseException:
+        os._exit(99)
+    os._exit(0)
+
+
+def ended(child: int, seconds: float = 120) -> int:
+    """Its exit status, negative if a signal killed it."""
+    for _ in range(int(seconds * 100)):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise AssertionError("it did not end")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_a_run_killed_at_any_moment_is_ended_by_the_same_command_to_the_same_bits(
+    world, finished, tmp_path, monkeypatch, seed
+):
+    """SIGKILL or SIGTERM, once to three times, at moments drawn from a whole run's length; the last one is let end."""
+    draw, output, cache, log = random.Random(seed), tmp_path / "out", tmp_path / "cache", tmp_path / "log"
+    given = [*flags(world, output, cache_dir=cache), "-overwrite"]
+    took = json.loads((finished / "run.json").read_text())["stages"]
+    length = sum(stage["seconds"] for stage in took) + 4
+    hits = []
+    for _ in range(draw.randint(1, 3)):
+        child, number = forked(monkeypatch, given, log), draw.choice([signal.SIGKILL, signal.SIGTERM])
+        time.sleep(draw.uniform(0, length))
+        os.kill(child, number)
+        hits.append((number, ended(child)))
+        assert hits[-1][1] in (0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM), log.read_text()
+    assert ended(forked(monkeypatch, given, log)) == 0, log.read_text()
+    assert bits(output) == bits(finished), hits
+    assert names(output) == names(finished)
+    left = names(tmp_path) - {"out", "cache", "log"} - {f"out.{n}" for n in range(1, 4)}
+    assert left <= {"out.lock"} and not [path for path in cache.rglob("*") if "partial" in path.name], left
+
+
+@pytest.mark.slow
+def test_a_disk_full_at_any_size_of_file_is_one_line_and_the_same_command_goes_on(
+    world, finished, tmp_path, monkeypatch
+):
+    """The system's own limit on files, ever higher: each run ends at the first that is larger, and the next goes on."""
+    output, cache = tmp_path / "out", tmp_path / "cache"
+    for size in (4_500, 9_000, 20_000, 40_000, 100_000):
+        says = r"^\S+ cannot be written \(.*; \S+ \S+ are free\); make room"
+        with pytest.raises(UserError, match=says), no_file_above(size):
+            run(monkeypatch, flags(world, output, cache_dir=cache))
+        assert not output.exists() and not [path for path in cache.rglob("*") if "partial" in path.name]
+    run(monkeypatch, flags(world, output, cache_dir=cache))
+    assert bits(output) == bits(finished)
+
+
+@pytest.mark.slow
+def test_a_whole_process_does_what_one_in_this_does(world, finished, tmp_path):
+    done = python("RestoreLCC_train.py", *flags(world, tmp_path / "out", cache_dir=tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert "proof passed" in done.stdout and bits(tmp_path / "out") == bits(finished)
