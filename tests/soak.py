@@ -28,7 +28,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 import RestoreLCC_train
-import utils.report.figures
+import utils.report.charts
 import utils.stages.measure
 import utils.stages.merge
 import utils.stages.prepare

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -46,12 +45,6 @@ def no_file_above(size: int) -> Iterator[None]:
 NUMBERS = torch.arange(50_000.0)
 
 
-def picture(path: Path) -> None:
-    figure = Figure()
-    figure.add_subplot().imshow(torch.rand(60, 60).numpy())
-    figure.savefig(path, format="png")
-
-
 WRITERS: dict[str, Callable[[Path], object]] = {
     "text": lambda path: path.write_text("x" * 50_000),
     "json": lambda path: write_json(path, ["x" * 50_000]),
@@ -59,7 +52,6 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "safetensors": lambda path: save_file({"a": NUMBERS}, path),
     "torch.save": lambda path: torch.save({"a": NUMBERS}, path),
     "torch.save of many": lambda path: torch.save([NUMBERS[:200].clone() for _ in range(20)], path),
-    "a picture": picture,
     "a copy": lambda path: shutil.copy(__file__, path),
 }
 

@@ -1,5 +1,6 @@
 """A whole run on a tiny model through the command line, and one clear line for each mistake."""
 
+import html
 import json
 import re
 import shutil
@@ -37,8 +38,8 @@ from utils.plan.command import count_samples, count_tasks, read_model, workload
 from utils.plan.costs import Machine
 from utils.plan.planner import plan
 from utils.prompts import Encoded
+from utils.report.page import Record, write_report
 from utils.report.summary import verdict
-from utils.report.write import Record, write_report
 from utils.stages.results import validation_record
 from utils.training import Collator
 
@@ -128,7 +129,7 @@ def finished(world) -> Path:
 
 def test_a_run_leaves_the_whole_result(finished):
     assert {path.name for path in finished.iterdir()} == {
-        "model", "restoration", "results.json", "run.json", "report.md", "report.html", "figures", "logs",
+        "model", "restoration", "results.json", "run.json", "report.html", "figures", "logs",
     }  # fmt: skip
     results = json.loads((finished / "results.json").read_text())
     assert set(results["scores"]) == {"dense", "pruned", "restored"}
@@ -410,9 +411,9 @@ def test_a_method_that_trains_nothing_has_a_validation_loss_of_its_own(world, fi
     assert found["pruned"] == pruned and abs(found["restored"] - pruned) > 1e-3
     warned = "warning: after the closed form" in (tmp_path / "out" / "run.json").read_text()
     assert warned == (found["start"] > found["pruned"])
-    text, page = ((tmp_path / "out" / f"report.{kind}").read_text() for kind in ("md", "html"))
+    page = html.unescape((tmp_path / "out" / "report.html").read_text())
     before, after = f"{pruned:.3f}", f"{found['restored']:.3f}"
-    assert f"Validation loss is {after}; the pruned model's is {before}." in text and "## Training" not in text
+    assert f"Nothing was trained. Validation loss is {after}; the pruned model's is {before}." in page
     assert f"{before} → {after}" in page
 
 
@@ -491,7 +492,7 @@ def test_every_method_runs_to_a_proved_checkpoint(world, tmp_path, monkeypatch, 
     assert proof["passed"] and proof["zeros_pruned"] > 0
     if name in ("LoRA", "EoRA"):
         assert proof["zeros"] == "reported" and proof["zeros_restored"] < proof["zeros_pruned"] / 10
-        assert "a finding and no promise" in (tmp_path / "out" / "report.md").read_text()
+        assert "a finding and no promise" in (tmp_path / "out" / "report.html").read_text()
     else:
         assert proof["zeros"] == "kept" and proof["zeros_pruned"] == proof["zeros_restored"]
 
@@ -505,7 +506,7 @@ def test_every_method_runs_to_a_proved_checkpoint(world, tmp_path, monkeypatch, 
     history = [json.loads(line) for line in (tmp_path / "out" / "logs" / "history.jsonl").read_text().splitlines()]
     assert any("loss" in row for row in history) == (name not in UNTRAINED)
     assert "valid_loss" in history[-1]
-    assert record["title"] in (tmp_path / "out" / "report.md").read_text() or name == "nothing"
+    assert record["title"] in (tmp_path / "out" / "report.html").read_text() or name == "nothing"
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").config.mlp_bias == (
         "mlp.down_proj.bias" in added
     )
@@ -620,7 +621,7 @@ def test_a_method_is_one_file_and_one_line(world, tmp_path, monkeypatch):
     assert proof["passed"] and proof["changed_tensors"] == ["model.norm.weight"] and not proof["new_tensors"]
     before, after = (load_file(folder / "model.safetensors") for folder in (world / "pruned", output / "model"))
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["model.norm.weight"]
-    assert "the planted method" in (output / "report.md").read_text()
+    assert "the planted method" in (output / "report.html").read_text()
     assert json.loads((output / "restoration" / "restoration.json").read_text())["method"] == "last_norm"
     merged = ["-pruned_model_path", world / "pruned", "-restoration", output / "restoration", "-dtype", "float32"]
     merged += ["-tokenizer", world / "dense"]
@@ -1018,7 +1019,7 @@ def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path, monke
     assert rows[0]["valid_kl"] == pytest.approx(total / count, rel=1e-4)
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["method"]["loss"] == "0.75 cross-entropy + 0.25 KL to the dense model"
-    assert record["method"]["loss"] in (tmp_path / "out" / "report.md").read_text()
+    assert record["method"]["loss"] in (tmp_path / "out" / "report.html").read_text()
     (training,) = [stage for stage in record["stages"] if stage["name"] == "training"]
     assert re.search(r"teacher: the dense model's states at response tokens, \S+ GB; ", training["detail"])
     assert "teacher" not in training["reused"]

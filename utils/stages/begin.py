@@ -12,7 +12,7 @@ from utils.common.processes import number_of_processes
 from utils.common.result import WRITTEN, Result, check_apart
 from utils.stages.push import check_push
 
-RESULTS = ("results.json", "run.json", "report.md", "report.html", "figures", "model", "compact", "restoration", "logs")
+RESULTS = ("results.json", "run.json", "report.html", "figures", "model", "compact", "restoration", "logs")
 """What a run may write to -output_dir."""
 
 INTERRUPTED = "logs/arguments.json"
