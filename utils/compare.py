@@ -13,16 +13,8 @@ from pathlib import Path
 from utils.common.commands import Parser, folder_path, run
 from utils.common.errors import UserError, first_line
 from utils.common.files import write_text
-from utils.report.side_by_side import (
-    NUMBERS,
-    Difference,
-    Line,
-    Pairs,
-    compared_page,
-    pairs_csv,
-    pictures_of,
-    table_csv,
-)
+from utils.report import side_by_side
+from utils.report.side_by_side import NUMBERS, Difference, Line, Pairs
 from utils.report.summary import hide_path, shown_name
 from utils.report.tables import ARROWS, SHARES, Score
 from utils.sweep.differences import COMPARED, Measure, difference
@@ -75,10 +67,12 @@ def main() -> None:
     if not found:
         raise UserError(f"RUN: no run in {args.folders[0]} is done; wait for one, or give other folders")
     lines, pairs = lines_of(found), pairs_of(found)
-    texts = {".csv": table_csv(lines), "-pairs.csv": pairs_csv(lines, pairs)}
-    for picture in list(pictures_of(lines).values())[:1]:
+    texts = {".csv": side_by_side.table_csv(lines), "-pairs.csv": side_by_side.pairs_csv(lines, pairs)}
+    for picture in list(side_by_side.pictures_of(lines).values())[:1]:
         texts[".svg"] = picture.alone()
-    texts[".html"] = compared_page(lines, pairs, notes, args.output.stem)  # the page last: what it links to is there
+    texts[".html"] = side_by_side.compared_page(
+        lines, pairs, notes, args.output.stem
+    )  # the page last: what it links to is there
     try:
         for end, text in texts.items():
             write_text(files[end], text)

@@ -88,7 +88,7 @@ RUN = {
     ],
     "device": "cpu",
     "models": {"dense": "embedded", "pruned": "/data/ann/wanda-50"},
-    "pruning": None,
+    "pruning": None, "method": {"parameters": 1234},
     "started": "2026-01-02T03:04:05",
 }  # fmt: skip
 HISTORY = [{"step": 0, "valid_loss": 3.0}, *({"step": n, "loss": 3 - n / 200} for n in range(1, 200))]

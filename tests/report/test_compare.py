@@ -19,7 +19,6 @@ from utils.common.files import write_json
 from utils.report.charts import Point, front, front_picture, names_beside
 from utils.report.side_by_side import Difference, Line, compared_page, pictures_of
 from utils.report.tables import Score
-from utils.sweep.differences import COMPARED
 from utils.sweep.runs import DONE, FAILED, Member, Row
 from utils.sweep.table import build_table
 
@@ -86,8 +85,7 @@ def test_pairs_are_over_the_same_rows_and_others_are_left_out(runs, tmp_path):
     found = {each.what: (each.value, each.error, each.seeds, each.n, each.lower) for each in pairs[0, 1]}
     error = 100 * math.sqrt(4 * 0.25 / 3 / 4)  # of 0, -1, 0, -1
     assert found["one, acc, % ↑"] == (-50, pytest.approx(error, rel=1e-6), None, 4, False)
-    assert found["perplexity ↓"][0] == pytest.approx(math.exp(2) - math.exp(2)) and found["perplexity ↓"][3] == 2
-    assert set(found) <= {"one, acc, % ↑", "perplexity ↓"} and "task_mean" in COMPARED  # one task is no mean
+    assert set(found) == {"one, acc, % ↑", "perplexity ↓"} and found["perplexity ↓"][3] == 2  # one task is no mean
     other = write_run(tmp_path / "other", [1, 1, 1, 1], [1.0, 1.0], asked="something else")
     assert compare.pairs_of(compare.read_runs([runs[0], other])[0]) == {}
 
@@ -120,7 +118,7 @@ def test_a_sweeps_lines_are_its_tables_over_the_seeds_that_both_have(tmp_path):
         (3.0, 1.0, 1.2, True, "+3.0 ± 1.0 ± 1.2", "within noise"),  # beyond either error, but not both together
         (-0.0123, 0.0011, None, None, "−0.0123 ± 0.0011", "differs"),
         (0.0, 6.4, None, True, "0.0 ± 6.4", "equal"),
-        (2.0, None, None, True, "+2.00", "no stderr"),
+        (2.0, None, None, True, "+2.000", "no stderr"),
     ],
 )
 def test_a_difference_must_be_beyond_both_of_its_errors(value, error, seeds, lower, text, verdict):
@@ -179,7 +177,6 @@ def test_a_users_file_is_never_written_over(runs, tmp_path, monkeypatch, name):
         (["NONE", "-output", "a.html"], "not a folder"),
         (["EMPTY", "-output", "a.html"], "holds no run"),
         (["ours", "-output", "results.json"], "results.json is no page's name; give one that ends in .html"),
-        (["ours", "-output", "ours/no/such.html"], None),
         (["strange", "-output", "a.html"], "RUN: strange: its files hold what no run writes"),
     ],
 )
@@ -188,8 +185,6 @@ def test_a_mistake_is_one_line(runs, tmp_path, monkeypatch, words, said):
     for name in ("results.json", "run.json"):
         write_json(tmp_path / "strange" / name, {"scores": [1], "arguments": 3})
     monkeypatch.chdir(tmp_path)
-    if said is None:
-        return call(monkeypatch, *words)
     with pytest.raises(UserError, match=said):
         call(monkeypatch, *words)
     assert not (tmp_path / "a.html").exists()

@@ -5,23 +5,12 @@ import re
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from models.loading import hub_name
 from utils.common.names import EMBEDDED, EMBEDDED_ID
-from utils.report.page import escaped, render, score_tables
-from utils.report.summary import (
-    hide_home,
-    hide_paths,
-    proof_sentence,
-    restores_nothing,
-    shown_arguments,
-    shown_facts,
-    title,
-    verdict,
-    what_was_done,
-)
-from utils.report.tables import proof_rows
+from utils.report import summary
+from utils.report.page import render, told
 
 LICENSES = {
     "HuggingFaceTB/SmolLM2-": "apache-2.0",
@@ -56,31 +45,21 @@ def model_card(results: dict, run: dict) -> str:
 
     A name that somebody else chose is text there, whatever is in it.
     """
-    proof, arguments = results.get("proof") or {}, run.get("arguments") or {}
     content = {
-        **score_tables(results),
+        **told(results, run),
         "front": Markup(metadata(results, run).to_yaml().replace("<", "")),
-        "title": title(run, proof),
-        "done": what_was_done(results, run),
-        "about": "" if restores_nothing(run) else (run.get("method") or {}).get("about") or "",
-        "verdict": verdict(results, run),
-        "limit": arguments.get("eval_limit"),
+        "about": (run.get("method") or {}).get("about"),
         "scored": scored(results, run),
-        "proof": proof_rows(proof),
-        "proof_sentence": proof_sentence(proof),
-        "zeros_kept": proof.get("zeros", "kept") == "kept",
-        "command": hide_paths(run["command"]) if run.get("command") else "",
-        "facts": shown_facts(run),
-        "arguments": shown_arguments(run),
     }
-    return hide_home(render("card.md.j2", content, as_markdown))
+    return summary.hide_home(render("card.md.j2", content, as_markdown))
 
 
 def as_markdown(value: object) -> Markup:
     """A text that is no markup, neither HTML nor Markdown, in one line; markup of ours as it is."""
     if isinstance(value, Markup):
         return value
-    return Markup(escaped(" ".join(str(value).split())).replace("`", "&#96;").replace("± ", "±\u00a0"))
+    text = str(escape(" ".join(str(value).split()))).replace("± ", "±\u00a0")
+    return Markup(re.sub(r"[\[\]|`\\]", lambda found: f"&#{ord(found[0])};", text))
 
 
 def metadata(results: dict, run: dict) -> ModelCardData:
@@ -97,8 +76,8 @@ def metadata(results: dict, run: dict) -> ModelCardData:
         pipeline_tag="text-generation",
         tags=["llama", "pruned", "restorelcc"],
         eval_results=scores or None,
-        model_name=hide_home(title(run, results.get("proof") or {})) if scores else None,
-        **({"base_model_relation": "finetune"} if base and not restores_nothing(run) else {}),
+        model_name=summary.hide_home(summary.title(run, results.get("proof") or {})) if scores else None,
+        **({"base_model_relation": "finetune"} if base and not summary.restores_nothing(run) else {}),
     )
 
 

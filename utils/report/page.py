@@ -3,7 +3,6 @@
 What comes from a run is data: every text of it is escaped, and JSON is written so that no text can end its element.
 """
 
-import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,30 +15,8 @@ from markupsafe import Markup, escape
 
 from utils.common.errors import UserError, first_line
 from utils.common.files import parse_json, read_json, without_nan, write_text
-from utils.report.charts import (
-    heads_picture,
-    loss_picture,
-    score_name_of,
-    scores_picture,
-    spectrum_picture,
-)
-from utils.report.summary import (
-    headline,
-    hide_home,
-    hide_path,
-    hide_paths,
-    proof_sentence,
-    restores_nothing,
-    shown_arguments,
-    shown_facts,
-    sparsity_sentence,
-    title,
-    validation_sentence,
-    verdict,
-    what_was_done,
-)
+from utils.report import charts, summary, tables
 from utils.report.svg import TEMPLATES, Drawing, read_template
-from utils.report.tables import COLUMNS, DASH, MODELS, agreement_rows, mean_rows, proof_rows, score_rows, stage_rows
 
 HISTORY, EXAMPLES = "logs/history.jsonl", "logs/examples.json"
 """In a run's folder: the loss by step, and answers to held-out prompts. Either may be missing."""
@@ -99,10 +76,10 @@ def pictures_of(record: Record) -> dict[str, Drawing]:
     results = record.results
     components = (record.run.get("arguments") or {}).get("num_components")
     drawn = {
-        "scores": scores_picture([*score_rows(results), *mean_rows(results)]),
-        "heads": heads_picture(results.get("heads") or {}),
-        "spectrum": spectrum_picture(results.get("spectrum"), components),
-        "loss": loss_picture(record.history),
+        "scores": charts.scores_picture([*tables.score_rows(results), *tables.mean_rows(results)]),
+        "heads": charts.heads_picture(results.get("heads") or {}),
+        "spectrum": charts.spectrum_picture(results.get("spectrum"), components),
+        "loss": charts.loss_picture(record.history),
     }
     return {name: picture for name, picture in drawn.items() if picture}
 
@@ -110,47 +87,53 @@ def pictures_of(record: Record) -> dict[str, Drawing]:
 def page(record: Record, pictures: dict[str, Drawing]) -> str:
     """The whole page."""
     results, run, history = record.results, record.run, record.history
-    proof, heads = results.get("proof") or {}, results.get("heads") or {}
-    rows = [row for row in score_rows(results) if row.verdict]
+    given, heads = run.get("arguments") or {}, results.get("heads") or {}
+    verdicts = {row.verdict for row in tables.score_rows(results)}
     data = {"results": {name: results[name] for name in NUMBERS if name in results}, "history": history}
     content = {
-        **score_tables(results),
-        "title": title(run, proof),
-        "verdict": verdict(results, run),
-        "failed": bool(proof) and not proof.get("passed"),
-        "figures": key_figures(results, run, history),
-        "done": what_was_done(results, run),
+        **told(results, run),
+        "headline": summary.headline(results),
+        "losses": [row["valid_loss"] for row in history if row.get("valid_loss") is not None],
+        "pruned_loss": (results.get("validation") or {}).get("pruned"),
         "pictures": pictures,
-        "limit": (run.get("arguments") or {}).get("eval_limit"),
-        "one_seed": any("loss" in row for row in history) and bool(rows),
-        "proof": proof_rows(proof),
-        "proof_sentence": proof_sentence(proof),
-        "sparsity": sparsity_sentence(proof),
-        "zeros_kept": proof.get("zeros", "kept") == "kept",
-        "score_name": score_name_of(heads),
+        "one_seed": any("loss" in row for row in history) and any(verdicts),
+        "score_name": charts.score_name_of(heads),
         "with_heads": bool(heads),
-        "validation": validation_sentence(results, history),
         "examples": shown_examples(record.examples),
-        "stages": stage_rows(run),
-        "command": hide_paths(run["command"]) if run.get("command") else "",
-        "facts": shown_facts(run),
-        "arguments": shown_arguments(run),
-        "out": hide_path(str((run.get("arguments") or {}).get("output_dir") or "output")),
-        "given": run.get("arguments") or {},
-        "dense": hide_path(str((run.get("arguments") or {}).get("base_model_name") or "")),
+        "stages": tables.stage_rows(run),
+        "out": summary.hide_path(str(given.get("output_dir") or "output")),
+        "dense": summary.hide_path(str(given.get("base_model_name") or "")),
         "seed": (run.get("seeds") or {}).get("training", run.get("seed")),
-        "restores": not restores_nothing(run),
         "device": "cpu" if str(run.get("device") or "cpu").startswith("cpu") else "cuda",
-        "try_slower": any(row.verdict == "worse" for row in rows) or not any(row.verdict == "better" for row in rows),
+        "try_slower": "worse" in verdicts or "better" not in verdicts,
         "data": without_nan(data | ({"examples": record.examples} if record.examples else {})),
     }
-    return hide_home(render("report.html.j2", content))
+    return summary.hide_home(render("report.html.j2", content))
 
 
-def score_tables(results: dict) -> dict[str, list]:
-    """{"rows": each task's main metric, "means" over tasks, "others": other metrics, agreement with the dense one}."""
-    others = [*score_rows(results, main=False), *agreement_rows(results)]
-    return {"rows": score_rows(results), "means": mean_rows(results), "others": others}
+def told(results: dict, run: dict) -> dict:
+    """What the page of a run and the card of its model both tell."""
+    proof = results.get("proof") or {}
+    return {
+        "results": results,
+        "run": run,
+        "given": run.get("arguments") or {},
+        "proof": proof,
+        "title": summary.title(run, proof),
+        "verdict": summary.verdict(results, run),
+        "pruned_how": summary.pruned_how(run, proof),
+        "restored_how": summary.restored_how(run),
+        "restores": not summary.restores_nothing(run),
+        "zeros_kept": proof.get("zeros", "kept") == "kept",
+        "weights_changed": any(name.endswith("weight") for name in proof.get("changed_tensors", [])),
+        "rows": tables.score_rows(results),
+        "means": tables.mean_rows(results),
+        "others": [*tables.score_rows(results, main=False), *tables.agreement_rows(results)],
+        "promises": tables.proof_rows(proof),
+        "command": summary.hide_paths(run["command"]) if run.get("command") else "",
+        "facts": summary.shown_facts(run),
+        "arguments": summary.shown_arguments(run),
+    }
 
 
 def render(template: str, content: dict, finalize: Callable[[object], object] | None = None) -> str:
@@ -165,25 +148,11 @@ def environment(finalize: Callable[[object], object] | None) -> Environment:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True, finalize=finalize,
     )  # fmt: skip
-    found.filters |= {"marked": marked, "number": number, "p_value": p_value, "quoted": shlex.quote}
-    found.globals |= {
-        "models": MODELS,
-        "columns": COLUMNS,
-        "dash": DASH,
-        "ours": lambda name: Markup(read_template(name)),
-    }
+    found.filters |= {"number": number, "p_value": p_value, "quoted": shlex.quote, "shown_name": summary.shown_name}
+    found.filters |= {"share": summary.share_text, "span": summary.span_text}
+    found.globals |= {"models": tables.MODELS, "columns": tables.COLUMNS, "dash": tables.DASH}
+    found.globals |= {"selections": summary.SELECTIONS, "ours": lambda name: Markup(read_template(name))}
     return found
-
-
-def escaped(text: object) -> str:
-    """A text that is no markup, neither of HTML nor a link or a cell of Markdown."""
-    return re.sub(r"[\[\]|\\]", lambda found: f"&#{ord(found[0])};", str(escape(text)))
-
-
-def marked(text: str) -> Markup:
-    """The `code` and **strong** of our sentences as HTML; what stands in them is escaped first."""
-    found = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped(text))
-    return Markup(re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", found))
 
 
 def number(text: str) -> Markup:
@@ -195,28 +164,6 @@ def number(text: str) -> Markup:
 def p_value(value: float) -> str:
     """A p-value, or how small it is."""
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"
-
-
-def key_figures(results: dict, run: dict, history: list[dict]) -> list[tuple[str, str]]:
-    """(number, what it is): the four that stand for a run, as far as they are known."""
-    figures = []
-    if found := headline(results):
-        figures.append((found[1].texts["recovered"], f"of the gap in {found[0]} recovered"))
-    elif any(row.verdict for row in score_rows(results)):
-        figures.append((DASH, "no gap beyond noise was recovered"))
-    losses = [row["valid_loss"] for row in history if row.get("valid_loss") is not None]
-    if losses:
-        first = losses[0] if len(losses) > 1 else (results.get("validation") or {}).get("pruned")
-        before = "" if first is None else f"{first:.3f} → "
-        figures.append((f"{before}{losses[-1]:.3f}", "validation loss, nats a token"))
-    proof = results.get("proof") or {}
-    if zeros := proof.get("zeros_pruned"):
-        kept = f"{100 * (1 - proof.get('zeros_lost', 0) / zeros):.4g} %"
-        kept = f"< {kept}" if kept == "100 %" and proof.get("zeros_lost") else kept
-        figures.append((kept, f"of {zeros:,} zeros kept"))
-    if parameters := (run.get("method") or {}).get("parameters"):
-        figures.append((f"{parameters:,}", "trained numbers"))
-    return figures
 
 
 def shown_examples(examples: dict | None) -> dict | None:
@@ -231,7 +178,7 @@ def shown_examples(examples: dict | None) -> dict | None:
     prompts = []
     for each, prompt in zip(examples["prompts"], asked, strict=True):
         lines = prompt.splitlines()
-        answers = [(name, each["answers"][name]) for name in MODELS if name in each["answers"]]
+        answers = [(name, each["answers"][name]) for name in tables.MODELS if name in each["answers"]]
         own = "\n".join(lines[len(before) : len(lines) - len(after)]).strip()
         prompts.append({"prompt": own or prompt, "response": each["response"], "answers": answers})
     shared = {"before": "\n".join(before).strip(), "after": "\n".join(after).strip()}

@@ -1,10 +1,8 @@
-"""What a run did and found, in sentences computed from its numbers, without the names of private folders.
-
-`code` and **strong** in a sentence are ours; a name that somebody else chose holds no backtick.
-"""
+"""What a run did and found, in words computed from its record, without the names of private folders."""
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
 from utils.common.names import EMBEDDED, EMBEDDED_ID
@@ -36,8 +34,8 @@ def shown_name(name: object) -> str:
 
 
 def in_line(name: object) -> str:
-    """A name that somebody else chose, in one line, without what marks code in our sentences."""
-    return " ".join(hide_path(str(name)).replace("`", "'").replace("**", "*").split())
+    """A name that somebody else chose, in one line."""
+    return " ".join(hide_path(str(name)).split())
 
 
 def hide_path(text: str) -> str:
@@ -74,14 +72,14 @@ def pruned_how(run: dict, proof: dict) -> str:
         text = f"pruned with {shown_name(method)}"
         return text + (f" at {_level(pruning['sparsity'])}" if pruning.get("sparsity") is not None else "")
     if proof.get("weights"):
-        return f"pruned elsewhere to {_percent(proof['zeros_pruned'] / proof['weights'])} zeros"
+        return f"pruned elsewhere to {share_text(proof['zeros_pruned'] / proof['weights'])} zeros"
     return "pruned elsewhere"
 
 
 def title(run: dict, proof: dict) -> str:
     """What was pruned and restored, in one line."""
     dense = shown_name((run.get("models") or {}).get("dense", "A model"))
-    restored = "not restored" if restores_nothing(run) else f"restored with {_restored_how(run)}"
+    restored = "not restored" if restores_nothing(run) else f"restored with {restored_how(run)}"
     return f"{dense}, {pruned_how(run, proof)}, {restored}"
 
 
@@ -91,49 +89,9 @@ def restores_nothing(run: dict) -> bool:
     return not method["restores"] if "restores" in method else epochs == 0
 
 
-def _restored_how(run: dict) -> str:
+def restored_how(run: dict) -> str:
+    """What the model was restored with."""
     return in_line((run.get("method") or {}).get("title") or "RestoreLCC")
-
-
-def what_was_done(results: dict, run: dict) -> str:
-    """The models, the share of zeros, the heads and the training in a sentence or two."""
-    heads = results.get("heads") or {}
-    models, arguments, proof = run.get("models") or {}, run.get("arguments") or {}, results.get("proof") or {}
-    method, pruned = run.get("method") or {}, models.get("pruned")
-    text = f"{shown_name(models.get('dense', 'The model'))} was {pruned_how(run, proof)}"
-    if not run.get("pruning") and pruned:
-        text += f" (`{shown_name(pruned)}`)"
-    elif proof.get("weights"):
-        text += f" ({_percent(proof['zeros_pruned'] / proof['weights'])} of its linear weights are zero)"
-    if restores_nothing(run):
-        return text + ". Nothing was trained: the restored model is the pruned one."
-    text += f" and restored with {_restored_how(run)}"
-    if heads.get("trained") and heads.get("count"):
-        text += f" in {len(heads['trained'])} of its {heads['count']} attention heads"
-        if selection := SELECTIONS.get(heads.get("selection")):
-            text += f" ({selection})"
-    if method.get("parameters"):
-        text += f", {method['parameters']:,} trained numbers"
-    if method.get("parameters") != 0 and arguments.get("num_train_samples") and arguments.get("num_epoch"):
-        epochs = arguments["num_epoch"]
-        text += f", trained on {arguments['num_train_samples']} samples for {epochs:g} epoch{'s' * (epochs != 1)}"
-        if method.get("loss"):
-            text += f" by {method['loss']}"
-    return text + "."
-
-
-def validation_sentence(results: dict, history: list[dict]) -> str:
-    """The validation loss before and after training, and the pruned model's where that is another; "" if unknown."""
-    losses = [row["valid_loss"] for row in history if row.get("valid_loss") is not None]
-    if not losses:
-        return ""
-    first, last, pruned = losses[0], losses[-1], (results.get("validation") or {}).get("pruned")
-    trained = len(losses) > 1
-    # Heads whose b begins near zero begin near the pruned model's; a closed form begins elsewhere.
-    near = pruned is None or (abs(first - pruned) < 0.01 * pruned if trained else first == pruned)
-    went = f"went from {first:.3f} before training to {last:.3f} at its end" if trained else f"is {first:.3f}"
-    other = "" if near else f"; the pruned model's is {pruned:.3f}"
-    return f"Validation loss {went}{other}."
 
 
 def verdict(results: dict, run: dict) -> str:
@@ -184,37 +142,6 @@ def headline(results: dict) -> tuple[str, ScoreRow] | None:
     return next(((what, row) for what, row in named if row.verdict == "better" and row.recovered is not None), None)
 
 
-def proof_sentence(proof: dict) -> str:
-    """Whether the merged checkpoint keeps what it must."""
-    if not proof:
-        return ""
-    if not proof.get("passed"):
-        return "**The proof of the merged checkpoint FAILED: do not use or publish it** (see which promise broke)."
-    if proof.get("zeros", "kept") != "kept":
-        before, after = (_percent(proof[name] / proof["weights"]) for name in ("zeros_pruned", "zeros_restored"))
-        return (
-            "The merged checkpoint was read back and is what was trained. **Merging it filled zeros**: "
-            f"{before} of the linear weights were zero, {after} are."
-        )
-    if any(name.endswith("weight") for name in proof.get("changed_tensors", [])):
-        return (
-            "The merged checkpoint was read back: it kept every zero of the pruned one, and nothing else was touched."
-        )
-    return "The merged checkpoint was read back and kept every weight and every zero of the pruned one."
-
-
-def sparsity_sentence(proof: dict) -> str:
-    """The zeros of each layer in one sentence; "" where they were not counted."""
-    before, after = proof.get("sparsity_pruned"), proof.get("sparsity_restored")
-    if not before or not after:
-        return ""
-    ends = [dict.fromkeys((_percent(min(shares)), _percent(max(shares)))) for shares in (before, after)]
-    pruned, restored = map(" to ".join, ends)
-    same = "the same before and after restoring"
-    told = same if list(before) == list(after) else f"and {restored} after restoring: **not the same**"
-    return f"Zeros in the linear weights of each of the {len(before)} layers: {pruned}, {told}."
-
-
 def shown_facts(run: dict) -> list[tuple[str, str]]:
     """(what, value): seed, device, models, versions, and hashes of the inputs."""
     facts = {name: run.get(name) for name in ("seed", "device", "started")}
@@ -231,13 +158,19 @@ def shown_arguments(run: dict) -> list[tuple[str, str]]:
     return [(name, " ".join(hide_path(str(part)) for part in value)) for name, value in parts.items()]
 
 
-def _percent(share: float) -> str:
+def share_text(share: float) -> str:
+    """A share of 1 in per cent."""
     return f"{100 * share:.1f}".removesuffix(".0") + " %"
+
+
+def span_text(shares: Sequence[float]) -> str:
+    """The least and the largest of several shares."""
+    return " to ".join(dict.fromkeys((share_text(min(shares)), share_text(max(shares)))))
 
 
 def _level(sparsity: object) -> str:
     """ "0.5" and 0.5 as "50 %"; a pattern such as "2:4" as it is."""
     try:
-        return _percent(float(sparsity))
+        return share_text(float(sparsity))
     except (TypeError, ValueError):
         return shown_name(sparsity)
