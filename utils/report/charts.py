@@ -255,7 +255,7 @@ def spectrum_picture(spectrum: dict | None, num_components: int | None) -> Drawi
     for k in named:
         text, (x, y) = f"K = {k}: {100 * mean[k - 1]:.0f} %", (plot.x(k), plot.y(mean[k - 1]))
         plot.mark("circle", x, y, 4, "dense", f"mean over heads, {text}")
-        plot.text(x + 9, y + 15, text, "strong halo")
+        plot.text(x + 9, y + 15 if y + 18 < plot.bottom else y - 9, text, "strong halo")
     return plot
 
 
