@@ -37,7 +37,7 @@ class Found:
     """What was read of one line: its place in a sweep's table (None where no run is done), and its runs, one a seed."""
 
     name: str
-    pruning: str
+    pruning: str = ""
     entry: dict | None = None
     outcomes: list[Outcome] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -137,7 +137,7 @@ def _of_run(folder: Path, name: str, notes: list[str]) -> Found:
         failed = failure(folder)
         if failed is None:
             raise UserError(f"RUN: {folder} holds no run (results.json, run.json) and no sweep; give an -output_dir")
-        return Found(name, "", failed=[failed])
+        return Found(name, failed=[failed])
     outcome = Outcome(folder, read_json(folder / DONE) or {})
     pruning, models = outcome.run.get("pruning") or {}, outcome.run.get("models") or {}
     how = f"{pruning['method']} {pruning.get('sparsity')}" if pruning.get("method") else "pruned elsewhere"

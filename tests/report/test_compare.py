@@ -19,7 +19,7 @@ from utils.common.files import write_json
 from utils.report.charts import Point, front, front_picture, names_beside
 from utils.report.side_by_side import Difference, Line, compared_page, pictures_of
 from utils.report.tables import Score
-from utils.sweep.runs import DONE, FAILED, Member, Row
+from utils.sweep.runs import DONE, Member, Row
 from utils.sweep.table import build_table
 
 NUMBERS = {"trained_parameters": 1200, "zeros_kept": 75, "task_mean": 62.5, "perplexity": 3.5, "valid_loss": 2.25}
@@ -54,11 +54,15 @@ def write_run(folder: Path, answers: list[float], losses: list[float], seed=1, a
 
 @pytest.fixture
 def runs(tmp_path) -> list[Path]:
-    """Two runs of the same questions, and one that failed."""
+    """Two runs of the same questions."""
     ours = write_run(tmp_path / "ours", [1, 0, 1, 0], [1.0, 3.0], lora_rank=4, lr=0.1, output_dir="a", on=True)
     theirs = write_run(tmp_path / "theirs", [1, 1, 1, 1], [2.0, 2.0], lora_rank=8, lr=0.2, output_dir="b", on=False)
-    write_json(tmp_path / "bad" / FAILED, {"exit_status": 1, "output": ["Traceback", HOSTILE, ""]})
-    return [ours, theirs, tmp_path / "bad"]
+    return [ours, theirs]
+
+
+def with_failed(runs: list[Path]) -> list[compare.Found]:
+    """What is read of the runs, and a line of one that failed."""
+    return [*compare.read_runs(runs)[0], compare.Found("bad", failed=[f"exit status 1: {HOSTILE}"])]
 
 
 def call(monkeypatch, *words: object) -> None:
@@ -71,7 +75,7 @@ def text_of(found: list[compare.Found]) -> str:
 
 
 def test_lines_hold_the_runs_numbers_and_the_flags_that_vary(runs):
-    ours, theirs, bad = compare.lines_of(compare.read_runs(runs)[0])
+    ours, theirs, bad = compare.lines_of(with_failed(runs))
     wanted = {**NUMBERS, "trained_parameters": 400, "task_mean": 50, "lora_rank": 4, "rate": 0.1, "minutes": 1}
     assert wanted.items() <= {name: score.value for name, score in ours.cells.items()}.items()
     assert theirs.cells["lora_rank"] == Score(8) and not {"lr", "output_dir", "on"} & set(theirs.cells)
@@ -132,7 +136,7 @@ def test_no_rounding_hides_a_lost_zero():
 
 
 def test_the_page_is_one_file_of_the_lines_numbers_and_hostile_text_is_text(runs):
-    found = compare.read_runs(runs)[0]
+    found = with_failed(runs)
     text = text_of(found)
     for value in ("50.0", "2.25", "3.5", "400"):
         assert re.search(rf'data-value="{value}', text)
@@ -152,7 +156,7 @@ def test_the_command_writes_its_files_and_again_over_its_own(runs, tmp_path, mon
     assert files == {"all.html", "all.csv", "all-pairs.csv", "all.svg"}
     rows = list(csv.DictReader((tmp_path / "all.csv").read_text().splitlines()))
     assert [(row["name"], row["n"], row["failed"], row["task_mean"]) for row in rows] == [
-        ("ours", "1", "0", "50.0"), ("theirs", "1", "0", "100.0"), ("bad", "0", "1", ""),
+        ("ours", "1", "0", "50.0"), ("theirs", "1", "0", "100.0"),
     ]  # fmt: skip
     pairs = list(csv.DictReader((tmp_path / "all-pairs.csv").read_text().splitlines()))
     assert [(row["name"], row["minus"], row["n"]) for row in pairs if "acc" in row["over_the_same_rows"]] == [
@@ -191,7 +195,7 @@ def test_a_mistake_is_one_line(runs, tmp_path, monkeypatch, words, said):
 
 
 def test_folders_are_told_apart_and_shown_once(runs, tmp_path):
-    found, notes = compare.read_runs([runs[0], tmp_path / "." / "ours", tmp_path / "bad" / ".." / "ours"])
+    found, notes = compare.read_runs([runs[0], tmp_path / "." / "ours", tmp_path / "theirs" / ".." / "ours"])
     assert len(found) == 1 and "2 of the folders were given more than once" in notes[0]
     for place in "ab":
         write_run(tmp_path / place / "out", [1, 0], [1.0])
@@ -238,7 +242,7 @@ def test_names_are_beside_their_marks_and_over_nothing_else():
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [380, 1200])
 def test_a_browser_filters_sorts_and_turns_pairs_and_pictures(runs, tmp_path, width):
-    (tmp_path / "all.html").write_text(text_of(compare.read_runs(runs)[0]), encoding="utf-8")
+    (tmp_path / "all.html").write_text(text_of(with_failed(runs)), encoding="utf-8")
     more = """
       const byId = (id) => document.getElementById(id), body = byId("lines").tBodies[0];
       const names = () => [...body.rows].filter((row) => !row.hidden).map((row) => row.cells[0].firstChild.textContent);
