@@ -32,6 +32,13 @@ OURS = {
 """Ends of the names of the files that this command writes, and what stands at the beginning of each."""
 
 
+OBJECTS = (
+    "scores", "metrics", "main_metric", "mean", "answers", "agreement", "recovered", "validation", "proof",
+    "arguments", "method", "models", "pruning", "seeds",
+)  # fmt: skip
+"""What a comparison reads of results.json and run.json, where they have it."""
+
+
 @dataclass
 class Found:
     """What was read of one line: its place in a sweep's table (None where no run is done), and its runs, one a seed."""
@@ -106,7 +113,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Found], list[str]]:
             rows = [Row.from_json(each) for each in content.get("rows") or ()]
             found += _of_sweep(folder, rows, notes) if rows else [_of_run(folder, "/".join(own), notes)]
         except (TypeError, KeyError, AttributeError, IndexError) as error:
-            said = f"RUN: {folder}: its files hold what no run writes ({type(error).__name__}: {first_line(error)})"
+            said = f"RUN: {folder}: its files hold what no run writes ({first_line(error)})"
             raise UserError(f"{said}; copy the folder again") from error
     shown = [(line.name, line.pruning) for line in found]
     for place, line in enumerate(found):
@@ -117,7 +124,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Found], list[str]]:
 
 def _of_sweep(folder: Path, rows: list[Row], notes: list[str]) -> list[Found]:
     """The rows of a sweep."""
-    done = finished_runs(folder, rows)
+    done = {name: checked(outcome) for name, outcome in finished_runs(folder, rows).items()}
     found = []
     for row in rows:
         rate, outcomes = chosen_runs(folder, row, done)
@@ -138,7 +145,7 @@ def _of_run(folder: Path, name: str, notes: list[str]) -> Found:
         if failed is None:
             raise UserError(f"RUN: {folder} holds no run (results.json, run.json) and no sweep; give an -output_dir")
         return Found(name, failed=[failed])
-    outcome = Outcome(folder, read_json(folder / DONE) or {})
+    outcome = checked(Outcome(folder, read_json(folder / DONE) or {}))
     pruning, models = outcome.run.get("pruning") or {}, outcome.run.get("models") or {}
     how = f"{pruning['method']} {pruning.get('sparsity')}" if pruning.get("method") else "pruned elsewhere"
     how = shown_name(models["pruned"]) if models.get("pruned") else how
@@ -160,6 +167,14 @@ def failure(folder: Path) -> str | None:
     status = record.get("exit_status")
     how = "exit status unknown" if status is None else f"exit status {status}"
     return how + (f": {last.strip()[:200]}" if last else "")
+
+
+def checked(outcome: Outcome) -> Outcome:
+    """The same; TypeError if a part of it is not what a run writes there."""
+    for name, value in [*outcome.results.items(), *outcome.run.items()]:
+        if name in OBJECTS and not isinstance(value or {}, dict):
+            raise TypeError(f"{name} is no object")
+    return outcome
 
 
 def lines_of(found: Sequence[Found]) -> list[Line]:

@@ -32,7 +32,8 @@ def write_run(folder: Path, answers: list[float], losses: list[float], seed=1, a
     results = make_results(
         one=task(0.9, 0.0, values["acc"]), text=task(2.0, 20.0, values["token_perplexity"], "token_perplexity")
     )
-    mean = {"tasks": ["one"], "recovered": None}
+    scores = {model: {"value": results["scores"][model]["one"]["acc"]["value"]} for model in results["scores"]}
+    mean = {"tasks": ["one"], "scores": scores, "recovered": None}
     proof = {"zeros_pruned": 8, "zeros_lost": 2}
     more = {"mean": mean, "proof": proof, "validation": {"restored": 2.25, "pruned": 3.0}}
     write_json(folder / "results.json", {**results, **more})
@@ -181,13 +182,16 @@ def test_a_users_file_is_never_written_over(runs, tmp_path, monkeypatch, name):
         (["NONE", "-output", "a.html"], "not a folder"),
         (["EMPTY", "-output", "a.html"], "holds no run"),
         (["ours", "-output", "results.json"], "results.json is no page's name; give one that ends in .html"),
-        (["strange", "-output", "a.html"], "RUN: strange: its files hold what no run writes"),
+        (
+            ["strange", "-output", "a.html"],
+            r"RUN: strange: its files hold what no run writes \(arguments is no object\)",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(runs, tmp_path, monkeypatch, words, said):
     (tmp_path / "EMPTY").mkdir()
     for name in ("results.json", "run.json"):
-        write_json(tmp_path / "strange" / name, {"scores": [1], "arguments": 3})
+        write_json(tmp_path / "strange" / name, {"arguments": 3})
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=said):
         call(monkeypatch, *words)
