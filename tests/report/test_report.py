@@ -368,6 +368,8 @@ def test_the_command_draws_the_same_page_from_the_files_alone_and_touches_no_oth
         ("logs/history.jsonl", "3", "history.jsonl: holds no JSON object"),
         ("logs/examples.json", "{", "cannot be read"),
         ("results.json", "[" * 100_000, "nested too deeply"),
+        ("results.json", '{"scores": 3}', "its files hold what no run writes"),
+        ("run.json", '{"stages": [{"name": "x"}]}', "its files hold what no run writes"),
     ],
 )
 def test_a_folder_that_is_no_runs_is_one_line(folder, name, content, words):

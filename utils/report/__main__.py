@@ -6,7 +6,7 @@ python -m utils.report OUT
 from pathlib import Path
 
 from utils.common.commands import Parser, folder_path, run
-from utils.common.errors import UserError
+from utils.common.errors import UserError, first_line
 from utils.report.page import Record, write_report
 
 
@@ -24,6 +24,9 @@ def main() -> None:
     record = Record.read(folder)
     try:
         print(f"report: {write_report(folder, record)}")
+    except (LookupError, TypeError, AttributeError) as error:
+        said = f"OUT: {folder}: its files hold what no run writes ({first_line(error)})"
+        raise UserError(f"{said}; copy the run's folder again") from error
     except OSError as error:
         raise UserError(f"OUT: {folder} cannot be written ({error.strerror}); copy it first") from error
 
