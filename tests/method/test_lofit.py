@@ -228,7 +228,7 @@ def test_lofit_runs_to_a_proved_checkpoint_and_reads_no_activations(common, tmp_
     best = sorted(divmod(int(place), 6) for place in norms[0].flatten().argsort(descending=True)[:4])
     assert results["proof"]["passed"] and results["heads"]["trained"] == [list(head) for head in best]
     assert results["heads"]["selection"] == "lofit" and "LoFiT" in results["heads"]["score_name"]
-    assert "chosen by LoFiT's first step" in (output / "report.md").read_text()
+    assert "chosen by LoFiT&#39;s first step" in (output / "report.html").read_text()
     pruned = Path(common[common.index("-pruned_model_path") + 1])
     before, after = (load_file(folder / "model.safetensors") for folder in (pruned, output / "model"))
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())

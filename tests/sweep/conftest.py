@@ -85,7 +85,6 @@ def world(tmp_path, monkeypatch) -> World:
     monkeypatch.setenv("PYTHONPATH", str(Path(command.__file__).parents[2]))
     monkeypatch.setattr(loop, "ENTRY", Path(__file__).with_name("entry.py"))
     monkeypatch.setattr(loop, "POLL", 0.05)
-    monkeypatch.setattr(command, "PICTURES", {})
     made = World(tmp_path)
     made.write()
     return made

@@ -16,7 +16,6 @@ from utils.common.names import ANSWER_BITS
 from utils.stages.results import kind_of
 from utils.sweep.collect import collect, without_paths
 from utils.sweep.file import CONTROL
-from utils.sweep.pictures import draw_loss, draw_recovered
 from utils.sweep.runs import DONE, Member, Row
 from utils.sweep.shown import csv_text, markdown
 from utils.sweep.table import build_table
@@ -106,7 +105,7 @@ def test_differences_have_an_error_over_the_seeds_that_both_have(tmp_path, rows)
     # Seed 1: 1 - 1/2, seed 2: 7/8 - 5/8; only theirs has a third. Perplexities, e^2 each, of e^((1+3)/2) and e^3.
     assert against["task_mean"]["stderr_seeds"] == pytest.approx(0.125)
     assert against["perplexity"]["stderr_seeds"] == pytest.approx((math.e**3 - math.e**2) / 2)
-    assert f"+37.5 ± {100 * against['task_mean']['stderr']:.1f} ± 12.5" in markdown(table, [])
+    assert f"+37.5 ± {100 * against['task_mean']['stderr']:.1f} ± 12.5" in markdown(table)
     line = list(csv.DictReader(io.StringIO(csv_text(table))))[1]
     assert float(line["task_mean_difference_stderr_seeds"]) == pytest.approx(0.125)
     assert float(line["task_mean_difference_stderr"]) == against["task_mean"]["stderr"]
@@ -138,7 +137,7 @@ def test_one_seed_has_no_error(tmp_path, rows):
     alone = [Row("ours", "wanda", "ours", (), rows[0].finals[:1])]
     table = built(tmp_path, alone)
     assert table["rows"][0]["valid_loss"] == {"value": 2.0, "stderr": None, "n": 1}
-    assert "| n=1 | 2.000 |" in markdown(table, [])
+    assert "| n=1 | 2.000 |" in markdown(table)
 
 
 def test_other_questions_are_not_compared_and_the_table_says_so(tmp_path, rows):
@@ -229,8 +228,8 @@ def test_what_other_versions_measure_is_shown_where_it_is_there(tmp_path, rows):
     alone = [Row("ours", "wanda", "ours", (), rows[0].finals[:1])]
     table = built(tmp_path, alone)
     assert (table["rows"][0]["answer_bits"]["value"], table["rows"][0]["flipped"]["value"]) == (0.75, 0.125)
-    assert "bits a byte" in markdown(table, []) and "| 0.750 | 12.5 |" in markdown(table, [])
-    assert "unlike dense ↓" not in markdown(built(tmp_path, rows), [])
+    assert "bits a byte" in markdown(table) and "| 0.750 | 12.5 |" in markdown(table)
+    assert "unlike dense ↓" not in markdown(built(tmp_path, rows))
 
 
 def with_validation(tmp_path, name: str, rows: list[list[float]]) -> None:
@@ -256,7 +255,7 @@ def test_validation_losses_are_held_against_each_other_sample_by_sample(tmp_path
     against = table["rows"][1]["against"]["valid_loss"]
     assert (against["difference"], against["stderr"]) == (pytest.approx(3 / 6), pytest.approx(error))
     assert against["n"] == 3 and against["stderr_seeds"] == pytest.approx(6 / 6 / 2)  # 0 and 6 nats of 6 tokens
-    assert "+0.500 ± 0.2" in markdown(table, [])
+    assert "+0.500 ± 0.2" in markdown(table)
     collect(tmp_path, rows, tmp_path / "kept")
     assert built(tmp_path / "kept", rows) == table
 
@@ -288,7 +287,7 @@ def test_a_control_is_the_dense_model_after_the_same_training(tmp_path, rows):
     # Perplexities: pruned 20, both restored ones 10.
     of_control = {"valid_loss": pytest.approx(1 / 1.5), "perplexity": 1.0, "answer_bits": pytest.approx(0.3 / 0.6)}
     assert [row["control"] for row in table["rows"]] == [of_control, None]
-    assert "67 % / 100 % / 50 %" in markdown(table, [])
+    assert "67 % / 100 % / 50 %" in markdown(table)
     both = Row("ours", "wanda", "ours", (), rows[0].finals)  # a second seed, which has no control
     assert built(tmp_path, [both, control])["rows"][0]["control"] == of_control
     assert [each["pruning"] for each in table["models"]] == ["wanda", "wanda"]
@@ -304,7 +303,7 @@ def test_a_share_of_the_control_starts_at_the_pruned_model_whatever_training_beg
     def shares() -> list:
         table = built(tmp_path, [ours, Row("theirs", "wanda", "ours", (), rows[1].finals[1:2]), control])
         assert [each["valid_loss"] for each in table["models"]] == [1.0, known or None]
-        assert not known or f"| pruned | wanda | {known:.3f} |" in markdown(table, [])
+        assert not known or f"| pruned | wanda | {known:.3f} |" in markdown(table)
         return [(row["control"] or {}).get("valid_loss") for row in table["rows"]]
 
     ours, control = (Row("ours", pruning, "ours", (), finals[:1]) for pruning, finals in
@@ -353,33 +352,6 @@ def test_csv_has_every_number_of_the_table(tmp_path, rows):
     assert float(lines[0]["valid_loss"]) == table["rows"][0]["valid_loss"]["value"]
     assert float(lines[1]["one:acc_stderr"]) == pytest.approx(1 / 12)
     assert float(lines[1]["task_mean_difference"]) == table["rows"][1]["against"]["task_mean"]["difference"]
-
-
-def test_pictures_are_of_the_rows_that_have_what_they_show(tmp_path, rows):
-    entries = built(tmp_path, rows)["rows"]
-    (panel,) = draw_loss(entries).axes
-    assert [text.get_text() for text in panel.get_legend().get_texts()] == [
-        "1  ours (inside the mask)", "2  theirs (inside the mask)",
-    ]  # fmt: skip
-    assert [text.get_text() for text in draw_recovered(entries).axes[0].get_yticklabels()] == ["ours", "theirs"]
-    empty = [{**entry, "valid_loss": None, "recovered": None, "recovered_perplexity": None} for entry in entries]
-    assert draw_loss(empty) is None and draw_recovered(empty) is None
-
-
-def test_many_rows_of_like_losses_can_be_read_apart(tmp_path, rows):
-    (entry, _) = built(tmp_path, rows)["rows"]
-    like = {number: {"value": 2.1 + 0.001 * (number % 3), "stderr": None, "n": 1} for number in range(6)}
-    many = [{**entry, "name": f"row {number}", "valid_loss": loss} for number, loss in like.items()]
-    for n in range(1, 25):
-        apart = {"name": f"far {n}", "trained_parameters": 10 ** (n % 5), "valid_loss": {"value": n, "stderr": 0}}
-        many.append({**entry, **apart})
-    figure = draw_loss(many)
-    figure.draw_without_rendering()
-    legend = figure.axes[0].get_legend().get_window_extent()
-    assert figure.bbox.y0 <= legend.y0 and legend.y1 <= figure.bbox.y1 and legend.x1 <= figure.bbox.x1
-    numbers = [text.get_window_extent() for text in figure.axes[0].texts]
-    assert len(numbers) == 30
-    assert not any(one.overlaps(other) for place, one in enumerate(numbers) for other in numbers[:place])
 
 
 @pytest.mark.parametrize(

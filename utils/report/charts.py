@@ -1,241 +1,192 @@
-"""The pictures of a run's page as SVG, each with the numbers that it shows: from records to a Drawing and CSV rows."""
+"""The pictures of a run, and of several runs, from their records alone; None where there is nothing to draw."""
 
-import csv
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from utils.report.records import loss_curves, score_map, score_name_of, spans_magnitudes
-from utils.report.svg import Drawing, Scale, legend, powers, short, ticks, x_axis, y_axis
+from utils.report.svg import Drawing, Scale, log_ticks, percent, short, ticks
 from utils.report.tables import DASH, MODELS, ScoreRow
 
-WIDE, NARROW = 800, 344
-"""Pixels of a picture on a page, and on a phone of 380; each is drawn for both, so that no text shrinks."""
+WIDTH = 800
+"""Pixels of a picture. A narrower page moves it sideways, so that no text shrinks."""
 
 SHAPES = {"dense": "diamond", "pruned": "square", "restored": "circle"}
 """Marks are told apart without any colour, as on paper."""
 
-
-@dataclass(frozen=True)
-class Picture:
-    """name: of its files. draw: a width in pixels -> the picture. rows: its numbers, a header first."""
-
-    name: str
-    label: str
-    draw: Callable[[int], Drawing]
-    rows: list[list[object]]
-
-    def csv(self) -> str:
-        """The numbers in full; nothing where there is none."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(self.rows)
-        return text.getvalue()
+Entries = Sequence[tuple[str, str, str]]
+"""A legend's (shape, class, name)."""
 
 
-def scores_picture(rows: Sequence[ScoreRow]) -> Picture | None:
+class Plot(Drawing):
+    """A drawing with a horizontal axis `x` and a vertical one `y`, each from a value to its place.
+
+    across, up: (lowest, highest) value. names: of both axes. x_ticks, y_ticks: where numbers stand.
+    """
+
+    def __init__(
+        self, height: int, label: str, across: tuple[float, float], up: tuple[float, float], names: tuple[str, str],
+        entries: Entries, x_ticks: Sequence[float], show: Callable[[float], str] = short, log: bool = False,
+    ):  # fmt: skip
+        super().__init__(WIDTH, height, label)
+        self.left, self.right, self.bottom = 54, WIDTH - 14, height - 38
+        self.top = 32 + self.legend(2, 12, entries)
+        self.x = Scale(*across, self.left, self.right, log)
+        self.y = Scale(*up, self.bottom, self.top)
+        for value in ticks(*up):
+            self.line(self.left, self.y(value), self.right, self.y(value), "grid")
+            self.text(self.left - 7, self.y(value) + 4, show(value), "tick", "end")
+        for value in x_ticks:
+            self.text(self.x(value), self.bottom + 16, short(value), "tick", "middle")
+        self.text(self.right, self.bottom + 32, names[0], "axis", "end")
+        self.text(0, self.top - 12, names[1], "axis")
+
+    def curve(self, points: Sequence[tuple[float, float]], kind: str, **more: object) -> None:
+        """A line through (value, value)."""
+        self.path([(self.x(x), self.y(y)) for x, y in points], kind, **more)
+
+
+def widened(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
+    """(lowest, highest) of values, with a margin."""
+    low, high = min(values), max(values)
+    margin = share * (high - low) or abs(low) * 0.1 or 1
+    return low - margin, high + margin
+
+
+def scores_picture(rows: Sequence[ScoreRow]) -> Drawing | None:
     """Dense, pruned and restored of each row with one standard error, and the share of the gap recovered."""
     rows = [row for row in rows if any(math.isfinite(score.value) for score in row.scores.values())]
     if not rows:
         return None
-    label = "Scores of the dense, pruned and restored model"
-    header = ["task", "metric", "higher_is_better", *(f"{name}{part}" for name in MODELS for part in ("", "_stderr"))]
-    numbers: list[list[object]] = [[*header, "difference", "difference_stderr", "recovered"]]
-    for row in rows:
-        scores: list[object] = []
-        for name in MODELS:
-            score = row.scores.get(name)
-            scores += [None, None] if score is None else [score.value, score.stderr]
-        difference = [row.difference.value, row.difference.stderr] if row.difference else [None, None]
-        numbers.append([row.task, row.metric, row.higher_is_better, *scores, *difference, row.recovered])
-    return Picture("scores", label, lambda width: _draw_scores(rows, width, label), numbers)
-
-
-def _draw_scores(rows: Sequence[ScoreRow], width: int, label: str) -> Drawing:
-    narrow = width < 600
-    shares, others = [row for row in rows if row.percent], [row for row in rows if not row.percent]
-    row_height, axis, head = (64, 34, 46) if narrow else (46, 34, 34)
-    panels = ([shares] if shares else []) + [[row] for row in others]
-    height = head + sum(row_height * len(panel) + axis for panel in panels)
-    drawing = Drawing(width, height, label)
-    left, right = (2, width - 10) if narrow else (214, width - 150)
-    legend(drawing, left, 12, [(SHAPES[name], name, name) for name in MODELS], right - left)
-    if not narrow:
-        drawing.text(width, 16, "gap recovered", "axis", "end")
-    top = head
-    for panel in panels:
-        top = _panel(drawing, panel, top, row_height, left, right, narrow) + axis
+    shares = [row for row in rows if row.percent]
+    panels = ([shares] if shares else []) + [[row] for row in rows if not row.percent]
+    tall, axis, top, left, right = 46, 34, 34, 214, WIDTH - 150
+    height = top + tall * len(rows) + axis * len(panels)
+    drawing = Drawing(WIDTH, height, "Scores of the dense, pruned and restored model")
+    drawing.legend(left, 12, [(SHAPES[name], name, name) for name in MODELS])
+    drawing.text(WIDTH, 16, "gap recovered", "axis", "end")
+    for panel in panels:  # one axis that its rows share
+        factor, bottom = 100 if panel[0].percent else 1, top + tall * len(panel)
+        scores = [score for row in panel for score in row.scores.values() if math.isfinite(score.value)]
+        ends = [factor * (score.value + sign * (score.stderr or 0)) for score in scores for sign in (-1, 1)]
+        x = Scale(*widened(ends, 0.06), left + 6, right - 6)
+        for stripe in range(top, bottom, 2 * tall):
+            drawing.rect(0, stripe, WIDTH, tall, "stripe")
+        for value in ticks(x.low, x.high, 6):
+            drawing.line(x(value), top, x(value), bottom, "grid")
+            drawing.text(x(value), bottom + 15, short(value), "tick", "middle")
+        directions = {row.higher_is_better for row in panel}
+        better = {True: ", higher is better", False: ", lower is better"}
+        direction = better.get(directions.pop(), "") if len(directions) == 1 else ""
+        drawing.text(right, bottom + 29, f"{'%' if factor == 100 else panel[0].metric}{direction}", "axis", "end")
+        for place, row in enumerate(panel):
+            _score_row(drawing, row, top + (place + 0.5) * tall, x, factor)
+        top = bottom + axis
     return drawing
 
 
-def _panel(
-    drawing: Drawing, rows: Sequence[ScoreRow], top: float, tall: float, left: float, right: float, narrow: bool
-) -> float:
-    """One axis that its rows share; returns where it ends."""
-    factor = 100 if rows[0].percent else 1
-    reached = [
-        factor * (score.value + sign * (score.stderr or 0))
-        for row in rows
-        for score in row.scores.values()
-        if math.isfinite(score.value)
-        for sign in (-1, 1)
-    ]
-    margin = 0.06 * (max(reached) - min(reached)) or 0.05 * abs(reached[0]) or 1
-    low, high = min(reached) - margin, max(reached) + margin
-    scale = Scale(low, high, left + 8, right - 8)
-    bottom = top + tall * len(rows)
-    for place in range(0, len(rows), 2):
-        drawing.rect(0, top + place * tall, drawing.width, tall, "stripe")
-    x_axis(drawing, scale, top, bottom, ticks(low, high, 4 if narrow else 6))
-    better = {row.higher_is_better for row in rows}
-    direction = {True: "higher is better", False: "lower is better"}.get(better.pop() if len(better) == 1 else None, "")
-    unit = "%" if factor == 100 else rows[0].metric
-    drawing.text(right, bottom + 29, f"{unit}, {direction}" if direction else unit, "axis", "end")
-    for place, row in enumerate(rows):
-        _score_row(drawing, row, top + place * tall, tall, scale, factor, narrow)
-    return bottom
-
-
-def _score_row(
-    drawing: Drawing, row: ScoreRow, top: float, tall: float, scale: Scale, factor: int, narrow: bool
-) -> None:
-    middle = top + (tall + 18) / 2 if narrow else top + tall / 2
-    texts, difference, recovered = row.texts()
-    share = row.recovered if row.recovered is not None and math.isfinite(row.recovered) else None
-    recovered = DASH if share is None else recovered
-    kind = "name strong" if row.is_mean else "name"
-    if narrow:
-        drawing.text(8, top + 16, _fit(f"{row.task}, {row.metric}", 36), kind)
-        _recovered(drawing, recovered, drawing.width - 8, top + 16)
+def _score_row(drawing: Drawing, row: ScoreRow, middle: float, x: Scale, factor: int) -> None:
+    texts = row.texts
+    drawing.text(10, middle - 2, _cut(row.task, 28), "name strong" if row.is_mean else "name")
+    drawing.text(10, middle + 13, row.metric, "unit")
+    if row.recovered is None or not math.isfinite(row.recovered):
+        drawing.text(WIDTH - 10, middle + 4, DASH, "none", "end")
     else:
-        drawing.text(10, middle - 2, _fit(row.task, 28), kind)
-        drawing.text(10, middle + 13, row.metric, "unit")
-        if share is not None:
-            drawing.rect(drawing.width - 126, middle - 3, 70, 6, "track")
-            drawing.rect(drawing.width - 126, middle - 3, 70 * min(max(share, 0), 1), 6, "filled")
-        _recovered(drawing, recovered, drawing.width - 10, middle + 4)
+        drawing.rect(WIDTH - 126, middle - 3, 70, 6, "track")
+        drawing.rect(WIDTH - 126, middle - 3, 70 * min(max(row.recovered, 0), 1), 6, "filled")
+        drawing.text(WIDTH - 10, middle + 4, texts["recovered"], "share", "end")
     for name, offset in zip(MODELS, (-11, 0, 11), strict=True):
         score = row.scores.get(name)
-        if score is None or not math.isfinite(score.value):
-            continue
-        x, y, error = scale(factor * score.value), middle + offset, factor * (score.stderr or 0)
-        if error:
-            drawing.line(scale(factor * score.value - error), y, scale(factor * score.value + error), y, name)
-        more = f"; {difference} to pruned, {row.verdict}" if name == "restored" and row.verdict else ""
-        drawing.mark(SHAPES[name], x, y, 4.5, name, {"tip": f"{row.task}, {name}: {texts[name]}{more}"})
+        if score is not None and math.isfinite(score.value):
+            value, y, error = factor * score.value, middle + offset, factor * (score.stderr or 0)
+            if error:
+                drawing.line(x(value - error), y, x(value + error), y, name)
+            more = f"; {texts['difference']} to pruned, {row.verdict}" if name == "restored" and row.verdict else ""
+            drawing.mark(SHAPES[name], x(value), y, 4.5, name, f"{row.task}, {name}: {texts[name]}{more}")
 
 
-def _recovered(drawing: Drawing, text: str, x: float, y: float) -> None:
-    drawing.text(x, y, text, "share" if "%" in text else "none", "end")
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _fit(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def loss_picture(history: list[dict]) -> Drawing | None:
+    """Training and validation loss by step; None where nothing was trained."""
+    training, valid = (
+        [(row["step"], row[key]) for row in history if row.get(key) is not None and math.isfinite(row[key])]
+        for key in ("loss", "valid_loss")
+    )
+    if not training and len(valid) < 2:
+        return None
+    losses = [loss for _, loss in training]
+    # A few odd batches must not flatten everything else.
+    most = np.percentile(losses, [0.5, 99.5]).tolist() if losses else []
+    low, high = widened([*most, *(loss for _, loss in valid)], 0.05)
+    last, window, before = max(step for step, _ in training + valid), len(training) // 20, valid and valid[0][0] == 0
+    kind = "faint" if window > 1 else "curve"
+    entries = [("line", kind, "training")] * bool(training) + [("line", "curve", f"mean of {window} steps")] * (
+        window > 1
+    )
+    entries += [("circle", "restored", "validation")] * bool(valid) + [("line", "dashed", "before training")] * bool(
+        before
+    )
+    names, across = ("optimiser step", "nats a token"), (0, max(last, 1))
+    plot = Plot(300, "Training and validation loss by step", across, (low, high), names, entries, ticks(*across, 8))
+    if before:
+        plot.curve([(0, valid[0][1]), (last, valid[0][1])], "dashed")
+    lines = {"training": (training, kind), "validation": (valid, "curve restored")}
+    if window > 1:
+        steps = (step for step, _ in training)
+        lines["mean"] = (list(zip(steps, smooth(losses, window), strict=True)), "curve")
+    for points, kind in lines.values():
+        if points:
+            plot.curve([(step, min(max(loss, low), high)) for step, loss in points], kind)
+    for step, loss in valid:
+        plot.mark("circle", plot.x(step), plot.y(loss), 4, "restored", f"step {step}: validation {loss:.4f}")
+    for step, loss in valid[-1:]:
+        plot.text(plot.x(step) - 2, plot.y(loss) - 10, f"{loss:.3f}", "share halo", "end")
+    return plot
 
 
-def loss_picture(history: list[dict]) -> Picture | None:
-    """Training and validation loss by step."""
-    curves = loss_curves(history)
-    if not len(curves.training) and len(curves.validation) < 2:
-        return None  # nothing was trained
-    names = ("step", "epoch", "loss", "valid_loss", "learning_rate")
-    rows: list[list[object]] = [list(names), *([row.get(name) for name in names] for row in history)]
-    label = "Training and validation loss by step"
-
-    def draw(width: int) -> Drawing:
-        narrow = width < 600
-        entries = []
-        if len(curves.training):
-            entries.append(("line", "faint" if curves.smoothed is not None else "curve", "training"))
-        if curves.smoothed is not None:
-            entries.append(("line", "curve", f"mean of {curves.window} steps"))
-        if len(curves.validation):
-            entries.append(("circle", "restored", "validation"))
-        if curves.before is not None:
-            entries.append(("line", "dashed", "before training"))
-        drawing = Drawing(width, 250 if narrow else 300, label)
-        top = 32 + legend(drawing, 2, 12, entries, width - 4)
-        left, right, bottom = 44, width - 14, drawing.height - 38
-        shown = np.concatenate([curves.training, curves.validation])
-        low, high = curves.limits or (shown[:, 1].min() - 0.1, shown[:, 1].max() + 0.1)
-        x, y = Scale(0, max(shown[:, 0].max(), 1), left, right), Scale(low, high, bottom, top)
-        y_axis(drawing, y, left, right, ticks(low, high, 5))
-        for value in ticks(0, x.high, 4 if narrow else 8):
-            drawing.text(x(value), bottom + 16, short(value), "tick", "middle")
-        drawing.text(right, bottom + 32, "optimiser step", "axis", "end")
-        drawing.text(0, top - 12, "nats a token", "axis")
-
-        def line(points: np.ndarray) -> list[tuple[float, float]]:
-            return [(x(step), y(min(max(loss, low), high))) for step, loss in points]
-
-        if curves.before is not None:
-            drawing.line(left, y(curves.before), right, y(curves.before), "dashed")
-        if len(curves.training):
-            drawing.path(line(curves.training), "faint" if curves.smoothed is not None else "curve")
-        if curves.smoothed is not None:
-            drawing.path(line(curves.smoothed), "curve")
-        if len(curves.validation):
-            drawing.path(line(curves.validation), "curve restored")
-            for (step, loss), place in zip(curves.validation, line(curves.validation), strict=True):
-                drawing.mark("circle", *place, 4, "restored", {"tip": f"step {step:.0f}: validation {loss:.4f}"})
-            last = line(curves.validation)[-1]
-            drawing.text(last[0] - 2, last[1] - 10, f"{curves.validation[-1, 1]:.3f}", "share halo", "end")
-        return drawing
-
-    return Picture("loss", label, draw, rows)
+def smooth(values: Sequence[float], window: int) -> list[float]:
+    """Centred moving mean over `window` values, narrower at both ends; same length."""
+    sums, centres = np.concatenate([[0.0], np.cumsum(values)]), np.arange(len(values))
+    low = np.maximum(centres - (window - 1) // 2, 0)
+    high = np.minimum(centres + window // 2 + 1, len(values))
+    return ((sums[high] - sums[low]) / (high - low)).tolist()
 
 
-def heads_picture(record: dict) -> Picture | None:
+def heads_picture(record: dict) -> Drawing | None:
     """Heat map of the heads' scores, layers to the right and heads upwards; trained ones ringed.
 
     record: what `utils.report.records.heads_record` made; sizes are shown on hovering.
     """
     if not record.get("scores"):
         return None
-    scores, trained = score_map(record)
-    name = score_name_of(record)
-    sizes = record.get("component_sizes")
-    learned = {
-        key: dict(zip(trained, record.get(key) or [], strict=False)) for key in ("magnitude_sizes", "bias_sizes")
-    }
-    rows: list[list[object]] = [["layer", "head", "score", "trained", "c_norm", "beta_norm", "b_norm"]]
-    tips = {}
-    for layer, head in np.ndindex(*scores.shape):
-        pair, score = (layer, head), scores[layer, head]
-        size = sizes[layer][head] if sizes else None
-        betas = [learned[key].get(pair) for key in ("magnitude_sizes", "bias_sizes")]
-        finite = float(score) if np.isfinite(score) else None
-        rows.append([layer, head, finite, pair in trained, size, *betas])
-        parts = [f"layer {layer}, head {head}", "cannot be restored" if finite is None else f"score {short(finite)}"]
-        shown = zip(("‖c‖", "‖β‖", "‖b‖"), (size, *betas), strict=True)
-        parts += [f"{symbol} {short(value)}" for symbol, value in shown if value is not None]
-        tips[pair] = " · ".join([*parts, *(["trained"] if pair in trained else [])])
-    label = f"Score of each head ({name}) by layer; trained heads are ringed"
-    return Picture("heads", label, lambda width: _draw_heads(scores, trained, tips, name, width, label), rows)
-
-
-def _draw_heads(
-    scores: np.ndarray, trained: list[tuple[int, int]], tips: dict, name: str, width: int, label: str
-) -> Drawing:
-    layers, heads = scores.shape
-    left, top = 30, 58
-    cell = min(26, (width - left - 2) / layers, (420 if width > 600 else 300) / heads)
-    bottom = top + cell * heads
-    drawing = Drawing(width, bottom + 34, label)
-    known = scores[np.isfinite(scores)]
+    scores = np.array(record["scores"], dtype=float)  # (L, H), NaN where a head cannot be restored
+    known, trained = scores[np.isfinite(scores)], [tuple(pair) for pair in record["trained"]]
+    (layers, heads), left, top = scores.shape, 30, 58
+    cell = min(26, (WIDTH - left - 2) / layers, 420 / heads)
+    bottom, gap, name = top + cell * heads, 1 if cell > 6 else 0.4, score_name_of(record)
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
-    shade = Scale(low, high, 0.08, 1, log=spans_magnitudes(scores))
-    _shades(drawing, low, high, name, len(trained), layers * heads, len(known) < scores.size)
-    gap = 1 if cell > 6 else 0.4
-    for (layer, head), tip in tips.items():
-        score = scores[layer, head]
-        place = left + cell * layer, bottom - cell * (head + 1), cell - gap, cell - gap
-        if np.isfinite(score):
-            drawing.rect(*place, "cell", {"fill-opacity": f"{shade(float(score)):.2f}", "tip": tip})
-        else:
-            drawing.rect(*place, "cell none", {"tip": tip})
+    # Gaps, unlike accuracies, span orders of magnitude between layers.
+    shade = Scale(low, high, 0.08, 1, log=low > 0 and high > 100 * low)
+    label = f"Score of each head ({name}) by layer; trained heads are ringed"
+    drawing = Drawing(WIDTH, bottom + 34, label)
+    _shades(drawing, short(low), short(high), _cut(name, 60), f"trained ({len(trained)} of {scores.size})")
+    learned = [dict(zip(trained, record.get(f"{key}_sizes") or (), strict=False)) for key in ("magnitude", "bias")]
+    for layer, head in np.ndindex(*scores.shape):
+        score, sizes = float(scores[layer, head]), record.get("component_sizes")
+        norms = [sizes and sizes[layer][head], *(each.get((layer, head)) for each in learned)]
+        told = [
+            f"{norm} {short(size)}" for norm, size in zip(("‖c‖", "‖β‖", "‖b‖"), norms, strict=True) if size is not None
+        ]
+        told += ["trained"] * ((layer, head) in trained)
+        said, look = "cannot be restored", {"class_": "cell none"}
+        if math.isfinite(score):
+            said, look = f"score {short(score)}", {"class_": "cell", "fill_opacity": f"{shade(score):.2f}"}
+        x, y, tip = left + cell * layer, bottom - cell * (head + 1), [f"layer {layer}, head {head}", said, *told]
+        drawing.add("rect", x=x, y=y, width=cell - gap, height=cell - gap, tip=" · ".join(tip), **look)
     for layer, head in trained:
         middle = left + cell * (layer + 0.5) - gap / 2, bottom - cell * (head + 0.5) - gap / 2
         drawing.mark("circle", *middle, min(max(0.2 * cell, 1.2), 4), "trained")
@@ -248,23 +199,23 @@ def _draw_heads(
     return drawing
 
 
-def _shades(drawing: Drawing, low: float, high: float, name: str, trained: int, count: int, some_lost: bool) -> None:
+def score_name_of(record: dict) -> str:
+    """What the heads' score is."""
+    return record.get("score_name") or "validation accuracy of the probe"
+
+
+def _shades(drawing: Drawing, low: str, high: str, name: str, trained: str) -> None:
     """What the shades and the rings of the heat map mean."""
-    drawing.text(0, 12, _fit(name, 60), "key")
-    x = 0 if drawing.width < 600 else min(8 + 6.4 * len(_fit(name, 60)), 360)
-    y = 30 if drawing.width < 600 else 12
-    drawing.text(x, y, short(low), "tick")
-    start = x + 8 + 6.5 * len(short(low))
+    drawing.text(0, 12, name, "key")
+    x = 8 + min(6.4 * len(name), 352)
+    drawing.text(x, 12, low, "tick")
+    x += 8 + 6.5 * len(low)
     for step in range(12):
-        opacity = f"{0.08 + 0.92 * step / 11:.2f}"
-        drawing.rect(start + 7 * step, y - 9, 7, 10, "cell", {"fill-opacity": opacity})
-    drawing.text(start + 90, y, short(high), "tick")
-    end = start + 90 + 7 * len(short(high)) + 18
-    drawing.mark("circle", end, y - 4, 4, "trained")
-    drawing.text(end + 10, y, f"trained ({trained} of {count})", "key")
-    if some_lost and drawing.width >= 600:
-        drawing.rect(end + 150, y - 9, 10, 10, "cell none")
-        drawing.text(end + 166, y, "cannot be restored", "key")
+        drawing.rect(x + 7 * step, 3, 7, 10, "cell", fill_opacity=f"{0.08 + 0.92 * step / 11:.2f}")
+    drawing.text(x + 90, 12, high, "tick")
+    drawing.legend(
+        x + 102 + 7 * len(high), 8, [("circle", "trained", trained), ("square", "cell none", "cannot be restored")]
+    )
 
 
 def _indices(count: int, cell: float, room: float) -> range:
@@ -272,94 +223,125 @@ def _indices(count: int, cell: float, room: float) -> range:
     return range(0, count, next(step for step in (1, 2, 5, 10, 20, 50, 10**6) if step * cell >= room))
 
 
-def spectrum_picture(spectrum: dict | None, num_components: int | None) -> Picture | None:
+def spectrum_picture(spectrum: dict | None, num_components: int | None) -> Drawing | None:
     """How much of the gap's energy the first K directions hold: a line a layer, and the mean over all heads.
 
     spectrum: what `utils.report.records.spectrum_record` made.
     """
     if not spectrum:
         return None
-    layers = [(number, shares) for number, shares in enumerate(spectrum["layers"]) if shares]
-    mean = spectrum["mean"]
-    rows: list[list[object]] = [["k", "mean", "low_10", "high_90", *(f"layer_{number}" for number, _ in layers)]]
-    for k in range(len(mean)):
-        others = (spectrum[name][k] for name in ("mean", "low", "high"))
-        rows.append([k + 1, *others, *(shares[k] for _, shares in layers)])
-    label = "Share of the activation gap that the first K directions hold, by layer"
+    mean, layers = spectrum["mean"], spectrum["layers"]
+    named = [k for k in sorted({1, num_components or 1}) if k <= len(mean)]
 
-    def draw(width: int) -> Drawing:
-        narrow = width < 600
-        drawing = Drawing(width, 270 if narrow else 320, label)
-        count = len(spectrum["layers"])
-        entries = [("line", "curve", "mean over heads"), ("line", "dashed", "if all were equal")]
-        top = 14 + legend(drawing, 2, 12, entries, width - 4)
-        top = _depths(drawing, count, 320 if not narrow else 2, 12 if not narrow else top - 2) or top
-        left, right, bottom = 44, width - 14, drawing.height - 38
-        x, y = Scale(1, max(len(mean), 2), left, right, log=True), Scale(0, 1, bottom, top)
-        y_axis(drawing, y, left, right, [0, 0.25, 0.5, 0.75, 1], lambda share: f"{100 * share:.0f} %")
-        for value in powers(1, max(len(mean), 2), 2):
-            drawing.text(x(value), bottom + 16, f"{value:.0f}", "tick", "middle")
-        drawing.text(right, bottom + 32, "first K directions", "axis", "end")
-        for number, shares in layers:
-            tip = ", ".join(f"K = {k}: {100 * shares[k - 1]:.0f} %" for k in _shown(num_components, len(mean)))
-            points = [(x(k), y(share)) for k, share in enumerate(shares, start=1)]
-            drawing.path(
-                points, "layer", {"style": f"stroke: {_depth(number, count)}", "tip": f"layer {number}: {tip}"}
-            )
-        drawing.path([(x(k), y(k / len(mean))) for k in range(1, len(mean) + 1)], "dashed")
-        drawing.path([(x(k), y(share)) for k, share in enumerate(mean, start=1)], "curve")
-        for k in _shown(num_components, len(mean)):
-            text = f"K = {k}: {100 * mean[k - 1]:.0f} %"
-            drawing.mark("circle", x(k), y(mean[k - 1]), 4, "dense", {"tip": f"mean over heads, {text}"})
-            drawing.text(x(k) + 9, y(mean[k - 1]) + 15, text, "strong halo")
-        return drawing
+    def color(share: float) -> str:
+        """From the first layers' to the last ones'."""
+        return f"color-mix(in srgb, var(--accent) {100 * share:.0f}%, var(--first))"
 
-    return Picture("spectrum", label, draw, rows)
-
-
-def _shown(num_components: int | None, most: int) -> list[int]:
-    """The K that are named: one direction, and those that c has."""
-    return [k for k in sorted({1, num_components or 1}) if k <= most]
-
-
-def _depth(layer: int, count: int) -> str:
-    """A line's colour, from the first layers' to the last ones'."""
-    share = 100 * layer / max(count - 1, 1)
-    return f"color-mix(in srgb, var(--accent) {share:.0f}%, var(--first))"
-
-
-def _depths(drawing: Drawing, count: int, x: float, y: float) -> float | None:
-    """What the lines' colours mean; where it ends, if it took a line of its own."""
-    drawing.text(x, y + 4, "layer 0", "key")
+    entries = [("line", "curve", "mean over heads"), ("line", "dashed", "if all were equal")]
+    at = [2**power for power in range(len(mean).bit_length())]
+    label, names = "Share of the activation gap that the first K directions hold, by layer", ("first K directions", "")
+    plot = Plot(320, label, (1, max(len(mean), 2)), (0, 1), names, entries, at, percent, log=True)
+    plot.text(320, 16, "layer 0", "key")
     for step in range(8):
-        drawing.rect(x + 50 + 9 * step, y - 4, 9, 8, "", {"style": f"fill: {_depth(step, 8)}"})
-    drawing.text(x + 128, y + 4, str(count - 1), "key")
-    return y + 24 if x < 10 else None
+        plot.rect(370 + 9 * step, 8, 9, 8, "", style=f"fill: {color(step / 7)}")
+    plot.text(448, 16, str(len(layers) - 1), "key")
+    for number, held in enumerate(layers):
+        tip = f"layer {number}: " + ", ".join(f"K = {k}: {percent(held[k - 1])}" for k in named if held)
+        if held:
+            look = f"stroke: {color(number / max(len(layers) - 1, 1))}"
+            plot.curve(list(enumerate(held, 1)), "layer", style=look, tip=tip)
+    plot.curve([(k, k / len(mean)) for k in range(1, len(mean) + 1)], "dashed")
+    plot.curve(list(enumerate(mean, 1)), "curve")
+    for k in named:
+        text, (x, y) = f"K = {k}: {100 * mean[k - 1]:.0f} %", (plot.x(k), plot.y(mean[k - 1]))
+        plot.mark("circle", x, y, 4, "dense", f"mean over heads, {text}")
+        plot.text(x + 9, y + 15 if y + 18 < plot.bottom else y - 9, text, "strong halo")
+    return plot
 
 
-def sparsity_picture(before: Sequence[float] | None, after: Sequence[float] | None) -> Picture | None:
-    """Zeros by layer before and after, where they are not the same."""
-    if not before or not after or list(before) == list(after):
+@dataclass(frozen=True)
+class Point:
+    """A configuration's place in a picture of two numbers.
+
+    error: standard error of y. kept: whether no zero was lost; it is drawn hollow otherwise.
+    """
+
+    name: str
+    x: float
+    y: float
+    error: float | None = None
+    kept: bool = True
+
+
+def front(points: Sequence[Point], lower_x: bool | None, lower_y: bool | None) -> list[Point]:
+    """The points that no other equals in both and beats in one, by x; none where a number has no better end.
+
+    lower_x, lower_y: whether lower is better, None where neither is.
+    """
+    if lower_x is None or lower_y is None:
+        return []
+    costs = [(point.x if lower_x else -point.x, point.y if lower_y else -point.y) for point in points]
+    beaten = [any(a <= x and b <= y and (a, b) != (x, y) for a, b in costs) for x, y in costs]
+    return sorted((point for point, lost in zip(points, beaten, strict=True) if not lost), key=lambda point: point.x)
+
+
+def front_picture(
+    points: Sequence[Point], axes: tuple[str, str], lower: tuple[bool | None, bool | None]
+) -> Drawing | None:
+    """Points with their names, and the front that nothing beats.
+
+    axes: what x and y are. lower: whether lower is better in each. x is shown by its logarithm if it spans a factor of
+    ten; a 0 then stands at the left end.
+    """
+    if not points:
         return None
-    rows: list[list[object]] = [["layer", "pruned", "restored"]]
-    rows += [[layer, *pair] for layer, pair in enumerate(zip(before, after, strict=True))]
-    label = "Zeros in each layer of the pruned and of the restored model"
+    positive = [point.x for point in points if point.x > 0]
+    log = min(point.x for point in points) >= 0 and bool(positive) and max(positive) > 10 * min(positive)
+    zero, best = (min(positive) / 4 if log else 0), front(points, *lower)
+    spots = {point: max(point.x, zero) if log else point.x for point in points}
+    xs = [math.log10(x) for x in spots.values()] if log else list(spots.values())
+    across = tuple(10**end for end in widened(xs)) if log else widened(xs)
+    up = widened([point.y + sign * (point.error or 0) for point in points for sign in (-1, 1)])
+    at = [value for value in log_ticks(*across) if value > 2 * zero] if log else ticks(*across, 7)
+    kinds = {True: ("circle", "restored", "every zero kept"), False: ("circle", "lost", "zeros lost")}
+    entries = [kinds[kept] for kept in kinds if kept in {point.kept for point in points}]
+    entries += [("line", "front", "nothing beats it in both")] * (len(best) > 1)
+    plot = Plot(400, f"{axes[1]} against {axes[0]}", across, up, axes, entries, at, log=log)
+    if log and len(positive) < len(points):
+        plot.text(plot.x(zero), plot.bottom + 16, "0", "tick", "middle")
+    if len(best) > 1:
+        plot.curve([(spots[point], point.y) for point in best], "front")
+    for point, x in spots.items():
+        kind, error = kinds[point.kept][1], f" ± {short(point.error)}" if point.error else ""
+        if point.error:
+            ends = plot.y(point.y - point.error), plot.y(point.y + point.error)
+            plot.line(plot.x(x), ends[0], plot.x(x), ends[1], kind)
+        tip = f"{point.name}: {short(point.y)}{error} at {short(point.x)}"
+        plot.mark("circle", plot.x(x), plot.y(point.y), 5, kind, tip)
+    places = [
+        (plot.x(spots[point]), plot.y(point.y), point.name) for point in sorted(spots, key=lambda p: p not in best)
+    ]
+    for x, y, anchor, text in names_beside(places, plot.top, plot.bottom):
+        plot.text(x, y, text, "key halo", anchor)
+    return plot
 
-    def draw(width: int) -> Drawing:
-        drawing = Drawing(width, 220, label)
-        entries = [(SHAPES[name], name, name) for name in ("pruned", "restored")]
-        top = 14 + legend(drawing, 2, 12, entries, width - 4)
-        left, right, bottom = 44, width - 14, 182
-        high = 1.05 * max(*before, *after) or 1
-        x, y = Scale(0, max(len(before) - 1, 1), left + 6, right - 6), Scale(0, high, bottom, top)
-        y_axis(drawing, y, left, right, ticks(0, high, 4), lambda share: f"{100 * share:.0f} %")
-        for layer in _indices(len(before), (right - left) / len(before), 26):
-            drawing.text(x(layer), bottom + 16, str(layer), "tick", "middle")
-        drawing.text(right, bottom + 32, "layer", "axis", "end")
-        for name, shares in (("pruned", before), ("restored", after)):
-            for layer, share in enumerate(shares):
-                tip = f"layer {layer}, {name}: {100 * share:.2f} % zeros"
-                drawing.mark(SHAPES[name], x(layer), y(share), 4, name, {"tip": tip})
-        return drawing
 
-    return Picture("sparsity", label, draw, rows)
+def names_beside(
+    spots: Sequence[tuple[float, float, str]], top: float, bottom: float
+) -> list[tuple[float, float, str, str]]:
+    """(x, baseline, anchor, text) of the names that find room beside their mark at (x, y), in that order.
+
+    A name covers no mark and no other name; one that finds no room, even cut to 13 letters, is left to the pointer.
+    """
+    found, taken = [], [(x - 6, y - 6, x + 6, y + 6) for x, y, _ in spots]
+    for x, y, name in spots:
+        for most, down, right in ((m, d, r) for m in (26, 13) for d in (-7, 16) for r in (True, False)):
+            text = _cut(name, most)
+            start = x + 9 if right else x - 9 - 7 * len(text)
+            end, high, low = start + 7 * len(text), y + down - 10, y + down + 3
+            inside = start >= 0 and end <= WIDTH and high >= top - 8 and low <= bottom
+            if inside and all(start >= b[2] or b[0] >= end or high >= b[3] or b[1] >= low for b in taken):
+                taken.append((start, high, end, low))
+                found.append((x + 9 if right else x - 9, y + down, "start" if right else "end", text))
+                break
+    return found

@@ -1,9 +1,8 @@
-"""The numbers behind the report's pictures: heads and spectrum as results.json keeps them, curves of the loss."""
+"""The numbers behind the pictures of heads and of the spectrum, as results.json keeps them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-import numpy as np
+import torch
 from torch import Tensor
 
 DIGITS = 5
@@ -32,91 +31,21 @@ def spectrum_record(explained: Tensor) -> dict | None:
     """How much of the gap's energy the first K directions hold, each list K = 1 … d; None if no head has a gap.
 
     explained: (L, H, d), share per direction, largest first. {"mean", "low", "high": mean, 10th and 90th percentile
-    over all heads, "layers": the mean over each layer's heads, None for one without a gap}.
+    over all heads that have a gap (finite, and not all zero), "layers": the mean over each layer's, None without any}.
     """
-    whole = cumulative_share(explained)
-    if whole is None:
+    shares = explained.detach().double().cpu().cumsum(dim=-1)
+    known = shares.isfinite().all(dim=-1) & (shares[..., -1] > 0)
+    if not known.any():
         return None
-    layers = [cumulative_share(layer) for layer in explained]
-    record = {name: numbers(values) for name, values in zip(("mean", "low", "high"), whole, strict=True)}
-    return {**record, "layers": [None if layer is None else numbers(layer[0]) for layer in layers]}
+    low, high = shares[known].quantile(torch.tensor([0.1, 0.9], dtype=shares.dtype), dim=0)
+    pairs = zip(shares, known, strict=True)
+    layers = [numbers(layer[some].mean(dim=0)) if some.any() else None for layer, some in pairs]
+    return {"mean": numbers(shares[known].mean(dim=0)), "low": numbers(low), "high": numbers(high), "layers": layers}
 
 
-def cumulative_share(explained: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """(mean, 10th, 90th percentile over heads), each (d,), of the share that the first K directions hold.
-
-    explained: (…, d); heads without a gap (not finite, or all zero) are left out, None if no other is there.
-    """
-    shares = explained.detach().double().cpu().numpy()
-    shares = np.cumsum(shares.reshape(-1, shares.shape[-1]), axis=1)
-    shares = shares[np.isfinite(shares).all(axis=1) & (shares[:, -1] > 0)]
-    return (shares.mean(axis=0), *np.percentile(shares, [10, 90], axis=0)) if len(shares) else None
-
-
-def score_map(record: dict) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """((L, H) scores, NaN where a head cannot be restored; the trained pairs) of what `heads_record` made."""
-    return np.array(record["scores"], dtype=float), [tuple(pair) for pair in record["trained"]]
-
-
-def score_name_of(record: dict) -> str:
-    """What the heads' score is."""
-    return record.get("score_name") or "validation accuracy of the probe"
-
-
-def spans_magnitudes(scores: np.ndarray) -> bool:
-    """Whether scores need a logarithmic scale: gaps, unlike accuracies, span orders of magnitude between layers."""
-    known = scores[np.isfinite(scores)]
-    return bool(len(known) and known.min() > 0 and known.max() > 100 * known.min())
-
-
-@dataclass(frozen=True)
-class LossCurves:
-    """(steps, 2) each: step and finite loss. smoothed: the training loss as a moving mean over `window` steps, None
-    where there are too few. before: the validation loss before the first step. limits: of the axis of losses.
-    """
-
-    training: np.ndarray
-    validation: np.ndarray
-    smoothed: np.ndarray | None
-    window: int
-    before: float | None
-    limits: tuple[float, float] | None
-
-
-def loss_curves(history: list[dict]) -> LossCurves:
-    """What a history's rows, with `step` and `loss` or `valid_loss`, look like."""
-    training, validation = _points(history, "loss"), _points(history, "valid_loss")
-    window = len(training) // 20
-    smoothed = np.stack([training[:, 0], smooth(training[:, 1], window)], axis=1) if window > 1 else None
-    before = validation[0, 1] if len(validation) and validation[0, 0] == 0 else None
-    limits = None
-    if len(training):
-        # A few odd batches must not flatten everything else.
-        shown = np.concatenate([np.percentile(training[:, 1], [0.5, 99.5]), validation[:, 1]])
-        margin = 0.05 * (shown.max() - shown.min()) or 0.1
-        limits = float(shown.min() - margin), float(shown.max() + margin)
-    return LossCurves(training, validation, smoothed, window, before, limits)
-
-
-def smooth(values: Sequence[float], window: int) -> np.ndarray:
-    """Centred moving mean over `window` values, narrower at both ends; same length."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    centres = np.arange(len(values))
-    low = np.maximum(centres - (window - 1) // 2, 0)
-    high = np.minimum(centres + window // 2 + 1, len(values))
-    return (sums[high] - sums[low]) / (high - low)
-
-
-def _points(history: list[dict], key: str) -> np.ndarray:
-    """(steps, 2): step and finite value of the rows that hold `key`."""
-    found = [(row["step"], row[key]) for row in history if row.get(key) is not None]
-    return np.array([point for point in found if np.isfinite(point[1])], dtype=float).reshape(-1, 2)
-
-
-def numbers(values: Tensor | np.ndarray) -> list:
+def numbers(values: Tensor) -> list:
     """The same as nested lists, each number to DIGITS; what is not finite stays so."""
-    nested = values.detach().double().cpu().tolist() if isinstance(values, Tensor) else values.tolist()
-    return _rounded(nested)
+    return _rounded(values.detach().double().cpu().tolist())
 
 
 def _rounded(nested: list | float) -> list | float:

@@ -1,4 +1,4 @@
-"""What a run did and found, in sentences computed from its numbers, without the names of private folders."""
+"""What a run did and found, in words computed from its record, without the names of private folders."""
 
 import re
 import shlex
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
 from utils.common.names import EMBEDDED, EMBEDDED_ID
-from utils.report.tables import MODELS, ScoreRow, agreement_rows, answers_row, mean_row, score_rows
+from utils.report.tables import ScoreRow, mean_rows, score_rows
 
 NAMES = {
     EMBEDDED: EMBEDDED_ID.partition("/")[2],
@@ -27,10 +27,15 @@ SELECTIONS = {
 
 
 def shown_name(name: object) -> str:
-    """A model or method as a reader should see it: a local folder by its own name only; in one line."""
-    text = " ".join(hide_path(str(name)).split())
+    """A model or pruner as a reader should see it: a local folder by its own name only."""
+    text = in_line(name)
     is_relative_path = text.startswith(".") or text.count("/") > 1  # a hub id is owner/name
     return NAMES.get(text, Path(text).name if is_relative_path else text)
+
+
+def in_line(name: object) -> str:
+    """A name that somebody else chose, in one line."""
+    return " ".join(hide_path(str(name)).split())
 
 
 def hide_path(text: str) -> str:
@@ -54,6 +59,12 @@ def hide_paths(command: str) -> str:
     return shlex.join(hidden)
 
 
+def hide_home(text: str) -> str:
+    """A last guard: whatever path slipped through names no home directory."""
+    home = str(Path.home())
+    return text if home == "/" else re.sub(re.escape(home) + r"(?=[/\s\"'`]|$)", "~", text)
+
+
 def pruned_how(run: dict, proof: dict) -> str:
     """How the model was pruned, as far as it is known: "pruned with Wanda at 50 %"."""
     pruning = run.get("pruning") or {}
@@ -61,7 +72,7 @@ def pruned_how(run: dict, proof: dict) -> str:
         text = f"pruned with {shown_name(method)}"
         return text + (f" at {_level(pruning['sparsity'])}" if pruning.get("sparsity") is not None else "")
     if proof.get("weights"):
-        return f"pruned elsewhere to {_percent(proof['zeros_pruned'] / proof['weights'])} zeros"
+        return f"pruned elsewhere to {share_text(proof['zeros_pruned'] / proof['weights'])} zeros"
     return "pruned elsewhere"
 
 
@@ -79,72 +90,8 @@ def restores_nothing(run: dict) -> bool:
 
 
 def restored_how(run: dict) -> str:
-    """What it was restored with."""
-    return (run.get("method") or {}).get("title") or "RestoreLCC"
-
-
-def summary(results: dict, run: dict, history: list[dict]) -> str:
-    """One paragraph of what was done, what came of it and how sure that is."""
-    sentences = [what_was_done(results, run)]
-    sentences.append(validation_sentence(results, history))
-    sentences += findings(results)
-    if limit := (run.get("arguments") or {}).get("eval_limit"):
-        sentences.append(limited(limit))
-    if any("loss" in row for row in history) and any(row.difference for row in score_rows(results)):
-        seed = f" ({run['seed']})" if run.get("seed") is not None else ""
-        sentences.append(
-            f"This is one run with one seed{seed}: its standard errors cover the questions asked, "
-            "not what another seed would give."
-        )
-    sentences.append(proof_sentence(results.get("proof") or {}))
-    return " ".join(sentence for sentence in sentences if sentence)
-
-
-def validation_sentence(results: dict, history: list[dict]) -> str:
-    """The validation loss before and after training, and the pruned model's where that is another; "" if unknown."""
-    losses = [row["valid_loss"] for row in history if row.get("valid_loss") is not None]
-    if not losses:
-        return ""
-    first, last, pruned = losses[0], losses[-1], (results.get("validation") or {}).get("pruned")
-    trained = len(losses) > 1
-    # Heads whose b begins near zero begin near the pruned model's; a closed form begins elsewhere.
-    near = pruned is None or (abs(first - pruned) < 0.01 * pruned if trained else first == pruned)
-    went = f"went from {first:.3f} before training to {last:.3f} at its end" if trained else f"is {first:.3f}"
-    other = "" if near else f"; the pruned model's is {pruned:.3f}"
-    return f"Validation loss {went}{other}."
-
-
-def limited(limit: int | float) -> str:
-    """What -eval_limit left of each task."""
-    return f"Only the first {limit:g} questions or documents of each task were evaluated."
-
-
-def what_was_done(results: dict, run: dict) -> str:
-    """The models, the share of zeros, the heads and the training in a sentence or two."""
-    heads, head_count = ((results.get("heads") or {}).get(name) for name in ("trained", "count"))
-    models, arguments, proof = run.get("models") or {}, run.get("arguments") or {}, results.get("proof") or {}
-    dense, pruned = shown_name(models.get("dense", "The model")), models.get("pruned")
-    text = f"{dense} was {pruned_how(run, proof)}"
-    if not run.get("pruning") and pruned:
-        text += f" (`{shown_name(pruned)}`)"
-    elif proof.get("weights"):
-        text += f" ({_percent(proof['zeros_pruned'] / proof['weights'])} of its linear weights are zero)"
-    if restores_nothing(run):
-        return text + ". Nothing was trained: the restored model is the pruned one."
-    text += f" and restored with {restored_how(run)}"
-    if heads and head_count:
-        text += f" in {len(heads)} of its {head_count} attention heads"
-        if selection := SELECTIONS.get((results.get("heads") or {}).get("selection")):
-            text += f" ({selection})"
-    if parameters := (run.get("method") or {}).get("parameters"):
-        text += f", {parameters:,} trained numbers"
-    trained = (run.get("method") or {}).get("parameters") != 0
-    if trained and arguments.get("num_train_samples") and arguments.get("num_epoch"):
-        epochs = arguments["num_epoch"]
-        text += f", trained on {arguments['num_train_samples']} samples for {epochs:g} epoch{'s' * (epochs != 1)}"
-        if loss := (run.get("method") or {}).get("loss"):
-            text += f" by {loss}"
-    return text + "."
+    """What the model was restored with."""
+    return in_line((run.get("method") or {}).get("title") or "RestoreLCC")
 
 
 def verdict(results: dict, run: dict) -> str:
@@ -174,9 +121,8 @@ def verdict(results: dict, run: dict) -> str:
     found = headline(results)
     if found and not worse:
         what, row = found
-        text += f", {'with' if better else 'but'} {row.texts()[2]} of the gap in {what} recovered"
-    answers = answers_row(results)
-    if answers and answers.verdict == "worse":
+        text += f", {'with' if better else 'but'} {row.texts['recovered']} of the gap in {what} recovered"
+    if any(row.metric.startswith("answer") and row.verdict == "worse" for row in mean_rows(results)):
         text += "; the right answers became less likely"
     return text + end
 
@@ -190,129 +136,41 @@ def loss_rose(before: float | None, after: float | None) -> str | None:
 
 def headline(results: dict) -> tuple[str, ScoreRow] | None:
     """(what it is of, the row) of the recovered share that stands for the run: a mean's, else a task's, if better."""
-    named = [("mean accuracy", mean_row(results)), ("the right answers’ likelihood", answers_row(results))]
+    means = {"accuracy": "mean accuracy", "answer bits/byte": "the right answers’ likelihood"}
+    named = [(means[row.metric], row) for row in mean_rows(results)]
     named += [(f"{row.task}’s {row.metric.replace('_', ' ')}", row) for row in score_rows(results)]
-    return next(
-        ((what, row) for what, row in named if row and row.verdict == "better" and row.recovered is not None), None
-    )
+    return next(((what, row) for what, row in named if row.verdict == "better" and row.recovered is not None), None)
 
 
-def findings(results: dict) -> list[str]:
-    """Sentences on what restoring changed; a difference within 2 standard errors is never called a gain or a loss."""
-    rows = [row for row in score_rows(results) if row.verdict]
-    if not rows:
-        return ["No task was evaluated on both the pruned and the restored model: nothing is said about quality."]
-    better, worse, undirected, unknown = (
-        [row for row in rows if row.verdict == verdict] for verdict in ("better", "worse", "differs", "no stderr")
-    )
-    unclear = [row for row in rows if row.verdict in ("within noise", "equal")]
-    sentences = []
-    if better and worse:
-        sentences.append(f"The result is mixed: better on {_list(better)}, but **worse** on {_list(worse)}.")
-    elif better:
-        sentences.append(f"Restoring helped on {_list(better)}.")
-    elif worse:
-        sentences.append(f"Restoring made the model **worse** on {_list(worse)}.")
-    if unclear and (better or worse or undirected):
-        sentences.append(f"Within noise (2 standard errors of the paired difference): {_list(unclear)}.")
-    elif unclear:
-        sentences.append(
-            "Restoring had no measurable effect: the paired difference is within 2 standard errors "
-            f"on {_list(unclear)}."
-        )
-    if undirected:
-        sentences.append(
-            f"Beyond noise, but which direction is better was not recorded, so not judged: {_list(undirected)}."
-        )
-    if unknown:
-        sentences.append(f"Without a standard error, so not claimed as a gain or a loss: {_list(unknown)}.")
-    flipped = agreement_rows(results, "flipped")
-    for text, row in (
-        ("Accuracy, {}", mean_row(results)),
-        ("Bits a byte of the right answers, {}", answers_row(results)),
-        ("Answers that are not the dense model's, {}", flipped[-1] if flipped else None),
-    ):
-        if row and row.verdict:
-            sentences.append(f"{text.format(row.task)}: {_measured(row)}.")
-    return sentences
+def shown_facts(run: dict) -> list[tuple[str, str]]:
+    """(what, value): seed, device, models, versions, and hashes of the inputs."""
+    facts = {name: run.get(name) for name in ("seed", "device", "started")}
+    facts |= {f"{name} model": shown_name(value) for name, value in (run.get("models") or {}).items() if value}
+    facts |= {f"version of {name}": value for name, value in (run.get("versions") or {}).items()}
+    facts |= {f"SHA-256 of {hide_path(str(name))}": value for name, value in (run.get("inputs") or {}).items()}
+    return [(name, str(value)) for name, value in facts.items() if value is not None]
 
 
-def _measured(row: ScoreRow) -> str:
-    """The score of each model, and what the difference says."""
-    scores, difference, _ = row.texts()
-    unit = " %" if row.percent else ""
-    measured = ", ".join(f"{_bare(scores[name])}{unit} {name}" for name in MODELS if name in row.scores)
-    return f"{measured} ({difference}, {'no standard error' if row.verdict == 'no stderr' else row.verdict})"
+def shown_arguments(run: dict) -> list[tuple[str, str]]:
+    """(flag, value), without this machine's folders."""
+    given = (run.get("arguments") or {}).items()
+    parts = {f"-{name}": value if isinstance(value, list | tuple) else [value] for name, value in given}
+    return [(name, " ".join(hide_path(str(part)) for part in value)) for name, value in parts.items()]
 
 
-def proof_sentence(proof: dict) -> str:
-    """Whether the merged checkpoint keeps what it must."""
-    if not proof:
-        return ""
-    if proof.get("passed") and proof.get("zeros", "kept") != "kept":
-        before, after = (_percent(proof[name] / proof["weights"]) for name in ("zeros_pruned", "zeros_restored"))
-        return (
-            "The merged checkpoint was read back and is what was trained. **Merging it filled zeros**: "
-            f"{before} of the linear weights were zero, {after} are."
-        )
-    if proof.get("passed") and any(name.endswith("weight") for name in proof.get("changed_tensors", [])):
-        return (
-            "The merged checkpoint was read back: every zero of the pruned one is kept, and nothing else was touched."
-        )
-    if proof.get("passed"):
-        return "The merged checkpoint was read back and kept every weight and every zero of the pruned one."
-    return "**The proof of the merged checkpoint FAILED: do not use or publish it** (see below which promise broke)."
-
-
-def sparsity_sentence(before: Sequence[float], after: Sequence[float]) -> str:
-    """The zeros of each layer in one sentence, for when pruned and restored agree."""
-    low, high = min(before), max(before)
-    each = f"{_percent(low)}" if _percent(low) == _percent(high) else f"from {_percent(low)} to {_percent(high)}"
-    same = "the same before and after restoring" if list(before) == list(after) else "**not the same after restoring**"
-    return f"Zeros in the linear weights of each of the {len(before)} layers: {each}, {same}."
-
-
-ZEROS = """\
-Stock PyTorch stores and multiplies zeros like any other number: unstructured zeros alone make this checkpoint neither
-smaller nor faster there. They pay off in compressed storage and in runtimes with sparse kernels. A 2:4 pattern can
-run on the sparse tensor cores of NVIDIA GPUs (Ampere and later) once the weights are converted to that format.
-Only structured pruning, which removes whole heads or channels, makes the plain model smaller. """
-"""What zeros buy at inference and what they don't."""
-
-
-def zeros_buy(proof: dict) -> str:
-    """The same, and what restoring did to them."""
-    kept = proof.get("zeros", "kept") == "kept"
-    return ZEROS + ("Restoring took none of them away." if kept else "Those that merging filled buy nothing any more.")
-
-
-def _list(rows: list[ScoreRow], most: int = 4) -> str:
-    texts = [_change(row) for row in rows[:most]] + ([f"{len(rows) - most} more"] if len(rows) > most else [])
-    return texts[0] if len(texts) == 1 else ", ".join(texts[:-1]) + " and " + texts[-1]
-
-
-def _change(row: ScoreRow) -> str:
-    """`task` (metric from pruned to restored, share of the gap where that is a claim)."""
-    scores, difference, recovered = row.texts()
-    if {"pruned", "restored"} <= set(row.scores):
-        numbers = f"{_bare(scores['pruned'])} → {_bare(scores['restored'])}" + (" %" if row.percent else "")
-    else:
-        numbers = difference
-    share = f", {recovered} of the gap recovered" if row.verdict == "better" and row.recovered is not None else ""
-    return f"`{row.task}` ({row.metric} {numbers}{share})"
-
-
-def _bare(text: str) -> str:
-    return text.split(" ±")[0]
-
-
-def _percent(share: float) -> str:
+def share_text(share: float) -> str:
+    """A share of 1 in per cent."""
     return f"{100 * share:.1f}".removesuffix(".0") + " %"
+
+
+def span_text(shares: Sequence[float]) -> str:
+    """The least and the largest of several shares."""
+    return " to ".join(dict.fromkeys((share_text(min(shares)), share_text(max(shares)))))
 
 
 def _level(sparsity: object) -> str:
     """ "0.5" and 0.5 as "50 %"; a pattern such as "2:4" as it is."""
     try:
-        return _percent(float(sparsity))
+        return share_text(float(sparsity))
     except (TypeError, ValueError):
-        return " ".join(str(sparsity).split())
+        return shown_name(sparsity)

@@ -4,7 +4,7 @@ Every text is escaped where it enters: a task's name or a label is never markup.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +25,9 @@ class Scale:
 
     def __call__(self, value: float) -> float:
         """The place of a value."""
-        low, high, value = (math.log(x) for x in (self.low, self.high, value)) if self.log else (
-            self.low, self.high, value,
-        )  # fmt: skip
-        return self.start + (value - low) / ((high - low) or 1) * (self.end - self.start)
+        ends = self.low, self.high, value
+        low, high, at = map(math.log, ends) if self.log else ends
+        return self.start + (at - low) / ((high - low) or 1) * (self.end - self.start)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -42,10 +41,11 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(place * step, 12) for place in range(first, last + 1)]
 
 
-def powers(low: float, high: float, base: int) -> list[float]:
-    """The powers of `base` within [low, high]; both ends where there are fewer than two."""
-    first, last = math.ceil(math.log(low, base) - 1e-9), math.floor(math.log(high, base) + 1e-9)
-    found = [float(base) ** place for place in range(first, last + 1)]
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten within [low, high], with their 2- and 5-folds where it spans no factor of 100; or both ends."""
+    factors = (1,) if high > 100 * low else (1, 2, 5)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found = [value for power in powers for factor in factors if low <= (value := factor * 10.0**power) <= high]
     return found if len(found) > 1 else [low, high]
 
 
@@ -57,115 +57,93 @@ def short(value: float) -> str:
     return f"{float(f'{value:.4g}'):,.10g}"
 
 
+def percent(share: float) -> str:
+    """A share of 1 as a tick's text."""
+    return f"{100 * share:.3g} %"
+
+
 class Drawing:
     """One picture of `width` × `height` pixels, from the top left corner. Classes are those of chart.css."""
 
     def __init__(self, width: float, height: float, label: str):
         self.width, self.height, self.label = width, height, label
-        self._parts: list[Markup] = []
+        self.parts: list[Markup] = []
 
-    def add(self, markup: Markup) -> None:
-        """Markup that is already safe."""
-        self._parts.append(markup)
+    def add(self, name: str, text: str | None = None, tip: str | None = None, **attributes: object) -> None:
+        """An element; `class_` and `text_anchor` are written as SVG writes them, numbers to a tenth of a pixel."""
+        named = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items()}
+        shown = {key: _place(value) if isinstance(value, int | float) else value for key, value in named.items()}
+        opened = Markup("").join(Markup(' {}="{}"').format(*each) for each in shown.items())
+        inside = Markup("") if tip is None else Markup("<title>{}</title>").format(tip)
+        self.parts.append(Markup("<{0}{1}>{2}{3}</{0}>").format(Markup(name), opened, inside, text or ""))
 
     def line(self, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
         """A straight line."""
-        self.add(
-            Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(kind, *map(_place, (x1, y1, x2, y2)))
-        )
+        self.add("line", class_=kind, x1=x1, y1=y1, x2=x2, y2=y2)
 
     def text(self, x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> None:
         """A text whose baseline begins (`start`), is centred (`middle`) or ends (`end`) there."""
-        opened = Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">').format(kind, _place(x), _place(y), anchor)
-        self.add(opened + text + Markup("</text>"))
+        self.add("text", text, class_=kind, x=x, y=y, text_anchor=anchor)
 
-    def rect(self, x: float, y: float, width: float, height: float, kind: str, more: dict | None = None) -> None:
-        """A rectangle; more: further attributes, and "tip"."""
-        size = [_place(value) for value in (x, y, max(width, 0), max(height, 0))]
-        self._shape(Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}"').format(kind, *size), "rect", more)
+    def rect(self, x: float, y: float, width: float, height: float, kind: str, **more: object) -> None:
+        """A rectangle; more: further attributes, and `tip`."""
+        self.add("rect", class_=kind, x=x, y=y, width=max(width, 0), height=max(height, 0), **more)
 
-    def path(self, points: Sequence[tuple[float, float]], kind: str, more: dict | None = None, closed: bool = False):
+    def path(self, points: Sequence[tuple[float, float]], kind: str, closed: bool = False, **more: object) -> None:
         """A line through points, or an area."""
         drawn = "M" + "L".join(f"{_place(x)},{_place(y)}" for x, y in points) + "Z" * closed
-        self._shape(Markup('<path class="{}" d="{}"').format(kind, drawn), "path", more)
+        self.add("path", class_=kind, d=drawn, **more)
 
-    def mark(self, shape: str, x: float, y: float, radius: float, kind: str, more: dict | None = None) -> None:
+    def mark(self, shape: str, x: float, y: float, radius: float, kind: str, tip: str | None = None) -> None:
         """A `circle`, `square` or `diamond` around a place."""
         if shape == "circle":
-            at = Markup('<circle class="{}" cx="{}" cy="{}" r="{}"').format(kind, *map(_place, (x, y, radius)))
-            self._shape(at, "circle", more)
+            self.add("circle", tip=tip, class_=kind, cx=x, cy=y, r=radius)
         elif shape == "square":
             side = 0.9 * radius
-            self.rect(x - side, y - side, 2 * side, 2 * side, kind, more)
+            self.rect(x - side, y - side, 2 * side, 2 * side, kind, tip=tip)
         else:
             far = 1.25 * radius
-            self.path([(x, y - far), (x + far, y), (x, y + far), (x - far, y)], kind, more, closed=True)
+            self.path([(x, y - far), (x + far, y), (x, y + far), (x - far, y)], kind, closed=True, tip=tip)
 
-    def _shape(self, opened: Markup, name: str, more: dict | None) -> None:
-        others = dict(more or {})
-        tip = others.pop("tip", None)
-        attributes = Markup("").join(Markup(' {}="{}"').format(key, value) for key, value in others.items())
-        end = Markup("/>") if tip is None else Markup("><title>{}</title></{}>").format(tip, name)
-        self.add(opened + attributes + end)
+    def legend(self, x: float, y: float, entries: Sequence[tuple[str, str, str]]) -> float:
+        """Marks with their names from (x, y) on, in as many lines as they need; returns the height taken.
 
-    def inline(self, kind: str = "") -> Markup:
+        entries: (shape, class, name); shape is a mark's, or `line`.
+        """
+        left, line = x, 0
+        for shape, kind, name in entries:
+            width = 20 + 6.6 * len(name) + 16
+            if left > x and left + width > self.width - 2:
+                left, line = x, line + 1
+            middle = y + 18 * line
+            if shape == "line":
+                self.line(left, middle, left + 15, middle, kind)
+            else:
+                self.mark(shape, left + 6, middle, 4.5, kind)
+            self.text(left + 20, middle + 4, name, "key")
+            left += width
+        return 18 * (line + 1)
+
+    def inline(self) -> Markup:
         """The picture within a page, which has chart.css."""
-        return self._whole(f"chart {kind}".strip(), Markup(""), Markup(""))
+        return self._whole("chart")
 
     def alone(self) -> str:
         """The picture as a file of its own."""
-        style = Markup("<style>{}</style>").format(Markup(stylesheet("chart.css")))
+        style = Markup("<style>{}</style>").format(Markup(read_template("chart.css")))
         return str(self._whole("chart alone", Markup(' xmlns="http://www.w3.org/2000/svg"'), style)) + "\n"
 
-    def _whole(self, kind: str, space: Markup, style: Markup) -> Markup:
+    def _whole(self, kind: str, space: str = "", style: str = "") -> Markup:
         size = _place(self.width), _place(self.height)
-        head = Markup(
-            '<svg{} class="{}" viewBox="0 0 {} {}" width="{}" height="{}" role="img" aria-label="{}">'
-        ).format(space, kind, *size, *size, self.label)
-        return head + style + Markup("\n").join(self._parts) + Markup("</svg>")
+        head = '<svg{} class="{}" viewBox="0 0 {} {}" width="{}" height="{}" role="img" aria-label="{}">{}'
+        return Markup(head).format(space, kind, *size, *size, self.label, style) + Markup("\n").join(
+            [*self.parts, Markup("</svg>")]
+        )
 
 
-def stylesheet(name: str) -> str:
-    """A stylesheet of ours."""
+def read_template(name: str) -> str:
+    """A stylesheet or script of ours."""
     return (TEMPLATES / name).read_text(encoding="utf-8")
-
-
-def x_axis(
-    drawing: Drawing, scale: Scale, top: float, bottom: float, at: Sequence[float], show: Callable[[float], str] = short
-) -> None:
-    """Faint lines up from each tick, and its number below `bottom`."""
-    for value in at:
-        drawing.line(scale(value), top, scale(value), bottom, "grid")
-        drawing.text(scale(value), bottom + 15, show(value), "tick", "middle")
-
-
-def y_axis(
-    drawing: Drawing, scale: Scale, left: float, right: float, at: Sequence[float], show: Callable[[float], str] = short
-) -> None:
-    """Faint lines from `left` to `right` at each tick, and its number left of them."""
-    for value in at:
-        drawing.line(left, scale(value), right, scale(value), "grid")
-        drawing.text(left - 7, scale(value) + 4, show(value), "tick", "end")
-
-
-def legend(drawing: Drawing, x: float, y: float, entries: Sequence[tuple[str, str, str]], room: float) -> float:
-    """Marks with their names from (x, y) on, in lines of at most `room`; returns the height taken.
-
-    entries: (shape, class, name); shape is a mark's, or `line`.
-    """
-    left, line = x, 0
-    for shape, kind, name in entries:
-        width = 20 + 6.6 * len(name) + 16
-        if left > x and left + width > x + room:
-            left, line = x, line + 1
-        middle = y + 18 * line
-        if shape == "line":
-            drawing.line(left, middle, left + 15, middle, kind)
-        else:
-            drawing.mark(shape, left + 6, middle, 4.5, kind)
-        drawing.text(left + 20, middle + 4, name, "key")
-        left += width
-    return 18 * (line + 1)
 
 
 def _place(value: float) -> str:

@@ -1,14 +1,15 @@
-"""Scores, proof and stages as tables, for the terminal (at most 100 columns) and for Markdown."""
+"""Scores, proof and stages as rows of texts, and rows as a table for the terminal (100 columns) or in Markdown."""
 
 import math
 import textwrap
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from utils.common.commands import WIDTH
-from utils.common.names import ANSWER_BITS
 
 MODELS = ("dense", "pruned", "restored")
+COLUMNS = (*MODELS, "difference", "recovered")
+"""What a row of scores tells, by the names of its `texts`."""
 DASH = "–"
 AGREEMENT = {"flipped": "answers flipped", "kl": "KL from dense"}
 """How the two measures of agreement with the dense model are shown, by their names in results.json."""
@@ -28,21 +29,22 @@ class Score:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One task and metric. All numbers are in the metric's own unit (an accuracy is a share of 1)."""
+    """One task and metric. All numbers are in the metric's own unit (an accuracy is a share of 1).
+
+    scores: by model, those that were measured. difference: restored − pruned, with the standard error of the paired
+    difference where it is known. recovered: share of the gap between dense and pruned that restoring closed.
+    higher_is_better: None where it was not recorded; it is never guessed from the name. is_mean: over several tasks;
+    `task` is then a phrase, not a task's name.
+    """
 
     task: str
     metric: str
     scores: dict[str, Score] = field(default_factory=dict)
-    """By model, those that were measured: dense, pruned, restored."""
     difference: Score | None = None
-    """restored − pruned, with the standard error of the paired difference where it is known."""
     mcnemar_p: float | None = None
     recovered: float | None = None
-    """Share of the gap between dense and pruned that restoring closed."""
     higher_is_better: bool | None = None
-    """None where it was not recorded: it is never guessed from the name."""
     is_mean: bool = False
-    """Over several tasks; `task` is then a phrase, not a task's name."""
 
     @property
     def percent(self) -> bool:
@@ -55,31 +57,62 @@ class ScoreRow:
 
     @property
     def verdict(self) -> str:
-        """What the difference says about the restored model: "better" or "worse" only beyond 2 standard errors.
+        """What the difference says about the restored model; see `judged`."""
+        return judged(self.difference, self.higher_is_better)
 
-        Otherwise "differs" (beyond them, but nobody recorded which direction is better), "within noise", "equal", "no
-        stderr" (a difference that nothing can be said about) or "" (unknown).
+    @property
+    def texts(self) -> dict[str, str]:
+        """Each of COLUMNS, ready to print; a dash where there is nothing.
+
+        One precision for the whole row, high enough to show each standard error, and to keep different values apart
+        where there is none.
         """
-        if self.difference is None or math.isnan(self.difference.value):
-            return ""
-        value, stderr = self.difference.value, self.difference.stderr
-        if value == 0:
-            return "equal"
-        if stderr is None or math.isnan(stderr):
-            return "no stderr"
-        if abs(value) <= 2 * stderr:
-            return "within noise"
-        if self.higher_is_better is None:
-            return "differs"
-        return "better" if (value > 0) == self.higher_is_better else "worse"
+        scale = 100 if self.percent else 1
+        known = [*self.scores.values(), *([self.difference] if self.difference else [])]
+        largest = max((abs(scale * each.value) for each in known if math.isfinite(each.value)), default=0.0)
+        huge = largest >= 1e6
+        decimals = 2 if self.percent or huge else 3 if largest < 10 else 2 if largest < 1000 else int(largest < 10000)
+        errors = [] if huge else [scale * each.stderr for each in known if each.stderr]
+        bare = {scale * each.value for each in known if each.stderr is None}
+        while decimals < 6 and (
+            any(error < 0.5 * 10**-decimals for error in errors)
+            or len({_written(value, decimals, huge) for value in bare}) < len(bare)
+        ):
+            decimals += 1
 
-    def texts(self) -> tuple[dict[str, str], str, str]:
-        """The scores by model, the difference and the recovered share, ready to print; a dash where one is missing."""
-        show = _formatter(self)
-        scores = {name: show(self.scores[name], "") if name in self.scores else DASH for name in MODELS}
-        difference = show(self.difference, "+") if self.difference else DASH
+        def show(score: Score | None, sign: str = "") -> str:
+            if score is None:
+                return DASH
+            error = "" if score.stderr is None else f" ± {_written(scale * score.stderr, decimals, huge)}"
+            return _written(scale * score.value, decimals, huge, sign) + error
+
         recovered = DASH if self.recovered is None else f"{100 * self.recovered:.0f} %"
-        return scores, difference, recovered
+        texts = [*(show(self.scores.get(name)) for name in MODELS), show(self.difference, "+"), recovered]
+        return dict(zip(COLUMNS, texts, strict=True))
+
+    @property
+    def values(self) -> dict[str, float | None]:
+        """Each of COLUMNS as a number, None where there is none."""
+        found = [self.scores.get(name) for name in MODELS] + [self.difference]
+        return dict(zip(COLUMNS, [*(each and each.value for each in found), self.recovered], strict=True))
+
+
+def judged(difference: Score | None, higher_is_better: bool | None) -> str:
+    """ "better" or "worse" only beyond 2 standard errors; "differs" where nobody recorded which direction is better.
+
+    Otherwise "within noise", "equal", "no stderr" (a difference that nothing can be said about) or "" (unknown).
+    """
+    if difference is None or math.isnan(difference.value):
+        return ""
+    if difference.value == 0:
+        return "equal"
+    if difference.stderr is None or math.isnan(difference.stderr):
+        return "no stderr"
+    if abs(difference.value) <= 2 * difference.stderr:
+        return "within noise"
+    if higher_is_better is None:
+        return "differs"
+    return "better" if (difference.value > 0) == higher_is_better else "worse"
 
 
 def score_rows(results: dict, main: bool = True) -> list[ScoreRow]:
@@ -87,272 +120,63 @@ def score_rows(results: dict, main: bool = True) -> list[ScoreRow]:
 
     A task without an entry in `main_metric` has its first metric as the main one.
     """
-    scores = results.get("scores") or {}
+    tasks: dict[str, list[str]] = {}
+    for model in MODELS:
+        for task, metrics in ((results.get("scores") or {}).get(model) or {}).items():
+            known = tasks.setdefault(task, [])
+            known += [metric for metric in metrics if metric not in known and _score(metrics[metric])]
     rows = []
-    for task, metrics in _tasks(scores).items():
-        chosen = (results.get("main_metric") or {}).get(task)
-        chosen = chosen if chosen in metrics else metrics[0]
+    for task, metrics in tasks.items():
+        named = (results.get("main_metric") or {}).get(task)
+        chosen = named if named in metrics else next(iter(metrics), None)
         rows += [_row(results, task, metric) for metric in metrics if (metric == chosen) == main]
     return rows
 
 
-def mean_row(results: dict) -> ScoreRow | None:
-    """The mean of the tasks' accuracies, the headline of the papers, as `results` has it; None where it has none."""
-    return _mean_row(results.get("mean"), "accuracy")
-
-
-def answers_row(results: dict) -> ScoreRow | None:
-    """The mean over tasks of the right answers' bits a byte, as `results` has it; None where it has none."""
-    return _mean_row(results.get("answers"), "answer bits/byte")
-
-
-def answer_rows(results: dict) -> list[ScoreRow]:
-    """The right answers' bits a byte of each task that has them, and their mean."""
-    tasks = _tasks(results.get("scores") or {})
-    rows = [_row(results, task, ANSWER_BITS) for task, metrics in tasks.items() if ANSWER_BITS in metrics]
-    mean = answers_row(results)
-    return [*rows, mean] if mean else rows
-
-
-def agreement_rows(results: dict, measure: str) -> list[ScoreRow]:
-    """One of AGREEMENT's measures for each task, and for all their questions where there are several tasks."""
-    rows, agreement = [], results.get("agreement") or {"paired": {}}
-    for task in agreement["paired"]:
-        if task == "all" and len(rows) == 1:
-            continue
-        scores = {name: score for name in MODELS[1:] if (score := _score(agreement[name][task][measure]))}
-        paired = agreement["paired"][task][measure]
-        rows.append(
-            ScoreRow(
-                "all questions" if task == "all" else task,
-                AGREEMENT[measure],
-                scores,
-                _score({"value": paired["difference"], "stderr": paired["stderr"]}),
-                higher_is_better=False,
-                is_mean=task == "all",
-            )
-        )
-    return rows
-
-
-def _mean_row(mean: dict | None, metric: str) -> ScoreRow | None:
-    if not mean:
-        return None
-    scores = {name: score for name in MODELS if (score := _score(mean["scores"].get(name)))}
-    return ScoreRow(
-        f"mean of {len(mean['tasks'])} tasks",
-        metric,
-        scores,
-        _score({"value": mean["paired"]["difference"], "stderr": mean["paired"]["stderr"]}),
-        recovered=_number(mean["recovered"]),
-        higher_is_better=mean["higher_is_better"],
-        is_mean=True,
-    )
-
-
-def score_table(results: dict) -> str:
-    """Terminal table: a row a task with its main metric in the dense, pruned and restored model."""
-    rows = score_rows(results)
-    if not rows:
-        return "No task was evaluated."
-    rows += [mean for mean in (mean_row(results), answers_row(results)) if mean]
-    cells = []
-    for row in rows:
-        scores, difference, recovered = row.texts()
-        cells.append([*scores.values(), difference, recovered])
-    header = [*MODELS, "difference", "recovered"]
-    widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
-    room = WIDTH - sum(width + 2 for width in widths)
-    names = [f"{row.task} {row.label}" for row in rows]
-    first = max([len("task"), *(min(len(name), room) for name in names)])
-
-    def line(name: str, values: list[str]) -> str:
-        return name.ljust(first) + "".join("  " + v.rjust(w) for v, w in zip(values, widths, strict=True))
-
-    lines = [line("task", header), "-" * len(line("", header))]
-    for row, name, values in zip(rows, names, cells, strict=True):
-        if len(name) <= first:
-            lines.append(line(name, values))
-        else:
-            lines += [_cut(row.task, WIDTH), line(_cut("  " + row.label, first), values)]
-    note = (
-        "Accuracies in %, ± one standard error. difference: restored - pruned on the same questions. "
-        "recovered: share of the gap between dense and pruned. ↑ higher is better, ↓ lower is better."
-    )
-    return "\n".join([*lines, *textwrap.wrap(note, WIDTH)])
-
-
-def score_table_markdown(rows: list[ScoreRow]) -> str:
-    """The same as a Markdown table, with a verdict on each difference and McNemar's p where there is one."""
-    lines = []
-    for row in rows:
-        scores, difference, recovered = row.texts()
-        # The metric shares the task's cell: with a column more, a page cuts the last ones off.
-        task = f"{row.task if row.is_mean else f'`{row.task}`'}<br>{row.label}"
-        verdict = "**worse**" if row.verdict == "worse" else row.verdict or DASH
-        p = "" if row.mcnemar_p is None else f"<br>p {_p_value(row.mcnemar_p)}"
-        # A narrow column may break before the ±, not after it.
-        numbers = [text.replace("± ", "±\u00a0") for text in (*scores.values(), difference)]
-        lines.append([task, *numbers, recovered, verdict + p])
-    header = ["task", *MODELS, "restored - pruned", "gap recovered", "verdict"]
-    return markdown_table(header, lines, right=range(1, 6))
-
-
-def answer_table_markdown(results: dict) -> str:
-    """A row a task: its right answers' bits a byte, flips and KL, verdicts with them; empty without such tasks."""
-    bits, *others = answer_rows(results), *(agreement_rows(results, measure) for measure in AGREEMENT)
-    found = [{row.task: row for row in rows} for rows in (bits, *others)]
-    tasks = {row.task: row.is_mean for rows in (bits, *others) for row in rows}
-    lines = []
-    for task in sorted(tasks, key=tasks.get):  # means last
-        name = task if tasks[task] else f"`{task}`"
-        answers, *agreements = (rows.get(task) for rows in found)
-        lines.append([name, *_answer_cells(answers), *map(_agreement_cell, agreements)])
-    header = ["task", *MODELS, "restored - pruned", "gap recovered", *AGREEMENT.values()]
-    return markdown_table(header, lines, right=range(1, len(header))) if lines else ""
-
-
-def _answer_cells(row: ScoreRow | None) -> list[str]:
-    if row is None:
-        return [DASH] * 5
-    scores, difference, recovered = row.texts()
-    # Narrow, since there are many columns.
-    numbers = [text.replace(" ± ", "<br>±\u00a0") for text in scores.values()]
-    return [*numbers, _judged(difference, row), recovered]
-
-
-def _agreement_cell(row: ScoreRow | None) -> str:
-    """Pruned → restored, and below it their difference."""
-    if row is None:
-        return DASH
-    scores, difference, _ = row.texts()
-    before, after = (scores[name].split(" ±")[0] for name in MODELS[1:])
-    return f"{before} → {after}{' %' if row.percent else ''}<br>{_judged(difference, row)}"
-
-
-def _judged(difference: str, row: ScoreRow) -> str:
-    verdict = "**worse**" if row.verdict == "worse" else row.verdict
-    return "<br>".join(filter(None, [difference.replace("± ", "±\u00a0"), verdict]))
-
-
-def proof_rows(proof: dict) -> list[tuple[str, str, bool]]:
-    """(promise, its numbers, whether it was kept) for each part of the proof that was made."""
+def mean_rows(results: dict) -> list[ScoreRow]:
+    """The means over tasks that `results` holds: of accuracies, the papers' headline, and of right answers' bits."""
     rows = []
-    if "tensors_compared" in proof:
-        same, compared = proof["tensors_identical"], proof["tensors_compared"]
-        rows.append(("weights bit-identical to the pruned ones", f"{same:,} of {compared:,} tensors", same == compared))
-    if "tensors_touched" in proof:
-        same, touched = proof["tensors_recomputed"], proof["tensors_touched"]
-        rows.append(("restored tensors as saved, bit for bit", f"{same:,} of {touched:,} tensors", same == touched))
-    if "zeros_pruned" in proof:
-        rows.append(_zeros_row(proof))
-    if "sparsity_pruned" in proof and proof.get("zeros", "kept") == "kept":
-        pairs = list(zip(proof["sparsity_pruned"], proof["sparsity_restored"], strict=True))
-        same = sum(before <= after for before, after in pairs)
-        rows.append(("no layer has fewer zeros", f"{same} of {len(pairs)} layers", same == len(pairs)))
-    if "new_tensors" in proof:
-        new, nonzero = proof["new_tensors"], proof.get("nonzero_new_tensors", [])
-        numbers = f"{len(new)} new, all zero but {len(nonzero)}; {len(proof.get('changed_tensors', []))} changed"
-        rows.append(("nothing else is new or changed", numbers, not proof.get("unexplained_tensors")))
-    if "logits_tolerance" in proof:
-        rows.append(_logits_row(proof))
+    for name, metric in (("mean", "accuracy"), ("answers", "answer bits/byte")):
+        if mean := results.get(name):
+            measured = {model: mean["scores"].get(model) for model in MODELS}
+            what = f"mean of {len(mean['tasks'])} tasks"
+            numbers = mean["paired"], _number(mean["recovered"]), mean["higher_is_better"]
+            rows.append(_made(what, metric, measured, *numbers, is_mean=True))
     return rows
 
 
-def _zeros_row(proof: dict) -> tuple[str, str, bool]:
-    before, after, weights = (proof[name] for name in ("zeros_pruned", "zeros_restored", "weights"))
-    if proof.get("zeros", "kept") != "kept":
-        return "zeros, a finding and no promise", f"{before / weights:.1%} before, {after / weights:.1%} after", True
-    numbers = f"{before:,} of {weights:,}" if before == after else f"{before:,} before, {after:,} after"
-    return "every zero still a zero", numbers, before <= after and not proof.get("zeros_lost")
-
-
-def _logits_row(proof: dict) -> tuple[str, str, bool]:
-    found, allowed = proof["logits_relative_difference"], proof["logits_tolerance"]
-    finite = proof.get("logits_finite", True) and found is not None
-    numbers = f"apart {found:.1e}, allowed {allowed:.1e}" if finite else "NaN or infinity"
-    if "top1_agreement" in proof:
-        numbers += f"; top token {100 * proof['top1_agreement']:.1f} %"
-    return f"same logits as while trained, {proof.get('dtype', 'relative')}", numbers, finite and found <= allowed
-
-
-def proof_table(proof: dict) -> str:
-    """Terminal table of the proof: each promise with its numbers and yes or NO."""
-    if not proof:
-        return "No proof: nothing was merged."
-    rows = [(promise, numbers, _yes(kept)) for promise, numbers, kept in proof_rows(proof)]
-    rows.append(("proof passed", _loaded(proof), _yes(proof.get("passed", False))))
-    first, second = (max(len(row[i]) for row in rows) for i in range(2))
-    return "\n".join(f"{promise:<{first}}  {numbers:<{second}}  {kept}" for promise, numbers, kept in rows)
-
-
-def proof_table_markdown(proof: dict) -> str:
-    """The same as a Markdown table."""
-    rows = [[promise, numbers, _yes(kept)] for promise, numbers, kept in proof_rows(proof)]
-    passed = proof.get("passed", False)
-    rows.append(["**proof passed**", _loaded(proof), f"**{_yes(passed)}**"])
-    return markdown_table(["promise", "measured", "kept"], rows)
-
-
-def stage_rows(run: dict) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of seconds and peak memory per stage; the last row is the sum of seconds and the highest peak."""
-    stages = run.get("stages") or []
-    with_gpu = any(stage.get("peak_gpu_memory_bytes") for stage in stages)
-    memories = ["peak_memory_bytes", *(["peak_gpu_memory_bytes"] if with_gpu else [])]
-    header = ["stage", "seconds", "peak memory", *(["peak GPU memory"] if with_gpu else [])]
-    rows = [[s["name"], f"{s['seconds']:.1f}", *(_gib(s.get(m)) for m in memories)] for s in stages]
-    peaks = [max((s.get(m) or 0 for s in stages), default=0) for m in memories]
-    rows.append(["total", f"{sum(s['seconds'] for s in stages):.1f}", *map(_gib, peaks)])
-    return header, rows
-
-
-def stage_table(run: dict) -> str:
-    """Terminal table of seconds and peak memory per stage."""
-    if not run.get("stages"):
-        return "No stage was recorded."
-    header, rows = stage_rows(run)
-    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
-    widths[0] = min(widths[0], WIDTH - sum(width + 2 for width in widths[1:]))
-
-    def line(cells: list[str]) -> str:
-        numbers = "".join("  " + c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))
-        return _cut(cells[0], widths[0]).ljust(widths[0]) + numbers
-
-    rule = "-" * len(line(header))
-    return "\n".join([line(header), rule, *map(line, rows[:-1]), rule, line(rows[-1])])
-
-
-def markdown_table(header: list[str], rows: Iterable[list[str]], right: Container[int] = ()) -> str:
-    """A Markdown table; the columns whose numbers are in `right` are aligned to the right."""
-    rule = ["---:" if i in right else "---" for i in range(len(header))]
-    lines = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, rule, *lines])
-
-
-def _tasks(scores: dict) -> dict[str, list[str]]:
-    """The metrics of each task that at least one model has a number for, in the order of first appearance."""
-    tasks: dict[str, list[str]] = {}
-    for name in MODELS:
-        for task, metrics in (scores.get(name) or {}).items():
-            known = tasks.setdefault(task, [])
-            known += [metric for metric in metrics if metric not in known and _score(metrics[metric])]
-    return {task: metrics for task, metrics in tasks.items() if metrics}
+def agreement_rows(results: dict) -> list[ScoreRow]:
+    """AGREEMENT's measures of each task, and of all their questions where there are several tasks."""
+    agreement = results.get("agreement") or {"paired": {}}
+    tasks = [task for task in agreement["paired"] if task != "all" or len(agreement["paired"]) > 2]
+    rows = []
+    for measure, metric in AGREEMENT.items():
+        for task in tasks:
+            measured = {name: agreement[name][task][measure] for name in MODELS[1:]}
+            what = "all questions" if task == "all" else task
+            paired = agreement["paired"][task][measure]
+            rows.append(_made(what, metric, measured, paired, None, False, is_mean=task == "all"))
+    return rows
 
 
 def _row(results: dict, task: str, metric: str) -> ScoreRow:
+    def entry(part: str) -> object:
+        return ((results.get(part) or {}).get(task) or {}).get(metric)
+
     measured = {name: (results["scores"].get(name) or {}).get(task, {}).get(metric) for name in MODELS}
-    scores = {name: score for name, entry in measured.items() if (score := _score(entry))}
-    paired = _entry(results, "paired", task, metric) or {}
+    higher = (entry("metrics") or {}).get("higher_is_better")
+    return _made(task, metric, measured, entry("paired") or {}, _number(entry("recovered")), higher)
+
+
+def _made(
+    task: str, metric: str, measured: dict, paired: dict, recovered: float | None, higher: bool | None, **more: bool
+) -> ScoreRow:
+    scores = {name: score for name, each in measured.items() if (score := _score(each))}
     difference = _score({"value": paired.get("difference"), "stderr": paired.get("stderr")})
     if difference is None and {"pruned", "restored"} <= set(scores):
         difference = Score(scores["restored"].value - scores["pruned"].value)
-    recovered = _number(_entry(results, "recovered", task, metric))
-    higher = (_entry(results, "metrics", task, metric) or {}).get("higher_is_better")
-    return ScoreRow(task, metric, scores, difference, _number(paired.get("mcnemar_p")), recovered, higher)
-
-
-def _entry(results: dict, part: str, task: str, metric: str) -> object:
-    return ((results.get(part) or {}).get(task) or {}).get(metric)
+    p = _number(paired.get("mcnemar_p"))
+    return ScoreRow(task, metric, scores, difference, p, recovered, higher, **more)
 
 
 def _score(entry: dict | None) -> Score | None:
@@ -365,60 +189,121 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _formatter(row: ScoreRow) -> Callable[[Score, str], str]:
-    """One precision for a whole row: (score, sign flag) -> text.
-
-    It is high enough to show each standard error, and to keep different values apart where there is none.
-    """
-    scale = 100 if row.percent else 1
-    scores = [*row.scores.values(), *([row.difference] if row.difference else [])]
-    values = [scale * score.value for score in scores if math.isfinite(score.value)]
-    largest = max(map(abs, values), default=0.0)
-    huge = largest >= 1e6
-    write = _scientific if huge else _fixed
-    decimals = 2 if row.percent or huge else 3 if largest < 10 else 2 if largest < 1000 else int(largest < 10000)
-    errors = [scale * score.stderr for score in scores if score.stderr]
-    bare = {scale * score.value for score in scores if score.stderr is None}
-    while decimals < 6 and (
-        (not huge and any(error < 0.5 * 10**-decimals for error in errors))
-        or len({write(value, decimals) for value in bare}) < len(bare)
-    ):
-        decimals += 1
-
-    def show(score: Score, sign: str) -> str:
-        text = write(scale * score.value, decimals, sign)
-        return text if score.stderr is None else f"{text} ± {write(scale * score.stderr, decimals)}"
-
-    return show
-
-
-def _fixed(value: float, decimals: int, sign: str = "") -> str:
-    return f"{value:{sign}.{decimals}f}"
-
-
-def _scientific(value: float, decimals: int, sign: str = "") -> str:
-    """2.23e6, not 2.23e+06: a row of four such numbers must fit a terminal. What is short anyway stays as it is."""
-    if abs(value) < 1e4:
-        return _fixed(value, decimals, sign)
+def _written(value: float, decimals: int, huge: bool, sign: str = "") -> str:
+    """2.23e6, not 2.23e+06: a row of four such numbers must fit a terminal."""
+    if not huge or abs(value) < 1e4 or not math.isfinite(value):
+        return f"{value:{sign}.{decimals}f}"
     mantissa, _, exponent = f"{value:{sign}.{decimals}e}".partition("e")
-    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+    return f"{mantissa}e{int(exponent)}"
 
 
-def _loaded(proof: dict) -> str:
-    return f"read back with {proof['loaded_with']}" if "loaded_with" in proof else ""
+def proof_rows(proof: dict) -> list[tuple[str, str, bool]]:
+    """(promise, its numbers, whether it was kept) for each part of the proof that was made."""
+    rows = []
+    promised = proof.get("zeros", "kept") == "kept"
+    if "tensors_compared" in proof:
+        same, compared = proof["tensors_identical"], proof["tensors_compared"]
+        rows.append(("weights bit-identical to the pruned ones", f"{same:,} of {compared:,} tensors", same == compared))
+    if "tensors_touched" in proof:
+        same, touched = proof["tensors_recomputed"], proof["tensors_touched"]
+        rows.append(("restored tensors as saved, bit for bit", f"{same:,} of {touched:,} tensors", same == touched))
+    if "zeros_pruned" in proof:
+        before, after, weights = (proof[name] for name in ("zeros_pruned", "zeros_restored", "weights"))
+        if promised:
+            numbers = f"{before:,} of {weights:,}" if before == after else f"{before:,} before, {after:,} after"
+            rows.append(("every zero still a zero", numbers, before <= after and not proof.get("zeros_lost")))
+        else:
+            shares = f"{before / weights:.1%} before, {after / weights:.1%} after"
+            rows.append(("zeros, a finding and no promise", shares, True))
+    if "sparsity_pruned" in proof and promised:
+        pairs = list(zip(proof["sparsity_pruned"], proof["sparsity_restored"], strict=True))
+        same = sum(before <= after for before, after in pairs)
+        rows.append(("no layer has fewer zeros", f"{same} of {len(pairs)} layers", same == len(pairs)))
+    if "new_tensors" in proof:
+        new, nonzero = proof["new_tensors"], proof.get("nonzero_new_tensors", [])
+        numbers = f"{len(new)} new, all zero but {len(nonzero)}; {len(proof.get('changed_tensors', []))} changed"
+        rows.append(("nothing else is new or changed", numbers, not proof.get("unexplained_tensors")))
+    if "logits_tolerance" in proof:
+        found, allowed = proof["logits_relative_difference"], proof["logits_tolerance"]
+        finite = proof.get("logits_finite", True) and found is not None
+        numbers = f"apart {found:.1e}, allowed {allowed:.1e}" if finite else "NaN or infinity"
+        if "top1_agreement" in proof:
+            numbers += f"; top token {100 * proof['top1_agreement']:.1f} %"
+        what = f"same logits as while trained, {proof.get('dtype', 'relative')}"
+        rows.append((what, numbers, finite and found <= allowed))
+    loaded = f"read back with {proof['loaded_with']}" if "loaded_with" in proof else ""
+    return [*rows, ("proof passed", loaded, bool(proof.get("passed")))] if proof else []
 
 
-def _p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+@dataclass(frozen=True)
+class StageRow:
+    """cells: its name, seconds and peak memories. share: of the longest stage's seconds. said: what it did."""
+
+    cells: list[str]
+    share: float
+    said: str
 
 
-def _gib(size: int | None) -> str:
-    return f"{size / 2**30:.2f} GiB" if size else DASH
+def stage_rows(run: dict) -> tuple[list[str], list[StageRow]]:
+    """(header, rows) of the stages; the last row is the sum of seconds and the highest peaks; no rows without any."""
+    stages = run.get("stages") or []
+    memories = {"peak memory": "peak_memory_bytes", "peak GPU memory": "peak_gpu_memory_bytes"}
+    memories = {shown: name for shown, name in memories.items() if any(stage.get(name) for stage in stages)}
+    peaks = {name: max(stage.get(name) or 0 for stage in stages) for name in memories.values()}
+    total = {"name": "total", "seconds": sum(stage["seconds"] for stage in stages), **peaks}
+    longest, rows = max((stage["seconds"] for stage in stages), default=0) or 1, []
+    for stage in [*stages, total] if stages else []:
+        sizes = (stage.get(name) for name in memories.values())
+        gib = [f"{size / 2**30:.2f} GiB" if size else DASH for size in sizes]
+        cached = ", ".join(dict.fromkeys(stage.get("reused") or ()))
+        said = "; ".join(filter(None, [stage.get("detail"), cached and f"from the cache: {cached}"]))
+        rows.append(StageRow([stage["name"], f"{stage['seconds']:.1f}", *gib], stage["seconds"] / longest, said))
+    return ["stage", "seconds", *memories], rows
 
 
-def _yes(kept: bool) -> str:
-    return "yes" if kept else "NO"
+def score_table(results: dict) -> str:
+    """For the terminal: each task's main metric in the three models, and the means over tasks."""
+    rows = [*score_rows(results), *mean_rows(results)]
+    if not rows:
+        return "No task was evaluated."
+    table = text_table(["task", *COLUMNS], [[f"{row.task} {row.label}", *row.texts.values()] for row in rows])
+    note = (
+        "Accuracies in %, ± one standard error. difference: restored - pruned on the same questions. "
+        "recovered: share of the gap between dense and pruned. ↑ higher is better, ↓ lower is better."
+    )
+    return "\n".join([table, *textwrap.wrap(note, WIDTH)])
 
 
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
+def proof_table(proof: dict) -> str:
+    """For the terminal: each promise with its numbers and yes or NO."""
+    rows = [[promise, numbers, "yes" if kept else "NO"] for promise, numbers, kept in proof_rows(proof)]
+    return text_table(["promise", "measured", "kept"], rows, right=()) if rows else "No proof: nothing was merged."
+
+
+def stage_table(run: dict) -> str:
+    """For the terminal: seconds and peak memory of each stage."""
+    header, rows = stage_rows(run)
+    return text_table(header, [row.cells for row in rows]) if rows else "No stage was recorded."
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int] = range(1, 99)) -> str:
+    """At most 100 columns, where the numbers let it; a first cell that is too long has a line of its own."""
+    widths = [max(len(line[place]) for line in [header, *rows]) for place in range(len(header))]
+    widths[0] = min(widths[0], WIDTH - sum(width + 2 for width in widths[1:]))
+    lines = []
+    for cells in [header, *rows]:
+        first, rest = textwrap.shorten(cells[0], WIDTH, placeholder="…"), ""
+        for place, (cell, width) in list(enumerate(zip(cells, widths, strict=True)))[1:]:
+            rest += "  " + (cell.rjust(width) if place in right else cell.ljust(width))
+        if len(first) > widths[0]:
+            lines.append(first)
+            first = ""
+        lines.append((first.ljust(widths[0]) + rest).rstrip())
+    return "\n".join([lines[0], "-" * max(map(len, lines[:1])), *lines[1:]])
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Container[int] = ()) -> str:
+    """A Markdown table; the columns whose numbers are in `right` are aligned to the right."""
+    rule = ["---:" if place in right else "---" for place in range(len(header))]
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, rule, *lines])

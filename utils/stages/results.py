@@ -19,10 +19,10 @@ from utils.evaluation.rows import LOSS, VALIDATION, Kept, KeptRows, write_rows
 from utils.evaluation.scoring import Evaluation
 from utils.prompts import Encoded
 from utils.report.card import model_card
+from utils.report.page import EXAMPLES, Record, write_report
 from utils.report.records import heads_record, spectrum_record
 from utils.report.summary import verdict
 from utils.report.tables import proof_table, score_table, stage_table
-from utils.report.write import EXAMPLES, Record, write_report
 from utils.samples import Samples
 from utils.stages.context import Models, Run
 from utils.stages.examples import write_examples
@@ -56,7 +56,7 @@ def write_results(
     answers = {name: each.answers for name, each in measured.items()}
     write_examples(run.folder / EXAMPLES, run, models, samples, answers)
     write_text(run.folder / "model" / "README.md", model_card(results, record))
-    report, *_ = write_report(run.folder, Record.read(run.folder))
+    report = write_report(run.folder, Record.read(run.folder))
     for table in (score_table(results), proof_table(results["proof"]), stage_table(record)):
         print(f"\n{table}")
     output = run.args.output_dir

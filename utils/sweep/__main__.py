@@ -15,20 +15,15 @@ from pathlib import Path
 
 from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, run
 from utils.common.errors import UserError
-from utils.common.files import whole_file, without_nan, write_json, write_text
+from utils.common.files import without_nan, write_json, write_text
 from utils.common.record import versions
 from utils.common.result import check_apart
-from utils.report.figures import style
 from utils.sweep.collect import collect
 from utils.sweep.file import read_sweep
 from utils.sweep.loop import Loop
-from utils.sweep.pictures import draw_loss, draw_recovered
 from utils.sweep.runs import FAILED, ROWS, Ledger, Member, Row, code_digest, planned, read_json
 from utils.sweep.shown import csv_text, markdown
 from utils.sweep.table import build_table
-
-PICTURES = {"loss.png": draw_loss, "recovered.png": draw_recovered}
-"""Beside the table."""
 
 
 def build_parser() -> Parser:
@@ -106,20 +101,11 @@ def main() -> None:
 
 
 def write(output: Path, rows: list[Row], counts: Callable[[Member], bool], now: dict | None) -> None:
-    """The table and its pictures, from what lies in `output`; arguments as `build_table` takes them."""
+    """The table, from what lies in `output`; arguments as `build_table` takes them."""
     table = without_nan(build_table(output, rows, counts, now))
-    # Numbers first: a picture that cannot be drawn must not keep them back.
     write_json(output / "table.json", table)
     write_text(output / "table.csv", csv_text(table))
-    drawn = {name: draw(table["rows"]) for name, draw in PICTURES.items()}
-    write_text(output / "table.md", markdown(table, [name for name, figure in drawn.items() if figure]))
-    with style():
-        for name, figure in drawn.items():
-            if figure:
-                with whole_file(output / name) as partial:
-                    figure.savefig(partial)
-            else:
-                (output / name).unlink(missing_ok=True)
+    write_text(output / "table.md", markdown(table))
 
 
 def _collect(output: Path, rows: list[Row], target: Path | None) -> None:

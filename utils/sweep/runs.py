@@ -35,7 +35,7 @@ _TOLD = (RECORD, "README.md")
 """Files of a model that no run takes a number from."""
 
 _CODE = ("models", "pruning", "baselines", "data", "utils")
-_NOT_CODE = ("utils/sweep/", "utils/compare/", "utils/report/", "utils/plan/")
+_NOT_CODE = ("utils/sweep/", "utils/compare", "utils/report/", "utils/plan/")
 """Folders whose files decide a run's numbers, and those within that don't."""
 
 

@@ -33,15 +33,8 @@ READ = (
 )
 
 
-ALT = {
-    "loss.png": "Validation loss against trained parameters",
-    "recovered.png": "Recovered share; thick bars: standard error over seeds, thin bars: over questions",
-}
-"""What each picture shows, for who cannot see it."""
-
-
-def markdown(table: dict, pictures: list[str]) -> str:
-    """The whole page: the table, the models it starts from, how to read it, notes, and pictures by their names."""
+def markdown(table: dict) -> str:
+    """The whole page: the table, the models it starts from, how to read it, and notes."""
     rows = table["rows"]
     columns = [column for column in COLUMNS if any(column.of(row) for row in rows)]
     header = ["configuration", "pruned model", "class", "trained", "zeros kept", "rate", "seeds"]
@@ -66,7 +59,6 @@ def markdown(table: dict, pictures: list[str]) -> str:
     parts.append(f"{_asked(rows)}{READ}")
     if table["notes"]:
         parts.append("\n".join(f"- {note}" for note in table["notes"]))
-    parts += [f"![{ALT[name]}]({name})" for name in pictures]
     return "\n\n".join(parts) + "\n"
 
 

@@ -50,3 +50,47 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+// What only a comparison of runs has.
+(() => {
+  const byId = (id) => document.getElementById(id);
+  if (!byId("lines")) return;
+  byId("filter").addEventListener("input", (event) => {
+    const wanted = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
+    for (const row of byId("lines").tBodies[0].rows) {
+      const text = row.textContent.toLowerCase();
+      row.hidden = !wanted.every((word) => text.includes(word));
+    }
+  });
+  const chosen = (draw, ...ids) => {
+    for (const id of ids) byId(id).addEventListener("change", draw);
+    draw();
+  };
+  if (byId("shown")) {
+    chosen(() => [...byId("pictures").children].forEach((figure, place) => { figure.hidden = place !== byId("shown").selectedIndex; }), "shown");
+  }
+  const { names, pairs } = JSON.parse(byId("data").textContent);
+  if (!pairs.length) return;
+  const used = new Set(pairs.flatMap(([one, other]) => [one, other]));
+  const options = (id, first) => names.forEach((name, place) => used.has(place) && byId(id).append(new Option(name, place, false, place === first)));
+  options("one", pairs[0][1]);
+  options("other", pairs[0][0]);
+  chosen(() => {
+    const [one, other] = ["one", "other"].map((id) => Number(byId(id).value));
+    const pair = pairs.find(([a, b]) => (a === one && b === other) || (a === other && b === one));
+    // The other way round, a difference has the other sign.
+    const turned = { "+": "−", "−": "+", better: "worse", worse: "better" };
+    const turn = (text) => (pair[0] === one ? text : turned[text] ?? text);
+    const body = byId("differences");
+    body.replaceChildren();
+    for (const [what, difference, n, verdict] of pair ? pair[2] : []) {
+      const row = body.insertRow(), [value, ...errors] = difference.split(" ± ");
+      const add = (text, kind) => Object.assign(row.insertCell(), { textContent: text, className: kind });
+      add(what, "");
+      const cell = add(turn(value[0]) + value.slice(1), "num");
+      for (const error of errors) cell.append(Object.assign(document.createElement("small"), { textContent: ` ± ${error}` }));
+      add(n, "num");
+      add(turn(verdict), ["better", "worse"].includes(verdict) ? turn(verdict) : "");
+    }
+    if (!body.rows.length) body.insertRow().insertCell().textContent = one === other ? "The same." : "Not scored on the same rows.";
+  }, "one", "other");
+})();

@@ -1,0 +1,139 @@
+"""What the tests of pages read: records of runs, as results.json, run.json, the history and the examples hold them."""
+
+from functools import cache
+
+import torch
+
+from utils.common.files import without_nan
+from utils.report.page import Record
+from utils.report.records import heads_record, spectrum_record
+
+LAYERS, HEADS, DIM = 5, 3, 8
+TRAINED = [(4, 0), (2, 2)]
+MODELS = ("dense", "pruned", "restored")
+HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=2'>\"><svg onload=hacked=3>"
+
+
+def task(dense, pruned, restored, metric="acc", stderr=0.02, paired_stderr=0.01, higher=None) -> dict:
+    """What one task measured. higher: whether higher is better; unless given, so it is for all but a perplexity."""
+    higher = metric != "token_perplexity" if higher is None else higher
+    values = dense, pruned, restored
+    return {"values": values, "metric": metric, "stderr": stderr, "paired_stderr": paired_stderr, "higher": higher}
+
+
+def make_results(**tasks: dict) -> dict:
+    results = {"scores": {}, "metrics": {}, "paired": {}, "recovered": {}, "main_metric": {}}
+    for name, t in tasks.items():
+        dense, pruned, restored = t["values"]
+        for model, value in zip(MODELS, t["values"], strict=True):
+            results["scores"].setdefault(model, {})[name] = {t["metric"]: {"value": value, "stderr": t["stderr"]}}
+        difference = {"difference": restored - pruned, "stderr": t["paired_stderr"], "mcnemar_p": None}
+        results["paired"][name] = {t["metric"]: difference}
+        results["recovered"][name] = {t["metric"]: (restored - pruned) / (dense - pruned) if dense != pruned else None}
+        results["main_metric"][name] = t["metric"]
+        results["metrics"][name] = {t["metric"]: {"higher_is_better": t["higher"], "aggregation": None}}
+    return results
+
+
+def with_answers() -> dict:
+    """Results of two multiple-choice tasks: bits a byte fall by 0.1, answers are nearer to the dense model's in one."""
+    results = make_results(
+        a=task(1.5, 1.9, 1.8, "answer_bits_per_byte", higher=False),
+        b=task(1.3, 1.5, 1.4, "answer_bits_per_byte", higher=False),
+        c=task(24.2, 54.0, 45.0, "token_perplexity", 0.3, 0.2),
+    )
+    for name in "ab":
+        for model, value in zip(MODELS, (0.7, 0.5, 0.55), strict=True):
+            results["scores"][model][name]["acc"] = {"value": value, "stderr": 0.06}
+        results["main_metric"][name] = "acc"
+    values = {"dense": 1.4, "pruned": 1.7, "restored": 1.6}
+    results["answers"] = {
+        "tasks": ["a", "b"], "higher_is_better": False,
+        "scores": {name: {"value": value, "stderr": 0.02} for name, value in values.items()},
+        "paired": {"difference": -0.1, "stderr": 0.007}, "recovered": 1 / 3,
+    }  # fmt: skip
+    flips = {"a": (0.3, 0.2, 0.02), "b": (0.2, 0.25, 0.02), "all": (0.25, 0.22, 0.02)}
+    results["agreement"] = {"pruned": {}, "restored": {}, "paired": {}}
+    for name, (pruned, restored, error) in flips.items():
+        for measure, scale in (("flipped", 1), ("kl", 2)):
+            for model, value in (("pruned", pruned), ("restored", restored)):
+                score = {"value": scale * value, "stderr": 0.03}
+                results["agreement"][model].setdefault(name, {})[measure] = score
+            difference = {"difference": scale * (restored - pruned), "stderr": error}
+            results["agreement"]["paired"].setdefault(name, {})[measure] = difference
+    return results
+
+
+PROOF = {
+    "passed": True, "tensors_compared": 38, "tensors_identical": 38, "changed_tensors": [],
+    "new_tensors": [f"model.layers.{i}.self_attn.{x}_proj.bias" for i in range(LAYERS) for x in "qkvo"],
+    "nonzero_new_tensors": ["model.layers.2.self_attn.o_proj.bias"],
+    "tensors_recomputed": 1, "tensors_touched": 1, "unexplained_tensors": [], "zeros": "kept", "zeros_lost": 0,
+    "zeros_pruned": 12345, "zeros_restored": 12345, "weights": 24690,
+    "sparsity_pruned": [0.5] * LAYERS, "sparsity_restored": [0.5] * LAYERS,
+    "logits_relative_difference": 3.1e-6, "logits_tolerance": 1e-4, "top1_agreement": 1.0,
+    "dtype": "float32", "loaded_with": "AutoModelForCausalLM",
+}  # fmt: skip
+RUN = {
+    "command": "/home/ann/venv/bin/python /home/ann/code/RestoreLCC_train.py -pruned_model_path /data/ann/wanda-50",
+    "arguments": {
+        "num_epoch": 3, "num_train_samples": 2000, "data_path": "/home/ann/alpaca.jsonl", "num_components": 4,
+    },
+    "versions": {"torch": "2.13.0"},
+    "inputs": {"/home/ann/alpaca.jsonl": "173c87a5"},
+    "seed": 42,
+    "stages": [
+        {"name": "probing", "seconds": 4.7, "peak_memory_bytes": 2**30, "peak_gpu_memory_bytes": None},
+        {"name": "training", "seconds": 100.25, "peak_memory_bytes": 3 * 2**30, "peak_gpu_memory_bytes": None},
+    ],
+    "device": "cpu",
+    "models": {"dense": "embedded", "pruned": "/data/ann/wanda-50"},
+    "pruning": None, "method": {"parameters": 1234},
+    "started": "2026-01-02T03:04:05",
+}  # fmt: skip
+HISTORY = [{"step": 0, "valid_loss": 3.0}, *({"step": n, "loss": 3 - n / 200} for n in range(1, 200))]
+HISTORY += [{"step": 199, "valid_loss": 2.1}]
+
+
+def examples(text: str = "an answer") -> dict:
+    """Three prompts in one form, and each model's answer to them."""
+    answers = {
+        "dense": {"text": text, "tokens": 9, "ended": True, "loss": 1.25},
+        "pruned": {"text": "a" * 300, "tokens": 48, "ended": False, "loss": 2.5},
+        "restored": {"text": " ", "tokens": 3, "ended": False, "loss": None},
+    }
+    prompts = [f"### Instruction:\nCount to {n}.\n{text}\n\n### Response:" for n in range(3)]
+    return {
+        "most_tokens": 48,
+        "prompts": [{"prompt": prompt, "response": text, "answers": answers} for prompt in prompts],
+    }
+
+
+@cache
+def whole() -> Record:
+    """A run that recorded all there is."""
+    scores = torch.rand(LAYERS, HEADS, generator=torch.Generator().manual_seed(0))
+    scores[3, 1] = -torch.inf
+    shares = torch.linspace(1, 0.1, DIM).expand(LAYERS, HEADS, DIM)
+    learned = {"magnitudes": torch.ones(2, DIM), "component": torch.full((2, DIM), 2.0)}
+    heads = heads_record(scores, TRAINED, 2 * scores, learned.get)
+    results = {
+        **with_answers(), "proof": PROOF,
+        "heads": {"selection": "random", "score_name": "mean squared activation gap", **without_nan(heads)},
+        "spectrum": spectrum_record(shares / shares.sum(-1, keepdim=True)),
+    }  # fmt: skip
+    return Record(results, RUN, HISTORY, examples())
+
+
+def hostile() -> Record:
+    """A run in which every text that somebody else chose is markup."""
+    results = {**make_results(**{HOSTILE: task(0.65, 0.5, 0.6, HOSTILE, higher=True)}), "proof": PROOF}
+    results["heads"] = {"score_name": HOSTILE, "scores": [[0.1, 0.9]], "trained": [[0, 1]], "count": 2}
+    run = {
+        **RUN, "command": HOSTILE, "device": HOSTILE, "models": {"dense": HOSTILE},
+        "arguments": {**RUN["arguments"], "output_dir": HOSTILE, "eval_limit": 3},
+        "method": {"title": HOSTILE, "parameters": 3, "about": HOSTILE}, "versions": {HOSTILE: HOSTILE},
+        "inputs": {HOSTILE: HOSTILE},
+        "stages": [{"name": HOSTILE, "seconds": 1.0, "detail": HOSTILE, "reused": [HOSTILE], "peak_memory_bytes": 5}],
+    }  # fmt: skip
+    return Record(results, run, HISTORY, examples(HOSTILE))

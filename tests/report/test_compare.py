@@ -1,0 +1,270 @@
+"""A comparison's numbers are its runs', its pairs are over the same rows, and no file of a user is written over."""
+
+import csv
+import gzip
+import json
+import math
+import re
+from dataclasses import asdict
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.browser import look
+from tests.report.made import HOSTILE, make_results, task
+from utils import compare
+from utils.common.errors import UserError
+from utils.common.files import write_json
+from utils.report.charts import Point, front, front_picture, names_beside
+from utils.report.side_by_side import Difference, Line, compared_page, pictures_of
+from utils.report.tables import Score
+from utils.sweep.runs import DONE, Member, Row
+from utils.sweep.table import build_table
+
+NUMBERS = {"trained_parameters": 1200, "zeros_kept": 75, "task_mean": 62.5, "perplexity": 3.5, "valid_loss": 2.25}
+
+
+def write_run(folder: Path, answers: list[float], losses: list[float], seed=1, asked="asked", **arguments) -> Path:
+    """A finished run that answered one task's questions and a text's windows (nats a token)."""
+    rows = {"one": ("acc", answers, "mean"), "text": ("token_perplexity", losses, "exp_mean")}
+    values = {"acc": sum(answers) / len(answers), "token_perplexity": 3.5}
+    results = make_results(
+        one=task(0.9, 0.0, values["acc"]), text=task(2.0, 20.0, values["token_perplexity"], "token_perplexity")
+    )
+    scores = {model: {"value": results["scores"][model]["one"]["acc"]["value"]} for model in results["scores"]}
+    mean = {"tasks": ["one"], "scores": scores, "recovered": None}
+    proof = {"zeros_pruned": 8, "zeros_lost": 2}
+    more = {"mean": mean, "proof": proof, "validation": {"restored": 2.25, "pruned": 3.0}}
+    write_json(folder / "results.json", {**results, **more})
+    method = {"parameters": 100 * arguments.get("lora_rank", 12), "kind": "mask", "restores": True}
+    run = {"method": method, "seeds": {"training": seed}, "arguments": arguments}
+    write_json(folder / "run.json", {**run, "models": {"pruned": "/x/half"}, "stages": [{"seconds": 60}]})
+    (folder / "logs").mkdir()
+    (folder / "logs" / "history.jsonl").write_text('{"valid_loss": 3}\n{"valid_loss": 2.25}\n')
+    kept = {
+        model: {
+            name: {metric: {"values": found, "aggregation": how, "higher_is_better": None, "sha256": asked}}
+            for name, (metric, found, how) in rows.items()
+        }
+        for model in ("restored", "pruned")
+    }
+    (folder / "logs" / "rows.json.gz").write_bytes(gzip.compress(json.dumps(kept).encode()))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path) -> list[Path]:
+    """Two runs of the same questions."""
+    ours = write_run(tmp_path / "ours", [1, 0, 1, 0], [1.0, 3.0], lora_rank=4, lr=0.1, output_dir="a", on=True)
+    theirs = write_run(tmp_path / "theirs", [1, 1, 1, 1], [2.0, 2.0], lora_rank=8, lr=0.2, output_dir="b", on=False)
+    return [ours, theirs]
+
+
+def with_failed(runs: list[Path]) -> list[compare.Found]:
+    """What is read of the runs, and a line of one that failed."""
+    return [*compare.read_runs(runs)[0], compare.Found("bad", failed=[f"exit status 1: {HOSTILE}"])]
+
+
+def call(monkeypatch, *words: object) -> None:
+    monkeypatch.setattr("sys.argv", ["utils.compare", *map(str, words)])
+    compare.main()
+
+
+def text_of(found: list[compare.Found]) -> str:
+    return compared_page(compare.lines_of(found), compare.pairs_of(found), [], "all")
+
+
+def test_lines_hold_the_runs_numbers_and_the_flags_that_vary(runs):
+    ours, theirs, bad = compare.lines_of(with_failed(runs))
+    wanted = {**NUMBERS, "trained_parameters": 400, "task_mean": 50, "lora_rank": 4, "rate": 0.1, "minutes": 1}
+    assert wanted.items() <= {name: score.value for name, score in ours.cells.items()}.items()
+    assert theirs.cells["lora_rank"] == Score(8) and not {"lr", "output_dir", "on"} & set(theirs.cells)
+    assert (ours.pruning, ours.kind, ours.n, ours.kept) == ("half", "inside the mask", 1, False)
+    assert (bad.n, bad.cells, bad.failed) == (0, {}, [f"exit status 1: {HOSTILE}"])
+
+
+def test_pairs_are_over_the_same_rows_and_others_are_left_out(runs, tmp_path):
+    pairs = compare.pairs_of(compare.read_runs(runs)[0])
+    assert list(pairs) == [(0, 1)]
+    found = {each.what: (each.value, each.error, each.seeds, each.n, each.lower) for each in pairs[0, 1]}
+    error = 100 * math.sqrt(4 * 0.25 / 3 / 4)  # of 0, -1, 0, -1
+    assert found["one, acc, % ↑"] == (-50, pytest.approx(error, rel=1e-6), None, 4, False)
+    assert set(found) == {"one, acc, % ↑", "perplexity ↓"} and found["perplexity ↓"][3] == 2  # one task is no mean
+    other = write_run(tmp_path / "other", [1, 1, 1, 1], [1.0, 1.0], asked="something else")
+    assert compare.pairs_of(compare.read_runs([runs[0], other])[0]) == {}
+
+
+def test_a_sweeps_lines_are_its_tables_over_the_seeds_that_both_have(tmp_path):
+    answers = {"ours": [[1, 0, 1, 0], [1, 1, 1, 0]], "theirs": [[1, 1, 1, 1], [0, 1, 1, 1], [1, 1, 0, 1]]}
+    rows = []
+    for name, seeds in answers.items():
+        members = tuple(Member(f"{name}{seed}", None, seed) for seed in range(1, len(seeds) + 1))
+        for member, given in zip(members, seeds, strict=True):
+            write_json(write_run(tmp_path / member.id, given, [1.0, 2.0], member.seed) / DONE, {"seconds": 60})
+        rows.append(Row(name, "half", "theirs", (), members))
+    rows.append(Row("waiting", "half", "theirs", (), (Member("none", None, 1),)))
+    write_json(tmp_path / "sweep.json", {"rows": [asdict(row) for row in rows]})
+    found, notes = compare.read_runs([tmp_path])
+    table = build_table(tmp_path, rows, lambda member: True)["rows"]
+    assert [each.entry["task_mean"] for each in found] == [row["task_mean"] for row in table[:2]]
+    assert notes == ["waiting, half: no run is done yet"]
+    line = compare.lines_of(found)[0]
+    assert (line.n, line.cells["task_mean"].value, line.cells["task_mean"].stderr) == (2, 62.5, pytest.approx(12.5))
+    (apart,) = (each for each in compare.pairs_of(found)[0, 1] if each.what.startswith("one"))
+    assert (apart.value, apart.seeds) == (-25, pytest.approx(25))  # seeds 1 and 2: -1/2 and 0
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "seeds", "lower", "text", "verdict"),
+    [
+        (3.0, 1.0, None, False, "+3.0 ± 1.0", "better"),
+        (3.0, 1.0, 1.0, True, "+3.0 ± 1.0 ± 1.0", "worse"),
+        (3.0, 1.0, 1.2, True, "+3.0 ± 1.0 ± 1.2", "within noise"),  # beyond either error, but not both together
+        (-0.0123, 0.0011, None, None, "−0.0123 ± 0.0011", "differs"),
+        (0.0, 6.4, None, True, "0.0 ± 6.4", "equal"),
+        (2.0, None, None, True, "+2.000", "no stderr"),
+    ],
+)
+def test_a_difference_must_be_beyond_both_of_its_errors(value, error, seeds, lower, text, verdict):
+    found = Difference("what", value, error, seeds, 4, lower)
+    assert (found.text, found.verdict) == (text, verdict)
+
+
+def test_no_rounding_hides_a_lost_zero():
+    pages = [compared_page([Line("a", n=1, cells={"zeros_kept": Score(kept)})], {}, [], "all") for kept in (100, 99.99)]
+    assert [re.findall(r'data-value="[\d.]+">([^<]*)</td>\n</tr>', text) for text in pages] == [["100.0"], ["&lt; 100"]]
+
+
+def test_the_page_is_one_file_of_the_lines_numbers_and_hostile_text_is_text(runs):
+    found = with_failed(runs)
+    text = text_of(found)
+    for value in ("50.0", "2.25", "3.5", "400"):
+        assert re.search(rf'data-value="{value}', text)
+    assert "2 configurations compared, 1 with failed runs" in text and "No two of these" not in text
+    assert "<img" not in text and text.count("<script") == text.count("</script>") == 2
+    assert "failed: exit status 1: &lt;/script&gt;" in text
+    assert not re.findall(r"(?:src|action)=\"|@import|url\(", text)
+    assert "No two of these were scored on the same rows" in text_of(found[:1])
+    assert "No configuration is done, 1 with failed runs" in text_of(found[2:])
+
+
+def test_the_command_writes_its_files_and_again_over_its_own(runs, tmp_path, monkeypatch, capsys):
+    for _ in range(2):
+        call(monkeypatch, *runs, "-output", tmp_path / "all.html")
+        assert capsys.readouterr().out == f"page: {tmp_path / 'all.html'}\n"
+    files = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert files == {"all.html", "all.csv", "all-pairs.csv", "all.svg"}
+    rows = list(csv.DictReader((tmp_path / "all.csv").read_text().splitlines()))
+    assert [(row["name"], row["n"], row["failed"], row["task_mean"]) for row in rows] == [
+        ("ours", "1", "0", "50.0"), ("theirs", "1", "0", "100.0"),
+    ]  # fmt: skip
+    pairs = list(csv.DictReader((tmp_path / "all-pairs.csv").read_text().splitlines()))
+    assert [(row["name"], row["minus"], row["n"]) for row in pairs if "acc" in row["over_the_same_rows"]] == [
+        ("ours", "theirs", "4")
+    ]
+    text = (tmp_path / "all.html").read_text()
+    assert all(f'href="{name}"' in text for name in files - {"all.html"})
+
+
+@pytest.mark.parametrize("name", ["all.html", "all.csv", "all-pairs.csv", "all.svg"])
+def test_a_users_file_is_never_written_over(runs, tmp_path, monkeypatch, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"-output: .*{name} is no earlier page or file of this command"):
+        call(monkeypatch, *runs, "-output", tmp_path / "all.html")
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {name}
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["NONE", "-output", "a.html"], "not a folder"),
+        (["EMPTY", "-output", "a.html"], "holds no run"),
+        (["ours", "-output", "results.json"], "results.json is no page's name; give one that ends in .html"),
+        (
+            ["strange", "-output", "a.html"],
+            r"RUN: strange: its files hold what no run writes \(arguments is no object\)",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line(runs, tmp_path, monkeypatch, words, said):
+    (tmp_path / "EMPTY").mkdir()
+    for name in ("results.json", "run.json"):
+        write_json(tmp_path / "strange" / name, {"arguments": 3})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=said):
+        call(monkeypatch, *words)
+    assert not (tmp_path / "a.html").exists()
+
+
+def test_folders_are_told_apart_and_shown_once(runs, tmp_path):
+    found, notes = compare.read_runs([runs[0], tmp_path / "." / "ours", tmp_path / "theirs" / ".." / "ours"])
+    assert len(found) == 1 and "2 of the folders were given more than once" in notes[0]
+    for place in "ab":
+        write_run(tmp_path / place / "out", [1, 0], [1.0])
+    found, _ = compare.read_runs([tmp_path / "a" / "out", tmp_path / "b" / "out", runs[0]])
+    assert [each.name for each in found] == ["a/out", "b/out", "ours"]
+
+
+# The front.
+
+
+def test_the_front_is_what_nothing_beats_in_both():
+    places = {"a": (1, 1), "b": (2, 3), "c": (3, 3), "d": (3, 5), "e": (1, 0)}
+    points = [Point(name, x, y) for name, (x, y) in places.items()]
+    assert [point.name for point in front(points, lower_x=True, lower_y=False)] == ["a", "b", "d"]
+    assert [point.name for point in front(points, lower_x=True, lower_y=True)] == ["e"]
+    assert [point.name for point in front([*points, points[4]], True, True)] == ["e", "e"]  # equals both stand
+    assert front(points, lower_x=None, lower_y=True) == []
+
+
+def test_the_picture_has_every_point_and_marks_lost_zeros():
+    points = [Point("none", 0, 1.0), Point("few", 100, 3.0, 0.5), Point("many", 90_000, 2.0, None, kept=False)]
+    root = ElementTree.fromstring(front_picture(points, ("trained numbers", "share"), (True, False)).alone())
+    marks = [mark for mark in root.iter("{http://www.w3.org/2000/svg}circle") if len(mark)]
+    assert [mark.get("class") for mark in marks] == ["restored", "restored", "lost"]
+    tips = [mark[0].text for mark in marks]
+    assert tips == ["none: 1 at 0", "few: 3 ± 0.5 at 100", "many: 2 at 90,000"]
+    across, up = ([float(mark.get(name)) for mark in marks] for name in ("cx", "cy"))
+    assert across == sorted(across) and up[1] < up[2] < up[0]
+    (joined,) = (path for path in root.iter("{http://www.w3.org/2000/svg}path") if path.get("class") == "front")
+    assert joined.get("d") == f"M{across[0]:g},{up[0]:g}L{across[1]:g},{up[1]:g}"
+    lines = [
+        Line(f"n{n}", n=1, cells={"trained_parameters": Score(n), "rank": Score(n), "kl": Score(n)}) for n in (1, 2)
+    ]
+    assert list(pictures_of(lines)) == ["KL from dense ↓ against trained numbers", "KL from dense ↓ against rank"]
+
+
+def test_names_are_beside_their_marks_and_over_nothing_else():
+    spots = [(50.0, 100.0, "first"), (52.0, 100.0, "second"), (780.0, 60.0, "x" * 40), (51.0, 101.0, "no room")]
+    found = {text[0]: (x, y, anchor) for x, y, anchor, text in names_beside(spots, 30, 336)}
+    assert found["f"] == (59, 93, "start") and found["s"] == (43, 93, "end") and found["x"] == (771, 53, "end")
+    assert [text for *_, text in names_beside([(5.0, 101.0, "x" * 999)], 300, 336)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [380, 1200])
+def test_a_browser_filters_sorts_and_turns_pairs_and_pictures(runs, tmp_path, width):
+    (tmp_path / "all.html").write_text(text_of(with_failed(runs)), encoding="utf-8")
+    more = """
+      const byId = (id) => document.getElementById(id), body = byId("lines").tBodies[0];
+      const names = () => [...body.rows].filter((row) => !row.hidden).map((row) => row.cells[0].firstChild.textContent);
+      const set = (id, value, event) => { byId(id).value = value; byId(id).dispatchEvent(new Event(event)); };
+      const pair = () => [...byId("differences").rows].map((row) => [...row.cells].map((cell) => cell.textContent));
+      const found = [pair()];
+      set("one", "0", "change"); set("other", "1", "change"); found.push(pair());
+      byId("lines").tHead.rows[0].cells[2].querySelector("button").click();
+      byId("lines").tHead.rows[0].cells[2].querySelector("button").click(); found.push(names());
+      set("filter", "THEIRS half", "input"); found.push(names());
+      const shown = () => [...byId("pictures").children].map((figure) => !figure.hidden);
+      found.push(shown()); byId("shown").selectedIndex = 1; byId("shown").dispatchEvent(new Event("change"));
+      return [...found, shown()];
+    """
+    seen = look(tmp_path / "all.html", tmp_path, width, more=more)
+    assert (seen["faults"], seen["console"], seen["overflow"], seen["hacked"]) == ([], [], 0, None)
+    first, turned, names, filtered, pictures, others = seen["extra"]
+    assert ["one, acc, % ↑", "+50 ± 29", "4", "within noise"] in first  # theirs minus ours
+    assert ["one, acc, % ↑", "−50 ± 29", "4", "within noise"] in turned
+    assert names == ["theirs", "ours", "bad"] and filtered == ["theirs"]
+    assert pictures.index(True) == 0 and others.index(True) == 1 and sum(pictures) == sum(others) == 1

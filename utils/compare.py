@@ -1,0 +1,261 @@
+"""Many runs on one page, with its first picture as SVG and all numbers as CSV beside it.
+
+python -m utils.compare RUN… -output FILE.html
+python -m utils.compare SWEEP_DIR -output FILE.html
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+from utils.common.commands import Parser, folder_path, run
+from utils.common.errors import UserError, first_line
+from utils.common.files import write_text
+from utils.report import side_by_side
+from utils.report.side_by_side import NUMBERS, Difference, Line, Pairs
+from utils.report.summary import hide_path, shown_name
+from utils.report.tables import ARROWS, SHARES, Score
+from utils.sweep.differences import COMPARED, Measure, difference
+from utils.sweep.outcome import Outcome
+from utils.sweep.runs import DONE, FAILED, PLACES, ROWS, Member, Row, read_json
+from utils.sweep.shown import CLASSES
+from utils.sweep.table import chosen_runs, finished_runs, table_row
+
+OURS = {
+    ".html": "<title>RestoreLCC, runs compared</title>",
+    ".csv": "name,pruning,class,n,failed",
+    "-pairs.csv": "name,minus,over_the_same_rows",
+    ".svg": 'class="chart alone"',
+}
+"""Ends of the names of the files that this command writes, and what stands at the beginning of each."""
+
+
+OBJECTS = (
+    "scores", "metrics", "main_metric", "mean", "answers", "agreement", "recovered", "validation", "proof",
+    "arguments", "method", "models", "pruning", "seeds",
+)  # fmt: skip
+"""What a comparison reads of results.json and run.json, where they have it."""
+
+
+@dataclass
+class Found:
+    """What was read of one line: its place in a sweep's table (None where no run is done), and its runs, one a seed."""
+
+    name: str
+    pruning: str = ""
+    entry: dict | None = None
+    outcomes: list[Outcome] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+def main() -> None:
+    """Read, then write the page and its numbers."""
+    parser = Parser(
+        prog="utils.compare",
+        usage="python -m utils.compare RUN… | SWEEP_DIR -output FILE.html",
+        description="Compare runs, or the rows of a sweep, on one page: a table, paired differences, and pictures.",
+    )
+    parser.add_argument("folders", nargs="+", type=folder_path, metavar="RUN", help="folders of runs, or of sweeps")
+    beside = "the page; FILE.csv, FILE-pairs.csv and FILE.svg are beside it"
+    parser.flag("output", type=folder_path, required=True, metavar="FILE.html", help=beside)
+    args = parser.parse_args()
+    if args.output.suffix != ".html":
+        raise UserError(f"-output: {args.output} is no page's name; give one that ends in .html")
+    for folder in args.folders:
+        if not folder.is_dir():
+            raise UserError(f"RUN: {folder} is not a folder; give the -output_dir of runs, or of a sweep")
+    files = {end: args.output.with_name(f"{args.output.stem}{end}") for end in OURS}
+    for end, path in files.items():
+        if path.exists() and not is_ours(path, OURS[end]):
+            raise UserError(f"-output: {path} is no earlier page or file of this command; give another name")
+    found, notes = read_runs(args.folders)
+    if not found:
+        raise UserError(f"RUN: no run in {args.folders[0]} is done; wait for one, or give other folders")
+    lines, pairs = lines_of(found), pairs_of(found)
+    texts = {".csv": side_by_side.table_csv(lines), "-pairs.csv": side_by_side.pairs_csv(lines, pairs)}
+    for picture in list(side_by_side.pictures_of(lines).values())[:1]:
+        texts[".svg"] = picture.alone()
+    texts[".html"] = side_by_side.compared_page(
+        lines, pairs, notes, args.output.stem
+    )  # the page last: what it links to is there
+    try:
+        for end, text in texts.items():
+            write_text(files[end], text)
+    except OSError as error:
+        raise UserError(f"-output: {args.output} cannot be written ({error.strerror}); name another file") from error
+    print(f"page: {args.output}")
+
+
+def is_ours(path: Path, mark: str) -> bool:
+    """Whether an earlier call wrote the file."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return mark in file.read(2000)
+    except (OSError, ValueError):
+        return False
+
+
+def read_runs(folders: Sequence[Path]) -> tuple[list[Found], list[str]]:
+    """(lines, notes) of runs' folders, or of sweeps' ones; UserError for a folder that is neither."""
+    found: list[Found] = []
+    notes: list[str] = []
+    given = {folder.resolve(): folder for folder in folders}
+    if len(given) < len(folders):
+        notes.append(f"{len(folders) - len(given)} of the folders were given more than once; each is shown once")
+    for whole, folder in given.items():
+        # A run's own name, with as many of those above it as tell it from the others.
+        ends = (whole.parts[-n:] for n in range(1, len(whole.parts) + 1))
+        own = next(end for end in ends if all(o == whole or o.parts[-len(end) :] != end for o in given))
+        content = read_json(folder / ROWS) or {}
+        try:
+            rows = [Row.from_json(each) for each in content.get("rows") or ()]
+            found += _of_sweep(folder, rows, notes) if rows else [_of_run(folder, "/".join(own), notes)]
+        except (TypeError, KeyError, AttributeError, IndexError) as error:
+            said = f"RUN: {folder}: its files hold what no run writes ({first_line(error)})"
+            raise UserError(f"{said}; copy the folder again") from error
+    shown = [(line.name, line.pruning) for line in found]
+    for place, line in enumerate(found):
+        if shown.count(shown[place]) > 1:
+            line.name = f"{line.name} ({1 + shown[:place].count(shown[place])})"
+    return found, list(dict.fromkeys(notes))
+
+
+def _of_sweep(folder: Path, rows: list[Row], notes: list[str]) -> list[Found]:
+    """The rows of a sweep."""
+    done = {name: checked(outcome) for name, outcome in finished_runs(folder, rows).items()}
+    found = []
+    for row in rows:
+        rate, outcomes = chosen_runs(folder, row, done)
+        entry = table_row(folder, row, rate, outcomes, done, notes) if outcomes else None
+        members = {each.id: each for each in (*row.searches, *row.at(rate))}
+        failed = [text for each in members if (text := failure(folder / each))]
+        if outcomes or failed:
+            found.append(Found(row.name, row.pruning, entry, outcomes, failed))
+        else:
+            notes.append(f"{row.name}, {row.pruning}: no run is done yet")
+    return found
+
+
+def _of_run(folder: Path, name: str, notes: list[str]) -> Found:
+    """A run of its own, whether a sweep made it or not."""
+    if not all(read_json(folder / part) for part in ("results.json", "run.json")):
+        failed = failure(folder)
+        if failed is None:
+            raise UserError(f"RUN: {folder} holds no run (results.json, run.json) and no sweep; give an -output_dir")
+        return Found(name, failed=[failed])
+    outcome = checked(Outcome(folder, read_json(folder / DONE) or {}))
+    pruning, models = outcome.run.get("pruning") or {}, outcome.run.get("models") or {}
+    how = f"{pruning['method']} {pruning.get('sparsity')}" if pruning.get("method") else "pruned elsewhere"
+    how = shown_name(models["pruned"]) if models.get("pruned") else how
+    seconds = sum(stage["seconds"] for stage in outcome.run.get("stages") or [])
+    outcome = Outcome(folder, {"seconds": seconds, **outcome.record})
+    trained = (outcome.run.get("method") or {}).get("parameters")
+    rate = (outcome.run.get("arguments") or {}).get("lr") if trained else None
+    member = Member(folder.name, rate, outcome.seed)
+    row = Row(name, how, None, (), (member,))
+    return Found(name, how, table_row(folder.parent, row, rate, [outcome], {member.id: outcome}, notes), [outcome])
+
+
+def failure(folder: Path) -> str | None:
+    """How the run in `folder` failed, in a line; None if it did not."""
+    record = read_json(folder / FAILED)
+    if record is None:
+        return None
+    last = next((str(line) for line in reversed(record.get("output") or []) if str(line).strip()), "")
+    status = record.get("exit_status")
+    how = "exit status unknown" if status is None else f"exit status {status}"
+    return how + (f": {last.strip()[:200]}" if last else "")
+
+
+def checked(outcome: Outcome) -> Outcome:
+    """The same; TypeError if a part of it is not what a run writes there."""
+    for name, value in [*outcome.results.items(), *outcome.run.items()]:
+        if name in OBJECTS and not isinstance(value or {}, dict):
+            raise TypeError(f"{name} is no object")
+    return outcome
+
+
+def lines_of(found: Sequence[Found]) -> list[Line]:
+    """The page's lines."""
+    flags, lines = flags_that_vary(found), []
+    for place, each in enumerate(found):
+        entry = each.entry or {}
+        cells = {name: _score(entry[name], NUMBERS[name].factor) for name in NUMBERS if entry.get(name) is not None}
+        cells |= {name: Score(values[place]) for name, values in flags.items() if values[place] is not None}
+        kind = "changes nothing" if entry.get("class") == "nothing" else CLASSES.get(entry.get("class"), "")
+        failed = [hide_path(text) for text in each.failed]
+        lines.append(Line(each.name, each.pruning, kind, len(each.outcomes), failed, cells))
+    return lines
+
+
+def _score(found: dict | float, factor: int) -> Score:
+    """A number of a sweep's table, its error over seeds or else over questions."""
+    if not isinstance(found, dict):
+        return Score(factor * found)
+    error = found["stderr"] if found["stderr"] is not None else found.get("stderr_questions")
+    return Score(factor * found["value"], None if error is None else factor * error)
+
+
+def flags_that_vary(found: Sequence[Found]) -> dict[str, list[float | None]]:
+    """Flag → its number in each line (None where it has none), of those that have two numbers or more.
+
+    None is of places, nor of seeds, and the rate has a column of its own.
+    """
+    given = [(each.outcomes[0].run.get("arguments") or {}) if each.outcomes else {} for each in found]
+    names = dict.fromkeys(name for arguments in given for name in arguments if name not in ("lr", *PLACES))
+    numbers = {name: [as_number(arguments.get(name)) for arguments in given] for name in names if "seed" not in name}
+    return {name: values for name, values in numbers.items() if len(set(values) - {None}) > 1}
+
+
+def as_number(value: object) -> float | None:
+    """A flag's number, "0.5" too; None for a word, a switch and what is not finite."""
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def pairs_of(found: Sequence[Found]) -> Pairs:
+    """The differences of each two lines in what was scored on the same rows; no pair without any."""
+    pairs: Pairs = {}
+    for (one, first), (other, second) in combinations(enumerate(found), 2):
+        for measure in _measures(first) if second.outcomes else ():
+            try:
+                apart = difference(first.outcomes, second.outcomes, measure)
+            except (UserError, ValueError):
+                continue
+            if apart is not None:
+                what, factor, lower = _heading(first.outcomes[0], measure)
+                parts = (apart[part] for part in ("difference", "stderr", "stderr_seeds"))
+                numbers = [part if part is None else float(f"{factor * part:.7g}") for part in parts]
+                pairs.setdefault((one, other), []).append(Difference(what, *numbers, apart["n"], lower))
+    return pairs
+
+
+def _measures(found: Found) -> list[Measure]:
+    """COMPARED, and each task's main metric; a perplexity stands once, and no single task is a mean of tasks."""
+    if not found.outcomes:
+        return []
+    outcome = found.outcomes[0]
+    named = [name for name in COMPARED if name != "task_mean" or len(outcome.accuracies) > 1]
+    main = (outcome.results.get("main_metric") or {}).items()
+    return [*named, *(each for each in main if each != outcome.perplexity)]
+
+
+def _heading(outcome: Outcome, measure: Measure) -> tuple[str, int, bool | None]:
+    """(heading, factor, whether lower is better)."""
+    if isinstance(measure, str):
+        column = NUMBERS[measure]
+        return column.heading, column.factor, column.lower
+    task, metric = measure
+    known = (outcome.results.get("metrics") or {}).get(task, {}).get(metric) or {}
+    higher, percent = known.get("higher_is_better"), metric.startswith(SHARES)
+    what = f"{task}, {metric}{', %' if percent else ''}{ARROWS[higher]}"
+    return what, 100 if percent else 1, None if higher is None else not higher
+
+
+if __name__ == "__main__":
+    run(main)
