@@ -3,22 +3,22 @@
 import csv
 import json
 import re
-from dataclasses import asdict
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 
 from tests.browser import A4_ACROSS, brightness, look
-from tests.sweep.test_table import OTHER, OURS, SAME, THEIRS, with_answers, with_validation, write_run
+from tests.sweep.test_table import OTHER, OURS, SAME, THEIRS, found, with_answers, with_validation, write_run
 from utils.common.errors import UserError
 from utils.common.files import write_json
 from utils.compare import __main__ as command
 from utils.compare.content import compared, curves_of
 from utils.compare.lines import flags_that_vary, read_lines
 from utils.compare.page import page, shown
-from utils.compare.pictures import Point, curve_picture, front, labels, pareto_picture, pictures_of
-from utils.sweep.differences import COMPARED
-from utils.sweep.runs import FAILED, Row
+from utils.compare.pictures import Point, curve_picture, front, labels, pareto_picture
+from utils.evaluation.outcome import COMPARED
+from utils.sweep.grid import SweepRow, SweepRun
 from utils.sweep.table import build_table
 
 HOSTILE = "</script><img src=x onerror='window.hacked=1'>"
@@ -30,17 +30,13 @@ def sweep(tmp_path):
     folder = tmp_path / "sweep"
     ours = tuple(write_run(folder, f"ours{seed}", seed, rows) for seed, rows in OURS.items())
     theirs = tuple(write_run(folder, f"theirs{seed}", seed, rows) for seed, rows in THEIRS.items())
-    write_json(folder / "bad" / FAILED, {"exit_status": 1, "output": ["Traceback", HOSTILE, ""]})
     for name, rank in (("ours1", 4), ("theirs1", 8)):
         run = json.loads((folder / name / "run.json").read_text())
         arguments = {"lr": rank / 100, "lora_rank": rank, "train_seed": 1, "output_dir": name}
         write_json(folder / name / "run.json", {**run, "arguments": arguments})
-    bad = (type(ours[0])("bad", None, 1),)
-    rows = [
-        Row(name, "half", None, (), members) for name, members in (("ours", ours), ("theirs", theirs), ("bad", bad))
-    ]
-    write_json(folder / "sweep.json", {"rows": [asdict(row) for row in rows]})
-    return folder, rows
+    bad = (SweepRun("bad", None, 1, said=HOSTILE),)
+    named = (("ours", ours), ("theirs", theirs), ("bad", bad))
+    return folder, found(folder, [SweepRow(name, "half", "", None, (), runs) for name, runs in named])
 
 
 @pytest.fixture
@@ -53,7 +49,7 @@ def answered(sweep):
     for seed in THEIRS:
         with_answers(folder, f"theirs{seed}", [[-2.0, 2.0], [-2.0, 2.0], [-1.0, 2.0], [-1.0, 2.0]], OTHER)
         with_validation(folder, f"theirs{seed}", [[4.0, 2.0], [4.0, 1.0]])
-    return folder, rows
+    return folder, found(folder, rows)
 
 
 def content_of(*folders) -> dict:
@@ -94,9 +90,9 @@ def grid(tmp_path):
 def test_a_sweeps_lines_are_its_tables(sweep):
     folder, rows = sweep
     lines, _ = read_lines([folder])
-    table = build_table(folder, rows, lambda member: True)["rows"]
-    assert [line.entry for line in lines[:2]] == table[:2]
-    assert (lines[2].name, lines[2].entry, lines[2].failed) == ("bad", None, [f"exit status 1: {HOSTILE}"])
+    table = [{**row, "against": None} for row in build_table(rows)["rows"]]
+    assert [{**line.entry, "against": None, "control": None} for line in lines[:2]] == table[:2]
+    assert (lines[2].name, lines[2].entry, lines[2].failed) == ("bad", None, [HOSTILE])
     content = compared(lines, [])
     found = content["lines"][0]["cells"]["task_mean"]
     assert found["n"] == 2 and found["value"] == pytest.approx(100 * table[0]["task_mean"]["value"])
@@ -121,7 +117,7 @@ def test_pairs_are_over_the_same_rows_and_others_are_left_out(sweep):
 
 def test_pairs_are_the_sweeps_own_differences(answered):
     folder, rows = answered
-    table = build_table(folder, [Row(r.name, r.pruning, "theirs", (), r.finals) for r in rows], lambda member: True)
+    table = build_table([replace(row, compare_to="theirs") for row in rows])
     against = table["rows"][0]["against"]
     content = content_of(folder)
     found = differences(content)
@@ -172,7 +168,7 @@ def test_the_command_writes_a_page_and_its_numbers(sweep, tmp_path, monkeypatch,
         0.1
     )
     text = (tmp_path / "all.html").read_text()
-    assert "<img" not in text and "failed: exit status 1: &lt;/script&gt;" in text
+    assert "<img" not in text and "failed: &lt;/script&gt;" in text
     pairs = list(csv.DictReader((tmp_path / "all-pairs.csv").read_text().splitlines()))
     assert {(row["name"], row["minus"]) for row in pairs} == {("ours", "theirs")}
     assert [row["n"] for row in pairs if row["over_the_same_rows"] == "perplexity ↓"] == ["2"]
@@ -195,11 +191,6 @@ def test_a_mistake_is_one_line(tmp_path, monkeypatch, words, said):
 
 def test_what_folders_hold_is_shown_as_it_is(sweep, tmp_path):
     folder, _ = sweep
-    (folder / "killed").mkdir()
-    write_json(folder / "killed" / FAILED, {"exit_status": None})
-    failed = content_of(folder / "bad", folder / "killed")
-    assert [line["failed"] for line in failed["lines"]] == [[f"exit status 1: {HOSTILE}"], ["exit status unknown"]]
-    assert "No configuration is done, 2 with failed runs" in page(failed, "all") and pictures_of(failed, "all") == []
     once = content_of(folder / "ours1")
     assert (once["pairs"], once["flags"], once["curves"]) == ([], {}, {})
     twice = content_of(folder / "ours1", folder / "." / "ours1", folder / ".." / "sweep" / "ours1")
@@ -213,7 +204,7 @@ def test_what_folders_hold_is_shown_as_it_is(sweep, tmp_path):
 def test_runs_without_evaluation_are_told_by_their_loss(sweep):
     folder, _ = sweep
     for name in ("ours1", "theirs2"):
-        write_json(folder / name / "results.json", {"scores": {}})
+        write_json(folder / name / "results.json", {"scores": {}, "validation": {"restored": 2.0}})
     content = content_of(folder / "ours1", folder / "theirs2")
     assert (content["across"], content["up"], content["pairs"]) == ("trained_parameters", "valid_loss", [])
     assert "No two of these were scored" in page(content, "all") and pareto_picture(content, "p").rows[1][3] == 2.0
@@ -224,7 +215,7 @@ def test_runs_without_evaluation_are_told_by_their_loss(sweep):
     [
         ("results.json", {"scores": [1]}, "results.json: scores is no object"),
         ("run.json", {"arguments": 3}, "run.json: arguments is no object"),
-        ("sweep.json", {"rows": [{"name": 1}]}, "no list of a sweep's rows"),
+        ("results.json", [1], "cannot be read as a run"),
     ],
 )
 def test_what_no_run_writes_is_one_line(sweep, file, content, said):

@@ -3,14 +3,12 @@
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import utils.sweep.__main__ as command
-import utils.sweep.loop as loop
 from utils.common.commands import run
 
 FORK = multiprocessing.get_context("fork")  # all modules are loaded already
@@ -30,10 +28,7 @@ class World:
     """Samples, a sweep's file and its output folder."""
 
     root: Path
-
-    @property
-    def file(self) -> Path:
-        return self.root / "sweep.yaml"
+    file: Path
 
     @property
     def output(self) -> Path:
@@ -44,37 +39,38 @@ class World:
         return self.file
 
     def calls(self) -> list[str]:
-        """What the entry point was called for, each as `method rate seed how`."""
+        """What the entry point was called for, each as `method rate seed`."""
         path = self.root / "calls"
         return path.read_text().splitlines() if path.exists() else []
 
-    def words(self, *flags: str) -> list[str]:
-        return [
-            "sweep",
-            str(self.file),
-            "-output_dir",
-            str(self.output),
-            "-cache_dir",
-            str(self.root / "cache"),
-            *flags,
-        ]
+    def table(self) -> list[list[str]]:
+        """The cells of the table's rows."""
+        lines = (self.output / "table.md").read_text().split("\n\n")[1].splitlines()
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
-    def start(self, *flags: str, before: Callable[[], None] = lambda: None) -> multiprocessing.Process:
-        """A sweep in a process of its own, which calls `before` first."""
+    def start(self, *flags: str) -> multiprocessing.Process:
+        """A sweep in a process of its own."""
 
         def main() -> None:
-            sys.argv = self.words(*flags)
+            sys.argv = [
+                "sweep",
+                str(self.file),
+                "-output_dir",
+                str(self.output),
+                "-cache_dir",
+                str(self.root / "cache"),
+            ]
+            sys.argv += flags
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            before()
             run(command.main)
 
         process = FORK.Process(target=main, daemon=True)
         process.start()
         return process
 
-    def sweep(self, *flags: str, before: Callable[[], None] = lambda: None) -> int:
+    def sweep(self, *flags: str) -> int:
         """A sweep's exit status."""
-        process = self.start(*flags, before=before)
+        process = self.start(*flags)
         process.join()
         return process.exitcode
 
@@ -82,10 +78,8 @@ class World:
 @pytest.fixture
 def world(tmp_path, monkeypatch) -> World:
     (tmp_path / "samples.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
-    monkeypatch.setenv("PYTHONPATH", str(Path(command.__file__).parents[2]))
-    monkeypatch.setattr(loop, "ENTRY", Path(__file__).with_name("entry.py"))
-    monkeypatch.setattr(loop, "POLL", 0.05)
-    monkeypatch.setattr(command, "PICTURES", {})
-    made = World(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(command.ENTRY.parent))
+    monkeypatch.setattr(command, "ENTRY", Path(__file__).with_name("entry.py"))
+    made = World(tmp_path, tmp_path / "sweep.yaml")
     made.write()
     return made

@@ -1,7 +1,7 @@
 """Many runs on one page, with its pictures as SVG and all numbers as CSV beside it.
 
 python -m utils.compare RUN… -output FILE.html
-python -m utils.compare SWEEP_DIR -output FILE.html
+python -m utils.compare SWEEP -output FILE.html       a sweep's folder, or its runs.json.gz
 """
 
 from utils.common.commands import Parser, folder_path, run
@@ -12,13 +12,14 @@ from utils.compare.lines import read_lines
 from utils.compare.page import csv_text, page, pairs_csv
 from utils.compare.pictures import pictures_of
 from utils.report.html import write_pictures
+from utils.sweep.sweep_files import FILE
 
 
 def build_parser() -> Parser:
     """The parser of `python -m utils.compare`."""
     parser = Parser(
         prog="utils.compare",
-        usage="python -m utils.compare RUN… | SWEEP_DIR -output FILE.html",
+        usage="python -m utils.compare RUN… | SWEEP -output FILE.html",
         description="Compare runs, or the rows of a sweep, on one page: a table, paired differences, and pictures.",
     )
     parser.add_argument("folders", nargs="+", type=folder_path, metavar="RUN", help="folders of runs, or of sweeps")
@@ -33,8 +34,8 @@ def main() -> None:
     if args.output.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"-output: {args.output} is no page's name; give one that ends in .html")
     for folder in args.folders:
-        if not folder.is_dir():
-            raise UserError(f"RUN: {folder} is not a folder; give the -output_dir of runs, or of a sweep")
+        if not folder.is_dir() and folder.suffix != ".gz":
+            raise UserError(f"RUN: {folder} is not a folder; give the -output_dir of runs or of a sweep, or its {FILE}")
     content = compared(*read_lines(args.folders))
     if not content["lines"]:
         raise UserError(f"RUN: no run in {args.folders[0]} is done; wait for one, or give other folders")

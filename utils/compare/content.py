@@ -9,7 +9,7 @@ from utils.common.files import without_nan
 from utils.compare.lines import Line, Measure, flags_that_vary, pairs
 from utils.report.summary import hide_path
 from utils.report.tables import ARROWS, SHARES
-from utils.sweep.shown import CLASSES
+from utils.sweep.table_text import CLASSES
 
 
 @dataclass(frozen=True)

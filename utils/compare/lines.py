@@ -6,11 +6,11 @@ from itertools import combinations
 from pathlib import Path
 
 from utils.common.errors import UserError, first_line
+from utils.evaluation.outcome import COMPARED, Measure, Outcome, difference, read_outcome
 from utils.report.summary import shown_name
-from utils.sweep.differences import COMPARED, Measure, difference
-from utils.sweep.outcome import Outcome
-from utils.sweep.runs import DONE, FAILED, PLACES, ROWS, Member, Row, read_json
-from utils.sweep.table import chosen_runs, finished_runs, table_row
+from utils.sweep.grid import PLACES, SweepRow, SweepRun
+from utils.sweep.sweep_files import FILE, read
+from utils.sweep.table import table_row
 
 SEEDS = ("train_seed", "seed")
 """Arguments that tell the runs of one line apart, and no lines."""
@@ -39,11 +39,11 @@ def read_lines(folders: Sequence[Path]) -> tuple[list[Line], list[str]]:
         notes.append(f"{len(folders) - len(given)} of the folders were given more than once; each is shown once")
     names = _told_apart(list(given))
     for place, folder in given.items():
-        content = read_json(folder / ROWS)
-        if content is not None and isinstance(content.get("rows"), list):
-            lines += _of_sweep(folder, content["rows"], notes)
+        kept = folder / FILE if folder.is_dir() else folder
+        if kept.is_file():
+            lines += _of_sweep(read(kept), notes)
         else:
-            lines.append(_of_run(folder, names[place], notes))
+            lines.append(_of_run(folder, names[place]))
     shown = [(line.name, line.pruning) for line in lines]
     for place, line in enumerate(lines):
         if shown.count(shown[place]) > 1:
@@ -61,47 +61,31 @@ def _told_apart(folders: Sequence[Path]) -> dict[Path, str]:
     return found
 
 
-def _of_sweep(folder: Path, content: list, notes: list[str]) -> list[Line]:
-    try:
-        rows = [Row.from_json(each) for each in content]
-    except (TypeError, KeyError) as error:
-        said = f"RUN: {folder / ROWS} is no list of a sweep's rows ({first_line(error)})"
-        raise UserError(f"{said}; copy the sweep's folder again") from error
-    found = finished_runs(folder, rows)
+def _of_sweep(rows: list[SweepRow], notes: list[str]) -> list[Line]:
     lines = []
-    for outcome in found.values():
-        check_record(outcome)
     for row in rows:
-        rate, outcomes = chosen_runs(folder, row, found)
-        entry = table_row(folder, row, rate, outcomes, found, notes) if outcomes else None
-        members = {each.id: each for each in (*row.searches, *row.at(rate))}
-        failed = [text for each in members if (text := failure(folder / each))]
-        if outcomes or failed:
-            lines.append(Line(row.name, row.pruning, entry, outcomes, failed))
+        entry = table_row(row, row.rate, row.outcomes) if row.outcomes else None
+        ended = {run.id: run.said for run in (*row.searches, *row.chosen) if run.said is not None}
+        if entry or ended:
+            lines.append(Line(row.name, row.pruning, entry, row.outcomes, list(ended.values())))
         else:
             notes.append(f"{row.name}, {row.pruning}: no run is done yet")
     return lines
 
 
-def _of_run(folder: Path, name: str, notes: list[str]) -> Line:
+def _of_run(folder: Path, name: str) -> Line:
     """A run of its own, whether a sweep made it or not."""
-    whole = all(read_json(folder / part) is not None for part in ("results.json", "run.json"))
-    if not whole:
-        failed = failure(folder)
-        if failed is None:
-            raise UserError(f"RUN: {folder} holds no run (results.json, run.json) and no sweep; give an -output_dir")
-        return Line(name, "", None, [], [failed])
-    outcome = Outcome(folder, read_json(folder / DONE) or {})
-    check_record(outcome)
-    arguments = outcome.run.get("arguments") or {}
-    if "seconds" not in outcome.record:
-        seconds = sum(stage["seconds"] for stage in outcome.run.get("stages") or [])
-        outcome = Outcome(folder, {**outcome.record, "seconds": seconds})
-    rate = arguments.get("lr") if (outcome.run.get("method") or {}).get("parameters") else None
-    member = Member(folder.name, rate, outcome.seed)
-    row = Row(name, _pruning(outcome), None, (), (member,))
-    entry = table_row(folder.parent, row, rate, [outcome], {member.id: outcome}, notes)
-    return Line(name, row.pruning, entry, [outcome])
+    if not all((folder / part).is_file() for part in PARTS):
+        raise UserError(f"RUN: {folder} holds no run (results.json, run.json) and no sweep; give an -output_dir")
+    try:
+        outcome = read_outcome(folder)
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        raise UserError(f"RUN: {folder} cannot be read as a run ({first_line(error)}); copy it again") from error
+    check_record(folder, outcome)
+    rate = outcome.run.get("arguments", {}).get("lr") if outcome.run.get("method", {}).get("parameters") else None
+    run = SweepRun(folder.name, rate, outcome.seed, outcome=outcome)
+    row = SweepRow(name, _pruning(outcome), "", None, (), (run,))
+    return Line(name, row.pruning, table_row(row, rate, [outcome]), [outcome])
 
 
 PARTS = {
@@ -113,12 +97,12 @@ PARTS = {
 """What a comparison reads of a run's files, where they have it: objects all."""
 
 
-def check_record(outcome: Outcome) -> None:
+def check_record(folder: Path, outcome: Outcome) -> None:
     """UserError if a part of the run's files is not what a run writes there."""
     for (file, parts), content in zip(PARTS.items(), (outcome.results, outcome.run), strict=True):
         wrong = next((name for name in parts if not isinstance(content.get(name) or {}, dict)), None)
         if wrong:
-            raise UserError(f"RUN: {outcome.folder / file}: {wrong} is no object; copy the run's folder again")
+            raise UserError(f"RUN: {folder / file}: {wrong} is no object; copy the run's folder again")
 
 
 def _pruning(outcome: Outcome) -> str:
@@ -127,17 +111,6 @@ def _pruning(outcome: Outcome) -> str:
     if models.get("pruned"):
         return shown_name(models["pruned"])
     return f"{pruning['method']} {pruning.get('sparsity')}" if pruning.get("method") else "pruned elsewhere"
-
-
-def failure(folder: Path) -> str | None:
-    """How the run in `folder` failed, in a line; None if it did not."""
-    record = read_json(folder / FAILED)
-    if record is None:
-        return None
-    last = next((str(line) for line in reversed(record.get("output") or []) if str(line).strip()), "")
-    status = record.get("exit_status")
-    how = "exit status unknown" if status is None else f"exit status {status}"
-    return how + (f": {last.strip()[:200]}" if last else "")
 
 
 def flags_that_vary(lines: Sequence[Line]) -> dict[str, list[object]]:
