@@ -1,5 +1,7 @@
 """A small sweep of the entry point itself, on a real Llama of 260,032 parameters."""
 
+from pathlib import Path
+
 import pytest
 
 import utils.sweep.__main__ as command
@@ -34,7 +36,7 @@ compare_to: none
 
 @pytest.mark.slow
 def test_a_rate_that_diverges_is_passed_over_and_the_rest_is_in_the_table(world, stories, monkeypatch):
-    monkeypatch.setattr(command, "ENTRY", command.ROOT / "RestoreLCC_train.py")
+    monkeypatch.setattr(command, "ENTRY", Path(command.__file__).parents[2] / "RestoreLCC_train.py")
     world.write(FILE.replace("MODEL", str(stories)))
     assert world.sweep() == 0, (world.output / "table.md").read_text()
     lora, none = read(world.output / RUNS_FILE)

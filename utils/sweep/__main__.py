@@ -8,16 +8,15 @@ by the next call, but for a rate at which training diverged. The table is made f
 """
 
 import shutil
-import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from utils.common.commands import DEFAULT_CACHE, Parser, folder_path
-from utils.common.commands import run as run_command
+from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, run
 from utils.common.disk import check_writable
 from utils.common.errors import UserError
 from utils.common.files import write_text
@@ -26,39 +25,30 @@ from utils.sweep.sweep_files import FILE, look, read, write
 from utils.sweep.table import build_table
 from utils.sweep.table_text import markdown
 
-ROOT = Path(__file__).resolve().parents[2]
-ENTRY = ROOT / "RestoreLCC_train.py"
-
-BULKY = ("model", "compact", "restoration")
-"""Of a run's result, what no table needs."""
-
-PATIENCE = 30
-"""Seconds that a run has to end by itself once it was told to."""
+ENTRY = Path(__file__).resolve().parents[2] / "RestoreLCC_train.py"
 
 
 def main() -> None:
     """One sweep, from its file to its table."""
     parser = Parser(prog="utils.sweep", description=__doc__, usage="python -m utils.sweep FILE [-flag value …]")
     parser.add_argument("file", type=folder_path, metavar="FILE", help=f"the sweep, a yaml file; or a sweep's {FILE}")
-    parser.flag(
-        "output_dir", type=folder_path, default=Path("sweep"), metavar="DIR", help="runs' folders, and the table"
-    )
+    parser.flag("output_dir", type=folder_path, default=Path("sweep"), metavar="DIR", help="for runs and table")
     parser.flag("cache_dir", type=folder_path, default=DEFAULT_CACHE, metavar="DIR", help="that all runs share")
     parser.switch("keep_models", "keep each run's model/, compact/ and restoration/, which are removed otherwise")
     args = parser.parse_args()
     if args.file.suffix == ".gz":
+        rows, kept = [], args.file
         write_text(args.output_dir / "table.md", markdown(build_table(read(args.file))))
     else:
-        rows = read_sweep(args.file)
+        rows, kept = read_sweep(args.file), args.output_dir
         check_writable(args.output_dir, "-output_dir", make=True)
         try:
             with FileLock(args.output_dir / ".lock", timeout=0):
                 rows = run_all(rows, args.output_dir, args.cache_dir, args.keep_models)
         except Timeout as error:
-            said = f"-output_dir: another sweep is at work in {args.output_dir}"
-            raise UserError(f"{said}; wait for its end, or give another folder") from error
-    print(f"table: {args.output_dir / 'table.md'}\npage:  python -m utils.compare {args.output_dir} -output FILE.html")
-    if args.file.suffix != ".gz" and (left := needed(rows)):
+            raise UserError(f"-output_dir: another sweep is at work in {kept}; wait, or give another folder") from error
+    print(f"table: {args.output_dir / 'table.md'}\npage:  python -m utils.compare {kept} -output FILE.html")
+    if left := needed(rows):
         print(f"{len(left)} runs failed: the table says how; the same command tries them again", file=sys.stderr)
         sys.exit(1)
 
@@ -82,7 +72,7 @@ def run_all(rows: list[SweepRow], output: Path, cache: Path, keep: bool) -> list
         status = call([sys.executable, str(ENTRY), *words], output / f"{run.id}.log")
         ended = "done" if status == 0 else f"exit status {status}, see {folder}.log"
         print(f"      {(time.monotonic() - began) / 60:.1f} min, {ended}", flush=True)
-        for name in () if keep else BULKY:
+        for name in () if keep else ("model", "compact", "restoration"):  # no table needs them
             shutil.rmtree(folder / name, ignore_errors=True)
 
 
@@ -96,19 +86,17 @@ def call(words: list[str], log: Path) -> int:
     """Run a command to its end, what it prints to `log`; its exit status. It is told to stop when this process is."""
     with log.open("w", encoding="utf-8") as output:
         # A session of its own: Ctrl-C is this process's, which hands it on once.
-        child = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+        child = subprocess.Popen(words, start_new_session=True, **quiet)
         try:
             return child.wait()
         except BaseException:
-            child.send_signal(signal.SIGTERM)
-            try:
-                child.wait(PATIENCE)
-            finally:
-                child.kill()
+            child.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(30)
+            child.kill()
             raise
 
 
 if __name__ == "__main__":
-    run_command(main, then="the same command goes on")
+    run(main, then="the same command goes on")

@@ -1,7 +1,5 @@
 """A sweep's YAML file: configurations, rates and seeds as rows of runs, checked by the entry point's parser."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -19,26 +17,22 @@ from utils.evaluation.outcome import Outcome
 
 KEYS = ("flags", "prunings", "configurations", "seeds", "lr", "search", "compare_to")
 
-CONTROL = "dense (control)"
-"""The pruned model's name where the dense one stands in its place: rows of it are others' controls, by their names."""
-
-REFERENCE = "restorelcc"
-"""The method whose row others are held against, where the file names none."""
-
-PLACES = ("output_dir", "cache_dir", "report_prompts")
-"""Arguments that change no number: where a run writes, and what its report shows beside them."""
-
 TAKEN = ("lr", "train_seed", "output_dir", "cache_dir", *NOT_REPEATED)
 """Flags of the entry point that the sweep gives; of the rest a file may set any."""
+
+PLACES = ("output_dir", "cache_dir", "report_prompts")
+"""Arguments that change no number."""
+
+CONTROL = "dense (control)"
+"""The pruned model's name where the dense one stands in its place: rows of it are others' controls, by their names."""
 
 
 @dataclass(frozen=True)
 class SweepRun:
     """One run. id: its folder in -output_dir. rate: None where nothing is trained. words: its flags as they are typed.
 
-    arguments: what the flags come to, but for names of files and folders: these are in the id, by their content.
-    outcome: what was found there; None where it is not done. said: then the last line that it printed, None if it never
-    began. diverged: whether that was because no loss is a number at its rate.
+    arguments: what these come to, but for names of files, which are in the id by their content. outcome: its result,
+    None until it is done; said: the last line that it printed, if it ended without; diverged: whether its rate was why.
     """
 
     id: str
@@ -62,18 +56,23 @@ class SweepRow:
     name: str
     pruning: str
     search: str
-    compare_to: str | None
+    compare_to: str
     searches: tuple[SweepRun, ...]
     finals: tuple[SweepRun, ...]
+
+    @property
+    def rates(self) -> list[float]:
+        """What may be chosen from; nothing where nothing is trained."""
+        return list(dict.fromkeys(run.rate for run in self.finals if run.rate is not None))
 
     @property
     def rate(self) -> float | None:
         """The rate whose search ended with the lowest validation loss, once all were tried; or the only one."""
         if not self.searches:
             return self.finals[0].rate
-        done = [(run.outcome.value("valid_loss"), run.rate) for run in self.searches if run.outcome]
-        known = [each for each in done if each[0] is not None]
-        return min(known)[1] if known and all(run.outcome or run.diverged for run in self.searches) else None
+        losses = {run.rate: run.outcome.value("valid_loss") for run in self.searches if run.outcome}
+        known = [rate for rate in losses if losses[rate] is not None]
+        return min(known, key=losses.get) if known and all(r.outcome or r.diverged for r in self.searches) else None
 
     @property
     def chosen(self) -> list[SweepRun]:
@@ -92,62 +91,47 @@ def read_sweep(path: Path) -> list[SweepRow]:
     Raises UserError, one line that names the file and the configuration, for whatever the entry point would refuse
     before it reads a model, and for what makes rows not comparable.
     """
-    content = read_yaml(path, "a sweep's yaml file")
-    with _within(path):
+    content, rows, place = read_yaml(path, "a sweep's yaml file"), [], str(path)
+    try:
         if not isinstance(content, dict) or set(content) - set(KEYS):
             raise UserError(f"is no sweep; give a mapping of {', '.join(KEYS)}, and no other key")
-        if empty := [name for name in ("seeds", "configurations") if not isinstance(content.get(name), list)]:
-            raise UserError(f"{empty[0]}: give a list")
-        rows = []
+        for name in ("seeds", "configurations"):
+            if not isinstance(content.get(name), list) or not content[name]:
+                raise UserError(f"{name}: give a list")
         for pruning in content.get("prunings") or [{}]:
             for number, entry in enumerate(content["configurations"], start=1):
-                with _within(f"configuration {number}"):
-                    rows.append(_row(content, pruning, entry))
-        _check_together(rows, content.get("compare_to"))
-    reference = [row.name for row in rows if row.finals[0].arguments["method"] == REFERENCE]
-    compare_to = content.get("compare_to") or next(iter(reference), None)
-    # A control is run at the rate that its namesake on a pruned model chose, if both have the same to choose from.
-    known = {(row.name, *_rates(row)): row.searches for row in reversed(rows) if row.pruning != CONTROL}
-    searches = [
-        row.searches if row.pruning != CONTROL else known.get((row.name, *_rates(row)), row.searches) for row in rows
-    ]
-    return [replace(row, compare_to=compare_to, searches=mine) for row, mine in zip(rows, searches, strict=True)]
-
-
-@contextmanager
-def _within(place: object) -> Iterator[None]:
-    """Within it, a UserError says where in the file it was."""
-    try:
-        yield
+                place = f"{path}: configuration {number}"
+                rows.append(_row(content, pruning, entry))
+        place, compare_to = str(path), content.get("compare_to")
+        names = [(row.name, row.pruning) for row in rows]
+        if twice := [each for each in names if names.count(each) > 1]:
+            raise UserError(f"{' on '.join(twice[0])} stands there twice; give each configuration its own 'name:'")
+        counts = {len(row.rates): row.name for row in rows if row.rates}
+        if len(counts) > 1:
+            said = ", ".join(f"{name} chooses from {count} rates" for count, name in counts.items())
+            raise UserError(f"{said}; a fair comparison gives every one the same number")
+        if compare_to not in {None, *dict(names)}:
+            raise UserError(f"compare_to: no configuration is named {compare_to!r}")
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
-
-
-def _rates(row: SweepRow) -> dict[float, None]:
-    return {run.rate: None for run in row.finals if run.rate is not None}
-
-
-def _check_together(rows: list[SweepRow], compare_to: str | None) -> None:
-    names = [(row.name, row.pruning) for row in rows]
-    if twice := [each for each in names if names.count(each) > 1]:
-        raise UserError(f"{' on '.join(twice[0])} stands there twice; give each configuration its own 'name:'")
-    counts = {len(_rates(row)): row.name for row in rows if _rates(row)}
-    if len(counts) > 1:
-        said = ", ".join(f"{name} chooses from {count} rates" for count, name in counts.items())
-        raise UserError(f"{said}; a fair comparison gives every one the same number")
-    if not rows or (compare_to is not None and compare_to not in dict(names)):
-        raise UserError(f"compare_to: no configuration is named {compare_to!r}" if rows else "configurations: give one")
+    # A control is run at the rate that its namesake on a pruned model chose, if both have the same to choose from.
+    chose = {(CONTROL, row.name, *row.rates): row.searches for row in reversed(rows) if row.pruning != CONTROL}
+    searches = [chose.get((row.pruning, row.name, *row.rates), row.searches) for row in rows]
+    return [
+        replace(row, compare_to=compare_to or names[0][0], searches=mine)
+        for row, mine in zip(rows, searches, strict=True)
+    ]
 
 
 def _row(content: dict, pruning: object, entry: object) -> SweepRow:
     own = dict(_flags(entry, but=("name", "lr")))
-    given, rates, seeds = own.pop("name", None), own.pop("lr", content.get("lr")), content["seeds"]
-    rates = rates if isinstance(rates, list) else [] if rates is None else [rates]
+    given, rates, seeds = own.pop("name", None), own.pop("lr", content.get("lr") or []), content["seeds"]
+    rates = rates if isinstance(rates, list) else [rates]
     flags = {**_flags(content.get("flags")), **_flags(pruning), **own}
     args = parse_arguments(_words(flags))
     trains = needs_of(args.method, Options.of(args)).training and args.num_epoch > 0
-    if not seeds or (trains and not rates):
-        raise UserError("is trained: give seeds, and 'lr: [RATE, …]', in it or for all")
+    if trains and not rates:
+        raise UserError("is trained, and has no rate; give 'lr: [RATE, …]', in it or for all")
     search = _flags(content.get("search"))
     searches = [_run({**flags, **search}, seeds[0], rate) for rate in rates] if trains and len(rates) > 1 else []
     if searches and (searches[0].arguments["spec_task"] or searches[0].arguments["num_valid_samples"] == 0):
@@ -161,7 +145,7 @@ def _row(content: dict, pruning: object, entry: object) -> SweepRow:
     name = given or " ".join([args.method, *(f"{flag}={text}" for flag, text in own.items() if flag != "method")])
     pruned = Path(args.pruned_model_path).name if args.pruned_model_path else f"{args.prune_method} {args.sparsity}"
     told = ", ".join(f"{flag} {text}" for flag, text in search.items()) if searches else ""
-    return SweepRow(name, CONTROL if args.allow_dense else pruned, told, None, tuple(searches), tuple(finals))
+    return SweepRow(name, CONTROL if args.allow_dense else pruned, told, "", tuple(searches), tuple(finals))
 
 
 def _flags(content: object, but: tuple[str, ...] = ()) -> dict[str, str]:
@@ -195,12 +179,10 @@ def _run(flags: dict[str, str], seed: object, rate: object) -> SweepRun:
 
 @cache
 def _content(name: str) -> str:
-    """A digest of the file of that name, or of all files of the folder; the name of what is no file here.
-
-    Of a pruned model without what only tells how it was made: the same weights, pruned once more, are the same model.
-    """
+    """A digest of the file of that name, or of all files of the folder; the name of what is no file here."""
     path = Path(name).expanduser()
     if name in (EMBEDDED, BUNDLED, C4) or not path.exists():
         return name
     files = [file for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
+    # The same weights, pruned once more, are the same model.
     return digest_files([file for file in files if file.name not in (RECORD, "README.md")])

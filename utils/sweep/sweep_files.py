@@ -9,8 +9,6 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-
 from utils.common.errors import UserError, first_line
 from utils.common.files import read_json, whole_file
 from utils.common.names import DIVERGED
@@ -31,29 +29,25 @@ def look(rows: list[SweepRow], output: Path) -> list[SweepRow]:
 
 
 def _looked_up(run: SweepRun, folder: Path, log: Path) -> SweepRun:
-    if is_done(run, folder):
-        return replace(run, outcome=_read_once(folder))
-    if not log.is_file():
-        return run
+    try:  # whether its results stand, of the same arguments
+        had = read_json(folder / "run.json")["arguments"].items()
+        done = (folder / "results.json").is_file() and run.arguments.items() <= had
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        done = False
+    if done or not log.is_file():
+        return replace(run, outcome=_read_once(folder) if done else None)
     lines = re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace").strip())
     diverged = any(line.startswith("error: -lr: ") and DIVERGED in line for line in lines)
     return replace(run, said=lines[-1], diverged=diverged)
 
 
-def is_done(run: SweepRun, folder: Path) -> bool:
-    """Whether its results stand, of the same arguments."""
-    try:
-        had = read_json(folder / "run.json")["arguments"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return (folder / "results.json").is_file() and all(had.get(name) == run.arguments[name] for name in run.arguments)
-
-
 def write(rows: list[SweepRow], path: Path) -> None:
     """Write the rows, whole, without the folders of this machine; the same ones always give the same bytes."""
-    plain = json.dumps([_changed(row, _moved) for row in rows], default=_plain, ensure_ascii=False)
+    kept = [_changed(row, _moved) for row in rows]
+    plain = {"default": lambda found: found.tolist() if hasattr(found, "tolist") else vars(found)}
+    text = json.dumps(kept, ensure_ascii=False, **plain)
     with whole_file(path) as partial:
-        partial.write_bytes(gzip.compress(plain.encode(), mtime=0))
+        partial.write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
 def read(path: Path) -> list[SweepRow]:
@@ -76,10 +70,6 @@ def _moved(run: SweepRun) -> SweepRun:
         names = {name: Path(value).name if str(value).startswith(("/", "~")) else value for name, value in given}
         run = replace(run, outcome=replace(run.outcome, run={**run.outcome.run, "arguments": names}))
     return replace(run, words=(), arguments={})
-
-
-def _plain(found: object) -> object:
-    return found.tolist() if isinstance(found, np.ndarray) else vars(found)
 
 
 def _read(run: dict) -> SweepRun:

@@ -14,7 +14,10 @@ RECOVERED = {"recovered_perplexity": "perplexity", "recovered_answers": "answer_
 
 
 def build_table(rows: list[SweepRow]) -> dict:
-    """{"rows": a `table_row` each, with "against" and "control", "models": dense and pruned ones, "notes": texts}."""
+    """{"rows": a `table_row` each, with "against" and "control", "models": dense and pruned ones, "notes": texts}.
+
+    against: {"name", and what `difference` gives of each of COMPARED} minus the row of that name on the same model.
+    """
     notes: list[str] = []
     found = {(row.name, row.pruning): row.outcomes for row in rows}
     table = []
@@ -22,7 +25,12 @@ def build_table(rows: list[SweepRow]) -> dict:
         others = found.get((row.compare_to, row.pruning), []) if row.compare_to != row.name else []
         controls = found.get((row.name, CONTROL), []) if row.pruning != CONTROL else []
         entry = table_row(row, row.rate, row.outcomes)
-        entry["against"] = _against(row, others, notes) if row.outcomes and others else None
+        entry["against"] = {"name": row.compare_to} if row.outcomes and others else None
+        for measure in COMPARED if entry["against"] else ():
+            try:
+                entry["against"][measure] = difference(row.outcomes, others, measure)
+            except UserError as error:
+                notes.append(f"{row.name}, {row.pruning}: not held against {row.compare_to}: {error}")
         entry["control"] = _of_control(row.outcomes, controls) if row.outcomes and controls else None
         table.append(entry)
         notes += _of_runs(row)
@@ -57,18 +65,6 @@ def table_row(row: SweepRow, rate: float | None, outcomes: list[Outcome]) -> dic
     return entry
 
 
-def _against(row: SweepRow, others: list[Outcome], notes: list[str]) -> dict:
-    """What the row has over the one it is held against: {"name", and of each of COMPARED what `difference` gives}."""
-    found: dict = {"name": row.compare_to}
-    for measure in COMPARED:
-        try:
-            found[measure] = difference(row.outcomes, others, measure)
-        except UserError as error:
-            found[measure] = None
-            notes.append(f"{row.name}, {row.pruning}: not held against {row.compare_to}: {error}")
-    return found
-
-
 def _of_control(outcomes: list[Outcome], controls: list[Outcome]) -> dict[str, float | None]:
     """(pruned - restored) / (pruned - control) in each of CONTROLLED, means over the seeds of both first.
 
@@ -90,8 +86,8 @@ def _models(found: dict[tuple[str, str], list[Outcome]]) -> list[dict]:
     controls = [outcome for (_, pruning), outcomes in found.items() if pruning == CONTROL for outcome in outcomes]
     models = []
     for pruning in dict.fromkeys(pruning for _, pruning in found if pruning != CONTROL):
-        scored = [each for (_, other), outcomes in found.items() if other == pruning for each in outcomes]
-        scored = [outcome for outcome in scored if outcome.perplexity or outcome.accuracies]
+        mine = [each for (_, other), outcomes in found.items() if other == pruning for each in outcomes]
+        scored = [outcome for outcome in mine if outcome.perplexity or outcome.accuracies]
         for model in ("dense", "pruned") if scored else ():
             values = {measure: scored[0].value(measure, model) for measure in (*CONTROLLED, "task_mean")}
             if model == "dense" and controls:  # which began with it
@@ -119,12 +115,10 @@ def _apart(found: dict[tuple[str, str], list[Outcome]]) -> list[str]:
     seen: dict[str, Counter[str]] = {}
     for (_, pruning), outcomes in found.items():
         for run in (outcome.run for outcome in outcomes):
-            told = {
-                "devices": run.get("device"),
-                f"weights of {pruning}": run.get("inputs", {}).get("pruned model", "")[:8],
-            }
+            told = {"devices": run.get("device"), f"weights of {pruning}": run.get("inputs", {}).get("pruned model")}
             told |= {f"versions of {package}": version for package, version in run.get("versions", {}).items()}
-            for what, value in told.items():
-                seen.setdefault(what, Counter()).update([value] if value else [])
-    listed = {what: ", ".join(f"{value} ({n} runs)" for value, n in count.items()) for what, count in seen.items()}
-    return [f"the runs are of several {what}: {listed[what]}" for what, count in seen.items() if len(count) > 1]
+            for what in filter(told.get, told):
+                seen.setdefault(what, Counter())[told[what] if len(told[what]) < 64 else told[what][:8]] += 1
+    several = {what: count.items() for what, count in seen.items() if len(count) > 1}
+    listed = {what: ", ".join(f"{value} ({n} runs)" for value, n in counts) for what, counts in several.items()}
+    return [f"the runs are of several {what}: {values}" for what, values in listed.items()]

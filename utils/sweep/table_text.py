@@ -22,11 +22,11 @@ SHOWN = (
 READ = (
     "Values are means over seeds ± their standard error; one seed has none. *Forgetting*: the perplexity minus the "
     "pruned model's. *Bits a byte*: of the right answers, the mean over tasks. *KL* and *unlike dense*: how far the "
-    "distribution over a question's choices is from the dense model's, in nats, and how often the likeliest choice is "
-    "another. *Recovered*: the closed share of the gap between the dense and the pruned model, where that is beyond "
-    "noise. *Of control*: the same, with the dense model after the same training in its place, since training lowers a "
-    "loss that was not pruned away too. *Δ* is paired, over the seeds that both rows have: each question's values are "
-    "averaged over seeds, then held against the other row's. Its first standard error is over questions (samples of a "
+    "choices' distribution is from the dense model's, in nats, and how often the likeliest choice is another. "
+    "*Recovered*: the closed share of the gap between the dense and the pruned model, where that is beyond noise. *Of "
+    "control*: the same, with the dense model after the same training in its place, since training lowers a loss that "
+    "was not pruned away too. *Δ* is paired, over the seeds that both rows have: each question's values are averaged "
+    "over seeds, then held against the other row's. Its first standard error is over questions (samples of a "
     "validation loss, windows of a perplexity), its second over each seed's own difference; neither holds the other."
 )
 
@@ -64,18 +64,16 @@ def markdown(table: dict) -> str:
         columns.append(("task mean ↑", [_share(each["task_mean"], 1) for each in models]))
         parts.append(_table(columns, left=2))
     parts.append(f"{_asked(table)}{READ}")
-    if table["notes"]:
-        parts.append("\n".join(f"- {note}" for note in table["notes"]))
+    parts += ["\n".join(f"- {note}" for note in table["notes"])] if table["notes"] else []
     return "\n\n".join(parts) + "\n"
 
 
 def _asked(table: dict) -> str:
     """What the rows were scored on, and how their rates were found."""
     rows = table["rows"]
-    perplexities = sorted({" ".join(row["perplexity_of"]) for row in rows if row["perplexity_of"]})
-    tasks = dict.fromkeys(task for row in rows for task in row["tasks"])
-    text = f"Perplexity: {', '.join(perplexities)}. " if perplexities else ""
-    text += f"Tasks in the mean: {', '.join(tasks)}. " if tasks else ""
+    told = {"Perplexity": sorted({" ".join(row["perplexity_of"]) for row in rows if row["perplexity_of"]})}
+    told["Tasks in the mean"] = list(dict.fromkeys(task for row in rows for task in row["tasks"]))
+    text = "".join(f"{what}: {', '.join(names)}. " for what, names in told.items() if names)
     tried = max((row["rates"] for row in rows), default=1)
     searched = " and ".join(dict.fromkeys(["one seed", *(row["search"] for row in rows if row["search"])]))
     how = f"the best of {tried} in validation loss, with {searched}" if tried > 1 else "the one that its file gives"
@@ -100,8 +98,8 @@ def _spread(found: dict | None, digits: int, factor: int, sign: str) -> str:
 
 
 def _share(value: float | None, digits: int = 0) -> str:
-    return DASH if value is None else f"{100 * value:.{digits}f} %"
+    return _fixed(value and 100 * value, digits, " %")
 
 
-def _fixed(value: float | None, digits: int) -> str:
-    return DASH if value is None else f"{value:,.{digits}f}"
+def _fixed(value: float | None, digits: int, unit: str = "") -> str:
+    return DASH if value is None else f"{value:,.{digits}f}{unit}"
