@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.browser import A4_ACROSS, brightness, look
-from tests.sweep.test_table import OTHER, OURS, SAME, THEIRS, found, with_answers, with_validation, write_run
+from tests.sweep.test_table import OTHER, OURS, SAME, THEIRS, read_again, with_answers, with_validation, write_run
 from utils.common.errors import UserError
 from utils.common.files import write_json
 from utils.compare import __main__ as command
@@ -36,7 +36,7 @@ def sweep(tmp_path):
         write_json(folder / name / "run.json", {**run, "arguments": arguments})
     bad = (SweepRun("bad", None, 1, said=HOSTILE),)
     named = (("ours", ours), ("theirs", theirs), ("bad", bad))
-    return folder, found(folder, [SweepRow(name, "half", "", None, (), runs) for name, runs in named])
+    return folder, read_again(folder, [SweepRow(name, "half", "", None, (), runs) for name, runs in named])
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def answered(sweep):
     for seed in THEIRS:
         with_answers(folder, f"theirs{seed}", [[-2.0, 2.0], [-2.0, 2.0], [-1.0, 2.0], [-1.0, 2.0]], OTHER)
         with_validation(folder, f"theirs{seed}", [[4.0, 2.0], [4.0, 1.0]])
-    return folder, found(folder, rows)
+    return folder, read_again(folder, rows)
 
 
 def content_of(*folders) -> dict:

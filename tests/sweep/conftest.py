@@ -11,8 +11,6 @@ import pytest
 import utils.sweep.__main__ as command
 from utils.common.commands import run
 
-FORK = multiprocessing.get_context("fork")  # all modules are loaded already
-
 FILE = """
 flags: {data_path: SAMPLES, num_train_samples: 20}
 seeds: [1, 2]
@@ -29,23 +27,22 @@ class World:
 
     root: Path
     file: Path
+    output: Path
 
-    @property
-    def output(self) -> Path:
-        return self.root / "out"
-
-    def write(self, text: str = FILE) -> Path:
+    def write(self, text: str = FILE) -> None:
         self.file.write_text(text.replace("SAMPLES", str(self.root / "samples.jsonl")))
-        return self.file
 
     def calls(self) -> list[str]:
         """What the entry point was called for, each as `method rate seed`."""
         path = self.root / "calls"
         return path.read_text().splitlines() if path.exists() else []
 
+    def text(self) -> str:
+        return (self.output / "table.md").read_text()
+
     def table(self) -> list[list[str]]:
         """The cells of the table's rows."""
-        lines = (self.output / "table.md").read_text().split("\n\n")[1].splitlines()
+        lines = self.text().split("\n\n")[1].splitlines()
         return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
     def start(self, *flags: str) -> multiprocessing.Process:
@@ -53,18 +50,18 @@ class World:
 
         def main() -> None:
             sys.argv = [
-                "sweep",
+                "",
                 str(self.file),
                 "-output_dir",
                 str(self.output),
                 "-cache_dir",
                 str(self.root / "cache"),
+                *flags,
             ]
-            sys.argv += flags
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             run(command.main)
 
-        process = FORK.Process(target=main, daemon=True)
+        process = multiprocessing.get_context("fork").Process(target=main, daemon=True)  # modules are loaded already
         process.start()
         return process
 
@@ -80,6 +77,6 @@ def world(tmp_path, monkeypatch) -> World:
     (tmp_path / "samples.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
     monkeypatch.setenv("PYTHONPATH", str(command.ENTRY.parent))
     monkeypatch.setattr(command, "ENTRY", Path(__file__).with_name("entry.py"))
-    made = World(tmp_path, tmp_path / "sweep.yaml")
+    made = World(tmp_path, tmp_path / "sweep.yaml", tmp_path / "out")
     made.write()
     return made

@@ -11,54 +11,47 @@ from utils.sweep.grid import CONTROL, read_sweep
 
 START = "flags: {num_train_samples: 20}\nseeds: [1]\nlr: [1e-3]\n"
 
-WRONG = {
-    "unknown flag": (START + "configurations: [{learning: 1}]", "configuration 1: unrecognized arguments: -learning=1"),
-    "unknown common flag": ("flags: {sede: 1}\nseeds: [1]\nconfigurations: [{}]", "unrecognized arguments: -sede=1"),
-    "unknown key": (START + "configuration: []", "is no sweep; give a mapping of flags, prunings"),
-    "list for a value": (START + "configurations: [{method: [lora, dora]}]", "configuration 1: method is"),
-    "wrong value": (START + "configurations: [{name: x, lora_rank: none}]", "configuration 1: -lora_rank"),
-    "unknown method": (START + "configurations: [{method: lorra}]", "-method"),
-    "switch with a value": (START + "configurations: [{train_norms: 3}]", "configuration 1: -train_norms"),
-    "options that don't go together": (START + "configurations: [{apply_to: ffn}]", "configuration 1: -apply_to"),
-    "no yaml": ("flags: {a: [1, 2}", "is no YAML in line 1"),
-    "not a mapping": ("- method: lora", "is no sweep"),
-    "no configurations": (START, "configurations: give a list"),
-    "empty configurations": (START + "configurations: []", "configurations: give a list"),
-    "configuration no mapping": (START + "configurations: [lora]", "configuration 1: lora is no set of flags"),
-    "no seeds": ("lr: 1e-3\nconfigurations: [{method: lora}]", "seeds: give a list"),
-    "seed twice": ("lr: 1e-3\nseeds: [1, 1]\nconfigurations: [{method: lora}]", "each seed once"),
-    "seed no number": ("lr: 1e-3\nseeds: [x]\nconfigurations: [{method: lora}]", "-train_seed"),
-    "no rate": ("seeds: [1]\nconfigurations: [{method: lora}]", "is trained, and has no rate"),
-    "rate no number": (START + "configurations: [{lr: fast}]", "configuration 1: -lr"),
-    "unequal numbers of rates": (
-        START + "configurations: [{method: lora}, {name: a, lr: [1e-3, 1e-2]}]",
-        "lora chooses from 1 rates, a chooses from 2 rates",
-    ),
-    "the same twice": (START + "configurations: [{method: lora}, {method: lora}]", "stands there twice"),
-    "rate among flags": ("flags: {lr: 1e-3}\nseeds: [1]\nconfigurations: [{}]", "lr: the sweep gives it"),
-    "seed among flags": (START + "configurations: [{train_seed: 3}]", "train_seed: the sweep gives it"),
-    "overwrite among flags": (START + "configurations: [{overwrite: true}]", "overwrite: the sweep gives it"),
-    "nothing to choose on in a search": (
-        "seeds: [1]\nlr: [1e-3, 1e-2]\nsearch: {num_valid_samples: 0}\nconfigurations: [{method: lora}]",
-        "rates are chosen on validation loss",
-    ),
-    "a task to train on has nothing to choose on": (
-        "seeds: [1]\nlr: [1e-3, 1e-2]\nconfigurations: [{spec_task: rte}]",
-        "rates are chosen on validation loss",
-    ),
-    "compared to nobody": (START + "compare_to: x\nconfigurations: [{method: lora}]", "no configuration is named 'x'"),
+CONFIGURATIONS = {
+    "{learning: 1}": "configuration 1: unrecognized arguments: -learning=1",
+    "{method: [lora, dora]}": "configuration 1: method is",
+    "{lora_rank: none}": "configuration 1: -lora_rank",
+    "{method: lorra}": "configuration 1: -method",
+    "{train_norms: 3}": "configuration 1: -train_norms",
+    "{apply_to: ffn}": "configuration 1: -apply_to",
+    "lora": "configuration 1: lora is no set of flags",
+    "{lr: fast}": "configuration 1: -lr",
+    "{lr: []}": "configuration 1: is trained, and has no rate",
+    "{lr: [1, 1.0]}": "each rate and each seed once",
+    "{lr: [1, 2], num_valid_samples: 0}": "rates are chosen on validation loss",
+    "{lr: [1, 2], spec_task: rte}": "rates are chosen on validation loss",
+    "{method: lora}, {name: a, lr: [1, 2]}": "lora chooses from 1 rates, a chooses from 2 rates",
+    "{method: lora}, {method: lora}": "stands there twice",
+    "{train_seed: 3}": "train_seed: the sweep gives it",
+    "{overwrite: true}": "overwrite: the sweep gives it",
+    "": "configurations: give a list",
 }
+FILES = {
+    "flags: {sede: 1}\nseeds: [1]\nconfigurations: [{}]": "unrecognized arguments: -sede=1",
+    "flags: {lr: 1e-3}\nseeds: [1]\nconfigurations: [{}]": "lr: the sweep gives it",
+    "configuration: []": "is no sweep; give a mapping of flags, prunings",
+    "- method: lora": "is no sweep",
+    "flags: {a: [1, 2}": "is no YAML in line 1",
+    "configurations: [{}]": "seeds: give a list",
+    "seeds: [x]\nlr: 1\nconfigurations: [{}]": "-train_seed",
+    "search: {num_valid_samples: 0}\nseeds: [1]\nlr: [1, 2]\nconfigurations: [{}]": "rates are chosen on",
+    START + "compare_to: x\nconfigurations: [{method: lora}]": "no configuration is named 'x'",
+}
+WRONG = {f"{START}configurations: [{text}]": expected for text, expected in CONFIGURATIONS.items()} | FILES
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_a_mistake_is_one_line_that_names_the_file(tmp_path, name):
-    text, expected = WRONG[name]
+@pytest.mark.parametrize("text", WRONG)
+def test_a_mistake_is_one_line_that_names_the_file(tmp_path, text):
     path = tmp_path / "sweep.yaml"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
         read_sweep(path)
     line = str(caught.value)
-    assert expected in line and line.startswith(f"{path}: ") and "\n" not in line
+    assert WRONG[text] in line and line.startswith(f"{path}: ") and "\n" not in line
 
 
 def test_a_mistake_ends_the_command_before_anything_is_written(world, capfd):

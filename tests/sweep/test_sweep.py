@@ -29,11 +29,10 @@ def test_each_method_runs_all_seeds_at_its_own_best_rate_once(world):
     ours, theirs = world.table()
     assert ours[:2] == ["ours", "wanda 0.5"] and ours[5:8] == ["0.01", "n=2", "2.015 ± 0.005"]
     assert theirs[5:7] == ["0.001", "n=2"]
-    assert "the best of 2 in validation loss, with one seed." in (world.output / "table.md").read_text()
-    whole = (world.output / "table.md").read_bytes()
+    assert "the best of 2 in validation loss, with one seed." in world.text()
+    whole = world.text()
     (world.output / "table.md").unlink()
-    assert world.sweep() == 0
-    assert (world.output / "table.md").read_bytes() == whole and world.calls() == RUNS
+    assert world.sweep() == 0 and world.text() == whole and world.calls() == RUNS
     assert not list(world.output.glob("*/model"))
 
 
@@ -42,7 +41,7 @@ def test_a_search_with_flags_of_its_own_is_no_run_and_the_table_names_them(world
     assert world.sweep("-keep_models") == 0
     assert world.calls()[:4] == ["restorelcc 0.001 1", "restorelcc 0.01 1", "restorelcc 0.01 1", RUNS[2]]
     assert len(world.calls()) == 8 == len(list(world.output.glob("*/model")))
-    assert "with one seed and num_train_samples 10." in (world.output / "table.md").read_text()
+    assert "with one seed and num_train_samples 10." in world.text()
 
 
 def test_a_full_disk_is_no_rate_that_failed_and_the_run_is_tried_again(world, capfd):
@@ -68,7 +67,7 @@ def test_a_rate_that_diverged_has_failed_and_is_not_tried_again(world):
     for _ in range(2):
         assert world.sweep() == 0
         assert world.table()[0][5:7] == ["0.001", "n=2"] and len(world.calls()) == 6
-    assert "at rate 0.01 diverged (error: -lr: the loss" in (world.output / "table.md").read_text()
+    assert "at rate 0.01 diverged (error: -lr: the loss" in world.text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
@@ -111,7 +110,7 @@ def test_results_of_other_arguments_are_not_the_runs(world):
 
 def test_one_file_gives_the_same_table_without_this_machines_folders(world):
     world.sweep()
-    table, kept = ((world.output / name).read_bytes() for name in ("table.md", RUNS_FILE))
+    table, kept = world.text(), (world.output / RUNS_FILE).read_bytes()
     text = gzip.decompress(kept).decode()
     assert str(world.root) not in text and str(Path.home()) + "/" not in text and '"samples.jsonl"' in text
     world.sweep()
@@ -119,4 +118,4 @@ def test_one_file_gives_the_same_table_without_this_machines_folders(world):
     world.file = Path(shutil.move(world.output / RUNS_FILE, world.root / "moved.json.gz"))
     shutil.rmtree(world.output)
     assert world.sweep() == 0
-    assert (world.output / "table.md").read_bytes() == table and len(world.calls()) == 6
+    assert world.text() == table and len(world.calls()) == 6

@@ -25,7 +25,7 @@ _read_once = cache(read_outcome)  # nothing changes a run that is done
 
 def look(rows: list[SweepRow], output: Path) -> list[SweepRow]:
     """The rows with what lies in `output`: each run's result in the folder of its id, what it printed in ID.log."""
-    return [_changed(row, lambda run: _looked_up(run, output / run.id, output / f"{run.id}.log")) for row in rows]
+    return [each_run(row, lambda run: _looked_up(run, output / run.id, output / f"{run.id}.log")) for row in rows]
 
 
 def _looked_up(run: SweepRun, folder: Path, log: Path) -> SweepRun:
@@ -43,7 +43,7 @@ def _looked_up(run: SweepRun, folder: Path, log: Path) -> SweepRun:
 
 def write(rows: list[SweepRow], path: Path) -> None:
     """Write the rows, whole, without the folders of this machine; the same ones always give the same bytes."""
-    kept = [_changed(row, _moved) for row in rows]
+    kept = [each_run(row, _moved) for row in rows]
     plain = {"default": lambda found: found.tolist() if hasattr(found, "tolist") else vars(found)}
     text = json.dumps(kept, ensure_ascii=False, **plain)
     with whole_file(path) as partial:
@@ -53,12 +53,12 @@ def write(rows: list[SweepRow], path: Path) -> None:
 def read(path: Path) -> list[SweepRow]:
     """What `write` wrote; UserError of one line if the file is none."""
     try:
-        return [_changed(SweepRow(**row), _read) for row in json.loads(gzip.decompress(path.read_bytes()))]
+        return [each_run(SweepRow(**row), _read) for row in json.loads(gzip.decompress(path.read_bytes()))]
     except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read as a sweep's {FILE} ({first_line(error)}); copy it again") from error
 
 
-def _changed(row: SweepRow, change: Callable) -> SweepRow:
+def each_run(row: SweepRow, change: Callable) -> SweepRow:
     """The row with each of its runs changed."""
     return replace(row, searches=tuple(map(change, row.searches)), finals=tuple(map(change, row.finals)))
 
