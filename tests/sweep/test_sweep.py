@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from utils.common.names import DIVERGED
 from utils.sweep.sweep_files import FILE as RUNS_FILE
 
 RUNS = [
@@ -44,26 +45,24 @@ def test_a_search_with_flags_of_its_own_is_no_run_and_the_table_names_them(world
     assert "with one seed and num_train_samples 10." in world.text()
 
 
-def test_a_full_disk_is_no_rate_that_failed_and_the_run_is_tried_again(world, capfd):
-    assert world.sweep() == 0
-    whole = world.table()
-    shutil.rmtree(world.output)
-    (world.root / "full").write_text("restorelcc 0.01")  # the best one
+@pytest.mark.parametrize(
+    "said", ["-output_dir: the disk is full", f"-lofit_lr: the loss {DIVERGED} 3", "-lr: no memory"]
+)
+def test_what_failed_by_something_else_is_no_rate_that_failed_and_is_tried_again(world, capfd, said):
+    (world.root / "fail").write_text(f"restorelcc 0.01\n{said}")  # the best one
     assert world.sweep() == 1
     assert "1 runs failed" in capfd.readouterr().err.splitlines()[-1]
     ours, theirs = world.table()
-    assert ours[5:7] == ["–", "n=0 of 2"] and theirs == whole[1]
-    assert (
-        "the same command tries it again (error: -output_dir: the disk is full"
-        in world.output.joinpath("table.md").read_text()
-    )
-    (world.root / "full").unlink()
+    assert ours[5:7] == ["–", "n=0 of 2"] and theirs[5:7] == ["0.001", "n=2"]
+    assert f"failed, and the same command tries it again (error: {said}" in world.text()
+    (world.root / "fail").unlink()
     assert world.sweep() == 0
-    assert world.table() == whole and world.calls()[-2:] == RUNS[1:3]
+    assert [row[5:7] for row in world.table()] == [["0.01", "n=2"], ["0.001", "n=2"]]
+    assert world.calls()[-2:] == RUNS[1:3] and "failed" not in world.text()
 
 
 def test_a_rate_that_diverged_has_failed_and_is_not_tried_again(world):
-    (world.root / "diverge").write_text("restorelcc 0.01")
+    (world.root / "fail").write_text(f"restorelcc 0.01\n-lr: the loss {DIVERGED} 3 of 9")
     for _ in range(2):
         assert world.sweep() == 0
         assert world.table()[0][5:7] == ["0.001", "n=2"] and len(world.calls()) == 6
@@ -81,6 +80,8 @@ def test_stopped_it_goes_on_with_the_same_command(world, number):
     (world.root / "hang").unlink()
     if number == signal.SIGKILL:  # its run ends by itself, and is done
         wait_for(lambda: list(world.output.glob("*/results.json")))
+    else:
+        assert [log.read_text() for log in world.output.glob("*.log")] == ["stopped\n"]
     assert world.sweep() == 0
     assert world.calls() == (RUNS if number == signal.SIGKILL else [RUNS[0], *RUNS])
     assert [row[6] for row in world.table()] == ["n=2", "n=2"]
@@ -114,7 +115,7 @@ def test_one_file_gives_the_same_table_without_this_machines_folders(world):
     text = gzip.decompress(kept).decode()
     assert str(world.root) not in text and str(Path.home()) + "/" not in text and '"samples.jsonl"' in text
     world.sweep()
-    assert (world.output / RUNS_FILE).read_bytes() == kept
+    assert (world.output / RUNS_FILE).read_bytes() == kept and kept[4:8] == bytes(4)  # no time
     world.file = Path(shutil.move(world.output / RUNS_FILE, world.root / "moved.json.gz"))
     shutil.rmtree(world.output)
     assert world.sweep() == 0

@@ -35,7 +35,7 @@ def _looked_up(run: SweepRun, folder: Path, log: Path) -> SweepRun:
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         done = False
     if done or not log.is_file():
-        return replace(run, outcome=_read_once(folder) if done else None)
+        return replace(run, outcome=_read_once(folder) if done else None, said=None, diverged=False)
     lines = re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace").strip())
     diverged = any(line.startswith("error: -lr: ") and DIVERGED in line for line in lines)
     return replace(run, said=lines[-1], diverged=diverged)
