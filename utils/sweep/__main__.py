@@ -3,8 +3,8 @@
     python -m utils.sweep FILE.yaml -output_dir OUT
     python -m utils.sweep RUNS.json.gz -output_dir OUT     the table once more, of runs that are done elsewhere
 
-Each run is a process of the entry point, in OUT/ID; it is done when its results.json stands. What is not done is tried
-by the next call, but for a rate at which training diverged. The table is made from the runs' files every time.
+Each run is a process of its own in OUT/ID, done when its results.json stands. What is not done is
+tried by the next call, except a rate that diverged. The table is made from the runs' files.
 """
 
 import shutil
