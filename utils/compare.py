@@ -1,7 +1,7 @@
 """Many runs on one page, with its first picture as SVG and all numbers as CSV beside it.
 
 python -m utils.compare RUN… -output FILE.html
-python -m utils.compare SWEEP_DIR -output FILE.html
+python -m utils.compare SWEEP -output FILE.html       a sweep's folder, or its runs.json.gz
 """
 
 import math
@@ -13,15 +13,15 @@ from pathlib import Path
 from utils.common.commands import Parser, folder_path, run
 from utils.common.errors import UserError, first_line
 from utils.common.files import write_text
+from utils.evaluation.outcome import COMPARED, Measure, Outcome, difference, read_outcome
 from utils.report import side_by_side
 from utils.report.side_by_side import NUMBERS, Difference, Line, Pairs
 from utils.report.summary import hide_path, shown_name
 from utils.report.tables import ARROWS, SHARES, Score
-from utils.sweep.differences import COMPARED, Measure, difference
-from utils.sweep.outcome import Outcome
-from utils.sweep.runs import DONE, FAILED, PLACES, ROWS, Member, Row, read_json
-from utils.sweep.shown import CLASSES
-from utils.sweep.table import chosen_runs, finished_runs, table_row
+from utils.sweep.grid import PLACES, SweepRow, SweepRun
+from utils.sweep.sweep_files import FILE, read
+from utils.sweep.table import table_row
+from utils.sweep.table_text import CLASSES
 
 OURS = {
     ".html": "<title>RestoreLCC, runs compared</title>",
@@ -54,7 +54,7 @@ def main() -> None:
     """Read, then write the page and its numbers."""
     parser = Parser(
         prog="utils.compare",
-        usage="python -m utils.compare RUN… | SWEEP_DIR -output FILE.html",
+        usage="python -m utils.compare RUN… | SWEEP -output FILE.html",
         description="Compare runs, or the rows of a sweep, on one page: a table, paired differences, and pictures.",
     )
     parser.add_argument("folders", nargs="+", type=folder_path, metavar="RUN", help="folders of runs, or of sweeps")
@@ -64,8 +64,8 @@ def main() -> None:
     if args.output.suffix != ".html":
         raise UserError(f"-output: {args.output} is no page's name; give one that ends in .html")
     for folder in args.folders:
-        if not folder.is_dir():
-            raise UserError(f"RUN: {folder} is not a folder; give the -output_dir of runs, or of a sweep")
+        if not folder.is_dir() and folder.suffix != ".gz":
+            raise UserError(f"RUN: {folder} is not a folder; give the -output_dir of runs or of a sweep, or its {FILE}")
     files = {end: args.output.with_name(f"{args.output.stem}{end}") for end in OURS}
     for end, path in files.items():
         if path.exists() and not is_ours(path, OURS[end]):
@@ -108,11 +108,10 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Found], list[str]]:
         # A run's own name, with as many of those above it as tell it from the others.
         ends = (whole.parts[-n:] for n in range(1, len(whole.parts) + 1))
         own = next(end for end in ends if all(o == whole or o.parts[-len(end) :] != end for o in given))
-        content = read_json(folder / ROWS) or {}
+        kept = folder / FILE if folder.is_dir() else folder
         try:
-            rows = [Row.from_json(each) for each in content.get("rows") or ()]
-            found += _of_sweep(folder, rows, notes) if rows else [_of_run(folder, "/".join(own), notes)]
-        except (TypeError, KeyError, AttributeError, IndexError) as error:
+            found += _of_sweep(read(kept), notes) if kept.is_file() else [_of_run(folder, "/".join(own))]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             said = f"RUN: {folder}: its files hold what no run writes ({first_line(error)})"
             raise UserError(f"{said}; copy the folder again") from error
     shown = [(line.name, line.pruning) for line in found]
@@ -122,51 +121,31 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Found], list[str]]:
     return found, list(dict.fromkeys(notes))
 
 
-def _of_sweep(folder: Path, rows: list[Row], notes: list[str]) -> list[Found]:
+def _of_sweep(rows: list[SweepRow], notes: list[str]) -> list[Found]:
     """The rows of a sweep."""
-    done = {name: checked(outcome) for name, outcome in finished_runs(folder, rows).items()}
     found = []
     for row in rows:
-        rate, outcomes = chosen_runs(folder, row, done)
-        entry = table_row(folder, row, rate, outcomes, done, notes) if outcomes else None
-        members = {each.id: each for each in (*row.searches, *row.at(rate))}
-        failed = [text for each in members if (text := failure(folder / each))]
-        if outcomes or failed:
-            found.append(Found(row.name, row.pruning, entry, outcomes, failed))
+        entry = table_row(row, row.rate, row.outcomes) if row.outcomes else None
+        ended = {run.id: run.said for run in (*row.searches, *row.chosen) if run.said is not None}
+        if entry or ended:
+            found.append(Found(row.name, row.pruning, entry, row.outcomes, list(ended.values())))
         else:
             notes.append(f"{row.name}, {row.pruning}: no run is done yet")
     return found
 
 
-def _of_run(folder: Path, name: str, notes: list[str]) -> Found:
+def _of_run(folder: Path, name: str) -> Found:
     """A run of its own, whether a sweep made it or not."""
-    if not all(read_json(folder / part) for part in ("results.json", "run.json")):
-        failed = failure(folder)
-        if failed is None:
-            raise UserError(f"RUN: {folder} holds no run (results.json, run.json) and no sweep; give an -output_dir")
-        return Found(name, failed=[failed])
-    outcome = checked(Outcome(folder, read_json(folder / DONE) or {}))
+    if not all((folder / part).is_file() for part in ("results.json", "run.json")):
+        raise UserError(f"RUN: {folder} holds no run (results.json, run.json) and no sweep; give an -output_dir")
+    outcome = checked(read_outcome(folder))
     pruning, models = outcome.run.get("pruning") or {}, outcome.run.get("models") or {}
     how = f"{pruning['method']} {pruning.get('sparsity')}" if pruning.get("method") else "pruned elsewhere"
     how = shown_name(models["pruned"]) if models.get("pruned") else how
-    seconds = sum(stage["seconds"] for stage in outcome.run.get("stages") or [])
-    outcome = Outcome(folder, {"seconds": seconds, **outcome.record})
-    trained = (outcome.run.get("method") or {}).get("parameters")
-    rate = (outcome.run.get("arguments") or {}).get("lr") if trained else None
-    member = Member(folder.name, rate, outcome.seed)
-    row = Row(name, how, None, (), (member,))
-    return Found(name, how, table_row(folder.parent, row, rate, [outcome], {member.id: outcome}, notes), [outcome])
-
-
-def failure(folder: Path) -> str | None:
-    """How the run in `folder` failed, in a line; None if it did not."""
-    record = read_json(folder / FAILED)
-    if record is None:
-        return None
-    last = next((str(line) for line in reversed(record.get("output") or []) if str(line).strip()), "")
-    status = record.get("exit_status")
-    how = "exit status unknown" if status is None else f"exit status {status}"
-    return how + (f": {last.strip()[:200]}" if last else "")
+    trained = outcome.run.get("method", {}).get("parameters")
+    rate = outcome.run.get("arguments", {}).get("lr") if trained else None
+    row = SweepRow(name, how, "", "", (), (SweepRun(folder.name, rate, outcome.seed, outcome=outcome),))
+    return Found(name, how, table_row(row, rate, [outcome]), [outcome])
 
 
 def checked(outcome: Outcome) -> Outcome:

@@ -31,6 +31,7 @@ from utils.common.commands import ENDING
 from utils.common.disk import explain_disk_full
 from utils.common.errors import Stopped, UserError
 from utils.common.files import write_json
+from utils.common.names import DIVERGED
 from utils.common.progress import Lines, progress
 from utils.distillation import Distillation, by_length
 from utils.losses import IGNORED, ResponseLoss
@@ -542,7 +543,7 @@ class _Finite(TrainerCallback):
         good, _ = last_whole(Path(args.output_dir), self.trainer.belongs)
         kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint before it"
         raise UserError(
-            f"{self.lr_flag}: the {what} is no finite number at step {state.global_step}{where}; lower it (now "
+            f"{self.lr_flag}: the {what} {DIVERGED} {state.global_step}{where}; lower it (now "
             f"{args.learning_rate:g}), or look at the samples with -dtype float32; {kept}"
         )
 

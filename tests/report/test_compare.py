@@ -5,7 +5,6 @@ import gzip
 import json
 import math
 import re
-from dataclasses import asdict
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,7 +18,8 @@ from utils.common.files import write_json
 from utils.report.charts import Point, front, front_picture, names_beside
 from utils.report.side_by_side import Difference, Line, compared_page, pictures_of
 from utils.report.tables import Score
-from utils.sweep.runs import DONE, Member, Row
+from utils.sweep import sweep_files
+from utils.sweep.grid import SweepRow, SweepRun
 from utils.sweep.table import build_table
 
 NUMBERS = {"trained_parameters": 1200, "zeros_kept": 75, "task_mean": 62.5, "perplexity": 3.5, "valid_loss": 2.25}
@@ -99,14 +99,16 @@ def test_a_sweeps_lines_are_its_tables_over_the_seeds_that_both_have(tmp_path):
     answers = {"ours": [[1, 0, 1, 0], [1, 1, 1, 0]], "theirs": [[1, 1, 1, 1], [0, 1, 1, 1], [1, 1, 0, 1]]}
     rows = []
     for name, seeds in answers.items():
-        members = tuple(Member(f"{name}{seed}", None, seed) for seed in range(1, len(seeds) + 1))
+        members = tuple(SweepRun(f"{name}{seed}", None, seed) for seed in range(1, len(seeds) + 1))
         for member, given in zip(members, seeds, strict=True):
-            write_json(write_run(tmp_path / member.id, given, [1.0, 2.0], member.seed) / DONE, {"seconds": 60})
-        rows.append(Row(name, "half", "theirs", (), members))
-    rows.append(Row("waiting", "half", "theirs", (), (Member("none", None, 1),)))
-    write_json(tmp_path / "sweep.json", {"rows": [asdict(row) for row in rows]})
+            write_run(tmp_path / member.id, given, [1.0, 2.0], member.seed)
+        rows.append(SweepRow(name, "half", "", "theirs", (), members))
+    rows.append(SweepRow("waiting", "half", "", "theirs", (), (SweepRun("none", None, 1),)))
+    rows = sweep_files.look(rows, tmp_path)
+    sweep_files.write(rows, tmp_path / sweep_files.FILE)
     found, notes = compare.read_runs([tmp_path])
-    table = build_table(tmp_path, rows, lambda member: True)["rows"]
+    assert compare.read_runs([tmp_path / sweep_files.FILE])[1] == notes
+    table = build_table(rows)["rows"]
     assert [each.entry["task_mean"] for each in found] == [row["task_mean"] for row in table[:2]]
     assert notes == ["waiting, half: no run is done yet"]
     line = compare.lines_of(found)[0]

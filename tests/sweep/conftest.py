@@ -3,17 +3,13 @@
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import utils.sweep.__main__ as command
-import utils.sweep.loop as loop
 from utils.common.commands import run
-
-FORK = multiprocessing.get_context("fork")  # all modules are loaded already
 
 FILE = """
 flags: {data_path: SAMPLES, num_train_samples: 20}
@@ -30,51 +26,48 @@ class World:
     """Samples, a sweep's file and its output folder."""
 
     root: Path
+    file: Path
+    output: Path
 
-    @property
-    def file(self) -> Path:
-        return self.root / "sweep.yaml"
-
-    @property
-    def output(self) -> Path:
-        return self.root / "out"
-
-    def write(self, text: str = FILE) -> Path:
+    def write(self, text: str = FILE) -> None:
         self.file.write_text(text.replace("SAMPLES", str(self.root / "samples.jsonl")))
-        return self.file
 
     def calls(self) -> list[str]:
-        """What the entry point was called for, each as `method rate seed how`."""
+        """What the entry point was called for, each as `method rate seed`."""
         path = self.root / "calls"
         return path.read_text().splitlines() if path.exists() else []
 
-    def words(self, *flags: str) -> list[str]:
-        return [
-            "sweep",
-            str(self.file),
-            "-output_dir",
-            str(self.output),
-            "-cache_dir",
-            str(self.root / "cache"),
-            *flags,
-        ]
+    def text(self) -> str:
+        return (self.output / "table.md").read_text()
 
-    def start(self, *flags: str, before: Callable[[], None] = lambda: None) -> multiprocessing.Process:
-        """A sweep in a process of its own, which calls `before` first."""
+    def table(self) -> list[list[str]]:
+        """The cells of the table's rows."""
+        lines = self.text().split("\n\n")[1].splitlines()
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+    def start(self, *flags: str) -> multiprocessing.Process:
+        """A sweep in a process of its own."""
 
         def main() -> None:
-            sys.argv = self.words(*flags)
+            sys.argv = [
+                "",
+                str(self.file),
+                "-output_dir",
+                str(self.output),
+                "-cache_dir",
+                str(self.root / "cache"),
+                *flags,
+            ]
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            before()
             run(command.main)
 
-        process = FORK.Process(target=main, daemon=True)
+        process = multiprocessing.get_context("fork").Process(target=main, daemon=True)  # modules are loaded already
         process.start()
         return process
 
-    def sweep(self, *flags: str, before: Callable[[], None] = lambda: None) -> int:
+    def sweep(self, *flags: str) -> int:
         """A sweep's exit status."""
-        process = self.start(*flags, before=before)
+        process = self.start(*flags)
         process.join()
         return process.exitcode
 
@@ -82,9 +75,8 @@ class World:
 @pytest.fixture
 def world(tmp_path, monkeypatch) -> World:
     (tmp_path / "samples.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
-    monkeypatch.setenv("PYTHONPATH", str(Path(command.__file__).parents[2]))
-    monkeypatch.setattr(loop, "ENTRY", Path(__file__).with_name("entry.py"))
-    monkeypatch.setattr(loop, "POLL", 0.05)
-    made = World(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(command.ENTRY.parent))
+    monkeypatch.setattr(command, "ENTRY", Path(__file__).with_name("entry.py"))
+    made = World(tmp_path, tmp_path / "sweep.yaml", tmp_path / "out")
     made.write()
     return made

@@ -20,6 +20,9 @@ DTYPE_NAMES = ("bfloat16", "float32", "float16")
 ANSWER_BITS = "answer_bits_per_byte"
 """A metric of every multiple-choice task: -log2 p of the right answers, for each of their UTF-8 bytes."""
 
+DIVERGED = "is no finite number at step"
+"""In the line that a training ends with whose rate was too high: a sweep knows it by these words."""
+
 TRACKERS = ("tensorboard", "wandb", "trackio")
 """Packages that training may report to."""
 

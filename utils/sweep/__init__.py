@@ -1,1 +1,1 @@
-"""Many runs from one small file: each a process of its own, done when its files say so, and one table of them all."""
+"""Many runs from one small file: each a process of its own, done when its results.json stands; one table of them."""

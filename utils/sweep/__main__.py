@@ -1,127 +1,102 @@
 """Many configurations, each at its own best rate and with the same seeds, in one table.
 
-    python -m utils.sweep FILE -output_dir OUT
-    python -m utils.sweep FILE -plan                 how many hours that will take
-    python -m utils.sweep -table -output_dir OUT     the table once more, from the runs' files alone
+    python -m utils.sweep FILE.yaml -output_dir OUT
+    python -m utils.sweep RUNS.json.gz -output_dir OUT     the table once more, of runs that are done elsewhere
 
-What a run is called, when it is done and what is left of one that was killed: utils.sweep.runs and utils.sweep.loop.
+Each run is a process of its own in OUT/ID, done when its results.json stands. What is not done is
+tried by the next call, except a rate that diverged. The table is made from the runs' files.
 """
 
-import signal
+import shutil
+import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
+import time
+from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, run
+from utils.common.disk import check_writable
 from utils.common.errors import UserError
-from utils.common.files import without_nan, write_json, write_text
-from utils.common.record import versions
-from utils.common.result import check_apart
-from utils.sweep.collect import collect
-from utils.sweep.file import read_sweep
-from utils.sweep.loop import Loop
-from utils.sweep.runs import FAILED, ROWS, Ledger, Member, Row, code_digest, planned, read_json
-from utils.sweep.shown import csv_text, markdown
+from utils.common.files import write_text
+from utils.sweep.grid import SweepRow, SweepRun, read_sweep
+from utils.sweep.sweep_files import FILE, look, read, write
 from utils.sweep.table import build_table
+from utils.sweep.table_text import markdown
 
-
-def build_parser() -> Parser:
-    """The parser of `python -m utils.sweep`."""
-    parser = Parser(
-        prog="utils.sweep",
-        usage="python -m utils.sweep FILE [-flag value …]",
-        description="Run every configuration of FILE at its best rate with every seed, and write one table of them.",
-    )
-    parser.add_argument("file", nargs="?", type=folder_path, metavar="FILE", help="the sweep, a yaml file")
-    parser.flag(
-        "output_dir", type=folder_path, default=Path("sweep"), metavar="DIR", help="a folder a run, and the table"
-    )
-    parser.flag("cache_dir", type=folder_path, default=DEFAULT_CACHE, metavar="DIR", help="that all runs share")
-    parser.switch("table", "run nothing: write the table once more, from what lies in -output_dir")
-    parser.switch("plan", "run nothing: print how long the runs that are left will take on -card")
-    parser.flag("card", default="here", metavar="CARD", help="what -plan is for: this machine (here), H100-80GB, …")
-    parser.flag(
-        "collect",
-        type=folder_path,
-        metavar="DIR",
-        help="run nothing: copy the table and the small files behind it to DIR, without this machine's paths",
-    )
-    parser.switch("retry_failed", "try those runs again that failed before")
-    parser.switch("accept_other_code", "count runs of other versions or other code as done; the table says so")
-    parser.switch("keep_models", "keep each run's model/, compact/ and restoration/, which are removed otherwise")
-    return parser
+ENTRY = Path(__file__).resolve().parents[2] / "RestoreLCC_train.py"
 
 
 def main() -> None:
     """One sweep, from its file to its table."""
-    args = build_parser().parse_args()
-    output, quiet = args.output_dir, args.table or args.collect is not None
-    if args.file is None:
-        if not quiet:
-            raise UserError("FILE: give a sweep's yaml file; docs/running.md says what is in it")
-        content = read_json(output / ROWS)
-        if content is None:
-            raise UserError(f"-output_dir: {output} holds no {ROWS} of a sweep; give the sweep's file too")
-        rows = [Row.from_json(each) for each in content["rows"]]
-        write(output, rows, lambda member: True, None)
-        _collect(output, rows, args.collect)
-        return
-    sweep = read_sweep(args.file)
-    for each in sweep.configurations:
-        check_apart(output, {**each.args.inputs(), "-cache_dir": args.cache_dir})
-    rows, commands = planned(sweep)
-    ledger = Ledger(output, versions(), code_digest(), args.accept_other_code or quiet)
-    loop = Loop(rows, commands, ledger, args.cache_dir, args.keep_models, lambda: tabulate())
-    if args.plan:
-        from utils.sweep.plan import plan_text
-
-        print(plan_text(rows, loop.left(), args.card))
-        return
-
-    def tabulate() -> None:
-        now = {"versions": ledger.versions, "code": ledger.code}
-        write(output, rows, lambda member: ledger.done(commands[member.id]), now)
-
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / ROWS, {"rows": [asdict(row) for row in rows]})
-    failed = []
-    if not quiet:
-        if args.retry_failed:
-            for name in commands:
-                (output / name / FAILED).unlink(missing_ok=True)
-        signal.signal(signal.SIGTERM, _stop)
-        failed = loop.work()
-    tabulate()
-    _collect(output, rows, args.collect)
-    if failed:
-        what = f"{len(failed)} run{'s' * (len(failed) > 1)} failed"
-        print(f"{what}: their error.json says how; -retry_failed tries again", file=sys.stderr)
+    parser = Parser(prog="utils.sweep", description=__doc__, usage="python -m utils.sweep FILE [-flag value …]")
+    parser.add_argument("file", type=folder_path, metavar="FILE", help=f"the sweep, a yaml file; or a sweep's {FILE}")
+    parser.flag("output_dir", type=folder_path, default=Path("sweep"), metavar="DIR", help="for runs and table")
+    parser.flag("cache_dir", type=folder_path, default=DEFAULT_CACHE, metavar="DIR", help="that all runs share")
+    parser.switch("keep_models", "keep each run's model/, compact/ and restoration/, which are removed otherwise")
+    args = parser.parse_args()
+    if args.file.suffix == ".gz":
+        rows, kept = [], args.file
+        write_text(args.output_dir / "table.md", markdown(build_table(read(args.file))))
+    else:
+        rows, kept = read_sweep(args.file), args.output_dir
+        check_writable(args.output_dir, "-output_dir", make=True)
+        try:
+            with FileLock(args.output_dir / ".lock", timeout=0):
+                rows = run_all(rows, args.output_dir, args.cache_dir, args.keep_models)
+        except Timeout as error:
+            raise UserError(f"-output_dir: another sweep is at work in {kept}; wait, or give another folder") from error
+    print(f"table: {args.output_dir / 'table.md'}\npage:  python -m utils.compare {kept} -output FILE.html")
+    if left := needed(rows):
+        print(f"{len(left)} runs failed: the table says how; the same command tries them again", file=sys.stderr)
         sys.exit(1)
 
 
-def write(output: Path, rows: list[Row], counts: Callable[[Member], bool], now: dict | None) -> None:
-    """The table, from what lies in `output`; arguments as `build_table` takes them."""
-    table = without_nan(build_table(output, rows, counts, now))
-    write_json(output / "table.json", table)
-    write_text(output / "table.csv", csv_text(table))
-    write_text(output / "table.md", markdown(table))
+def run_all(rows: list[SweepRow], output: Path, cache: Path, keep: bool) -> list[SweepRow]:
+    """Do what is needed and not done, each run once in a call; the rows as they are then."""
+    tried: set[str] = set()
+    while True:
+        rows = look(rows, output)
+        write_text(output / "table.md", markdown(build_table(rows)))
+        write(rows, output / FILE)
+        left = [each for each in needed(rows) if each[1].id not in tried]
+        if not left:
+            return rows
+        row, run = left[0]
+        tried.add(run.id)
+        rate = "" if run.rate is None else f", rate {run.rate:g}"
+        print(f"{row.name}, {row.pruning}{rate}, seed {run.seed}: {run.id} ({len(left)} left)", flush=True)
+        began, folder = time.monotonic(), output / run.id
+        words = [*run.words, "-output_dir", str(folder), "-cache_dir", str(cache)]
+        status = call([sys.executable, str(ENTRY), *words], output / f"{run.id}.log")
+        ended = "done" if status == 0 else f"exit status {status}, see {folder}.log"
+        print(f"      {(time.monotonic() - began) / 60:.1f} min, {ended}", flush=True)
+        for name in () if keep else ("model", "compact", "restoration"):  # no table needs them
+            shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _collect(output: Path, rows: list[Row], target: Path | None) -> None:
-    if target is None:
-        print(f"table: {output / 'table.md'}")
-        return
-    count = collect(output, rows, target)
-    write_json(target / ROWS, {"rows": [asdict(row) for row in rows]})
-    write(target, rows, lambda member: True, None)
-    print(f"{count} runs, without this machine's paths: {target / 'table.md'}")
+def needed(rows: list[SweepRow]) -> list[tuple[SweepRow, SweepRun]]:
+    """The runs that are neither done nor diverged: all searches, and those of a row's rate once it is chosen."""
+    runs = {run.id: (row, run) for row in reversed(rows) for run in (*reversed(row.chosen), *reversed(row.searches))}
+    return [each for each in reversed(runs.values()) if not each[1].outcome and not each[1].diverged]
 
 
-def _stop(number: int, _frame: object) -> None:
-    print("stopped", file=sys.stderr)
-    sys.exit(128 + number)
+def call(words: list[str], log: Path) -> int:
+    """Run a command to its end, what it prints to `log`; its exit status. It is told to stop when this process is."""
+    with log.open("w", encoding="utf-8") as output:
+        # A session of its own: Ctrl-C is this process's, which hands it on once.
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+        child = subprocess.Popen(words, start_new_session=True, **quiet)
+        try:
+            return child.wait()
+        except BaseException:
+            child.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(30)
+            child.kill()
+            raise
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, then="the same command goes on")

@@ -1,0 +1,122 @@
+"""A sweep that is stopped, or has a run that fails, loses at most that run; the table comes from files alone."""
+
+import gzip
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from utils.common.names import DIVERGED
+from utils.sweep.sweep_files import FILE as RUNS_FILE
+
+RUNS = [
+    "restorelcc 0.001 1", "restorelcc 0.01 1", "restorelcc 0.01 2", "lora 0.001 1", "lora 0.01 1", "lora 0.001 2",
+]  # fmt: skip
+"""Two rates with the first seed, then the other seed at the better one; a search without flags of its own is a run."""
+
+
+def wait_for(condition) -> None:
+    while not condition():
+        time.sleep(0.05)
+
+
+def test_each_method_runs_all_seeds_at_its_own_best_rate_once(world):
+    assert world.sweep() == 0
+    assert world.calls() == RUNS
+    ours, theirs = world.table()
+    assert ours[:2] == ["ours", "wanda 0.5"] and ours[5:8] == ["0.01", "n=2", "2.015 ± 0.005"]
+    assert theirs[5:7] == ["0.001", "n=2"]
+    assert "the best of 2 in validation loss, with one seed." in world.text()
+    whole = world.text()
+    (world.output / "table.md").unlink()
+    assert world.sweep() == 0 and world.text() == whole and world.calls() == RUNS
+    assert not list(world.output.glob("*/model"))
+
+
+def test_a_search_with_flags_of_its_own_is_no_run_and_the_table_names_them(world):
+    world.write(world.file.read_text() + "search: {num_train_samples: 10}\n")
+    assert world.sweep("-keep_models") == 0
+    assert world.calls()[:4] == ["restorelcc 0.001 1", "restorelcc 0.01 1", "restorelcc 0.01 1", RUNS[2]]
+    assert len(world.calls()) == 8 == len(list(world.output.glob("*/model")))
+    assert "with one seed and num_train_samples 10." in world.text()
+
+
+@pytest.mark.parametrize(
+    "said", ["-output_dir: the disk is full", f"-lofit_lr: the loss {DIVERGED} 3", "-lr: no memory"]
+)
+def test_what_failed_by_something_else_is_no_rate_that_failed_and_is_tried_again(world, capfd, said):
+    (world.root / "fail").write_text(f"restorelcc 0.01\n{said}")  # the best one
+    assert world.sweep() == 1
+    assert "1 runs failed" in capfd.readouterr().err.splitlines()[-1]
+    ours, theirs = world.table()
+    assert ours[5:7] == ["–", "n=0 of 2"] and theirs[5:7] == ["0.001", "n=2"]
+    assert f"failed, and the same command tries it again (error: {said}" in world.text()
+    (world.root / "fail").unlink()
+    assert world.sweep() == 0
+    assert [row[5:7] for row in world.table()] == [["0.01", "n=2"], ["0.001", "n=2"]]
+    assert world.calls()[-2:] == RUNS[1:3] and "failed" not in world.text()
+
+
+def test_a_rate_that_diverged_has_failed_and_is_not_tried_again(world):
+    (world.root / "fail").write_text(f"restorelcc 0.01\n-lr: the loss {DIVERGED} 3 of 9")
+    for _ in range(2):
+        assert world.sweep() == 0
+        assert world.table()[0][5:7] == ["0.001", "n=2"] and len(world.calls()) == 6
+    assert "at rate 0.01 diverged (error: -lr: the loss" in world.text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_stopped_it_goes_on_with_the_same_command(world, number):
+    (world.root / "hang").touch()
+    process = world.start()
+    wait_for(world.calls)
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == (-number if number == signal.SIGKILL else 128 + number)
+    (world.root / "hang").unlink()
+    if number == signal.SIGKILL:  # its run ends by itself, and is done
+        wait_for(lambda: list(world.output.glob("*/results.json")))
+    else:
+        assert [log.read_text() for log in world.output.glob("*.log")] == ["stopped\n"]
+    assert world.sweep() == 0
+    assert world.calls() == (RUNS if number == signal.SIGKILL else [RUNS[0], *RUNS])
+    assert [row[6] for row in world.table()] == ["n=2", "n=2"]
+
+
+def test_a_second_sweep_on_the_folder_is_refused(world, capfd):
+    (world.root / "hang").touch()
+    process = world.start()
+    wait_for(world.calls)
+    assert world.sweep() == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: -output_dir: another sweep is at work in ")
+    (world.root / "hang").unlink()
+    process.join()
+    assert process.exitcode == 0 and world.calls() == RUNS
+
+
+def test_results_of_other_arguments_are_not_the_runs(world):
+    world.sweep()
+    (folder,) = world.output.glob("lora-lr0.001-seed2-*/")
+    run = json.loads((folder / "run.json").read_text())
+    run["arguments"]["lora_rank"] = 3
+    (folder / "run.json").write_text(json.dumps(run))
+    assert world.sweep() == 1  # the entry point does not write over them
+    assert world.table()[1][6] == "n=1 of 2"
+
+
+def test_one_file_gives_the_same_table_without_this_machines_folders(world):
+    world.sweep()
+    table, kept = world.text(), (world.output / RUNS_FILE).read_bytes()
+    text = gzip.decompress(kept).decode()
+    assert str(world.root) not in text and str(Path.home()) + "/" not in text and '"samples.jsonl"' in text
+    world.sweep()
+    assert (world.output / RUNS_FILE).read_bytes() == kept and kept[4:8] == bytes(4)  # no time
+    world.file = Path(shutil.move(world.output / RUNS_FILE, world.root / "moved.json.gz"))
+    shutil.rmtree(world.output)
+    assert world.sweep() == 0
+    assert world.text() == table and len(world.calls()) == 6

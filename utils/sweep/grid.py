@@ -1,0 +1,187 @@
+"""A sweep's YAML file: configurations, rates and seeds as rows of runs, checked by the entry point's parser."""
+
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+from models.names import RECORD
+from utils.common.config_file import NOT_REPEATED
+from utils.common.errors import UserError
+from utils.common.files import digest, digest_files
+from utils.common.flags import parse_arguments
+from utils.common.methods import Options, needs_of
+from utils.common.names import BUNDLED, C4, EMBEDDED
+from utils.common.plain_yaml import read_yaml
+from utils.evaluation.outcome import Outcome
+
+KEYS = ("flags", "prunings", "configurations", "seeds", "lr", "search", "compare_to")
+
+TAKEN = ("lr", "train_seed", "output_dir", "cache_dir", *NOT_REPEATED)
+"""Flags of the entry point that the sweep gives; of the rest a file may set any."""
+
+PLACES = ("output_dir", "cache_dir", "report_prompts")
+"""Arguments that change no number."""
+
+CONTROL = "dense (control)"
+"""The pruned model's name where the dense one stands in its place: rows of it are others' controls, by their names."""
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run. id: its folder in -output_dir. rate: None where nothing is trained. words: its flags as they are typed.
+
+    arguments: what these come to, but for names of files, which are in the id by their content. outcome: its result,
+    None until it is done; said: the last line that it printed, if it ended without; diverged: whether its rate was why.
+    """
+
+    id: str
+    rate: float | None
+    seed: int
+    words: tuple[str, ...] = ()
+    arguments: dict = field(default_factory=dict)
+    outcome: Outcome | None = None
+    said: str | None = None
+    diverged: bool = False
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """One row of the table: the runs that choose its rate, and those of all seeds at each rate that may be chosen.
+
+    search: flags that only the searches have, in words. compare_to: the name of the row on the same pruned model that
+    it is held against.
+    """
+
+    name: str
+    pruning: str
+    search: str
+    compare_to: str
+    searches: tuple[SweepRun, ...]
+    finals: tuple[SweepRun, ...]
+
+    @property
+    def rates(self) -> list[float]:
+        """What may be chosen from; nothing where nothing is trained."""
+        return list(dict.fromkeys(run.rate for run in self.finals if run.rate is not None))
+
+    @property
+    def rate(self) -> float | None:
+        """The rate whose search ended with the lowest validation loss, once all were tried; or the only one."""
+        if not self.searches:
+            return self.finals[0].rate
+        losses = {run.rate: run.outcome.value("valid_loss") for run in self.searches if run.outcome}
+        known = [rate for rate in losses if losses[rate] is not None]
+        return min(known, key=losses.get) if known and all(r.outcome or r.diverged for r in self.searches) else None
+
+    @property
+    def chosen(self) -> list[SweepRun]:
+        """The runs of all seeds at that rate; none until it is known."""
+        return [run for run in self.finals if run.rate == self.rate]
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """Those of `chosen` that are done."""
+        return [run.outcome for run in self.chosen if run.outcome]
+
+
+def read_sweep(path: Path) -> list[SweepRow]:
+    """The rows that a file describes.
+
+    Raises UserError, one line that names the file and the configuration, for whatever the entry point would refuse
+    before it reads a model, and for what makes rows not comparable.
+    """
+    content, rows, place = read_yaml(path, "a sweep's yaml file"), [], str(path)
+    try:
+        if not isinstance(content, dict) or set(content) - set(KEYS):
+            raise UserError(f"is no sweep; give a mapping of {', '.join(KEYS)}, and no other key")
+        for name in ("seeds", "configurations"):
+            if not isinstance(content.get(name), list) or not content[name]:
+                raise UserError(f"{name}: give a list")
+        for pruning in content.get("prunings") or [{}]:
+            for number, entry in enumerate(content["configurations"], start=1):
+                place = f"{path}: configuration {number}"
+                rows.append(_row(content, pruning, entry))
+        place, compare_to = str(path), content.get("compare_to")
+        names = [(row.name, row.pruning) for row in rows]
+        if twice := [each for each in names if names.count(each) > 1]:
+            raise UserError(f"{' on '.join(twice[0])} stands there twice; give each configuration its own 'name:'")
+        counts = {len(row.rates): row.name for row in rows if row.rates}
+        if len(counts) > 1:
+            said = ", ".join(f"{name} chooses from {count} rates" for count, name in counts.items())
+            raise UserError(f"{said}; a fair comparison gives every one the same number")
+        if compare_to not in {None, *dict(names)}:
+            raise UserError(f"compare_to: no configuration is named {compare_to!r}")
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+    # A control is run at the rate that its namesake on a pruned model chose, if both have the same to choose from.
+    chose = {(CONTROL, row.name, *row.rates): row.searches for row in reversed(rows) if row.pruning != CONTROL}
+    searches = [chose.get((row.pruning, row.name, *row.rates), row.searches) for row in rows]
+    return [
+        replace(row, compare_to=compare_to or names[0][0], searches=mine)
+        for row, mine in zip(rows, searches, strict=True)
+    ]
+
+
+def _row(content: dict, pruning: object, entry: object) -> SweepRow:
+    own = dict(_flags(entry, but=("name", "lr")))
+    given, rates, seeds = own.pop("name", None), own.pop("lr", content.get("lr") or []), content["seeds"]
+    rates = rates if isinstance(rates, list) else [rates]
+    flags = {**_flags(content.get("flags")), **_flags(pruning), **own}
+    args = parse_arguments(_words(flags))
+    trains = needs_of(args.method, Options.of(args)).training and args.num_epoch > 0
+    if trains and not rates:
+        raise UserError("is trained, and has no rate; give 'lr: [RATE, …]', in it or for all")
+    search = _flags(content.get("search"))
+    searches = [_run({**flags, **search}, seeds[0], rate) for rate in rates] if trains and len(rates) > 1 else []
+    if searches and (searches[0].arguments["spec_task"] or searches[0].arguments["num_valid_samples"] == 0):
+        why = "-spec_task or num_valid_samples 0 leaves no validation samples"
+        raise UserError(f"rates are chosen on validation loss, and {why}; give one rate, or such samples")
+    # What trains nothing draws nothing by -train_seed: one run says all.
+    every = [(seed, rate) for rate in rates for seed in seeds] if trains else [(seeds[0], None)]
+    finals = [_run(flags, *each) for each in every]
+    if len({run.id for run in finals}) < len(finals):
+        raise UserError("give each rate and each seed once")
+    name = given or " ".join([args.method, *(f"{flag}={text}" for flag, text in own.items() if flag != "method")])
+    pruned = Path(args.pruned_model_path).name if args.pruned_model_path else f"{args.prune_method} {args.sparsity}"
+    told = ", ".join(f"{flag} {text}" for flag, text in search.items()) if searches else ""
+    return SweepRow(name, CONTROL if args.allow_dense else pruned, told, "", tuple(searches), tuple(finals))
+
+
+def _flags(content: object, but: tuple[str, ...] = ()) -> dict[str, str]:
+    """Flag → text, as the file has them. but: keys that are no flags of one run."""
+    if not isinstance(content or {}, dict):
+        raise UserError(f"{content} is no set of flags; write 'flag: value' lines")
+    for name, value in (content or {}).items():
+        if name in TAKEN and name not in but:
+            raise UserError(f"{name}: the sweep gives it (by seeds:, lr:, its own flags, or not at all); take it out")
+        if not isinstance(value, str) and name != "lr":
+            raise UserError(f"{name} is {value}; give one value, as on the command line")
+    return content or {}
+
+
+def _words(flags: dict[str, str]) -> list[str]:
+    """Flags as they are typed: `true` is a switch, what is set to `false` or to nothing is left out."""
+    given = {name: value for name, value in flags.items() if value.lower() not in ("", "~", "null", "false")}
+    return [f"-{name}" if value.lower() == "true" else f"-{name}={value}" for name, value in given.items()]
+
+
+def _run(flags: dict[str, str], seed: object, rate: object) -> SweepRun:
+    flags = {**flags, **({} if rate is None else {"lr": str(rate)}), "train_seed": str(seed)}
+    args = parse_arguments(_words(flags))
+    arguments = {name: value for name, value in args.as_json().items() if name not in PLACES}
+    read = {flag.removeprefix("-") for flag in args.inputs()}.intersection(arguments)
+    contents = {name: _content(str(value)) for name in read if (value := arguments.pop(name)) is not None}
+    slug = "-".join([args.method, *([] if rate is None else [f"lr{args.lr:g}"]), f"seed{args.train_seed}"])
+    name = f"{slug}-{digest(arguments, contents)[:10]}"
+    return SweepRun(name, None if rate is None else args.lr, args.train_seed, tuple(_words(flags)), arguments)
+
+
+@cache
+def _content(name: str) -> str:
+    """A digest of the file of that name, or of all files of the folder; the name of what is no file here."""
+    path = Path(name).expanduser()
+    if name in (EMBEDDED, BUNDLED, C4) or not path.exists():
+        return name
+    files = [file for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
+    # The same weights, pruned once more, are the same model.
+    return digest_files([file for file in files if file.name not in (RECORD, "README.md")])

@@ -1,0 +1,80 @@
+"""What lies in a sweep's folder, and the one file that keeps all that its table is made of."""
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from utils.common.errors import UserError, first_line
+from utils.common.files import read_json, whole_file
+from utils.common.names import DIVERGED
+from utils.evaluation.outcome import Outcome, read_outcome
+from utils.evaluation.rows import KeptRows
+from utils.sweep.grid import SweepRow, SweepRun
+
+FILE = "runs.json.gz"
+"""In a sweep's folder: its rows, as `write` writes them."""
+
+
+_read_once = cache(read_outcome)  # nothing changes a run that is done
+
+
+def look(rows: list[SweepRow], output: Path) -> list[SweepRow]:
+    """The rows with what lies in `output`: each run's result in the folder of its id, what it printed in ID.log."""
+    return [each_run(row, lambda run: _looked_up(run, output / run.id, output / f"{run.id}.log")) for row in rows]
+
+
+def _looked_up(run: SweepRun, folder: Path, log: Path) -> SweepRun:
+    try:  # whether its results stand, of the same arguments
+        had = read_json(folder / "run.json")["arguments"].items()
+        done = (folder / "results.json").is_file() and run.arguments.items() <= had
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        done = False
+    if done or not log.is_file():
+        return replace(run, outcome=_read_once(folder) if done else None, said=None, diverged=False)
+    lines = re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace").strip())
+    diverged = any(line.startswith("error: -lr: ") and DIVERGED in line for line in lines)
+    return replace(run, said=lines[-1], diverged=diverged)
+
+
+def write(rows: list[SweepRow], path: Path) -> None:
+    """Write the rows, whole, without the folders of this machine; the same ones always give the same bytes."""
+    kept = [each_run(row, _moved) for row in rows]
+    plain = {"default": lambda found: found.tolist() if hasattr(found, "tolist") else vars(found)}
+    text = json.dumps(kept, ensure_ascii=False, **plain)
+    with whole_file(path) as partial:
+        partial.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def read(path: Path) -> list[SweepRow]:
+    """What `write` wrote; UserError of one line if the file is none."""
+    try:
+        return [each_run(SweepRow(**row), _read) for row in json.loads(gzip.decompress(path.read_bytes()))]
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read as a sweep's {FILE} ({first_line(error)}); copy it again") from error
+
+
+def each_run(row: SweepRow, change: Callable) -> SweepRow:
+    """The row with each of its runs changed."""
+    return replace(row, searches=tuple(map(change, row.searches)), finals=tuple(map(change, row.finals)))
+
+
+def _moved(run: SweepRun) -> SweepRun:
+    """The run without what only this machine knows."""
+    if run.outcome:
+        given = run.outcome.run.get("arguments", {}).items()
+        names = {name: Path(value).name if str(value).startswith(("/", "~")) else value for name, value in given}
+        run = replace(run, outcome=replace(run.outcome, run={**run.outcome.run, "arguments": names}))
+    return replace(run, words=(), arguments={})
+
+
+def _read(run: dict) -> SweepRun:
+    if outcome := run["outcome"]:
+        of = outcome["rows"].items()
+        rows = {task: {name: KeptRows(**rows) for name, rows in metrics.items()} for task, metrics in of}
+        outcome = Outcome(outcome["results"], outcome["run"], rows)
+    return SweepRun(**{**run, "outcome": outcome})
