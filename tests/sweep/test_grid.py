@@ -1,7 +1,5 @@
 """A sweep's file: each mistake is one line, and known before anything runs."""
 
-import re
-
 import pytest
 
 from tests.sweep.conftest import FILE
@@ -112,9 +110,6 @@ def test_a_run_is_known_by_its_arguments_and_by_the_content_of_what_it_reads(tmp
     assert one == moved != other
 
 
-def test_the_examples_of_the_documents_are_sweeps(tmp_path):
+def test_the_example_of_the_documents_is_a_sweep():
     docs = ENTRY.parent / "docs"
     assert len(read_sweep(docs / "sweep.yaml")) == 7
-    (block,) = re.findall(r"```yaml\n(.*?)```", (docs / "running.md").read_text(), re.DOTALL)
-    (tmp_path / "block.yaml").write_text(block)
-    assert len(read_sweep(tmp_path / "block.yaml")) == 3
