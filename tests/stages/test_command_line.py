@@ -23,6 +23,7 @@ import utils.stages.rank
 import utils.stages.teacher
 import utils.stages.train
 from models.checkpoint import LINEARS, count_zeros
+from models.restoration import Restoration, load_restoration
 from tests.builders import byte_tokenizer, save_tiny_llama
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
@@ -342,8 +343,8 @@ def test_another_tokenizer_scores_every_model_again(world, finished, tmp_path, m
         utils.evaluation.scoring, "evaluate", lambda *a, **k: (done.append(k["label"]), original(*a, **k))[1]
     )
     run(monkeypatch, flags(world, tmp_path / "out", base_model_name=dense, num_epoch=0))
-    # Nothing was trained, but the restored model has biases of its own in its files.
-    assert done == ["dense", "pruned", "restored"]
+    # Nothing was trained: the restored model is the pruned one.
+    assert done == ["dense", "pruned"]
     old, new = (json.loads((folder / "results.json").read_text()) for folder in (finished, tmp_path / "out"))
     assert old["scores"]["dense"] != new["scores"]["dense"]
 
@@ -355,8 +356,8 @@ def test_another_pruned_model_never_gets_the_first_ones_components(world, finish
     tensors["model.layers.0.self_attn.v_proj.weight"][:8] = 0
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
     run(monkeypatch, flags(world, tmp_path / "out", pruned_model_path=other))
-    bases = [load_file(folder / "restoration" / "restoration.safetensors") for folder in (finished, tmp_path / "out")]
-    assert not torch.equal(bases[0]["basis"], bases[1]["basis"])
+    bases = [load_restoration(folder / "restoration")[0].of_heads("basis") for folder in (finished, tmp_path / "out")]
+    assert not torch.equal(*bases)
 
 
 def test_the_same_flags_give_the_same_result(world, finished, tmp_path, monkeypatch):
@@ -549,18 +550,6 @@ def test_a_closed_form_is_kept_by_all_that_it_depends_on(world, tmp_path, monkey
         found = starts(**changes)
         assert len(found - kept) == another, name
         kept |= found
-
-
-def test_settings_are_the_same_text_in_every_process():
-    """0 and 8 share a place in a small set, which then has the order in which they came."""
-    from utils.stages.start import settings
-
-    class Part:
-        def __init__(self, *sites: int):
-            self.rank, self.covers = 3, frozenset(sites)
-
-    assert repr(frozenset([0, 8])) != repr(frozenset([8, 0]))
-    assert settings(Part(0, 8)) == settings(Part(8, 0)) == {"covers": "[0, 8]", "rank": "3"}
 
 
 @pytest.mark.parametrize("prune_method", ["magnitude", None])
@@ -1142,10 +1131,10 @@ def test_seeds_of_training_share_everything_but_training(world, tmp_path, monkey
         made.append(kwargs["seed"])
         return prune(*args, **kwargs)
 
-    def once(name: str, **changes) -> tuple[dict, dict]:
+    def once(name: str, **changes) -> tuple[Restoration, dict]:
         run(monkeypatch, flags(world, tmp_path / name, **common, **changes))
         record = json.loads((tmp_path / name / "run.json").read_text())
-        return load_file(tmp_path / name / "restoration" / "restoration.safetensors"), record
+        return load_restoration(tmp_path / name / "restoration")[0], record
 
     def kept() -> set[Path]:
         """All but what each restored model is asked."""
@@ -1160,9 +1149,9 @@ def test_seeds_of_training_share_everything_but_training(world, tmp_path, monkey
     assert record["seeds"] == {"calibration": 42, "data": 42, "training": 7}
     assert record["arguments"]["train_seed"] == 7 and record["arguments"]["data_seed"] is None
     assert kept() == before and made == [42]
-    assert torch.equal(first["heads"], second["heads"]) and torch.equal(first["basis"], second["basis"])
+    assert first.heads == second.heads and torch.equal(first.of_heads("basis"), second.of_heads("basis"))
     for name in ("magnitudes", "component"):
-        assert (first[name] - second[name]).abs().max() > 1e-4
+        assert (first.of_heads(name) - second.of_heads(name)).abs().max() > 1e-4
     lines = [(tmp_path / name / "logs" / "history.jsonl").read_text().splitlines() for name in ("first", "second")]
     losses = [[row["loss"] for row in map(json.loads, found) if "loss" in row] for found in lines]
     assert losses[0] != pytest.approx(losses[1], rel=1e-3)
