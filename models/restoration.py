@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -9,8 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from models.checkpoint import Checkpoint
+from models.checkpoint import Checkpoint, pruned_layer
 from models.contract import MethodInputs
 from models.loading import load_config
 from models.modeling_llama import attach, explicit_biases
@@ -59,7 +61,7 @@ class Restoration:
                 inputs = inputs_after(inputs, terms)
         return cls(method, found)
 
-    @property
+    @cached_property
     def zeros(self) -> str:
         """`kept`, if every zero of the pruned checkpoint stays one; else `reported`: their number is a finding."""
         return "kept" if all(term.keeps_zeros for some in self.terms.values() for term in some) else "reported"
@@ -187,6 +189,8 @@ def _check(name: str, terms: list[Term], model: LlamaForCausalLM) -> None:
     """Raise what a term that can't be this parameter's raises."""
     stem, _, part = name.rpartition(".")
     layer = model.get_submodule(stem)
+    if pruned_layer(f"{stem}.weight") is None and not (part == "weight" and isinstance(layer, LlamaRMSNorm)):
+        raise ValueError("nothing can be added to it")
     shape = layer.weight.shape if part == "weight" else layer.weight.shape[:1]
     for term in terms:
         tensors = term.tensors()

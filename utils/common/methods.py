@@ -95,11 +95,13 @@ PAPER = (
 _HEADS = {"sites": "attention", "about": PAPER}
 _BETA = Needs(heads=True, basis=True, training=True)
 _B = Needs(heads=True, training=True)
-_LORA_FLAGS = ("lora_rank", "lora_alpha", "lora_targets", "lora_layers")
+_LORA = {"takes": ("lora_rank", "lora_alpha", "lora_targets", "lora_layers"), "numbers": "A B"}
+_DORA = {**_LORA, "numbers": "A B m"}
 _BIAS = {"moves": True, "takes": ("bias_start", "stream"), "numbers": "biases"}
 _BESIDE = Needs(training=True, updates=True)
 _MASKED = Needs(training=True, updates=True, weights=True, weight_bytes=1)
 _CLOSED = Needs(calibration=True, teacher=True)
+_CHANGED = replace(_CLOSED, weights=True)
 
 METHODS = {
     "restorelcc": MethodSpec(
@@ -156,20 +158,14 @@ METHODS = {
         numbers="biases",
     ),
     "masked_lora": MethodSpec(
-        "baselines.lora:masked_lora",
-        "LoRA inside the mask, zeros kept",
-        "masked LoRA",
-        _MASKED,
-        takes=_LORA_FLAGS,
-        numbers="A B",
+        "baselines.lora:masked_lora", "LoRA inside the mask, zeros kept", "masked LoRA", _MASKED, **_LORA
     ),
     "masked_dora": MethodSpec(
         "baselines.lora:masked_dora",
         "DoRA inside the mask, zeros kept",
         "masked DoRA",
         replace(_MASKED, weight_bytes=5),
-        takes=_LORA_FLAGS,
-        numbers="A B m",
+        **_DORA,
     ),
     "masked_full": MethodSpec(
         "baselines.masked_full:masked_full",
@@ -179,20 +175,14 @@ METHODS = {
         numbers="W",
     ),
     "lora": MethodSpec(
-        "baselines.lora:lora",
-        "LoRA on all linear layers; merged, it fills the zeros",
-        "LoRA",
-        _BESIDE,
-        takes=_LORA_FLAGS,
-        numbers="A B",
+        "baselines.lora:lora", "LoRA on all linear layers; merged, it fills the zeros", "LoRA", _BESIDE, **_LORA
     ),
     "dora": MethodSpec(
         "baselines.lora:dora",
         "DoRA on all linear layers; merged, it fills the zeros",
         "DoRA",
         replace(_BESIDE, outputs=True),
-        takes=_LORA_FLAGS,
-        numbers="A B m",
+        **_DORA,
     ),
     "eora": MethodSpec(
         "baselines.eora:eora",
@@ -206,7 +196,7 @@ METHODS = {
         "baselines.admm_update:admm_update",
         "least squares inside the mask by ADMM, on -calib_data; zeros kept",
         "ADMM's weight update",
-        replace(_CLOSED, weights=True),
+        _CHANGED,
         takes=("stream",),
         numbers="W",
     ),
@@ -214,7 +204,7 @@ METHODS = {
         "baselines.reconstruct:reconstruct",
         "weights inside the mask trained to give each half layer's dense output on -calib_data; zeros kept",
         "block reconstruction",
-        replace(_CLOSED, weights=True),
+        _CHANGED,
         takes=("stream", "reconstruct_lr", "reconstruct_epochs"),
         numbers="W",
     ),
