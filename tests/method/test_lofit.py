@@ -247,6 +247,7 @@ def test_lofit_runs_to_a_proved_checkpoint_and_reads_no_activations(common, tmp_
     assert all(torch.equal(tensor, again[name]) for name, tensor in after.items())
 
 
+@pytest.mark.slow
 def test_a_method_with_v_reads_activations_for_it(common, tmp_path, monkeypatch):
     norms, original = [], baselines.lofit.scale_norms
     monkeypatch.setattr(baselines.lofit, "scale_norms", lambda *a: norms.append(original(*a)) or norms[-1])
@@ -311,6 +312,7 @@ def test_other_selections_and_methods_without_heads_train_nothing(tmp_path):
         assert head_norms(selecting(tmp_path, *words), None, None) is None
 
 
+@pytest.mark.slow
 def test_no_epochs_train_no_scales_either(common, tmp_path, monkeypatch):
     monkeypatch.setattr(baselines.lofit, "train", lambda *_, **__: pytest.fail("trained"))
     results = run(monkeypatch, common, tmp_path / "out", "-method", "lofit", "-num_epoch", 0)
