@@ -15,8 +15,8 @@ from utils.evaluation.statistics import aggregate
 from utils.plan.command import count_samples, count_tasks, read_model, workload
 from utils.plan.costs import Machine
 from utils.plan.planner import plan
+from utils.report.page import Record, write_report
 from utils.report.summary import verdict
-from utils.report.write import Record, write_report
 
 
 @pytest.fixture

@@ -192,7 +192,9 @@ def test_runs_that_are_not_alike_are_told(tmp_path, rows):
     assert build_table(rows)["notes"] == []
 
 
-@pytest.mark.parametrize("content", [b"", gzip.compress(b"[1]"), gzip.compress(b'[{"name": 1}]')])
+@pytest.mark.parametrize(
+    "content", [b"", gzip.compress(b"[1]"), gzip.compress(b'[{"name": 1}]')], ids=["empty", "numbers", "no runs"]
+)
 def test_a_file_that_no_sweep_wrote_is_one_line(tmp_path, content):
     (tmp_path / "runs.json.gz").write_bytes(content)
     with pytest.raises(UserError, match=r"runs\.json\.gz: cannot be read as a sweep's"):
