@@ -1,4 +1,4 @@
-"""Speed of reading head activations: shared trunks and batches against one sequence at a time."""
+"""Speed of reading head activations: shared prompts and batches against one sequence at a time."""
 
 import torch
 from torch import Tensor
@@ -14,24 +14,25 @@ from benchmarks.timing import (
     turn_by_turn,
 )
 from models.loading import head_shape
-from utils.activations import Tree, last_token_activations
+from utils.activations import last_token_activations
+from utils.packing import PromptWithContinuations
 from utils.prompts import Encoded
 
 
-def contrastive_trees(samples: list[Encoded]) -> list[Tree]:
-    """q, q + r⁺ and q + r⁻ of each sample over one trunk; r⁻ is the next sample's answer, since only lengths count."""
+def contrastive_trees(samples: list[Encoded]) -> list[PromptWithContinuations]:
+    """q, q + r⁺ and q + r⁻ of each sample over one prompt; r⁻ is the next sample's answer, since only lengths count."""
     answers = [sample.ids[sample.prompt_length :] for sample in samples]
     return [
-        Tree(sample.ids[: sample.prompt_length], [[], right, wrong])
+        PromptWithContinuations(sample.ids[: sample.prompt_length], [[], right, wrong])
         for sample, right, wrong in zip(samples, answers, answers[1:] + answers[:1], strict=True)
     ]
 
 
 @torch.no_grad()
-def one_by_one(model: LlamaForCausalLM, trees: list[Tree]) -> Tensor:
+def one_by_one(model: LlamaForCausalLM, trees: list[PromptWithContinuations]) -> Tensor:
     """What `last_token_activations` gives, the plain way: a pass a sequence, a hook a layer, all logits."""
     layers, heads, width = head_shape(model.config)
-    found = torch.empty(len(trees[0].branches), layers, heads, len(trees), width)
+    found = torch.empty(len(trees[0].continuations), layers, heads, len(trees), width)
     captured: dict[int, Tensor] = {}
 
     def keep(layer: int):
@@ -42,8 +43,8 @@ def one_by_one(model: LlamaForCausalLM, trees: list[Tree]) -> Tensor:
     ]
     try:
         for row, tree in enumerate(trees):
-            for number, branch in enumerate(tree.branches):
-                model(torch.tensor([tree.trunk + branch], device=model.device), use_cache=False)
+            for number, continuation in enumerate(tree.continuations):
+                model(torch.tensor([tree.prompt + continuation], device=model.device), use_cache=False)
                 for layer, z in captured.items():
                     found[number, layer, :, row] = z.unflatten(-1, (heads, width))
     finally:
@@ -55,7 +56,7 @@ def one_by_one(model: LlamaForCausalLM, trees: list[Tree]) -> Tensor:
 def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], repeats: int) -> dict[str, dict]:
     """Rows `extraction_vs_loop` and `extraction_vs_limit`, from all activations of the same samples.
 
-    The limit is 2 FLOPs a weight of the decoder and distinct token, shared trunks counted once. Raises Disagreement
+    The limit is 2 FLOPs a weight of the decoder and distinct token, shared prompts counted once. Raises Disagreement
     unless both ways give the same activations, to the dtype's precision.
     """
     trees = contrastive_trees(samples)
@@ -76,7 +77,7 @@ def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], repeats: i
         error = float((turn.found - expected).norm() / expected.norm())
         check_close(1 + error, 1, tolerance, "activations, relative error + 1")
     tokens = sum(map(len, trees))
-    separate = sum(len(tree.trunk) + len(branch) for tree in trees for branch in tree.branches)
+    separate = sum(len(tree.prompt) + len(ids) for tree in trees for ids in tree.continuations)
     flops = 2.0 * sum(map(linear_parameters, model.model.layers)) * tokens
     rates = {name: spread([tokens / turn.seconds for turn in found]) for name, found in turns.items()}
     say(

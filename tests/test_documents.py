@@ -108,15 +108,17 @@ def text_of(name: str) -> str:
 
 def test_what_the_readme_does_from_python_restores_and_proves(tmp_path):
     from models.loading import load_tokenizer
-    from utils.activations import Tree, last_token_activations
+    from utils.activations import last_token_activations
     from utils.components import lost_components
+    from utils.packing import PromptWithContinuations
     from utils.prompts import encode_all
     from utils.training import TrainingSettings, train
 
     (code,) = [content for language, content in fenced(text_of("README.md")) if language == "python"]
     names = [
-        load_tokenizer, load_model, encode_all, Tree, last_token_activations, lost_components, Restoration, Options,
-        Given, train, TrainingSettings, save_restoration, fingerprint, Reference, Checkpoint, merge_and_prove,
+        load_tokenizer, load_model, encode_all, PromptWithContinuations, last_token_activations, lost_components,
+        Restoration, Options, Given, train, TrainingSettings, save_restoration, fingerprint, Reference, Checkpoint,
+        merge_and_prove,
     ]  # fmt: skip
     given = {each.__name__: each for each in names} | {"torch": torch, "OUT": tmp_path / "out"}
     for name, seed, zeros in (("DENSE", 0, 0.0), ("PRUNED", 0, 0.5)):

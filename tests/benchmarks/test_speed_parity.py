@@ -161,7 +161,7 @@ def test_trees_of_the_benchmark_give_what_one_sequence_at_a_time_gives(model, mo
     trees = contrastive_trees(every)
     question = every[3].ids[: every[3].prompt_length]
     wrong = every[4].ids[every[4].prompt_length :]
-    assert [trees[3].trunk + branch for branch in trees[3].branches] == [question, every[3].ids, question + wrong]
+    assert [trees[3].prompt + ids for ids in trees[3].continuations] == [question, every[3].ids, question + wrong]
     found, expected = last_token_activations(model, trees, "z"), one_by_one(model, trees)
     assert found.shape == expected.shape == (3, 3, 6, 7, 8)
     assert torch.allclose(found, expected, atol=1e-5)

@@ -14,11 +14,11 @@ from tests.builders import masks_of
 from utils.common.errors import UserError
 from utils.evaluation import plan as eval_plan
 from utils.evaluation.comparison import compare, recovered
-from utils.evaluation.model import InMemoryLM
-from utils.evaluation.packing import batch_tensors, pack
+from utils.evaluation.model import InMemoryLM, share_contexts
 from utils.evaluation.plan import plan_tasks
 from utils.evaluation.scoring import Evaluation, evaluate
 from utils.evaluation.tasks import DEFINITIONS, MAIN_METRIC, PAPER_TASKS, TOKEN_PERPLEXITY, WIKITEXT, main_metric
+from utils.packing import PromptWithContinuations
 
 ROWS = {
     "boolq": [
@@ -412,19 +412,6 @@ def test_shared_contexts_give_the_log_likelihoods_of_single_requests(data, tiny,
     torch.testing.assert_close(packed, single, rtol=1e-5, atol=1e-5)
 
 
-def test_packing_reads_a_shared_context_once_and_hides_the_other_continuations():
-    context, tails = list(range(1, 9)), [[20, 21, 22], [30], [40, 41]]
-    packed, cut = pack([(context, tail) for tail in tails], max_length=64, budget=100)
-    assert cut == 0 and len(packed) == 1 and packed[0].length == 8 + 2 + 0 + 1
-    batch = batch_tensors(packed)
-    assert batch.positions[0].tolist() == [*range(8), 8, 9, 8]
-    assert batch.targets.tolist() == [20, 21, 22, 30, 40, 41]
-    assert batch.columns.tolist() == [7, 8, 9, 7, 7, 10]
-    assert batch.owners.tolist() == [0, 0, 0, 1, 2, 2]
-    sees = [batch.allowed[0, query].nonzero().flatten().tolist() for query in (9, 10)]
-    assert sees == [[*range(8), 8, 9], [*range(8), 10]]
-
-
 def test_contexts_with_one_continuation_each_need_no_mask(tiny):
     model, tokenizer = tiny
     seen = masks_of(model)
@@ -433,13 +420,14 @@ def test_contexts_with_one_continuation_each_need_no_mask(tiny):
     assert seen and set(seen) == {None}
 
 
-def test_packing_respects_the_budget_and_the_length_of_the_model():
+def test_sharing_respects_the_budget_and_the_length_of_the_model():
     long, short = list(range(50)), list(range(4))
     requests = [(long, [1, 2])] * 5 + [(short, [1, 2, 3, 4, 5, 6])] * 2 + [(short, long)]
-    packed, cut = pack(requests, max_length=40, budget=42)
+    prompts, owners, cut = share_contexts(requests, max_length=40, budget=42)
     assert cut == 6
-    assert (packed[-1].context, packed[-1].members) == ([9], [(7, list(range(10, 50)))])
-    assert all(len(group.context) + len(ids) <= 41 for group in packed for _, ids in group.members)
-    assert all(group.length <= 42 for group in packed)
-    assert sorted(owner for group in packed for owner, _ in group.members) == list(range(8))
-    assert all(len(group.members) == 1 for group in packed if group.context == short)
+    assert prompts[-1] == PromptWithContinuations([9], [list(range(10, 49))]) and owners[-1] == [7]
+    assert [owners[row] for row in range(2)] == [[0, 1, 2], [3, 4]]
+    assert all(len(row.prompt) + len(ids) <= 40 for row in prompts for ids in row.continuations)
+    assert all(len(row) <= 42 for row in prompts)
+    assert sorted(owner for members in owners for owner in members) == list(range(8))
+    assert all(len(row.continuations) == 1 for row in prompts if row.prompt == short)

@@ -13,7 +13,8 @@ import utils.evaluation.perplexity
 import utils.evaluation.tasks
 from models.loading import tokenizer_digest
 from tests.evaluation.test_evaluation import ROWS, data, tiny  # noqa: F401
-from utils.evaluation import answers, model, packing, plan, scoring, statistics, token_scores
+from utils import packing
+from utils.evaluation import answers, model, plan, scoring, statistics, token_scores
 from utils.evaluation.plan import EvalPlan, plan_tasks
 from utils.evaluation.scoring import Evaluation, evaluate, score_key
 from utils.evaluation.tasks import TOKEN_PERPLEXITY, WIKITEXT

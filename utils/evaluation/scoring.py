@@ -16,10 +16,11 @@ from lm_eval.api.task import Task
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.loading import input_device, tokenizer_digest
+from utils import packing
 from utils.common.cache import code_version
 from utils.common.files import digest
 from utils.common.names import ANSWER_BITS
-from utils.evaluation import answers, packing, perplexity, tasks, token_scores
+from utils.evaluation import answers, perplexity, tasks, token_scores
 from utils.evaluation import model as eval_model
 from utils.evaluation import plan as eval_plan
 from utils.evaluation import statistics as eval_statistics

@@ -9,12 +9,13 @@ from transformers import LlamaForCausalLM
 import models.cpu_attention
 import utils.activations
 import utils.evaluation.scoring
+import utils.packing
 from models.checkpoint import fingerprint
-from utils.activations import Tree
 from utils.common.cache import code_version
 from utils.common.files import digest
 from utils.evaluation.plan import EvalPlan
 from utils.evaluation.scoring import Evaluation, score_key
+from utils.packing import PromptWithContinuations
 from utils.samples import Samples
 from utils.stages.context import Models, Run
 from utils.stages.examples import answers
@@ -35,7 +36,9 @@ class Measured:
     answers: list[dict]
 
 
-def measure(run: Run, models: Models, samples: Samples, plan: EvalPlan, label: str, trees: list[Tree]) -> Measured:
+def measure(
+    run: Run, models: Models, samples: Samples, plan: EvalPlan, label: str, trees: list[PromptWithContinuations]
+) -> Measured:
     """What the `dense` or the `pruned` model makes of the trees, of the plan's tasks and of the report's prompts."""
     folder = getattr(models, label)
     groups = by_branches(trees)
@@ -47,29 +50,29 @@ def measure(run: Run, models: Models, samples: Samples, plan: EvalPlan, label: s
         return Measured(keys, evaluation, answers(run, models, samples, fingerprint(folder), model))
 
 
-def by_branches(trees: list[Tree]) -> list[list[Tree]]:
+def by_branches(trees: list[PromptWithContinuations]) -> list[list[PromptWithContinuations]]:
     """The trees with branches for probing first, then the plain ones; a list may be missing, order is kept."""
-    groups: dict[int, list[Tree]] = {}
+    groups: dict[int, list[PromptWithContinuations]] = {}
     for tree in trees:
-        groups.setdefault(len(tree.branches), []).append(tree)
+        groups.setdefault(len(tree.continuations), []).append(tree)
     return list(groups.values())
 
 
-def activation_key(run: Run, model: str, trees: list[Tree]) -> dict:
+def activation_key(run: Run, model: str, trees: list[PromptWithContinuations]) -> dict:
     """The token ids say all about data, template, length and negatives.
 
     The device is left out: directions found on another differ by rounding, and β is resumed for those it began with.
     """
     return {
         "model": model,
-        "tokens": digest([[tree.trunk, tree.branches] for tree in trees]),
+        "tokens": digest([[tree.prompt, tree.continuations] for tree in trees]),
         "dtype": run.args.dtype,
-        "code": code_version(utils.activations, models.cpu_attention),
+        "code": code_version(utils.activations, utils.packing, models.cpu_attention),
     }
 
 
-def activations(run: Run, model: LlamaForCausalLM, trees: list[Tree], label: str) -> Tensor:
-    """z (branches, L, H, N, d) in the model's dtype, which holds it exactly."""
+def activations(run: Run, model: LlamaForCausalLM, trees: list[PromptWithContinuations], label: str) -> Tensor:
+    """z (continuations, L, H, N, d) in the model's dtype, which holds it exactly."""
     return utils.activations.last_token_activations(model, trees, f"{label} activations").to(run.dtype)
 
 
