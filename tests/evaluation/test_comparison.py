@@ -9,7 +9,7 @@ from lm_eval.api.group import AggMetricConfig, Group
 from tests.evaluation.test_evaluation import data, tiny  # noqa: F401
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.comparison import mean_over_tasks, recovered, summarise
-from utils.evaluation.plan import EvalPlan, _planned, plan_tasks
+from utils.evaluation.plan import EvalPlan, plan_task, plan_tasks
 from utils.evaluation.scoring import Evaluation, evaluate
 from utils.evaluation.tasks import WIKITEXT
 
@@ -133,7 +133,7 @@ def test_a_metric_without_rows_and_a_group_have_their_direction(data, tiny):  # 
         for name in ("outer", "inner")
     )
     inner.add(rte), inner.add(boolq), outer.add(inner)
-    found = evaluate(*tiny, EvalPlan((_planned(outer, None, "here"),), None, 64), label="x")
+    found = evaluate(*tiny, EvalPlan((plan_task(outer, None, "here"),), None, 64), label="x")
     accuracy = {"acc": {"aggregation": None, "higher_is_better": False}}
     assert found.metrics == {
         **{task: {**accuracy, ANSWER_BITS: BITS} for task in ("rte", "boolq")},

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from lm_eval.tasks import TaskManager
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.builders import masks_of
 from utils.common.errors import UserError
@@ -384,6 +386,33 @@ def test_hub_out_of_reach_says_what_to_do_offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(eval_plan.datasets.config, "HF_HUB_OFFLINE", True)
     one_line(lambda: plan_tasks("rte", None, None, 64), "-eval_tasks", "rte", "HF_HOME", "-eval_data_dir")
+
+
+def test_a_window_beyond_the_models_positions_is_refused(data, tiny):
+    plan = plan_tasks(WIKITEXT, data, None, 64)
+    plan.check_model(tiny[1], 64)
+    one_line(lambda: plan.check_model(tiny[1], 63), "-ppl_window", "64", "63 or less")
+    plan_tasks("rte", data, None, 64).check_model(tiny[1], 63)
+    tiny[0].config.max_position_embeddings = 63
+    one_line(lambda: evaluate(*tiny, plan, label="x"), "-ppl_window")
+
+
+ONE_WORD = {
+    "only its beginning": models.BPE({"<s>": 0}, []),
+    "all unknown": models.WordLevel({"<s>": 0, "<unk>": 1}, unk_token="<unk>"),
+    "no other word": models.WordLevel({"<s>": 0, "word": 1}, unk_token="<unk>"),
+}
+
+
+@pytest.mark.parametrize("tasks", ["rte", "wikitext2_tokens"])
+@pytest.mark.parametrize("words", ONE_WORD.values(), ids=ONE_WORD)
+def test_a_tokenizer_that_tells_no_words_apart_is_refused(data, tasks, words):
+    backend = Tokenizer(words)
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
+    plan = plan_tasks(tasks, data, None, 64)
+    one_line(lambda: plan.check_model(tokenizer, 256), "-base_model_name", "tokenizer")
 
 
 def test_empty_name_is_refused():

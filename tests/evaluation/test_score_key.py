@@ -119,7 +119,7 @@ def test_other_rows_that_examples_are_drawn_from_are_another_key(data):  # noqa:
         task = plan_tasks("rte", data, None, 64).planned[0].loaded
         task.set_config("num_fewshot", 2)
         task.fewshot_docs = lambda: examples
-        return EvalPlan((plan._planned(task, None, "here"),), None, 64).key()["tasks"]["rte"]
+        return EvalPlan((plan.plan_task(task, None, "here"),), None, 64).key()["tasks"]["rte"]
 
     one, again, other = key(ROWS["rte"][:2]), key(ROWS["rte"][:2]), key(ROWS["rte"][1:])
     assert one == again

@@ -1,26 +1,26 @@
 """What will be evaluated: task names found, their rows loaded and checked, before any model loads."""
 
-import codecs
 import difflib
+import functools
 import inspect
 import logging
-import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import datasets
 from lm_eval.api.group import Group
-from lm_eval.api.task import Task
+from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
+from transformers import PreTrainedTokenizerBase
 
-from utils.common.disk import Unwritten, writing
 from utils.common.errors import UserError, first_line
 from utils.common.files import digest
 from utils.common.hub import no_waiting
 from utils.common.names import BUNDLED
-from utils.common.temporary import workspace
 from utils.evaluation import perplexity
 from utils.evaluation.model import quiet
 from utils.evaluation.tasks import (
@@ -30,8 +30,6 @@ from utils.evaluation.tasks import (
     TOKEN_PERPLEXITY,
     TOKENS_ONLY,
     WIKITEXT,
-    local_definition,
-    needed_splits,
     paper_fault,
     read_rows,
     split_file,
@@ -48,12 +46,14 @@ _FEWSHOT_SEED = 1234  # lm_eval's own default
 class Rows:
     """Which of a task's rows are scored: the first `scored` of `total`, and the digest of their content.
 
-    examples: the digest of the rows that examples are drawn from, where the task shows any.
+    first: the first of them, written out. examples: the digest of the rows that examples are drawn from, where the task
+    shows any.
     """
 
     scored: int
     total: int
     sha256: str
+    first: str
     examples: str | None = None
 
 
@@ -109,10 +109,30 @@ class EvalPlan:
             lines.append(f"{WIKITEXT}: {TOKEN_PERPLEXITY} over {some} whole windows of {self.ppl_window} tokens")
         return [*lines, *self.left_out]
 
+    def check_model(self, tokenizer: PreTrainedTokenizerBase, positions: int) -> None:
+        """UserError if a model of so many positions (max_position_embeddings) and its tokenizer cannot be scored so."""
+        if self.wikitext is not None and self.ppl_window > positions:
+            raise UserError(
+                f"-ppl_window: {self.ppl_window} tokens are more than the model's {positions} positions; "
+                f"give {positions} or less"
+            )
+        texts = [rows.first for planned in self.planned for rows in planned.rows.values()]
+        texts += [self.wikitext[:10_000]] if self.wikitext is not None else []
+        for text in texts:
+            try:
+                ids = set(tokenizer(text, add_special_tokens=False).input_ids)
+            except Exception:  # what a vocabulary that lacks a word makes tokenizers raise
+                ids = set()
+            if len(ids) < 2:
+                raise UserError(
+                    f"-base_model_name: its tokenizer makes no two different tokens of {text[:60]!r}, so that no score "
+                    "would say anything; give the model with its own tokenizer"
+                )
+
     def key(self) -> dict:
         """What is asked: definitions, rows and windows; JSON-serialisable, for `score_key`.
 
-        Rows count by content, so the same rows from the hub, a mirror or a plain folder are one key.
+        Rows count by content, so the same rows from the hub or a folder are one key.
         """
         tasks = {
             name: {
@@ -147,9 +167,8 @@ def plan_tasks(
     names, windows = task_names(eval_tasks, TASKS_FLAG), windows or limit
     if eval_data_dir is not None and not eval_data_dir.is_dir():
         raise UserError(f"{DATA_FLAG}: {eval_data_dir} is not a folder; give the folder of task data")
-    with workspace("eval") as place, quiet(logging.ERROR):
-        loader = TaskLoader(place, eval_data_dir)
-        planned, text, left_out = [], None, ()
+    planned, text, left_out = [], None, ()
+    with quiet(logging.ERROR):
         for name in names:
             if name == WIKITEXT and _asked_only_by_paper(eval_tasks) and not _has_wikitext(eval_data_dir):
                 left_out = (f"{WIKITEXT}: left out, {eval_data_dir} holds no {WIKITEXT}/test.txt",)
@@ -159,11 +178,11 @@ def plan_tasks(
                 rows, source = wikitext_rows(eval_data_dir)
                 text = perplexity.joined(rows)
                 pages = _first_pages(perplexity.pages(rows), windows and windows * ppl_window)
-                planned.append(_planned(loader.wikitext(pages), None, source))
+                planned.append(plan_task(_page_perplexity(pages), None, source))
             else:
-                loaded, source = loader.load(name)
+                loaded, source = load_tasks(name, eval_data_dir)
                 seen = {task for other in planned for task in other.tasks}
-                new = (_planned(item, limit, source) for item in loaded)
+                new = (plan_task(item, limit, source) for item in loaded)
                 planned += [item for item in new if not seen >= set(item.tasks)]
     return EvalPlan(tuple(planned), limit, ppl_window, text, windows, left_out)
 
@@ -187,127 +206,94 @@ def task_names(tasks: str, flag: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-class TaskLoader:
-    """Loads tasks by lm_eval's names: from the hub, or from `data_dir` by definitions written to `workspace`."""
+def load_tasks(name: str, data_dir: Path | None) -> tuple[list[Task | Group], str]:
+    """What is behind one of lm_eval's names, a group where it has a score of its own; and where its rows are from."""
+    if name in {BUNDLED, *(path.stem for path in BUNDLED_FOLDER.glob(f"{BUNDLED}_*.yaml"))}:
+        manager = TaskManager(include_path=str(BUNDLED_FOLDER), include_defaults=False)
+        return _load(manager, name), "shipped with the project"
+    manager = _manager(name)
+    if data_dir is None:
+        return _from_hub(lambda: _load(manager, name), name), "hub"
 
-    def __init__(self, workspace: Path, data_dir: Path | None):
-        self.workspace = workspace
-        self.data_dir = data_dir
-        self._all: TaskManager | None = None
+    def read(task: str, split: str) -> list[dict]:
+        return read_rows(split_file(data_dir, task, split, DATA_FLAG), DATA_FLAG, paper_fault(task))
 
-    def load(self, name: str) -> tuple[list[Task | Group], str]:
-        """What is behind a name, and where its rows come from."""
-        if name in _bundled_names():
-            manager = TaskManager(include_path=str(BUNDLED_FOLDER), include_defaults=False)
-            return _load(manager, name), "shipped with the project"
-        definitions = self.definitions(name)
-        if self.data_dir is None:
-            return self._from_hub(definitions, name), "hub"
-        return self._from_folder(definitions, name), str(self.data_dir)
+    try:
+        with _rows_from(read):
+            items = _load(manager, name)
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        # lm_eval builds the first row's prompt as it loads, and raises whatever its template or function does.
+        raise UserError(
+            f"{DATA_FLAG}: lm_eval's {name} cannot read its rows in {data_dir} ({first_line(error)}); "
+            "the hub's field names are expected"
+        ) from error
+    for item in items:
+        for task in item.get_all_tasks() if isinstance(item, Group) else [item]:
+            _check_rows(task, data_dir)
+    return items, str(data_dir)
 
-    def definitions(self, name: str) -> dict[str, Path]:
-        """lm_eval's definition of each task behind one of its names."""
-        if name in PAPER_TASKS:
-            return {name: DEFINITIONS / PAPER_TASKS[name].definition}
-        if self._all is None:
-            print("indexing lm_eval's tasks (ten seconds)")
-            self._all = TaskManager()
-        index = self._all.task_index
-        if name not in index:
-            known = {*PAPER_TASKS, BUNDLED, "paper", WIKITEXT, TOKENS_ONLY, *self._all.all_tasks}
-            near = difflib.get_close_matches(name, sorted(known), n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "lm_eval ls tasks lists them"
-            raise UserError(f"{TASKS_FLAG}: unknown task '{name}'; {hint}")
-        entry = index[name]
-        if name in self._all.all_subtasks:
-            return {name: entry.yaml_path}
-        found: dict[str, Path] = {}
-        for child in sorted(entry.tags) if name in self._all.all_tags else entry.cfg["task"]:
-            child = child if isinstance(child, str) else child.get("task") or child.get("group")
-            if child in index:
-                found |= self.definitions(child)
-            elif self.data_dir is not None:
-                raise UserError(
-                    f"{TASKS_FLAG}: group '{name}' defines '{child}' within itself, which cannot be read from "
-                    f"{DATA_FLAG}; name single tasks"
-                )
-        return found
 
-    def wikitext(self, pages: list[str]) -> Task:
-        """lm_eval's word perplexity over `pages`."""
-        file = self.workspace / "pages.jsonl"
-        datasets.Dataset.from_dict({"page": pages}).to_json(file)
-        definition = DEFINITIONS / "wikitext" / "wikitext.yaml"
-        folder = self._write(WIKITEXT, definition, {"test": str(file)})
-        return TaskManager(include_path=str(folder), include_defaults=False).load(WIKITEXT)["tasks"][WIKITEXT]
+def _manager(name: str) -> TaskManager:
+    if name in PAPER_TASKS:  # its own folder is enough
+        folder = (DEFINITIONS / PAPER_TASKS[name].definition).parent
+        return TaskManager(include_path=str(folder), include_defaults=False)
+    manager = every_task()
+    if name not in manager.all_tasks:
+        known = {*PAPER_TASKS, BUNDLED, "paper", WIKITEXT, TOKENS_ONLY, *manager.all_tasks}
+        near = difflib.get_close_matches(name, sorted(known), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "lm_eval ls tasks lists them"
+        raise UserError(f"{TASKS_FLAG}: unknown task '{name}'; {hint}")
+    return manager
 
-    def _from_hub(self, definitions: dict[str, Path], name: str) -> list[Task | Group]:
-        # Indexing all of lm_eval takes ten seconds: one of the seven needs only its own folder.
-        alone = str(definitions[name].parent) if name in PAPER_TASKS else None
-        manager = self._all or TaskManager(include_path=alone, include_defaults=False)
-        return _from_hub(lambda: _load(manager, name), name)
 
-    def _from_folder(self, definitions: dict[str, Path], name: str) -> list[Task | Group]:
-        folders = []
-        for task, definition in definitions.items():
-            splits = needed_splits(load_yaml(definition, resolve_func=False))
-            files = {split: split_file(self.data_dir, task, split, DATA_FLAG) for split in splits}
-            for file in files.values():
-                # One clear line for a bad row, where lm_eval would trace.
-                read_rows(file, DATA_FLAG, paper_fault(task))
-            plain = {split: str(self._without_mark(file)) for split, file in files.items()}
-            folders.append(self._write(task, definition, plain))
-        # A group finds its members by name, so that lm_eval's own definitions must be there, overridden.
-        whole = list(definitions) != [name]
-        manager = TaskManager(include_path=[str(folder) for folder in folders], include_defaults=whole)
-        try:
-            with writing(self.workspace):
-                items = _load(manager, name)
-        except Unwritten:
-            raise
-        except Exception as error:
-            # lm_eval builds the first row's prompt as it loads, and raises whatever its template or function does.
-            raise UserError(
-                f"{DATA_FLAG}: lm_eval's {name} cannot read its rows in {self.data_dir} ({first_line(error)}); "
-                "the hub's field names are expected"
-            ) from error
-        for task in _leaves(items):
-            _check_rows(task, self.data_dir)
-        return items
-
-    def _without_mark(self, file: Path) -> Path:
-        """The file, or a copy without the byte order mark it begins with: `datasets` doesn't read one."""
-        with file.open("rb") as opened:
-            if opened.read(3) != codecs.BOM_UTF8:
-                return file
-            copy = self.workspace / f"{digest(str(file))[:8]}{file.suffix}"
-            with copy.open("wb") as target:
-                shutil.copyfileobj(opened, target)
-        return copy
-
-    def _write(self, task: str, definition: Path, files: dict[str, str]) -> Path:
-        folder = self.workspace / "definitions" / digest(task)[:8]
-        folder.mkdir(parents=True, exist_ok=True)
-        config = load_yaml(definition, resolve_func=False)
-        text = local_definition(task, definition, config, files, self.workspace / "arrow")
-        (folder / "task.yaml").write_text(text, encoding="utf-8")
-        return folder
+@functools.cache
+def every_task() -> TaskManager:
+    """lm_eval's index of all its tasks."""
+    print("indexing lm_eval's tasks (ten seconds)")
+    return TaskManager()
 
 
 def _load(manager: TaskManager, name: str) -> list[Task | Group]:
-    """The group if it has a score of its own, else its tasks one by one."""
     loaded = manager.load([name])
     group = (loaded.get("groups") or {}).get(name)
     return [group] if group is not None and group.has_aggregation else list(loaded["tasks"].values())
 
 
-def _leaves(items: list[Task | Group]) -> Iterator[Task]:
-    for item in items:
-        yield from item.get_all_tasks() if isinstance(item, Group) else [item]
+@contextmanager
+def _rows_from(read: Callable[[str, str], list[dict]]) -> Iterator[None]:
+    """Within it, tasks that lm_eval loads get what `read` gives for their name and a split, and nothing of the hub.
+
+    Only what scoring reads: the scored split, and that of the examples if the task shows any.
+    """
+
+    def download(task: ConfigurableTask, *_, **__) -> None:
+        config = task.config
+        needed = {config.test_split or config.validation_split}
+        if config.num_fewshot:
+            needed.add(config.fewshot_split or config.training_split or config.test_split or config.validation_split)
+        task.dataset = {}
+        for split in needed:
+            rows = read(config.task, split)
+            fields = dict.fromkeys(field for row in rows for field in row)
+            columns = {field: [row.get(field) for row in rows] for field in fields}
+            task.dataset[split] = datasets.Dataset.from_dict(columns)
+        for kind in ("training_split", "validation_split", "test_split", "fewshot_split"):
+            if getattr(config, kind) not in needed:
+                setattr(config, kind, None)
+        if task.fewshot_cfg.split not in needed:
+            task.fewshot_cfg.split = None
+
+    with patch.object(ConfigurableTask, "download", download):
+        yield
 
 
-def _bundled_names() -> set[str]:
-    return {BUNDLED, *(path.stem for path in BUNDLED_FOLDER.glob(f"{BUNDLED}_*.yaml"))}
+def _page_perplexity(pages: list[str]) -> Task:
+    """lm_eval's perplexities of a text by page."""
+    config = load_yaml(DEFINITIONS / "wikitext" / "wikitext.yaml")
+    with _rows_from(lambda *_: [{"page": page} for page in pages]):
+        return ConfigurableTask(config={**config, "task": WIKITEXT})
 
 
 def _check_rows(task: Task, data_dir: Path) -> None:
@@ -325,7 +311,8 @@ def _check_rows(task: Task, data_dir: Path) -> None:
             ) from error
 
 
-def _planned(loaded: Task | Group, limit: int | None, source: str) -> PlannedTask:
+def plan_task(loaded: Task | Group, limit: int | None, source: str) -> PlannedTask:
+    """Which rows of a loaded task or group are scored: the first `limit` of each."""
     members = loaded.get_all_tasks() if isinstance(loaded, Group) else [loaded]
     rows = {}
     for task in members:
@@ -335,7 +322,8 @@ def _planned(loaded: Task | Group, limit: int | None, source: str) -> PlannedTas
         docs = task.eval_docs
         scored = min(limit or len(docs), len(docs))
         examples = _content(task.fewshot_docs()) if task.config.num_fewshot else None
-        rows[task.task_name] = Rows(scored, len(docs), _content(docs[i] for i in range(scored)), examples)
+        content = _content(docs[i] for i in range(scored))
+        rows[task.task_name] = Rows(scored, len(docs), content, str(docs[0]), examples)
     name = loaded.name if isinstance(loaded, Group) else loaded.task_name
     return PlannedTask(name, loaded, limit, source, {task.task_name: task for task in members}, rows)
 
@@ -417,6 +405,6 @@ def _jsonable(value: object) -> object:
 
 def hub_split(task: str, split: str) -> list[dict]:
     """All rows of a split of one of lm_eval's tasks, from the hub."""
-    with workspace("eval") as place, quiet(logging.ERROR):
-        ((loaded,), _) = TaskLoader(place, None).load(task)
+    with quiet(logging.ERROR):
+        ((loaded,), _) = load_tasks(task, None)
         return [dict(row) for row in loaded.dataset[split]]

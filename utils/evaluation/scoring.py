@@ -117,6 +117,7 @@ def evaluate(
 
     batch_size: sequences a batch, or "auto" (as many as fit a budget of tokens). label: names the model in bars.
     """
+    plan.check_model(tokenizer, model.config.max_position_embeddings)
     result = Evaluation(provenance={"tasks": {}})
     circumstances = {
         "versions": _versions(),
@@ -226,8 +227,7 @@ def _keep_answers(name: str, task: Task, samples: list[dict], result: Evaluation
 
 def _score_tokens(model, tokenizer, plan: EvalPlan, label: str, circumstances: dict, result: Evaluation) -> None:
     started = time.perf_counter()
-    length = min(plan.ppl_window, model.config.max_position_embeddings)
-    windows = perplexity.token_windows(tokenizer, plan.wikitext, length, plan.windows)
+    windows = perplexity.token_windows(tokenizer, plan.wikitext, plan.ppl_window, plan.windows)
     fitting = max(1, token_budget(input_device(model)) // windows.shape[1])
     given = circumstances["batch_size"]
     batch = fitting if given == "auto" else int(given)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lm_eval.tasks
-import yaml
 
 from utils.common.errors import UserError, shortened
 from utils.common.files import fault as what_is_wrong
@@ -168,36 +167,3 @@ def read_rows(file: Path, flag: str, fault: Callable[[dict], str | None] | None 
     if not rows:
         raise UserError(f"{flag}: {file} has no rows")
     return rows
-
-
-def needed_splits(config: dict) -> list[str]:
-    """Splits that scoring a task reads, the scored one first; the few-shot one only if the task shows examples."""
-    needed = [config.get("test_split") or config.get("validation_split")]
-    if config.get("num_fewshot"):
-        needed.append(config.get("fewshot_split") or config.get("training_split") or needed[0])
-    return list(dict.fromkeys(needed))
-
-
-def local_definition(task: str, definition: Path, config: dict, files: dict[str, str], cache: Path | None) -> str:
-    """YAML of lm_eval's `task` reading local jsonl files instead of the hub.
-
-    definition: lm_eval's own YAML, whose prompts and metrics are kept by `include`. config: its content.
-    files: split -> file; a split without a file is switched off.
-    cache: folder for the Arrow copy that `datasets` makes of the files; its usual place if None.
-    """
-    kwargs: dict = {"data_files": files}
-    if cache is not None:
-        # In memory, so that nothing under `cache` is needed once the task is loaded.
-        kwargs |= {"cache_dir": str(cache), "keep_in_memory": True}
-    kinds = ("training_split", "validation_split", "test_split", "fewshot_split")
-    settings = {
-        "include": str(definition),
-        "task": task,
-        # A tag of this one file would hide lm_eval's own, which holds all its tasks.
-        "tag": None,
-        "dataset_path": "json",
-        "dataset_name": None,
-        "dataset_kwargs": kwargs,
-        **{kind: config.get(kind) if config.get(kind) in files else None for kind in kinds},
-    }
-    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)

@@ -57,6 +57,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     if run.needs.calibration:
         calibration.check(args.calib_data, args.calib_samples, args.calib_length, config.max_position_embeddings)
     plan = plan_tasks(args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window, args.ppl_windows)
+    plan.check_model(tokenizer, config.max_position_embeddings)
     samples = read_samples(args, tokenizer, load_texts(args))
     check_states(run, config.hidden_size, samples)
     for line in plan.describe():
