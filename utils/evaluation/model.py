@@ -51,14 +51,9 @@ class InMemoryLM(HFLM):
         self._device = input_device(model)
         self.label = label
 
-    @contextmanager
-    def windows_of(self, length: int) -> Iterator[None]:
-        """Within it, no sequence is longer than `length` tokens, as with lm_eval's model argument max_length."""
-        before, self._max_length = self._max_length, min(length, self.max_length)
-        try:
-            yield
-        finally:
-            self._max_length = before
+    def read_at_most(self, length: int | None) -> None:
+        """No sequence longer than `length` tokens, as with lm_eval's argument max_length; None: the model's own."""
+        self._max_length = length
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts in windows of the model's length, each window's first token given one more."""

@@ -43,11 +43,10 @@ _FEWSHOT_SEED = 1234  # lm_eval's own default
 
 
 @dataclass(frozen=True)
-class Rows:
+class ScoredRows:
     """Which of a task's rows are scored: the first `scored` of `total`, and the digest of their content.
 
-    first: the first of them, written out. examples: the digest of the rows that examples are drawn from, where the task
-    shows any.
+    first: the first of them, written out. examples: the digest of the rows that examples are drawn from, if any.
     """
 
     scored: int
@@ -66,7 +65,7 @@ class PlannedTask:
     limit: int | None
     source: str
     tasks: dict[str, Task]
-    rows: dict[str, Rows]
+    rows: dict[str, ScoredRows]
 
 
 @dataclass(frozen=True)
@@ -85,25 +84,20 @@ class EvalPlan:
 
     def parts(self) -> "list[EvalPlan]":
         """One plan a task, to score or to find in a cache one by one; `Evaluation.joined` puts the scores together."""
-        parts = [
-            replace(self, planned=(planned,), wikitext=self.wikitext if planned.name == WIKITEXT else None)
-            for planned in self.planned
-        ]
-        alone = self.wikitext is not None and all(planned.name != WIKITEXT for planned in self.planned)
-        return [*parts, replace(self, planned=())] if alone else parts
+        text = {planned.name: None for planned in self.planned} | {WIKITEXT: self.wikitext}
+        parts = [replace(self, planned=(planned,), wikitext=text.pop(planned.name)) for planned in self.planned]
+        return [*parts, replace(self, planned=())] if text.get(WIKITEXT) else parts
 
     def describe(self) -> list[str]:
         """One line a task: what will be run."""
         lines = []
         for planned in self.planned:
             for name, task in planned.tasks.items():
-                shots = task.config.num_fewshot or "zero"
-                rows = planned.rows[name]
+                rows, pages = planned.rows[name], name == WIKITEXT
                 some = f"{rows.scored}" if rows.scored == rows.total else f"the first {rows.scored} of {rows.total}"
-                unit = "pages" if name == WIKITEXT else "rows"
-                metrics = ", ".join(task.aggregation())
-                how = f"windows of {self.ppl_window} tokens" if name == WIKITEXT else f"{shots}-shot"
-                lines.append(f"{name}: {some} {unit}, {how}, {metrics} ({planned.source})")
+                unit = "pages" if pages else "rows"
+                how = f"windows of {self.ppl_window} tokens" if pages else f"{task.config.num_fewshot or 'zero'}-shot"
+                lines.append(f"{name}: {some} {unit}, {how}, {', '.join(task.aggregation())} ({planned.source})")
         if self.wikitext is not None:
             some = f"the first {self.windows}" if self.windows else "all"
             lines.append(f"{WIKITEXT}: {TOKEN_PERPLEXITY} over {some} whole windows of {self.ppl_window} tokens")
@@ -144,8 +138,9 @@ class EvalPlan:
             for planned in self.planned
             for name, task in planned.tasks.items()
         }
-        text = None if self.wikitext is None else digest(self.wikitext)
-        windows = {"text": text, "window": self.ppl_window, "limit": self.windows} if text else None
+        windows = None
+        if self.wikitext is not None:
+            windows = {"text": digest(self.wikitext), "window": self.ppl_window, "limit": self.windows}
         return {"tasks": tasks, TOKEN_PERPLEXITY: windows}
 
 
@@ -168,32 +163,23 @@ def plan_tasks(
     if eval_data_dir is not None and not eval_data_dir.is_dir():
         raise UserError(f"{DATA_FLAG}: {eval_data_dir} is not a folder; give the folder of task data")
     planned, text, left_out = [], None, ()
+    absent = eval_data_dir is not None and not _wikitext_file(eval_data_dir).is_file()
     with quiet(logging.ERROR):
         for name in names:
-            if name == WIKITEXT and _asked_only_by_paper(eval_tasks) and not _has_wikitext(eval_data_dir):
+            if name == WIKITEXT and absent and WIKITEXT not in map(str.strip, eval_tasks.split(",")):
                 left_out = (f"{WIKITEXT}: left out, {eval_data_dir} holds no {WIKITEXT}/test.txt",)
-            elif name == TOKENS_ONLY:
-                text = perplexity.joined(wikitext_rows(eval_data_dir)[0])
-            elif name == WIKITEXT:
+            elif name in (WIKITEXT, TOKENS_ONLY):
                 rows, source = wikitext_rows(eval_data_dir)
                 text = perplexity.joined(rows)
-                pages = _first_pages(perplexity.pages(rows), windows and windows * ppl_window)
-                planned.append(plan_task(_page_perplexity(pages), None, source))
+                if name == WIKITEXT:
+                    pages = _first_pages(perplexity.pages(rows), windows and windows * ppl_window)
+                    planned.append(plan_task(_page_perplexity(pages), None, source))
             else:
                 loaded, source = load_tasks(name, eval_data_dir)
                 seen = {task for other in planned for task in other.tasks}
                 new = (plan_task(item, limit, source) for item in loaded)
                 planned += [item for item in new if not seen >= set(item.tasks)]
     return EvalPlan(tuple(planned), limit, ppl_window, text, windows, left_out)
-
-
-def _asked_only_by_paper(tasks: str) -> bool:
-    return WIKITEXT not in (part.strip() for part in tasks.split(","))
-
-
-def _has_wikitext(data_dir: Path | None) -> bool:
-    """Whether there is something to read: the hub, or a file in a folder."""
-    return data_dir is None or any((data_dir / WIKITEXT / f"test.{kind}").is_file() for kind in ("txt", "jsonl"))
 
 
 def task_names(tasks: str, flag: str) -> list[str]:
@@ -323,7 +309,7 @@ def plan_task(loaded: Task | Group, limit: int | None, source: str) -> PlannedTa
         scored = min(limit or len(docs), len(docs))
         examples = _content(task.fewshot_docs()) if task.config.num_fewshot else None
         content = _content(docs[i] for i in range(scored))
-        rows[task.task_name] = Rows(scored, len(docs), content, str(docs[0]), examples)
+        rows[task.task_name] = ScoredRows(scored, len(docs), content, str(docs[0]), examples)
     name = loaded.name if isinstance(loaded, Group) else loaded.task_name
     return PlannedTask(name, loaded, limit, source, {task.task_name: task for task in members}, rows)
 
@@ -337,25 +323,18 @@ def wikitext_rows(data_dir: Path | None) -> tuple[list[str], str]:
     if data_dir is None:
         rows = _from_hub(lambda: datasets.load_dataset(*_HUB_WIKITEXT, split="test"), WIKITEXT)
         return rows["text"][:], "hub"
-    plain, lines = data_dir / WIKITEXT / "test.txt", data_dir / WIKITEXT / "test.jsonl"
-    if plain.is_file():
-        try:
-            text = plain.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{DATA_FLAG}: cannot read {plain} ({error})") from error
-        if not text.strip():
-            raise UserError(f"{DATA_FLAG}: {plain} is empty; copy WikiText-2's raw test file there")
-        return perplexity.hub_rows(text), str(plain)
-    if lines.is_file():
+    file = _wikitext_file(data_dir)
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{DATA_FLAG}: cannot read {file} ({error}); copy WikiText-2's raw test file there") from error
+    if not text.strip():
+        raise UserError(f"{DATA_FLAG}: {file} is empty; copy WikiText-2's raw test file there")
+    return perplexity.hub_rows(text), str(file)
 
-        def fault(row: dict) -> str | None:
-            named = isinstance(row.get("text"), str) or isinstance(row.get("page"), str)
-            return None if named else "field 'text' (or 'page') is missing"
 
-        rows = read_rows(lines, DATA_FLAG, fault)
-        texts = [row["text"] if "text" in row else row["page"] + "\n" for row in rows]
-        return [part for text in texts for part in (perplexity.hub_rows(text) or [""])], str(lines)
-    raise UserError(f"{DATA_FLAG}: {data_dir} has no WikiText-2; it would be {plain} (or test.jsonl beside it)")
+def _wikitext_file(data_dir: Path) -> Path:
+    return data_dir / WIKITEXT / "test.txt"
 
 
 def _first_pages(pages: list[str], words: int | None) -> list[str]:
@@ -385,11 +364,12 @@ def _from_hub(load: Callable, name: str):
 def portable_config(task: Task) -> dict:
     """lm_eval's own record of a task's definition, without where its rows are: prompts, choices, metrics, version."""
     config = dict(task.dump_config())
-    config["metadata"] = {k: v for k, v in (config.get("metadata") or {}).items() if k != "config_source"}
-    places = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset")
     # Which splits exist differs between the hub and a folder.
     splits = ("training_split", "validation_split", "test_split", "fewshot_split")
-    return _jsonable({name: value for name, value in config.items() if name not in (*places, *splits)})
+    for name in ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", *splits):
+        config.pop(name, None)
+    config["metadata"] = {k: v for k, v in (config.get("metadata") or {}).items() if k != "config_source"}
+    return _jsonable(config)
 
 
 def _jsonable(value: object) -> object:
