@@ -89,6 +89,8 @@ def test_perplexities_are_of_whole_windows_and_of_every_pages_words(data, tiny):
     # The first pages that hold as many words as these windows hold tokens.
     pages = found.samples[WIKITEXT]["word_perplexity"]
     assert len(pages) == 3
+    totals = [plan_tasks(WIKITEXT, data, n, 20).planned[0].rows[WIKITEXT].total for n in (1, 2, 3, None)]
+    assert totals == [2, 2, 3, 3]  # of 26 words each
     total, words = (sum(page[i] for page in pages) for i in (0, 1))
     assert found.scores[WIKITEXT]["word_perplexity"]["value"] == pytest.approx(math.exp(-total / words))
 

@@ -148,23 +148,17 @@ def share_contexts(
 @contextmanager
 def quiet(level: int = logging.WARNING) -> Iterator[None]:
     """Hold back what lm_eval, datasets and transformers say below `level`, and the bars of preparing requests."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub")]
-    before = [logger.level for logger in loggers], transformers_logging.get_verbosity()
-    bars = datasets.are_progress_bars_disabled()
     with ExitStack() as stack:
         # Prompts and their tokens are made in no time worth a bar; scoring them is.
         for module in ("lm_eval.api.task", "lm_eval.api.model"):
             stack.enter_context(patch(f"{module}.tqdm", lambda items, **_: items))
         stack.enter_context(patch("lm_eval.models.huggingface.tqdm", partial(progress, leave=False)))
-        for logger in loggers:
+        for logger in map(logging.getLogger, ("lm_eval", "datasets", "huggingface_hub")):
+            stack.callback(logger.setLevel, logger.level)
             logger.setLevel(level)
+        stack.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
         transformers_logging.set_verbosity(logging.ERROR)
-        datasets.disable_progress_bars()
-        try:
-            yield
-        finally:
-            for logger, old in zip(loggers, before[0], strict=True):
-                logger.setLevel(old)
-            transformers_logging.set_verbosity(before[1])
-            if not bars:
-                datasets.enable_progress_bars()
+        if not datasets.are_progress_bars_disabled():
+            stack.callback(datasets.enable_progress_bars)
+            datasets.disable_progress_bars()
+        yield

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from unittest.mock import patch
 
@@ -341,13 +342,8 @@ def _first_pages(pages: list[str], words: int | None) -> list[str]:
     """The first pages that hold `words` words, all if None; two at least, so that there is a standard error."""
     if words is None:
         return pages
-    taken, count = [], 0
-    for page in pages:
-        if count >= words and len(taken) >= 2:
-            break
-        taken.append(page)
-        count += len(page.split())
-    return taken
+    before_enough = sum(count < words for count in accumulate(len(page.split()) for page in pages))
+    return pages[: max(2, before_enough + 1)]
 
 
 def _from_hub(load: Callable, name: str):
