@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 from models.cpu_attention import cpu_attention
 from models.loading import head_shape, input_device
 from utils.common.progress import progress
-from utils.packing import PromptWithContinuations, batches, pack
+from utils.packing import PromptWithContinuations, by_length, pack
 
 CPU_TOKENS_A_BATCH = 512
 """On a CPU, where more of them are no faster, and rows of a larger batch differ more in length."""
@@ -33,7 +33,7 @@ def last_token_activations(model: LlamaForCausalLM, rows: list[PromptWithContinu
         cpu_attention(model),
         progress(total=sum(map(len, rows)), desc=description, unit="tok", unit_scale=True) as bar,
     ):
-        for chosen in batches(rows, CPU_TOKENS_A_BATCH if device.type == "cpu" else TOKENS_A_BATCH):
+        for chosen in by_length(rows, CPU_TOKENS_A_BATCH if device.type == "cpu" else TOKENS_A_BATCH):
             batch = pack([rows[row] for row in chosen])
             last = torch.tensor([[places[-1] for places in row] for row in batch.columns])
             with _captured_inputs(model, last) as captured, suppress(_Reached):

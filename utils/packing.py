@@ -1,6 +1,6 @@
 """Prompts with several continuations as rows of one batch: each prompt is read once, continuations unseen by others."""
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 
 import torch
@@ -47,16 +47,18 @@ class PackedBatch:
         }
 
 
-def batches(rows: Sequence[Sized], budget: int) -> Iterator[list[int]]:
-    """Indices of rows that `budget` tokens hold with padding, at least one.
+def by_length(rows: Sequence[Sized], budget: int) -> list[list[int]]:
+    """Batches of rows, by index, that hold `budget` tokens with padding, or one row.
 
     Longest first, so that memory runs out at once or not at all.
     """
     order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+    batches = []
     while order:
         size = max(1, budget // len(rows[order[0]]))
-        yield order[:size]
+        batches.append(order[:size])
         order = order[size:]
+    return batches
 
 
 def pack(rows: Sequence[PromptWithContinuations]) -> PackedBatch:

@@ -8,7 +8,7 @@ import torch
 from models.loading import load_model
 from tests.builders import masks_of
 from utils.activations import last_token_activations
-from utils.packing import PromptWithContinuations, batches, pack
+from utils.packing import PromptWithContinuations, by_length, pack
 
 
 def direct(model, ids: list[int]) -> torch.Tensor:
@@ -100,4 +100,4 @@ def test_a_shared_prompt_is_read_once_and_continuations_do_not_see_each_other():
 
 def test_batches_hold_a_budget_of_padded_tokens_longest_first():
     rows = [[0] * length for length in (3, 90, 7, 7, 20)]
-    assert list(batches(rows, 42)) == [[1], [4, 2], [3, 0]]
+    assert by_length(rows, 42) == [[1], [4, 2], [3, 0]]

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from models.loading import input_device
 from utils.common.progress import progress
 from utils.evaluation.token_scores import token_scores
-from utils.packing import PromptWithContinuations, batches, pack
+from utils.packing import PromptWithContinuations, by_length, pack
 
 CPU_TOKENS = 1024
 """Tokens in a batch on a CPU: more of them are no faster there, and their activations fill the memory."""
@@ -83,7 +83,7 @@ class InMemoryLM(HFLM):
         values = torch.zeros(len(requests), dtype=torch.float64)
         greedy = torch.ones(len(requests), dtype=torch.bool)
         with progress(total=len(requests), desc=self.label, unit="request") as bar:
-            for chosen in batches(prompts, budget):
+            for chosen in by_length(prompts, budget):
                 asked = [owners[row] for row in chosen]
                 owner, log_probability, is_best = self._scores([prompts[row] for row in chosen], asked, requests)
                 values.index_add_(0, owner, log_probability)

@@ -21,7 +21,7 @@ class KeptRows:
     """One value a row (or [log-likelihood, weight]) of one model, task and metric, in the order of the rows.
 
     Under CHOICES in a metric's place, each row is the log-likelihoods (nats) of a question's choices, which `flips` and
-    `divergences` of utils.evaluation.statistics hold against the dense model's; they have no aggregation of their own.
+    `divergences` hold against the dense model's; they have no aggregation of their own.
     sha256: digest of what was asked: the task's rows, or a text's windows of token ids.
     """
 
@@ -67,7 +67,7 @@ def read_rows(path: Path) -> dict[str, Kept]:
 def pair_rows(first: Kept, second: Kept, task: str, metric: str) -> tuple[KeptRows, KeptRows]:
     """The rows of two models, of one run or of two, where row i answers the same question in both.
 
-    What `utils.evaluation.statistics.paired_difference` takes. Raises UserError where one of them wasn't scored so, or
+    What `paired_difference` takes. Raises UserError where one of them wasn't scored so, or
     on other rows.
     """
     for place, kept in (("first", first), ("second", second)):

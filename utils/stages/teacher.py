@@ -8,6 +8,7 @@ from torch import Tensor
 
 import utils.activations
 import utils.distillation
+import utils.packing
 from models import cpu_attention
 from models.checkpoint import Checkpoint, fingerprint
 from models.loading import load_model
@@ -98,7 +99,7 @@ def states_key(run: Run, models: Models, samples: list[Encoded]) -> dict:
         "dtype": run.args.dtype,
         "device": run.kind_of_device,
         "libraries": {library: known[library] for library in ("torch", "transformers")},
-        "code": code_version(utils.distillation, utils.activations, cpu_attention),
+        "code": code_version(utils.distillation, utils.activations, utils.packing, cpu_attention),
     }
 
 
