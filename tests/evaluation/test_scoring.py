@@ -86,6 +86,7 @@ def test_perplexities_are_of_whole_windows_and_of_every_pages_words(data, tiny):
     assert score["value"] == pytest.approx(math.exp(sum(losses) / 3), rel=1e-5)
     delta_method = score["value"] * torch.tensor(losses).std().item() / math.sqrt(3)
     assert score["stderr"] == pytest.approx(delta_method, rel=0.05)
+    assert found.provenance["tasks"][WIKITEXT]["max_length"] == 40  # of both kinds of windows
     # The first pages that hold as many words as these windows hold tokens.
     pages = found.samples[WIKITEXT]["word_perplexity"]
     assert len(pages) == 3

@@ -115,7 +115,7 @@ class EvalPlan:
         texts += [self.wikitext[:10_000]] if self.wikitext is not None else []
         for text in texts:
             try:
-                ids = set(tokenizer(text, add_special_tokens=False).input_ids)
+                ids = set(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
             except Exception:  # what a vocabulary that lacks a word makes tokenizers raise
                 ids = set()
             if len(ids) < 2:
