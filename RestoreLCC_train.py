@@ -22,7 +22,7 @@ from utils.stages.begin import check_inputs, result_folder
 from utils.stages.push import push
 
 if TYPE_CHECKING:
-    from utils.evaluation.plan import EvalPlan
+    from utils.evaluation.task_loading import EvalPlan
     from utils.samples import Samples
     from utils.stages.context import Models, Run
 

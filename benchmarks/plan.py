@@ -17,8 +17,8 @@ from utils.common.commands import DEFAULT_CACHE, Parser, run
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
 from utils.common.names import BUNDLED, EMBEDDED
-from utils.evaluation.model import CPU_TOKENS, InMemoryLM
-from utils.evaluation.plan import plan_tasks
+from utils.evaluation.in_memory_lm import CPU_TOKENS, InMemoryLM
+from utils.evaluation.task_loading import plan_tasks
 from utils.evaluation.tasks import WIKITEXT
 from utils.plan.command import count_samples, read_model, workload
 from utils.plan.command import count_tasks as count_tasks_of

@@ -19,10 +19,9 @@ from models.loading import DTYPES, load_model, load_tokenizer, resolve
 from utils.common.commands import DEFAULT_CACHE, Parser, run
 from utils.common.files import write_json, write_text
 from utils.common.names import BUNDLED, EMBEDDED
-from utils.evaluation import perplexity
-from utils.evaluation import statistics as eval_statistics
-from utils.evaluation.model import token_budget
-from utils.evaluation.plan import wikitext_rows
+from utils.evaluation import paired_statistics, perplexity
+from utils.evaluation.in_memory_lm import token_budget
+from utils.evaluation.task_loading import wikitext_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = "magnitude 0.5,wanda 0.5,sparsegpt 0.5,wanda 2:4,sparsegpt 2:4,slimgpt 0.2"
@@ -98,8 +97,8 @@ class Perplexity:
             batch = max(1, token_budget(model.device) // self.windows.shape[1])
             losses = perplexity.window_losses(model, self.windows, batch, f"WikiText-2: {kept.stem}")
             found = {
-                "value": eval_statistics.aggregate(losses, "exp_mean"),
-                "stderr": eval_statistics.stderr(losses, "exp_mean"),
+                "value": paired_statistics.aggregate(losses, "exp_mean"),
+                "stderr": paired_statistics.stderr(losses, "exp_mean"),
                 "losses": losses,
                 "parameters": model.num_parameters(),
                 "bytes": sum(file.stat().st_size for file in weight_files(folder)),
@@ -123,7 +122,7 @@ def row(folder: Path, place: Perplexity, smaller: bool) -> dict:
         scores = [
             place.of(path, folder / f"{form}-{name}.json") for name, path in (("pruned", before), ("restored", after))
         ]
-        difference, spread = eval_statistics.paired_difference(*(s["losses"] for s in reversed(scores)), "exp_mean")
+        difference, spread = paired_statistics.paired_difference(*(s["losses"] for s in reversed(scores)), "exp_mean")
         forms[form] = dict(zip(("pruned", "restored"), scores, strict=True))
         forms[form]["paired"] = {"difference": difference, "stderr": spread}
     return {

@@ -9,9 +9,9 @@ import torch
 from tests.evaluation.material import MODELS, bits, jackknife
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.comparison import agreement, summarise
-from utils.evaluation.plan import plan_tasks
+from utils.evaluation.paired_statistics import divergences, flips
 from utils.evaluation.scoring import Evaluation, evaluate
-from utils.evaluation.statistics import divergences, flips
+from utils.evaluation.task_loading import plan_tasks
 from utils.evaluation.tasks import PAPER_TASKS, WIKITEXT
 
 ACCURACY = {"aggregation": "mean", "higher_is_better": True}

@@ -19,8 +19,8 @@ from models.restoration import save_restoration
 from tests.builders import trained
 from utils.common.errors import UserError
 from utils.common.names import ANSWER_BITS
-from utils.evaluation.plan import plan_tasks
 from utils.evaluation.scoring import evaluate
+from utils.evaluation.task_loading import plan_tasks
 from utils.evaluation.tasks import BUNDLED_FOLDER
 
 TASKS = ["bundled_response", "bundled_facts", "bundled_arithmetic"]

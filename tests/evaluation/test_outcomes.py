@@ -6,10 +6,10 @@ import pytest
 
 from tests.evaluation.material import one_line
 from utils.evaluation.comparison import agreement, summarise
-from utils.evaluation.plan import plan_tasks
-from utils.evaluation.rows import CHOICES, KeptRows, pair_rows, read_rows, write_rows
+from utils.evaluation.outcomes import CHOICES, KeptRows, pair_rows, read_rows, write_rows
+from utils.evaluation.paired_statistics import divergences, flips, paired_difference
 from utils.evaluation.scoring import evaluate
-from utils.evaluation.statistics import divergences, flips, paired_difference
+from utils.evaluation.task_loading import plan_tasks
 from utils.evaluation.tasks import TOKEN_PERPLEXITY, WIKITEXT
 
 TASKS = "hellaswag,arc_easy,wikitext2"

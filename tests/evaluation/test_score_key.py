@@ -8,8 +8,8 @@ from transformers import AutoTokenizer
 
 from models.loading import tokenizer_digest
 from utils.evaluation import scoring
-from utils.evaluation.plan import plan_tasks
 from utils.evaluation.scoring import score_key
+from utils.evaluation.task_loading import plan_tasks
 
 
 def test_the_key_follows_tokenizer_code_and_versions_and_holds_no_path(data, saved, tmp_path, monkeypatch):

@@ -15,9 +15,9 @@ from tests.evaluation.material import QUESTIONS, ROWS, WIKI, Question, bits, bun
 from utils.common.names import ANSWER_BITS
 from utils.evaluation import scoring
 from utils.evaluation.answers import asks_choices, choice_rows
-from utils.evaluation.model import InMemoryLM, share_contexts
-from utils.evaluation.plan import EvalPlan, plan_task, plan_tasks
+from utils.evaluation.in_memory_lm import InMemoryLM, share_contexts
 from utils.evaluation.scoring import Evaluation, evaluate
+from utils.evaluation.task_loading import EvalPlan, plan_task, plan_tasks
 from utils.evaluation.tasks import BUNDLED_FOLDER, MAIN_METRIC, PAPER_TASKS, TOKEN_PERPLEXITY, WIKITEXT
 from utils.packing import PromptWithContinuations
 

@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.evaluation.material import ROWS, one_line
 from utils.common.names import SPEC_TASKS
-from utils.evaluation import plan as task_loading
-from utils.evaluation.plan import EvalPlan, plan_task, plan_tasks
+from utils.evaluation import task_loading
 from utils.evaluation.scoring import evaluate
 from utils.evaluation.spec_tasks import load_spec_samples
+from utils.evaluation.task_loading import EvalPlan, plan_task, plan_tasks
 from utils.evaluation.tasks import DEFINITIONS, MAIN_METRIC, PAPER_TASKS, WIKITEXT, main_metric
 
 

@@ -34,7 +34,7 @@ from tests.builders import HEADS, orthonormal, trained
 from utils.activations import last_token_activations
 from utils.common.errors import UserError
 from utils.common.names import EMBEDDED
-from utils.evaluation.model import InMemoryLM
+from utils.evaluation.in_memory_lm import InMemoryLM
 from utils.evaluation.perplexity import window_losses
 from utils.packing import PromptWithContinuations
 from utils.prompts import Encoded

@@ -8,7 +8,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from models.names import SHORT_NAMES
 from tests.report.test_report import RESULTS, RUN, make_results, task
-from utils.evaluation.plan import _HUB_WIKITEXT
+from utils.evaluation.task_loading import _HUB_WIKITEXT
 from utils.evaluation.tasks import DEFINITIONS, PAPER_TASKS, TOKEN_PERPLEXITY, WIKITEXT
 from utils.report import metadata
 from utils.report.card import model_card

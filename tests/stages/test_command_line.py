@@ -30,8 +30,8 @@ from utils.common.methods import METHODS, Line
 from utils.common.progress import OFF
 from utils.common.record import STAGES
 from utils.common.result import Result
-from utils.evaluation.rows import CHOICES, LOSS, VALIDATION, pair_rows, read_rows
-from utils.evaluation.statistics import aggregate, divergences
+from utils.evaluation.outcomes import CHOICES, LOSS, VALIDATION, pair_rows, read_rows
+from utils.evaluation.paired_statistics import aggregate, divergences
 from utils.losses import IGNORED
 from utils.plan.command import count_samples, count_tasks, read_model, workload
 from utils.plan.costs import Machine

@@ -1,8 +1,7 @@
 """Three models' scores side by side: paired differences, shares of the gap, and the mean over tasks."""
 
 from utils.common.names import ANSWER_BITS
-from utils.evaluation.scoring import Evaluation
-from utils.evaluation.statistics import (
+from utils.evaluation.paired_statistics import (
     divergences,
     flips,
     mcnemar_p,
@@ -11,6 +10,7 @@ from utils.evaluation.statistics import (
     score,
     share_recovered,
 )
+from utils.evaluation.scoring import Evaluation
 from utils.evaluation.tasks import main_metric
 
 MODELS = ("dense", "pruned", "restored")

@@ -1,6 +1,6 @@
 """Scores of a model through lm_eval, each with its standard error and with what is needed to reproduce it.
 
-`plan_tasks` (utils.evaluation.plan) → `evaluate` for each model → `summarise` (utils.evaluation.comparison).
+`plan_tasks` (utils.evaluation.task_loading) → `evaluate` for each model → `summarise` (utils.evaluation.comparison).
 """
 
 import time
@@ -17,10 +17,9 @@ from models.loading import input_device, tokenizer_digest
 from utils import packing
 from utils.common.files import digest, digest_files
 from utils.common.names import ANSWER_BITS
-from utils.evaluation import answers, perplexity
-from utils.evaluation import statistics as eval_statistics
-from utils.evaluation.model import InMemoryLM, quiet, token_budget
-from utils.evaluation.plan import EvalPlan, PlannedTask, portable_config
+from utils.evaluation import answers, paired_statistics, perplexity
+from utils.evaluation.in_memory_lm import InMemoryLM, quiet, token_budget
+from utils.evaluation.task_loading import EvalPlan, PlannedTask, portable_config
 from utils.evaluation.tasks import TOKEN_PERPLEXITY, WIKITEXT
 
 PACKAGES = ("lm_eval", "transformers", "tokenizers", "torch", "datasets")
@@ -197,12 +196,12 @@ def _keep_rows(name: str, samples: list[dict], result: Evaluation) -> None:
         # lm_eval takes the mean of a perplexity's rows with weights, where the rows are pairs.
         rows = [[float(part) for part in row] if isinstance(row, tuple | list) else float(row) for row in rows]
         result.samples.setdefault(name, {})[metric] = rows
-        result.scores[name][metric]["stderr"] = eval_statistics.stderr(rows, aggregation)
+        result.scores[name][metric]["stderr"] = paired_statistics.stderr(rows, aggregation)
 
 
 def _add(result: Evaluation, task: str, metric: str, rows: list, aggregation: str) -> None:
     """A metric of ours, of which lower is better."""
-    result.scores.setdefault(task, {})[metric] = eval_statistics.score(rows, aggregation)
+    result.scores.setdefault(task, {})[metric] = paired_statistics.score(rows, aggregation)
     result.samples.setdefault(task, {})[metric] = rows
     result.metrics.setdefault(task, {})[metric] = {"aggregation": aggregation, "higher_is_better": False}
 

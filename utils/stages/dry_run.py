@@ -6,7 +6,7 @@ from models.checkpoint import fingerprint
 from utils.common.cache import Cache
 from utils.common.names import DISTILL
 from utils.common.record import STAGES
-from utils.evaluation.plan import EvalPlan
+from utils.evaluation.task_loading import EvalPlan
 from utils.plan.command import count_tasks, duration, lengths, workload
 from utils.plan.machine import machine
 from utils.plan.planner import plan as planned

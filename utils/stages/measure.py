@@ -13,8 +13,8 @@ import utils.packing
 from models.checkpoint import fingerprint
 from utils.common.cache import code_version
 from utils.common.files import digest
-from utils.evaluation.plan import EvalPlan
 from utils.evaluation.scoring import Evaluation, score_key
+from utils.evaluation.task_loading import EvalPlan
 from utils.packing import PromptWithContinuations
 from utils.samples import Samples
 from utils.stages.context import Models, Run

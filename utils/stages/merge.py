@@ -7,7 +7,7 @@ from transformers import LlamaForCausalLM
 from models.loading import has_tokenizer
 from models.merge import compact_and_prove, merge_and_prove
 from models.proof import Proof
-from utils.evaluation.plan import EvalPlan
+from utils.evaluation.task_loading import EvalPlan
 from utils.samples import Samples
 from utils.stages.context import Models, Run
 from utils.stages.examples import answers

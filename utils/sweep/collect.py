@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 
 from utils.common.files import whole_file, write_json, write_text
-from utils.evaluation.rows import CHOICES
+from utils.evaluation.outcomes import CHOICES
 from utils.sweep.differences import COMPARED
 from utils.sweep.outcome import Outcome
 from utils.sweep.runs import DONE, FAILED, Row, read_json

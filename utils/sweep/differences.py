@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from utils.evaluation.rows import Kept, KeptRows, pair_rows
-from utils.evaluation.statistics import mean_difference, paired_difference
+from utils.evaluation.outcomes import Kept, KeptRows, pair_rows
+from utils.evaluation.paired_statistics import mean_difference, paired_difference
 from utils.sweep.outcome import AGREEMENT, Outcome, spread
 
 COMPARED = ("valid_loss", "perplexity", "answer_bits", "kl", "flipped", "task_mean")

@@ -10,8 +10,8 @@ from statistics import mean, stdev
 import numpy as np
 
 from utils.common.names import ANSWER_BITS
-from utils.evaluation.rows import CHOICES, LOSS, VALIDATION, Kept, read_rows
-from utils.evaluation.statistics import divergences, flips
+from utils.evaluation.outcomes import CHOICES, LOSS, VALIDATION, Kept, read_rows
+from utils.evaluation.paired_statistics import divergences, flips
 from utils.sweep.runs import read_json, valid_loss
 
 PERPLEXITIES = ("token_perplexity", "word_perplexity")

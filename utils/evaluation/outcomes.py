@@ -8,8 +8,8 @@ from pathlib import Path
 
 from utils.common.errors import UserError
 from utils.common.files import whole_file
+from utils.evaluation.paired_statistics import Row
 from utils.evaluation.scoring import Evaluation
-from utils.evaluation.statistics import Row
 from utils.evaluation.tasks import TOKEN_PERPLEXITY
 
 CHOICES = "choices"

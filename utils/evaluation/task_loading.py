@@ -23,7 +23,7 @@ from utils.common.files import digest
 from utils.common.hub import no_waiting
 from utils.common.names import BUNDLED
 from utils.evaluation import perplexity
-from utils.evaluation.model import quiet
+from utils.evaluation.in_memory_lm import quiet
 from utils.evaluation.tasks import (
     BUNDLED_FOLDER,
     DEFINITIONS,
