@@ -48,21 +48,21 @@ def test_batched_activations_equal_one_sequence_at_a_time(model, monkeypatch):
 
 def test_continuations_that_share_a_prompt_equal_separate_sequences(model, monkeypatch):
     monkeypatch.setattr("utils.activations.CPU_TOKENS_A_BATCH", 150)
-    trunks, right, wrong = sequences(7), sequences(8)[1:], sequences(9)[2:]
-    trees = [PromptWithContinuations(trunk, [[], a, b]) for trunk, a, b in zip(trunks, right, wrong, strict=True)]
-    z = last_token_activations(model, trees, "z")
-    for row, (trunk, a, b) in enumerate(zip(trunks, right, wrong, strict=True)):
-        for branch, ids in enumerate([trunk, trunk + a, trunk + b]):
-            assert torch.allclose(z[branch, :, :, row], direct(model, ids), atol=1e-5)
+    prompts, right, wrong = sequences(7), sequences(8)[1:], sequences(9)[2:]
+    rows = [PromptWithContinuations(prompt, [[], a, b]) for prompt, a, b in zip(prompts, right, wrong, strict=True)]
+    z = last_token_activations(model, rows, "z")
+    for row, (prompt, a, b) in enumerate(zip(prompts, right, wrong, strict=True)):
+        for number, ids in enumerate([prompt, prompt + a, prompt + b]):
+            assert torch.allclose(z[number, :, :, row], direct(model, ids), atol=1e-5)
 
 
 def test_single_continuations_need_no_mask_though_rows_are_padded(model, monkeypatch):
     """With torch's own attention, which on a card is a fused kernel if no mask is handed over."""
-    trees = [PromptWithContinuations(ids, [[]]) for ids in sequences(7)]
-    expected = last_token_activations(model, trees, "z")
+    rows = [PromptWithContinuations(ids, [[]]) for ids in sequences(7)]
+    expected = last_token_activations(model, rows, "z")
     monkeypatch.setattr("utils.activations.cpu_attention", nullcontext)
     seen = masks_of(model)
-    z = last_token_activations(model, trees, "z")
+    z = last_token_activations(model, rows, "z")
     assert set(seen) == {None} and len(seen) == 3
     assert torch.allclose(z, expected, atol=1e-5)
     last_token_activations(model, [PromptWithContinuations([1, 2], [[], [3]])], "z")
@@ -79,10 +79,10 @@ def test_rope_scaling_and_attention_bias_change_nothing_of_this(make_tiny_llama)
     scaled = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
     folder = make_tiny_llama(attention_bias=True, rope_parameters=scaled)
     model = load_model(folder, torch.float32, "cpu", "-base_model_name")
-    trees = [PromptWithContinuations(ids, [[], [7, 8, 9]]) for ids in sequences(3)]
-    z = last_token_activations(model, trees, "z")
-    for row, tree in enumerate(trees):
-        assert torch.allclose(z[1, :, :, row], direct(model, tree.prompt + [7, 8, 9]), atol=1e-5)
+    rows = [PromptWithContinuations(ids, [[], [7, 8, 9]]) for ids in sequences(3)]
+    z = last_token_activations(model, rows, "z")
+    for index, row in enumerate(rows):
+        assert torch.allclose(z[1, :, :, index], direct(model, row.prompt + [7, 8, 9]), atol=1e-5)
 
 
 def test_a_shared_prompt_is_read_once_and_continuations_do_not_see_each_other():
