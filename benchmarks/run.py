@@ -44,7 +44,7 @@ from models.loading import DTYPES, head_shape, load_model, load_tokenizer, resol
 from models.merge import merge
 from pruning import Pattern, calibration, magnitude
 from pruning.slimgpt import plan
-from utils.activations import Tree, last_token_activations
+from utils.activations import last_token_activations
 from utils.common.commands import DEFAULT_CACHE, Parser, run
 from utils.common.errors import UserError
 from utils.common.files import write_json
@@ -52,6 +52,7 @@ from utils.common.flag_types import at_least
 from utils.common.names import BUNDLED, EMBEDDED
 from utils.common.record import device_name, versions
 from utils.components import lost_components
+from utils.packing import PromptWithContinuations
 from utils.probing import TRAIN_SHARE, ProbeScores, probe_heads
 from utils.prompts import Encoded, encode_all
 from utils.report.tables import markdown_table
@@ -183,7 +184,10 @@ def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argp
     samples = samples[: args.samples]
     answers = [sample.ids[sample.prompt_length :] for sample in samples]
     pairs = zip(samples, answers, answers[1:] + answers[:1], strict=True)
-    trees = [Tree(sample.ids[: sample.prompt_length], [[], right, wrong]) for sample, right, wrong in pairs]
+    trees = [
+        PromptWithContinuations(sample.ids[: sample.prompt_length], [[], right, wrong])
+        for sample, right, wrong in pairs
+    ]
     works = {
         "ours": lambda _: last_token_activations(model, trees, "activations"),
         "loop": lambda _: one_by_one(model, trees),
@@ -203,7 +207,9 @@ def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argp
         "tokens_per_second": rates["ours"],
         "samples": len(trees),
         "tokens": tokens,
-        "tokens_of_separate_passes": sum(len(tree.trunk) + len(branch) for tree in trees for branch in tree.branches),
+        "tokens_of_separate_passes": sum(
+            len(tree.prompt) + len(branch) for tree in trees for branch in tree.continuations
+        ),
         "relative_error": error,
     }
     compared = {"loop_tokens_per_second": rates["loop"], **about}

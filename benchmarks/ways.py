@@ -13,9 +13,9 @@ from models.contract import MethodInputs
 from models.cpu_attention import cpu_attention
 from models.loading import head_shape
 from models.restoration import Restoration
-from utils.activations import Tree
 from utils.common.methods import Options
 from utils.losses import IGNORED, ResponseLoss
+from utils.packing import PromptWithContinuations
 from utils.probing import EPOCHS, LEARNING_RATE, TRAIN_SHARE, ProbeScores, order_randomly
 from utils.prompts import Encoded
 from utils.training import Collator
@@ -171,10 +171,10 @@ def full_loss(model: LlamaForCausalLM, input_ids: Tensor, labels: Tensor, length
 
 
 @torch.no_grad()
-def one_by_one(model: LlamaForCausalLM, trees: list[Tree]) -> Tensor:
+def one_by_one(model: LlamaForCausalLM, trees: list[PromptWithContinuations]) -> Tensor:
     """What `last_token_activations` gives: a pass a sequence, a hook a layer, all logits."""
     layers, heads, width = head_shape(model.config)
-    found = torch.empty(len(trees[0].branches), layers, heads, len(trees), width)
+    found = torch.empty(len(trees[0].continuations), layers, heads, len(trees), width)
     captured: dict[int, Tensor] = {}
 
     def keep(layer: int):
@@ -185,8 +185,8 @@ def one_by_one(model: LlamaForCausalLM, trees: list[Tree]) -> Tensor:
     ]
     try:
         for row, tree in enumerate(trees):
-            for number, branch in enumerate(tree.branches):
-                model(torch.tensor([tree.trunk + branch], device=model.device), use_cache=False)
+            for number, branch in enumerate(tree.continuations):
+                model(torch.tensor([tree.prompt + branch], device=model.device), use_cache=False)
                 for layer, z in captured.items():
                     found[number, layer, :, row] = z.unflatten(-1, (heads, width))
     finally:

@@ -10,7 +10,7 @@ import RestoreLCC_train
 from tests.builders import byte_tokenizer, save_tiny_llama
 from utils.common.flags import parse_arguments
 from utils.common.processes import Processes
-from utils.evaluation.plan import EvalPlan
+from utils.evaluation.task_loading import EvalPlan
 from utils.samples import Samples
 from utils.stages.context import Models, Run
 from utils.stages.measure import measure

@@ -107,13 +107,15 @@ def text_of(name: str) -> str:
 
 def test_what_the_documents_do_from_python_restores_and_proves(tmp_path):
     from models.loading import load_tokenizer
-    from utils.activations import Tree, last_token_activations
+    from utils.activations import last_token_activations
     from utils.components import lost_components
+    from utils.packing import PromptWithContinuations
     from utils.prompts import encode_all
 
     (code,) = [content for language, content in fenced(text_of("docs/architecture.md")) if language == "python"]
     names = [
-        load_tokenizer, load_model, encode_all, Tree, last_token_activations, lost_components, Restoration, Options,
+        load_tokenizer, load_model, encode_all, PromptWithContinuations, last_token_activations, lost_components, Restoration,
+        Options,
         MethodInputs, train, TrainingSettings, save_restoration, fingerprint, record_logits, Checkpoint,
         merge_and_prove,
     ]  # fmt: skip

@@ -18,6 +18,7 @@ from utils.common.flags import Arguments
 from utils.common.methods import Needs
 from utils.common.names import DISTILL
 from utils.common.progress import progress
+from utils.packing import by_length
 from utils.prompts import Encoded
 
 GB = 10**9
@@ -54,10 +55,7 @@ def last_states(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
 
 
 def teacher_states(model: LlamaForCausalLM, samples: list[Encoded], description: str) -> Tensor:
-    """The dense model's states that predict response tokens: (Σ n_i, D) in its dtype on the CPU, sample after sample.
-
-    Rows are batched by length, the longest first, so that memory runs out at once or not at all.
-    """
+    """The dense model's states that predict response tokens: (Σ n_i, D) in its dtype on the CPU, by sample."""
     device = input_device(model)
     budget = CPU_TOKENS_A_BATCH if device.type == "cpu" else TOKENS_A_BATCH
     found = torch.empty(sum(map(predicted, samples)), model.config.hidden_size, dtype=model.dtype)
@@ -65,7 +63,7 @@ def teacher_states(model: LlamaForCausalLM, samples: list[Encoded], description:
     with progress(
         total=sum(len(sample.ids) for sample in samples), desc=description, unit="tok", unit_scale=True
     ) as bar:
-        for rows in by_length(samples, budget):
+        for rows in by_length([sample.ids for sample in samples], budget):
             ids = torch.zeros(len(rows), len(samples[rows[0]].ids), dtype=torch.long)
             for index, row in enumerate(rows):
                 ids[index, : len(samples[row].ids)] = torch.tensor(samples[row].ids)
@@ -85,14 +83,3 @@ def by_sample(states: Tensor, samples: list[Encoded]) -> list[Tensor]:
 def predicted(sample: Encoded) -> int:
     """n_i: response tokens that some token comes before."""
     return len(sample.ids) - max(1, sample.prompt_length)
-
-
-def by_length(samples: list[Encoded], budget: int) -> list[list[int]]:
-    """Batches of rows, longest first, that hold `budget` tokens with padding, or one row."""
-    order = sorted(range(len(samples)), key=lambda row: -len(samples[row].ids))
-    batches = []
-    while order:
-        size = max(1, budget // len(samples[order[0]].ids))
-        batches.append(order[:size])
-        order = order[size:]
-    return batches

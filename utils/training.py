@@ -33,8 +33,9 @@ from utils.common.errors import Stopped, UserError
 from utils.common.files import write_json
 from utils.common.names import DIVERGED
 from utils.common.progress import Lines, progress
-from utils.distillation import Distillation, by_length
+from utils.distillation import Distillation
 from utils.losses import IGNORED, ResponseLoss
+from utils.packing import by_length
 from utils.prompts import Encoded
 
 VALID_TOKENS_A_BATCH = 4096
@@ -316,7 +317,7 @@ def response_loss(
     of the others', and leaves it out of the sum.
     """
     device = next(model.parameters()).device
-    batches = by_length(samples, VALID_TOKENS_A_BATCH)
+    batches = by_length([sample.ids for sample in samples], VALID_TOKENS_A_BATCH)
     found: list[tuple[list[int], list[int], Tensor]] = []
     inputs = _rows(samples, states)
     with progress(total=len(samples), desc=description, unit="sample", leave=False) as bar:

@@ -1,145 +1,181 @@
-"""Differences are paired by row, the mean over tasks too, and every metric's direction is lm_eval's own."""
+"""Differences are paired by row, means over tasks too, and agreement is with the dense model's answers."""
 
 import math
 
 import numpy as np
 import pytest
-from lm_eval.api.group import AggMetricConfig, Group
+import torch
 
-from tests.evaluation.test_evaluation import data, tiny  # noqa: F401
+from tests.evaluation.material import MODELS, bits, jackknife
 from utils.common.names import ANSWER_BITS
-from utils.evaluation.comparison import mean_over_tasks, recovered, summarise
-from utils.evaluation.plan import EvalPlan, _planned, plan_tasks
+from utils.evaluation.comparison import agreement, summarise
+from utils.evaluation.paired_statistics import divergences, flips
 from utils.evaluation.scoring import Evaluation, evaluate
-from utils.evaluation.tasks import WIKITEXT
+from utils.evaluation.task_loading import plan_tasks
+from utils.evaluation.tasks import PAPER_TASKS, WIKITEXT
 
-MODELS = ("dense", "pruned", "restored")
 ACCURACY = {"aggregation": "mean", "higher_is_better": True}
 BITS = {"aggregation": "bits_per_byte", "higher_is_better": False}
+LOSSES = {"aggregation": "exp_mean", "higher_is_better": False}
 
 
-def scored(kind: dict = ACCURACY, metric: str = "acc", **rows: list[float]) -> Evaluation:
+def scored(kind: dict = ACCURACY, metric: str = "acc", **rows: list) -> Evaluation:
     """An evaluation with these rows of each task."""
-    values = {task: {metric: {"value": float(np.mean(each)), "stderr": None}} for task, each in rows.items()}
-    samples = {task: {metric: each} for task, each in rows.items()}
-    return Evaluation(scores=values, samples=samples, metrics={task: {metric: kind} for task in rows})
+    return Evaluation(
+        scores={task: {metric: {}} for task in rows},
+        samples={task: {metric: each} for task, each in rows.items()},
+        metrics={task: {metric: kind} for task in rows},
+    )
 
 
-def correlated(seed: int = 0) -> dict[str, Evaluation]:
-    """Two tasks of other sizes, answered by three models that agree on most questions."""
-    draw = np.random.default_rng(seed)
-    rows = {name: {} for name in MODELS}
-    for task, n in (("a", 40), ("b", 90)):
-        hard = draw.random(n)
-        for name, skill in zip(MODELS, (0.7, 0.45, 0.6), strict=True):
-            rows[name][task] = (hard + 0.1 * draw.random(n) < skill).astype(float).tolist()
-    return {name: scored(**tasks) for name, tasks in rows.items()}
+def of_three(*rows: list, **options) -> dict:
+    """summarise() of the three models' rows of one task, t."""
+    return summarise({name: scored(t=each, **options) for name, each in zip(MODELS, rows, strict=True)})
 
 
-def jackknife(statistic, tasks: list[np.ndarray]) -> float:
-    """Standard error of a statistic of independent tables of rows, by leaving out each row of each in turn."""
-    variance = 0.0
-    for index, rows in enumerate(tasks):
-        n = len(rows)
-        left_out = [statistic([*tasks[:index], np.delete(rows, i, axis=0), *tasks[index + 1 :]]) for i in range(n)]
-        variance += (n - 1) / n * sum((value - np.mean(left_out)) ** 2 for value in left_out)
-    return math.sqrt(variance)
+def accuracies(draw: np.random.Generator) -> dict[str, list]:
+    hard = draw.random(90)
+    return {name: (hard + 0.1 * draw.random(90) < skill).astype(float).tolist()
+            for name, skill in zip(MODELS, (0.7, 0.45, 0.6), strict=True)}  # fmt: skip
 
 
-def test_the_means_errors_are_the_jackknifes_of_paired_rows():
-    evaluations = correlated()
-    found = mean_over_tasks(evaluations)
-    tables = [np.array([evaluations[name].samples[task]["acc"] for name in MODELS]).T for task in ("a", "b")]
-    for column, name in enumerate(MODELS):
+def answers(draw: np.random.Generator) -> dict[str, list]:
+    length, hard = draw.integers(4, 30, 50).astype(float), draw.normal(0, 4, 50)
+    return {name: np.stack([-length * (1 + worse) - hard - draw.random(50), length], axis=1).tolist()
+            for name, worse in zip(MODELS, (0.0, 0.5, 0.2), strict=True)}  # fmt: skip
 
-        def mean(tasks, column=column):
-            return np.mean([rows[:, column].mean() for rows in tasks])
 
-        assert found["scores"][name]["value"] == pytest.approx(mean(tables))
-        assert found["scores"][name]["stderr"] == pytest.approx(jackknife(mean, tables))
+@pytest.mark.parametrize(
+    ("key", "metric", "kind", "drawn", "of"),
+    [("mean", "acc", ACCURACY, accuracies, np.mean), ("answers", ANSWER_BITS, BITS, answers, bits)],
+)
+def test_a_mean_over_tasks_has_the_jackknifes_errors_of_paired_rows(key, metric, kind, drawn, of):
+    draw = np.random.default_rng(3)
+    tasks = {"a": drawn(draw), "b": {name: rows[:40] for name, rows in drawn(draw).items()}}
+    evaluations = {name: scored(kind, metric, **{task: tasks[task][name] for task in tasks}) for name in MODELS}
+    found = summarise(evaluations)[key]
+    tables = [np.stack([tasks[task][name] for name in MODELS], axis=1) for task in tasks]  # rows, models, ...
 
-    def difference(tasks):
-        return np.mean([rows[:, 2].mean() - rows[:, 1].mean() for rows in tasks])
+    def mean(model):
+        return lambda tables: np.mean([of(rows[:, model]) for rows in tables])
 
-    assert found["paired"]["difference"] == pytest.approx(difference(tables))
-    assert found["paired"]["stderr"] == pytest.approx(jackknife(difference, tables))
+    def difference(tables):
+        return mean(2)(tables) - mean(1)(tables)
+
+    for model, name in enumerate(MODELS):
+        expected = {"value": mean(model)(tables), "stderr": jackknife(mean(model), tables)}
+        assert found["scores"][name] == pytest.approx(expected)
+    assert found["paired"] == pytest.approx({"difference": difference(tables), "stderr": jackknife(difference, tables)})
     unpaired = math.hypot(*(found["scores"][name]["stderr"] for name in ("pruned", "restored")))
     assert found["paired"]["stderr"] < 0.7 * unpaired
-
-
-def test_the_means_share_of_the_gap_takes_paired_errors():
-    questions = [float(i % 2) for i in range(40)]
-    # The dense model is right wherever the pruned one is, and on two questions more: 0.05 apart, each ± 0.08.
-    dense = {task: [1.0, 1.0, 1.0, 1.0, *questions[4:]] for task in "ab"}
-    pruned = {task: [0.0, 0.0, 1.0, 1.0, *questions[4:]] for task in "ab"}
-    restored = {task: [1.0, 0.0, 1.0, 1.0, *questions[4:]] for task in "ab"}
-    evaluations = {name: scored(**rows) for name, rows in zip(MODELS, (dense, pruned, restored), strict=True)}
-    found = mean_over_tasks(evaluations)
-    errors = [found["scores"][name]["stderr"] for name in ("dense", "pruned")]
-    assert found["scores"]["dense"]["value"] - found["scores"]["pruned"]["value"] < 2 * math.hypot(*errors)
-    assert found["recovered"] == pytest.approx(0.5)
-    same = {**evaluations, "dense": evaluations["pruned"]}
-    assert mean_over_tasks(same)["recovered"] is None
+    gap = mean(0)(tables) - mean(1)(tables)
+    assert found["recovered"] == pytest.approx(difference(tables) / gap)
+    assert (found["tasks"], found["higher_is_better"]) == (["a", "b"], kind["higher_is_better"])
+    swapped = {**evaluations, "dense": evaluations["pruned"], "pruned": evaluations["dense"]}
+    assert summarise(swapped)[key]["recovered"] is None
 
 
 def test_the_mean_takes_main_accuracies_with_rows_only_and_two_at_least():
-    evaluations = correlated()
-    assert mean_over_tasks(evaluations)["tasks"] == ["a", "b"]
-    perplexity = {"aggregation": "exp_mean", "higher_is_better": False}
+    both = {name: scored(a=[1.0, 0.0, 0.0], b=[1.0, 1.0]) for name in MODELS}
+    expected = summarise(both)["mean"]
+    assert expected["tasks"] == ["a", "b"]
     for extra in (
-        scored(perplexity, "token_perplexity", w=[1.0, 2.0]),
+        scored(LOSSES, "token_perplexity", w=[1.0, 2.0]),
         scored({"aggregation": "mean", "higher_is_better": False}, "acc_gap", w=[1.0, 0.0]),
         scored({"aggregation": "mean", "higher_is_better": None}, "acc", w=[1.0, 0.0]),
     ):
-        more = {name: Evaluation.joined([each, extra]) for name, each in evaluations.items()}
-        assert mean_over_tasks(more) == mean_over_tasks(evaluations)
-    assert mean_over_tasks({name: scored(a=each.samples["a"]["acc"]) for name, each in evaluations.items()}) is None
-    assert mean_over_tasks({name: Evaluation() for name in MODELS}) is None
+        assert summarise({name: Evaluation.joined([each, extra]) for name, each in both.items()})["mean"] == expected
+    assert of_three([1.0, 0.0], [1.0, 0.0], [1.0, 0.0])["mean"] is None
+    assert summarise(dict.fromkeys(MODELS, Evaluation()))["mean"] is None
 
 
-def test_a_metric_of_unknown_direction_has_no_recovered_share():
-    kind = {"aggregation": "mean", "higher_is_better": None}
-    dense, pruned, restored = (scored(kind, "m", t=[x, x + 0.1] * 5) for x in (3.0, 1.0, 2.0))
-    assert recovered(dense, pruned, restored) == recovered(pruned, dense, restored) == {"t": {"m": None}}
-    kind["higher_is_better"] = True
-    assert recovered(dense, pruned, restored) == {"t": {"m": pytest.approx(0.5)}}
+def test_a_recovered_share_has_the_right_sign_and_is_silent_on_noise_and_unknown_direction():
+    dense, pruned, half = [1.0] * 9 + [0.0], [0.0] * 9 + [1.0], [1.0] * 5 + [0.0] * 5
+    assert of_three(dense, pruned, half)["recovered"]["t"]["acc"] == pytest.approx((0.5 - 0.1) / 0.8)
+    assert of_three(pruned, dense, half)["recovered"]["t"]["acc"] is None
+    assert of_three([1.0, *pruned[1:]], pruned, half)["recovered"]["t"]["acc"] is None  # 0.1 ± 0.1
+    unknown = {"aggregation": "mean", "higher_is_better": None}
+    assert of_three(dense, pruned, half, kind=unknown)["recovered"]["t"]["acc"] is None
+    # The gap's error is the paired one: right wherever the pruned one is, and on four of 80 questions more.
+    questions = [float(i % 2) for i in range(80)]
+    rows = ([1.0] * 8 + questions[8:], [0.0] * 4 + [1.0] * 4 + questions[8:], [1.0, 1.0] + [0.0] * 2 + [1.0] * 4)
+    found = of_three(rows[0], rows[1], rows[2] + questions[8:])
+    assert found["recovered"]["t"]["acc"] == pytest.approx(0.5)
+    losses = [[2.0, 2.1, 2.05], [3.0, 3.1, 3.02], [2.5, 2.6, 2.55]]
+    values = [math.exp(sum(rows) / 3) for rows in losses]
+    share = of_three(*losses, kind=LOSSES)["recovered"]["t"]["acc"]
+    assert share == pytest.approx((values[2] - values[1]) / (values[0] - values[1]))
 
 
-def test_every_score_has_lm_evals_direction(data, tiny):  # noqa: F811
-    plan = plan_tasks("hellaswag,wikitext2", data, None, 32)
-    task = plan.planned[0].loaded
-    task._higher_is_better["acc"] = False  # as a task's definition may say
-    results = summarise(dict.fromkeys(MODELS, evaluate(*tiny, plan, label="x")))
-    assert {task: set(metrics) for task, metrics in results["metrics"].items()} == {
-        task: set(metrics) for task, metrics in results["scores"]["dense"].items()
+def test_scores_of_three_models_are_paired_and_accuracy_stands_for_a_task(data, load):
+    plan = plan_tasks("paper", data, None, 64)
+    one, other = (evaluate(*load(seed), plan, label="x") for seed in (0, 5))
+    found = summarise({"dense": one, "pruned": other, "restored": one})
+    for task, metrics in found["paired"].items():
+        assert metrics.keys() == one.scores[task].keys() == found["recovered"][task].keys()
+        for metric, pair in metrics.items():
+            values = [each.scores[task][metric]["value"] for each in (one, other)]
+            assert pair["difference"] == pytest.approx(values[0] - values[1])
+            assert (pair["mcnemar_p"] is not None) == metric.startswith("acc")
+    assert 0 < found["paired"]["hellaswag"]["acc_norm"]["mcnemar_p"] <= 1
+    assert found["main_metric"] == {
+        **{task: of.metric for task, of in PAPER_TASKS.items()},
+        WIKITEXT: "token_perplexity",
     }
-    assert results["metrics"]["hellaswag"] == {
-        "acc": {"aggregation": "mean", "higher_is_better": False},
-        "acc_norm": {"aggregation": "mean", "higher_is_better": True},
-        ANSWER_BITS: BITS,
-    }
-    assert {metric: kind["higher_is_better"] for metric, kind in results["metrics"][WIKITEXT].items()} == dict.fromkeys(
-        ("token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"), False
-    )
+    assert found["answers"]["tasks"] == found["mean"]["tasks"] == list(PAPER_TASKS)
+    zero = {"value": 0.0, "stderr": 0.0}
+    assert found["agreement"]["restored"] == {task: {"flipped": zero, "kl": zero} for task in (*PAPER_TASKS, "all")}
 
 
-def test_a_metric_without_rows_and_a_group_have_their_direction(data, tiny):  # noqa: F811
-    (rte, boolq) = (planned.loaded for planned in plan_tasks("rte,boolq", data, None, 64).planned)
-    for task in (rte, boolq):
-        task._aggregation_list["acc"] = max  # nothing here resamples it
-        task._higher_is_better["acc"] = False
-    outer, inner = (
-        Group(name, aggregate_metric_list=[AggMetricConfig(metric="acc")], metadata={"version": 1})
-        for name in ("outer", "inner")
-    )
-    inner.add(rte), inner.add(boolq), outer.add(inner)
-    found = evaluate(*tiny, EvalPlan((_planned(outer, None, "here"),), None, 64), label="x")
-    accuracy = {"acc": {"aggregation": None, "higher_is_better": False}}
-    assert found.metrics == {
-        **{task: {**accuracy, ANSWER_BITS: BITS} for task in ("rte", "boolq")},
-        **dict.fromkeys(("inner", "outer"), accuracy),
-    }
-    assert {task: list(metrics) for task, metrics in found.samples.items()} == {
-        "rte": [ANSWER_BITS],
-        "boolq": [ANSWER_BITS],
-    }
+def drawn(seed: int, rows: int, noise: float = 0.0) -> list[list[float]]:
+    """Log-likelihoods of three to five choices a row: those of one seed are alike to `noise`."""
+    draw, other = np.random.default_rng(seed), np.random.default_rng([seed, int(100 * noise)])
+    return [
+        (draw.normal(-20, 2, size) + noise * other.normal(size=size)).tolist() for size in draw.integers(3, 6, rows)
+    ]
+
+
+def kl(dense: list[float], other: list[float]) -> float:
+    one, two = (torch.tensor(row, dtype=torch.float64).log_softmax(0) for row in (dense, other))
+    return torch.nn.functional.kl_div(two, one, reduction="sum", log_target=True).item()
+
+
+def test_agreement_is_the_share_of_flips_and_the_mean_divergence_with_jackknifed_errors():
+    choices = {name: {"a": drawn(0, 25, noise), "b": drawn(1, 40, noise)}
+               for name, noise in zip(MODELS, (0.0, 2.0, 1.0), strict=True)}  # fmt: skip
+    found, tables = agreement({name: Evaluation(choices=each) for name, each in choices.items()}), {}
+    for name in ("pruned", "restored"):
+        for task in "ab":
+            pairs = list(zip(choices["dense"][task], choices[name][task], strict=True))
+            flipped = [float(np.argmax(one) != np.argmax(two)) for one, two in pairs]
+            tables[name, task] = {"flipped": np.array(flipped), "kl": np.array([kl(*pair) for pair in pairs])}
+        tables[name, "all"] = {m: np.concatenate([tables[name, task][m] for task in "ab"]) for m in ("flipped", "kl")}
+    for task in ("a", "b", "all"):
+        for measure in ("flipped", "kl"):
+            before, after = (tables[name, task][measure] for name in ("pruned", "restored"))
+            for name, rows in (("pruned", before), ("restored", after), ("paired", after - before)):
+                value, error = found[name][task][measure].values()
+                assert value == pytest.approx(rows.mean())
+                assert error == pytest.approx(jackknife(lambda tables: tables[0].mean(), [rows]))
+    assert 0 < found["restored"]["all"]["flipped"]["value"] < found["pruned"]["all"]["flipped"]["value"] < 1
+    assert agreement(dict.fromkeys(MODELS, Evaluation())) is None
+    lacking = {name: Evaluation(choices=each) for name, each in choices.items()}
+    del lacking["restored"].choices["a"]
+    assert list(agreement(lacking)["pruned"]) == ["b", "all"]
+
+
+def test_flips_and_divergences_of_planted_rows():
+    dense = [[-1.0, -2.0, -3.0]] * 10
+    others = [[-2.0, -1.0, -3.0]] * 3 + [[-3.0, -2.0, -1.0]] + [[-1.5, -1.6, -1.7]] * 6
+    assert flips(dense, others) == [1.0] * 4 + [0.0] * 6
+    # Of equal ones the first, as lm_eval's acc takes it.
+    assert flips([[-1.0, -1.0]] * 2, [[-1.0, -2.0], [-2.0, -1.0]]) == [0.0, 1.0]
+    # A shift of all choices is none of the distribution.
+    assert divergences(dense, [[value - 100 for value in row] for row in dense]) == pytest.approx([0.0] * 10, abs=1e-12)
+    sure, unsure = [[0.0, math.log(0.25)]], [[0.0, 0.0]]
+    assert divergences(sure, unsure)[0] == pytest.approx(0.8 * math.log(1.6) + 0.2 * math.log(0.4))
+    assert divergences([[0.0, -math.inf]], unsure)[0] == pytest.approx(math.log(2))
+    assert divergences(unsure, [[0.0, -math.inf]])[0] == math.inf
+    assert math.isnan(divergences(unsure, [[math.nan, 0.0]])[0])
+    with pytest.raises(ValueError, match="number of choices"):
+        divergences([[0.0]], [[0.0, 1.0]])

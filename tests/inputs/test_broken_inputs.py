@@ -27,8 +27,8 @@ from tests.runs import ROOT, flags, prepared
 from utils.common.commands import run
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
-from utils.evaluation.plan import plan_tasks
 from utils.evaluation.spec_tasks import load_texts
+from utils.evaluation.task_loading import plan_tasks
 from utils.negatives import locate_encoder
 
 NORM = "model.norm.weight"

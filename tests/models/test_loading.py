@@ -30,12 +30,13 @@ from models.merge import merge_and_prove, probe_logits, record_logits
 from models.names import SHORT_NAMES
 from models.restoration import Restoration, save_restoration
 from tests.builders import HEADS, orthonormal, trained
-from utils.activations import Tree, last_token_activations
+from utils.activations import last_token_activations
 from utils.common.errors import UserError
 from utils.common.methods import Options
 from utils.common.names import EMBEDDED
-from utils.evaluation.model import InMemoryLM
+from utils.evaluation.in_memory_lm import InMemoryLM
 from utils.evaluation.perplexity import window_losses
+from utils.packing import PromptWithContinuations
 from utils.prompts import Encoded
 from utils.training import validate
 
@@ -148,7 +149,7 @@ def test_a_model_larger_than_memory_is_offloaded_and_gives_the_same(make_tiny_ll
     monkeypatch.setattr("transformers.integrations.accelerate.get_max_memory", lambda _: {"cpu": 60_000})
     spread = load_model(folder, torch.float32, "auto", "-b")
     assert "disk" in spread.hf_device_map.values()
-    trees = [Tree([1, 2, 3], [[], [4, 5], [6]]), Tree([7, 8], [[], [9], [1, 1]])]
+    trees = [PromptWithContinuations([1, 2, 3], [[], [4, 5], [6]]), PromptWithContinuations([7, 8], [[], [9], [1, 1]])]
     assert torch.equal(last_token_activations(spread, trees, ""), last_token_activations(whole, trees, ""))
     requests = [(None, [5, 6, 7], [8]), (None, [5, 6, 7], [9, 10])]
     scores = [

@@ -9,7 +9,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from models.names import SHORT_NAMES
 from tests.report.made import HOSTILE, PROOF, RUN, hostile, make_results, task, whole, with_answers
-from utils.evaluation.plan import _HUB_WIKITEXT
+from utils.evaluation.task_loading import _HUB_WIKITEXT
 from utils.evaluation.tasks import DEFINITIONS, PAPER_TASKS, TOKEN_PERPLEXITY, WIKITEXT
 from utils.report import card
 from utils.report.card import model_card

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from models.checkpoint import count_zeros
 from tests.runs import HEADS
 from utils.common.flags import parse_arguments
-from utils.evaluation.rows import LOSS, VALIDATION, read_rows
-from utils.evaluation.statistics import aggregate
+from utils.evaluation.outcomes import LOSS, VALIDATION, read_rows
+from utils.evaluation.paired_statistics import aggregate
 from utils.plan.command import count_samples, count_tasks, read_model, workload
 from utils.plan.costs import Machine
 from utils.plan.planner import plan

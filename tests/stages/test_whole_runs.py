@@ -22,8 +22,8 @@ from utils.common.commands import run as command
 from utils.common.errors import Stopped, UserError
 from utils.common.progress import OFF
 from utils.common.run_folder import UNFINISHED
-from utils.evaluation.rows import CHOICES, VALIDATION, pair_rows, read_rows
-from utils.evaluation.statistics import divergences
+from utils.evaluation.outcomes import CHOICES, VALIDATION, pair_rows, read_rows
+from utils.evaluation.paired_statistics import divergences
 from utils.losses import ResponseLoss
 
 SAME = ("results.json", "model", "restoration/restoration.safetensors", "logs/history.jsonl", "logs/rows.json.gz")

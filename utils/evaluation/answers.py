@@ -14,12 +14,12 @@ def asks_choices(task: Task) -> bool:
 
 def choice_rows(task: Task, samples: list[dict]) -> list[list[float]]:
     """Log-likelihood (nats) of each choice, a list a row."""
-    rows = []
-    for sample in samples:
-        # With mutual information, as many requests without a context come after those of the choices.
-        count = len(task.doc_to_choice(sample["doc"]))
-        rows.append([float(responses[0][0]) for responses in sample["resps"][:count]])
-    return rows
+    # With mutual information, as many requests without a context come after those of the choices.
+    counts = [len(task.doc_to_choice(sample["doc"])) for sample in samples]
+    return [
+        [float(responses[0][0]) for responses in sample["resps"][:count]]
+        for sample, count in zip(samples, counts, strict=True)
+    ]
 
 
 def answer_rows(task: Task, samples: list[dict], choices: list[list[float]]) -> list[list[float]] | None:
@@ -30,23 +30,20 @@ def answer_rows(task: Task, samples: list[dict], choices: list[list[float]]) -> 
     text after the gap, the same for all. None unless every row has one right answer that lm_eval itself looks up: not
     where it has none or several, nor where the task's own process_results may mean another.
     """
-    if callable(task.config.process_results):
+    right = [_right(task, sample["doc"]) for sample in samples]
+    if callable(task.config.process_results) or None in right:
         return None
-    rows = []
-    for sample, log_likelihoods in zip(samples, choices, strict=True):
-        right = _right(task, sample["doc"], len(log_likelihoods))
-        if right is None:
-            return None
-        continuation = sample["arguments"][right][1]
-        rows.append([log_likelihoods[right], float(len(continuation.encode()))])
-    return rows
+    return [
+        [log_likelihoods[index], float(len(sample["arguments"][index][1].encode()))]
+        for sample, log_likelihoods, index in zip(samples, choices, right, strict=True)
+    ]
 
 
-def _right(task: Task, doc: dict, count: int) -> int | None:
-    """Index of the right one of `count` choices as lm_eval's accuracy takes it; None unless there is one."""
+def _right(task: Task, doc: dict) -> int | None:
+    """Index of the right choice as lm_eval's accuracy takes it; None unless there is one."""
+    choices = task.doc_to_choice(doc)
     # Where the choices are contexts, the index is the text, and the target the continuation that they share.
     target = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     if isinstance(target, str):
-        choices = task.doc_to_choice(doc)
         return choices.index(target) if target in choices else None
-    return target if isinstance(target, int) and 0 <= target < count else None
+    return target if isinstance(target, int) and 0 <= target < len(choices) else None

@@ -1,9 +1,15 @@
 """Three models' scores side by side: paired differences, shares of the gap, and the mean over tasks."""
 
-from collections.abc import Iterator
-
 from utils.common.names import ANSWER_BITS
-from utils.evaluation import statistics as eval_statistics
+from utils.evaluation.paired_statistics import (
+    divergences,
+    flips,
+    mcnemar_p,
+    mean_difference,
+    mean_of_tasks,
+    score,
+    share_recovered,
+)
 from utils.evaluation.scoring import Evaluation
 from utils.evaluation.tasks import main_metric
 
@@ -11,126 +17,81 @@ MODELS = ("dense", "pruned", "restored")
 
 
 def summarise(evaluations: dict[str, Evaluation]) -> dict:
-    """The part of results.json that says how good the models are.
+    """The part of results.json that says how good the models are, as docs/evaluation.md describes it.
 
-    evaluations: "dense", "pruned" and "restored", of one plan.
+    evaluations: "dense", "pruned" and "restored", of one plan. Restored minus pruned is paired row by row: both
+    answered the same questions, so it varies less than either score. McNemar's p is None where rows are not right or
+    wrong, a share of the gap where nobody says which of two values is the better, or the gap is noise. Means over
+    tasks, two at least, are of the accuracies that stand for a task, a group counting by its members, and of the right
+    answers' bits.
     """
-    dense, pruned, restored = (evaluations[name] for name in MODELS)
+    *others, restored = (evaluations[name] for name in MODELS)
+    paired, recovered, accuracies, answers = {}, {}, {}, {}
+    for task, metrics in restored.samples.items():
+        for metric, rows in metrics.items():
+            if not all(metric in other.samples.get(task, {}) for other in others):
+                continue
+            rows = [*(other.samples[task][metric] for other in others), rows]
+            aggregation, higher = (restored.metrics[task][metric][name] for name in ("aggregation", "higher_is_better"))
+            p = mcnemar_p(rows[2], rows[1]) if aggregation == "mean" else None
+            paired.setdefault(task, {})[metric] = {**_difference([rows[2]], [rows[1]], aggregation), "mcnemar_p": p}
+            share = None if higher is None else share_recovered(*([each] for each in rows), aggregation, higher)
+            recovered.setdefault(task, {})[metric] = share
+            is_accuracy = metric.startswith("acc") and aggregation == "mean" and higher
+            if metric == ANSWER_BITS:
+                answers[task] = rows
+            elif is_accuracy and metric == main_metric(task, restored.scores[task]):
+                accuracies[task] = rows
     return {
         "scores": {name: evaluation.scores for name, evaluation in evaluations.items()},
         "metrics": restored.metrics,
-        "paired": compare(restored, pruned),
-        "recovered": recovered(dense, pruned, restored),
+        "paired": paired,
+        "recovered": recovered,
         "main_metric": {task: main_metric(task, metrics) for task, metrics in restored.scores.items()},
-        "mean": mean_over_tasks(evaluations),
-        "answers": mean_of_answers(evaluations),
+        "mean": _mean(accuracies, "mean", higher_is_better=True),
+        "answers": _mean(answers, "bits_per_byte", higher_is_better=False),
         "agreement": agreement(evaluations),
         "provenance": {name: evaluation.provenance for name, evaluation in evaluations.items()},
     }
 
 
-def compare(restored: Evaluation, pruned: Evaluation) -> dict[str, dict[str, dict[str, float | None]]]:
-    """task -> metric -> {"difference", "stderr", "mcnemar_p"} of restored minus pruned, row by row.
-
-    Both answered the same questions, so the difference varies less than either score. mcnemar_p is None where rows
-    are not right or wrong.
-    """
-    found: dict[str, dict[str, dict[str, float | None]]] = {}
-    for task, metric, kind in _shared(restored, pruned):
-        rows = restored.samples[task][metric], pruned.samples[task][metric]
-        difference, spread = eval_statistics.paired_difference(*rows, kind["aggregation"])
-        p = eval_statistics.mcnemar_p(*rows) if kind["aggregation"] == "mean" else None
-        found.setdefault(task, {})[metric] = {"difference": difference, "stderr": spread, "mcnemar_p": p}
-    return found
+def _difference(first: list[list], second: list[list], aggregation: str) -> dict[str, float | None]:
+    return dict(zip(("difference", "stderr"), mean_difference(first, second, aggregation), strict=True))
 
 
-def recovered(dense: Evaluation, pruned: Evaluation, restored: Evaluation) -> dict[str, dict[str, float | None]]:
-    """task -> metric -> share of the gap between dense and pruned that the restored model closes.
-
-    None where the gap is within two standard errors of the paired difference, the pruned model is the better one, or
-    nobody says which of two values is the better.
-    """
-    found: dict[str, dict[str, float | None]] = {}
-    for task, metric, kind in _shared(restored, pruned, dense):
-        rows = (each.samples[task][metric] for each in (dense, pruned, restored))
-        higher = kind["higher_is_better"]
-        share = None if higher is None else eval_statistics.share_recovered(*rows, kind["aggregation"], higher)
-        found.setdefault(task, {})[metric] = share
-    return found
-
-
-def mean_over_tasks(evaluations: dict[str, Evaluation]) -> dict | None:
-    """The mean of the accuracies of all tasks that have rows; None below two of them.
-
-    {"tasks": [name, …], "higher_is_better": True, "scores": {model: {"value", "stderr"}}, "paired": {"difference",
-    "stderr"} of restored minus pruned, "recovered": share of the gap, None where it is within noise}. A task's two
-    models answered the same questions, and other tasks ask others: errors are paired within a task, and independent
-    between tasks. A group of tasks counts by its members.
-    """
-    dense, pruned, restored = (evaluations[name] for name in MODELS)
-    chosen = []
-    for task, metric, kind in _shared(restored, pruned, dense):
-        is_main = metric == main_metric(task, restored.scores[task])
-        is_accuracy = metric.startswith("acc") and kind == {"aggregation": "mean", "higher_is_better": True}
-        if is_main and is_accuracy:
-            chosen.append((task, metric))
-    return _mean(evaluations, chosen, "mean", higher_is_better=True)
-
-
-def mean_of_answers(evaluations: dict[str, Evaluation]) -> dict | None:
-    """The mean over tasks of the right answers' bits a byte, in the form of `mean_over_tasks`; None below two tasks."""
-    shared = _shared(*(evaluations[name] for name in MODELS))
-    chosen = [(task, metric) for task, metric, _ in shared if metric == ANSWER_BITS]
-    return _mean(evaluations, chosen, "bits_per_byte", higher_is_better=False)
-
-
-def _mean(
-    evaluations: dict[str, Evaluation], chosen: list[tuple[str, str]], aggregation: str, higher_is_better: bool
-) -> dict | None:
+def _mean(chosen: dict[str, list], aggregation: str, higher_is_better: bool) -> dict | None:
+    """chosen: task -> rows of each of MODELS."""
     if len(chosen) < 2:
         return None
-    rows = {name: [evaluations[name].samples[task][metric] for task, metric in chosen] for name in MODELS}
-    scores = {name: eval_statistics.mean_of_tasks(each, aggregation) for name, each in rows.items()}
-    difference, spread = eval_statistics.mean_difference(rows["restored"], rows["pruned"], aggregation)
+    dense, pruned, restored = by_model = list(zip(*chosen.values(), strict=True))
+    scores = [dict(zip(("value", "stderr"), mean_of_tasks(tasks, aggregation), strict=True)) for tasks in by_model]
     return {
-        "tasks": [task for task, _ in chosen],
+        "tasks": list(chosen),
         "higher_is_better": higher_is_better,
-        "scores": {name: {"value": value, "stderr": error} for name, (value, error) in scores.items()},
-        "paired": {"difference": difference, "stderr": spread},
-        "recovered": eval_statistics.mean_share_recovered(*rows.values(), aggregation, higher_is_better),
+        "scores": dict(zip(MODELS, scores, strict=True)),
+        "paired": _difference(restored, pruned, aggregation),
+        "recovered": share_recovered(dense, pruned, restored, aggregation, higher_is_better),
     }
 
 
 def agreement(evaluations: dict[str, Evaluation]) -> dict | None:
-    """How far the pruned and the restored model are from the dense one's answers to multiple-choice questions.
+    """How far the pruned and the restored model are from the dense one's answers to multiple-choice questions, if any.
 
-    {"pruned": {task: {"flipped": {"value", "stderr"}, "kl": {"value", "stderr"}}}, "restored": the same, "paired":
-    {task: {"flipped": {"difference", "stderr"}, "kl": …}} of restored minus pruned}; beside the tasks stands "all", all
-    their questions together, each counting once. flipped: the share of questions whose likeliest choice is not the
-    dense model's. kl: the mean of KL(dense || model) over the softmax of the choices' log-likelihoods, in nats. None
-    without multiple-choice tasks.
+    flipped: the share of questions whose likeliest choice is not the dense model's. kl: the mean of KL(dense || model)
+    over the softmax of the choices' log-likelihoods, in nats. Beside the tasks stands "all", all their questions
+    together, each counting once.
     """
     dense, pruned, restored = (evaluations[name].choices for name in MODELS)
     tasks = [task for task in dense if task in pruned and task in restored]
     if not tasks:
         return None
     found: dict[str, dict] = {"pruned": {}, "restored": {}, "paired": {}}
-    for measure, apart in (("flipped", eval_statistics.flips), ("kl", eval_statistics.divergences)):
-        before, after = ({task: apart(dense[task], model[task]) for task in tasks} for model in (pruned, restored))
+    for measure, rows_of in (("flipped", flips), ("kl", divergences)):
+        before, after = ({task: rows_of(dense[task], model[task]) for task in tasks} for model in (pruned, restored))
         for rows in (before, after):
             rows["all"] = [row for task in tasks for row in rows[task]]
         for task in before:
             for name, rows in (("pruned", before[task]), ("restored", after[task])):
-                value, spread = eval_statistics.aggregate(rows, "mean"), eval_statistics.stderr(rows, "mean")
-                found[name].setdefault(task, {})[measure] = {"value": value, "stderr": spread}
-            difference, spread = eval_statistics.paired_difference(after[task], before[task], "mean")
-            found["paired"].setdefault(task, {})[measure] = {"difference": difference, "stderr": spread}
+                found[name].setdefault(task, {})[measure] = score(rows, "mean")
+            found["paired"].setdefault(task, {})[measure] = _difference([after[task]], [before[task]], "mean")
     return found
-
-
-def _shared(one: Evaluation, *others: Evaluation) -> Iterator[tuple[str, str, dict]]:
-    """(task, metric, kind) of all whose rows every one of the evaluations has."""
-    for task, metrics in one.samples.items():
-        for metric in metrics:
-            if all(metric in other.samples.get(task, {}) for other in others):
-                yield task, metric, one.metrics[task][metric]

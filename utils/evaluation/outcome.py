@@ -10,8 +10,8 @@ import numpy as np
 
 from utils.common.files import digest, read_json
 from utils.common.names import ANSWER_BITS
-from utils.evaluation.rows import CHOICES, LOSS, VALIDATION, Kept, KeptRows, pair_rows, read_rows
-from utils.evaluation.statistics import divergences, flips, mean_difference
+from utils.evaluation.outcomes import CHOICES, LOSS, VALIDATION, Kept, KeptRows, pair_rows, read_rows
+from utils.evaluation.paired_statistics import divergences, flips, mean_difference
 
 COMPARED = ("valid_loss", "perplexity", "answer_bits", "kl", "flipped", "task_mean")
 """What a run is told by, and held against others in; the share of a control is told of the first three."""

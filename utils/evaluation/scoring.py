@@ -1,9 +1,8 @@
 """Scores of a model through lm_eval, each with its standard error and with what is needed to reproduce it.
 
-`plan_tasks` (utils.evaluation.plan) → `evaluate` for each model → `summarise` (utils.evaluation.comparison).
+`plan_tasks` (utils.evaluation.task_loading) → `evaluate` for each model → `summarise` (utils.evaluation.comparison).
 """
 
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -12,19 +11,15 @@ from pathlib import Path
 import lm_eval.api.metrics
 import lm_eval.evaluator
 from lm_eval.api.group import Group
-from lm_eval.api.task import Task
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.loading import input_device, tokenizer_digest
-from utils.common.cache import code_version
-from utils.common.files import digest
+from utils import packing
+from utils.common.files import digest, digest_files
 from utils.common.names import ANSWER_BITS
-from utils.evaluation import answers, packing, perplexity, tasks, token_scores
-from utils.evaluation import model as eval_model
-from utils.evaluation import plan as eval_plan
-from utils.evaluation import statistics as eval_statistics
-from utils.evaluation.model import InMemoryLM, quiet, token_budget
-from utils.evaluation.plan import EvalPlan, PlannedTask, portable_config
+from utils.evaluation import answers, paired_statistics, perplexity
+from utils.evaluation.in_memory_lm import InMemoryLM, quiet, token_budget
+from utils.evaluation.task_loading import EvalPlan, PlannedTask, portable_config
 from utils.evaluation.tasks import TOKEN_PERPLEXITY, WIKITEXT
 
 PACKAGES = ("lm_eval", "transformers", "tokenizers", "torch", "datasets")
@@ -86,17 +81,7 @@ def score_key(part: EvalPlan, tokenizer_folder: Path) -> dict:
         "plan": part.key(),
         "tokenizer": tokenizer_digest(tokenizer_folder),
         "versions": _versions(),
-        "code": code_version(
-            sys.modules[__name__],
-            answers,
-            eval_model,
-            eval_plan,
-            eval_statistics,
-            packing,
-            perplexity,
-            tasks,
-            token_scores,
-        ),
+        "code": digest_files([*Path(__file__).parent.glob("*.py"), Path(packing.__file__)]),
     }
 
 
@@ -116,6 +101,7 @@ def evaluate(
 
     batch_size: sequences a batch, or "auto" (as many as fit a budget of tokens). label: names the model in bars.
     """
+    plan.check_model(tokenizer, model.config.max_position_embeddings)
     result = Evaluation(provenance={"tasks": {}})
     circumstances = {
         "versions": _versions(),
@@ -128,9 +114,8 @@ def evaluate(
         lm = InMemoryLM(model, tokenizer, batch_size, label)
         for planned in plan.planned:
             # Both perplexities of WikiText-2 are of windows of one length; all else may use the model's whole length.
-            length = plan.ppl_window if planned.name == WIKITEXT else lm.max_length
-            with lm.windows_of(length):
-                _score(lm, planned, label, circumstances, result)
+            lm.read_at_most(plan.ppl_window if planned.name == WIKITEXT else None)
+            _score(lm, planned, label, circumstances, result)
     if plan.wikitext is not None:
         _score_tokens(model, tokenizer, plan, label, circumstances, result)
     return result
@@ -157,14 +142,15 @@ def _score(lm: InMemoryLM, planned: PlannedTask, label: str, circumstances: dict
         aggregations = planned.tasks[name].aggregation() if name in planned.tasks else {}
         for key, value in measured.items():
             metric, _, kind = key.partition(",")
-            if not kind or metric.endswith("_stderr"):
+            # lm_eval writes a word where it has no number.
+            if not kind or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
-            if not isinstance(value, int | float):
-                continue  # lm_eval writes a word where it has no number
-            spread = measured.get(f"{metric}_stderr,{kind}")
-            spread = float(spread) if isinstance(spread, int | float) else None
+            error = measured.get(f"{metric}_stderr,{kind}")
             full = _metric_name(metric, kind)
-            result.scores.setdefault(name, {})[full] = {"value": float(value), "stderr": spread}
+            result.scores.setdefault(name, {})[full] = {
+                "value": float(value),
+                "stderr": float(error) if isinstance(error, int | float) else None,
+            }
             result.metrics.setdefault(name, {})[full] = {
                 "aggregation": _AGGREGATIONS.get(aggregations.get(metric)),
                 "higher_is_better": found["higher_is_better"].get(name, {}).get(metric),
@@ -173,7 +159,12 @@ def _score(lm: InMemoryLM, planned: PlannedTask, label: str, circumstances: dict
         samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
         _keep_rows(name, samples, result)
         if answers.asks_choices(task):
-            _keep_answers(name, task, samples, result)
+            # A sample a filter, all of the same responses.
+            samples = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
+            result.choices[name] = answers.choice_rows(task, samples)
+            rows = answers.answer_rows(task, samples, result.choices[name])
+            if rows is not None:
+                _add(result, name, ANSWER_BITS, rows, "bits_per_byte")
         result.provenance["tasks"][name] = {
             "version": task.VERSION,
             "rows": planned.rows[name].scored,
@@ -205,39 +196,26 @@ def _keep_rows(name: str, samples: list[dict], result: Evaluation) -> None:
         # lm_eval takes the mean of a perplexity's rows with weights, where the rows are pairs.
         rows = [[float(part) for part in row] if isinstance(row, tuple | list) else float(row) for row in rows]
         result.samples.setdefault(name, {})[metric] = rows
-        result.scores[name][metric]["stderr"] = eval_statistics.stderr(rows, aggregation)
+        result.scores[name][metric]["stderr"] = paired_statistics.stderr(rows, aggregation)
 
 
-def _keep_answers(name: str, task: Task, samples: list[dict], result: Evaluation) -> None:
-    # A sample a filter, all of the same responses.
-    samples = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
-    result.choices[name] = answers.choice_rows(task, samples)
-    rows = answers.answer_rows(task, samples, result.choices[name])
-    if rows is None:
-        return
-    kind = {"aggregation": "bits_per_byte", "higher_is_better": False}
-    value = eval_statistics.aggregate(rows, kind["aggregation"])
-    spread = eval_statistics.stderr(rows, kind["aggregation"])
-    result.scores.setdefault(name, {})[ANSWER_BITS] = {"value": value, "stderr": spread}
-    result.samples.setdefault(name, {})[ANSWER_BITS] = rows
-    result.metrics.setdefault(name, {})[ANSWER_BITS] = kind
+def _add(result: Evaluation, task: str, metric: str, rows: list, aggregation: str) -> None:
+    """A metric of ours, of which lower is better."""
+    result.scores.setdefault(task, {})[metric] = paired_statistics.score(rows, aggregation)
+    result.samples.setdefault(task, {})[metric] = rows
+    result.metrics.setdefault(task, {})[metric] = {"aggregation": aggregation, "higher_is_better": False}
 
 
 def _score_tokens(model, tokenizer, plan: EvalPlan, label: str, circumstances: dict, result: Evaluation) -> None:
     started = time.perf_counter()
-    length = min(plan.ppl_window, model.config.max_position_embeddings)
-    windows = perplexity.token_windows(tokenizer, plan.wikitext, length, plan.windows)
-    fitting = max(1, token_budget(input_device(model)) // windows.shape[1])
-    given = circumstances["batch_size"]
-    batch = fitting if given == "auto" else int(given)
-    losses = perplexity.window_losses(model, windows, batch, f"{label}: {WIKITEXT} {TOKEN_PERPLEXITY}")
-    value = eval_statistics.aggregate(losses, "exp_mean")
-    spread = eval_statistics.stderr(losses, "exp_mean")
-    scores = result.scores.get(WIKITEXT, {})
-    result.scores[WIKITEXT] = {TOKEN_PERPLEXITY: {"value": value, "stderr": spread}, **scores}
-    result.samples.setdefault(WIKITEXT, {})[TOKEN_PERPLEXITY] = losses
-    kind = {"aggregation": "exp_mean", "higher_is_better": False}
-    result.metrics.setdefault(WIKITEXT, {})[TOKEN_PERPLEXITY] = kind
+    windows = perplexity.token_windows(tokenizer, plan.wikitext, plan.ppl_window, plan.windows)
+    batch = circumstances["batch_size"]
+    if batch == "auto":
+        batch = max(1, token_budget(input_device(model)) // windows.shape[1])
+    losses = perplexity.window_losses(model, windows, int(batch), f"{label}: {WIKITEXT} {TOKEN_PERPLEXITY}")
+    by_page = result.scores.pop(WIKITEXT, {})
+    _add(result, WIKITEXT, TOKEN_PERPLEXITY, losses, "exp_mean")
+    result.scores[WIKITEXT] |= by_page
     result.provenance[TOKEN_PERPLEXITY] = {
         "windows": len(windows),
         "window_tokens": windows.shape[1],

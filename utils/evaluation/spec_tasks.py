@@ -7,7 +7,7 @@ from data.loading import Sample, Split, load_samples
 from data.spec_rows import SPEC_FORMS
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
-from utils.evaluation.plan import hub_split
+from utils.evaluation.task_loading import hub_split
 from utils.evaluation.tasks import PAPER_TASKS, read_rows, split_file
 
 FLAG = "-spec_task"

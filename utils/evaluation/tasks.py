@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lm_eval.tasks
-import yaml
 
 from utils.common.errors import UserError, shortened
 from utils.common.files import fault as what_is_wrong
@@ -33,22 +32,17 @@ class PaperTask:
     fault: Callable[[dict], str | None]
 
 
-def _text(*names: str) -> Callable[[dict], str | None]:
-    def fault(row: dict) -> str | None:
-        for name in names:
-            if name not in row:
-                return f"field '{name}' is missing"
-            if not isinstance(row[name], str):
-                return f"field '{name}' is not text"
-        return None
-
-    return fault
+def _text(row: dict, *names: str) -> str | None:
+    for name in names:
+        if not isinstance(row.get(name), str):
+            return f"field '{name}' is {'not text' if name in row else 'missing'}"
+    return None
 
 
 def _label(row: dict, name: str, allowed: Iterable[object]) -> str | None:
-    allowed = list(allowed)
     if name not in row:
         return f"field '{name}' is missing"
+    allowed = list(allowed)
     # By type too: 1.0 and true equal 1, and are no index.
     known = any(type(row[name]) is type(value) and row[name] == value for value in allowed)
     return None if known else f"field '{name}' is {shortened(repr(row[name]))}, not one of {allowed}"
@@ -59,39 +53,31 @@ def _texts(value: object) -> bool:
 
 
 def _two_classes(*texts: str) -> Callable[[dict], str | None]:
-    return lambda row: _text(*texts)(row) or _label(row, "label", (0, 1))
+    return lambda row: _text(row, *texts) or _label(row, "label", (0, 1))
 
 
 def _choices(question: str) -> Callable[[dict], str | None]:
     def fault(row: dict) -> str | None:
-        if problem := _text(question)(row):
-            return problem
         choices = row.get("choices")
-        if not isinstance(choices, dict) or not choices.get("text") or not choices.get("label"):
-            return "field 'choices' is not {'text': [...], 'label': [...]}"
-        if not _texts(choices["text"]) or not _texts(choices["label"]):
-            return "field 'choices' has no lists of texts, two or more"
-        if len(choices["text"]) != len(choices["label"]):
-            return "field 'choices' has different numbers of texts and labels"
-        return _label(row, "answerKey", choices["label"])
+        parts = [choices.get(name) for name in ("text", "label")] if isinstance(choices, dict) else [None]
+        if not all(map(_texts, parts)) or len(parts[0]) != len(parts[1]):
+            return "field 'choices' is not {'text': [...], 'label': [...]} with as many labels as texts, two or more"
+        return _text(row, question) or _label(row, "answerKey", choices["label"])
 
     return fault
 
 
 def _hellaswag(row: dict) -> str | None:
-    if problem := _text("activity_label", "ctx_a", "ctx_b")(row):
-        return problem
     endings = row.get("endings")
     if not _texts(endings):
         return "field 'endings' is not a list of texts, two or more"
     written = {**row, "label": str(row["label"])} if type(row.get("label")) is int else row
-    return _label(written, "label", map(str, range(len(endings))))
+    return _text(row, "activity_label", "ctx_a", "ctx_b") or _label(written, "label", map(str, range(len(endings))))
 
 
 def _winogrande(row: dict) -> str | None:
-    if problem := _text("sentence", "option1", "option2")(row):
-        return problem
-    return "field 'sentence' has no '_'" if "_" not in row["sentence"] else _label(row, "answer", ("1", "2"))
+    gap = None if "_" in str(row.get("sentence")) else "field 'sentence' has no '_'"
+    return _text(row, "sentence", "option1", "option2") or gap or _label(row, "answer", ("1", "2"))
 
 
 PAPER_TASKS = {
@@ -168,36 +154,3 @@ def read_rows(file: Path, flag: str, fault: Callable[[dict], str | None] | None 
     if not rows:
         raise UserError(f"{flag}: {file} has no rows")
     return rows
-
-
-def needed_splits(config: dict) -> list[str]:
-    """Splits that scoring a task reads, the scored one first; the few-shot one only if the task shows examples."""
-    needed = [config.get("test_split") or config.get("validation_split")]
-    if config.get("num_fewshot"):
-        needed.append(config.get("fewshot_split") or config.get("training_split") or needed[0])
-    return list(dict.fromkeys(needed))
-
-
-def local_definition(task: str, definition: Path, config: dict, files: dict[str, str], cache: Path | None) -> str:
-    """YAML of lm_eval's `task` reading local jsonl files instead of the hub.
-
-    definition: lm_eval's own YAML, whose prompts and metrics are kept by `include`. config: its content.
-    files: split -> file; a split without a file is switched off.
-    cache: folder for the Arrow copy that `datasets` makes of the files; its usual place if None.
-    """
-    kwargs: dict = {"data_files": files}
-    if cache is not None:
-        # In memory, so that nothing under `cache` is needed once the task is loaded.
-        kwargs |= {"cache_dir": str(cache), "keep_in_memory": True}
-    kinds = ("training_split", "validation_split", "test_split", "fewshot_split")
-    settings = {
-        "include": str(definition),
-        "task": task,
-        # A tag of this one file would hide lm_eval's own, which holds all its tasks.
-        "tag": None,
-        "dataset_path": "json",
-        "dataset_name": None,
-        "dataset_kwargs": kwargs,
-        **{kind: config.get(kind) if config.get(kind) in files else None for kind in kinds},
-    }
-    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)

@@ -29,8 +29,8 @@ from utils.common.hub import no_waiting
 from utils.common.methods import Options, needs_of, parts_of
 from utils.common.names import BUNDLED, DISTILL, EMBEDDED
 from utils.distillation import GB, check_loss
-from utils.evaluation.plan import TASKS_FLAG, task_names
 from utils.evaluation.spec_tasks import load_texts, tell_unused
+from utils.evaluation.task_loading import TASKS_FLAG, task_names
 from utils.evaluation.tasks import TOKENS_ONLY, WIKITEXT
 from utils.plan.costs import Machine, StagePlan, TaskTokens, Workload, parameters
 from utils.plan.counts import changed_weights, numbers

@@ -9,7 +9,7 @@ from pruning.streaming import BATCH_TOKENS as PRUNING_TOKENS
 from utils.activations import CPU_TOKENS_A_BATCH, TOKENS_A_BATCH
 from utils.common.methods import Needs
 from utils.common.record import STAGES
-from utils.evaluation.model import CPU_TOKENS, GPU_TOKENS
+from utils.evaluation.in_memory_lm import CPU_TOKENS, GPU_TOKENS
 from utils.losses import CHUNK
 from utils.negatives import BATCH_SIZE as ENCODER_BATCH
 from utils.negatives import LONGEST as ENCODER_LONGEST

@@ -8,10 +8,11 @@ from transformers import PreTrainedTokenizerBase
 import models.cpu_attention
 import utils.activations
 import utils.evaluation.scoring
-from utils.activations import Tree
+import utils.packing
 from utils.common.cache import Kept, cached
-from utils.evaluation.plan import EvalPlan
 from utils.evaluation.scoring import Evaluation, score_key
+from utils.evaluation.task_loading import EvalPlan
+from utils.packing import PromptWithContinuations
 from utils.samples import Samples
 from utils.stages.context import LazyModel, Models, Run
 from utils.stages.examples import answers
@@ -28,7 +29,9 @@ class Measured:
     answers: list[dict]
 
 
-def measure(run: Run, models: Models, samples: Samples, plan: EvalPlan, label: str, trees: list[Tree]) -> Measured:
+def measure(
+    run: Run, models: Models, samples: Samples, plan: EvalPlan, label: str, trees: list[PromptWithContinuations]
+) -> Measured:
     """What the `dense` or the `pruned` model makes of the trees, of the plan's tasks and of the report's prompts."""
     with run.lazy(getattr(models, label)) as model:
         kept = [activations.later(run.cache, model, part, label=label) for part in by_branches(trees)]
@@ -37,16 +40,16 @@ def measure(run: Run, models: Models, samples: Samples, plan: EvalPlan, label: s
         return Measured(kept, scored(run, models, plan, model, label), answers(run, models, samples, model))
 
 
-def by_branches(trees: list[Tree]) -> list[list[Tree]]:
+def by_branches(trees: list[PromptWithContinuations]) -> list[list[PromptWithContinuations]]:
     """The trees with branches for probing first, then the plain ones; a list may be missing, order is kept."""
-    groups: dict[int, list[Tree]] = {}
+    groups: dict[int, list[PromptWithContinuations]] = {}
     for tree in trees:
-        groups.setdefault(len(tree.branches), []).append(tree)
+        groups.setdefault(len(tree.continuations), []).append(tree)
     return list(groups.values())
 
 
-@cached("activations", code=(utils.activations, models.cpu_attention))
-def activations(model: LazyModel, trees: list[Tree], *, label: str) -> dict[str, Tensor]:
+@cached("activations", code=(utils.activations, utils.packing, models.cpu_attention))
+def activations(model: LazyModel, trees: list[PromptWithContinuations], *, label: str) -> dict[str, Tensor]:
     """z (branches, L, H, N, d) in the model's dtype, which holds it exactly.
 
     The device is no part of the key: directions found on another differ by rounding, and β is resumed for those that it

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from models.checkpoint import Checkpoint
 from models.loading import has_tokenizer
 from models.merge import Proof, compact_and_prove, merge_and_prove
-from utils.evaluation.plan import EvalPlan
+from utils.evaluation.task_loading import EvalPlan
 from utils.samples import Samples
 from utils.stages.context import LazyModel, Models, Run
 from utils.stages.examples import answers

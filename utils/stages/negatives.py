@@ -4,21 +4,21 @@ import torch
 from torch import Tensor
 
 import utils.negatives
-from utils.activations import Tree
 from utils.common.cache import cached
 from utils.negatives import encoder_identity, locate_encoder, most_similar_choice, most_similar_other
+from utils.packing import PromptWithContinuations
 from utils.prompts import answered, common_prefix
 from utils.samples import Samples
 from utils.stages.context import Models, Run
 
 
-def prompt_trees(run: Run, samples: Samples) -> list[Tree]:
+def prompt_trees(run: Run, samples: Samples) -> list[PromptWithContinuations]:
     """Each training prompt alone: what the pruned model reads; nothing where no activations are needed."""
-    return [Tree(ids, [[]]) for ids in samples.prompt_ids] if run.reads_activations else []
+    return [PromptWithContinuations(ids, [[]]) for ids in samples.prompt_ids] if run.reads_activations else []
 
 
-def probe_trees(run: Run, models: Models, samples: Samples) -> list[Tree]:
-    """What the dense model reads: the first -num_probe_samples as q, q + r⁺, q + r⁻ over one trunk, the rest as q."""
+def probe_trees(run: Run, models: Models, samples: Samples) -> list[PromptWithContinuations]:
+    """What the dense model reads: the first -num_probe_samples as q, q + r⁺, q + r⁻ over one prompt, the rest as q."""
     plain = prompt_trees(run, samples)
     if run.args.head_selection != "contrastive" or not plain:
         return plain
@@ -27,7 +27,7 @@ def probe_trees(run: Run, models: Models, samples: Samples) -> list[Tree]:
     trees = []
     for question, right, other in zip(samples.prompt_ids, samples.train, wrong_ids, strict=False):
         shared = common_prefix([question, right.ids, other])
-        trees.append(Tree(question[:shared], [ids[shared:] for ids in (question, right.ids, other)]))
+        trees.append(PromptWithContinuations(question[:shared], [ids[shared:] for ids in (question, right.ids, other)]))
     return trees + plain[len(trees) :]
 
 

@@ -3,8 +3,6 @@
 import sys
 from pathlib import Path
 
-from transformers import LlamaConfig
-
 import pruning
 from models.checkpoint import Checkpoint, check_finite, check_weights
 from models.compact import in_dense_shapes
@@ -15,9 +13,8 @@ from utils.common.errors import UserError
 from utils.common.flags import Arguments
 from utils.common.recipes import as_flags
 from utils.distillation import check_loss
-from utils.evaluation.plan import EvalPlan, plan_tasks
 from utils.evaluation.spec_tasks import load_texts
-from utils.evaluation.tasks import TOKENS_ONLY, WIKITEXT
+from utils.evaluation.task_loading import EvalPlan, plan_tasks
 from utils.negatives import locate_encoder
 from utils.samples import Samples, read_samples
 from utils.stages.context import Models, Run
@@ -56,26 +53,14 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
         pruning.check(args.prune_method, args.sparsity, args.calib_data, args.calib_samples, args.calib_length, config)
     if run.needs.calibration:
         calibration.check(args.calib_data, args.calib_samples, args.calib_length, config.max_position_embeddings)
-    check_window(args, config)
     plan = plan_tasks(args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window, args.ppl_windows)
+    plan.check_model(tokenizer, longest_context(config))
     samples = read_samples(args, tokenizer, load_texts(args))
     check_states(run, config.hidden_size, samples)
     for line in plan.describe():
         print(f"      {line}")
     warn_of_room(args, pruned or dense)
     return Models(dense, pruned, given, config, tokenizer, folder), samples, plan
-
-
-def check_window(args: Arguments, config: LlamaConfig) -> None:
-    """Raise UserError if perplexity's windows are longer than the model has positions, and one is asked for."""
-    asked = {name.strip() for name in args.eval_tasks.split(",")} & {"paper", WIKITEXT, TOKENS_ONLY}
-    rope = config.rope_parameters or {}
-    longer = rope.get("factor", 1) if rope.get("rope_type") in ("linear", "dynamic") else 1
-    most = int(config.max_position_embeddings * longer)
-    if asked and args.ppl_window > most:
-        raise UserError(
-            f"-ppl_window: {args.ppl_window} tokens, but the model has {most} positions; give at most {most}"
-        )
 
 
 def warn_of_room(args: Arguments, checkpoint: Checkpoint) -> None:
@@ -113,3 +98,10 @@ def given_checkpoint(args: Arguments, dense: Path) -> tuple[Checkpoint, Checkpoi
     if not sum(zeros):
         print("      warning: the pruned model has no zeros; going on because of -allow_dense", file=sys.stderr)
     return given, pruned
+
+
+def longest_context(config: LlamaConfig) -> int:
+    """Positions that the model has, with what its rope's scaling adds to them."""
+    rope = config.rope_parameters or {}
+    longer = rope.get("factor", 1) if rope.get("rope_type") in ("linear", "dynamic") else 1
+    return int(config.max_position_embeddings * longer)

@@ -15,7 +15,7 @@ from utils.common.methods import METHODS, NORMS
 from utils.common.names import RESPONSE
 from utils.common.record import device_name, versions
 from utils.evaluation.comparison import summarise
-from utils.evaluation.rows import LOSS, VALIDATION, Kept, KeptRows, write_rows
+from utils.evaluation.outcomes import LOSS, VALIDATION, Kept, KeptRows, write_rows
 from utils.evaluation.scoring import Evaluation
 from utils.prompts import Encoded
 from utils.report.card import model_card

@@ -7,6 +7,7 @@ from torch import Tensor
 
 import utils.activations
 import utils.distillation
+import utils.packing
 from models import cpu_attention
 from models.checkpoint import Checkpoint
 from utils.common.cache import cached
@@ -66,7 +67,7 @@ def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | N
 
 @cached(
     "teacher",
-    code=(utils.distillation, utils.activations, cpu_attention),
+    code=(utils.distillation, utils.activations, utils.packing, cpu_attention),
     libraries=("torch", "transformers"),
 )
 def states(model: LazyModel, samples: list[Encoded], device: str, *, what: str) -> dict[str, Tensor]:

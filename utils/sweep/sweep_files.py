@@ -13,7 +13,7 @@ from utils.common.errors import UserError, first_line
 from utils.common.files import read_json, whole_file
 from utils.common.names import DIVERGED
 from utils.evaluation.outcome import Outcome, read_outcome
-from utils.evaluation.rows import KeptRows
+from utils.evaluation.outcomes import KeptRows
 from utils.sweep.grid import SweepRow, SweepRun
 
 FILE = "runs.json.gz"

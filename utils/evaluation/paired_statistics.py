@@ -39,6 +39,11 @@ def stderr(rows: Sequence[Row], aggregation: str) -> float | None:
     return _jackknife([_table(rows)], lambda left_out: AGGREGATIONS[aggregation](left_out[0]))
 
 
+def score(rows: Sequence[Row], aggregation: str) -> dict[str, float | None]:
+    """{"value": the metric over all rows, "stderr": its jackknife standard error}."""
+    return {"value": aggregate(rows, aggregation), "stderr": stderr(rows, aggregation)}
+
+
 def paired_difference(first: Sequence[Row], second: Sequence[Row], aggregation: str) -> tuple[float, float | None]:
     """Metric of `first` minus metric of `second`, and its standard error, row i answering the same question in both."""
     tables = [_table(first), _table(second)]
@@ -62,18 +67,6 @@ def mcnemar_p(first: Sequence[Row], second: Sequence[Row]) -> float | None:
     tail = sum(math.comb(discordant, k) for k in range(min(gained, lost) + 1))
     # Integers of any size divide exactly here; 2.0**discordant would overflow for a large task.
     return min(1.0, 2 * tail / 2**discordant)
-
-
-def share_recovered(
-    dense: Sequence[Row], pruned: Sequence[Row], restored: Sequence[Row], aggregation: str, higher_is_better: bool
-) -> float | None:
-    """(restored - pruned) / (dense - pruned).
-
-    None where the dense model is not better than the pruned one by more than two standard errors of their paired
-    difference: a share of noise says nothing.
-    """
-    gained, _ = paired_difference(restored, pruned, aggregation)
-    return _share(gained, *paired_difference(dense, pruned, aggregation), higher_is_better)
 
 
 def flips(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> list[float]:
@@ -101,21 +94,23 @@ def mean_difference(
     return _mean_of([paired_difference(one, other, aggregation) for one, other in zip(first, second, strict=True)])
 
 
-def mean_share_recovered(
+def share_recovered(
     dense: Sequence[Sequence[Row]],
     pruned: Sequence[Sequence[Row]],
     restored: Sequence[Sequence[Row]],
     aggregation: str,
     higher_is_better: bool,
 ) -> float | None:
-    """`share_recovered` of the mean over tasks."""
-    gained, _ = mean_difference(restored, pruned, aggregation)
-    return _share(gained, *mean_difference(dense, pruned, aggregation), higher_is_better)
+    """(restored - pruned) / (dense - pruned) of the mean over tasks, of one as of several.
 
-
-def _share(gained: float, gap: float, gap_stderr: float | None, higher_is_better: bool) -> float | None:
+    None where the dense model is not better than the pruned one by more than two standard errors of their paired
+    difference: a share of noise says nothing.
+    """
+    gap, error = mean_difference(dense, pruned, aggregation)
     better = gap if higher_is_better else -gap
-    return None if gap_stderr is None or not better > 2 * gap_stderr else gained / gap
+    if error is None or not better > 2 * error:
+        return None
+    return mean_difference(restored, pruned, aggregation)[0] / gap
 
 
 def _mean_of(parts: Sequence[tuple[float, float | None]]) -> tuple[float, float | None]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from utils.common.errors import UserError
 from utils.common.files import whole_file
+from utils.evaluation.paired_statistics import Row
 from utils.evaluation.scoring import Evaluation
-from utils.evaluation.statistics import Row
 from utils.evaluation.tasks import TOKEN_PERPLEXITY
 
 CHOICES = "choices"
@@ -21,7 +21,7 @@ class KeptRows:
     """One value a row (or [log-likelihood, weight]) of one model, task and metric, in the order of the rows.
 
     Under CHOICES in a metric's place, each row is the log-likelihoods (nats) of a question's choices, which `flips` and
-    `divergences` of utils.evaluation.statistics hold against the dense model's; they have no aggregation of their own.
+    `divergences` hold against the dense model's; they have no aggregation of their own.
     sha256: digest of what was asked: the task's rows, or a text's windows of token ids.
     """
 
@@ -42,17 +42,12 @@ VALIDATION, LOSS = "validation", "loss"
 def write_rows(path: Path, evaluations: dict[str, Evaluation], more: dict[str, Kept] | None = None) -> None:
     """Write the rows of each model (by name) to `path`, whole; the same rows always give the same bytes.
 
-    more: by model, rows of what is no task of the evaluation.
+    more: by one of these models, rows of what is no task of the evaluation.
     """
-    kept = {name: _all_kept(evaluation) for name, evaluation in evaluations.items()}
-    for name, tasks in (more or {}).items():
-        kept[name] = {**kept.get(name, {}), **tasks}
-    content = {
-        name: {task: {metric: asdict(rows) for metric, rows in metrics.items()} for task, metrics in tasks.items()}
-        for name, tasks in kept.items()
-    }
+    kept = {name: {**_kept(each), **(more or {}).get(name, {})} for name, each in evaluations.items()}
+    content = json.dumps(kept, ensure_ascii=False, default=asdict)
     with whole_file(path) as partial:
-        partial.write_bytes(gzip.compress(json.dumps(content, ensure_ascii=False).encode(), mtime=0))
+        partial.write_bytes(gzip.compress(content.encode(), mtime=0))
 
 
 def read_rows(path: Path) -> dict[str, Kept]:
@@ -72,7 +67,7 @@ def read_rows(path: Path) -> dict[str, Kept]:
 def pair_rows(first: Kept, second: Kept, task: str, metric: str) -> tuple[KeptRows, KeptRows]:
     """The rows of two models, of one run or of two, where row i answers the same question in both.
 
-    What `utils.evaluation.statistics.paired_difference` takes. Raises UserError where one of them wasn't scored so, or
+    What `paired_difference` takes. Raises UserError where one of them wasn't scored so, or
     on other rows.
     """
     for place, kept in (("first", first), ("second", second)):
@@ -88,21 +83,13 @@ def pair_rows(first: Kept, second: Kept, task: str, metric: str) -> tuple[KeptRo
     return one, other
 
 
-def _all_kept(evaluation: Evaluation) -> Kept:
-    kept = {
-        task: {metric: _kept(evaluation, task, metric) for metric in metrics}
-        for task, metrics in evaluation.samples.items()
-    }
+def _kept(evaluation: Evaluation) -> Kept:
+    asked = {task: about["rows_sha256"] for task, about in evaluation.provenance.get("tasks", {}).items()}
+    kept: Kept = {}
+    for task, metrics in evaluation.samples.items():
+        for metric, values in metrics.items():
+            sha256 = evaluation.provenance[metric]["rows_sha256"] if metric == TOKEN_PERPLEXITY else asked[task]
+            kept.setdefault(task, {})[metric] = KeptRows(values, **evaluation.metrics[task][metric], sha256=sha256)
     for task, rows in evaluation.choices.items():
-        asked = evaluation.provenance["tasks"][task]["rows_sha256"]
-        kept.setdefault(task, {})[CHOICES] = KeptRows(rows, None, None, asked)
+        kept.setdefault(task, {})[CHOICES] = KeptRows(rows, None, None, asked[task])
     return kept
-
-
-def _kept(evaluation: Evaluation, task: str, metric: str) -> KeptRows:
-    provenance = evaluation.provenance
-    asked = provenance[TOKEN_PERPLEXITY] if metric == TOKEN_PERPLEXITY else provenance["tasks"][task]
-    kind = evaluation.metrics[task][metric]
-    return KeptRows(
-        evaluation.samples[task][metric], kind["aggregation"], kind["higher_is_better"], asked["rows_sha256"]
-    )

@@ -16,8 +16,8 @@ from transformers.utils import logging as transformers_logging
 
 from models.loading import input_device
 from utils.common.progress import progress
-from utils.evaluation.packing import Batch, batch_tensors, batches, pack
 from utils.evaluation.token_scores import token_scores
+from utils.packing import PromptWithContinuations, by_length, pack
 
 CPU_TOKENS = 1024
 """Tokens in a batch on a CPU: more of them are no faster there, and their activations fill the memory."""
@@ -51,14 +51,9 @@ class InMemoryLM(HFLM):
         self._device = input_device(model)
         self.label = label
 
-    @contextmanager
-    def windows_of(self, length: int) -> Iterator[None]:
-        """Within it, no sequence is longer than `length` tokens, as with lm_eval's model argument max_length."""
-        before, self._max_length = self._max_length, min(length, self.max_length)
-        try:
-            yield
-        finally:
-            self._max_length = before
+    def read_at_most(self, length: int | None) -> None:
+        """No sequence longer than `length` tokens, as with lm_eval's argument max_length; None: the model's own."""
+        self._max_length = length
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts in windows of the model's length, each window's first token given one more."""
@@ -79,7 +74,8 @@ class InMemoryLM(HFLM):
         if not self.packs:
             return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, **kwargs)
         budget = token_budget(self.device)
-        packed, cut = pack([request[1:] for request in requests], self.max_length, budget)
+        requests = [request[1:] for request in requests]
+        prompts, owners, cut = share_contexts(requests, self.max_length, budget)
         if cut:
             tqdm.write(
                 f"{self.label}: {cut} contexts longer than the model's {self.max_length} tokens lost their start"
@@ -87,50 +83,82 @@ class InMemoryLM(HFLM):
         values = torch.zeros(len(requests), dtype=torch.float64)
         greedy = torch.ones(len(requests), dtype=torch.bool)
         with progress(total=len(requests), desc=self.label, unit="request") as bar:
-            for groups in batches(packed, budget):
-                batch = batch_tensors(groups)
-                log_probability, is_best = self._batch_scores(batch)
-                values.index_add_(0, batch.owners, log_probability)
-                greedy[batch.owners[~is_best]] = False
-                bar.update(sum(len(group.members) for group in groups))
+            for chosen in by_length(prompts, budget):
+                asked = [owners[row] for row in chosen]
+                owner, log_probability, is_best = self._scores([prompts[row] for row in chosen], asked, requests)
+                values.index_add_(0, owner, log_probability)
+                greedy[owner[~is_best]] = False
+                bar.update(sum(map(len, asked)))
         return list(zip(values.tolist(), greedy.tolist(), strict=True))
 
     @torch.inference_mode()
-    def _batch_scores(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(P,) float64 log-probability of each target, (P,) bool whether it is the likeliest token; on the CPU."""
-        inputs = {"input_ids": batch.ids.to(self.device), "position_ids": batch.positions.to(self.device)}
-        if batch.allowed is None:
-            del inputs["position_ids"]
-        else:
-            # Additive, which every attention but the flash kernels takes.
-            mask = torch.zeros(batch.allowed.shape, dtype=self.model.dtype)
-            mask.masked_fill_(~batch.allowed, torch.finfo(mask.dtype).min)
-            inputs["attention_mask"] = mask.unsqueeze(1).to(self.device)
+    def _scores(
+        self, prompts: list[PromptWithContinuations], owners: list[list[int]], requests: list[tuple]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of each predicted token, on the CPU: its request (P,) int64, log-probability (P,) float64, is it likeliest.
+
+        Every column of a continuation and of the prompt's end before it predicts the request's next token.
+        """
+        batch = pack(prompts)
+        predicted = torch.tensor(
+            [
+                (row, column, target, owner)
+                for row, (places, members) in enumerate(zip(batch.columns, owners, strict=True))
+                for columns, owner in zip(places, members, strict=True)
+                for column, target in zip(columns, requests[owner][1][-len(columns) :], strict=True)
+            ]
+        )
+        rows, columns, targets, owner = predicted.T
+        inputs = batch.inputs(self.device, self.model.dtype)
         hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
-        hidden = hidden[batch.rows.to(hidden.device), batch.columns.to(hidden.device)]
-        return token_scores(self.model, hidden, batch.targets)
+        hidden = hidden[rows.to(hidden.device), columns.to(hidden.device)]
+        return owner, *token_scores(self.model, hidden, targets)
+
+
+def share_contexts(
+    requests: list[tuple[list[int], list[int]]], max_length: int, budget: int
+) -> tuple[list[PromptWithContinuations], list[list[int]], int]:
+    """What to read for all requests (context ids, continuation ids): prompts, whose continuations these are, cut ones.
+
+    The last token of a continuation is predicted, never read. A request too long for the model loses its left end, as
+    in lm_eval; where even its continuation is too long, tokens that go unscored. Sharing stops where a row would exceed
+    `budget` tokens, and where continuations outgrow the context: attention over what a token may not see costs too.
+    """
+    latest: dict[tuple[int, ...], int] = {}
+    prompts, owners, cut = [], [], 0
+    for index, (context, continuation) in enumerate(requests):
+        read = [*context, *continuation][:-1]
+        cut += len(read) > max_length
+        read = read[-max_length:]
+        start = len(read) - min(len(continuation), max_length) + 1
+        prompt, rest = read[:start], read[start:]
+        row = latest.get(tuple(prompt))
+        fits = len(rest) < len(prompt)
+        if row is not None and fits and len(prompts[row]) + len(rest) <= budget:
+            prompts[row].continuations.append(rest)
+            owners[row].append(index)
+            continue
+        if fits:
+            latest[tuple(prompt)] = len(prompts)
+        prompts.append(PromptWithContinuations(prompt, [rest]))
+        owners.append([index])
+    return prompts, owners, cut
 
 
 @contextmanager
 def quiet(level: int = logging.WARNING) -> Iterator[None]:
     """Hold back what lm_eval, datasets and transformers say below `level`, and the bars of preparing requests."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub")]
-    before = [logger.level for logger in loggers], transformers_logging.get_verbosity()
-    bars = datasets.are_progress_bars_disabled()
     with ExitStack() as stack:
         # Prompts and their tokens are made in no time worth a bar; scoring them is.
         for module in ("lm_eval.api.task", "lm_eval.api.model"):
             stack.enter_context(patch(f"{module}.tqdm", lambda items, **_: items))
         stack.enter_context(patch("lm_eval.models.huggingface.tqdm", partial(progress, leave=False)))
-        for logger in loggers:
+        for logger in map(logging.getLogger, ("lm_eval", "datasets", "huggingface_hub")):
+            stack.callback(logger.setLevel, logger.level)
             logger.setLevel(level)
+        stack.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
         transformers_logging.set_verbosity(logging.ERROR)
-        datasets.disable_progress_bars()
-        try:
-            yield
-        finally:
-            for logger, old in zip(loggers, before[0], strict=True):
-                logger.setLevel(old)
-            transformers_logging.set_verbosity(before[1])
-            if not bars:
-                datasets.enable_progress_bars()
+        if not datasets.are_progress_bars_disabled():
+            stack.callback(datasets.enable_progress_bars)
+            datasets.disable_progress_bars()
+        yield

@@ -1,0 +1,61 @@
+"""A tiny model and a folder of tasks' rows; nothing here may ask the network."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.builders import save_tiny_llama
+from tests.evaluation.material import ROWS, WIKI
+from utils.evaluation.tasks import PAPER_TASKS, WIKITEXT
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Any attempt to reach another machine fails the test."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"asked the network: {args}")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """A plain folder of three-row copies of all seven tasks, and a WikiText of three pages."""
+    folder = tmp_path / "rows"
+    for task, rows in ROWS.items():
+        file = folder / task / f"{PAPER_TASKS[task].split}.jsonl"
+        file.parent.mkdir(parents=True)
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / WIKITEXT).mkdir()
+    (folder / WIKITEXT / "test.txt").write_text(WIKI, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """saved(seed) -> folder of a tiny Llama, made once."""
+    folder = tmp_path_factory.mktemp("evaluated")
+
+    def make(seed: int = 0) -> Path:
+        place = folder / str(seed)
+        return place if place.is_dir() else save_tiny_llama(place, seed)
+
+    return make
+
+
+@pytest.fixture
+def load(saved):
+    """load(seed) -> (a random Llama in fp32, its byte tokenizer)."""
+    return lambda seed: tuple(kind.from_pretrained(saved(seed)) for kind in (AutoModelForCausalLM, AutoTokenizer))
+
+
+@pytest.fixture
+def tiny(load):
+    return load(0)

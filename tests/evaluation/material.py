@@ -1,0 +1,130 @@
+"""Three rows of each of the paper's tasks, what they ask read by hand, and log-likelihoods straight from the logits."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from utils.common.errors import UserError
+
+MODELS = ("dense", "pruned", "restored")
+
+ROWS = {
+    "boolq": [
+        {"passage": "Copper conducts.", "question": "does copper conduct", "label": 1},
+        {"passage": "Wood floats on water.", "question": "does wood sink", "label": 0},
+        {"passage": "A hen is a bird.", "question": "is a hen a bird", "label": 1},
+    ],
+    "rte": [
+        {"sentence1": "Ann sold her car.", "sentence2": "Ann had a car.", "label": 0},
+        {"sentence1": "Bob ran.", "sentence2": "Bob sat.", "label": 1},
+        {"sentence1": "Rain fell all day.", "sentence2": "It was dry.", "label": 1},
+    ],
+    "hellaswag": [
+        {"activity_label": "Baking", "ctx_a": "A cook mixes flour.", "ctx_b": "she", "label": label,
+         "endings": ["adds [step] water.", "flies away.", "paints a wall.", "sleeps in it."]}
+        for label in "031"
+    ],
+    "winogrande": [
+        {"sentence": sentence, "option1": one, "option2": two, "answer": answer}
+        for sentence, one, two, answer in (
+            ("The cup broke the plate because _ was heavy.", "cup", "plate", "1"),
+            ("Ann thanked Eve since _ had helped.", "Ann", "Eve", "2"),
+            ("The rope held the stone as _ was strong.", "rope", "stone", "1"),
+        )
+    ],
+    "arc_easy": [
+        {"question": "What melts?", "answerKey": key,
+         "choices": {"text": ["ice", "hot sand", "air"], "label": ["A", "B", "C"]}}
+        for key in "ABC"
+    ],
+    "openbookqa": [
+        {"question_stem": "Ein Vogel ist", "answerKey": key,
+         "choices": {"text": ["blau", "größer"], "label": ["A", "B"]}}
+        for key in "BAB"
+    ],
+}  # fmt: skip
+ROWS["arc_challenge"] = ROWS["arc_easy"]
+WIKI = "".join(
+    f" \n = Title {letter} = \n \n The {letter} article has some words , a few of them rare . \n \n"
+    " = = Part = = \n \n End of it . \n"
+    for letter in "ABC"
+)
+
+Question = tuple[list[tuple[str, str]], int]
+"""(context, continuation) of each choice, and which is right."""
+
+
+def two_words(context, words):
+    return lambda row: ([(context(row), f" {word}") for word in words], row["label"])
+
+
+def of_letters(context):
+    def question(row: dict) -> Question:
+        choices = row["choices"]
+        return [(context(row), f" {text}") for text in choices["text"]], choices["label"].index(row["answerKey"])
+
+    return question
+
+
+def hellaswag(row: dict) -> Question:
+    context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
+    return [(context, " " + ending.replace("[step] ", "")) for ending in row["endings"]], int(row["label"])
+
+
+def winogrande(row: dict) -> Question:
+    before, after = row["sentence"].split("_")
+    options = row["option1"], row["option2"]
+    return [(before + option, " " + after.strip()) for option in options], {"1": 0, "2": 1}[row["answer"]]
+
+
+def bundled(row: dict) -> Question:
+    return [(row["prompt"], f" {choice}") for choice in row["choices"]], row["answer"]
+
+
+QUESTIONS = {
+    "boolq": two_words(lambda row: f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:", ("no", "yes")),
+    "rte": two_words(
+        lambda row: f"{row['sentence1']}\nQuestion: {row['sentence2']} True or False?\nAnswer:", ("True", "False")
+    ),
+    "hellaswag": hellaswag,
+    "winogrande": winogrande,
+    "arc_easy": of_letters(lambda row: f"Question: {row['question']}\nAnswer:"),
+    "arc_challenge": of_letters(lambda row: f"Question: {row['question']}\nAnswer:"),
+    "openbookqa": of_letters(lambda row: row["question_stem"]),
+}
+"""Each of the seven as its rows are read here, not by lm_eval."""
+
+
+def log_likelihood(model, tokenizer, context: str, continuation: str) -> float:
+    """Sum of log-probabilities of the continuation's tokens, straight from the logits."""
+    ids = torch.tensor([tokenizer(context + continuation).input_ids])
+    start = len(tokenizer(context).input_ids)
+    with torch.no_grad():
+        scores = model(ids).logits.double().log_softmax(-1)
+    return sum(scores[0, i - 1, ids[0, i]].item() for i in range(start, ids.shape[1]))
+
+
+def bits(rows) -> float:
+    """Bits a byte of [log-likelihood, bytes] rows."""
+    return -sum(row[0] for row in rows) / sum(row[1] for row in rows) / math.log(2)
+
+
+def jackknife(statistic, tasks: list[np.ndarray]) -> float:
+    """Standard error of a statistic of independent tables of rows, by leaving out each row of each in turn."""
+    variance = 0.0
+    for index, rows in enumerate(tasks):
+        n = len(rows)
+        left_out = [statistic([*tasks[:index], np.delete(rows, i, axis=0), *tasks[index + 1 :]]) for i in range(n)]
+        variance += (n - 1) / n * sum((value - np.mean(left_out)) ** 2 for value in left_out)
+    return math.sqrt(variance)
+
+
+def one_line(call, *parts: str) -> None:
+    with pytest.raises(UserError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message

@@ -1,0 +1,265 @@
+"""Scores are what the logits say, by hand, whatever the batches."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from lm_eval.api.group import AggMetricConfig, Group
+from lm_eval.filters import build_filter_ensemble
+
+from tests.builders import masks_of
+from tests.evaluation.material import QUESTIONS, ROWS, WIKI, Question, bits, bundled, jackknife, log_likelihood
+from utils.common.names import ANSWER_BITS
+from utils.evaluation import scoring
+from utils.evaluation.answers import asks_choices, choice_rows
+from utils.evaluation.in_memory_lm import InMemoryLM, share_contexts
+from utils.evaluation.scoring import Evaluation, evaluate
+from utils.evaluation.task_loading import EvalPlan, plan_task, plan_tasks
+from utils.evaluation.tasks import BUNDLED_FOLDER, MAIN_METRIC, PAPER_TASKS, TOKEN_PERPLEXITY, WIKITEXT
+from utils.packing import PromptWithContinuations
+
+BITS = {"aggregation": "bits_per_byte", "higher_is_better": False}
+
+
+def assert_by_hand(found: Evaluation, task: str, tiny, questions: list[Question]) -> None:
+    choices = [[log_likelihood(*tiny, *request) for request in requests] for requests, _ in questions]
+    answers, right, right_by_length = [], [], []
+    for sums, (requests, gold) in zip(choices, questions, strict=True):
+        answers.append([sums[gold], float(len(requests[gold][1].encode("utf-8")))])
+        right.append(float(sums.index(max(sums)) == gold))
+        # The text without the space before it, by characters.
+        by_length = [total / (len(text) - 1) for total, (_, text) in zip(sums, requests, strict=True)]
+        right_by_length.append(float(by_length.index(max(by_length)) == gold))
+    for kept, expected in ((found.choices[task], choices), (found.samples[task][ANSWER_BITS], answers)):
+        assert [len(row) for row in kept] == [len(row) for row in expected]
+        for row, wanted in zip(kept, expected, strict=True):
+            assert row == pytest.approx(wanted, rel=1e-5)
+    score = found.scores[task][ANSWER_BITS]
+    assert score["value"] == pytest.approx(bits(answers), rel=1e-5)
+    assert score["stderr"] == pytest.approx(jackknife(lambda tables: bits(tables[0]), [np.array(answers)]), rel=1e-4)
+    for metric, rows in (("acc", right), ("acc_norm", right_by_length)):
+        if metric in found.samples[task]:
+            assert found.samples[task][metric] == rows
+            spread = np.std(rows, ddof=1) / math.sqrt(len(rows))
+            assert found.scores[task][metric] == pytest.approx({"value": np.mean(rows), "stderr": spread})
+    assert found.metrics[task][ANSWER_BITS] == BITS
+
+
+@pytest.mark.parametrize("batch_size", ["auto", 2])
+def test_each_of_the_seven_is_what_plain_logits_give_without_the_network(data, tiny, batch_size):
+    plan = plan_tasks("paper", data, None, 64)
+    found = evaluate(*tiny, plan, batch_size=batch_size, label="x")
+    assert list(found.scores) == [*PAPER_TASKS, WIKITEXT] == list(found.seconds)
+    for task, question in QUESTIONS.items():
+        assert_by_hand(found, task, tiny, [question(row) for row in ROWS[task]])
+        assert MAIN_METRIC[task] in found.scores[task]
+        config = found.provenance["tasks"][task]["config"]
+        # Rows of the hub and of a folder are one key.
+        assert config["doc_to_text"] is not None and not {"dataset_path", "validation_split", "test_split"} & set(
+            config
+        )
+    assert set(found.choices) == set(PAPER_TASKS)
+    assert found.samples["arc_easy"]["acc"] != found.samples["arc_easy"]["acc_norm"]
+    assert list(found.scores[WIKITEXT]) == ["token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"]
+    assert any("boolq: 3 rows" in line for line in plan.describe())
+
+
+def test_the_bundled_group_is_its_four_tasks_as_plain_logits_give_them(tiny):
+    found = evaluate(*tiny, plan_tasks("bundled", None, 3, 64), label="x")
+    tasks = ("bundled_response", "bundled_facts", "bundled_arithmetic")
+    assert set(found.choices) == set(tasks)
+    assert set(found.scores) == {*tasks, "bundled_heldout"}
+    assert all(metrics[MAIN_METRIC[task]]["stderr"] is not None for task, metrics in found.scores.items())
+    for task in tasks:
+        lines = (BUNDLED_FOLDER / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()[:3]
+        assert_by_hand(found, task, tiny, [bundled(json.loads(line)) for line in lines])
+
+
+def test_perplexities_are_of_whole_windows_and_of_every_pages_words(data, tiny):
+    model, tokenizer = tiny
+    found = evaluate(*tiny, plan_tasks(WIKITEXT, data, 3, 40), batch_size=2, label="dense")
+    rows = [line if line.strip() else "" for line in WIKI.splitlines(keepends=True)]
+    windows = torch.tensor(tokenizer("\n\n".join(rows)).input_ids)[:120].view(3, 1, 40)
+    with torch.no_grad():
+        losses = [model(window, labels=window).loss.item() for window in windows]
+    score = found.scores[WIKITEXT][TOKEN_PERPLEXITY]
+    assert found.samples[WIKITEXT][TOKEN_PERPLEXITY] == pytest.approx(losses, rel=1e-5)
+    assert score["value"] == pytest.approx(math.exp(sum(losses) / 3), rel=1e-5)
+    delta_method = score["value"] * torch.tensor(losses).std().item() / math.sqrt(3)
+    assert score["stderr"] == pytest.approx(delta_method, rel=0.05)
+    assert found.provenance["tasks"][WIKITEXT]["max_length"] == 40  # of both kinds of windows
+    # The first pages that hold as many words as these windows hold tokens.
+    pages = found.samples[WIKITEXT]["word_perplexity"]
+    assert len(pages) == 3
+    totals = [plan_tasks(WIKITEXT, data, n, 20).planned[0].rows[WIKITEXT].total for n in (1, 2, 3, None)]
+    assert totals == [2, 2, 3, 3]  # of 26 words each
+    total, words = (sum(page[i] for page in pages) for i in (0, 1))
+    assert found.scores[WIKITEXT]["word_perplexity"]["value"] == pytest.approx(math.exp(-total / words))
+
+
+def test_token_perplexity_alone_has_windows_of_its_own_and_limits_take_the_first(data, tiny):
+    plan = plan_tasks("rte,wikitext2_tokens", data, 2, 40, windows=3)
+    assert any("the first 2 of 3 rows" in line for line in plan.describe())
+    assert [len(part.planned) for part in plan.parts()] == [1, 0]
+    found = Evaluation.joined([evaluate(*tiny, part, batch_size=2, label="dense") for part in plan.parts()])
+    assert set(found.scores[WIKITEXT]) == {TOKEN_PERPLEXITY}
+    both = evaluate(*tiny, plan_tasks("rte,wikitext2", data, 3, 40), batch_size=2, label="dense")
+    assert found.samples[WIKITEXT][TOKEN_PERPLEXITY] == both.samples[WIKITEXT][TOKEN_PERPLEXITY]
+    assert len(both.samples[WIKITEXT][TOKEN_PERPLEXITY]) == 3
+    assert found.samples["rte"]["acc"] == both.samples["rte"]["acc"][:2]
+    assert plan_tasks("wikitext2_tokens", data, 2, 40, windows=2).key() != plan.parts()[1].key()
+
+
+def test_parts_of_a_plan_score_as_the_whole_and_read_back_equal(data, tiny):
+    plan = plan_tasks("rte,arc_easy,wikitext2", data, None, 32)
+    whole = evaluate(*tiny, plan, label="x")
+    parts = [evaluate(*tiny, part, label="x") for part in plan.parts()]
+    assert [Evaluation.from_json(json.loads(json.dumps(part.to_json()))) for part in parts] == parts
+    joined = Evaluation.joined(parts)
+    assert (joined.scores, joined.samples, joined.metrics) == (whole.scores, whole.samples, whole.metrics)
+    assert (joined.choices, joined.provenance) == (whole.choices, whole.provenance)
+    assert [list(part.key()["tasks"]) for part in plan.parts()] == [["rte"], ["arc_easy"], [WIKITEXT]]
+    nothing = plan_tasks("none", None, None, 64)
+    assert nothing.describe() == nothing.parts() == [] and evaluate(*tiny, nothing, label="x").scores == {}
+
+
+def test_joined_parts_keep_what_each_was_measured_with(data, tiny, monkeypatch):
+    first, second, third = plan_tasks("rte,boolq,wikitext2", data, 2, 32).parts()
+    found = scoring.version
+    measured = [evaluate(*tiny, first, batch_size=2, label="x")]
+    monkeypatch.setattr(scoring, "version", lambda name: "0.0" if name == "lm_eval" else found(name))
+    measured.append(evaluate(*tiny, third, label="x"))
+    tiny[0].bfloat16()
+    measured.append(evaluate(*tiny, second, label="x"))
+    provenance = Evaluation.joined(measured).provenance
+    assert set(provenance) == {"tasks", TOKEN_PERPLEXITY}  # nothing is said of all that holds for some
+    told = {
+        task: (about["versions"]["lm_eval"], about["dtype"], about["batch_size"], about["device"])
+        for task, about in {**provenance["tasks"], TOKEN_PERPLEXITY: provenance[TOKEN_PERPLEXITY]}.items()
+    }
+    assert told == {
+        "rte": (found("lm_eval"), "float32", 2, "cpu"),
+        WIKITEXT: ("0.0", "float32", "auto", "cpu"),
+        TOKEN_PERPLEXITY: ("0.0", "float32", "auto", "cpu"),
+        "boolq": ("0.0", "bfloat16", "auto", "cpu"),
+    }
+
+
+def test_every_score_has_lm_evals_direction(data, tiny):
+    plan = plan_tasks("hellaswag,wikitext2", data, None, 32)
+    plan.planned[0].loaded._higher_is_better["acc"] = False  # as a task's definition may say
+    found = evaluate(*tiny, plan, label="x")
+    assert {task: list(metrics) for task, metrics in found.metrics.items()} == {
+        "hellaswag": ["acc", "acc_norm", ANSWER_BITS],
+        WIKITEXT: ["word_perplexity", "byte_perplexity", "bits_per_byte", TOKEN_PERPLEXITY],
+    }
+    assert found.metrics["hellaswag"] == {
+        "acc": {"aggregation": "mean", "higher_is_better": False},
+        "acc_norm": {"aggregation": "mean", "higher_is_better": True},
+        ANSWER_BITS: BITS,
+    }
+    assert not any(kind["higher_is_better"] for kind in found.metrics[WIKITEXT].values())
+
+
+def test_a_metric_without_rows_and_a_group_have_their_direction(data, tiny):
+    (rte, boolq) = (planned.loaded for planned in plan_tasks("rte,boolq", data, None, 64).planned)
+    for task in (rte, boolq):
+        task._aggregation_list["acc"] = max  # nothing here resamples it
+        task._higher_is_better["acc"] = False
+    outer, inner = (
+        Group(name, aggregate_metric_list=[AggMetricConfig(metric="acc")], metadata={"version": 1})
+        for name in ("outer", "inner")
+    )
+    inner.add(rte), inner.add(boolq), outer.add(inner)
+    found = evaluate(*tiny, EvalPlan((plan_task(outer, None, "here"),), None, 64), label="x")
+    accuracy = {"acc": {"aggregation": None, "higher_is_better": False}}
+    assert found.metrics == {
+        **{task: {**accuracy, ANSWER_BITS: BITS} for task in ("rte", "boolq")},
+        **dict.fromkeys(("inner", "outer"), accuracy),
+    }
+    assert [list(found.samples[task]) for task in ("rte", "boolq")] == [[ANSWER_BITS]] * 2
+
+
+def test_answers_that_lm_eval_does_not_look_up_itself_have_no_bits(data, tiny):
+    def scored(change) -> Evaluation:
+        plan = plan_tasks("arc_easy", data, None, 64)
+        change(plan.planned[0].loaded)
+        return evaluate(*tiny, plan, label="x")
+
+    def own_results(task):
+        task.config.process_results = lambda doc, results: {"acc": 1.0}
+
+    def no_answer(task):
+        task.config.doc_to_target = lambda doc: -1
+
+    def several(task):
+        task.multiple_target = 2
+        task.config.doc_to_target = lambda doc: [0, 1]
+
+    def as_text(task):
+        target = task.config.doc_to_target
+        task.config.doc_to_target = lambda doc: doc["choices"]["text"][task.doc_to_target(doc, target)]
+
+    def two_filters(task):
+        task._filters = [build_filter_ensemble(name, [["take_first", None]]) for name in ("one", "other")]
+
+    usual = scored(lambda task: None)
+    assert ANSWER_BITS in usual.scores["arc_easy"]
+    for change in (own_results, no_answer, several):
+        found = scored(change)
+        assert ANSWER_BITS not in found.scores["arc_easy"] and ANSWER_BITS not in found.samples["arc_easy"]
+        assert found.choices == usual.choices
+    assert scored(as_text).samples == usual.samples
+    assert scored(two_filters).choices == usual.choices  # one row a question
+
+
+def test_only_requests_of_choices_are_choices(data):
+    task = plan_tasks("arc_easy", data, None, 64).planned[0].loaded
+    assert asks_choices(task)
+    task.OUTPUT_TYPE = "loglikelihood"
+    assert not asks_choices(task)
+    # With mutual information, requests without a context follow.
+    task = SimpleNamespace(doc_to_choice=lambda doc: ["a", "b"])
+    sample = {"doc": {}, "resps": [[(-1.0, True)], [(-2.0, False)], [(-8.0, True)], [(-9.0, True)]]}
+    assert choice_rows(task, [sample]) == [[-1.0, -2.0]]
+
+
+@pytest.mark.parametrize("max_length", [256, 48])
+def test_shared_contexts_give_the_log_likelihoods_of_single_requests(data, tiny, max_length):
+    model, tokenizer = tiny
+    model.config.max_position_embeddings = max_length
+    plan, answers = plan_tasks("hellaswag,arc_easy,winogrande,rte,wikitext2", data, None, 32), {}
+    for batch_size in ("auto", 1):
+        lm = InMemoryLM(model, tokenizer, batch_size, "tiny")
+        assert lm.max_length == max_length
+        values = answers[batch_size] = []
+        for planned in plan.planned:
+            planned.loaded.build_all_requests(limit=None)
+            requests = planned.loaded.instances
+            if planned.name == WIKITEXT:
+                values += [(value, True) for value in lm.loglikelihood_rolling(requests)]
+            else:
+                values += lm.loglikelihood(requests)
+    packed, single = (torch.tensor(answers[each], dtype=torch.float64) for each in ("auto", 1))
+    torch.testing.assert_close(packed, single, rtol=1e-5, atol=1e-5)
+
+
+def test_contexts_with_one_continuation_each_need_no_mask(tiny):
+    seen = masks_of(tiny[0])
+    requests = [(None, [5, 6, 7], [8]), (None, [1], [2, 3]), (None, [4] * 9, [9])]
+    InMemoryLM(*tiny, "auto", "")._loglikelihood_tokens(requests)
+    assert seen and set(seen) == {None}
+
+
+def test_sharing_respects_the_budget_and_the_length_of_the_model():
+    long, short = list(range(50)), list(range(4))
+    requests = [(long, [1, 2])] * 5 + [(short, [1, 2, 3, 4, 5, 6])] * 2 + [(short, long)]
+    prompts, owners, cut = share_contexts(requests, max_length=40, budget=42)
+    assert cut == 6
+    assert prompts[-1] == PromptWithContinuations([9], [list(range(10, 49))])
+    assert owners == [[0, 1, 2], [3, 4], [5], [6], [7]]
+    assert all(len(row.prompt) + len(ids) <= 40 for row in prompts for ids in row.continuations)
+    assert all(len(row) <= 42 for row in prompts)

@@ -1,0 +1,175 @@
+"""Tasks, their rows and the model are checked before a model is loaded; one line says what is wrong."""
+
+import json
+
+import pytest
+from lm_eval.tasks import TaskManager
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from tests.evaluation.material import ROWS, one_line
+from utils.common.names import SPEC_TASKS
+from utils.evaluation import task_loading
+from utils.evaluation.scoring import evaluate
+from utils.evaluation.spec_tasks import load_spec_samples
+from utils.evaluation.task_loading import EvalPlan, plan_task, plan_tasks
+from utils.evaluation.tasks import DEFINITIONS, MAIN_METRIC, PAPER_TASKS, WIKITEXT, main_metric
+
+
+def write(data, task: str, rows: list[dict], split: str | None = None) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (data / task / f"{split or PAPER_TASKS[task].split}.jsonl").write_text(text, encoding="utf-8-sig")  # a mark too
+
+
+def test_key_follows_rows_limit_and_window_but_not_the_place(data, tmp_path):
+    base = plan_tasks("paper", data, None, 64).key()
+    moved = tmp_path / "elsewhere" / "tasks"
+    moved.parent.mkdir()
+    data.rename(moved)
+    (moved / WIKITEXT).rename(moved.parent / WIKITEXT)
+    data = moved.parent
+    assert plan_tasks("paper", data, None, 64).key() == base
+    assert json.loads(json.dumps(base)) == base
+    limited = plan_tasks("paper", data, 2, 64).key()
+    assert limited["tasks"]["boolq"] != base["tasks"]["boolq"]
+    assert limited["token_perplexity"] != base["token_perplexity"]
+    assert plan_tasks("paper", data, None, 32).key() != base
+    write(moved, "rte", [*ROWS["rte"][:2], {**ROWS["rte"][2], "label": 0}])
+    now = plan_tasks("paper", data, None, 64).key()
+    assert now["tasks"]["rte"] != base["tasks"]["rte"]
+    assert now["tasks"]["boolq"] == base["tasks"]["boolq"]
+
+
+def test_other_rows_that_examples_are_drawn_from_are_another_key(data):
+    def key(examples: list[dict]) -> dict:
+        task = plan_tasks("rte", data, None, 64).planned[0].loaded
+        task.set_config("num_fewshot", 2)
+        task.fewshot_docs = lambda: examples
+        return EvalPlan((plan_task(task, None, "here"),), None, 64).key()["tasks"]["rte"]
+
+    one, again, other = key(ROWS["rte"][:2]), key(ROWS["rte"][:2]), key(ROWS["rte"][1:])
+    assert one == again
+    assert {name for name, value in other.items() if value != one[name]} == {"examples"}
+
+
+def test_main_metric_is_one_that_the_task_has(data):
+    for planned in plan_tasks("paper,rte", data, None, 64).planned:  # rte, named twice, is scored once
+        (task,) = planned.tasks.values()
+        assert MAIN_METRIC[planned.name] in {*task.aggregation(), *(["token_perplexity"] * (planned.name == WIKITEXT))}
+    assert [*PAPER_TASKS, WIKITEXT] == [planned.name for planned in plan_tasks("paper,rte", data, None, 64).planned]
+    assert main_metric("unheard_of", ["acc", "acc_norm"]) == "acc_norm"
+
+
+def test_all_tasks_of_a_tag_and_the_examples_are_read_from_the_folder(data, monkeypatch):
+    # Only lm_eval's ARC folder stands for all its definitions: indexing them takes ten seconds.
+    manager = TaskManager(include_path=str(DEFINITIONS / "arc"), include_defaults=False)
+    monkeypatch.setattr(task_loading, "every_task", lambda: manager)
+    plan = plan_tasks("ai2_arc", data, None, 64)
+    assert [planned.name for planned in plan.planned] == ["arc_challenge", "arc_easy"]
+    assert all(planned.rows[planned.name].total == 3 for planned in plan.planned)
+    one_line(lambda: plan_tasks("arc_hard", data, None, 64), "-eval_tasks", "arc_hard", "did you mean")
+    shots = {"task": "arc_shots", "include": str(DEFINITIONS / "arc" / "arc_easy.yaml"), "num_fewshot": 2, "tag": None}
+    (data / "arc_shots").mkdir()
+    (data / "arc_shots" / "task.yaml").write_text(json.dumps(shots))
+    manager = TaskManager(include_path=str(data / "arc_shots"), include_defaults=False)
+    write(data, "arc_shots", ROWS["arc_easy"], "test")
+    one_line(lambda: plan_tasks("arc_shots", data, None, 64), "-eval_data_dir", "train split of arc_shots")
+    write(data, "arc_shots", ROWS["arc_easy"] * 2, "train")
+    (task,) = plan_tasks("arc_shots", data, None, 64).planned[0].tasks.values()
+    assert len(list(task.fewshot_docs())) == 6 and len(task.eval_docs) == 3
+
+
+def test_paper_without_wikitext_runs_the_seven_and_says_so(data):
+    (data / WIKITEXT / "test.txt").unlink()
+    plan = plan_tasks("paper", data, None, 64)
+    assert [planned.name for planned in plan.planned] == list(PAPER_TASKS)
+    assert "wikitext2: left out" in plan.describe()[-1]
+    one_line(lambda: plan_tasks(WIKITEXT, data, None, 64), "-eval_data_dir", "test.txt")
+    (data / WIKITEXT / "test.txt").write_text(" \n")
+    one_line(lambda: plan_tasks(WIKITEXT, data, None, 64), "-eval_data_dir", "test.txt", "empty")
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "word"),
+    [
+        ("boolq", {"passage": None}, "'passage' is not text"),
+        ("boolq", {"label": "yes"}, "label"),
+        ("rte", {"label": True}, "label"),
+        ("hellaswag", {"label": "7"}, "label"),
+        ("hellaswag", {"endings": ["one"]}, "endings"),
+        ("winogrande", {"sentence": "no gap here"}, "sentence"),
+        ("arc_easy", {"answerKey": "Z"}, "answerKey"),
+        ("arc_challenge", {"choices": ["a", "b"]}, "choices"),
+    ],
+)
+def test_a_wrong_field_is_named_with_file_and_row(data, task, change, word):
+    write(data, task, [ROWS[task][0], {**ROWS[task][1], **change}])
+    one_line(lambda: plan_tasks(task, data, None, 64), "-eval_data_dir", str(data / task), "row 2", word)
+
+
+def test_missing_and_damaged_files_and_names_are_one_line(data, monkeypatch):
+    file = data / "openbookqa" / "test.jsonl"
+    file.write_text(file.read_text()[:-20])
+    one_line(lambda: plan_tasks("openbookqa", data, None, 64), "-eval_data_dir", str(file), "row 3", "truncated")
+    (data / "rte" / "validation.jsonl").unlink()
+    one_line(lambda: plan_tasks("paper", data, None, 64), "-eval_data_dir", "rte", "validation.jsonl")
+    one_line(lambda: plan_tasks("paper", data / "absent", None, 64), "-eval_data_dir", "absent")
+    one_line(lambda: plan_tasks("boolq,,rte", data, None, 64), "-eval_tasks")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(task_loading.datasets.config, "HF_HUB_OFFLINE", True)
+    one_line(lambda: plan_tasks("rte", None, None, 64), "-eval_tasks", "rte", "HF_HOME", "-eval_data_dir")
+
+
+def test_a_window_beyond_the_models_positions_is_refused(data, tiny):
+    plan = plan_tasks(WIKITEXT, data, None, 64)
+    plan.check_model(tiny[1], 64)
+    one_line(lambda: plan.check_model(tiny[1], 63), "-ppl_window", "64", "63 or less")
+    plan_tasks("rte", data, None, 64).check_model(tiny[1], 63)
+    tiny[0].config.max_position_embeddings = 63
+    one_line(lambda: evaluate(*tiny, plan, label="x"), "-ppl_window")
+
+
+ONE_WORD = {
+    "only its beginning": models.BPE({"<s>": 0}, []),
+    "all unknown": models.WordLevel({"<s>": 0, "<unk>": 1}, unk_token="<unk>"),
+    "no other word": models.WordLevel({"<s>": 0, "word": 1}, unk_token="<unk>"),
+}
+
+
+@pytest.mark.parametrize("tasks", ["rte", "wikitext2_tokens"])
+@pytest.mark.parametrize("words", ONE_WORD.values(), ids=ONE_WORD)
+def test_a_tokenizer_that_tells_no_words_apart_is_refused(data, tasks, words):
+    backend = Tokenizer(words)
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
+    plan = plan_tasks(tasks, data, None, 64)
+    one_line(lambda: plan.check_model(tokenizer, 256), "-base_model_name", "tokenizer")
+
+
+@pytest.mark.parametrize("task", SPEC_TASKS)
+def test_samples_of_a_task_are_what_lm_eval_scores(data, task):
+    write(data, task, ROWS[task], "train")
+    (scored,) = plan_tasks(task, data, None, 32).planned[0].tasks.values()
+    by_prompt = {}
+    for row in scored.eval_docs:
+        choices = scored.doc_to_choice(row)
+        by_prompt.setdefault(scored.doc_to_text(row), []).append((choices, choices[scored.doc_to_target(row)]))
+    samples = load_spec_samples(task, data, 3, seed=7)
+    assert len(samples) == 3
+    for sample in samples:
+        matching = [choices for choices, right in by_prompt[sample.prompt] if right == sample.response]
+        assert sorted((*sample.negatives, sample.response)) == sorted(matching[0])
+    words = {"boolq": {"yes", "no"}, "rte": {"True", "False"}}  # the original's
+    assert {sample.response for sample in samples} == words.get(task, {"ice", "hot sand", "air"})
+
+
+def test_seed_decides_which_samples_are_drawn_and_mistakes_are_one_line(data):
+    write(data, "rte", [{**ROWS["rte"][0], "sentence1": f"Sentence {i}."} for i in range(40)], "train")
+    first, again, other = (load_spec_samples("rte", data, 10, seed) for seed in (1, 1, 2))
+    assert first == again != other
+    assert len(set(first)) == 10
+    one_line(lambda: load_spec_samples("hellaswag", data, 3, 0), "-spec_task", "hellaswag")
+    one_line(lambda: load_spec_samples("rte", data, 41, 0), "-num_train_samples", "rte", "40 rows")
+    one_line(lambda: load_spec_samples("boolq", data, 3, 0), "-eval_data_dir", "train.jsonl")

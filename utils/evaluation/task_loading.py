@@ -1,0 +1,386 @@
+"""What will be evaluated: task names found, their rows loaded and checked, before any model loads."""
+
+import difflib
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from unittest.mock import patch
+
+import datasets
+from lm_eval.api.group import Group
+from lm_eval.api.task import ConfigurableTask, Task
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
+from transformers import PreTrainedTokenizerBase
+
+from utils.common.errors import UserError, first_line
+from utils.common.files import digest
+from utils.common.hub import no_waiting
+from utils.common.names import BUNDLED
+from utils.evaluation import perplexity
+from utils.evaluation.in_memory_lm import quiet
+from utils.evaluation.tasks import (
+    BUNDLED_FOLDER,
+    DEFINITIONS,
+    PAPER_TASKS,
+    TOKEN_PERPLEXITY,
+    TOKENS_ONLY,
+    WIKITEXT,
+    paper_fault,
+    read_rows,
+    split_file,
+)
+
+TASKS_FLAG = "-eval_tasks"
+DATA_FLAG = "-eval_data_dir"
+
+_HUB_WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1")
+_FEWSHOT_SEED = 1234  # lm_eval's own default
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """Which of a task's rows are scored: the first `scored` of `total`, and the digest of their content.
+
+    first: the first of them, written out. examples: the digest of the rows that examples are drawn from, if any.
+    """
+
+    scored: int
+    total: int
+    sha256: str
+    first: str
+    examples: str | None = None
+
+
+@dataclass(frozen=True)
+class PlannedTask:
+    """One task or group, loaded: its rows are in memory. `tasks` and `rows` are by task name."""
+
+    name: str
+    loaded: Task | Group
+    limit: int | None
+    source: str
+    tasks: dict[str, Task]
+    rows: dict[str, ScoredRows]
+
+
+@dataclass(frozen=True)
+class EvalPlan:
+    """What will be run, checked; the same plan serves the dense, the pruned and the restored model."""
+
+    planned: tuple[PlannedTask, ...]
+    limit: int | None
+    ppl_window: int
+    wikitext: str | None = None
+    """WikiText-2's test text as pruning papers join it, where its token perplexity is asked for."""
+    windows: int | None = None
+    """How many of its windows; None for all."""
+    left_out: tuple[str, ...] = ()
+    """What 'paper' would run but the data folder does not hold, in words."""
+
+    def parts(self) -> "list[EvalPlan]":
+        """One plan a task, to score or to find in a cache one by one; `Evaluation.joined` puts the scores together."""
+        text = {planned.name: None for planned in self.planned} | {WIKITEXT: self.wikitext}
+        parts = [replace(self, planned=(planned,), wikitext=text.pop(planned.name)) for planned in self.planned]
+        return [*parts, replace(self, planned=())] if text.get(WIKITEXT) else parts
+
+    def describe(self) -> list[str]:
+        """One line a task: what will be run."""
+        lines = []
+        for planned in self.planned:
+            for name, task in planned.tasks.items():
+                rows, pages = planned.rows[name], name == WIKITEXT
+                some = f"{rows.scored}" if rows.scored == rows.total else f"the first {rows.scored} of {rows.total}"
+                unit = "pages" if pages else "rows"
+                how = f"windows of {self.ppl_window} tokens" if pages else f"{task.config.num_fewshot or 'zero'}-shot"
+                lines.append(f"{name}: {some} {unit}, {how}, {', '.join(task.aggregation())} ({planned.source})")
+        if self.wikitext is not None:
+            some = f"the first {self.windows}" if self.windows else "all"
+            lines.append(f"{WIKITEXT}: {TOKEN_PERPLEXITY} over {some} whole windows of {self.ppl_window} tokens")
+        return [*lines, *self.left_out]
+
+    def check_model(self, tokenizer: PreTrainedTokenizerBase, positions: int) -> None:
+        """UserError if a model of so many positions (max_position_embeddings) and its tokenizer cannot be scored so."""
+        if self.wikitext is not None and self.ppl_window > positions:
+            raise UserError(
+                f"-ppl_window: {self.ppl_window} tokens are more than the model's {positions} positions; "
+                f"give {positions} or less"
+            )
+        texts = [rows.first for planned in self.planned for rows in planned.rows.values()]
+        texts += [self.wikitext[:10_000]] if self.wikitext is not None else []
+        for text in texts:
+            try:
+                ids = set(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+            except Exception:  # what a vocabulary that lacks a word makes tokenizers raise
+                ids = set()
+            if len(ids) < 2:
+                raise UserError(
+                    f"-base_model_name: its tokenizer makes no two different tokens of {text[:60]!r}, so that no score "
+                    "would say anything; give the model with its own tokenizer"
+                )
+
+    def key(self) -> dict:
+        """What is asked: definitions, rows and windows; JSON-serialisable, for `score_key`.
+
+        Rows count by content, so the same rows from the hub or a folder are one key.
+        """
+        tasks = {
+            name: {
+                "version": task.VERSION,
+                "definition": digest(portable_config(task)),
+                "rows": planned.rows[name].sha256,
+                "examples": planned.rows[name].examples,
+            }
+            for planned in self.planned
+            for name, task in planned.tasks.items()
+        }
+        windows = None
+        if self.wikitext is not None:
+            windows = {"text": digest(self.wikitext), "window": self.ppl_window, "limit": self.windows}
+        return {"tasks": tasks, TOKEN_PERPLEXITY: windows}
+
+
+def plan_tasks(
+    eval_tasks: str, eval_data_dir: Path | None, limit: int | None, ppl_window: int, windows: int | None = None
+) -> EvalPlan:
+    """Find and check everything that `eval_tasks` needs, and load the rows.
+
+    eval_tasks: 'bundled', 'paper' (the seven and WikiText-2), 'none', or names of lm_eval tasks, groups and
+        'wikitext2' (or 'wikitext2_tokens', its token perplexity alone) with commas between them.
+    eval_data_dir: a folder of TASK/SPLIT.jsonl, or one that holds tasks/TASK/SPLIT.jsonl and wikitext2/test.txt.
+        With it nothing is asked of the hub; 'paper' then leaves WikiText-2 out, and says so, where the folder has none.
+    limit: rows of each task. windows: of the token perplexity, by default as many; word perplexity takes the first
+        pages that hold as many words as these windows hold tokens.
+    ppl_window: tokens in a window of either perplexity (lm_eval's own default is the model's whole length, which its
+        argument max_length sets).
+    Raises UserError before any model is loaded: unknown task, missing split, damaged file, hub out of reach.
+    """
+    names, windows = task_names(eval_tasks, TASKS_FLAG), windows or limit
+    if eval_data_dir is not None and not eval_data_dir.is_dir():
+        raise UserError(f"{DATA_FLAG}: {eval_data_dir} is not a folder; give the folder of task data")
+    planned, text, left_out = [], None, ()
+    absent = eval_data_dir is not None and not _wikitext_file(eval_data_dir).is_file()
+    with quiet(logging.ERROR):
+        for name in names:
+            if name == WIKITEXT and absent and WIKITEXT not in map(str.strip, eval_tasks.split(",")):
+                left_out = (f"{WIKITEXT}: left out, {eval_data_dir} holds no {WIKITEXT}/test.txt",)
+            elif name in (WIKITEXT, TOKENS_ONLY):
+                rows, source = wikitext_rows(eval_data_dir)
+                text = perplexity.joined(rows)
+                if name == WIKITEXT:
+                    pages = _first_pages(perplexity.pages(rows), windows and windows * ppl_window)
+                    planned.append(plan_task(_page_perplexity(pages), None, source))
+            else:
+                loaded, source = load_tasks(name, eval_data_dir)
+                seen = {task for other in planned for task in other.tasks}
+                new = (plan_task(item, limit, source) for item in loaded)
+                planned += [item for item in new if not seen >= set(item.tasks)]
+    return EvalPlan(tuple(planned), limit, ppl_window, text, windows, left_out)
+
+
+def task_names(tasks: str, flag: str) -> list[str]:
+    """Names without repeats, in order, `paper` and `none` spelled out."""
+    names = []
+    for name in (part.strip() for part in tasks.split(",")):
+        names += {"paper": [*PAPER_TASKS, WIKITEXT], "none": []}.get(name, [name])
+    if "" in names:
+        raise UserError(f"{flag}: '{tasks}' has an empty name; put one comma between names, or give 'none'")
+    return list(dict.fromkeys(names))
+
+
+def load_tasks(name: str, data_dir: Path | None) -> tuple[list[Task | Group], str]:
+    """What is behind one of lm_eval's names, a group where it has a score of its own; and where its rows are from."""
+    if name in {BUNDLED, *(path.stem for path in BUNDLED_FOLDER.glob(f"{BUNDLED}_*.yaml"))}:
+        manager = TaskManager(include_path=str(BUNDLED_FOLDER), include_defaults=False)
+        return _load(manager, name), "shipped with the project"
+    manager = _manager(name)
+    if data_dir is None:
+        return _from_hub(lambda: _load(manager, name), name), "hub"
+
+    def read(task: str, split: str) -> list[dict]:
+        return read_rows(split_file(data_dir, task, split, DATA_FLAG), DATA_FLAG, paper_fault(task))
+
+    try:
+        with _rows_from(read):
+            items = _load(manager, name)
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        # lm_eval builds the first row's prompt as it loads, and raises whatever its template or function does.
+        raise UserError(
+            f"{DATA_FLAG}: lm_eval's {name} cannot read its rows in {data_dir} ({first_line(error)}); "
+            "the hub's field names are expected"
+        ) from error
+    for item in items:
+        for task in item.get_all_tasks() if isinstance(item, Group) else [item]:
+            _check_rows(task, data_dir)
+    return items, str(data_dir)
+
+
+def _manager(name: str) -> TaskManager:
+    if name in PAPER_TASKS:  # its own folder is enough
+        folder = (DEFINITIONS / PAPER_TASKS[name].definition).parent
+        return TaskManager(include_path=str(folder), include_defaults=False)
+    manager = every_task()
+    if name not in manager.all_tasks:
+        known = {*PAPER_TASKS, BUNDLED, "paper", WIKITEXT, TOKENS_ONLY, *manager.all_tasks}
+        near = difflib.get_close_matches(name, sorted(known), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "lm_eval ls tasks lists them"
+        raise UserError(f"{TASKS_FLAG}: unknown task '{name}'; {hint}")
+    return manager
+
+
+@functools.cache
+def every_task() -> TaskManager:
+    """lm_eval's index of all its tasks."""
+    print("indexing lm_eval's tasks (ten seconds)")
+    return TaskManager()
+
+
+def _load(manager: TaskManager, name: str) -> list[Task | Group]:
+    loaded = manager.load([name])
+    group = (loaded.get("groups") or {}).get(name)
+    return [group] if group is not None and group.has_aggregation else list(loaded["tasks"].values())
+
+
+@contextmanager
+def _rows_from(read: Callable[[str, str], list[dict]]) -> Iterator[None]:
+    """Within it, tasks that lm_eval loads get what `read` gives for their name and a split, and nothing of the hub.
+
+    Only what scoring reads: the scored split, and that of the examples if the task shows any.
+    """
+
+    def download(task: ConfigurableTask, *_, **__) -> None:
+        config = task.config
+        needed = {config.test_split or config.validation_split}
+        if config.num_fewshot:
+            needed.add(config.fewshot_split or config.training_split or config.test_split or config.validation_split)
+        task.dataset = {}
+        for split in needed:
+            rows = read(config.task, split)
+            fields = dict.fromkeys(field for row in rows for field in row)
+            columns = {field: [row.get(field) for row in rows] for field in fields}
+            task.dataset[split] = datasets.Dataset.from_dict(columns)
+        for kind in ("training_split", "validation_split", "test_split", "fewshot_split"):
+            if getattr(config, kind) not in needed:
+                setattr(config, kind, None)
+        if task.fewshot_cfg.split not in needed:
+            task.fewshot_cfg.split = None
+
+    with patch.object(ConfigurableTask, "download", download):
+        yield
+
+
+def _page_perplexity(pages: list[str]) -> Task:
+    """lm_eval's perplexities of a text by page."""
+    config = load_yaml(DEFINITIONS / "wikitext" / "wikitext.yaml")
+    with _rows_from(lambda *_: [{"page": page} for page in pages]):
+        return ConfigurableTask(config={**config, "task": WIKITEXT})
+
+
+def _check_rows(task: Task, data_dir: Path) -> None:
+    """Build every row's prompt once, so that a row lm_eval cannot read is named before a model loads."""
+    for number, row in enumerate(task.eval_docs, start=1):
+        try:
+            task.doc_to_text(row)
+            task.doc_to_target(row)
+            if task.config.doc_to_choice is not None:
+                task.doc_to_choice(row)
+        except Exception as error:
+            raise UserError(
+                f"{DATA_FLAG}: {task.task_name} in {data_dir}, row {number}: lm_eval cannot read it "
+                f"({first_line(error)}); the hub's field names are expected"
+            ) from error
+
+
+def plan_task(loaded: Task | Group, limit: int | None, source: str) -> PlannedTask:
+    """Which rows of a loaded task or group are scored: the first `limit` of each."""
+    members = loaded.get_all_tasks() if isinstance(loaded, Group) else [loaded]
+    rows = {}
+    for task in members:
+        if task.config.num_fewshot is None:
+            task.set_config("num_fewshot", 0)
+        task.set_fewshot_seed(_FEWSHOT_SEED)
+        docs = task.eval_docs
+        scored = min(limit or len(docs), len(docs))
+        examples = _content(task.fewshot_docs()) if task.config.num_fewshot else None
+        content = _content(docs[i] for i in range(scored))
+        rows[task.task_name] = ScoredRows(scored, len(docs), content, str(docs[0]), examples)
+    name = loaded.name if isinstance(loaded, Group) else loaded.task_name
+    return PlannedTask(name, loaded, limit, source, {task.task_name: task for task in members}, rows)
+
+
+def _content(rows: Iterable[dict]) -> str:
+    return digest([_jsonable(row) for row in rows])
+
+
+def wikitext_rows(data_dir: Path | None) -> tuple[list[str], str]:
+    """WikiText-2's test rows as the hub has them, and where they are from."""
+    if data_dir is None:
+        rows = _from_hub(lambda: datasets.load_dataset(*_HUB_WIKITEXT, split="test"), WIKITEXT)
+        return rows["text"][:], "hub"
+    file = _wikitext_file(data_dir)
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{DATA_FLAG}: cannot read {file} ({error}); copy WikiText-2's raw test file there") from error
+    if not text.strip():
+        raise UserError(f"{DATA_FLAG}: {file} is empty; copy WikiText-2's raw test file there")
+    return perplexity.hub_rows(text), str(file)
+
+
+def _wikitext_file(data_dir: Path) -> Path:
+    return data_dir / WIKITEXT / "test.txt"
+
+
+def _first_pages(pages: list[str], words: int | None) -> list[str]:
+    """The first pages that hold `words` words, all if None; two at least, so that there is a standard error."""
+    if words is None:
+        return pages
+    before_enough = sum(count < words for count in accumulate(len(page.split()) for page in pages))
+    return pages[: max(2, before_enough + 1)]
+
+
+def _from_hub(load: Callable, name: str):
+    try:
+        with no_waiting():
+            return load()
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        raise UserError(
+            f"{TASKS_FLAG}: cannot get the data of '{name}' from the hub ({first_line(error)}); offline, set HF_HOME "
+            f"to a folder that holds it and HF_HUB_OFFLINE=1, give {DATA_FLAG} DIR, or use -eval_tasks bundled"
+        ) from error
+
+
+def portable_config(task: Task) -> dict:
+    """lm_eval's own record of a task's definition, without where its rows are: prompts, choices, metrics, version."""
+    config = dict(task.dump_config())
+    # Which splits exist differs between the hub and a folder.
+    splits = ("training_split", "validation_split", "test_split", "fewshot_split")
+    for name in ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", *splits):
+        config.pop(name, None)
+    config["metadata"] = {k: v for k, v in (config.get("metadata") or {}).items() if k != "config_source"}
+    return _jsonable(config)
+
+
+def _jsonable(value: object) -> object:
+    """`value` with what json cannot write turned to text: functions to their source."""
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if callable(value):
+        return inspect.getsource(value)
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def hub_split(task: str, split: str) -> list[dict]:
+    """All rows of a split of one of lm_eval's tasks, from the hub."""
+    with quiet(logging.ERROR):
+        ((loaded,), _) = load_tasks(task, None)
+        return [dict(row) for row in loaded.dataset[split]]

@@ -1,0 +1,90 @@
+"""Prompts with several continuations as rows of one batch: each prompt is read once, continuations unseen by others."""
+
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PromptWithContinuations:
+    """Token ids of a prompt, and of what may follow it. An empty continuation stands for the prompt's own end."""
+
+    prompt: list[int]
+    continuations: list[list[int]]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + sum(map(len, self.continuations))
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Rows padded on the right.
+
+    ids: (B, T) int64. positions: (B, T) int64, those that each continuation would have alone; visible: (B, T, T) bool,
+    [b, q, k] where q may see k. Both are None where no prompt has several continuations: plain causal attention is the
+    same then, since padding comes after all that is read, and stays a fused kernel only without a mask, and without
+    positions that don't count up. columns: by row and continuation, where the prompt's last token and the
+    continuation's own are.
+    """
+
+    ids: Tensor
+    positions: Tensor | None
+    visible: Tensor | None
+    columns: list[list[list[int]]]
+
+    def inputs(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        """What a model takes; the mask is added to scores (B, 1, T, T), which all attentions but flash kernels take."""
+        if self.visible is None:
+            return {"input_ids": self.ids.to(device)}
+        hidden = ~self.visible.to(device)
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+        return {
+            "input_ids": self.ids.to(device),
+            "position_ids": self.positions.to(device),
+            "attention_mask": mask.unsqueeze(1),
+        }
+
+
+def by_length(rows: Sequence[Sized], budget: int) -> list[list[int]]:
+    """Batches of rows, by index, that hold `budget` tokens with padding, or one row.
+
+    Longest first, so that memory runs out at once or not at all.
+    """
+    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+    batches = []
+    while order:
+        size = max(1, budget // len(rows[order[0]]))
+        batches.append(order[:size])
+        order = order[size:]
+    return batches
+
+
+def pack(rows: Sequence[PromptWithContinuations]) -> PackedBatch:
+    """One row each: the prompt, then its continuations, each at the positions it would have alone."""
+    shape = len(rows), max(map(len, rows))
+    ids = torch.zeros(shape, dtype=torch.int64)
+    positions = torch.zeros(shape, dtype=torch.int64)
+    # 0: the prompt; n: continuation n; -1: padding.
+    segments = torch.full(shape, -1)
+    columns = []
+    for index, row in enumerate(rows):
+        start = len(row.prompt)
+        tokens = [*row.prompt, *(token for continuation in row.continuations for token in continuation)]
+        ids[index, : len(row)] = torch.tensor(tokens)
+        positions[index, :start] = torch.arange(start)
+        segments[index, :start] = 0
+        begin, places = start, []
+        for number, continuation in enumerate(row.continuations, start=1):
+            end = begin + len(continuation)
+            positions[index, begin:end] = torch.arange(start, start + len(continuation))
+            segments[index, begin:end] = number
+            places.append([start - 1, *range(begin, end)])
+            begin = end
+        columns.append(places)
+    if all(len(row.continuations) <= 1 for row in rows):
+        return PackedBatch(ids, None, None, columns)
+    query, key = segments.unsqueeze(2), segments.unsqueeze(1)
+    causal = torch.ones(shape[1], shape[1], dtype=torch.bool).tril()
+    return PackedBatch(ids, positions, causal & ((key == 0) | (key == query)), columns)
