@@ -7,8 +7,7 @@
 Each stage is a module of utils/stages: what it reads, what the cache keeps of it by what, and what it hands on.
 """
 
-import os
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext
 from pathlib import Path
 
 from data.loading import check_calib_data, check_data_path
@@ -17,14 +16,13 @@ from utils.common.commands import check_cache, run
 from utils.common.errors import UserError
 from utils.common.flags import Arguments, parse_arguments
 from utils.common.processes import Processes, is_main_process
-from utils.common.progress import OFF
 from utils.common.run_folder import RunFolder, check_apart
 from utils.stages.push import check_push, push
 
 CONTINUED_FROM = ("checkpoints",)
 """What of an interrupted run the same command goes on from. What comes before is in the cache, what after made anew."""
 
-MAY_DIFFER = ("output_dir", "cache_dir", "teacher_cache_gb", "eval_batch_size", "report_prompts", "device")
+MAY_DIFFER = ("output_dir", "cache_dir", "device")
 """Flags that may differ between an interrupted run and the one that continues it."""
 
 
@@ -34,7 +32,7 @@ def main() -> None:
     # Before torch is imported, so that a wrong flag or folder is answered at once.
     if args.plan:
         check_found(args.base_model_name, "-base_model_name")
-        from utils.plan.command import print_plan
+        from utils.plan import print_plan
 
         print_plan(args)
         return
@@ -57,7 +55,7 @@ def main() -> None:
 def run_folder(args: Arguments) -> RunFolder:
     """-output_dir, and the interrupted run beside it, if there is one."""
     flags = {name: value for name, value in args.as_json().items() if name not in MAY_DIFFER}
-    return RunFolder(args.output_dir, flags, args.overwrite, CONTINUED_FROM, anew=args.resume == "never")
+    return RunFolder(args.output_dir, flags, args.overwrite, CONTINUED_FROM)
 
 
 def check_inputs(args: Arguments) -> None:
@@ -68,7 +66,7 @@ def check_inputs(args: Arguments) -> None:
     else:
         check_calib_data(args.calib_data)
     if not args.spec_task:
-        check_data_path(args.data_path, args.valid_data_path)
+        check_data_path(args.data_path)
     if args.eval_data_dir and not args.eval_data_dir.is_dir():
         raise UserError(f"-eval_data_dir: {args.eval_data_dir} is not a folder; give the folder of task data")
     check_cache(args.cache_dir)
@@ -90,32 +88,29 @@ def restore(args: Arguments, processes: Processes, folder: Path) -> None:
     from utils.stages.scales import head_norms
     from utils.stages.train import train_restoration
 
-    if args.quiet:
-        os.environ[OFF] = "1"
     quiet_libraries()
     run = Run.of(args, processes, folder, usable_device(processes.device))
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if args.quiet else nullcontext():
-        with run.main_first("samples"):
-            models, samples, plan = prepare(run)
-        with run.main_first("prune"):
-            models = pruned_checkpoint(run, models)
-        with run.main_first("negatives"):
-            trees = probe_trees(run, models, samples)
-        with run.main_first("dense"):
-            dense = measure(run, models, samples, plan, "dense", trees)
-        with run.main_first("pruned"):
-            pruned = measure(run, models, samples, plan, "pruned", prompt_trees(run, samples))
-        with run.stage("rank"):
-            norms = head_norms(run, models, samples)
-            ranked = rank(run, models, dense.activations, pruned.activations, norms)
-        with run.stage("train"):
-            trained = train_restoration(run, models, samples, ranked)
-        if not processes.is_main:
-            return
-        with run.stage("merge"):
-            merged = merge(run, models, trained)
-        with run.stage("restored"):
-            restored = score_merged(run, models, samples, plan, merged)
+    with run.main_first("samples"):
+        models, samples, plan = prepare(run)
+    with run.main_first("prune"):
+        models = pruned_checkpoint(run, models)
+    with run.main_first("negatives"):
+        trees = probe_trees(run, models, samples)
+    with run.main_first("dense"):
+        dense = measure(run, models, samples, plan, "dense", trees)
+    with run.main_first("pruned"):
+        pruned = measure(run, models, samples, plan, "pruned", prompt_trees(run, samples))
+    with run.stage("rank"):
+        norms = head_norms(run, models, samples)
+        ranked = rank(run, models, dense.activations, pruned.activations, norms)
+    with run.stage("train"):
+        trained = train_restoration(run, models, samples, ranked)
+    if not processes.is_main:
+        return
+    with run.stage("merge"):
+        merged = merge(run, models, trained)
+    with run.stage("restored"):
+        restored = score_merged(run, models, samples, plan, merged)
     measured = {"dense": dense, "pruned": pruned, "restored": restored}
     write_results(run, models, samples, ranked, trained, merged, measured)
 

@@ -8,11 +8,10 @@ E‖(W - Ŵ) x - B A x‖² over all matrices of rank r (Eckart and Young). Merg
 import torch
 from torch import Tensor
 
-from baselines.streams import GROUPS, Stream, finite, walk
 from models.contract import MethodInputs
 from models.terms import LowRank
-from pruning.statistics import Hessian
-from utils.common.methods import SITES
+from pruning.input_statistics import Hessian
+from pruning.layers import SITES, put, walk
 
 
 def eora(inputs: MethodInputs) -> dict[str, LowRank]:
@@ -20,33 +19,18 @@ def eora(inputs: MethodInputs) -> dict[str, LowRank]:
 
     Decoder layers are restored in order; x is what the restored model's is fed, the layers before it restored.
     """
-    terms = {}
-    for block in walk(inputs, "EoRA", dense=False):
-        moments = second_moments(block.restored)
-        for site, name in SITES.items():
-            full = f"model.layers.{block.index}.{name}.weight"
-            pruned = inputs.read(full).double()
-            lost = (inputs.teacher(full).double() - pruned).to(moments[site].device)
-            down, up = (part.float().cpu() for part in low_rank(lost, moments[site], inputs.options.lora_rank))
-            terms[full] = LowRank(down=down, up=up, scale=torch.tensor(1.0))
-            block.restored.layer.get_submodule(name).weight.copy_(pruned + up.double() @ down.double())
+    terms, tokens = {}, inputs.tokens.numel()
+    for each in walk(inputs.pruned(), inputs.tokens, torch.device(inputs.device), "EoRA"):
+        for site, moment in each.gather(SITES, Hessian).items():
+            moment = (moment.cpu() if moment.device.type == "mps" else moment).double() / tokens  # which has no fp64
+            for name in SITES[site]:
+                full = f"model.layers.{each.index}.{name}.weight"
+                pruned = inputs.read(full).double()
+                lost = (inputs.teacher(full).double() - pruned).to(moment.device)
+                down, up = (part.float().cpu() for part in low_rank(lost, moment, inputs.options.lora_rank))
+                terms[full] = LowRank(down=down, up=up, scale=torch.tensor(1.0))
+                put(pruned + up.double() @ down.double(), each.layer.get_submodule(name))
     return terms
-
-
-def second_moments(stream: Stream) -> dict[str, Tensor]:
-    """E[x xᵀ] over all tokens of what each linear layer is fed, by name in SITES, in one pass.
-
-    (in, in) fp64, summed in fp32; on the stream's device, if that has fp64.
-    """
-    widths = {group[0]: stream.layer.get_submodule(SITES[group[0]]).in_features for group in GROUPS}
-    sums = {site: Hessian(width, stream.hidden.device) for site, width in widths.items()}
-    stream.feed({site: found.add for site, found in sums.items()})
-    device = "cpu" if stream.hidden.device.type == "mps" else stream.hidden.device
-    moments = {
-        site: finite(found.value(), f"the input of {SITES[site]}").to(device).double() / stream.tokens
-        for site, found in sums.items()
-    }
-    return {site: moments[group[0]] for group in GROUPS for site in group}
 
 
 def low_rank(lost: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:

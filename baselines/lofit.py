@@ -16,6 +16,9 @@ from utils.compensation import INITIAL_STD
 from utils.prompts import Encoded
 from utils.training import TrainingSettings, train
 
+LR, L1 = 5e-3, 5e-4
+"""Its authors': AdamW's rate, falling linearly to 0, and the weight λ of Σ|A| in the loss."""
+
 
 class _ScaledHeads(torch.autograd.Function):
     """(1 + A) ⊙ z, computed in fp32 and rounded to z's dtype once; the gradient of A is summed in fp32.

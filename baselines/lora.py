@@ -8,22 +8,23 @@ import torch
 
 from models.contract import MethodInputs, linear_shapes
 from models.terms import DoRA, LowRank, MaskedDoRA, MaskedLowRank
-from utils.common.names import layer_numbers
+
+SCALE = 2.0
+"""alpha / r: that of Wanda's, LLM-Pruner's and PERP's settings."""
 
 
 def lora(inputs: MethodInputs, kind: type[LowRank] = LowRank) -> dict[str, LowRank]:
     """An update of rank r for each chosen linear layer: A (r, in) drawn as a linear layer is, B zero."""
     options, config = inputs.options, inputs.config
-    layers = layer_numbers(options.lora_layers) if options.lora_layers else list(range(config.num_hidden_layers))
     targets = options.lora_targets and options.lora_targets.split(",")
-    generator, scale = torch.Generator().manual_seed(inputs.seed), torch.tensor(options.lora_alpha / options.lora_rank)
+    generator, scale = torch.Generator().manual_seed(inputs.seed), torch.tensor(SCALE)
     terms = {}
     for name, (out, width) in linear_shapes(config).items():
         if targets and name.split(".")[1] not in targets:
             continue
-        drawn = torch.empty(len(layers), options.lora_rank, width)
+        drawn = torch.empty(config.num_hidden_layers, options.lora_rank, width)
         drawn.uniform_(-(width**-0.5), width**-0.5, generator=generator)
-        for layer, down in zip(layers, drawn, strict=True):
+        for layer, down in enumerate(drawn):
             rest = {"magnitudes": torch.zeros(out)} if "magnitudes" in kind.learned else {}
             up = torch.zeros(out, options.lora_rank)
             terms[f"model.layers.{layer}.{name}.weight"] = kind(down=down, up=up, scale=scale, **rest)

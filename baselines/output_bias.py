@@ -5,16 +5,13 @@ What compensated heads can add lies in the span of their columns of W_O; this ha
 
 import torch
 
-from baselines.flap_bias import flap_bias
 from models.contract import MethodInputs, linear_shapes
 from models.terms import Constant
 from utils.common.methods import SITES
 
 
 def output_bias(inputs: MethodInputs) -> dict[str, Constant]:
-    """A bias on the linear layers of the named sites in every decoder layer, from zero, or from FLAP's closed form."""
-    if inputs.options.bias_start == "closed_form":
-        return flap_bias(inputs)
+    """A bias on the linear layers of the named sites in every decoder layer, from zero."""
     shapes = linear_shapes(inputs.config)
     return {
         f"model.layers.{layer}.{name}.bias": Constant(torch.zeros(shapes[name][0]))

@@ -58,9 +58,9 @@ def alpaca_prompt(instruction: str, context: str = "") -> str:
     return f"### Instruction:\n{instruction}{given}\n\n### Response:"
 
 
-def check_data_path(data_path: str, valid_path: str | None = None) -> None:
-    """Raise UserError if the paths can be known to be wrong without reading them or asking the hub."""
-    _sources(data_path, valid_path)
+def check_data_path(data_path: str) -> None:
+    """Raise UserError if it can be known to be wrong without reading it or asking the hub."""
+    _source(data_path)
 
 
 def check_calib_data(source: str) -> None:
@@ -74,62 +74,47 @@ def check_calib_data(source: str) -> None:
             raise UserError(f"-calib_data: {source} does not exist; {kinds}")
 
 
-def load_samples(
-    data_path: str,
-    num_train: int,
-    num_valid: int,
-    valid_path: str | None = None,
-    skip_bad: bool = False,
-) -> Split:
+def load_samples(data_path: str, num_train: int, num_valid: int) -> Split:
     """The first `num_train` and `num_valid` samples, in the order of the file.
 
     data_path: 'bundled'; a file of {"instruction", "input", "output"} objects (.json list or .jsonl; "input"
         may be missing, "response" is read as "output") or of {"text", "label"} (also .pt, the original
         release's list); a folder that holds train.* and perhaps valid.*; or the id of a data set on the hub.
-    Validation samples come from `valid_path`, else from the folder's validation file, else from the rows that
-    follow the training rows.
-    skip_bad: leave samples with an empty response out, and say so, instead of stopping at them.
-    Raises UserError that names the flag, the file and the row.
+    Validation samples come from the folder's validation file, else from the rows that follow the training rows.
+    Samples with an empty response are left out, and that is said. Raises UserError that names the file and the row.
     """
-    train_source, valid_source = _sources(data_path, valid_path)
+    train_source, valid_source = _source(data_path)
     if valid_source is None:
-        both = _take(train_source, num_train + num_valid, skip_bad, f"{num_train} + {num_valid}")
+        both = _take(train_source, num_train + num_valid, f"{num_train} + {num_valid}")
         return Split(both[:num_train], both[num_train:])
     return Split(
-        _take(train_source, num_train, skip_bad, str(num_train)),
-        _take(valid_source, num_valid, skip_bad, str(num_valid)),
+        _take(train_source, num_train, str(num_train)),
+        _take(valid_source, num_valid, str(num_valid)),
     )
 
 
 def bundled_text() -> list[str]:
     """The texts of the 2,000 bundled training samples, prompt and response: calibration text for pruning."""
-    source, _ = _sources(BUNDLED, None)
+    source, _ = _source(BUNDLED)
     return [f"{sample.prompt.strip()} {sample.response}" for _, sample in _samples(source)]
 
 
-def _sources(data_path: str, valid_path: str | None) -> tuple[_Source, _Source | None]:
-    train, valid = _source(data_path, "-data_path")
-    if valid_path is not None:
-        valid, _ = _source(valid_path, "-valid_data_path")
-    return train, valid
-
-
-def _source(name: str, flag: str) -> tuple[_Source, _Source | None]:
+def _source(name: str) -> tuple[_Source, _Source | None]:
     """The source behind `name`, and the validation file beside it if it is a folder that has one."""
     path = BUNDLED_FOLDER if name == BUNDLED else Path(name).expanduser()
     if os.path.isdir(path):
         train = _first_file(path, ("train",))
         if train is None:
-            raise UserError(f"{flag}: {name} holds no train.jsonl, train.json or train.pt; {_KINDS}")
+            raise UserError(f"-data_path: {name} holds no train.jsonl, train.json or train.pt; {_KINDS}")
         valid = _first_file(path, _VALID_NAMES)
-        return _Source(flag, str(train), train), valid and _Source(flag, str(valid), valid)
+        return _Source("-data_path", str(train), train), valid and _Source("-data_path", str(valid), valid)
     if os.path.isfile(path):
         if path.suffix not in SUFFIXES:
-            raise UserError(f"{flag}: {name} is none of {', '.join(SUFFIXES)}; {_KINDS}")
-        return _Source(flag, name, path), None
+            raise UserError(f"-data_path: {name} is none of {', '.join(SUFFIXES)}; {_KINDS}")
+        return _Source("-data_path", name, path), None
     if path.suffix in SUFFIXES or name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name):
-        raise UserError(f"{flag}: {name} does not exist; {_KINDS}")
-    return _Source(flag, name, None), None
+        raise UserError(f"-data_path: {name} does not exist; {_KINDS}")
+    return _Source("-data_path", name, None), None
 
 
 def _first_file(folder: Path, stems: tuple[str, ...]) -> Path | None:
@@ -137,8 +122,8 @@ def _first_file(folder: Path, stems: tuple[str, ...]) -> Path | None:
     return next((path for path in names if path.is_file()), None)
 
 
-def _take(source: _Source, wanted: int, skip_bad: bool, asked: str) -> list[Sample]:
-    """The first `wanted` samples; those with an empty response stop the run, or are left out and named."""
+def _take(source: _Source, wanted: int, asked: str) -> list[Sample]:
+    """The first `wanted` samples that have a response; the others are left out and named."""
     good, empty = [], []
     if wanted:
         for row, sample in _samples(source):
@@ -146,14 +131,10 @@ def _take(source: _Source, wanted: int, skip_bad: bool, asked: str) -> list[Samp
                 good.append(sample)
             else:
                 empty.append(row)
-            # Without skip_bad the empty ones count too: these are the rows the run was asked to train on.
-            if len(good) + (0 if skip_bad else len(empty)) == wanted:
+            if len(good) == wanted:
                 break
     if empty:
-        found = _name_empty(source, empty)
-        if not skip_bad:
-            raise UserError(f"{source.flag}: {found}; mend them, or add -skip_bad_samples to leave them out")
-        print(f"{found}: left out")
+        print(f"{_name_empty(source, empty)}: left out")
     if len(good) < wanted:
         amount = "-num_train_samples + -num_valid_samples" if "+" in asked else "the split"
         left = " with a response" if empty else ""

@@ -13,9 +13,9 @@ from models.compact_llama import CompactLlamaConfig
 from models.loading import check_model, copy_tokenizer, load_config, load_model, usable_device
 from models.portable import make_portable
 from pruning import calibration
-from pruning.methods import METHODS, share_of_zeros
+from pruning.layers import BATCH_TOKENS, check_cast, finite, walk
+from pruning.methods import METHODS, Stage, share_of_zeros
 from pruning.pattern import Pattern
-from pruning.streaming import Stage, check_cast, stream
 from utils.common.disk import explain_disk_full
 from utils.common.errors import UserError
 from utils.common.files import whole_folder, write_json, write_text
@@ -85,7 +85,7 @@ def prune_into(
     one; the rest of the model stays in the host's memory. mode: "masked" keeps the shapes, "compact" (slimgpt
     only) writes the smaller model of `models.compact_llama`. base_name: what the model card calls the dense model.
     The record, also in `pruning.json`: method, sparsity asked for and reached, calibration set and digests,
-    seconds, peak memory, and per layer its sparsity and errors (see `pruning.streaming.stream`).
+    seconds, peak memory, and per layer its sparsity and errors (see `prune_layers`).
     """
     started = time.perf_counter()
     config = load_config(base, "-base_model_name")
@@ -134,11 +134,48 @@ def _prune(
 ) -> list[dict]:
     """Prune the model in place, with a calibration set or, for methods that need none, without."""
     if tokens is not None:
-        return stream(model, tokens, stages, device)
+        return prune_layers(model, tokens, stages, device)
     with torch.no_grad():
         for layer, (stage,) in zip(progress(model.model.layers, desc="pruning", unit="layer"), stages, strict=True):
             stage.prune(layer, {})
     return [{} for _ in stages]
+
+
+@torch.no_grad()
+def prune_layers(
+    model: LlamaForCausalLM, tokens: torch.Tensor, stages: list[list[Stage]], device: torch.device
+) -> list[dict]:
+    """Prune the model in place, layer by layer, each with the inputs that the pruned layers before it give.
+
+    tokens: (S, T) int64, the calibration set, no padding. stages: per layer, in order. Returns per layer {"error",
+    "linear_errors", "seconds", "algebra_seconds" (the part spent on the weights, the rest is forward passes)}; error is
+    ‖f(X) - f̂(X)‖² / ‖f(X) - X‖² on a part of the set: of what the layer adds to the residual stream, the share that is
+    now wrong. Raises UserError naming the layer if its weights or inputs are not finite.
+    """
+    record, start = [], time.perf_counter()
+    for inputs in walk(model, tokens, device, "pruning"):
+        few = max(1, min(len(tokens) // 16, BATCH_TOKENS // tokens.shape[1]))
+        sample, linear_errors, algebra = inputs.hidden[:few].clone(), {}, 0.0
+        dense = finite(inputs.layer(sample, **inputs.kwargs), f"the output of layer {inputs.index}")
+        for stage in stages[inputs.index]:
+            values = inputs.gather(stage.sites, stage.statistic) if stage.sites else {}
+            began = time.perf_counter()
+            try:
+                linear_errors |= stage.prune(inputs.layer, values)
+            except torch.linalg.LinAlgError as failure:
+                raise UserError(
+                    f"-calib_data: the Hessian of layer {inputs.index} is singular ({failure}); "
+                    "raise -calib_samples, or prune with wanda"
+                ) from failure
+            algebra += time.perf_counter() - began
+        wrong = (inputs.layer(sample, **inputs.kwargs) - dense).float().norm().item()
+        error = (wrong / max((dense - sample).float().norm().item(), 1e-30)) ** 2
+        now = time.perf_counter()
+        record.append(
+            {"error": error, "linear_errors": linear_errors, "seconds": now - start, "algebra_seconds": algebra}
+        )
+        start = now
+    return record
 
 
 def _device(name: str) -> torch.device:

@@ -9,9 +9,10 @@ from transformers import LlamaConfig
 
 from models.checkpoint import LINEARS
 from pruning import magnitude, slimgpt, sparsegpt, wanda
+from pruning.input_statistics import Hessian, InputNorms, relative_error
+from pruning.layers import SITES
 from pruning.pattern import Pattern
-from pruning.statistics import Hessian, InputNorms, relative_error
-from pruning.streaming import SITES, Stage, Values
+from pruning.stage import Stage, Values
 from utils.common.errors import UserError
 
 

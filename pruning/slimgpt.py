@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from transformers import LlamaConfig
 
+from pruning.input_statistics import Hessian, relative_error
 from pruning.sparsegpt import damped_inverse
-from pruning.statistics import Hessian, relative_error
-from pruning.streaming import Stage, Values
+from pruning.stage import Stage, Values
 from utils.common.errors import UserError
 
 FIRST_SHARE = 0.3125

@@ -115,8 +115,8 @@ def test_what_the_documents_do_from_python_restores_and_proves(tmp_path):
     (code,) = [content for language, content in fenced(text_of("docs/architecture.md")) if language == "python"]
     names = [
         load_tokenizer, load_model, encode_all, PromptWithContinuations, last_token_activations, lost_components,
-        Restoration, Options, MethodInputs, train, TrainingSettings, save_restoration, fingerprint, record_logits, Checkpoint,
-        merge_and_prove,
+        Restoration, Options, MethodInputs, train, TrainingSettings, save_restoration, fingerprint, record_logits,
+        Checkpoint, merge_and_prove,
     ]  # fmt: skip
     given = {each.__name__: each for each in names} | {"torch": torch, "OUT": tmp_path / "out"}
     for name, seed, zeros in (("DENSE", 0, 0.0), ("PRUNED", 0, 0.5)):

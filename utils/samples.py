@@ -40,7 +40,7 @@ def read_samples(args: Arguments, tokenizer: PreTrainedTokenizerBase, texts: Spl
     """The texts' token ids, cut to -max_length; samples whose prompt leaves no room for a response are left out.
 
     Says how many of each were left out or cut. Raises UserError if more than MAY_GO of the training or of the
-    validation samples would go (any of them with -strict_samples; however many may go with -skip_bad_samples), or if
+    validation samples would go , or if
     no two training samples remain.
     """
     training, kept, prompt_ids = _encode(args, tokenizer, texts.train, "training")
@@ -89,11 +89,6 @@ def _judge_long(args: Arguments, rows: list[int], total: int, what: str) -> None
         f"{len(rows)} {what} sample{'s' * (len(rows) > 1)} with a prompt of -max_length {args.max_length} tokens or "
         f"more, which leaves no response (samples {named})"
     )
-    if args.strict_samples:
-        raise UserError(f"-max_length: {message}; give a larger one, or leave out -strict_samples")
-    if len(rows) > MAY_GO * total and not args.skip_bad_samples:
-        raise UserError(
-            f"-max_length: {message}, more than a tenth of {total}; give a larger one, or -skip_bad_samples to leave "
-            "them out"
-        )
+    if len(rows) > MAY_GO * total:
+        raise UserError(f"-max_length: {message}, more than a tenth of {total}; give a larger one")
     print(f"      left out {message}")

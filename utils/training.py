@@ -5,7 +5,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -54,9 +54,6 @@ NOT_FINITE = (
 GATHERED_FP32, GATHERED_HALF = 1e-4, 2e-3
 """Relative difference of validation losses that kernels of other devices and shapes may make, in fp32 and below."""
 
-COMPILER = "inductor"
-"""torch.compile's backend for -torch_compile."""
-
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -72,7 +69,6 @@ class TrainingSettings:
     max_grad_norm: float = 1.0
     group_by_length: bool = True
     gradient_checkpointing: bool = False
-    torch_compile: bool = False
     seed: int = 42
     lr_flag: str = "-lr"
 
@@ -106,8 +102,6 @@ def train(
     distillation: Distillation | None = None,
     penalty: Callable[[], Tensor] | None = None,
     belongs: str = "",
-    report_to: Sequence[str] = (),
-    save_steps: int | None = None,
 ) -> TrainingResult:
     """Train what requires gradients in `model`, in place, together with the other processes of `accelerate launch`.
 
@@ -116,10 +110,10 @@ def train(
 
     device: where this process trains, an index included; under FSDP where its part of the model goes.
     checkpoints: a folder for the trained parameters and the optimizer's state, at the end of each epoch, before and
-    after its validation, and every SAVED_EVERY seconds and save_steps steps; with `resume` the last whole one there is
+    after its validation, and every SAVED_EVERY seconds; with `resume` the last whole one there is
     continued from. belongs: digest of what they may be continued with: start, samples, settings, processes. sharded:
     under FSDP no checkpoints are written, since they would hold the whole model. penalty: what training adds to the
-    mean loss, see ResponseLoss. report_to: trackers, as the Trainer knows them.
+    mean loss, see ResponseLoss.
 
     Told to end by a signal it finishes the step, writes a checkpoint and raises Stopped, or KeyboardInterrupt; told so
     again it ends at once.
@@ -152,7 +146,7 @@ def train(
         save_strategy="no" if sharded else "epoch",
         logging_steps=1,
         logging_nan_inf_filter=False,
-        report_to=list(report_to),
+        report_to=[],
         remove_unused_columns=False,
         label_names=["labels"],
         disable_tqdm=True,
@@ -167,7 +161,7 @@ def train(
     rows = _rows(samples, distillation and distillation.train)
     rows = [{**row, "number": number} for number, row in enumerate(rows, start=1)]
     result = TrainingResult(history=before["history"], valid_rows=before["valid_rows"])
-    finite, ending = _Finite(settings.lr_flag), _Ending(sharded, save_steps)
+    finite, ending = _Finite(settings.lr_flag), _Ending(sharded)
     trainer = _RestorationTrainer(
         model=ResponseLoss(model, distillation, penalty),
         args=arguments,
@@ -190,7 +184,7 @@ def train(
             trainer.remove_callback(callback)
     # Asked of `device`: under FSDP a model is still on the CPU when its training on cards begins.
     attention = cpu_attention(model) if device == "cpu" else nullcontext()
-    with attention, _compiled(model) if settings.torch_compile else nullcontext(), ending.listening():
+    with attention, ending.listening():
         trainer.train(resume_from_checkpoint=last and str(last))
     result.tokens, result.padded_tokens, _ = trainer.counted()
     if settings.gradient_checkpointing:
@@ -236,24 +230,6 @@ def check_gathered(model: LlamaForCausalLM, valid: list[Encoded], training: Trai
 def validated(history: list[dict], step: int) -> bool:
     """Whether the validation loss after that step is known."""
     return any("valid_loss" in row and row["step"] == step for row in history)
-
-
-@contextmanager
-def _compiled(model: LlamaForCausalLM) -> Iterator[None]:
-    """Within it, decoder layers run compiled, one by one: they are alike, so that few compilations serve all.
-
-    Those few are for batches of every length and any number of compensated heads; with and without gradients, above,
-    at and below the lowest trained layer, and for a single head, whose size of 1 the compiler treats as a constant.
-    """
-    options = {"force_parameter_static_shapes": False, "force_nn_module_property_static_shapes": False}
-    with torch._dynamo.config.patch(recompile_limit=32, **options):
-        for layer in model.model.layers:
-            layer.compile(backend=COMPILER, dynamic=True)
-        try:
-            yield
-        finally:
-            for layer in model.model.layers:
-                layer._compiled_call_impl = None  # what `compile` set; there is no public way back
 
 
 @dataclass
@@ -575,8 +551,8 @@ class _Ending(TrainerCallback):
 
     trainer: _RestorationTrainer
 
-    def __init__(self, sharded: bool, save_steps: int | None = None, clock: Callable[[], float] = time.monotonic):
-        self.sharded, self.save_steps, self.clock, self.signal = sharded, save_steps, clock, 0
+    def __init__(self, sharded: bool, clock: Callable[[], float] = time.monotonic):
+        self.sharded, self.clock, self.signal = sharded, clock, 0
         self.saved = clock()
 
     @contextmanager
@@ -606,8 +582,7 @@ class _Ending(TrainerCallback):
         if told and self.sharded:
             self._end()
         self.signal = self.signal or (signal.SIGTERM if told else 0)
-        due = self.save_steps and state.global_step % self.save_steps == 0
-        control.should_save |= not self.sharded and bool(told or late or due or float(state.epoch).is_integer())
+        control.should_save |= not self.sharded and bool(told or late or float(state.epoch).is_integer())
 
     def on_save(self, args, state, control, **_) -> None:
         self.saved = self.clock()

@@ -8,10 +8,7 @@ from utils.common.errors import UserError, first_line, shortened
 from utils.common.files import parse_json
 from utils.common.plain_yaml import read_yaml
 
-NOT_REPEATED = (
-    *("resume", "save_steps", "overwrite", "plan", "config", "quiet"),
-    *("report_to", "push_to_hub"),
-)
+NOT_REPEATED = ("overwrite", "plan", "config", "push_to_hub")
 """Flags that say how this once a run is started: never kept in run.json, never taken from a -config file."""
 
 

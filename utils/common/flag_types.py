@@ -1,12 +1,11 @@
 """What a flag's value may be: argparse types that say in one line what is wrong."""
 
 import argparse
-import importlib.util
 import math
 from collections.abc import Callable
 
 from utils.common.errors import shortened
-from utils.common.names import LINEAR_NAMES, TRACKERS, layer_numbers
+from utils.common.names import LINEAR_NAMES
 
 MOST = 10**9
 """The largest count that a flag takes: beyond it, sizes overflow in libraries rather than being too large."""
@@ -22,14 +21,6 @@ def above(bound: float) -> Callable[[str], float]:
         return value
 
     return convert
-
-
-def weight(text: str) -> float:
-    """An argparse type: a number in (0, 1]."""
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, at most 1, not {text}")
-    return value
 
 
 def at_least_real(bound: float) -> Callable[[str], float]:
@@ -95,20 +86,6 @@ def linear_names(text: str) -> str:
     return ",".join(name for name in LINEAR_NAMES if name in names)
 
 
-def layer_ranges(text: str) -> str:
-    """An argparse type: what `layer_numbers` reads, as it is."""
-    try:
-        layer_numbers(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{error}; give numbers and ranges, as 0-3,7") from error
-    return text
-
-
-def auto_or_count(text: str) -> int | str:
-    """An argparse type: 'auto' or a whole number of at least 1."""
-    return text if text == "auto" else at_least(1)(text)
-
-
 def hub_id(text: str) -> str:
     """An argparse type: a model's name on the hub, `owner/name` or `name`."""
     from huggingface_hub.errors import HFValidationError  # takes a tenth of a second, which other commands don't wait
@@ -121,15 +98,3 @@ def hub_id(text: str) -> str:
     if not text.isascii() or text != text.strip():  # which earlier versions of that check take
         raise argparse.ArgumentTypeError("must be owner/name or name, in ASCII and without spaces")
     return text
-
-
-def trackers(text: str) -> str:
-    """An argparse type: some of TRACKERS that are installed, separated by commas, or none."""
-    names = [name.strip() for name in text.split(",")]
-    if names == ["none"]:
-        return text
-    if unknown := [name for name in names if name not in TRACKERS]:
-        raise argparse.ArgumentTypeError(f"must be none or some of {', '.join(TRACKERS)}, not {', '.join(unknown)}")
-    if absent := [name for name in names if importlib.util.find_spec(name) is None]:
-        raise argparse.ArgumentTypeError(f"needs what is not installed: pip install {' '.join(absent)}")
-    return ",".join(names)

@@ -10,18 +10,13 @@ from utils.common.flag_types import (
     above,
     at_least,
     at_least_real,
-    auto_or_count,
     count_or_share,
     hub_id,
-    layer_ranges,
     linear_names,
     seed_number,
-    trackers,
-    weight,
 )
 from utils.common.methods import METHODS
 from utils.common.names import (
-    BIAS_STARTS,
     BUNDLED,
     C4,
     DISTILL,
@@ -30,9 +25,6 @@ from utils.common.names import (
     LINEAR_NAMES,
     RESPONSE,
     SPEC_TASKS,
-    STREAMS,
-    TRACKERS,
-    layer_numbers,
 )
 from utils.common.recipes import RECIPES, as_flags
 
@@ -103,9 +95,6 @@ class Arguments:
         metavar="DATA",
         group="samples",
     )
-    valid_data_path: str | None = flag(
-        None, "validation samples (default: the rows after the training rows)", type=name_or_path, metavar="FILE"
-    )
     spec_task: str | None = flag(
         None,
         f"task-specific: train on that task's own training split ({SPEC_TRAIN_SAMPLES} samples unless "
@@ -117,10 +106,6 @@ class Arguments:
     )
     num_valid_samples: int = flag(250, "validation samples; 0 for none", type=at_least(0), metavar="N")
     max_length: int = flag(500, "prompt and response; the end is cut off", type=at_least(2), metavar="TOKENS")
-    skip_bad_samples: bool = flag(False, "leave out samples with empty responses or too long prompts, however many")
-    strict_samples: bool = flag(
-        False, "stop at any prompt that leaves no room for a response (default: at more than a tenth)"
-    )
 
     num_components: int = flag(
         10,
@@ -136,20 +121,7 @@ class Arguments:
         "step scales most, which trains as long as the method itself (default: the method's, contrastive or lofit)",
         choices=HEAD_SELECTIONS,
     )
-    lofit_lr: float = flag(5e-3, "AdamW's in that step, falling linearly to 0", type=above(0), metavar="RATE")
-    lofit_l1: float = flag(
-        5e-4,
-        "that step's loss has LAMBDA times the sum of all scales' sizes added",
-        type=at_least_real(0),
-        metavar="LAMBDA",
-    )
     num_probe_samples: int = flag(1000, "samples that train the probes", type=at_least(10), metavar="N")
-    sentence_encoder: str = flag(
-        EMBEDDED,
-        "finds each answer's most similar other one: a hub id, a folder, or MiniLM-L6 from its PyPI package",
-        type=name_or_path,
-        metavar="MODEL",
-    )
     use_topk_heads: int | float = flag(
         0.25,
         "heads to train: a count, or a share of all (1.0: all heads; 1: one)",
@@ -177,45 +149,17 @@ class Arguments:
         type=at_least(1),
         metavar="R",
     )
-    lora_alpha: float = flag(
-        16.0,
-        "updates of lora, dora, masked_lora and masked_dora are scaled by ALPHA / R",
-        type=above(0),
-        metavar="ALPHA",
-    )
     lora_targets: str | None = flag(
         None,
         f"the linear layers that these change, separated by commas: {', '.join(LINEAR_NAMES)} (default: all)",
         type=linear_names,
         metavar="NAMES",
     )
-    lora_layers: str | None = flag(
-        None,
-        "the decoder layers in which they do: numbers from 0 and ranges, as 0-3,7 (default: all)",
-        type=layer_ranges,
-        metavar="LAYERS",
-    )
     first: str | None = flag(
         None,
         "a closed form that restores first; -method then goes on from there, and only its own part is trained",
         choices=METHODS,
         metavar="METHOD",
-    )
-    stream: str | None = flag(
-        None,
-        "of closed forms, what is held against each other on the calibration set: the dense layers on the dense "
-        "model's stream, or on the restored model's (pruned), or each model's on its own (sequential: earlier layers "
-        "are restored already) (default: the method's authors')",
-        choices=STREAMS,
-    )
-    bias_start: str = flag(
-        "zero",
-        "where free biases that are trained start: at zero, or where -method flap_bias leaves them, by -stream",
-        choices=BIAS_STARTS,
-    )
-    reconstruct_lr: float = flag(1e-5, "AdamW's, of the windows of reconstruct", type=above(0), metavar="RATE")
-    reconstruct_epochs: int = flag(
-        10, "passes of each window of reconstruct over the calibration set", type=at_least(1), metavar="N"
     )
     train_norms: bool = flag(False, "train the scales of all RMSNorms too")
     basis: str = flag("svd", "V of Eq. 8: the lost components', or a random orthogonal one", choices=BASES)
@@ -229,38 +173,11 @@ class Arguments:
         False, "mix short and long samples in a batch, as the original release does: more padding"
     )
     gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
-    torch_compile: bool = flag(
-        False, "compile the decoder layers for training: minutes at the start, faster steps after"
-    )
     loss: str = flag(
         RESPONSE,
         "at response tokens: response, the paper's cross-entropy, or distill, the forward KL to the dense model "
         "mixed with it",
         choices=(RESPONSE, DISTILL),
-    )
-    distill_weight: float = flag(
-        0.5, "of KL under -loss distill, in (0, 1]: (1 - W)·CE + W·KL; 1 is KL alone", type=weight, metavar="W"
-    )
-    teacher_cache_gb: float = flag(
-        4.0,
-        "under -loss distill, how large the dense model's states may be that are kept in -cache_dir, 10^9 bytes; "
-        "beyond that it runs beside the pruned model at every step",
-        type=at_least_real(0),
-        metavar="GB",
-    )
-    resume: str = flag(
-        "auto",
-        "whether an interrupted run in -output_dir with the same flags is continued, or begun anew",
-        nargs="?",
-        choices=RESUME,
-        const="auto",
-        metavar="auto|never",
-    )
-    save_steps: int | None = flag(
-        None,
-        "steps from one checkpoint of training to the next (default: ten minutes' steps, or an epoch's)",
-        type=at_least(1),
-        metavar="N",
     )
 
     eval_tasks: str = flag(
@@ -275,15 +192,8 @@ class Arguments:
     eval_data_dir: Path | None = flag(
         None, "offline task data: DIR/<task>/<split>.jsonl", type=folder_path, metavar="DIR"
     )
-    eval_batch_size: int | str = flag("auto", "sequences at once in lm_eval", type=auto_or_count, metavar="N|auto")
     ppl_window: int = flag(2048, "perplexity's window", type=at_least(2), metavar="TOKENS")
     ppl_windows: int | None = flag(None, "windows of the text (default: -eval_limit)", type=at_least(1), metavar="N")
-    report_prompts: int = flag(
-        5,
-        "validation prompts that the report shows each model's greedy answer to; 0 for none",
-        type=at_least(0),
-        metavar="N",
-    )
 
     output_dir: Path = flag(Path("output"), "where the result goes", type=folder_path, metavar="DIR", group="output")
     overwrite: bool = flag(False, "rename what is in -output_dir to DIR.1 (.2, …) when the new result is whole")
@@ -304,14 +214,6 @@ class Arguments:
         "the same pruned model, activations and components (default: -seed)",
         type=seed_number,
         metavar="N",
-    )
-    quiet: bool = flag(False, "print the result only: no stages, no progress")
-    report_to: str = flag(
-        "none",
-        f"where else training's losses go, as transformers' Trainer sends them: some of {', '.join(TRACKERS)}, "
-        "separated by commas, or none",
-        type=trackers,
-        metavar="NAMES",
     )
     push_to_hub: str | None = flag(
         None,
@@ -338,14 +240,6 @@ class Arguments:
             )
         return self.use_topk_heads
 
-    def check_layers(self, layers: int) -> None:
-        """UserError if -lora_layers names one that a model of that many doesn't have."""
-        if self.lora_layers is not None and (last := layer_numbers(self.lora_layers)[-1]) >= layers:
-            raise UserError(
-                f"-lora_layers: {self.lora_layers} names layer {last}, but the model has {layers}; "
-                f"give some of 0-{layers - 1}"
-            )
-
     @property
     def calibration_seed(self) -> int:
         """Of the calibration windows."""
@@ -363,8 +257,7 @@ class Arguments:
 
     def inputs(self) -> dict[str, Path | str | None]:
         """Flag → what it names, of all that a run reads, or keeps for later runs: no output folder may touch these."""
-        names = ("base_model_name", "pruned_model_path", "calib_data", "data_path", "valid_data_path")
-        names += ("sentence_encoder", "eval_data_dir", "cache_dir")
+        names = ("base_model_name", "pruned_model_path", "calib_data", "data_path", "eval_data_dir", "cache_dir")
         return {f"-{name}": getattr(self, name) for name in names}
 
     def as_json(self) -> dict:
@@ -388,8 +281,6 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     parser.set_defaults(**of_file)
     values = vars(parser.parse_args(argv))
     values.pop("config")
-    if values["strict_samples"] and values["skip_bad_samples"]:
-        raise UserError("-strict_samples: asks for the opposite of -skip_bad_samples; give one of them")
     embedded = values["base_model_name"].lower() == EMBEDDED
     if values["calib_data"] is None:
         values["calib_data"] = BUNDLED if embedded else C4

@@ -4,7 +4,7 @@ Functions are named, not imported: flags and help read the table without them, a
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import reduce
 from importlib import import_module
 from operator import or_
@@ -35,11 +35,7 @@ class Needs:
 
     heads: ranked heads. basis: V of each. calibration: the calibration set, and both models to run it through.
     training: samples and steps. teacher: the dense checkpoint's weights, of the pruned one's shapes.
-    calibration_epochs: how often a start trains all weights on the calibration set, for -plan.
 
-    Of a training step, for -plan: updates: changes of weights are trained, so what linear layers are fed is kept for
-    the backward pass; outputs: and what they give. weights: changed weights are computed whole, and kept; weight_bytes:
-    with so many bytes more for each weight, in half precision.
     """
 
     heads: bool = False
@@ -47,14 +43,9 @@ class Needs:
     calibration: bool = False
     training: bool = False
     teacher: bool = False
-    calibration_epochs: int = 0
-    updates: bool = False
-    outputs: bool = False
-    weights: bool = False
-    weight_bytes: int = 0
 
     def __or__(self, other: "Needs") -> "Needs":
-        return Needs(**{name: max(value, getattr(other, name)) for name, value in vars(self).items()})
+        return Needs(**{name: value or getattr(other, name) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -64,8 +55,8 @@ class MethodSpec:
 
     needs: for its inputs; a method that trains nothing is a closed form, and may stand before another. sites: where it
     adds constants, as -apply_to says it; moves: whether -apply_to decides instead. norms: whether the scales of all
-    norms are trained too. takes: flags that it heeds, of Options. numbers: what it learns, for -plan (utils/plan/
-    counts.py). selection: -head_selection, if nothing is said. about: a paragraph for the model's card.
+    norms are trained too. takes: flags that it heeds, of Options. selection: -head_selection, if nothing is said.
+    about: a paragraph for the model's card.
     """
 
     made_by: str
@@ -76,7 +67,6 @@ class MethodSpec:
     moves: bool = False
     norms: bool = False
     takes: tuple[str, ...] = ()
-    numbers: str = ""
     selection: str = "contrastive"
     about: str = ""
 
@@ -95,13 +85,9 @@ PAPER = (
 _HEADS = {"sites": "attention", "about": PAPER}
 _BETA = Needs(heads=True, basis=True, training=True)
 _B = Needs(heads=True, training=True)
-_LORA = {"takes": ("lora_rank", "lora_alpha", "lora_targets", "lora_layers"), "numbers": "A B"}
-_DORA = {**_LORA, "numbers": "A B m"}
-_BIAS = {"moves": True, "takes": ("bias_start", "stream"), "numbers": "biases"}
-_BESIDE = Needs(training=True, updates=True)
-_MASKED = Needs(training=True, updates=True, weights=True, weight_bytes=1)
+_LORA = {"takes": ("lora_rank", "lora_targets")}
+_BIAS = {"moves": True}
 _CLOSED = Needs(calibration=True, teacher=True)
-_CHANGED = replace(_CLOSED, weights=True)
 
 METHODS = {
     "restorelcc": MethodSpec(
@@ -109,18 +95,16 @@ METHODS = {
         "β and b of Eq. 8 on chosen heads",
         "RestoreLCC",
         _BETA,
-        numbers="β b",
         **_HEADS,
     ),
     "bias_only": MethodSpec(
-        "utils.compensation:bias_only", "b of chosen heads alone", "RestoreLCC (b alone)", _B, numbers="b", **_HEADS
+        "utils.compensation:bias_only", "b of chosen heads alone", "RestoreLCC (b alone)", _B, **_HEADS
     ),
     "magnitudes_only": MethodSpec(
         "utils.compensation:magnitudes_only",
         "β of chosen heads alone",
         "RestoreLCC (β alone)",
         _BETA,
-        numbers="β",
         **_HEADS,
     ),
     "output_bias": MethodSpec(
@@ -136,7 +120,6 @@ METHODS = {
         "LoFiT",
         _B,
         sites="attention",
-        numbers="b",
         selection="lofit",
     ),
     "norms_biases": MethodSpec(
@@ -154,35 +137,25 @@ METHODS = {
         _CLOSED,
         sites="attention",
         moves=True,
-        takes=("stream",),
-        numbers="biases",
     ),
-    "masked_lora": MethodSpec(
-        "baselines.lora:masked_lora", "LoRA inside the mask, zeros kept", "masked LoRA", _MASKED, **_LORA
-    ),
+    "masked_lora": MethodSpec("baselines.lora:masked_lora", "LoRA inside the mask, zeros kept", "masked LoRA", **_LORA),
     "masked_dora": MethodSpec(
         "baselines.lora:masked_dora",
         "DoRA inside the mask, zeros kept",
         "masked DoRA",
-        replace(_MASKED, weight_bytes=5),
-        **_DORA,
+        **_LORA,
     ),
     "masked_full": MethodSpec(
         "baselines.masked_full:masked_full",
         "all weights that are not zero",
         "masked full fine-tuning",
-        _MASKED,
-        numbers="W",
     ),
-    "lora": MethodSpec(
-        "baselines.lora:lora", "LoRA on all linear layers; merged, it fills the zeros", "LoRA", _BESIDE, **_LORA
-    ),
+    "lora": MethodSpec("baselines.lora:lora", "LoRA on all linear layers; merged, it fills the zeros", "LoRA", **_LORA),
     "dora": MethodSpec(
         "baselines.lora:dora",
         "DoRA on all linear layers; merged, it fills the zeros",
         "DoRA",
-        replace(_BESIDE, outputs=True),
-        **_DORA,
+        **_LORA,
     ),
     "eora": MethodSpec(
         "baselines.eora:eora",
@@ -190,23 +163,18 @@ METHODS = {
         "EoRA",
         _CLOSED,
         takes=("lora_rank",),
-        numbers="A B",
     ),
     "admm_update": MethodSpec(
         "baselines.admm_update:admm_update",
         "least squares inside the mask by ADMM, on -calib_data; zeros kept",
         "ADMM's weight update",
-        _CHANGED,
-        takes=("stream",),
-        numbers="W",
+        _CLOSED,
     ),
     "reconstruct": MethodSpec(
         "baselines.reconstruct:reconstruct",
         "weights inside the mask trained to give each half layer's dense output on -calib_data; zeros kept",
         "block reconstruction",
-        _CHANGED,
-        takes=("stream", "reconstruct_lr", "reconstruct_epochs"),
-        numbers="W",
+        _CLOSED,
     ),
     "none": MethodSpec("baselines.nothing:nothing", "restores nothing", "nothing", Needs()),
 }
@@ -215,29 +183,22 @@ METHODS = {
 CONSTANTS = MethodSpec(
     "baselines.output_bias:output_bias", "biases where the method itself has none", "biases", **_BIAS
 )
-NORMS = MethodSpec("baselines.norms:norm_scales", "scales of all norms", "norm scales", numbers="norms")
+NORMS = MethodSpec("baselines.norms:norm_scales", "scales of all norms", "norm scales")
 
 
 @dataclass(frozen=True)
 class Options:
     """What a run tells its method: the flags of the same names.
 
-    apply_to: None where the method's own constants are. first: a closed form that restores before the method. stream:
-    one of utils.common.names.STREAMS, None for the method's own. lora_targets, lora_layers: None for all. bias_start:
-    of trained free biases, one of utils.common.names.BIAS_STARTS.
+    apply_to: None where the method's own constants are. first: a closed form that restores before the method.
+    lora_targets: None for all.
     """
 
     apply_to: str | None = None
     train_norms: bool = False
     lora_rank: int = 8
-    lora_alpha: float = 16.0
     lora_targets: str | None = None
-    lora_layers: str | None = None
     first: str | None = None
-    stream: str | None = None
-    bias_start: str = "zero"
-    reconstruct_lr: float = 1e-5
-    reconstruct_epochs: int = 10
 
     @classmethod
     def of(cls, args: object) -> "Options":
@@ -247,15 +208,16 @@ class Options:
 
 @dataclass(frozen=True)
 class Part:
-    """A method, or what the options add to it: its name in the table, its line there, and what the options make of it.
-
-    sites: where it adds constants, of SITES. needs: with what the options ask for.
-    """
+    """A method, or what the options add to it: its name in the table, its line there, and where it adds constants."""
 
     name: str
     spec: MethodSpec
     sites: frozenset[str]
-    needs: Needs
+
+    @property
+    def needs(self) -> Needs:
+        """Of its line."""
+        return self.spec.needs
 
 
 def parts_of(method: str, options: Options) -> tuple[Part, ...]:
@@ -265,10 +227,9 @@ def parts_of(method: str, options: Options) -> tuple[Part, ...]:
     nothing heeds.
     """
     spec = METHODS[method]
-    for flag in ("lora_targets", "lora_layers"):
-        if getattr(options, flag) is not None and flag not in spec.takes:
-            able = ", ".join(name for name, other in METHODS.items() if flag in other.takes)
-            raise UserError(f"-{flag}: {method} doesn't take it; leave it out, or give -method {able}")
+    if options.lora_targets is not None and "lora_targets" not in spec.takes:
+        able = ", ".join(name for name, other in METHODS.items() if "lora_targets" in other.takes)
+        raise UserError(f"-lora_targets: {method} doesn't take it; leave it out, or give -method {able}")
     wanted = sites_named(options.apply_to) or sites_named(spec.sites)
     own = wanted if spec.moves else sites_named(spec.sites)
     if not own <= wanted:
@@ -276,14 +237,13 @@ def parts_of(method: str, options: Options) -> tuple[Part, ...]:
             f"-apply_to: {method} compensates {', '.join(sorted(own))}, {options.apply_to} leaves that out; "
             "give both or all, or -method output_bias"
         )
-    parts = [_part(method, spec, own, options)]
+    parts = [Part(method, spec, own)]
     if options.first:
         parts.insert(0, _first(method, wanted or RESIDUAL, options))
     if more := wanted - own:
-        parts.append(_part("constants", CONSTANTS, more, options))
+        parts.append(Part("constants", CONSTANTS, more))
     if options.train_norms or spec.norms:
-        parts.append(_part("norms", NORMS, frozenset(), options))
-    _check_heeded(parts, options)
+        parts.append(Part("norms", NORMS, frozenset()))
     return tuple(parts)
 
 
@@ -297,34 +257,10 @@ def sites_named(apply_to: str | None) -> frozenset[str]:
     return frozenset() if apply_to is None else APPLIED.get(apply_to, frozenset({apply_to}))
 
 
-def _part(name: str, spec: MethodSpec, sites: frozenset[str], options: Options) -> Part:
-    needs = spec.needs
-    if options.bias_start == "closed_form" and "bias_start" in spec.takes:
-        needs |= _CLOSED
-    if "reconstruct_epochs" in spec.takes:
-        needs |= Needs(calibration_epochs=options.reconstruct_epochs)
-    return Part(name, spec, sites, needs)
-
-
 def _first(method: str, sites: frozenset[str], options: Options) -> Part:
     if options.first == method:
         raise UserError(f"-first: {method} is the method itself; name another closed form, or leave it out")
-    part = _part(options.first, METHODS[options.first], sites, options)
+    part = Part(options.first, METHODS[options.first], sites)
     if part.needs.training:
         raise UserError(f"-first: {options.first} is trained; give a closed form, which needs no training")
     return part
-
-
-def _check_heeded(parts: list[Part], options: Options) -> None:
-    heeded = {flag for part in parts if part.needs.calibration for flag in part.spec.takes}
-    named = " and ".join(part.name for part in parts)
-    if options.bias_start != "zero" and "bias_start" not in heeded:
-        raise UserError(
-            f"-bias_start: {named} train no free bias; give -method output_bias or norms_biases, or an -apply_to that "
-            "adds one, or leave it out"
-        )
-    if options.stream and "stream" not in heeded:
-        raise UserError(
-            f"-stream: {named} read no calibration set by a stream of choice; give -method flap_bias, -first flap_bias "
-            "or -bias_start closed_form, or leave it out"
-        )

@@ -3,7 +3,7 @@
 A recipe is nothing but flags. What is given on the command line wins over it.
 """
 
-_HALF_DISTILLED = {"loss": "distill", "distill_weight": 0.5}
+_HALF_DISTILLED = {"loss": "distill"}
 
 _INSIDE_MASK = {"method": "masked_lora", "apply_to": "all", "train_norms": True, **_HALF_DISTILLED, "lr": 2e-3}
 

@@ -54,7 +54,7 @@ class RunFolder:
     `arguments`, continues an OUT.partial; what else lies there is renamed to OUT.partial.1. Within a `with` block the
     place is this process's alone.
 
-    keep: entries of OUT.partial that a later run continues from; the rest is written again. anew: continue nothing.
+    keep: entries of OUT.partial that a later run continues from; the rest is written again.
     """
 
     def __init__(
@@ -63,13 +63,12 @@ class RunFolder:
         arguments: dict,
         overwrite: bool = False,
         keep: tuple[str, ...] = (),
-        anew: bool = False,
         flag: str = "-output_dir",
     ):
         self.final = Path(os.path.realpath(out.expanduser()))
         self.partial = self.final.parent / f"{self.final.name}{PARTIAL}"
         self._lock = lock_of(out)
-        self._arguments, self._overwrite, self._keep, self._anew = arguments, overwrite, keep, anew
+        self._arguments, self._overwrite, self._keep = arguments, overwrite, keep
         self._flag, self._what = flag, f"{flag}: {out}"
         self.whole = False
         """Whether a kill left nothing to do but to give the result its name."""
@@ -130,16 +129,16 @@ class RunFolder:
             raise UserError(f"{self._what}: {self.partial} is in the way; rename it, or give another folder")
         record = self._record()
         changed = self._changed(record.get("arguments"))
-        self.whole = bool(record.get("whole")) and changed is None and not self._anew
+        self.whole = bool(record.get("whole")) and changed is None
         self._check_free()
         if self.whole:
             return None
-        if changed and self._worth_keeping() and not (self._anew or self._overwrite):
+        if changed and self._worth_keeping() and not self._overwrite:
             raise UserError(
                 f"{changed}; give the flags of the interrupted run in {self.partial} to continue it, or rename that "
                 "folder to begin anew"
             )
-        if (changed or self._anew) and self._worth_keeping():
+        if changed and self._worth_keeping():
             aside = first_free(self.partial)
             self.partial.rename(aside)
             print(f"the interrupted run's folder is {aside} now; this one begins anew")

@@ -24,20 +24,13 @@ def load_texts(args: Arguments) -> Split:
         return Split(
             load_spec_samples(args.spec_task, args.eval_data_dir, args.num_train_samples, args.samples_seed), []
         )
-    return load_samples(
-        args.data_path,
-        args.num_train_samples,
-        args.num_valid_samples,
-        valid_path=args.valid_data_path,
-        skip_bad=args.skip_bad_samples,
-    )
+    return load_samples(args.data_path, args.num_train_samples, args.num_valid_samples)
 
 
 def tell_unused(args: Arguments) -> None:
-    """Print a line for each flag that names samples although -spec_task does."""
-    for name in ("data_path", "valid_data_path"):
-        if args.spec_task and getattr(args, name) is not None:
-            print(f"      -{name} is not used: -spec_task trains on {args.spec_task}'s own training split")
+    """Print a line if -data_path names samples although -spec_task does."""
+    if args.spec_task and args.data_path is not None:
+        print(f"      -data_path is not used: -spec_task trains on {args.spec_task}'s own training split")
 
 
 def load_spec_samples(task: str, data_dir: Path | None, num_train: int, seed: int) -> list[Sample]:

@@ -22,12 +22,12 @@ from utils.common.record import RunRecord, stage_name
 LIGHTER = {
     "prune": "-calib_samples or -calib_length",
     "negatives": "-num_train_samples",
-    "dense": "-max_length, -eval_batch_size or -ppl_window",
-    "pruned": "-max_length, -eval_batch_size or -ppl_window",
+    "dense": "-max_length or -ppl_window",
+    "pruned": "-max_length or -ppl_window",
     "rank": "-num_train_samples or -num_probe_samples",
     "train": "-batch_size (with more -gradient_accumulation) or -max_length, or give -gradient_checkpointing",
     "merge": "-max_length",
-    "restored": "-eval_batch_size or -ppl_window",
+    "restored": "-ppl_window",
 }
 """Stage → what takes less memory when it is lower."""
 

@@ -13,10 +13,13 @@ from utils.prompts import Encoded
 from utils.samples import Samples
 from utils.stages.context import LazyModel, Models, Run
 
+ASKED = 5
+"""Validation prompts whose answers the report shows."""
+
 
 def asked(run: Run, samples: Samples) -> list[Encoded]:
-    """The validation samples that models are asked: the first -report_prompts."""
-    return samples.valid[: run.args.report_prompts]
+    """The validation samples that models are asked: the first few."""
+    return samples.valid[:ASKED]
 
 
 def answers(run: Run, models: Models, samples: Samples, model: LazyModel) -> list[dict]:

@@ -61,7 +61,7 @@ def activations(model: LazyModel, trees: list[PromptWithContinuations], *, label
 
 def scored(run: Run, models: Models, plan: EvalPlan, model: LazyModel, label: str) -> Evaluation:
     """A model's scores, each task's from the cache if the same weights were scored on it the same way before."""
-    how = run.args.eval_batch_size, run.kind_of_device
+    how = "auto", run.kind_of_device
     parts = [
         scores(
             run.cache,

@@ -47,7 +47,7 @@ def wrong_answers(run: Run, samples: Samples) -> list[str]:
 
 def embedded(run: Run, texts: list[str]) -> Tensor:
     """Sentence embeddings (N, E) of the texts."""
-    encoder = locate_encoder(run.args.sentence_encoder)
+    encoder = locate_encoder()
     found = embeddings(
         run.cache, encoder_identity(encoder), texts, run.kind_of_device, encoder=encoder, place=run.device
     )

@@ -30,13 +30,12 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
         print(f"      recipe {args.recipe}: {as_flags(args.recipe)}")
     check_loss(args, run.needs)
     if asks_encoder(run):
-        locate_encoder(args.sentence_encoder)
+        locate_encoder()
     if slow_half(run.device, run.dtype):
         hint = f"this CPU computes {args.dtype} in software, several times slower than -dtype float32"
         print(f"      {hint}")
     folder = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
     config = load_config(folder, "-base_model_name")
-    args.check_layers(config.num_hidden_layers)
     if run.needs.heads:
         args.head_count(config.num_hidden_layers, config.num_attention_heads)
     dense, config, tokenizer = check_model(folder, "-base_model_name")
@@ -45,7 +44,6 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
         given, pruned = given_checkpoint(args, folder)
         if run.needs.teacher and pruned is not given:
             asked = [args.method, *([f"-first {args.first}"] if args.first else [])]
-            asked += [f"-bias_start {args.bias_start}"] * (args.bias_start != "zero")
             raise UserError(
                 f"-method: {' with '.join(asked)} holds pruned weights against the dense ones, and a compact "
                 "checkpoint doesn't say which channels are left; prune with -mode masked"

@@ -45,7 +45,7 @@ def push(args: Arguments) -> None:
 
     folder, api = args.output_dir / MODEL, HfApi()
     again = f"the result is whole: {shlex.join(['hf', 'upload', args.push_to_hub, str(folder)])} uploads it"
-    if sys.stderr.isatty() and not args.quiet:
+    if sys.stderr.isatty():
         enable_progress_bars()  # which `quiet_libraries` took away
     try:
         name = api.create_repo(args.push_to_hub, exist_ok=True).repo_id

@@ -14,6 +14,7 @@ from utils.common.flags import Arguments
 from utils.common.methods import METHODS, NORMS
 from utils.common.names import RESPONSE
 from utils.common.record import device_name, versions
+from utils.distillation import WEIGHT
 from utils.evaluation.comparison import summarise
 from utils.evaluation.outcomes import LOSS, VALIDATION, Kept, KeptRows, write_rows
 from utils.evaluation.scoring import Evaluation
@@ -147,7 +148,7 @@ def kind_of(restoration: Restoration) -> str:
 
 def loss_in_words(args: Arguments) -> str:
     """What training minimised."""
-    weight, divergence = args.distill_weight, "KL to the dense model"
+    weight, divergence = WEIGHT, "KL to the dense model"
     if args.loss == RESPONSE or weight == 1:
         return "cross-entropy" if args.loss == RESPONSE else divergence
     return f"{1 - weight:g} cross-entropy + {weight:g} {divergence}"

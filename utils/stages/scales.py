@@ -24,10 +24,10 @@ def head_norms(run: Run, models: Models, samples: Samples) -> Tensor | None:
     if not run.needs.heads or run.args.head_selection != "lofit":
         return None
     args, processes = run.args, run.processes
-    how = replace(settings(args), lr=args.lofit_lr, lr_flag="-lofit_lr")
+    how = replace(settings(args), lr=baselines.lofit.LR)
     alike = [processes.count, processes.sharded, args.dtype, run.kind_of_device]
     made: list[Tensor] = []
-    kept = norms.later(run.cache, models.pruned, samples.train, how, args.lofit_l1, alike, made=made.pop)
+    kept = norms.later(run.cache, models.pruned, samples.train, how, baselines.lofit.L1, alike, made=made.pop)
     with processes.main_first():
         known = kept.known()
     # Asked together: a process that trained alone would wait for the others for ever.
@@ -35,7 +35,7 @@ def head_norms(run: Run, models: Models, samples: Samples) -> Tensor | None:
         device = "cpu" if processes.sharded else device_to_train(run, models, how.epochs > 0)
         model, where = run.load(models.pruned, device), (run.device, processes.sharded)
         run.record.tell("LoFiT's first step: a scale of every head")
-        made.append(baselines.lofit.scale_norms(model, samples.train, how, args.lofit_l1, *where))
+        made.append(baselines.lofit.scale_norms(model, samples.train, how, baselines.lofit.L1, *where))
     with processes.main_first():
         return kept()["norms"]
 

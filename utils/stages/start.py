@@ -42,8 +42,8 @@ def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
         parts = parts_of(args.method, Options.of(args))
         # It is given what the closed forms before it restored, so they count too.
         these = [*(each for each in parts[: parts.index(part)] if not each.needs.training), part]
-        # A closed form draws nothing: it is the same for all seeds.
-        seed = args.training_seed if any(each.needs.calibration_epochs for each in these) else None
+        # A closed form draws nothing: it is the same for all seeds; reconstruct draws its batches' order.
+        seed = args.training_seed if any(each.name == "reconstruct" for each in these) else None
         return unpacked(
             closed_form(
                 run.cache,

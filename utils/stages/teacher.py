@@ -13,7 +13,7 @@ from models.checkpoint import Checkpoint
 from utils.common.cache import cached
 from utils.common.errors import UserError
 from utils.common.names import DISTILL
-from utils.distillation import GB, Distillation, by_sample, predicted, teacher_states
+from utils.distillation import GB, KEPT, WEIGHT, Distillation, by_sample, predicted, teacher_states
 from utils.prompts import Encoded
 from utils.samples import Samples
 from utils.stages.context import LazyModel, Models, Run
@@ -24,11 +24,11 @@ def check_states(run: Run, hidden_size: int, samples: Samples) -> None:
 
     A model that has to be sharded leaves no room for a whole one beside it.
     """
-    size, bound = bytes_of_states(run, hidden_size, samples), run.args.teacher_cache_gb * GB
+    size, bound = bytes_of_states(run, hidden_size, samples), KEPT
     if run.args.loss == DISTILL and run.processes.sharded and size > bound:
         raise UserError(
-            f"-teacher_cache_gb: the dense model's states take {size / GB:.3g} GB, above {bound / GB:g}, and under "
-            "FSDP it can't run beside instead; give more"
+            f"-loss: the dense model's states take {size / GB:.3g} GB, above {bound / GB:g}, and under FSDP it "
+            "can't run beside instead; give fewer -num_train_samples, or -loss response"
         )
 
 
@@ -39,7 +39,7 @@ def bytes_of_states(run: Run, hidden_size: int, samples: Samples) -> int:
 
 
 def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | None:
-    """The teacher with its states, made or from the cache; without them where -teacher_cache_gb is too small.
+    """The teacher with its states, made or from the cache; without them where they are too large.
 
     None where the loss has no teacher.
     """
@@ -47,10 +47,10 @@ def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | N
     if args.loss != DISTILL or not args.num_epoch:
         return None
     size = bytes_of_states(run, models.config.hidden_size, samples)
-    known = Distillation(args.distill_weight, different_head(run, models))
-    if size > args.teacher_cache_gb * GB:
+    known = Distillation(WEIGHT, different_head(run, models))
+    if size > KEPT:
         run.record.tell(
-            f"teacher: its states would take {size / GB:.3g} GB, above -teacher_cache_gb {args.teacher_cache_gb:g}; "
+            f"teacher: its states would take {size / GB:.3g} GB, above {KEPT / GB:g}; "
             "the dense model runs beside the pruned one at every step"
         )
         return known
@@ -82,8 +82,8 @@ def with_model(run: Run, models: Models, known: Distillation) -> Distillation:
     device = run.reading_device(models.dense)
     if device == "auto":
         raise UserError(
-            f"-teacher_cache_gb: the dense model doesn't fit into {run.device} beside the pruned one; give more, so "
-            "that its states are kept instead"
+            f"-loss: the dense model doesn't fit into {run.device} beside the pruned one; give fewer "
+            "-num_train_samples, so that its states are kept instead"
         )
     return replace(known, model=run.load(models.dense, device))
 

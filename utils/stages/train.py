@@ -1,7 +1,6 @@
 """Train a restoration that is attached to the pruned model, and save it."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 
 from models.merge import Reference, record_logits
@@ -73,8 +72,6 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
             sharded=sharded,
             distillation=teacher and with_model(run, models, teacher),
             belongs=belongs(run, models, samples, start),
-            report_to=trackers(run),
-            save_steps=args.save_steps,
         )
         if worse := worse_on_validation(training.history):
             run.record.tell(worse)
@@ -110,24 +107,15 @@ def settings(args: Arguments) -> TrainingSettings:
         max_grad_norm=args.max_grad_norm,
         group_by_length=not args.random_batches,
         gradient_checkpointing=args.gradient_checkpointing,
-        torch_compile=args.torch_compile,
         seed=args.training_seed,
     )
-
-
-def trackers(run: Run) -> list[str]:
-    """Where training reports to; a tracker that writes files has a folder for them in the result."""
-    names = [] if run.args.report_to == "none" else run.args.report_to.split(",")
-    if "tensorboard" in names:
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.folder / "logs" / "tensorboard"))
-    return names
 
 
 def belongs(run: Run, models: Models, samples: Samples, start: Restoration) -> str:
     """Digest of all that a checkpoint of this training can be continued with."""
     encoded = [[sample.ids, sample.prompt_length] for sample in (*samples.train, *samples.valid)]
     learned = digest_tensors(start.tensors())
-    how = [asdict(settings(run.args)), run.args.dtype, run.args.loss, run.args.distill_weight, run.processes.count]
+    how = [asdict(settings(run.args)), run.args.dtype, run.args.loss, run.processes.count]
     return digest(models.dense.fingerprint, models.pruned.fingerprint, learned, encoded, how)
 
 

@@ -19,7 +19,7 @@ KEYS = ("flags", "prunings", "configurations", "seeds", "lr", "search", "compare
 TAKEN = ("lr", "train_seed", "output_dir", "cache_dir", *NOT_REPEATED)
 """Flags of the entry point that the sweep gives; of the rest a file may set any."""
 
-PLACES = ("output_dir", "cache_dir", "report_prompts")
+PLACES = ("output_dir", "cache_dir")
 """Arguments that change no number."""
 
 CONTROL = "dense (control)"

@@ -22,6 +22,22 @@ class InputNorms:
         return self._squares.sqrt()
 
 
+class InputMeans:
+    """The mean of every input feature over all tokens seen: batches are summed in fp32, their sums in fp64."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self._sum, self._tokens = torch.zeros(width, dtype=torch.float64), 0
+
+    def add(self, inputs: torch.Tensor) -> None:
+        """Count a batch in. inputs: (tokens, width), any float dtype."""
+        self._sum += inputs.sum(0, dtype=torch.float32).cpu().double()
+        self._tokens += len(inputs)
+
+    def value(self) -> torch.Tensor:
+        """(width,) fp64 on the CPU."""
+        return self._sum / self._tokens
+
+
 class Hessian:
     """XᵀX over all tokens seen: the Hessian, up to a factor, of ‖WX - ŴX‖² for every row of W."""
 

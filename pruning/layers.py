@@ -1,0 +1,164 @@
+"""A model's decoder layers one by one, each with the calibration set before it: for pruners and for closed forms.
+
+The hidden states of the calibration set are kept once and overwritten layer by layer; only one layer's weights
+and statistics are on the device, so that all runs in the memory of one layer plus the set.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+
+from models.checkpoint import LINEARS
+from utils.common.errors import UserError
+from utils.common.progress import progress
+
+SITES = {
+    "self_attn.q_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "self_attn.o_proj": ("self_attn.o_proj",),
+    "mlp.gate_proj": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.down_proj": ("mlp.down_proj",),
+}
+"""The distinct inputs within a decoder layer, in the order they are computed, and the linear layers they feed."""
+
+BATCH_TOKENS = 4096
+"""Tokens of the calibration set in one forward pass of a layer."""
+
+
+class _Enough(Exception):
+    """The last input asked for was seen: the rest of the layer need not be computed."""
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """Decoder layer `index`, and the hidden states (S, T, D) of the calibration set before it, in the model's dtype.
+
+    kwargs: what every decoder layer takes besides.
+    """
+
+    index: int
+    layer: nn.Module
+    hidden: Tensor
+    kwargs: dict
+
+    def batches(self) -> tuple[Tensor, ...]:
+        """Views of the hidden states, as many windows each as one forward pass of a layer takes."""
+        return self.hidden.split(max(1, BATCH_TOKENS // self.hidden.shape[1]))
+
+    @torch.no_grad()
+    def gather(self, sites: Collection[str], statistic: type) -> dict[str, Tensor]:
+        """A statistic (see pruning.input_statistics) of what each of these SITES is fed, in one pass of the set.
+
+        The layer runs as it is now, up to the last site. Raises UserError naming the layer if a value is not finite.
+        """
+        sites = [site for site in SITES if site in sites]
+        linears = {site: self.layer.get_submodule(site) for site in sites}
+        found = {site: statistic(linear.in_features, linear.weight.device) for site, linear in linears.items()}
+
+        def watch(site: str) -> Callable:
+            def hook(_: nn.Module, args: tuple) -> None:
+                found[site].add(args[0].flatten(0, -2))
+                if site == sites[-1]:
+                    raise _Enough
+
+            return hook
+
+        with ExitStack() as hooks:
+            for site, linear in linears.items():
+                hooks.callback(linear.register_forward_pre_hook(watch(site)).remove)
+            for batch in self.batches():
+                with suppress(_Enough):
+                    self.layer(batch, **self.kwargs)
+        return {site: finite(each.value(), f"the input of layer {self.index} ({site})") for site, each in found.items()}
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Overwrite the hidden states with those after the layer as it is now."""
+        for batch in self.batches():
+            batch.copy_(self.layer(batch, **self.kwargs))
+
+
+def walk(model: LlamaForCausalLM, tokens: Tensor, device: torch.device, description: str) -> Iterator[LayerInputs]:
+    """All decoder layers in order. What the caller changes in a layer, the layers after it are fed by.
+
+    tokens: (S, T) int64, the calibration set, no padding. Only the layer whose turn it is, is on the device.
+    """
+    hidden, kwargs = first_inputs(model, tokens, device)
+    layers = model.model.layers
+    for index, layer in enumerate(progress(layers, desc=description, unit="layer")):
+        home = next(layer.parameters()).device
+        inputs = LayerInputs(index, layer.to(device), hidden, kwargs)
+        yield inputs
+        if index < len(layers) - 1:  # nobody reads what the last one gives
+            inputs.advance()
+        layer.to(home)
+
+
+@torch.no_grad()
+def first_inputs(model: LlamaForCausalLM, tokens: Tensor, device: torch.device) -> tuple[Tensor, dict]:
+    """The first layer's input (S, T, D) on the device, and the keyword arguments that every layer takes.
+
+    The arguments are those of a single sample: their batch axis is 1, which broadcasts.
+    """
+    seen = {}
+
+    def keep(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen["hidden"] = args[0]
+        seen["kwargs"] = kwargs
+        raise _Enough
+
+    first = model.model.layers[0]
+    at = next(model.model.embed_tokens.parameters()).device
+    handle = first.register_forward_pre_hook(keep, with_kwargs=True)
+    hidden = None
+    try:
+        for index, ids in enumerate(tokens):
+            with suppress(_Enough):
+                model.model(ids[None].to(at), use_cache=False)
+            if hidden is None:
+                hidden = torch.empty(*tokens.shape, seen["hidden"].shape[-1], dtype=seen["hidden"].dtype, device=device)
+            hidden[index] = seen["hidden"][0]
+    finally:
+        handle.remove()
+    return hidden, _to(seen["kwargs"], device)
+
+
+def check_cast(model: LlamaForCausalLM) -> None:
+    """Raise UserError naming the layer if one of its weights is not finite."""
+    for index, layer in enumerate(model.model.layers):
+        for name in LINEARS:
+            if not layer.get_submodule(name).weight.isfinite().all():
+                raise UserError(
+                    f"-base_model_name: the weights of layer {index} ({name}) are not finite; "
+                    "the checkpoint is damaged, or -dtype cannot hold it"
+                )
+
+
+def finite(value: Tensor, what: str) -> Tensor:
+    """The value, if all of it is finite; else UserError."""
+    if not value.isfinite().all():
+        raise UserError(
+            f"-dtype: {what} is not finite on the calibration set; "
+            "the model overflows in this -dtype (try bfloat16 or float32), or its weights are damaged"
+        )
+    return value
+
+
+@torch.no_grad()
+def put(weight: Tensor, linear: nn.Linear) -> None:
+    """Let the layer compute with this weight from now on, in its own dtype."""
+    linear.weight.copy_(weight)
+
+
+def _to(value: object, device: torch.device) -> object:
+    """Every tensor inside nested tuples, lists and dictionaries, on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _to(item, device) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_to(item, device) for item in value)
+    return value
