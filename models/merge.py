@@ -314,6 +314,19 @@ def prove(pruned: Path, merged: Path, restoration: Restoration, reference: Refer
     the attached model's: equal where both compute with the same bits on the same kind of device, else apart by no more
     than the rounding of their dtype; and a training step computed what is merged, within the rounding of fp32.
     """
+    proof = _account_for_tensors(pruned, merged, restoration)  # whose files are let go before a model is loaded
+    proof.record["trained_apart"] = error = reference.rounding_error
+    if not error <= 1:
+        proof.failures.append(f"what was trained is {error:.1f} times fp32's rounding from what was merged")
+    proof.model = load_model(merged, reference.dtype, reference.device, "-output_dir")
+    # Spread over several devices, what runs where may differ from one loading to the next.
+    exact = reference.stored and reference.device != "auto"
+    _compare_logits(proof, proof.model, merged, reference, exact)
+    return proof.closed()
+
+
+def _account_for_tensors(pruned: Path, merged: Path, restoration: Restoration) -> Proof:
+    """What becomes of every tensor, and of config.json."""
     before, after = Checkpoint(pruned), Checkpoint(merged, "-output_dir")
     config, touched = load_config(pruned, "-pruned_model_path"), list(restoration.terms)
     layout = merged_layout(before, config, touched)
@@ -376,14 +389,7 @@ def prove(pruned: Path, merged: Path, restoration: Restoration, reference: Refer
     fewer = [layer for layer, zeros in surveys[0].zeros.items() if surveys[1].zeros.get(layer, 0) < zeros]
     if restoration.zeros == "kept" and (lost_zeros or fewer):
         proof.failures.append("zeros of the pruned checkpoint are gone")
-    proof.record["trained_apart"] = error = reference.rounding_error
-    if not error <= 1:
-        proof.failures.append(f"what was trained is {error:.1f} times fp32's rounding from what was merged")
-    proof.model = load_model(merged, reference.dtype, reference.device, "-output_dir")
-    # Spread over several devices, what runs where may differ from one loading to the next.
-    exact = reference.stored and reference.device != "auto"
-    _compare_logits(proof, proof.model, merged, reference, exact)
-    return proof.closed()
+    return proof
 
 
 def prove_compact(merged: Path, compact: Path, reference: Reference) -> Proof:

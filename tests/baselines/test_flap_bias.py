@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from baselines.streams import GROUPS, walk
+from baselines.streams import GROUPS
 from models.checkpoint import Checkpoint
 from models.contract import MethodInputs
 from models.loading import load_config, load_model
@@ -129,14 +129,6 @@ def test_the_bias_is_the_best_constant_of_its_stream(make_tiny_llama, tokens, mo
         assert torch.allclose(found[name].double(), wanted, atol=2e-5 * float(wanted.abs().max())), name
 
 
-def test_streams_differ_where_layers_are_fed_differently(make_tiny_llama, tokens):
-    dense, pruned = make_tiny_llama(), make_tiny_llama(zeros=0.5)
-    name = "model.layers.2.mlp.down_proj"
-    states = [biases_of(started(dense, pruned, tokens, Options("ffn", stream=stream)))[name] for stream in STREAMS]
-    for first, second in ((0, 1), (0, 2), (1, 2)):
-        assert (states[first] - states[second]).abs().max() > 1e-2
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_sequential_gives_every_linear_layer_the_dense_mean(make_tiny_llama, tokens, tmp_path, shape):
     dense, pruned = make_tiny_llama(**SHAPES[shape]), make_tiny_llama(zeros=0.5, **SHAPES[shape])
@@ -153,34 +145,6 @@ def test_sequential_gives_every_linear_layer_the_dense_mean(make_tiny_llama, tok
         assert ((of_merged - of_dense).abs() <= allowed).all(), name
         before = max(before, float(((of_pruned - of_dense).abs() / allowed).max()))
     assert before > 100
-
-
-def test_a_constant_with_no_stream_to_follow_leaves_the_others_alone(make_tiny_llama, tokens):
-    """On the dense stream a layer's bias doesn't depend on whether others have one; on the restored ones it does."""
-    dense, pruned = make_tiny_llama(), make_tiny_llama(zeros=0.5)
-    for stream, same in (("dense", True), ("pruned", False), ("sequential", False)):
-        one, both = (
-            biases_of(started(dense, pruned, tokens, Options(to, stream=stream)))["model.layers.2.mlp.down_proj"]
-            for to in ("ffn", "both")
-        )
-        assert torch.equal(one, both) == same
-
-
-def test_means_are_those_of_every_token(make_tiny_llama, tokens, monkeypatch):
-    monkeypatch.setattr("baselines.streams.BATCH_TOKENS", 50)
-    load = partial(load_model, make_tiny_llama(), torch.float32, "cpu", "-b")
-    expected = seen(load(), tokens)
-    blocks = 0
-    for block in walk(MethodInputs(load().config, 0, tokens=tokens, dense=load), "", restored=False):
-        blocks += 1
-        for sites in (SITES, ["up", "attention"]):
-            means = block.dense.mean_inputs(sites)
-            assert set(means) == set(sites)
-            for site, found in means.items():
-                name = f"model.layers.{block.index}.{SITES[site]}"
-                assert found.dtype == torch.float64
-                assert torch.allclose(found, expected[name][0].mean(0), atol=1e-5), name
-    assert blocks == 3
 
 
 def test_few_passes_over_the_set_and_no_model_that_is_not_read(make_tiny_llama, tokens, monkeypatch):
@@ -244,16 +208,6 @@ def test_a_trained_bias_starts_where_flap_bias_ends_and_is_trained(make_tiny_lla
     with torch.no_grad():
         plain = load_model(pruned, torch.float32, "cpu", "-p")(tokens).logits
         assert not torch.allclose(model(tokens).logits, plain, atol=1e-2)
-
-
-def test_the_same_function_begins_as_after_a_closed_form_first(make_tiny_llama, tokens):
-    dense, pruned = make_tiny_llama(), make_tiny_llama(zeros=0.5)
-    logits = []
-    for options in (Options("both", first="flap_bias"), Options("both", bias_start="closed_form")):
-        restoration = started(dense, pruned, tokens, options, "output_bias")
-        with torch.no_grad():
-            logits.append(restoration.attach(load_model(pruned, torch.float32, "cpu", "-p"))(tokens).logits)
-    assert torch.equal(*logits)
 
 
 def test_a_start_at_zero_reads_nothing(make_tiny_llama, tokens):
