@@ -59,7 +59,7 @@ GATHERED_FP32, GATHERED_HALF = 1e-4, 2e-3
 class TrainingSettings:
     """lr: peak, falling linearly to 0. epochs: may be fractional. batch_size: samples a step on one process.
 
-    lr_flag: what the user lowers lr by. Defaults are those of the flags.
+    flag: what the user changes where it diverges. Defaults are those of the flags.
     """
 
     lr: float = 1e-3
@@ -70,7 +70,7 @@ class TrainingSettings:
     group_by_length: bool = True
     gradient_checkpointing: bool = False
     seed: int = 42
-    lr_flag: str = "-lr"
+    flag: str = "-lr"
 
 
 @dataclass
@@ -167,7 +167,7 @@ def train(
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
             trainer.remove_callback(callback)
-    watch = _Watch(trainer, settings.lr_flag, sharded)
+    watch = _Watch(trainer, settings.flag, sharded)
     trainer.add_callback(watch)
     trainer.belongs, trainer.result, trainer.watch = belongs, result, watch
     trainer.half = model.dtype == torch.float16
@@ -485,8 +485,8 @@ class _Watch(TrainerCallback):
     """What happens between the steps: the bar and the history; checkpoints besides the ends of epochs; the end of a
     training whose loss or gradient is no finite number, before a checkpoint is made of it, or that was told to end."""
 
-    def __init__(self, trainer: _RestorationTrainer, lr_flag: str, sharded: bool):
-        self.trainer, self.lr_flag, self.sharded = trainer, lr_flag, sharded
+    def __init__(self, trainer: _RestorationTrainer, flag: str, sharded: bool):
+        self.trainer, self.flag, self.sharded = trainer, flag, sharded
         self.signal = 0
         self.saved = time.monotonic()
         self.began = 0.0
@@ -572,9 +572,10 @@ class _Watch(TrainerCallback):
         args, step = self.trainer.args, self.trainer.state.global_step
         good, _ = last_whole(Path(args.output_dir), self.trainer.belongs)
         kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint before it"
+        mended = f"lower it (now {args.learning_rate:g})" if self.flag == "-lr" else "choose another"
         raise UserError(
-            f"{self.lr_flag}: the {what} {DIVERGED} {step}{where}; lower it (now {args.learning_rate:g}), or look at "
-            f"the samples with -dtype float32; {kept}"
+            f"{self.flag}: the {what} {DIVERGED} {step}{where}; {mended}, or look at the samples with -dtype float32; "
+            f"{kept}"
         )
 
     def _end(self) -> None:

@@ -3,8 +3,9 @@
 import json
 import re
 import signal
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import chain, count
 from pathlib import Path
 
 import pytest
@@ -52,9 +53,9 @@ def attached(folder: Path, dtype: torch.dtype = torch.float32, restoration=None)
     return (restoration or trained()).attach(load_model(folder, dtype, "cpu", "-p"))
 
 
-def encoded(model_folder, count: int) -> list[Encoded]:
+def encoded(model_folder, number: int) -> list[Encoded]:
     tokenizer = load_tokenizer(model_folder, "-b")
-    prompts, responses = [f"say {n}" for n in range(count)], ["abc " * (n % 5 + 1) for n in range(count)]
+    prompts, responses = [f"say {n}" for n in range(number)], ["abc " * (n % 5 + 1) for n in range(number)]
     return encode_all(tokenizer, prompts, responses, 60)[0]
 
 
@@ -73,41 +74,29 @@ def test_a_model_that_is_not_trained_has_the_validation_loss_that_training_would
 
 
 def test_labels_are_the_response_and_nothing_else():
-    labels = batch(SAMPLES)["labels"]
-    assert labels.tolist() == [
-        [IGNORED, IGNORED, 77, 30, IGNORED, IGNORED, IGNORED],
-        [IGNORED, IGNORED, IGNORED, 3, 4, 60, 61],
-        [IGNORED, 7, 9, IGNORED, IGNORED, IGNORED, IGNORED],
-    ]
+    no = IGNORED
+    wanted = [[no, no, 77, 30, no, no, no], [no, no, no, 3, 4, 60, 61], [no, 7, 9, no, no, no, no]]
+    assert batch(SAMPLES)["labels"].tolist() == wanted
 
 
-def test_loss_equals_full_logits_of_unpadded_samples(model, monkeypatch):
-    monkeypatch.setattr("utils.losses.CHUNK", 2)
-    rows = []
+def test_loss_and_gradient_equal_those_of_full_logits_of_unpadded_samples(model, monkeypatch):
+    monkeypatch.setattr("utils.losses.CHUNK", 3)
+    parameters = [p for p in trained().attach(model).parameters() if p.requires_grad]
+    nats = []
     for sample in SAMPLES:
         logits = model(torch.tensor([sample.ids])).logits[0].log_softmax(-1)
         places = range(sample.prompt_length, len(sample.ids))
-        rows.append([-sum(float(logits[place - 1, sample.ids[place]]) for place in places), len(places)])
-    total, count = (sum(column) for column in zip(*rows, strict=True))
+        nats.append(torch.stack([-logits[place - 1, sample.ids[place]] for place in places]))
+    mean, seen = torch.cat(nats).mean(), masks_of(model)
     loss = ResponseLoss(model)(**batch(SAMPLES))["loss"]
-    assert abs(float(loss) - total / count) < 1e-5
-    for found, expected in zip(response_loss(ResponseLoss(model).eval(), SAMPLES, 257, "").tolist(), rows, strict=True):
-        assert found == pytest.approx(expected, abs=1e-4)
-    assert abs(float(ResponseLoss(model)(**batch(SAMPLES), num_items_in_batch=20)["loss"]) - total / 20) < 1e-5
-
-
-def test_chunked_gradient_equals_autograd_through_full_logits(model, monkeypatch):
-    monkeypatch.setattr("utils.losses.CHUNK", 3)
-    trained().attach(model)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    inputs = batch(SAMPLES)
-    ResponseLoss(model)(**inputs)["loss"].backward()
-    found = [p.grad.clone() for p in parameters]
-    model.zero_grad()
-    logits = model(inputs["input_ids"]).logits[:, :-1].flatten(0, 1)
-    torch.nn.functional.cross_entropy(logits, inputs["labels"][:, 1:].flatten()).backward()
-    for mine, reference in zip(found, parameters, strict=True):
-        assert torch.allclose(mine, reference.grad, rtol=1e-4, atol=1e-7)
+    assert float(loss.detach()) == pytest.approx(float(mean.detach()), abs=1e-5)
+    assert seen == [None] * 3  # rows are padded, and need no mask
+    for mine, other in zip(*(torch.autograd.grad(each, parameters) for each in (loss, mean)), strict=True):
+        assert torch.allclose(mine, other, rtol=1e-4, atol=1e-7)
+    of_twenty = ResponseLoss(model)(**batch(SAMPLES), num_items_in_batch=20)["loss"]
+    assert float(of_twenty.detach()) == pytest.approx(float(mean.detach()) * 8 / 20, abs=1e-5)
+    rows = response_loss(ResponseLoss(model).eval(), SAMPLES, 257, "").float()
+    assert torch.allclose(rows, torch.tensor([[float(own.detach().sum()), len(own)] for own in nats]), atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:.pin_memory.")
@@ -195,12 +184,6 @@ def test_losses_and_scores_are_summed_on_devices_without_fp64(model):
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
-def test_training_needs_no_mask_where_rows_are_padded(model):
-    seen = masks_of(model)
-    ResponseLoss(model)(**batch(SAMPLES))
-    assert seen == [None] * 3
-
-
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_training_lowers_the_loss_and_moves_only_beta_and_b(make_tiny_llama, tmp_path, checkpointing):
     folder = make_tiny_llama(zeros=0.5)
@@ -222,11 +205,25 @@ def test_training_lowers_the_loss_and_moves_only_beta_and_b(make_tiny_llama, tmp
     assert {name.rsplit(".", 1)[1] for name in moved} == {"magnitudes", "component"}
 
 
+@contextmanager
+def before_each_pass(do: Callable[[bool], object]) -> Iterator[None]:
+    """Within it, `do` is called before each forward pass, with whether that trains."""
+    original = ResponseLoss.forward
+
+    def forward(self, *args, **kwargs):
+        do(self.training)
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ResponseLoss, "forward", forward)
+        yield
+
+
 class Cut:
     """A training of 12 samples in epochs of 3 steps, and the same one cut off and continued."""
 
-    def __init__(self, folder: Path, place: Path, monkeypatch, grouped: bool = True, epochs: float = 2):
-        self.folder, self.place, self.monkeypatch, self.epochs = folder, place, monkeypatch, epochs
+    def __init__(self, folder: Path, place: Path, grouped: bool = True, epochs: float = 2):
+        self.folder, self.place, self.output = folder, place, place / "cut"
         self.how = settings(group_by_length=grouped, epochs=epochs)
         self.samples = encoded(folder, 12)
         self.whole, self.complete = self.train(place / "whole")
@@ -237,50 +234,38 @@ class Cut:
 
     def cut(self, call: int, event: Callable[[], None], ends: type[BaseException]) -> None:
         """Train until the given forward pass, at which the event happens, and the training ends by that exception."""
-        original, calls = ResponseLoss.forward, []
-
-        def forward(self, *args, **kwargs):
-            calls.append(1)
-            if len(calls) == call:
-                event()
-            return original(self, *args, **kwargs)
-
-        with self.monkeypatch.context() as patched, pytest.raises(ends):
-            patched.setattr(ResponseLoss, "forward", forward)
-            self.train(self.place / "cut")
+        passes = count(1)
+        with before_each_pass(lambda _: next(passes) == call and event()), pytest.raises(ends):
+            self.train(self.output)
 
     @property
     def checkpoints(self) -> list[str]:
-        return sorted(path.name for path in (self.place / "cut").glob("checkpoint-*"))
+        return sorted(path.name for path in self.output.glob("checkpoint-*"))
 
     def continues_to_the_same(self) -> int:
         """Steps that the continued training took; its restoration and history are those of the whole one."""
-        steps, original = [], ResponseLoss.forward
-
-        def forward(self, *args, **kwargs):
-            steps.extend([1] * self.training)
-            return original(self, *args, **kwargs)
-
-        with self.monkeypatch.context() as patched:
-            patched.setattr(ResponseLoss, "forward", forward)
-            model, result = self.train(self.place / "cut")
+        steps = []
+        with before_each_pass(steps.append):
+            model, result = self.train(self.output)
         found, wanted = (learned_in(each) for each in (model, self.whole))
         assert all(torch.equal(found[name], wanted[name]) for name in ("magnitudes", "component"))
         assert json.dumps(result.history) == json.dumps(self.complete.history)
         assert result.valid_rows == self.complete.valid_rows and len(result.valid_rows) == 4
-        counts = [(each.tokens, each.padded_tokens) for each in (result, self.complete)]
-        assert counts[0] == counts[1]
-        assert self.epochs != 2 or counts[0][0] == 2 * sum(len(sample.ids) for sample in self.samples)
-        return len(steps)
+        assert result.tokens == self.complete.tokens and result.padded_tokens == self.complete.padded_tokens
+        return sum(steps)
 
 
 @pytest.fixture(params=[True])
-def cut(request, make_tiny_llama, tmp_path, monkeypatch) -> Cut:
-    return Cut(make_tiny_llama(zeros=0.5), tmp_path, monkeypatch, request.param)
+def cut(request, make_tiny_llama, tmp_path) -> Cut:
+    return Cut(make_tiny_llama(zeros=0.5), tmp_path, request.param)
 
 
 def fails() -> None:
     raise RuntimeError("no power")
+
+
+def interrupts() -> None:
+    signal.raise_signal(signal.SIGINT)
 
 
 # The first forward pass validates the start, 2 to 4 are steps, 5 validates, 6 to 8 are steps, 9 validates.
@@ -291,14 +276,12 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(cut, call, steps):
 
 
 @pytest.mark.parametrize("ends", ["in its last step", "after its last validation"])
-def test_a_fraction_of_an_epoch_that_goes_on_after_its_last_step_makes_no_other(
-    make_tiny_llama, tmp_path, monkeypatch, ends
-):
-    cut = Cut(make_tiny_llama(zeros=0.5), tmp_path, monkeypatch, epochs=1.5)
+def test_a_fraction_of_an_epoch_goes_on_after_its_last_step_without_another(make_tiny_llama, tmp_path, ends):
+    cut = Cut(make_tiny_llama(zeros=0.5), tmp_path, epochs=1.5)
     if ends == "in its last step":
-        cut.cut(7, lambda: signal.raise_signal(signal.SIGINT), KeyboardInterrupt)
+        cut.cut(7, interrupts, KeyboardInterrupt)
     else:
-        cut.train(tmp_path / "cut")
+        cut.train(cut.output)
     assert cut.checkpoints == ["checkpoint-3", "checkpoint-5"]
     assert cut.continues_to_the_same() == 0
 
@@ -326,7 +309,7 @@ def test_the_batches_of_several_processes_are_those_of_one():
         for epoch in range(2):
             for part in (alone, *parts):
                 part.epoch = epoch
-            together = [sorted(sum(batches, [])) for batches in zip(*parts, strict=True)]
+            together = [sorted(chain(*batches)) for batches in zip(*parts, strict=True)]
             assert together == [sorted(batch) for batch in alone] and len(together) == len(alone) == len(parts[0])
 
 
@@ -386,11 +369,7 @@ def test_fp16_has_the_gradient_of_fp32_on_many_tokens(make_tiny_llama, monkeypat
 
 @pytest.mark.parametrize(
     ("cut", "number", "ends"),
-    [
-        (True, signal.SIGTERM, Stopped),
-        (False, signal.SIGUSR1, Stopped),
-        (False, signal.SIGINT, KeyboardInterrupt),
-    ],
+    [(True, signal.SIGTERM, Stopped), (False, signal.SIGUSR1, Stopped), (False, signal.SIGINT, KeyboardInterrupt)],
     indirect=["cut"],
 )
 def test_a_training_that_is_told_to_end_loses_no_step(cut, number, ends):
@@ -408,11 +387,7 @@ def test_a_training_that_is_told_to_end_loses_no_step(cut, number, ends):
 
 
 def test_a_second_signal_ends_at_once(cut):
-    def twice() -> None:
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-
-    cut.cut(7, twice, KeyboardInterrupt)
+    cut.cut(7, lambda: (interrupts(), interrupts()), KeyboardInterrupt)
     assert cut.checkpoints == ["checkpoint-3"]
 
 
@@ -428,7 +403,7 @@ def test_a_loss_that_is_no_number_names_step_samples_and_the_last_good_checkpoin
 
     with monkeypatch.context() as patched, pytest.raises(UserError) as found:
         patched.setattr(ResponseLoss, "forward", broken)
-        cut.train(cut.place / "cut")
+        cut.train(cut.output)
     said = re.fullmatch(
         rf"-lr: the loss is no finite number at step {step} of 6, on training samples (.*); lower it \(now 0.01\), .*; "
         r"(there is no checkpoint before it|the last good checkpoint is (.*))",
@@ -436,7 +411,7 @@ def test_a_loss_that_is_no_number_names_step_samples_and_the_last_good_checkpoin
     )
     rows = {tuple(row[row != 257].tolist()) for row in seen[-1]}
     assert {tuple(cut.samples[int(number) - 1].ids) for number in said[1].split(", ")} == rows and len(rows) == 4
-    assert said[3] == (kept and str(cut.place / "cut" / kept))
+    assert said[3] == (kept and str(cut.output / kept))
     assert cut.checkpoints == ([kept] if kept else [])
     assert cut.continues_to_the_same() == (3 if kept else 6)
 
@@ -446,7 +421,7 @@ def test_a_validation_loss_that_is_no_number_ends_the_training(cut, monkeypatch)
     found = lambda *_: torch.tensor([[next(values), 1]], dtype=torch.float64)  # noqa: E731
     monkeypatch.setattr("utils.training.response_loss", found)
     with pytest.raises(UserError, match=r"^-lr: the validation loss is no finite number at step 3 of 6; lower it"):
-        cut.train(cut.place / "cut")
+        cut.train(cut.output)
     values = iter([float("nan")])
     with pytest.raises(UserError, match=r"^-dtype: the validation loss is no finite number before any training"):
         cut.train(cut.place / "other")
@@ -460,7 +435,7 @@ def test_a_restoration_that_is_not_finite_is_no_checkpoint(cut, monkeypatch):
     save = _RestorationTrainer._save_checkpoint
     monkeypatch.setattr(_RestorationTrainer, "_save_checkpoint", lambda self, *a: (spoil(self), save(self, *a)))
     with pytest.raises(UserError, match=r"^-lr: the restoration is no finite number at step 3; .* no checkpoint"):
-        cut.train(cut.place / "cut")
+        cut.train(cut.output)
     assert cut.checkpoints == []
 
 
@@ -472,32 +447,24 @@ def test_minutes_of_training_are_saved_within_an_epoch(cut, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "damage"),
+    ("name", "damaged"),
     [
-        ("model.safetensors", "flipped"),
-        ("optimizer.pt", "truncated"),
-        ("progress.json", "removed"),
-        (MANIFEST, "truncated"),
+        ("model.safetensors", lambda kept: kept[:-1] + bytes([kept[-1] ^ 1])),
+        ("optimizer.pt", lambda kept: kept[: len(kept) // 2]),
+        (MANIFEST, lambda kept: b""),
     ],
 )
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(cut, capsys, name, damage):
-    cut.cut(7, lambda: signal.raise_signal(signal.SIGINT), KeyboardInterrupt)
-    file = cut.place / "cut" / "checkpoint-5" / name
-    content = file.read_bytes()
-    middle = len(content) // 2
-    if damage == "flipped":
-        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    elif damage == "truncated":
-        file.write_bytes(content[:middle])
-    else:
-        file.unlink()
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(cut, capsys, name, damaged):
+    cut.cut(7, interrupts, KeyboardInterrupt)
+    file = cut.output / "checkpoint-5" / name
+    file.write_bytes(damaged(file.read_bytes()))
     assert cut.continues_to_the_same() == 3
     assert "checkpoint-5 is " in "".join(capsys.readouterr())
 
 
 def test_a_checkpoint_of_another_training_is_passed_over(cut, capsys):
-    cut.cut(7, lambda: signal.raise_signal(signal.SIGINT), KeyboardInterrupt)
-    _, result = cut.train(cut.place / "cut", belongs="other heads")
+    cut.cut(7, interrupts, KeyboardInterrupt)
+    _, result = cut.train(cut.output, belongs="other heads")
     assert "checkpoint-5 is of other samples, weights, heads or processes" in "".join(capsys.readouterr())
     assert len([row for row in result.history if "loss" in row]) == 6 and result.tokens == cut.complete.tokens
 
@@ -506,10 +473,10 @@ def test_what_a_kill_left_unfinished_is_never_taken_for_a_checkpoint(cut, monkey
     with monkeypatch.context() as patched:
         patched.setattr("utils.training.seal", lambda *_: fails())
         with pytest.raises(RuntimeError, match="no power"):
-            cut.train(cut.place / "cut")
-    assert cut.checkpoints == [] and (cut.place / "cut" / UNFINISHED / "checkpoint-3").is_dir()
+            cut.train(cut.output)
+    assert cut.checkpoints == [] and (cut.output / UNFINISHED / "checkpoint-3").is_dir()
     assert cut.continues_to_the_same() == 6
-    assert not (cut.place / "cut" / UNFINISHED / "checkpoint-3").exists()
+    assert not (cut.output / UNFINISHED / "checkpoint-3").exists()
 
 
 def test_settings_that_nobody_gave_are_those_of_the_flags():
