@@ -134,12 +134,13 @@ def training_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argpar
     about = {"samples": len(same), "tokens": tokens, "labelled_tokens": labelled, "mean_loss": losses[0]}
     padded = {name: sum(turn.found[2] for turn in found) / len(found) / tokens for name, found in turns.items()}
     flops = ways.useful_flops(model, restoration.heads, tokens, labelled)
-    return compared("training", "reference", 2.5, turns, tokens, flops, padded_to=padded, **about)
+    return compared("training", "reference", 2.5, turns, flops, padded_to=padded, **about)
 
 
-def compared(what: str, other: str, goal: float, turns: dict, tokens: int, flops: float, **about) -> dict[str, dict]:
+def compared(what: str, other: str, goal: float, turns: dict, flops: float, **about) -> dict[str, dict]:
     """The row of ours over the other way, and that of our FLOP/s over what the matrix product reached around it."""
-    ours, rates = turns["ours"], {way: spread([tokens / turn.seconds for turn in turns[way]]) for way in turns}
+    ours = turns["ours"]
+    rates = {way: spread([about["tokens"] / turn.seconds for turn in turns[way]]) for way in turns}
     about |= {"tokens_per_second": rates["ours"], "useful_flops": flops}
     ratios = [flops / turn.seconds / turn.rate for turn in ours]
     achieved = {"useful_flops_per_second": spread([flops / turn.seconds for turn in ours])}
@@ -178,7 +179,7 @@ def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argp
     flops = 2.0 * sum(map(ways.linear_parameters, model.model.layers)) * tokens
     separate = sum(len(tree.prompt) + len(branch) for tree in trees for branch in tree.continuations)
     about = {"samples": len(trees), "tokens": tokens, "tokens_of_separate_passes": separate, "relative_error": error}
-    return compared("extraction", "loop", 2.0, turns, tokens, flops, **about)
+    return compared("extraction", "loop", 2.0, turns, flops, **about)
 
 
 def probes_speed(model: LlamaForCausalLM, args: argparse.Namespace) -> dict[str, dict]:

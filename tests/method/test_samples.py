@@ -48,7 +48,6 @@ def test_a_batch_gives_the_ids_of_one_by_one(request, kind, max_length):
     assert encode_all(tokenizer, [], [], max_length) == ([], [])
     if kind == "merging" and max_length == 500:
         assert samples[0].prompt_length == len(prompt_ids[0]) - 1
-        assert tokenizer.decode(samples[5].ids[samples[5].prompt_length :]).strip() == responses[5]
 
 
 def test_common_prefix_stops_at_the_first_difference():
