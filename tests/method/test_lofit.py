@@ -1,8 +1,6 @@
 """LoFiT: scales of all heads are trained and penalised, and b is trained where they grew most."""
 
 import copy
-import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,12 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import baselines.lofit
-import RestoreLCC_train
-import utils.stages.measure
-import utils.stages.rank
 from baselines.lofit import HeadScale, scale_norms
 from models.checkpoint import Checkpoint
 from models.contract import MethodInputs
@@ -25,7 +19,6 @@ from models.merge import probe_logits
 from models.modeling_llama import attach, max_rounding_error
 from models.restoration import Restoration
 from tests.builders import SAMPLES, batch, orthonormal
-from tests.method.test_processes import flags as of_a_run
 from tests.method.test_training import settings
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
@@ -153,43 +146,6 @@ def test_a_scaling_that_diverges_names_what_asked_for_it(model):
         UserError, match=r"^-head_selection: the (loss|gradient) is no finite number.*; choose another,"
     ):
         scale_norms(model, SAMPLES * 8, how, 0, "cpu")
-
-
-@pytest.fixture
-def common(tmp_path, make_tiny_llama) -> list[str]:
-    return [*of_a_run(tmp_path, make_tiny_llama), "-use_topk_heads", "4"]
-
-
-def run(monkeypatch, common: list[str], output: Path, *more) -> dict:
-    monkeypatch.setattr(sys, "argv", ["RestoreLCC_train.py", *common, "-output_dir", str(output), *map(str, more)])
-    RestoreLCC_train.main()
-    return json.loads((output / "results.json").read_text())
-
-
-@pytest.mark.slow
-def test_lofit_runs_to_a_proved_checkpoint_and_reads_no_activations(common, tmp_path, monkeypatch, capsys):
-    for module, name in ((utils.stages.measure, "activations"), (utils.stages.rank, "components")):
-        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("not needed"))
-    norms, original, output = [], baselines.lofit.scale_norms, tmp_path / "out"
-    monkeypatch.setattr(baselines.lofit, "scale_norms", lambda *a: norms.append(original(*a)) or norms[-1])
-    results = run(monkeypatch, common, output, "-method", "lofit", "-num_epoch", 1)
-    best = sorted([*divmod(int(place), 6)] for place in norms[0].flatten().argsort(descending=True)[:4])
-    assert results["proof"]["passed"] and results["heads"]["trained"] == best
-    assert results["heads"]["selection"] == "lofit" and "LoFiT" in results["heads"]["score_name"]
-    assert "chosen by LoFiT&#39;s first step" in (output / "report.html").read_text()
-    pruned = Path(common[common.index("-pruned_model_path") + 1])
-    before, after = (load_file(folder / "model.safetensors") for folder in (pruned, output / "model"))
-    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
-    touched = {f"model.layers.{layer}.self_attn.o_proj.bias" for layer, _ in best}
-    assert {name for name in after.keys() - before.keys() if after[name].any()} == touched
-    saved = load_file(output / "restoration" / "restoration.safetensors")
-    assert {name.rpartition(".")[2] for name in saved} == {"heads", "basis", "component"}
-
-    # The same again, from the cache.
-    again = run(monkeypatch, common, tmp_path / "again", "-method", "lofit", "-num_epoch", 1)
-    assert len(norms) == 1 and again["heads"] == results["heads"]
-    again = load_file(tmp_path / "again" / "model" / "model.safetensors")
-    assert all(torch.equal(tensor, again[name]) for name, tensor in after.items())
 
 
 def test_v_of_a_head_that_lofit_chose_is_not_asked_of_b_alone(make_tiny_llama):

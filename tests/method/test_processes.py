@@ -75,10 +75,16 @@ def test_two_processes_of_four_samples_train_what_one_of_eight_does(tmp_path, ma
     assert records[0]["training"]["tokens"] == records[1]["training"]["tokens"]
     assert [record["processes"] for record in records] == [1, 2]
     assert two.stdout.count("[1/9]") == two.stdout.count("next:") == 1
+    # LoFiT's first step chose the same heads, by the norms alone, for b alone.
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
     assert results[0]["heads"] == results[1]["heads"] and results[1]["proof"]["passed"]
     kept = [load_file(file)["norms"] for file in (tmp_path / "cache" / "lofit").rglob("*.safetensors")]
     assert len(kept) == 2 and torch.allclose(*kept, atol=1e-5)
+    best = sorted([*divmod(int(place), 6)] for place in kept[0].flatten().argsort(descending=True)[:4])
+    assert results[1]["heads"]["trained"] == best and results[1]["heads"]["selection"] == "lofit"
+    assert not {"activations", "components"} & {path.name for path in (tmp_path / "cache").iterdir()}
+    saved = load_file(tmp_path / "two" / "restoration" / "restoration.safetensors")
+    assert {name.rpartition(".")[2] for name in saved} == {"heads", "basis", "component"}
 
 
 @pytest.fixture(scope="module")
