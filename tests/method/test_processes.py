@@ -43,9 +43,7 @@ def launch(*words, count: int = 2, environment: dict | None = None) -> subproces
 
 def flags(tmp_path: Path, make_tiny_llama) -> list:
     data = tmp_path / "data.jsonl"
-    rows = [
-        {"instruction": f"say {n}" + " w" * (n % 7), "input": "", "output": "abc " * (n % 5 + 1)} for n in range(66)
-    ]
+    rows = ({"instruction": f"say {n}" + " w" * (n % 7), "output": "abc " * (n % 5 + 1)} for n in range(66))
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = f"""-base_model_name {make_tiny_llama()} -pruned_model_path {make_tiny_llama(zeros=0.5)} -data_path {data}
         -num_train_samples 57 -num_valid_samples 9 -max_length 60 -eval_tasks none -num_epoch 2
