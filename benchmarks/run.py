@@ -338,7 +338,7 @@ def parser() -> Parser:
     flags.flag("device", default="auto", help="cpu, cuda, cuda:N; auto takes a GPU if there is one")
     flags.flag("dtype", default="bfloat16", choices=DTYPES, help="of model and matrix product, one of %(choices)s")
     flags.flag("repeats", default=3, type=at_least(1), help="turns of each measurement")
-    flags.flag("samples", default=24, type=at_least(1), help="bundled samples in a pass of training, of activations")
+    flags.flag("samples", default=24, type=at_least(1), help="bundled samples in a pass, of training in whole batches")
     flags.flag("json", type=Path, metavar="FILE", help="JSON file for all figures")
     flags.flag("seed", default=42, type=int, help="of heads, batches and synthetic activations")
     flags.flag("cache_dir", default=DEFAULT_CACHE, type=Path, metavar="DIR", help="where GGUF models are unpacked")
