@@ -84,7 +84,6 @@ def scale_norms(
                 settings,
                 device,
                 checkpoints,
-                resume=False,
                 sharded=sharded,
                 penalty=lambda: l1 * sum(own.size for own in scales),
             )

@@ -21,22 +21,10 @@ from dataclasses import dataclass
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from benchmarks.ways import (
-    grouped_batches,
-    head_by_head,
-    in_batches,
-    linear_parameters,
-    one_by_one,
-    plain_loop,
-    restoring_loop,
-    sharing_weights,
-    synthetic,
-    useful_flops,
-    visible_restoration,
-)
+from benchmarks import ways
 from data.loading import load_samples
 from models.checkpoint import LINEARS
 from models.compact import compact
@@ -75,7 +63,7 @@ class Turn:
 
     found: object
     seconds: float
-    rate: float | None = None
+    rate: float = 0.0
 
 
 def timed(work: Callable[[], object]) -> Turn:
@@ -96,18 +84,17 @@ def matmul_rate(model: LlamaForCausalLM) -> float:
 
 
 def turn_by_turn(
-    works: dict[str, Callable[[int], object]], repeats: int, rate: Callable[[], float] | None = None
+    works: dict[str, Callable[[int], object]], repeats: int, rate: Callable[[], float] = float
 ) -> dict[str, list[Turn]]:
     """`repeats` turns of each piece of work, given its number; every other turn backwards, so that a drift cancels.
 
-    With `rate`, that is measured just before and just after each piece, and the mean of both kept.
+    `rate` is measured just before and just after each piece, and the mean of both kept.
     """
     turns: dict[str, list[Turn]] = {name: [] for name in works}
     for number in range(repeats):
         for name in list(works)[:: 1 if number % 2 == 0 else -1]:
-            before = rate() if rate else None
-            turn = timed(lambda name=name, number=number: works[name](number))
-            turns[name].append(Turn(turn.found, turn.seconds, before and (before + rate()) / 2))
+            before, turn = rate(), timed(lambda name=name, number=number: works[name](number))
+            turns[name].append(Turn(turn.found, turn.seconds, (before + rate()) / 2))
     return turns
 
 
@@ -129,51 +116,40 @@ def tolerance(dtype: torch.dtype) -> float:
 
 def training_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse.Namespace) -> dict[str, dict]:
     """Rows `training_vs_reference` and `training_vs_limit`, from passes over the same samples."""
-    restoration = visible_restoration(model, args.seed)
-    batches = grouped_batches(samples, args.samples, args.seed)
+    restoration = ways.visible_restoration(model, args.seed)
+    batches = ways.grouped_batches(samples, args.samples, args.seed)
     same = [sample for batch in batches for sample in batch]
     tokens = sum(len(sample.ids) for sample in same)
     orders = [torch.Generator().manual_seed(args.seed + number) for number in range(args.repeats)]
-    shuffled = [in_batches(same, torch.randperm(len(same), generator=order).tolist()) for order in orders]
-    ours, plain = restoring_loop(model, restoration), plain_loop(model, restoration)
-    without = restoring_loop(model, restoration.gathered())
-    for parameter in without.trained:
-        parameter.data.zero_()
-    warm_up = batches[-1:]  # the longest, after which memory is as large as it will be
-    plain.run(warm_up)
-    shows = abs(ours.run(warm_up)[0] / without.run(warm_up)[0] - 1)
+    shuffled = [ways.in_batches(same, torch.randperm(len(same), generator=order).tolist()) for order in orders]
+    ours, plain = ways.restoring_loop(model, restoration), ways.plain_loop(model, restoration)
+    for loop in (plain, ours):
+        loop.run(batches[-1:])  # the longest, after which memory is as large as it will be
     works = {"ours": lambda _: ours.run(batches), "reference": lambda number: plain.run(shuffled[number])}
     turns = turn_by_turn(works, args.repeats, lambda: matmul_rate(model))
     expected, labelled, _ = turns["reference"][0].found
     losses = [turn.found[0] for turn in turns["ours"] + turns["reference"]]
     if not all(abs(loss / expected - 1) <= tolerance(model.dtype) for loss in losses):
         raise Disagreement(f"mean training losses {losses}")
-    if not shows > tolerance(model.dtype):
-        print(f"training: the restoration changes the loss by {shows:.1e} only: losses can't tell whether it is there")
-    flops = useful_flops(model, restoration.heads, tokens, labelled)
-    rates = {name: spread([tokens / turn.seconds for turn in found]) for name, found in turns.items()}
-    about = {
-        "tokens_per_second": rates["ours"],
-        "samples": len(same),
-        "tokens": tokens,
-        "labelled_tokens": labelled,
-        "mean_loss": losses[0],
-        "loss_changed_by_restoration": shows,
-        "useful_flops": flops,
-    }
+    about = {"samples": len(same), "tokens": tokens, "labelled_tokens": labelled, "mean_loss": losses[0]}
     padded = {name: sum(turn.found[2] for turn in found) / len(found) / tokens for name, found in turns.items()}
-    compared = {"reference_tokens_per_second": rates["reference"], "padded_to": padded, **about}
-    achieved = [flops / turn.seconds for turn in turns["ours"]]
+    flops = ways.useful_flops(model, restoration.heads, tokens, labelled)
+    return compared("training", "reference", 2.5, turns, flops, padded_to=padded, **about)
+
+
+def compared(what: str, other: str, goal: float, turns: dict, flops: float, **about) -> dict[str, dict]:
+    """The row of ours over the other way, and that of our FLOP/s over what the matrix product reached around it."""
+    ours = turns["ours"]
+    rates = {way: spread([about["tokens"] / turn.seconds for turn in turns[way]]) for way in turns}
+    about |= {"tokens_per_second": rates["ours"], "useful_flops": flops}
+    ratios = [flops / turn.seconds / turn.rate for turn in ours]
+    achieved = {"useful_flops_per_second": spread([flops / turn.seconds for turn in ours])}
+    achieved["matmul_flops_per_second"] = spread([turn.rate for turn in ours])
+    more = {f"{other}_tokens_per_second": rates[other], **about}
     return {
-        "training_vs_reference": spread(speedup(turns["reference"], turns["ours"]), goal=2.5, **compared),
-        "training_vs_limit": against_limit(turns["ours"], flops, useful_flops_per_second=spread(achieved), **about),
+        f"{what}_vs_{other}": spread(speedup(turns[other], ours), goal=goal, **more),
+        f"{what}_vs_limit": spread(ratios, goal=0.7, **achieved, **about),
     }
-
-
-def against_limit(turns: list[Turn], flops: float, **about) -> dict:
-    """A row of FLOP/s over what the matrix product reached around the same turn."""
-    ratios = [flops / turn.seconds / turn.rate for turn in turns]
-    return spread(ratios, goal=0.7, matmul_flops_per_second=spread([turn.rate for turn in turns]), **about)
 
 
 def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse.Namespace) -> dict[str, dict]:
@@ -183,17 +159,16 @@ def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argp
     """
     samples = samples[: args.samples]
     answers = [sample.ids[sample.prompt_length :] for sample in samples]
-    pairs = zip(samples, answers, answers[1:] + answers[:1], strict=True)
     trees = [
         PromptWithContinuations(sample.ids[: sample.prompt_length], [[], right, wrong])
-        for sample, right, wrong in pairs
+        for sample, right, wrong in zip(samples, answers, answers[1:] + answers[:1], strict=True)
     ]
     works = {
         "ours": lambda _: last_token_activations(model, trees, "activations"),
-        "loop": lambda _: one_by_one(model, trees),
+        "loop": lambda _: ways.one_by_one(model, trees),
     }
     last_token_activations(model, trees[:1], "warming up")
-    one_by_one(model, trees[:1])
+    ways.one_by_one(model, trees[:1])
     turns = turn_by_turn(works, args.repeats, lambda: matmul_rate(model))
     expected = turns["loop"][0].found
     error = float((turns["ours"][0].found - expected).norm() / expected.norm())
@@ -201,43 +176,32 @@ def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argp
     if not error <= tolerance(model.dtype) * (1 if model.dtype == torch.float32 else 8):
         raise Disagreement(f"activations, relative error {error:.1e}")
     tokens = sum(map(len, trees))
-    flops = 2.0 * sum(map(linear_parameters, model.model.layers)) * tokens
-    rates = {name: spread([tokens / turn.seconds for turn in found]) for name, found in turns.items()}
-    about = {
-        "tokens_per_second": rates["ours"],
-        "samples": len(trees),
-        "tokens": tokens,
-        "tokens_of_separate_passes": sum(
-            len(tree.prompt) + len(branch) for tree in trees for branch in tree.continuations
-        ),
-        "relative_error": error,
-    }
-    compared = {"loop_tokens_per_second": rates["loop"], **about}
-    return {
-        "extraction_vs_loop": spread(speedup(turns["loop"], turns["ours"]), goal=2.0, **compared),
-        "extraction_vs_limit": against_limit(turns["ours"], flops, useful_flops=flops, **about),
-    }
-
-
-def all_at_once(dense: Tensor, pruned: Tensor, right: Tensor, wrong: Tensor, seed: int) -> tuple[Tensor, ProbeScores]:
-    """This project's: c (L, H, d) and the probes' scores."""
-    component = lost_components(dense - pruned, COMPONENTS).component
-    return component, probe_heads(pruned + component.unsqueeze(2), right, wrong, seed)
+    flops = 2.0 * sum(map(ways.linear_parameters, model.model.layers)) * tokens
+    separate = sum(len(tree.prompt) + len(branch) for tree in trees for branch in tree.continuations)
+    about = {"samples": len(trees), "tokens": tokens, "tokens_of_separate_passes": separate, "relative_error": error}
+    return compared("extraction", "loop", 2.0, turns, flops, **about)
 
 
 def probes_speed(model: LlamaForCausalLM, args: argparse.Namespace) -> dict[str, dict]:
     """Row `probes_vs_loop`: components and probes of all heads of the model, on the CPU, where activations are kept."""
     layers, heads, width = head_shape(model.config)
-    z = synthetic(layers, heads, PROBE_SAMPLES, width, args.seed)
-    all_at_once(*(each[:1] for each in z), args.seed)
-    works = {"ours": lambda _: all_at_once(*z, args.seed), "loop": lambda _: head_by_head(*z, COMPONENTS, args.seed)}
+    z = ways.synthetic(layers, heads, PROBE_SAMPLES, width, args.seed)
+
+    def ours(dense: Tensor, pruned: Tensor, right: Tensor, wrong: Tensor) -> tuple[Tensor, ProbeScores]:
+        component = lost_components(dense - pruned, COMPONENTS).component
+        return component, probe_heads(pruned + component.unsqueeze(2), right, wrong, args.seed)
+
+    ours(*(each[:1] for each in z))
+    works = {"ours": lambda _: ours(*z), "loop": lambda _: ways.head_by_head(*z, COMPONENTS, args.seed)}
     turns = turn_by_turn(works, args.repeats)
     (component, scores), (expected, plain) = (turns[name][0].found for name in works)
     # One held-out feature may lie on the boundary, and 200 steps of Adam carry fp32 rounding along.
     one = 1.5 / (2 * (PROBE_SAMPLES - int(TRAIN_SHARE * PROBE_SAMPLES)))
-    most = {"component": 1e-3 * float(expected.abs().max()), "accuracy": one, "loss": 1e-3}
-    pairs = (component, expected), (scores.accuracy, plain.accuracy), (scores.loss, plain.loss)
-    for (name, bound), (mine, other) in zip(most.items(), pairs, strict=True):
+    for name, mine, other, bound in (
+        ("component", component, expected, 1e-3 * float(expected.abs().max())),
+        ("accuracy", scores.accuracy, plain.accuracy, one),
+        ("loss", scores.loss, plain.loss, 1e-3),
+    ):
         if not (apart := float((mine - other).abs().max())) <= bound:
             raise Disagreement(f"probes: {name} differs by up to {apart:.3g}")
     seconds = {name: spread([turn.seconds for turn in found]) for name, found in turns.items()}
@@ -246,32 +210,16 @@ def probes_speed(model: LlamaForCausalLM, args: argparse.Namespace) -> dict[str,
 
 
 @torch.no_grad()
-def read(model: LlamaForCausalLM, prompt: Tensor) -> None:
-    """The decoder on all of the prompt (1, T)."""
-    model.model(prompt.to(model.device), use_cache=False)
-
-
-def write(model: LlamaForCausalLM, prompt: Tensor, new: int) -> None:
-    """Exactly `new` tokens after the first of the prompt's, greedily; the reading of those is included."""
-    ids = prompt[:, :WRITE_AFTER].to(model.device)
-    exactly = {"min_new_tokens": new, "max_new_tokens": new, "do_sample": False, "pad_token_id": 0}
-    model.generate(ids, attention_mask=torch.ones_like(ids), **exactly)
-
-
 def slimmed(model: LlamaForCausalLM, ratio: float) -> LlamaForCausalLM:
     """A compact model, with as many heads and channels gone as SlimGPT removes at `ratio`.
 
     Speed depends on the sizes only, so the first ones are removed, whatever they are worth.
     """
-    masked = sharing_weights(model)
-    shared = model.config.num_attention_heads // model.config.num_key_value_heads
-    for layer, removal in zip(masked.model.layers, plan(model.config, ratio), strict=True):
-        gone = {layer.self_attn.o_proj: removal.kv_heads * shared * model.config.head_dim}
-        gone[layer.mlp.down_proj] = removal.channels
-        for linear, columns in gone.items():
-            weight = linear.weight.detach().clone()
-            weight[:, :columns] = 0
-            linear.weight = nn.Parameter(weight, requires_grad=False)
+    masked, config = copy.deepcopy(model), model.config
+    width = config.head_dim * config.num_attention_heads // config.num_key_value_heads
+    for layer, removal in zip(masked.model.layers, plan(config, ratio), strict=True):
+        layer.self_attn.o_proj.weight[:, : removal.kv_heads * width] = 0
+        layer.mlp.down_proj.weight[:, : removal.channels] = 0
     return compact(masked)
 
 
@@ -286,52 +234,54 @@ def restored_forms(model: LlamaForCausalLM, tokenizer_from: Path, seed: int) -> 
         for name in LINEARS:
             weight = layer.get_submodule(name).weight
             weight.copy_(magnitude.prune(weight, None, Pattern(0.5)))
-    restoration = visible_restoration(pruned, seed)
+    restoration = ways.visible_restoration(pruned, seed)
     with tempfile.TemporaryDirectory() as place:
         folders = Path(place, "pruned"), Path(place, "merged")
         pruned.save_pretrained(folders[0])
         merge(folders[0], restoration, folders[1], tokenizer_from)
         restored = load_model(folders[1], model.dtype, str(model.device), "-base_model_name")
-    attached = restoration.attach(sharing_weights(pruned)).requires_grad_(False)
+    attached = restoration.attach(ways.sharing_weights(pruned)).requires_grad_(False)
     return {"pruned": pruned, "restored": restored, "attached": attached}
 
 
+@torch.no_grad()
 def inference_speed(
     model: LlamaForCausalLM, base: Path, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
 ) -> dict[str, dict]:
-    """Rows `inference_*` (restored ÷ pruned), `attached_*` (attached ÷ pruned) and `slimgpt_compact_*` (÷ dense)."""
+    """Rows `inference_*` (restored ÷ pruned), `attached_*` (attached ÷ pruned) and `slimgpt_compact_*` (÷ dense).
+
+    prefill: the decoder on all of a prompt. decode: NEW tokens, greedily, after the first WRITE_AFTER of it, whose
+    reading is included.
+    """
     length = min(READ_LENGTH, model.config.max_position_embeddings)
-    prompt = calibration.load(BUNDLED, 1, length, tokenizer, args.seed)[0]
+    prompt = calibration.load(BUNDLED, 1, length, tokenizer, args.seed)[0].to(model.device)
+    start = prompt[:, :WRITE_AFTER]
+    exactly = {"min_new_tokens": NEW, "max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+    exactly["attention_mask"] = torch.ones_like(start)
     models = {"dense": model, **restored_forms(model, base, args.seed), "compact": slimmed(model, 0.2)}
     works = {}
     for name, each in models.items():
-        read(each, prompt)
-        write(each, prompt, 2)
-        works[name, "prefill"] = lambda _, each=each: read(each, prompt)
-        works[name, "decode"] = lambda _, each=each: write(each, prompt, NEW)
+        works[name, "prefill"] = lambda _, each=each: float(each.model(prompt, use_cache=False)[0][0, 0, 0])
+        works[name, "decode"] = lambda _, each=each: each.generate(start, **exactly)
+    turn_by_turn(works, 1)  # warming up
     tokens = {"prefill": prompt.numel(), "decode": NEW}
     rates: dict[tuple[str, str], list[float]] = {key: [] for key in works}
     for _ in range(args.repeats):
         for key, turns in turn_by_turn(works, INFERENCE_TURNS).items():
             rates[key].append(tokens[key[1]] / min(turn.seconds for turn in turns))
     rows = {}
-    compared = {"inference": ("restored", "pruned"), "attached": ("attached", "pruned")}
-    for row, (name, base) in {**compared, "slimgpt_compact": ("compact", "dense")}.items():
+    pairs = {"inference": ("restored", "pruned"), "attached": ("attached", "pruned")}
+    for row, (name, base) in {**pairs, "slimgpt_compact": ("compact", "dense")}.items():
         for kind in tokens:
             mine, other = rates[name, kind], rates[base, kind]
-            rows[f"{row}_{kind}"] = spread(
-                [a / b for a, b in zip(mine, other, strict=True)],
-                tokens_per_second=spread(mine),
-                base_tokens_per_second=spread(other),
-                base=base,
-                **({} if base == "dense" else {"goal": 0.98}),
-            )
+            both = {"tokens_per_second": spread(mine), "base_tokens_per_second": spread(other), "base": base}
+            goal = {} if base == "dense" else {"goal": 0.98}
+            rows[f"{row}_{kind}"] = spread([a / b for a, b in zip(mine, other, strict=True)], **both, **goal)
     return rows
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure what is asked for, print the table, and write -json if it is named; exit status 1 where ways disagree."""
-    began = time.perf_counter()
     args = parser().parse_args(argv)
     device = usable_device(args.device)
     if args.json and args.json.is_dir():
@@ -357,33 +307,27 @@ def main(argv: list[str] | None = None) -> None:
     rows: dict[str, dict] = {}
     refused = []
     for part, measured in parts.items():
-        start = time.perf_counter()
         try:
             rows |= measured()
-            print(f"{part}: {time.perf_counter() - start:.0f} s", flush=True)
         except Disagreement as error:
             refused.append(part)
             print(f"{part}: no ratio, because the two ways do not compute the same: {error}", flush=True)
     print(f"\n{table(rows)}\n")
     if args.json:
         write_json(args.json, {**rows, "about": about, "refused": refused})
-    print(f"{len(rows)} ratios, {args.repeats} repeats each, in {time.perf_counter() - began:.0f} s")
     if refused:
         sys.exit(1)
 
 
 def table(rows: dict[str, dict]) -> str:
     """One Markdown row a ratio: median, spread and the repeats themselves."""
-    lines = [
-        [
-            name,
-            f"{row['median']:.3f}",
-            f"{row['min']:.3f} – {row['max']:.3f}",
-            " ".join(f"{value:.3f}" for value in row["repeats"]),
-            f"≥ {row['goal']:g}" if "goal" in row else "",
-        ]
-        for name, row in rows.items()
-    ]
+    lines = []
+    for name, row in rows.items():
+        median, least, most, *repeats = (
+            f"{value:.3f}" for value in (row["median"], row["min"], row["max"], *row["repeats"])
+        )
+        goal = f"≥ {row['goal']:g}" if "goal" in row else ""
+        lines.append([name, median, f"{least} – {most}", " ".join(repeats), goal])
     return markdown_table(["ratio", "median", "min – max", "repeats", "goal"], lines, right={1, 2, 3, 4})
 
 
@@ -394,7 +338,7 @@ def parser() -> Parser:
     flags.flag("device", default="auto", help="cpu, cuda, cuda:N; auto takes a GPU if there is one")
     flags.flag("dtype", default="bfloat16", choices=DTYPES, help="of model and matrix product, one of %(choices)s")
     flags.flag("repeats", default=3, type=at_least(1), help="turns of each measurement")
-    flags.flag("samples", default=24, type=at_least(1), help="bundled samples in a pass of training, of activations")
+    flags.flag("samples", default=24, type=at_least(1), help="bundled samples in a pass, of training in whole batches")
     flags.flag("json", type=Path, metavar="FILE", help="JSON file for all figures")
     flags.flag("seed", default=42, type=int, help="of heads, batches and synthetic activations")
     flags.flag("cache_dir", default=DEFAULT_CACHE, type=Path, metavar="DIR", help="where GGUF models are unpacked")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from models.checkpoint import LINEARS
 from models.contract import MethodInputs
@@ -58,9 +58,7 @@ class Loop:
             loss.backward()
             nn.utils.clip_grad_norm_(self.trained, MAX_GRAD_NORM)
             self.optimizer.step()
-            total += loss.detach() * count
-            labelled += count
-            padded += batch["input_ids"].numel()
+            total, labelled, padded = total + loss.detach() * count, labelled + count, padded + batch["labels"].numel()
         return float(total) / labelled, labelled, padded
 
 
@@ -77,10 +75,14 @@ def restoring_loop(model: LlamaForCausalLM, restoration: Restoration) -> Loop:
 
 
 def plain_loop(model: LlamaForCausalLM, restoration: Restoration) -> Loop:
-    """The original release's way."""
+    """The original release's way: padding is masked, and all logits are computed and held."""
     model = sharing_weights(model)
-    trained = add_to_every_token(model, restoration)
-    return Loop(model, trained, lambda **batch: full_loss(model, **batch))
+
+    def loss(input_ids: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
+        mask = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths.unsqueeze(1)
+        return model(input_ids, attention_mask=mask.long(), labels=labels, use_cache=False).loss
+
+    return Loop(model, add_to_every_token(model, restoration), loss)
 
 
 def visible_restoration(model: LlamaForCausalLM, seed: int) -> Restoration:
@@ -104,19 +106,15 @@ def in_batches(samples: list[Encoded], order: list[int]) -> list[list[Encoded]]:
 
 
 def grouped_batches(samples: list[Encoded], count: int, seed: int) -> list[list[Encoded]]:
-    """Batches that hold `count` samples, of all that grouping the whole set by length makes, as a real run does.
+    """About `count` samples in batches that grouping the whole set by length makes, as a real run does.
 
     Sorted by length, some at even distances are taken, which keeps the lengths distributed as they are.
     """
-    lengths = [len(sample.ids) for sample in samples]
-    order = list(LengthGroupedSampler(BATCH_SIZE, lengths=lengths, generator=torch.Generator().manual_seed(seed)))
-    batches = sorted(in_batches(samples, order), key=lambda batch: max(len(sample.ids) for sample in batch))
+    lengths, generator = [len(sample.ids) for sample in samples], torch.Generator().manual_seed(seed)
+    batches = in_batches(samples, get_length_grouped_indices(lengths, BATCH_SIZE, generator=generator))
+    batches.sort(key=lambda batch: max(len(sample.ids) for sample in batch))
     wanted = min(len(batches), -(-count // BATCH_SIZE))
-    taken = [batches[int((index + 0.5) * len(batches) / wanted)] for index in range(wanted)]
-    left = count
-    for index, batch in enumerate(taken):
-        taken[index], left = batch[:left], left - len(batch)
-    return taken
+    return [batches[int((index + 0.5) * len(batches) / wanted)] for index in range(wanted)]
 
 
 def useful_flops(model: LlamaForCausalLM, heads: list[tuple[int, int]], tokens: int, labelled: int) -> float:
@@ -140,34 +138,22 @@ def add_to_every_token(model: LlamaForCausalLM, restoration: Restoration) -> lis
     Gradients flow down to the embeddings. Returns what is trained: β, b of the first head, β, b of the second, …
     """
     model.enable_input_require_grads()
-    width = model.config.head_dim
-    trained: list[nn.Parameter] = []
-    by_layer: dict[int, list[tuple[int, nn.Parameter, nn.Parameter, Tensor]]] = {}
+    width, device, trained = model.config.head_dim, model.device, []
     for name, (term,) in restoration.terms.items():
-        layer, tensors = int(name.split(".")[2]), term.tensors()
-        device = model.model.layers[layer].self_attn.o_proj.weight.device
+        heads, tensors = [], term.tensors()
         for row, head in enumerate(tensors["heads"].tolist()):
-            magnitudes, component = (
-                nn.Parameter(tensors[key][row].to(device, copy=True)) for key in ("magnitudes", "component")
-            )
-            trained += [magnitudes, component]
-            by_layer.setdefault(layer, []).append((head, magnitudes, component, tensors["basis"][row].to(device)))
-    for layer, heads in by_layer.items():
+            beta, b = (nn.Parameter(tensors[key][row].to(device, copy=True)) for key in ("magnitudes", "component"))
+            heads.append((head, beta, tensors["basis"][row].to(device), b))
+            trained += [beta, b]
 
         def compensate(_, inputs: tuple[Tensor], heads=heads) -> tuple[Tensor]:
             z = inputs[0].clone()
-            for head, magnitudes, component, basis in heads:
-                z[..., head * width : (head + 1) * width] += (magnitudes @ basis + component).to(z.dtype)
+            for head, beta, basis, b in heads:
+                z[..., head * width : (head + 1) * width] += (beta @ basis + b).to(z.dtype)
             return (z,)
 
-        model.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(compensate)
+        model.get_submodule(name.removesuffix(".bias")).register_forward_pre_hook(compensate)
     return trained
-
-
-def full_loss(model: LlamaForCausalLM, input_ids: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
-    """The mean loss of labelled tokens, with padding masked and all logits computed and held."""
-    mask = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths.unsqueeze(1)
-    return model(input_ids, attention_mask=mask.long(), labels=labels, use_cache=False).loss
 
 
 @torch.no_grad()
@@ -175,23 +161,18 @@ def one_by_one(model: LlamaForCausalLM, trees: list[PromptWithContinuations]) ->
     """What `last_token_activations` gives: a pass a sequence, a hook a layer, all logits."""
     layers, heads, width = head_shape(model.config)
     found = torch.empty(len(trees[0].continuations), layers, heads, len(trees), width)
-    captured: dict[int, Tensor] = {}
-
-    def keep(layer: int):
-        return lambda _, inputs: captured.__setitem__(layer, inputs[0][0, -1].float().cpu())
-
+    z: list[Tensor] = []
     hooks = [
-        layer.self_attn.o_proj.register_forward_pre_hook(keep(index)) for index, layer in enumerate(model.model.layers)
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda _, inputs: z.append(inputs[0][0, -1].float().cpu()))
+        for layer in model.model.layers
     ]
-    try:
-        for row, tree in enumerate(trees):
-            for number, branch in enumerate(tree.continuations):
-                model(torch.tensor([tree.prompt + branch], device=model.device), use_cache=False)
-                for layer, z in captured.items():
-                    found[number, layer, :, row] = z.unflatten(-1, (heads, width))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    for row, tree in enumerate(trees):
+        for number, branch in enumerate(tree.continuations):
+            z.clear()
+            model(torch.tensor([tree.prompt + branch], device=model.device), use_cache=False)
+            found[number, :, :, row] = torch.stack(z).unflatten(-1, (heads, width))
+    for hook in hooks:
+        hook.remove()
     return found
 
 
@@ -217,36 +198,28 @@ def head_by_head(
     """
     layers, heads, samples, width = dense.shape
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(samples, generator=generator)
-    train, held_out = order[: int(TRAIN_SHARE * samples)], order[int(TRAIN_SHARE * samples) :]
+    parts = torch.randperm(samples, generator=generator).tensor_split([int(TRAIN_SHARE * samples)])
     bound = (2 * width) ** -0.5
     weights, biases = (torch.empty(heads, n).uniform_(-bound, bound, generator=generator) for n in (2 * width, 1))
     component = torch.empty(layers, heads, width)
-    accuracy, losses = torch.empty(layers, heads), torch.empty(layers, heads)
-    cross_entropy = nn.functional.binary_cross_entropy_with_logits
+    accuracy, losses = torch.empty(2, layers, heads)
+    loss = nn.functional.binary_cross_entropy_with_logits
     for layer in range(layers):
         for head in range(heads):
             u, s, v = torch.linalg.svd(dense[layer, head] - pruned[layer, head], full_matrices=False)
             component[layer, head] = (u * s).mean(0)[:components] @ v[:components]
             shared = pruned[layer, head] + component[layer, head]
             features = [torch.cat([shared, answer[layer, head]], dim=1) for answer in (right, wrong)]
+            train, held_out = (torch.cat([each[rows] for each in features]) for rows in parts)
+            labels, judged = (torch.arange(2 * len(rows)) < len(rows) for rows in parts)
             probe = nn.Linear(2 * width, 1)
-            with torch.no_grad():
-                probe.weight.copy_(weights[head])
-                probe.bias.copy_(biases[head])
+            probe.load_state_dict({"weight": weights[head : head + 1], "bias": biases[head]})
             optimizer = torch.optim.Adam(probe.parameters(), lr=LEARNING_RATE)
-            inputs, labels = (torch.cat(parts) for parts in ([each[train] for each in features], _labels(train)))
             for _ in range(EPOCHS):
                 optimizer.zero_grad()
-                cross_entropy(probe(inputs).squeeze(1), labels).backward()
+                loss(probe(train).squeeze(1), labels.float()).backward()
                 optimizer.step()
-            inputs, labels = (torch.cat(parts) for parts in ([each[held_out] for each in features], _labels(held_out)))
-            with torch.no_grad():
-                logits = probe(inputs).squeeze(1)
-                losses[layer, head] = cross_entropy(logits, labels)
-                accuracy[layer, head] = ((logits > 0) == labels.bool()).float().mean()
+            logits = probe(held_out).squeeze(1).detach()
+            losses[layer, head] = loss(logits, judged.float())
+            accuracy[layer, head] = ((logits > 0) == judged).float().mean()
     return component, ProbeScores(accuracy, losses)
-
-
-def _labels(rows: Tensor) -> list[Tensor]:
-    return [torch.ones(len(rows)), torch.zeros(len(rows))]

@@ -205,7 +205,7 @@ def test_the_example_of_a_method_trains_merges_and_is_proved(example, make_tiny_
     model = restoration.attach(load_model(folder, torch.float32, "cpu", "-pruned_model_path"))
     ids = torch.tensor([[5, 9, 77, 30]])
     before = model(ids).logits
-    result = train(model, SAMPLES, [], TrainingSettings(lr=0.1, epochs=2), "cpu", tmp_path / "checkpoints", False)
+    result = train(model, SAMPLES, [], TrainingSettings(lr=0.1, epochs=2), "cpu", tmp_path / "checkpoints")
     assert len(result.history) == 2 and not torch.equal(model(ids).logits, before)
     save_restoration(tmp_path / "restoration", restoration, {"pruned_sha256": fingerprint(folder)})
     reference = record_logits(model, restoration, Checkpoint(folder), ids.tolist(), "cpu")

@@ -58,7 +58,7 @@ def sentence_embeddings(texts: list[str], encoder: str, device: str) -> Tensor:
         tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
         model = AutoModel.from_pretrained(encoder, trust_remote_code=False, dtype=torch.float32).to(device).eval()
     except Exception as error:  # whatever a damaged file makes transformers raise
-        raise UserError(f"-sentence_encoder: cannot load {encoder} ({first_line(error)}); copy it again") from error
+        raise UserError(f"-head_selection: cannot load {encoder} ({first_line(error)}); copy it again") from error
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     embeddings = torch.empty(len(texts), model.config.hidden_size)
     for begin in progress(range(0, len(order), BATCH_SIZE), desc="embedding answers", unit="batch"):

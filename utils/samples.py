@@ -40,8 +40,7 @@ def read_samples(args: Arguments, tokenizer: PreTrainedTokenizerBase, texts: Spl
     """The texts' token ids, cut to -max_length; samples whose prompt leaves no room for a response are left out.
 
     Says how many of each were left out or cut. Raises UserError if more than MAY_GO of the training or of the
-    validation samples would go , or if
-    no two training samples remain.
+    validation samples would go, or if no two training samples remain.
     """
     training, kept, prompt_ids = _encode(args, tokenizer, texts.train, "training")
     valid, _, _ = _encode(args, tokenizer, texts.valid, "validation")

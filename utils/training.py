@@ -59,7 +59,7 @@ GATHERED_FP32, GATHERED_HALF = 1e-4, 2e-3
 class TrainingSettings:
     """lr: peak, falling linearly to 0. epochs: may be fractional. batch_size: samples a step on one process.
 
-    lr_flag: what the user lowers lr by. Defaults are those of the flags.
+    flag: what the user changes where it diverges. Defaults are those of the flags.
     """
 
     lr: float = 1e-3
@@ -70,7 +70,7 @@ class TrainingSettings:
     group_by_length: bool = True
     gradient_checkpointing: bool = False
     seed: int = 42
-    lr_flag: str = "-lr"
+    flag: str = "-lr"
 
 
 @dataclass
@@ -97,7 +97,7 @@ def train(
     settings: TrainingSettings,
     device: str,
     checkpoints: Path,
-    resume: bool,
+    *,
     sharded: bool = False,
     distillation: Distillation | None = None,
     penalty: Callable[[], Tensor] | None = None,
@@ -110,24 +110,21 @@ def train(
 
     device: where this process trains, an index included; under FSDP where its part of the model goes.
     checkpoints: a folder for the trained parameters and the optimizer's state, at the end of each epoch, before and
-    after its validation, and every SAVED_EVERY seconds; with `resume` the last whole one there is
-    continued from. belongs: digest of what they may be continued with: start, samples, settings, processes. sharded:
-    under FSDP no checkpoints are written, since they would hold the whole model. penalty: what training adds to the
-    mean loss, see ResponseLoss.
+    after its validation, and every SAVED_EVERY seconds; the last whole one there is continued from. belongs: digest of
+    what they may be continued with: start, samples, settings, processes. sharded: under FSDP no checkpoints are
+    written, since they would hold the whole model. penalty: what training adds to the mean loss, see ResponseLoss.
 
     Told to end by a signal it finishes the step, writes a checkpoint and raises Stopped, or KeyboardInterrupt; told so
     again it ends at once.
     """
-    last, passed_over = last_whole(checkpoints, belongs) if resume else (None, [])
+    last, passed_over = last_whole(checkpoints, belongs)
     for line in passed_over:
         tqdm.write(f"      {line}")
-    before = {"history": [], "counted": [0, 0, 0.0], "valid_rows": []}  # an earlier version's checkpoint lacks the last
-    measured = False
+    before, measured = {"history": [], "counted": [0, 0, 0.0], "valid_rows": []}, False
     if last:
-        before |= json.loads((last / PROGRESS).read_text(encoding="utf-8"))
+        before = json.loads((last / PROGRESS).read_text(encoding="utf-8"))
         state = json.loads((last / "trainer_state.json").read_text(encoding="utf-8"))
-        within_an_epoch = not float(state["epoch"]).is_integer()
-        measured = within_an_epoch or validated(before["history"], state["global_step"])
+        measured = not float(state["epoch"]).is_integer() or validated(before["history"], state["global_step"])
     arguments = _OneDevice(
         place=device,
         output_dir=str(checkpoints),
@@ -159,32 +156,30 @@ def train(
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     rows = _rows(samples, distillation and distillation.train)
-    rows = [{**row, "number": number} for number, row in enumerate(rows, start=1)]
     result = TrainingResult(history=before["history"], valid_rows=before["valid_rows"])
-    finite, ending = _Finite(settings.lr_flag), _Ending(sharded)
     trainer = _RestorationTrainer(
         model=ResponseLoss(model, distillation, penalty),
         args=arguments,
-        data_collator=Collator(model.config.pad_token_id or 0, without_labels(rows[0])),
-        train_dataset=rows,
+        data_collator=Collator(model.config.pad_token_id or 0, rows[0]),
+        train_dataset=[{**row, "number": number} for number, row in enumerate(rows, start=1)],
         eval_dataset=valid,
-        callbacks=[finite, _Progress(result), ending, _Epochs(result)],
     )
-    finite.trainer = ending.trainer = trainer
-    trainer.belongs, trainer.result, trainer.finite = belongs, result, finite
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
+            trainer.remove_callback(callback)
+    watch = _Watch(trainer, settings.flag, sharded)
+    trainer.add_callback(watch)
+    trainer.belongs, trainer.result, trainer.watch = belongs, result, watch
     trainer.half = model.dtype == torch.float16
+    trainer.valid_states = distillation and distillation.valid
     lengths = [len(sample.ids) for sample in samples]
     trainer.batches = _ProcessBatches(lengths, settings, arguments.process_index, arguments.world_size)
     if arguments.process_index == 0:
         shutil.rmtree(checkpoints / UNFINISHED, ignore_errors=True)  # of a process that was killed
         result.tokens, result.padded_tokens, result.seconds = before["counted"]
-    trainer.valid_states = distillation and distillation.valid
-    for callback in list(trainer.callback_handler.callbacks):
-        if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
-            trainer.remove_callback(callback)
     # Asked of `device`: under FSDP a model is still on the CPU when its training on cards begins.
     attention = cpu_attention(model) if device == "cpu" else nullcontext()
-    with attention, ending.listening():
+    with attention, watch.listening():
         trainer.train(resume_from_checkpoint=last and str(last))
     result.tokens, result.padded_tokens, _ = trainer.counted()
     if settings.gradient_checkpointing:
@@ -241,11 +236,14 @@ class Collator:
     """
 
     pad_id: int
-    without_samples: dict | None = None
-    """The row that stands for a batch of none."""
+    stand_in: dict | None = None
+    """The row of whose first two tokens, with nothing to learn, a process makes the batch in which it has no sample."""
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
-        rows = rows or [self.without_samples]
+        if not rows:
+            rows = [{**self.stand_in, "number": 0, "input_ids": self.stand_in["input_ids"][:2], "prompt_length": 2}]
+            if "teacher" in rows[0]:
+                rows[0]["teacher"] = rows[0]["teacher"][:0]
         longest = max(len(row["input_ids"]) for row in rows)
         ids = torch.full((len(rows), longest), self.pad_id)
         labels = torch.full((len(rows), longest), IGNORED)
@@ -259,12 +257,6 @@ class Collator:
         if "teacher" in rows[0]:
             batch["teacher"] = torch.cat([row["teacher"] for row in rows])
         return batch
-
-
-def without_labels(row: dict) -> dict:
-    """What a process computes that has no sample of a batch: the row's first two tokens, with nothing to learn."""
-    nothing = {"number": 0, "input_ids": row["input_ids"][:2], "prompt_length": 2}
-    return row | nothing | ({"teacher": row["teacher"][:0]} if "teacher" in row else {})
 
 
 def _rows(samples: list[Encoded], states: list[Tensor] | None) -> list[dict]:
@@ -384,8 +376,8 @@ class _RestorationTrainer(Trainer):
     """Batches of the present step, under fp16."""
     numbers: tuple[Tensor, ...] = ()
     """Of the samples of the present step, on this process, counted from 1; 0 is none."""
-    finite: "_Finite"
-    batches: "_ProcessBatches"
+    batches: _ProcessBatches
+    watch: "_Watch"
 
     def get_train_dataloader(self) -> DataLoader:
         """Not prepared by accelerate, whose processes train on some samples twice to end an epoch together."""
@@ -466,7 +458,7 @@ class _RestorationTrainer(Trainer):
         rows = self.over_processes(found)
         self.result.valid_rows = rows[:, :2].tolist()
         total, count, *divergence = rows.sum(0).tolist()
-        metrics = {"eval_loss": total / count, **({"eval_kl": divergence[0] / count} if divergence else {})}
+        metrics = {"valid_loss": total / count, **({"valid_kl": divergence[0] / count} if divergence else {})}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -482,78 +474,23 @@ class _RestorationTrainer(Trainer):
         named = self.accelerator.unwrap_model(self.model).named_parameters()
         trained = {name: parameter.detach().cpu() for name, parameter in named if parameter.requires_grad}
         if not all(bool(values.isfinite().all()) for values in trained.values()):
-            self.finite.end("restoration", "", self.args, self.state)
+            self.watch.diverged("restoration", "")
         save_file(trained, folder / "model.safetensors")
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """A checkpoint of the trained parameters alone is what we wrote; the rest is not missing."""
 
 
-class _Finite(TrainerCallback):
-    """Ends a training whose loss or gradient is no finite number, before a checkpoint is made of it."""
+class _Watch(TrainerCallback):
+    """What happens between the steps: the bar and the history; checkpoints besides the ends of epochs; the end of a
+    training whose loss or gradient is no finite number, before a checkpoint is made of it, or that was told to end."""
 
-    trainer: _RestorationTrainer
-
-    def __init__(self, lr_flag: str):
-        self.lr_flag = lr_flag
-
-    def on_step_begin(self, args, state, control, **_) -> None:
-        self.trainer.numbers = ()
-
-    def on_log(self, args, state, control, logs=None, **_) -> None:
-        for name, what in (("loss", "loss"), ("grad_norm", "gradient")):
-            if not math.isfinite((logs or {}).get(name, 0.0)):
-                numbers = [number for part in self.trainer.numbers for number in part.tolist() if number]
-                if args.world_size > 1:
-                    numbers = gather_object(numbers)
-                self.end(what, f" of {state.max_steps}, on training samples {listed(sorted(numbers))}", args, state)
-
-    def on_evaluate(self, args, state, control, metrics=None, **_) -> None:
-        if math.isfinite(metrics["eval_loss"]):
-            return
-        if state.global_step == 0:
-            raise UserError(NOT_FINITE)
-        self.end("validation loss", f" of {state.max_steps}", args, state)
-
-    def end(self, what: str, where: str, args, state) -> None:
-        """Raise UserError, which names the last checkpoint that stands."""
-        good, _ = last_whole(Path(args.output_dir), self.trainer.belongs)
-        kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint before it"
-        raise UserError(
-            f"{self.lr_flag}: the {what} {DIVERGED} {state.global_step}{where}; lower it (now "
-            f"{args.learning_rate:g}), or look at the samples with -dtype float32; {kept}"
-        )
-
-
-def listed(numbers: list[int], most: int = 16) -> str:
-    """ "3, 5, 8", and "…" where there are more than `most`."""
-    return ", ".join(map(str, numbers[:most])) + (", …" if len(numbers) > most else "")
-
-
-class _Epochs(TrainerCallback):
-    """Tells the batches which epoch begins; a training that goes on after its last step has none, and ends."""
-
-    def __init__(self, result: TrainingResult):
-        self.result = result
-
-    def on_epoch_begin(self, args, state, control, train_dataloader, **_) -> None:
-        batches = train_dataloader.batch_sampler
-        batches.epoch = int(state.epoch)
-        batches.over = control.should_training_stop = state.global_step >= state.max_steps
-
-    def on_epoch_end(self, args, state, control, **_) -> None:
-        if validated(self.result.history, state.global_step):
-            control.should_evaluate = control.should_save = False
-
-
-class _Ending(TrainerCallback):
-    """When to write a checkpoint besides the ends of epochs, and when to end because the process was told to."""
-
-    trainer: _RestorationTrainer
-
-    def __init__(self, sharded: bool, clock: Callable[[], float] = time.monotonic):
-        self.sharded, self.clock, self.signal = sharded, clock, 0
-        self.saved = clock()
+    def __init__(self, trainer: _RestorationTrainer, flag: str, sharded: bool):
+        self.trainer, self.flag, self.sharded = trainer, flag, sharded
+        self.signal = 0
+        self.saved = time.monotonic()
+        self.began = 0.0
+        self.bar: tqdm | Lines | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -575,58 +512,71 @@ class _Ending(TrainerCallback):
             for number in ours:
                 signal.signal(number, handlers[number])
 
+    def on_train_begin(self, args, state, control, **_) -> None:
+        self.bar = progress(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
+
+    def on_epoch_begin(self, args, state, control, **_) -> None:
+        """A training that goes on after its last step has no batches, and ends."""
+        batches = self.trainer.batches
+        batches.epoch = int(state.epoch)
+        batches.over = control.should_training_stop = state.global_step >= state.max_steps
+
+    def on_step_begin(self, args, state, control, **_) -> None:
+        self.trainer.numbers, self.began = (), time.perf_counter()
+
     def on_step_end(self, args, state, control, **_) -> None:
-        told, late = self.trainer.over_processes(
-            torch.tensor([self.signal, self.clock() - self.saved > SAVED_EVERY])
-        ).tolist()
+        self.trainer.result.seconds += time.perf_counter() - self.began
+        self.bar.update(1)
+        asked = torch.tensor([self.signal, time.monotonic() - self.saved > SAVED_EVERY])
+        told, late = self.trainer.over_processes(asked).tolist()
         if told and self.sharded:
             self._end()
         self.signal = self.signal or (signal.SIGTERM if told else 0)
         control.should_save |= not self.sharded and bool(told or late or float(state.epoch).is_integer())
 
+    def on_epoch_end(self, args, state, control, **_) -> None:
+        if validated(self.trainer.result.history, state.global_step):
+            control.should_evaluate = control.should_save = False
+
     def on_save(self, args, state, control, **_) -> None:
-        self.saved = self.clock()
+        self.saved = time.monotonic()
         if self.signal:
             self._end()
 
-    def _end(self) -> None:
-        raise KeyboardInterrupt if self.signal == signal.SIGINT else Stopped(self.signal or signal.SIGTERM)
-
-
-class _Progress(TrainerCallback):
-    """One bar with loss and learning rate; keeps the history, and the seconds and tokens of the steps."""
-
-    def __init__(self, result: TrainingResult, clock: Callable[[], float] = time.perf_counter):
-        self.result, self.clock = result, clock
-        self.bar: tqdm | Lines | None = None
-        self.began = 0.0
-
-    def on_train_begin(self, args, state, control, **_) -> None:
-        self.bar = progress(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
-
-    def on_step_begin(self, args, state, control, **_) -> None:
-        self.began = self.clock()
-
-    def on_step_end(self, args, state, control, **_) -> None:
-        self.result.seconds += self.clock() - self.began
-        self.bar.update(1)
-
-    def on_log(self, args, state, control, logs=None, **_) -> None:
-        if not logs or "loss" not in logs:
+    def on_log(self, args, state, control, logs: dict, **_) -> None:
+        if "loss" not in logs:
             return
-        self.result.history.append(
-            {
-                "step": state.global_step,
-                "epoch": state.epoch,
-                "loss": logs["loss"],
-                "learning_rate": logs["learning_rate"],
-            }
-        )
+        for name, what in (("loss", "loss"), ("grad_norm", "gradient")):
+            if not math.isfinite(logs.get(name, 0.0)):
+                numbers = [number for part in self.trainer.numbers for number in part.tolist() if number]
+                if args.world_size > 1:
+                    numbers = gather_object(numbers)
+                listed = ", ".join(map(str, sorted(numbers)[:16])) + (", …" if len(numbers) > 16 else "")
+                self.diverged(what, f" of {state.max_steps}, on training samples {listed}")
+        row = {"step": state.global_step, "epoch": state.epoch}
+        self.trainer.result.history.append(row | {name: logs[name] for name in ("loss", "learning_rate")})
         self.bar.set_postfix(loss=f"{logs['loss']:.3f}", lr=f"{logs['learning_rate']:.1e}", refresh=False)
 
-    def on_evaluate(self, args, state, control, metrics=None, **_) -> None:
-        row = {"step": state.global_step, "epoch": state.epoch or 0.0, "valid_loss": metrics["eval_loss"]}
-        self.result.history.append(row | ({"valid_kl": metrics["eval_kl"]} if "eval_kl" in metrics else {}))
+    def on_evaluate(self, args, state, control, metrics: dict, **_) -> None:
+        if not math.isfinite(metrics["valid_loss"]):
+            if state.global_step == 0:
+                raise UserError(NOT_FINITE)
+            self.diverged("validation loss", f" of {state.max_steps}")
+        self.trainer.result.history.append({"step": state.global_step, "epoch": state.epoch or 0.0, **metrics})
 
     def on_train_end(self, args, state, control, **_) -> None:
         self.bar.close()
+
+    def diverged(self, what: str, where: str) -> None:
+        """Raise UserError, which names the last checkpoint that stands."""
+        args, step = self.trainer.args, self.trainer.state.global_step
+        good, _ = last_whole(Path(args.output_dir), self.trainer.belongs)
+        kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint before it"
+        mended = f"lower it (now {args.learning_rate:g})" if self.flag == "-lr" else "choose another"
+        raise UserError(
+            f"{self.flag}: the {what} {DIVERGED} {step}{where}; {mended}, or look at the samples with -dtype float32; "
+            f"{kept}"
+        )
+
+    def _end(self) -> None:
+        raise KeyboardInterrupt if self.signal == signal.SIGINT else Stopped(self.signal or signal.SIGTERM)

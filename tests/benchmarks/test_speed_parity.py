@@ -1,6 +1,7 @@
 """What the benchmark compares computes the same, so that a ratio of times means something."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,6 +45,7 @@ def test_useful_flops_count_no_backward_below_the_lowest_trained_head(model):
         assert found == 2 * (3 * (attention + mlp) + backward) * 10 + 4 * head * 4
 
 
+@pytest.mark.slow
 def test_every_promised_ratio_is_written_and_none_where_the_losses_differ(make_tiny_llama, tmp_path, monkeypatch):
     file = tmp_path / "speed.json"
     words = ["-base_model_name", str(make_tiny_llama()), "-device", "cpu", "-dtype", "float32", "-samples", "4"]
@@ -53,8 +55,8 @@ def test_every_promised_ratio_is_written_and_none_where_the_losses_differ(make_t
     assert found.keys() == {*PROMISED, "about", "refused"} and found["refused"] == []
     for name in PROMISED:
         assert found[name]["repeats"] == [found[name]["median"]] and found[name]["min"] > 0
-    another = visible_restoration(load_model(words[1], torch.float32, "cpu", "-b"), seed=7)
-    monkeypatch.setattr(benchmark, "restoring_loop", lambda model, _: restoring_loop(model, another))
+    another = visible_restoration(load_model(Path(words[1]), torch.float32, "cpu", "-b"), seed=7)
+    monkeypatch.setattr(benchmark.ways, "restoring_loop", lambda model, _: restoring_loop(model, another))
     for part in ("extraction", "probes", "inference"):
         monkeypatch.setattr(benchmark, f"{part}_speed", lambda *_: {})
     with pytest.raises(SystemExit):

@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 
-import pytest
 import torch
 
 from models.loading import load_model
@@ -32,57 +31,33 @@ def sequences(count: int) -> list[list[int]]:
     return [torch.randint(0, 256, (length,), generator=generator).tolist() for length in lengths]
 
 
-@pytest.fixture
-def model(make_tiny_llama):
-    return load_model(make_tiny_llama(), torch.float32, "cpu", "-base_model_name")
-
-
-def test_batched_activations_equal_one_sequence_at_a_time(model, monkeypatch):
-    monkeypatch.setattr("utils.activations.CPU_TOKENS_A_BATCH", 100)
-    rows = sequences(11)
-    z = last_token_activations(model, [PromptWithContinuations(ids, [[]]) for ids in rows], "z")
-    assert z.shape == (1, 3, 6, 11, 8)
-    for row, ids in enumerate(rows):
-        assert torch.allclose(z[0, :, :, row], direct(model, ids), atol=1e-5)
-
-
-def test_continuations_that_share_a_prompt_equal_separate_sequences(model, monkeypatch):
+def test_continuations_that_share_a_prompt_equal_separate_sequences(make_tiny_llama, monkeypatch):
     monkeypatch.setattr("utils.activations.CPU_TOKENS_A_BATCH", 150)
+    scaled = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
     prompts, right, wrong = sequences(7), sequences(8)[1:], sequences(9)[2:]
     rows = [PromptWithContinuations(prompt, [[], a, b]) for prompt, a, b in zip(prompts, right, wrong, strict=True)]
-    z = last_token_activations(model, rows, "z")
-    for row, (prompt, a, b) in enumerate(zip(prompts, right, wrong, strict=True)):
-        for number, ids in enumerate([prompt, prompt + a, prompt + b]):
-            assert torch.allclose(z[number, :, :, row], direct(model, ids), atol=1e-5)
+    for shape in ({}, {"attention_bias": True, "rope_parameters": scaled}):
+        model = load_model(make_tiny_llama(**shape), torch.float32, "cpu", "-base_model_name")
+        before = model(torch.tensor([[1, 2, 3]])).logits
+        z = last_token_activations(model, rows, "z")
+        assert z.shape == (3, 3, 6, 7, 8)
+        for row, (prompt, a, b) in enumerate(zip(prompts, right, wrong, strict=True)):
+            for number, ids in enumerate([prompt, prompt + a, prompt + b]):
+                assert torch.allclose(z[number, :, :, row], direct(model, ids), atol=1e-5)
+        assert torch.equal(before, model(torch.tensor([[1, 2, 3]])).logits)  # no hook stays
 
 
-def test_single_continuations_need_no_mask_though_rows_are_padded(model, monkeypatch):
+def test_single_continuations_need_no_mask_though_rows_are_padded(make_tiny_llama, monkeypatch):
     """With torch's own attention, which on a card is a fused kernel if no mask is handed over."""
-    rows = [PromptWithContinuations(ids, [[]]) for ids in sequences(7)]
-    expected = last_token_activations(model, rows, "z")
+    model = load_model(make_tiny_llama(), torch.float32, "cpu", "-base_model_name")
     monkeypatch.setattr("utils.activations.cpu_attention", nullcontext)
-    seen = masks_of(model)
-    z = last_token_activations(model, rows, "z")
+    seen, rows = masks_of(model), sequences(7)
+    z = last_token_activations(model, [PromptWithContinuations(ids, [[]]) for ids in rows], "z")
     assert set(seen) == {None} and len(seen) == 3
-    assert torch.allclose(z, expected, atol=1e-5)
     last_token_activations(model, [PromptWithContinuations([1, 2], [[], [3]])], "z")
     assert seen[-1] is not None
-
-
-def test_no_hook_stays_and_the_model_still_answers(model):
-    before = model(torch.tensor([[1, 2, 3]])).logits
-    last_token_activations(model, [PromptWithContinuations([1, 2, 3], [[]])], "z")
-    assert torch.equal(before, model(torch.tensor([[1, 2, 3]])).logits)
-
-
-def test_rope_scaling_and_attention_bias_change_nothing_of_this(make_tiny_llama):
-    scaled = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
-    folder = make_tiny_llama(attention_bias=True, rope_parameters=scaled)
-    model = load_model(folder, torch.float32, "cpu", "-base_model_name")
-    rows = [PromptWithContinuations(ids, [[], [7, 8, 9]]) for ids in sequences(3)]
-    z = last_token_activations(model, rows, "z")
-    for index, row in enumerate(rows):
-        assert torch.allclose(z[1, :, :, index], direct(model, row.prompt + [7, 8, 9]), atol=1e-5)
+    for row, ids in enumerate(rows):
+        assert torch.allclose(z[0, :, :, row], direct(model, ids), atol=1e-5)
 
 
 def test_a_shared_prompt_is_read_once_and_continuations_do_not_see_each_other():

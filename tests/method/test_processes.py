@@ -10,19 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from baselines.lofit import scale_norms
 from models.loading import load_model
 from models.merge import probe_logits
 from tests.builders import learned_in, save_tiny_llama, trained
-from tests.method.parted_worker import LOPSIDED_EPOCHS, training
-from tests.method.sharded_worker import L1, distilling
-from tests.method.test_training import encoded, settings
+from tests.method.test_training import attached, encoded, settings
+from tests.method.workers import L1, LOPSIDED_EPOCHS, distilling, training
 from utils.common.errors import UserError
 from utils.common.processes import Processes
 from utils.training import train
 
 ROOT = Path(__file__).resolve().parents[2]
+WORKERS = Path(__file__).with_name("workers.py")
 
 
 def launch(*words, count: int = 2, environment: dict | None = None) -> subprocess.CompletedProcess:
@@ -42,12 +43,10 @@ def launch(*words, count: int = 2, environment: dict | None = None) -> subproces
 
 def flags(tmp_path: Path, make_tiny_llama) -> list:
     data = tmp_path / "data.jsonl"
-    rows = [
-        {"instruction": f"say {n}" + " w" * (n % 7), "input": "", "output": "abc " * (n % 5 + 1)} for n in range(66)
-    ]
+    rows = ({"instruction": f"say {n}" + " w" * (n % 7), "output": "abc " * (n % 5 + 1)} for n in range(66))
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = f"""-base_model_name {make_tiny_llama()} -pruned_model_path {make_tiny_llama(zeros=0.5)} -data_path {data}
-        -num_train_samples 57 -num_valid_samples 9 -max_length 60 -head_selection gap -eval_tasks none -num_epoch 2
+        -num_train_samples 57 -num_valid_samples 9 -max_length 60 -eval_tasks none -num_epoch 2
         -lr 1e-2 -dtype float32 -device cpu -cache_dir {tmp_path / "cache"}"""
     return words.split()
 
@@ -57,14 +56,15 @@ def losses(folder: Path, name: str) -> list[float]:
     return [row[name] for row in rows if name in row]
 
 
+@pytest.mark.slow
 def test_two_processes_of_four_samples_train_what_one_of_eight_does(tmp_path, make_tiny_llama):
-    common = [*flags(tmp_path, make_tiny_llama), "-loss", "distill"]
+    common = [*flags(tmp_path, make_tiny_llama), "-loss", "distill", "-method", "lofit", "-use_topk_heads", 4]
     entry = ROOT / "RestoreLCC_train.py"
     two = launch(entry, *common, "-batch_size", 4, "-output_dir", tmp_path / "two")
     assert two.returncode == 0, two.stderr
     assert "deprecated" not in two.stderr
-    one = [sys.executable, str(entry), *common, "-batch_size", "8", "-output_dir", str(tmp_path / "one")]
-    subprocess.run(one, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    one = [sys.executable, entry, *common, "-batch_size", 8, "-output_dir", tmp_path / "one"]
+    subprocess.run([*map(str, one)], check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     for name, count in (("loss", 16), ("valid_loss", 3), ("valid_kl", 3)):
         found, wanted = losses(tmp_path / "two", name), losses(tmp_path / "one", name)
         assert len(found) == len(wanted) == count
@@ -73,19 +73,29 @@ def test_two_processes_of_four_samples_train_what_one_of_eight_does(tmp_path, ma
     assert records[0]["training"]["tokens"] == records[1]["training"]["tokens"]
     assert [record["processes"] for record in records] == [1, 2]
     assert two.stdout.count("[1/9]") == two.stdout.count("next:") == 1
-    assert json.loads((tmp_path / "two" / "results.json").read_text())["proof"]["passed"]
+    # LoFiT's first step chose the same heads, by the norms alone, for b alone.
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    assert results[0]["heads"] == results[1]["heads"] and results[1]["proof"]["passed"]
+    kept = [load_file(file)["norms"] for file in (tmp_path / "cache" / "lofit").rglob("*.safetensors")]
+    assert len(kept) == 2 and torch.allclose(*kept, atol=1e-5)
+    best = sorted([*divmod(int(place), 6)] for place in kept[0].flatten().argsort(descending=True)[:4])
+    assert results[1]["heads"]["trained"] == best and results[1]["heads"]["selection"] == "lofit"
+    assert not {"activations", "components"} & {path.name for path in (tmp_path / "cache").iterdir()}
+    saved = load_file(tmp_path / "two" / "restoration" / "restoration.safetensors")
+    assert {name.rpartition(".")[2] for name in saved} == {"heads", "basis", "component"}
 
 
 @pytest.fixture(scope="module")
 def parted(tmp_path_factory) -> dict:
-    """What two processes of tests.method.parted_worker trained, and the models that they trained on."""
+    """What two processes of tests.method.workers trained, and the models that they trained on."""
     output = tmp_path_factory.mktemp("parted")
     pruned, dense = save_tiny_llama(output / "pruned", zeros=0.5), save_tiny_llama(output / "dense", seed=5)
-    done = launch(ROOT / "tests" / "method" / "parted_worker.py", pruned, dense, output)
+    done = launch(WORKERS, "parted", output, pruned, dense)
     assert done.returncode == 0, done.stderr
     return {"pruned": pruned, "dense": dense, **torch.load(output / "found.pt", weights_only=False)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOPSIDED_EPOCHS)
 def test_an_epoch_that_does_not_divide_ends_with_the_step_of_one_process(tmp_path, parted, name):
     count, how, distils = LOPSIDED_EPOCHS[name]
@@ -95,50 +105,44 @@ def test_an_epoch_that_does_not_divide_ends_with_the_step_of_one_process(tmp_pat
     assert [row.keys() for row in found.history] == [row.keys() for row in wanted.history]
     for mine, other in zip(found.history, wanted.history, strict=True):
         assert list(mine.values()) == pytest.approx(list(other.values()), rel=1e-5)
-    for part in ("magnitudes", "component"):
-        assert torch.allclose(learned[part], state[part], atol=1e-5)
+    assert all(torch.allclose(learned[part], state[part], atol=1e-5) for part in ("magnitudes", "component"))
     assert found.tokens == wanted.tokens
 
 
+@pytest.mark.slow
 def test_two_processes_that_go_on_within_an_epoch_train_what_was_left_of_it(parted):
     assert parted["checkpoints"] == ["checkpoint-6", "checkpoint-8"]
     (found, learned), (wanted, state) = parted["continued"], parted["whole"]
     assert found.history == wanted.history and found.tokens == wanted.tokens
-    for part in ("magnitudes", "component"):
-        assert torch.equal(learned[part], state[part])
-
-
-def test_frozen_buffers_are_not_sent_before_each_step(parted):
+    assert all(torch.equal(learned[part], state[part]) for part in ("magnitudes", "component"))
+    # Frozen buffers are not sent before each step.
     assert parted["broadcasts"] and not any(parted["broadcasts"])
 
 
-def fsdp_environment(ram_efficient: bool) -> dict:
-    """What `accelerate launch` sets for the flags that the README gives."""
-    return {
-        "ACCELERATE_USE_FSDP": "true",
-        "FSDP_VERSION": "2",
-        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-        "FSDP_CPU_RAM_EFFICIENT_LOADING": str(ram_efficient).lower(),
-    }
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+"""What `accelerate launch` sets for the flags that the README gives."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("dtype", "tied", "ram_efficient", "distils"),
-    [("float32", False, True, False), ("bfloat16", True, False, False), ("float32", True, True, True)],
+    ("dtype", "tied", "efficient", "distils"), [("float32", True, "true", True), ("bfloat16", False, "false", False)]
 )
-def test_sharded_training_equals_unsharded(tmp_path, make_tiny_llama, dtype, tied, ram_efficient, distils):
+def test_sharded_training_equals_unsharded(tmp_path, make_tiny_llama, dtype, tied, efficient, distils):
     folder = make_tiny_llama(zeros=0.5, tie_word_embeddings=tied)
-    worker = ROOT / "tests" / "method" / "sharded_worker.py"
     dense = [make_tiny_llama(seed=5)] * distils
-    done = launch(worker, folder, dtype, tmp_path, *dense, environment=fsdp_environment(ram_efficient))
+    environment = {**FSDP, "FSDP_CPU_RAM_EFFICIENT_LOADING": efficient}
+    done = launch(WORKERS, dtype, tmp_path, folder, *dense, environment=environment)
     assert done.returncode == 0, done.stderr
     found = torch.load(tmp_path / "found.pt", weights_only=False)
-    model = trained().attach(load_model(folder, getattr(torch, dtype), "cpu", "-p"))
-    samples = encoded(folder, 24)
+    model, samples = attached(folder, getattr(torch, dtype)), encoded(folder, 24)
     distillation = distilling(dense[0], samples) if distils else None
-    rates, place = settings(lr=0.1, batch_size=8), tmp_path / "whole"
-    result = train(model, samples, samples[:9], rates, "cpu", place, False, distillation=distillation)
+    how = settings(lr=0.1, batch_size=8)
+    result = train(model, samples, samples[:9], how, "cpu", tmp_path / "whole", distillation=distillation)
     scaled = load_model(folder, getattr(torch, dtype), "cpu", "-p")
     norms = scale_norms(scaled, samples, settings(lr=0.05, batch_size=8), L1, "cpu")
     # In bf16, batches of other shapes round differently.
@@ -160,13 +164,7 @@ def test_sharded_training_equals_unsharded(tmp_path, make_tiny_llama, dtype, tie
     assert torch.allclose(reattached, trained_logits, atol=tolerance * float(trained_logits.abs().max()))
 
 
-def test_a_mistake_is_told_once(tmp_path, make_tiny_llama):
-    missing, output = tmp_path / "missing", tmp_path / "output"
-    done = launch(ROOT / "RestoreLCC_train.py", "-base_model_name", missing, "-device", "cpu", "-output_dir", output)
-    assert done.returncode != 0
-    assert done.stderr.count("error: -base_model_name") == 1
-
-
+@pytest.mark.slow
 def test_a_mistake_is_told_though_the_process_that_tells_it_is_the_last_to_meet_it(tmp_path):
     script = tmp_path / "late.py"
     script.write_text(
@@ -183,28 +181,24 @@ def test_a_mistake_is_told_though_the_process_that_tells_it_is_the_last_to_meet_
     assert done.stderr.count("error: -lr: wrong") == 1
 
 
-def test_one_gpu_named_for_all_processes_is_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="-device: cuda:1 is one device for 2 processes"):
-        Processes("cuda:1")
+SHARDED = {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}
 
 
-@pytest.mark.parametrize("version", [None, "1"])
-def test_sharding_by_version_1_is_refused(monkeypatch, version):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+@pytest.mark.parametrize(
+    ("device", "environment", "said"),
+    [
+        ("cuda:1", {"WORLD_SIZE": "2"}, "-device: cuda:1 is one device for 2 processes"),
+        ("cpu", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP needs several processes"),
+        ("cpu", SHARDED, "launch: FSDP version 1.*add --fsdp_version 2"),
+        ("cpu", {**SHARDED, "FSDP_VERSION": "1"}, "launch: FSDP version 1.*add --fsdp_version 2"),
+    ],
+)
+def test_what_processes_cannot_do_together_is_refused(monkeypatch, device, environment, said):
     monkeypatch.delenv("FSDP_VERSION", raising=False)
-    if version:
-        monkeypatch.setenv("FSDP_VERSION", version)
-    with pytest.raises(UserError, match=r"accelerate launch: FSDP version 1.*add --fsdp_version 2"):
-        Processes("cpu")
-
-
-def test_sharding_with_a_single_process_is_refused(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_VERSION", "2")
-    with pytest.raises(UserError, match="FSDP needs several processes"):
-        Processes("cpu")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=said):
+        Processes(device)
 
 
 @pytest.mark.parametrize(
@@ -228,13 +222,9 @@ def test_mixed_precision_is_refused_with_who_asked_for_it(tmp_path, monkeypatch,
     Processes("cpu")
 
 
+@pytest.mark.slow
 def test_sharding_on_cpus_is_refused_and_not_left_out_silently(tmp_path, make_tiny_llama):
-    done = launch(
-        ROOT / "RestoreLCC_train.py",
-        *flags(tmp_path, make_tiny_llama),
-        "-output_dir",
-        tmp_path / "out",
-        environment={"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
-    )
-    assert "FSDP shards over GPUs only" in done.stderr
-    assert not (tmp_path / "out").exists()
+    words = [*flags(tmp_path, make_tiny_llama), "-output_dir", tmp_path / "out"]
+    environment = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    done = launch(ROOT / "RestoreLCC_train.py", *words, environment=environment)
+    assert "FSDP shards over GPUs only" in done.stderr and not (tmp_path / "out").exists()

@@ -31,27 +31,15 @@ def one_by_one(tokenizer, prompt: str, response: str, max_length: int) -> Encode
     return Encoded(whole[:max_length], min(common_prefix([alone, whole]), max_length))
 
 
-def arguments(*flags: str):
-    return parse_arguments(["-max_length", str(MAX_LENGTH), *flags])
-
-
-def texts(train: list[str], valid: list[str] = ()) -> Split:
-    return Split(*([Sample(prompt, f"yes {row}") for row, prompt in enumerate(part)] for part in (train, valid)))
-
-
-def read(train: list[str], valid: list[str] = (), flags: tuple[str, ...] = ()):
-    return read_samples(arguments(*flags), byte_tokenizer(), texts(train, valid))
-
-
-@pytest.mark.parametrize("kind", ["bytes", "merging", "real"])
-@pytest.mark.parametrize("max_length", [9, 500])
+@pytest.mark.parametrize(("kind", "max_length"), [("bytes", 9), ("merging", 9), ("merging", 500), ("real", 500)])
 def test_a_batch_gives_the_ids_of_one_by_one(request, kind, max_length):
     if kind == "real":
         tokenizer = load_tokenizer(request.getfixturevalue("stories"), "-b")
     else:
         tokenizer = {"bytes": byte_tokenizer, "merging": merging_tokenizer}[kind]()
-    prompts = ["Q:", "  Say it three times:  ", "A rather long question, is it not?", "x", "Q:\nA:"]
-    responses = ["a", "it it it", " two spaces", "", "yes\nno"]
+    # The last repeats a template's own words: searching for them would cut in the wrong place.
+    prompts = ["Q:", "  Say it three times:  ", "A rather long question, is it not?", "x", "Q:\nA:", "x ### Response:"]
+    responses = ["a", "it it it", " two spaces", "", "yes\nno", "### Response: y"]
     samples, prompt_ids = encode_all(tokenizer, prompts, responses, max_length)
     pairs = list(zip(prompts, responses, strict=True))
     assert samples == [one_by_one(tokenizer, *pair, max_length) for pair in pairs]
@@ -62,10 +50,22 @@ def test_a_batch_gives_the_ids_of_one_by_one(request, kind, max_length):
         assert samples[0].prompt_length == len(prompt_ids[0]) - 1
 
 
+def test_common_prefix_stops_at_the_first_difference():
+    assert common_prefix([[1, 2, 3], [1, 2, 4, 5], [1, 2]]) == 2
+    assert common_prefix([[1], [2]]) == 0
+
+
+def read(train: list[str], valid: list[str] = (), wrong: list[tuple[str, ...]] | None = None):
+    """What a run reads of these prompts, each answered with yes and its number."""
+    own = wrong or [None] * len(train)
+    texts = [Sample(prompt, f"yes {row}", own[row]) for row, prompt in enumerate(train)]
+    split = Split(texts, [Sample(prompt, f"yes {row}") for row, prompt in enumerate(valid)])
+    return read_samples(parse_arguments(["-max_length", str(MAX_LENGTH)]), byte_tokenizer(), split)
+
+
 def test_a_tenth_of_too_long_prompts_is_left_out_with_a_count_and_the_rest_stays_together(capsys):
     train = [LONG if row in (3, 11) else f"{SHORT} {row}" for row in range(20)]
-    valid = [LONG if row == 0 else SHORT for row in range(10)]
-    samples = read(train, valid)
+    samples = read(train, [LONG if row == 0 else SHORT for row in range(10)], [(f"no {row}",) for row in range(20)])
     printed = capsys.readouterr().out
     assert "left out 2 training samples with a prompt of -max_length 40 tokens or more" in printed
     assert "(samples 4, 12)" in printed
@@ -74,40 +74,22 @@ def test_a_tenth_of_too_long_prompts_is_left_out_with_a_count_and_the_rest_stays
     rows = [row for row in range(20) if row not in (3, 11)]
     assert samples.prompts == [f"{SHORT} {row}" for row in rows]
     assert samples.responses == [f"yes {row}" for row in rows]
+    assert samples.wrong_choices == [[f"no {row}"] for row in rows]
     tokenizer = byte_tokenizer()
     assert samples.prompt_ids == [tokenizer(prompt).input_ids for prompt in samples.prompts]
     assert [sample.ids for sample in samples.train] == answered(tokenizer, samples.prompts, samples.responses, 40)
-    assert len(samples.valid) == 9
     assert samples.to_prove() == [sample.ids for sample in samples.valid[:PROOF_SAMPLES]]
+    alone = read([SHORT] * 3)
+    assert alone.wrong_choices is None and alone.to_prove() == [sample.ids for sample in alone.train]
 
 
 @pytest.mark.parametrize("what", ["training", "validation"])
-def test_more_than_a_tenth_stops_the_run_unless_they_may_be_skipped(capsys, what):
+def test_more_than_a_tenth_stops_the_run(what):
     many, few = [LONG] * 2 + [SHORT] * 17, [SHORT] * 10
-    parts = (many, few) if what == "training" else (few, many)
     with pytest.raises(UserError, match=rf"^-max_length: 2 {what} samples .*\(samples 1, 2\), more than a tenth of 19"):
-        read(*parts)
-    samples = read(*parts, flags=("-skip_bad_samples",))
-    assert f"left out 2 {what} samples" in capsys.readouterr().out
-    assert len(samples.train) + len(samples.valid) == 27
-
-
-def test_strict_stops_at_any(capsys):
-    with pytest.raises(UserError, match=r"^-max_length: 1 training sample with .*leave out -strict_samples$"):
-        read([LONG] + [SHORT] * 99, flags=("-strict_samples",))
-    assert len(read([SHORT] * 3, flags=("-strict_samples",)).train) == 3
-    with pytest.raises(UserError, match=r"^-strict_samples: .*-skip_bad_samples"):
-        arguments("-strict_samples", "-skip_bad_samples")
+        read(*((many, few) if what == "training" else (few, many)))
 
 
 def test_a_run_of_no_samples_is_no_run():
     with pytest.raises(UserError, match=r"^-max_length: 1 training samples have room"):
-        read([LONG] * 5 + [SHORT], flags=("-skip_bad_samples",))
-
-
-def test_wrong_choices_stay_with_their_samples():
-    train = [Sample(LONG if row == 5 else f"{SHORT} {row}", "yes", (f"no {row}",)) for row in range(10)]
-    samples = read_samples(arguments(), byte_tokenizer(), Split(train, []))
-    assert samples.wrong_choices == [[f"no {row}"] for row in range(10) if row != 5]
-    assert samples.to_prove() == [sample.ids for sample in samples.train[:PROOF_SAMPLES]]
-    assert read([SHORT] * 3).wrong_choices is None
+        read([SHORT])

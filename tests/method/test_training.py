@@ -3,37 +3,37 @@
 import json
 import re
 import signal
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import chain, count, product
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import PartialState
 from torch import Tensor
-from torch._dynamo.utils import counters
+from transformers import LlamaForCausalLM
 
-from data.loading import alpaca_prompt
 from models.cpu_attention import NAME, cpu_attention
 from models.loading import load_model, load_tokenizer
-from tests.builders import SAMPLES, batch, compensation, learned_in, masks_of, trained, zeroed
+from tests.builders import SAMPLES, batch, learned_in, masks_of, trained, zeroed
 from utils.checkpoints import UNFINISHED
 from utils.common.errors import Stopped, UserError
-from utils.common.files import write_json
+from utils.common.files import workspace
 from utils.common.flags import parse_arguments
-from utils.common.manifest import MANIFEST, write_manifest
+from utils.common.manifest import MANIFEST
 from utils.evaluation.token_scores import token_scores
 from utils.losses import IGNORED, ResponseLoss
-from utils.prompts import Encoded, common_prefix, encode_all
+from utils.prompts import Encoded, encode_all
 from utils.stages.train import settings as of_flags
 from utils.training import (
-    PROGRESS,
+    Collator,
     TrainingResult,
     TrainingSettings,
     _OneDevice,
     _ProcessBatches,
-    _Progress,
     _RestorationTrainer,
+    _Watch,
     response_loss,
     train,
     validate,
@@ -46,32 +46,24 @@ def model(make_tiny_llama):
 
 
 def settings(**changes) -> TrainingSettings:
-    defaults = {
-        "lr": 1e-2,
-        "epochs": 2,
-        "batch_size": 4,
-        "accumulation": 1,
-        "max_grad_norm": 1.0,
-        "group_by_length": True,
-        "gradient_checkpointing": False,
-        "torch_compile": False,
-        "seed": 42,
-    }
-    return TrainingSettings(**{**defaults, **changes})
+    return TrainingSettings(**{"lr": 1e-2, "epochs": 2, "batch_size": 4, **changes})
 
 
-def encoded(model_folder, count: int) -> list[Encoded]:
+def attached(folder: Path, dtype: torch.dtype = torch.float32, restoration=None) -> LlamaForCausalLM:
+    return (restoration or trained()).attach(load_model(folder, dtype, "cpu", "-p"))
+
+
+def encoded(model_folder, number: int) -> list[Encoded]:
     tokenizer = load_tokenizer(model_folder, "-b")
-    prompts, responses = [f"say {n}" for n in range(count)], ["abc " * (n % 5 + 1) for n in range(count)]
+    prompts, responses = [f"say {n}" for n in range(number)], ["abc " * (n % 5 + 1) for n in range(number)]
     return encode_all(tokenizer, prompts, responses, 60)[0]
 
 
 def test_a_model_that_is_not_trained_has_the_validation_loss_that_training_would_begin_with(make_tiny_llama, tmp_path):
     folder = make_tiny_llama(zeros=0.5)
-    samples, restoration = encoded(folder, 6), trained()
-    model = restoration.attach(load_model(folder, torch.float32, "cpu", "-p"))
+    samples, model = encoded(folder, 6), attached(folder)
     found = validate(model, samples[:3])
-    after = train(model, samples, samples[:3], settings(epochs=1), "cpu", tmp_path, False)
+    after = train(model, samples, samples[:3], settings(epochs=1), "cpu", tmp_path)
     assert found.history == [row for row in after.history if row["step"] == 0]
     assert found.valid_rows != after.valid_rows and len(found.valid_rows) == 3
     assert validate(model, []) == TrainingResult()
@@ -81,90 +73,45 @@ def test_a_model_that_is_not_trained_has_the_validation_loss_that_training_would
         validate(model, samples)
 
 
-def test_template_leaves_the_input_block_out_when_empty():
-    assert alpaca_prompt("Add.", "1, 2") == "### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:"
-    assert alpaca_prompt("Hi.", "") == alpaca_prompt("Hi.") == "### Instruction:\nHi.\n\n### Response:"
-
-
-def test_response_starts_after_the_prompt_in_tokens(make_tiny_llama):
-    tokenizer = load_tokenizer(make_tiny_llama(), "-b")
-    # A response that repeats the template's own words: searching for them would cut in the wrong place.
-    prompt, response = alpaca_prompt("x"), "### Response: y"
-    (sample,), _ = encode_all(tokenizer, [prompt], [response], 500)
-    assert tokenizer.decode(sample.ids[: sample.prompt_length]) == prompt
-    assert tokenizer.decode(sample.ids[sample.prompt_length :]) == f" {response}"
-    assert len(encode_all(tokenizer, [prompt], [response], 30)[0][0].ids) == 30
-
-
-def test_common_prefix_stops_at_the_first_difference():
-    assert common_prefix([[1, 2, 3], [1, 2, 4, 5], [1, 2]]) == 2
-    assert common_prefix([[1], [2]]) == 0
-
-
 def test_labels_are_the_response_and_nothing_else():
-    labels = batch(SAMPLES)["labels"]
-    assert labels.tolist() == [
-        [IGNORED, IGNORED, 77, 30, IGNORED, IGNORED, IGNORED],
-        [IGNORED, IGNORED, IGNORED, 3, 4, 60, 61],
-        [IGNORED, 7, 9, IGNORED, IGNORED, IGNORED, IGNORED],
-    ]
+    no = IGNORED
+    wanted = [[no, no, 77, 30, no, no, no], [no, no, no, 3, 4, 60, 61], [no, 7, 9, no, no, no, no]]
+    assert batch(SAMPLES)["labels"].tolist() == wanted
 
 
-def test_loss_equals_full_logits_of_unpadded_samples(model, monkeypatch):
-    monkeypatch.setattr("utils.losses.CHUNK", 2)
-    rows = []
+def test_loss_and_gradient_equal_those_of_full_logits_of_unpadded_samples(model, monkeypatch):
+    monkeypatch.setattr("utils.losses.CHUNK", 3)
+    parameters = [p for p in trained().attach(model).parameters() if p.requires_grad]
+    nats = []
     for sample in SAMPLES:
         logits = model(torch.tensor([sample.ids])).logits[0].log_softmax(-1)
         places = range(sample.prompt_length, len(sample.ids))
-        rows.append([-sum(float(logits[place - 1, sample.ids[place]]) for place in places), len(places)])
-    total, count = (sum(column) for column in zip(*rows, strict=True))
+        nats.append(torch.stack([-logits[place - 1, sample.ids[place]] for place in places]))
+    mean, seen = torch.cat(nats).mean(), masks_of(model)
     loss = ResponseLoss(model)(**batch(SAMPLES))["loss"]
-    assert abs(float(loss) - total / count) < 1e-5
-    for found, expected in zip(response_loss(ResponseLoss(model).eval(), SAMPLES, 257, "").tolist(), rows, strict=True):
-        assert found == pytest.approx(expected, abs=1e-4)
-    assert abs(float(ResponseLoss(model)(**batch(SAMPLES), num_items_in_batch=20)["loss"]) - total / 20) < 1e-5
-
-
-def test_chunked_gradient_equals_autograd_through_full_logits(model, monkeypatch):
-    monkeypatch.setattr("utils.losses.CHUNK", 3)
-    trained().attach(model)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    inputs = batch(SAMPLES)
-    ResponseLoss(model)(**inputs)["loss"].backward()
-    found = [p.grad.clone() for p in parameters]
-    model.zero_grad()
-    logits = model(inputs["input_ids"]).logits[:, :-1].flatten(0, 1)
-    torch.nn.functional.cross_entropy(logits, inputs["labels"][:, 1:].flatten()).backward()
-    for mine, reference in zip(found, parameters, strict=True):
-        assert torch.allclose(mine, reference.grad, rtol=1e-4, atol=1e-7)
-
-
-def on(places: dict[str, str], begin: Callable) -> Callable:
-    """`_OneDevice.__post_init__` with other devices in the place of those named."""
-
-    def begin_elsewhere(self) -> None:
-        self.place = places.get(self.place, self.place)
-        begin(self)
-
-    return begin_elsewhere
+    assert float(loss.detach()) == pytest.approx(float(mean.detach()), abs=1e-5)
+    assert seen == [None] * 3  # rows are padded, and need no mask
+    for mine, other in zip(*(torch.autograd.grad(each, parameters) for each in (loss, mean)), strict=True):
+        assert torch.allclose(mine, other, rtol=1e-4, atol=1e-7)
+    of_twenty = ResponseLoss(model)(**batch(SAMPLES), num_items_in_batch=20)["loss"]
+    assert float(of_twenty.detach()) == pytest.approx(float(mean.detach()) * 8 / 20, abs=1e-5)
+    rows = response_loss(ResponseLoss(model).eval(), SAMPLES, 257, "").float()
+    assert torch.allclose(rows, torch.tensor([[float(own.detach().sum()), len(own)] for own in nats]), atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:.pin_memory.")
 def test_training_with_its_own_attention_is_the_same_training(make_tiny_llama, tmp_path, monkeypatch):
     folder = make_tiny_llama(zeros=0.5)
-    samples = encoded(folder, 10)
-    histories = []
+    samples, histories = encoded(folder, 10), []
     # Under FSDP a model that is trained on cards is on the CPU when training begins; here it stays there.
-    places = {"cuda:0": "cpu"}
-    monkeypatch.setattr(_OneDevice, "__post_init__", on(places, _OneDevice.__post_init__))
+    monkeypatch.setattr("utils.training._OneDevice", lambda place, **more: _OneDevice(place="cpu", **more))
     for attention, device in ((cpu_attention, "cpu"), (nullcontext, "cpu"), (cpu_attention, "cuda:0")):
-        used = []
+        used, model = [], attached(folder)
         monkeypatch.setattr("utils.training.cpu_attention", attention)
-        model = trained().attach(load_model(folder, torch.float32, "cpu", "-p"))
         model.model.layers[1].self_attn.register_forward_hook(
             lambda module, *_, used=used: used.append(module.config._attn_implementation)
         )
-        result = train(model, samples, samples[:3], settings(), device, tmp_path / str(len(histories)), False)
+        result = train(model, samples, samples[:3], settings(), device, tmp_path / str(len(histories)))
         assert set(used) == ({"sdpa"} if histories else {NAME})
         histories.append([row.get("loss", row.get("valid_loss")) for row in result.history])
     for other in histories[1:]:
@@ -177,14 +124,14 @@ def test_training_is_on_the_device_that_was_named(make_tiny_llama, tmp_path, mon
 
     def train_nothing(self, resume_from_checkpoint):
         places.extend([self.args.device, self.accelerator.device, *{p.device for p in self.model.parameters()}])
+        assert self.args.ddp_broadcast_buffers is False
         self.evaluate()
 
     monkeypatch.setattr(_RestorationTrainer, "train", train_nothing)
     monkeypatch.setattr("utils.training.response_loss", lambda *_: torch.tensor([[3.0, 2.0]], dtype=torch.float64))
     folder = make_tiny_llama()
-    model = trained().attach(load_model(folder, torch.float32, "cpu", "-p"))
     samples = encoded(folder, 4)
-    result = train(model, samples, samples, settings(), "meta", tmp_path, False)
+    result = train(attached(folder), samples, samples, settings(), "meta", tmp_path)
     assert places == [torch.device("meta")] * 3
     assert [row["valid_loss"] for row in result.history] == [1.5]
 
@@ -217,17 +164,9 @@ class WithoutFp64(Tensor):
 
 
 def test_losses_and_scores_are_summed_on_devices_without_fp64(model):
-    class Loss(torch.nn.Module):
-        """Its parameters, and so its inputs, are where no number can be read."""
-
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.empty(1, device="meta"))
-
-        def forward(self, **_) -> dict[str, Tensor]:
-            return {"tokens": torch.full((1, 8), 0.5).as_subclass(WithoutFp64)}
-
-    summed = response_loss(Loss(), SAMPLES, 257, "")
+    loss = torch.nn.Linear(1, 1, device="meta")  # its inputs are where no number can be read
+    loss.forward = lambda **_: {"tokens": torch.full((1, 8), 0.5).as_subclass(WithoutFp64)}
+    summed = response_loss(loss, SAMPLES, 257, "")
     assert summed.dtype == torch.float64 and summed.sum(0).tolist() == [4, 8]
     hidden, targets = torch.randn(5, 24), torch.arange(5)
     expected = token_scores(model, hidden, targets)
@@ -237,21 +176,15 @@ def test_losses_and_scores_are_summed_on_devices_without_fp64(model):
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
-def test_training_needs_no_mask_where_rows_are_padded(model):
-    seen = masks_of(model)
-    ResponseLoss(model)(**batch(SAMPLES))
-    assert seen == [None] * 3
-
-
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_training_lowers_the_loss_and_moves_only_beta_and_b(make_tiny_llama, tmp_path, checkpointing):
     folder = make_tiny_llama(zeros=0.5)
-    model = zeroed(trained()).attach(load_model(folder, torch.float32, "cpu", "-p"))
+    model, samples = attached(folder, restoration=zeroed(trained())), encoded(folder, 20)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    samples = encoded(folder, 20)
-    result = train(
-        model, samples, samples[:6], settings(gradient_checkpointing=checkpointing), "cpu", tmp_path / "c", False
-    )
+    how = settings(gradient_checkpointing=checkpointing)
+    result = train(model, samples, samples[:6], how, "cpu", tmp_path)
+    rates = [row["learning_rate"] for row in result.history if "loss" in row]
+    assert rates == pytest.approx([0.01 * (1 - step / 10) for step in range(10)])
     losses = [row["valid_loss"] for row in result.history if "valid_loss" in row]
     assert len(losses) == 3 and losses[2] < losses[1] < losses[0]
     assert [row["epoch"] for row in result.history if "valid_loss" in row] == [0.0, 1.0, 2.0]
@@ -264,179 +197,169 @@ def test_training_lowers_the_loss_and_moves_only_beta_and_b(make_tiny_llama, tmp
     assert {name.rsplit(".", 1)[1] for name in moved} == {"magnitudes", "component"}
 
 
+@contextmanager
+def before_each_pass(do: Callable[[bool], object]) -> Iterator[None]:
+    """Within it, `do` is called before each forward pass, with whether that trains."""
+    original = ResponseLoss.forward
+
+    def forward(self, *args, **kwargs):
+        do(self.training)
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ResponseLoss, "forward", forward)
+        yield
+
+
 class Cut:
     """A training of 12 samples in epochs of 3 steps, and the same one cut off and continued."""
 
-    save_steps: int | None = None
-
-    def __init__(self, folder: Path, place: Path, monkeypatch, grouped: bool = True, epochs: float = 2):
-        self.folder, self.place, self.monkeypatch, self.grouped = folder, place, monkeypatch, grouped
-        self.epochs = epochs
+    def __init__(self, folder: Path, place: Path, grouped: bool = True, epochs: float = 2):
+        self.folder, self.place, self.output = folder, place, place / "cut"
+        self.how = settings(group_by_length=grouped, epochs=epochs)
         self.samples = encoded(folder, 12)
         self.whole, self.complete = self.train(place / "whole")
 
-    def train(self, place: Path, resume: bool = False, belongs: str = "this"):
-        model = zeroed(trained()).attach(load_model(self.folder, torch.float32, "cpu", "-p"))
-        how = settings(batch_size=4, group_by_length=self.grouped, epochs=self.epochs)
-        more = {"belongs": belongs, "save_steps": self.save_steps}
-        result = train(model, self.samples, self.samples[:4], how, "cpu", place, resume, **more)
-        return model, result
+    def train(self, place: Path, belongs: str = "this"):
+        model = attached(self.folder, restoration=zeroed(trained()))
+        return model, train(model, self.samples, self.samples[:4], self.how, "cpu", place, belongs=belongs)
 
     def cut(self, call: int, event: Callable[[], None], ends: type[BaseException]) -> None:
         """Train until the given forward pass, at which the event happens, and the training ends by that exception."""
-        original, calls = ResponseLoss.forward, []
-
-        def forward(self, *args, **kwargs):
-            calls.append(1)
-            if len(calls) == call:
-                event()
-            return original(self, *args, **kwargs)
-
-        with self.monkeypatch.context() as patched, pytest.raises(ends):
-            patched.setattr(ResponseLoss, "forward", forward)
-            self.train(self.place / "cut")
+        passes = count(1)
+        with before_each_pass(lambda _: next(passes) == call and event()), pytest.raises(ends):
+            self.train(self.output)
 
     @property
     def checkpoints(self) -> list[str]:
-        return sorted(path.name for path in (self.place / "cut").glob("checkpoint-*"))
+        return sorted(path.name for path in self.output.glob("checkpoint-*"))
 
     def continues_to_the_same(self) -> int:
         """Steps that the continued training took; its restoration and history are those of the whole one."""
-        steps, original = [], ResponseLoss.forward
-
-        def forward(self, *args, **kwargs):
-            steps.extend([1] * self.training)
-            return original(self, *args, **kwargs)
-
-        with self.monkeypatch.context() as patched:
-            patched.setattr(ResponseLoss, "forward", forward)
-            model, result = self.train(self.place / "cut", resume=True)
+        steps = []
+        with before_each_pass(steps.append):
+            model, result = self.train(self.output)
         found, wanted = (learned_in(each) for each in (model, self.whole))
         assert all(torch.equal(found[name], wanted[name]) for name in ("magnitudes", "component"))
         assert json.dumps(result.history) == json.dumps(self.complete.history)
         assert result.valid_rows == self.complete.valid_rows and len(result.valid_rows) == 4
-        counts = [(each.tokens, each.padded_tokens) for each in (result, self.complete)]
-        assert counts[0] == counts[1]
-        assert self.epochs != 2 or counts[0][0] == 2 * sum(len(sample.ids) for sample in self.samples)
-        return len(steps)
+        assert result.tokens == self.complete.tokens and result.padded_tokens == self.complete.padded_tokens
+        return sum(steps)
 
 
 @pytest.fixture(params=[True])
-def cut(request, make_tiny_llama, tmp_path, monkeypatch) -> Cut:
-    return Cut(make_tiny_llama(zeros=0.5), tmp_path, monkeypatch, request.param)
+def cut(request, make_tiny_llama, tmp_path) -> Cut:
+    return Cut(make_tiny_llama(zeros=0.5), tmp_path, request.param)
 
 
 def fails() -> None:
     raise RuntimeError("no power")
 
 
+def interrupts() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
 # The first forward pass validates the start, 2 to 4 are steps, 5 validates, 6 to 8 are steps, 9 validates.
-@pytest.mark.parametrize(
-    ("call", "steps"), [(3, 6), (5, 3), (7, 3), (9, 0)], ids=["first epoch", "validation", "second epoch", "the last"]
-)
+@pytest.mark.parametrize(("call", "steps"), [(3, 6), (5, 3), (9, 0)], ids=["first epoch", "validation", "the last"])
 def test_a_killed_training_goes_on_from_its_last_checkpoint(cut, call, steps):
     cut.cut(call, fails, RuntimeError)
     assert cut.continues_to_the_same() == steps
 
 
 @pytest.mark.parametrize("ends", ["in its last step", "after its last validation"])
-def test_a_fraction_of_an_epoch_that_goes_on_after_its_last_step_makes_no_other(
-    make_tiny_llama, tmp_path, monkeypatch, ends
-):
-    cut = Cut(make_tiny_llama(zeros=0.5), tmp_path, monkeypatch, epochs=1.5)
+def test_a_fraction_of_an_epoch_goes_on_after_its_last_step_without_another(make_tiny_llama, tmp_path, ends):
+    cut = Cut(make_tiny_llama(zeros=0.5), tmp_path, epochs=1.5)
     if ends == "in its last step":
-        cut.cut(7, lambda: signal.raise_signal(signal.SIGINT), KeyboardInterrupt)
+        cut.cut(7, interrupts, KeyboardInterrupt)
     else:
-        cut.train(tmp_path / "cut")
+        cut.train(cut.output)
     assert cut.checkpoints == ["checkpoint-3", "checkpoint-5"]
     assert cut.continues_to_the_same() == 0
 
 
 @pytest.mark.parametrize("grouped", [True, False])
 def test_no_seed_has_the_batches_of_another_seed_in_another_epoch(grouped):
-    def batches(seed: int, epoch: int) -> list[list[int]]:
+    orders = []
+    for seed, epoch in product(range(4), range(4)):
         drawn = _ProcessBatches([5 + n % 7 for n in range(23)], settings(seed=seed, group_by_length=grouped), 0, 1)
         drawn.epoch = epoch
-        return list(drawn)
+        assert sorted(chain(*drawn)) == list(range(23)) and list(drawn) == list(drawn)
+        orders.append(str(list(drawn)))
+    assert len(set(orders)) == 16
 
-    places = [(seed, epoch) for seed in range(4) for epoch in range(4)]
-    orders = {place: batches(*place) for place in places}
-    assert all(sorted(sample for batch in order for sample in batch) == list(range(23)) for order in orders.values())
-    assert len({str(order) for order in orders.values()}) == len(places)
-    assert batches(2, 3) == orders[2, 3]
+
+def test_the_batches_of_several_processes_are_those_of_one():
+    lengths = [5 + n % 7 for n in range(49)]
+    for processes, size, accumulation, grouped in ((2, 4, 1, True), (3, 2, 2, False), (8, 1, 3, True)):
+        how = settings(batch_size=size, accumulation=accumulation, group_by_length=grouped)
+        alone = _ProcessBatches(lengths, settings(**{**vars(how), "batch_size": size * processes}), 0, 1)
+        parts = [_ProcessBatches(lengths, how, process, processes) for process in range(processes)]
+        for epoch in range(2):
+            for part in (alone, *parts):
+                part.epoch = epoch
+            together = [sorted(chain(*batches)) for batches in zip(*parts, strict=True)]
+            assert together == [sorted(batch) for batch in alone] and len(together) == len(alone) == len(parts[0])
+
+
+def test_a_process_that_has_no_sample_of_a_step_computes_one_that_counts_nothing():
+    taught = {"number": 3, "input_ids": [5, 9, 77], "prompt_length": 1, "teacher": torch.ones(2, 24)}
+    found = Collator(257, taught)([])
+    assert found["input_ids"].tolist() == [[5, 9]] and found["labels"].tolist() == [[IGNORED] * 2]
+    assert found["numbers"].tolist() == [0] and found["teacher"].shape == (0, 24)
 
 
 def test_each_epoch_has_an_order_of_its_own(make_tiny_llama, tmp_path, monkeypatch):
     orders, original = [], _ProcessBatches.order
     monkeypatch.setattr(_ProcessBatches, "order", lambda self: orders.append(original(self)) or orders[-1])
     folder = make_tiny_llama()
-    model = trained().attach(load_model(folder, torch.float32, "cpu", "-p"))
-    train(model, encoded(folder, 9), [], settings(epochs=3, group_by_length=False), "cpu", tmp_path, False)
+    train(attached(folder), encoded(folder, 9), [], settings(epochs=3, group_by_length=False), "cpu", tmp_path)
     assert len({str(order) for order in orders}) == len(orders) == 3
 
 
-class Gradient:
-    """b's gradient of one step on 22 × 248 labelled tokens in two batches, as AdamW gets it, in fp32 or fp16.
+def gradient(folder: Path, dtype: torch.dtype, monkeypatch, narrow: float = float("inf")) -> tuple[Tensor, list[float]]:
+    """b's gradient of one step on 22 × 248 labelled tokens in two batches, as AdamW gets it; and the largest number
+    that passed back through the last layer, of each batch.
 
-    narrow: what at most passes back through the last layer as it is; what is larger is infinite, as in a narrower fp16.
+    narrow: what at most passes there as it is; what is larger is infinite, as in a narrower fp16.
     """
+    samples = [Encoded([(7 * n + at * at) % 256 for at in range(250)], 2) for n in range(22)]
+    found, passed = [], []
 
-    def __init__(self, folder: Path, place: Path, monkeypatch):
-        self.samples = [Encoded([(7 * n + at * at) % 256 for at in range(250)], 2) for n in range(22)]
-        self.folder, self.place, self.monkeypatch = folder, place, monkeypatch
-        self.passed: list[float] = []
-        """The largest number that passed back through the last layer, of each batch."""
+    def pass_back(values: Tensor) -> Tensor:
+        passed.append(float(values.abs().max()))
+        return values.masked_fill(values.abs() > narrow, float("inf"))
 
-    def __call__(self, dtype: torch.dtype, narrow: float = float("inf")) -> Tensor:
-        found, self.passed = [], []
+    def keep(self, args, state, control, model, **_) -> None:
+        found.extend(p.grad.clone() for name, p in model.named_parameters() if name.endswith("component"))
 
-        def watch(_module, _inputs, output: Tensor) -> None:
-            output.register_hook(pass_back)
-
-        def pass_back(values: Tensor) -> Tensor:
-            self.passed.append(float(values.abs().max()))
-            return values.masked_fill(values.abs() > narrow, float("inf"))
-
-        def keep(self, args, state, control, model, **_) -> None:
-            found.extend(p.grad.clone() for name, p in model.named_parameters() if name.endswith("component"))
-
-        model = trained().attach(load_model(self.folder, dtype, "cpu", "-p"))
-        model.model.layers[-1].register_forward_hook(watch)
-        how = settings(epochs=1, batch_size=11, accumulation=2, max_grad_norm=1e9)
-        with self.monkeypatch.context() as patched:
-            patched.setattr(_Progress, "on_pre_optimizer_step", keep)
-            train(model, self.samples, [], how, "cpu", self.place, False)
-        return torch.cat(found)
+    model = attached(folder, dtype)
+    model.model.layers[-1].register_forward_hook(lambda *given: given[2].register_hook(pass_back) and None)
+    how = settings(epochs=1, batch_size=11, accumulation=2, max_grad_norm=1e9)
+    with monkeypatch.context() as patched, workspace("gradient") as place:
+        patched.setattr(_Watch, "on_pre_optimizer_step", keep)
+        train(model, samples, [], how, "cpu", place)
+    return torch.cat(found), passed
 
 
-def test_fp16_has_the_gradient_of_fp32_on_many_tokens(make_tiny_llama, tmp_path, monkeypatch):
-    gradient = Gradient(make_tiny_llama(zeros=0.5), tmp_path, monkeypatch)
-    wanted = gradient(torch.float32)
-    found = gradient(torch.float16)
-    assert (found - wanted).norm() < 0.01 * wanted.norm()
-    largest = max(gradient.passed)
-    assert len(gradient.passed) == 2
+@pytest.mark.slow
+def test_fp16_has_the_gradient_of_fp32_on_many_tokens(make_tiny_llama, monkeypatch):
+    folder = make_tiny_llama(zeros=0.5)
+    wanted, _ = gradient(folder, torch.float32, monkeypatch)
+    found, passed = gradient(folder, torch.float16, monkeypatch)
+    assert (found - wanted).norm() < 0.01 * wanted.norm() and len(passed) == 2
     # Where the scale leaves no room it is made smaller, for the same gradient; where none helps, training ends.
-    found = gradient(torch.float16, largest / 2)
+    found, again = gradient(folder, torch.float16, monkeypatch, max(passed) / 2)
     assert (found - wanted).norm() < 0.01 * wanted.norm()
-    assert len(gradient.passed) == 4 and max(gradient.passed[2:]) == pytest.approx(largest / 16, rel=1e-2)
+    assert len(again) == 4 and max(again[2:]) == pytest.approx(max(passed) / 16, rel=1e-2)
     with pytest.raises(UserError, match="the gradient is no finite number at step 1 of 1, on training samples 1, 2"):
-        gradient(torch.float16, 0)
+        gradient(folder, torch.float16, monkeypatch, 0)
 
 
-def test_a_checkpoint_of_a_version_that_kept_no_validation_rows_is_continued(cut):
-    cut.cut(7, fails, RuntimeError)
-    kept = cut.place / "cut" / "checkpoint-3"
-    progressed = json.loads((kept / PROGRESS).read_text())
-    del progressed["valid_rows"]
-    write_json(kept / PROGRESS, progressed)
-    write_manifest(kept, belongs=json.loads((kept / MANIFEST).read_text())["belongs"])
-    assert cut.continues_to_the_same() == 3
-
-
-@pytest.mark.parametrize("cut", [True, False], ids=["grouped", "random"], indirect=True)
 @pytest.mark.parametrize(
-    ("number", "ends"), [(signal.SIGTERM, Stopped), (signal.SIGUSR1, Stopped), (signal.SIGINT, KeyboardInterrupt)]
+    ("cut", "number", "ends"),
+    [(True, signal.SIGTERM, Stopped), (False, signal.SIGUSR1, Stopped), (False, signal.SIGINT, KeyboardInterrupt)],
+    indirect=["cut"],
 )
 def test_a_training_that_is_told_to_end_loses_no_step(cut, number, ends):
     def never(*_) -> None:
@@ -453,35 +376,28 @@ def test_a_training_that_is_told_to_end_loses_no_step(cut, number, ends):
 
 
 def test_a_second_signal_ends_at_once(cut):
-    def twice() -> None:
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-
-    cut.cut(7, twice, KeyboardInterrupt)
+    cut.cut(7, lambda: (interrupts(), interrupts()), KeyboardInterrupt)
     assert cut.checkpoints == ["checkpoint-3"]
 
 
 @pytest.mark.parametrize(("call", "step", "kept"), [(3, 2, None), (6, 4, "checkpoint-3")])
 def test_a_loss_that_is_no_number_names_step_samples_and_the_last_good_checkpoint(cut, monkeypatch, call, step, kept):
-    forward, calls, seen = ResponseLoss.forward, [], []
+    forward, seen = ResponseLoss.forward, []
 
     def broken(self, *args, **kwargs):
-        calls.append(1)
         seen.append(kwargs.get("input_ids"))
         found = forward(self, *args, **kwargs)
-        return {**found, "loss": found["loss"] * (float("nan") if len(calls) == call else 1)}
+        return {**found, "loss": found["loss"] * (float("nan") if len(seen) == call else 1)}
 
     with monkeypatch.context() as patched, pytest.raises(UserError) as found:
         patched.setattr(ResponseLoss, "forward", broken)
-        cut.train(cut.place / "cut")
-    said = re.fullmatch(
-        rf"-lr: the loss is no finite number at step {step} of 6, on training samples (.*); lower it \(now 0.01\), .*; "
-        r"(there is no checkpoint before it|the last good checkpoint is (.*))",
-        str(found.value),
-    )
+        cut.train(cut.output)
+    good = rf"the last good checkpoint is {cut.output / kept}" if kept else "there is no checkpoint before it"
+    place = rf"step {step} of 6, on training samples (.*)"
+    said = rf"-lr: the loss is no finite number at {place}; lower it \(now 0.01\), .*; {good}"
+    numbers = re.fullmatch(said, str(found.value))[1].split(", ")
     rows = {tuple(row[row != 257].tolist()) for row in seen[-1]}
-    assert {tuple(cut.samples[int(number) - 1].ids) for number in said[1].split(", ")} == rows and len(rows) == 4
-    assert said[3] == (kept and str(cut.place / "cut" / kept))
+    assert {tuple(cut.samples[int(number) - 1].ids) for number in numbers} == rows and len(rows) == 4
     assert cut.checkpoints == ([kept] if kept else [])
     assert cut.continues_to_the_same() == (3 if kept else 6)
 
@@ -491,7 +407,7 @@ def test_a_validation_loss_that_is_no_number_ends_the_training(cut, monkeypatch)
     found = lambda *_: torch.tensor([[next(values), 1]], dtype=torch.float64)  # noqa: E731
     monkeypatch.setattr("utils.training.response_loss", found)
     with pytest.raises(UserError, match=r"^-lr: the validation loss is no finite number at step 3 of 6; lower it"):
-        cut.train(cut.place / "cut")
+        cut.train(cut.output)
     values = iter([float("nan")])
     with pytest.raises(UserError, match=r"^-dtype: the validation loss is no finite number before any training"):
         cut.train(cut.place / "other")
@@ -505,7 +421,7 @@ def test_a_restoration_that_is_not_finite_is_no_checkpoint(cut, monkeypatch):
     save = _RestorationTrainer._save_checkpoint
     monkeypatch.setattr(_RestorationTrainer, "_save_checkpoint", lambda self, *a: (spoil(self), save(self, *a)))
     with pytest.raises(UserError, match=r"^-lr: the restoration is no finite number at step 3; .* no checkpoint"):
-        cut.train(cut.place / "cut")
+        cut.train(cut.output)
     assert cut.checkpoints == []
 
 
@@ -516,34 +432,25 @@ def test_minutes_of_training_are_saved_within_an_epoch(cut, monkeypatch):
     assert cut.continues_to_the_same() == 1
 
 
-def test_a_checkpoint_may_be_asked_for_every_so_many_steps(cut):
-    cut.save_steps = 2
-    cut.cut(8, fails, RuntimeError)
-    assert cut.checkpoints == ["checkpoint-3", "checkpoint-4"]
-    cut.save_steps = None  # is no part of what they belong to
-    assert cut.continues_to_the_same() == 2
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "progress.json", MANIFEST])
-@pytest.mark.parametrize("damage", ["flipped", "truncated", "removed"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(cut, capsys, name, damage):
-    cut.cut(7, lambda: signal.raise_signal(signal.SIGINT), KeyboardInterrupt)
-    file = cut.place / "cut" / "checkpoint-5" / name
-    content = file.read_bytes()
-    middle = len(content) // 2
-    if damage == "flipped":
-        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    elif damage == "truncated":
-        file.write_bytes(content[:middle])
-    else:
-        file.unlink()
+@pytest.mark.parametrize(
+    ("name", "damaged"),
+    [
+        ("model.safetensors", lambda kept: kept[:-1] + bytes([kept[-1] ^ 1])),
+        ("optimizer.pt", lambda kept: kept[: len(kept) // 2]),
+        (MANIFEST, lambda kept: b""),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(cut, capsys, name, damaged):
+    cut.cut(7, interrupts, KeyboardInterrupt)
+    file = cut.output / "checkpoint-5" / name
+    file.write_bytes(damaged(file.read_bytes()))
     assert cut.continues_to_the_same() == 3
     assert "checkpoint-5 is " in "".join(capsys.readouterr())
 
 
 def test_a_checkpoint_of_another_training_is_passed_over(cut, capsys):
-    cut.cut(7, lambda: signal.raise_signal(signal.SIGINT), KeyboardInterrupt)
-    _, result = cut.train(cut.place / "cut", resume=True, belongs="other heads")
+    cut.cut(7, interrupts, KeyboardInterrupt)
+    _, result = cut.train(cut.output, belongs="other heads")
     assert "checkpoint-5 is of other samples, weights, heads or processes" in "".join(capsys.readouterr())
     assert len([row for row in result.history if "loss" in row]) == 6 and result.tokens == cut.complete.tokens
 
@@ -552,54 +459,10 @@ def test_what_a_kill_left_unfinished_is_never_taken_for_a_checkpoint(cut, monkey
     with monkeypatch.context() as patched:
         patched.setattr("utils.training.seal", lambda *_: fails())
         with pytest.raises(RuntimeError, match="no power"):
-            cut.train(cut.place / "cut")
-    assert cut.checkpoints == [] and (cut.place / "cut" / UNFINISHED / "checkpoint-3").is_dir()
+            cut.train(cut.output)
+    assert cut.checkpoints == [] and (cut.output / UNFINISHED / "checkpoint-3").is_dir()
     assert cut.continues_to_the_same() == 6
-    assert not (cut.place / "cut" / UNFINISHED / "checkpoint-3").exists()
-
-
-def test_the_learning_rate_falls_linearly_to_zero(make_tiny_llama, tmp_path):
-    folder = make_tiny_llama(zeros=0.5)
-    model = trained().attach(load_model(folder, torch.float32, "cpu", "-p"))
-    result = train(model, encoded(folder, 20), [], settings(lr=0.5), "cpu", tmp_path / "c", False)
-    rates = [row["learning_rate"] for row in result.history]
-    assert len(rates) == 10
-    assert rates == pytest.approx([0.5 * (1 - step / 10) for step in range(10)])
-
-
-def test_compiled_training_is_the_same_training(make_tiny_llama, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.training.COMPILER", "aot_eager")
-    compiled = []
-    original = torch.nn.Module.compile
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda self, **options: (compiled.append(type(self)), original(self, **options))
-    )
-    folder = make_tiny_llama(zeros=0.5)
-    samples, found = encoded(folder, 12), []
-    for choice in (False, True):
-        model = zeroed(trained()).attach(load_model(folder, torch.float32, "cpu", "-p"))
-        result = train(model, samples, [], settings(torch_compile=choice), "cpu", tmp_path / str(choice), False)
-        found.append(([row["loss"] for row in result.history], learned_in(model)))
-        assert all(layer._compiled_call_impl is None for layer in model.model.layers)
-    assert len(compiled) == 3
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
-    assert torch.allclose(found[0][1]["component"], found[1][1]["component"], atol=1e-5)
-
-
-def test_compilations_are_no_more_for_many_lengths_and_numbers_of_heads(make_tiny_llama, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.training.COMPILER", "aot_eager")
-    monkeypatch.setattr("utils.training.VALID_TOKENS_A_BATCH", 60)  # several batches, between which the bias is kept
-    folder = make_tiny_llama()
-    heads = [(layer, head) for layer, count in ((0, 3), (1, 2), (2, 5)) for head in range(count)]
-    basis = torch.eye(8).expand(3, 6, 8, 8)
-    model = compensation(heads, basis, seed=0).attach(load_model(folder, torch.float32, "cpu", "-p"))
-    torch._dynamo.reset()
-    counters.clear()
-    samples = encoded(folder, 12)
-    train(model, samples, samples[:5], settings(torch_compile=True), "cpu", tmp_path / "c", False)
-    # Without gradients, in the lowest layer, above it.
-    assert counters["stats"]["unique_graphs"] == 3
-    assert not counters["graph_break"]
+    assert not (cut.output / UNFINISHED / "checkpoint-3").exists()
 
 
 def test_settings_that_nobody_gave_are_those_of_the_flags():

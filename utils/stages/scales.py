@@ -24,7 +24,7 @@ def head_norms(run: Run, models: Models, samples: Samples) -> Tensor | None:
     if not run.needs.heads or run.args.head_selection != "lofit":
         return None
     args, processes = run.args, run.processes
-    how = replace(settings(args), lr=baselines.lofit.LR)
+    how = replace(settings(args), lr=baselines.lofit.LR, flag="-head_selection")
     alike = [processes.count, processes.sharded, args.dtype, run.kind_of_device]
     made: list[Tensor] = []
     kept = norms.later(run.cache, models.pruned, samples.train, how, baselines.lofit.L1, alike, made=made.pop)

@@ -68,7 +68,6 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
             settings(args),
             run.device,
             run.folder / CHECKPOINTS,
-            resume=True,
             sharded=sharded,
             distillation=teacher and with_model(run, models, teacher),
             belongs=belongs(run, models, samples, start),
