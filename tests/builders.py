@@ -1,5 +1,6 @@
 """What tests of all rooms build: tiny lopsided Llamas, a byte tokenizer, restorations, samples."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -7,7 +8,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from models.checkpoint import Checkpoint
 from models.contract import MethodInputs
+from models.loading import load_config, load_model
 from models.modeling_llama import restored_layers
 from models.restoration import Restoration
 from utils.common.methods import Options
@@ -56,6 +59,14 @@ def save_tiny_llama(folder: Path, seed: int = 0, zeros: float = 0.0, dtype=torch
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+def inputs_of(dense: Path, pruned: Path, tokens: Tensor, dtype=torch.float32, seed: int = 0, **more) -> MethodInputs:
+    """What a closed form starts from, given a dense and a pruned folder and the calibration set."""
+    loads = [partial(load_model, folder, dtype, "cpu", "-p") for folder in (dense, pruned)]
+    read, teacher = Checkpoint(pruned).read, Checkpoint(dense).read
+    own = {"teacher": teacher, "tokens": tokens, "dense": loads[0], "pruned": loads[1]}
+    return MethodInputs(load_config(pruned, "-p"), seed, read, **own, **more)
 
 
 HEADS = [(2, 5), (0, 1), (2, 0)]
