@@ -1,9 +1,11 @@
 """What tests of all rooms build: tiny lopsided Llamas, a byte tokenizer, restorations, samples."""
 
+import json
 from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -59,6 +61,22 @@ def save_tiny_llama(folder: Path, seed: int = 0, zeros: float = 0.0, dtype=torch
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+def shard(folder: Path, pickled: bool = False) -> list[str]:
+    """Save the model in the folder again as shards, of PyTorch's own format if `pickled`: their safetensors names."""
+    LlamaForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="8KB")
+    (folder / "model.safetensors").unlink()
+    names = sorted(path.name for path in folder.glob("model-*.safetensors"))
+    if pickled:
+        index = json.loads((folder / "model.safetensors.index.json").read_text())
+        for name in names:
+            torch.save(load_file(folder / name), folder / f"pytorch_{Path(name).stem}.bin")
+            (folder / name).unlink()
+        index["weight_map"] = {n: f"pytorch_{Path(f).stem}.bin" for n, f in index["weight_map"].items()}
+        (folder / "model.safetensors.index.json").unlink()
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    return names
 
 
 def inputs_of(dense: Path, pruned: Path, tokens: Tensor, dtype=torch.float32, seed: int = 0, **more) -> MethodInputs:
