@@ -1,11 +1,12 @@
 """What tests of all rooms build: tiny lopsided Llamas, a byte tokenizer, restorations, samples."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -60,6 +61,15 @@ def save_tiny_llama(folder: Path, seed: int = 0, zeros: float = 0.0, dtype=torch
                 parameter[torch.rand(parameter.shape, generator=generator) < zeros] = 0
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
+    """Apply `change` to the tensors of a folder with one safetensors file: in place, or it gives a new dictionary."""
+    tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
+    changed = change(tensors)
+    tensors = changed if isinstance(changed, dict) else tensors
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

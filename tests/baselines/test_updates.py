@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from models.checkpoint import LINEARS, Checkpoint
 from models.contract import MethodInputs
@@ -10,6 +9,7 @@ from models.loading import load_config, load_model
 from models.modeling_llama import max_rounding_error, numbers_trained, restored_layers
 from models.restoration import Restoration
 from models.terms import DoRA, LowRank, MaskedChange, MaskedDoRA
+from tests.builders import rewrite
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
 from utils.common.methods import Options, parts_of
@@ -68,10 +68,12 @@ def by_hand(folder, method: str, restoration: Restoration):
 
 def dead_rows(folder) -> None:
     """Rows of zeros in two matrices, as structured pruning leaves them."""
-    tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
-    tensors["model.layers.1.self_attn.q_proj.weight"][5:9] = 0
-    tensors["model.layers.2.mlp.up_proj.weight"][-1] = 0
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    def change(tensors):
+        tensors["model.layers.1.self_attn.q_proj.weight"][5:9] = 0
+        tensors["model.layers.2.mlp.up_proj.weight"][-1] = 0
+
+    rewrite(folder, change)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models.checkpoint import Checkpoint, count_zeros, fingerprint, restorable_heads, same_bits
@@ -29,7 +28,7 @@ from models.merge import (
 from models.modeling_llama import keep_columns
 from models.restoration import ABOUT, TENSORS, Restoration, load_restoration, save_restoration
 from models.terms import Constant, HeadConstant, LowRank
-from tests.builders import HEADS, inputs_of, orthonormal, save_tiny_llama, shard, trained
+from tests.builders import HEADS, inputs_of, orthonormal, rewrite, save_tiny_llama, shard, trained
 from utils.common.errors import UserError
 from utils.common.methods import Options, needs_of
 
@@ -109,14 +108,6 @@ def merged(folder: Path, place: Path, run_dtype: torch.dtype = torch.float32, na
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     checkpoint = Checkpoint(folder)
     return {name: checkpoint.read(name) for name in checkpoint.headers}
-
-
-def rewrite(folder: Path, change) -> None:
-    """Apply `change` to the tensors of a folder with one safetensors file."""
-    tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
-    changed = change(tensors)
-    tensors = changed if isinstance(changed, dict) else tensors
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize(("name", "shape", "dtype"), CASES)
