@@ -154,6 +154,7 @@ def test_a_way_of_splitting_that_nobody_knows_is_told(tmp_path, bpe, capsys, pre
         (["rope_freqs.weight"], None, "rope_freqs.weight, "),
         ([], RopeScalingType.YARN, "llama.rope.scaling.type, "),
     ],
+    ids=["biases", "factors", "scaling"],
 )
 def test_a_gguf_file_that_would_lose_biases_or_its_rope_is_not_read(tmp_path, bpe, more, scaling, said):
     write_gguf(tmp_path / "it.gguf", bpe, "gpt-2", more, scaling)

@@ -8,10 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from models.checkpoint import Checkpoint
-from models.loading import load_model
-from models.merge import merge_and_prove, record_logits
-from models.restoration import save_restoration
-from tests.builders import save_tiny_llama, trained
+from tests.builders import save_tiny_llama
+from tests.models import test_merge
 
 IDS = torch.tensor([[5, 9, 77, 30, 8, 1, 60]])
 
@@ -24,12 +22,8 @@ def pruned(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def merged(pruned) -> Path:
     """The pruned model with three heads restored, visibly."""
-    restoration, output = trained(), pruned.parent / "model"
-    model = restoration.attach(load_model(pruned, torch.float32, "cpu", "it"))
-    reference = record_logits(model, restoration, Checkpoint(pruned), IDS.tolist(), "cpu")
-    save_restoration(pruned.parent / "restoration", restoration, {})
-    merge_and_prove(pruned, pruned.parent / "restoration", output, tokenizer_from=pruned, reference=reference)
-    return output
+    assert test_merge.merged(pruned, pruned.parent)["passed"]
+    return pruned.parent / "merged"
 
 
 def plain(folder: Path):

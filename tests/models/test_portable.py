@@ -14,14 +14,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models.checkpoint import Checkpoint
 from models.compact import write_compact
-from models.loading import load_config, load_model, tokenizer_files
-from models.merge import merge_and_prove, record_logits
+from models.loading import load_config, tokenizer_files
 from models.portable import portable, save_tokenizer
-from models.restoration import save_restoration
 from pruning.checkpoint import prune
-from tests.builders import byte_tokenizer, save_tiny_llama, trained
+from tests.builders import byte_tokenizer, save_tiny_llama
+from tests.models.test_merge import merged
 
 OLD_PYTHON = "RESTORELCC_OLD_PYTHON"
 
@@ -76,16 +74,11 @@ def base(folder: Path, rope: dict) -> Path:
 def made_of(folder: Path, work: Path) -> dict[str, Path]:
     """What is written on the way from a dense checkpoint: the pruned one, the merged one and its compact form."""
     calibration = {"calib_data": "bundled", "calib_samples": 1, "calib_length": 16}
-    made = {name: work / name for name in ("pruned", "model", "compact")}
+    made = {name: work / name for name in ("pruned", "merged", "compact")}
     prune(folder, made["pruned"], "magnitude", "0.5", **calibration, dtype=torch.float32, device="cpu", seed=1)
-    restoration, ids = trained(), [[5, 9, 77, 30, 8]]
-    save_restoration(work / "restoration", restoration, {})
-    attached = restoration.attach(load_model(made["pruned"], torch.float32, "cpu", "it"))
-    reference = record_logits(attached, restoration, Checkpoint(made["pruned"]), ids, "cpu")
-    common = {"tokenizer_from": made["pruned"], "reference": reference}
-    merge_and_prove(made["pruned"], work / "restoration", made["model"], **common)
+    assert merged(made["pruned"], work)["passed"]
     made["compact"].mkdir()
-    write_compact(made["model"], made["compact"])
+    write_compact(made["merged"], made["compact"])
     return made
 
 
