@@ -520,7 +520,9 @@ def merge_saved(args: Namespace, output: Path) -> None:
     tokenizer = load_tokenizer(tokenizer_from, "-tokenizer")
     check_vocabulary(tokenizer, load_config(pruned, "-pruned_model_path"), "-tokenizer")
     token_ids = [tokenizer(text).input_ids for text in PROBE_TEXTS]
-    dtype = DTYPES[args.dtype or dtype_of_run(about)]
+    arguments = about.get("arguments")
+    of_run = arguments.get("dtype") if isinstance(arguments, dict) else None
+    dtype = DTYPES[args.dtype or (of_run if of_run in DTYPE_NAMES else DTYPE_NAMES[0])]
     model = restoration.attach(load_model(pruned, dtype, device, "-pruned_model_path"))
     reference = record_logits(model, restoration, Checkpoint(pruned), token_ids, device)
     del model
@@ -535,13 +537,6 @@ def merge_saved(args: Namespace, output: Path) -> None:
         file.rename(output / file.name)
     (output / "merged").rmdir()
     write_json(output / PROOF, record)
-
-
-def dtype_of_run(about: dict) -> str:
-    """The name of the dtype in which the run computed that a restoration's json tells of."""
-    arguments = about.get("arguments")
-    name = arguments.get("dtype") if isinstance(arguments, dict) else None
-    return name if name in DTYPE_NAMES else DTYPE_NAMES[0]
 
 
 if __name__ == "__main__":

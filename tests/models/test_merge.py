@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from models.checkpoint import Checkpoint, count_zeros, fingerprint, restorable_heads, same_bits
 from models.compact import compact_checkpoint, in_dense_shapes
@@ -33,6 +33,8 @@ from utils.common.errors import UserError
 from utils.common.methods import Options, needs_of
 
 TOKENS = [[5, 9, 77, 30, 200, 41], [1, 2, 3], [250, 8]]
+FIRST, LAST = (f"model.layers.{layer}.self_attn.o_proj.bias" for layer in (0, 2))
+"""What HEADS change."""
 SHAPES = {
     "gqa": {},
     "biased": {"attention_bias": True},
@@ -152,10 +154,42 @@ def test_merged_loads_without_this_project(make_tiny_llama, tmp_path):
         assert (tmp_path / "merged" / name).read_bytes() == (folder / name).read_bytes()
 
 
+@torch.no_grad()
+def test_what_transformers_saves_and_generates_of_it_is_the_same(make_tiny_llama, tmp_path):
+    merged(make_tiny_llama(zeros=0.5), tmp_path)
+    folder, again = tmp_path / "merged", tmp_path / "again"
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    ids = tokenizer("Once", return_tensors="pt").input_ids
+    made = model.generate(ids, do_sample=False, max_new_tokens=7, attention_mask=torch.ones_like(ids))
+    text = pipeline("text-generation", model=str(folder), device="cpu")("Once", do_sample=False, max_new_tokens=7)
+    assert text[0]["generated_text"] == tokenizer.decode(made[0], skip_special_tokens=True)
+    model.save_pretrained(again)
+    before, after = tensors_of(folder), tensors_of(again)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_lora_of_peft_trains_on_top_and_keeps_the_restored_biases(make_tiny_llama, tmp_path):
+    peft, ids = pytest.importorskip("peft"), torch.tensor([TOKENS[0]])
+    merged(make_tiny_llama(zeros=0.5), tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    bias = plain.get_parameter(LAST).detach().clone()
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM")
+    model, losses = peft.get_peft_model(plain, config), []
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=1.0)
+    for _ in range(4):
+        loss = model(ids, labels=ids).loss
+        losses.append(float(loss.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    assert torch.equal(model.merge_and_unload().get_parameter(LAST), bias) and bias.abs().max() > 0
+
+
 def test_the_one_new_bias_is_what_equation_8_gives(make_tiny_llama, tmp_path):
     folder = make_tiny_llama(zeros=0.5)
     proof, restoration, weights = merged(folder, tmp_path), learned(folder), tensors_of(folder)
-    names = [f"model.layers.{layer}.self_attn.o_proj.bias" for layer in (0, 2)]
+    names = [FIRST, LAST]
     assert proof["nonzero_new_tensors"] == names and len(proof["new_tensors"]) == 3 * 4
     assert proof["tensors_recomputed"] == proof["tensors_touched"] == 2
     for name, heads in zip(names, ([1], [0, 5]), strict=True):
@@ -224,7 +258,7 @@ def test_shards_stay_shards(make_tiny_llama, tmp_path, pickled):
     after = tensors_of(tmp_path / "merged")
     assert all(torch.equal(tensor, after[name]) for name, tensor in whole.items())
     placed = json.loads((tmp_path / "merged" / "model.safetensors.index.json").read_text())["weight_map"]
-    bias = "model.layers.2.self_attn.o_proj.bias"
+    bias = LAST
     assert set(placed) == set(after) and placed[bias] == placed[bias.replace("bias", "weight")]
 
 
@@ -248,7 +282,6 @@ def at_a_zero(tensors: dict[str, torch.Tensor], value: float) -> None:
     weight[tuple((weight == 0).nonzero()[0])] = value
 
 
-FIRST, LAST = (f"model.layers.{layer}.self_attn.o_proj.bias" for layer in (0, 2))
 SPOILED = {
     "a zero": lambda t: at_a_zero(t, 1e-9),
     "a zero's sign": lambda t: at_a_zero(t, -0.0),
@@ -311,7 +344,7 @@ def test_values_that_no_dtype_holds_are_one_line(make_tiny_llama, tmp_path):
     folder = make_tiny_llama(zeros=0.5, dtype=torch.float16)
     restoration = learned(folder)
     with torch.no_grad():
-        restoration.terms["model.layers.2.self_attn.o_proj.bias"][0].component.fill_(1e38)
+        restoration.terms[LAST][0].component.fill_(1e38)
     place = saved(folder, restoration, tmp_path)
     flags = ["-pruned_model_path", str(folder), "-restoration", str(place), "-output_dir", str(tmp_path / "out")]
     for dtype in ("float32", "bfloat16"):
