@@ -49,8 +49,8 @@ def admm(
     """The weights inside the mask that minimise ‖(W - W0) X‖² + ‖(W - W0) D‖², by steps of ADMM: (out, in).
 
     weight: W0 (out, in) fp32 or fp64. mask: (out, in) bool. hessian: X Xᵀ (in, in), columns of X the tokens' inputs.
-    The inputs are scaled to unit norm; D is what `damping` (a share of their mean) is on
-    that scale. An input that is never fed leaves its weights as W0 has them.
+    The inputs are scaled to unit norm; D is what `damping` (a share of their mean) is on that scale. An input that is
+    never fed leaves its weights as W0 has them.
     """
     norms = hessian.diagonal().sqrt()
     norms = torch.where(norms > 0, norms, 1)

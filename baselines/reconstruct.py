@@ -23,7 +23,6 @@ from utils.common.errors import UserError
 from utils.common.progress import progress
 
 LR, EPOCHS = 1e-3, 2
-
 WARMUP = 0.1
 """Of all steps of a window."""
 

@@ -44,8 +44,6 @@ def cpu_attention(model: LlamaForCausalLM) -> Iterator[None]:
         config._attn_implementation = before
 
 
-# Operators of their own, since torch.compile would follow the loops and compile them anew for each length.
-@torch.library.custom_op("restorelcc::causal_attention", mutates_args=())
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
     """softmax(scaling · q kᵀ) v, where a query sees the keys up to its own position.
 
@@ -54,31 +52,36 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, 
     one. Returns (B, T, H, d). Scores are rounded to the dtype, as in attention written out; the softmax is computed in
     fp32.
     """
-    batch, heads, length, width = query.shape
-    attended = query.new_empty(batch, length, heads, width)
-    for rows, queries in _parts(query):
-        block = _Block.of(query, key, value, scaling, mask, rows, queries)
-        attended[rows, queries] = block.by_head(torch.bmm(block.probabilities, block.value)).transpose(1, 2)
-    return attended
+    return _CausalAttention.apply(query, key, value, scaling, mask)
 
 
-@torch.library.custom_op("restorelcc::causal_attention_gradients", mutates_args=())
-def _gradients(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of query, key and value, given that of the output (B, T, H, d)."""
-    of_query = query.new_empty(query.shape)
-    # In fp32, because every block adds to the keys before it.
-    of_key, of_value = (key.new_zeros(key.shape, dtype=torch.float32) for _ in range(2))
-    for rows, queries in _parts(query):
-        block = _Block.of(query, key, value, scaling, mask, rows, queries)
-        of_output = _grouped(gradient[rows, queries].transpose(1, 2), key.shape[1])
-        of_value[rows, :, : queries.stop] += block.by_key_head(torch.bmm(block.probabilities.mT, of_output))
-        of_probabilities = torch.bmm(of_output, block.value.mT)
-        of_scores = torch.ops.aten._softmax_backward_data(of_probabilities, block.probabilities, -1, query.dtype)
-        of_query[rows, :, queries] = block.by_head(torch.bmm(of_scores, block.key))
-        of_key[rows, :, : queries.stop] += block.by_key_head(torch.bmm(of_scores.mT, block.query))
-    return of_query.mul_(scaling), of_key.to(key.dtype), of_value.to(value.dtype)
+class _CausalAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
+        ctx.scaling = scaling
+        ctx.save_for_backward(query, key, value, mask)
+        batch, heads, length, width = query.shape
+        attended = query.new_empty(batch, length, heads, width)
+        for rows, queries in _parts(query):
+            block = _Block.of(query, key, value, scaling, mask, rows, queries)
+            attended[rows, queries] = block.by_head(torch.bmm(block.probabilities, block.value)).transpose(1, 2)
+        return attended
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, key, value, mask = ctx.saved_tensors
+        of_query = query.new_empty(query.shape)
+        # In fp32, because every block adds to the keys before it.
+        of_key, of_value = (key.new_zeros(key.shape, dtype=torch.float32) for _ in range(2))
+        for rows, queries in _parts(query):
+            block = _Block.of(query, key, value, ctx.scaling, mask, rows, queries)
+            of_output = _grouped(gradient[rows, queries].transpose(1, 2), key.shape[1])
+            of_value[rows, :, : queries.stop] += block.by_key_head(torch.bmm(block.probabilities.mT, of_output))
+            of_probabilities = torch.bmm(of_output, block.value.mT)
+            of_scores = torch.ops.aten._softmax_backward_data(of_probabilities, block.probabilities, -1, query.dtype)
+            of_query[rows, :, queries] = block.by_head(torch.bmm(of_scores, block.key))
+            of_key[rows, :, : queries.stop] += block.by_key_head(torch.bmm(of_scores.mT, block.query))
+        return of_query.mul_(ctx.scaling), of_key.to(key.dtype), of_value.to(value.dtype), None, None
 
 
 @dataclass(frozen=True)
@@ -96,16 +99,7 @@ class _Block:
     queries: int
 
     @classmethod
-    def of(
-        cls,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float,
-        mask: Tensor | None,
-        rows: slice,
-        queries: slice,
-    ) -> "_Block":
+    def of(cls, query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None, rows, queries):
         key_heads, count = key.shape[1], queries.stop - queries.start
         scaled = _grouped(query[rows, :, queries] * scaling, key_heads)
         seen, values = (tensor[rows, :, : queries.stop].flatten(0, 1) for tensor in (key, value))
@@ -139,29 +133,6 @@ def _parts(query: Tensor) -> Iterator[tuple[slice, slice]]:
     for row in range(0, batch, together):
         for begin in range(0, length, block):
             yield slice(row, row + together), slice(begin, min(length, begin + block))
-
-
-@causal_attention.register_fake
-def _(query, key, value, scaling, mask=None):
-    return query.new_empty(query.shape).transpose(1, 2).contiguous()
-
-
-@_gradients.register_fake
-def _(gradient, query, key, value, scaling, mask):
-    return tuple(tensor.new_empty(tensor.shape) for tensor in (query, key, value))
-
-
-def _keep(ctx, inputs: tuple, output: Tensor) -> None:
-    query, key, value, ctx.scaling, mask = inputs
-    ctx.save_for_backward(query, key, value, mask)
-
-
-def _backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-    query, key, value, mask = ctx.saved_tensors
-    return *_gradients(gradient, query, key, value, ctx.scaling, mask), None, None
-
-
-causal_attention.register_autograd(_backward, setup_context=_keep)
 
 
 def _attention_of_layer(

@@ -94,10 +94,7 @@ def _unpacked(folder: Path, content: str, *, file: Path, flag: str) -> None:
         with _quiet():
             # A quantized file unpacks to more precision than bf16 holds; fp32 keeps all of it.
             packed = AutoModelForCausalLM.from_pretrained(
-                file.parent,
-                gguf_file=file.name,
-                quantization_config=GgufConfig(dequantize=True),
-                dtype=torch.float32,
+                file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
             )
         tokenizer = gguf_tokenizer(file)
     except Exception as error:  # whatever a damaged file makes gguf or transformers raise

@@ -30,29 +30,39 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 import models.compact_llama  # noqa: F401 - makes its class known to transformers
 from models.checkpoint import Checkpoint, check_finite, check_weights
 from models.gguf_reading import unpack_gguf
-from models.names import check_name, embedded_file, hub_name, read_settings
+from models.names import COMPACT, LLAMA, check_name, embedded_file, hub_name
 from utils.common.errors import UserError, first_line, shortened
 from utils.common.files import digest, digest_files, read_json
 from utils.common.names import DTYPE_NAMES, EMBEDDED
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.*",
-    "additional_chat_templates/*",
-)
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.*", "merges.txt", "special_tokens_map.json")
+_TOKENIZER_FILES += ("added_tokens.json", "chat_template.*", "additional_chat_templates/*")
 """Besides tokenizer_config.json, the files that decide what a tokenizer makes of a text."""
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
 _NO_TOKENIZATION = ("name_or_path", "tokenizer_file", "special_tokens_map_file", "is_local", "local_files_only")
 """What tokenizer_config.json may say of where it was read from."""
+
+_LARGEST = {
+    "num_hidden_layers": 1_000,
+    "num_attention_heads": 10_000,
+    "num_key_value_heads": 10_000,
+    "head_dim": 100_000,
+    "hidden_size": 1_000_000,
+    "intermediate_size": 10_000_000,
+    "vocab_size": 100_000_000,
+    "max_position_embeddings": 10**12,
+}
+"""Sizes in a config.json, and for each a bound far beyond any Llama's: more is damage, and would be built for hours."""
+
+_QUANTIZED = {
+    "bitsandbytes": "save what model.dequantize() of transformers makes of it, or give the checkpoint it was made from",
+    "compressed-tensors": "save what transformers makes of it under CompressedTensorsConfig(run_compressed=False), or "
+    "give the checkpoint it was made from",
+}
 
 _SHARE_FOR_WEIGHTS = 0.8
 """Of a device's free memory; activations, gradients and logits need the rest."""
@@ -77,68 +87,89 @@ def resolve(name: str, flag: str, cache_dir: Path) -> Path:
 
 
 def load_config(folder: Path, flag: str) -> LlamaConfig:
-    """The configuration in `folder`; UserError if it is not a Llama's, or one of which no model can be made."""
-    settings = read_settings(folder, flag)
-    _check_generation(folder, flag)
+    """The configuration in `folder`; UserError if it is not a plain Llama's, or one of which no model can be made."""
+    path = folder / "config.json"
     try:
-        _check_computed(settings)
+        settings = read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag}: cannot read {path} ({error}); copy the model again") from error
+    if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
+        raise UserError(f"{flag}: {path} names no model_type, so it is no model's; give a Hugging Face model folder")
+    if settings["model_type"] not in (LLAMA, COMPACT):
+        kind = shortened(settings["model_type"])
+        raise UserError(f"{flag}: {folder} is a '{kind}' model; RestoreLCC restores Llama architectures only")
+    for name in ("quantization_config", "compression_config"):
+        if settings.get(name):
+            _refuse_quantized(settings[name], folder, flag)
+    generation = folder / "generation_config.json"  # at which transformers would stop when it has loaded the weights
+    try:
+        whole = not generation.is_file() or isinstance(read_json(generation), dict)
+    except (OSError, ValueError):
+        whole = False
+    if not whole:
+        raise UserError(f"{flag}: {generation} is no JSON object; copy it again, or remove it")
+    try:
+        _check_settings(settings)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever a damaged value makes transformers raise
-        raise UserError(f"{flag}: {folder}/config.json: {first_line(error)}; copy the model again") from error
+        raise UserError(f"{flag}: {path}: {first_line(error)}; copy the model again") from error
     config._attn_implementation = "sdpa"  # a file may name one whose code is fetched from elsewhere
     return config
 
 
-def _check_generation(folder: Path, flag: str) -> None:
-    """UserError for a generation_config.json that transformers would stop at when it has loaded the weights."""
-    path = folder / "generation_config.json"
-    try:
-        whole = not path.is_file() or isinstance(read_json(path), dict)
-    except (OSError, ValueError):
-        whole = False
-    if not whole:
-        raise UserError(f"{flag}: {path} is no JSON object; copy it again, or remove it")
+def _refuse_quantized(settings: object, folder: Path, flag: str) -> None:
+    given = settings if isinstance(settings, dict) else {}
+    by_bits = "bitsandbytes" if given.get("load_in_4bit") or given.get("load_in_8bit") else "a method it doesn't name"
+    method = shortened(str(given.get("quant_method") or by_bits))
+    cure = _QUANTIZED.get(method, "give the checkpoint it was made from")
+    raise UserError(f"{flag}: {folder} is quantized by {method}, and RestoreLCC reads plain weights; {cure}")
 
 
-def _check_computed(settings: dict) -> None:
+def _check_settings(settings: dict) -> None:
     """ValueError for what transformers would only meet, or leave aside, when it builds or runs the model."""
+
+    def check(name: str, value: object, right: bool, wanted: str) -> None:
+        if not right:
+            raise ValueError(f"{name} is {shortened(repr(value))}, {wanted}")
+
+    def is_number(value: object, least: float, below: float) -> bool:
+        return not isinstance(value, bool) and isinstance(value, int | float) and least <= value < below
+
+    for name, largest in _LARGEST.items():
+        value = settings.get(name, 1)
+        # Older files have null for these two, and mean what follows from the others.
+        if value is not None or name not in ("head_dim", "num_key_value_heads"):
+            whole = type(value) is int and 1 <= value <= largest
+            check(name, value, whole, f"not a whole number from 1 to {largest}")
+    heads, shared = settings.get("num_attention_heads"), settings.get("num_key_value_heads")
+    if heads and shared and heads % shared:
+        raise ValueError(f"{heads} num_attention_heads cannot share {shared} num_key_value_heads")
     act = settings.get("hidden_act", "silu")
-    if not isinstance(act, str) or act not in ACT2FN:
-        raise ValueError(f"hidden_act is {shortened(repr(act))}, which transformers doesn't know")
+    check("hidden_act", act, isinstance(act, str) and act in ACT2FN, "which transformers doesn't know")
     for name in ("dtype", "torch_dtype"):
         value = settings.get(name)
         known = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else None
-        if value is not None and not (isinstance(known, torch.dtype) and known.is_floating_point):
-            raise ValueError(f"{name} is {shortened(repr(value))}, which is no floating-point type of torch")
+        floating = isinstance(known, torch.dtype) and known.is_floating_point
+        check(name, value, value is None or floating, "which is no floating-point type of torch")
     padding = settings.get("pad_token_id")
     if isinstance(padding, int) and padding >= settings.get("vocab_size", padding + 1):
         raise ValueError(f"pad_token_id is {padding}, beyond vocab_size {settings['vocab_size']}")
+    factors = [("rope_theta", settings.get("rope_theta"))]
     for name in ("rope_scaling", "rope_parameters"):
         rope = settings.get(name) or {}
-        if not isinstance(rope, dict):
-            raise ValueError(f"{name} is {shortened(repr(rope))}, no object")
+        check(name, rope, isinstance(rope, dict), "no object")
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind not in ("default", *ROPE_INIT_FUNCTIONS):
             raise ValueError(f"{name} has the type {shortened(repr(kind))}, which transformers doesn't know")
-        for part in ("rope_theta", "factor"):
-            _check_positive(part, rope.get(part))
-    _check_positive("rope_theta", settings.get("rope_theta"))
-    epsilon = settings.get("rms_norm_eps", 0)
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 <= epsilon < 1:
-        raise ValueError(f"rms_norm_eps is {shortened(repr(epsilon))}, no number from 0 to below 1")
+        factors += [(part, rope.get(part)) for part in ("rope_theta", "factor")]
+    for name, value in factors:
+        check(name, value, value is None or (is_number(value, 0, 1e18) and value > 0), "no positive number")
+    for name in ("rms_norm_eps", "attention_dropout"):
+        value = settings.get(name, 0)
+        check(name, value, is_number(value, 0, 1), "no number from 0 to below 1")
     for name, needed in (("output_attentions", False), ("return_dict", True)):
-        if settings.get(name, needed) is not needed:
-            raise ValueError(
-                f"{name} is {shortened(repr(settings[name]))}, and only {needed} can be computed with here"
-            )
-    dropout = settings.get("attention_dropout", 0)
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise ValueError(f"attention_dropout is {shortened(repr(dropout))}, no share from 0 to below 1")
-
-
-def _check_positive(name: str, value: object) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e18):
-        raise ValueError(f"{name} is {shortened(repr(value))}, no positive number")
+        value = settings.get(name, needed)
+        check(name, value, value is needed, f"and only {needed} can be computed with here")
 
 
 def check_model(folder: Path, flag: str) -> tuple[Checkpoint, LlamaConfig, PreTrainedTokenizerBase]:
@@ -190,9 +221,8 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: LlamaConfig, fl
 def load_model(folder: Path, dtype: torch.dtype | str, device: str, flag: str) -> LlamaForCausalLM:
     """The model in `folder`, frozen, in evaluation mode.
 
-    dtype: a torch dtype, or "auto" for the one it was saved in.
-    device: a torch device, or "auto" to spread it over what the machine has, GPUs first, then memory, then a
-        temporary folder on disk (accelerate's device_map with offload); a model spread like that is only read from.
+    dtype: a torch dtype, or "auto" for the one it was saved in. device: a torch device, or "auto" to spread it over
+    GPUs, then memory, then a temporary folder on disk (accelerate's device_map); such a model is only read from.
     """
     # The configuration is given, since what a file names as its attention wins over an argument.
     options = {"device_map": device, "config": load_config(folder, flag)}
@@ -273,15 +303,7 @@ def check_pair(dense: Path, pruned: Path, pruned_flag: str) -> None:
     A pruned folder without a tokenizer of its own is taken to use the dense model's.
     """
     configs = load_config(dense, "-base_model_name"), load_config(pruned, pruned_flag)
-    for name in (
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "hidden_size",
-        "intermediate_size",
-        "vocab_size",
-    ):
+    for name in list(_LARGEST)[:-1]:  # all but max_position_embeddings
         ours, theirs = (getattr(config, name) for config in configs)
         if ours != theirs:
             raise UserError(

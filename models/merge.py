@@ -63,7 +63,6 @@ def read_flags(argv: list[str] | None = None) -> Namespace:
 if __name__ == "__main__":
     run(read_flags)  # before torch is imported, which takes seconds, so that a wrong path is answered at once
 
-import json
 import shutil
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -197,7 +196,7 @@ def merge(pruned: Path, restoration: Restoration, output: Path, tokenizer_from: 
     output.mkdir(parents=True, exist_ok=True)
     write_checkpoint(output, shards, read)
     switched = dict.fromkeys(switched_on(restoration.terms), True)
-    write_json(output / "config.json", portable({**_settings(pruned), **switched}))
+    write_json(output / "config.json", portable({**read_json(pruned / "config.json"), **switched}))
     if (pruned / "generation_config.json").is_file():
         shutil.copy(pruned / "generation_config.json", output)
     copy_tokenizer(tokenizer_from, output)
@@ -384,7 +383,9 @@ def _account_for_tensors(pruned: Path, merged: Path, restoration: Restoration) -
     }.items():
         if names:
             proof.failures.append(f"{len(names)} tensors {what}: {', '.join(names[:3])}")
-    if _settings(merged) != portable({**_settings(pruned), **dict.fromkeys(switched_on(touched), True)}):
+    if read_json(merged / "config.json") != portable(
+        {**read_json(pruned / "config.json"), **dict.fromkeys(switched_on(touched), True)}
+    ):
         proof.failures.append("config.json is not the pruned checkpoint's with the biases switched on")
     fewer = [layer for layer, zeros in surveys[0].zeros.items() if surveys[1].zeros.get(layer, 0) < zeros]
     if restoration.zeros == "kept" and (lost_zeros or fewer):
@@ -436,10 +437,6 @@ def prove_compact(merged: Path, compact: Path, reference: Reference) -> Proof:
     model = load_model(compact, reference.dtype, reference.device, "-output_dir")
     _compare_logits(proof, model, compact, reference, exact=False)
     return proof.closed()
-
-
-def _settings(folder: Path) -> dict:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
 def _compare_logits(proof: Proof, model: LlamaForCausalLM, folder: Path, reference: Reference, exact: bool) -> None:
@@ -529,7 +526,9 @@ def merge_saved(args: Namespace, output: Path) -> None:
     tokenizer = load_tokenizer(tokenizer_from, "-tokenizer")
     check_vocabulary(tokenizer, load_config(pruned, "-pruned_model_path"), "-tokenizer")
     token_ids = [tokenizer(text).input_ids for text in PROBE_TEXTS]
-    dtype = DTYPES[args.dtype or dtype_of_run(about)]
+    arguments = about.get("arguments")
+    of_run = arguments.get("dtype") if isinstance(arguments, dict) else None
+    dtype = DTYPES[args.dtype or (of_run if of_run in DTYPE_NAMES else DTYPE_NAMES[0])]
     model = restoration.attach(load_model(pruned, dtype, device, "-pruned_model_path"))
     reference = record_logits(model, restoration, Checkpoint(pruned), token_ids, device)
     del model
@@ -544,13 +543,6 @@ def merge_saved(args: Namespace, output: Path) -> None:
         file.rename(output / file.name)
     (output / "merged").rmdir()
     write_json(output / PROOF, record)
-
-
-def dtype_of_run(about: dict) -> str:
-    """The name of the dtype in which the run computed that a restoration's json tells of."""
-    arguments = about.get("arguments")
-    name = arguments.get("dtype") if isinstance(arguments, dict) else None
-    return name if name in DTYPE_NAMES else DTYPE_NAMES[0]
 
 
 if __name__ == "__main__":

@@ -129,8 +129,7 @@ class RestoredLinear(RestoredLayer, nn.Linear):
         self.in_features, self.out_features = stock.in_features, stock.out_features
 
     def forward(self, z: Tensor) -> Tensor:
-        # A compiled layer must not look at what is kept: it would be compiled again for each layer's.
-        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if not torch.is_grad_enabled():
             return F.linear(z, self.inferred("weight", z.dtype), self.inferred("bias", z.dtype))
         self._kept = None  # a step follows, which FSDP makes on a part of the terms that this layer doesn't see
         if not len(self.weight_terms):
@@ -159,10 +158,10 @@ class RestoredNorm(RestoredLayer, LlamaRMSNorm):
     def forward(self, hidden_states: Tensor) -> Tensor:
         wide = hidden_states.float()
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-        steps = torch.is_grad_enabled() or torch.compiler.is_compiling()
-        scale = self.trained("weight") if steps else self.inferred("weight", hidden_states.dtype)
-        if steps:
-            self._kept = None
+        if torch.is_grad_enabled():
+            scale, self._kept = self.trained("weight"), None
+        else:
+            scale = self.inferred("weight", hidden_states.dtype)
         return _Scaled.apply(normed.to(hidden_states.dtype), scale)
 
 

@@ -1,12 +1,11 @@
-"""What a model is called, and what its config.json says: known without the seconds that importing torch takes."""
+"""What a model is called: known without the seconds that importing torch takes."""
 
 import importlib.util
 import os
 import re
 from pathlib import Path
 
-from utils.common.errors import UserError, shortened
-from utils.common.files import read_json
+from utils.common.errors import UserError
 from utils.common.hub import check_at_hand
 from utils.common.names import EMBEDDED
 
@@ -42,24 +41,6 @@ RECORD = "pruning.json"
 
 LLAMA, COMPACT = "llama", "compact_llama"
 """Values of model_type: transformers' own class, and what slimgpt leaves (models/compact_llama.py)."""
-
-LARGEST = {
-    "num_hidden_layers": 1_000,
-    "num_attention_heads": 10_000,
-    "num_key_value_heads": 10_000,
-    "head_dim": 100_000,
-    "hidden_size": 1_000_000,
-    "intermediate_size": 10_000_000,
-    "vocab_size": 100_000_000,
-    "max_position_embeddings": 10**12,
-}
-"""Sizes in a config.json, and for each a bound far beyond any Llama's: more is damage, and would be built for hours."""
-
-_QUANTIZED = {
-    "bitsandbytes": "save what model.dequantize() of transformers makes of it, or give the checkpoint it was made from",
-    "compressed-tensors": "save what transformers makes of it under CompressedTensorsConfig(run_compressed=False), or "
-    "give the checkpoint it was made from",
-}
 
 
 def hub_name(name: str) -> str:
@@ -108,45 +89,3 @@ def embedded_file(flag: str) -> Path:
             "or name another model"
         )
     return files[0]
-
-
-def read_settings(folder: Path, flag: str) -> dict:
-    """What `folder`/config.json says; UserError unless it is a plain Llama's, with sizes that one can have."""
-    path = folder / "config.json"
-    try:
-        settings = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{flag}: cannot read {path} ({error}); copy the model again") from error
-    if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
-        raise UserError(f"{flag}: {path} names no model_type, so it is no model's; give a Hugging Face model folder")
-    if settings["model_type"] not in (LLAMA, COMPACT):
-        kind = shortened(settings["model_type"])
-        raise UserError(f"{flag}: {folder} is a '{kind}' model; RestoreLCC restores Llama architectures only")
-    for name in ("quantization_config", "compression_config"):
-        if settings.get(name):
-            _refuse_quantized(settings[name], folder, flag)
-    for name, largest in LARGEST.items():
-        value = settings.get(name, 1)
-        # Older files have null for these two, and mean what follows from the others.
-        if value is None and name in ("head_dim", "num_key_value_heads"):
-            continue
-        if type(value) is not int or not 1 <= value <= largest:
-            raise UserError(
-                f"{flag}: {path}: {name} is {shortened(repr(value))}, not a whole number from 1 to {largest}; "
-                "copy the model again"
-            )
-    heads, shared = settings.get("num_attention_heads"), settings.get("num_key_value_heads")
-    if heads and shared and heads % shared:
-        raise UserError(
-            f"{flag}: {path}: {heads} num_attention_heads cannot share {shared} num_key_value_heads; "
-            "copy the model again"
-        )
-    return settings
-
-
-def _refuse_quantized(settings: object, folder: Path, flag: str) -> None:
-    given = settings if isinstance(settings, dict) else {}
-    by_bits = "bitsandbytes" if given.get("load_in_4bit") or given.get("load_in_8bit") else "a method it doesn't name"
-    method = shortened(str(given.get("quant_method") or by_bits))
-    cure = _QUANTIZED.get(method, "give the checkpoint it was made from")
-    raise UserError(f"{flag}: {folder} is quantized by {method}, and RestoreLCC reads plain weights; {cure}")

@@ -1,13 +1,19 @@
 """What tests of all rooms build: tiny lopsided Llamas, a byte tokenizer, restorations, samples."""
 
+import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from models.checkpoint import Checkpoint
 from models.contract import MethodInputs
+from models.loading import load_config, load_model
 from models.modeling_llama import restored_layers
 from models.restoration import Restoration
 from utils.common.methods import Options
@@ -56,6 +62,39 @@ def save_tiny_llama(folder: Path, seed: int = 0, zeros: float = 0.0, dtype=torch
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
+    """Apply `change` to the tensors of a folder with one safetensors file: in place, or it gives a new dictionary."""
+    tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
+    changed = change(tensors)
+    tensors = changed if isinstance(changed, dict) else tensors
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def shard(folder: Path, pickled: bool = False) -> list[str]:
+    """Save the model in the folder again as shards, of PyTorch's own format if `pickled`: their safetensors names."""
+    LlamaForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="8KB")
+    (folder / "model.safetensors").unlink()
+    names = sorted(path.name for path in folder.glob("model-*.safetensors"))
+    if pickled:
+        index = json.loads((folder / "model.safetensors.index.json").read_text())
+        for name in names:
+            torch.save(load_file(folder / name), folder / f"pytorch_{Path(name).stem}.bin")
+            (folder / name).unlink()
+        index["weight_map"] = {n: f"pytorch_{Path(f).stem}.bin" for n, f in index["weight_map"].items()}
+        (folder / "model.safetensors.index.json").unlink()
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    return names
+
+
+def inputs_of(dense: Path, pruned: Path, tokens: Tensor, dtype=torch.float32, seed: int = 0, **more) -> MethodInputs:
+    """What a closed form starts from, given a dense and a pruned folder and the calibration set."""
+    loads = [partial(load_model, folder, dtype, "cpu", "-p") for folder in (dense, pruned)]
+    read, teacher = Checkpoint(pruned).read, Checkpoint(dense).read
+    own = {"teacher": teacher, "tokens": tokens, "dense": loads[0], "pruned": loads[1]}
+    return MethodInputs(load_config(pruned, "-p"), seed, read, **own, **more)
 
 
 HEADS = [(2, 5), (0, 1), (2, 0)]

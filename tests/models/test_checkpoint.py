@@ -1,23 +1,16 @@
 """What a checkpoint's files hold is known from their headers, and nothing is drawn at random in place of a weight."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from models.checkpoint import Checkpoint, Header, check_finite, check_weights, weight_files, write_tensors
 from models.loading import load_config
+from tests.builders import rewrite
 from utils.common.errors import UserError
 
 FLAG = "-pruned_model_path"
-
-
-def spoiled(folder, change):
-    tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
-    changed = change(tensors)
-    save_file(changed if isinstance(changed, dict) else tensors, folder / "model.safetensors")
-    return folder
+UP, BIAS = "model.layers.1.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.bias"
 
 
 def check(folder) -> None:
@@ -34,52 +27,46 @@ def one_line(folder, *words: str) -> None:
         assert word in str(found.value)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["model.layers.0.self_attn.q_proj.weight", "model.layers.2.self_attn.o_proj.weight", "model.norm.weight"]
-    + ["model.embed_tokens.weight", "lm_head.weight"],
-)
-def test_a_weight_that_is_not_there_is_named(make_tiny_llama, name):
-    one_line(
-        spoiled(make_tiny_llama(), lambda t: {n: tensor for n, tensor in t.items() if n != name}),
-        name,
-        "draw at random",
-    )
+def without(name: str) -> tuple:
+    return lambda t: {n: tensor for n, tensor in t.items() if n != name}, name, "draw at random"
 
 
-def test_names_under_another_prefix_are_no_weights_of_a_llama(make_tiny_llama):
-    folder = make_tiny_llama()
-    one_line(spoiled(folder, lambda t: {f"base_model.{name}": tensor for name, tensor in t.items()}), "and 27 more")
+def quantized(dtype: torch.dtype) -> tuple:
+    return lambda t: {**t, UP: t[UP].to(dtype)}, UP, "dequantize"
 
 
-def test_a_head_may_be_missing_or_repeated_where_it_is_tied(make_tiny_llama):
+def filled(name: str, value: float) -> tuple:
+    return lambda t: t[name].view(-1)[-1:].fill_(value), name, "NaN or infinity"
+
+
+BROKEN = {
+    "no projection": without("model.layers.2.self_attn.o_proj.weight"),
+    "no norm": without("model.norm.weight"),
+    "no embedding": without("model.embed_tokens.weight"),
+    "no head": without("lm_head.weight"),
+    "another prefix": (lambda t: {f"base_model.{name}": tensor for name, tensor in t.items()}, "and 27 more"),
+    "a bias of no Llama": (lambda t: {**t, BIAS: torch.ones(56)}, BIAS),
+    "int8": quantized(torch.int8),
+    "float8": quantized(torch.float8_e4m3fn),
+    "another shape": (lambda t: {**t, UP: t[UP][:-1].clone()}, UP, "(55, 24)", "(56, 24)"),
+    "nan": filled("model.norm.weight", float("nan")),
+    "infinity": filled("model.layers.2.mlp.down_proj.weight", float("inf")),
+    "minus infinity": filled("model.layers.2.mlp.down_proj.weight", float("-inf")),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_tensors_that_are_not_the_models_are_named(make_tiny_llama, case):
+    change, *words = BROKEN[case]
+    one_line(rewrite(make_tiny_llama(), change), *words)
+
+
+def test_a_head_may_be_missing_or_repeated_where_it_is_tied_and_old_buffers_are_no_weights(make_tiny_llama):
     folder = make_tiny_llama(tie_word_embeddings=True)
     assert "lm_head.weight" not in Checkpoint(folder).headers
     check(folder)
-    check(spoiled(folder, lambda t: {**t, "lm_head.weight": t["model.embed_tokens.weight"].clone()}))
-
-
-def test_old_buffers_are_no_weights_and_others_are_refused(make_tiny_llama):
-    folder = make_tiny_llama()
-    check(spoiled(folder, lambda t: {**t, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
-    one_line(spoiled(folder, lambda t: {**t, "model.layers.0.mlp.up_proj.bias": torch.ones(56)}), "mlp.up_proj.bias")
-
-
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn], ids=str)
-def test_quantized_weights_are_refused(make_tiny_llama, dtype):
-    name = "model.layers.1.mlp.up_proj.weight"
-    one_line(spoiled(make_tiny_llama(), lambda t: {**t, name: t[name].to(dtype)}), name, "dequantize")
-
-
-def test_another_shape_is_named(make_tiny_llama):
-    name = "model.layers.1.mlp.up_proj.weight"
-    one_line(spoiled(make_tiny_llama(), lambda t: {**t, name: t[name][:-1].clone()}), name, "(55, 24)", "(56, 24)")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.2.mlp.down_proj.weight"])
-def test_numbers_that_are_none_are_named(make_tiny_llama, name, value):
-    one_line(spoiled(make_tiny_llama(), lambda t: t[name].view(-1)[-1:].fill_(value)), name, "NaN or infinity")
+    check(rewrite(folder, lambda t: {**t, "lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    check(rewrite(folder, lambda t: {**t, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
 
 
 def test_no_weights_and_a_truncated_file_are_one_line(make_tiny_llama, tmp_path):
@@ -162,10 +149,3 @@ def test_tensors_are_written_as_the_library_reads_them(tmp_path):
     with pytest.raises(ValueError, match=r"is torch\.float64"):
         write_tensors(tmp_path / "y.safetensors", headers, lambda name: tensors[name].double())
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
-
-
-def test_a_config_of_more_layers_than_the_files_have_is_told(make_tiny_llama):
-    folder = make_tiny_llama()
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
-    one_line(folder, "model.layers.3.self_attn.q_proj.weight")

@@ -26,11 +26,11 @@ def causal(rows: int, length: int) -> Tensor:
     return torch.ones(rows, 1, length, length, dtype=torch.bool).tril()
 
 
-def narrower(rows: int, length: int, dtype=torch.float64) -> Tensor:
+def narrower(rows: int, length: int) -> Tensor:
     """Additive: less than all that came before, in each row something else, and its own key always."""
     kept = torch.rand(rows, 1, length, length, generator=torch.Generator().manual_seed(rows)) < 0.5
     seen = (causal(rows, length) & kept) | torch.eye(length, dtype=torch.bool)
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf)
+    return torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, -torch.inf)
 
 
 def written_out(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
@@ -43,9 +43,11 @@ def written_out(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(("heads", "key_heads"), [(6, 2), (3, 3), (5, 1)])
-@pytest.mark.parametrize("length", [1, 4, 11])
-@pytest.mark.parametrize(("block", "scores"), [(128, 2**20), (4, 2**20), (4, 1), (3, 2 * 6 * 3 * 11)])
+@pytest.mark.parametrize(
+    ("heads", "key_heads", "length", "block", "scores"),
+    [(6, 2, 1, 128, 2**20), (5, 1, 11, 128, 2**20), (6, 2, 11, 4, 2**20), (3, 3, 4, 4, 1), (5, 1, 11, 4, 1)]
+    + [(6, 2, 11, 3, 2 * 6 * 3 * 11), (3, 3, 11, 3, 2 * 6 * 3 * 11)],
+)
 def test_every_blocking_gives_attention_and_its_gradients(monkeypatch, heads, key_heads, length, block, scores, masked):
     monkeypatch.setattr("models.cpu_attention.BLOCK", block)
     monkeypatch.setattr("models.cpu_attention.SCORES", scores)
@@ -77,30 +79,21 @@ def test_bf16_is_close_to_exact(monkeypatch, block):
         assert (mine - right).norm() < 0.01 * right.norm()
 
 
-@pytest.mark.parametrize("mask", [None, narrower(2, 5, torch.float32)])
-def test_operator_is_registered_as_torch_asks(mask):
-    torch.library.opcheck(causal_attention, (*inputs(2, 6, 2, 5, 4, torch.float32)[:3], 0.5, mask))
-
-
 def test_a_mask_that_is_not_additive_is_refused():
     model = LlamaForCausalLM(LlamaConfig(**LOPSIDED))
     with cpu_attention(model), pytest.raises(TypeError, match="must be additive"):
         model(torch.ones(1, 5, dtype=torch.long), attention_mask=causal(1, 5))
 
 
-def test_a_model_on_the_cpu_takes_it_until_the_end():
-    model = LlamaForCausalLM(LlamaConfig(**LOPSIDED))
-    with pytest.raises(ZeroDivisionError), cpu_attention(model):
-        assert model.config._attn_implementation == model.model.layers[0].self_attn.config._attn_implementation == NAME
-        raise ZeroDivisionError
-    assert model.config._attn_implementation == "sdpa"
-
-
 @pytest.mark.parametrize(
-    ("changes", "device"),
-    [({"attn_implementation": "eager"}, "cpu"), ({"attention_dropout": 0.1}, "cpu"), ({}, "meta")],
+    ("changes", "device", "taken"),
+    [({}, "cpu", NAME), ({"attn_implementation": "eager"}, "cpu", "eager"), ({"attention_dropout": 0.1}, "cpu", "sdpa")]
+    + [({}, "meta", "sdpa")],
 )
-def test_a_model_elsewhere_or_with_dropout_or_of_another_choice_keeps_its_own(changes, device):
+def test_only_a_model_on_the_cpu_of_no_other_choice_takes_it_until_the_end(changes, device, taken):
     model = LlamaForCausalLM(LlamaConfig(**LOPSIDED, **changes)).to(device)
-    with cpu_attention(model):
-        assert model.config._attn_implementation == changes.get("attn_implementation", "sdpa")
+    before = model.config._attn_implementation
+    with pytest.raises(ZeroDivisionError), cpu_attention(model):
+        assert model.config._attn_implementation == model.model.layers[0].self_attn.config._attn_implementation == taken
+        raise ZeroDivisionError
+    assert model.config._attn_implementation == before != NAME

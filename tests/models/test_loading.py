@@ -4,12 +4,9 @@ import gc
 import json
 import shutil
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from models.checkpoint import Checkpoint
 from models.contract import MethodInputs
@@ -29,7 +26,7 @@ from models.loading import (
 from models.merge import merge_and_prove, probe_logits, record_logits
 from models.names import SHORT_NAMES
 from models.restoration import Restoration, save_restoration
-from tests.builders import HEADS, orthonormal, trained
+from tests.builders import HEADS, orthonormal, shard, trained
 from utils.activations import last_token_activations
 from utils.common.errors import UserError
 from utils.common.methods import Options
@@ -43,42 +40,21 @@ from utils.training import validate
 FLAG = "-base_model_name"
 
 
-@pytest.mark.parametrize(
-    ("name", "hub"),
-    [
-        ("llama_7B", "huggyllama/llama-7b"),
-        ("LLAMA2_7b", "meta-llama/Llama-2-7b-hf"),
-        ("llama_13B", "huggyllama/llama-13b"),
-        ("llama_30B", "huggyllama/llama-30b"),
-        ("llama3_8B", "meta-llama/Meta-Llama-3-8B"),
-        ("vicuna_7b", "lmsys/vicuna-7b-v1.5"),
-        ("owner/own-model", "owner/own-model"),
-    ],
-)
-def test_short_names_are_the_releases_in_any_case(name, hub):
-    assert hub_name(name) == hub
-    check_name(name, FLAG)
-
-
-@pytest.mark.parametrize("name", ["llama7", "./nowhere", "/nowhere/at/all", "a/b/c", "model.gguf", "~/none"])
-def test_a_wrong_name_is_one_line_that_names_the_flag(name):
-    with pytest.raises(UserError, match=FLAG) as found:
+def test_short_names_are_the_releases_in_any_case():
+    for name, hub in {"LLAMA2_7b": "meta-llama/Llama-2-7b-hf", "llama_13B": "huggyllama/llama-13b"}.items():
+        assert hub_name(name) == hub_name(hub) == hub
         check_name(name, FLAG)
-    assert "\n" not in str(found.value)
 
 
-def test_an_unknown_name_lists_what_there_is():
-    with pytest.raises(UserError) as found:
-        check_name("lama_7B", FLAG)
-    assert all(name in str(found.value) for name in (*SHORT_NAMES, EMBEDDED))
-
-
-def test_a_folder_without_config_and_a_file_are_no_models(tmp_path):
+def test_a_wrong_name_is_one_line_that_names_the_flag_and_what_there_is(tmp_path):
     (tmp_path / "weights.bin").write_bytes(b"0")
-    with pytest.raises(UserError, match=r"holds no config\.json"):
-        check_name(str(tmp_path), FLAG)
-    with pytest.raises(UserError, match=r"is a file but no \.gguf"):
-        check_name(str(tmp_path / "weights.bin"), FLAG)
+    wrong = dict.fromkeys(["./nowhere", "/nowhere/at/all", "a/b/c", "model.gguf", "~/none"], "does not exist")
+    wrong |= {str(tmp_path): "holds no config.json", str(tmp_path / "weights.bin"): "is a file but no .gguf"}
+    wrong |= {"llama7": ", ".join(SHORT_NAMES), "lama_7B": EMBEDDED}
+    for name, words in wrong.items():
+        with pytest.raises(UserError, match=f"^{FLAG}: ") as found:
+            check_name(name, FLAG)
+        assert words in str(found.value) and "\n" not in str(found.value)
 
 
 def test_an_unreachable_hub_is_one_line(tmp_path, monkeypatch):
@@ -88,20 +64,15 @@ def test_an_unreachable_hub_is_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(found.value)
 
 
-def test_only_llamas_are_taken(make_tiny_llama):
+def test_another_architecture_and_a_damaged_weight_file_are_one_line(make_tiny_llama):
     folder = make_tiny_llama()
-    settings = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**settings, "model_type": "gpt2"}))
-    with pytest.raises(UserError, match="is a 'gpt2' model"):
-        load_config(folder, FLAG)
-
-
-def test_a_damaged_weight_file_is_one_line(make_tiny_llama):
-    folder = make_tiny_llama()
-    path = folder / "model.safetensors"
+    path, settings = folder / "model.safetensors", json.loads((folder / "config.json").read_text())
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot load"):
         load_model(folder, torch.float32, "cpu", FLAG)
+    (folder / "config.json").write_text(json.dumps({**settings, "model_type": "gpt2"}))
+    with pytest.raises(UserError, match="is a 'gpt2' model"):
+        load_config(folder, FLAG)
 
 
 def test_models_load_frozen_and_tokenizers_gain_no_token(make_tiny_llama):
@@ -111,25 +82,9 @@ def test_models_load_frozen_and_tokenizers_gain_no_token(make_tiny_llama):
     assert not model.training and model.dtype == torch.bfloat16
     assert head_shape(model.config) == (3, 6, 8)
     assert len(load_tokenizer(folder, FLAG)) == 258
-
-
-def test_a_padding_id_below_zero_is_none(make_tiny_llama):
-    """As the files of the first Llamas have it; no row of the embedding is that of -1."""
-    model = load_model(make_tiny_llama(pad_token_id=-1), torch.float32, "cpu", FLAG)
-    assert model.config.pad_token_id is None
-    assert load_model(make_tiny_llama(), torch.float32, "cpu", FLAG).config.pad_token_id == 257
-
-
-def test_a_pytorch_checkpoint_is_read_as_well(make_tiny_llama, tmp_path):
-    from models.checkpoint import count_zeros, fingerprint
-
-    folder = make_tiny_llama(zeros=0.5)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    expected = count_zeros(folder)
-    torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    assert count_zeros(folder) == expected
-    assert len(fingerprint(folder)) == 64
+    # A padding id below zero, as the first Llamas' files have it, is none: no row of the embedding is that of -1.
+    assert model.config.pad_token_id == 257
+    assert load_model(make_tiny_llama(pad_token_id=-1), torch.float32, "cpu", FLAG).config.pad_token_id is None
 
 
 def test_a_pruned_folder_without_a_tokenizer_takes_the_dense_ones(make_tiny_llama):
@@ -140,57 +95,46 @@ def test_a_pruned_folder_without_a_tokenizer_takes_the_dense_ones(make_tiny_llam
     check_pair(dense, pruned, "-pruned_model_path")
 
 
-def test_a_model_larger_than_memory_is_offloaded_and_gives_the_same(make_tiny_llama, monkeypatch):
+@pytest.fixture
+def small_memory(monkeypatch) -> None:
+    """What accelerate can't place in 60 kB goes to disk."""
+    monkeypatch.setattr("models.loading._free_memory", lambda device: 60_000)
+    monkeypatch.setattr("transformers.integrations.accelerate.get_max_memory", lambda _: {"cpu": 60_000})
+
+
+def test_a_model_larger_than_memory_is_offloaded_and_gives_the_same(make_tiny_llama, small_memory):
     """-device auto: the part that memory does not hold is read from disk, in extraction and evaluation alike."""
     folder = make_tiny_llama(zeros=0.5)
-    whole = load_model(folder, torch.float32, "cpu", "-b")
-    monkeypatch.setattr("models.loading._free_memory", lambda device: 60_000)
     assert placement(folder, torch.float32, "cpu") == "auto"
-    monkeypatch.setattr("transformers.integrations.accelerate.get_max_memory", lambda _: {"cpu": 60_000})
-    spread = load_model(folder, torch.float32, "auto", "-b")
+    whole, spread = (load_model(folder, torch.float32, device, "-b") for device in ("cpu", "auto"))
     assert "disk" in spread.hf_device_map.values()
     trees = [PromptWithContinuations([1, 2, 3], [[], [4, 5], [6]]), PromptWithContinuations([7, 8], [[], [9], [1, 1]])]
     assert torch.equal(last_token_activations(spread, trees, ""), last_token_activations(whole, trees, ""))
-    requests = [(None, [5, 6, 7], [8]), (None, [5, 6, 7], [9, 10])]
-    scores = [
-        InMemoryLM(model, load_tokenizer(folder, "-b"), "auto", "")._loglikelihood_tokens(requests)
-        for model in (spread, whole)
-    ]
+    requests, tokenizer = [(None, [5, 6, 7], [8]), (None, [5, 6, 7], [9, 10])], load_tokenizer(folder, "-b")
+    scores = [InMemoryLM(model, tokenizer, "auto", "")._loglikelihood_tokens(requests) for model in (spread, whole)]
     assert scores[0] == scores[1]
     windows = torch.arange(40).view(2, 20)
     assert window_losses(spread, windows, 1, "") == window_losses(whole, windows, 1, "")
 
 
 def test_a_merged_model_that_is_partly_on_disk_is_not_used_after_its_folder_moved(
-    make_tiny_llama, tmp_path, monkeypatch
+    make_tiny_llama, tmp_path, small_memory
 ):
-    folder = make_tiny_llama(zeros=0.5)
-    restoration = trained()
+    folder, restoration = make_tiny_llama(zeros=0.5), trained()
     save_restoration(tmp_path / "restoration", restoration, {})
     model = restoration.attach(load_model(folder, torch.float32, "cpu", "-b"))
     reference = record_logits(model, restoration, Checkpoint(folder), [[5, 6, 7]], "auto")
-    monkeypatch.setattr("transformers.integrations.accelerate.get_max_memory", lambda _: {"cpu": 60_000})
     common = {"tokenizer_from": folder, "reference": reference}
     proof = merge_and_prove(folder, tmp_path / "restoration", tmp_path / "merged", **common)
     assert proof.record["passed"] and not proof.record["logits_must_be_equal"] and proof.model is None
     assert probe_logits(load_model(tmp_path / "merged", torch.float32, "auto", "-b"), [[5, 6, 7]])
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "bin"])
-def test_a_repository_of_shards_is_downloaded_whole(make_tiny_llama, tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_repository_of_shards_is_downloaded_whole(make_tiny_llama, tmp_path, monkeypatch, pickled):
     """Both kinds of index are among the first files that come; the .bin shards come only where they are needed."""
     whole, here = make_tiny_llama(), tmp_path / "snapshot"
-    model = AutoModelForCausalLM.from_pretrained(whole)
-    model.save_pretrained(whole, max_shard_size="8KB")
-    (whole / "model.safetensors").unlink()
-    if kind == "bin":
-        index = json.loads((whole / "model.safetensors.index.json").read_text())
-        for name in set(index["weight_map"].values()):
-            torch.save(load_file(whole / name), whole / f"pytorch_{Path(name).stem}.bin")
-            (whole / name).unlink()
-        index["weight_map"] = {n: f"pytorch_{Path(f).stem}.bin" for n, f in index["weight_map"].items()}
-        (whole / "model.safetensors.index.json").unlink()
-        (whole / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    shard(whole, pickled)
 
     def download(hub_id: str, allow_patterns: list[str]) -> str:
         here.mkdir(exist_ok=True)
@@ -204,17 +148,14 @@ def test_a_repository_of_shards_is_downloaded_whole(make_tiny_llama, tmp_path, m
     assert Checkpoint(folder, FLAG).survey().sha256 == Checkpoint(whole, FLAG).survey().sha256
 
 
-def test_a_model_that_is_partly_on_disk_is_restored_like_a_whole_one(make_tiny_llama, monkeypatch):
+def test_a_model_that_is_partly_on_disk_is_restored_like_a_whole_one(make_tiny_llama, small_memory):
     folder = make_tiny_llama(zeros=0.5)
-    config, read = load_config(folder, "-b"), Checkpoint(folder).read
-    given = MethodInputs(config, 1, read, HEADS, orthonormal())
+    given = MethodInputs(load_config(folder, "-b"), 1, Checkpoint(folder).read, HEADS, orthonormal())
     restoration = Restoration.start("restorelcc", Options("both", train_norms=True), given)
     with torch.no_grad():
         for parameter in (p for some in restoration.terms.values() for term in some for p in term.parameters()):
             parameter.add_(0.3)
-    whole = restoration.attach(load_model(folder, torch.float32, "cpu", "-b"))
-    monkeypatch.setattr("transformers.integrations.accelerate.get_max_memory", lambda _: {"cpu": 60_000})
-    spread = restoration.attach(load_model(folder, torch.float32, "auto", "-b"))
+    whole, spread = (restoration.attach(load_model(folder, torch.float32, on, "-b")) for on in ("cpu", "auto"))
     assert "disk" in spread.hf_device_map.values()
     ids, plain = [[5, 6, 7, 250]], probe_logits(load_model(folder, torch.float32, "cpu", "-b"), [[5, 6, 7, 250]])
     for _ in range(2):  # what is kept of the first time is right the second

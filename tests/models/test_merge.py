@@ -2,16 +2,15 @@
 
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from models.checkpoint import Checkpoint, count_zeros, fingerprint, restorable_heads, same_bits
-from models.contract import MethodInputs
+from models.compact import compact_checkpoint, in_dense_shapes
+from models.compact_llama import CompactLlamaConfig
 from models.loading import load_config, load_model
 from models.merge import (
     PROOF,
@@ -29,11 +28,13 @@ from models.merge import (
 from models.modeling_llama import keep_columns
 from models.restoration import ABOUT, TENSORS, Restoration, load_restoration, save_restoration
 from models.terms import Constant, HeadConstant, LowRank
-from tests.builders import HEADS, orthonormal, save_tiny_llama, trained
+from tests.builders import HEADS, inputs_of, orthonormal, rewrite, save_tiny_llama, shard, trained
 from utils.common.errors import UserError
 from utils.common.methods import Options, needs_of
 
 TOKENS = [[5, 9, 77, 30, 200, 41], [1, 2, 3], [250, 8]]
+FIRST, LAST = (f"model.layers.{layer}.self_attn.o_proj.bias" for layer in (0, 2))
+"""What HEADS change."""
 SHAPES = {
     "gqa": {},
     "biased": {"attention_bias": True},
@@ -44,26 +45,23 @@ SHAPES = {
 }
 METHODS = {
     "restorelcc": Options(),
-    "bias_only": Options(),
     "magnitudes_only": Options(),
     "output_bias": Options("both"),
     "restorelcc everywhere": Options("both", train_norms=True),
     "flap_bias everywhere": Options("all"),
     "bias_only after flap_bias": Options("both", first="flap_bias"),
     "masked_lora after flap_bias": Options("all", first="flap_bias", train_norms=True),
-    "flap_bias after eora": Options("all", first="eora", lora_rank=2, stream="pruned"),
-    "norms_biases from flap_bias": Options(bias_start="closed_form", stream="sequential"),
+    "flap_bias after eora": Options("all", first="eora", lora_rank=2),
+    "norms_biases": Options(),
     "eora": Options(lora_rank=3),
-    "lora after eora": Options("ffn", first="eora", lora_rank=2, bias_start="closed_form"),
-    "masked_lora": Options(lora_rank=3),
-    "lora": Options(lora_rank=3, lora_alpha=2.0),
-    "lora in places": Options(lora_rank=2, lora_targets="k_proj,down_proj", lora_layers="0,2"),
-    "dora": Options(lora_rank=3, lora_alpha=2.0),
+    "lora after eora": Options("ffn", first="eora", lora_rank=2),
+    "lora in places": Options(lora_rank=2, lora_targets="k_proj,down_proj"),
+    "dora": Options(lora_rank=3),
     "masked_dora after flap_bias": Options("all", lora_rank=2, first="flap_bias"),
     "masked_full": Options(),
-    "admm_update": Options(stream="sequential"),
+    "admm_update": Options(),
     "masked_lora after admm_update": Options(first="admm_update", lora_rank=2),
-    "norms_biases after reconstruct": Options(first="reconstruct", reconstruct_epochs=1),
+    "norms_biases after reconstruct": Options(first="reconstruct"),
     "none": Options(),
     "none and norms": Options(train_norms=True),
 }
@@ -80,10 +78,7 @@ CASES = [
 
 def learned(folder: Path, name: str = "restorelcc") -> Restoration:
     """A restoration of that method with values large enough to see."""
-    read = Checkpoint(folder).read
-    load = partial(load_model, folder, torch.float32, "cpu", "-p")
-    config, tokens = load_config(folder, "-p"), torch.tensor([[5, 9, 77]])
-    inputs = MethodInputs(config, 1, read, HEADS, orthonormal(), read, tokens, load, load)
+    inputs = inputs_of(folder, folder, torch.tensor([[5, 9, 77]]), seed=1, heads=HEADS, basis=orthonormal())
     restoration = Restoration.start(name.split()[0], METHODS[name], inputs)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -104,27 +99,17 @@ def saved(folder: Path, restoration: Restoration, place: Path) -> Path:
     return place / "restoration"
 
 
-def merged(folder: Path, place: Path, run_dtype: torch.dtype, name: str = "restorelcc") -> dict:
+def merged(folder: Path, place: Path, run_dtype: torch.dtype = torch.float32, name: str = "restorelcc") -> dict:
     """The proof of folder's merge into place/merged, trained in run_dtype."""
     restoration = learned(folder, name)
+    source, common = saved(folder, restoration, place), {"tokenizer_from": folder}
     reference = asked(folder, restoration, run_dtype)
-    proof = merge_and_prove(
-        folder, saved(folder, restoration, place), place / "merged", tokenizer_from=folder, reference=reference
-    )
-    return proof.record
+    return merge_and_prove(folder, source, place / "merged", reference=reference, **common).record
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     checkpoint = Checkpoint(folder)
     return {name: checkpoint.read(name) for name in checkpoint.headers}
-
-
-def rewrite(folder: Path, change) -> None:
-    """Apply `change` to the tensors of a folder with one safetensors file."""
-    tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
-    changed = change(tensors)
-    tensors = changed if isinstance(changed, dict) else tensors
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize(("name", "shape", "dtype"), CASES)
@@ -157,7 +142,7 @@ def test_merged_equals_attached_and_changes_exactly_what_has_terms(make_tiny_lla
 
 def test_merged_loads_without_this_project(make_tiny_llama, tmp_path):
     folder = make_tiny_llama(zeros=0.5)
-    merged(folder, tmp_path, torch.float32, "restorelcc everywhere")
+    merged(folder, tmp_path, name="restorelcc everywhere")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert type(model).__module__.startswith("transformers.")
     assert model.config.attention_bias and model.config.mlp_bias
@@ -165,115 +150,116 @@ def test_merged_loads_without_this_project(make_tiny_llama, tmp_path):
     found = model(torch.tensor([TOKENS[0]])).logits[0]
     assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
     assert AutoTokenizer.from_pretrained(tmp_path / "merged")("abc").input_ids
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "merged" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_only_o_proj_bias_holds_new_values(make_tiny_llama, tmp_path):
-    proof = merged(make_tiny_llama(zeros=0.5), tmp_path, torch.float32)
-    assert proof["nonzero_new_tensors"] == [f"model.layers.{layer}.self_attn.o_proj.bias" for layer in (0, 2)]
-    assert len(proof["new_tensors"]) == 3 * 4
-    assert proof["tensors_recomputed"] == proof["tensors_touched"] == 2
+@torch.no_grad()
+def test_what_transformers_saves_and_generates_of_it_is_the_same(make_tiny_llama, tmp_path):
+    merged(make_tiny_llama(zeros=0.5), tmp_path)
+    folder, again = tmp_path / "merged", tmp_path / "again"
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    ids = tokenizer("Once", return_tensors="pt").input_ids
+    made = model.generate(ids, do_sample=False, max_new_tokens=7, attention_mask=torch.ones_like(ids))
+    text = pipeline("text-generation", model=str(folder), device="cpu")("Once", do_sample=False, max_new_tokens=7)
+    assert text[0]["generated_text"] == tokenizer.decode(made[0], skip_special_tokens=True)
+    model.save_pretrained(again)
+    before, after = tensors_of(folder), tensors_of(again)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_the_bias_is_what_equation_8_gives(make_tiny_llama, tmp_path):
+def test_lora_of_peft_trains_on_top_and_keeps_the_restored_biases(make_tiny_llama, tmp_path):
+    peft, ids = pytest.importorskip("peft"), torch.tensor([TOKENS[0]])
+    merged(make_tiny_llama(zeros=0.5), tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    bias = plain.get_parameter(LAST).detach().clone()
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM")
+    model, losses = peft.get_peft_model(plain, config), []
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=1.0)
+    for _ in range(4):
+        loss = model(ids, labels=ids).loss
+        losses.append(float(loss.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    assert torch.equal(model.merge_and_unload().get_parameter(LAST), bias) and bias.abs().max() > 0
+
+
+def test_the_one_new_bias_is_what_equation_8_gives(make_tiny_llama, tmp_path):
     folder = make_tiny_llama(zeros=0.5)
-    merged(folder, tmp_path, torch.float32)
-    restoration, weights = learned(folder), tensors_of(folder)
-    for layer, heads in ((0, [1]), (2, [0, 5])):
-        (term,) = restoration.terms[f"model.layers.{layer}.self_attn.o_proj.bias"]
+    proof, restoration, weights = merged(folder, tmp_path), learned(folder), tensors_of(folder)
+    names = [FIRST, LAST]
+    assert proof["nonzero_new_tensors"] == names and len(proof["new_tensors"]) == 3 * 4
+    assert proof["tensors_recomputed"] == proof["tensors_touched"] == 2
+    for name, heads in zip(names, ([1], [0, 5]), strict=True):
+        (term,) = restoration.terms[name]
         assert term.heads.tolist() == heads
         expected = torch.zeros(24, dtype=torch.float64)
         for row, head in enumerate(heads):
             c = term.component[row].double() + term.magnitudes[row].double() @ term.basis[row].double()
-            expected += weights[f"model.layers.{layer}.self_attn.o_proj.weight"][:, head * 8 :][:, :8].double() @ c
-        found = tensors_of(tmp_path / "merged")[f"model.layers.{layer}.self_attn.o_proj.bias"]
-        assert torch.equal(found, expected.float())
+            expected += weights[name.replace("bias", "weight")][:, head * 8 :][:, :8].double() @ c
+        assert torch.equal(tensors_of(tmp_path / "merged")[name], expected.float())
 
 
 # Checkpoints as people have them.
 
 
-def test_buffers_that_transformers_drops_are_left_out_and_listed(make_tiny_llama, tmp_path):
-    folder = make_tiny_llama(zeros=0.5)
-    buffers = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.rand(4) for n in range(3)}
-    rewrite(folder, lambda tensors: {**tensors, **buffers})
-    proof = merged(folder, tmp_path, torch.float32)
-    assert proof["passed"] and sorted(proof["dropped_buffers"]) == sorted(buffers)
-    assert not set(buffers) & set(tensors_of(tmp_path / "merged"))
-
-
-def test_norms_in_another_dtype_keep_it(make_tiny_llama, tmp_path):
+def test_dropped_buffers_are_listed_and_norms_in_another_dtype_keep_it(make_tiny_llama, tmp_path):
     folder = make_tiny_llama(zeros=0.5, dtype=torch.bfloat16)
-    rewrite(folder, lambda tensors: {n: t.float() if "norm" in n else t for n, t in tensors.items()})
+    buffers = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.rand(4) for n in range(3)}
+    rewrite(folder, lambda tensors: {**{n: t.float() if "norm" in n else t for n, t in tensors.items()}, **buffers})
     proof = merged(folder, tmp_path, torch.bfloat16)
     assert proof["passed"] and proof["logits_must_be_equal"]
     after = tensors_of(tmp_path / "merged")
+    assert sorted(proof["dropped_buffers"]) == sorted(buffers) and not set(buffers) & set(after)
     assert after["model.norm.weight"].dtype == torch.float32
     assert after["model.layers.0.self_attn.o_proj.bias"].dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("named", ["bfloat16", "float16", None])
-def test_files_of_another_dtype_than_config_json_says_keep_every_bit(make_tiny_llama, tmp_path, named):
-    folder = make_tiny_llama(zeros=0.5, dtype=torch.float32)
-    config = json.loads((folder / "config.json").read_text())
-    config = {k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")} | (
-        {"dtype": named} if named else {}
-    )
-    (folder / "config.json").write_text(json.dumps(config))
-    proof = merged(folder, tmp_path, torch.bfloat16)
-    assert proof["passed"] and not proof["logits_must_be_equal"]
-    assert 0 < proof["logits_relative_difference"] <= proof["logits_tolerance"] < 0.06
-    assert {tensor.dtype for tensor in tensors_of(tmp_path / "merged").values()} == {torch.float32}
+DTYPES = [
+    ("restorelcc everywhere", torch.float16, torch.bfloat16),
+    ("restorelcc", torch.float64, torch.float32),
+    ("output_bias", torch.bfloat16, torch.float16),
+    ("output_bias", torch.float16, torch.float32),
+    ("masked_full", torch.float32, torch.float16),
+    ("restorelcc", torch.float32, torch.bfloat16),
+    ("masked_full", torch.float64, torch.bfloat16),
+    ("lora in places", torch.float16, torch.float16),
+    ("lora in places", torch.bfloat16, torch.float32),
+]
 
 
-DTYPES = {
-    "restorelcc everywhere": [(torch.float16, torch.bfloat16), (torch.float64, torch.float32)],
-    "output_bias": [(torch.bfloat16, torch.float16), (torch.float16, torch.float32)],
-    "masked_lora": [(torch.float32, torch.float16), (torch.float64, torch.bfloat16)],
-    "lora": [(torch.float16, torch.float16), (torch.bfloat16, torch.float32)],
-}
-"""(of the files, of the run), by method."""
-
-
-@pytest.mark.parametrize(("name", "stored", "run_dtype"), [(n, *pair) for n, pairs in DTYPES.items() for pair in pairs])
-def test_files_of_any_dtype_run_in_any_other(make_tiny_llama, tmp_path, name, stored, run_dtype):
+@pytest.mark.parametrize(("name", "stored", "run_dtype"), DTYPES)
+def test_files_of_any_dtype_run_in_any_other_whatever_config_json_says(
+    make_tiny_llama, tmp_path, name, stored, run_dtype
+):
     """The bias is kept in its weight's dtype; where the run's holds that, the merged model gives the very same."""
-    proof = merged(make_tiny_llama(zeros=0.5, dtype=stored), tmp_path, run_dtype, name)
+    folder = make_tiny_llama(zeros=0.5, dtype=stored)
+    config = json.loads((folder / "config.json").read_text())
+    del config["dtype"]
+    said = {"dtype": "float16"} if run_dtype == torch.bfloat16 else {}
+    (folder / "config.json").write_text(json.dumps(config | said))
+    proof = merged(folder, tmp_path, run_dtype, name)
     assert proof["passed"]
     assert proof["logits_must_be_equal"] == (torch.promote_types(stored, run_dtype) == run_dtype)
-    assert proof["logits_relative_difference"] == 0 or not proof["logits_must_be_equal"]
+    apart = proof["logits_relative_difference"]
+    assert apart == 0 if proof["logits_must_be_equal"] else apart <= proof["logits_tolerance"] < 0.06
+    assert apart > 0 or stored != torch.float32
+    assert {tensor.dtype for tensor in tensors_of(tmp_path / "merged").values()} == {stored}
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "bin"])
-def test_shards_stay_shards(make_tiny_llama, tmp_path, kind):
+@pytest.mark.parametrize("pickled", [False, True])
+def test_shards_stay_shards(make_tiny_llama, tmp_path, pickled):
     folder = make_tiny_llama(zeros=0.5)
-    whole = tensors_of(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    model.save_pretrained(folder, max_shard_size="8KB")
-    (folder / "model.safetensors").unlink()
-    names = sorted(path.name for path in folder.glob("model-*.safetensors"))
-    if kind == "bin":
-        index = json.loads((folder / "model.safetensors.index.json").read_text())
-        for name in names:
-            torch.save(load_file(folder / name), folder / f"pytorch_{Path(name).stem}.bin")
-            (folder / name).unlink()
-        weight_map = {n: f"pytorch_{Path(f).stem}.bin" for n, f in index["weight_map"].items()}
-        (folder / "model.safetensors.index.json").unlink()
-        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    proof = merged(folder, tmp_path, torch.float32)
-    assert proof["passed"] and len(names) > 2
+    whole, names = tensors_of(folder), shard(folder, pickled)
+    assert merged(folder, tmp_path)["passed"] and len(names) > 2
     assert sorted(path.name for path in (tmp_path / "merged").glob("*.safetensors")) == names
     after = tensors_of(tmp_path / "merged")
     assert all(torch.equal(tensor, after[name]) for name, tensor in whole.items())
     placed = json.loads((tmp_path / "merged" / "model.safetensors.index.json").read_text())["weight_map"]
-    bias = "model.layers.2.self_attn.o_proj.bias"
+    bias = LAST
     assert set(placed) == set(after) and placed[bias] == placed[bias.replace("bias", "weight")]
-
-
-def test_the_files_of_the_tokenizer_are_copied_as_they_are(make_tiny_llama, tmp_path):
-    folder = make_tiny_llama(zeros=0.5)
-    merged(folder, tmp_path, torch.float32)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert (tmp_path / "merged" / name).read_bytes() == (folder / name).read_bytes()
 
 
 # The proof.
@@ -291,76 +277,44 @@ def proved(request, tmp_path_factory) -> tuple[Path, Path, Restoration, Referenc
     return folder, place / "merged", restoration, reference
 
 
-def spoil_zero(tensors):
+def at_a_zero(tensors: dict[str, torch.Tensor], value: float) -> None:
     weight = tensors["model.layers.1.mlp.up_proj.weight"]
-    weight[tuple((weight == 0).nonzero()[0])] = 1e-9
+    weight[tuple((weight == 0).nonzero()[0])] = value
 
 
-def spoil_bit(tensors):
-    tensors["model.norm.weight"].view(torch.int16)[3] ^= 1
-
-
-def spoil_negative_zero(tensors):
-    weight = tensors["model.layers.1.mlp.up_proj.weight"]
-    weight[tuple((weight == 0).nonzero()[0])] = -0.0
-
-
-def spoil_untouched_bias(tensors):
-    tensors["model.layers.1.self_attn.o_proj.bias"][0] = 1e-3
-
-
-def spoil_query_bias(tensors):
-    tensors["model.layers.0.self_attn.q_proj.bias"][0] = 1e-3
-
-
-def spoil_all_compensations(tensors):
-    for layer in (0, 2):
-        tensors[f"model.layers.{layer}.self_attn.o_proj.bias"].zero_()
-
-
-def spoil_first_compensation(tensors):
-    tensors["model.layers.0.self_attn.o_proj.bias"].view(torch.int16)[5] ^= 1
-
-
-def spoil_last_compensation(tensors):
-    tensors["model.layers.2.self_attn.o_proj.bias"] *= 1.01
-
-
-def spoil_dtype(tensors):
-    tensors["model.norm.weight"] = tensors["model.norm.weight"].half()
-
-
-def spoil_nan(tensors):
-    tensors["model.layers.2.self_attn.o_proj.bias"][0] = float("nan")
-
-
-def spoil_missing(tensors):
-    del tensors["model.layers.0.self_attn.k_proj.bias"]
-
-
-def spoil_extra(tensors):
-    tensors["model.layers.0.self_attn.extra.weight"] = torch.zeros(3)
-
-
-def spoil_head(tensors):
-    tensors["lm_head.weight"][-1, -1] += 1
-
-
-SPOILED = [
-    spoil_zero, spoil_bit, spoil_negative_zero, spoil_untouched_bias, spoil_query_bias, spoil_all_compensations,
-    spoil_first_compensation, spoil_last_compensation, spoil_dtype, spoil_nan, spoil_missing, spoil_extra, spoil_head,
-]  # fmt: skip
+SPOILED = {
+    "a zero": lambda t: at_a_zero(t, 1e-9),
+    "a zero's sign": lambda t: at_a_zero(t, -0.0),
+    "a bit": lambda t: t["model.norm.weight"].view(torch.int16)[3:4].bitwise_xor_(1),
+    "an untouched bias": lambda t: t["model.layers.1.self_attn.o_proj.bias"][:1].fill_(1e-3),
+    "a query's bias": lambda t: t["model.layers.0.self_attn.q_proj.bias"][:1].fill_(1e-3),
+    "all compensations": lambda t: [t[name].zero_() for name in (FIRST, LAST)],
+    "a bit of the first compensation": lambda t: t[FIRST].view(torch.int16)[5:6].bitwise_xor_(1),
+    "the last compensation": lambda t: t[LAST].mul_(1.01),
+    "a dtype": lambda t: t.update({"model.norm.weight": t["model.norm.weight"].half()}),
+    "no number": lambda t: t[LAST][:1].fill_(float("nan")),
+    "missing": lambda t: t.pop("model.layers.0.self_attn.k_proj.bias"),
+    "one more": lambda t: t.update({"model.layers.0.self_attn.extra.weight": torch.zeros(3)}),
+    "the head": lambda t: t["lm_head.weight"][-1, -1:].add_(1),
+}
 
 
 @pytest.mark.parametrize("spoil", SPOILED)
 def test_no_tensor_can_differ_from_what_was_promised(proved, tmp_path, spoil):
     folder, right, restoration, reference = proved
     shutil.copytree(right, tmp_path / "merged")
-    rewrite(tmp_path / "merged", spoil)
+    rewrite(tmp_path / "merged", SPOILED[spoil])
     proof = prove(folder, tmp_path / "merged", restoration, reference)
     assert not proof.record["passed"]
     # By its tensors, not only by the logits they give.
     assert any("tensors" in failure or "zeros" in failure for failure in proof.failures)
+
+
+def test_a_config_that_says_something_else_fails(proved, tmp_path):
+    folder, right, restoration, reference = proved
+    place = shutil.copytree(right, tmp_path / "merged") / "config.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), "max_position_embeddings": 128}))
+    assert "config.json" in prove(folder, tmp_path / "merged", restoration, reference).failures[0]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None], ids=str)
@@ -390,7 +344,7 @@ def test_values_that_no_dtype_holds_are_one_line(make_tiny_llama, tmp_path):
     folder = make_tiny_llama(zeros=0.5, dtype=torch.float16)
     restoration = learned(folder)
     with torch.no_grad():
-        restoration.terms["model.layers.2.self_attn.o_proj.bias"][0].component.fill_(1e38)
+        restoration.terms[LAST][0].component.fill_(1e38)
     place = saved(folder, restoration, tmp_path)
     flags = ["-pruned_model_path", str(folder), "-restoration", str(place), "-output_dir", str(tmp_path / "out")]
     for dtype in ("float32", "bfloat16"):
@@ -401,7 +355,7 @@ def test_values_that_no_dtype_holds_are_one_line(make_tiny_llama, tmp_path):
         merge(folder, restoration, tmp_path / "merged", folder)
 
 
-@pytest.mark.parametrize("spoil", ["roll", "kept columns", "scaled"])
+@pytest.mark.parametrize("spoil", ["kept columns", "other order", "other scale"])
 def test_what_was_trained_is_held_against_what_is_merged(make_tiny_llama, tmp_path, monkeypatch, spoil):
     """Inference computes the bias as a merge does; the path of the gradients is another, and could be another bias."""
     folder = make_tiny_llama(zeros=0.5)
@@ -409,45 +363,30 @@ def test_what_was_trained_is_held_against_what_is_merged(make_tiny_llama, tmp_pa
     merge(folder, restoration, tmp_path / "merged", folder)
     model = restoration.attach(load_model(folder, torch.float32, "cpu", "-p"))
     keep_columns(model)
+    step = HeadConstant.forward
+
+    def wrong(term: HeadConstant, weight: torch.Tensor) -> torch.Tensor:
+        right, trains = step(term, weight), term.basis.dtype == torch.float32
+        return right.roll(int(trains)) if spoil == "other order" else right * (1 + 1e-4 * trains)
+
     if spoil == "kept columns":
         for (term,) in restoration.terms.values():
             term.columns[0, 3] += 1e-3
-    elif spoil == "roll":
-        step = HeadConstant.forward
-        monkeypatch.setattr(
-            HeadConstant,
-            "forward",
-            lambda self, weight: step(self, weight).roll(int(self.basis.dtype == torch.float32)),
-        )
     else:
-        step = HeadConstant.forward
-        monkeypatch.setattr(
-            HeadConstant,
-            "forward",
-            lambda self, weight: step(self, weight) * (1 + 1e-4 * (self.basis.dtype == torch.float32)),
-        )
+        monkeypatch.setattr(HeadConstant, "forward", wrong)
     reference = record_logits(model, restoration, Checkpoint(folder), TOKENS, "cpu")
-    proof = prove(folder, tmp_path / "merged", restoration, reference)
-    assert not proof.record["passed"] and "what was trained" in proof.failures[0]
+    assert "what was trained" in prove(folder, tmp_path / "merged", restoration, reference).failures[0]
 
 
 def test_a_term_that_says_it_keeps_zeros_and_does_not_fails(make_tiny_llama, tmp_path, monkeypatch):
     folder = make_tiny_llama(zeros=0.5)
-    restoration = learned(folder, "lora")
+    restoration = learned(folder, "lora in places")
     reference = asked(folder, restoration, torch.float32)
     merge(folder, restoration, tmp_path / "merged", folder)
     assert prove(folder, tmp_path / "merged", restoration, reference).record["passed"]
     monkeypatch.setattr(LowRank, "keeps_zeros", True)
     liar = Restoration(restoration.method, restoration.terms)
     assert "zeros" in prove(folder, tmp_path / "merged", liar, reference).failures[0]
-
-
-def test_a_config_that_says_something_else_fails(proved, tmp_path):
-    folder, right, restoration, reference = proved
-    place = shutil.copytree(right, tmp_path / "merged") / "config.json"
-    place.write_text(json.dumps({**json.loads(place.read_text()), "max_position_embeddings": 128}))
-    proof = prove(folder, tmp_path / "merged", restoration, reference)
-    assert not proof.record["passed"] and "config.json" in proof.failures[0]
 
 
 def test_a_failed_proof_leaves_nothing_behind(make_tiny_llama, tmp_path):
@@ -496,19 +435,15 @@ def test_compact_is_proved_like_the_model(small):
     assert proof["logits_relative_difference"] <= proof["logits_tolerance"] < 0.06
 
 
-@pytest.mark.parametrize("name", ["layers.0.self_attn.o_proj.bias", "layers.2.mlp.down_proj.weight", "norm.weight"])
-def test_a_compact_checkpoint_that_differs_fails(small, tmp_path, name):
+@pytest.mark.parametrize("name", [FIRST, "model.layers.2.mlp.down_proj.weight", "model.norm.weight", None])
+def test_a_compact_checkpoint_that_differs_or_lost_a_value_fails(small, tmp_path, name):
     whole, compact, reference = small
-    shutil.copytree(compact, tmp_path / "compact")
-    rewrite(tmp_path / "compact", lambda tensors: tensors[f"model.{name}"].view(-1)[:1].add_(1))
-    assert not prove_compact(whole, tmp_path / "compact", reference).record["passed"]
-
-
-def test_a_compact_checkpoint_that_lost_a_value_fails(small, tmp_path):
-    whole, compact, reference = small
-    shutil.copytree(whole, tmp_path / "whole")
-    rewrite(tmp_path / "whole", lambda tensors: tensors["model.layers.1.self_attn.o_proj.weight"][:, -1].fill_(1))
-    assert not prove_compact(tmp_path / "whole", compact, reference).record["passed"]
+    whole, compact = (shutil.copytree(folder, tmp_path / folder.name) for folder in (whole, compact))
+    if name:
+        rewrite(compact, lambda tensors: tensors[name].view(-1)[:1].add_(1))
+    else:
+        rewrite(whole, lambda tensors: tensors["model.layers.1.self_attn.o_proj.weight"][:, -1].fill_(1))
+    assert not prove_compact(whole, compact, reference).record["passed"]
 
 
 # Later.
@@ -530,33 +465,28 @@ def test_a_saved_restoration_is_the_same_and_attaches_to_the_same_logits(make_ti
     assert all(torch.equal(*pair) for pair in zip(probe_logits(model, TOKENS), expected, strict=True))
 
 
-@pytest.mark.parametrize("damage", ["{", '{"format": 3}', '{"format": 3, "method": "restorelcc", "files": {}}'])
-def test_a_damaged_restoration_is_one_line(make_tiny_llama, tmp_path, damage):
-    place = saved(make_tiny_llama(zeros=0.5), trained(), tmp_path)
-    (place / ABOUT).write_text(damage)
-    with pytest.raises(UserError, match=r"^-restoration: ") as told:
-        load_restoration(place)
-    assert "\n" not in str(told.value)
+DAMAGED = {
+    "half a json": (ABOUT, lambda content: b"{", "no restoration folder"),
+    "no method": (ABOUT, lambda content: b'{"format": 3}', "is damaged"),
+    "an earlier format": (ABOUT, lambda content: b'{"format": 2}', "format 2, .* merge it with the version that wrote"),
+    "a bit": (TENSORS, lambda content: content[:-3] + bytes([content[-3] ^ 1]) + content[-2:], "is damaged"),
+    "a byte less": (TENSORS, lambda content: content[:-1], "is damaged"),
+    "no tensors": (TENSORS, None, "is damaged .*copy it again"),
+}
 
 
-def test_a_restoration_of_an_earlier_format_is_refused_with_what_to_do(make_tiny_llama, tmp_path):
-    place = saved(make_tiny_llama(zeros=0.5), trained(), tmp_path)
-    (place / ABOUT).write_text('{"format": 2, "method": "restorelcc", "options": {}}')
-    with pytest.raises(UserError, match=r"^-restoration: .* format 2, .* merge it with the version that wrote it"):
-        load_restoration(place)
-
-
-@pytest.mark.parametrize("damage", ["bit", "shorter", "missing"])
-def test_a_damaged_file_of_tensors_is_refused(make_tiny_llama, tmp_path, damage):
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_restoration_is_one_line(make_tiny_llama, tmp_path, case):
     """A bit of a value makes no file that can't be read: the digest in the json tells."""
     place = saved(make_tiny_llama(zeros=0.5), trained(), tmp_path)
-    content = bytearray((place / TENSORS).read_bytes())
-    content[-3] ^= 1
-    (place / TENSORS).write_bytes(content if damage == "bit" else content[:-1])
-    if damage == "missing":
-        (place / TENSORS).unlink()
-    with pytest.raises(UserError, match=r"^-restoration: .* is damaged .*copy it again"):
+    name, damage, line = DAMAGED[case]
+    content = (place / name).read_bytes()
+    (place / name).unlink()
+    if damage:
+        (place / name).write_bytes(damage(content))
+    with pytest.raises(UserError, match=rf"^-restoration: .* {line}") as told:
         load_restoration(place)
+    assert "\n" not in str(told.value)
 
 
 NORM, MATRIX = "model.norm.weight", "model.layers.0.mlp.up_proj.weight"
@@ -581,18 +511,7 @@ def test_a_restoration_that_cannot_be_of_the_model_is_one_line(make_tiny_llama, 
     assert "\n" not in str(found.value)
 
 
-def test_a_later_merge_refuses_another_pruned_model(make_tiny_llama, tmp_path):
-    folder, other = make_tiny_llama(zeros=0.5), make_tiny_llama(zeros=0.5, seed=3)
-    place = saved(folder, trained(), tmp_path)
-    flags = ["-restoration", str(place), "-output_dir", str(tmp_path / "out"), "-dtype", "float32"]
-    with pytest.raises(UserError, match="is not the pruned checkpoint"):
-        main(["-pruned_model_path", str(other), *flags])
-    assert not (tmp_path / "out").exists()
-    main(["--pruned_model_path", str(folder), *flags])
-    assert (tmp_path / "out" / "model.safetensors").is_file()
-
-
-def test_a_later_merge_deletes_nothing_and_touches_no_input(make_tiny_llama, tmp_path):
+def test_a_later_merge_deletes_nothing_and_takes_no_other_model(make_tiny_llama, tmp_path):
     folder, run = make_tiny_llama(zeros=0.5), tmp_path / "run"
     saved(folder, trained(), run)
     flags = ["-pruned_model_path", str(folder), "-restoration", str(run / "restoration"), "-dtype", "float32"]
@@ -602,6 +521,9 @@ def test_a_later_merge_deletes_nothing_and_touches_no_input(make_tiny_llama, tmp
             main([*flags, "-output_dir", str(output), "-overwrite"])
     assert load_restoration(run / "restoration")[1]["pruned_sha256"] == fingerprint(folder)
     output = tmp_path / "out"
+    with pytest.raises(UserError, match="is not the pruned checkpoint"):
+        main(["--pruned_model_path", str(make_tiny_llama(zeros=0.5, seed=3)), *flags[2:], "-output_dir", str(output)])
+    assert not output.exists()
     main([*flags, "-output_dir", str(output)])
     assert json.loads((output / PROOF).read_text())["passed"]
     (output / "note.txt").write_text("mine")
@@ -615,9 +537,6 @@ def test_a_later_merge_deletes_nothing_and_touches_no_input(make_tiny_llama, tmp
 
 
 def test_a_later_merge_takes_the_compact_checkpoint_that_was_trained_on(make_tiny_llama, tmp_path):
-    from models.compact import compact_checkpoint, in_dense_shapes
-    from models.compact_llama import CompactLlamaConfig
-
     compact_checkpoint(masked(make_tiny_llama(zeros=0.5)), tmp_path / "small")
     folder, _ = in_dense_shapes(tmp_path / "small", tmp_path / "cache")
     about = {"pruned_sha256": fingerprint(tmp_path / "small"), "expanded_sha256": fingerprint(folder)}
@@ -646,5 +565,5 @@ def test_a_fingerprint_is_of_the_content_not_of_the_files(make_tiny_llama, tmp_p
     before = fingerprint(folder)
     shutil.copytree(folder, tmp_path / "copy")
     assert fingerprint(tmp_path / "copy") == before
-    rewrite(tmp_path / "copy", spoil_bit)
+    rewrite(tmp_path / "copy", SPOILED["a bit"])
     assert fingerprint(tmp_path / "copy") != before

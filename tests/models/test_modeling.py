@@ -8,9 +8,7 @@ import torch
 
 from models.loading import load_model
 from models.terms import HeadConstant, learned_compensation
-from tests.builders import HEADS, compensation, orthonormal, trained
-
-METHODS = ("restorelcc", "bias_only", "magnitudes_only")
+from tests.builders import HEADS, orthonormal, trained
 
 IDS = torch.tensor([[5, 9, 77, 30, 200, 41]])
 
@@ -44,19 +42,16 @@ def added(model, heads: list[list[int]], learned: torch.Tensor) -> Iterator[None
         hook.remove()
 
 
-def by_hand(model, restoration) -> torch.Tensor:
-    """Logits with the compensation added to each chosen head's slice of o_proj's input, at every token."""
-    with torch.no_grad(), added(model, restoration.heads, compensations(restoration)):
-        return model(IDS).logits
-
-
-@pytest.mark.parametrize("attention_bias", [False, True])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "attention_bias"), [("restorelcc", True), ("bias_only", False), ("magnitudes_only", True)]
+)
 def test_one_bias_a_step_equals_adding_to_every_head_and_token(make_tiny_llama, method, attention_bias):
     model = load_model(make_tiny_llama(attention_bias=attention_bias), torch.float32, "cpu", "-b")
     restoration = trained(method)
-    expected, untouched = by_hand(model, restoration), model(IDS).logits
     with torch.no_grad():
+        untouched = model(IDS).logits
+        with added(model, restoration.heads, compensations(restoration)):
+            expected = model(IDS).logits
         found = restoration.attach(model)(IDS).logits
     assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
     assert (found - untouched).abs().max() > 1e-2
@@ -76,15 +71,6 @@ def test_the_bias_kept_for_inference_follows_every_change(make_tiny_llama):
         third = projection(z)
     assert not torch.allclose(first, second) and not torch.allclose(second, third)
     assert torch.allclose(third, projection(z), atol=1e-5)  # as training computes it
-
-
-def test_compensation_is_equation_8():
-    restoration = trained()
-    for row in range(len(HEADS)):
-        expected = restoration.of_heads("component")[row].clone()
-        for i in range(8):
-            expected += restoration.of_heads("magnitudes")[row, i] * restoration.of_heads("basis")[row, i]
-        assert torch.allclose(compensations(restoration)[row], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("optimizer", "equal"), [("SGD", True), ("AdamW", False)])
@@ -111,20 +97,16 @@ def test_under_sgd_beta_and_b_are_b_alone_at_twice_the_rate(make_tiny_llama, opt
     assert torch.allclose(both, alone, rtol=1e-9, atol=1e-12) == equal
 
 
-def test_each_pair_is_layer_then_head_and_has_its_own_basis(make_tiny_llama):
-    basis = orthonormal()
-    restoration = compensation(HEADS, basis)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_beta_and_b_train_and_in_fp32(make_tiny_llama, dtype):
+    restoration, basis = trained(), orthonormal()
     assert restoration.heads == sorted(HEADS)
     for (layer, head), own in zip(sorted(HEADS), restoration.of_heads("basis"), strict=True):
         assert torch.equal(own, basis[layer, head])
-    assert {layer: term.heads.tolist() for layer, term in terms_of(restoration).items()} == {0: [1], 2: [0, 5]}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_only_beta_and_b_train_and_in_fp32(make_tiny_llama, dtype):
-    model = trained().attach(load_model(make_tiny_llama(dtype=dtype), dtype, "cpu", "-b"))
+    model = restoration.attach(load_model(make_tiny_llama(dtype=dtype), dtype, "cpu", "-b"))
     training = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert sorted(name.rsplit(".", 1)[1] for name in training) == ["component"] * 2 + ["magnitudes"] * 2
+    assert {id(p) for p in training.values()} == {id(p) for t in terms_of(restoration).values() for p in t.parameters()}
     assert {p.dtype for p in training.values()} == {torch.float32}
     model(IDS, labels=IDS).loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in training.values())
@@ -132,42 +114,20 @@ def test_only_beta_and_b_train_and_in_fp32(make_tiny_llama, dtype):
 
 
 def test_gradient_equals_autograd_through_the_input_of_o_proj(make_tiny_llama):
-    folder = make_tiny_llama()
-    restoration = trained()
-    patched = restoration.attach(load_model(folder, torch.float32, "cpu", "-b"))
-    patched(IDS, labels=IDS).loss.backward()
-
-    plain = load_model(folder, torch.float32, "cpu", "-b")
+    restoration, folder = trained(), make_tiny_llama()
+    restoration.attach(load_model(folder, torch.float32, "cpu", "-b"))(IDS, labels=IDS).loss.backward()
     component, magnitudes, basis = map(restoration.of_heads, ("component", "magnitudes", "basis"))
     component = component.clone().requires_grad_()
-    for row, (layer, head) in enumerate(sorted(HEADS)):
-        total = component[row] + magnitudes[row] @ basis[row]
-        placed = torch.zeros(48).index_add(0, torch.arange(head * 8, head * 8 + 8), total)
-        plain.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(lambda _, z, p=placed: (z[0] + p,))
-    plain(IDS, labels=IDS).loss.backward()
+    plain = load_model(folder, torch.float32, "cpu", "-b")
+    with added(plain, restoration.heads, component + torch.einsum("nd,nde->ne", magnitudes, basis)):
+        plain(IDS, labels=IDS).loss.backward()
     found = torch.cat([term.component.grad for term in terms_of(restoration).values()])
     assert torch.allclose(found, component.grad, rtol=1e-3, atol=1e-6)
 
 
-def test_what_trains_is_what_was_attached(make_tiny_llama):
-    restoration = trained()
-    model = restoration.attach(load_model(make_tiny_llama(), torch.float32, "cpu", "-b"))
-    attached = {id(p) for p in model.parameters() if p.requires_grad}
-    assert attached == {id(p) for term in terms_of(restoration).values() for p in term.parameters()}
-    before = restoration.gathered()
-    with torch.no_grad():
-        for term in terms_of(restoration).values():
-            term.component.add_(1)
-    assert torch.equal(before.of_heads("component") + 1, restoration.of_heads("component"))
-
-
-def test_without_what_is_trained_nothing_is_restored(make_tiny_llama):
-    model = load_model(make_tiny_llama(), torch.float32, "cpu", "-b")
+def test_without_what_is_trained_nothing_is_restored_and_tied_embeddings_stay_tied(make_tiny_llama):
+    model = load_model(make_tiny_llama(tie_word_embeddings=True), torch.float32, "cpu", "-b")
     before = model(IDS).logits
     assert torch.equal(trained().untrained().attach(model)(IDS).logits, before)
-
-
-def test_tied_embeddings_stay_tied(make_tiny_llama):
-    model = load_model(make_tiny_llama(tie_word_embeddings=True), torch.float32, "cpu", "-b")
-    trained().attach(model)
+    assert not torch.equal(trained().attach(model)(IDS).logits, before)
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()

@@ -14,14 +14,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models.checkpoint import Checkpoint
 from models.compact import write_compact
-from models.loading import load_config, load_model, tokenizer_files
-from models.merge import merge_and_prove, record_logits
+from models.loading import load_config, tokenizer_files
 from models.portable import portable, save_tokenizer
-from models.restoration import save_restoration
 from pruning.checkpoint import prune
-from tests.builders import byte_tokenizer, save_tiny_llama, trained
+from tests.builders import byte_tokenizer, save_tiny_llama
+from tests.models.test_merge import merged
 
 OLD_PYTHON = "RESTORELCC_OLD_PYTHON"
 
@@ -29,23 +27,11 @@ ROPES = {
     "theta": {"rope_type": "default", "rope_theta": 7.0},
     "linear": {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0},
     "dynamic": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 3.0},
-    "llama3": {
-        "rope_type": "llama3",
-        "rope_theta": 300.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 32,
-    },
+    "llama3": {"rope_type": "llama3", "rope_theta": 300.0, "factor": 8.0, "original_max_position_embeddings": 32}
+    | {"low_freq_factor": 1.0, "high_freq_factor": 4.0},
     "yarn": {"rope_type": "yarn", "rope_theta": 300.0, "factor": 4.0, "original_max_position_embeddings": 64},
-    "longrope": {
-        "rope_type": "longrope",
-        "rope_theta": 300.0,
-        "factor": 4.0,
-        "short_factor": [1.0, 1.5, 2.0, 2.5],
-        "long_factor": [2.0, 3.0, 4.0, 5.0],
-        "original_max_position_embeddings": 64,
-    },
+    "longrope": {"rope_type": "longrope", "rope_theta": 300.0, "factor": 4.0, "original_max_position_embeddings": 64}
+    | {"short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [2.0, 3.0, 4.0, 5.0]},
 }
 
 TEXTS = ["In 1984, 12,345\n\n1. of 67 %", "def f(x):\n    return x[12:345]  # " * 4]
@@ -88,16 +74,11 @@ def base(folder: Path, rope: dict) -> Path:
 def made_of(folder: Path, work: Path) -> dict[str, Path]:
     """What is written on the way from a dense checkpoint: the pruned one, the merged one and its compact form."""
     calibration = {"calib_data": "bundled", "calib_samples": 1, "calib_length": 16}
-    made = {name: work / name for name in ("pruned", "model", "compact")}
+    made = {name: work / name for name in ("pruned", "merged", "compact")}
     prune(folder, made["pruned"], "magnitude", "0.5", **calibration, dtype=torch.float32, device="cpu", seed=1)
-    restoration, ids = trained(), [[5, 9, 77, 30, 8]]
-    save_restoration(work / "restoration", restoration, {})
-    attached = restoration.attach(load_model(made["pruned"], torch.float32, "cpu", "it"))
-    reference = record_logits(attached, restoration, Checkpoint(made["pruned"]), ids, "cpu")
-    common = {"tokenizer_from": made["pruned"], "reference": reference}
-    merge_and_prove(made["pruned"], work / "restoration", made["model"], **common)
+    assert merged(made["pruned"], work)["passed"]
     made["compact"].mkdir()
-    write_compact(made["model"], made["compact"])
+    write_compact(made["merged"], made["compact"])
     return made
 
 
@@ -108,19 +89,14 @@ def world(request, tmp_path_factory) -> tuple[Path, dict[str, Path]]:
     return dense, made_of(dense, work)
 
 
-def test_the_rope_is_told_in_the_words_that_transformers_4_knows(world):
-    dense, made = world
-    for folder in made.values():
-        settings = json.loads((folder / "config.json").read_text())
-        assert "rope_parameters" not in settings and "rope_theta" in settings
-        assert load_config(folder, "it").rope_parameters == load_config(dense, "it").rope_parameters
-
-
-def test_a_users_tokenizer_files_pass_through_byte_for_byte(world):
+def test_the_rope_is_told_in_words_of_transformers_4_and_a_users_tokenizer_passes_through(world):
     dense, made = world
     files = tokenizer_files(dense)
     assert len(files) >= 2
     for folder in made.values():
+        settings = json.loads((folder / "config.json").read_text())
+        assert "rope_parameters" not in settings and "rope_theta" in settings
+        assert load_config(folder, "it").rope_parameters == load_config(dense, "it").rope_parameters
         assert [file.name for file in tokenizer_files(folder)] == [file.name for file in files]
         assert all((folder / file.name).read_bytes() == file.read_bytes() for file in files)
 
@@ -137,16 +113,11 @@ def test_transformers_4_has_the_same_ids_and_the_same_logits(world):
             torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_what_a_user_wrote_in_older_words_stays_as_it_is():
-    theirs = {"rope_theta": 5.0, "rope_scaling": {"type": "linear", "factor": 2.0}, "their_own": None}
-    assert portable(theirs) is theirs
-
-
 def test_of_two_ropes_the_one_that_transformers_5_takes_is_told():
-    """rope_scaling, where it is said; its base is its own, else the one beside it."""
+    """rope_scaling, where it is said; its base is its own, else the one beside it. Older words alone stay."""
     both = {"rope_theta": 5.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
     newer = {"rope_parameters": {"rope_type": "default", "rope_theta": 9.0}}
-    assert portable({**both, **newer}) == both
+    assert portable({**both, **newer}) == both and portable(both) is both
     assert portable(newer) == {"rope_theta": 9.0, "rope_scaling": None}
 
 

@@ -35,7 +35,6 @@ class Needs:
 
     heads: ranked heads. basis: V of each. calibration: the calibration set, and both models to run it through.
     training: samples and steps. teacher: the dense checkpoint's weights, of the pruned one's shapes.
-
     """
 
     heads: bool = False
@@ -91,21 +90,13 @@ _CLOSED = Needs(calibration=True, teacher=True)
 
 METHODS = {
     "restorelcc": MethodSpec(
-        "utils.compensation:restorelcc",
-        "β and b of Eq. 8 on chosen heads",
-        "RestoreLCC",
-        _BETA,
-        **_HEADS,
+        "utils.compensation:restorelcc", "β and b of Eq. 8 on chosen heads", "RestoreLCC", _BETA, **_HEADS
     ),
     "bias_only": MethodSpec(
         "utils.compensation:bias_only", "b of chosen heads alone", "RestoreLCC (b alone)", _B, **_HEADS
     ),
     "magnitudes_only": MethodSpec(
-        "utils.compensation:magnitudes_only",
-        "β of chosen heads alone",
-        "RestoreLCC (β alone)",
-        _BETA,
-        **_HEADS,
+        "utils.compensation:magnitudes_only", "β of chosen heads alone", "RestoreLCC (β alone)", _BETA, **_HEADS
     ),
     "output_bias": MethodSpec(
         "baselines.output_bias:output_bias",
@@ -139,24 +130,12 @@ METHODS = {
         moves=True,
     ),
     "masked_lora": MethodSpec("baselines.lora:masked_lora", "LoRA inside the mask, zeros kept", "masked LoRA", **_LORA),
-    "masked_dora": MethodSpec(
-        "baselines.lora:masked_dora",
-        "DoRA inside the mask, zeros kept",
-        "masked DoRA",
-        **_LORA,
-    ),
+    "masked_dora": MethodSpec("baselines.lora:masked_dora", "DoRA inside the mask, zeros kept", "masked DoRA", **_LORA),
     "masked_full": MethodSpec(
-        "baselines.masked_full:masked_full",
-        "all weights that are not zero",
-        "masked full fine-tuning",
+        "baselines.masked_full:masked_full", "all weights that are not zero", "masked full fine-tuning"
     ),
     "lora": MethodSpec("baselines.lora:lora", "LoRA on all linear layers; merged, it fills the zeros", "LoRA", **_LORA),
-    "dora": MethodSpec(
-        "baselines.lora:dora",
-        "DoRA on all linear layers; merged, it fills the zeros",
-        "DoRA",
-        **_LORA,
-    ),
+    "dora": MethodSpec("baselines.lora:dora", "DoRA on all linear layers; merged, it fills the zeros", "DoRA", **_LORA),
     "eora": MethodSpec(
         "baselines.eora:eora",
         "EoRA's update of all linear layers in closed form, from -calib_data; merged, it fills the zeros",
