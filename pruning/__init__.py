@@ -1,12 +1,12 @@
-"""Pruning: a dense Llama's folder in, a pruned checkpoint out; `check` and `prune` do it."""
+"""Pruning: a dense Llama's folder in, a pruned checkpoint out; `check` and `prune_into` do it."""
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pruning.checkpoint import check, prune, prune_into
+    from pruning.checkpoint import check, prune_into
     from pruning.pattern import Pattern
 
-__all__ = ["Pattern", "check", "prune", "prune_into"]
+__all__ = ["Pattern", "check", "prune_into"]
 
 
 def __getattr__(name: str) -> object:

@@ -13,8 +13,8 @@ from torch import nn
 from transformers import LlamaConfig
 
 from pruning.input_statistics import Hessian, relative_error
+from pruning.layers import PruningPass, Values
 from pruning.sparsegpt import damped_inverse
-from pruning.stage import Stage, Values
 from utils.common.errors import UserError
 
 FIRST_SHARE = 0.3125
@@ -128,51 +128,39 @@ def shrinking_step(to_go: int) -> int:
     return max(SMALLEST_STEP, min(LARGEST_STEP, to_go // 2))
 
 
-def stages(removal: Removal, head_dim: int) -> list[Stage]:
-    """Attention first; the FFN's Hessian is gathered from what the pruned attention gives."""
+def passes(removal: Removal, head_dim: int) -> list[PruningPass]:
+    """Attention first; the FFN's Hessian is gathered from what the pruned attention gives.
+
+    KV heads go with the query heads that share them. Each gives the relative error of the layer that is updated.
+    """
 
     def heads(layer: nn.Module, values: Values) -> dict[str, float]:
-        return remove_heads(layer, values["self_attn.o_proj"], removal.kv_heads, head_dim)
+        attention, hessian = layer.self_attn, values["self_attn.o_proj"]
+        size = attention.num_key_value_groups * head_dim
+        gone, error = _remove_from(attention.o_proj.weight, hessian, size, removal.kv_heads, lambda _: 1)
+        for linear, rows in ((attention.q_proj, size), (attention.k_proj, head_dim), (attention.v_proj, head_dim)):
+            for kv_head in gone:
+                _zero_rows(linear, slice(kv_head * rows, (kv_head + 1) * rows))
+        return {"self_attn.o_proj": error}
 
     def channels(layer: nn.Module, values: Values) -> dict[str, float]:
-        return remove_channels(layer, values["mlp.down_proj"], removal.channels)
+        mlp, hessian = layer.mlp, values["mlp.down_proj"]
+        gone, error = _remove_from(mlp.down_proj.weight, hessian, 1, removal.channels, shrinking_step)
+        for linear in (mlp.gate_proj, mlp.up_proj):
+            _zero_rows(linear, gone)
+        return {"mlp.down_proj": error}
 
-    both = []
-    if removal.kv_heads:
-        both.append(Stage(("self_attn.o_proj",), Hessian, heads))
-    if removal.channels:
-        both.append(Stage(("mlp.down_proj",), Hessian, channels))
-    return both
-
-
-def remove_heads(layer: nn.Module, hessian: torch.Tensor, count: int, head_dim: int) -> dict[str, float]:
-    """Zero `count` KV heads of a decoder layer with the query heads that share them, o_proj updated.
-
-    hessian: (H·d, H·d), of o_proj's input. Returns the relative error of o_proj.
-    """
-    attention = layer.self_attn
-    size = attention.num_key_value_groups * head_dim
-    pruned, gone = remove(attention.o_proj.weight, hessian, size, count, lambda _: 1)
-    error = relative_error(attention.o_proj.weight.float(), pruned.float(), hessian)
-    attention.o_proj.weight.copy_(pruned)
-    for kv_head in gone:
-        for linear, rows in ((attention.q_proj, size), (attention.k_proj, head_dim), (attention.v_proj, head_dim)):
-            _zero_rows(linear, slice(kv_head * rows, (kv_head + 1) * rows))
-    return {"self_attn.o_proj": error}
+    of_heads = PruningPass(("self_attn.o_proj",), Hessian, heads)
+    of_channels = PruningPass(("mlp.down_proj",), Hessian, channels)
+    return [of_heads] * bool(removal.kv_heads) + [of_channels] * bool(removal.channels)
 
 
-def remove_channels(layer: nn.Module, hessian: torch.Tensor, count: int) -> dict[str, float]:
-    """Zero `count` FFN channels of a decoder layer, down_proj updated.
-
-    hessian: (I, I), of down_proj's input. Returns the relative error of down_proj.
-    """
-    mlp = layer.mlp
-    pruned, gone = remove(mlp.down_proj.weight, hessian, 1, count, shrinking_step)
-    error = relative_error(mlp.down_proj.weight.float(), pruned.float(), hessian)
-    mlp.down_proj.weight.copy_(pruned)
-    for linear in (mlp.gate_proj, mlp.up_proj):
-        _zero_rows(linear, gone)
-    return {"mlp.down_proj": error}
+def _remove_from(weight: nn.Parameter, hessian: torch.Tensor, *how) -> tuple[list[int], float]:
+    """`remove` in place: the indices of the removed units, and the relative error before rounding."""
+    pruned, gone = remove(weight, hessian, *how)
+    error = relative_error(weight.float(), pruned.float(), hessian)
+    weight.copy_(pruned)
+    return gone, error
 
 
 def _zero_rows(linear: nn.Linear, rows: slice | list[int]) -> None:

@@ -111,7 +111,7 @@ def test_a_wrong_field_is_named_with_file_and_row(data, task, change, word):
 def test_missing_and_damaged_files_and_names_are_one_line(data, monkeypatch):
     file = data / "openbookqa" / "test.jsonl"
     file.write_text(file.read_text()[:-20])
-    one_line(lambda: plan_tasks("openbookqa", data, None, 64), "-eval_data_dir", str(file), "row 3", "truncated")
+    one_line(lambda: plan_tasks("openbookqa", data, None, 64), "-eval_data_dir", f"{file}:3: not valid JSON")
     (data / "rte" / "validation.jsonl").unlink()
     one_line(lambda: plan_tasks("paper", data, None, 64), "-eval_data_dir", "rte", "validation.jsonl")
     one_line(lambda: plan_tasks("paper", data / "absent", None, 64), "-eval_data_dir", "absent")

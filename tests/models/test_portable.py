@@ -20,7 +20,7 @@ from models.loading import load_config, load_model, tokenizer_files
 from models.merge import merge_and_prove, record_logits
 from models.portable import portable, save_tokenizer
 from models.restoration import save_restoration
-from pruning.checkpoint import prune
+from pruning.checkpoint import prune_into
 from tests.builders import byte_tokenizer, save_tiny_llama, trained
 
 OLD_PYTHON = "RESTORELCC_OLD_PYTHON"
@@ -89,7 +89,7 @@ def made_of(folder: Path, work: Path) -> dict[str, Path]:
     """What is written on the way from a dense checkpoint: the pruned one, the merged one and its compact form."""
     calibration = {"calib_data": "bundled", "calib_samples": 1, "calib_length": 16}
     made = {name: work / name for name in ("pruned", "model", "compact")}
-    prune(folder, made["pruned"], "magnitude", "0.5", **calibration, dtype=torch.float32, device="cpu", seed=1)
+    prune_into(folder, made["pruned"], "magnitude", "0.5", **calibration, dtype=torch.float32, device="cpu", seed=1)
     restoration, ids = trained(), [[5, 9, 77, 30, 8]]
     save_restoration(work / "restoration", restoration, {})
     attached = restoration.attach(load_model(made["pruned"], torch.float32, "cpu", "it"))

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import lm_eval.tasks
 
+from data.loading import json_rows
 from utils.common.errors import UserError, shortened
-from utils.common.files import fault as what_is_wrong
-from utils.common.files import parse_json
 
 DEFINITIONS = Path(lm_eval.tasks.__file__).parent
 """lm_eval's own task definitions."""
@@ -133,24 +132,11 @@ def split_file(data_dir: Path, task: str, split: str, flag: str) -> Path:
 def read_rows(file: Path, flag: str, fault: Callable[[dict], str | None] | None = None) -> list[dict]:
     """The rows of a jsonl file, each checked by `fault`; UserError names the file and the row (counted from 1)."""
     rows = []
-    try:
-        with file.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = parse_json(line)
-                except ValueError as error:
-                    raise UserError(
-                        f"{flag}: {file}, row {number}: no whole JSON object ({what_is_wrong(error)}); "
-                        "the file is truncated or damaged, copy it again"
-                    ) from error
-                problem = "no JSON object" if not isinstance(row, dict) else fault and fault(row)
-                if problem:
-                    raise UserError(f"{flag}: {file}, row {number}: {problem}; the hub's field names are expected")
-                rows.append(row)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{flag}: cannot read {file} ({error})") from error
+    for number, row in json_rows(file, flag):
+        problem = "no JSON object" if not isinstance(row, dict) else fault and fault(row)
+        if problem:
+            raise UserError(f"{flag}: {file}, row {number}: {problem}; the hub's field names are expected")
+        rows.append(row)
     if not rows:
         raise UserError(f"{flag}: {file} has no rows")
     return rows
