@@ -4,10 +4,10 @@ import difflib
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from unittest.mock import patch
 
@@ -26,18 +26,16 @@ from utils.evaluation import perplexity
 from utils.evaluation.in_memory_lm import quiet
 from utils.evaluation.tasks import (
     BUNDLED_FOLDER,
+    DATA_FLAG,
     DEFINITIONS,
     PAPER_TASKS,
     TOKEN_PERPLEXITY,
     TOKENS_ONLY,
     WIKITEXT,
-    paper_fault,
-    read_rows,
-    split_file,
+    task_rows,
 )
 
 TASKS_FLAG = "-eval_tasks"
-DATA_FLAG = "-eval_data_dir"
 
 _HUB_WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 _FEWSHOT_SEED = 1234  # lm_eval's own default
@@ -201,12 +199,8 @@ def load_tasks(name: str, data_dir: Path | None) -> tuple[list[Task | Group], st
     manager = _manager(name)
     if data_dir is None:
         return _from_hub(lambda: _load(manager, name), name), "hub"
-
-    def read(task: str, split: str) -> list[dict]:
-        return read_rows(split_file(data_dir, task, split, DATA_FLAG), DATA_FLAG, paper_fault(task))
-
     try:
-        with _rows_from(read):
+        with _rows_from(functools.partial(task_rows, data_dir)):
             items = _load(manager, name)
     except (UserError, OSError):
         raise
@@ -308,15 +302,11 @@ def plan_task(loaded: Task | Group, limit: int | None, source: str) -> PlannedTa
         task.set_fewshot_seed(_FEWSHOT_SEED)
         docs = task.eval_docs
         scored = min(limit or len(docs), len(docs))
-        examples = _content(task.fewshot_docs()) if task.config.num_fewshot else None
-        content = _content(docs[i] for i in range(scored))
+        shown = task.fewshot_docs() if task.config.num_fewshot else None
+        content, examples = (each and digest(_jsonable(list(each))) for each in ([*islice(docs, scored)], shown))
         rows[task.task_name] = ScoredRows(scored, len(docs), content, str(docs[0]), examples)
     name = loaded.name if isinstance(loaded, Group) else loaded.task_name
     return PlannedTask(name, loaded, limit, source, {task.task_name: task for task in members}, rows)
-
-
-def _content(rows: Iterable[dict]) -> str:
-    return digest([_jsonable(row) for row in rows])
 
 
 def wikitext_rows(data_dir: Path | None) -> tuple[list[str], str]:
@@ -377,10 +367,3 @@ def _jsonable(value: object) -> object:
     if callable(value):
         return inspect.getsource(value)
     return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def hub_split(task: str, split: str) -> list[dict]:
-    """All rows of a split of one of lm_eval's tasks, from the hub."""
-    with quiet(logging.ERROR):
-        ((loaded,), _) = load_tasks(task, None)
-        return [dict(row) for row in loaded.dataset[split]]

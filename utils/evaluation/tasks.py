@@ -20,6 +20,8 @@ TOKENS_ONLY = "wikitext2_tokens"
 
 TOKEN_PERPLEXITY = "token_perplexity"
 
+DATA_FLAG = "-eval_data_dir"
+
 
 @dataclass(frozen=True)
 class PaperTask:
@@ -115,18 +117,16 @@ def main_metric(task: str, metrics: Iterable[str]) -> str | None:
     return have[0] if have else None
 
 
-def paper_fault(task: str) -> Callable[[dict], str | None] | None:
-    """What checks a row of one of the seven tasks; None for others."""
-    return PAPER_TASKS[task].fault if task in PAPER_TASKS else None
+def task_rows(data_dir: Path, task: str, split: str) -> list[dict]:
+    """The rows in `data_dir/TASK/SPLIT.jsonl` or `data_dir/tasks/TASK/SPLIT.jsonl`, checked if it is one of the seven.
 
-
-def split_file(data_dir: Path, task: str, split: str, flag: str) -> Path:
-    """`data_dir/TASK/SPLIT.jsonl` or `data_dir/tasks/TASK/SPLIT.jsonl`; UserError if there is neither."""
-    places = [data_dir / task / f"{split}.jsonl", data_dir / "tasks" / task / f"{split}.jsonl"]
+    Raises UserError if there is neither, or a row is damaged.
+    """
+    places = [folder / task / f"{split}.jsonl" for folder in (data_dir, data_dir / "tasks")]
     for place in places:
         if place.is_file():
-            return place
-    raise UserError(f"{flag}: {data_dir} has no {split} split of {task}; it would be {places[0]} or {places[1]}")
+            return read_rows(place, DATA_FLAG, PAPER_TASKS[task].fault if task in PAPER_TASKS else None)
+    raise UserError(f"{DATA_FLAG}: {data_dir} has no {split} split of {task}; it would be {places[0]} or {places[1]}")
 
 
 def read_rows(file: Path, flag: str, fault: Callable[[dict], str | None] | None = None) -> list[dict]:
