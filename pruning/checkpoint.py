@@ -81,7 +81,9 @@ def prune_into(
     started = time.perf_counter()
     config = load_config(base, "-base_model_name")
     pattern = check(method, sparsity, calib_data, calib_samples, calib_length, config, mode)
-    place = _device(device)
+    place = torch.device(usable_device(device))
+    if place.type not in ("cpu", "cuda"):  # Hessians are inverted in fp64, which others lack
+        raise UserError(f"-device: pruning runs on cpu and cuda, not on {place.type}; give one of them or auto")
     _, _, tokenizer = check_model(base, "-base_model_name")
     tokens, source = None, None
     if METHODS[method].statistic:
@@ -93,7 +95,8 @@ def prune_into(
     loaded = time.perf_counter()
     layers = prune_layers(model, tokens, METHODS[method].passes(pattern, config), place)
     pruned = time.perf_counter()
-    reached = [share_of_zeros([layer.get_submodule(name).weight for name in LINEARS]) for layer in model.model.layers]
+    linears = [[layer.get_submodule(name).weight for name in LINEARS] for layer in model.model.layers]
+    reached = [sum((w == 0).sum().item() for w in each) / sum(w.numel() for w in each) for each in linears]
     dense_parameters = model.num_parameters()
     if mode == "compact":
         model = compact(model)
@@ -129,9 +132,9 @@ def prune_layers(
     """Prune the model in place, layer by layer, each with the inputs that the pruned layers before it give.
 
     tokens: (S, T) int64, the calibration set, no padding; None for a method without one, which returns nothing of a
-    layer. passes: per layer, in order. Returns per layer {"error", "linear_errors"}; error is ‖f(X) - f̂(X)‖² /
-    ‖f(X) - X‖² on a part of the set: of what the layer adds to the residual stream, the share that is now wrong. Raises
-    UserError naming the layer if its inputs are not finite.
+    layer. passes: per layer, in order. Returns per layer {"error"}: ‖f(X) - f̂(X)‖² / ‖f(X) - X‖² on a part of the
+    set, of what the layer adds to the residual stream, the share that is now wrong. Raises UserError naming the layer
+    if its inputs are not finite.
     """
     if tokens is None:
         for layer, (only,) in zip(progress(model.model.layers, desc="pruning", unit="layer"), passes, strict=True):
@@ -140,12 +143,12 @@ def prune_layers(
     record = []
     for inputs in walk(model, tokens, device, "pruning"):
         few = max(1, min(len(tokens) // 16, BATCH_TOKENS // tokens.shape[1]))
-        sample, linear_errors = inputs.hidden[:few].clone(), {}
+        sample = inputs.hidden[:few].clone()
         dense = finite(inputs.layer(sample, **inputs.kwargs), f"the output of layer {inputs.index}")
         for each in passes[inputs.index]:
             values = inputs.gather(each.sites, each.statistic)
             try:
-                linear_errors |= each.prune(inputs.layer, values)
+                each.prune(inputs.layer, values)
             except torch.linalg.LinAlgError as failure:
                 raise UserError(
                     f"-calib_data: the Hessian of layer {inputs.index} is singular ({failure}); "
@@ -153,20 +156,8 @@ def prune_layers(
                 ) from failure
         wrong = (inputs.layer(sample, **inputs.kwargs) - dense).float().norm().item()
         added = (dense - sample).float().norm().item()
-        record.append({"error": (wrong / max(added, 1e-30)) ** 2, "linear_errors": linear_errors})
+        record.append({"error": (wrong / max(added, 1e-30)) ** 2})
     return record
-
-
-def share_of_zeros(weights: list[torch.Tensor]) -> float:
-    """Share of zeros among the weights."""
-    return sum((weight == 0).sum().item() for weight in weights) / sum(weight.numel() for weight in weights)
-
-
-def _device(name: str) -> torch.device:
-    place = torch.device(usable_device(name))
-    if place.type not in ("cpu", "cuda"):  # Hessians are inverted in fp64, which others lack
-        raise UserError(f"-device: pruning runs on cpu and cuda, not on {place.type}; give one of them or auto")
-    return place
 
 
 def _card(record: dict) -> str:

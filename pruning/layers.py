@@ -37,12 +37,12 @@ class PruningPass:
     """What a pruning method does to one decoder layer: a pass of the calibration set, and the pruning that follows it.
 
     sites: whose inputs are gathered. statistic: what is gathered of them; None where pruning needs nothing. prune:
-    changes the layer in place, and returns the relative error of each linear layer where it knows it.
+    changes the layer in place.
     """
 
     sites: tuple[str, ...]
     statistic: type | None
-    prune: Callable[[nn.Module, Values], dict[str, float]]
+    prune: Callable[[nn.Module, Values], None]
 
 
 class _Enough(Exception):

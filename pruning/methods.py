@@ -8,7 +8,7 @@ from torch import nn
 from transformers import LlamaConfig
 
 from pruning import magnitude, slimgpt, sparsegpt, wanda
-from pruning.input_statistics import Hessian, InputNorms, relative_error
+from pruning.input_statistics import Hessian, InputNorms
 from pruning.layers import SITES, PruningPass, Values
 from pruning.pattern import Pattern
 from utils.common.errors import UserError
@@ -46,19 +46,13 @@ class Unstructured:
         one = PruningPass(tuple(SITES), self.statistic, lambda layer, values: self._prune_layer(layer, values, pattern))
         return [[one]] * config.num_hidden_layers
 
-    def _prune_layer(self, layer: nn.Module, values: Values, pattern: Pattern) -> dict[str, float]:
-        """Prune the seven linear layers in place; the relative errors of those whose Hessian is known."""
-        errors = {}
+    def _prune_layer(self, layer: nn.Module, values: Values, pattern: Pattern) -> None:
+        """Prune the seven linear layers in place."""
         for site, names in SITES.items():
-            value = values.get(site)
-            prepared = None if value is None else self.prepare(value)
+            prepared = self.prepare(values[site]) if values else None
             for name in names:
                 weight = layer.get_submodule(name).weight
-                pruned = self.prune(weight.float().clone(), prepared, pattern).to(weight.dtype)
-                if self.statistic is Hessian:
-                    errors[name] = relative_error(weight.float(), pruned.float(), value)
-                weight.copy_(pruned)
-        return errors
+                weight.copy_(self.prune(weight.float().clone(), prepared, pattern))
 
 
 class SlimGPT:

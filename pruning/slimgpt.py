@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig
 
-from pruning.input_statistics import Hessian, relative_error
+from pruning.input_statistics import Hessian
 from pruning.layers import PruningPass, Values
 from pruning.sparsegpt import damped_inverse
 from utils.common.errors import UserError
@@ -131,36 +131,28 @@ def shrinking_step(to_go: int) -> int:
 def passes(removal: Removal, head_dim: int) -> list[PruningPass]:
     """Attention first; the FFN's Hessian is gathered from what the pruned attention gives.
 
-    KV heads go with the query heads that share them. Each gives the relative error of the layer that is updated.
+    KV heads go with the query heads that share them.
     """
 
-    def heads(layer: nn.Module, values: Values) -> dict[str, float]:
-        attention, hessian = layer.self_attn, values["self_attn.o_proj"]
-        size = attention.num_key_value_groups * head_dim
-        gone, error = _remove_from(attention.o_proj.weight, hessian, size, removal.kv_heads, lambda _: 1)
+    def heads(layer: nn.Module, values: Values) -> None:
+        attention = layer.self_attn
+        size, weight = attention.num_key_value_groups * head_dim, attention.o_proj.weight
+        pruned, gone = remove(weight, values["self_attn.o_proj"], size, removal.kv_heads, lambda _: 1)
+        weight.copy_(pruned)
         for linear, rows in ((attention.q_proj, size), (attention.k_proj, head_dim), (attention.v_proj, head_dim)):
             for kv_head in gone:
                 _zero_rows(linear, slice(kv_head * rows, (kv_head + 1) * rows))
-        return {"self_attn.o_proj": error}
 
-    def channels(layer: nn.Module, values: Values) -> dict[str, float]:
-        mlp, hessian = layer.mlp, values["mlp.down_proj"]
-        gone, error = _remove_from(mlp.down_proj.weight, hessian, 1, removal.channels, shrinking_step)
+    def channels(layer: nn.Module, values: Values) -> None:
+        mlp = layer.mlp
+        pruned, gone = remove(mlp.down_proj.weight, values["mlp.down_proj"], 1, removal.channels, shrinking_step)
+        mlp.down_proj.weight.copy_(pruned)
         for linear in (mlp.gate_proj, mlp.up_proj):
             _zero_rows(linear, gone)
-        return {"mlp.down_proj": error}
 
     of_heads = PruningPass(("self_attn.o_proj",), Hessian, heads)
     of_channels = PruningPass(("mlp.down_proj",), Hessian, channels)
     return [of_heads] * bool(removal.kv_heads) + [of_channels] * bool(removal.channels)
-
-
-def _remove_from(weight: nn.Parameter, hessian: torch.Tensor, *how) -> tuple[list[int], float]:
-    """`remove` in place: the indices of the removed units, and the relative error before rounding."""
-    pruned, gone = remove(weight, hessian, *how)
-    error = relative_error(weight.float(), pruned.float(), hessian)
-    weight.copy_(pruned)
-    return gone, error
 
 
 def _zero_rows(linear: nn.Linear, rows: slice | list[int]) -> None:

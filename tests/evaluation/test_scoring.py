@@ -12,10 +12,8 @@ from lm_eval.api.group import AggMetricConfig, Group
 from lm_eval.filters import build_filter_ensemble
 from lm_eval.models.huggingface import HFLM
 
-from tests.builders import masks_of
 from tests.evaluation.material import QUESTIONS, ROWS, WIKI, Question, bits, bundled, jackknife, log_likelihood
 from utils.common.names import ANSWER_BITS
-from utils.evaluation import scoring
 from utils.evaluation.answers import choice_rows
 from utils.evaluation.in_memory_lm import InMemoryLM, share_contexts
 from utils.evaluation.scoring import Evaluation, evaluate
@@ -132,38 +130,11 @@ def test_parts_of_a_plan_score_as_the_whole_and_read_back_equal(data, tiny):
     assert nothing.describe() == nothing.parts() == [] and evaluate(*tiny, nothing, label="x").scores == {}
 
 
-def test_joined_parts_keep_what_each_was_measured_with(data, tiny, monkeypatch):
-    first, second = plan_tasks("rte,wikitext2", data, 2, 32).parts()
-    found, measured = scoring.version, [evaluate(*tiny, first, label="x")]
-    monkeypatch.setattr(scoring, "version", lambda name: "0.0" if name == "lm_eval" else found(name))
-    tiny[0].bfloat16()
-    measured.append(evaluate(*tiny, second, label="x"))
-    provenance = Evaluation.joined(measured).provenance
-    assert set(provenance) == {"tasks", TOKEN_PERPLEXITY}  # nothing is said of all that holds for some
-    everything = {**provenance["tasks"], TOKEN_PERPLEXITY: provenance[TOKEN_PERPLEXITY]}
-    told = {task: (about["versions"]["lm_eval"], about["dtype"], about["device"]) for task, about in everything.items()}
-    later = ("0.0", "bfloat16", "cpu")
-    assert told == {"rte": (found("lm_eval"), "float32", "cpu"), WIKITEXT: later, TOKEN_PERPLEXITY: later}
-
-
-def test_every_score_has_lm_evals_direction(data, tiny):
-    plan = plan_tasks("hellaswag,wikitext2", data, None, 32)
-    plan.planned[0].loaded._higher_is_better["acc"] = False  # as a task's definition may say
-    found = evaluate(*tiny, plan, label="x").metrics
-    assert found["hellaswag"] == {
-        "acc": {"aggregation": "mean", "higher_is_better": False},
-        "acc_norm": {"aggregation": "mean", "higher_is_better": True},
-        ANSWER_BITS: BITS,
-    }
-    assert list(found[WIKITEXT]) == ["word_perplexity", "byte_perplexity", "bits_per_byte", TOKEN_PERPLEXITY]
-    assert not any(kind["higher_is_better"] for kind in found[WIKITEXT].values())
-
-
-def test_a_metric_without_rows_and_a_group_have_their_direction(data, tiny):
-    (rte, boolq) = (planned.loaded for planned in plan_tasks("rte,boolq", data, None, 64).planned)
+def test_every_score_has_lm_evals_direction_a_group_and_a_metric_without_rows_too(data, tiny):
+    rte, boolq = (planned.loaded for planned in plan_tasks("rte,boolq", data, None, 64).planned)
     for task in (rte, boolq):
         task._aggregation_list["acc"] = max  # nothing here resamples it
-        task._higher_is_better["acc"] = False
+        task._higher_is_better["acc"] = False  # as a task's definition may say
     outer, inner = (
         Group(name, aggregate_metric_list=[AggMetricConfig(metric="acc")], metadata={"version": 1})
         for name in ("outer", "inner")
@@ -176,6 +147,10 @@ def test_a_metric_without_rows_and_a_group_have_their_direction(data, tiny):
         **dict.fromkeys(("inner", "outer"), accuracy),
     }
     assert [list(found.samples[task]) for task in ("rte", "boolq")] == [[ANSWER_BITS]] * 2
+    found = evaluate(*tiny, plan_tasks("hellaswag,wikitext2", data, None, 32), label="x").metrics
+    assert found["hellaswag"]["acc_norm"] == {"aggregation": "mean", "higher_is_better": True}
+    assert list(found[WIKITEXT]) == ["word_perplexity", "byte_perplexity", "bits_per_byte", TOKEN_PERPLEXITY]
+    assert not any(kind["higher_is_better"] for kind in found[WIKITEXT].values())
 
 
 def test_answers_that_lm_eval_does_not_look_up_itself_have_no_bits(data, tiny):
@@ -232,13 +207,6 @@ def test_shared_contexts_give_the_log_likelihoods_of_single_requests(data, tiny,
                 values += lm.loglikelihood(requests)
         answers.append(torch.tensor(values, dtype=torch.float64))
     torch.testing.assert_close(*answers, rtol=1e-5, atol=1e-5)
-
-
-def test_contexts_with_one_continuation_each_need_no_mask(tiny):
-    seen = masks_of(tiny[0])
-    requests = [(None, [5, 6, 7], [8]), (None, [1], [2, 3]), (None, [4] * 9, [9])]
-    InMemoryLM(*tiny, "")._loglikelihood_tokens(requests)
-    assert seen and set(seen) == {None}
 
 
 def test_sharing_respects_the_budget_and_the_length_of_the_model():
