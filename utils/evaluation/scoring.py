@@ -122,7 +122,7 @@ def _score(lm: InMemoryLM, planned: PlannedTask, label: str, circumstances: dict
             if not kind or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             error = measured.get(f"{metric}_stderr,{kind}")
-            full = _metric_name(metric, kind)
+            full = metric if kind == "none" else f"{metric},{kind}"  # another filter gives another number
             result.scores.setdefault(name, {})[full] = {
                 "value": float(value),
                 "stderr": float(error) if isinstance(error, int | float) else None,
@@ -155,16 +155,12 @@ def _score(lm: InMemoryLM, planned: PlannedTask, label: str, circumstances: dict
     result.seconds[planned.name] = round(time.perf_counter() - started, 2)
 
 
-def _metric_name(metric: str, kind: str) -> str:
-    # 'none' is lm_eval's filter that does nothing; other filters give other numbers and stay in the name.
-    return metric if kind == "none" else f"{metric},{kind}"
-
-
 def _keep_rows(name: str, samples: list[dict], result: Evaluation) -> None:
     columns: dict[str, list] = {}
     for sample in samples:
         for metric in sample["metrics"]:
-            columns.setdefault(_metric_name(metric, sample["filter"]), []).append(sample[metric])
+            full = metric if sample["filter"] == "none" else f"{metric},{sample['filter']}"
+            columns.setdefault(full, []).append(sample[metric])
     for metric, rows in columns.items():
         aggregation = result.metrics[name][metric]["aggregation"]
         if aggregation is None:  # nothing here can resample it
