@@ -37,8 +37,7 @@ def check(
 ) -> Pattern:
     """The pattern asked for; UserError naming the flag if anything can be known to be wrong beforehand.
 
-    method: one of METHODS. sparsity: the text of -sparsity, a share of zeros or N:M. config: the dense model's.
-    mode: one of MODES.
+    sparsity: the text of -sparsity, a share of zeros or N:M. config: the dense model's. mode: one of MODES.
     """
     if method not in METHODS:
         raise UserError(f"-prune_method: unknown method '{method}'; give one of {', '.join(METHODS)}")

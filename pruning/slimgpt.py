@@ -20,9 +20,6 @@ from utils.common.errors import UserError
 FIRST_SHARE = 0.3125
 """The first layer's ratio as a share of the model's: the paper's 0.0625 at 20 %."""
 
-LARGEST_STEP, SMALLEST_STEP = 1024, 8
-"""FFN channels removed between two updates: many while the target is far, few when it is near."""
-
 
 @dataclass(frozen=True)
 class Removal:
@@ -124,8 +121,8 @@ def unit_errors(weight: torch.Tensor, inverse: torch.Tensor, size: int) -> torch
 
 
 def shrinking_step(to_go: int) -> int:
-    """FFN channels to remove at once: half of those still to go, between 8 and 1024."""
-    return max(SMALLEST_STEP, min(LARGEST_STEP, to_go // 2))
+    """FFN channels removed between two updates: half of those still to go, between 8 and 1024."""
+    return max(8, min(1024, to_go // 2))
 
 
 def passes(removal: Removal, head_dim: int) -> list[PruningPass]:

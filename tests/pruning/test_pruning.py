@@ -10,13 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import pruning
 from models.checkpoint import LINEARS
 from models.compact import RECORD
 from models.loading import load_config, load_model
 from pruning import calibration, magnitude, sparsegpt, wanda
 from pruning.__main__ import main
-from pruning.checkpoint import prune_layers
+from pruning.checkpoint import check, prune_into, prune_layers
 from pruning.input_statistics import Hessian, InputMeans, InputNorms, relative_error
 from pruning.layers import SITES
 from pruning.methods import METHODS
@@ -44,7 +43,7 @@ def prune(tmp_path, text):
     def run(base: Path, method: str, sparsity: str = "0.5", **options) -> tuple[Path, dict]:
         folder = tmp_path / f"{method}-{sparsity.replace(':', '-')}"
         defaults = {"calib_data": text, "dtype": torch.float32, "device": "cpu", "seed": 3}
-        return folder, pruning.prune_into(base, folder, method, sparsity, **(CALIBRATION | defaults | options))
+        return folder, prune_into(base, folder, method, sparsity, **(CALIBRATION | defaults | options))
 
     return run
 
@@ -259,7 +258,7 @@ def test_the_same_seed_gives_the_same_checkpoint_and_another_one_another(make_ti
 def test_a_wrong_flag_is_named_before_a_model_loads(make_tiny_llama, changed, flag):
     arguments = {"method": "wanda", "sparsity": "0.5", "calib_data": "bundled", **CALIBRATION} | changed
     with pytest.raises(UserError, match=f"^{flag}: ") as error:
-        pruning.check(**arguments, config=load_config(make_tiny_llama(), "-x"))
+        check(**arguments, config=load_config(make_tiny_llama(), "-x"))
     assert "\n" not in str(error.value)
 
 
