@@ -30,7 +30,8 @@ from models.checkpoint import LINEARS
 from models.compact import compact
 from models.loading import DTYPES, head_shape, load_model, load_tokenizer, resolve, usable_device
 from models.merge import merge
-from pruning import Pattern, calibration, magnitude
+from pruning import calibration, magnitude
+from pruning.pattern import Pattern
 from pruning.slimgpt import plan
 from utils.activations import last_token_activations
 from utils.common.commands import DEFAULT_CACHE, Parser, run

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.common.errors import UserError, first_line, shortened
-from utils.common.files import fault, parse_json, read_json
+from utils.common.files import fault, parse_json
 from utils.common.names import BUNDLED, C4
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
@@ -43,15 +43,6 @@ class Split:
     valid: list[Sample]
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where rows come from: a file on disk, or a hub id."""
-
-    flag: str
-    name: str
-    file: Path | None
-
-
 def alpaca_prompt(instruction: str, context: str = "") -> str:
     """The original release's Alpaca template: no preamble, the Input block left out when empty."""
     given = f"\n\n### Input:\n{context}" if context.strip() else ""
@@ -83,38 +74,69 @@ def load_samples(data_path: str, num_train: int, num_valid: int) -> Split:
     Validation samples come from the folder's validation file, else from the rows that follow the training rows.
     Samples with an empty response are left out, and that is said. Raises UserError that names the file and the row.
     """
-    train_source, valid_source = _source(data_path)
-    if valid_source is None:
-        both = _take(train_source, num_train + num_valid, f"{num_train} + {num_valid}")
+    train, valid = _source(data_path)
+    if valid is None:
+        both = _take(
+            train, num_train + num_valid, f"-num_train_samples + -num_valid_samples: {num_train} + {num_valid}"
+        )
         return Split(both[:num_train], both[num_train:])
     return Split(
-        _take(train_source, num_train, str(num_train)),
-        _take(valid_source, num_valid, str(num_valid)),
+        _take(train, num_train, f"-num_train_samples: {num_train}"),
+        _take(valid, num_valid, f"-num_valid_samples: {num_valid}"),
     )
 
 
 def bundled_text() -> list[str]:
     """The texts of the 2,000 bundled training samples, prompt and response: calibration text for pruning."""
-    source, _ = _source(BUNDLED)
-    return [f"{sample.prompt.strip()} {sample.response}" for _, sample in _samples(source)]
+    return [f"{sample.prompt.strip()} {sample.response}" for _, sample in _samples(BUNDLED_FOLDER / "train.jsonl")]
 
 
-def _source(name: str) -> tuple[_Source, _Source | None]:
-    """The source behind `name`, and the validation file beside it if it is a folder that has one."""
+def json_rows(path: Path, flag: str) -> Iterator[tuple[int, object]]:
+    """(line, content) of each row of a file of JSON lines, or (number, content) of the list in a .json file.
+
+    Raises UserError naming the flag, the file and the line of what is no JSON.
+    """
+    whole = path.suffix == ".json"
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, text in enumerate([file.read()] if whole else file, start=1):
+                if not text.strip():
+                    continue
+                try:
+                    content = parse_json(text)
+                except ValueError as error:
+                    line = error.lineno if whole and isinstance(error, json.JSONDecodeError) else number
+                    hint = "one object a line belongs in a .jsonl file" if whole else "mend or remove the line"
+                    raise UserError(f"{flag}: {path}:{line}: not valid JSON ({fault(error)}); {hint}") from error
+                if whole:
+                    yield from _listed(content, path, flag)
+                else:
+                    yield number, content
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{flag}: cannot read {path} ({error}); check that it is UTF-8 text") from error
+
+
+def _listed(content: object, path: Path, flag: str) -> Iterator[tuple[int, object]]:
+    if not isinstance(content, list):
+        raise UserError(f"{flag}: {path} holds no list of samples; make it a list")
+    return enumerate(content, start=1)
+
+
+def _source(name: str) -> tuple[Path | str, Path | None]:
+    """The file or hub id behind `name`, and the validation file beside it if it is a folder that has one."""
     path = BUNDLED_FOLDER if name == BUNDLED else Path(name).expanduser()
     if os.path.isdir(path):
-        train = _first_file(path, ("train",))
+        train, valid = (_first_file(path, stems) for stems in (("train",), _VALID_NAMES))
         if train is None:
             raise UserError(f"-data_path: {name} holds no train.jsonl, train.json or train.pt; {_KINDS}")
-        valid = _first_file(path, _VALID_NAMES)
-        return _Source("-data_path", str(train), train), valid and _Source("-data_path", str(valid), valid)
+        return train, valid
     if os.path.isfile(path):
         if path.suffix not in SUFFIXES:
             raise UserError(f"-data_path: {name} is none of {', '.join(SUFFIXES)}; {_KINDS}")
-        return _Source("-data_path", name, path), None
+        return path, None
     if path.suffix in SUFFIXES or name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name):
         raise UserError(f"-data_path: {name} does not exist; {_KINDS}")
-    return _Source("-data_path", name, None), None
+    return name, None
 
 
 def _first_file(folder: Path, stems: tuple[str, ...]) -> Path | None:
@@ -122,40 +144,39 @@ def _first_file(folder: Path, stems: tuple[str, ...]) -> Path | None:
     return next((path for path in names if path.is_file()), None)
 
 
-def _take(source: _Source, wanted: int, asked: str) -> list[Sample]:
+def _take(source: Path | str, wanted: int, asked: str) -> list[Sample]:
     """The first `wanted` samples that have a response; the others are left out and named."""
     good, empty = [], []
-    if wanted:
-        for row, sample in _samples(source):
-            if sample.response.strip():
-                good.append(sample)
-            else:
-                empty.append(row)
-            if len(good) == wanted:
-                break
+    for row, sample in _samples(source) if wanted else ():
+        if sample.response.strip():
+            good.append(sample)
+        else:
+            empty.append(row)
+        if len(good) == wanted:
+            break
     if empty:
-        print(f"{_name_empty(source, empty)}: left out")
+        rows, s = ", ".join(map(str, empty[:10])) + (", …" if len(empty) > 10 else ""), "s" * (len(empty) > 1)
+        print(f"{source}: left out {len(empty)} sample{s} with an empty response (row{s} {rows})")
     if len(good) < wanted:
-        amount = "-num_train_samples + -num_valid_samples" if "+" in asked else "the split"
+        flags, _, count = asked.partition(": ")
         left = " with a response" if empty else ""
         raise UserError(
-            f"{source.flag}: {source.name} has {len(good)} samples{left}, but {amount} asks for {asked}; "
+            f"-data_path: {source} has {len(good)} samples{left}, but {flags} asks for {count}; "
             "lower -num_train_samples or -num_valid_samples, or give a larger set"
         )
     return good
 
 
-def _name_empty(source: _Source, rows: list[int]) -> str:
-    named = ", ".join(map(str, rows[:10])) + (", …" if len(rows) > 10 else "")
-    if len(rows) == 1:
-        return f"{source.name}: 1 sample has an empty response (row {named})"
-    return f"{source.name}: {len(rows)} samples have an empty response (rows {named})"
-
-
-def _samples(source: _Source) -> Iterator[tuple[int, Sample]]:
+def _samples(source: Path | str) -> Iterator[tuple[int, Sample]]:
     """(row, sample) pairs, rows counted from 1 (in .jsonl: the number of the line)."""
-    for row, content in _rows(source):
-        yield row, _sample(content, f"{source.flag}: {source.name}:{row}")
+    if isinstance(source, str):
+        rows = enumerate(_hub_rows(source), start=1)
+    elif source.suffix == ".pt":
+        rows = _listed(_read_pt(source), source, "-data_path")
+    else:
+        rows = json_rows(source, "-data_path")
+    for row, content in rows:
+        yield row, _sample(content, f"-data_path: {source}:{row}")
 
 
 def _sample(content: object, where: str) -> Sample:
@@ -194,71 +215,26 @@ def _text(content: dict, field: str, where: str, may_be_empty: bool = False) -> 
     return value
 
 
-def _rows(source: _Source) -> Iterator[tuple[int, object]]:
-    if source.file is None:
-        return enumerate(_hub_rows(source), start=1)
-    if source.file.suffix == ".jsonl":
-        return _jsonl_rows(source)
-    content = _read_pt(source) if source.file.suffix == ".pt" else _read_json(source)
-    if not isinstance(content, list):
-        raise UserError(f"{source.flag}: {source.name} holds no list of samples; make it a list of objects")
-    return enumerate(content, start=1)
-
-
-def _jsonl_rows(source: _Source) -> Iterator[tuple[int, object]]:
-    try:
-        with source.file.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    content = parse_json(line)
-                except ValueError as error:
-                    where = f"{source.flag}: {source.name}:{number}"
-                    raise UserError(f"{where}: not valid JSON ({fault(error)}); mend or remove the line") from error
-                yield number, content
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(source, error) from error
-
-
-def _read_json(source: _Source) -> object:
-    try:
-        return read_json(source.file)
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(source, error) from error
-    except ValueError as error:
-        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(
-            f"{source.flag}: {source.name}{line}: not valid JSON ({fault(error)}); "
-            "one object a line belongs in a .jsonl file"
-        ) from error
-
-
-def _read_pt(source: _Source) -> object:
+def _read_pt(path: Path) -> object:
     import torch  # only here: a wrong path is told before the seconds that it takes
 
     try:
-        return torch.load(source.file, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or evil pickle makes torch raise
         raise UserError(
-            f"{source.flag}: cannot read {source.name} as a PyTorch file of plain lists and strings; "
+            f"-data_path: cannot read {path} as a PyTorch file of plain lists and strings; "
             "save a list of {'text', 'label'} with torch.save, or give a .jsonl file"
         ) from error
 
 
-def _hub_rows(source: _Source) -> Iterator[object]:
+def _hub_rows(name: str) -> Iterator[object]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     try:
-        return iter(load_dataset(source.name, split="train"))
+        return iter(load_dataset(name, split="train"))
     except (DatasetsError, OSError, ValueError) as error:
-        reason = first_line(error)
         raise UserError(
-            f"{source.flag}: cannot get '{source.name}' from the hub ({reason}); "
+            f"-data_path: cannot get '{name}' from the hub ({first_line(error)}); "
             "check the name and your access, or give a file"
         ) from error
-
-
-def _unreadable(source: _Source, error: Exception) -> UserError:
-    return UserError(f"{source.flag}: cannot read {source.name} ({error}); check that it is UTF-8 text")

@@ -19,12 +19,8 @@ def parser() -> Parser:
     flags.flag("prune_method", default="wanda", help="wanda, sparsegpt, slimgpt or magnitude")
     flags.flag("sparsity", default="0.5", help="share of zeros, 0 to 1, or N:M to keep N of every M weights")
     flags.flag("mode", default="masked", help="slimgpt: 'masked' keeps the shapes, 'compact' writes a smaller model")
-    flags.flag(
-        "calib_data",
-        type=name_or_path,
-        default=BUNDLED,
-        help="'bundled', 'c4' (hub), or a .jsonl, .json or .txt file",
-    )
+    help_text = "'bundled', 'c4' (hub), or a .jsonl, .json or .txt file"
+    flags.flag("calib_data", type=name_or_path, default=BUNDLED, help=help_text)
     flags.flag("calib_samples", default=128, type=at_least(1), help="calibration windows")
     flags.flag("calib_length", default=2048, type=at_least(1), help="tokens in a window")
     flags.flag("dtype", default="bfloat16", choices=DTYPE_NAMES, help="the model's, one of %(choices)s")

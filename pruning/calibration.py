@@ -1,7 +1,6 @@
 """Calibration sets: token windows drawn from C4, from the bundled text or from the user's own files."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -9,9 +8,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from data.loading import bundled_text, check_calib_data
+from data.loading import bundled_text, check_calib_data, json_rows
 from utils.common.errors import UserError, first_line
-from utils.common.files import digest, digest_files, fault, parse_json
+from utils.common.files import digest, digest_files
 from utils.common.names import BUNDLED, C4
 
 _C4_FILE = "en/c4-train.00000-of-01024.json.gz"
@@ -99,36 +98,18 @@ def _documents(source: str, generator: torch.Generator) -> tuple[Iterable[str], 
 
 def _read(path: Path) -> list[str]:
     """The documents of a file: a .txt is one, a .json holds a list, a .jsonl one a line."""
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"-calib_data: cannot read {path} ({error}); give UTF-8 text") from error
     if path.suffix == ".txt":
-        return [content] if content.strip() else []
-    if path.suffix == ".json":
-        rows = _json(content, path, 1)
+        try:
+            texts = [path.read_text(encoding="utf-8-sig")]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"-calib_data: cannot read {path} ({error}); give UTF-8 text") from error
     else:
-        lines = enumerate(content.split("\n"), start=1)
-        rows = [_json(line, path, number) for number, line in lines if line.strip()]
-    if not isinstance(rows, list):
-        raise UserError(f'-calib_data: {path} holds no list; give a list of strings or of {{"text": …}}')
-    return [text for number, row in enumerate(rows, start=1) if (text := _text(row, number, path)).strip()]
-
-
-def _json(text: str, path: Path, line: int) -> object:
-    """The JSON in `text`, which starts at that line of the file."""
-    try:
-        return parse_json(text)
-    except ValueError as error:
-        place = line + (error.lineno - 1 if isinstance(error, json.JSONDecodeError) else 0)
-        raise UserError(f"-calib_data: {path}:{place}: not valid JSON ({fault(error)}); mend the line") from error
-
-
-def _text(row: object, number: int, path: Path) -> str:
-    text = row.get("text") if isinstance(row, dict) else row
-    if not isinstance(text, str):
-        raise UserError(f'-calib_data: document {number} of {path} has no text; give strings or {{"text": "…"}}')
-    return text
+        rows = (row for _, row in json_rows(path, "-calib_data"))
+        texts = [row.get("text") if isinstance(row, dict) else row for row in rows]
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            raise UserError(f'-calib_data: document {number} of {path} has no text; give strings or {{"text": "…"}}')
+    return [text for text in texts if text.strip()]
 
 
 def _c4(seed: int) -> Iterator[str]:
@@ -141,7 +122,6 @@ def _c4(seed: int) -> Iterator[str]:
         for row in islice(rows.shuffle(seed=seed, buffer_size=_C4_SHUFFLED), _C4_SHUFFLED):
             yield row["text"]
     except (DatasetsError, OSError, ValueError) as error:
-        reason = first_line(error)
         raise UserError(
-            f"-calib_data: cannot get C4 from the hub ({reason}); give '{BUNDLED}' or a file of your own"
+            f"-calib_data: cannot get C4 from the hub ({first_line(error)}); give '{BUNDLED}' or a file of your own"
         ) from error

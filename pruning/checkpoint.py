@@ -1,6 +1,5 @@
 """From a dense model's folder to a pruned one's: the functions behind `python -m pruning`."""
 
-import resource
 import sys
 import time
 from pathlib import Path
@@ -8,19 +7,20 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from models.checkpoint import LINEARS
 from models.compact import RECORD, compact
 from models.compact_llama import CompactLlamaConfig
 from models.loading import check_model, copy_tokenizer, load_config, load_model, usable_device
 from models.portable import make_portable
 from pruning import calibration
-from pruning.layers import BATCH_TOKENS, check_cast, finite, walk
-from pruning.methods import METHODS, Stage, share_of_zeros
+from pruning.layers import BATCH_TOKENS, PruningPass, finite, walk
+from pruning.methods import METHODS
 from pruning.pattern import Pattern
 from utils.common.disk import explain_disk_full
 from utils.common.errors import UserError
-from utils.common.files import whole_folder, write_json, write_text
+from utils.common.files import write_json, write_text
 from utils.common.progress import progress
-from utils.common.run_folder import check_apart
+from utils.common.record import peak_memory
 
 MODES = ("masked", "compact")
 """What slimgpt leaves of removed heads and channels: zeros in a model of the old shape, or nothing."""
@@ -37,8 +37,7 @@ def check(
 ) -> Pattern:
     """The pattern asked for; UserError naming the flag if anything can be known to be wrong beforehand.
 
-    method: one of METHODS. sparsity: the text of -sparsity, a share of zeros or N:M. config: the dense model's.
-    mode: one of MODES.
+    sparsity: the text of -sparsity, a share of zeros or N:M. config: the dense model's. mode: one of MODES.
     """
     if method not in METHODS:
         raise UserError(f"-prune_method: unknown method '{method}'; give one of {', '.join(METHODS)}")
@@ -53,15 +52,6 @@ def check(
     if METHODS[method].statistic:
         calibration.check(calib_data, calib_samples, calib_length, config.max_position_embeddings)
     return pattern
-
-
-def prune(base: Path, output_dir: Path, method: str, sparsity: str, **options) -> dict:
-    """`prune_into` a new folder, which has its name once it is whole. options: those of `prune_into`."""
-    check_apart(output_dir, {"-base_model_name": base})
-    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
-        raise UserError(f"-output_dir: {output_dir} already holds files; give another folder, or -overwrite")
-    with whole_folder(output_dir) as partial:
-        return prune_into(base, partial, method, sparsity, **options)
 
 
 def prune_into(
@@ -90,17 +80,22 @@ def prune_into(
     started = time.perf_counter()
     config = load_config(base, "-base_model_name")
     pattern = check(method, sparsity, calib_data, calib_samples, calib_length, config, mode)
-    place = _device(device)
+    place = torch.device(usable_device(device))
+    if place.type not in ("cpu", "cuda"):  # Hessians are inverted in fp64, which others lack
+        raise UserError(f"-device: pruning runs on cpu and cuda, not on {place.type}; give one of them or auto")
     _, _, tokenizer = check_model(base, "-base_model_name")
     tokens, source = None, None
     if METHODS[method].statistic:
         tokens, source = calibration.load(calib_data, calib_samples, calib_length, tokenizer, seed)
     model = load_model(base, dtype, "cpu", "-base_model_name")
-    check_cast(model)
+    for index, layer in enumerate(model.model.layers):
+        for name in LINEARS:
+            finite(layer.get_submodule(name).weight, f"the weight of layer {index} ({name})")
     loaded = time.perf_counter()
-    layers = _prune(model, METHODS[method].stages(pattern, config), tokens, place)
+    layers = prune_layers(model, tokens, METHODS[method].passes(pattern, config), place)
     pruned = time.perf_counter()
-    reached = [share_of_zeros(layer) for layer in model.model.layers]
+    linears = [[layer.get_submodule(name).weight for name in LINEARS] for layer in model.model.layers]
+    reached = [sum((w == 0).sum().item() for w in each) / sum(w.numel() for w in each) for each in linears]
     dense_parameters = model.num_parameters()
     if mode == "compact":
         model = compact(model)
@@ -116,7 +111,7 @@ def prune_into(
         "seed": seed,
         "calibration": source,
         "seconds": {"load": loaded - started, "prune": pruned - loaded},
-        "peak_memory_bytes": _peak_memory(place),
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(place) if place.type == "cuda" else peak_memory(),
         "layers": [{"sparsity": share} | layer for share, layer in zip(reached, layers, strict=True)],
         "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
     }
@@ -129,94 +124,63 @@ def prune_into(
     return record
 
 
-def _prune(
-    model: LlamaForCausalLM, stages: list[list[Stage]], tokens: torch.Tensor | None, device: torch.device
-) -> list[dict]:
-    """Prune the model in place, with a calibration set or, for methods that need none, without."""
-    if tokens is not None:
-        return prune_layers(model, tokens, stages, device)
-    with torch.no_grad():
-        for layer, (stage,) in zip(progress(model.model.layers, desc="pruning", unit="layer"), stages, strict=True):
-            stage.prune(layer, {})
-    return [{} for _ in stages]
-
-
 @torch.no_grad()
 def prune_layers(
-    model: LlamaForCausalLM, tokens: torch.Tensor, stages: list[list[Stage]], device: torch.device
+    model: LlamaForCausalLM, tokens: torch.Tensor | None, passes: list[list[PruningPass]], device: torch.device
 ) -> list[dict]:
     """Prune the model in place, layer by layer, each with the inputs that the pruned layers before it give.
 
-    tokens: (S, T) int64, the calibration set, no padding. stages: per layer, in order. Returns per layer {"error",
-    "linear_errors", "seconds", "algebra_seconds" (the part spent on the weights, the rest is forward passes)}; error is
-    ‖f(X) - f̂(X)‖² / ‖f(X) - X‖² on a part of the set: of what the layer adds to the residual stream, the share that is
-    now wrong. Raises UserError naming the layer if its weights or inputs are not finite.
+    tokens: (S, T) int64, the calibration set, no padding; None for a method without one, which returns nothing of a
+    layer. passes: per layer, in order. Returns per layer {"error"}: ‖f(X) - f̂(X)‖² / ‖f(X) - X‖² on a part of the
+    set, of what the layer adds to the residual stream, the share that is now wrong. Raises UserError naming the layer
+    if its inputs are not finite.
     """
-    record, start = [], time.perf_counter()
+    if tokens is None:
+        for layer, (only,) in zip(progress(model.model.layers, desc="pruning", unit="layer"), passes, strict=True):
+            only.prune(layer, {})
+        return [{} for _ in passes]
+    record = []
     for inputs in walk(model, tokens, device, "pruning"):
         few = max(1, min(len(tokens) // 16, BATCH_TOKENS // tokens.shape[1]))
-        sample, linear_errors, algebra = inputs.hidden[:few].clone(), {}, 0.0
+        sample = inputs.hidden[:few].clone()
         dense = finite(inputs.layer(sample, **inputs.kwargs), f"the output of layer {inputs.index}")
-        for stage in stages[inputs.index]:
-            values = inputs.gather(stage.sites, stage.statistic) if stage.sites else {}
-            began = time.perf_counter()
+        for each in passes[inputs.index]:
+            values = inputs.gather(each.sites, each.statistic)
             try:
-                linear_errors |= stage.prune(inputs.layer, values)
+                each.prune(inputs.layer, values)
             except torch.linalg.LinAlgError as failure:
                 raise UserError(
                     f"-calib_data: the Hessian of layer {inputs.index} is singular ({failure}); "
                     "raise -calib_samples, or prune with wanda"
                 ) from failure
-            algebra += time.perf_counter() - began
         wrong = (inputs.layer(sample, **inputs.kwargs) - dense).float().norm().item()
-        error = (wrong / max((dense - sample).float().norm().item(), 1e-30)) ** 2
-        now = time.perf_counter()
-        record.append(
-            {"error": error, "linear_errors": linear_errors, "seconds": now - start, "algebra_seconds": algebra}
-        )
-        start = now
+        added = (dense - sample).float().norm().item()
+        record.append({"error": (wrong / max(added, 1e-30)) ** 2})
     return record
-
-
-def _device(name: str) -> torch.device:
-    place = torch.device(usable_device(name))
-    if place.type not in ("cpu", "cuda"):  # Hessians are inverted in fp64, which others lack
-        raise UserError(f"-device: pruning runs on cpu and cuda, not on {place.type}; give one of them or auto")
-    return place
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: the most the GPU's allocator held, or the most this process ever had resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _card(record: dict) -> str:
     source, compacted = record["calibration"], record["mode"] == "compact"
-    flags = f"-prune_method {record['method']} -sparsity {record['sparsity']} -seed {record['seed']}"
-    flags += f" -mode compact -dtype {record['dtype']}" if compacted else f" -dtype {record['dtype']}"
+    flags = ["prune_method", record["method"], "sparsity", record["sparsity"], "seed", record["seed"]]
+    flags += ["mode", "compact"] * compacted + ["dtype", record["dtype"]]
     calibrated = "No calibration data."
     if source:
-        flags += f" -calib_data {source['source']} -calib_samples {source['samples']} -calib_length {source['length']}"
-        calibrated = f"Calibrated on {source['samples']} windows of {source['length']} tokens of {source['source']}."
-    state = "gone" if compacted else "zero"
+        names = ("source", "samples", "length")
+        flags += [part for name in names for part in (f"calib_{name}".replace("source", "data"), source[name])]
+        calibrated = "Calibrated on {samples} windows of {length} tokens of {source}.".format(**source)
+    command = " ".join(f"-{name} {value}" for name, value in zip(flags[::2], flags[1::2], strict=True))
     card = (
         f"# {record['base_model']}, pruned with {record['method']} at {record['sparsity']}\n\n"
-        f"{record['sparsity_reached']:.2%} of the decoder layers' linear weights are {state}; embeddings, norms and "
-        f"the output layer are untouched. {calibrated}\n\n"
+        f"{record['sparsity_reached']:.2%} of the decoder layers' linear weights are "
+        f"{'gone' if compacted else 'zero'}; embeddings, norms and the output layer are untouched. {calibrated}\n\n"
     )
     if compacted:
         before, after = (f"{record['parameters'][name]:,}" for name in ("dense", "pruned"))
         card += (
             f"{after} of {before} parameters are left. The layers differ in size, so the model has its own class:\n\n"
-            "```python\n"
-            "AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)\n"
-            "```\n\n"
+            "```python\nAutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)\n```\n\n"
         )
     return card + (
-        "Made with:\n\n"
-        f"```\npython -m pruning -base_model_name {record['base_model']} {flags} -output_dir …\n```\n\n"
+        f"Made with:\n\n```\npython -m pruning -base_model_name {record['base_model']} {command} -output_dir …\n```\n\n"
         f"`{RECORD}` holds the sparsity and the error of every layer.\n"
     )

@@ -4,15 +4,15 @@ The hidden states of the calibration set are kept once and overwritten layer by 
 and statistics are on the device, so that all runs in the memory of one layer plus the set.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from models.checkpoint import LINEARS
 from utils.common.errors import UserError
 from utils.common.progress import progress
 
@@ -26,6 +26,23 @@ SITES = {
 
 BATCH_TOKENS = 4096
 """Tokens of the calibration set in one forward pass of a layer."""
+
+
+Values = Mapping[str, Tensor]
+"""What was gathered, by site."""
+
+
+@dataclass(frozen=True)
+class PruningPass:
+    """What a pruning method does to one decoder layer: a pass of the calibration set, and the pruning that follows it.
+
+    sites: whose inputs are gathered. statistic: what is gathered of them; None where pruning needs nothing. prune:
+    changes the layer in place.
+    """
+
+    sites: tuple[str, ...]
+    statistic: type | None
+    prune: Callable[[nn.Module, Values], None]
 
 
 class _Enough(Exception):
@@ -103,46 +120,28 @@ def first_inputs(model: LlamaForCausalLM, tokens: Tensor, device: torch.device) 
 
     The arguments are those of a single sample: their batch axis is 1, which broadcasts.
     """
-    seen = {}
+    hidden = torch.empty(*tokens.shape, model.config.hidden_size, dtype=model.dtype, device=device)
+    at, seen = model.model.embed_tokens.weight.device, {}
 
     def keep(_: nn.Module, args: tuple, kwargs: dict) -> None:
-        seen["hidden"] = args[0]
-        seen["kwargs"] = kwargs
+        seen.update(first=args[0][0], kwargs=kwargs)
         raise _Enough
 
-    first = model.model.layers[0]
-    at = next(model.model.embed_tokens.parameters()).device
-    handle = first.register_forward_pre_hook(keep, with_kwargs=True)
-    hidden = None
-    try:
-        for index, ids in enumerate(tokens):
+    with ExitStack() as hooks:
+        hooks.callback(model.model.layers[0].register_forward_pre_hook(keep, with_kwargs=True).remove)
+        for row, ids in zip(hidden, tokens, strict=True):
             with suppress(_Enough):
                 model.model(ids[None].to(at), use_cache=False)
-            if hidden is None:
-                hidden = torch.empty(*tokens.shape, seen["hidden"].shape[-1], dtype=seen["hidden"].dtype, device=device)
-            hidden[index] = seen["hidden"][0]
-    finally:
-        handle.remove()
-    return hidden, _to(seen["kwargs"], device)
-
-
-def check_cast(model: LlamaForCausalLM) -> None:
-    """Raise UserError naming the layer if one of its weights is not finite."""
-    for index, layer in enumerate(model.model.layers):
-        for name in LINEARS:
-            if not layer.get_submodule(name).weight.isfinite().all():
-                raise UserError(
-                    f"-base_model_name: the weights of layer {index} ({name}) are not finite; "
-                    "the checkpoint is damaged, or -dtype cannot hold it"
-                )
+            row.copy_(seen["first"])
+    return hidden, send_to_device(seen["kwargs"], device)
 
 
 def finite(value: Tensor, what: str) -> Tensor:
     """The value, if all of it is finite; else UserError."""
     if not value.isfinite().all():
         raise UserError(
-            f"-dtype: {what} is not finite on the calibration set; "
-            "the model overflows in this -dtype (try bfloat16 or float32), or its weights are damaged"
+            f"-dtype: {what} is not finite; the model overflows in this -dtype (try bfloat16 or float32), or its "
+            "weights are damaged"
         )
     return value
 
@@ -151,14 +150,3 @@ def finite(value: Tensor, what: str) -> Tensor:
 def put(weight: Tensor, linear: nn.Linear) -> None:
     """Let the layer compute with this weight from now on, in its own dtype."""
     linear.weight.copy_(weight)
-
-
-def _to(value: object, device: torch.device) -> object:
-    """Every tensor inside nested tuples, lists and dictionaries, on the device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: _to(item, device) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(_to(item, device) for item in value)
-    return value

@@ -2,7 +2,7 @@
 
 import torch
 
-from pruning.pattern import Pattern, lowest, lowest_of_groups
+from pruning.pattern import Pattern
 
 
 def prune(weight: torch.Tensor, _: None, pattern: Pattern) -> torch.Tensor:
@@ -10,8 +10,4 @@ def prune(weight: torch.Tensor, _: None, pattern: Pattern) -> torch.Tensor:
 
     weight: (out, in). Returns the same shape and dtype, with round(out·in·ratio) zeros or N:M.
     """
-    scores = weight.abs()
-    if pattern.m:
-        return weight.masked_fill(lowest_of_groups(scores, pattern), 0)
-    mask = lowest(scores.flatten(), round(weight.numel() * pattern.ratio)).view_as(weight)
-    return weight.masked_fill(mask, 0)
+    return weight.masked_fill(pattern.mask(weight.abs().flatten()).view_as(weight), 0)

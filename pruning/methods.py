@@ -7,12 +7,10 @@ import torch
 from torch import nn
 from transformers import LlamaConfig
 
-from models.checkpoint import LINEARS
 from pruning import magnitude, slimgpt, sparsegpt, wanda
-from pruning.input_statistics import Hessian, InputNorms, relative_error
-from pruning.layers import SITES
+from pruning.input_statistics import Hessian, InputNorms
+from pruning.layers import SITES, PruningPass, Values
 from pruning.pattern import Pattern
-from pruning.stage import Stage, Values
 from utils.common.errors import UserError
 
 
@@ -43,26 +41,18 @@ class Unstructured:
                     "give another N:M or a share"
                 )
 
-    def stages(self, pattern: Pattern, config: LlamaConfig) -> list[list[Stage]]:
-        """Per decoder layer, its stages: one pass for all seven linear layers, as the papers do it."""
-        sites = tuple(SITES) if self.statistic else ()
-        stage = Stage(sites, self.statistic, lambda layer, values: self._prune_layer(layer, values, pattern))
-        return [[stage]] * config.num_hidden_layers
+    def passes(self, pattern: Pattern, config: LlamaConfig) -> list[list[PruningPass]]:
+        """Per decoder layer, one pass for all seven linear layers, as the papers do it."""
+        one = PruningPass(tuple(SITES), self.statistic, lambda layer, values: self._prune_layer(layer, values, pattern))
+        return [[one]] * config.num_hidden_layers
 
-    def _prune_layer(self, layer: nn.Module, values: Values, pattern: Pattern) -> dict[str, float]:
-        """Prune the seven linear layers in place; the relative errors of those whose Hessian is known."""
-        errors = {}
+    def _prune_layer(self, layer: nn.Module, values: Values, pattern: Pattern) -> None:
+        """Prune the seven linear layers in place."""
         for site, names in SITES.items():
-            value = values.get(site)
-            prepared = None if value is None else self.prepare(value)
+            prepared = self.prepare(values[site]) if values else None
             for name in names:
-                linear = layer.get_submodule(name)
-                dense = linear.weight.float()
-                pruned = self.prune(dense.clone(), prepared, pattern).to(linear.weight.dtype)
-                if self.statistic is Hessian:
-                    errors[name] = relative_error(dense, pruned.float(), value)
-                linear.weight.copy_(pruned)
-        return errors
+                weight = layer.get_submodule(name).weight
+                weight.copy_(self.prune(weight.float().clone(), prepared, pattern))
 
 
 class SlimGPT:
@@ -76,9 +66,9 @@ class SlimGPT:
             raise UserError(f"-sparsity: slimgpt removes whole heads and channels, it has no {pattern}; give a share")
         slimgpt.plan(config, pattern.ratio)
 
-    def stages(self, pattern: Pattern, config: LlamaConfig) -> list[list[Stage]]:
-        """Per decoder layer, its stages: heads, then channels."""
-        return [slimgpt.stages(removal, config.head_dim) for removal in slimgpt.plan(config, pattern.ratio)]
+    def passes(self, pattern: Pattern, config: LlamaConfig) -> list[list[PruningPass]]:
+        """Per decoder layer, a pass for heads, then one for channels."""
+        return [slimgpt.passes(removal, config.head_dim) for removal in slimgpt.plan(config, pattern.ratio)]
 
 
 METHODS = {
@@ -87,9 +77,3 @@ METHODS = {
     "sparsegpt": Unstructured(sparsegpt.prune, Hessian, sparsegpt.inverse_factor),
     "slimgpt": SlimGPT(),
 }
-
-
-def share_of_zeros(layer: nn.Module) -> float:
-    """Share of zeros among the weights of a decoder layer's seven linear layers."""
-    weights = [layer.get_submodule(name).weight for name in LINEARS]
-    return sum((weight == 0).sum().item() for weight in weights) / sum(weight.numel() for weight in weights)

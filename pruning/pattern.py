@@ -38,6 +38,15 @@ class Pattern:
             raise UserError(f"-sparsity: '{shortened(text)}' is no share between 0 and 1 and no N:M; {_FORMS}")
         return cls(ratio)
 
+    def mask(self, scores: torch.Tensor) -> torch.Tensor:
+        """Mask of what goes: the (M - N) lowest of every M consecutive scores, or the lowest share of the last axis.
+
+        scores: (..., n), n a multiple of M. Returns bool (..., n).
+        """
+        if self.m:
+            return lowest(scores.unflatten(-1, (-1, self.m)), self.m - self.n).flatten(-2)
+        return lowest(scores, round(scores.shape[-1] * self.ratio))
+
     def __str__(self) -> str:
         return f"{self.n}:{self.m}" if self.m else f"{self.ratio:g}"
 
@@ -49,12 +58,3 @@ def lowest(scores: torch.Tensor, count: int) -> torch.Tensor:
     """
     chosen = torch.topk(scores, count, dim=-1, largest=False, sorted=False).indices
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, chosen, True)
-
-
-def lowest_of_groups(scores: torch.Tensor, pattern: Pattern) -> torch.Tensor:
-    """Mask of the (M - N) lowest scores in every M consecutive columns.
-
-    scores: (rows, columns), columns a multiple of M. Returns bool (rows, columns).
-    """
-    groups = scores.unflatten(-1, (-1, pattern.m))
-    return lowest(groups, pattern.m - pattern.n).flatten(-2)

@@ -12,16 +12,13 @@ import torch
 from torch import nn
 from transformers import LlamaConfig
 
-from pruning.input_statistics import Hessian, relative_error
+from pruning.input_statistics import Hessian
+from pruning.layers import PruningPass, Values
 from pruning.sparsegpt import damped_inverse
-from pruning.stage import Stage, Values
 from utils.common.errors import UserError
 
 FIRST_SHARE = 0.3125
 """The first layer's ratio as a share of the model's: the paper's 0.0625 at 20 %."""
-
-LARGEST_STEP, SMALLEST_STEP = 1024, 8
-"""FFN channels removed between two updates: many while the target is far, few when it is near."""
 
 
 @dataclass(frozen=True)
@@ -124,55 +121,35 @@ def unit_errors(weight: torch.Tensor, inverse: torch.Tensor, size: int) -> torch
 
 
 def shrinking_step(to_go: int) -> int:
-    """FFN channels to remove at once: half of those still to go, between 8 and 1024."""
-    return max(SMALLEST_STEP, min(LARGEST_STEP, to_go // 2))
+    """FFN channels removed between two updates: half of those still to go, between 8 and 1024."""
+    return max(8, min(1024, to_go // 2))
 
 
-def stages(removal: Removal, head_dim: int) -> list[Stage]:
-    """Attention first; the FFN's Hessian is gathered from what the pruned attention gives."""
+def passes(removal: Removal, head_dim: int) -> list[PruningPass]:
+    """Attention first; the FFN's Hessian is gathered from what the pruned attention gives.
 
-    def heads(layer: nn.Module, values: Values) -> dict[str, float]:
-        return remove_heads(layer, values["self_attn.o_proj"], removal.kv_heads, head_dim)
-
-    def channels(layer: nn.Module, values: Values) -> dict[str, float]:
-        return remove_channels(layer, values["mlp.down_proj"], removal.channels)
-
-    both = []
-    if removal.kv_heads:
-        both.append(Stage(("self_attn.o_proj",), Hessian, heads))
-    if removal.channels:
-        both.append(Stage(("mlp.down_proj",), Hessian, channels))
-    return both
-
-
-def remove_heads(layer: nn.Module, hessian: torch.Tensor, count: int, head_dim: int) -> dict[str, float]:
-    """Zero `count` KV heads of a decoder layer with the query heads that share them, o_proj updated.
-
-    hessian: (H·d, H·d), of o_proj's input. Returns the relative error of o_proj.
+    KV heads go with the query heads that share them.
     """
-    attention = layer.self_attn
-    size = attention.num_key_value_groups * head_dim
-    pruned, gone = remove(attention.o_proj.weight, hessian, size, count, lambda _: 1)
-    error = relative_error(attention.o_proj.weight.float(), pruned.float(), hessian)
-    attention.o_proj.weight.copy_(pruned)
-    for kv_head in gone:
+
+    def heads(layer: nn.Module, values: Values) -> None:
+        attention = layer.self_attn
+        size, weight = attention.num_key_value_groups * head_dim, attention.o_proj.weight
+        pruned, gone = remove(weight, values["self_attn.o_proj"], size, removal.kv_heads, lambda _: 1)
+        weight.copy_(pruned)
         for linear, rows in ((attention.q_proj, size), (attention.k_proj, head_dim), (attention.v_proj, head_dim)):
-            _zero_rows(linear, slice(kv_head * rows, (kv_head + 1) * rows))
-    return {"self_attn.o_proj": error}
+            for kv_head in gone:
+                _zero_rows(linear, slice(kv_head * rows, (kv_head + 1) * rows))
 
+    def channels(layer: nn.Module, values: Values) -> None:
+        mlp = layer.mlp
+        pruned, gone = remove(mlp.down_proj.weight, values["mlp.down_proj"], 1, removal.channels, shrinking_step)
+        mlp.down_proj.weight.copy_(pruned)
+        for linear in (mlp.gate_proj, mlp.up_proj):
+            _zero_rows(linear, gone)
 
-def remove_channels(layer: nn.Module, hessian: torch.Tensor, count: int) -> dict[str, float]:
-    """Zero `count` FFN channels of a decoder layer, down_proj updated.
-
-    hessian: (I, I), of down_proj's input. Returns the relative error of down_proj.
-    """
-    mlp = layer.mlp
-    pruned, gone = remove(mlp.down_proj.weight, hessian, 1, count, shrinking_step)
-    error = relative_error(mlp.down_proj.weight.float(), pruned.float(), hessian)
-    mlp.down_proj.weight.copy_(pruned)
-    for linear in (mlp.gate_proj, mlp.up_proj):
-        _zero_rows(linear, gone)
-    return {"mlp.down_proj": error}
+    of_heads = PruningPass(("self_attn.o_proj",), Hessian, heads)
+    of_channels = PruningPass(("mlp.down_proj",), Hessian, channels)
+    return [of_heads] * bool(removal.kv_heads) + [of_channels] * bool(removal.channels)
 
 
 def _zero_rows(linear: nn.Linear, rows: slice | list[int]) -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from pruning.pattern import Pattern, lowest, lowest_of_groups
+from pruning.pattern import Pattern, lowest
 
 BLOCK = 128
 """Columns pruned between two updates of the rest of the matrix, and whose mask is chosen at once."""
@@ -67,7 +67,7 @@ def prune(weight: torch.Tensor, factor: tuple[torch.Tensor, torch.Tensor], patte
         for column in range(end - start):
             if pattern.m and column % pattern.m == 0:
                 group = slice(column, column + pattern.m)
-                mask[:, group] = lowest_of_groups(block[:, group].square() / scale[group], pattern)
+                mask[:, group] = pattern.mask(block[:, group].square() / scale[group])
             errors[:, column] = block[:, column] * mask[:, column] / square[column, column]
             block[:, column:].addr_(errors[:, column], square[column, column:], alpha=-1)
             block[:, column].masked_fill_(mask[:, column], 0)

@@ -2,7 +2,7 @@
 
 import torch
 
-from pruning.pattern import Pattern, lowest, lowest_of_groups
+from pruning.pattern import Pattern
 
 
 def prune(weight: torch.Tensor, norms: torch.Tensor, pattern: Pattern) -> torch.Tensor:
@@ -11,7 +11,4 @@ def prune(weight: torch.Tensor, norms: torch.Tensor, pattern: Pattern) -> torch.
     weight: (out, in). norms: (in,), the L2 norm of each input feature over all calibration tokens.
     Returns the same shape and dtype, with round(in·ratio) zeros in every row, or N:M.
     """
-    scores = weight.abs() * norms
-    if pattern.m:
-        return weight.masked_fill(lowest_of_groups(scores, pattern), 0)
-    return weight.masked_fill(lowest(scores, round(weight.shape[1] * pattern.ratio)), 0)
+    return weight.masked_fill(pattern.mask(weight.abs() * norms), 0)

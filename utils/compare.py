@@ -13,7 +13,7 @@ from pathlib import Path
 from utils.common.commands import Parser, folder_path, run
 from utils.common.errors import UserError, first_line
 from utils.common.files import write_text
-from utils.evaluation.outcome import COMPARED, Measure, Outcome, difference, read_outcome
+from utils.evaluation.compared_runs import COMPARED, Measure, Outcome, difference, read_outcome
 from utils.report import side_by_side
 from utils.report.side_by_side import NUMBERS, Difference, Line, Pairs
 from utils.report.summary import hide_path, shown_name

@@ -18,7 +18,7 @@ from huggingface_hub import hf_hub_download
 from transformers import AutoConfig, LlamaConfig, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-import pruning
+import pruning.checkpoint
 from models import cpu_attention
 from models.gguf_reading import check_gguf, gguf_tokenizer
 from models.loading import (
@@ -406,7 +406,9 @@ def print_plan(args: Arguments) -> None:
     if args.pruned_model_path:
         check_name(args.pruned_model_path, "-pruned_model_path")
     else:
-        pruning.check(args.prune_method, args.sparsity, args.calib_data, args.calib_samples, args.calib_length, config)
+        pruning.checkpoint.check(
+            args.prune_method, args.sparsity, args.calib_data, args.calib_samples, args.calib_length, config
+        )
     target = target_machine(args, config)
     samples, valid, counted = count_samples(args, tokenizer)
     tasks, unknown = count_tasks(args)

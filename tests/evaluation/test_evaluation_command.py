@@ -73,17 +73,13 @@ def test_lm_evals_command_line_gives_the_scores_in_memory(run, monkeypatch):
     assert command(monkeypatch, utils.evaluation.restored_lm.main, folder / "attached", *ours) == expected
 
 
-def test_mistakes_in_the_model_types_arguments_are_one_line(run, monkeypatch, capsys):
+def test_mistakes_in_the_model_types_arguments_are_one_line(run, make_tiny_llama, monkeypatch, capsys):
     pruned, folder, _ = run
     model = ("--model", "restorelcc", "--model_args", f"pruned={pruned},restoration={folder}/absent")
     with pytest.raises(SystemExit) as ended:
         command(monkeypatch, utils.evaluation.restored_lm.main, folder, *model)
     assert ended.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: restoration: ")
-
-
-def test_restoration_of_another_model_is_refused(run, make_tiny_llama):
-    _, folder, _ = run
     with pytest.raises(UserError, match=r"restoration: .* is not the pruned checkpoint"):
         utils.evaluation.restored_lm.RestoredLM(str(make_tiny_llama(seed=3)), str(folder / "restoration"), device="cpu")
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,12 +10,11 @@ import pytest
 import torch
 from lm_eval.api.group import AggMetricConfig, Group
 from lm_eval.filters import build_filter_ensemble
+from lm_eval.models.huggingface import HFLM
 
-from tests.builders import masks_of
 from tests.evaluation.material import QUESTIONS, ROWS, WIKI, Question, bits, bundled, jackknife, log_likelihood
 from utils.common.names import ANSWER_BITS
-from utils.evaluation import scoring
-from utils.evaluation.answers import asks_choices, choice_rows
+from utils.evaluation.answers import choice_rows
 from utils.evaluation.in_memory_lm import InMemoryLM, share_contexts
 from utils.evaluation.scoring import Evaluation, evaluate
 from utils.evaluation.task_loading import EvalPlan, plan_task, plan_tasks
@@ -48,10 +48,9 @@ def assert_by_hand(found: Evaluation, task: str, tiny, questions: list[Question]
     assert found.metrics[task][ANSWER_BITS] == BITS
 
 
-@pytest.mark.parametrize("batch_size", ["auto", 2])
-def test_each_of_the_seven_is_what_plain_logits_give_without_the_network(data, tiny, batch_size):
+def test_each_of_the_seven_is_what_plain_logits_give_without_the_network(data, tiny):
     plan = plan_tasks("paper", data, None, 64)
-    found = evaluate(*tiny, plan, batch_size=batch_size, label="x")
+    found = evaluate(*tiny, plan, label="x")
     assert list(found.scores) == [*PAPER_TASKS, WIKITEXT] == list(found.seconds)
     for task, question in QUESTIONS.items():
         assert_by_hand(found, task, tiny, [question(row) for row in ROWS[task]])
@@ -68,6 +67,7 @@ def test_each_of_the_seven_is_what_plain_logits_give_without_the_network(data, t
 
 
 def test_the_bundled_group_is_its_four_tasks_as_plain_logits_give_them(tiny):
+    tiny[0].config.max_position_embeddings = 512  # all of these rows fit
     found = evaluate(*tiny, plan_tasks("bundled", None, 3, 64), label="x")
     tasks = ("bundled_response", "bundled_facts", "bundled_arithmetic")
     assert set(found.choices) == set(tasks)
@@ -76,11 +76,17 @@ def test_the_bundled_group_is_its_four_tasks_as_plain_logits_give_them(tiny):
     for task in tasks:
         lines = (BUNDLED_FOLDER / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()[:3]
         assert_by_hand(found, task, tiny, [bundled(json.loads(line)) for line in lines])
+    rows = map(json.loads, (BUNDLED_FOLDER / "bundled_heldout.jsonl").read_text(encoding="utf-8").splitlines()[:3])
+    alone = [
+        bits([[log_likelihood(*tiny, row["prompt"], f" {row['response']}"), len(row["response"].encode())]])
+        for row in rows
+    ]
+    assert found.scores["bundled_heldout"]["bits_per_byte"]["value"] == pytest.approx(sum(alone) / 3, rel=1e-4)
 
 
 def test_perplexities_are_of_whole_windows_and_of_every_pages_words(data, tiny):
     model, tokenizer = tiny
-    found = evaluate(*tiny, plan_tasks(WIKITEXT, data, 3, 40), batch_size=2, label="dense")
+    found = evaluate(*tiny, plan_tasks(WIKITEXT, data, 3, 40), label="dense")
     rows = [line if line.strip() else "" for line in WIKI.splitlines(keepends=True)]
     windows = torch.tensor(tokenizer("\n\n".join(rows)).input_ids)[:120].view(3, 1, 40)
     with torch.no_grad():
@@ -103,13 +109,11 @@ def test_perplexities_are_of_whole_windows_and_of_every_pages_words(data, tiny):
 def test_token_perplexity_alone_has_windows_of_its_own_and_limits_take_the_first(data, tiny):
     plan = plan_tasks("rte,wikitext2_tokens", data, 2, 40, windows=3)
     assert any("the first 2 of 3 rows" in line for line in plan.describe())
-    assert [len(part.planned) for part in plan.parts()] == [1, 0]
-    found = Evaluation.joined([evaluate(*tiny, part, batch_size=2, label="dense") for part in plan.parts()])
-    assert set(found.scores[WIKITEXT]) == {TOKEN_PERPLEXITY}
-    both = evaluate(*tiny, plan_tasks("rte,wikitext2", data, 3, 40), batch_size=2, label="dense")
-    assert found.samples[WIKITEXT][TOKEN_PERPLEXITY] == both.samples[WIKITEXT][TOKEN_PERPLEXITY]
-    assert len(both.samples[WIKITEXT][TOKEN_PERPLEXITY]) == 3
-    assert found.samples["rte"]["acc"] == both.samples["rte"]["acc"][:2]
+    found = Evaluation.joined([evaluate(*tiny, part, label="dense") for part in plan.parts()])
+    assert [len(part.planned) for part in plan.parts()] == [1, 0] and set(found.scores[WIKITEXT]) == {TOKEN_PERPLEXITY}
+    both = evaluate(*tiny, plan_tasks("rte,wikitext2", data, 3, 40), label="dense").samples
+    assert found.samples[WIKITEXT][TOKEN_PERPLEXITY] == both[WIKITEXT][TOKEN_PERPLEXITY]
+    assert len(both[WIKITEXT][TOKEN_PERPLEXITY]) == 3 and found.samples["rte"]["acc"] == both["rte"]["acc"][:2]
     assert plan_tasks("wikitext2_tokens", data, 2, 40, windows=2).key() != plan.parts()[1].key()
 
 
@@ -117,7 +121,7 @@ def test_parts_of_a_plan_score_as_the_whole_and_read_back_equal(data, tiny):
     plan = plan_tasks("rte,arc_easy,wikitext2", data, None, 32)
     whole = evaluate(*tiny, plan, label="x")
     parts = [evaluate(*tiny, part, label="x") for part in plan.parts()]
-    assert [Evaluation.from_json(json.loads(json.dumps(part.to_json()))) for part in parts] == parts
+    assert [Evaluation(**json.loads(json.dumps(asdict(part)))) for part in parts] == parts
     joined = Evaluation.joined(parts)
     assert (joined.scores, joined.samples, joined.metrics) == (whole.scores, whole.samples, whole.metrics)
     assert (joined.choices, joined.provenance) == (whole.choices, whole.provenance)
@@ -126,49 +130,11 @@ def test_parts_of_a_plan_score_as_the_whole_and_read_back_equal(data, tiny):
     assert nothing.describe() == nothing.parts() == [] and evaluate(*tiny, nothing, label="x").scores == {}
 
 
-def test_joined_parts_keep_what_each_was_measured_with(data, tiny, monkeypatch):
-    first, second, third = plan_tasks("rte,boolq,wikitext2", data, 2, 32).parts()
-    found = scoring.version
-    measured = [evaluate(*tiny, first, batch_size=2, label="x")]
-    monkeypatch.setattr(scoring, "version", lambda name: "0.0" if name == "lm_eval" else found(name))
-    measured.append(evaluate(*tiny, third, label="x"))
-    tiny[0].bfloat16()
-    measured.append(evaluate(*tiny, second, label="x"))
-    provenance = Evaluation.joined(measured).provenance
-    assert set(provenance) == {"tasks", TOKEN_PERPLEXITY}  # nothing is said of all that holds for some
-    told = {
-        task: (about["versions"]["lm_eval"], about["dtype"], about["batch_size"], about["device"])
-        for task, about in {**provenance["tasks"], TOKEN_PERPLEXITY: provenance[TOKEN_PERPLEXITY]}.items()
-    }
-    assert told == {
-        "rte": (found("lm_eval"), "float32", 2, "cpu"),
-        WIKITEXT: ("0.0", "float32", "auto", "cpu"),
-        TOKEN_PERPLEXITY: ("0.0", "float32", "auto", "cpu"),
-        "boolq": ("0.0", "bfloat16", "auto", "cpu"),
-    }
-
-
-def test_every_score_has_lm_evals_direction(data, tiny):
-    plan = plan_tasks("hellaswag,wikitext2", data, None, 32)
-    plan.planned[0].loaded._higher_is_better["acc"] = False  # as a task's definition may say
-    found = evaluate(*tiny, plan, label="x")
-    assert {task: list(metrics) for task, metrics in found.metrics.items()} == {
-        "hellaswag": ["acc", "acc_norm", ANSWER_BITS],
-        WIKITEXT: ["word_perplexity", "byte_perplexity", "bits_per_byte", TOKEN_PERPLEXITY],
-    }
-    assert found.metrics["hellaswag"] == {
-        "acc": {"aggregation": "mean", "higher_is_better": False},
-        "acc_norm": {"aggregation": "mean", "higher_is_better": True},
-        ANSWER_BITS: BITS,
-    }
-    assert not any(kind["higher_is_better"] for kind in found.metrics[WIKITEXT].values())
-
-
-def test_a_metric_without_rows_and_a_group_have_their_direction(data, tiny):
-    (rte, boolq) = (planned.loaded for planned in plan_tasks("rte,boolq", data, None, 64).planned)
+def test_every_score_has_lm_evals_direction_a_group_and_a_metric_without_rows_too(data, tiny):
+    rte, boolq = (planned.loaded for planned in plan_tasks("rte,boolq", data, None, 64).planned)
     for task in (rte, boolq):
         task._aggregation_list["acc"] = max  # nothing here resamples it
-        task._higher_is_better["acc"] = False
+        task._higher_is_better["acc"] = False  # as a task's definition may say
     outer, inner = (
         Group(name, aggregate_metric_list=[AggMetricConfig(metric="acc")], metadata={"version": 1})
         for name in ("outer", "inner")
@@ -181,6 +147,10 @@ def test_a_metric_without_rows_and_a_group_have_their_direction(data, tiny):
         **dict.fromkeys(("inner", "outer"), accuracy),
     }
     assert [list(found.samples[task]) for task in ("rte", "boolq")] == [[ANSWER_BITS]] * 2
+    found = evaluate(*tiny, plan_tasks("hellaswag,wikitext2", data, None, 32), label="x").metrics
+    assert found["hellaswag"]["acc_norm"] == {"aggregation": "mean", "higher_is_better": True}
+    assert list(found[WIKITEXT]) == ["word_perplexity", "byte_perplexity", "bits_per_byte", TOKEN_PERPLEXITY]
+    assert not any(kind["higher_is_better"] for kind in found[WIKITEXT].values())
 
 
 def test_answers_that_lm_eval_does_not_look_up_itself_have_no_bits(data, tiny):
@@ -214,13 +184,6 @@ def test_answers_that_lm_eval_does_not_look_up_itself_have_no_bits(data, tiny):
         assert found.choices == usual.choices
     assert scored(as_text).samples == usual.samples
     assert scored(two_filters).choices == usual.choices  # one row a question
-
-
-def test_only_requests_of_choices_are_choices(data):
-    task = plan_tasks("arc_easy", data, None, 64).planned[0].loaded
-    assert asks_choices(task)
-    task.OUTPUT_TYPE = "loglikelihood"
-    assert not asks_choices(task)
     # With mutual information, requests without a context follow.
     task = SimpleNamespace(doc_to_choice=lambda doc: ["a", "b"])
     sample = {"doc": {}, "resps": [[(-1.0, True)], [(-2.0, False)], [(-8.0, True)], [(-9.0, True)]]}
@@ -231,11 +194,10 @@ def test_only_requests_of_choices_are_choices(data):
 def test_shared_contexts_give_the_log_likelihoods_of_single_requests(data, tiny, max_length):
     model, tokenizer = tiny
     model.config.max_position_embeddings = max_length
-    plan, answers = plan_tasks("hellaswag,arc_easy,winogrande,rte,wikitext2", data, None, 32), {}
-    for batch_size in ("auto", 1):
-        lm = InMemoryLM(model, tokenizer, batch_size, "tiny")
+    plan, answers = plan_tasks("hellaswag,arc_easy,winogrande,rte,wikitext2", data, None, 32), []
+    for lm in (InMemoryLM(model, tokenizer, "tiny"), HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)):
         assert lm.max_length == max_length
-        values = answers[batch_size] = []
+        values = []
         for planned in plan.planned:
             planned.loaded.build_all_requests(limit=None)
             requests = planned.loaded.instances
@@ -243,15 +205,8 @@ def test_shared_contexts_give_the_log_likelihoods_of_single_requests(data, tiny,
                 values += [(value, True) for value in lm.loglikelihood_rolling(requests)]
             else:
                 values += lm.loglikelihood(requests)
-    packed, single = (torch.tensor(answers[each], dtype=torch.float64) for each in ("auto", 1))
-    torch.testing.assert_close(packed, single, rtol=1e-5, atol=1e-5)
-
-
-def test_contexts_with_one_continuation_each_need_no_mask(tiny):
-    seen = masks_of(tiny[0])
-    requests = [(None, [5, 6, 7], [8]), (None, [1], [2, 3]), (None, [4] * 9, [9])]
-    InMemoryLM(*tiny, "auto", "")._loglikelihood_tokens(requests)
-    assert seen and set(seen) == {None}
+        answers.append(torch.tensor(values, dtype=torch.float64))
+    torch.testing.assert_close(*answers, rtol=1e-5, atol=1e-5)
 
 
 def test_sharing_respects_the_budget_and_the_length_of_the_model():

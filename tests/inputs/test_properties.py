@@ -13,7 +13,7 @@ from data.loading import alpaca_prompt, load_samples
 from models.contract import MethodInputs
 from models.restoration import Restoration, load_restoration, save_restoration
 from models.terms import HeadConstant
-from pruning.pattern import Pattern, lowest, lowest_of_groups
+from pruning.pattern import Pattern, lowest
 from tests.builders import LOPSIDED, orthonormal
 from utils.common.errors import UserError
 from utils.common.flags import build_parser, parse_arguments
@@ -114,7 +114,7 @@ def test_every_group_loses_as_many_as_its_pattern_says(n, more, groups, data):
     assert (pattern.n, pattern.m, str(pattern)) == (n, n + more, f"{n}:{n + more}")
     values = data.draw(st.lists(st.sampled_from([-1.0, 0.0, 0.0, 2.0]), min_size=n + more, max_size=n + more))
     scores = torch.tensor(values).repeat(3, groups)
-    mask = lowest_of_groups(scores, pattern)
+    mask = pattern.mask(scores)
     assert mask.unflatten(-1, (groups, n + more)).sum(-1).eq(more).all()
     assert lowest(scores, more).sum(-1).eq(more).all()
     for row, kept in zip(scores, ~lowest(scores, more), strict=True):

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from models.compact import write_compact
 from models.loading import load_config, tokenizer_files
 from models.portable import portable, save_tokenizer
-from pruning.checkpoint import prune
+from pruning.checkpoint import prune_into
 from tests.builders import byte_tokenizer, save_tiny_llama
 from tests.models.test_merge import merged
 
@@ -75,7 +75,7 @@ def made_of(folder: Path, work: Path) -> dict[str, Path]:
     """What is written on the way from a dense checkpoint: the pruned one, the merged one and its compact form."""
     calibration = {"calib_data": "bundled", "calib_samples": 1, "calib_length": 16}
     made = {name: work / name for name in ("pruned", "merged", "compact")}
-    prune(folder, made["pruned"], "magnitude", "0.5", **calibration, dtype=torch.float32, device="cpu", seed=1)
+    prune_into(folder, made["pruned"], "magnitude", "0.5", **calibration, dtype=torch.float32, device="cpu", seed=1)
     assert merged(made["pruned"], work)["passed"]
     made["compact"].mkdir()
     write_compact(made["merged"], made["compact"])

@@ -1,7 +1,5 @@
 """SlimGPT: the cheapest heads and channels go, the rest makes up for them, and nothing is lost by compacting."""
 
-import itertools
-import json
 import os
 import subprocess
 import sys
@@ -15,9 +13,9 @@ import models.compact
 from models.checkpoint import LINEARS
 from models.compact_llama import CompactLlamaForCausalLM, kept_heads
 from models.loading import load_config, load_model
-from pruning import calibration, check, slimgpt
+from pruning import calibration, slimgpt
 from pruning.sparsegpt import damped_inverse
-from tests.pruning.test_pruning import CALIBRATION, problem, prune, text  # noqa: F401 (fixtures)
+from tests.pruning.test_pruning import problem, prune, text  # noqa: F401 (fixtures)
 from utils.common.errors import UserError
 
 
@@ -37,16 +35,7 @@ def slim_problem(size: int, units: int) -> tuple[torch.Tensor, torch.Tensor, tor
     return weight.double(), hessian, torch.linalg.inv(damped_inverse(hessian))
 
 
-def test_first_head_is_the_one_exhaustive_search_finds():
-    weight, hessian, damped = slim_problem(size=6, units=7)
-    costs = [refitted(weight, damped, list(range(unit * 6, unit * 6 + 6)))[1] for unit in range(7)]
-    errors = slimgpt.unit_errors(weight, damped_inverse(hessian), 6)
-    torch.testing.assert_close(errors, torch.tensor(costs, dtype=torch.float64), rtol=1e-6, atol=0)
-    _, removed = slimgpt.remove(weight, hessian, 6, 1, lambda _: 1)
-    assert removed == [costs.index(min(costs))]
-
-
-def test_every_later_head_is_the_cheapest_given_those_already_gone():
+def test_every_head_is_the_cheapest_given_those_already_gone():
     weight, hessian, damped = slim_problem(size=4, units=6)
     pruned, removed = slimgpt.remove(weight, hessian, 4, 4, lambda _: 1)
     gone: list[int] = []
@@ -55,6 +44,9 @@ def test_every_later_head_is_the_cheapest_given_those_already_gone():
         for other in set(range(6)) - {column // 4 for column in gone}:
             costs[other] = refitted(weight, damped, gone + list(range(other * 4, other * 4 + 4)))[1]
         assert unit == min(costs, key=costs.__getitem__)
+        if not gone:
+            errors = slimgpt.unit_errors(weight, damped_inverse(hessian), 4).tolist()
+            assert errors == pytest.approx(list(costs.values()), rel=1e-6)
         gone += range(unit * 4, unit * 4 + 4)
     torch.testing.assert_close(pruned, refitted(weight, damped, gone)[0], rtol=1e-6, atol=1e-9)
 
@@ -67,21 +59,13 @@ def test_channels_left_are_where_least_squares_puts_them_whatever_the_group_size
     torch.testing.assert_close(pruned, refitted(weight, damped, removed)[0], rtol=1e-6, atol=1e-9)
 
 
-def test_group_size_shrinks_from_1024_to_8():
-    to_go, sizes = 5000, []
-    while to_go:
-        sizes.append(min(slimgpt.shrinking_step(to_go), to_go))
-        to_go -= sizes[-1]
-    assert sizes[0] == 1024 and sizes[-2] == 8
-    assert all(later <= earlier for earlier, later in itertools.pairwise(sizes))
-
-
-def test_dead_inputs_are_the_first_to_go():
+def test_dead_inputs_are_the_first_to_go_and_steps_shrink_from_1024_to_8():
     weight, inputs = problem(out=11, width=20, tokens=300)
     inputs *= 0.01  # so that a dead column, were it kept, would look dearer than a live one
     inputs[:, [4, 9]] = 0
     _, removed = slimgpt.remove(weight, inputs.T @ inputs, 1, 3, lambda _: 1)
     assert set(removed[:2]) == {4, 9}
+    assert [slimgpt.shrinking_step(to_go) for to_go in (5000, 300, 20, 3)] == [1024, 150, 10, 8]
 
 
 def test_ratio_grows_with_depth_as_in_the_paper():
@@ -91,9 +75,10 @@ def test_ratio_grows_with_depth_as_in_the_paper():
     assert ratios[-1] == pytest.approx(0.25, abs=1e-3)
     assert ratios[7] - ratios[3] == pytest.approx(ratios[15] - ratios[7])
     assert sum(ratios) / 32 == pytest.approx(0.2)
+    assert slimgpt.ratios(1, 0.3) == [0.3]
 
 
-@pytest.mark.parametrize("total", [0.05, 0.2, 0.5, 0.75, 0.9])
+@pytest.mark.parametrize("total", [0.05, 0.5, 0.9])
 @pytest.mark.parametrize("shape", [(32, 4096, 11008, 32, 32), (30, 576, 1536, 9, 3), (5, 64, 172, 8, 4)])
 def test_incremental_ratio_reaches_the_total(shape, total):
     names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
@@ -109,10 +94,6 @@ def test_incremental_ratio_reaches_the_total(shape, total):
         assert 0 <= removal.kv_heads < config.num_key_value_heads
         assert 0 <= removal.channels < config.intermediate_size
     assert len(removals) == config.num_hidden_layers
-
-
-def test_ratio_of_one_layer_is_the_total():
-    assert slimgpt.ratios(1, 0.3) == [0.3]
 
 
 @pytest.fixture
@@ -190,50 +171,25 @@ def test_attention_is_pruned_before_the_ffns_hessian_is_collected(make_tiny_llam
     torch.testing.assert_close(pruned.double(), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_compact_folder_loads_alone_with_its_own_code(both, tmp_path):
     """In a process that knows nothing of this project; without trust_remote_code it is refused, not misread."""
     _, _, compact = both()
     code = (
-        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        "assert 'models.compact_llama' not in sys.modules\n"
+        "import sys, torch; from transformers import AutoModelForCausalLM\n"
         "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[2] == 'yes')\n"
-        "ids = AutoTokenizer.from_pretrained(sys.argv[1])('hello', return_tensors='pt').input_ids\n"
-        "print(model(ids).logits.sum().item())\n"
+        "print(model(torch.arange(20)[None]).logits.sum().item())\n"
     )
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
-
-    def run(trust: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-c", code, str(compact), trust]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, input="n\n")
-
-    trusted, refused = run("yes"), run("no")
-    assert trusted.returncode == 0, trusted.stderr
+    trusted, refused = (
+        subprocess.run(
+            [sys.executable, "-c", code, compact, trust], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        for trust in ("yes", "no")
+    )
     here = load_model(compact, torch.float32, "cpu", "-x")
-    ids = AutoTokenizer.from_pretrained(compact)("hello", return_tensors="pt").input_ids
-    assert float(trusted.stdout) == pytest.approx(here(ids).logits.sum().item(), rel=1e-4)
+    assert float(trusted.stdout) == pytest.approx(here(torch.arange(20)[None]).logits.sum().item(), rel=1e-4)
     assert refused.returncode != 0 and "trust_remote_code" in refused.stderr
-
-
-def test_compacting_a_restored_model_keeps_its_output_biases(both):
-    """Zeros in, o_proj biases on top: the smaller model has them too, and saves and loads with them."""
-    _, masked, _ = both()
-    slim = load_model(masked, torch.float32, "cpu", "-x")
-    settings = slim.config.to_dict() | {"attention_bias": True}
-    restored = AutoModelForCausalLM.from_config(LlamaConfig(**settings)).eval()
-    restored.load_state_dict(slim.state_dict(), strict=False)
-    generator = torch.Generator().manual_seed(1)
-    for layer in restored.model.layers:
-        for name in ("q_proj", "k_proj", "v_proj"):
-            layer.self_attn.get_submodule(name).bias.data.zero_()
-        layer.self_attn.o_proj.bias.data.normal_(generator=generator)
-    small = models.compact.compact(restored)
-    folder = masked.parent / "restored"
-    small.save_pretrained(folder)
-    again = AutoModelForCausalLM.from_pretrained(folder)
-    ids = torch.arange(20)[None]
-    torch.testing.assert_close(again(ids).logits, restored(ids).logits, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(again(ids).logits, slim(ids).logits, atol=1e-2)
-    assert json.loads((folder / "config.json").read_text())["auto_map"]
 
 
 def test_expanding_a_compact_model_gives_the_masked_one_back(both, tmp_path):
@@ -261,34 +217,13 @@ def test_compacting_an_ordinary_model_leaves_it_whole(make_tiny_llama):
     assert kept_heads(small.config) == kept_heads(model.config) == [list(range(6))] * 3
 
 
-def test_a_compact_model_is_not_pruned_again(both, prune):  # noqa: F811
-    _, _, compact = both()
-    for method in ("slimgpt", "wanda"):
-        with pytest.raises(UserError, match=r"^-base_model_name: .*compact already"):
-            prune(compact, method)
-
-
-def test_record_says_what_went_and_what_it_cost(make_tiny_llama, prune):  # noqa: F811
+def test_record_says_what_went_and_what_it_cost_and_a_compact_model_is_not_pruned_again(make_tiny_llama, prune):  # noqa: F811
     folder, record = prune(make_tiny_llama(num_hidden_layers=5), "slimgpt", "0.3", mode="compact")
     assert record["sparsity_reached"] == pytest.approx(0.3, abs=0.02)
     assert record["parameters"]["pruned"] < record["parameters"]["dense"]
     assert record["parameters"]["pruned"] == load_model(folder, "auto", "cpu", "-x").num_parameters()
-    errors = [layer["linear_errors"] for layer in record["layers"]]
-    assert all(0 < error < 1 for layer in errors for error in layer.values())
-    assert {name for layer in errors for name in layer} == {"self_attn.o_proj", "mlp.down_proj"}
+    assert all(0 < layer["error"] < 1 for layer in record["layers"])
     assert "trust_remote_code=True" in (folder / "README.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("changed", "flag"),
-    [
-        ({"sparsity": "2:4"}, "-sparsity"),
-        ({"sparsity": "0.99"}, "-sparsity"),
-        ({"mode": "tiny"}, "-mode"),
-        ({"method": "wanda", "mode": "compact"}, "-mode"),
-    ],
-)
-def test_what_slimgpt_cannot_do_is_said_before_a_model_loads(make_tiny_llama, changed, flag):
-    arguments = {"method": "slimgpt", "sparsity": "0.2", "calib_data": "bundled", **CALIBRATION} | changed
-    with pytest.raises(UserError, match=f"^{flag}: "):
-        check(**arguments, config=load_config(make_tiny_llama(), "-x"))
+    for method in ("slimgpt", "wanda"):
+        with pytest.raises(UserError, match=r"^-base_model_name: .*compact already"):
+            prune(folder, method)

@@ -10,7 +10,7 @@ import pytest
 from utils.common.errors import UserError
 from utils.common.files import write_json
 from utils.common.names import ANSWER_BITS
-from utils.evaluation.outcome import read_outcome
+from utils.evaluation.compared_runs import read_outcome
 from utils.sweep.grid import CONTROL, SweepRow, SweepRun
 from utils.sweep.sweep_files import each_run, read, write
 from utils.sweep.table import build_table

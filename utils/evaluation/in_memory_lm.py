@@ -19,35 +19,27 @@ from utils.common.progress import progress
 from utils.evaluation.token_scores import token_scores
 from utils.packing import PromptWithContinuations, by_length, pack
 
-CPU_TOKENS = 1024
-"""Tokens in a batch on a CPU: more of them are no faster there, and their activations fill the memory."""
-
-GPU_TOKENS = 16384
-
-_GENERATED_BATCH = 8
-"""Sequences a batch where a task generates text and no batch size was given."""
+CPU_TOKENS, GPU_TOKENS = 1024, 16384
+"""Tokens in a batch; more of them are no faster on a CPU, and their activations fill the memory."""
 
 
 def token_budget(device: torch.device) -> int:
-    """Tokens in a batch when the batch size is "auto"."""
+    """Tokens in a batch."""
     return CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
 
 
 class InMemoryLM(HFLM):
     """lm_eval's Hugging Face model around one that is already loaded.
 
-    batch_size: a number, to run HFLM's own path with that many sequences a batch, as lm_eval's command line does; or
-    "auto", to read each context once for all its continuations, in batches of a budget of tokens, with logits only
-    where a token is scored and log-probabilities in fp32. The two agree to the rounding of the model's dtype: fp32
-    gives the same scores, while bf16 moves a log-likelihood by some 0.1 nats either way, which turns rows whose
-    choices are that close.
+    Each context is read once for all its continuations, in batches of a budget of tokens, with logits only where a
+    token is scored and log-probabilities in fp32. That agrees with HFLM's own path to the rounding of the model's
+    dtype: fp32 gives the same scores, while bf16 moves a log-likelihood by some 0.1 nats either way, which turns rows
+    whose choices are that close. Text is generated as HFLM does, eight sequences a batch.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int | str, label: str):
-        self.packs = batch_size == "auto"
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: str):
         with quiet(logging.ERROR):
-            size = _GENERATED_BATCH if self.packs else int(batch_size)
-            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=size)
+            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=8)
         self._device = input_device(model)
         self.label = label
 
@@ -57,8 +49,6 @@ class InMemoryLM(HFLM):
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts in windows of the model's length, each window's first token given one more."""
-        if not self.packs:
-            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
         windows, owners = [], []
         for index, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])
@@ -71,8 +61,6 @@ class InMemoryLM(HFLM):
         return totals
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
-        if not self.packs:
-            return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, **kwargs)
         budget = token_budget(self.device)
         requests = [request[1:] for request in requests]
         prompts, owners, cut = share_contexts(requests, self.max_length, budget)

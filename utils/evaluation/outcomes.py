@@ -54,12 +54,9 @@ def read_rows(path: Path) -> dict[str, Kept]:
     """Model -> task -> metric -> the rows that `write_rows` kept; UserError if the file cannot be read."""
     try:
         content = json.loads(gzip.decompress(path.read_bytes()))
-        return {
-            name: {
-                task: {metric: KeptRows(**kept) for metric, kept in metrics.items()} for task, metrics in tasks.items()
-            }
-            for name, tasks in content.items()
-        }
+        for metrics in (metrics for tasks in content.values() for metrics in tasks.values()):
+            metrics.update({metric: KeptRows(**kept) for metric, kept in metrics.items()})
+        return content
     except (OSError, EOFError, zlib.error, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read as a run's rows ({error}); give OUT/logs/rows.json.gz") from error
 
@@ -67,8 +64,7 @@ def read_rows(path: Path) -> dict[str, Kept]:
 def pair_rows(first: Kept, second: Kept, task: str, metric: str) -> tuple[KeptRows, KeptRows]:
     """The rows of two models, of one run or of two, where row i answers the same question in both.
 
-    What `paired_difference` takes. Raises UserError where one of them wasn't scored so, or
-    on other rows.
+    Raises UserError where one of them wasn't scored so, or on other rows.
     """
     for place, kept in (("first", first), ("second", second)):
         if metric not in kept.get(task, {}):

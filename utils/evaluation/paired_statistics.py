@@ -46,12 +46,11 @@ def score(rows: Sequence[Row], aggregation: str) -> dict[str, float | None]:
 
 def paired_difference(first: Sequence[Row], second: Sequence[Row], aggregation: str) -> tuple[float, float | None]:
     """Metric of `first` minus metric of `second`, and its standard error, row i answering the same question in both."""
-    tables = [_table(first), _table(second)]
-    if len(tables[0]) != len(tables[1]):
-        raise ValueError(f"paired rows differ in number: {len(tables[0])} and {len(tables[1])}")
+    if len(first) != len(second):
+        raise ValueError(f"paired rows differ in number: {len(first)} and {len(second)}")
     metric = AGGREGATIONS[aggregation]
-    difference = float(metric(tables[0].sum(axis=0)) - metric(tables[1].sum(axis=0)))
-    return difference, _jackknife(tables, lambda left_out: metric(left_out[0]) - metric(left_out[1]))
+    error = _jackknife([_table(first), _table(second)], lambda left_out: metric(left_out[0]) - metric(left_out[1]))
+    return aggregate(first, aggregation) - aggregate(second, aggregation), error
 
 
 def mcnemar_p(first: Sequence[Row], second: Sequence[Row]) -> float | None:
@@ -79,7 +78,16 @@ def flips(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]
 
 def divergences(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> list[float]:
     """KL(reference || other) of each row, in nats: of the softmax over its choices' log-likelihoods."""
-    return [_divergence(_log_softmax(one), _log_softmax(two)) for one, two in zip(reference, other, strict=True)]
+    found = []
+    for one, two in zip(reference, other, strict=True):
+        if len(one) != len(two):
+            raise ValueError(f"rows differ in their number of choices: {len(one)} and {len(two)}")
+        with np.errstate(invalid="ignore"):  # a collapsed model's NaN is a value like others
+            log_p, log_q = (np.asarray(row, dtype=np.float64) - np.logaddexp.reduce(row) for row in (one, two))
+        # Without those of probability 0, whose share is 0 though its logarithm isn't finite; NaN stays.
+        p, counted = np.exp(log_p), np.exp(log_p) != 0
+        found.append(float((p[counted] * (log_p[counted] - log_q[counted])).sum()))
+    return found
 
 
 def mean_of_tasks(tasks: Sequence[Sequence[Row]], aggregation: str) -> tuple[float, float | None]:
@@ -118,20 +126,6 @@ def _mean_of(parts: Sequence[tuple[float, float | None]]) -> tuple[float, float 
     values, errors = zip(*parts, strict=True)
     spread = None if None in errors else math.hypot(*errors) / len(errors)
     return sum(values) / len(values), spread
-
-
-def _log_softmax(values: Sequence[float]) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # a collapsed model's NaN is a value like others
-        return np.asarray(values, dtype=np.float64) - np.logaddexp.reduce(values)
-
-
-def _divergence(log_p: np.ndarray, log_q: np.ndarray) -> float:
-    if log_p.shape != log_q.shape:
-        raise ValueError(f"rows differ in their number of choices: {len(log_p)} and {len(log_q)}")
-    p = np.exp(log_p)
-    # Without those of probability 0, whose share is 0 though its logarithm isn't finite; NaN stays.
-    counted = p != 0
-    return float((p[counted] * (log_p[counted] - log_q[counted])).sum())
 
 
 def _table(rows: Sequence[Row]) -> np.ndarray:

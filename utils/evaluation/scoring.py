@@ -4,7 +4,7 @@
 """
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Evaluation:
     metrics: task -> metric -> {"aggregation", "higher_is_better"} of every score; None is what lm_eval doesn't say, or
         an aggregation that nothing here resamples.
     provenance: {"tasks": task -> what is needed to reproduce its numbers, TOKEN_PERPLEXITY: the same of that one}, each
-        with the versions, device, dtype and batch size that it was measured with.
+        with the versions, device and dtype that it was measured with.
     seconds: task -> wall time.
     choices: of multiple-choice tasks, task -> rows -> log-likelihood (nats) of each choice.
     """
@@ -50,15 +50,6 @@ class Evaluation:
     provenance: dict = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     choices: dict[str, list[list[float]]] = field(default_factory=dict)
-
-    def to_json(self) -> dict:
-        """A dictionary that json can write; `from_json` gives an equal Evaluation back."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: dict) -> "Evaluation":
-        """The Evaluation behind `to_json`'s dictionary."""
-        return cls(**content)
 
     @classmethod
     def joined(cls, parts: "list[Evaluation]") -> "Evaluation":
@@ -80,38 +71,23 @@ def score_key(part: EvalPlan, tokenizer_folder: Path) -> dict:
     return {
         "plan": part.key(),
         "tokenizer": tokenizer_digest(tokenizer_folder),
-        "versions": _versions(),
+        "versions": {package: version(package) for package in PACKAGES},
         "code": digest_files([*Path(__file__).parent.glob("*.py"), Path(packing.__file__)]),
     }
 
 
-def _versions() -> dict[str, str]:
-    return {package: version(package) for package in PACKAGES}
-
-
-def evaluate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    plan: EvalPlan,
-    *,
-    batch_size: int | str = "auto",
-    label: str,
-) -> Evaluation:
-    """Score a loaded model on every task of the plan.
-
-    batch_size: sequences a batch, or "auto" (as many as fit a budget of tokens). label: names the model in bars.
-    """
+def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plan: EvalPlan, label: str) -> Evaluation:
+    """Score a loaded model on every task of the plan. label: names the model in bars."""
     plan.check_model(tokenizer, model.config.max_position_embeddings)
     result = Evaluation(provenance={"tasks": {}})
     circumstances = {
-        "versions": _versions(),
+        "versions": {package: version(package) for package in PACKAGES},
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(input_device(model)),
-        "batch_size": batch_size,
         "limit": plan.limit,
     }
     if plan.planned:
-        lm = InMemoryLM(model, tokenizer, batch_size, label)
+        lm = InMemoryLM(model, tokenizer, label)
         for planned in plan.planned:
             # Both perplexities of WikiText-2 are of windows of one length; all else may use the model's whole length.
             lm.read_at_most(plan.ppl_window if planned.name == WIKITEXT else None)
@@ -146,7 +122,7 @@ def _score(lm: InMemoryLM, planned: PlannedTask, label: str, circumstances: dict
             if not kind or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             error = measured.get(f"{metric}_stderr,{kind}")
-            full = _metric_name(metric, kind)
+            full = metric if kind == "none" else f"{metric},{kind}"  # another filter gives another number
             result.scores.setdefault(name, {})[full] = {
                 "value": float(value),
                 "stderr": float(error) if isinstance(error, int | float) else None,
@@ -179,16 +155,12 @@ def _score(lm: InMemoryLM, planned: PlannedTask, label: str, circumstances: dict
     result.seconds[planned.name] = round(time.perf_counter() - started, 2)
 
 
-def _metric_name(metric: str, kind: str) -> str:
-    # 'none' is lm_eval's filter that does nothing; other filters give other numbers and stay in the name.
-    return metric if kind == "none" else f"{metric},{kind}"
-
-
 def _keep_rows(name: str, samples: list[dict], result: Evaluation) -> None:
     columns: dict[str, list] = {}
     for sample in samples:
         for metric in sample["metrics"]:
-            columns.setdefault(_metric_name(metric, sample["filter"]), []).append(sample[metric])
+            full = metric if sample["filter"] == "none" else f"{metric},{sample['filter']}"
+            columns.setdefault(full, []).append(sample[metric])
     for metric, rows in columns.items():
         aggregation = result.metrics[name][metric]["aggregation"]
         if aggregation is None:  # nothing here can resample it
@@ -209,10 +181,8 @@ def _add(result: Evaluation, task: str, metric: str, rows: list, aggregation: st
 def _score_tokens(model, tokenizer, plan: EvalPlan, label: str, circumstances: dict, result: Evaluation) -> None:
     started = time.perf_counter()
     windows = perplexity.token_windows(tokenizer, plan.wikitext, plan.ppl_window, plan.windows)
-    batch = circumstances["batch_size"]
-    if batch == "auto":
-        batch = max(1, token_budget(input_device(model)) // windows.shape[1])
-    losses = perplexity.window_losses(model, windows, int(batch), f"{label}: {WIKITEXT} {TOKEN_PERPLEXITY}")
+    batch = max(1, token_budget(input_device(model)) // windows.shape[1])
+    losses = perplexity.window_losses(model, windows, batch, f"{label}: {WIKITEXT} {TOKEN_PERPLEXITY}")
     by_page = result.scores.pop(WIKITEXT, {})
     _add(result, WIKITEXT, TOKEN_PERPLEXITY, losses, "exp_mean")
     result.scores[WIKITEXT] |= by_page

@@ -4,10 +4,10 @@ import difflib
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from unittest.mock import patch
 
@@ -26,20 +26,20 @@ from utils.evaluation import perplexity
 from utils.evaluation.in_memory_lm import quiet
 from utils.evaluation.tasks import (
     BUNDLED_FOLDER,
+    DATA_FLAG,
     DEFINITIONS,
     PAPER_TASKS,
     TOKEN_PERPLEXITY,
     TOKENS_ONLY,
     WIKITEXT,
-    paper_fault,
-    read_rows,
-    split_file,
+    task_rows,
 )
 
 TASKS_FLAG = "-eval_tasks"
-DATA_FLAG = "-eval_data_dir"
 
+WIKITEXT_FILE = f"{WIKITEXT}/test.txt"
 _HUB_WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1")
+SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 _FEWSHOT_SEED = 1234  # lm_eval's own default
 
 
@@ -129,16 +129,12 @@ class EvalPlan:
 
         Rows count by content, so the same rows from the hub or a folder are one key.
         """
-        tasks = {
-            name: {
-                "version": task.VERSION,
-                "definition": digest(portable_config(task)),
-                "rows": planned.rows[name].sha256,
-                "examples": planned.rows[name].examples,
-            }
-            for planned in self.planned
-            for name, task in planned.tasks.items()
-        }
+        tasks = {}
+        for planned in self.planned:
+            for name, task in planned.tasks.items():
+                rows, definition = planned.rows[name], digest(portable_config(task))
+                asked = {"version": task.VERSION, "definition": definition, "rows": rows.sha256}
+                tasks[name] = {**asked, "examples": rows.examples}
         windows = None
         if self.wikitext is not None:
             windows = {"text": digest(self.wikitext), "window": self.ppl_window, "limit": self.windows}
@@ -150,30 +146,29 @@ def plan_tasks(
 ) -> EvalPlan:
     """Find and check everything that `eval_tasks` needs, and load the rows.
 
-    eval_tasks: 'bundled', 'paper' (the seven and WikiText-2), 'none', or names of lm_eval tasks, groups and
-        'wikitext2' (or 'wikitext2_tokens', its token perplexity alone) with commas between them.
-    eval_data_dir: a folder of TASK/SPLIT.jsonl, or one that holds tasks/TASK/SPLIT.jsonl and wikitext2/test.txt.
-        With it nothing is asked of the hub; 'paper' then leaves WikiText-2 out, and says so, where the folder has none.
+    eval_tasks, eval_data_dir: as -eval_tasks and -eval_data_dir take them (docs/evaluation.md); with a folder, nothing
+        is asked of the hub.
     limit: rows of each task. windows: of the token perplexity, by default as many; word perplexity takes the first
-        pages that hold as many words as these windows hold tokens.
-    ppl_window: tokens in a window of either perplexity (lm_eval's own default is the model's whole length, which its
-        argument max_length sets).
+        pages that hold as many words as these windows hold tokens. ppl_window: tokens in a window of either.
     Raises UserError before any model is loaded: unknown task, missing split, damaged file, hub out of reach.
     """
     names, windows = task_names(eval_tasks, TASKS_FLAG), windows or limit
     if eval_data_dir is not None and not eval_data_dir.is_dir():
         raise UserError(f"{DATA_FLAG}: {eval_data_dir} is not a folder; give the folder of task data")
     planned, text, left_out = [], None, ()
-    absent = eval_data_dir is not None and not _wikitext_file(eval_data_dir).is_file()
+    absent = eval_data_dir is not None and not (eval_data_dir / WIKITEXT_FILE).is_file()
     with quiet(logging.ERROR):
         for name in names:
             if name == WIKITEXT and absent and WIKITEXT not in map(str.strip, eval_tasks.split(",")):
-                left_out = (f"{WIKITEXT}: left out, {eval_data_dir} holds no {WIKITEXT}/test.txt",)
+                left_out = (f"{WIKITEXT}: left out, {eval_data_dir} holds no {WIKITEXT_FILE}",)
             elif name in (WIKITEXT, TOKENS_ONLY):
                 rows, source = wikitext_rows(eval_data_dir)
                 text = perplexity.joined(rows)
                 if name == WIKITEXT:
-                    pages = _first_pages(perplexity.pages(rows), windows and windows * ppl_window)
+                    pages = perplexity.pages(rows)
+                    if windows is not None:  # two at least, so that there is a standard error
+                        words = accumulate(len(page.split()) for page in pages)
+                        pages = pages[: max(2, sum(count < windows * ppl_window for count in words) + 1)]
                     planned.append(plan_task(_page_perplexity(pages), None, source))
             else:
                 loaded, source = load_tasks(name, eval_data_dir)
@@ -201,12 +196,8 @@ def load_tasks(name: str, data_dir: Path | None) -> tuple[list[Task | Group], st
     manager = _manager(name)
     if data_dir is None:
         return _from_hub(lambda: _load(manager, name), name), "hub"
-
-    def read(task: str, split: str) -> list[dict]:
-        return read_rows(split_file(data_dir, task, split, DATA_FLAG), DATA_FLAG, paper_fault(task))
-
     try:
-        with _rows_from(read):
+        with _rows_from(functools.partial(task_rows, data_dir)):
             items = _load(manager, name)
     except (UserError, OSError):
         raise
@@ -227,12 +218,12 @@ def _manager(name: str) -> TaskManager:
         folder = (DEFINITIONS / PAPER_TASKS[name].definition).parent
         return TaskManager(include_path=str(folder), include_defaults=False)
     manager = every_task()
-    if name not in manager.all_tasks:
-        known = {*PAPER_TASKS, BUNDLED, "paper", WIKITEXT, TOKENS_ONLY, *manager.all_tasks}
-        near = difflib.get_close_matches(name, sorted(known), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "lm_eval ls tasks lists them"
-        raise UserError(f"{TASKS_FLAG}: unknown task '{name}'; {hint}")
-    return manager
+    if name in manager.all_tasks:
+        return manager
+    known = {*PAPER_TASKS, BUNDLED, "paper", WIKITEXT, TOKENS_ONLY, *manager.all_tasks}
+    near = difflib.get_close_matches(name, sorted(known), n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "lm_eval ls tasks lists them"
+    raise UserError(f"{TASKS_FLAG}: unknown task '{name}'; {hint}")
 
 
 @functools.cache
@@ -245,7 +236,7 @@ def every_task() -> TaskManager:
 def _load(manager: TaskManager, name: str) -> list[Task | Group]:
     loaded = manager.load([name])
     group = (loaded.get("groups") or {}).get(name)
-    return [group] if group is not None and group.has_aggregation else list(loaded["tasks"].values())
+    return [group] if group and group.has_aggregation else list(loaded["tasks"].values())
 
 
 @contextmanager
@@ -266,7 +257,7 @@ def _rows_from(read: Callable[[str, str], list[dict]]) -> Iterator[None]:
             fields = dict.fromkeys(field for row in rows for field in row)
             columns = {field: [row.get(field) for row in rows] for field in fields}
             task.dataset[split] = datasets.Dataset.from_dict(columns)
-        for kind in ("training_split", "validation_split", "test_split", "fewshot_split"):
+        for kind in SPLITS:
             if getattr(config, kind) not in needed:
                 setattr(config, kind, None)
         if task.fewshot_cfg.split not in needed:
@@ -308,15 +299,11 @@ def plan_task(loaded: Task | Group, limit: int | None, source: str) -> PlannedTa
         task.set_fewshot_seed(_FEWSHOT_SEED)
         docs = task.eval_docs
         scored = min(limit or len(docs), len(docs))
-        examples = _content(task.fewshot_docs()) if task.config.num_fewshot else None
-        content = _content(docs[i] for i in range(scored))
+        shown = task.fewshot_docs() if task.config.num_fewshot else None
+        content, examples = (each and digest(_jsonable(list(each))) for each in ([*islice(docs, scored)], shown))
         rows[task.task_name] = ScoredRows(scored, len(docs), content, str(docs[0]), examples)
     name = loaded.name if isinstance(loaded, Group) else loaded.task_name
     return PlannedTask(name, loaded, limit, source, {task.task_name: task for task in members}, rows)
-
-
-def _content(rows: Iterable[dict]) -> str:
-    return digest([_jsonable(row) for row in rows])
 
 
 def wikitext_rows(data_dir: Path | None) -> tuple[list[str], str]:
@@ -324,7 +311,7 @@ def wikitext_rows(data_dir: Path | None) -> tuple[list[str], str]:
     if data_dir is None:
         rows = _from_hub(lambda: datasets.load_dataset(*_HUB_WIKITEXT, split="test"), WIKITEXT)
         return rows["text"][:], "hub"
-    file = _wikitext_file(data_dir)
+    file = data_dir / WIKITEXT_FILE
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -332,18 +319,6 @@ def wikitext_rows(data_dir: Path | None) -> tuple[list[str], str]:
     if not text.strip():
         raise UserError(f"{DATA_FLAG}: {file} is empty; copy WikiText-2's raw test file there")
     return perplexity.hub_rows(text), str(file)
-
-
-def _wikitext_file(data_dir: Path) -> Path:
-    return data_dir / WIKITEXT / "test.txt"
-
-
-def _first_pages(pages: list[str], words: int | None) -> list[str]:
-    """The first pages that hold `words` words, all if None; two at least, so that there is a standard error."""
-    if words is None:
-        return pages
-    before_enough = sum(count < words for count in accumulate(len(page.split()) for page in pages))
-    return pages[: max(2, before_enough + 1)]
 
 
 def _from_hub(load: Callable, name: str):
@@ -359,11 +334,9 @@ def _from_hub(load: Callable, name: str):
 
 def portable_config(task: Task) -> dict:
     """lm_eval's own record of a task's definition, without where its rows are: prompts, choices, metrics, version."""
-    config = dict(task.dump_config())
     # Which splits exist differs between the hub and a folder.
-    splits = ("training_split", "validation_split", "test_split", "fewshot_split")
-    for name in ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", *splits):
-        config.pop(name, None)
+    dropped = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", *SPLITS)
+    config = {name: value for name, value in task.dump_config().items() if name not in dropped}
     config["metadata"] = {k: v for k, v in (config.get("metadata") or {}).items() if k != "config_source"}
     return _jsonable(config)
 
@@ -377,10 +350,3 @@ def _jsonable(value: object) -> object:
     if callable(value):
         return inspect.getsource(value)
     return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def hub_split(task: str, split: str) -> list[dict]:
-    """All rows of a split of one of lm_eval's tasks, from the hub."""
-    with quiet(logging.ERROR):
-        ((loaded,), _) = load_tasks(task, None)
-        return [dict(row) for row in loaded.dataset[split]]

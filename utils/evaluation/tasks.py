@@ -6,9 +6,8 @@ from pathlib import Path
 
 import lm_eval.tasks
 
+from data.loading import json_rows
 from utils.common.errors import UserError, shortened
-from utils.common.files import fault as what_is_wrong
-from utils.common.files import parse_json
 
 DEFINITIONS = Path(lm_eval.tasks.__file__).parent
 """lm_eval's own task definitions."""
@@ -20,6 +19,8 @@ TOKENS_ONLY = "wikitext2_tokens"
 """Asks for WikiText-2's token perplexity alone."""
 
 TOKEN_PERPLEXITY = "token_perplexity"
+
+DATA_FLAG = "-eval_data_dir"
 
 
 @dataclass(frozen=True)
@@ -116,41 +117,26 @@ def main_metric(task: str, metrics: Iterable[str]) -> str | None:
     return have[0] if have else None
 
 
-def paper_fault(task: str) -> Callable[[dict], str | None] | None:
-    """What checks a row of one of the seven tasks; None for others."""
-    return PAPER_TASKS[task].fault if task in PAPER_TASKS else None
+def task_rows(data_dir: Path, task: str, split: str) -> list[dict]:
+    """The rows in `data_dir/TASK/SPLIT.jsonl` or `data_dir/tasks/TASK/SPLIT.jsonl`, checked if it is one of the seven.
 
-
-def split_file(data_dir: Path, task: str, split: str, flag: str) -> Path:
-    """`data_dir/TASK/SPLIT.jsonl` or `data_dir/tasks/TASK/SPLIT.jsonl`; UserError if there is neither."""
-    places = [data_dir / task / f"{split}.jsonl", data_dir / "tasks" / task / f"{split}.jsonl"]
+    Raises UserError if there is neither, or a row is damaged.
+    """
+    places = [folder / task / f"{split}.jsonl" for folder in (data_dir, data_dir / "tasks")]
     for place in places:
         if place.is_file():
-            return place
-    raise UserError(f"{flag}: {data_dir} has no {split} split of {task}; it would be {places[0]} or {places[1]}")
+            return read_rows(place, DATA_FLAG, PAPER_TASKS[task].fault if task in PAPER_TASKS else None)
+    raise UserError(f"{DATA_FLAG}: {data_dir} has no {split} split of {task}; it would be {places[0]} or {places[1]}")
 
 
 def read_rows(file: Path, flag: str, fault: Callable[[dict], str | None] | None = None) -> list[dict]:
     """The rows of a jsonl file, each checked by `fault`; UserError names the file and the row (counted from 1)."""
     rows = []
-    try:
-        with file.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = parse_json(line)
-                except ValueError as error:
-                    raise UserError(
-                        f"{flag}: {file}, row {number}: no whole JSON object ({what_is_wrong(error)}); "
-                        "the file is truncated or damaged, copy it again"
-                    ) from error
-                problem = "no JSON object" if not isinstance(row, dict) else fault and fault(row)
-                if problem:
-                    raise UserError(f"{flag}: {file}, row {number}: {problem}; the hub's field names are expected")
-                rows.append(row)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{flag}: cannot read {file} ({error})") from error
+    for number, row in json_rows(file, flag):
+        problem = "no JSON object" if not isinstance(row, dict) else fault and fault(row)
+        if problem:
+            raise UserError(f"{flag}: {file}, row {number}: {problem}; the hub's field names are expected")
+        rows.append(row)
     if not rows:
         raise UserError(f"{flag}: {file} has no rows")
     return rows

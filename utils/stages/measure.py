@@ -1,6 +1,6 @@
 """A model's activations and scores, from one loading of it, or from the cache."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -61,27 +61,17 @@ def activations(model: LazyModel, trees: list[PromptWithContinuations], *, label
 
 def scored(run: Run, models: Models, plan: EvalPlan, model: LazyModel, label: str) -> Evaluation:
     """A model's scores, each task's from the cache if the same weights were scored on it the same way before."""
-    how = "auto", run.kind_of_device
-    parts = [
-        scores(
-            run.cache,
-            model,
-            score_key(part, models.tokenizer_from),
-            *how,
-            part=part,
-            tokenizer=models.tokenizer,
-            label=label,
-        )
-        for part in plan.parts()
-    ]
-    return Evaluation.joined([Evaluation.from_json(part) for part in parts])
+    given, parts = {"tokenizer": models.tokenizer, "label": label}, []
+    for part in plan.parts():
+        key = score_key(part, models.tokenizer_from)
+        parts.append(Evaluation(**scores(run.cache, model, key, run.kind_of_device, part=part, **given)))
+    return Evaluation.joined(parts)
 
 
 @cached("scores")
 def scores(
     model: LazyModel,
     asked: dict,
-    batch_size: int | str,
     device: str,
     *,
     part: EvalPlan,
@@ -90,6 +80,6 @@ def scores(
 ) -> dict:
     """The model's scores on one part of a plan, known by `asked`.
 
-    Half precision rounds by what is computed together, so batch size and device are part of what was measured.
+    Half precision rounds by what is computed together, so the device is part of what was measured.
     """
-    return utils.evaluation.scoring.evaluate(model(), tokenizer, part, batch_size=batch_size, label=label).to_json()
+    return asdict(utils.evaluation.scoring.evaluate(model(), tokenizer, part, label))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import LlamaConfig
 
-import pruning
+import pruning.checkpoint
 from models.checkpoint import Checkpoint, check_finite, check_weights
 from models.compact import in_dense_shapes
 from models.loading import check_model, check_pair, load_config, resolve, slow_half
@@ -50,7 +50,9 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
             )
         config = load_config(pruned.folder, "-pruned_model_path")
     else:
-        pruning.check(args.prune_method, args.sparsity, args.calib_data, args.calib_samples, args.calib_length, config)
+        pruning.checkpoint.check(
+            args.prune_method, args.sparsity, args.calib_data, args.calib_samples, args.calib_length, config
+        )
     if run.needs.calibration:
         calibration.check(args.calib_data, args.calib_samples, args.calib_length, config.max_position_embeddings)
     plan = plan_tasks(args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window, args.ppl_windows)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-import pruning
+import pruning.checkpoint
 from data.loading import bundled_text
 from models.checkpoint import Checkpoint
 from models.loading import load_config
@@ -46,7 +46,7 @@ def pruned(
     """Prune the dense model. calibration: what `calibration_key` says of the run's flags."""
     args = run.args
     print(f"      {method} at {sparsity}, {args.calib_samples} × {args.calib_length} tokens")
-    pruning.prune_into(
+    pruning.checkpoint.prune_into(
         dense.folder,
         folder,
         method,

@@ -1,6 +1,6 @@
 """A sweep's table as Markdown."""
 
-from utils.evaluation.outcome import COMPARED
+from utils.evaluation.compared_runs import COMPARED
 from utils.sweep.table import CONTROLLED, RECOVERED
 
 DASH = "–"

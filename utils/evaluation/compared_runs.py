@@ -140,8 +140,8 @@ def read_outcome(folder: Path) -> Outcome:
 
 def mean_or_none(values: Iterable[float | None]) -> float | None:
     """Their mean; None where there are none, or one is unknown."""
-    known = list(values)
-    return mean(known) if known and None not in known else None
+    found = spread(values)
+    return found and found["value"]
 
 
 def spread(values: Iterable[float | None]) -> dict | None:
