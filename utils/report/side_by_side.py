@@ -67,12 +67,12 @@ class Line:
 
     def text(self, name: str, column: Column) -> str:
         """A cell: large values whole; and zeros of which some were lost never look like all of them."""
-        score = self.cells.get(name, Score(math.nan))
+        if not (score := self.cells.get(name)):
+            return DASH
         digits = 0 if abs(score.value) >= 1000 else column.digits
         parts = (each for each in (score.value, score.stderr) if each is not None)
         text = " ± ".join(f"{each:g}" if digits is None else f"{each:,.{digits}f}" for each in parts)
-        text = "< 100" if name == "zeros_kept" and text == "100.0" and not self.kept else text
-        return text if name in self.cells else DASH
+        return "< 100" if name == "zeros_kept" and text == "100.0" and not self.kept else text
 
 
 @dataclass(frozen=True)
@@ -112,19 +112,12 @@ def compared_page(lines: Sequence[Line], pairs: Pairs, notes: Sequence[str], ste
     """The HTML file. stem: what the names of the files beside it begin with."""
     done, failed = sum(line.n > 0 for line in lines), sum(bool(line.failed) for line in lines)
     title = f"{done} configuration{'s' * (done > 1)} compared" if done else "No configuration is done"
-    told = [
-        [*places, [(each.what, each.text, f"{each.n:,}", each.verdict) for each in found]]
-        for places, found in pairs.items()
-    ]
+    told = [[*two, [(d.what, d.text, f"{d.n:,}", d.verdict) for d in found]] for two, found in pairs.items()]
     content = {
-        "title": title + (f", {failed} with failed runs" if failed else ""),
-        "columns": columns_of(lines),
-        "lines": lines,
-        "pictures": pictures_of(lines),
-        "notes": notes,
-        "stem": stem,
+        "title": title + (f", {failed} with failed runs" if failed else ""), "columns": columns_of(lines),
+        "lines": lines, "pictures": pictures_of(lines), "notes": notes, "stem": stem,
         "data": {"names": names_of(lines), "pairs": told},
-    }
+    }  # fmt: skip
     return hide_home(render("compare.html.j2", content))
 
 
@@ -137,8 +130,10 @@ def names_of(lines: Sequence[Line]) -> list[str]:
 def columns_of(lines: Sequence[Line]) -> dict[str, Column]:
     """The columns that any line has a number for, flags last."""
     known = dict.fromkeys(name for line in lines for name in line.cells)
-    found = {name: column for name, column in NUMBERS.items() if name in known}
-    return found | {name: Column(name) for name in known if name not in NUMBERS}
+    return {
+        **{name: NUMBERS[name] for name in NUMBERS if name in known},
+        **{n: Column(n) for n in known if n not in NUMBERS},
+    }
 
 
 def pictures_of(lines: Sequence[Line]) -> dict[str, Drawing]:
@@ -147,12 +142,11 @@ def pictures_of(lines: Sequence[Line]) -> dict[str, Drawing]:
     The measure that most lines have is the first, a recovered share before others.
     """
     columns = columns_of(lines)
-    known = {name: sum(name in line.cells for line in lines) for name in columns}
     measures = [name for name, column in columns.items() if column.measured]
-    measures.sort(key=lambda name: (not name.startswith("recovered"), -known[name]))
+    measures.sort(key=lambda name: (not name.startswith("recovered"), -sum(name in line.cells for line in lines)))
     pairs = [("trained_parameters", measure) for measure in measures if "trained_parameters" in columns]
     pairs += [(flag, measure) for flag in columns if flag not in NUMBERS for measure in measures[:1]]
-    drawn = {}
+    drawn = []
     for x, y in pairs:
         both = [line for line in lines if x in line.cells and y in line.cells]
         points = [
@@ -160,27 +154,29 @@ def pictures_of(lines: Sequence[Line]) -> dict[str, Drawing]:
             for name, line in zip(names_of(both), both, strict=True)
         ]
         axes, lower = zip(*((columns[each].heading, columns[each].lower) for each in (x, y)), strict=True)
-        if picture := front_picture(points, axes, lower):
-            drawn[picture.label] = picture
-    return drawn
+        drawn.append(front_picture(points, axes, lower))
+    return {picture.label: picture for picture in drawn if picture}
 
 
 def table_csv(lines: Sequence[Line]) -> str:
     """A line of numbers a line of the table, each in full."""
     columns = columns_of(lines)
-    numbers = [f"{name}{part}" for name in columns for part in ("", "_stderr")]
-    rows: list[list[object]] = [["name", "pruning", "class", "n", "failed", *numbers]]
+    rows = [
+        ["name", "pruning", "class", "n", "failed", *(f"{name}{end}" for name in columns for end in ("", "_stderr"))]
+    ]
     for line in lines:
-        scores = [line.cells.get(name) for name in columns]
-        values = [part for score in scores for part in ((score.value, score.stderr) if score else (None, None))]
+        scores = [line.cells.get(name, Score(None)) for name in columns]
+        values = [part for score in scores for part in (score.value, score.stderr)]
         rows.append([line.name, line.pruning, line.kind, line.n, len(line.failed), *values])
     return _csv(rows)
 
 
 def pairs_csv(lines: Sequence[Line], pairs: Pairs) -> str:
     """A line a pair and measure: whose difference it is, and over how many rows."""
-    rows: list[list[object]] = [["name", "minus", "over_the_same_rows", "difference", "stderr", "stderr_seeds", "n"]]
-    names = names_of(lines)
+    rows, names = (
+        [["name", "minus", "over_the_same_rows", "difference", "stderr", "stderr_seeds", "n"]],
+        names_of(lines),
+    )
     for (one, other), found in pairs.items():
         rows += [[names[one], names[other], each.what, each.value, each.error, each.seeds, each.n] for each in found]
     return _csv(rows)
