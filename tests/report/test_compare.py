@@ -61,9 +61,10 @@ def runs(tmp_path) -> list[Path]:
     return [ours, theirs]
 
 
-def with_failed(runs: list[Path]) -> list[compare.Found]:
-    """What is read of the runs, and a line of one that failed."""
-    return [*compare.read_runs(runs)[0], compare.Found("bad", failed=[f"exit status 1: {HOSTILE}"])]
+def with_failed(runs: list[Path]) -> list[SweepRow]:
+    """What is read of the runs, and a row whose run failed."""
+    run = SweepRun("bad", None, 1, said=f"exit status 1: {HOSTILE}")
+    return [*compare.read_runs(runs)[0], SweepRow("bad", "", "", "", (), (run,))]
 
 
 def call(monkeypatch, *words: object) -> None:
@@ -71,7 +72,7 @@ def call(monkeypatch, *words: object) -> None:
     compare.main()
 
 
-def text_of(found: list[compare.Found]) -> str:
+def text_of(found: list[SweepRow]) -> str:
     return compared_page(compare.lines_of(found), compare.pairs_of(found), [], "all")
 
 
@@ -109,7 +110,8 @@ def test_a_sweeps_lines_are_its_tables_over_the_seeds_that_both_have(tmp_path):
     found, notes = compare.read_runs([tmp_path])
     assert compare.read_runs([tmp_path / sweep_files.FILE])[1] == notes
     table = build_table(rows)["rows"]
-    assert [each.entry["task_mean"] for each in found] == [row["task_mean"] for row in table[:2]]
+    shown = [line.cells["task_mean"].value for line in compare.lines_of(found)]
+    assert shown == [100 * row["task_mean"]["value"] for row in table[:2]]
     assert notes == ["waiting, half: no run is done yet"]
     line = compare.lines_of(found)[0]
     assert (line.n, line.cells["task_mean"].value, line.cells["task_mean"].stderr) == (2, 62.5, pytest.approx(12.5))
@@ -125,7 +127,7 @@ def test_a_sweeps_lines_are_its_tables_over_the_seeds_that_both_have(tmp_path):
         (3.0, 1.0, 1.2, True, "+3.0 ± 1.0 ± 1.2", "within noise"),  # beyond either error, but not both together
         (-0.0123, 0.0011, None, None, "−0.0123 ± 0.0011", "differs"),
         (0.0, 6.4, None, True, "0.0 ± 6.4", "equal"),
-        (2.0, None, None, True, "+2.000", "no stderr"),
+        (2.0, None, None, True, "+2.000", "no standard error"),
     ],
 )
 def test_a_difference_must_be_beyond_both_of_its_errors(value, error, seeds, lower, text, verdict):
@@ -147,7 +149,7 @@ def test_the_page_is_one_file_of_the_lines_numbers_and_hostile_text_is_text(runs
     assert "<img" not in text and text.count("<script") == text.count("</script>") == 2
     assert "failed: exit status 1: &lt;/script&gt;" in text
     assert not re.findall(r"(?:src|action)=\"|@import|url\(", text)
-    assert "No two of these were scored on the same rows" in text_of(found[:1])
+    assert "No two of these were scored on the same questions" in text_of(found[:1])
     assert "No configuration is done, 1 with failed runs" in text_of(found[2:])
 
 
@@ -184,10 +186,7 @@ def test_a_users_file_is_never_written_over(runs, tmp_path, monkeypatch, name):
         (["NONE", "-output", "a.html"], "not a folder"),
         (["EMPTY", "-output", "a.html"], "holds no run"),
         (["ours", "-output", "results.json"], "results.json is no page's name; give one that ends in .html"),
-        (
-            ["strange", "-output", "a.html"],
-            r"RUN: strange: its files hold what no run writes \(arguments is no object\)",
-        ),
+        (["strange", "-output", "a.html"], "RUN: strange: its files hold what no run writes"),
     ],
 )
 def test_a_mistake_is_one_line(runs, tmp_path, monkeypatch, words, said):
@@ -223,7 +222,7 @@ def test_the_front_is_what_nothing_beats_in_both():
 
 def test_the_picture_has_every_point_and_marks_lost_zeros():
     points = [Point("none", 0, 1.0), Point("few", 100, 3.0, 0.5), Point("many", 90_000, 2.0, None, kept=False)]
-    root = ElementTree.fromstring(front_picture(points, ("trained numbers", "share"), (True, False)).alone())
+    root = ElementTree.fromstring(front_picture(points, ("trained parameters", "share"), (True, False)).svg(alone=True))
     marks = [mark for mark in root.iter("{http://www.w3.org/2000/svg}circle") if len(mark)]
     assert [mark.get("class") for mark in marks] == ["restored", "restored", "lost"]
     tips = [mark[0].text for mark in marks]
@@ -235,7 +234,7 @@ def test_the_picture_has_every_point_and_marks_lost_zeros():
     lines = [
         Line(f"n{n}", n=1, cells={"trained_parameters": Score(n), "rank": Score(n), "kl": Score(n)}) for n in (1, 2)
     ]
-    assert list(pictures_of(lines)) == ["KL from dense ↓ against trained numbers", "KL from dense ↓ against rank"]
+    assert list(pictures_of(lines)) == ["KL from dense ↓ against trained parameters", "KL from dense ↓ against rank"]
 
 
 def test_names_are_beside_their_marks_and_over_nothing_else():

@@ -125,7 +125,7 @@ def loss_picture(history: list[dict]) -> Drawing | None:
     entries = [("line", kind, name) for name, (points, kind) in lines.items() if points and name != "validation"]
     entries += [("circle", "restored", "validation")] * bool(valid)
     entries += [("line", "dashed", "before training")] * bool(before)
-    names, across = ("optimiser step", "nats a token"), (0, max(last, 1))
+    names, across = ("optimiser step", "nats per token"), (0, max(last, 1))
     plot = Plot(300, "Training and validation loss by step", across, (low, high), names, entries, ticks(*across, 8))
     if before:
         plot.curve([(0, valid[0][1]), (last, valid[0][1])], "dashed")
@@ -280,7 +280,7 @@ def front(points: Sequence[Point], lower_x: bool | None, lower_y: bool | None) -
 def front_picture(
     points: Sequence[Point], axes: tuple[str, str], lower: tuple[bool | None, bool | None]
 ) -> Drawing | None:
-    """Points with their names, and the front that nothing beats.
+    """Points with their names, and their Pareto front.
 
     axes: what x and y are. lower: whether lower is better in each. x is shown by its logarithm if it spans a factor of
     ten; a 0 then stands at the left end.
@@ -300,7 +300,7 @@ def front_picture(
     at = [value for value in log_ticks(*across) if value > 2 * zero] if log else ticks(*across, 7)
     kinds = {True: ("circle", "restored", "every zero kept"), False: ("circle", "lost", "zeros lost")}
     entries = [kinds[kept] for kept in kinds if kept in {point.kept for point in points}]
-    entries += [("line", "front", "nothing beats it in both")] * (len(best) > 1)
+    entries += [("line", "front", "Pareto front")] * (len(best) > 1)
     plot = Plot(400, f"{axes[1]} against {axes[0]}", across, up, axes, entries, at, log=log)
     if log and len(positive) < len(points):
         plot.text(plot.x(zero), plot.bottom + 16, "0", "tick", "middle")

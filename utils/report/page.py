@@ -96,7 +96,6 @@ def page(record: Record, pictures: dict[str, Drawing]) -> str:
         "pictures": pictures,
         "one_seed": any("loss" in row for row in history) and any(verdicts),
         "score_name": charts.score_name_of(heads),
-        "with_heads": bool(heads),
         "examples": shown_examples(record.examples),
         "stages": tables.stage_rows(run),
         "out": summary.hide_path(str(given.get("output_dir") or "output")),

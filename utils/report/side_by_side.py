@@ -27,7 +27,7 @@ class Column:
 
 
 NUMBERS = {
-    "trained_parameters": Column("trained numbers", 0, True),
+    "trained_parameters": Column("trained parameters", 0, True),
     "zeros_kept": Column("zeros kept, %", 1, False, 100),
     "rate": Column("rate"),
     "recovered": Column("recovered of tasks, %", 1, False, 100, measured=True),
@@ -37,8 +37,8 @@ NUMBERS = {
     "perplexity": Column("perplexity ↓", 2, True, measured=True),
     "forgetting": Column("forgetting ↓", 2, True, measured=True),
     "valid_loss": Column("validation loss ↓", 3, True, measured=True),
-    "answer_bits": Column("answer bits a byte ↓", 3, True, measured=True),
-    "flipped": Column("answers unlike dense, % ↓", 1, True, 100, measured=True),
+    "answer_bits": Column("answer bits per byte ↓", 3, True, measured=True),
+    "flipped": Column("answers flipped, % ↓", 1, True, 100, measured=True),
     "kl": Column("KL from dense ↓", 3, True, measured=True),
     "minutes": Column("minutes", 1, True),
 }
@@ -137,7 +137,7 @@ def columns_of(lines: Sequence[Line]) -> dict[str, Column]:
 
 
 def pictures_of(lines: Sequence[Line]) -> dict[str, Drawing]:
-    """By what they show: each measure against the trained numbers, with the front; the first one against each flag.
+    """By what they show: each measure against the trained parameters, with the front; the first one against each flag.
 
     The measure that most lines have is the first, a recovered share before others.
     """

@@ -103,14 +103,14 @@ class ScoreRow:
 def judged(difference: Score | None, higher_is_better: bool | None) -> str:
     """ "better" or "worse" only beyond 2 standard errors; "differs" where nobody recorded which direction is better.
 
-    Otherwise "within noise", "equal", "no stderr" (a difference that nothing can be said about) or "" (unknown).
+    Otherwise "within noise", "equal", "no standard error" (nothing can be said) or "" (unknown).
     """
     if difference is None or math.isnan(difference.value):
         return ""
     if difference.value == 0:
         return "equal"
     if difference.stderr is None or math.isnan(difference.stderr):
-        return "no stderr"
+        return "no standard error"
     if abs(difference.value) <= 2 * difference.stderr:
         return "within noise"
     if higher_is_better is None:
@@ -212,7 +212,7 @@ def proof_rows(proof: dict) -> list[tuple[str, str, bool]]:
             rows.append(("every zero still a zero", numbers, before <= after and not proof.get("zeros_lost")))
         else:
             shares = f"{before / weights:.1%} before, {after / weights:.1%} after"
-            rows.append(("zeros, a finding and no promise", shares, True))
+            rows.append(("zeros (reported, not promised)", shares, True))
     if "sparsity_pruned" in proof and promised:
         pairs = list(zip(proof["sparsity_pruned"], proof["sparsity_restored"], strict=True))
         same = sum(before <= after for before, after in pairs)
@@ -224,7 +224,7 @@ def proof_rows(proof: dict) -> list[tuple[str, str, bool]]:
     if "logits_tolerance" in proof:
         found, allowed = proof["logits_relative_difference"], proof["logits_tolerance"]
         finite = proof.get("logits_finite", True) and found is not None
-        numbers = f"apart {found:.1e}, allowed {allowed:.1e}" if finite else "NaN or infinity"
+        numbers = f"error {found:.1e}, allowed {allowed:.1e}" if finite else "NaN or infinity"
         if "top1_agreement" in proof:
             numbers += f"; top token {100 * proof['top1_agreement']:.1f} %"
         what = f"same logits as while trained, {proof.get('dtype', 'relative')}"

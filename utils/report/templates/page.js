@@ -91,6 +91,6 @@ for (const table of document.querySelectorAll("table.sortable")) {
       add(n, "num");
       add(turn(verdict), ["better", "worse"].includes(verdict) ? turn(verdict) : "");
     }
-    if (!body.rows.length) body.insertRow().insertCell().textContent = one === other ? "The same." : "Not scored on the same rows.";
+    if (!body.rows.length) body.insertRow().insertCell().textContent = one === other ? "The same." : "Not scored on the same questions.";
   }, "one", "other");
 })();
