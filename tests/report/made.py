@@ -1,10 +1,13 @@
 """What the tests of pages read: records of runs, as results.json, run.json, the history and the examples hold them."""
 
+import gzip
+import json
 from functools import cache
+from pathlib import Path
 
 import torch
 
-from utils.common.files import without_nan
+from utils.common.files import without_nan, write_json
 from utils.report.page import Record
 from utils.report.records import heads_record, spectrum_record
 
@@ -33,6 +36,19 @@ def make_results(**tasks: dict) -> dict:
         results["main_metric"][name] = t["metric"]
         results["metrics"][name] = {t["metric"]: {"higher_is_better": t["higher"], "aggregation": None}}
     return results
+
+
+def kept(values: list, aggregation: str | None = "mean", higher: bool | None = True, asked: str = "asked") -> dict:
+    """A value a question, as rows.json.gz keeps them. asked: stands for the digest of the questions."""
+    return {"values": values, "aggregation": aggregation, "higher_is_better": higher, "sha256": asked}
+
+
+def write_run(folder: Path, results: dict, run: dict, **rows: dict) -> None:
+    """A finished run, as its files tell. rows: by model, task → metric → `kept`."""
+    write_json(folder / "results.json", results)
+    write_json(folder / "run.json", run)
+    (folder / "logs").mkdir(exist_ok=True)
+    (folder / "logs" / "rows.json.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
 
 
 def with_answers() -> dict:

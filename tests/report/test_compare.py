@@ -1,8 +1,6 @@
 """A comparison's numbers are its runs', its pairs are over the same rows, and no file of a user is written over."""
 
 import csv
-import gzip
-import json
 import math
 import re
 from pathlib import Path
@@ -11,7 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.browser import look
-from tests.report.made import HOSTILE, make_results, task
+from tests.report import made
+from tests.report.made import HOSTILE, kept, make_results, task
 from utils import compare
 from utils.common.errors import UserError
 from utils.common.files import write_json
@@ -27,29 +26,16 @@ NUMBERS = {"trained_parameters": 1200, "zeros_kept": 75, "task_mean": 62.5, "per
 
 def write_run(folder: Path, answers: list[float], losses: list[float], seed=1, asked="asked", **arguments) -> Path:
     """A finished run that answered one task's questions and a text's windows (nats a token)."""
-    rows = {"one": ("acc", answers, "mean"), "text": ("token_perplexity", losses, "exp_mean")}
-    values = {"acc": sum(answers) / len(answers), "token_perplexity": 3.5}
-    results = make_results(
-        one=task(0.9, 0.0, values["acc"]), text=task(2.0, 20.0, values["token_perplexity"], "token_perplexity")
-    )
-    scores = {model: {"value": results["scores"][model]["one"]["acc"]["value"]} for model in results["scores"]}
-    mean = {"tasks": ["one"], "scores": scores, "recovered": None}
-    proof = {"zeros_pruned": 8, "zeros_lost": 2}
-    more = {"mean": mean, "proof": proof, "validation": {"restored": 2.25, "pruned": 3.0}}
-    write_json(folder / "results.json", {**results, **more})
-    method = {"parameters": 100 * arguments.get("lora_rank", 12), "kind": "mask", "restores": True}
-    run = {"method": method, "seeds": {"training": seed}, "arguments": arguments}
-    write_json(folder / "run.json", {**run, "models": {"pruned": "/x/half"}, "stages": [{"seconds": 60}]})
-    (folder / "logs").mkdir()
-    (folder / "logs" / "history.jsonl").write_text('{"valid_loss": 3}\n{"valid_loss": 2.25}\n')
-    kept = {
-        model: {
-            name: {metric: {"values": found, "aggregation": how, "higher_is_better": None, "sha256": asked}}
-            for name, (metric, found, how) in rows.items()
-        }
-        for model in ("restored", "pruned")
-    }
-    (folder / "logs" / "rows.json.gz").write_bytes(gzip.compress(json.dumps(kept).encode()))
+    mean = sum(answers) / len(answers)
+    results = make_results(one=task(0.9, 0.0, mean), text=task(2.0, 20.0, 3.5, "token_perplexity"))
+    scores = {"dense": {"value": 0.9}, "pruned": {"value": 0.0}, "restored": {"value": mean}}
+    results |= {"mean": {"tasks": ["one"], "scores": scores, "recovered": None}, "validation": {"restored": 2.25}}
+    results |= {"proof": {"zeros_pruned": 8, "zeros_lost": 2}}
+    run = {"method": {"parameters": 100 * arguments.get("lora_rank", 12), "kind": "mask", "restores": True}}
+    run |= {"seeds": {"training": seed}, "arguments": arguments, "models": {"pruned": "/x/half"}}
+    rows = {"one": {"acc": kept(answers, "mean", None, asked)}}
+    rows["text"] = {"token_perplexity": kept(losses, "exp_mean", None, asked)}
+    made.write_run(folder, results, {**run, "stages": [{"seconds": 60}]}, restored=rows, pruned=rows)
     return folder
 
 
