@@ -4,7 +4,6 @@ python -m utils.compare RUN… -output FILE.html
 python -m utils.compare SWEEP -output FILE.html       a sweep's folder, or its runs.json.gz
 """
 
-import math
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -17,7 +16,7 @@ from utils.report import side_by_side
 from utils.report.side_by_side import NUMBERS, Difference, Line, Pairs
 from utils.report.summary import hide_path, shown_name
 from utils.report.tables import ARROWS, SHARES, Score
-from utils.sweep.grid import PLACES, SweepRow, SweepRun
+from utils.sweep.grid import SweepRow, SweepRun
 from utils.sweep.sweep_files import FILE, read
 from utils.sweep.table import table_row
 from utils.sweep.table_text import CLASSES
@@ -116,14 +115,12 @@ def _of_run(folder: Path, name: str) -> SweepRow:
 
 def lines_of(rows: Sequence[SweepRow]) -> list[Line]:
     """The page's lines; those of the same name and pruned model are numbered."""
-    flags, lines, seen = flags_that_vary(rows), [], []
-    names = [(row.name, row.pruning) for row in rows]
-    for place, row in enumerate(rows):
-        seen.append(names[place])
-        name = row.name + f" ({seen.count(names[place])})" * (names.count(names[place]) > 1)
+    lines, names = [], [(row.name, row.pruning) for row in rows]
+    for place, row in enumerate(rows, start=1):
+        own = row.name, row.pruning
+        name = row.name + f" ({names[:place].count(own)})" * (names.count(own) > 1)
         entry = table_row(row, row.rate, row.outcomes) if row.outcomes else {}
         cells = {name: _score(entry[name], NUMBERS[name].factor) for name in NUMBERS if entry.get(name) is not None}
-        cells |= {name: Score(values[place]) for name, values in flags.items() if values[place] is not None}
         kind = "changes nothing" if entry.get("class") == "nothing" else CLASSES.get(entry.get("class"), "")
         lines.append(Line(name, row.pruning, kind, len(row.outcomes), [hide_path(text) for text in failed(row)], cells))
     return lines
@@ -135,26 +132,6 @@ def _score(found: dict | float, factor: int) -> Score:
         return Score(factor * found)
     error = found["stderr"] if found["stderr"] is not None else found.get("stderr_questions")
     return Score(factor * found["value"], None if error is None else factor * error)
-
-
-def flags_that_vary(rows: Sequence[SweepRow]) -> dict[str, list[float | None]]:
-    """Flag → its number in each row (None where it has none), of those that have two numbers or more.
-
-    None is of places, nor of seeds, and the rate has a column of its own.
-    """
-    given = [(row.outcomes[0].run.get("arguments") or {}) if row.outcomes else {} for row in rows]
-    names = dict.fromkeys(name for arguments in given for name in arguments if name not in ("lr", *PLACES))
-    numbers = {name: [as_number(arguments.get(name)) for arguments in given] for name in names if "seed" not in name}
-    return {name: values for name, values in numbers.items() if len(set(values) - {None}) > 1}
-
-
-def as_number(value: object) -> float | None:
-    """A flag's number, "0.5" too; None for a word, a switch and what is not finite."""
-    try:
-        found = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        return None
-    return found if math.isfinite(found) else None
 
 
 def pairs_of(rows: Sequence[SweepRow]) -> Pairs:

@@ -268,28 +268,23 @@ class Point:
     kept: bool = True
 
 
-def front(points: Sequence[Point], lower_x: bool | None, lower_y: bool | None) -> list[Point]:
-    """The points that no other equals in both and beats in one, by x; none where a number has no better end (None)."""
-    if lower_x is None or lower_y is None:
-        return []
+def front(points: Sequence[Point], lower_x: bool, lower_y: bool) -> list[Point]:
+    """The points that no other equals in both and beats in one, by x. lower: whether lower is better."""
     costs = [(point.x if lower_x else -point.x, point.y if lower_y else -point.y) for point in points]
     beaten = [any(a <= x and b <= y and (a, b) != (x, y) for a, b in costs) for x, y in costs]
     return sorted((point for point, lost in zip(points, beaten, strict=True) if not lost), key=lambda point: point.x)
 
 
-def front_picture(
-    points: Sequence[Point], axes: tuple[str, str], lower: tuple[bool | None, bool | None]
-) -> Drawing | None:
+def front_picture(points: Sequence[Point], name_x: str, name_y: str, lower_x: bool, lower_y: bool) -> Drawing | None:
     """Points with their names, and their Pareto front.
 
-    axes: what x and y are. lower: whether lower is better in each. x is shown by its logarithm if it spans a factor of
-    ten; a 0 then stands at the left end.
+    x is shown by its logarithm if it spans a factor of ten; a 0 then stands at the left end.
     """
     if not points:
         return None
     positive = [point.x for point in points if point.x > 0]
     log = min(point.x for point in points) >= 0 and bool(positive) and max(positive) > 10 * min(positive)
-    zero, best = (min(positive) / 4 if log else 0), front(points, *lower)
+    zero, best = (min(positive) / 4 if log else 0), front(points, lower_x, lower_y)
     spots = {point: max(point.x, zero) if log else point.x for point in points}
     across = (
         tuple(10**end for end in widened([math.log10(x) for x in spots.values()]))
@@ -301,7 +296,7 @@ def front_picture(
     kinds = {True: ("circle", "restored", "every zero kept"), False: ("circle", "lost", "zeros lost")}
     entries = [kinds[kept] for kept in kinds if kept in {point.kept for point in points}]
     entries += [("line", "front", "Pareto front")] * (len(best) > 1)
-    plot = Plot(400, f"{axes[1]} against {axes[0]}", across, up, axes, entries, at, log=log)
+    plot = Plot(400, f"{name_y} against {name_x}", across, up, (name_x, name_y), entries, at, log=log)
     if log and len(positive) < len(points):
         plot.text(plot.x(zero), plot.bottom + 16, "0", "tick", "middle")
     if len(best) > 1:

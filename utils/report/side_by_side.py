@@ -42,7 +42,7 @@ NUMBERS = {
     "kl": Column("KL from dense ↓", 3, True, measured=True),
     "minutes": Column("minutes", 1, True),
 }
-"""By the names that a sweep's table has for them. A flag that is not the same in all lines is a column of its name."""
+"""By the names that a sweep's table has for them."""
 
 
 @dataclass
@@ -128,33 +128,26 @@ def names_of(lines: Sequence[Line]) -> list[str]:
 
 
 def columns_of(lines: Sequence[Line]) -> dict[str, Column]:
-    """The columns that any line has a number for, flags last."""
-    known = dict.fromkeys(name for line in lines for name in line.cells)
-    return {
-        **{name: NUMBERS[name] for name in NUMBERS if name in known},
-        **{n: Column(n) for n in known if n not in NUMBERS},
-    }
+    """The columns that any line has a number for."""
+    return {name: column for name, column in NUMBERS.items() if any(name in line.cells for line in lines)}
 
 
 def pictures_of(lines: Sequence[Line]) -> dict[str, Drawing]:
-    """By what they show: each measure against the trained parameters, with the front; the first one against each flag.
+    """By what they show: each measure against the trained parameters, with the front.
 
     The measure that most lines have is the first, a recovered share before others.
     """
     columns = columns_of(lines)
     measures = [name for name, column in columns.items() if column.measured]
     measures.sort(key=lambda name: (not name.startswith("recovered"), -sum(name in line.cells for line in lines)))
-    pairs = [("trained_parameters", measure) for measure in measures if "trained_parameters" in columns]
-    pairs += [(flag, measure) for flag in columns if flag not in NUMBERS for measure in measures[:1]]
-    drawn = []
-    for x, y in pairs:
+    x, drawn = "trained_parameters", []
+    for y in measures if x in columns else ():
         both = [line for line in lines if x in line.cells and y in line.cells]
         points = [
             Point(name, line.cells[x].value, line.cells[y].value, line.cells[y].stderr, line.kept)
             for name, line in zip(names_of(both), both, strict=True)
         ]
-        axes, lower = zip(*((columns[each].heading, columns[each].lower) for each in (x, y)), strict=True)
-        drawn.append(front_picture(points, axes, lower))
+        drawn.append(front_picture(points, columns[x].heading, columns[y].heading, True, columns[y].lower))
     return {picture.label: picture for picture in drawn if picture}
 
 
