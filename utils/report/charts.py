@@ -225,9 +225,7 @@ def spectrum_picture(spectrum: dict | None, num_components: int | None) -> Drawi
     mean, layers = spectrum["mean"], spectrum["layers"]
     named = [k for k in sorted({1, num_components or 1}) if k <= len(mean)]
 
-    def color(share: float) -> str:
-        """From the first layers' to the last ones'."""
-        return f"color-mix(in srgb, var(--accent) {100 * share:.0f}%, var(--first))"
+    color = "color-mix(in srgb, var(--accent) {:.0%}, var(--first))".format  # from the first layers' to the last ones'
 
     def percent(share: float) -> str:
         return f"{100 * share:.3g} %"

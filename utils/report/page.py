@@ -112,25 +112,16 @@ def told(results: dict, run: dict) -> dict:
     """What the page of a run and the card of its model both tell."""
     proof = results.get("proof") or {}
     return {
-        "results": results,
-        "run": run,
-        "given": run.get("arguments") or {},
-        "proof": proof,
-        "title": summary.title(run, proof),
-        "verdict": summary.verdict(results, run),
-        "pruned_how": summary.pruned_how(run, proof),
-        "restored_how": summary.restored_how(run),
-        "restores": not summary.restores_nothing(run),
-        "zeros_kept": proof.get("zeros", "kept") == "kept",
+        "results": results, "run": run, "given": run.get("arguments") or {}, "proof": proof,
+        "title": summary.title(run, proof), "verdict": summary.verdict(results, run),
+        "pruned_how": summary.pruned_how(run, proof), "restored_how": summary.restored_how(run),
+        "restores": not summary.restores_nothing(run), "zeros_kept": proof.get("zeros", "kept") == "kept",
         "weights_changed": any(name.endswith("weight") for name in proof.get("changed_tensors", [])),
-        "rows": tables.score_rows(results),
-        "means": tables.mean_rows(results),
+        "rows": tables.score_rows(results), "means": tables.mean_rows(results),
         "others": [*tables.score_rows(results, main=False), *tables.agreement_rows(results)],
-        "promises": tables.proof_rows(proof),
-        "command": summary.hide_paths(run["command"]) if run.get("command") else "",
-        "facts": summary.shown_facts(run),
-        "arguments": summary.shown_arguments(run),
-    }
+        "promises": tables.proof_rows(proof), "facts": summary.shown_facts(run),
+        "command": summary.hide_paths(run.get("command") or ""), "arguments": summary.shown_arguments(run),
+    }  # fmt: skip
 
 
 def render(template: str, content: dict, finalize: Callable[[object], object] | None = None) -> str:
@@ -145,7 +136,8 @@ def environment(finalize: Callable[[object], object] | None) -> Environment:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True, finalize=finalize,
     )  # fmt: skip
-    found.filters |= {"number": number, "p_value": p_value, "quoted": shlex.quote, "shown_name": summary.shown_name}
+    found.filters |= {"number": number, "quoted": shlex.quote, "shown_name": summary.shown_name}
+    found.filters["p_value"] = lambda value: "< 0.001" if value < 0.001 else f"= {value:.3f}"
     found.filters |= {"share": summary.share_text, "span": summary.span_text}
     found.globals |= {"columns": tables.COLUMNS, "dash": tables.DASH, "selections": summary.SELECTIONS}
     found.globals["ours"] = lambda name: Markup(read_template(name))
@@ -156,11 +148,6 @@ def number(text: str) -> Markup:
     """A table's number with a true minus, and its standard errors smaller."""
     value, *errors = text.replace("-", "−").split(" ± ")
     return escape(value) + Markup("").join(Markup(" <small>±\u00a0{}</small>").format(error) for error in errors)
-
-
-def p_value(value: float) -> str:
-    """A p-value, or how small it is."""
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
 def shown_examples(examples: dict | None) -> dict | None:

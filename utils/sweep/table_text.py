@@ -1,9 +1,8 @@
 """A sweep's table as Markdown."""
 
 from utils.evaluation.outcome import COMPARED
+from utils.report.tables import DASH, markdown_table
 from utils.sweep.table import CONTROLLED, RECOVERED
-
-DASH = "–"
 
 CLASSES = {"constants": "constants", "norms": "constants, norms", "mask": "inside the mask", "dense": "dense"}
 """What a merge may touch, by the word in run.json."""
@@ -54,7 +53,7 @@ def markdown(table: dict) -> str:
     shares = [row["control"].values() if row["control"] else [] for row in rows]
     columns.append(("of control: loss / perplexity / bits", [" / ".join(map(_share, each)) for each in shares]))
     told = columns[:7] + [column for column in columns[7:] if "".join(column[1]).strip(f"{DASH}/ ")]
-    parts = ["# Sweep", _table(told, left=3)]
+    parts = ["# Sweep", _table(told, 3)]
     if compared := sorted({row["against"]["name"] for row in rows if row["against"]}):
         parts.append(f"Δ: minus {' or '.join(compared)} on the same pruned model.")
     if models := table["models"]:
@@ -62,7 +61,7 @@ def markdown(table: dict) -> str:
         told = [each for each in SHOWN if each[0] in CONTROLLED]
         columns += [(title, [_fixed(each[name], digits) for each in models]) for name, title, digits, *_ in told]
         columns.append(("task mean ↑", [_share(each["task_mean"], 1) for each in models]))
-        parts.append(_table(columns, left=2))
+        parts.append(_table(columns, 2))
     parts.append(f"{_asked(table)}{READ}")
     parts += ["\n".join(f"- {note}" for note in table["notes"])] if table["notes"] else []
     return "\n\n".join(parts) + "\n"
@@ -81,11 +80,9 @@ def _asked(table: dict) -> str:
 
 
 def _table(columns: list[tuple[str, list[str]]], left: int) -> str:
-    """A Markdown table. left: how many columns are aligned left."""
+    """A Markdown table whose first `left` columns are aligned left."""
     titles, cells = zip(*columns, strict=True)
-    rule = ["---" if place < left else "---:" for place in range(len(titles))]
-    lines = [titles, rule, *zip(*cells, strict=True)]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return markdown_table(titles, zip(*cells, strict=True), range(left, len(titles)))
 
 
 def _spread(found: dict | None, digits: int, factor: int, sign: str) -> str:
