@@ -14,8 +14,8 @@ from tests.report.made import HOSTILE, kept, make_results, task
 from utils import compare
 from utils.common.errors import UserError
 from utils.common.files import write_json
+from utils.compare import Difference, Line, compared_page, pictures_of
 from utils.report.charts import Point, front, front_picture, names_beside
-from utils.report.side_by_side import Difference, Line, compared_page, pictures_of
 from utils.report.tables import Score
 from utils.sweep import sweep_files
 from utils.sweep.grid import SweepRow, SweepRun
