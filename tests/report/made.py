@@ -20,8 +20,8 @@ HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.h
 def task(dense, pruned, restored, metric="acc", stderr=0.02, paired_stderr=0.01, higher=None) -> dict:
     """What one task measured. higher: whether higher is better; unless given, so it is for all but a perplexity."""
     higher = metric != "token_perplexity" if higher is None else higher
-    values = dense, pruned, restored
-    return {"values": values, "metric": metric, "stderr": stderr, "paired_stderr": paired_stderr, "higher": higher}
+    told = {"metric": metric, "stderr": stderr, "paired_stderr": paired_stderr, "higher": higher}
+    return {"values": (dense, pruned, restored), **told}
 
 
 def make_results(**tasks: dict) -> dict:
@@ -119,10 +119,8 @@ def examples(text: str = "an answer") -> dict:
         "restored": {"text": " ", "tokens": 3, "ended": False, "loss": None},
     }
     prompts = [f"### Instruction:\nCount to {n}.\n{text}\n\n### Response:" for n in range(3)]
-    return {
-        "most_tokens": 48,
-        "prompts": [{"prompt": prompt, "response": text, "answers": answers} for prompt in prompts],
-    }
+    told = [{"prompt": prompt, "response": text, "answers": answers} for prompt in prompts]
+    return {"most_tokens": 48, "prompts": told}
 
 
 @cache

@@ -231,7 +231,7 @@ def test_every_number_of_the_tables_is_results_jsons(drawn):
     assert seen == 5
 
 
-def test_every_part_of_the_record_is_on_the_page_and_no_private_folder(drawn):
+def test_every_part_of_the_record_is_on_the_page_and_no_private_folder_or_network(drawn):
     words = words_of(drawn)
     for part in (
         summary.verdict(made.whole().results, RUN), "38 of 38 tensors", "version of torch", "173c87a5", "alpaca.jsonl",
@@ -240,11 +240,15 @@ def test_every_part_of_the_record_is_on_the_page_and_no_private_folder(drawn):
         "One run with one seed (42)", "went from 3.000 before training to 2.100 at its end.", "of 12,345 zeros kept",
         "in 2 of its 15 attention heads (chosen at random), 1,234 trained parameters, trained on 2000", "3.000 → 2.100",
         "50 %, the same before and after restoring", "kept every weight and every zero", "1,234trained parameters",
+        "Every prompt begins with ### Instruction: and ends with an answer ### Response:.", "held-out prompts Greedy",
     ):  # fmt: skip
         assert part in words, part
     home = str(Path.home())
     text = draw(made.whole().results, {**RUN, "arguments": {**RUN["arguments"], "note": f"see {home}/notes"}})
     assert not re.search(r"/home/ann|/data/ann", drawn) and f"{home}/" not in text
+    assert not re.findall(r"(?:src|action)=|@import|url\(|<(?:img|iframe|object|embed|base|form)\b", drawn)
+    links = set(re.findall(r"href=\"([^\"]*)\"", drawn))
+    assert all(re.match(r"#|figures/\w+\.svg$|data:,$", link) for link in links) and "default-src 'none'" in drawn
 
 
 @pytest.mark.parametrize(
@@ -263,22 +267,12 @@ def test_the_page_says_what_became_of_the_zeros(proof, said):
 
 def test_what_a_record_lacks_is_said_to_be_absent_and_nothing_else():
     words = words_of(draw({}, {}, []))
-    for part in (
-        "No task was scored", "nothing was proved", "restores no attention heads", "Not recorded",
-        "Nothing was trained", "None were kept", "No stage was recorded",
-    ):  # fmt: skip
-        assert part in words
+    absent = "No task was scored", "nothing was proved", "restores no attention heads", "Not recorded", "None were kept"
+    assert all(part in words for part in (*absent, "Nothing was trained", "No stage was recorded"))
     pruned = {"validation": {"pruned": 2.6}}
     assert "Validation loss is 3.000; the pruned model's is 2.600." in words_of(draw(pruned, RUN, HISTORY[:1]))
     assert "2.100 at its end; the pruned model's is 2.600." in words_of(draw(pruned))
     assert "the pruned model's is" not in words_of(draw({"validation": {"pruned": 2.999}}))  # as near as b at its start
-
-
-def test_the_page_is_one_file_without_network(drawn):
-    assert not re.findall(r"(?:src|action)=|@import|url\(|<(?:img|iframe|object|embed|base|form)\b", drawn)
-    links = set(re.findall(r"href=\"([^\"]*)\"", drawn))
-    assert all(re.match(r"#|figures/\w+\.svg$|data:,$", link) for link in links) and len(links) > 10
-    assert "default-src 'none'" in drawn
 
 
 def test_hostile_text_is_text_and_the_data_in_the_page_is_the_records():
@@ -303,12 +297,6 @@ def test_next_steps_name_the_runs_folder_and_follow_what_was_found():
     assert "-lr 0.003 -output_dir out-lr0.003" in told(WORSE)
     failed = told({"proof": {**PROOF, "passed": False}})
     assert "-config out/run.json -output_dir out-2" in failed and failed.count("<li>") == 1
-
-
-def test_lines_that_all_prompts_share_are_said_once():
-    assert page.shared_lines(["a\nb\nc", "a\nx\ny\nc"]) == (["a"], ["c"])
-    assert page.shared_lines(["a\nb", "a\nb"]) == (["a", "b"], []) and page.shared_lines(["a\nb"]) == ([], [])
-    assert page.shown_examples(made.examples())["prompts"][0]["prompt"] == "Count to 0."
 
 
 @pytest.fixture
@@ -398,11 +386,3 @@ def test_paper_has_all_that_is_folded_away_in_dark_ink(drawn, tmp_path):
     assert brightness(seen["paper"]) > 250 and brightness(seen["ink"]) < 10
     assert (seen["overflow"], seen["outside"], seen["faults"]) == (0, [], [])
     assert seen["extra"][0] == seen["extra"][1] > 3
-
-
-@pytest.mark.slow
-def test_a_browser_runs_nothing_of_a_hostile_text_and_shows_it(tmp_path):
-    (tmp_path / "report.html").write_text(drawn_of(made.hostile()), encoding="utf-8")
-    seen = look(tmp_path / "report.html", tmp_path, 380)
-    assert (seen["hacked"], seen["images"], seen["console"], seen["overflow"]) == (None, 0, [], 0)
-    assert made.HOSTILE in seen["text"].replace("\n", " ")
