@@ -11,22 +11,23 @@ SHOWN = (
     ("valid_loss", "validation loss ↓", 3, 1, ""),
     ("perplexity", "perplexity ↓", 2, 1, ""),
     ("forgetting", "forgetting ↓", 2, 1, "+"),
-    ("answer_bits", "bits a byte ↓", 3, 1, ""),
+    ("answer_bits", "bits per byte ↓", 3, 1, ""),
     ("kl", "KL ↓", 3, 1, ""),
-    ("flipped", "unlike dense ↓", 1, 100, ""),
+    ("flipped", "answers flipped ↓", 1, 100, ""),
     ("task_mean", "task mean ↑", 1, 100, ""),
 )
 """Name in a table's row, title, digits, factor and sign of the columns with an error, what has power first."""
 
 READ = (
     "Values are means over seeds ± their standard error; one seed has none. *Forgetting*: the perplexity minus the "
-    "pruned model's. *Bits a byte*: of the right answers, the mean over tasks. *KL* and *unlike dense*: how far the "
-    "choices' distribution is from the dense model's, in nats, and how often the likeliest choice is another. "
-    "*Recovered*: the closed share of the gap between the dense and the pruned model, where that is beyond noise. *Of "
-    "control*: the same, with the dense model after the same training in its place, since training lowers a loss that "
-    "was not pruned away too. *Δ* is paired, over the seeds that both rows have: each question's values are averaged "
-    "over seeds, then held against the other row's. Its first standard error is over questions (samples of a "
-    "validation loss, windows of a perplexity), its second over each seed's own difference; neither holds the other."
+    "pruned model's. *Bits per byte*: of the right answers, the mean over tasks. *KL*, in nats: how far the "
+    "distribution over the choices is from the dense model's. *Answers flipped*: the likeliest choice is not the dense "
+    "model's, %. *Recovered*: the share of the gap between the dense and the pruned model that was closed, where that "
+    "gap is beyond noise. *Of control*: the same with the dense model after the same training in the dense model's "
+    "place, since training also lowers loss that pruning did not add. *Δ* is paired over the seeds that both rows "
+    "have: each question's values are averaged over seeds, then subtracted question by question. Its first standard "
+    "error is over questions (samples of a validation loss, windows of a perplexity), its second over the seeds' own "
+    "differences; neither includes the other."
 )
 
 

@@ -19,13 +19,6 @@
   addEventListener("pointermove", show);
   addEventListener("pointerdown", show);
 })();
-// Paper has all that is folded away on a screen.
-addEventListener("beforeprint", () => {
-  for (const folded of document.querySelectorAll("details:not([open])")) {
-    folded.open = true;
-    addEventListener("afterprint", () => { folded.open = false; }, { once: true });
-  }
-});
 // Sorting: by a cell's data-value where it has one, by its text otherwise; what is missing comes last.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
