@@ -1,10 +1,13 @@
 """What the tests of pages read: records of runs, as results.json, run.json, the history and the examples hold them."""
 
+import gzip
+import json
 from functools import cache
+from pathlib import Path
 
 import torch
 
-from utils.common.files import without_nan
+from utils.common.files import without_nan, write_json
 from utils.report.page import Record
 from utils.report.records import heads_record, spectrum_record
 
@@ -17,8 +20,8 @@ HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.h
 def task(dense, pruned, restored, metric="acc", stderr=0.02, paired_stderr=0.01, higher=None) -> dict:
     """What one task measured. higher: whether higher is better; unless given, so it is for all but a perplexity."""
     higher = metric != "token_perplexity" if higher is None else higher
-    values = dense, pruned, restored
-    return {"values": values, "metric": metric, "stderr": stderr, "paired_stderr": paired_stderr, "higher": higher}
+    told = {"metric": metric, "stderr": stderr, "paired_stderr": paired_stderr, "higher": higher}
+    return {"values": (dense, pruned, restored), **told}
 
 
 def make_results(**tasks: dict) -> dict:
@@ -33,6 +36,19 @@ def make_results(**tasks: dict) -> dict:
         results["main_metric"][name] = t["metric"]
         results["metrics"][name] = {t["metric"]: {"higher_is_better": t["higher"], "aggregation": None}}
     return results
+
+
+def kept(values: list, aggregation: str | None = "mean", higher: bool | None = True, asked: str = "asked") -> dict:
+    """A value a question, as rows.json.gz keeps them. asked: stands for the digest of the questions."""
+    return {"values": values, "aggregation": aggregation, "higher_is_better": higher, "sha256": asked}
+
+
+def write_run(folder: Path, results: dict, run: dict, **rows: dict) -> None:
+    """A finished run, as its files tell. rows: by model, task → metric → `kept`."""
+    write_json(folder / "results.json", results)
+    write_json(folder / "run.json", run)
+    (folder / "logs").mkdir(exist_ok=True)
+    (folder / "logs" / "rows.json.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
 
 
 def with_answers() -> dict:
@@ -103,10 +119,8 @@ def examples(text: str = "an answer") -> dict:
         "restored": {"text": " ", "tokens": 3, "ended": False, "loss": None},
     }
     prompts = [f"### Instruction:\nCount to {n}.\n{text}\n\n### Response:" for n in range(3)]
-    return {
-        "most_tokens": 48,
-        "prompts": [{"prompt": prompt, "response": text, "answers": answers} for prompt in prompts],
-    }
+    told = [{"prompt": prompt, "response": text, "answers": answers} for prompt in prompts]
+    return {"most_tokens": 48, "prompts": told}
 
 
 @cache

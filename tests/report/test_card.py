@@ -19,27 +19,24 @@ FOUND = {
     **make_results(
         boolq=task(0.7512345678901234, 0.51, 1 / 3),
         arc_easy=task(0.7, 0.5, 0.6, stderr=None),
-        bundled_facts=task(0.6, 0.5, 0.55),
         wikitext2=task(24.2, 54.0, 1e-05, "token_perplexity", 0.3),
         gsm8k=task(0.2, 0.0, 0.0, "exact_match,strict-match"),
     ),
     "proof": PROOF,
+    "provenance": {
+        "restored": {
+            "tasks": {
+                "boolq": {"rows": 1024, "rows_in_split": 3270, "num_fewshot": 0},
+                "gsm8k": {"rows": 8, "rows_in_split": 8, "num_fewshot": 5},
+                "wikitext2": {"rows": 62, "rows_in_split": 62, "num_fewshot": 0},
+            },
+            "token_perplexity": {"windows": 17, "window_tokens": 64},
+        }
+    },
 }
 for _model in FOUND["scores"].values():
     _model["boolq"]["answer_bits_per_byte"] = {"value": 1.25, "stderr": 0.5}
     _model["wikitext2"]["word_perplexity"] = {"value": 2, "stderr": None}
-FOUND["provenance"] = {
-    "restored": {
-        "tasks": {
-            "boolq": {"rows": 1024, "rows_in_split": 3270, "num_fewshot": 0},
-            "gsm8k": {"rows": 8, "rows_in_split": 8, "num_fewshot": 5},
-            "wikitext2": {"rows": 62, "rows_in_split": 62, "num_fewshot": 0},
-        },
-        "token_perplexity": {"windows": 17, "window_tokens": 64},
-    }
-}
-
-
 KNOWN = {
     "language", "library_name", "license", "pipeline_tag", "tags", "base_model", "base_model_relation", "model-index",
 }  # fmt: skip
@@ -61,7 +58,7 @@ def scores_of(results: dict, run: dict = RUN) -> dict:
 def test_every_score_is_there_as_it_was_measured_with_how_much_it_is_of():
     found, scores = scores_of(FOUND), FOUND["scores"]["restored"]
     wanted = {f"{name} {metric}": score["value"] for name in scores for metric, score in scores[name].items()}
-    assert {name: each.metric_value for name, each in found.items()} == wanted and len(wanted) == 7
+    assert {name: each.metric_value for name, each in found.items()} == wanted and len(wanted) == 6
     assert found["boolq acc"].metric_args == {"n": 1024, "n_in_split": 3270, "num_fewshot": 0, "stderr": 0.02}
     assert found["wikitext2 token_perplexity"].metric_args == {"n": 17, "stderr": 0.3}
     assert found["arc_easy acc"].metric_args is None
@@ -74,17 +71,17 @@ def test_every_score_is_there_as_it_was_measured_with_how_much_it_is_of():
     assert "| windows of 64 tokens: 17 | – |" in text and "| pages: 62 | – |" in text
 
 
-@pytest.mark.parametrize("name", PAPER_TASKS)
-def test_data_sets_are_those_that_lm_evals_definitions_read(name):
-    definition = load_yaml(DEFINITIONS / PAPER_TASKS[name].definition, resolve_func=False)
-    place, _, config, split = card.DATASETS[name]
-    assert (place, config) == (definition["dataset_path"], definition.get("dataset_name"))
-    assert split == PAPER_TASKS[name].split == (definition.get("test_split") or definition["validation_split"])
+def test_data_sets_are_those_that_lm_evals_definitions_read():
+    for name, known in PAPER_TASKS.items():
+        definition = load_yaml(DEFINITIONS / known.definition, resolve_func=False)
+        place, _, config, split = card.DATASETS[name]
+        assert (place, config) == (definition["dataset_path"], definition.get("dataset_name"))
+        assert split == known.split == (definition.get("test_split") or definition["validation_split"])
+    assert (card.TEXT, card.TOKEN_PERPLEXITY) == (WIKITEXT, TOKEN_PERPLEXITY)
+    assert card.DATASETS[WIKITEXT][::2] == _HUB_WIKITEXT
 
 
 def test_a_folders_text_is_named_by_itself():
-    assert (card.TEXT, card.TOKEN_PERPLEXITY) == (WIKITEXT, TOKEN_PERPLEXITY)
-    assert card.DATASETS[WIKITEXT][::2] == _HUB_WIKITEXT
     assert scores_of(FOUND)["wikitext2 word_perplexity"].dataset_type == "Salesforce/wikitext"
     local = scores_of(FOUND, {**RUN, "arguments": {"eval_data_dir": "/data/ann/texts"}})
     assert local["wikitext2 word_perplexity"].dataset_type == "wikitext2"
@@ -97,30 +94,25 @@ def test_what_is_no_number_is_left_out(value):
     results["scores"]["restored"]["boolq"]["acc"]["value"] = value
     results["scores"]["restored"]["gsm8k"]["exact_match,strict-match"]["stderr"] = value
     found = scores_of(results)
-    assert len(found) == 6 and "boolq acc" not in found
+    assert len(found) == 5 and "boolq acc" not in found
     assert "stderr" not in found["gsm8k exact_match,strict-match"].metric_args
     nothing = {**FOUND, "scores": {"pruned": {"a": {"acc": {}}}}}
     assert scores_of(nothing) == {} and "What was scored" not in model_card(nothing, RUN)
 
 
-NAMES = [
-    'say "no"', "it's", "a: b", "- a", "#a", "a #b", "{a}", "[a", "*a", "&a", "!a", "%a", "@a", "`a`", "? a", "|", ">",
-    "null", "yes", "1e3", "2026-01-02", "~", "a\n---\nb", "a\r\nb", "\ta", "ü 漢 😀", "a" * 200, "x\u2028y", "...",
-    "a\\nb", "{{ a }}", "owner/na\nme", "key: {a: [",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    ['say "no"', "it's", "a: b", "- a", "a #b", "{a}", "[a", "&a", "`a`", "? a", "|", ">", "null", "1e3", "2026-01-02",
+     "~", "a\n---\nb", "a\r\nb", "\ta", "ü 漢 😀", "a" * 200, "x\u2028y", "...", "a\\nb", "owner/na\nme", "k: {a: ["],
+)  # fmt: skip
 def test_no_name_of_a_model_breaks_the_card(name):
     for models in ({"dense": name, "pruned": None}, {"dense": f"/data/{name}", "pruned": name}):
         data = data_of(FOUND, {**RUN, "models": models, "pruning": {"method": name, "sparsity": name}})
-        assert len(data.eval_results) == 7 and data.model_name.endswith("restored with RestoreLCC")
+        assert len(data.eval_results) == 6 and data.model_name.endswith("restored with RestoreLCC")
         assert data.tags == ["llama", "pruned", "restorelcc"] and data.base_model is None
 
 
-@pytest.mark.parametrize(
-    "name", [HOSTILE, "<img src=x onerror=alert(1)>", "`</code><img src=x>", "[a](javascript:b)|c"]
-)
+@pytest.mark.parametrize("name", [HOSTILE, "`</code><img src=x>", "[a](javascript:b)|c"])
 def test_a_name_is_no_markup_on_the_card(name):
     for results, run in (
         (FOUND, {**RUN, "models": {"dense": f"/data/{name}", "pruned": name}, "arguments": {"output_dir": name}}),

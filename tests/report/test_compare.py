@@ -1,8 +1,6 @@
 """A comparison's numbers are its runs', its pairs are over the same rows, and no file of a user is written over."""
 
 import csv
-import gzip
-import json
 import math
 import re
 from pathlib import Path
@@ -11,12 +9,13 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.browser import look
-from tests.report.made import HOSTILE, make_results, task
+from tests.report import made
+from tests.report.made import HOSTILE, kept, make_results, task
 from utils import compare
 from utils.common.errors import UserError
 from utils.common.files import write_json
+from utils.compare import Difference, Line, compared_page, pictures_of
 from utils.report.charts import Point, front, front_picture, names_beside
-from utils.report.side_by_side import Difference, Line, compared_page, pictures_of
 from utils.report.tables import Score
 from utils.sweep import sweep_files
 from utils.sweep.grid import SweepRow, SweepRun
@@ -27,29 +26,16 @@ NUMBERS = {"trained_parameters": 1200, "zeros_kept": 75, "task_mean": 62.5, "per
 
 def write_run(folder: Path, answers: list[float], losses: list[float], seed=1, asked="asked", **arguments) -> Path:
     """A finished run that answered one task's questions and a text's windows (nats a token)."""
-    rows = {"one": ("acc", answers, "mean"), "text": ("token_perplexity", losses, "exp_mean")}
-    values = {"acc": sum(answers) / len(answers), "token_perplexity": 3.5}
-    results = make_results(
-        one=task(0.9, 0.0, values["acc"]), text=task(2.0, 20.0, values["token_perplexity"], "token_perplexity")
-    )
-    scores = {model: {"value": results["scores"][model]["one"]["acc"]["value"]} for model in results["scores"]}
-    mean = {"tasks": ["one"], "scores": scores, "recovered": None}
-    proof = {"zeros_pruned": 8, "zeros_lost": 2}
-    more = {"mean": mean, "proof": proof, "validation": {"restored": 2.25, "pruned": 3.0}}
-    write_json(folder / "results.json", {**results, **more})
-    method = {"parameters": 100 * arguments.get("lora_rank", 12), "kind": "mask", "restores": True}
-    run = {"method": method, "seeds": {"training": seed}, "arguments": arguments}
-    write_json(folder / "run.json", {**run, "models": {"pruned": "/x/half"}, "stages": [{"seconds": 60}]})
-    (folder / "logs").mkdir()
-    (folder / "logs" / "history.jsonl").write_text('{"valid_loss": 3}\n{"valid_loss": 2.25}\n')
-    kept = {
-        model: {
-            name: {metric: {"values": found, "aggregation": how, "higher_is_better": None, "sha256": asked}}
-            for name, (metric, found, how) in rows.items()
-        }
-        for model in ("restored", "pruned")
-    }
-    (folder / "logs" / "rows.json.gz").write_bytes(gzip.compress(json.dumps(kept).encode()))
+    mean = sum(answers) / len(answers)
+    results = make_results(one=task(0.9, 0.0, mean), text=task(2.0, 20.0, 3.5, "token_perplexity"))
+    scores = {"dense": {"value": 0.9}, "pruned": {"value": 0.0}, "restored": {"value": mean}}
+    results |= {"mean": {"tasks": ["one"], "scores": scores, "recovered": None}, "validation": {"restored": 2.25}}
+    results |= {"proof": {"zeros_pruned": 8, "zeros_lost": 2}}
+    run = {"method": {"parameters": 100 * arguments.get("lora_rank", 12), "kind": "mask", "restores": True}}
+    run |= {"seeds": {"training": seed}, "arguments": arguments, "models": {"pruned": "/x/half"}}
+    rows = {"one": {"acc": kept(answers, "mean", None, asked)}}
+    rows["text"] = {"token_perplexity": kept(losses, "exp_mean", None, asked)}
+    made.write_run(folder, results, {**run, "stages": [{"seconds": 60}]}, restored=rows, pruned=rows)
     return folder
 
 
@@ -61,9 +47,10 @@ def runs(tmp_path) -> list[Path]:
     return [ours, theirs]
 
 
-def with_failed(runs: list[Path]) -> list[compare.Found]:
-    """What is read of the runs, and a line of one that failed."""
-    return [*compare.read_runs(runs)[0], compare.Found("bad", failed=[f"exit status 1: {HOSTILE}"])]
+def with_failed(runs: list[Path]) -> list[SweepRow]:
+    """What is read of the runs, and a row whose run failed."""
+    run = SweepRun("bad", None, 1, said=f"exit status 1: {HOSTILE}")
+    return [*compare.read_runs(runs)[0], SweepRow("bad", "", "", "", (), (run,))]
 
 
 def call(monkeypatch, *words: object) -> None:
@@ -71,15 +58,15 @@ def call(monkeypatch, *words: object) -> None:
     compare.main()
 
 
-def text_of(found: list[compare.Found]) -> str:
+def text_of(found: list[SweepRow]) -> str:
     return compared_page(compare.lines_of(found), compare.pairs_of(found), [], "all")
 
 
-def test_lines_hold_the_runs_numbers_and_the_flags_that_vary(runs):
+def test_lines_hold_the_runs_numbers(runs):
     ours, theirs, bad = compare.lines_of(with_failed(runs))
-    wanted = {**NUMBERS, "trained_parameters": 400, "task_mean": 50, "lora_rank": 4, "rate": 0.1, "minutes": 1}
+    wanted = {**NUMBERS, "trained_parameters": 400, "task_mean": 50, "rate": 0.1, "minutes": 1}
     assert wanted.items() <= {name: score.value for name, score in ours.cells.items()}.items()
-    assert theirs.cells["lora_rank"] == Score(8) and not {"lr", "output_dir", "on"} & set(theirs.cells)
+    assert theirs.cells["trained_parameters"] == Score(800)
     assert (ours.pruning, ours.kind, ours.n, ours.kept) == ("half", "inside the mask", 1, False)
     assert (bad.n, bad.cells, bad.failed) == (0, {}, [f"exit status 1: {HOSTILE}"])
 
@@ -109,7 +96,8 @@ def test_a_sweeps_lines_are_its_tables_over_the_seeds_that_both_have(tmp_path):
     found, notes = compare.read_runs([tmp_path])
     assert compare.read_runs([tmp_path / sweep_files.FILE])[1] == notes
     table = build_table(rows)["rows"]
-    assert [each.entry["task_mean"] for each in found] == [row["task_mean"] for row in table[:2]]
+    shown = [line.cells["task_mean"].value for line in compare.lines_of(found)]
+    assert shown == [100 * row["task_mean"]["value"] for row in table[:2]]
     assert notes == ["waiting, half: no run is done yet"]
     line = compare.lines_of(found)[0]
     assert (line.n, line.cells["task_mean"].value, line.cells["task_mean"].stderr) == (2, 62.5, pytest.approx(12.5))
@@ -125,7 +113,7 @@ def test_a_sweeps_lines_are_its_tables_over_the_seeds_that_both_have(tmp_path):
         (3.0, 1.0, 1.2, True, "+3.0 ± 1.0 ± 1.2", "within noise"),  # beyond either error, but not both together
         (-0.0123, 0.0011, None, None, "−0.0123 ± 0.0011", "differs"),
         (0.0, 6.4, None, True, "0.0 ± 6.4", "equal"),
-        (2.0, None, None, True, "+2.000", "no stderr"),
+        (2.0, None, None, True, "+2.000", "no standard error"),
     ],
 )
 def test_a_difference_must_be_beyond_both_of_its_errors(value, error, seeds, lower, text, verdict):
@@ -134,8 +122,8 @@ def test_a_difference_must_be_beyond_both_of_its_errors(value, error, seeds, low
 
 
 def test_no_rounding_hides_a_lost_zero():
-    pages = [compared_page([Line("a", n=1, cells={"zeros_kept": Score(kept)})], {}, [], "all") for kept in (100, 99.99)]
-    assert [re.findall(r'data-value="[\d.]+">([^<]*)</td>\n</tr>', text) for text in pages] == [["100.0"], ["&lt; 100"]]
+    lines = [Line("a", n=1, cells={"zeros_kept": Score(kept)}) for kept in (100, 99.99)]
+    assert [line.text("zeros_kept", compare.NUMBERS["zeros_kept"]) for line in lines] == ["100.0", "< 100"]
 
 
 def test_the_page_is_one_file_of_the_lines_numbers_and_hostile_text_is_text(runs):
@@ -147,7 +135,7 @@ def test_the_page_is_one_file_of_the_lines_numbers_and_hostile_text_is_text(runs
     assert "<img" not in text and text.count("<script") == text.count("</script>") == 2
     assert "failed: exit status 1: &lt;/script&gt;" in text
     assert not re.findall(r"(?:src|action)=\"|@import|url\(", text)
-    assert "No two of these were scored on the same rows" in text_of(found[:1])
+    assert "No two of these were scored on the same questions" in text_of(found[:1])
     assert "No configuration is done, 1 with failed runs" in text_of(found[2:])
 
 
@@ -184,16 +172,13 @@ def test_a_users_file_is_never_written_over(runs, tmp_path, monkeypatch, name):
         (["NONE", "-output", "a.html"], "not a folder"),
         (["EMPTY", "-output", "a.html"], "holds no run"),
         (["ours", "-output", "results.json"], "results.json is no page's name; give one that ends in .html"),
-        (
-            ["strange", "-output", "a.html"],
-            r"RUN: strange: its files hold what no run writes \(arguments is no object\)",
-        ),
+        (["strange", "-output", "a.html"], "RUN: strange: its files hold what no run writes"),
     ],
 )
 def test_a_mistake_is_one_line(runs, tmp_path, monkeypatch, words, said):
     (tmp_path / "EMPTY").mkdir()
     for name in ("results.json", "run.json"):
-        write_json(tmp_path / "strange" / name, {"arguments": 3})
+        write_json(tmp_path / "strange" / name, {"method": 3, "scores": 3})
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=said):
         call(monkeypatch, *words)
@@ -218,12 +203,11 @@ def test_the_front_is_what_nothing_beats_in_both():
     assert [point.name for point in front(points, lower_x=True, lower_y=False)] == ["a", "b", "d"]
     assert [point.name for point in front(points, lower_x=True, lower_y=True)] == ["e"]
     assert [point.name for point in front([*points, points[4]], True, True)] == ["e", "e"]  # equals both stand
-    assert front(points, lower_x=None, lower_y=True) == []
 
 
 def test_the_picture_has_every_point_and_marks_lost_zeros():
     points = [Point("none", 0, 1.0), Point("few", 100, 3.0, 0.5), Point("many", 90_000, 2.0, None, kept=False)]
-    root = ElementTree.fromstring(front_picture(points, ("trained numbers", "share"), (True, False)).alone())
+    root = ElementTree.fromstring(front_picture(points, "trained parameters", "share", True, False).svg(alone=True))
     marks = [mark for mark in root.iter("{http://www.w3.org/2000/svg}circle") if len(mark)]
     assert [mark.get("class") for mark in marks] == ["restored", "restored", "lost"]
     tips = [mark[0].text for mark in marks]
@@ -232,10 +216,11 @@ def test_the_picture_has_every_point_and_marks_lost_zeros():
     assert across == sorted(across) and up[1] < up[2] < up[0]
     (joined,) = (path for path in root.iter("{http://www.w3.org/2000/svg}path") if path.get("class") == "front")
     assert joined.get("d") == f"M{across[0]:g},{up[0]:g}L{across[1]:g},{up[1]:g}"
-    lines = [
-        Line(f"n{n}", n=1, cells={"trained_parameters": Score(n), "rank": Score(n), "kl": Score(n)}) for n in (1, 2)
+    cells = {name: Score(1) for name in ("trained_parameters", "kl", "recovered_answers", "rate")}
+    pictures = list(pictures_of([Line("n", n=1, cells=cells)]))
+    assert pictures == [
+        f"{what} against trained parameters" for what in ("recovered of right answers, %", "KL from dense ↓")
     ]
-    assert list(pictures_of(lines)) == ["KL from dense ↓ against trained numbers", "KL from dense ↓ against rank"]
 
 
 def test_names_are_beside_their_marks_and_over_nothing_else():

@@ -17,7 +17,6 @@ from utils.report import __main__ as command
 from utils.report import charts, page, records, summary, svg, tables
 
 SPACE = "{http://www.w3.org/2000/svg}"
-FACTS = make_results(facts=task(0.6512, 0.5134, 0.58, stderr=0.0213, paired_stderr=0.0101))
 
 
 def draw(results: dict, run: dict = RUN, history: list = HISTORY) -> str:
@@ -46,9 +45,9 @@ def test_a_table_for_the_terminal_shows_the_values_given_and_dashes_for_what_is_
         line = next(line for line in tables.score_table(results).splitlines() if line.startswith("facts"))
         return re.split(r"\s{2,}", line)
 
-    values = ["65.12 ± 2.13", "51.34 ± 2.13", "58.00 ± 2.13", "+6.66 ± 1.01", "48 %"]
-    assert cells(FACTS) == ["facts acc ↑", *values]
-    bare = {**FACTS, "scores": {"dense": FACTS["scores"]["dense"]}, "paired": {}, "recovered": {}}
+    facts = make_results(facts=task(0.6512, 0.5134, 0.58, stderr=0.0213, paired_stderr=0.0101))
+    assert cells(facts) == ["facts acc ↑", "65.12 ± 2.13", "51.34 ± 2.13", "58.00 ± 2.13", "+6.66 ± 1.01", "48 %"]
+    bare = {**facts, "scores": {"dense": facts["scores"]["dense"]}, "paired": {}, "recovered": {}}
     assert cells(bare)[2:] == ["–"] * 4 and tables.score_table({}) == "No task was evaluated."
     assert tables.proof_table({}).startswith("No proof") and tables.stage_table({}) == "No stage was recorded."
     name = "choose_the_right_response_among_several_rather_similar_ones"
@@ -63,7 +62,6 @@ def test_a_table_for_the_terminal_shows_the_values_given_and_dashes_for_what_is_
         ((54.00012,), (54.00013,), ["54.00012", "54.00013"]),  # never printed equal
         ((123.456, 0.0004), (1,), ["123.4560 ± 0.0004", "1.0000"]),  # nor an error as 0
         ((2.455e6, 771160.0), (45.0, 1.5), ["2.46e6 ± 7.71e5", "45.00 ± 1.50"]),
-        ((float("inf"),), (float("nan"),), ["inf", "nan"]),
     ],
 )
 def test_no_rounding_hides_what_differs(pruned, restored, texts):
@@ -78,8 +76,7 @@ def test_no_rounding_hides_what_differs(pruned, restored, texts):
         (task(0.65, 0.50, 0.40), "acc ↑", "worse"),
         (task(0.65, 0.50, 0.515), "acc ↑", "within noise"),
         (task(0.65, 0.50, 0.50), "acc ↑", "equal"),
-        (task(0.65, 0.50, 0.60, paired_stderr=None), "acc ↑", "no stderr"),
-        (task(24, 54, 45, "token_perplexity", 0.3, 0.2), "token_perplexity ↓", "better"),
+        (task(0.65, 0.50, 0.60, paired_stderr=None), "acc ↑", "no standard error"),
         # A direction is what was recorded, not what the name suggests.
         (task(3.0, 1.0, 2.0, "loss_avoided", higher=True), "loss_avoided ↑", "better"),
         (task(0.1, 0.4, 0.5, "acc_gap", higher=False), "acc_gap ↓", "worse"),
@@ -89,10 +86,10 @@ def test_a_verdict_follows_the_paired_difference_and_the_recorded_direction(meas
     results = make_results(t=measured)
     (row,) = tables.score_rows(results)
     assert (row.label, row.verdict) == (label, word)
-    assert tables.score_rows({**results, "metrics": {}})[0].verdict in ("differs", "within noise", "equal", "no stderr")
+    assert tables.score_rows({**results, "metrics": {}})[0].verdict not in ("better", "worse")
     (row,) = tables.score_rows({**results, "paired": {}})
     assert row.difference.value == measured["values"][2] - measured["values"][1]  # shown, and not judged
-    assert row.verdict in ("no stderr", "equal")
+    assert row.verdict in ("no standard error", "equal")
 
 
 def test_other_metrics_means_and_agreement_have_rows_of_their_own():
@@ -101,7 +98,7 @@ def test_other_metrics_means_and_agreement_have_rows_of_their_own():
     assert main == [("a", "acc"), ("b", "acc"), ("c", "token_perplexity")]
     assert others == [("a", "answer_bits_per_byte"), ("b", "answer_bits_per_byte")]
     (mean,) = tables.mean_rows(results)
-    assert (mean.task, mean.label, mean.verdict) == ("mean of 2 tasks", "answer bits/byte ↓", "better")
+    assert (mean.task, mean.verdict) == ("mean of 2 tasks", "better")
     assert list(mean.texts.values())[2:] == ["1.600 ± 0.020", "-0.100 ± 0.007", "33 %"]
     assert mean.texts["difference"] in tables.score_table(results) and tables.mean_rows({"answers": None}) == []
     found = {(row.task, row.metric): (row.texts["restored"], row.verdict) for row in tables.agreement_rows(results)}
@@ -133,15 +130,16 @@ def test_the_proof_says_no_to_the_broken_promise_alone(broken, promise):
 
 
 def test_the_proof_shows_its_numbers_and_calls_zeros_that_nobody_promised_a_finding():
-    table = tables.proof_table(
-        {**PROOF, "new_tensors": [], "changed_tensors": ["model.layers.0.self_attn.o_proj.bias"]}
-    )
-    for part in ("38 of 38 tensors", "12,345 of 24,690", "5 of 5 layers", "apart 3.1e-06", "top token 100.0 %"):
+    table = tables.proof_table({**PROOF, "new_tensors": [], "changed_tensors": ["model.norm.weight"]})
+    for part in ("38 of 38 tensors", "12,345 of 24,690", "5 of 5 layers", "3.1e-06, allowed 1.0e-04", "100.0 %"):
         assert part in table
     big = {"zeros_pruned": 34_000_000_000, "zeros_restored": 33_999_999_999, "weights": 68_000_000_000}
     assert "NO" not in table and max(map(len, tables.proof_table({**PROOF, **big}).splitlines())) <= 100
     filled = {**PROOF, "zeros": "reported", "zeros_restored": 247, "sparsity_restored": [0.01] * 5}
     assert "NO" not in tables.proof_table(filled) and "50.0% before, 1.0% after" in tables.proof_table(filled)
+
+
+BETTER, WORSE = make_results(a=task(0.65, 0.5, 0.6)), make_results(a=task(0.65, 0.5, 0.4))
 
 
 @pytest.mark.parametrize(
@@ -150,16 +148,12 @@ def test_the_proof_shows_its_numbers_and_calls_zeros_that_nobody_promised_a_find
         ({}, RUN, "is not known."),
         ({"validation": {"start": 2.5, "restored": 2.6}}, RUN, "known; the validation loss rose from 2.500 to 2.600."),
         ({"validation": {"pruned": 2.5, "start": 2.7, "restored": 2.6}}, RUN, "loss rose from 2.500 to 2.600."),
-        ({**make_results(a=task(0.65, 0.5, 0.4)), "validation": {"start": 2.5, "restored": 2.4}}, RUN, "on none."),
+        ({**WORSE, "validation": {"start": 2.5, "restored": 2.4}}, RUN, "on none."),
         ({"proof": {**PROOF, "passed": False}}, RUN, "failed its proof: do not use"),
-        (make_results(a=task(0.65, 0.5, 0.6)), {"arguments": {"num_epoch": 0}}, "Nothing was restored"),
-        (make_results(a=task(0.65, 0.5, 0.6)), RUN, "on 1 of 1 task, worse on none, with 67 % of the gap in a’s acc"),
+        (BETTER, {"arguments": {"num_epoch": 0}}, "Nothing was restored"),
+        (BETTER, RUN, "on 1 of 1 task, worse on none, with 67 % of the gap in a’s acc"),
         (make_results(a=task(0.65, 0.5, 0.515)), RUN, "No measurable effect on the score of the task."),
-        (
-            make_results(a=task(0.65, 0.5, 0.6), b=task(0.65, 0.5, 0.4)),
-            RUN,
-            "mixed: better on 1 of 2 tasks, worse on 1.",
-        ),
+        (make_results(a=task(0.65, 0.5, 0.6), b=task(0.65, 0.5, 0.4)), RUN, "better on 1 of 2 tasks, worse on 1."),
         ({**made.with_answers(), **make_results(a=task(0.65, 0.5, 0.51))}, RUN, "but 33 % of the gap in the right"),
     ],
 )
@@ -169,9 +163,8 @@ def test_the_verdict_counts_only_what_is_beyond_noise(results, run, sentence):
 
 def test_paths_become_names_and_everything_else_stays():
     line = "/usr/bin/python -data_path '/home/a b/x.jsonl' -output_dir=/tmp/out -lr 1e-3 -base_model_name me/model ../d"
-    assert (
-        summary.hide_paths(line) == "python -data_path x.jsonl -output_dir=out -lr 1e-3 -base_model_name me/model ../d"
-    )
+    hidden = "python -data_path x.jsonl -output_dir=out -lr 1e-3 -base_model_name me/model ../d"
+    assert summary.hide_paths(line) == hidden
     assert summary.hide_path("~/models/llama") == summary.hide_path("C:\\Users\\ann\\llama") == "llama"
     assert summary.shown_name("../models/llama") == summary.shown_name("some/deep/llama") == "llama"
     assert summary.shown_name("owner/Llama-2") == summary.hide_path("owner/Llama-2") == "owner/Llama-2"
@@ -187,12 +180,11 @@ def test_a_record_keeps_each_number_at_its_layer_and_head():
     record = records.spectrum_record(shares)
     assert record["layers"][1] == [1] * 8 and record["layers"][3] is None
     assert record["layers"][0][0] == record["layers"][2][0] == pytest.approx(1 / 4.4, rel=1e-4)
-    assert record["low"][0] < record["mean"][0] < record["high"][0] == 1
-    assert records.spectrum_record(torch.zeros(5, 3, 8)) is None
+    assert record["layers"][0][0] < record["mean"][0] < 1 and records.spectrum_record(torch.zeros(5, 3, 8)) is None
 
 
 def test_marks_stand_where_their_numbers_are():
-    root = ElementTree.fromstring(charts.heads_picture(made.whole().results["heads"]).alone())
+    root = ElementTree.fromstring(charts.heads_picture(made.whole().results["heads"]).svg(alone=True))
     rings = [ring for ring in root.iter(f"{SPACE}circle") if ring.get("class") == "trained"][1:]  # after the legend's
     cells = {cell.findtext(f"{SPACE}title"): cell for cell in root.iter(f"{SPACE}rect") if len(cell)}
 
@@ -204,10 +196,6 @@ def test_marks_stand_where_their_numbers_are():
     assert [tip.split(" · ")[0] for tip in tips] == ["layer 4, head 0", "layer 2, head 2"] and len(cells) == 15
     assert all(tip.endswith("‖β‖ 2.828 · ‖b‖ 5.657 · trained") for tip in tips)
     assert next(cell for tip, cell in cells.items() if "cannot be" in tip).get("class") == "cell none"
-    low, high = (
-        float(next(c for t, c in cells.items() if t.startswith(f"layer 1, head {h}")).get("y")) for h in (0, 2)
-    )
-    assert high < low
 
 
 def test_scales_ticks_and_means_are_round_and_within():
@@ -220,13 +208,11 @@ def test_scales_ticks_and_means_are_round_and_within():
 
 def test_pictures_survive_numbers_that_are_none():
     odd = make_results(w=task(24.0, float("inf"), float("nan"), "token_perplexity", None, None))
-    assert "nan" not in charts.scores_picture(tables.score_rows(odd)).inline()
+    assert "nan" not in charts.scores_picture(tables.score_rows(odd)).svg()
     assert charts.scores_picture(tables.score_rows(make_results(w=task(*[float("nan")] * 3)))) is None
     before = {"step": 0, "valid_loss": 2.0}
     assert charts.loss_picture([before]) is charts.loss_picture([{"step": 3, "loss": float("nan")}]) is None
-    assert charts.loss_picture([before, {"step": 9, "valid_loss": 2.0}]) and charts.loss_picture(
-        [{"step": 1, "loss": 2}]
-    )
+    assert charts.loss_picture([before, {**before, "step": 9}]) and charts.loss_picture([{"step": 1, "loss": 2}])
     assert charts.heads_picture({"scores": [[None]], "trained": [], "count": 1})
     assert "inf" in draw({**made.whole().results, **odd}) and "helped" not in draw({**made.whole().results, **odd})
 
@@ -245,20 +231,24 @@ def test_every_number_of_the_tables_is_results_jsons(drawn):
     assert seen == 5
 
 
-def test_every_part_of_the_record_is_on_the_page_and_no_private_folder(drawn):
+def test_every_part_of_the_record_is_on_the_page_and_no_private_folder_or_network(drawn):
     words = words_of(drawn)
     for part in (
         summary.verdict(made.whole().results, RUN), "38 of 38 tensors", "version of torch", "173c87a5", "alpaca.jsonl",
         "python RestoreLCC_train.py -pruned_model_path wanda-50", "probing", "100.2", "3.00 GiB", "an answer",
         "loss 1.250", "loss –", "only blanks", "python -m utils.report", "lm_eval --model hf", "answers flipped",
         "One run with one seed (42)", "went from 3.000 before training to 2.100 at its end.", "of 12,345 zeros kept",
-        "in 2 of its 15 attention heads (chosen at random), 1,234 trained numbers, trained on 2000", "3.000 → 2.100",
-        "50 %, the same before and after restoring", "kept every weight and every zero", "1,234trained numbers",
+        "in 2 of its 15 attention heads (chosen at random), 1,234 trained parameters, trained on 2000", "3.000 → 2.100",
+        "50 %, the same before and after restoring", "kept every weight and every zero", "1,234trained parameters",
+        "Every prompt begins with ### Instruction: and ends with an answer ### Response:.", "held-out prompts Greedy",
     ):  # fmt: skip
         assert part in words, part
     home = str(Path.home())
     text = draw(made.whole().results, {**RUN, "arguments": {**RUN["arguments"], "note": f"see {home}/notes"}})
     assert not re.search(r"/home/ann|/data/ann", drawn) and f"{home}/" not in text
+    assert not re.findall(r"(?:src|action)=|@import|url\(|<(?:img|iframe|object|embed|base|form)\b", drawn)
+    links = set(re.findall(r"href=\"([^\"]*)\"", drawn))
+    assert all(re.match(r"#|figures/\w+\.svg$|data:,$", link) for link in links) and "default-src 'none'" in drawn
 
 
 @pytest.mark.parametrize(
@@ -266,10 +256,7 @@ def test_every_part_of_the_record_is_on_the_page_and_no_private_folder(drawn):
     [
         ({"passed": False}, "The proof of the merged checkpoint FAILED: do not use or publish it"),
         ({"changed_tensors": ["model.layers.0.mlp.up_proj.weight"]}, "kept every zero of the pruned one, and nothing"),
-        (
-            {"zeros": "reported", "zeros_restored": 247},
-            "Merging it filled zeros: 50 % of the linear weights were zero",
-        ),
+        ({"zeros": "reported", "zeros_restored": 247}, "Merging it filled zeros: 50 % of the linear weights were zero"),
         ({"sparsity_restored": [0.4, 0.5, 0.5, 0.5, 0.5]}, "50 %, and 40 % to 50 % after restoring: not the same."),
         ({"zeros_lost": 1, "zeros_pruned": 10**9}, "< 100 %of 1,000,000,000 zeros kept"),
     ],
@@ -280,24 +267,12 @@ def test_the_page_says_what_became_of_the_zeros(proof, said):
 
 def test_what_a_record_lacks_is_said_to_be_absent_and_nothing_else():
     words = words_of(draw({}, {}, []))
-    for part in (
-        "No task was scored", "nothing was proved", "restores no attention heads", "Not recorded",
-        "Nothing was trained", "None were kept", "No stage was recorded",
-    ):  # fmt: skip
-        assert part in words
-    old = draw({**made.with_answers(), "heads": {"selection": "random", "count": 15, "trained": [[4, 0]]}})
-    assert "made by an earlier version" in old and "restores no attention heads" not in old
+    absent = "No task was scored", "nothing was proved", "restores no attention heads", "Not recorded", "None were kept"
+    assert all(part in words for part in (*absent, "Nothing was trained", "No stage was recorded"))
     pruned = {"validation": {"pruned": 2.6}}
     assert "Validation loss is 3.000; the pruned model's is 2.600." in words_of(draw(pruned, RUN, HISTORY[:1]))
     assert "2.100 at its end; the pruned model's is 2.600." in words_of(draw(pruned))
     assert "the pruned model's is" not in words_of(draw({"validation": {"pruned": 2.999}}))  # as near as b at its start
-
-
-def test_the_page_is_one_file_without_network(drawn):
-    assert not re.findall(r"(?:src|action)=|@import|url\(|<(?:img|iframe|object|embed|base|form)\b", drawn)
-    links = set(re.findall(r"href=\"([^\"]*)\"", drawn))
-    assert all(re.match(r"#|figures/\w+\.svg$|data:,$", link) for link in links) and len(links) > 10
-    assert "default-src 'none'" in drawn
 
 
 def test_hostile_text_is_text_and_the_data_in_the_page_is_the_records():
@@ -315,20 +290,13 @@ def test_next_steps_name_the_runs_folder_and_follow_what_was_found():
         text = draw(results, {**RUN, "arguments": {"output_dir": "/home/ann/out", "lr": 0.01, "num_epoch": 1, **more}})
         return unescape(re.search(r'<ol class="steps">.*?</ol>', text, re.DOTALL)[0])
 
-    better, worse = make_results(a=task(0.65, 0.5, 0.6)), make_results(a=task(0.65, 0.5, 0.4))
-    steps = told(better, eval_limit=50)
+    steps = told(BETTER, eval_limit=50)
     assert "-config out/run.json -train_seed 43 -output_dir out-seed43\npython -m utils.compare out out-seed43" in steps
     assert "-eval_limit 200" in steps and not re.search("/home/ann|-lr|-allow_dense", steps)
-    assert "-pruned_model_path embedded -allow_dense" in told(better, base_model_name="embedded")
-    assert "-lr 0.003 -output_dir out-lr0.003" in told(worse)
+    assert "-pruned_model_path embedded -allow_dense" in told(BETTER, base_model_name="embedded")
+    assert "-lr 0.003 -output_dir out-lr0.003" in told(WORSE)
     failed = told({"proof": {**PROOF, "passed": False}})
     assert "-config out/run.json -output_dir out-2" in failed and failed.count("<li>") == 1
-
-
-def test_lines_that_all_prompts_share_are_said_once():
-    assert page.shared_lines(["a\nb\nc", "a\nx\ny\nc"]) == (["a"], ["c"])
-    assert page.shared_lines(["a\nb", "a\nb"]) == (["a", "b"], []) and page.shared_lines(["a\nb"]) == ([], [])
-    assert page.shown_examples(made.examples())["prompts"][0]["prompt"] == "Count to 0."
 
 
 @pytest.fixture
@@ -336,9 +304,8 @@ def folder(tmp_path, monkeypatch) -> Path:
     """A run's folder, and the command called with it."""
     run, record = tmp_path / "out", made.whole()
     (run / "logs").mkdir(parents=True)
-    parts = {"results.json": record.results, "run.json": RUN, "logs/examples.json": record.examples}
-    for name, content in parts.items():
-        (run / name).write_text(json.dumps(content), encoding="utf-8")
+    for name, content in {"results": record.results, "run": RUN, "logs/examples": record.examples}.items():
+        (run / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     (run / "logs" / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in HISTORY), encoding="utf-8")
     monkeypatch.setattr("sys.argv", ["utils.report", str(run)])
     return run
@@ -364,11 +331,9 @@ def test_the_command_draws_the_same_page_from_the_files_alone_and_touches_no_oth
     [
         ("results.json", None, "give the whole folder of a run"),
         ("run.json", "[]", "holds no JSON object"),
-        ("logs/history.jsonl", "{", "history"),
         ("logs/history.jsonl", "3", "history.jsonl: holds no JSON object"),
         ("logs/examples.json", "{", "cannot be read"),
         ("results.json", "[" * 100_000, "nested too deeply"),
-        ("results.json", '{"scores": 3}', "its files hold what no run writes"),
         ("run.json", '{"stages": [{"name": "x"}]}', "its files hold what no run writes"),
     ],
 )
@@ -421,11 +386,3 @@ def test_paper_has_all_that_is_folded_away_in_dark_ink(drawn, tmp_path):
     assert brightness(seen["paper"]) > 250 and brightness(seen["ink"]) < 10
     assert (seen["overflow"], seen["outside"], seen["faults"]) == (0, [], [])
     assert seen["extra"][0] == seen["extra"][1] > 3
-
-
-@pytest.mark.slow
-def test_a_browser_runs_nothing_of_a_hostile_text_and_shows_it(tmp_path):
-    (tmp_path / "report.html").write_text(drawn_of(made.hostile()), encoding="utf-8")
-    seen = look(tmp_path / "report.html", tmp_path, 380)
-    assert (seen["hacked"], seen["images"], seen["console"], seen["overflow"]) == (None, 0, [], 0)
-    assert made.HOSTILE in seen["text"].replace("\n", " ")

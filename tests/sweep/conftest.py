@@ -49,15 +49,8 @@ class World:
         """A sweep in a process of its own."""
 
         def main() -> None:
-            sys.argv = [
-                "",
-                str(self.file),
-                "-output_dir",
-                str(self.output),
-                "-cache_dir",
-                str(self.root / "cache"),
-                *flags,
-            ]
+            words = [self.file, "-output_dir", self.output, "-cache_dir", self.root / "cache", *flags]
+            sys.argv = ["", *map(str, words)]
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             run(command.main)
 

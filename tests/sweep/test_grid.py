@@ -14,8 +14,6 @@ CONFIGURATIONS = {
     "{method: [lora, dora]}": "configuration 1: method is",
     "{lora_rank: none}": "configuration 1: -lora_rank",
     "{method: lorra}": "configuration 1: -method",
-    "{train_norms: 3}": "configuration 1: -train_norms",
-    "{apply_to: ffn}": "configuration 1: -apply_to",
     "lora": "configuration 1: lora is no set of flags",
     "{lr: fast}": "configuration 1: -lr",
     "{lr: []}": "configuration 1: is trained, and has no rate",
@@ -24,7 +22,6 @@ CONFIGURATIONS = {
     "{lr: [1, 2], spec_task: rte}": "rates are chosen on validation loss",
     "{method: lora}, {name: a, lr: [1, 2]}": "lora chooses from 1 rates, a chooses from 2 rates",
     "{method: lora}, {method: lora}": "stands there twice",
-    "{train_seed: 3}": "train_seed: the sweep gives it",
     "{overwrite: true}": "overwrite: the sweep gives it",
     "": "configurations: give a list",
 }
@@ -32,10 +29,8 @@ FILES = {
     "flags: {sede: 1}\nseeds: [1]\nconfigurations: [{}]": "unrecognized arguments: -sede=1",
     "flags: {lr: 1e-3}\nseeds: [1]\nconfigurations: [{}]": "lr: the sweep gives it",
     "configuration: []": "is no sweep; give a mapping of flags, prunings",
-    "- method: lora": "is no sweep",
     "flags: {a: [1, 2}": "is no YAML in line 1",
     "configurations: [{}]": "seeds: give a list",
-    "seeds: [x]\nlr: 1\nconfigurations: [{}]": "-train_seed",
     "search: {num_valid_samples: 0}\nseeds: [1]\nlr: [1, 2]\nconfigurations: [{}]": "rates are chosen on",
     START + "compare_to: x\nconfigurations: [{method: lora}]": "no configuration is named 'x'",
 }

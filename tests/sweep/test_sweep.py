@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from utils.common.names import DIVERGED
+from utils.sweep.grid import SweepRow, SweepRun
 from utils.sweep.sweep_files import FILE as RUNS_FILE
+from utils.sweep.sweep_files import look
 
 RUNS = [
     "restorelcc 0.001 1", "restorelcc 0.01 1", "restorelcc 0.01 2", "lora 0.001 1", "lora 0.01 1", "lora 0.001 2",
@@ -24,17 +26,30 @@ def wait_for(condition) -> None:
         time.sleep(0.05)
 
 
-def test_each_method_runs_all_seeds_at_its_own_best_rate_once(world):
+def test_each_method_runs_all_seeds_at_its_own_best_rate_once_and_one_file_gives_the_same_table(world):
     assert world.sweep() == 0
     assert world.calls() == RUNS
     ours, theirs = world.table()
     assert ours[:2] == ["ours", "wanda 0.5"] and ours[5:8] == ["0.01", "n=2", "2.015 ± 0.005"]
     assert theirs[5:7] == ["0.001", "n=2"]
     assert "the best of 2 in validation loss, with one seed." in world.text()
-    whole = world.text()
+    whole, kept = world.text(), (world.output / RUNS_FILE).read_bytes()
+    text = gzip.decompress(kept).decode()  # without this machine's folders
+    assert str(world.root) not in text and str(Path.home()) + "/" not in text and '"samples.jsonl"' in text
     (world.output / "table.md").unlink()
     assert world.sweep() == 0 and world.text() == whole and world.calls() == RUNS
+    assert (world.output / RUNS_FILE).read_bytes() == kept and kept[4:8] == bytes(4)  # no time
     assert not list(world.output.glob("*/model"))
+    # Results of other arguments are not the run's, and the entry point does not write over them.
+    (folder,) = world.output.glob("lora-lr0.001-seed2-*/")
+    run = json.loads((folder / "run.json").read_text())
+    run["arguments"]["lora_rank"] = 3
+    (folder / "run.json").write_text(json.dumps(run))
+    assert world.sweep() == 1 and world.table()[1][6] == "n=1 of 2"
+    (world.root / "moved.json.gz").write_bytes(kept)
+    world.file = world.root / "moved.json.gz"
+    shutil.rmtree(world.output)
+    assert world.sweep() == 0 and world.text() == whole and len(world.calls()) == 7
 
 
 def test_a_search_with_flags_of_its_own_is_no_run_and_the_table_names_them(world):
@@ -46,9 +61,17 @@ def test_a_search_with_flags_of_its_own_is_no_run_and_the_table_names_them(world
 
 
 @pytest.mark.parametrize(
-    "said", ["-output_dir: the disk is full", f"-lofit_lr: the loss {DIVERGED} 3", "-lr: no memory"]
+    ("said", "diverged"),
+    [(f"-lr: the loss {DIVERGED} 3", True), (f"-dtype: the loss {DIVERGED} 3", False), ("-lr: no memory", False)],
 )
-def test_what_failed_by_something_else_is_no_rate_that_failed_and_is_tried_again(world, capfd, said):
+def test_only_a_loss_that_is_no_number_at_a_rate_is_the_rates_fault(tmp_path, said, diverged):
+    (tmp_path / "run.log").write_text(f"step 3\nerror: {said}\n")
+    (row,) = look([SweepRow("a", "b", "", "", (), (SweepRun("run", 0.1, 1),))], tmp_path)
+    assert (row.finals[0].diverged, row.finals[0].said) == (diverged, f"error: {said}")
+
+
+def test_what_failed_by_something_else_is_no_rate_that_failed_and_is_tried_again(world, capfd):
+    said = "-lr: no memory"
     (world.root / "fail").write_text(f"restorelcc 0.01\n{said}")  # the best one
     assert world.sweep() == 1
     assert "1 runs failed" in capfd.readouterr().err.splitlines()[-1]
@@ -70,10 +93,14 @@ def test_a_rate_that_diverged_has_failed_and_is_not_tried_again(world):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_stopped_it_goes_on_with_the_same_command(world, number):
+def test_a_second_sweep_is_refused_and_a_stopped_one_goes_on_with_the_same_command(world, number, capfd):
     (world.root / "hang").touch()
     process = world.start()
     wait_for(world.calls)
+    if number == signal.SIGTERM:
+        assert world.sweep() == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.startswith("error: -output_dir: another sweep is at work in ")
     os.kill(process.pid, number)
     process.join()
     assert process.exitcode == (-number if number == signal.SIGKILL else 128 + number)
@@ -85,38 +112,3 @@ def test_stopped_it_goes_on_with_the_same_command(world, number):
     assert world.sweep() == 0
     assert world.calls() == (RUNS if number == signal.SIGKILL else [RUNS[0], *RUNS])
     assert [row[6] for row in world.table()] == ["n=2", "n=2"]
-
-
-def test_a_second_sweep_on_the_folder_is_refused(world, capfd):
-    (world.root / "hang").touch()
-    process = world.start()
-    wait_for(world.calls)
-    assert world.sweep() == 2
-    (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("error: -output_dir: another sweep is at work in ")
-    (world.root / "hang").unlink()
-    process.join()
-    assert process.exitcode == 0 and world.calls() == RUNS
-
-
-def test_results_of_other_arguments_are_not_the_runs(world):
-    world.sweep()
-    (folder,) = world.output.glob("lora-lr0.001-seed2-*/")
-    run = json.loads((folder / "run.json").read_text())
-    run["arguments"]["lora_rank"] = 3
-    (folder / "run.json").write_text(json.dumps(run))
-    assert world.sweep() == 1  # the entry point does not write over them
-    assert world.table()[1][6] == "n=1 of 2"
-
-
-def test_one_file_gives_the_same_table_without_this_machines_folders(world):
-    world.sweep()
-    table, kept = world.text(), (world.output / RUNS_FILE).read_bytes()
-    text = gzip.decompress(kept).decode()
-    assert str(world.root) not in text and str(Path.home()) + "/" not in text and '"samples.jsonl"' in text
-    world.sweep()
-    assert (world.output / RUNS_FILE).read_bytes() == kept and kept[4:8] == bytes(4)  # no time
-    world.file = Path(shutil.move(world.output / RUNS_FILE, world.root / "moved.json.gz"))
-    shutil.rmtree(world.output)
-    assert world.sweep() == 0
-    assert world.text() == table and len(world.calls()) == 6

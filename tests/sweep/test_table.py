@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from tests.report import made
+from tests.report.made import kept, make_results, task
 from utils.common.errors import UserError
-from utils.common.files import write_json
+from utils.common.files import read_json
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.compared_runs import read_outcome
 from utils.sweep.grid import CONTROL, SweepRow, SweepRun
@@ -25,45 +27,32 @@ SAME, OTHER = [[0.0, -1.0]] * 4, [[-1.0, 0.0]] * 2 + [[0.0, -1.0]] * 2
 """Log-likelihoods of choices as the dense model has them, and with the first two questions' answers flipped."""
 
 
-def kept(values, aggregation="mean", higher=True, asked="asked"):
-    return {"values": values, "aggregation": aggregation, "higher_is_better": higher, "sha256": asked}
-
-
 def write_run(output, name: str, seed: int, rows, asked="asked", **more) -> SweepRun:
     """A finished run, as its files tell. more: of run.json."""
-    means = [sum(values) / len(values) for values in rows[:2]]
-    values = {"dense": (0.9, 0.9, 5.0), "pruned": (0.0, 0.0, 20.0), "restored": (*means, PERPLEXITIES[seed])}
-    main = {"one": "acc", "two": "acc", "text": "token_perplexity"}
-    mean = {model: {"value": (one + two) / 2} for model, (one, two, _) in values.items()}
-    results = {
-        "scores": {
-            m: {t: {main[t]: {"value": v}} for t, v in zip(main, each, strict=True)} for m, each in values.items()
-        },
-        "main_metric": main,
+    means, perplexity = [sum(values) / len(values) for values in rows[:2]], PERPLEXITIES[seed]
+    one, two = (task(0.9, 0.0, mean) for mean in means)
+    results = make_results(one=one, two=two, text=task(5.0, 20.0, perplexity, "token_perplexity"))
+    mean = {"dense": {"value": 0.9}, "pruned": {"value": 0.0}, "restored": {"value": sum(means) / 2}}
+    results |= {
         "mean": {"tasks": ["one", "two"], "scores": mean, "paired": {"stderr": 0.09}, "recovered": SHARES[seed]},
-        "validation": {"pruned": 3.0, "restored": LOSSES[seed]},
-        "proof": {"zeros_pruned": 8, "zeros_lost": 2},
-    }
+        "validation": {"pruned": 3.0, "restored": LOSSES[seed]}, "proof": {"zeros_pruned": 8, "zeros_lost": 2},
+    }  # fmt: skip
     method = {"parameters": 120, "kind": "mask", "restores": True}
-    run = {"method": method, "device": "cpu", "seeds": {"training": seed}, "stages": [{"seconds": 60}]}
-    write_json(output / name / "results.json", results)
-    write_json(output / name / "run.json", run | more)
-    one, two, text = kept(rows[0], asked=asked), kept(rows[1]), kept(rows[2], "exp_mean", False)
-    questions = {"one": {"acc": one}, "two": {"acc": two}, "text": {main["text"]: text}}
-    change(output, name, questions)
+    run = {"method": method, "device": "cpu", "seeds": {"training": seed}, "stages": [{"seconds": 60}]} | more
+    questions = {"one": {"acc": kept(rows[0], asked=asked)}, "two": {"acc": kept(rows[1])}}
+    questions["text"] = {"token_perplexity": kept(rows[2], "exp_mean", False)}
+    dense = {"one": {"choices": kept(SAME, None, None)}}
+    made.write_run(output / name, results, run, restored=questions, dense=dense)
     return SweepRun(name, None, seed, outcome=read_outcome(output / name))
 
 
 def change(output, name: str, rows: dict | None = None, **more) -> None:
     """Change results.json of a run, and add to the restored model's rows."""
-    results, path = output / name / "results.json", output / name / "logs" / "rows.json.gz"
-    write_json(results, json.loads(results.read_text()) | more)
-    questions = json.loads(gzip.decompress(path.read_bytes()))["restored"] if path.is_file() else {}
-    path.parent.mkdir(exist_ok=True)
-    for task, metrics in (rows or {}).items():
-        questions.setdefault(task, {}).update(metrics)
-    dense = {"one": {"choices": kept(SAME, None, None)}}
-    path.write_bytes(gzip.compress(json.dumps({"restored": questions, "dense": dense}).encode()))
+    results, run = (read_json(output / name / f"{part}.json") for part in ("results", "run"))
+    questions = json.loads(gzip.decompress((output / name / "logs" / "rows.json.gz").read_bytes()))
+    for task_name, metrics in (rows or {}).items():
+        questions["restored"].setdefault(task_name, {}).update(metrics)
+    made.write_run(output / name, results | more, run, **questions)
 
 
 def with_answers(output, name: str, bits: list[list[float]], choices: list[list[float]], asked="asked") -> None:
@@ -71,11 +60,6 @@ def with_answers(output, name: str, bits: list[list[float]], choices: list[list[
     answers = {"tasks": ["one"], "recovered": 0.5, "scores": {"restored": {"value": 0.75}}}
     told = {ANSWER_BITS: kept(bits, "bits_per_byte", False, asked), "choices": kept(choices, None, None, asked)}
     change(output, name, {"one": told}, answers=answers, agreement={"restored": {"all": {"flipped": {"value": 0.125}}}})
-
-
-def with_validation(output, name: str, rows: list[list[float]]) -> None:
-    """Let a run keep each validation sample's [nats, tokens]."""
-    change(output, name, {"validation": {"loss": kept(rows, "mean", False)}})
 
 
 def row_of(name: str, *runs: SweepRun, pruning: str = "half", searches: tuple[SweepRun, ...] = ()) -> SweepRow:
@@ -139,8 +123,9 @@ def test_one_shared_seed_is_compared_alone_and_all_are_where_none_is_shared(rows
 
 
 def test_validation_losses_and_answers_are_held_against_each_other_row_by_row(tmp_path, rows):
-    with_validation(tmp_path, "ours1", [[6.0, 3.0], [1.0, 1.0], [2.0, 2.0]])
-    with_validation(tmp_path, "theirs1", [[8.0, 3.0], [2.0, 1.0], [2.0, 2.0]])
+    for name, nats in (("ours1", (6.0, 1.0, 2.0)), ("theirs1", (8.0, 2.0, 2.0))):  # of 3, 1 and 2 tokens
+        losses = kept([[each, tokens] for each, tokens in zip(nats, (3.0, 1.0, 2.0), strict=True)], "mean", False)
+        change(tmp_path, name, {"validation": {"loss": losses}})
     with_answers(tmp_path, "ours1", [[-1.0, 2.0]] * 4, SAME)
     with_answers(tmp_path, "theirs1", [[-2.0, 2.0], [-2.0, 2.0], [-1.0, 2.0], [-1.0, 2.0]], OTHER)
     table = build_table(read_again(tmp_path, [row_of(row.name, row.finals[0]) for row in rows]))

@@ -10,7 +10,7 @@ from utils.sweep.sweep_files import read
 
 FILE = """
 flags: {base_model_name: MODEL, prune_method: magnitude, sparsity: 2:4, num_train_samples: 12, num_valid_samples: 4,
-  report_prompts: 0, max_length: 96, num_epoch: 1, batch_size: 4, data_path: bundled, skip_bad_samples: true,
+  max_length: 96, num_epoch: 1, batch_size: 4, data_path: bundled,
   eval_tasks: "bundled_facts,bundled_arithmetic", eval_limit: 6, dtype: float32, device: cpu}
 seeds: [1]
 lr: [1e-3, 1e30]

@@ -12,11 +12,8 @@ from utils.report.page import Record, write_report
 
 def main() -> None:
     """Read the record, draw the page."""
-    parser = Parser(
-        prog="utils.report",
-        usage="python -m utils.report OUT",
-        description="Draw report.html and figures/ of a run again, from what it recorded.",
-    )
+    usage, what = "python -m utils.report OUT", "Draw report.html and figures/ of a run again, from what it recorded."
+    parser = Parser(prog="utils.report", usage=usage, description=what)
     parser.add_argument("folder", type=folder_path, metavar="OUT", help="the -output_dir of a run")
     folder: Path = parser.parse_args().folder
     if not folder.is_dir():

@@ -93,30 +93,23 @@ def scored(results: dict, run: dict) -> list[tuple[EvalResult, str]]:
     for task, metrics in ((results.get("scores") or {}).get("restored") or {}).items():
         own = (task, task, None, None)
         dataset, name, config, split = own if task == TEXT and local_text else DATASETS.get(task, own)
+        rows, windows = (known.get("tasks") or {}).get(task) or {}, known.get(TOKEN_PERPLEXITY) or {}
         for metric, score in metrics.items():
-            rows, windows = (known.get("tasks") or {}).get(task) or {}, known.get(TOKEN_PERPLEXITY) or {}
-            numbers = {"n": rows.get("rows"), "n_in_split": rows.get("rows_in_split")}
-            unit = "pages" if task == TEXT else "rows"
-            if metric == TOKEN_PERPLEXITY:
-                numbers, unit = {"n": windows.get("windows")}, f"windows of {windows.get('window_tokens')} tokens"
-            elif task != TEXT:
-                numbers["num_fewshot"] = rows.get("num_fewshot")
-            numbers["stderr"] = (score or {}).get("stderr")
             if not _finite((score or {}).get("value")):
                 continue
+            if metric == TOKEN_PERPLEXITY:
+                numbers, unit = {"n": windows.get("windows")}, f"windows of {windows.get('window_tokens')} tokens"
+            else:
+                numbers, unit = {"n": rows.get("rows"), "n_in_split": rows.get("rows_in_split")}, "pages"
+                if task != TEXT:
+                    numbers["num_fewshot"], unit = rows.get("num_fewshot"), "rows"
+            numbers["stderr"] = score.get("stderr")
             result = EvalResult(
-                task_type="text-generation",
-                task_name="Text generation",
-                dataset_type=dataset,
-                dataset_name=name,
-                dataset_config=config,
-                dataset_split=split,
-                metric_type=METRICS.get(metric, metric),
-                metric_name=f"{task} {metric}",
-                metric_value=score["value"],
+                task_type="text-generation", task_name="Text generation", dataset_type=dataset, dataset_name=name,
+                dataset_config=config, dataset_split=split, metric_type=METRICS.get(metric, metric),
+                metric_name=f"{task} {metric}", metric_value=score["value"], verified=False,
                 metric_args={each: value for each, value in numbers.items() if _finite(value)} or None,
-                verified=False,
-            )
+            )  # fmt: skip
             found.append((result, unit))
     return found
 

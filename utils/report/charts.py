@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.report.svg import Drawing, Scale, log_ticks, percent, short, ticks
+from utils.report.svg import Drawing, Scale, log_ticks, short, ticks
 from utils.report.tables import DASH, MODELS, ScoreRow
 
 WIDTH = 800
@@ -15,35 +15,30 @@ WIDTH = 800
 SHAPES = {"dense": "diamond", "pruned": "square", "restored": "circle"}
 """Marks are told apart without any colour, as on paper."""
 
-Entries = Sequence[tuple[str, str, str]]
-"""A legend's (shape, class, name)."""
-
 
 class Plot(Drawing):
     """A drawing with a horizontal axis `x` and a vertical one `y`, each from a value to its place.
 
-    across, up: (lowest, highest) value. names: of both axes. x_ticks, y_ticks: where numbers stand.
+    across, up: (lowest, highest) value. names: of both axes. entries: the legend's. x_ticks: where numbers stand.
     """
 
     def __init__(
         self, height: int, label: str, across: tuple[float, float], up: tuple[float, float], names: tuple[str, str],
-        entries: Entries, x_ticks: Sequence[float], show: Callable[[float], str] = short, log: bool = False,
+        entries: Sequence[tuple[str, str, str]], x_ticks: Sequence[float], show: Callable[[float], str] = short,
+        log: bool = False,
     ):  # fmt: skip
         super().__init__(WIDTH, height, label)
-        self.left, self.right, self.bottom = 54, WIDTH - 14, height - 38
-        self.top = 32 + self.legend(2, 12, entries)
-        self.x = Scale(*across, self.left, self.right, log)
-        self.y = Scale(*up, self.bottom, self.top)
+        left, right, self.bottom, self.top = 54, WIDTH - 14, height - 38, 32 + self.legend(2, 12, entries)
+        self.x, self.y = Scale(*across, left, right, log), Scale(*up, self.bottom, self.top)
         for value in ticks(*up):
-            self.line(self.left, self.y(value), self.right, self.y(value), "grid")
-            self.text(self.left - 7, self.y(value) + 4, show(value), "tick", "end")
+            self.line(left, self.y(value), right, self.y(value), "grid")
+            self.text(left - 7, self.y(value) + 4, show(value), "tick", "end")
         for value in x_ticks:
             self.text(self.x(value), self.bottom + 16, short(value), "tick", "middle")
-        self.text(self.right, self.bottom + 32, names[0], "axis", "end")
+        self.text(right, self.bottom + 32, names[0], "axis", "end")
         self.text(0, self.top - 12, names[1], "axis")
 
     def curve(self, points: Sequence[tuple[float, float]], kind: str, **more: object) -> None:
-        """A line through (value, value)."""
         self.path([(self.x(x), self.y(y)) for x, y in points], kind, **more)
 
 
@@ -60,17 +55,17 @@ def scores_picture(rows: Sequence[ScoreRow]) -> Drawing | None:
     if not rows:
         return None
     shares = [row for row in rows if row.percent]
-    panels = ([shares] if shares else []) + [[row] for row in rows if not row.percent]
+    panels = [shares] * bool(shares) + [[row] for row in rows if not row.percent]
     tall, axis, top, left, right = 46, 34, 34, 214, WIDTH - 150
-    height = top + tall * len(rows) + axis * len(panels)
-    drawing = Drawing(WIDTH, height, "Scores of the dense, pruned and restored model")
+    drawing = Drawing(
+        WIDTH, top + tall * len(rows) + axis * len(panels), "Scores of the dense, pruned and restored model"
+    )
     drawing.legend(left, 12, [(SHAPES[name], name, name) for name in MODELS])
     drawing.text(WIDTH, 16, "gap recovered", "axis", "end")
     for panel in panels:  # one axis that its rows share
         factor, bottom = 100 if panel[0].percent else 1, top + tall * len(panel)
         scores = [score for row in panel for score in row.scores.values() if math.isfinite(score.value)]
-        ends = [factor * (score.value + sign * (score.stderr or 0)) for score in scores for sign in (-1, 1)]
-        x = Scale(*widened(ends, 0.06), left + 6, right - 6)
+        x = Scale(*widened([factor * end for score in scores for end in score.ends], 0.06), left + 6, right - 6)
         for stripe in range(top, bottom, 2 * tall):
             drawing.rect(0, stripe, WIDTH, tall, "stripe")
         for value in ticks(x.low, x.high, 6):
@@ -96,14 +91,14 @@ def _score_row(drawing: Drawing, row: ScoreRow, middle: float, x: Scale, factor:
         drawing.rect(WIDTH - 126, middle - 3, 70, 6, "track")
         drawing.rect(WIDTH - 126, middle - 3, 70 * min(max(row.recovered, 0), 1), 6, "filled")
         drawing.text(WIDTH - 10, middle + 4, texts["recovered"], "share", "end")
-    for name, offset in zip(MODELS, (-11, 0, 11), strict=True):
-        score = row.scores.get(name)
-        if score is not None and math.isfinite(score.value):
-            value, y, error = factor * score.value, middle + offset, factor * (score.stderr or 0)
-            if error:
-                drawing.line(x(value - error), y, x(value + error), y, name)
+    for name, y in zip(MODELS, (middle - 11, middle, middle + 11), strict=True):
+        if (score := row.scores.get(name)) and math.isfinite(score.value):
+            if score.stderr:
+                low, high = score.ends
+                drawing.line(x(factor * low), y, x(factor * high), y, name)
             more = f"; {texts['difference']} to pruned, {row.verdict}" if name == "restored" and row.verdict else ""
-            drawing.mark(SHAPES[name], x(value), y, 4.5, name, f"{row.task}, {name}: {texts[name]}{more}")
+            tip = f"{row.task}, {name}: {texts[name]}{more}"
+            drawing.mark(SHAPES[name], x(factor * score.value), y, 4.5, name, tip)
 
 
 def _cut(text: str, most: int) -> str:
@@ -123,27 +118,23 @@ def loss_picture(history: list[dict]) -> Drawing | None:
     most = np.percentile(losses, [0.5, 99.5]).tolist() if losses else []
     low, high = widened([*most, *(loss for _, loss in valid)], 0.05)
     last, window, before = max(step for step, _ in training + valid), len(training) // 20, valid and valid[0][0] == 0
-    kind = "faint" if window > 1 else "curve"
-    entries = [("line", kind, "training")] * bool(training) + [("line", "curve", f"mean of {window} steps")] * (
-        window > 1
-    )
-    entries += [("circle", "restored", "validation")] * bool(valid) + [("line", "dashed", "before training")] * bool(
-        before
-    )
-    names, across = ("optimiser step", "nats a token"), (0, max(last, 1))
+    lines = {"training": (training, "faint" if window > 1 else "curve"), "validation": (valid, "curve restored")}
+    if window > 1:
+        smoothed = zip((step for step, _ in training), smooth(losses, window), strict=True)
+        lines[f"mean of {window} steps"] = (list(smoothed), "curve")
+    entries = [("line", kind, name) for name, (points, kind) in lines.items() if points and name != "validation"]
+    entries += [("circle", "restored", "validation")] * bool(valid)
+    entries += [("line", "dashed", "before training")] * bool(before)
+    names, across = ("optimiser step", "nats per token"), (0, max(last, 1))
     plot = Plot(300, "Training and validation loss by step", across, (low, high), names, entries, ticks(*across, 8))
     if before:
         plot.curve([(0, valid[0][1]), (last, valid[0][1])], "dashed")
-    lines = {"training": (training, kind), "validation": (valid, "curve restored")}
-    if window > 1:
-        steps = (step for step, _ in training)
-        lines["mean"] = (list(zip(steps, smooth(losses, window), strict=True)), "curve")
     for points, kind in lines.values():
         if points:
             plot.curve([(step, min(max(loss, low), high)) for step, loss in points], kind)
     for step, loss in valid:
         plot.mark("circle", plot.x(step), plot.y(loss), 4, "restored", f"step {step}: validation {loss:.4f}")
-    for step, loss in valid[-1:]:
+    if valid:
         plot.text(plot.x(step) - 2, plot.y(loss) - 10, f"{loss:.3f}", "share halo", "end")
     return plot
 
@@ -171,21 +162,23 @@ def heads_picture(record: dict) -> Drawing | None:
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
     # Gaps, unlike accuracies, span orders of magnitude between layers.
     shade = Scale(low, high, 0.08, 1, log=low > 0 and high > 100 * low)
-    label = f"Score of each head ({name}) by layer; trained heads are ringed"
-    drawing = Drawing(WIDTH, bottom + 34, label)
+    drawing = Drawing(WIDTH, bottom + 34, f"Score of each head ({name}) by layer; trained heads are ringed")
     _shades(drawing, short(low), short(high), _cut(name, 60), f"trained ({len(trained)} of {scores.size})")
     learned = [dict(zip(trained, record.get(f"{key}_sizes") or (), strict=False)) for key in ("magnitude", "bias")]
     for layer, head in np.ndindex(*scores.shape):
         score, sizes = float(scores[layer, head]), record.get("component_sizes")
         norms = [sizes and sizes[layer][head], *(each.get((layer, head)) for each in learned)]
-        told = [
-            f"{norm} {short(size)}" for norm, size in zip(("‖c‖", "‖β‖", "‖b‖"), norms, strict=True) if size is not None
-        ]
-        told += ["trained"] * ((layer, head) in trained)
+        pairs = zip(("‖c‖", "‖β‖", "‖b‖"), norms, strict=True)
         said, look = "cannot be restored", {"class_": "cell none"}
         if math.isfinite(score):
             said, look = f"score {short(score)}", {"class_": "cell", "fill_opacity": f"{shade(score):.2f}"}
-        x, y, tip = left + cell * layer, bottom - cell * (head + 1), [f"layer {layer}, head {head}", said, *told]
+        tip = [
+            f"layer {layer}, head {head}",
+            said,
+            *(f"{norm} {short(size)}" for norm, size in pairs if size is not None),
+        ]
+        tip += ["trained"] * ((layer, head) in trained)
+        x, y = left + cell * layer, bottom - cell * (head + 1)
         drawing.add("rect", x=x, y=y, width=cell - gap, height=cell - gap, tip=" · ".join(tip), **look)
     for layer, head in trained:
         middle = left + cell * (layer + 0.5) - gap / 2, bottom - cell * (head + 0.5) - gap / 2
@@ -213,9 +206,8 @@ def _shades(drawing: Drawing, low: str, high: str, name: str, trained: str) -> N
     for step in range(12):
         drawing.rect(x + 7 * step, 3, 7, 10, "cell", fill_opacity=f"{0.08 + 0.92 * step / 11:.2f}")
     drawing.text(x + 90, 12, high, "tick")
-    drawing.legend(
-        x + 102 + 7 * len(high), 8, [("circle", "trained", trained), ("square", "cell none", "cannot be restored")]
-    )
+    marks = [("circle", "trained", trained), ("square", "cell none", "cannot be restored")]
+    drawing.legend(x + 102 + 7 * len(high), 8, marks)
 
 
 def _indices(count: int, cell: float, room: float) -> range:
@@ -233,9 +225,10 @@ def spectrum_picture(spectrum: dict | None, num_components: int | None) -> Drawi
     mean, layers = spectrum["mean"], spectrum["layers"]
     named = [k for k in sorted({1, num_components or 1}) if k <= len(mean)]
 
-    def color(share: float) -> str:
-        """From the first layers' to the last ones'."""
-        return f"color-mix(in srgb, var(--accent) {100 * share:.0f}%, var(--first))"
+    color = "color-mix(in srgb, var(--accent) {:.0%}, var(--first))".format  # from the first layers' to the last ones'
+
+    def percent(share: float) -> str:
+        return f"{100 * share:.3g} %"
 
     entries = [("line", "curve", "mean over heads"), ("line", "dashed", "if all were equal")]
     at = [2**power for power in range(len(mean).bit_length())]
@@ -246,8 +239,8 @@ def spectrum_picture(spectrum: dict | None, num_components: int | None) -> Drawi
         plot.rect(370 + 9 * step, 8, 9, 8, "", style=f"fill: {color(step / 7)}")
     plot.text(448, 16, str(len(layers) - 1), "key")
     for number, held in enumerate(layers):
-        tip = f"layer {number}: " + ", ".join(f"K = {k}: {percent(held[k - 1])}" for k in named if held)
         if held:
+            tip = f"layer {number}: " + ", ".join(f"K = {k}: {percent(held[k - 1])}" for k in named)
             look = f"stroke: {color(number / max(len(layers) - 1, 1))}"
             plot.curve(list(enumerate(held, 1)), "layer", style=look, tip=tip)
     plot.curve([(k, k / len(mean)) for k in range(1, len(mean) + 1)], "dashed")
@@ -273,54 +266,46 @@ class Point:
     kept: bool = True
 
 
-def front(points: Sequence[Point], lower_x: bool | None, lower_y: bool | None) -> list[Point]:
-    """The points that no other equals in both and beats in one, by x; none where a number has no better end.
-
-    lower_x, lower_y: whether lower is better, None where neither is.
-    """
-    if lower_x is None or lower_y is None:
-        return []
+def front(points: Sequence[Point], lower_x: bool, lower_y: bool) -> list[Point]:
+    """The points that no other equals in both and beats in one, by x. lower: whether lower is better."""
     costs = [(point.x if lower_x else -point.x, point.y if lower_y else -point.y) for point in points]
     beaten = [any(a <= x and b <= y and (a, b) != (x, y) for a, b in costs) for x, y in costs]
     return sorted((point for point, lost in zip(points, beaten, strict=True) if not lost), key=lambda point: point.x)
 
 
-def front_picture(
-    points: Sequence[Point], axes: tuple[str, str], lower: tuple[bool | None, bool | None]
-) -> Drawing | None:
-    """Points with their names, and the front that nothing beats.
+def front_picture(points: Sequence[Point], name_x: str, name_y: str, lower_x: bool, lower_y: bool) -> Drawing | None:
+    """Points with their names, and their Pareto front.
 
-    axes: what x and y are. lower: whether lower is better in each. x is shown by its logarithm if it spans a factor of
-    ten; a 0 then stands at the left end.
+    x is shown by its logarithm if it spans a factor of ten; a 0 then stands at the left end.
     """
     if not points:
         return None
     positive = [point.x for point in points if point.x > 0]
     log = min(point.x for point in points) >= 0 and bool(positive) and max(positive) > 10 * min(positive)
-    zero, best = (min(positive) / 4 if log else 0), front(points, *lower)
+    zero, best = (min(positive) / 4 if log else 0), front(points, lower_x, lower_y)
     spots = {point: max(point.x, zero) if log else point.x for point in points}
-    xs = [math.log10(x) for x in spots.values()] if log else list(spots.values())
-    across = tuple(10**end for end in widened(xs)) if log else widened(xs)
+    across = (
+        tuple(10**end for end in widened([math.log10(x) for x in spots.values()]))
+        if log
+        else widened([*spots.values()])
+    )
     up = widened([point.y + sign * (point.error or 0) for point in points for sign in (-1, 1)])
     at = [value for value in log_ticks(*across) if value > 2 * zero] if log else ticks(*across, 7)
     kinds = {True: ("circle", "restored", "every zero kept"), False: ("circle", "lost", "zeros lost")}
     entries = [kinds[kept] for kept in kinds if kept in {point.kept for point in points}]
-    entries += [("line", "front", "nothing beats it in both")] * (len(best) > 1)
-    plot = Plot(400, f"{axes[1]} against {axes[0]}", across, up, axes, entries, at, log=log)
+    entries += [("line", "front", "Pareto front")] * (len(best) > 1)
+    plot = Plot(400, f"{name_y} against {name_x}", across, up, (name_x, name_y), entries, at, log=log)
     if log and len(positive) < len(points):
         plot.text(plot.x(zero), plot.bottom + 16, "0", "tick", "middle")
     if len(best) > 1:
         plot.curve([(spots[point], point.y) for point in best], "front")
-    for point, x in spots.items():
-        kind, error = kinds[point.kept][1], f" ± {short(point.error)}" if point.error else ""
+    for point in points:
+        x, y, kind, error = plot.x(spots[point]), plot.y(point.y), kinds[point.kept][1], ""
         if point.error:
-            ends = plot.y(point.y - point.error), plot.y(point.y + point.error)
-            plot.line(plot.x(x), ends[0], plot.x(x), ends[1], kind)
-        tip = f"{point.name}: {short(point.y)}{error} at {short(point.x)}"
-        plot.mark("circle", plot.x(x), plot.y(point.y), 5, kind, tip)
-    places = [
-        (plot.x(spots[point]), plot.y(point.y), point.name) for point in sorted(spots, key=lambda p: p not in best)
-    ]
+            error = f" ± {short(point.error)}"
+            plot.line(x, plot.y(point.y - point.error), x, plot.y(point.y + point.error), kind)
+        plot.mark("circle", x, y, 5, kind, f"{point.name}: {short(point.y)}{error} at {short(point.x)}")
+    places = [(plot.x(spots[p]), plot.y(p.y), p.name) for p in sorted(spots, key=lambda p: p not in best)]
     for x, y, anchor, text in names_beside(places, plot.top, plot.bottom):
         plot.text(x, y, text, "key halo", anchor)
     return plot

@@ -1,6 +1,6 @@
 """report.html: the page of a run in one file, from its record alone, with its pictures as files beside it.
 
-What comes from a run is data: every text of it is escaped, and JSON is written so that no text can end its element.
+Every text of a run is escaped, and JSON is written so that no text can end its element.
 """
 
 import shlex
@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from utils.common.errors import UserError, first_line
-from utils.common.files import parse_json, read_json, without_nan, write_text
+from utils.common.files import parse_json, without_nan, write_text
 from utils.report import charts, summary, tables
 from utils.report.svg import TEMPLATES, Drawing, read_template
 
@@ -40,22 +40,21 @@ class Record:
     @classmethod
     def read(cls, folder: Path) -> "Record":
         """The record in `folder`; UserError if it is no run's, or a file of it is damaged."""
-        found = []
-        for name in ("results.json", "run.json", HISTORY, EXAMPLES):
-            path, is_history = folder / name, name == HISTORY
-            if name.startswith("logs/") and not path.is_file():
-                found.append([] if is_history else None)
-                continue
-            try:
-                lines = path.read_text(encoding="utf-8").splitlines() if is_history else ()
-                content = [parse_json(line) for line in lines] if is_history else read_json(path)
-            except (OSError, ValueError) as error:
-                said = f"{path}: cannot be read ({first_line(error)})"
-                raise UserError(f"{said}; give the whole folder of a run") from error
-            if not all(isinstance(each, dict) for each in (content if is_history else [content])):
-                raise UserError(f"{path}: holds no JSON object; give the whole folder of a run")
-            found.append(content)
-        return cls(*found)
+        results, run = (_objects(folder / name)[0] for name in ("results.json", "run.json"))
+        history = _objects(folder / HISTORY, in_lines=True) if (folder / HISTORY).is_file() else []
+        examples = _objects(folder / EXAMPLES)[0] if (folder / EXAMPLES).is_file() else None
+        return cls(results, run, history, examples)
+
+
+def _objects(path: Path, in_lines: bool = False) -> list[dict]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        found = [parse_json(each) for each in (text.splitlines() if in_lines else [text])]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({first_line(error)}); give the whole folder of a run") from error
+    if not all(isinstance(each, dict) for each in found):
+        raise UserError(f"{path}: holds no JSON object; give the whole folder of a run")
+    return found
 
 
 def write_report(folder: Path, record: Record) -> Path:
@@ -66,19 +65,18 @@ def write_report(folder: Path, record: Record) -> Path:
     pictures = pictures_of(record)
     text = page(record, pictures)
     for name, picture in pictures.items():
-        write_text(folder / "figures" / f"{name}.svg", picture.alone())
+        write_text(folder / "figures" / f"{name}.svg", picture.svg(alone=True))
     write_text(folder / "report.html", text)
     return folder / "report.html"
 
 
 def pictures_of(record: Record) -> dict[str, Drawing]:
     """The pictures that can be drawn, by name."""
-    results = record.results
-    components = (record.run.get("arguments") or {}).get("num_components")
+    results, given = record.results, record.run.get("arguments") or {}
     drawn = {
         "scores": charts.scores_picture([*tables.score_rows(results), *tables.mean_rows(results)]),
         "heads": charts.heads_picture(results.get("heads") or {}),
-        "spectrum": charts.spectrum_picture(results.get("spectrum"), components),
+        "spectrum": charts.spectrum_picture(results.get("spectrum"), given.get("num_components")),
         "loss": charts.loss_picture(record.history),
     }
     return {name: picture for name, picture in drawn.items() if picture}
@@ -98,7 +96,6 @@ def page(record: Record, pictures: dict[str, Drawing]) -> str:
         "pictures": pictures,
         "one_seed": any("loss" in row for row in history) and any(verdicts),
         "score_name": charts.score_name_of(heads),
-        "with_heads": bool(heads),
         "examples": shown_examples(record.examples),
         "stages": tables.stage_rows(run),
         "out": summary.hide_path(str(given.get("output_dir") or "output")),
@@ -115,25 +112,16 @@ def told(results: dict, run: dict) -> dict:
     """What the page of a run and the card of its model both tell."""
     proof = results.get("proof") or {}
     return {
-        "results": results,
-        "run": run,
-        "given": run.get("arguments") or {},
-        "proof": proof,
-        "title": summary.title(run, proof),
-        "verdict": summary.verdict(results, run),
-        "pruned_how": summary.pruned_how(run, proof),
-        "restored_how": summary.restored_how(run),
-        "restores": not summary.restores_nothing(run),
-        "zeros_kept": proof.get("zeros", "kept") == "kept",
+        "results": results, "run": run, "given": run.get("arguments") or {}, "proof": proof,
+        "title": summary.title(run, proof), "verdict": summary.verdict(results, run),
+        "pruned_how": summary.pruned_how(run, proof), "restored_how": summary.restored_how(run),
+        "restores": not summary.restores_nothing(run), "zeros_kept": proof.get("zeros", "kept") == "kept",
         "weights_changed": any(name.endswith("weight") for name in proof.get("changed_tensors", [])),
-        "rows": tables.score_rows(results),
-        "means": tables.mean_rows(results),
+        "rows": tables.score_rows(results), "means": tables.mean_rows(results),
         "others": [*tables.score_rows(results, main=False), *tables.agreement_rows(results)],
-        "promises": tables.proof_rows(proof),
-        "command": summary.hide_paths(run["command"]) if run.get("command") else "",
-        "facts": summary.shown_facts(run),
-        "arguments": summary.shown_arguments(run),
-    }
+        "promises": tables.proof_rows(proof), "facts": summary.shown_facts(run),
+        "command": summary.hide_paths(run.get("command") or ""), "arguments": summary.shown_arguments(run),
+    }  # fmt: skip
 
 
 def render(template: str, content: dict, finalize: Callable[[object], object] | None = None) -> str:
@@ -148,10 +136,11 @@ def environment(finalize: Callable[[object], object] | None) -> Environment:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True, finalize=finalize,
     )  # fmt: skip
-    found.filters |= {"number": number, "p_value": p_value, "quoted": shlex.quote, "shown_name": summary.shown_name}
+    found.filters |= {"number": number, "quoted": shlex.quote, "shown_name": summary.shown_name}
+    found.filters["p_value"] = lambda value: "< 0.001" if value < 0.001 else f"= {value:.3f}"
     found.filters |= {"share": summary.share_text, "span": summary.span_text}
-    found.globals |= {"models": tables.MODELS, "columns": tables.COLUMNS, "dash": tables.DASH}
-    found.globals |= {"selections": summary.SELECTIONS, "ours": lambda name: Markup(read_template(name))}
+    found.globals |= {"columns": tables.COLUMNS, "dash": tables.DASH, "selections": summary.SELECTIONS}
+    found.globals["ours"] = lambda name: Markup(read_template(name))
     return found
 
 
@@ -161,11 +150,6 @@ def number(text: str) -> Markup:
     return escape(value) + Markup("").join(Markup(" <small>±\u00a0{}</small>").format(error) for error in errors)
 
 
-def p_value(value: float) -> str:
-    """A p-value, or how small it is."""
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
-
-
 def shown_examples(examples: dict | None) -> dict | None:
     """The prompts without the lines that all of them share, and each model's answer and loss.
 
@@ -173,27 +157,23 @@ def shown_examples(examples: dict | None) -> dict | None:
     """
     if not examples or not examples.get("prompts"):
         return None
-    asked = [str(each["prompt"]) for each in examples["prompts"]]
-    before, after = shared_lines(asked)
+    before, after = shared_lines([str(each["prompt"]) for each in examples["prompts"]])
     prompts = []
-    for each, prompt in zip(examples["prompts"], asked, strict=True):
-        lines = prompt.splitlines()
+    for each in examples["prompts"]:
+        lines = str(each["prompt"]).splitlines()
         answers = [(name, each["answers"][name]) for name in tables.MODELS if name in each["answers"]]
         own = "\n".join(lines[len(before) : len(lines) - len(after)]).strip()
-        prompts.append({"prompt": own or prompt, "response": each["response"], "answers": answers})
+        prompts.append({"prompt": own or each["prompt"], "response": each["response"], "answers": answers})
     shared = {"before": "\n".join(before).strip(), "after": "\n".join(after).strip()}
     return {"most": examples.get("most_tokens"), **shared, "prompts": prompts}
 
 
 def shared_lines(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     """(first, last) lines that all of several texts have; none of a single text."""
-    lines = [text.splitlines() for text in texts]
-    if len(lines) < 2:
-        return [], []
+    lines = [text.splitlines() for text in texts] if len(texts) > 1 else []
     first = _same(lines)
     return first, _same([each[len(first) :][::-1] for each in lines])[::-1]
 
 
 def _same(lines: list[list[str]]) -> list[str]:
-    """What all of them begin with."""
     return [each[0] for each in takewhile(lambda each: len(set(each)) == 1, zip(*lines, strict=False))]

@@ -2,11 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
-
-DIGITS = 5
-"""Significant digits of a recorded score or share; pictures show fewer."""
 
 
 def heads_record(
@@ -30,23 +26,20 @@ def heads_record(
 def spectrum_record(explained: Tensor) -> dict | None:
     """How much of the gap's energy the first K directions hold, each list K = 1 … d; None if no head has a gap.
 
-    explained: (L, H, d), share per direction, largest first. {"mean", "low", "high": mean, 10th and 90th percentile
-    over all heads that have a gap (finite, and not all zero), "layers": the mean over each layer's, None without any}.
+    explained: (L, H, d), share per direction, largest first. {"mean": over all heads that have a gap (finite, and not
+    all zero), "layers": the mean over each layer's, None without any}.
     """
     shares = explained.detach().double().cpu().cumsum(dim=-1)
     known = shares.isfinite().all(dim=-1) & (shares[..., -1] > 0)
     if not known.any():
         return None
-    low, high = shares[known].quantile(torch.tensor([0.1, 0.9], dtype=shares.dtype), dim=0)
     pairs = zip(shares, known, strict=True)
     layers = [numbers(layer[some].mean(dim=0)) if some.any() else None for layer, some in pairs]
-    return {"mean": numbers(shares[known].mean(dim=0)), "low": numbers(low), "high": numbers(high), "layers": layers}
+    return {"mean": numbers(shares[known].mean(dim=0)), "layers": layers}
 
 
-def numbers(values: Tensor) -> list:
-    """The same as nested lists, each number to DIGITS; what is not finite stays so."""
-    return _rounded(values.detach().double().cpu().tolist())
-
-
-def _rounded(nested: list | float) -> list | float:
-    return [_rounded(each) for each in nested] if isinstance(nested, list) else float(f"{nested:.{DIGITS}g}")
+def numbers(nested: Tensor | list | float) -> list | float:
+    """The same as nested lists, each number to 5 significant digits; what is not finite stays so."""
+    if isinstance(nested, Tensor):
+        nested = nested.detach().double().tolist()
+    return [numbers(each) for each in nested] if isinstance(nested, list) else float(f"{nested:.5g}")

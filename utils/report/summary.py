@@ -9,12 +9,9 @@ from utils.common.names import EMBEDDED, EMBEDDED_ID
 from utils.report.tables import ScoreRow, mean_rows, score_rows
 
 NAMES = {
-    EMBEDDED: EMBEDDED_ID.partition("/")[2],
-    "magnitude": "magnitude pruning",
-    "wanda": "Wanda",
-    "sparsegpt": "SparseGPT",
-    "slimgpt": "SlimGPT",
-}
+    EMBEDDED: EMBEDDED_ID.partition("/")[2], "magnitude": "magnitude pruning", "wanda": "Wanda",
+    "sparsegpt": "SparseGPT", "slimgpt": "SlimGPT",
+}  # fmt: skip
 """How models and pruners are written, by their names on the command line."""
 
 SELECTIONS = {
@@ -52,11 +49,11 @@ def hide_paths(command: str) -> str:
         words = shlex.split(command)
     except ValueError:
         words = command.split()
-    hidden = []
-    for word in words:
-        flag, equals, value = word.partition("=")
-        hidden.append(flag + equals + hide_path(value) if equals and "/" not in flag else hide_path(word))
-    return shlex.join(hidden)
+    parts = [word.partition("=") for word in words]
+    return shlex.join(
+        flag + equals + hide_path(value) if equals and "/" not in flag else hide_path(flag + equals + value)
+        for flag, equals, value in parts
+    )
 
 
 def hide_home(text: str) -> str:
@@ -69,11 +66,14 @@ def pruned_how(run: dict, proof: dict) -> str:
     """How the model was pruned, as far as it is known: "pruned with Wanda at 50 %"."""
     pruning = run.get("pruning") or {}
     if method := pruning.get("method"):
-        text = f"pruned with {shown_name(method)}"
-        return text + (f" at {_level(pruning['sparsity'])}" if pruning.get("sparsity") is not None else "")
-    if proof.get("weights"):
-        return f"pruned elsewhere to {share_text(proof['zeros_pruned'] / proof['weights'])} zeros"
-    return "pruned elsewhere"
+        sparsity = pruning.get("sparsity")
+        try:
+            level = share_text(float(sparsity))
+        except (TypeError, ValueError):  # a pattern such as 2:4
+            level = shown_name(sparsity)
+        return f"pruned with {shown_name(method)}" + (f" at {level}" if sparsity is not None else "")
+    zeros = f" to {share_text(proof['zeros_pruned'] / proof['weights'])} zeros" if proof.get("weights") else ""
+    return f"pruned elsewhere{zeros}"
 
 
 def title(run: dict, proof: dict) -> str:
@@ -101,15 +101,14 @@ def verdict(results: dict, run: dict) -> str:
         return "The merged checkpoint failed its proof: do not use or publish it."
     if restores_nothing(run):
         return "Nothing was restored: this is the pruned model."
-    rose = loss_rose(losses.get("start"), losses.get("restored"))
-    rose = rose or loss_rose(losses.get("pruned"), losses.get("restored"))  # by a closed form, if not in training
-    end = f"; {rose}." if rose else "."
-    rows = [row for row in score_rows(results) if row.verdict]
-    if not rows:
-        unknown = "Nothing was scored on both the pruned and the restored model: whether it is better is not known"
-        return unknown + end
-    better, worse = (sum(row.verdict == word for row in rows) for word in ("better", "worse"))
-    tasks = f"{len(rows)} task{'s' * (len(rows) > 1)}"
+    # By a closed form, if not in training.
+    rose = [loss_rose(losses.get(before), losses.get("restored")) for before in ("start", "pruned")]
+    end = next((f"; {text}." for text in rose if text), ".")
+    verdicts = [row.verdict for row in score_rows(results) if row.verdict]
+    if not verdicts:
+        return f"Nothing was scored on both the pruned and the restored model: whether it is better is not known{end}"
+    better, worse = verdicts.count("better"), verdicts.count("worse")
+    tasks = f"{len(verdicts)} task{'s' * (len(verdicts) > 1)}"
     if better and worse:
         text = f"The result is mixed: better on {better} of {tasks}, worse on {worse}"
     elif better:
@@ -117,9 +116,8 @@ def verdict(results: dict, run: dict) -> str:
     elif worse:
         text = f"Restoring made the model worse on {worse} of {tasks}, and better on none"
     else:
-        text = f"No measurable effect on the score of {'the task' if len(rows) == 1 else f'any of {tasks}'}"
-    found = headline(results)
-    if found and not worse:
+        text = f"No measurable effect on the score of {'the task' if len(verdicts) == 1 else f'any of {tasks}'}"
+    if (found := headline(results)) and not worse:
         what, row = found
         text += f", {'with' if better else 'but'} {row.texts['recovered']} of the gap in {what} recovered"
     if any(row.metric.startswith("answer") and row.verdict == "worse" for row in mean_rows(results)):
@@ -166,11 +164,3 @@ def share_text(share: float) -> str:
 def span_text(shares: Sequence[float]) -> str:
     """The least and the largest of several shares."""
     return " to ".join(dict.fromkeys((share_text(min(shares)), share_text(max(shares)))))
-
-
-def _level(sparsity: object) -> str:
-    """ "0.5" and 0.5 as "50 %"; a pattern such as "2:4" as it is."""
-    try:
-        return share_text(float(sparsity))
-    except (TypeError, ValueError):
-        return shown_name(sparsity)

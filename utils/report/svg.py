@@ -1,7 +1,4 @@
-"""Pictures as SVG text: shapes, scales and ticks; what a shape looks like is in templates/chart.css.
-
-Every text is escaped where it enters: a task's name or a label is never markup.
-"""
+"""Pictures as SVG text; templates/chart.css says how they look. Every text is escaped where it enters."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +21,6 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        """The place of a value."""
         ends = self.low, self.high, value
         low, high, at = map(math.log, ends) if self.log else ends
         return self.start + (at - low) / ((high - low) or 1) * (self.end - self.start)
@@ -34,7 +30,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` round values (1, 2 or 5 times a power of ten) within [low, high]."""
     if not high > low:
         return [low]
-    rough = (high - low) / max(count, 1)
+    rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -50,16 +46,11 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A tick's or a tip's number: at most four significant digits, thousands with commas, large ones by their power."""
+    """A tick's number: at most four significant digits, thousands with commas, large ones by their power."""
     if value and not 1e-4 <= abs(value) < 1e7:
         mantissa, _, power = f"{value:.2e}".partition("e")
         return f"{float(mantissa):g}e{int(power)}"
     return f"{float(f'{value:.4g}'):,.10g}"
-
-
-def percent(share: float) -> str:
-    """A share of 1 as a tick's text."""
-    return f"{100 * share:.3g} %"
 
 
 class Drawing:
@@ -69,16 +60,15 @@ class Drawing:
         self.width, self.height, self.label = width, height, label
         self.parts: list[Markup] = []
 
-    def add(self, name: str, text: str | None = None, tip: str | None = None, **attributes: object) -> None:
+    def add(self, name: str, text: str = "", tip: str | None = None, **attributes: object) -> None:
         """An element; `class_` and `text_anchor` are written as SVG writes them, numbers to a tenth of a pixel."""
         named = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items()}
         shown = {key: _place(value) if isinstance(value, int | float) else value for key, value in named.items()}
         opened = Markup("").join(Markup(' {}="{}"').format(*each) for each in shown.items())
         inside = Markup("") if tip is None else Markup("<title>{}</title>").format(tip)
-        self.parts.append(Markup("<{0}{1}>{2}{3}</{0}>").format(Markup(name), opened, inside, text or ""))
+        self.parts.append(Markup("<{0}{1}>{2}{3}</{0}>").format(Markup(name), opened, inside, text))
 
     def line(self, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
-        """A straight line."""
         self.add("line", class_=kind, x1=x1, y1=y1, x2=x2, y2=y2)
 
     def text(self, x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> None:
@@ -86,11 +76,9 @@ class Drawing:
         self.add("text", text, class_=kind, x=x, y=y, text_anchor=anchor)
 
     def rect(self, x: float, y: float, width: float, height: float, kind: str, **more: object) -> None:
-        """A rectangle; more: further attributes, and `tip`."""
         self.add("rect", class_=kind, x=x, y=y, width=max(width, 0), height=max(height, 0), **more)
 
     def path(self, points: Sequence[tuple[float, float]], kind: str, closed: bool = False, **more: object) -> None:
-        """A line through points, or an area."""
         drawn = "M" + "L".join(f"{_place(x)},{_place(y)}" for x, y in points) + "Z" * closed
         self.add("path", class_=kind, d=drawn, **more)
 
@@ -106,13 +94,10 @@ class Drawing:
             self.path([(x, y - far), (x + far, y), (x, y + far), (x - far, y)], kind, closed=True, tip=tip)
 
     def legend(self, x: float, y: float, entries: Sequence[tuple[str, str, str]]) -> float:
-        """Marks with their names from (x, y) on, in as many lines as they need; returns the height taken.
-
-        entries: (shape, class, name); shape is a mark's, or `line`.
-        """
+        """(shape, class, name) each from (x, y) on, in as many lines as they need; returns the height taken."""
         left, line = x, 0
         for shape, kind, name in entries:
-            width = 20 + 6.6 * len(name) + 16
+            width = 36 + 6.6 * len(name)
             if left > x and left + width > self.width - 2:
                 left, line = x, line + 1
             middle = y + 18 * line
@@ -124,21 +109,16 @@ class Drawing:
             left += width
         return 18 * (line + 1)
 
-    def inline(self) -> Markup:
-        """The picture within a page, which has chart.css."""
-        return self._whole("chart")
-
-    def alone(self) -> str:
-        """The picture as a file of its own."""
-        style = Markup("<style>{}</style>").format(Markup(read_template("chart.css")))
-        return str(self._whole("chart alone", Markup(' xmlns="http://www.w3.org/2000/svg"'), style)) + "\n"
-
-    def _whole(self, kind: str, space: str = "", style: str = "") -> Markup:
+    def svg(self, alone: bool = False) -> Markup:
+        """The picture within a page, which has chart.css; or, `alone`, as a file of its own."""
+        css = Markup(read_template("chart.css") if alone else "")
+        space, style = (' xmlns="http://www.w3.org/2000/svg"', "<style>{}</style>") if alone else ("", "")
         size = _place(self.width), _place(self.height)
-        head = '<svg{} class="{}" viewBox="0 0 {} {}" width="{}" height="{}" role="img" aria-label="{}">{}'
-        return Markup(head).format(space, kind, *size, *size, self.label, style) + Markup("\n").join(
-            [*self.parts, Markup("</svg>")]
+        head = (
+            f'<svg{space} class="{{}}" viewBox="0 0 {{}} {{}}" width="{{}}" height="{{}}" role="img" aria-label="{{}}">'
         )
+        opened = Markup(head).format("chart alone" if alone else "chart", *size, *size, self.label)
+        return opened + Markup(style).format(css) + Markup("\n").join([*self.parts, Markup("</svg>" + "\n" * alone)])
 
 
 def read_template(name: str) -> str:

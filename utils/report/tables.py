@@ -26,6 +26,11 @@ class Score:
     value: float
     stderr: float | None = None
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """One standard error below and above."""
+        return self.value - (self.stderr or 0), self.value + (self.stderr or 0)
+
 
 @dataclass(frozen=True)
 class ScoreRow:
@@ -67,27 +72,25 @@ class ScoreRow:
         One precision for the whole row, high enough to show each standard error, and to keep different values apart
         where there is none.
         """
-        scale = 100 if self.percent else 1
-        known = [*self.scores.values(), *([self.difference] if self.difference else [])]
-        largest = max((abs(scale * each.value) for each in known if math.isfinite(each.value)), default=0.0)
+        scale, found = 100 if self.percent else 1, [*(self.scores.get(name) for name in MODELS), self.difference]
+        known = [Score(scale * s.value, s.stderr and scale * s.stderr) for s in found if s]
+        largest = max((abs(score.value) for score in known if math.isfinite(score.value)), default=0.0)
         huge = largest >= 1e6
         decimals = 2 if self.percent or huge else 3 if largest < 10 else 2 if largest < 1000 else int(largest < 10000)
-        errors = [] if huge else [scale * each.stderr for each in known if each.stderr]
-        bare = {scale * each.value for each in known if each.stderr is None}
+        errors = [] if huge else [score.stderr for score in known if score.stderr]
+        bare = {score.value for score in known if score.stderr is None}
         while decimals < 6 and (
             any(error < 0.5 * 10**-decimals for error in errors)
             or len({_written(value, decimals, huge) for value in bare}) < len(bare)
         ):
             decimals += 1
-
-        def show(score: Score | None, sign: str = "") -> str:
-            if score is None:
-                return DASH
-            error = "" if score.stderr is None else f" ± {_written(scale * score.stderr, decimals, huge)}"
-            return _written(scale * score.value, decimals, huge, sign) + error
-
-        recovered = DASH if self.recovered is None else f"{100 * self.recovered:.0f} %"
-        texts = [*(show(self.scores.get(name)) for name in MODELS), show(self.difference, "+"), recovered]
+        texts = []
+        for score, sign in zip(found, ("", "", "", "+"), strict=True):
+            numbers = [] if score is None else [_written(scale * score.value, decimals, huge, sign)]
+            if score and score.stderr is not None:
+                numbers.append(_written(scale * score.stderr, decimals, huge))
+            texts.append(" ± ".join(numbers) or DASH)
+        texts.append(DASH if self.recovered is None else f"{100 * self.recovered:.0f} %")
         return dict(zip(COLUMNS, texts, strict=True))
 
     @property
@@ -100,14 +103,14 @@ class ScoreRow:
 def judged(difference: Score | None, higher_is_better: bool | None) -> str:
     """ "better" or "worse" only beyond 2 standard errors; "differs" where nobody recorded which direction is better.
 
-    Otherwise "within noise", "equal", "no stderr" (a difference that nothing can be said about) or "" (unknown).
+    Otherwise "within noise", "equal", "no standard error" (nothing can be said) or "" (unknown).
     """
     if difference is None or math.isnan(difference.value):
         return ""
     if difference.value == 0:
         return "equal"
     if difference.stderr is None or math.isnan(difference.stderr):
-        return "no stderr"
+        return "no standard error"
     if abs(difference.value) <= 2 * difference.stderr:
         return "within noise"
     if higher_is_better is None:
@@ -129,7 +132,13 @@ def score_rows(results: dict, main: bool = True) -> list[ScoreRow]:
     for task, metrics in tasks.items():
         named = (results.get("main_metric") or {}).get(task)
         chosen = named if named in metrics else next(iter(metrics), None)
-        rows += [_row(results, task, metric) for metric in metrics if (metric == chosen) == main]
+        for metric in (each for each in metrics if (each == chosen) == main):
+            parts = (
+                ((results.get(part) or {}).get(task) or {}).get(metric) for part in ("paired", "recovered", "metrics")
+            )
+            paired, recovered, about = parts
+            measured = {model: (results["scores"].get(model) or {}).get(task, {}).get(metric) for model in MODELS}
+            rows.append(_row(task, metric, measured, paired or {}, recovered, (about or {}).get("higher_is_better")))
     return rows
 
 
@@ -138,45 +147,34 @@ def mean_rows(results: dict) -> list[ScoreRow]:
     rows = []
     for name, metric in (("mean", "accuracy"), ("answers", "answer bits/byte")):
         if mean := results.get(name):
-            measured = {model: mean["scores"].get(model) for model in MODELS}
-            what = f"mean of {len(mean['tasks'])} tasks"
-            numbers = mean["paired"], _number(mean["recovered"]), mean["higher_is_better"]
-            rows.append(_made(what, metric, measured, *numbers, is_mean=True))
+            told = mean["scores"], mean["paired"], mean["recovered"], mean["higher_is_better"]
+            rows.append(_row(f"mean of {len(mean['tasks'])} tasks", metric, *told, is_mean=True))
     return rows
 
 
 def agreement_rows(results: dict) -> list[ScoreRow]:
     """AGREEMENT's measures of each task, and of all their questions where there are several tasks."""
     agreement = results.get("agreement") or {"paired": {}}
-    tasks = [task for task in agreement["paired"] if task != "all" or len(agreement["paired"]) > 2]
     rows = []
     for measure, metric in AGREEMENT.items():
-        for task in tasks:
-            measured = {name: agreement[name][task][measure] for name in MODELS[1:]}
-            what = "all questions" if task == "all" else task
-            paired = agreement["paired"][task][measure]
-            rows.append(_made(what, metric, measured, paired, None, False, is_mean=task == "all"))
+        for task in agreement["paired"]:
+            if task != "all" or len(agreement["paired"]) > 2:
+                measured = {name: agreement[name][task][measure] for name in MODELS[1:]}
+                what, paired = "all questions" if task == "all" else task, agreement["paired"][task][measure]
+                rows.append(_row(what, metric, measured, paired, None, False, is_mean=task == "all"))
     return rows
 
 
-def _row(results: dict, task: str, metric: str) -> ScoreRow:
-    def entry(part: str) -> object:
-        return ((results.get(part) or {}).get(task) or {}).get(metric)
-
-    measured = {name: (results["scores"].get(name) or {}).get(task, {}).get(metric) for name in MODELS}
-    higher = (entry("metrics") or {}).get("higher_is_better")
-    return _made(task, metric, measured, entry("paired") or {}, _number(entry("recovered")), higher)
-
-
-def _made(
-    task: str, metric: str, measured: dict, paired: dict, recovered: float | None, higher: bool | None, **more: bool
+def _row(
+    task: str, metric: str, measured: dict, paired: dict, recovered: object, higher: bool | None, **more: bool
 ) -> ScoreRow:
-    scores = {name: score for name, each in measured.items() if (score := _score(each))}
+    scores = {name: score for name in MODELS if (score := _score(measured.get(name)))}
     difference = _score({"value": paired.get("difference"), "stderr": paired.get("stderr")})
     if difference is None and {"pruned", "restored"} <= set(scores):
         difference = Score(scores["restored"].value - scores["pruned"].value)
-    p = _number(paired.get("mcnemar_p"))
-    return ScoreRow(task, metric, scores, difference, p, recovered, higher, **more)
+    return ScoreRow(
+        task, metric, scores, difference, _number(paired.get("mcnemar_p")), _number(recovered), higher, **more
+    )
 
 
 def _score(entry: dict | None) -> Score | None:
@@ -201,12 +199,12 @@ def proof_rows(proof: dict) -> list[tuple[str, str, bool]]:
     """(promise, its numbers, whether it was kept) for each part of the proof that was made."""
     rows = []
     promised = proof.get("zeros", "kept") == "kept"
-    if "tensors_compared" in proof:
-        same, compared = proof["tensors_identical"], proof["tensors_compared"]
-        rows.append(("weights bit-identical to the pruned ones", f"{same:,} of {compared:,} tensors", same == compared))
-    if "tensors_touched" in proof:
-        same, touched = proof["tensors_recomputed"], proof["tensors_touched"]
-        rows.append(("restored tensors as saved, bit for bit", f"{same:,} of {touched:,} tensors", same == touched))
+    for same, of, what in (
+        ("tensors_identical", "tensors_compared", "weights bit-identical to the pruned ones"),
+        ("tensors_recomputed", "tensors_touched", "restored tensors as saved, bit for bit"),
+    ):
+        if of in proof:
+            rows.append((what, f"{proof[same]:,} of {proof[of]:,} tensors", proof[same] == proof[of]))
     if "zeros_pruned" in proof:
         before, after, weights = (proof[name] for name in ("zeros_pruned", "zeros_restored", "weights"))
         if promised:
@@ -214,19 +212,19 @@ def proof_rows(proof: dict) -> list[tuple[str, str, bool]]:
             rows.append(("every zero still a zero", numbers, before <= after and not proof.get("zeros_lost")))
         else:
             shares = f"{before / weights:.1%} before, {after / weights:.1%} after"
-            rows.append(("zeros, a finding and no promise", shares, True))
+            rows.append(("zeros (reported, not promised)", shares, True))
     if "sparsity_pruned" in proof and promised:
         pairs = list(zip(proof["sparsity_pruned"], proof["sparsity_restored"], strict=True))
         same = sum(before <= after for before, after in pairs)
         rows.append(("no layer has fewer zeros", f"{same} of {len(pairs)} layers", same == len(pairs)))
     if "new_tensors" in proof:
-        new, nonzero = proof["new_tensors"], proof.get("nonzero_new_tensors", [])
-        numbers = f"{len(new)} new, all zero but {len(nonzero)}; {len(proof.get('changed_tensors', []))} changed"
+        new, nonzero, changed = (proof.get(f"{name}_tensors", []) for name in ("new", "nonzero_new", "changed"))
+        numbers = f"{len(new)} new, all zero but {len(nonzero)}; {len(changed)} changed"
         rows.append(("nothing else is new or changed", numbers, not proof.get("unexplained_tensors")))
     if "logits_tolerance" in proof:
         found, allowed = proof["logits_relative_difference"], proof["logits_tolerance"]
         finite = proof.get("logits_finite", True) and found is not None
-        numbers = f"apart {found:.1e}, allowed {allowed:.1e}" if finite else "NaN or infinity"
+        numbers = f"error {found:.1e}, allowed {allowed:.1e}" if finite else "NaN or infinity"
         if "top1_agreement" in proof:
             numbers += f"; top token {100 * proof['top1_agreement']:.1f} %"
         what = f"same logits as while trained, {proof.get('dtype', 'relative')}"
@@ -235,17 +233,11 @@ def proof_rows(proof: dict) -> list[tuple[str, str, bool]]:
     return [*rows, ("proof passed", loaded, bool(proof.get("passed")))] if proof else []
 
 
-@dataclass(frozen=True)
-class StageRow:
-    """cells: its name, seconds and peak memories. share: of the longest stage's seconds. said: what it did."""
+def stage_rows(run: dict) -> tuple[list[str], list[dict]]:
+    """(header, rows) of the stages; the last row is the sum of seconds and the highest peaks; no rows without any.
 
-    cells: list[str]
-    share: float
-    said: str
-
-
-def stage_rows(run: dict) -> tuple[list[str], list[StageRow]]:
-    """(header, rows) of the stages; the last row is the sum of seconds and the highest peaks; no rows without any."""
+    A row's cells: its name, seconds and peak memories; share: of the longest stage's seconds; said: what it did.
+    """
     stages = run.get("stages") or []
     memories = {"peak memory": "peak_memory_bytes", "peak GPU memory": "peak_gpu_memory_bytes"}
     memories = {shown: name for shown, name in memories.items() if any(stage.get(name) for stage in stages)}
@@ -253,11 +245,11 @@ def stage_rows(run: dict) -> tuple[list[str], list[StageRow]]:
     total = {"name": "total", "seconds": sum(stage["seconds"] for stage in stages), **peaks}
     longest, rows = max((stage["seconds"] for stage in stages), default=0) or 1, []
     for stage in [*stages, total] if stages else []:
-        sizes = (stage.get(name) for name in memories.values())
-        gib = [f"{size / 2**30:.2f} GiB" if size else DASH for size in sizes]
+        gib = [f"{stage[name] / 2**30:.2f} GiB" if stage.get(name) else DASH for name in memories.values()]
         cached = ", ".join(dict.fromkeys(stage.get("reused") or ()))
         said = "; ".join(filter(None, [stage.get("detail"), cached and f"from the cache: {cached}"]))
-        rows.append(StageRow([stage["name"], f"{stage['seconds']:.1f}", *gib], stage["seconds"] / longest, said))
+        cells = [stage["name"], f"{stage['seconds']:.1f}", *gib]
+        rows.append({"cells": cells, "share": stage["seconds"] / longest, "said": said})
     return ["stage", "seconds", *memories], rows
 
 
@@ -283,7 +275,7 @@ def proof_table(proof: dict) -> str:
 def stage_table(run: dict) -> str:
     """For the terminal: seconds and peak memory of each stage."""
     header, rows = stage_rows(run)
-    return text_table(header, [row.cells for row in rows]) if rows else "No stage was recorded."
+    return text_table(header, [row["cells"] for row in rows]) if rows else "No stage was recorded."
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int] = range(1, 99)) -> str:

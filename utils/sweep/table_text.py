@@ -1,9 +1,8 @@
 """A sweep's table as Markdown."""
 
 from utils.evaluation.compared_runs import COMPARED
+from utils.report.tables import DASH, markdown_table
 from utils.sweep.table import CONTROLLED, RECOVERED
-
-DASH = "–"
 
 CLASSES = {"constants": "constants", "norms": "constants, norms", "mask": "inside the mask", "dense": "dense"}
 """What a merge may touch, by the word in run.json."""
@@ -12,22 +11,23 @@ SHOWN = (
     ("valid_loss", "validation loss ↓", 3, 1, ""),
     ("perplexity", "perplexity ↓", 2, 1, ""),
     ("forgetting", "forgetting ↓", 2, 1, "+"),
-    ("answer_bits", "bits a byte ↓", 3, 1, ""),
+    ("answer_bits", "bits per byte ↓", 3, 1, ""),
     ("kl", "KL ↓", 3, 1, ""),
-    ("flipped", "unlike dense ↓", 1, 100, ""),
+    ("flipped", "answers flipped ↓", 1, 100, ""),
     ("task_mean", "task mean ↑", 1, 100, ""),
 )
 """Name in a table's row, title, digits, factor and sign of the columns with an error, what has power first."""
 
 READ = (
     "Values are means over seeds ± their standard error; one seed has none. *Forgetting*: the perplexity minus the "
-    "pruned model's. *Bits a byte*: of the right answers, the mean over tasks. *KL* and *unlike dense*: how far the "
-    "choices' distribution is from the dense model's, in nats, and how often the likeliest choice is another. "
-    "*Recovered*: the closed share of the gap between the dense and the pruned model, where that is beyond noise. *Of "
-    "control*: the same, with the dense model after the same training in its place, since training lowers a loss that "
-    "was not pruned away too. *Δ* is paired, over the seeds that both rows have: each question's values are averaged "
-    "over seeds, then held against the other row's. Its first standard error is over questions (samples of a "
-    "validation loss, windows of a perplexity), its second over each seed's own difference; neither holds the other."
+    "pruned model's. *Bits per byte*: of the right answers, the mean over tasks. *KL*, in nats: how far the "
+    "distribution over the choices is from the dense model's. *Answers flipped*: the likeliest choice is not the dense "
+    "model's, %. *Recovered*: the share of the gap between the dense and the pruned model that was closed, where that "
+    "gap is beyond noise. *Of control*: the same with the dense model after the same training in the dense model's "
+    "place, since training also lowers loss that pruning did not add. *Δ* is paired over the seeds that both rows "
+    "have: each question's values are averaged over seeds, then subtracted question by question. Its first standard "
+    "error is over questions (samples of a validation loss, windows of a perplexity), its second over the seeds' own "
+    "differences; neither includes the other."
 )
 
 
@@ -54,7 +54,7 @@ def markdown(table: dict) -> str:
     shares = [row["control"].values() if row["control"] else [] for row in rows]
     columns.append(("of control: loss / perplexity / bits", [" / ".join(map(_share, each)) for each in shares]))
     told = columns[:7] + [column for column in columns[7:] if "".join(column[1]).strip(f"{DASH}/ ")]
-    parts = ["# Sweep", _table(told, left=3)]
+    parts = ["# Sweep", _table(told, 3)]
     if compared := sorted({row["against"]["name"] for row in rows if row["against"]}):
         parts.append(f"Δ: minus {' or '.join(compared)} on the same pruned model.")
     if models := table["models"]:
@@ -62,7 +62,7 @@ def markdown(table: dict) -> str:
         told = [each for each in SHOWN if each[0] in CONTROLLED]
         columns += [(title, [_fixed(each[name], digits) for each in models]) for name, title, digits, *_ in told]
         columns.append(("task mean ↑", [_share(each["task_mean"], 1) for each in models]))
-        parts.append(_table(columns, left=2))
+        parts.append(_table(columns, 2))
     parts.append(f"{_asked(table)}{READ}")
     parts += ["\n".join(f"- {note}" for note in table["notes"])] if table["notes"] else []
     return "\n\n".join(parts) + "\n"
@@ -81,11 +81,9 @@ def _asked(table: dict) -> str:
 
 
 def _table(columns: list[tuple[str, list[str]]], left: int) -> str:
-    """A Markdown table. left: how many columns are aligned left."""
+    """A Markdown table whose first `left` columns are aligned left."""
     titles, cells = zip(*columns, strict=True)
-    rule = ["---" if place < left else "---:" for place in range(len(titles))]
-    lines = [titles, rule, *zip(*cells, strict=True)]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return markdown_table(titles, zip(*cells, strict=True), range(left, len(titles)))
 
 
 def _spread(found: dict | None, digits: int, factor: int, sign: str) -> str:

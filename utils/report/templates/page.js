@@ -19,13 +19,6 @@
   addEventListener("pointermove", show);
   addEventListener("pointerdown", show);
 })();
-// Paper has all that is folded away on a screen.
-addEventListener("beforeprint", () => {
-  for (const folded of document.querySelectorAll("details:not([open])")) {
-    folded.open = true;
-    addEventListener("afterprint", () => { folded.open = false; }, { once: true });
-  }
-});
 // Sorting: by a cell's data-value where it has one, by its text otherwise; what is missing comes last.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
@@ -91,6 +84,6 @@ for (const table of document.querySelectorAll("table.sortable")) {
       add(n, "num");
       add(turn(verdict), ["better", "worse"].includes(verdict) ? turn(verdict) : "");
     }
-    if (!body.rows.length) body.insertRow().insertCell().textContent = one === other ? "The same." : "Not scored on the same rows.";
+    if (!body.rows.length) body.insertRow().insertCell().textContent = one === other ? "The same." : "Not scored on the same questions.";
   }, "one", "other");
 })();
