@@ -78,18 +78,15 @@ def restore(args: Arguments, processes: Processes, folder: Path) -> None:
     from models.loading import usable_device
     from utils.common.libraries import quiet_libraries
     from utils.stages.context import Run
-    from utils.stages.measure import measure
-    from utils.stages.merge import merge, score_merged
-    from utils.stages.negatives import probe_trees, prompt_trees
+    from utils.stages.measure import measure, probe_trees, prompt_trees, score_merged
     from utils.stages.prepare import prepare
     from utils.stages.prune import pruned_checkpoint
-    from utils.stages.rank import rank
+    from utils.stages.rank import head_norms, rank
     from utils.stages.results import write_results
-    from utils.stages.scales import head_norms
-    from utils.stages.train import train_restoration
+    from utils.stages.train import merge, train_restoration
 
     quiet_libraries()
-    run = Run.of(args, processes, folder, usable_device(processes.device))
+    run = Run(args, processes, folder, usable_device(processes.device))
     with run.main_first("samples"):
         models, samples, plan = prepare(run)
     with run.main_first("prune"):
@@ -108,11 +105,11 @@ def restore(args: Arguments, processes: Processes, folder: Path) -> None:
     if not processes.is_main:
         return
     with run.stage("merge"):
-        merged = merge(run, models, trained)
+        proof, compact = merge(run, models, trained)
     with run.stage("restored"):
-        restored = score_merged(run, models, samples, plan, merged)
+        restored = score_merged(run, models, samples, plan, proof)
     measured = {"dense": dense, "pruned": pruned, "restored": restored}
-    write_results(run, models, samples, ranked, trained, merged, measured)
+    write_results(run, models, samples, ranked, trained, (proof.record, compact), measured)
 
 
 if __name__ == "__main__":

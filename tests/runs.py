@@ -13,8 +13,7 @@ from utils.common.processes import Processes
 from utils.evaluation.task_loading import EvalPlan
 from utils.samples import Samples
 from utils.stages.context import Models, Run
-from utils.stages.measure import measure
-from utils.stages.negatives import probe_trees, prompt_trees
+from utils.stages.measure import measure, probe_trees, prompt_trees
 from utils.stages.prepare import prepare
 from utils.stages.rank import Ranked, rank
 
@@ -85,7 +84,7 @@ def flags(world: Path, output: Path, **changes) -> list[str]:
 def prepared(arguments: list[str]) -> tuple[Run, Models, Samples, EvalPlan]:
     """What the stages of such a run are given."""
     args = parse_arguments(arguments)
-    run = Run.of(args, Processes(args.device), args.output_dir, args.device)
+    run = Run(args, Processes(args.device), args.output_dir, args.device)
     return run, *prepare(run)
 
 

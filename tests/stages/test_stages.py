@@ -130,8 +130,7 @@ def test_a_pruned_checkpoint_that_was_damaged_in_the_cache_is_made_again(
     changes["calib_data"] = world / "text.txt"
     # The same content each time, and no pruning: what is in the folder is not what this is about.
     monkeypatch.setattr(
-        "pruning.prune_into",
-        lambda _, folder, *__, **___: shutil.copytree(world / "dense", folder, dirs_exist_ok=True),
+        "pruning.prune_into", lambda _, folder, *__, **___: shutil.copytree(world / "dense", folder, dirs_exist_ok=True)
     )
     run, models, *_ = prepared(flags(world, tmp_path / "out", **changes))
     file = pruned_checkpoint(run, models).pruned.folder / name

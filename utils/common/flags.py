@@ -6,26 +6,9 @@ from pathlib import Path
 from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, name_or_path
 from utils.common.config_file import NOT_REPEATED, read_config
 from utils.common.errors import UserError
-from utils.common.flag_types import (
-    above,
-    at_least,
-    at_least_real,
-    count_or_share,
-    hub_id,
-    linear_names,
-    seed_number,
-)
+from utils.common.flag_types import above, at_least, at_least_real, count_or_share, hub_id, linear_names, seed_number
 from utils.common.methods import METHODS
-from utils.common.names import (
-    BUNDLED,
-    C4,
-    DISTILL,
-    DTYPE_NAMES,
-    EMBEDDED,
-    LINEAR_NAMES,
-    RESPONSE,
-    SPEC_TASKS,
-)
+from utils.common.names import BUNDLED, C4, DISTILL, DTYPE_NAMES, EMBEDDED, LINEAR_NAMES, RESPONSE, SPEC_TASKS
 from utils.common.recipes import RECIPES, as_flags
 
 APPLY_TO = ("attention", "ffn", "both", "all")
@@ -144,10 +127,7 @@ class Arguments:
         choices=APPLY_TO,
     )
     lora_rank: int = flag(
-        8,
-        "of the updates of lora, dora, masked_lora, masked_dora, eora",
-        type=at_least(1),
-        metavar="R",
+        8, "of the updates of lora, dora, masked_lora, masked_dora, eora", type=at_least(1), metavar="R"
     )
     lora_targets: str | None = flag(
         None,

@@ -6,8 +6,7 @@ import re
 from utils.common.errors import causes
 
 _TOLD = re.compile(
-    r"can(?:no|')t allocate memory|not enough memory|out of memory|bad_alloc|_ALLOC_FAILED|os error 12\)",
-    re.IGNORECASE,
+    r"can(?:no|')t allocate memory|not enough memory|out of memory|bad_alloc|_ALLOC_FAILED|os error 12\)", re.IGNORECASE
 )
 
 

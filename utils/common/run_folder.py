@@ -58,12 +58,7 @@ class RunFolder:
     """
 
     def __init__(
-        self,
-        out: Path,
-        arguments: dict,
-        overwrite: bool = False,
-        keep: tuple[str, ...] = (),
-        flag: str = "-output_dir",
+        self, out: Path, arguments: dict, overwrite: bool = False, keep: tuple[str, ...] = (), flag: str = "-output_dir"
     ):
         self.final = Path(os.path.realpath(out.expanduser()))
         self.partial = self.final.parent / f"{self.final.name}{PARTIAL}"
