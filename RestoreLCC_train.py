@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data.loading import check_calib_data, check_data_path
 from models.names import check_found
-from utils.common.commands import check_cache, run
+from utils.common.commands import check_cache, quiet_libraries, run
 from utils.common.errors import UserError
 from utils.common.flags import Arguments, parse_arguments
 from utils.common.processes import Processes, is_main_process
@@ -76,7 +76,6 @@ def check_inputs(args: Arguments) -> None:
 def restore(args: Arguments, processes: Processes, folder: Path) -> None:
     """All stages in their order; what comes of them is in `folder`."""
     from models.loading import usable_device
-    from utils.common.libraries import quiet_libraries
     from utils.stages.context import Run
     from utils.stages.measure import measure, probe_trees, prompt_trees, score_merged
     from utils.stages.prepare import prepare

@@ -32,7 +32,7 @@ from utils.common.disk import explain_disk_full
 from utils.common.errors import Stopped, UserError
 from utils.common.files import write_json
 from utils.common.names import DIVERGED
-from utils.common.progress import Lines, progress
+from utils.common.progress import progress
 from utils.distillation import Distillation
 from utils.losses import IGNORED, ResponseLoss
 from utils.packing import by_length
@@ -598,7 +598,7 @@ class _Progress(TrainerCallback):
 
     def __init__(self, result: TrainingResult, clock: Callable[[], float] = time.perf_counter):
         self.result, self.clock = result, clock
-        self.bar: tqdm | Lines | None = None
+        self.bar: tqdm | None = None
         self.began = 0.0
 
     def on_train_begin(self, args, state, control, **_) -> None:

@@ -21,9 +21,8 @@ from utils.common import disk
 from utils.common.cache import Cache
 from utils.common.commands import check_cache
 from utils.common.disk import DiskFull, as_bytes, explain_disk_full
-from utils.common.errors import UserError
+from utils.common.errors import UserError, shortage
 from utils.common.files import whole_file, whole_folder, write_json
-from utils.common.memory import shortage
 from utils.common.run_folder import RunFolder
 
 ROOT = Path(disk.__file__).parents[2]

@@ -95,10 +95,9 @@ def test_the_same_command_continues_and_another_one_does_not(tmp_path):
     assert content(out) == NEW and names(tmp_path) == {"out"}
 
 
-@pytest.mark.parametrize("how", [{"anew": True}, {"overwrite": True, "flags": {"lr": 9}}])
-def test_what_is_begun_anew_leaves_the_interrupted_run_under_another_name(tmp_path, how):
+def test_what_is_begun_anew_leaves_the_interrupted_run_under_another_name(tmp_path):
     interrupt(tmp_path / "out", {"checkpoints/1": "state"}, KeyboardInterrupt())
-    finish(tmp_path / "out", NEW, **how)
+    finish(tmp_path / "out", NEW, overwrite=True, flags={"lr": 9})
     assert content(tmp_path / "out") == NEW
     assert "checkpoints/1" in content(tmp_path / "out.partial.1") and names(tmp_path) == {"out", "out.partial.1"}
 
@@ -176,14 +175,12 @@ IN_THE_WAY = {
 
 
 @pytest.mark.parametrize("case", IN_THE_WAY)
-@pytest.mark.parametrize("how", [{}, {"overwrite": True, "anew": True}])
-def test_what_this_project_did_not_make_is_never_taken_for_its_own(tmp_path, case, how):
+def test_what_this_project_did_not_make_is_never_taken_for_its_own(tmp_path, case):
     IN_THE_WAY[case](tmp_path / "out.partial")
     before = content(tmp_path)
-    with pytest.raises(
-        UserError, match=r"^-output_dir: .*out.partial is in the way; rename it, or give another folder$"
-    ):
-        finish(tmp_path / "out", NEW, **how)
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"^-output_dir: .*out.partial is in the way; rename it, or give another"):
+            finish(tmp_path / "out", NEW, overwrite=overwrite)
     assert content(tmp_path) == before and os.path.lexists(tmp_path / "out.partial")
 
 
@@ -232,7 +229,7 @@ def test_one_process_at_a_time_and_the_kernel_lets_go_of_a_killed_ones_lock(tmp_
     first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
     try:
         assert first.stdout.readline() == b"here\n"
-        for how in ({}, {"overwrite": True, "anew": True}):
+        for how in ({}, {"overwrite": True}):
             with pytest.raises(UserError, match=r"^-output_dir: \S+ is in use by another process; wait for its end"):
                 finish(tmp_path / "out", NEW, flags={}, **how)
         assert (tmp_path / "out.partial" / "checkpoints").is_dir()

@@ -14,8 +14,6 @@ from utils.common.recipes import RECIPES, as_flags
 APPLY_TO = ("attention", "ffn", "both", "all")
 HEAD_SELECTIONS = ("contrastive", "gap", "random", "lofit")
 BASES = ("svd", "random")
-RESUME = ("auto", "never")
-
 
 HUB_ALPACA = "tatsu-lab/alpaca"
 SPEC_TRAIN_SAMPLES = 100
@@ -222,17 +220,17 @@ class Arguments:
 
     @property
     def calibration_seed(self) -> int:
-        """Of the calibration windows."""
+        """-calib_seed, or -seed."""
         return self.seed if self.calib_seed is None else self.calib_seed
 
     @property
     def samples_seed(self) -> int:
-        """Of which samples are drawn, and of the probes' split of them."""
+        """-data_seed, or -seed."""
         return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def training_seed(self) -> int:
-        """Of all that is drawn for training: start values, order of batches, and the random controls."""
+        """-train_seed, or -seed."""
         return self.seed if self.train_seed is None else self.train_seed
 
     def inputs(self) -> dict[str, Path | str | None]:
@@ -261,18 +259,16 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     parser.set_defaults(**of_file)
     values = vars(parser.parse_args(argv))
     values.pop("config")
-    embedded = values["base_model_name"].lower() == EMBEDDED
-    if values["calib_data"] is None:
-        values["calib_data"] = BUNDLED if embedded else C4
-    # Under -spec_task it stays None unless it was given, so that a path that is not used can be told.
-    if values["data_path"] is None and values["spec_task"] is None:
-        values["data_path"] = BUNDLED if embedded else HUB_ALPACA
-    if values["eval_tasks"] is None:
-        values["eval_tasks"] = BUNDLED if embedded else "paper"
-    if values["head_selection"] is None:
-        values["head_selection"] = METHODS[values["method"]].selection
-    if values["num_train_samples"] is None:
-        values["num_train_samples"] = SPEC_TRAIN_SAMPLES if values["spec_task"] else 2000
+    embedded, task = values["base_model_name"].lower() == EMBEDDED, values["spec_task"]
+    chosen_by_others = {
+        "calib_data": BUNDLED if embedded else C4,
+        # Under -spec_task it stays None unless it was given, so that a path that is not used can be told.
+        "data_path": None if task else BUNDLED if embedded else HUB_ALPACA,
+        "eval_tasks": BUNDLED if embedded else "paper",
+        "head_selection": METHODS[values["method"]].selection,
+        "num_train_samples": SPEC_TRAIN_SAMPLES if task else 2000,
+    }
+    values |= {name: value for name, value in chosen_by_others.items() if values[name] is None}
     return Arguments(**values)
 
 
@@ -293,7 +289,7 @@ def build_parser() -> Parser:
     parser.flag(
         "config",
         metavar="FILE",
-        help="defaults: flags in a JSON or .yaml file, or a run.json of a run (but -overwrite, -resume, -plan)",
+        help="defaults: flags in a JSON or .yaml file, or a run.json of a run (but -overwrite, -plan)",
     )
 
     for declared in fields(Arguments):

@@ -41,12 +41,6 @@ def locked(file: Path, what: str, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
-def lock_of(out: Path) -> Path:
-    """The lock of the folder OUT: OUT.lock beside it."""
-    final = Path(os.path.realpath(out.expanduser()))
-    return final.parent / f"{final.name}.lock"
-
-
 class RunFolder:
     """OUT, which a command fills: it writes to `partial`, OUT.partial, and `finish` gives that its name.
 
@@ -57,14 +51,11 @@ class RunFolder:
     keep: entries of OUT.partial that a later run continues from; the rest is written again.
     """
 
-    def __init__(
-        self, out: Path, arguments: dict, overwrite: bool = False, keep: tuple[str, ...] = (), flag: str = "-output_dir"
-    ):
+    def __init__(self, out: Path, arguments: dict, overwrite: bool = False, keep: tuple[str, ...] = ()):
         self.final = Path(os.path.realpath(out.expanduser()))
         self.partial = self.final.parent / f"{self.final.name}{PARTIAL}"
-        self._lock = lock_of(out)
         self._arguments, self._overwrite, self._keep = arguments, overwrite, keep
-        self._flag, self._what = flag, f"{flag}: {out}"
+        self._what = f"-output_dir: {out}"
         self.whole = False
         """Whether a kill left nothing to do but to give the result its name."""
 
@@ -74,8 +65,8 @@ class RunFolder:
         if not self.final.name or os.path.ismount(self.final):
             raise UserError(f"{self._what} is where a disk begins, and can't be renamed; give a folder in it")
         self._made = [folder for folder in self.final.parents if not folder.exists()]
-        check_writable(self.final.parent, self._flag, make=True)
-        self._held = locked(self._lock, self._what)
+        check_writable(self.final.parent, "-output_dir", make=True)
+        self._held = locked(self.final.parent / f"{self.final.name}.lock", self._what)
         self._held.__enter__()
         try:
             self._check()
@@ -182,7 +173,7 @@ class RunFolder:
         return f"-{changed[0]}: {now[changed[0]]} now, {before.get(changed[0])} before" if changed else None
 
 
-def check_apart(output: Path, inputs: dict[str, Path | str | None], flag: str = "-output_dir") -> None:
+def check_apart(output: Path, inputs: dict[str, Path | str | None]) -> None:
     """Raise UserError if the folder `output` is, holds or lies in an input, by whatever links or spelling.
 
     inputs: flag → what it names. A text is taken for a path only where there is such a file or folder, since it may be
@@ -198,4 +189,4 @@ def check_apart(output: Path, inputs: dict[str, Path | str | None], flag: str = 
             within = source in final.parents and not source.is_file()
             if final == source or final in source.parents or within:
                 how = "is" if final == source else "lies in" if within else "holds"
-                raise UserError(f"{flag}: {output} {how} what {name} names ({value}); give another folder")
+                raise UserError(f"-output_dir: {output} {how} what {name} names ({value}); give another folder")

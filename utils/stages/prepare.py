@@ -3,8 +3,6 @@
 import sys
 from pathlib import Path
 
-from transformers import LlamaConfig
-
 import pruning
 from models.checkpoint import Checkpoint, check_finite, check_weights
 from models.compact import in_dense_shapes
