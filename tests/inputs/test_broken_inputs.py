@@ -16,7 +16,6 @@ import torch
 from data.loading import load_samples
 from models.loading import check_model, load_config, load_model, resolve, usable_device
 from pruning import calibration
-from pruning.pattern import Pattern
 from tests.builders import byte_tokenizer
 from tests.inputs import broken
 from tests.inputs.broken import DEEP, DIGITS, Evil, Spoil
@@ -44,57 +43,34 @@ def line(number: int) -> str:
 
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32\nsize 9\n"
-NO_INDEX = "is no index of weights"
 
 FILES: dict[str, tuple[Spoil, str]] = {
     "truncated": (broken.raw(lambda data: data[:1000]), "cannot read"),
     "a pointer of git-lfs": (broken.file(broken.WEIGHTS, LFS), "cannot read"),
-    "a folder for a file": (broken.as_folder(broken.WEIGHTS), "holds no weights"),
     "no weights": (broken.without(broken.WEIGHTS), "holds no weights"),
     "another shape": (broken.tensors(lambda t: t.update({NORM: torch.ones(25)})), "has the shape (25,)"),
     "NaN": (broken.tensors(lambda t: t[NORM].fill_(float("nan"))), "model.norm.weight in"),
     "int8": (broken.tensors(lambda t: t.update({NORM: t[NORM].to(torch.int8)})), "dequantize"),
-    "a weight missing": (broken.tensors(lambda t: t.pop(NORM)), "lacks model.norm.weight"),
     "a weight too much": (broken.tensors(lambda t: t.update(more=torch.ones(2))), "holds more that a Llama"),
     "a tensor in two shards with other values": (broken.twice(1.0), "with other values, in b.safetensors"),
-    "index without weight_map": (broken.instead(broken.INDEX, "{}"), "weight_map is missing"),
-    "index of numbers": (broken.instead(broken.INDEX, '{"weight_map": {"a": 3}}'), NO_INDEX),
     "index outside": (broken.instead(broken.INDEX, '{"weight_map": {"a": "../b"}}'), "not in the folder itself"),
     "index of what is not there": (broken.instead(broken.INDEX, '{"weight_map": {"a": "b"}}'), "lacks b, which"),
-    ".bin of anything": (broken.instead(broken.PICKLE, b"anything"), "cannot read"),
     ".bin evil": (broken.pickled(lambda t: {NORM: Evil()}), "cannot read"),
     ".bin of a sparse tensor": (broken.pickled(lambda t: t | {NORM: t[NORM].to_sparse()}), "no plain tensors"),
-    "config.json empty": (broken.file("config.json", ""), "cannot read"),
     "config.json with a byte order mark": (broken.with_mark("config.json"), "config.json: "),
     "config.json nested": (broken.file("config.json", DEEP), "nested too deeply"),
-    "no model_type": (broken.config(model_type=None), "names no model_type"),
     "another model_type": (broken.config(model_type="gpt2"), "is a 'gpt2' model"),
     "heads that don't share": (broken.config(num_key_value_heads=4), "cannot share 4"),
-    "a layer more": (broken.config(num_hidden_layers=4), "lacks model.layers.3"),
     "head_dim odd": (broken.config(head_dim=7), "config.json: "),
     "unknown old rope type": (broken.config(rope_scaling={"type": "rope"}), "has the type 'rope'"),
     "rope of factor 0": (broken.config(rope_scaling={"rope_type": "linear", "factor": 0}), "factor is 0"),
-    "generation_config.json nested": (broken.file("generation_config.json", DEEP), "is no JSON object"),
     "tied perhaps": (broken.config(tie_word_embeddings="yes"), "tie_word_embeddings"),
-    "bitsandbytes": (
-        broken.config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
-        "is quantized by bitsandbytes, and RestoreLCC reads plain weights; save what model.dequantize()",
-    ),
-    "compressed-tensors": (
-        broken.config(quantization_config={"quant_method": "compressed-tensors"}),
-        "is quantized by compressed-tensors, and RestoreLCC reads plain weights; save what transformers makes of it",
-    ),
+    "quantized": (broken.config(quantization_config={"quant_method": "bitsandbytes"}), "save what model.dequantize()"),
     "no tokenizer": (broken.without("tokenizer.json", "tokenizer_config.json"), "no usable tokenizer"),
     "a tokenizer of one word": (broken.one_word, "makes no tokens of a text, or none but special ones"),
     "a tokenizer that yields only BOS": (broken.only_bos, "makes no tokens of a text, or none but special ones"),
     "token ids beyond the vocabulary": (broken.more_tokens(special=False), "'<more99>' with id 357, beyond"),
-    "no token to pad with": (
-        broken.values("tokenizer_config.json", pad_token=None, eos_token=None, unk_token=None),
-        "no padding, end or unknown token",
-    ),
-    "tokenizer.json {}": (broken.file("tokenizer.json", "{}"), "no usable tokenizer"),
     "tokenizer of an unknown kind": (broken.tokenizer_model(type="Mine"), "no usable tokenizer"),
-    "tokenizer_config.json []": (broken.file("tokenizer_config.json", "[]"), "no usable tokenizer"),
 }
 
 
@@ -168,132 +144,79 @@ def test_a_pruned_model_that_is_broken_or_another_ones_is_told(world, tmp_path, 
     assert told.startswith("-pruned_model_path: ") and says in told
 
 
-GGUFS = {
-    "text": (b"no such file" * 9, "no whole GGUF file"),
-    "tensors without number": (broken.gguf(2**60, 1), "no whole GGUF file"),
-    "another edition": (broken.gguf(1, 1, edition=9), "no whole GGUF file"),
-    "metadata of nothing": (broken.gguf(1, 1), "cannot unpack"),
-    "cut": (broken.gguf(3, 2, rest=bytes(range(256))), "cannot unpack"),
-}
-
-
-@pytest.mark.parametrize("case", GGUFS)
-def test_a_broken_gguf_is_told(tmp_path, case):
-    content, says = GGUFS[case]
-    (tmp_path / "model.gguf").write_bytes(content)
-    told = said(resolve, str(tmp_path / "model.gguf"), "-pruned_model_path", tmp_path / "cache")
-    assert told.startswith("-pruned_model_path: ") and says in told
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-
-
-SAMPLES: dict[str, tuple[str, str | bytes, str]] = {
-    "nested": ("jsonl", DEEP, ":1: not valid JSON (nested too deeply)"),
-    "digits": ("jsonl", f'{{"instruction": {DIGITS}, "output": "b"}}', ":1: not valid JSON (a number of thousands"),
-    "half a surrogate": ("jsonl", '{"instruction": "\\ud800", "output": "b"}', ":1: not valid JSON (half of"),
-    "Latin-1": ("jsonl", b'{"instruction": "caf\xe9", "output": "b"}', "check that it is UTF-8"),
-    "cut": ("jsonl", line(0) + "\n" + line(1)[:20], ":2: not valid JSON"),
-    "no object": ("jsonl", "3\n", ":1: not an object"),
-    "other fields": ("jsonl", '{"question": "a"}\n', "field 'instruction' is missing (it has: question)"),
-    "a field with line breaks": ("jsonl", '{"a\\nb\\nc": 1}\n', "(it has: a b c)"),
-    "list nested": ("json", DEEP, ": not valid JSON (nested too deeply)"),
-    "list cut": ("json", f"[{line(0)},\n{line(1)}", ":2: not valid JSON"),
-    "text for a list": ("json", '"text"', "holds no list of samples"),
-    "rows for a list": ("json", f"{line(0)}\n{line(1)}", "one object a line belongs in a .jsonl file"),
-    ".pt of anything": ("pt", b"anything", "as a PyTorch file of plain lists"),
-}
-
-
-@pytest.mark.parametrize("case", SAMPLES)
-def test_broken_samples_are_told(tmp_path, case):
-    kind, content, says = SAMPLES[case]
-    path = tmp_path / f"samples.{kind}"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    told = said(load_samples, str(path), 8, 2)
-    assert told.startswith("-data_path: ") and str(path) in told and says in told
-
-
-PICKLED = {
-    "evil": ([Evil()], "as a PyTorch file of plain lists"),
-    "a tensor": (torch.ones(3), "holds no list of samples"),
-    "half a surrogate": ([{"text": "a \ud800", "label": "b"}], ":1: field 'text' holds half of a surrogate pair"),
-}
-
-
-@pytest.mark.parametrize("case", PICKLED)
-def test_a_broken_pt_is_told(tmp_path, case, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    content, says = PICKLED[case]
-    torch.save(content, tmp_path / "samples.pt")
-    assert says in said(load_samples, str(tmp_path / "samples.pt"), 8, 2) and not (tmp_path / "ran").exists()
-
-
-CALIBRATION = {
-    "nested": ("jsonl", DEEP, ":1: not valid JSON (nested too deeply)"),
-    "half a surrogate": ("jsonl", '{"text": "\\udc00"}', ":1: not valid JSON (half of"),
-    "no list": ("json", '{"text": "a"}', "holds no list"),
-    "no text": ("jsonl", '{"texts": "a"}', "document 1"),
-    "Latin-1": ("txt", b"caf\xe9", "give UTF-8 text"),
-    "too short": ("txt", "short", "holds 5 tokens"),
-}
-
-
-@pytest.mark.parametrize("case", CALIBRATION)
-def test_a_broken_calibration_text_is_told(tmp_path, case):
-    kind, content, says = CALIBRATION[case]
-    path = tmp_path / f"text.{kind}"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    told = said(calibration.load, str(path), 2, 16, byte_tokenizer(), 1)
-    assert told.startswith("-calib_data: ") and says in told
-
-
 RTE = {"sentence1": "It rains.", "sentence2": "It is wet.", "label": 0}
 ARC = {"question": "What?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}
 HELLASWAG = {"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "ctx": "b c", "endings": ["d", "e"], "label": "0"}
-WINOGRANDE = {"sentence": "The _ is.", "option1": "cat", "option2": "dog", "answer": "1"}
+WINOGRANDE = {"sentence": "No gap.", "option1": "cat", "option2": "dog", "answer": "1"}
+ONE_CHOICE = ARC | {"choices": {"text": ["a"], "label": ["A"]}}
 
-TASKS: dict[str, tuple[str, object, str]] = {
-    "a float label": ("rte/validation", RTE | {"label": 1.0}, "row 1: field 'label' is 1.0, not one of [0, 1]"),
-    "no label": ("rte/validation", {"sentence1": "a", "sentence2": "b"}, "row 1: field 'label' is missing"),
-    "one choice": (
-        "arc_easy/test",
-        ARC | {"choices": {"text": ["a"], "label": ["A"]}},
-        "row 1: field 'choices' is not",
-    ),
-    "fewer labels": (
-        "arc_easy/test",
-        ARC | {"choices": {"text": ["a", "b", "c"], "label": ["A", "B"]}},
-        "as many labels as texts",
-    ),
-    "another answer": ("arc_easy/test", ARC | {"answerKey": "C"}, "field 'answerKey' is 'C'"),
-    "one ending": ("hellaswag/validation", HELLASWAG | {"endings": ["d"]}, "not a list of texts, two or more"),
-    "a label beyond": ("hellaswag/validation", HELLASWAG | {"label": "2"}, "field 'label' is '2'"),
-    "no gap": ("winogrande/validation", WINOGRANDE | {"sentence": "None."}, "has no '_'"),
-    "nested": ("rte/validation", DEEP, "row 1: no whole JSON object (nested too deeply)"),
-    "half a surrogate": ("rte/validation", '{"sentence1": "\\ud800"}', "row 1: no whole JSON object (half of"),
-    "Latin-1": ("rte/validation", b"\xe9", "cannot read"),
-    "no rows": ("rte/validation", "\n", "has no rows"),
-    "no such split": ("rte/train", RTE, "has no validation split of rte"),
+BROKEN: list[tuple[str, object, str]] = [
+    ("model.gguf", b"no such file" * 9, "no whole GGUF file"),
+    ("model.gguf", broken.gguf(2**60, 1), "no whole GGUF file"),
+    ("model.gguf", broken.gguf(1, 1, edition=9), "no whole GGUF file"),
+    ("model.gguf", broken.gguf(1, 1), "cannot unpack"),
+    ("model.gguf", broken.gguf(3, 2, rest=bytes(range(256))), "cannot unpack"),
+    ("samples.jsonl", DEEP, ":1: not valid JSON (nested too deeply)"),
+    ("samples.jsonl", f'{{"instruction": {DIGITS}, "output": "b"}}', ":1: not valid JSON (a number of thousands"),
+    ("samples.jsonl", '{"instruction": "\\ud800", "output": "b"}', ":1: not valid JSON (half of"),
+    ("samples.jsonl", b'{"instruction": "caf\xe9", "output": "b"}', "check that it is UTF-8"),
+    ("samples.jsonl", line(0) + "\n" + line(1)[:20], ":2: not valid JSON"),
+    ("samples.jsonl", "3\n", ":1: not an object"),
+    ("samples.jsonl", '{"a\\nb\\nc": 1}\n', "field 'instruction' is missing (it has: a b c)"),
+    ("samples.json", f"[{line(0)},\n{line(1)}", ":2: not valid JSON"),
+    ("samples.json", '"text"', "holds no list of samples"),
+    ("samples.json", f"{line(0)}\n{line(1)}", "one object a line belongs in a .jsonl file"),
+    ("samples.pt", b"anything", "as a PyTorch file of plain lists"),
+    ("text.jsonl", DEEP, ":1: not valid JSON (nested too deeply)"),
+    ("text.jsonl", '{"text": "\\udc00"}', ":1: not valid JSON (half of"),
+    ("text.json", '{"text": "a"}', "holds no list"),
+    ("text.jsonl", '{"texts": "a"}', "document 1"),
+    ("text.txt", b"caf\xe9", "give UTF-8 text"),
+    ("text.txt", "short", "holds 5 tokens"),
+    ("rte/validation.jsonl", RTE | {"label": 1.0}, "row 1: field 'label' is 1.0, not one of [0, 1]"),
+    ("rte/validation.jsonl", {"sentence1": "a", "sentence2": "b"}, "row 1: field 'label' is missing"),
+    ("arc_easy/test.jsonl", ONE_CHOICE, "row 1: field 'choices' is not {'text'"),
+    ("arc_easy/test.jsonl", ARC | {"answerKey": "C"}, "field 'answerKey' is 'C'"),
+    ("hellaswag/validation.jsonl", HELLASWAG | {"label": "2"}, "field 'label' is '2'"),
+    ("winogrande/validation.jsonl", WINOGRANDE, "has no '_'"),
+    ("rte/validation.jsonl", DEEP, "row 1: no whole JSON object (nested too deeply)"),
+    ("rte/validation.jsonl", b"\xe9", "cannot read"),
+    ("rte/validation.jsonl", "\n", "has no rows"),
+    ("rte/train.jsonl", RTE, "has no validation split of rte"),
+]
+READERS = {
+    "model": ("-pruned_model_path", lambda path: resolve(str(path), "-pruned_model_path", path.parent / "cache")),
+    "samples": ("-data_path", lambda path: load_samples(str(path), 8, 2)),
+    "text": ("-calib_data", lambda path: calibration.load(str(path), 2, 16, byte_tokenizer(), 1)),
 }
 
 
-@pytest.mark.parametrize("case", TASKS)
-def test_broken_task_rows_are_told(tmp_path, case):
-    place, content, says = TASKS[case]
-    path = tmp_path / f"{place}.jsonl"
-    path.parent.mkdir(parents=True)
-    if not isinstance(content, str | bytes):
-        content = json.dumps(content)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    told = said(plan_tasks, place.partition("/")[0], tmp_path, None, 64)
-    assert told.startswith("-eval_data_dir: ") and says in told
+@pytest.mark.parametrize(("name", "content", "says"), BROKEN, ids=range(len(BROKEN)))
+def test_a_broken_file_is_told_of_the_flag_that_named_it(tmp_path, name, content, says):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    raw = content if isinstance(content, str | bytes) else json.dumps(content)
+    path.write_bytes(raw if isinstance(raw, bytes) else raw.encode())
+    rows = "-eval_data_dir", lambda path: plan_tasks(path.parent.name, tmp_path, None, 64)
+    flag, read = READERS.get(path.stem, rows)
+    told = said(read, path)
+    assert told.startswith(f"{flag}: ") and says in told
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
 
 
 def test_a_broken_row_to_train_on_is_told(tmp_path):
     (tmp_path / "rte").mkdir(parents=True)
     (tmp_path / "rte" / "train.jsonl").write_text(json.dumps(RTE | {"label": 1.0}))
-    args = parse_arguments(["-spec_task", "rte", "-eval_data_dir", str(tmp_path)])
-    told = said(load_texts, args)
+    told = said(load_texts, parse_arguments(["-spec_task", "rte", "-eval_data_dir", str(tmp_path)]))
     assert told.startswith("-eval_data_dir: ") and "field 'label' is 1.0" in told
+
+
+def test_a_pt_runs_no_code_and_holds_texts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    surrogate = [{"text": "a \ud800", "label": "b"}], ":1: field 'text' holds half of a surrogate pair"
+    for content, says in (([Evil()], "as a PyTorch file of plain lists"), (torch.ones(3), "holds no list"), surrogate):
+        torch.save(content, tmp_path / "samples.pt")
+        assert says in said(load_samples, str(tmp_path / "samples.pt"), 8, 2) and not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("spoil", [broken.with_mark, broken.with_crlf])
@@ -352,16 +275,11 @@ def test_a_flag_that_cannot_be_is_told(name, value, says):
     assert told.startswith(f"-{name}/--{name}: {says}") and len(told) < 500
 
 
-@pytest.mark.parametrize("device", ["meta", "hpu", "mps", "xpu", "gpu", "cuda", "cuda:99"])
+@pytest.mark.parametrize("device", ["meta", "mps", "gpu", "cuda", "cuda:99"])
 def test_a_device_that_is_not_there_is_told(device):
     if torch.cuda.is_available() and device == "cuda":
         pytest.skip("there is one")
     assert said(usable_device, device).startswith(f"-device: {device} cannot be used")
-
-
-@pytest.mark.parametrize("sparsity", [f"{DIGITS}:4", "4:2", "nan", "1.0"])
-def test_a_sparsity_that_cannot_be_is_told(sparsity):
-    assert said(Pattern.parse, sparsity).startswith(f"-sparsity: '{sparsity[:3]}")
 
 
 RUNS: dict[str, tuple[dict[str, object], str]] = {
