@@ -50,12 +50,6 @@ def samples(path: Path) -> list[tuple[str, str]]:
 
 
 @some
-@given(st.binary(max_size=60), st.sampled_from(["samples.jsonl", "samples.json", "samples.pt"]))
-def test_any_bytes_are_samples_or_refused(raw, name):
-    in_file(name, raw, samples)
-
-
-@some
 @given(st.lists(rows, max_size=3), st.booleans())
 def test_any_rows_are_texts_or_refused(given_rows, as_list):
     encoded = [json.dumps(row) for row in given_rows]
