@@ -45,8 +45,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 _TOLD = re.compile(
-    r"can(?:no|')t allocate memory|not enough memory|out of memory|bad_alloc|_ALLOC_FAILED|os error 12\)",
-    re.IGNORECASE,
+    r"can(?:no|')t allocate memory|not enough memory|out of memory|bad_alloc|_ALLOC_FAILED|os error 12\)", re.IGNORECASE
 )
 
 

@@ -1,10 +1,11 @@
 """Every flag of RestoreLCC_train.py: its unit, range and default, checked before anything loads."""
 
+import sys
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 
 from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, name_or_path
-from utils.common.config_file import NOT_REPEATED, read_config
+from utils.common.config_file import NOT_REPEATED, as_words, read_config
 from utils.common.errors import UserError
 from utils.common.flag_types import above, at_least, at_least_real, count_or_share, hub_id, linear_names, seed_number
 from utils.common.methods import METHODS
@@ -246,18 +247,22 @@ class Arguments:
 
 def parse_arguments(argv: list[str] | None = None) -> Arguments:
     """Arguments from the command line, with defaults from `-config` if it is given; UserError if any is wrong."""
-    parser = build_parser()
+    typed, parser = sys.argv[1:] if argv is None else argv, build_parser()
     config = Parser(add_help=False)
     config.flag("config", type=folder_path)
     config.flag("recipe", choices=RECIPES)
-    chosen, _ = config.parse_known_args(argv)
+    chosen, _ = config.parse_known_args(typed)
     of_file = read_config(chosen.config, parser) if chosen.config else {}
     if recipe := chosen.recipe or of_file.get("recipe"):
         # A run.json names its recipe and the flags that it ran with; one that is typed is asked for now.
-        of_recipe = {"recipe": recipe, **RECIPES[recipe]}
+        of_recipe = {"recipe": recipe, **RECIPES.get(str(recipe), {})}
         of_file = {**of_file, **of_recipe} if chosen.recipe else {**of_recipe, **of_file}
-    parser.set_defaults(**of_file)
-    values = vars(parser.parse_args(argv))
+    try:
+        words = as_words(of_file, parser)
+        parser.parse_args(words)
+    except UserError as error:
+        raise UserError(f"-config: {chosen.config}: {error}") from error
+    values = vars(parser.parse_args([*words, *typed]))
     values.pop("config")
     embedded, task = values["base_model_name"].lower() == EMBEDDED, values["spec_task"]
     chosen_by_others = {
