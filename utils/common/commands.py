@@ -65,17 +65,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         message = message.replace("argument ", "", 1)
-        if unknown := message.removeprefix(_UNKNOWN) if message.startswith(_UNKNOWN) else "":
-            message += self._nearest(unknown.split()[0])
+        if message.startswith(_UNKNOWN) and (word := message.removeprefix(_UNKNOWN).split()[0])[0] == "-":
+            flags = [action.option_strings[0].lstrip("-") for action in self._actions if action.option_strings]
+            given = word.lstrip("-").partition("=")[0]
+            # The beginning of a flag is nearer to it than any change of letters.
+            near = [flag for flag in flags if given and flag.startswith(given)] or get_close_matches(given, flags, 2)
+            message += f"; did you mean {' or '.join(f'-{flag}' for flag in near[:3])}?" if near else ""
         raise UserError(message)
-
-    def _nearest(self, word: str) -> str:
-        """What may have been meant by an unknown flag."""
-        flags = [action.option_strings[0].lstrip("-") for action in self._actions if action.option_strings]
-        given = word.lstrip("-").partition("=")[0]
-        # The beginning of a flag is nearer to it than any change of letters.
-        near = [flag for flag in flags if given and flag.startswith(given)] or get_close_matches(given, flags, 2, 0.6)
-        return f"; did you mean {' or '.join(f'-{flag}' for flag in near[:3])}?" if word[0] == "-" and near else ""
 
 
 class _Help(argparse.HelpFormatter):

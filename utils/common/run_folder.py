@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -119,12 +119,12 @@ class RunFolder:
         self._check_free()
         if self.whole:
             return None
-        if changed and self._worth_keeping() and not self._overwrite:
-            raise UserError(
-                f"{changed}; give the flags of the interrupted run in {self.partial} to continue it, or rename that "
-                "folder to begin anew"
-            )
         if changed and self._worth_keeping():
+            if not self._overwrite:
+                raise UserError(
+                    f"{changed}; give the flags of the interrupted run in {self.partial} to continue it, or rename "
+                    "that folder to begin anew"
+                )
             aside = first_free(self.partial)
             self.partial.rename(aside)
             print(f"the interrupted run's folder is {aside} now; this one begins anew")
@@ -155,11 +155,10 @@ class RunFolder:
         return (self.partial / UNFINISHED).is_file() or not any(self.partial.iterdir())
 
     def _record(self) -> dict:
-        try:
-            found = read_json(self.partial / UNFINISHED)
-        except (OSError, ValueError):
-            found = None
-        return found if isinstance(found, dict) else {}
+        with suppress(OSError, ValueError):
+            if isinstance(found := read_json(self.partial / UNFINISHED), dict):
+                return found
+        return {}
 
     def _worth_keeping(self) -> bool:
         return bool(self._record().get("whole")) or any((self.partial / name).exists() for name in self._keep)
