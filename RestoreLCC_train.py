@@ -4,7 +4,7 @@
     python RestoreLCC_train.py -base_model_name llama_7B -pruned_model_path PRUNED
     python RestoreLCC_train.py --help
 
-Each stage is a module of utils/stages: what it reads, what the cache keeps of it by what, and what it hands on.
+The stages are in utils/stages: what each reads, what the cache keeps of it by what, and what it hands on.
 """
 
 from contextlib import nullcontext

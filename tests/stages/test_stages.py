@@ -65,7 +65,6 @@ def test_an_ablation_reuses_everything_but_training(world, finished, tmp_path, n
 
 
 KEYS = [
-    ({}, set()),
     ({"lr": 1, "method": "magnitudes_only", "train_seed": 7}, set()),
     ({"data_seed": 7}, {"components"}),
     ({"num_train_samples": 29}, {"embeddings", "activations", "components", "examples"}),
