@@ -4,7 +4,7 @@
     python RestoreLCC_train.py -base_model_name llama_7B -pruned_model_path PRUNED
     python RestoreLCC_train.py --help
 
-Each stage is a module of utils/stages: what it reads, what the cache keeps of it by what, and what it hands on.
+The stages are in utils/stages: what each reads, what the cache keeps of it by what, and what it hands on.
 """
 
 from contextlib import nullcontext
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data.loading import check_calib_data, check_data_path
 from models.names import check_found
-from utils.common.commands import check_cache, run
+from utils.common.commands import check_cache, quiet_libraries, run
 from utils.common.errors import UserError
 from utils.common.flags import Arguments, parse_arguments
 from utils.common.processes import Processes, is_main_process
@@ -76,20 +76,16 @@ def check_inputs(args: Arguments) -> None:
 def restore(args: Arguments, processes: Processes, folder: Path) -> None:
     """All stages in their order; what comes of them is in `folder`."""
     from models.loading import usable_device
-    from utils.common.libraries import quiet_libraries
     from utils.stages.context import Run
-    from utils.stages.measure import measure
-    from utils.stages.merge import merge, score_merged
-    from utils.stages.negatives import probe_trees, prompt_trees
+    from utils.stages.measure import measure, probe_trees, prompt_trees, score_merged
     from utils.stages.prepare import prepare
     from utils.stages.prune import pruned_checkpoint
-    from utils.stages.rank import rank
+    from utils.stages.rank import head_norms, rank
     from utils.stages.results import write_results
-    from utils.stages.scales import head_norms
-    from utils.stages.train import train_restoration
+    from utils.stages.train import merge, train_restoration
 
     quiet_libraries()
-    run = Run.of(args, processes, folder, usable_device(processes.device))
+    run = Run(args, processes, folder, usable_device(processes.device))
     with run.main_first("samples"):
         models, samples, plan = prepare(run)
     with run.main_first("prune"):
@@ -108,11 +104,11 @@ def restore(args: Arguments, processes: Processes, folder: Path) -> None:
     if not processes.is_main:
         return
     with run.stage("merge"):
-        merged = merge(run, models, trained)
+        proof, compact = merge(run, models, trained)
     with run.stage("restored"):
-        restored = score_merged(run, models, samples, plan, merged)
+        restored = score_merged(run, models, samples, plan, proof)
     measured = {"dense": dense, "pruned": pruned, "restored": restored}
-    write_results(run, models, samples, ranked, trained, merged, measured)
+    write_results(run, models, samples, ranked, trained, (proof.record, compact), measured)
 
 
 if __name__ == "__main__":

@@ -4,17 +4,16 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, BertConfig, BertModel
+from transformers import AutoModelForCausalLM
 
 import RestoreLCC_train
-from tests.builders import byte_tokenizer, save_tiny_llama
+from tests.builders import save_tiny_llama
 from utils.common.flags import parse_arguments
 from utils.common.processes import Processes
 from utils.evaluation.task_loading import EvalPlan
 from utils.samples import Samples
 from utils.stages.context import Models, Run
-from utils.stages.measure import measure
-from utils.stages.negatives import probe_trees, prompt_trees
+from utils.stages.measure import measure, probe_trees, prompt_trees
 from utils.stages.prepare import prepare
 from utils.stages.rank import Ranked, rank
 
@@ -23,7 +22,7 @@ HEADS = 5
 
 
 def make_world(root: Path) -> Path:
-    """A dense and a pruned tiny Llama, a sentence encoder, samples, a text to calibrate on and one to score."""
+    """A dense and a pruned tiny Llama, samples, a text to calibrate on and one to score."""
     dense = save_tiny_llama(root / "dense")
     model = AutoModelForCausalLM.from_pretrained(dense)
     with torch.no_grad():
@@ -32,10 +31,6 @@ def make_world(root: Path) -> Path:
                 if isinstance(linear, torch.nn.Linear):
                     linear.weight[linear.weight.abs() < linear.weight.abs().median()] = 0
     model.save_pretrained(root / "pruned")
-    torch.manual_seed(0)
-    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "intermediate_size": 16}
-    BertModel(BertConfig(vocab_size=300, **sizes)).save_pretrained(root / "encoder")
-    byte_tokenizer().save_pretrained(root / "encoder")
     rows = [
         {"instruction": f"Count to {n}.", "input": "" if n % 2 else f"from {n // 2}", "output": f"{n} is {n * n % 97}"}
         for n in range(40)
@@ -61,14 +56,12 @@ def flags(world: Path, output: Path, **changes) -> list[str]:
         "num_train_samples": 30,
         "num_valid_samples": 8,
         "num_probe_samples": 20,
-        "sentence_encoder": world / "encoder",
         "use_topk_heads": HEADS,
         "num_epoch": 2,
         "lr": 1e-2,
         "eval_tasks": "wikitext2",
         "eval_data_dir": world / "tasks",
         "ppl_window": 64,
-        "report_prompts": 2,
         "dtype": "float32",
         "device": "cpu",
         "output_dir": output,
@@ -85,7 +78,7 @@ def flags(world: Path, output: Path, **changes) -> list[str]:
 def prepared(arguments: list[str]) -> tuple[Run, Models, Samples, EvalPlan]:
     """What the stages of such a run are given."""
     args = parse_arguments(arguments)
-    run = Run.of(args, Processes(args.device), args.output_dir, args.device)
+    run = Run(args, Processes(args.device), args.output_dir, args.device)
     return run, *prepare(run)
 
 

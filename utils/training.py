@@ -32,7 +32,7 @@ from utils.common.disk import explain_disk_full
 from utils.common.errors import Stopped, UserError
 from utils.common.files import write_json
 from utils.common.names import DIVERGED
-from utils.common.progress import Lines, progress
+from utils.common.progress import progress
 from utils.distillation import Distillation
 from utils.losses import IGNORED, ResponseLoss
 from utils.packing import by_length
@@ -490,7 +490,7 @@ class _Watch(TrainerCallback):
         self.signal = 0
         self.saved = time.monotonic()
         self.began = 0.0
-        self.bar: tqdm | Lines | None = None
+        self.bar: tqdm | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -1,23 +1,15 @@
 """What every command does before it begins."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
-import pytest
+import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-ASKED = "run(lambda: print(__import__('torch').backends.cuda.matmul.allow_tf32))"
+from utils.common.commands import TF32, run
 
 
-@pytest.mark.parametrize("before", ["", "import torch; "])
-def test_products_of_fp32_are_never_those_of_tf32(before):
-    done = subprocess.run(
-        [sys.executable, "-c", f"{before}from utils.common.commands import run; {ASKED}"],
-        env={**os.environ, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"},
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.stdout == "False\n", done.stderr
+def test_products_of_fp32_are_never_those_of_tf32(monkeypatch):
+    """In this process by torch's own switch, in those that it starts since the variable is gone."""
+    monkeypatch.setenv(TF32, "1")
+    torch.set_float32_matmul_precision("high")
+    run(lambda: None)
+    assert TF32 not in os.environ and torch.get_float32_matmul_precision() == "highest"

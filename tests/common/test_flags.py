@@ -1,7 +1,6 @@
 """Flags from a file are checked as those of the command line are; paths have one spelling, seeds their own flags."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -18,15 +17,13 @@ def from_config(folder: Path, content: object, *flags: str, encoding: str = "utf
 
 
 def test_what_run_json_holds_repeats_the_run_but_not_how_it_was_started(tmp_path):
-    given = ["-lr", "0.02", "-use_topk_heads", "7", "-eval_limit", "3", "-overwrite", "-resume", "-data_seed", "5"]
-    first = parse_arguments([*given, "-plan", "here", "-skip_bad_samples", "-push_to_hub", "a/b"])
-    written = first.as_json()
-    once = {"overwrite", "resume", "plan", "config", "quiet", "report_to", "push_to_hub"}
-    assert not once & set(written)
+    given = ["-lr", "0.02", "-use_topk_heads", "7", "-eval_limit", "3", "-overwrite", "-data_seed", "5"]
+    written = parse_arguments([*given, "-plan", "here", "-push_to_hub", "a/b"]).as_json()
+    assert not {"overwrite", "plan", "config", "push_to_hub"} & set(written)
     again = from_config(tmp_path, {"arguments": json.loads(json.dumps(written)), "seed": 42})
     assert again.as_json() == written
-    assert (again.overwrite, again.resume, again.plan, again.push_to_hub) == (False, "auto", None, None)
-    of_earlier_version = {"arguments": written | {"overwrite": True, "resume": True, "plan": "here"}}
+    assert (again.overwrite, again.plan, again.push_to_hub) == (False, None, None)
+    of_earlier_version = {"arguments": written | {"overwrite": True, "plan": "here"}}
     assert from_config(tmp_path, of_earlier_version) == again
     assert from_config(tmp_path, of_earlier_version, "-overwrite").overwrite
 
@@ -48,8 +45,7 @@ def test_a_recipe_that_is_typed_wins_over_a_file_and_one_in_a_file_does_not(tmp_
     assert (other.recipe, other.method, other.lr) == ("inside_mask", "masked_lora", RECIPES["inside_mask"]["lr"])
 
 
-@pytest.mark.parametrize("name", ["overwrite", "resume", "plan", "config", "push_to_hub"])
-@pytest.mark.parametrize("value", [True, False, "no", None])
+@pytest.mark.parametrize(("name", "value"), [("overwrite", True), ("plan", None), ("config", "a"), ("push_to_hub", 0)])
 def test_a_config_by_hand_cannot_say_how_a_run_is_started(tmp_path, name, value):
     with pytest.raises(UserError, match=rf"^-config: \S+config.json: {name}: given on the command line only"):
         from_config(tmp_path, {"lr": 1, name: value})
@@ -57,29 +53,20 @@ def test_a_config_by_hand_cannot_say_how_a_run_is_started(tmp_path, name, value)
 
 WRONG = {
     "switch as text": ({"allow_dense": "false"}, 'allow_dense is "false"; a switch is true or false'),
-    "switch as number": ({"torch_compile": 1}, "torch_compile is 1; a switch is true or false"),
-    "switch null": ({"allow_dense": None}, "allow_dense is null; a switch"),
     "list": ({"lr": [1e-3]}, r"lr is \[0.001\]; give a number or a text"),
-    "object": ({"data_path": {"train": "a"}}, "data_path is .*; give a number or a text"),
     "long object": ({"data_path": ["a" * 5000]}, "data_path is .{60,70}…; give a number or a text"),
     "null number": ({"lr": None}, "lr is null; give a number or a text"),
-    "null text": ({"prune_method": None}, "prune_method is null"),
-    "true for text": ({"sparsity": True}, "sparsity is true; give a number or a text"),
     "true for a number": ({"batch_size": True}, "batch_size is true; give a number or a text"),
-    "share for a count": ({"batch_size": 0.5}, "batch_size must be a whole number"),
-    "text for a number": ({"lr": "fast"}, "lr is .fast., which it can't be"),
-    "not finite": ('{"lr": NaN}', "lr must be a number above 0, not nan"),
-    "huge": ('{"seed": 1%s}' % ("0" * 5000), "config.json"),
-    "seed too large": ({"seed": 2**32}, "seed must be a whole number, 0 to 4294967295, not 4294967296"),
+    "text for a number": ({"lr": "fast"}, "-lr/--lr: invalid float value: .fast."),
+    "not finite": ('{"lr": NaN}', "-lr/--lr: must be a number above 0, not nan"),
+    "seed too large": ({"seed": 2**32}, "-seed/--seed: must be a whole number, 0 to 4294967295, not 4294967296"),
     "half a surrogate": ('{"data_path": "\\ud800"}', "cannot read .* \\(half of a surrogate pair"),
-    "wrong choice": ({"dtype": "int8"}, 'dtype is "int8"; choose from bfloat16'),
+    "wrong choice": ({"dtype": "int8"}, "-dtype/--dtype: invalid choice: .int8."),
+    "unknown recipe": ({"recipe": "x"}, "-recipe/--recipe: invalid choice"),
     "unknown": ({"learning_rate": 1}, "names unknown flags: learning_rate"),
-    "help": ({"help": True}, "names unknown flags: help"),
-    "a list of flags": (["lr"], "holds no flags"),
     "null": ("null", "holds no flags"),
     "no JSON": ("{", "cannot read"),
     "a flag twice": ('{"lr": 1, "seed": 2, "lr": 3}', "cannot read .*'lr' stands there twice"),
-    "an empty path": ({"data_path": ""}, "data_path is empty; name something, or leave it out"),
     "deep": ("[" * 100_000, "cannot read"),
 }
 
@@ -94,18 +81,16 @@ def test_a_wrong_value_is_one_line_that_names_file_and_flag(tmp_path, case):
 
 
 def test_numbers_and_texts_stand_for_each_other_as_the_flag_takes_them(tmp_path):
-    args = from_config(tmp_path, {"sparsity": 0.5, "lr": "1e-3", "use_topk_heads": "0.5", "eval_batch_size": 8})
-    assert (args.sparsity, args.lr, args.use_topk_heads, args.eval_batch_size) == ("0.5", 1e-3, 0.5, 8)
+    args = from_config(tmp_path, {"sparsity": 0.5, "lr": "1e-3", "use_topk_heads": "0.5"})
+    assert (args.sparsity, args.lr, args.use_topk_heads) == ("0.5", 1e-3, 0.5)
     assert from_config(tmp_path, {"allow_dense": True, "eval_limit": None, "spec_task": None}).allow_dense
 
 
-@pytest.mark.parametrize(
-    ("given", "heads"), [("1", 1), ("7", 7), ("0.5", 12), ("1.0", 24), (1.0, 24), (1, 1)], ids=lambda value: repr(value)
-)
-def test_a_share_of_one_is_all_heads_and_a_count_of_one_is_one(tmp_path, given, heads):
-    args = from_config(tmp_path, {"use_topk_heads": given})
-    again = from_config(tmp_path, {"use_topk_heads": args.as_json()["use_topk_heads"]})
-    assert args.head_count(4, 6) == again.head_count(4, 6) == heads
+def test_a_share_of_one_is_all_heads_and_a_count_of_one_is_one(tmp_path):
+    for given, heads in (("1", 1), ("7", 7), ("0.5", 12), ("1.0", 24), (1.0, 24), (1, 1)):
+        args = from_config(tmp_path, {"use_topk_heads": given})
+        again = from_config(tmp_path, {"use_topk_heads": args.as_json()["use_topk_heads"]})
+        assert args.head_count(4, 6) == again.head_count(4, 6) == heads
 
 
 def test_yaml_is_read_as_it_is_written(tmp_path):
@@ -116,17 +101,16 @@ def test_yaml_is_read_as_it_is_written(tmp_path):
     assert found == ("2:4", 1e-3, True, None, 0.5, 2)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("lr: [1", "is no YAML in line "),
-        ("lr: 1\nlr: 2", "'lr' stands there twice"),
-        ("- lr", "holds no flags"),
-        ("train_norms: yes", 'train_norms is "yes"; a switch is true or false'),
-        ("lr: {a: 1}", "lr is "),
-        ("num_epoch: null", "num_epoch"),
-    ],
-)
+WRONG_YAML = [
+    ("lr: [1", "is no YAML in line "),
+    ("lr: 1\nlr: 2", "'lr' stands there twice"),
+    ("- lr", "holds no flags"),
+    ("train_norms: yes", 'train_norms is "yes"; a switch is true or false'),
+    ("num_epoch: null", "num_epoch"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), WRONG_YAML)
 def test_wrong_yaml_is_one_line_that_names_the_file(tmp_path, content, message):
     path = tmp_path / "flags.yml"
     path.write_text(content)
@@ -135,43 +119,25 @@ def test_wrong_yaml_is_one_line_that_names_the_file(tmp_path, content, message):
     assert message in str(raised.value) and "flags.yml" in str(raised.value) and "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("given", "meant"),
-    [
-        ("-lrr", "did you mean -lr?"),
-        ("--use_top_heads=3", "did you mean -use_topk_heads?"),
-        ("-num_train", "did you mean -num_train_samples?"),
-        ("-xyzzy", None),
-        ("word", None),
-    ],
-)
-def test_an_unknown_flag_names_the_nearest_one(given, meant):
-    with pytest.raises(UserError) as raised:
-        parse_arguments([given])
-    assert str(raised.value) == f"unrecognized arguments: {given}" + (f"; {meant}" if meant else "")
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ("wandb,else", "must be none or some of tensorboard, wandb, trackio, not else"),
-        ("trackio", "pip install trackio"),
-    ],
-)
-def test_trackers_are_known_and_installed_before_anything_is_read(given, message, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=message):
-        parse_arguments(["-report_to", given])
-
-
-def test_a_byte_order_mark_is_no_mistake(tmp_path):
-    assert from_config(tmp_path, {"lr": 0.5}, encoding="utf-8-sig").lr == 0.5
+def test_an_unknown_flag_names_the_nearest_one():
+    meant = {"-lrr": "-lr", "--use_top_heads=3": "-use_topk_heads", "-num_train": "-num_train_samples"}
+    for given, near in {**meant, "-xyzzy": None, "word": None}.items():
+        with pytest.raises(UserError) as raised:
+            parse_arguments([given])
+        assert str(raised.value) == f"unrecognized arguments: {given}" + (f"; did you mean {near}?" if near else "")
 
 
 def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    names = ("base_model_name", "pruned_model_path", "calib_data", "data_path", "valid_data_path", "sentence_encoder")
-    names += ("eval_data_dir", "output_dir", "cache_dir")
+    names = (
+        "base_model_name",
+        "pruned_model_path",
+        "calib_data",
+        "data_path",
+        "eval_data_dir",
+        "output_dir",
+        "cache_dir",
+    )
     args = parse_arguments([word for name in names for word in (f"-{name}", f"~/{name}")])
     assert {name: str(getattr(args, name)) for name in names} == {name: str(tmp_path / name) for name in names}
     assert from_config(tmp_path, {name: f"~/{name}" for name in names}) == args
@@ -187,9 +153,3 @@ def test_each_seed_follows_seed_unless_it_is_given():
     assert seeds("-seed", "7") == (7, 7, 7)
     assert seeds("-seed", "7", "-calib_seed", "0") == (0, 7, 7)
     assert seeds("-data_seed", "1", "-train_seed", "2") == (42, 1, 2)
-
-
-@pytest.mark.parametrize("short", ["-batch", "--batch", "-l", "-conf", "-seed_"])
-def test_abbreviations_are_refused_with_one_dash_and_with_two(short):
-    with pytest.raises(UserError, match=re.escape(short)):
-        parse_arguments([short, "3"])

@@ -52,6 +52,7 @@ def names(folder: Path) -> set[str]:
 
 def test_a_result_is_renamed_once_and_an_earlier_one_is_kept_under_another_name(tmp_path, capsys):
     out = tmp_path / "deep" / "out"
+    out.mkdir(parents=True)  # an empty folder is as good as none
     finish(out, OLD)
     write(out, MINE)
     with pytest.raises(UserError, match=r"^-output_dir: \S+out already holds files; .* -overwrite, which renames"):
@@ -63,12 +64,6 @@ def test_a_result_is_renamed_once_and_an_earlier_one_is_kept_under_another_name(
     finish(out, OLD, overwrite=True)
     assert content(out) == OLD and content(out.with_name("out.2")) == NEW
     assert names(out.parent) == {"out", "out.1", "out.2"}
-
-
-def test_an_empty_folder_is_as_good_as_none(tmp_path):
-    (tmp_path / "out").mkdir()
-    finish(tmp_path / "out", NEW)
-    assert content(tmp_path / "out") == NEW and names(tmp_path) == {"out"}
 
 
 @pytest.mark.parametrize("stop", [FloatingPointError(), KeyboardInterrupt(), Stopped(15), UserError("full")])
@@ -88,19 +83,15 @@ def test_the_same_command_continues_and_another_one_does_not(tmp_path):
         UserError, match=r"^-lr: 0\.2 now, 0\.1 before; give the flags of the interrupted run in \S+part"
     ):
         finish(out, NEW, flags={**FLAGS, "lr": 0.2})
+    finish(out, OLD, overwrite=True, flags={"lr": 9})  # begins anew, and takes nothing away
+    assert content(tmp_path / "out.partial.1").keys() == {"checkpoints/1", "model/half", UNFINISHED}
+    out.rename(tmp_path / "other")
+    (tmp_path / "out.partial.1").rename(partial)
     with result(out) as folder:
         assert content(folder.partial).keys() == {"checkpoints/1", UNFINISHED}, "only what it continues from is kept"
         write(folder.partial, NEW)
         folder.finish()
-    assert content(out) == NEW and names(tmp_path) == {"out"}
-
-
-@pytest.mark.parametrize("how", [{"anew": True}, {"overwrite": True, "flags": {"lr": 9}}])
-def test_what_is_begun_anew_leaves_the_interrupted_run_under_another_name(tmp_path, how):
-    interrupt(tmp_path / "out", {"checkpoints/1": "state"}, KeyboardInterrupt())
-    finish(tmp_path / "out", NEW, **how)
-    assert content(tmp_path / "out") == NEW
-    assert "checkpoints/1" in content(tmp_path / "out.partial.1") and names(tmp_path) == {"out", "out.partial.1"}
+    assert content(out) == NEW and names(tmp_path) == {"out", "other"}
 
 
 class Killed(BaseException):
@@ -176,24 +167,13 @@ IN_THE_WAY = {
 
 
 @pytest.mark.parametrize("case", IN_THE_WAY)
-@pytest.mark.parametrize("how", [{}, {"overwrite": True, "anew": True}])
-def test_what_this_project_did_not_make_is_never_taken_for_its_own(tmp_path, case, how):
+def test_what_this_project_did_not_make_is_never_taken_for_its_own(tmp_path, case):
     IN_THE_WAY[case](tmp_path / "out.partial")
     before = content(tmp_path)
-    with pytest.raises(
-        UserError, match=r"^-output_dir: .*out.partial is in the way; rename it, or give another folder$"
-    ):
-        finish(tmp_path / "out", NEW, **how)
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"^-output_dir: .*out.partial is in the way; rename it, or give another"):
+            finish(tmp_path / "out", NEW, overwrite=overwrite)
     assert content(tmp_path) == before and os.path.lexists(tmp_path / "out.partial")
-
-
-@pytest.mark.parametrize("case", ["folder", "link"])
-def test_a_lock_that_is_no_file_is_one_line(tmp_path, case):
-    lock = tmp_path / "out.lock"
-    lock.mkdir() if case == "folder" else lock.symlink_to(tmp_path / "mine")
-    with pytest.raises(UserError, match=r"^-output_dir: \S+: its lock \S+out.lock can't be taken \(.*\); remove or"):
-        finish(tmp_path / "out", NEW)
-    assert names(tmp_path) == {"out.lock"}
 
 
 def test_a_file_a_loop_a_disk_and_a_folder_under_a_file_are_refused_in_one_line(tmp_path):
@@ -232,7 +212,7 @@ def test_one_process_at_a_time_and_the_kernel_lets_go_of_a_killed_ones_lock(tmp_
     first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
     try:
         assert first.stdout.readline() == b"here\n"
-        for how in ({}, {"overwrite": True, "anew": True}):
+        for how in ({}, {"overwrite": True}):
             with pytest.raises(UserError, match=r"^-output_dir: \S+ is in use by another process; wait for its end"):
                 finish(tmp_path / "out", NEW, flags={}, **how)
         assert (tmp_path / "out.partial" / "checkpoints").is_dir()
@@ -252,6 +232,10 @@ def test_a_lock_is_waited_for_where_that_is_asked(tmp_path):
     with locked(file, "a", wait=True):
         pass
     assert not names(tmp_path)
+    (tmp_path / "out.lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match=r"^-output_dir: \S+: its lock \S+out.lock can't be taken \(.*\); remove or"):
+        finish(tmp_path / "out", NEW)
+    assert names(tmp_path) == {"out.lock"}
 
 
 def test_a_whole_folder_removes_no_folder_but_its_own(tmp_path):
@@ -274,31 +258,28 @@ def test_a_damaged_mark_is_told_and_loses_nothing(tmp_path):
     assert (tmp_path / "out.partial" / "checkpoints" / "1").exists()
 
 
-APART = {
-    "the same": ("model", "model", "is"),
-    "inside": ("model/out", "model", "lies in"),
-    "around": (".", "model", "holds"),
-    "around a file": ("data", "data/rows.jsonl", "holds"),
-    "another spelling": ("data/../model/./x", "model", "lies in"),
-    "output is a link": ("link/out", "model", "lies in"),
-    "input is a link": ("model", "link", "is"),
-    "input of links": ("model", "linked", "holds"),
-}
+APART = [
+    ("model", "model", "is"),
+    ("model/out", "model", "lies in"),
+    (".", "model", "holds"),
+    ("data", "data/rows.jsonl", "holds"),
+    ("data/../model/./x", "model", "lies in"),
+    ("link/out", "model", "lies in"),
+    ("model", "link", "is"),
+    ("model", "linked", "holds"),  # a folder of links
+]
 
 
-@pytest.mark.parametrize("case", APART)
-def test_an_output_that_is_holds_or_lies_in_an_input_is_refused(tmp_path, monkeypatch, case):
-    output, source, how = APART[case]
+def test_an_output_that_is_holds_or_lies_in_an_input_is_refused(tmp_path, monkeypatch):
     write(tmp_path, {"model/config.json": "{}", "data/rows.jsonl": "{}"})
     (tmp_path / "link").symlink_to("model")
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "config.json").symlink_to(tmp_path / "model" / "config.json")
     monkeypatch.chdir(tmp_path)
-    for place in (Path(output), tmp_path / output):
-        for given in (source, Path(source)):
-            with pytest.raises(
-                UserError, match=rf"^-output_dir: \S+ {how} what -data_path names \(\S+\); give another"
-            ):
+    for output, source, how in APART:
+        says = rf"^-output_dir: \S+ {how} what -data_path names \(\S+\); give another"
+        for place, given in ((Path(output), source), (tmp_path / output, Path(source))):
+            with pytest.raises(UserError, match=says):
                 check_apart(place, {"-cache_dir": None, "-data_path": given})
 
 

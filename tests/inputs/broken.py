@@ -61,11 +61,6 @@ def pickled(change: Callable[[dict[str, Tensor]], object]) -> Spoil:
     return spoil
 
 
-def as_folder(name: str) -> Spoil:
-    """A folder where a file belongs."""
-    return lambda folder: ((folder / name).unlink(), (folder / name).mkdir())
-
-
 def without(*names: str) -> Spoil:
     """Files removed."""
     return lambda folder: [(folder / name).unlink() for name in names]

@@ -7,17 +7,11 @@ from pathlib import Path
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig
 
 from data.loading import alpaca_prompt, load_samples
-from models.contract import MethodInputs
-from models.restoration import Restoration, load_restoration, save_restoration
-from models.terms import HeadConstant
 from pruning.pattern import Pattern, lowest
-from tests.builders import LOPSIDED, orthonormal
 from utils.common.errors import UserError
 from utils.common.flags import build_parser, parse_arguments
-from utils.common.methods import Options
 from utils.evaluation.tasks import PAPER_TASKS, read_rows
 
 some = settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -53,12 +47,6 @@ def in_file(name: str, raw: bytes, read):
 def samples(path: Path) -> list[tuple[str, str]]:
     split = load_samples(str(path), 1, 1)
     return [(sample.prompt, sample.response) for sample in (*split.train, *split.valid)]
-
-
-@some
-@given(st.binary(max_size=60), st.sampled_from(["samples.jsonl", "samples.json", "samples.pt"]))
-def test_any_bytes_are_samples_or_refused(raw, name):
-    in_file(name, raw, samples)
 
 
 @some
@@ -119,52 +107,3 @@ def test_every_group_loses_as_many_as_its_pattern_says(n, more, groups, data):
     assert lowest(scores, more).sum(-1).eq(more).all()
     for row, kept in zip(scores, ~lowest(scores, more), strict=True):
         assert row[kept].min() >= row[~kept].max()
-
-
-config = LlamaConfig(**LOPSIDED)
-basis = orthonormal()
-pairs = st.tuples(st.integers(-1, 3), st.integers(-1, 6))
-
-
-@some
-@given(st.integers(-1, 3), st.lists(st.integers(-1, 6), max_size=4).map(sorted))
-def test_heads_are_the_models_each_once_in_order_or_refused(layer, heads):
-    whole = bool(heads) and heads == sorted(set(heads)) and 0 <= layer < 3 and heads[0] >= 0 and heads[-1] < 6
-    count, place = len(heads), f"model.layers.{layer}.self_attn.o_proj.bias"
-
-    def start() -> Restoration:
-        parts = {"heads": torch.tensor(heads, dtype=torch.int64), "basis": torch.ones(count, 8, 8)}
-        try:
-            return Restoration("restorelcc", {place: [HeadConstant(**parts, component=torch.ones(count, 8))]})
-        except ValueError as error:
-            raise UserError(f"-restoration: {error}") from error
-
-    checked = taken(lambda: ((restoration := start()).check(config, "-restoration"), restoration)[1])
-    assert (checked is not None) == whole
-    assert checked is None or checked.heads == [(layer, head) for head in heads]
-
-
-@some
-@given(st.sets(st.tuples(st.integers(0, 2), st.integers(0, 5)), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
-def test_a_start_of_any_heads_is_read_again_as_it_was_written(heads, seed):
-    started = Restoration.start("restorelcc", Options(), MethodInputs(config, seed, heads=list(heads), basis=basis))
-    with tempfile.TemporaryDirectory() as folder:
-        save_restoration(Path(folder) / "saved", started, {})
-        restoration, about = load_restoration(Path(folder) / "saved")
-        restoration.check(config, "-restoration")
-        read = restoration.tensors()
-    assert about["heads"] == [list(pair) for pair in sorted(heads)]
-    assert all(torch.equal(tensor, read[name]) for name, tensor in started.tensors().items())
-
-
-@some
-@given(
-    st.lists(st.sampled_from(["basis", "magnitudes", "component"]), min_size=1), st.floats(width=32), st.integers(0, 9)
-)
-def test_what_is_not_finite_is_refused(names, value, place):
-    started = Restoration.start("restorelcc", Options(), MethodInputs(config, 1, heads=[(0, 1), (2, 5)], basis=basis))
-    term = started.terms["model.layers.2.self_attn.o_proj.bias"][0]
-    for name in names:
-        getattr(term, name).data.view(-1)[place % 8] = value
-    finite = all(bool(tensor.isfinite().all()) for tensor in term.tensors().values())
-    assert (taken(lambda: (started.check(config, "-restoration"), True)) is not None) == finite

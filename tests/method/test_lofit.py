@@ -27,7 +27,7 @@ from utils.common.processes import Processes
 from utils.losses import IGNORED, ResponseLoss
 from utils.prompts import Encoded
 from utils.stages.context import Run
-from utils.stages.scales import head_norms
+from utils.stages.rank import head_norms
 from utils.training import response_loss
 
 IDS = [[5, 9, 77, 30, 8, 1], [60, 61, 3]]
@@ -161,7 +161,7 @@ def test_v_of_a_head_that_lofit_chose_is_not_asked_of_b_alone(make_tiny_llama):
 def selecting(folder: Path, *words) -> Run:
     """The context of a run that asks for the selection."""
     words = ["-method", "lofit", "-dtype", "float32", "-num_epoch", 1, "-cache_dir", folder, *words]
-    return Run.of(parse_arguments(list(map(str, words))), Processes("cpu"), None, "cpu")
+    return Run(parse_arguments(list(map(str, words))), Processes("cpu"), None, "cpu")
 
 
 def test_norms_are_kept_for_what_they_depend_on_and_for_nothing_else(make_tiny_llama, tmp_path, monkeypatch):

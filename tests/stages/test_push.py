@@ -64,12 +64,11 @@ def test_a_run_asks_first_and_one_that_cannot_upload_leaves_the_result_and_says_
     assert hub.files == {path.name: path.read_bytes() for path in (output / "model").iterdir()}
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Stopped(signal.SIGTERM)])
-def test_stopped_while_it_uploads_the_result_stands_and_it_is_said_so(tmp_path, hub, stop):
-    hub.refusal = stop
-    with pytest.raises(Stopped) as found:
-        push(pushing(tmp_path))
-    assert found.value.number == (signal.SIGTERM if isinstance(stop, Stopped) else signal.SIGINT)
+def test_stopped_while_it_uploads_the_result_stands_and_it_is_said_so(tmp_path, hub):
+    for hub.refusal, number in ((KeyboardInterrupt(), signal.SIGINT), (Stopped(signal.SIGTERM), signal.SIGTERM)):
+        with pytest.raises(Stopped) as found:
+            push(pushing(tmp_path))
+        assert found.value.number == number
     assert found.value.then == f"the result is whole: hf upload thing {tmp_path}/model uploads it"
 
 
@@ -82,20 +81,16 @@ def told_early(world, output, monkeypatch) -> str:
     return str(found.value)
 
 
-@pytest.mark.parametrize(
-    ("offline", "token", "says"),
-    [
-        (True, "hf_secret", "offline mode is enabled"),
-        (False, "hf_secret", "refused"),
-        (False, None, "Token is required"),
-    ],
-)
+OFFLINE = [(True, "hf_secret", "offline mode is enabled"), (False, "hf_secret", "refused"), (False, "", "Token is")]
+
+
+@pytest.mark.parametrize(("offline", "token", "says"), OFFLINE)
 def test_a_hub_out_of_reach_or_no_token_ends_the_run_at_once(world, tmp_path, monkeypatch, offline, token, says):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("HF_TOKEN", token or "")
+    monkeypatch.setenv("HF_TOKEN", token)
     said = told_early(world, tmp_path / "out", monkeypatch)
     assert said.startswith("-push_to_hub: http://127.0.0.1:9 does not tell whose token it is (")
     assert says in said and "secret" not in said

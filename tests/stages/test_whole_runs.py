@@ -20,7 +20,6 @@ from tests.common.test_disk import no_file_above
 from tests.runs import ROOT, flags, run, write_samples
 from utils.common.commands import run as command
 from utils.common.errors import Stopped, UserError
-from utils.common.progress import OFF
 from utils.common.run_folder import UNFINISHED
 from utils.evaluation.outcomes import CHOICES, VALIDATION, pair_rows, read_rows
 from utils.evaluation.paired_statistics import divergences
@@ -59,9 +58,6 @@ def test_an_interrupted_run_goes_on_to_the_same_bits_and_with_no_other_flags(wor
     assert names(tmp_path) == {"out.partial"} and names(tmp_path / "out.partial") == {"checkpoints", UNFINISHED}
     with pytest.raises(UserError, match=r"^-lr: 0\.001 now, 0\.01 before; give the flags of the interrupted run"):
         run(monkeypatch, flags(world, output, lr=1e-3))
-    for changes in ({"loss": "distill"}, {"distill_weight": 1}):
-        with pytest.raises(UserError, match=f"^-{next(iter(changes))}: "):
-            run(monkeypatch, flags(world, output, **changes))
     steps = []
     monkeypatch.setattr(ResponseLoss, "forward", lambda self, *a, **b: (steps.append(1), original(self, *a, **b))[1])
     run(monkeypatch, flags(world, output, cache_dir=tmp_path / "cache"))
@@ -70,17 +66,13 @@ def test_an_interrupted_run_goes_on_to_the_same_bits_and_with_no_other_flags(wor
     assert len(steps) < 12, "it went on, and did not begin anew"
 
 
-def test_a_quiet_run_prunes_for_itself_reports_and_leaves_what_was_there(world, tmp_path, monkeypatch, capsys):
+def test_a_run_prunes_for_itself_and_leaves_what_was_there(world, tmp_path, monkeypatch, capsys):
     """Killed between its two renamings, it is ended by the same command, which computes nothing."""
-    pytest.importorskip("tensorboard")
-    for name in (OFF, "TENSORBOARD_LOGGING_DIR"):  # which the run sets: gone after the test as before
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
     output = tmp_path / "out"
     output.mkdir()
     (output / "thesis.tex").write_text("years of work")
     changes = {"pruned_model_path": None, "sparsity": "2:4", "calib_data": world / "text.txt", "calib_samples": 4}
-    changes |= {"calib_length": 64, "num_epoch": 1, "eval_tasks": "none", "quiet": True, "report_to": "tensorboard"}
+    changes |= {"calib_length": 64, "num_epoch": 1, "eval_tasks": "none"}
     given = [*flags(world, output, **changes), "-overwrite"]
 
     class Killed(BaseException):
@@ -100,12 +92,9 @@ def test_a_quiet_run_prunes_for_itself_reports_and_leaves_what_was_there(world, 
         patch.setattr("utils.stages.prepare.prepare", lambda *_: pytest.fail("it begins anew"))
         run(patch, given)
     assert names(tmp_path) == {"out", "out.1"} and content(tmp_path / "out.1") == {"thesis.tex": b"years of work"}
-    told = capsys.readouterr()
-    assert "[1/9]" not in told.out and told.err == "" and "next:" in told.out
+    assert capsys.readouterr().out.count("[1/9]") == 1
     proof = json.loads((output / "results.json").read_text())["proof"]
     assert proof["passed"] and proof["sparsity_restored"] == [0.5] * 3
-    (events,) = (output / "logs" / "tensorboard").rglob("events.*")
-    assert events.stat().st_size > 0
     with pytest.raises(UserError, match=r"^-output_dir: \S+ already holds files"):
         run(monkeypatch, flags(world, output, **changes))
 
@@ -115,7 +104,7 @@ def test_a_task_trains_on_its_own_training_split(world, tmp_path, monkeypatch, c
         rows = [{"sentence1": f"It is {n}.", "sentence2": f"It is {n % 3}.", "label": n % 2} for n in range(count)]
         (tmp_path / "tasks" / "rte").mkdir(parents=True, exist_ok=True)
         write_samples(tmp_path / "tasks" / "rte" / f"{split}.jsonl", rows)
-    changes = {"data_path": None, "spec_task": "rte", "sentence_encoder": None, "eval_tasks": "rte", "num_epoch": 1}
+    changes = {"data_path": None, "spec_task": "rte", "eval_tasks": "rte", "num_epoch": 1}
     changes |= {"eval_data_dir": tmp_path / "tasks"}
     run(monkeypatch, flags(world, tmp_path / "out", num_train_samples=24, **changes))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -127,7 +116,6 @@ def test_a_task_trains_on_its_own_training_split(world, tmp_path, monkeypatch, c
     assert len(divergence) == 6 and sum(divergence) > 0
     assert results["agreement"]["restored"]["rte"]["kl"]["value"] == pytest.approx(sum(divergence) / 6)
     told = "-data_path is not used: -spec_task trains on rte's own training split"
-    assert told not in capsys.readouterr().out
     with pytest.raises(UserError, match=r"-num_train_samples: 31 asked for"):
         run(monkeypatch, flags(world, tmp_path / "more", num_train_samples=31, **changes))
     with pytest.raises(UserError):
@@ -213,11 +201,10 @@ def test_a_mistake_exits_with_2_and_one_line(tmp_path):
     assert not names(tmp_path)
 
 
-def test_help_groups_the_flags_with_their_defaults():
-    done = python("RestoreLCC_train.py", "--help")
-    assert done.returncode == 0 and "(default: 0.001)" in done.stdout
-    for name in ("base_model_name", "pruned_model_path", "num_train_samples", "spec_task", "lr", "num_epoch"):
-        assert f"-{name}" in done.stdout
+def test_help_groups_the_flags_with_their_defaults_before_torch_is_imported():
+    done = python("-X", "importtime", "RestoreLCC_train.py", "--help")
+    assert done.returncode == 0 and "(default: 0.001)" in done.stdout and "\ntraining:\n" in done.stdout
+    assert "import time" in done.stderr and "torch" not in done.stderr
 
 
 # Kills of whole processes

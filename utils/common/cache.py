@@ -37,10 +37,6 @@ TENSORS, DOCUMENT = "tensors.safetensors", "document.json"
 """The one file of an entry that a function's return value is kept in; an entry without is a folder that it wrote."""
 
 
-LONG = 30
-"""Elements from which on a list is known by its digest."""
-
-
 class Cache:
     """Entries of one kind: a folder with a manifest, found by the digest of a key.
 
@@ -184,7 +180,7 @@ def identity(value: object) -> object:
         return {str(name): identity(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         found = [identity(each) for each in value]
-        return found if len(found) < LONG else digest(found)
+        return found if len(found) < 30 else digest(found)  # a long list is known by its digest
     if isinstance(value, set | frozenset):  # which has no order of its own
         return sorted(identity(each) for each in value)
     if value is None or isinstance(value, bool | int | float | str):

@@ -7,13 +7,13 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
 from utils.common.disk import check_writable, refusal
-from utils.common.errors import OutOfRoom, Stopped, UserError, shortened
-from utils.common.memory import shortage
+from utils.common.errors import OutOfRoom, Stopped, UserError, shortage, shortened
 from utils.common.processes import is_main_process
 
 DEFAULT_CACHE = Path("~/.cache/restorelcc").expanduser()
@@ -65,17 +65,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         message = message.replace("argument ", "", 1)
-        if unknown := message.removeprefix(_UNKNOWN) if message.startswith(_UNKNOWN) else "":
-            message += self._nearest(unknown.split()[0])
+        if message.startswith(_UNKNOWN) and (word := message.removeprefix(_UNKNOWN).split()[0])[0] == "-":
+            flags = [action.option_strings[0].lstrip("-") for action in self._actions if action.option_strings]
+            given = word.lstrip("-").partition("=")[0]
+            # The beginning of a flag is nearer to it than any change of letters.
+            near = [flag for flag in flags if given and flag.startswith(given)] or get_close_matches(given, flags, 2)
+            message += f"; did you mean {' or '.join(f'-{flag}' for flag in near[:3])}?" if near else ""
         raise UserError(message)
-
-    def _nearest(self, word: str) -> str:
-        """What may have been meant by an unknown flag."""
-        flags = [action.option_strings[0].lstrip("-") for action in self._actions if action.option_strings]
-        given = word.lstrip("-").partition("=")[0]
-        # The beginning of a flag is nearer to it than any change of letters.
-        near = [flag for flag in flags if given and flag.startswith(given)] or get_close_matches(given, flags, 2, 0.6)
-        return f"; did you mean {' or '.join(f'-{flag}' for flag in near[:3])}?" if word[0] == "-" and near else ""
 
 
 class _Help(argparse.HelpFormatter):
@@ -105,13 +101,14 @@ class _Help(argparse.HelpFormatter):
 def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
     """Call `main`; a UserError becomes one line on stderr and exit status 2.
 
-    Ctrl-C and a signal to end (SIGTERM; SIGUSR1, with which SLURM may warn) a line and 128 + the signal's number.
-    Where nobody reads on (`| head -1`) it ends with 141, as a program that SIGPIPE stops; what a terminal has no letter
-    for is printed as "?". A disk that takes no more and memory that runs out are one line and 2 as well, wherever that
-    was. then: what to do after a signal, for that line, unless what was raised says it. lighter: flags that take less
+    So do a full disk and memory that runs out. Ctrl-C and a signal to end (SIGTERM; SIGUSR1, with which SLURM may warn)
+    become a line and 128 + the signal's number; where nobody reads on (`| head -1`) it ends with 141. What a terminal
+    has no letter for is printed as "?". then: what to do after a signal, for that line. lighter: flags that take less
     memory, in words.
     """
-    _no_tf32()
+    os.environ.pop(TF32, None)  # fp32 is fp32, here and in what this process starts: proofs are held to its rounding
+    if torch := sys.modules.get("torch"):  # which reads the variable when it is imported
+        torch.set_float32_matmul_precision("highest")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Lines appear as they are written in a log too, where Python would hold back pages of them.
@@ -125,8 +122,7 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
             sys.stdout.flush()
     except (KeyboardInterrupt, Stopped) as end:
         number = end.number if isinstance(end, Stopped) else signal.SIGINT
-        if isinstance(end, Stopped) and end.then:
-            then = end.then
+        then = getattr(end, "then", "") or then
         if is_main_process():
             print(f"stopped ({signal.Signals(number).name}){then and f'; {then}'}", file=sys.stderr)
         sys.exit(128 + number)
@@ -151,23 +147,11 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
             raise
         if is_main_process():
             print(f"error: {said}", file=sys.stderr)
-        else:
-            _let_the_other_speak()
+        else:  # a launcher ends all processes once one has ended: the main one must have met the same mistake by then
+            for number in ENDING:
+                signal.signal(number, signal.SIG_DFL)
+            time.sleep(PATIENCE)
         sys.exit(2)
-
-
-def _no_tf32() -> None:
-    """fp32 is fp32, here and in what this process starts: proofs are held to its rounding."""
-    os.environ.pop(TF32, None)
-    if torch := sys.modules.get("torch"):  # which reads the variable when it is imported
-        torch.set_float32_matmul_precision("highest")
-
-
-def _let_the_other_speak() -> None:
-    """A launcher ends all processes once one has ended: the main one must have met the same mistake by then."""
-    for number in ENDING:
-        signal.signal(number, signal.SIG_DFL)
-    time.sleep(PATIENCE)
 
 
 def _let_go_of_stdout() -> None:
@@ -204,6 +188,18 @@ def name_or_path(given: str) -> str:
 def folder_path(given: str) -> Path:
     """An argparse type: a path with its ~ resolved."""
     return Path(name_or_path(given))
+
+
+def quiet_libraries() -> None:
+    """Libraries' own bars and notes would bury the run's; errors still show."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    # Of torch, about the argument that the Trainer's ddp_broadcast_buffers becomes.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
 
 
 def check_cache(folder: Path, flag: str = "-cache_dir") -> None:

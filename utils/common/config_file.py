@@ -1,4 +1,4 @@
-"""A -config file: flags and their values, checked as on the command line."""
+"""A -config file: flags and their values, which are checked as those of the command line are."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ NOT_REPEATED = ("overwrite", "plan", "config", "push_to_hub")
 
 
 def read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
-    """The flags in a JSON object or YAML mapping, or a run.json's "arguments", each checked as on the command line."""
+    """The flags in a JSON object or YAML mapping, or a run.json's "arguments"; their values are not yet checked."""
     content = _content(path)
     of_run = isinstance(content, dict) and isinstance(content.get("arguments"), dict)
     given = content["arguments"] if of_run else content
@@ -23,10 +23,24 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
         given = {name: value for name, value in given.items() if name not in NOT_REPEATED}
     if once := [name for name in given if name in NOT_REPEATED]:
         raise UserError(f"-config: {path}: {', '.join(once)}: given on the command line only; take it out of the file")
-    actions = {action.dest: action for action in parser._actions if action.dest != "help"}
-    if unknown := [name for name in given if name not in actions]:
+    known = {action.dest for action in parser._actions} - {"help"}
+    if unknown := [name for name in given if name not in known]:
         raise UserError(f"-config: {path} names unknown flags: {', '.join(unknown)}")
-    return {name: _from_json(actions[name], value, f"-config: {path}: {name}") for name, value in given.items()}
+    return given
+
+
+def as_words(values: dict, parser: argparse.ArgumentParser) -> list[str]:
+    """The flags as they would be typed; UserError for a value that nobody can type. None is a default of that name."""
+    actions, words = {action.dest: action for action in parser._actions}, []
+    for name, value in values.items():
+        switch = actions[name].nargs == 0
+        if value is None and not switch and actions[name].default is None:
+            continue
+        if switch != isinstance(value, bool) or not isinstance(value, str | int | float):
+            kind = "a switch is true or false" if switch else "give a number or a text, as on the command line"
+            raise UserError(f"{name} is {shortened(json.dumps(value))}; {kind}")
+        words += [f"-{name}"] * value if switch else [f"-{name}={value}"]
+    return words
 
 
 def _content(path: Path) -> object:
@@ -52,24 +66,3 @@ def _once(pairs: list[tuple[str, object]]) -> dict:
         names = [name for name, _ in pairs]
         raise ValueError(f"'{next(name for name in names if names.count(name) > 1)}' stands there twice")
     return found
-
-
-def _from_json(action: argparse.Action, value: object, place: str) -> object:
-    """A flag's value from a file, as the command line would make it from text; UserError that begins with `place`."""
-    shown = shortened(json.dumps(value))
-    if action.nargs == 0:
-        if not isinstance(value, bool):
-            raise UserError(f"{place} is {shown}; a switch is true or false")
-        return value
-    if value is None and action.default is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise UserError(f"{place} is {shown}; give a number or a text, as on the command line")
-    try:
-        converted = action.type(str(value))
-    except (ValueError, argparse.ArgumentTypeError) as error:
-        reason = str(error) if isinstance(error, argparse.ArgumentTypeError) else f"is {shown}, which it can't be"
-        raise UserError(f"{place} {reason}") from error
-    if action.choices and converted not in action.choices:
-        raise UserError(f"{place} is {shown}; choose from {', '.join(action.choices)}")
-    return converted

@@ -20,9 +20,6 @@ _NUMBER_IN_TEXT = re.compile(r"\(os error (\d+)\)")
 _FULL = 2**20
 """Bytes: a disk with less room than this is full, whatever error a library makes of it."""
 
-_PROBE = bytes(4096)
-"""A page, which a full disk refuses even where it still makes files."""
-
 
 class DiskFull(OutOfRoom):
     """A disk took no more."""
@@ -67,7 +64,7 @@ def check_writable(folder: Path, flag: str, make: bool = False) -> None:
         if make:
             folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=_standing(folder)) as file:
-            file.write(_PROBE)
+            file.write(bytes(4096))  # a page, which a full disk refuses even where it still makes files
             file.flush()
     except OSError as error:
         raise OutOfRoom(f"{flag}: {folder} cannot be written ({error.strerror}); name another folder") from error
@@ -80,10 +77,8 @@ def free_bytes(folder: Path) -> int:
 
 def as_bytes(size: float) -> str:
     """A number of bytes as people read it: "0 bytes", "340 kB", "1.24 GB"."""
-    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if size >= unit:
-            return f"{size / unit:.3g} {name}"
-    return f"{int(size)} bytes"
+    units = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
+    return next((f"{size / unit:.3g} {name}" for unit, name in units if size >= unit), f"{int(size)} bytes")
 
 
 def _standing(folder: Path) -> Path:

@@ -1,5 +1,7 @@
-"""The exceptions for a user's mistake and for being told to stop, and the line that a library's error adds to one."""
+"""The exceptions for a user's mistake and for being told to stop, and what a library's error means for a user."""
 
+import errno
+import re
 import signal
 from collections.abc import Iterator
 
@@ -7,8 +9,8 @@ from collections.abc import Iterator
 class UserError(Exception):
     """A mistake the user can mend.
 
-    The message is one line that names the flag or file, says what is wrong and what to do; line breaks that came in
-    with a name or from a library become spaces. Entry points print it to stderr and exit with 2; no traceback is shown.
+    The message is one line that names the flag or file, says what is wrong and what to do; line breaks in it become
+    spaces. Entry points print it to stderr and exit with 2.
     """
 
     def __init__(self, message: str):
@@ -40,6 +42,21 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+_TOLD = re.compile(
+    r"can(?:no|')t allocate memory|not enough memory|out of memory|bad_alloc|_ALLOC_FAILED|os error 12\)", re.IGNORECASE
+)
+
+
+def shortage(error: BaseException | None) -> str | None:
+    """The line that tells of memory that ran out, on a CPU or a GPU; None if that isn't the cause."""
+    for each in causes(error):
+        known = isinstance(each, MemoryError) or (isinstance(each, OSError) and each.errno == errno.ENOMEM)
+        # torch's is named so, and is a RuntimeError as what it says of a CPU is.
+        if known or type(each).__name__ == "OutOfMemoryError" or _TOLD.search(str(each)):
+            return " ".join(str(each).split()).partition(". ")[0][:200] or type(each).__name__
+    return None
 
 
 def first_line(error: Exception) -> str:

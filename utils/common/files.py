@@ -24,10 +24,11 @@ _UMASK = os.umask(0)
 os.umask(_UMASK)
 
 
-def _unlock(file: Path) -> None:
-    """Give a file that a library has made for its owner alone the mode of any other."""
-    if stat.S_IMODE(mode := file.lstat().st_mode) == 0o600 and stat.S_ISREG(mode):
-        file.chmod(0o666 & ~_UMASK)
+def share_files(place: Path) -> None:
+    """Give a file, or all of a folder's, that a library has made for its owner alone the mode of any other."""
+    for file in (place, *place.rglob("*")):
+        if stat.S_IMODE(mode := file.lstat().st_mode) == 0o600 and stat.S_ISREG(mode):
+            file.chmod(0o666 & ~_UMASK)
 
 
 @contextmanager
@@ -65,12 +66,6 @@ def first_free(path: Path) -> Path:
     return next(each for each in numbered if not os.path.lexists(each))
 
 
-def share_files(folder: Path) -> None:
-    """Give all files that libraries made for their owner alone the mode of any other."""
-    for file in folder.rglob("*"):
-        _unlock(file)
-
-
 @contextmanager
 def whole_file(final: Path) -> Iterator[Path]:
     """Yield a new path beside `final` that takes its name only when the block ends without error.
@@ -82,7 +77,7 @@ def whole_file(final: Path) -> Iterator[Path]:
         partial = final.with_name(f".{final.name}{PARTIAL}-{secrets.token_hex(4)}{final.suffix}")
         try:
             yield partial
-            _unlock(partial)
+            share_files(partial)
             partial.replace(final)
         finally:
             partial.unlink(missing_ok=True)

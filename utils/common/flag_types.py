@@ -11,58 +11,41 @@ MOST = 10**9
 """The largest count that a flag takes: beyond it, sizes overflow in libraries rather than being too large."""
 
 
-def above(bound: float) -> Callable[[str], float]:
-    """An argparse type: a finite number above `bound`."""
-
+def _number(kind: type, holds: Callable[[float], bool], what: str, most: float = MOST) -> Callable[[str], float]:
     def convert(text: str) -> float:
-        value = float(text)
-        if not (math.isfinite(value) and value > bound):
-            raise argparse.ArgumentTypeError(f"must be a number above {bound:g}, not {shortened(text)}")
+        try:
+            value = kind(text)
+        except ValueError:
+            if kind is float:
+                raise  # argparse says it
+            value = None
+        if value is None or not holds(value):
+            raise argparse.ArgumentTypeError(f"must be a {what}, not {shortened(text)}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"must be at most {most}, not {shortened(text)}")
         return value
 
+    convert.__name__ = kind.__name__  # which argparse names a wrong value by
     return convert
+
+
+def above(bound: float) -> Callable[[str], float]:
+    """An argparse type: a finite number above `bound`."""
+    return _number(float, lambda value: bound < value < math.inf, f"number above {bound:g}", math.inf)
 
 
 def at_least_real(bound: float) -> Callable[[str], float]:
     """An argparse type: a number not below `bound`, nor above MOST."""
-
-    def convert(text: str) -> float:
-        value = float(text)
-        if not value >= bound:
-            raise argparse.ArgumentTypeError(f"must be a number, {bound:g} or above, not {shortened(text)}")
-        if value > MOST:
-            raise argparse.ArgumentTypeError(f"must be at most {MOST}, not {shortened(text)}")
-        return value
-
-    return convert
+    return _number(float, lambda value: value >= bound, f"number, {bound:g} or above")
 
 
 def at_least(bound: int) -> Callable[[str], int]:
     """An argparse type: a whole number not below `bound`, nor above MOST."""
-
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = bound - 1
-        if value < bound:
-            raise argparse.ArgumentTypeError(f"must be a whole number, {bound} or above, not {shortened(text)}")
-        if value > MOST:
-            raise argparse.ArgumentTypeError(f"must be at most {MOST}, not {shortened(text)}")
-        return value
-
-    return convert
+    return _number(int, lambda value: value >= bound, f"whole number, {bound} or above")
 
 
-def seed_number(text: str) -> int:
-    """An argparse type: a whole number that every library takes for a seed."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"must be a whole number, 0 to {2**32 - 1}, not {shortened(text)}")
-    return value
+seed_number = _number(int, lambda value: 0 <= value < 2**32, f"whole number, 0 to {2**32 - 1}", 2**32)
+"""An argparse type: a whole number that every library takes for a seed."""
 
 
 def count_or_share(text: str) -> int | float:

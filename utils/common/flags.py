@@ -1,38 +1,20 @@
 """Every flag of RestoreLCC_train.py: its unit, range and default, checked before anything loads."""
 
+import sys
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 
 from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, name_or_path
-from utils.common.config_file import NOT_REPEATED, read_config
+from utils.common.config_file import NOT_REPEATED, as_words, read_config
 from utils.common.errors import UserError
-from utils.common.flag_types import (
-    above,
-    at_least,
-    at_least_real,
-    count_or_share,
-    hub_id,
-    linear_names,
-    seed_number,
-)
+from utils.common.flag_types import above, at_least, at_least_real, count_or_share, hub_id, linear_names, seed_number
 from utils.common.methods import METHODS
-from utils.common.names import (
-    BUNDLED,
-    C4,
-    DISTILL,
-    DTYPE_NAMES,
-    EMBEDDED,
-    LINEAR_NAMES,
-    RESPONSE,
-    SPEC_TASKS,
-)
+from utils.common.names import BUNDLED, C4, DISTILL, DTYPE_NAMES, EMBEDDED, LINEAR_NAMES, RESPONSE, SPEC_TASKS
 from utils.common.recipes import RECIPES, as_flags
 
 APPLY_TO = ("attention", "ffn", "both", "all")
 HEAD_SELECTIONS = ("contrastive", "gap", "random", "lofit")
 BASES = ("svd", "random")
-RESUME = ("auto", "never")
-
 
 HUB_ALPACA = "tatsu-lab/alpaca"
 SPEC_TRAIN_SAMPLES = 100
@@ -144,10 +126,7 @@ class Arguments:
         choices=APPLY_TO,
     )
     lora_rank: int = flag(
-        8,
-        "of the updates of lora, dora, masked_lora, masked_dora, eora",
-        type=at_least(1),
-        metavar="R",
+        8, "of the updates of lora, dora, masked_lora, masked_dora, eora", type=at_least(1), metavar="R"
     )
     lora_targets: str | None = flag(
         None,
@@ -242,17 +221,17 @@ class Arguments:
 
     @property
     def calibration_seed(self) -> int:
-        """Of the calibration windows."""
+        """-calib_seed, or -seed."""
         return self.seed if self.calib_seed is None else self.calib_seed
 
     @property
     def samples_seed(self) -> int:
-        """Of which samples are drawn, and of the probes' split of them."""
+        """-data_seed, or -seed."""
         return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def training_seed(self) -> int:
-        """Of all that is drawn for training: start values, order of batches, and the random controls."""
+        """-train_seed, or -seed."""
         return self.seed if self.train_seed is None else self.train_seed
 
     def inputs(self) -> dict[str, Path | str | None]:
@@ -268,31 +247,33 @@ class Arguments:
 
 def parse_arguments(argv: list[str] | None = None) -> Arguments:
     """Arguments from the command line, with defaults from `-config` if it is given; UserError if any is wrong."""
-    parser = build_parser()
+    typed, parser = sys.argv[1:] if argv is None else argv, build_parser()
     config = Parser(add_help=False)
     config.flag("config", type=folder_path)
     config.flag("recipe", choices=RECIPES)
-    chosen, _ = config.parse_known_args(argv)
+    chosen, _ = config.parse_known_args(typed)
     of_file = read_config(chosen.config, parser) if chosen.config else {}
     if recipe := chosen.recipe or of_file.get("recipe"):
         # A run.json names its recipe and the flags that it ran with; one that is typed is asked for now.
-        of_recipe = {"recipe": recipe, **RECIPES[recipe]}
+        of_recipe = {"recipe": recipe, **RECIPES.get(str(recipe), {})}
         of_file = {**of_file, **of_recipe} if chosen.recipe else {**of_recipe, **of_file}
-    parser.set_defaults(**of_file)
-    values = vars(parser.parse_args(argv))
+    try:
+        words = as_words(of_file, parser)
+        parser.parse_args(words)
+    except UserError as error:
+        raise UserError(f"-config: {chosen.config}: {error}") from error
+    values = vars(parser.parse_args([*words, *typed]))
     values.pop("config")
-    embedded = values["base_model_name"].lower() == EMBEDDED
-    if values["calib_data"] is None:
-        values["calib_data"] = BUNDLED if embedded else C4
-    # Under -spec_task it stays None unless it was given, so that a path that is not used can be told.
-    if values["data_path"] is None and values["spec_task"] is None:
-        values["data_path"] = BUNDLED if embedded else HUB_ALPACA
-    if values["eval_tasks"] is None:
-        values["eval_tasks"] = BUNDLED if embedded else "paper"
-    if values["head_selection"] is None:
-        values["head_selection"] = METHODS[values["method"]].selection
-    if values["num_train_samples"] is None:
-        values["num_train_samples"] = SPEC_TRAIN_SAMPLES if values["spec_task"] else 2000
+    embedded, task = values["base_model_name"].lower() == EMBEDDED, values["spec_task"]
+    chosen_by_others = {
+        "calib_data": BUNDLED if embedded else C4,
+        # Under -spec_task it stays None unless it was given, so that a path that is not used can be told.
+        "data_path": None if task else BUNDLED if embedded else HUB_ALPACA,
+        "eval_tasks": BUNDLED if embedded else "paper",
+        "head_selection": METHODS[values["method"]].selection,
+        "num_train_samples": SPEC_TRAIN_SAMPLES if task else 2000,
+    }
+    values |= {name: value for name, value in chosen_by_others.items() if values[name] is None}
     return Arguments(**values)
 
 
@@ -313,7 +294,7 @@ def build_parser() -> Parser:
     parser.flag(
         "config",
         metavar="FILE",
-        help="defaults: flags in a JSON or .yaml file, or a run.json of a run (but -overwrite, -resume, -plan)",
+        help="defaults: flags in a JSON or .yaml file, or a run.json of a run (but -overwrite, -plan)",
     )
 
     for declared in fields(Arguments):

@@ -29,10 +29,9 @@ def offline() -> bool:
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
         return False
     try:
-        socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
+        return not socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
     except OSError:
         return True
-    return False
 
 
 def check_at_hand(hub_id: str, flag: str) -> None:

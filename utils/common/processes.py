@@ -33,7 +33,7 @@ class Processes:
 
     def __init__(self, device: str):
         _check_precision()
-        self.count = number_of_processes()
+        self.count = int(os.environ.get("WORLD_SIZE", "1"))
         self.sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
         if self.sharded and os.environ.get("FSDP_VERSION", "1") != "2":
             raise UserError(
@@ -49,7 +49,8 @@ class Processes:
         if ":" in device:
             raise UserError(f"-device: {device} is one device for {self.count} processes; give auto, cuda or cpu")
         if not is_main_process():
-            _be_silent()
+            os.environ[OFF] = "1"
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
         from accelerate import PartialState
 
         on_cpu = device == "cpu" or os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
@@ -91,11 +92,6 @@ class Processes:
             torch.distributed.destroy_process_group()
 
 
-def number_of_processes() -> int:
-    """Of this run, as accelerate or torchrun has set it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def is_main_process() -> bool:
     """Whether this process prints: all of them meet a user's mistake, and one line about it is enough."""
     return os.environ.get("RANK", "0") == "0"
@@ -114,8 +110,3 @@ def _check_precision() -> None:
         f"accelerate launch: mixed precision is {asked} (--mixed_precision or {config if named else '--config_file'} "
         "says so), but what is trained is always fp32; give --mixed_precision no"
     )
-
-
-def _be_silent() -> None:
-    os.environ[OFF] = "1"
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process

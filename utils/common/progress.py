@@ -2,8 +2,7 @@
 
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 
 from tqdm import tqdm
 
@@ -13,79 +12,23 @@ EVERY = 30.0
 OFF = "TQDM_DISABLE"
 """The environment variable that switches bars off, as tqdm reads it; plain lines with them."""
 
+LINE = "{desc}: {n_fmt} of {total_fmt} {unit} ({percentage:.0f}%), {elapsed}, {remaining} left{postfix}"
+"""What a plain line says; what is left follows from the mean rate since the work began, or went on."""
 
-def progress(items: Iterable | None = None, **options) -> "tqdm | Lines":
-    """`tqdm` with its options, if stderr is a terminal; else Lines. Both are iterated, updated and closed alike."""
+
+class _Log:
+    """What tqdm draws, as lines on stderr; what only clears a bar is none."""
+
+    def write(self, drawn: str) -> None:
+        if line := drawn.strip():
+            print(f"      {line}", file=sys.stderr, flush=True)
+
+
+def progress(items: Iterable | None = None, **options) -> tqdm:
+    """`tqdm` with its options, if stderr is a terminal; else the same as lines, none before work has taken EVERY."""
     if OFF in os.environ:
         options["disable"] = True  # tqdm itself reads it only where it is imported
-    return tqdm(items, **options) if sys.stderr.isatty() else Lines(items, **options)
-
-
-class Lines:
-    """What is used here of a tqdm bar, as lines on stderr, none before work has taken EVERY seconds.
-
-    total: of `unit`; None or missing: the length of `items`, if it has one. initial: done before, so in no rate.
-    Other options of tqdm say how a bar looks, and are taken and left.
-    """
-
-    def __init__(
-        self,
-        items: Iterable | None = None,
-        total: float | None = None,
-        desc: str | None = None,
-        unit: str = "it",
-        initial: float = 0,
-        clock: Callable[[], float] = time.monotonic,
-        disable: bool = False,
-        **_,
-    ):
-        self.items, self.desc, self.unit, self.clock = items, desc, unit, clock
-        self.total = len(items) if total is None and hasattr(items, "__len__") else total
-        self.n = self.initial = initial
-        self.silent = disable
-        self.postfix = ""
-        self.began = self.told = clock()
-
-    def __iter__(self) -> Iterator:
-        for item in self.items:
-            yield item
-            self.update()
-
-    def __enter__(self) -> "Lines":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-    def set_postfix(self, refresh: bool = True, **values) -> None:
-        """What the next lines end with."""
-        self.postfix = "".join(f", {name} {value}" for name, value in values.items())
-
-    def set_description(self, desc: str, refresh: bool = True) -> None:
-        """What the next lines begin with."""
-        self.desc = desc
-
-    def update(self, n: float = 1) -> None:
-        """`n` more of the unit are done."""
-        self.n += n
-        now = self.clock()
-        if not self.silent and now - self.told >= EVERY:
-            self.told = now
-            print(self.line(now - self.began), file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Nothing is left to say: a stage's own line tells what it took."""
-
-    def line(self, seconds: float) -> str:
-        """What is done after that time, and what is left of it at the rate so far."""
-        done = tqdm.format_sizeof(self.n) if self.n >= 1000 else f"{self.n:g}"
-        text = f"      {self.desc}: {done}" if self.desc else f"      {done}"
-        if self.total:
-            whole = tqdm.format_sizeof(self.total) if self.total >= 1000 else f"{self.total:g}"
-            text += f" of {whole} {self.unit} ({self.n / self.total:.0%}), {tqdm.format_interval(seconds)}"
-            if self.n > self.initial:
-                left = seconds / (self.n - self.initial) * (self.total - self.n)
-                text += f", {tqdm.format_interval(max(left, 0))} left"
-        else:
-            text += f" {self.unit}, {tqdm.format_interval(seconds)}"
-        return text + self.postfix
+    if not sys.stderr.isatty():
+        options |= {"file": _Log(), "bar_format": LINE, "leave": False}
+        options |= {"mininterval": EVERY, "delay": EVERY, "miniters": 1, "smoothing": 0}
+    return tqdm(items, **options)

@@ -1,13 +1,7 @@
 """A tensor as the bytes it is stored as: what is written, compared and hashed."""
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
-
-
-class _Hash(Protocol):
-    def update(self, data: bytes, /) -> None: ...
 
 
 def raw_bytes(tensor: Tensor) -> Tensor:
@@ -15,7 +9,7 @@ def raw_bytes(tensor: Tensor) -> Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def hash_tensor(whole: _Hash, name: str, tensor: Tensor) -> None:
+def hash_tensor(whole, name: str, tensor: Tensor) -> None:
     """Add a tensor's name, dtype, shape and bytes to a hash of hashlib."""
     whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
     whole.update(raw_bytes(tensor).numpy())

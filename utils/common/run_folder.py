@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -41,12 +41,6 @@ def locked(file: Path, what: str, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
-def lock_of(out: Path) -> Path:
-    """The lock of the folder OUT: OUT.lock beside it."""
-    final = Path(os.path.realpath(out.expanduser()))
-    return final.parent / f"{final.name}.lock"
-
-
 class RunFolder:
     """OUT, which a command fills: it writes to `partial`, OUT.partial, and `finish` gives that its name.
 
@@ -57,19 +51,11 @@ class RunFolder:
     keep: entries of OUT.partial that a later run continues from; the rest is written again.
     """
 
-    def __init__(
-        self,
-        out: Path,
-        arguments: dict,
-        overwrite: bool = False,
-        keep: tuple[str, ...] = (),
-        flag: str = "-output_dir",
-    ):
+    def __init__(self, out: Path, arguments: dict, overwrite: bool = False, keep: tuple[str, ...] = ()):
         self.final = Path(os.path.realpath(out.expanduser()))
         self.partial = self.final.parent / f"{self.final.name}{PARTIAL}"
-        self._lock = lock_of(out)
         self._arguments, self._overwrite, self._keep = arguments, overwrite, keep
-        self._flag, self._what = flag, f"{flag}: {out}"
+        self._what = f"-output_dir: {out}"
         self.whole = False
         """Whether a kill left nothing to do but to give the result its name."""
 
@@ -79,8 +65,8 @@ class RunFolder:
         if not self.final.name or os.path.ismount(self.final):
             raise UserError(f"{self._what} is where a disk begins, and can't be renamed; give a folder in it")
         self._made = [folder for folder in self.final.parents if not folder.exists()]
-        check_writable(self.final.parent, self._flag, make=True)
-        self._held = locked(self._lock, self._what)
+        check_writable(self.final.parent, "-output_dir", make=True)
+        self._held = locked(self.final.parent / f"{self.final.name}.lock", self._what)
         self._held.__enter__()
         try:
             self._check()
@@ -133,12 +119,12 @@ class RunFolder:
         self._check_free()
         if self.whole:
             return None
-        if changed and self._worth_keeping() and not self._overwrite:
-            raise UserError(
-                f"{changed}; give the flags of the interrupted run in {self.partial} to continue it, or rename that "
-                "folder to begin anew"
-            )
         if changed and self._worth_keeping():
+            if not self._overwrite:
+                raise UserError(
+                    f"{changed}; give the flags of the interrupted run in {self.partial} to continue it, or rename "
+                    "that folder to begin anew"
+                )
             aside = first_free(self.partial)
             self.partial.rename(aside)
             print(f"the interrupted run's folder is {aside} now; this one begins anew")
@@ -169,11 +155,10 @@ class RunFolder:
         return (self.partial / UNFINISHED).is_file() or not any(self.partial.iterdir())
 
     def _record(self) -> dict:
-        try:
-            found = read_json(self.partial / UNFINISHED)
-        except (OSError, ValueError):
-            found = None
-        return found if isinstance(found, dict) else {}
+        with suppress(OSError, ValueError):
+            if isinstance(found := read_json(self.partial / UNFINISHED), dict):
+                return found
+        return {}
 
     def _worth_keeping(self) -> bool:
         return bool(self._record().get("whole")) or any((self.partial / name).exists() for name in self._keep)
@@ -187,7 +172,7 @@ class RunFolder:
         return f"-{changed[0]}: {now[changed[0]]} now, {before.get(changed[0])} before" if changed else None
 
 
-def check_apart(output: Path, inputs: dict[str, Path | str | None], flag: str = "-output_dir") -> None:
+def check_apart(output: Path, inputs: dict[str, Path | str | None]) -> None:
     """Raise UserError if the folder `output` is, holds or lies in an input, by whatever links or spelling.
 
     inputs: flag → what it names. A text is taken for a path only where there is such a file or folder, since it may be
@@ -203,4 +188,4 @@ def check_apart(output: Path, inputs: dict[str, Path | str | None], flag: str = 
             within = source in final.parents and not source.is_file()
             if final == source or final in source.parents or within:
                 how = "is" if final == source else "lies in" if within else "holds"
-                raise UserError(f"{flag}: {output} {how} what {name} names ({value}); give another folder")
+                raise UserError(f"-output_dir: {output} {how} what {name} names ({value}); give another folder")

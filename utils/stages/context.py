@@ -12,12 +12,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from models.checkpoint import Checkpoint
 from models.loading import DTYPES, head_shape, load_model, placement, tokenizer_digest
 from utils.common.cache import Cache
-from utils.common.errors import OutOfRoom
+from utils.common.errors import OutOfRoom, UserError, shortage
 from utils.common.flags import Arguments
-from utils.common.memory import shortage
-from utils.common.methods import Needs, Options, needs_of
+from utils.common.methods import Options, needs_of
 from utils.common.processes import Processes
 from utils.common.record import RunRecord, stage_name
+from utils.training import TrainingSettings
 
 LIGHTER = {
     "prune": "-calib_samples or -calib_length",
@@ -59,42 +59,23 @@ class LazyModel:
         self._keeps, self._model = False, None
 
 
-@dataclass(frozen=True)
 class Run:
-    """A run's context. folder: where it writes. device: where models run, as torch names it. needs: the method's."""
+    """A run's context.
 
-    args: Arguments
-    processes: Processes
-    cache: Cache
-    record: RunRecord
-    folder: Path
-    device: str
-    needs: Needs
+    folder: where it writes. device: where models run, as torch names it. kind_of_device: `cpu`, `cuda`, …, what
+    rounding depends on, so that it belongs in keys. needs: the method's. reads_activations: whether z of both models is
+    needed, to rank heads or for V of those that are chosen.
+    """
 
-    @classmethod
-    def of(cls, args: Arguments, processes: Processes, folder: Path, device: str) -> "Run":
-        """A run that is about to begin."""
-        cache = Cache(args.cache_dir)
+    def __init__(self, args: Arguments, processes: Processes, folder: Path, device: str):
+        self.args, self.processes, self.folder, self.device = args, processes, folder, device
+        self.cache = Cache(args.cache_dir)
         if processes.is_main:
-            cache.clean()
-        return cls(
-            args, processes, cache, RunRecord(cache.reused), folder, device, needs_of(args.method, Options.of(args))
-        )
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That models run in."""
-        return DTYPES[self.args.dtype]
-
-    @property
-    def reads_activations(self) -> bool:
-        """Whether z of both models is needed: to rank heads, or for V of those that are chosen."""
-        return self.needs.heads and (self.needs.basis or self.args.head_selection != "lofit")
-
-    @property
-    def kind_of_device(self) -> str:
-        """`cpu`, `cuda`, …: what rounding depends on, so that it belongs in keys."""
-        return self.device.partition(":")[0]
+            self.cache.clean()
+        self.record = RunRecord(self.cache.reused)
+        self.dtype, self.kind_of_device = DTYPES[args.dtype], device.partition(":")[0]
+        self.needs = needs_of(args.method, Options.of(args))
+        self.reads_activations = self.needs.heads and (self.needs.basis or args.head_selection != "lofit")
 
     @contextmanager
     def main_first(self, key: str) -> Iterator[None]:
@@ -122,6 +103,16 @@ class Run:
         """Where a model that is only read goes: the run's device, or with -device auto all there is, if it must."""
         auto = self.args.device == "auto"
         return placement(checkpoint.folder, self.dtype, self.device) if auto else self.device
+
+    def training_device(self, checkpoint: Checkpoint, trains: bool) -> str:
+        """Where a model that may be trained goes; UserError if it must be spread. Under FSDP it is sharded from CPU."""
+        device = "cpu" if self.processes.sharded else self.reading_device(checkpoint)
+        if device == "auto" and trains:
+            raise UserError(
+                f"-device: the model does not fit into {self.device}, and its training cannot be offloaded; "
+                "use several GPUs: accelerate launch --use_fsdp --fsdp_version 2 (see docs/running.md)"
+            )
+        return device
 
     def load(self, checkpoint: Checkpoint, device: str | None = None) -> LlamaForCausalLM:
         """The model, on `device`, or where one goes that is only read."""
@@ -162,7 +153,16 @@ class Models:
         """The tokenizer's content, for keys."""
         return tokenizer_digest(self.tokenizer_from)
 
-    def identity(self) -> dict[str, str]:
-        """Fingerprints by which a restoration knows the checkpoint that it belongs to."""
-        found = {"pruned_sha256": (self.given or self.pruned).fingerprint}
-        return {**found, "expanded_sha256": self.pruned.fingerprint} if self.compact else found
+
+def settings(args: Arguments) -> TrainingSettings:
+    """The flags of training."""
+    return TrainingSettings(
+        lr=args.lr,
+        epochs=args.num_epoch,
+        batch_size=args.batch_size,
+        accumulation=args.gradient_accumulation,
+        max_grad_norm=args.max_grad_norm,
+        group_by_length=not args.random_batches,
+        gradient_checkpointing=args.gradient_checkpointing,
+        seed=args.training_seed,
+    )

@@ -3,8 +3,6 @@
 import sys
 from pathlib import Path
 
-from transformers import LlamaConfig
-
 import pruning.checkpoint
 from models.checkpoint import Checkpoint, check_finite, check_weights
 from models.compact import in_dense_shapes
@@ -29,11 +27,11 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     if args.recipe:
         print(f"      recipe {args.recipe}: {as_flags(args.recipe)}")
     check_loss(args, run.needs)
-    if asks_encoder(run):
+    # Sentence embeddings are not needed where a task has but one wrong answer.
+    if run.needs.heads and args.head_selection == "contrastive" and args.spec_task not in ("boolq", "rte"):
         locate_encoder()
     if slow_half(run.device, run.dtype):
-        hint = f"this CPU computes {args.dtype} in software, several times slower than -dtype float32"
-        print(f"      {hint}")
+        print(f"      this CPU computes {args.dtype} in software, several times slower than -dtype float32")
     folder = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
     config = load_config(folder, "-base_model_name")
     if run.needs.heads:
@@ -43,9 +41,9 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     if args.pruned_model_path:
         given, pruned = given_checkpoint(args, folder)
         if run.needs.teacher and pruned is not given:
-            asked = [args.method, *([f"-first {args.first}"] if args.first else [])]
+            asked = f"{args.method} with -first {args.first}" if args.first else args.method
             raise UserError(
-                f"-method: {' with '.join(asked)} holds pruned weights against the dense ones, and a compact "
+                f"-method: {asked} holds pruned weights against the dense ones, and a compact "
                 "checkpoint doesn't say which channels are left; prune with -mode masked"
             )
         config = load_config(pruned.folder, "-pruned_model_path")
@@ -56,28 +54,18 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     if run.needs.calibration:
         calibration.check(args.calib_data, args.calib_samples, args.calib_length, config.max_position_embeddings)
     plan = plan_tasks(args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window, args.ppl_windows)
-    plan.check_model(tokenizer, longest_context(config))
+    rope = config.rope_parameters or {}
+    longer = rope.get("factor", 1) if rope.get("rope_type") in ("linear", "dynamic") else 1
+    plan.check_model(tokenizer, int(config.max_position_embeddings * longer))
     samples = read_samples(args, tokenizer, load_texts(args))
     check_states(run, config.hidden_size, samples)
     for line in plan.describe():
         print(f"      {line}")
-    warn_of_room(args, pruned or dense)
+    needed, free = sum(file.stat().st_size for file in (pruned or dense).files), free_bytes(args.output_dir)
+    if free < needed:  # the merged checkpoint takes as much as the pruned one's files
+        room = f"{as_bytes(free)} are free, and the restored model takes {as_bytes(needed)}"
+        print(f"      warning: -output_dir: {room}", file=sys.stderr)
     return Models(dense, pruned, given, config, tokenizer, folder), samples, plan
-
-
-def warn_of_room(args: Arguments, checkpoint: Checkpoint) -> None:
-    """Say so if -output_dir has less room than the merged checkpoint will take: as much as the pruned one's files."""
-    needed, free = sum(file.stat().st_size for file in checkpoint.files), free_bytes(args.output_dir)
-    if free < needed:
-        print(
-            f"      warning: -output_dir: {as_bytes(free)} are free, and the restored model takes {as_bytes(needed)}",
-            file=sys.stderr,
-        )
-
-
-def asks_encoder(run: Run) -> bool:
-    """Whether sentence embeddings will be needed: not where a task has but one wrong answer."""
-    return run.needs.heads and run.args.head_selection == "contrastive" and run.args.spec_task not in ("boolq", "rte")
 
 
 def given_checkpoint(args: Arguments, dense: Path) -> tuple[Checkpoint, Checkpoint]:
@@ -100,10 +88,3 @@ def given_checkpoint(args: Arguments, dense: Path) -> tuple[Checkpoint, Checkpoi
     if not sum(zeros):
         print("      warning: the pruned model has no zeros; going on because of -allow_dense", file=sys.stderr)
     return given, pruned
-
-
-def longest_context(config: LlamaConfig) -> int:
-    """Positions that the model has, with what its rope's scaling adds to them."""
-    rope = config.rope_parameters or {}
-    longer = rope.get("factor", 1) if rope.get("rope_type") in ("linear", "dynamic") else 1
-    return int(config.max_position_embeddings * longer)

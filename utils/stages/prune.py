@@ -33,31 +33,15 @@ def pruning_of(run: Run, models: Models) -> Kept:
 
 @cached("pruned", code=(pruning,), libraries=("torch", "transformers"))
 def pruned(
-    folder: Path,
-    dense: Checkpoint,
-    tokenizer: str,
-    method: str,
-    sparsity: str,
-    calibration: list,
-    dtype: str,
-    *,
-    run: Run,
+    folder: Path, dense: Checkpoint, tokenizer: str, method: str, pattern: str, texts: list, dtype: str, *, run: Run
 ) -> None:
-    """Prune the dense model. calibration: what `calibration_key` says of the run's flags."""
+    """Prune the dense model. texts: what `calibration_key` says of the run's flags."""
     args = run.args
-    print(f"      {method} at {sparsity}, {args.calib_samples} × {args.calib_length} tokens")
+    print(f"      {method} at {pattern}, {args.calib_samples} × {args.calib_length} tokens")
+    calib = {name: getattr(args, name) for name in ("calib_data", "calib_samples", "calib_length")}
+    where = {"dtype": run.dtype, "device": run.device, "seed": args.calibration_seed}
     pruning.checkpoint.prune_into(
-        dense.folder,
-        folder,
-        method,
-        sparsity,
-        calib_data=args.calib_data,
-        calib_samples=args.calib_samples,
-        calib_length=args.calib_length,
-        dtype=run.dtype,
-        device=run.device,
-        seed=args.calibration_seed,
-        base_name=args.base_model_name,
+        dense.folder, folder, method, pattern, **calib, **where, base_name=args.base_model_name
     )
 
 

@@ -12,9 +12,6 @@ from utils.common.processes import is_main_process
 
 FLAG = "-push_to_hub"
 
-MODEL = "model"
-"""What is uploaded, in the output folder."""
-
 
 def check_push(args: Arguments) -> None:
     """Raise UserError unless the hub is reached and knows the token; one process of several asks."""
@@ -34,16 +31,15 @@ def check_push(args: Arguments) -> None:
 
 
 def push(args: Arguments) -> None:
-    """Upload the merged checkpoint of the result in -output_dir; where that fails, the line says how to do it later.
-
-    Raises UserError if that fails, Stopped if it is stopped; the result stays as it is.
+    """Upload the merged checkpoint; UserError if that fails, Stopped if it is stopped: the line says how to do it
+    later, and the result stays as it is.
     """
     if args.push_to_hub is None:
         return
     from huggingface_hub import HfApi
     from huggingface_hub.utils import enable_progress_bars
 
-    folder, api = args.output_dir / MODEL, HfApi()
+    folder, api = args.output_dir / "model", HfApi()
     again = f"the result is whole: {shlex.join(['hf', 'upload', args.push_to_hub, str(folder)])} uploads it"
     if sys.stderr.isatty():
         enable_progress_bars()  # which `quiet_libraries` took away

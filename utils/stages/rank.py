@@ -1,18 +1,27 @@
 """Lost components of all heads, and the heads in the order in which they are chosen."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+import baselines.lofit
+import utils.compensation
 import utils.components
+import utils.losses
 import utils.probing
-from models.checkpoint import restorable_heads
+import utils.training
+from models import cpu_attention, modeling_llama, terms
+from models.checkpoint import Checkpoint, restorable_heads
 from utils.common.cache import Kept, cached
 from utils.common.errors import UserError
 from utils.components import lost_components, random_basis
 from utils.probing import ProbeScores, order_randomly, probe_heads, rank_by_score, rank_heads
-from utils.stages.context import Models, Run
+from utils.prompts import Encoded
+from utils.samples import Samples
+from utils.stages.context import Models, Run, settings
+from utils.training import TrainingSettings
 
 SCORE_NAMES = {
     "contrastive": "validation accuracy of the probe",
@@ -50,7 +59,14 @@ def rank(run: Run, models: Models, dense: list[Kept], pruned: list[Kept], norms:
         seed = args.samples_seed if args.head_selection == "contrastive" else None
         with run.processes.main_first():
             found = components(run.cache, dense, pruned, args.num_components, seed)
-    heads, head_scores = ordered(run, found, norms, restorable_heads(models.pruned.folder, *models.shape[:2]))
+    usable = restorable_heads(models.pruned.folder, *models.shape[:2])
+    if args.head_selection == "contrastive":
+        heads, scores = rank_heads(ProbeScores(found["accuracy"], found["loss"]), usable), found["accuracy"]
+    elif args.head_selection == "random":
+        heads, scores = order_randomly(usable, args.training_seed), found["gap"]
+    else:
+        scores = norms if args.head_selection == "lofit" else found["gap"]
+        heads = rank_by_score(scores, usable)
     wanted = args.head_count(*models.shape[:2])
     if wanted > len(heads):
         raise UserError(
@@ -58,25 +74,12 @@ def rank(run: Run, models: Models, dense: list[Kept], pruned: list[Kept], norms:
             "(the o_proj columns of the others are all zero); give a smaller count"
         )
     if not found:
-        return Ranked(None, None, None, head_scores, sorted(heads[:wanted]))
+        return Ranked(None, None, None, scores, sorted(heads[:wanted]))
     basis = random_basis(found["basis"], args.training_seed) if args.basis == "random" else found["basis"]
     first = float(found["explained"][..., : args.num_components].sum(-1).mean())
     kept = min(args.num_components, basis.shape[-1])
     print(f"      the first {kept} of {basis.shape[-1]} directions carry {first:.1%} of the gap")
-    return Ranked(basis, found["explained"], found["size"], head_scores, sorted(heads[:wanted]))
-
-
-def ordered(
-    run: Run, found: dict[str, Tensor], norms: Tensor | None, usable: Tensor
-) -> tuple[list[tuple[int, int]], Tensor]:
-    """The usable heads, best first as -head_selection has it, and the (L, H) scores to show."""
-    if run.args.head_selection == "contrastive":
-        return rank_heads(ProbeScores(found["accuracy"], found["loss"]), usable), found["accuracy"]
-    if run.args.head_selection == "lofit":
-        return rank_by_score(norms, usable), norms
-    if run.args.head_selection == "gap":
-        return rank_by_score(found["gap"], usable), found["gap"]
-    return order_randomly(usable, run.args.training_seed), found["gap"]
+    return Ranked(basis, found["explained"], found["size"], scores, sorted(heads[:wanted]))
 
 
 @cached("components", code=(utils.components, utils.probing))
@@ -93,3 +96,37 @@ def components(dense: list[Kept], pruned: list[Kept], count: int, probes_seed: i
         probes = probe_heads(restored, right, wrong, probes_seed, shown=True)
         found |= {"accuracy": probes.accuracy, "loss": probes.loss}
     return found
+
+
+def head_norms(run: Run, models: Models, samples: Samples) -> Tensor | None:
+    """‖A‖₂ (L, H) fp32 of LoFiT's first step on the pruned model, trained by all processes together; None where heads
+    are ranked otherwise, or not.
+    """
+    if not run.needs.heads or run.args.head_selection != "lofit":
+        return None
+    args, processes = run.args, run.processes
+    how = replace(settings(args), lr=baselines.lofit.LR, flag="-head_selection")
+    alike = [processes.count, processes.sharded, args.dtype, run.kind_of_device]
+    made: list[Tensor] = []
+    kept = lofit_norms.later(run.cache, models.pruned, samples.train, how, baselines.lofit.L1, alike, made=made.pop)
+    with processes.main_first():
+        known = kept.known()
+    # Asked together: a process that trained alone would wait for the others for ever.
+    if processes.any(not known):
+        model = run.load(models.pruned, run.training_device(models.pruned, how.epochs > 0))
+        run.record.tell("LoFiT's first step: a scale of every head")
+        where = run.device, processes.sharded
+        made.append(baselines.lofit.scale_norms(model, samples.train, how, baselines.lofit.L1, *where))
+    with processes.main_first():
+        return kept()["norms"]
+
+
+_LOFIT = (baselines.lofit, cpu_attention, modeling_llama, terms, utils.compensation, utils.losses, utils.training)
+
+
+@cached("lofit", code=_LOFIT, libraries=("torch", "transformers", "accelerate"))
+def lofit_norms(
+    pruned: Checkpoint, samples: list[Encoded], how: TrainingSettings, l1: float, alike: list, *, made: Callable
+) -> dict[str, Tensor]:
+    """The norms that all processes have trained together. alike: how many they were, their dtype and device."""
+    return {"norms": made()}

@@ -7,16 +7,14 @@ import textwrap
 
 from models.checkpoint import pruned_layer
 from models.compact import RECORD
-from models.restoration import Restoration
 from utils.common.commands import WIDTH
 from utils.common.files import digest, without_nan, write_json, write_text
-from utils.common.flags import Arguments
 from utils.common.methods import METHODS, NORMS
 from utils.common.names import RESPONSE
 from utils.common.record import device_name, versions
 from utils.distillation import WEIGHT
 from utils.evaluation.comparison import summarise
-from utils.evaluation.outcomes import LOSS, VALIDATION, Kept, KeptRows, write_rows
+from utils.evaluation.outcomes import LOSS, VALIDATION, KeptRows, write_rows
 from utils.evaluation.scoring import Evaluation
 from utils.prompts import Encoded
 from utils.report.card import model_card
@@ -26,11 +24,9 @@ from utils.report.summary import verdict
 from utils.report.tables import proof_table, score_table, stage_table
 from utils.samples import Samples
 from utils.stages.context import Models, Run
-from utils.stages.examples import write_examples
-from utils.stages.measure import Measured
-from utils.stages.merge import Merged
+from utils.stages.measure import Measured, examples_record
 from utils.stages.rank import SCORE_NAMES, Ranked
-from utils.stages.train import Trained
+from utils.stages.train import Trained, validation_losses
 
 
 def write_results(
@@ -39,23 +35,38 @@ def write_results(
     samples: Samples,
     ranked: Ranked | None,
     trained: Trained,
-    merged: Merged,
+    proofs: tuple[dict, dict | None],
     measured: dict[str, Measured],
 ) -> None:
-    """Write all that a person or a later run reads.
-
-    measured: of `dense`, `pruned` and `restored`.
-    """
+    """Write all that a person or a later run reads. proofs: of model/ and compact/. measured: of the three models."""
     evaluations = {name: each.evaluation for name, each in measured.items()}
-    results = result_record(run, samples, ranked, trained, merged, evaluations)
+    selection = run.args.head_selection
+    heads = ranked and {
+        "selection": selection,
+        "score_name": SCORE_NAMES[selection],
+        **heads_record(ranked.scores, ranked.heads, ranked.sizes, trained.restoration.of_heads),
+    }
+    spectrum = None if ranked is None or ranked.explained is None else spectrum_record(ranked.explained)
+    results = {
+        **summarise(evaluations),
+        "validation": validation_record(trained.training.history, samples.valid, trained.pruned_loss),
+        "proof": proofs[0],
+        **({"proof_compact": proofs[1]} if proofs[1] else {}),
+        **({"heads": heads} if heads else {}),
+        **({"spectrum": spectrum} if spectrum else {}),
+    }
     record = run_record(run, models, samples, trained, evaluations)
     # Numbers first: a picture that cannot be drawn must not cost hours of training.
     write_json(run.folder / "run.json", without_nan(record))
     write_json(run.folder / "results.json", without_nan(results))
-    validated = {"restored": validation_rows(trained.training.valid_rows, samples.valid)}
-    write_rows(run.folder / "logs" / "rows.json.gz", evaluations, validated)
-    answers = {name: each.answers for name, each in measured.items()}
-    write_examples(run.folder / EXAMPLES, run, models, samples, answers)
+    validated = {}
+    if trained.training.valid_rows:
+        asked = digest([[sample.ids, sample.prompt_length] for sample in samples.valid])
+        validated = {VALIDATION: {LOSS: KeptRows(trained.training.valid_rows, "mean", False, asked)}}
+    write_rows(run.folder / "logs" / "rows.json.gz", evaluations, {"restored": validated})
+    if samples.valid:
+        answers = {name: each.answers for name, each in measured.items()}
+        write_json(run.folder / EXAMPLES, examples_record(models, samples, answers))
     write_text(run.folder / "model" / "README.md", model_card(results, record))
     report = write_report(run.folder, Record.read(run.folder))
     for table in (score_table(results), proof_table(results["proof"]), stage_table(record)):
@@ -67,32 +78,6 @@ def write_results(
     print(f"next:   lm_eval --model hf --model_args pretrained={model} --tasks arc_easy --device {run.device}")
 
 
-def result_record(
-    run: Run,
-    samples: Samples,
-    ranked: Ranked | None,
-    trained: Trained,
-    merged: Merged,
-    evaluations: dict[str, Evaluation],
-) -> dict:
-    """What results.json keeps: scores, what may be said of them, the proof, and what was trained."""
-    selection = run.args.head_selection
-    heads = ranked and {
-        "selection": selection,
-        "score_name": SCORE_NAMES[selection],
-        **heads_record(ranked.scores, ranked.heads, ranked.sizes, trained.restoration.of_heads),
-    }
-    spectrum = None if ranked is None or ranked.explained is None else spectrum_record(ranked.explained)
-    return {
-        **summarise(evaluations),
-        "validation": validation_record(trained.training.history, samples.valid, trained.pruned_loss),
-        "proof": merged.proof.record,
-        **({"proof_compact": merged.compact} if merged.compact else {}),
-        **({"heads": heads} if heads else {}),
-        **({"spectrum": spectrum} if spectrum else {}),
-    }
-
-
 def validation_record(history: list[dict], valid: list[Encoded], pruned: float | None = None) -> dict | None:
     """Mean loss (nats a token) over the validation samples' responses; None where none was measured.
 
@@ -100,58 +85,36 @@ def validation_record(history: list[dict], valid: list[Encoded], pruned: float |
     where a method begins: at a closed form, or at a b near zero. restored: after the last one, or start's where nothing
     is trained. tokens: of the responses.
     """
-    losses = [row["valid_loss"] for row in history if "valid_loss" in row]
-    if not losses:
+    if not (losses := validation_losses(history)):
         return None
     tokens = sum(len(sample.ids) - max(1, sample.prompt_length) for sample in valid)  # nothing predicts a first token
     return {"pruned": pruned, "start": losses[0], "restored": losses[-1], "tokens": tokens}
 
 
-def validation_rows(rows: list[list[float]], valid: list[Encoded]) -> Kept:
-    """The last validation's rows as they are kept, known by the samples' tokens; none where none was measured."""
-    if not rows:
-        return {}
-    asked = digest([[sample.ids, sample.prompt_length] for sample in valid])
-    return {VALIDATION: {LOSS: KeptRows(rows, "mean", False, asked)}}
-
-
 def method_record(run: Run, trained: Trained) -> dict:
     """How the model was restored, in words and numbers."""
-    line = METHODS[run.args.method]
-    restoration = trained.restoration
+    line, restoration = METHODS[run.args.method], trained.restoration
+    weights = [name for name in restoration.terms if name.endswith(".weight")]
+    if restoration.zeros == "reported":  # what a merge touches: `mask` is weights, but no zeros of theirs
+        kind = "dense"
+    elif weights:
+        kind = "mask" if any(pruned_layer(name) is not None for name in weights) else "norms"
+    else:
+        kind = "constants" if restoration.terms else "nothing"
+    loss = "cross-entropy"
+    if run.args.loss != RESPONSE:
+        loss = f"{1 - WEIGHT:g} cross-entropy + {WEIGHT:g} KL to the dense model"
     return {
         "name": run.args.method,
         "title": " and ".join([line.title, *(NORMS.title for _ in range(run.args.train_norms or line.norms))]),
         "about": line.about,
         "trained": trained.learned,
         "parameters": trained.parameters,
-        "loss": loss_in_words(run.args) if trained.parameters else None,
+        "loss": loss if trained.parameters else None,
         "restores": trained.parameters > 0 or (len(restoration.terms) > 0 and not run.needs.training),
         "zeros": restoration.zeros,
-        "kind": kind_of(restoration),
+        "kind": kind,
     }
-
-
-def kind_of(restoration: Restoration) -> str:
-    """What a merge touches: `nothing`, `constants`, `norms` (these, and norms' scales), `mask` (weights, but no zeros
-    of theirs) or `dense`.
-    """
-    if restoration.zeros == "reported":
-        return "dense"
-    weights = [name for name in restoration.terms if name.endswith(".weight")]
-    if any(pruned_layer(name) is not None for name in weights):
-        return "mask"
-    if weights:
-        return "norms"
-    return "constants" if restoration.terms else "nothing"
-
-
-def loss_in_words(args: Arguments) -> str:
-    """What training minimised."""
-    weight, divergence = WEIGHT, "KL to the dense model"
-    if args.loss == RESPONSE or weight == 1:
-        return "cross-entropy" if args.loss == RESPONSE else divergence
-    return f"{1 - weight:g} cross-entropy + {weight:g} {divergence}"
 
 
 def run_record(
@@ -177,11 +140,7 @@ def run_record(
             "pruned model": (models.given or models.pruned).fingerprint,
             "training samples": digest([samples.prompts, samples.responses]),
         },
-        "training": {
-            "tokens": training.tokens,
-            "padded_tokens": training.padded_tokens,
-            "seconds": training.seconds,
-        },
+        "training": {"tokens": training.tokens, "padded_tokens": training.padded_tokens, "seconds": training.seconds},
         "seconds_by_task": {name: evaluation.seconds for name, evaluation in evaluations.items()},
         "stages": run.record.stages,
     }

@@ -19,23 +19,22 @@ from utils.samples import Samples
 from utils.stages.context import LazyModel, Models, Run
 
 
-def check_states(run: Run, hidden_size: int, samples: Samples) -> None:
-    """Raise UserError if the model is to be sharded and the teacher's states may not be kept.
-
-    A model that has to be sharded leaves no room for a whole one beside it.
-    """
-    size, bound = bytes_of_states(run, hidden_size, samples), KEPT
-    if run.args.loss == DISTILL and run.processes.sharded and size > bound:
-        raise UserError(
-            f"-loss: the dense model's states take {size / GB:.3g} GB, above {bound / GB:g}, and under FSDP it "
-            "can't run beside instead; give fewer -num_train_samples, or -loss response"
-        )
-
-
 def bytes_of_states(run: Run, hidden_size: int, samples: Samples) -> int:
     """Of the teacher's states for all training and validation samples."""
     tokens = sum(predicted(sample) for sample in (*samples.train, *samples.valid))
     return tokens * hidden_size * run.dtype.itemsize
+
+
+def check_states(run: Run, hidden_size: int, samples: Samples) -> None:
+    """UserError if the model is to be sharded, which leaves no room for a whole one beside it, and the teacher's states
+    may not be kept.
+    """
+    size = bytes_of_states(run, hidden_size, samples)
+    if run.args.loss == DISTILL and run.processes.sharded and size > KEPT:
+        raise UserError(
+            f"-loss: the dense model's states take {size / GB:.3g} GB, above {KEPT / GB:g}, and under FSDP it "
+            "can't run beside instead; give fewer -num_train_samples, or -loss response"
+        )
 
 
 def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | None:
@@ -43,11 +42,12 @@ def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | N
 
     None where the loss has no teacher.
     """
-    args = run.args
-    if args.loss != DISTILL or not args.num_epoch:
+    if run.args.loss != DISTILL or not run.args.num_epoch:
         return None
     size = bytes_of_states(run, models.config.hidden_size, samples)
-    known = Distillation(WEIGHT, different_head(run, models))
+    # The dense model's output head, where training runs; None if the pruned model has the same.
+    own, other = (output_head(checkpoint).to(run.dtype) for checkpoint in (models.dense, models.pruned))
+    known = Distillation(WEIGHT, None if torch.equal(own, other) else own.to(run.device))
     if size > KEPT:
         run.record.tell(
             f"teacher: its states would take {size / GB:.3g} GB, above {KEPT / GB:g}; "
@@ -65,11 +65,10 @@ def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | N
         return replace(known, valid=kept(samples.valid, "validation"), train=kept(samples.train, "training"))
 
 
-@cached(
-    "teacher",
-    code=(utils.distillation, utils.activations, utils.packing, cpu_attention),
-    libraries=("torch", "transformers"),
-)
+_CODE = (utils.distillation, utils.activations, utils.packing, cpu_attention)
+
+
+@cached("teacher", code=_CODE, libraries=("torch", "transformers"))
 def states(model: LazyModel, samples: list[Encoded], device: str, *, what: str) -> dict[str, Tensor]:
     """The teacher's states; token ids say all about data, template and length."""
     return {"states": teacher_states(model(), samples, f"teacher's states, {what}")}
@@ -86,12 +85,6 @@ def with_model(run: Run, models: Models, known: Distillation) -> Distillation:
             "-num_train_samples, so that its states are kept instead"
         )
     return replace(known, model=run.load(models.dense, device))
-
-
-def different_head(run: Run, models: Models) -> Tensor | None:
-    """The dense model's output head in the run's dtype, where training runs; None if the pruned model has the same."""
-    own, pruned = (output_head(checkpoint).to(run.dtype) for checkpoint in (models.dense, models.pruned))
-    return None if torch.equal(own, pruned) else own.to(run.device)
 
 
 def output_head(stored: Checkpoint) -> Tensor:
