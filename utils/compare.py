@@ -180,10 +180,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[SweepRow], list[str]]:
         kept = folder / FILE if folder.is_dir() else folder
         try:
             rows = read(kept) if kept.is_file() else [_of_run(folder, "/".join(own))]
-            (
-                lines_of(rows),
-                pairs_of([row for row in rows if row.outcomes][:1] * 2),
-            )  # whether they hold what they should
+            lines_of(rows)  # whether they hold what they should
+            pairs_of([row for row in rows if row.outcomes][:1] * 2)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             said = f"RUN: {folder}: its files hold what no run writes ({first_line(error)})"
             raise UserError(f"{said}; copy the folder again") from error
