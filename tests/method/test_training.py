@@ -19,7 +19,6 @@ from transformers import LlamaForCausalLM
 from models.cpu_attention import NAME, cpu_attention
 from models.loading import load_model, load_tokenizer
 from tests.builders import SAMPLES, batch, learned_in, masks_of, save_tiny_llama, trained, zeroed
-from utils.checkpoints import UNFINISHED
 from utils.common.errors import Stopped, UserError
 from utils.common.files import workspace
 from utils.common.flags import parse_arguments
@@ -29,6 +28,7 @@ from utils.losses import IGNORED, ResponseLoss
 from utils.prompts import Encoded, encode_all
 from utils.stages.train import settings as of_flags
 from utils.training import (
+    UNFINISHED,
     Collator,
     TrainingResult,
     TrainingSettings,
