@@ -26,11 +26,11 @@ from models.cpu_attention import cpu_attention
 from models.loading import input_device
 from models.modeling_llama import keep_columns
 from models.terms import whole
-from utils.checkpoints import UNFINISHED, last_whole, seal
 from utils.common.commands import ENDING
 from utils.common.disk import explain_disk_full
 from utils.common.errors import Stopped, UserError
 from utils.common.files import write_json
+from utils.common.manifest import read_manifest, write_manifest
 from utils.common.names import DIVERGED
 from utils.common.progress import progress
 from utils.distillation import Distillation
@@ -42,6 +42,12 @@ VALID_TOKENS_A_BATCH = 4096
 
 SAVED_EVERY = 600
 """Seconds of training that a kill may cost."""
+
+UNFINISHED = ".unfinished"
+"""In the folder of checkpoints: where one is written until it is whole."""
+
+KEPT = 2
+"""Checkpoints kept: the latest, and the one before it, should that be damaged."""
 
 PROGRESS = "progress.json"
 """In a checkpoint: the history so far, the rows of the last validation, and what was counted."""
@@ -225,6 +231,52 @@ def check_gathered(model: LlamaForCausalLM, valid: list[Encoded], training: Trai
 def validated(history: list[dict], step: int) -> bool:
     """Whether the validation loss after that step is known."""
     return any("valid_loss" in row and row["step"] == step for row in history)
+
+
+def seal(written: Path, belongs: str) -> None:
+    """Give a checkpoint that is all written, in UNFINISHED, its place; those older than the KEPT latest go.
+
+    belongs: digest of all that it can be continued with. Killed anywhere, the one before it still stands.
+    """
+    checkpoints = written.parents[1]
+    write_manifest(written, belongs=belongs)
+    final, replaced = checkpoints / written.name, checkpoints / f".{written.name}.replaced"
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():  # of the same step, before its validation
+        final.rename(replaced)
+    written.rename(final)
+    shutil.rmtree(replaced, ignore_errors=True)
+    for older in _latest_first(checkpoints)[KEPT:]:
+        shutil.rmtree(older)
+
+
+def last_whole(checkpoints: Path, belongs: str) -> tuple[Path | None, list[str]]:
+    """The latest checkpoint of this training that is as it was written, None if there is none; and a line for each
+    later one, which says why it is passed over."""
+    said = []
+    for folder in _latest_first(checkpoints):
+        if fault := _fault(folder, belongs):
+            said.append(f"checkpoint {folder.name} {fault}; it is passed over")
+        else:
+            return folder, said
+    return None, said
+
+
+def _fault(folder: Path, belongs: str) -> str | None:
+    try:
+        same = read_manifest(folder).get("belongs") == belongs
+    except ValueError as error:
+        return str(error)
+    return None if same else "is of other samples, weights, heads or processes"
+
+
+def _latest_first(checkpoints: Path) -> list[Path]:
+    found = {}
+    for folder in checkpoints.glob("checkpoint-*"):
+        step = folder.name.partition("-")[2]
+        if folder.is_dir() and step.isascii() and step.isdecimal():
+            found[int(step)] = folder
+    return [found[step] for step in sorted(found, reverse=True)]
 
 
 @dataclass

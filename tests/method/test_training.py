@@ -1,10 +1,12 @@
 """The loss is on response tokens only, and the Trainer trains β and b alone, resumably."""
 
+import copy
 import json
 import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from itertools import chain, count, product
 from pathlib import Path
 
@@ -16,8 +18,7 @@ from transformers import LlamaForCausalLM
 
 from models.cpu_attention import NAME, cpu_attention
 from models.loading import load_model, load_tokenizer
-from tests.builders import SAMPLES, batch, learned_in, masks_of, trained, zeroed
-from utils.checkpoints import UNFINISHED
+from tests.builders import SAMPLES, batch, learned_in, masks_of, save_tiny_llama, trained, zeroed
 from utils.common.errors import Stopped, UserError
 from utils.common.files import workspace
 from utils.common.flags import parse_arguments
@@ -27,6 +28,7 @@ from utils.losses import IGNORED, ResponseLoss
 from utils.prompts import Encoded, encode_all
 from utils.stages.train import settings as of_flags
 from utils.training import (
+    UNFINISHED,
     Collator,
     TrainingResult,
     TrainingSettings,
@@ -214,11 +216,13 @@ def before_each_pass(do: Callable[[bool], object]) -> Iterator[None]:
 class Cut:
     """A training of 12 samples in epochs of 3 steps, and the same one cut off and continued."""
 
-    def __init__(self, folder: Path, place: Path, grouped: bool = True, epochs: float = 2):
-        self.folder, self.place, self.output = folder, place, place / "cut"
-        self.how = settings(group_by_length=grouped, epochs=epochs)
+    output: Path
+    """Where it is cut off."""
+
+    def __init__(self, folder: Path, place: Path, grouped: bool, epochs: float):
+        self.folder, self.how = folder, settings(group_by_length=grouped, epochs=epochs)
         self.samples = encoded(folder, 12)
-        self.whole, self.complete = self.train(place / "whole")
+        self.whole, self.complete = self.train(place)
 
     def train(self, place: Path, belongs: str = "this"):
         model = attached(self.folder, restoration=zeroed(trained()))
@@ -247,9 +251,18 @@ class Cut:
         return sum(steps)
 
 
-@pytest.fixture(params=[True])
-def cut(request, make_tiny_llama, tmp_path) -> Cut:
-    return Cut(make_tiny_llama(zeros=0.5), tmp_path, request.param)
+@pytest.fixture(scope="module")
+def whole_once(tmp_path_factory) -> Callable[..., Cut]:
+    """Whole trainings, each made once."""
+    folder = save_tiny_llama(tmp_path_factory.mktemp("cut") / "model", zeros=0.5)
+    return cache(lambda grouped, epochs: Cut(folder, tmp_path_factory.mktemp("cut"), grouped, epochs))
+
+
+@pytest.fixture(params=[(True, 2)], ids=str)
+def cut(request, whole_once, tmp_path) -> Cut:
+    found = copy.copy(whole_once(*request.param))
+    found.output = tmp_path
+    return found
 
 
 def fails() -> None:
@@ -267,9 +280,9 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(cut, call, steps):
     assert cut.continues_to_the_same() == steps
 
 
+@pytest.mark.parametrize("cut", [(True, 1.5)], indirect=True)
 @pytest.mark.parametrize("ends", ["in its last step", "after its last validation"])
-def test_a_fraction_of_an_epoch_goes_on_after_its_last_step_without_another(make_tiny_llama, tmp_path, ends):
-    cut = Cut(make_tiny_llama(zeros=0.5), tmp_path, epochs=1.5)
+def test_a_fraction_of_an_epoch_goes_on_after_its_last_step_without_another(cut, ends):
     if ends == "in its last step":
         cut.cut(7, interrupts, KeyboardInterrupt)
     else:
@@ -358,7 +371,11 @@ def test_fp16_has_the_gradient_of_fp32_on_many_tokens(make_tiny_llama, monkeypat
 
 @pytest.mark.parametrize(
     ("cut", "number", "ends"),
-    [(True, signal.SIGTERM, Stopped), (False, signal.SIGUSR1, Stopped), (False, signal.SIGINT, KeyboardInterrupt)],
+    [
+        ((True, 2), signal.SIGTERM, Stopped),
+        ((False, 2), signal.SIGUSR1, Stopped),
+        ((False, 2), signal.SIGINT, KeyboardInterrupt),
+    ],
     indirect=["cut"],
 )
 def test_a_training_that_is_told_to_end_loses_no_step(cut, number, ends):
@@ -410,7 +427,7 @@ def test_a_validation_loss_that_is_no_number_ends_the_training(cut, monkeypatch)
         cut.train(cut.output)
     values = iter([float("nan")])
     with pytest.raises(UserError, match=r"^-dtype: the validation loss is no finite number before any training"):
-        cut.train(cut.place / "other")
+        cut.train(cut.output / "other")
 
 
 def test_a_restoration_that_is_not_finite_is_no_checkpoint(cut, monkeypatch):
