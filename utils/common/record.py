@@ -1,5 +1,6 @@
 """The record of a run: how long each stage took, how much memory it needed, and what went in."""
 
+import ctypes
 import gc
 import platform
 import resource
@@ -69,7 +70,7 @@ class RunRecord:
         name, number = stage_name(key), 1 + [stage.key for stage in STAGES].index(key)
         print(f"[{number}/{len(STAGES)}] {name}", flush=True)
         self._details = []
-        gc.collect()
+        give_back_memory()
         reset_peak_memory()
         found = len(self.reused)
         began = time.perf_counter()
@@ -84,6 +85,13 @@ class RunRecord:
         }
         self.stages.append(entry)
         print(f"      {entry['seconds']:.1f} s, peak memory {entry['peak_memory_bytes'] / 2**30:.2f} GiB", flush=True)
+
+
+def give_back_memory() -> None:
+    """Return what was freed to the system: glibc keeps it for later, and every later stage's peak would count it."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def versions() -> dict[str, str]:
