@@ -10,8 +10,8 @@ The stages are in utils/stages: what each reads, what the cache keeps of it by w
 from contextlib import nullcontext
 from pathlib import Path
 
-from data.loading import check_calib_data, check_data_path
-from models.names import check_found
+from data.sources import check_calib_data, check_data_path
+from models.model_names import check_found
 from utils.common.commands import check_cache, quiet_libraries, run
 from utils.common.errors import UserError
 from utils.common.flags import Arguments, parse_arguments

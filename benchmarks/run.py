@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from benchmarks import ways
-from data.loading import load_samples
+from data.sources import load_samples
 from models.checkpoint import LINEARS
 from models.compact import compact
 from models.loading import DTYPES, head_shape, load_model, load_tokenizer, resolve, usable_device

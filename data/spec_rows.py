@@ -6,7 +6,7 @@ other choices, of which the paper takes the most similar to the response.
 
 from collections.abc import Callable
 
-from data.loading import Sample
+from data.sources import Sample
 from utils.common.names import SPEC_TASKS
 
 

@@ -14,7 +14,7 @@ import models.compact_llama
 from models.checkpoint import Checkpoint, Header, safetensors_name, write_checkpoint
 from models.compact_llama import CompactLlamaConfig, CompactLlamaForCausalLM
 from models.loading import copy_tokenizer, load_config
-from models.names import RECORD
+from models.model_names import RECORD
 from models.portable import make_portable
 from utils.common.cache import Cache, cached
 from utils.common.files import whole_folder, write_json

@@ -30,7 +30,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 import models.compact_llama  # noqa: F401 - makes its class known to transformers
 from models.checkpoint import Checkpoint, check_finite, check_weights
 from models.gguf_reading import unpack_gguf
-from models.names import COMPACT, LLAMA, check_name, embedded_file, hub_name
+from models.model_names import COMPACT, LLAMA, check_name, embedded_file, hub_name
 from utils.common.errors import UserError, first_line, shortened
 from utils.common.files import digest, digest_files, read_json
 from utils.common.names import DTYPE_NAMES, EMBEDDED

@@ -11,7 +11,7 @@ plausible.
 
 from argparse import Namespace
 
-from models.names import check_found
+from models.model_names import check_found
 from utils.common.commands import DEFAULT_CACHE, Parser, check_cache, folder_path, name_or_path, run
 from utils.common.errors import UserError
 from utils.common.names import DTYPE_NAMES

@@ -1,7 +1,7 @@
 """Prune a Llama: python -m pruning -base_model_name embedded -prune_method wanda -sparsity 0.5 -output_dir pruned."""
 
-from data.loading import check_calib_data
-from models.names import RECORD, check_found
+from data.sources import check_calib_data
+from models.model_names import RECORD, check_found
 from utils.common.commands import DEFAULT_CACHE, Parser, check_cache, folder_path, name_or_path, run
 from utils.common.files import read_json
 from utils.common.flag_types import at_least, seed_number
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
             check_calib_data(args.calib_data)
             check_cache(args.cache_dir)
             from models.loading import DTYPES, resolve
-            from pruning.checkpoint import prune_into
+            from pruning.prune_model import prune_into
 
             prune_into(
                 resolve(args.base_model_name, "-base_model_name", args.cache_dir),

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from data.loading import bundled_text, check_calib_data, json_rows
+from data.sources import bundled_text, check_calib_data, json_rows
 from utils.common.errors import UserError, first_line
 from utils.common.files import digest, digest_files
 from utils.common.names import BUNDLED, C4

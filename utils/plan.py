@@ -18,7 +18,7 @@ from huggingface_hub import hf_hub_download
 from transformers import AutoConfig, LlamaConfig, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-import pruning.checkpoint
+import pruning.prune_model
 from models import cpu_attention
 from models.gguf_reading import check_gguf, gguf_tokenizer
 from models.loading import (
@@ -406,7 +406,7 @@ def print_plan(args: Arguments) -> None:
     if args.pruned_model_path:
         check_name(args.pruned_model_path, "-pruned_model_path")
     else:
-        pruning.checkpoint.check(
+        pruning.prune_model.check(
             args.prune_method, args.sparsity, args.calib_data, args.calib_samples, args.calib_length, config
         )
     target = target_machine(args, config)

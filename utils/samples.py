@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from data.loading import Sample, Split
+from data.sources import Sample, Split
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
 from utils.prompts import Encoded, encode_all

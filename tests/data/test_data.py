@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.loading import BUNDLED_FOLDER, Sample, bundled_text, check_data_path, load_samples
+from data.sources import BUNDLED_FOLDER, Sample, bundled_text, check_data_path, load_samples
 from utils.common.errors import UserError
 
 TASKS_FOLDER = BUNDLED_FOLDER.parent / "tasks"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from data.loading import load_samples
+from data.sources import load_samples
 from models.loading import check_model, load_config, load_model, resolve, usable_device
 from pruning import calibration
 from tests.builders import byte_tokenizer

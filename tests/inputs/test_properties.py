@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.loading import alpaca_prompt, load_samples
+from data.sources import alpaca_prompt, load_samples
 from pruning.pattern import Pattern, lowest
 from utils.common.errors import UserError
 from utils.common.flags import build_parser, parse_arguments

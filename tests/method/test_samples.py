@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
-from data.loading import Sample, Split
+from data.sources import Sample, Split
 from models.loading import load_tokenizer
 from tests.builders import byte_tokenizer
 from utils.common.errors import UserError

@@ -24,7 +24,7 @@ from models.loading import (
     slow_half,
 )
 from models.merge import merge_and_prove, probe_logits, record_logits
-from models.names import SHORT_NAMES
+from models.model_names import SHORT_NAMES
 from models.restoration import Restoration, save_restoration
 from tests.builders import HEADS, orthonormal, shard, trained
 from utils.activations import last_token_activations

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from models.compact import write_compact
 from models.loading import load_config, tokenizer_files
 from models.portable import portable, save_tokenizer
-from pruning.checkpoint import prune_into
+from pruning.prune_model import prune_into
 from tests.builders import byte_tokenizer, save_tiny_llama
 from tests.models.test_merge import merged
 

@@ -15,11 +15,11 @@ from models.compact import RECORD
 from models.loading import load_config, load_model
 from pruning import calibration, magnitude, sparsegpt, wanda
 from pruning.__main__ import main
-from pruning.checkpoint import check, prune_into, prune_layers
 from pruning.input_statistics import Hessian, InputMeans, InputNorms, relative_error
 from pruning.layers import SITES
-from pruning.methods import METHODS
 from pruning.pattern import Pattern
+from pruning.prune_model import check, prune_into, prune_layers
+from pruning.pruners import METHODS
 from utils.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from models.names import SHORT_NAMES
+from models.model_names import SHORT_NAMES
 from tests.report.made import HOSTILE, PROOF, RUN, hostile, make_results, task, whole, with_answers
 from utils.evaluation.task_loading import _HUB_WIKITEXT
 from utils.evaluation.tasks import DEFINITIONS, PAPER_TASKS, TOKEN_PERPLEXITY, WIKITEXT

@@ -109,7 +109,7 @@ def test_a_pruned_checkpoint_that_was_damaged_in_the_cache_is_made_again(world, 
     changes["calib_data"] = world / "text.txt"
     # The same content each time, and no pruning: what is in the folder is not what this is about.
     monkeypatch.setattr(
-        "pruning.checkpoint.prune_into",
+        "pruning.prune_model.prune_into",
         lambda _, folder, *__, **___: shutil.copytree(world / "dense", folder, dirs_exist_ok=True),
     )
     run, models, *_ = prepared(flags(world, tmp_path / "out", **changes))

@@ -4,7 +4,7 @@ import logging
 import random
 from pathlib import Path
 
-from data.loading import Sample, Split, load_samples
+from data.sources import Sample, Split, load_samples
 from data.spec_rows import SPEC_FORMS
 from utils.common.errors import UserError
 from utils.common.flags import Arguments

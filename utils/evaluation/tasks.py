@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lm_eval.tasks
 
-from data.loading import json_rows
+from data.sources import json_rows
 from utils.common.errors import UserError, shortened
 
 DEFINITIONS = Path(lm_eval.tasks.__file__).parent

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-import pruning.checkpoint
+import pruning.prune_model
 from models.checkpoint import Checkpoint, check_finite, check_weights
 from models.compact import in_dense_shapes
 from models.loading import check_model, check_pair, load_config, resolve, slow_half
@@ -48,7 +48,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
             )
         config = load_config(pruned.folder, "-pruned_model_path")
     else:
-        pruning.checkpoint.check(
+        pruning.prune_model.check(
             args.prune_method, args.sparsity, args.calib_data, args.calib_samples, args.calib_length, config
         )
     if run.needs.calibration:

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-import pruning.checkpoint
-from data.loading import bundled_text
+import pruning.prune_model
+from data.sources import bundled_text
 from models.checkpoint import Checkpoint
 from models.loading import load_config
 from utils.common.cache import Kept, cached
@@ -40,7 +40,7 @@ def pruned(
     print(f"      {method} at {pattern}, {args.calib_samples} × {args.calib_length} tokens")
     calib = {name: getattr(args, name) for name in ("calib_data", "calib_samples", "calib_length")}
     where = {"dtype": run.dtype, "device": run.device, "seed": args.calibration_seed}
-    pruning.checkpoint.prune_into(
+    pruning.prune_model.prune_into(
         dense.folder, folder, method, pattern, **calib, **where, base_name=args.base_model_name
     )
 

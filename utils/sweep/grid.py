@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from models.names import RECORD
+from models.model_names import RECORD
 from utils.common.config_file import NOT_REPEATED
 from utils.common.errors import UserError
 from utils.common.files import digest, digest_files

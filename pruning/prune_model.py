@@ -14,8 +14,8 @@ from models.loading import check_model, copy_tokenizer, load_config, load_model,
 from models.portable import make_portable
 from pruning import calibration
 from pruning.layers import BATCH_TOKENS, PruningPass, finite, walk
-from pruning.methods import METHODS
 from pruning.pattern import Pattern
+from pruning.pruners import METHODS
 from utils.common.disk import explain_disk_full
 from utils.common.errors import UserError
 from utils.common.files import write_json, write_text
