@@ -1,4 +1,4 @@
-"""What tests of all rooms build: tiny lopsided Llamas, a byte tokenizer, restorations, samples."""
+"""What tests of all packages build: tiny lopsided Llamas, a byte tokenizer, restorations, samples."""
 
 import json
 from collections.abc import Callable

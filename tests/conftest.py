@@ -1,4 +1,4 @@
-"""Fixtures that all rooms share; what they are built of is in tests/builders.py."""
+"""Fixtures that all packages share; what they are built of is in tests/builders.py."""
 
 import os
 import signal

@@ -1,1 +1,1 @@
-"""One room, one job: everything between loading a model and reading the report."""
+"""The method itself, in the order of its equations, and what runs, evaluates and reports it."""

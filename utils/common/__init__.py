@@ -1,1 +1,1 @@
-"""What every room needs: errors, files, cache, record, flags, processes. It imports nothing of ours."""
+"""What every package needs: errors, files, cache, record, flags, processes. It imports nothing of ours."""

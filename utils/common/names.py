@@ -1,4 +1,4 @@
-"""Words of the command line that several rooms understand."""
+"""Words of the command line that several packages understand."""
 
 EMBEDDED = "embedded"
 """SmolLM2-135M-Instruct as a model, MiniLM-L6 as a sentence encoder: as PyPI packages ship them."""

@@ -1,4 +1,4 @@
-"""The house's floors: what imports what, read from the code, lazy imports included."""
+"""Layers of packages: what imports what, read from the code, lazy imports included."""
 
 import ast
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-FLOORS = [
+LAYERS = [
     ["utils.common"],
     ["data"],
     ["models"],
@@ -21,13 +21,13 @@ FLOORS = [
     ["utils.compare"],
     ["RestoreLCC_train", "benchmarks"],
 ]
-"""From the ground up. Rooms on one floor don't import each other; `utils` is the method itself, without its rooms."""
+"""Lowest first. Packages of one layer don't import each other; `utils` is without its subpackages."""
 
-LEVEL = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+LEVEL = {package: number for number, packages in enumerate(LAYERS) for package in packages}
 
 
-def room_of(module: str) -> str | None:
-    """The longest room that holds the module; None for modules that are not ours."""
+def package_of(module: str) -> str | None:
+    """The longest package that holds the module; None for modules that are not ours."""
     parts = module.split(".")
     names = (".".join(parts[:length]) for length in (2, 1) if length <= len(parts))
     return next((name for name in names if name in LEVEL), None)
@@ -52,12 +52,12 @@ def imported(text: str) -> set[str]:
 
 
 def upward(module: str, text: str) -> list[str]:
-    """Imports of `module` that lead to its own floor's other rooms, or up."""
-    home = room_of(module)
+    """Imports of `module` that lead to its own layer's other packages, or up."""
+    home = package_of(module)
     wrong = []
     for name in sorted(imported(text)):
-        room = room_of(name)
-        if room and room != home and LEVEL[room] >= LEVEL[home]:
+        package = package_of(name)
+        if package and package != home and LEVEL[package] >= LEVEL[home]:
             wrong.append(name)
     return wrong
 
@@ -67,8 +67,8 @@ def test_imports_lead_down(module):
     assert upward(module, modules()[module].read_text(encoding="utf-8")) == []
 
 
-def test_every_file_has_a_room():
-    assert all(room_of(module) for module in modules())
+def test_every_file_has_a_package():
+    assert all(package_of(module) for module in modules())
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,6 @@ def test_an_import_that_leads_up_is_seen(module, text):
     assert upward(module, text)
 
 
-def test_the_entry_point_is_a_page_and_the_method_has_its_room():
+def test_the_entry_point_is_a_page_and_the_method_has_its_package():
     assert len((ROOT / "RestoreLCC_train.py").read_text(encoding="utf-8").splitlines()) <= 200
     assert len(list((ROOT / "utils").glob("*.py"))) <= 15
