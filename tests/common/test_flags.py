@@ -59,6 +59,7 @@ WRONG = {
     "true for a number": ({"batch_size": True}, "batch_size is true; give a number or a text"),
     "text for a number": ({"lr": "fast"}, "-lr/--lr: invalid float value: .fast."),
     "not finite": ('{"lr": NaN}', "-lr/--lr: must be a number above 0, not nan"),
+    "beyond fp32": ({"lr": 1e39}, "-lr/--lr: must be a number above 0, not 1e"),
     "seed too large": ({"seed": 2**32}, "-seed/--seed: must be a whole number, 0 to 4294967295, not 4294967296"),
     "half a surrogate": ('{"data_path": "\\ud800"}', "cannot read .* \\(half of a surrogate pair"),
     "wrong choice": ({"dtype": "int8"}, "-dtype/--dtype: invalid choice: .int8."),

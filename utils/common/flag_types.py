@@ -7,6 +7,7 @@ from collections.abc import Callable
 from utils.common.errors import shortened
 from utils.common.names import LINEAR_NAMES
 
+FP32_MAX = 3.4e38
 MOST = 10**9
 """The largest count that a flag takes: beyond it, sizes overflow in libraries rather than being too large."""
 
@@ -30,8 +31,8 @@ def _number(kind: type, holds: Callable[[float], bool], what: str, most: float =
 
 
 def above(bound: float) -> Callable[[str], float]:
-    """An argparse type: a finite number above `bound`."""
-    return _number(float, lambda value: bound < value < math.inf, f"number above {bound:g}", math.inf)
+    """An argparse type: a number above `bound` that fp32 holds."""
+    return _number(float, lambda value: bound < value < FP32_MAX, f"number above {bound:g}", math.inf)
 
 
 def at_least_real(bound: float) -> Callable[[str], float]:
