@@ -194,11 +194,6 @@ def fingerprint(folder: Path) -> str:
     return Checkpoint(folder).fingerprint
 
 
-def count_zeros(folder: Path) -> tuple[list[int], list[int]]:
-    """(zeros, weights) of the seven linear layers of each decoder layer."""
-    return Checkpoint(folder).survey().counts()
-
-
 def pruned_layer(name: str) -> int | None:
     """The decoder layer that `name` is a linear weight of; None for all other tensors."""
     match = PRUNED_WEIGHT.fullmatch(name)

@@ -42,12 +42,6 @@ def compact(model: LlamaForCausalLM) -> CompactLlamaForCausalLM:
     return result.requires_grad_(False).eval()
 
 
-def compact_checkpoint(folder: Path, output_dir: Path) -> None:
-    """`compact` of the checkpoint in `folder`, file to file, whole to `output_dir`."""
-    with whole_folder(output_dir) as partial:
-        write_compact(folder, partial)
-
-
 def write_compact(folder: Path, output: Path) -> None:
     """`compact` of the checkpoint in `folder` into the folder `output`: each tensor in its stored dtype."""
     stored, config = Checkpoint(folder), load_config(folder, "-pruned_model_path")

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from models.checkpoint import Checkpoint
+from models.compact import write_compact
 from models.contract import MethodInputs
 from models.loading import load_config, load_model
 from models.modeling_llama import restored_layers
@@ -157,3 +158,14 @@ SAMPLES = [Encoded([5, 9, 77, 30], 2), Encoded([8, 1, 2, 3, 4, 60, 61], 3), Enco
 def batch(samples: list[Encoded]) -> dict[str, Tensor]:
     """The samples as one padded batch."""
     return Collator(pad_id=257)([{"input_ids": s.ids, "prompt_length": s.prompt_length} for s in samples])
+
+
+def count_zeros(folder: Path) -> tuple[list[int], list[int]]:
+    """(zeros, weights) of the seven linear layers of each decoder layer."""
+    return Checkpoint(folder).survey().counts()
+
+
+def compact_checkpoint(folder: Path, output: Path) -> None:
+    """The compact form of the checkpoint in `folder`, in a new folder `output`."""
+    output.mkdir()
+    write_compact(folder, output)

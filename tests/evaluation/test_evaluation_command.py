@@ -11,11 +11,11 @@ from lm_eval.tasks import TaskManager
 
 import utils.evaluation.restored_lm
 from models.checkpoint import fingerprint
-from models.compact import compact_checkpoint, in_dense_shapes
+from models.compact import in_dense_shapes
 from models.loading import load_model, load_tokenizer
 from models.merge import merge, probe_logits
 from models.restoration import save_restoration
-from tests.builders import trained
+from tests.builders import compact_checkpoint, trained
 from utils.common.errors import UserError
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.scoring import evaluate

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from models.checkpoint import Checkpoint, count_zeros, fingerprint, restorable_heads, same_bits
-from models.compact import compact_checkpoint, in_dense_shapes
+from models.checkpoint import Checkpoint, fingerprint, restorable_heads, same_bits
+from models.compact import in_dense_shapes
 from models.compact_llama import CompactLlamaConfig
 from models.loading import load_config, load_model
 from models.merge import (
@@ -28,7 +28,17 @@ from models.merge import (
 from models.modeling_llama import keep_columns
 from models.restoration import ABOUT, TENSORS, Restoration, load_restoration, save_restoration
 from models.terms import Constant, HeadConstant, LowRank
-from tests.builders import HEADS, inputs_of, orthonormal, rewrite, save_tiny_llama, shard, trained
+from tests.builders import (
+    HEADS,
+    compact_checkpoint,
+    count_zeros,
+    inputs_of,
+    orthonormal,
+    rewrite,
+    save_tiny_llama,
+    shard,
+    trained,
+)
 from utils.common.errors import UserError
 from utils.common.methods import Options, needs_of
 

@@ -15,6 +15,7 @@ from models.compact_llama import CompactLlamaForCausalLM, kept_heads
 from models.loading import load_config, load_model
 from pruning import calibration, slimgpt
 from pruning.sparsegpt import damped_inverse
+from tests.builders import compact_checkpoint
 from tests.pruning.test_pruning import problem, prune, text  # noqa: F401 (fixtures)
 from utils.common.errors import UserError
 
@@ -204,7 +205,7 @@ def test_expanding_a_compact_model_gives_the_masked_one_back(both, tmp_path):
     for before, after in zip(slim.model.layers, expanded.model.layers, strict=True):
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             assert torch.equal(after.self_attn.get_submodule(name).weight, before.self_attn.get_submodule(name).weight)
-    models.compact.compact_checkpoint(tmp_path / "expanded", tmp_path / "again")
+    compact_checkpoint(tmp_path / "expanded", tmp_path / "again")
     small, again = (load_model(place, "auto", "cpu", "-x").state_dict() for place in (compact, tmp_path / "again"))
     assert small.keys() == again.keys()
     assert all(torch.equal(small[name], again[name]) for name in small)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from models.checkpoint import count_zeros
+from tests.builders import count_zeros
 from tests.runs import HEADS
 from utils.common.flags import parse_arguments
 from utils.common.record import STAGES

@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import utils.common.cache
 from models.checkpoint import LINEARS, Checkpoint
-from models.compact import compact_checkpoint
-from tests.builders import byte_tokenizer
+from tests.builders import byte_tokenizer, compact_checkpoint
 from tests.runs import flags, prepared, ranked, write_samples
 from utils.common.errors import OutOfRoom, UserError
 from utils.common.flags import build_parser
