@@ -3,12 +3,10 @@
 import torch
 
 from models.contract import MethodInputs
+from models.families import norm_widths
 from models.terms import Constant
 
 
 def norm_scales(inputs: MethodInputs) -> dict[str, Constant]:
-    """Changes (D,) of the scales of both norms of every decoder layer and of the last one, from zero."""
-    kinds = ("input_layernorm", "post_attention_layernorm")
-    names = [f"model.layers.{n}.{kind}" for n in range(inputs.config.num_hidden_layers) for kind in kinds]
-    size = inputs.config.hidden_size
-    return {f"{name}.weight": Constant(torch.zeros(size)) for name in [*names, "model.norm"]}
+    """A change of the scale of every norm of the model, from zero."""
+    return {f"{name}.weight": Constant(torch.zeros(width)) for name, width in norm_widths(inputs.config).items()}

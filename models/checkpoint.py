@@ -13,12 +13,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from models.families import ATTENTION, FAMILIES, MLP
 from utils.common.errors import UserError, first_line
 from utils.common.files import read_json, whole_file, write_json
 from utils.common.raw import hash_tensor, raw_bytes
 
-ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")
-MLP = tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down"))
 LINEARS = ATTENTION + MLP
 """The seven linear layers of a decoder layer: what pruning methods prune."""
 
@@ -215,6 +214,9 @@ def check_weights(checkpoint: Checkpoint, config: LlamaConfig) -> None:
             f"{flag}: {folder}/config.json makes no model ({first_line(error)}); copy the model again"
         ) from error
     optional = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    if FAMILIES[read_json(folder / "config.json")["model_type"]].as_llama:
+        # Llama's switch stands for biases of all four projections; those that the family hasn't are zero.
+        optional |= {name for name in expected if name.endswith("o_proj.bias")}
     missing = [name for name in expected if name not in checkpoint and name not in optional]
     if missing:
         raise UserError(
@@ -223,7 +225,7 @@ def check_weights(checkpoint: Checkpoint, config: LlamaConfig) -> None:
         )
     if unexpected := [name for name in checkpoint.kept() if name not in expected]:
         raise UserError(
-            f"{flag}: {folder} holds {_named(unexpected)} that a Llama of its config.json doesn't have; "
+            f"{flag}: {folder} holds {_named(unexpected)} that a model of its config.json doesn't have; "
             "give a plain checkpoint"
         )
     for name in checkpoint.kept():

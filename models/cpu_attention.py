@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, LlamaForCausalLM
 
+from models.families import causal_only
 from models.loading import input_device
 
 NAME = "restorelcc_cpu"
@@ -30,13 +31,14 @@ FEWEST = 16
 
 @contextmanager
 def cpu_attention(model: LlamaForCausalLM) -> Iterator[None]:
-    """Within it, a model that runs on the CPU and would take torch's kernel, without dropout, takes this one.
+    """Within it, a model on the CPU that would take torch's kernel takes this one, if its attention is plain.
 
     For whole sequences only, padded on the right. A mask must be additive, (B, 1, T, T): transformers drops one of
     another shape here.
     """
     config, before = model.config, model.config._attn_implementation
-    if input_device(model).type == "cpu" and before == "sdpa" and not config.attention_dropout:
+    able = causal_only(config) and not config.attention_dropout
+    if input_device(model).type == "cpu" and before == "sdpa" and able:
         config._attn_implementation = NAME
     try:
         yield

@@ -6,6 +6,7 @@ Every name resolves to a local Hugging Face folder first, so that what follows k
 import atexit
 import functools
 import gc
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -29,8 +30,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import models.compact_llama  # noqa: F401 - makes its class known to transformers
 from models.checkpoint import Checkpoint, check_finite, check_weights
+from models.families import FAMILIES, SUPPORTED, as_llama
 from models.gguf_reading import unpack_gguf
-from models.model_names import COMPACT, LLAMA, check_name, embedded_file, hub_name
+from models.model_names import check_name, embedded_file, hub_name
 from utils.common.errors import UserError, first_line, shortened
 from utils.common.files import digest, digest_files, read_json
 from utils.common.names import DTYPE_NAMES, EMBEDDED
@@ -95,9 +97,9 @@ def load_config(folder: Path, flag: str) -> LlamaConfig:
         raise UserError(f"{flag}: cannot read {path} ({error}); copy the model again") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
         raise UserError(f"{flag}: {path} names no model_type, so it is no model's; give a Hugging Face model folder")
-    if settings["model_type"] not in (LLAMA, COMPACT):
+    if settings["model_type"] not in FAMILIES:
         kind = shortened(settings["model_type"])
-        raise UserError(f"{flag}: {folder} is a '{kind}' model; RestoreLCC restores Llama architectures only")
+        raise UserError(f"{flag}: {folder} is a '{kind}' model; RestoreLCC restores {SUPPORTED}")
     for name in ("quantization_config", "compression_config"):
         if settings.get(name):
             _refuse_quantized(settings[name], folder, flag)
@@ -113,8 +115,23 @@ def load_config(folder: Path, flag: str) -> LlamaConfig:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever a damaged value makes transformers raise
         raise UserError(f"{flag}: {path}: {first_line(error)}; copy the model again") from error
-    config._attn_implementation = "sdpa"  # a file may name one whose code is fetched from elsewhere
+    try:
+        config = as_llama(config)
+    except ValueError as error:
+        raise UserError(f"{flag}: {path}: {error}; it is not supported") from error
+    if getattr(config, "head_dim", None) is None:  # which not every family's class sets
+        config.head_dim = config.hidden_size // config.num_attention_heads
+    # Set in any case: a file may name one whose code is fetched from elsewhere. torch's kernel caps no scores.
+    config._attn_implementation = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
     return config
+
+
+def written_settings(folder: Path, flag: str) -> dict:
+    """A config.json for what is written of the model in `folder`: its own, or Llama's where it runs as Llama."""
+    settings = read_json(folder / "config.json")
+    if FAMILIES[settings["model_type"]].as_llama is None:
+        return settings
+    return json.loads(load_config(folder, flag).to_json_string(use_diff=False))
 
 
 def _refuse_quantized(settings: object, folder: Path, flag: str) -> None:
@@ -144,7 +161,7 @@ def _check_settings(settings: dict) -> None:
     heads, shared = settings.get("num_attention_heads"), settings.get("num_key_value_heads")
     if heads and shared and heads % shared:
         raise ValueError(f"{heads} num_attention_heads cannot share {shared} num_key_value_heads")
-    act = settings.get("hidden_act", "silu")
+    act = settings.get("hidden_act", settings.get("hidden_activation", "silu"))
     check("hidden_act", act, isinstance(act, str) and act in ACT2FN, "which transformers doesn't know")
     for name in ("dtype", "torch_dtype"):
         value = settings.get(name)
@@ -229,7 +246,7 @@ def load_model(folder: Path, dtype: torch.dtype | str, device: str, flag: str) -
     if device == "auto":
         options["offload_folder"] = _offload_folder()
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", **options)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
         raise UserError(f"{flag}: cannot load {folder} ({first_line(error)})") from error
     # As the first Llamas' files say that there is none; as an id it would be the last one of a torch embedding only.

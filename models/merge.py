@@ -74,8 +74,6 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.checkpoint import (
-    ATTENTION,
-    MLP,
     Checkpoint,
     Header,
     pruned_layer,
@@ -84,6 +82,7 @@ from models.checkpoint import (
     write_checkpoint,
 )
 from models.compact import chosen, in_dense_shapes, left_of, what_is_left, write_compact
+from models.families import BIASES
 from models.loading import (
     DTYPES,
     check_vocabulary,
@@ -95,15 +94,13 @@ from models.loading import (
     load_tokenizer,
     resolve,
     usable_device,
+    written_settings,
 )
 from models.modeling_llama import explicit_biases, max_rounding_error, store_as
 from models.portable import portable
 from models.restoration import Restoration, check_belongs, load_restoration
 from utils.common.files import read_json, whole_folder, workspace, write_json
 from utils.common.run_folder import RunFolder
-
-BIAS_SWITCHES = {"attention_bias": ATTENTION, "mlp_bias": MLP}
-"""Llama's switches for biases: each stands for all of these linear layers, in every decoder layer."""
 
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
 """The dtype that another's rounding is measured in."""
@@ -148,21 +145,21 @@ def merged_layout(stored: Checkpoint, config: LlamaConfig, touched: Iterable[str
 
 
 def zero_biases(stored: Checkpoint, config: LlamaConfig, touched: Iterable[str]) -> list[str]:
-    """Biases that must be there as zeros, because a touched one of the same kind is new."""
-    new = {name for name in touched if name not in stored}
+    """Biases that must be there as zeros, because others of the same kind are there."""
+    known = {*touched, *stored.headers}
     everywhere = [
         f"model.layers.{layer}.{linear}.bias"
-        for switch in switched_on(new)
+        for switch in switched_on(known)
         for layer in range(config.num_hidden_layers)
-        for linear in BIAS_SWITCHES[switch]
+        for linear in BIASES[switch]
     ]
-    return [name for name in everywhere if name not in new and name not in stored]
+    return [name for name in everywhere if name not in known]
 
 
 def switched_on(touched: Iterable[str]) -> list[str]:
-    """Llama's switches that must be on for these tensors to be read."""
+    """The switches that must be on for these tensors to be read."""
     linears = {name.removesuffix(".bias").split(".", 3)[-1] for name in touched if name.endswith(".bias")}
-    return [switch for switch, kinds in BIAS_SWITCHES.items() if linears & set(kinds)]
+    return [switch for switch, kinds in BIASES.items() if linears & set(kinds)]
 
 
 # The merge.
@@ -196,7 +193,7 @@ def merge(pruned: Path, restoration: Restoration, output: Path, tokenizer_from: 
     output.mkdir(parents=True, exist_ok=True)
     write_checkpoint(output, shards, read)
     switched = dict.fromkeys(switched_on(restoration.terms), True)
-    write_json(output / "config.json", portable({**read_json(pruned / "config.json"), **switched}))
+    write_json(output / "config.json", portable({**written_settings(pruned, "-pruned_model_path"), **switched}))
     if (pruned / "generation_config.json").is_file():
         shutil.copy(pruned / "generation_config.json", output)
     copy_tokenizer(tokenizer_from, output)
@@ -384,7 +381,7 @@ def _account_for_tensors(pruned: Path, merged: Path, restoration: Restoration) -
         if names:
             proof.failures.append(f"{len(names)} tensors {what}: {', '.join(names[:3])}")
     if read_json(merged / "config.json") != portable(
-        {**read_json(pruned / "config.json"), **dict.fromkeys(switched_on(touched), True)}
+        {**written_settings(pruned, "-pruned_model_path"), **dict.fromkeys(switched_on(touched), True)}
     ):
         proof.failures.append("config.json is not the pruned checkpoint's with the biases switched on")
     fewer = [layer for layer, zeros in surveys[0].zeros.items() if surveys[1].zeros.get(layer, 0) < zeros]

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from accelerate.hooks import add_hook_to_module
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers import PreTrainedModel
 
+from models.families import FAMILIES, Family
 from models.terms import Term, restored
 
 ROUNDINGS = 64
@@ -148,24 +148,27 @@ class RestoredLinear(RestoredLayer, nn.Linear):
         return last.through(z, weight)
 
 
-class RestoredNorm(RestoredLayer, LlamaRMSNorm):
-    """An RMSNorm with terms on its scale (D,)."""
+class RestoredNorm(RestoredLayer):
+    """An RMSNorm with terms on its scale (D,). family: what its stock class does with the scale."""
 
-    def __init__(self, stock: LlamaRMSNorm):
+    def __init__(self, stock: nn.Module, family: Family):
         self.begin(stock)
-        self.variance_epsilon = stock.variance_epsilon
+        self.epsilon = stock.eps if hasattr(stock, "eps") else stock.variance_epsilon
+        self.in_fp32, self.offset = family.norm_fp32, family.norm_offset
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         wide = hidden_states.float()
-        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.epsilon)
         if torch.is_grad_enabled():
             scale, self._kept = self.trained("weight"), None
         else:
             scale = self.inferred("weight", hidden_states.dtype)
+        if self.in_fp32:
+            return (normed * (self.offset + scale.float())).to(hidden_states.dtype)
         return _Scaled.apply(normed.to(hidden_states.dtype), scale)
 
 
-def attach(model: LlamaForCausalLM, terms: Mapping[str, Sequence[Term]]) -> LlamaForCausalLM:
+def attach(model: PreTrainedModel, terms: Mapping[str, Sequence[Term]]) -> PreTrainedModel:
     """Add the terms to the parameters that they are for, in place; only what they train requires gradients then."""
     model.requires_grad_(False)
     for name, some in terms.items():
@@ -176,18 +179,19 @@ def attach(model: LlamaForCausalLM, terms: Mapping[str, Sequence[Term]]) -> Llam
     return model
 
 
-def restored_layer(model: LlamaForCausalLM, name: str) -> RestoredLayer:
+def restored_layer(model: PreTrainedModel, name: str) -> RestoredLayer:
     """The layer of this name (as `model.layers.3.self_attn.o_proj`); a stock one is replaced, in place."""
     place, _, last = name.rpartition(".")
     parent, stock = model.get_submodule(place), model.get_submodule(name)
     if not isinstance(stock, RestoredLayer):
-        made = RestoredLinear(stock) if isinstance(stock, nn.Linear) else RestoredNorm(stock)
+        is_linear, family = isinstance(stock, nn.Linear), FAMILIES[model.config.model_type]
+        made = RestoredLinear(stock) if is_linear else RestoredNorm(stock, family)
         # Of a model that is spread, accelerate's hook brings the weight when it is needed.
         setattr(parent, last, add_hook_to_module(made, stock._hf_hook) if hasattr(stock, "_hf_hook") else made)
     return getattr(parent, last)
 
 
-def restored_layers(model: LlamaForCausalLM) -> list[RestoredLayer]:
+def restored_layers(model: PreTrainedModel) -> list[RestoredLayer]:
     """All layers that have terms."""
     return [module for module in model.modules() if isinstance(module, RestoredLayer)]
 
@@ -198,20 +202,20 @@ def _place(module: nn.Module) -> torch.device | str | int:
     return module._hf_hook.execution_device if device.type == "meta" else device
 
 
-def keep_columns(model: LlamaForCausalLM) -> None:
+def keep_columns(model: PreTrainedModel) -> None:
     """Convert what training needs of frozen weights to fp32 once, not each step; not for a model to be sharded."""
     for layer in restored_layers(model):
         for term in layer.bias_terms:
             term.keep(layer.weight)
 
 
-def numbers_trained(model: LlamaForCausalLM) -> int:
+def numbers_trained(model: PreTrainedModel) -> int:
     """How many numbers training can change: parameters with gradients, without those that a mask holds at zero."""
     held = sum(term.held(layer.weight) for layer in restored_layers(model) for term in layer.weight_terms)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) - held
 
 
-def max_rounding_error(model: LlamaForCausalLM) -> float:
+def max_rounding_error(model: PreTrainedModel) -> float:
     """The largest rounding_error of all layers whose weights are at hand."""
     layers = [layer for layer in restored_layers(model) if layer.weight.device.type != "meta"]
     return _largest([layer.rounding_error() for layer in layers])
@@ -222,14 +226,14 @@ def _largest(values: list[float]) -> float:
     return float(torch.tensor([0.0, *values], dtype=torch.float64).max())
 
 
-def store_as(model: LlamaForCausalLM, dtypes: dict[str, torch.dtype]) -> None:
+def store_as(model: PreTrainedModel, dtypes: dict[str, torch.dtype]) -> None:
     """Let inference use what a checkpoint will hold: each restored tensor, by name, rounded to its stored dtype."""
     for name, dtype in dtypes.items():
         place, _, part = name.rpartition(".")
         model.get_submodule(place).stored[part] = dtype
 
 
-def explicit_biases(model: LlamaForCausalLM, names: Iterable[str]) -> LlamaForCausalLM:
+def explicit_biases(model: PreTrainedModel, names: Iterable[str]) -> PreTrainedModel:
     """Give the model zero biases by these names, in place, where it has none.
 
     With them it runs the very operations of a merged checkpoint, so that their logits can be compared bit for bit.

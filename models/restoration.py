@@ -9,18 +9,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from models.checkpoint import Checkpoint, pruned_layer
 from models.contract import MethodInputs
+from models.families import carried_parts
 from models.loading import load_config
 from models.modeling_llama import attach, explicit_biases
 from models.terms import HeadConstant, Term, restored
 from utils.common.errors import UserError, first_line
 from utils.common.files import read_json, whole_folder, write_json
 from utils.common.manifest import read_manifest, write_manifest
-from utils.common.methods import METHODS, Options, Part, parts_of
+from utils.common.methods import METHODS, Options, Part
 
 FORMAT = 3
 TENSORS, ABOUT = "restoration.safetensors", "restoration.json"
@@ -48,7 +48,7 @@ class Restoration:
         keep: returns a part's kept terms, or what it is given to make them with.
         """
         found: dict[str, list[Term]] = {}
-        for part in parts_of(method, options):
+        for part in carried_parts(method, options, inputs.config):
 
             def make(part: Part = part, inputs: MethodInputs = inputs) -> Terms:
                 made = part.spec.function()(replace(inputs, options=options, sites=part.sites))
@@ -96,7 +96,7 @@ class Restoration:
         """The same, independent of the model that it is attached to; of a sharded one, by all processes."""
         return Restoration(self.method, unpacked(self.tensors()))
 
-    def attach(self, model: LlamaForCausalLM) -> LlamaForCausalLM:
+    def attach(self, model: PreTrainedModel) -> PreTrainedModel:
         """Attach the terms to the pruned model, in place; only what they train requires gradients afterwards."""
         return attach(model, self.terms)
 
@@ -104,10 +104,10 @@ class Restoration:
         """The new value, fp64, of the parameter `name` of the pruned checkpoint. read: its tensors by name."""
         return merged(name, self.terms[name], read)
 
-    def check(self, config: LlamaConfig, where: str) -> None:
+    def check(self, config: PreTrainedConfig, where: str) -> None:
         """Raise UserError, with `where` before it, unless all terms are finite, and of this model's parameters."""
         with torch.device("meta"):
-            model = LlamaForCausalLM(config)
+            model = AutoModelForCausalLM.from_config(config)
         for name in self.terms:
             try:
                 _check(name, self.terms[name], model)
@@ -146,7 +146,7 @@ def inputs_after(inputs: MethodInputs, terms: Terms) -> MethodInputs:
     def read(name: str) -> Tensor:
         return merged(name, terms[name], inputs.read) if name in terms else inputs.read(name)
 
-    def pruned() -> LlamaForCausalLM:
+    def pruned() -> PreTrainedModel:
         model = explicit_biases(inputs.pruned(), [name for name in terms if name.endswith(".bias")])
         for name in terms:
             model.get_parameter(name).copy_(read(name))
@@ -185,11 +185,11 @@ def split(full: str) -> tuple[str, int, str, str]:
     return name, int(place), kind, key
 
 
-def _check(name: str, terms: list[Term], model: LlamaForCausalLM) -> None:
+def _check(name: str, terms: list[Term], model: PreTrainedModel) -> None:
     """Raise what a term that can't be this parameter's raises."""
     stem, _, part = name.rpartition(".")
     layer = model.get_submodule(stem)
-    if pruned_layer(f"{stem}.weight") is None and not (part == "weight" and isinstance(layer, LlamaRMSNorm)):
+    if pruned_layer(f"{stem}.weight") is None and not (part == "weight" and type(layer).__name__.endswith("RMSNorm")):
         raise ValueError("nothing can be added to it")
     shape = layer.weight.shape if part == "weight" else layer.weight.shape[:1]
     for term in terms:

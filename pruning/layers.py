@@ -7,11 +7,12 @@ and statistics are on the device, so that all runs in the memory of one layer pl
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from utils.common.errors import UserError
 from utils.common.progress import progress
@@ -53,7 +54,7 @@ class _Enough(Exception):
 class LayerInputs:
     """Decoder layer `index`, and the hidden states (S, T, D) of the calibration set before it, in the model's dtype.
 
-    kwargs: what every decoder layer takes besides.
+    kwargs: what this decoder layer takes besides.
     """
 
     index: int
@@ -98,16 +99,16 @@ class LayerInputs:
             batch.copy_(self.layer(batch, **self.kwargs))
 
 
-def walk(model: LlamaForCausalLM, tokens: Tensor, device: torch.device, description: str) -> Iterator[LayerInputs]:
+def walk(model: PreTrainedModel, tokens: Tensor, device: torch.device, description: str) -> Iterator[LayerInputs]:
     """All decoder layers in order. What the caller changes in a layer, the layers after it are fed by.
 
     tokens: (S, T) int64, the calibration set, no padding. Only the layer whose turn it is, is on the device.
     """
-    hidden, kwargs = first_inputs(model, tokens, device)
+    hidden, kwargs = layer_inputs(model, tokens, device)
     layers = model.model.layers
     for index, layer in enumerate(progress(layers, desc=description, unit="layer")):
         home = next(layer.parameters()).device
-        inputs = LayerInputs(index, layer.to(device), hidden, kwargs)
+        inputs = LayerInputs(index, layer.to(device), hidden, kwargs[index])
         yield inputs
         if index < len(layers) - 1:  # nobody reads what the last one gives
             inputs.advance()
@@ -115,25 +116,31 @@ def walk(model: LlamaForCausalLM, tokens: Tensor, device: torch.device, descript
 
 
 @torch.no_grad()
-def first_inputs(model: LlamaForCausalLM, tokens: Tensor, device: torch.device) -> tuple[Tensor, dict]:
-    """The first layer's input (S, T, D) on the device, and the keyword arguments that every layer takes.
+def layer_inputs(model: PreTrainedModel, tokens: Tensor, device: torch.device) -> tuple[Tensor, list[dict]]:
+    """The first layer's input (S, T, D) on the device, and the keyword arguments that each layer takes.
 
-    The arguments are those of a single sample: their batch axis is 1, which broadcasts.
+    The arguments are those of a single sample: their batch axis is 1, which broadcasts. Masks and rotary positions
+    differ where layers do (sliding windows), so every layer is asked; none of them is run.
     """
     hidden = torch.empty(*tokens.shape, model.config.hidden_size, dtype=model.dtype, device=device)
-    at, seen = model.model.embed_tokens.weight.device, {}
+    at, layers = model.model.embed_tokens.weight.device, model.model.layers
+    seen: list[tuple[Tensor, dict]] = []
 
-    def keep(_: nn.Module, args: tuple, kwargs: dict) -> None:
-        seen.update(first=args[0][0], kwargs=kwargs)
-        raise _Enough
+    def passing(given: Tensor, **kwargs) -> Tensor:
+        seen.append((given, kwargs))
+        if len(seen) == len(layers):
+            raise _Enough
+        return given
 
-    with ExitStack() as hooks:
-        hooks.callback(model.model.layers[0].register_forward_pre_hook(keep, with_kwargs=True).remove)
+    with ExitStack() as patched:
+        for layer in layers:
+            patched.enter_context(patch.object(layer, "forward", passing))
         for row, ids in zip(hidden, tokens, strict=True):
+            seen.clear()
             with suppress(_Enough):
                 model.model(ids[None].to(at), use_cache=False)
-            row.copy_(seen["first"])
-    return hidden, send_to_device(seen["kwargs"], device)
+            row.copy_(seen[0][0][0])
+    return hidden, [send_to_device(kwargs, device) for _, kwargs in seen]
 
 
 def finite(value: Tensor, what: str) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig
 
+from models.model_names import LLAMA
 from pruning import magnitude, slimgpt, sparsegpt, wanda
 from pruning.input_statistics import Hessian, InputNorms
 from pruning.layers import SITES, PruningPass, Values
@@ -61,7 +62,12 @@ class SlimGPT:
     statistic = Hessian
 
     def check(self, pattern: Pattern, config: LlamaConfig) -> None:
-        """Raise UserError naming -sparsity for N:M, or for more than the model can lose."""
+        """Raise UserError for a model that doesn't run as Llama, for N:M, or for more than the model can lose."""
+        if config.model_type != LLAMA:
+            raise UserError(
+                f"-prune_method: slimgpt leaves a smaller Llama, and this is a {config.model_type} model; give wanda, "
+                "sparsegpt or magnitude"
+            )
         if pattern.m:
             raise UserError(f"-sparsity: slimgpt removes whole heads and channels, it has no {pattern}; give a share")
         slimgpt.plan(config, pattern.ratio)

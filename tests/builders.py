@@ -112,7 +112,9 @@ def orthonormal(layers: int = 3, heads: int = 6, width: int = 8) -> Tensor:
 
 def compensation(heads, basis: Tensor, method: str = "restorelcc", seed: int = 1) -> Restoration:
     """A restoration of these heads before training."""
-    return Restoration.start(method, Options(), MethodInputs(config=None, seed=seed, heads=list(heads), basis=basis))
+    return Restoration.start(
+        method, Options(), MethodInputs(config=LlamaConfig(**LOPSIDED), seed=seed, heads=list(heads), basis=basis)
+    )
 
 
 def trained(method: str = "restorelcc") -> Restoration:

@@ -37,7 +37,7 @@ def last_token_activations(model: LlamaForCausalLM, rows: list[PromptWithContinu
             batch = pack([rows[row] for row in chosen])
             last = torch.tensor([[places[-1] for places in row] for row in batch.columns])
             with _captured_inputs(model, last) as captured, suppress(_Reached):
-                model.model(**batch.inputs(device, model.dtype), use_cache=False)
+                model.model(**batch.inputs(model, device), use_cache=False)
             for layer, z in enumerate(captured):
                 # (B, C, H·d) -> (C, H, B, d)
                 found[:, layer, :, chosen] = z.unflatten(-1, (heads, width)).permute(1, 2, 0, 3)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from models.families import logits_cap, logits_scale
 from utils.distillation import Distillation, last_states
 
 IGNORED = -100
@@ -42,11 +43,12 @@ class _LogitsSpace:
 
 @dataclass(frozen=True)
 class _Target:
-    """A teacher's last hidden states (n, D) of the same tokens, its head (V, D), and the divergence's share w."""
+    """A teacher's last hidden states (n, D) of the same tokens, its head (V, D), the KL's share w, the logits' cap."""
 
     hidden: Tensor
     head: Tensor
     share: float
+    cap: float | None = None
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
@@ -57,12 +59,18 @@ class _FrozenHeadLoss(torch.autograd.Function):
     cross-entropies, or (2, n) with a target's divergences.
 
     The head needs no gradient, so a chunk's gradient with respect to the hidden states is computed while its logits
-    are still there: nothing is recomputed, and no more than one chunk of logits exists.
+    are still there: nothing is recomputed, and no more than one chunk of logits exists. cap: see `final_logits`.
     """
 
     @staticmethod
     def forward(
-        ctx, hidden: Tensor, weight: Tensor, labels: Tensor, space: _LogitsSpace, target: _Target | None
+        ctx,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        space: _LogitsSpace,
+        target: _Target | None,
+        cap: float | None,
     ) -> tuple[Tensor, Tensor]:
         total, divergence = torch.zeros(2, dtype=torch.float32, device=hidden.device)
         tokens = torch.empty(2 if target else 1, len(hidden), dtype=torch.float32, device=hidden.device)
@@ -75,6 +83,10 @@ class _FrozenHeadLoss(torch.autograd.Function):
             if target:
                 teacher, entropy = _teach(target, part, space, logits, softmax)
             torch.mm(hidden[part], weight.T, out=logits)
+            if cap:
+                logits.div_(cap).tanh_()
+                slope = 1 - logits.float().square()
+                logits.mul_(cap)
             labelled = logits[wanted].float()
             highest = logits.amax(-1, keepdim=True).float()
             softmax.copy_(logits).sub_(highest)
@@ -88,15 +100,17 @@ class _FrozenHeadLoss(torch.autograd.Function):
                 softmax.div_(summed)[wanted] -= 1 - share
                 if target:
                     softmax.sub_(teacher, alpha=share)
+                if cap:
+                    softmax.mul_(slope)
                 torch.mm(logits.copy_(softmax), weight, out=gradient[part])
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(tokens)
         return (1 - share) * total + share * divergence if target else total.clone(), tokens
 
     @staticmethod
-    def backward(ctx, scale: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx, scale: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * scale, None, None, None, None
+        return gradient * scale, None, None, None, None, None
 
 
 def _teach(target: _Target, part: slice, space: _LogitsSpace, logits: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,6 +120,8 @@ def _teach(target: _Target, part: slice, space: _LogitsSpace, logits: Tensor, sc
     sum the cross-entropy of teacher and student, so that a student that is the teacher has no divergence.
     """
     torch.mm(target.hidden[part], target.head.T, out=logits)
+    if target.cap:
+        logits.div_(target.cap).tanh_().mul_(target.cap)
     softmax = space.teacher(len(logits), target.head)
     softmax.copy_(logits).sub_(logits.amax(-1, keepdim=True).float())
     scratch.copy_(softmax)
@@ -165,6 +181,7 @@ class ResponseLoss(nn.Module):
         targets = labels[:, 1:]
         labelled = targets != IGNORED
         head = self.model.lm_head.weight
+        scale, cap = logits_scale(self.model.config), logits_cap(self.model.config)
         hidden, target = hidden[:, :-1][labelled], None
         if self.distillation:
             if teacher is None:
@@ -172,8 +189,12 @@ class ResponseLoss(nn.Module):
             if len(teacher) != len(hidden):
                 raise ValueError(f"{len(teacher)} states of the teacher for {len(hidden)} labelled tokens")
             own = self.distillation.head
-            target = _Target(teacher, head if own is None else own, self.distillation.weight)
-        total, tokens = _FrozenHeadLoss.apply(hidden, head, targets[labelled], self._space, target)
+            if scale != 1:
+                teacher = teacher / scale
+            target = _Target(teacher, head if own is None else own, self.distillation.weight, cap)
+        if scale != 1:
+            hidden = hidden / scale
+        total, tokens = _FrozenHeadLoss.apply(hidden, head, targets[labelled], self._space, target, cap)
         if self._penalty is not None and self.training:
             # Once a labelled token: the batches and processes that share a step then share one penalty.
             total = total + labelled.sum() * self._penalty()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,23 @@ class PackedBatch:
     visible: Tensor | None
     columns: list[list[list[int]]]
 
-    def inputs(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """What a model takes; the mask is added to scores (B, 1, T, T), which all attentions but flash kernels take."""
+    def inputs(self, model: PreTrainedModel, device: torch.device) -> dict[str, Tensor | dict[str, Tensor]]:
+        """What the model takes; a mask is added to scores (B, 1, T, T), which all attentions but flash kernels take.
+
+        A model with layers of several types gets one for each: sliding ones see no further back than their window.
+        """
         if self.visible is None:
             return {"input_ids": self.ids.to(device)}
-        hidden = ~self.visible.to(device)
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
-        return {
-            "input_ids": self.ids.to(device),
-            "position_ids": self.positions.to(device),
-            "attention_mask": mask.unsqueeze(1),
-        }
+
+        def added(visible: Tensor) -> Tensor:
+            mask = torch.zeros(visible.shape, dtype=model.dtype, device=device)
+            return mask.masked_fill_(~visible.to(device), -torch.inf).unsqueeze(1)
+
+        config, masks = model.config, added(self.visible)
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+            back = self.positions.unsqueeze(2) - self.positions.unsqueeze(1)
+            masks = {"full_attention": masks, "sliding_attention": added(self.visible & (back < config.sliding_window))}
+        return {"input_ids": self.ids.to(device), "position_ids": self.positions.to(device), "attention_mask": masks}
 
 
 def by_length(rows: Sequence[Sized], budget: int) -> list[list[int]]:

@@ -97,7 +97,7 @@ class InMemoryLM(HFLM):
             ]
         )
         rows, columns, targets, owner = predicted.T
-        inputs = batch.inputs(self.device, self.model.dtype)
+        inputs = batch.inputs(self.model, self.device)
         hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
         hidden = hidden[rows.to(hidden.device), columns.to(hidden.device)]
         return owner, *token_scores(self.model, hidden, targets)

@@ -3,6 +3,8 @@
 import torch
 from transformers import PreTrainedModel
 
+from models.families import final_logits
+
 CHUNK = 256
 """Positions whose logits exist at a time: they stay in the cache of a CPU, and cost a GPU few launches."""
 
@@ -16,7 +18,7 @@ def token_scores(
     """
     scores, likeliest = [], []
     for part, wanted in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
-        logits = model.get_output_embeddings()(part).float()
+        logits = final_logits(model.config, model.get_output_embeddings()(part)).float()
         wanted = wanted.to(logits.device)
         chosen = logits.gather(1, wanted.unsqueeze(1)).squeeze(1)
         scores.append((chosen - logits.logsumexp(1)).cpu().double())  # not every device has fp64

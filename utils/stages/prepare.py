@@ -6,11 +6,13 @@ from pathlib import Path
 import pruning.prune_model
 from models.checkpoint import Checkpoint, check_finite, check_weights
 from models.compact import in_dense_shapes
+from models.families import carried_parts
 from models.loading import check_model, check_pair, load_config, resolve, slow_half
 from pruning import calibration
 from utils.common.disk import as_bytes, free_bytes
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
+from utils.common.methods import Options
 from utils.common.recipes import as_flags
 from utils.distillation import check_loss
 from utils.evaluation.spec_tasks import load_texts
@@ -34,6 +36,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
         print(f"      this CPU computes {args.dtype} in software, several times slower than -dtype float32")
     folder = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
     config = load_config(folder, "-base_model_name")
+    carried_parts(args.method, Options.of(args), config)
     if run.needs.heads:
         args.head_count(config.num_hidden_layers, config.num_attention_heads)
     dense, config, tokenizer = check_model(folder, "-base_model_name")

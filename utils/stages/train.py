@@ -11,6 +11,7 @@ import models
 import pruning
 from models.checkpoint import Checkpoint
 from models.contract import MethodInputs
+from models.families import carried_parts
 from models.loading import has_tokenizer
 from models.merge import Proof, Reference, compact_and_prove, merge_and_prove, record_logits
 from models.modeling_llama import numbers_trained
@@ -18,7 +19,7 @@ from models.restoration import Restoration, Terms, load_restoration, packed, sav
 from pruning import calibration
 from utils.common.cache import cached, digest_tensors
 from utils.common.files import digest, write_text
-from utils.common.methods import Options, Part, parts_of
+from utils.common.methods import Options, Part
 from utils.report.summary import loss_rose
 from utils.samples import Samples
 from utils.stages.context import Models, Run, settings
@@ -117,7 +118,7 @@ def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
         pruned=(lambda: run.load(models.pruned, "cpu")) if calibrates else None,
         device=run.device,
     )
-    parts = parts_of(args.method, Options.of(args))
+    parts = carried_parts(args.method, Options.of(args), models.config)
 
     def kept(part: Part, make: Callable[[], Terms]) -> Terms:
         if not part.needs.calibration:

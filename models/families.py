@@ -1,0 +1,137 @@
+"""The families of decoders that are restored: what a stock checkpoint of each can carry, and what is written of it.
+
+Whatever a family has of its own that isn't in this table is done by its stock class in transformers.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
+
+from models.model_names import COMPACT, LLAMA
+from utils.common.errors import UserError
+from utils.common.methods import SITES, Options, Part, parts_of
+
+ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")
+MLP = tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down"))
+
+BIASES = {"attention_bias": ATTENTION, "mlp_bias": MLP}
+"""Switches in a config.json, and the linear layers of each decoder layer that all have a bias where it is on."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a stock class of transformers makes of its config.json.
+
+    switches: of BIASES, those that it reads. as_llama: for a family that is Llama's arithmetic under Llama's tensor
+    names, the settings that say so in Llama's config.json: it is loaded as Llama, and written as that. ignored: its
+    settings that have no meaning then, with the values for which that holds, None for any. norm_fp32: whether norms
+    multiply by their scale before they round, not after; norm_offset: what they add to it. dropped: runtimes that leave
+    a bias out without a word, and of which linear layers (docs/running.md has the versions).
+    """
+
+    switches: tuple[str, ...] = tuple(BIASES)
+    as_llama: dict[str, bool] | None = None
+    ignored: dict[str, tuple | None] | None = None
+    norm_fp32: bool = False
+    norm_offset: float = 0.0
+    dropped: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+_NO_WINDOW = {"use_sliding_window": (False, None), "sliding_window": (None,), "max_window_layers": None}
+_ATTENTION_ONLY = ("attention_bias",)
+
+FAMILIES = {
+    LLAMA: Family(dropped={"SGLang": MLP}),
+    COMPACT: Family(),
+    "qwen2": Family(as_llama={"attention_bias": True}, ignored={**_NO_WINDOW, "use_mrope": (False, None)}),
+    "mistral": Family(as_llama={}, ignored=_NO_WINDOW),
+    "granite": Family(dropped={"SGLang": ATTENTION + MLP}),
+    "smollm3": Family(),
+    "qwen3": Family(_ATTENTION_ONLY, dropped={"vLLM": ("self_attn.o_proj",)}),
+    "olmo2": Family(_ATTENTION_ONLY, norm_fp32=True),
+    "gemma2": Family(_ATTENTION_ONLY, norm_fp32=True, norm_offset=1.0),
+    "gemma3_text": Family(_ATTENTION_ONLY, norm_fp32=True, norm_offset=1.0),
+}
+"""By model_type. Facts are those of the classes in transformers."""
+
+SUPPORTED = "Llama, Qwen2, Mistral, Granite, SmolLM3, Qwen3, OLMo-2, Gemma 2 and Gemma 3 (text)"
+
+
+def as_llama(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The same model as Llama's configuration, where its family is Llama's arithmetic; else the configuration itself.
+
+    Raises ValueError naming what Llama's can't say, a sliding window above all.
+    """
+    family = FAMILIES[config.model_type]
+    if family.as_llama is None:
+        return config
+    known, settings = LlamaConfig().to_dict(), {}
+    for name, value in config.to_dict().items():
+        if name == "sliding_window" and value is not None and value >= config.max_position_embeddings:
+            continue  # it holds every text that the model reads
+        if name == "layer_types" and set(value or ()) <= {"full_attention"}:
+            continue
+        if name in family.ignored:
+            allowed = family.ignored[name]
+            if allowed is not None and value not in allowed:
+                raise ValueError(f"{name} is {value}, and only a {config.model_type} without it is the same as a Llama")
+        elif name in known:
+            settings[name] = value
+        else:
+            raise ValueError(f"{name} is no setting of a Llama, which this {config.model_type} would be written as")
+    settings |= {"model_type": LLAMA, "architectures": ["LlamaForCausalLM"], **family.as_llama}
+    return LlamaConfig.from_dict(settings)
+
+
+def carried_parts(method: str, options: Options, config: PreTrainedConfig) -> tuple[Part, ...]:
+    """The method and what the options add to it (utils.common.methods), as a checkpoint of this model can carry them.
+
+    Biases that are added to a method by `-apply_to all`, or that nobody asked for, are narrowed to those; UserError for
+    any other bias that it can't.
+    """
+    family = FAMILIES[config.model_type]
+    able = frozenset(site for site, name in SITES.items() if any(name in BIASES[each] for each in family.switches))
+    carried = []
+    for part in parts_of(method, options):
+        if not part.sites <= able and (part.name == method or options.apply_to not in (None, "all")):
+            lacking = ", ".join(SITES[site] for site in SITES if site in part.sites - able)
+            raise UserError(
+                f"-apply_to: a {config.model_type} checkpoint carries no bias of {lacking}; "
+                "give -recipe inside_mask, or -method output_bias -apply_to attention"
+            )
+        carried.append(replace(part, sites=part.sites & able))
+    return tuple(carried)
+
+
+def norm_widths(config: PreTrainedConfig) -> dict[str, int]:
+    """The width of the scale of every RMSNorm, by its name, in the order of the model's modules."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    norms = {name: module for name, module in model.named_modules() if type(module).__name__.endswith("RMSNorm")}
+    return {name: len(norm.weight) for name, norm in norms.items()}
+
+
+def logits_scale(config: PreTrainedConfig) -> float:
+    """What the output head's products are divided by."""
+    return getattr(config, "logits_scaling", 1.0)
+
+
+def logits_cap(config: PreTrainedConfig) -> float | None:
+    """The bound of the final logits, softly: cap·tanh(logits / cap); None where there is none."""
+    return getattr(config, "final_logit_softcapping", None)
+
+
+def final_logits(config: PreTrainedConfig, logits: Tensor) -> Tensor:
+    """Logits of any shape from what the output head gives, as the stock classes compute them."""
+    if (scale := logits_scale(config)) != 1:
+        logits = logits / scale
+    cap = logits_cap(config)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def causal_only(config: PreTrainedConfig) -> bool:
+    """Whether attention is plain causal softmax in every layer: no sliding window, and no capped scores."""
+    full = set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}
+    return full and not getattr(config, "attn_logit_softcapping", None)

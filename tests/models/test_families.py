@@ -1,0 +1,322 @@
+"""Every family, every kind of restoration: merged, proved, and read by the stock class in another process."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+
+from models.checkpoint import Checkpoint, check_weights, fingerprint
+from models.families import FAMILIES, carried_parts, final_logits, norm_widths
+from models.loading import load_config, load_model
+from models.merge import Proof, Reference, merge_and_prove, probe_logits, record_logits
+from models.restoration import Restoration, save_restoration
+from pruning.layers import walk
+from pruning.prune_model import prune_into
+from tests.builders import HEADS, LOPSIDED, SAMPLES, batch, byte_tokenizer, inputs_of, orthonormal
+from utils.activations import last_token_activations
+from utils.common.errors import UserError
+from utils.common.methods import Options
+from utils.evaluation.token_scores import token_scores
+from utils.losses import ResponseLoss
+from utils.packing import PromptWithContinuations
+from utils.training import TrainingSettings, train
+
+TOKENS = [[5, 9, 77, 30, 200, 41, 7, 8, 120, 3, 4, 66], [1, 2, 3], [250, 8]]
+
+OWN_HEAD_DIM = {name: value for name, value in LOPSIDED.items() if name != "head_dim"} | {"hidden_size": 48}
+"""Of a family whose classes take hidden_size / heads where the config names no head_dim: 8."""
+
+SETTINGS = {
+    "llama": LOPSIDED | {"attention_bias": True},
+    "qwen2": OWN_HEAD_DIM | {"tie_word_embeddings": True},
+    "mistral": LOPSIDED | {"sliding_window": None},
+    "granite": OWN_HEAD_DIM
+    | {"embedding_multiplier": 3.0, "logits_scaling": 4.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2},
+    "smollm3": OWN_HEAD_DIM | {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": False},
+    "qwen3": LOPSIDED,
+    "olmo2": OWN_HEAD_DIM,
+    "gemma2": LOPSIDED
+    | {"sliding_window": 4, "query_pre_attn_scalar": 5, "final_logit_softcapping": 2.0, "attn_logit_softcapping": 3.0},
+    "gemma3_text": LOPSIDED
+    | {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+}
+"""Layers ≠ heads ≠ KV heads; head_dim·heads ≠ hidden where the class lets one say so; the traps of each family on."""
+
+FAMILY = pytest.mark.parametrize("family", SETTINGS)
+AS_LLAMA = [name for name, family in FAMILIES.items() if family.as_llama is not None]
+ATTENTION_ONLY = [name for name, family in FAMILIES.items() if len(family.switches) == 1]
+
+METHODS = {
+    "paper": ("restorelcc", Options()),
+    "attention biases": ("output_bias", Options("attention")),
+    "biases": ("output_bias", Options("all")),
+    "inside the mask": ("masked_lora", Options("all", train_norms=True, lora_rank=2)),
+    "inside the mask after ADMM": ("masked_lora", Options("all", train_norms=True, lora_rank=2, first="admm_update")),
+}
+
+ASK = """
+import json, sys, torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+for folder in sys.argv[2:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = [model(torch.tensor([ids])).logits[0] for ids in json.loads(sys.argv[1])]
+    save_file({str(n): each.contiguous() for n, each in enumerate(logits)}, folder + "/logits.safetensors")
+"""
+
+
+def made(folder: Path, family: str, zeros: float = 0.0, dtype=torch.float32, **changes) -> Path:
+    """A random model of the family, its norms and biases random too, in `folder`."""
+    torch.manual_seed(3)
+    config = CONFIG_MAPPING[family](**SETTINGS[family] | changes)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+            elif "layers" in name:
+                parameter.normal_(0, 0.15, generator=generator)
+                parameter[torch.rand(parameter.shape, generator=generator) < zeros] = 0
+    model.to(dtype).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """models(family) -> (dense, pruned) folders, made once."""
+    root, kept = tmp_path_factory.mktemp("families"), {}
+
+    def get(family: str) -> tuple[Path, Path]:
+        if family not in kept:
+            kept[family] = made(root / family, family), made(root / f"{family}-pruned", family, zeros=0.5)
+        return kept[family]
+
+    return get
+
+
+def learned(dense: Path, pruned: Path, name: str) -> Restoration:
+    """A restoration with values large enough to see."""
+    method, options = METHODS[name]
+    inputs = inputs_of(dense, pruned, torch.tensor(TOKENS[:1]), seed=1, heads=HEADS, basis=orthonormal())
+    restoration = Restoration.start(method, options, inputs)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for some in restoration.terms.values():
+            for parameter in (parameter for term in some for parameter in term.parameters()):
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+    return restoration
+
+
+def logits_of(folder: Path) -> list[Tensor]:
+    return probe_logits(load_model(folder, torch.float32, "cpu", "-p"), TOKENS)
+
+
+@pytest.fixture(scope="module")
+def merged(models, tmp_path_factory) -> dict[str, list[tuple[Path, Restoration, Proof, list[Tensor]]]]:
+    """Of each family: what was merged of it, and the logits of the model that the restoration was attached to; then all
+    are asked by their stock class, in a process that loads nothing of this project."""
+    root, found = tmp_path_factory.mktemp("merged"), {}
+    for family in SETTINGS:
+        dense, pruned = models(family)
+        for name in METHODS:
+            if name == "biases" and family in ATTENTION_ONLY:
+                continue
+            restoration, place = learned(dense, pruned, name), root / f"{family}-{name}".replace(" ", "-")
+            reference, proof = merged_into(place, pruned, restoration)
+            found.setdefault(family, []).append((place / "merged", restoration, proof, reference.logits))
+    folders = [str(folder) for some in found.values() for folder, *_ in some]
+    subprocess.run([sys.executable, "-c", ASK, json.dumps(TOKENS), *folders], check=True, cwd=root)
+    return found
+
+
+def merged_into(place: Path, pruned: Path, restoration: Restoration, dtype=torch.float32) -> tuple[Reference, Proof]:
+    save_restoration(place / "restoration", restoration, {"pruned_sha256": fingerprint(pruned)})
+    model = restoration.attach(load_model(pruned, dtype, "cpu", "-p"))
+    reference = record_logits(model, restoration, Checkpoint(pruned), TOKENS, "cpu")
+    saved = place / "restoration"
+    return reference, merge_and_prove(pruned, saved, place / "merged", tokenizer_from=pruned, reference=reference)
+
+
+@FAMILY
+def test_what_is_restored_is_what_the_stock_class_reads(models, merged, family):
+    _, pruned = models(family)
+    before, given = logits_of(pruned), load_file(pruned / "model.safetensors")
+    for folder, restoration, proof, attached in merged[family]:
+        assert proof.record["passed"] and proof.record["logits_must_be_equal"]
+        assert proof.record["zeros"] == "kept" and proof.record["zeros_lost"] == 0
+        assert all((old - new).abs().max() > 1e-3 for old, new in zip(before, attached, strict=True))
+        answered = load_file(folder / "logits.safetensors")
+        assert all(torch.equal(answered[str(n)], logits) for n, logits in enumerate(attached)), folder
+        tensors = load_file(folder / "model.safetensors")
+        assert all(torch.equal(tensors[name], given[name]) for name in given if name not in restoration.terms)
+        written = json.loads((folder / "config.json").read_text())
+        assert written["model_type"] == ("llama" if family in AS_LLAMA else family)
+
+
+@FAMILY
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_merge_is_proved_in_half_precision_too(family, dtype, tmp_path):
+    pruned = made(tmp_path / "pruned", family, zeros=0.5, dtype=dtype)
+    _, proof = merged_into(tmp_path, pruned, learned(pruned, pruned, "inside the mask"), dtype)
+    assert proof.record["passed"] and proof.record["zeros_lost"] == 0
+
+
+@pytest.mark.parametrize("family", AS_LLAMA)
+def test_what_runs_as_llama_has_the_logits_of_its_own_class(models, family, tmp_path):
+    dense, _ = models(family)
+    own = AutoModelForCausalLM.from_pretrained(dense, dtype=torch.float32).eval()
+    assert own.config.model_type == family
+    expected = [own(torch.tensor([ids])).logits[0] for ids in TOKENS]
+    assert all(map(torch.equal, logits_of(dense), expected))
+    zero = Restoration.start("output_bias", Options("all"), inputs_of(dense, dense, torch.tensor(TOKENS[:1])))
+    merged_into(tmp_path, dense, zero)
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    assert written.config.model_type == "llama"
+    assert all(map(torch.equal, probe_logits(written.eval(), TOKENS), expected))
+
+
+@FAMILY
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "slimgpt"])
+def test_each_pruner_prunes_each_family_or_says_that_it_cannot(models, family, method, tmp_path):
+    dense, _ = models(family)
+    (tmp_path / "text.txt").write_text(" ".join(f"Sentence {n} of a text." for n in range(60)))
+
+    share = "0.25" if method == "slimgpt" else "0.5"
+
+    def prune() -> None:
+        how = {"calib_data": str(tmp_path / "text.txt"), "calib_samples": 6, "calib_length": 24}
+        prune_into(dense, tmp_path / "out", method, share, **how, dtype=torch.float32, device="cpu", seed=0)
+
+    if method == "slimgpt" and family not in (*AS_LLAMA, "llama"):
+        with pytest.raises(UserError, match=f"-prune_method: slimgpt .*{family}.*wanda"):
+            prune()
+        return
+    prune()
+    checkpoint = Checkpoint(tmp_path / "out")
+    check_weights(checkpoint, load_config(tmp_path / "out", "-p"))
+    zeros, weights = checkpoint.survey().counts()
+    assert sum(zeros) / sum(weights) == pytest.approx(float(share), abs=0.1)
+    before, after = load_file(dense / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(after[name], before[name]) for name in before if "norm" in name or "embed" in name)
+
+
+@FAMILY
+def test_layers_are_walked_as_the_model_runs_them(models, family):
+    model = load_model(models(family)[0], torch.float32, "cpu", "-b")
+    tokens = torch.tensor([TOKENS[0], TOKENS[0][::-1]])
+    expected = model.model(tokens, output_hidden_states=True, use_cache=False).hidden_states
+    seen = [inputs.hidden.clone() for inputs in walk(model, tokens, torch.device("cpu"), "walk")]
+    assert len(seen) == 3
+    for ours, theirs in zip(seen, expected[:3], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+@FAMILY
+def test_continuations_packed_in_one_row_are_read_as_alone(models, family):
+    model = load_model(models(family)[0], torch.float32, "cpu", "-b")
+    prompt, ends = TOKENS[0], [[9, 8, 7, 6, 5, 4], [30]]
+    packed = last_token_activations(model, [PromptWithContinuations(prompt, ends)], "packed")
+    for number, end in enumerate(ends):
+        alone = last_token_activations(model, [PromptWithContinuations([*prompt, *end], [[]])], "alone")
+        torch.testing.assert_close(packed[number], alone[0], rtol=0, atol=1e-5)
+
+
+@FAMILY
+def test_the_loss_and_the_scores_are_those_of_the_stock_logits(models, family):
+    model = load_model(models(family)[0], torch.float32, "cpu", "-b")
+    given, scale = batch(SAMPLES), model.model.norm.weight
+    scale.requires_grad_(True)
+    found = ResponseLoss(model).train()(**{name: given[name] for name in ("input_ids", "labels")})["loss"]
+    ours = torch.autograd.grad(found, scale)[0]
+    logits = model(given["input_ids"]).logits
+    loss = cross_entropy(logits[:, :-1].flatten(0, 1), given["labels"][:, 1:].flatten())
+    torch.testing.assert_close(found, loss)
+    torch.testing.assert_close(ours, torch.autograd.grad(loss, scale)[0], rtol=1e-4, atol=1e-6)
+    hidden = model.model(given["input_ids"]).last_hidden_state[0, :-1].detach()
+    targets = given["input_ids"][0, 1:]
+    scores, _ = token_scores(model, hidden, targets)
+    expected = logits[0, :-1].detach().double().log_softmax(-1)
+    torch.testing.assert_close(scores, expected.gather(1, targets.unsqueeze(1)).squeeze(1), rtol=0, atol=1e-5)
+
+
+LOSSES = {
+    "llama": [5.72586, 5.63902, 5.57842, 5.53483, 5.50683],
+    "qwen2": [5.76317, 5.59402, 5.46692, 5.3844, 5.33267],
+    "mistral": [5.6896, 5.58188, 5.50694, 5.46306, 5.43461],
+    "granite": [5.71564, 5.65812, 5.61891, 5.59441, 5.58052],
+    "smollm3": [5.74441, 5.51791, 5.36196, 5.26351, 5.20452],
+    "qwen3": [5.68895, 5.57193, 5.51269, 5.46964, 5.43886],
+    "olmo2": [5.73272, 5.56398, 5.49521, 5.45115, 5.41815],
+    "gemma2": [5.73087, 5.58175, 5.50609, 5.46461, 5.43931],
+    "gemma3_text": [5.67209, 5.54563, 5.47127, 5.42505, 5.39631],
+}
+"""Of five steps inside the mask, of the models above."""
+
+
+@FAMILY
+def test_five_steps_of_training_have_the_losses_they_had(models, family, tmp_path):
+    dense, pruned = models(family)
+    method, options = METHODS["inside the mask"]
+    start = Restoration.start(method, options, inputs_of(dense, pruned, torch.tensor(TOKENS[:1]), seed=1))
+    model = start.attach(load_model(pruned, torch.float32, "cpu", "-p"))
+    settings = TrainingSettings(lr=3e-2, epochs=5, batch_size=3)
+    history = train(model, SAMPLES, [], settings, "cpu", tmp_path / "checkpoints").history
+    assert [row["loss"] for row in history] == pytest.approx(LOSSES[family], abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ATTENTION_ONLY)
+def test_biases_that_a_family_cannot_carry_are_refused_or_left_out(models, family):
+    config = load_config(models(family)[1], "-p")
+    for method, sites in [("output_bias", "ffn"), ("output_bias", "all"), ("lora", "both")]:
+        with pytest.raises(UserError, match=rf"-apply_to: a {family} .*mlp\.down_proj.*inside_mask"):
+            carried_parts(method, Options(sites), config)
+    *_, constants, _ = carried_parts(*METHODS["inside the mask"], config)
+    assert constants.sites == {"q", "k", "v", "attention"}
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "said"),
+    [
+        ("mistral", {"sliding_window": 128}, "sliding_window is 128"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}, "sliding_window"),
+        ("qwen2", {"some_new_thing": 3}, "some_new_thing"),
+    ],
+)
+def test_what_llama_cannot_say_is_refused_by_its_name(family, change, said, tmp_path):
+    made(tmp_path / "m", family)
+    path = tmp_path / "m" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=f"-b: .*{said}"):
+        load_config(tmp_path / "m", "-b")
+
+
+@pytest.mark.parametrize("kind", ["phi3", "mixtral", "qwen3_moe", "gemma3", "jamba"])
+def test_other_families_are_refused_with_those_that_are_not(kind, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(UserError, match=f"'{kind}' model; RestoreLCC restores Llama, Qwen2, .*Gemma 3"):
+        load_config(tmp_path, "-b")
+
+
+@FAMILY
+def test_all_norms_are_found(models, family):
+    config = load_config(models(family)[0], "-b")
+    widths, tensors = norm_widths(config), load_file(models(family)[0] / "model.safetensors")
+    assert {f"{name}.weight" for name in widths} == {name for name in tensors if "norm" in name}
+    assert all(len(tensors[f"{name}.weight"]) == width for name, width in widths.items())
+
+
+def test_final_logits_are_scaled_and_capped():
+    granite, gemma = (AutoConfig.for_model(kind, **SETTINGS[kind]) for kind in ("granite", "gemma2"))
+    logits = torch.tensor([-100.0, 0.0, 8.0])
+    assert final_logits(granite, logits).tolist() == [-25.0, 0.0, 2.0]
+    assert final_logits(gemma, logits).tolist() == pytest.approx([-2.0, 0.0, 1.99866], abs=1e-5)
