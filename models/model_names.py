@@ -31,8 +31,22 @@ SHORT_NAMES = {
     "vicuna_13B": "lmsys/vicuna-13b-v1.5",
     "tinyllama_1.1B": "TinyLlama/TinyLlama_v1.1",
     "smollm2_135M": "HuggingFaceTB/SmolLM2-135M",
+    "smollm3_3B": "HuggingFaceTB/SmolLM3-3B",
+    "qwen2.5_0.5B": "Qwen/Qwen2.5-0.5B",
+    "qwen2.5_7B": "Qwen/Qwen2.5-7B",
+    "qwen3_0.6B": "Qwen/Qwen3-0.6B",
+    "qwen3_8B": "Qwen/Qwen3-8B",
+    "mistral_7B": "mistralai/Mistral-7B-v0.3",
+    "granite3.3_2B": "ibm-granite/granite-3.3-2b-base",
+    "granite3.3_8B": "ibm-granite/granite-3.3-8b-base",
+    "olmo2_1B": "allenai/OLMo-2-0425-1B",
+    "olmo2_7B": "allenai/OLMo-2-1124-7B",
+    "gemma2_2B": "google/gemma-2-2b",
+    "gemma2_9B": "google/gemma-2-9b",
+    "gemma3_270M": "google/gemma-3-270m",
+    "gemma3_1B": "google/gemma-3-1b-pt",
 }
-"""Short names of the original release and their neighbours; upper and lower case are one."""
+"""Short names of the original release, and common models of the other families; upper and lower case are one."""
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

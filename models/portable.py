@@ -16,6 +16,9 @@ def portable(settings: dict) -> dict:
         return settings
     settings = dict(settings)
     newer = settings.pop("rope_parameters") or {}
+    if "sliding_attention" in newer:  # one rope for each type of layers, of which version 4 knows the local one's theta
+        settings.setdefault("rope_local_base_freq", newer["sliding_attention"]["rope_theta"])
+        newer = newer["full_attention"]
     rope = dict(settings.get("rope_scaling") or newer)  # of two, version 5 takes the older
     kind = rope.get("rope_type", rope.get("type", "default"))
     settings |= {name: rope.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in rope}
