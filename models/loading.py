@@ -24,7 +24,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import models.compact_llama  # noqa: F401 - makes its class known to transformers
@@ -58,7 +57,7 @@ _LARGEST = {
 }
 """Sizes in a config.json, and for each a bound far beyond any Llama's: more is damage, and would be built for hours."""
 
-_QUANTIZED = {
+_DEQUANTIZED = {
     "bitsandbytes": "save what model.dequantize() of transformers makes of it, or give the checkpoint it was made from",
     "compressed-tensors": "save what transformers makes of it under CompressedTensorsConfig(run_compressed=False), or "
     "give the checkpoint it was made from",
@@ -89,87 +88,58 @@ def resolve(name: str, flag: str, cache_dir: Path) -> Path:
 def load_config(folder: Path, flag: str) -> LlamaConfig:
     """The configuration in `folder`; UserError if it is not a plain Llama's, or one of which no model can be made."""
     path = folder / "config.json"
-    try:
-        settings = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{flag}: cannot read {path} ({error}); copy the model again") from error
-    if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
+    settings = _read_settings(path, flag)
+    kind = settings.get("model_type")
+    if not isinstance(kind, str):
         raise UserError(f"{flag}: {path} names no model_type, so it is no model's; give a Hugging Face model folder")
-    if settings["model_type"] not in (LLAMA, COMPACT):
-        kind = shortened(settings["model_type"])
-        raise UserError(f"{flag}: {folder} is a '{kind}' model; RestoreLCC restores Llama architectures only")
-    for name in ("quantization_config", "compression_config"):
-        if settings.get(name):
-            _refuse_quantized(settings[name], folder, flag)
-    generation = folder / "generation_config.json"  # at which transformers would stop when it has loaded the weights
+    if kind not in (LLAMA, COMPACT):
+        raise UserError(
+            f"{flag}: {folder} is a '{shortened(kind)}' model; RestoreLCC restores Llama architectures only"
+        )
+    if quantized := settings.get("quantization_config") or settings.get("compression_config"):
+        given = quantized if isinstance(quantized, dict) else {}
+        by_bits = given.get("load_in_4bit") or given.get("load_in_8bit")
+        unnamed = "bitsandbytes" if by_bits else "a method it doesn't name"
+        method = shortened(str(given.get("quant_method") or unnamed))
+        raise UserError(
+            f"{flag}: {folder} is quantized by {method}, and RestoreLCC reads plain weights; "
+            + _DEQUANTIZED.get(method, "give the checkpoint it was made from")
+        )
+    if (generation := folder / "generation_config.json").is_file():
+        _read_settings(generation, flag)  # at which transformers would stop when it has loaded the weights
     try:
-        whole = not generation.is_file() or isinstance(read_json(generation), dict)
-    except (OSError, ValueError):
-        whole = False
-    if not whole:
-        raise UserError(f"{flag}: {generation} is no JSON object; copy it again, or remove it")
-    try:
-        _check_settings(settings)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        _check_settings(config)
     except Exception as error:  # whatever a damaged value makes transformers raise
         raise UserError(f"{flag}: {path}: {first_line(error)}; copy the model again") from error
     config._attn_implementation = "sdpa"  # a file may name one whose code is fetched from elsewhere
     return config
 
 
-def _refuse_quantized(settings: object, folder: Path, flag: str) -> None:
-    given = settings if isinstance(settings, dict) else {}
-    by_bits = "bitsandbytes" if given.get("load_in_4bit") or given.get("load_in_8bit") else "a method it doesn't name"
-    method = shortened(str(given.get("quant_method") or by_bits))
-    cure = _QUANTIZED.get(method, "give the checkpoint it was made from")
-    raise UserError(f"{flag}: {folder} is quantized by {method}, and RestoreLCC reads plain weights; {cure}")
+def _read_settings(path: Path, flag: str) -> dict:
+    try:
+        if isinstance(settings := read_json(path), dict):
+            return settings
+        raise ValueError("it is no JSON object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag}: cannot read {path} ({error}); copy it again") from error
 
 
-def _check_settings(settings: dict) -> None:
-    """ValueError for what transformers would only meet, or leave aside, when it builds or runs the model."""
-
-    def check(name: str, value: object, right: bool, wanted: str) -> None:
-        if not right:
-            raise ValueError(f"{name} is {shortened(repr(value))}, {wanted}")
-
-    def is_number(value: object, least: float, below: float) -> bool:
-        return not isinstance(value, bool) and isinstance(value, int | float) and least <= value < below
-
-    for name, largest in _LARGEST.items():
-        value = settings.get(name, 1)
-        # Older files have null for these two, and mean what follows from the others.
-        if value is not None or name not in ("head_dim", "num_key_value_heads"):
-            whole = type(value) is int and 1 <= value <= largest
-            check(name, value, whole, f"not a whole number from 1 to {largest}")
-    heads, shared = settings.get("num_attention_heads"), settings.get("num_key_value_heads")
-    if heads and shared and heads % shared:
+def _check_settings(config: LlamaConfig) -> None:
+    """ValueError for what transformers, which checks types, would only meet when it runs the model, or never."""
+    rope, heads, shared = config.rope_parameters or {}, config.num_attention_heads, config.num_key_value_heads
+    ranges = {name: (getattr(config, name), 1, largest) for name, largest in _LARGEST.items()}
+    ranges |= {name: (rope.get(name, 1), 1e-18, 1e18) for name in ("rope_theta", "factor")}
+    ranges |= {name: (getattr(config, name), 0, 1) for name in ("rms_norm_eps", "attention_dropout")}
+    for name, (value, least, most) in ranges.items():
+        if not isinstance(value, int | float) or not least <= value <= most:
+            raise ValueError(f"{name} is {shortened(repr(value))}, not a number from {least} to {most}")
+    if heads % shared:
         raise ValueError(f"{heads} num_attention_heads cannot share {shared} num_key_value_heads")
-    act = settings.get("hidden_act", "silu")
-    check("hidden_act", act, isinstance(act, str) and act in ACT2FN, "which transformers doesn't know")
-    for name in ("dtype", "torch_dtype"):
-        value = settings.get(name)
-        known = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else None
-        floating = isinstance(known, torch.dtype) and known.is_floating_point
-        check(name, value, value is None or floating, "which is no floating-point type of torch")
-    padding = settings.get("pad_token_id")
-    if isinstance(padding, int) and padding >= settings.get("vocab_size", padding + 1):
-        raise ValueError(f"pad_token_id is {padding}, beyond vocab_size {settings['vocab_size']}")
-    factors = [("rope_theta", settings.get("rope_theta"))]
-    for name in ("rope_scaling", "rope_parameters"):
-        rope = settings.get(name) or {}
-        check(name, rope, isinstance(rope, dict), "no object")
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind not in ("default", *ROPE_INIT_FUNCTIONS):
-            raise ValueError(f"{name} has the type {shortened(repr(kind))}, which transformers doesn't know")
-        factors += [(part, rope.get(part)) for part in ("rope_theta", "factor")]
-    for name, value in factors:
-        check(name, value, value is None or (is_number(value, 0, 1e18) and value > 0), "no positive number")
-    for name in ("rms_norm_eps", "attention_dropout"):
-        value = settings.get(name, 0)
-        check(name, value, is_number(value, 0, 1), "no number from 0 to below 1")
-    for name, needed in (("output_attentions", False), ("return_dict", True)):
-        value = settings.get(name, needed)
-        check(name, value, value is needed, f"and only {needed} can be computed with here")
+    if (kind := rope.get("rope_type", "default")) not in ("default", *ROPE_INIT_FUNCTIONS):
+        raise ValueError(f"the rope has the type {shortened(repr(kind))}, which transformers doesn't know")
+    if config.output_attentions or not config.return_dict:
+        raise ValueError("output_attentions is on, or return_dict off, and neither can be computed with here")
 
 
 def check_model(folder: Path, flag: str) -> tuple[Checkpoint, LlamaConfig, PreTrainedTokenizerBase]:

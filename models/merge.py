@@ -64,9 +64,10 @@ if __name__ == "__main__":
     run(read_flags)  # before torch is imported, which takes seconds, so that a wrong path is answered at once
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -78,8 +79,8 @@ from models.checkpoint import (
     MLP,
     Checkpoint,
     Header,
+    Survey,
     pruned_layer,
-    safetensors_name,
     same_bits,
     write_checkpoint,
 )
@@ -129,74 +130,66 @@ PROBE_TEXTS = (
 """What the attached and the merged model are asked when no samples are at hand."""
 
 
-# What a merged checkpoint holds.
+@dataclass(frozen=True)
+class MergedLayout:
+    """What a merged checkpoint holds, known before it is written.
 
-
-def merged_layout(stored: Checkpoint, config: LlamaConfig, touched: Iterable[str]) -> dict[str, Header]:
-    """Every tensor of the merged checkpoint with its dtype, shape and file: the stored ones, touched, and zero biases.
-
-    A new bias has the dtype of its weight and stands in its weight's file.
+    headers: every tensor's dtype, shape and file: the stored ones, restored, and new biases, each of the dtype of its
+    weight and in its file. zeros: biases that must be there as zeros, since Llama has them on all projections of a kind
+    or on none. settings: the content of config.json, its switches for biases on.
     """
-    layout = {
-        name: replace(stored.headers[name], file=safetensors_name(stored.headers[name].file)) for name in stored.kept()
-    }
-    for name in [*touched, *zero_biases(stored, config, touched)]:
-        if name not in layout:
-            weight = layout[f"{name.removesuffix('bias')}weight"]
-            layout[name] = replace(weight, shape=weight.shape[:1])
-    return layout
 
+    headers: dict[str, Header]
+    zeros: frozenset[str]
+    settings: dict
 
-def zero_biases(stored: Checkpoint, config: LlamaConfig, touched: Iterable[str]) -> list[str]:
-    """Biases that must be there as zeros, because a touched one of the same kind is new."""
-    new = {name for name in touched if name not in stored}
-    everywhere = [
-        f"model.layers.{layer}.{linear}.bias"
-        for switch in switched_on(new)
-        for layer in range(config.num_hidden_layers)
-        for linear in BIAS_SWITCHES[switch]
-    ]
-    return [name for name in everywhere if name not in new and name not in stored]
+    @classmethod
+    def of(cls, pruned: Checkpoint, config: LlamaConfig, touched: Iterable[str]) -> "MergedLayout":
+        """touched: names of the parameters that have terms."""
+        headers, new, switched = pruned.kept(), [*touched], {}
+        layers = [f"model.layers.{layer}" for layer in range(config.num_hidden_layers)]
+        for switch, linears in BIAS_SWITCHES.items():
+            if any(name.endswith(tuple(f"{linear}.bias" for linear in linears)) for name in touched):
+                switched[switch] = True
+                new += [f"{layer}.{linear}.bias" for layer in layers for linear in linears]
+        new = [name for name in dict.fromkeys(new) if name not in pruned]
+        for name in new:
+            weight = headers[f"{name.removesuffix('bias')}weight"]
+            headers[name] = replace(weight, shape=weight.shape[:1])
+        settings = portable({**read_json(pruned.folder / "config.json"), **switched})
+        return cls(headers, frozenset(new) - set(touched), settings)
 
-
-def switched_on(touched: Iterable[str]) -> list[str]:
-    """Llama's switches that must be on for these tensors to be read."""
-    linears = {name.removesuffix(".bias").split(".", 3)[-1] for name in touched if name.endswith(".bias")}
-    return [switch for switch, kinds in BIAS_SWITCHES.items() if linears & set(kinds)]
+    def value(self, name: str, pruned: Checkpoint, restoration: Restoration) -> Tensor:
+        """A tensor of the merged checkpoint: as it is stored, or stored + terms in fp64, rounded once."""
+        header = self.headers[name]
+        if name in restoration.terms:
+            return restoration.merged(name, pruned.read).to(header.dtype)
+        return torch.zeros(header.shape, dtype=header.dtype) if name in self.zeros else pruned.read(name)
 
 
 # The merge.
 
 
 def merge(pruned: Path, restoration: Restoration, output: Path, tokenizer_from: Path) -> None:
-    """Write the pruned checkpoint with what the restoration says to the folder `output`.
+    """Write the pruned checkpoint with what the restoration says to the folder `output`, a tensor at a time.
 
-    Tensors are copied one at a time, each in its stored dtype and in the file it was in; only those that have terms
-    are replaced or added: stored + terms in fp64, rounded once. Llama has biases on all projections of a kind or on
-    none, so the others get explicit zeros. Buffers that transformers drops are left out. Raises UserError if a restored
-    value is no finite number.
+    Buffers that transformers drops are left out. Raises UserError if a restored value is no finite number.
     """
-    stored, config = Checkpoint(pruned), load_config(pruned, "-pruned_model_path")
-    layout = merged_layout(stored, config, restoration.terms)
-    shards: dict[str, list[tuple[str, Header]]] = {}
-    for name, header in layout.items():
-        shards.setdefault(header.file, []).append((name, header))
+    stored = Checkpoint(pruned)
+    layout = MergedLayout.of(stored, load_config(pruned, stored.flag), restoration.terms)
 
     def read(name: str) -> Tensor:
-        if name in restoration.terms:
-            value = restoration.merged(name, stored.read).to(layout[name].dtype)
-            if not bool(value.isfinite().all()):
-                raise UserError(
-                    f"-restoration: with what was learned, {name} is no finite number in its dtype; restore again with "
-                    "a lower -lr"
-                )
-            return value
-        return stored.read(name) if name in stored else torch.zeros(layout[name].shape, dtype=layout[name].dtype)
+        value = layout.value(name, stored, restoration)
+        if name in restoration.terms and not bool(value.isfinite().all()):
+            raise UserError(
+                f"-restoration: with what was learned, {name} is no finite number in its dtype; restore again with "
+                "a lower -lr"
+            )
+        return value
 
     output.mkdir(parents=True, exist_ok=True)
-    write_checkpoint(output, shards, read)
-    switched = dict.fromkeys(switched_on(restoration.terms), True)
-    write_json(output / "config.json", portable({**read_json(pruned / "config.json"), **switched}))
+    write_checkpoint(output, layout.headers, read)
+    write_json(output / "config.json", layout.settings)
     if (pruned / "generation_config.json").is_file():
         shutil.copy(pruned / "generation_config.json", output)
     copy_tokenizer(tokenizer_from, output)
@@ -211,9 +204,9 @@ def merge_and_prove(
     broken.
     """
     restoration, _ = load_restoration(saved)
-    with whole_folder(output) as partial:
-        merge(pruned, restoration, partial, tokenizer_from)
-        proof = prove(pruned, partial, restoration, reference)
+    with whole_folder(output) as folder:
+        merge(pruned, restoration, folder, tokenizer_from)
+        proof = prove(pruned, folder, restoration, reference)
         proof.check(f"what was trained is in {saved}")
         if "disk" in (getattr(proof.model, "hf_device_map", None) or {}).values():
             proof.model = None  # it would look for its weights under the name that is given up now
@@ -222,9 +215,9 @@ def merge_and_prove(
 
 def compact_and_prove(merged: Path, output: Path, reference: "Reference") -> "Proof":
     """The merged checkpoint without the heads and channels that nothing reads, to `output` only if its proof holds."""
-    with whole_folder(output) as partial:
-        write_compact(merged, partial)
-        proof = prove_compact(merged, partial, reference)
+    with whole_folder(output) as folder:
+        write_compact(merged, folder)
+        proof = prove_compact(merged, folder, reference)
         proof.check(f"the same in the dense model's shapes is in {merged}")
     return proof
 
@@ -257,13 +250,13 @@ def record_logits(
     In place, it is given explicit zero biases, and restored tensors rounded to the dtype they are stored in. Raises
     UserError if an answer is no finite number.
     """
-    config, dtype, touched = attached.config, attached.dtype, list(restoration.terms)
-    layout = merged_layout(pruned, config, touched)
+    dtype, touched = attached.dtype, list(restoration.terms)
+    layout = MergedLayout.of(pruned, attached.config, touched)
     read = {f"{name.removesuffix('bias')}weight" for name in touched if name.endswith(".bias")}
-    stored = all(_holds(dtype, layout[name].dtype) for name in (*read, *touched) if name in pruned)
+    stored = all(_holds(dtype, layout.headers[name].dtype) for name in (*read, *touched) if name in pruned)
     error = max_rounding_error(attached)
-    store_as(attached, {name: layout[name].dtype for name in touched})
-    explicit_biases(attached, zero_biases(pruned, config, touched))
+    store_as(attached, {name: layout.headers[name].dtype for name in touched})
+    explicit_biases(attached, layout.zeros)
     logits = [each.to(dtype) for each in probe_logits(attached, token_ids)]
     if not all(bool(each.isfinite().all()) for each in logits):
         raise UserError(
@@ -292,10 +285,34 @@ class Proof:
             broken = "; ".join(self.failures)
             raise RuntimeError(f"the merged checkpoint failed its proof and was not kept: {broken}; {left}")
 
-    def closed(self) -> "Proof":
-        """The same with `passed` and `failures` in the record."""
-        self.record = {"passed": not self.failures, **self.record, "failures": self.failures}
-        return self
+    def compare_tensors(
+        self,
+        found: Checkpoint,
+        names: Collection[str],
+        expected: Callable[[str], Tensor],
+        visit: Callable[[str, Tensor], None] = lambda name, tensor: None,
+    ) -> tuple[Survey, set[str]]:
+        """Hold all tensors of a checkpoint, one at a time, to the bits they must have: those of `expected`, of `names`.
+
+        visit: sees each that is named. Returns what the pass found, and the names of the right ones.
+        """
+        right: set[str] = set()
+
+        def look(name: str, tensor: Tensor) -> None:
+            if name in names:
+                right.update([name] if same_bits(tensor, expected(name)) else [])
+                visit(name, tensor)
+
+        survey = found.survey(look)
+        for what, wrong in {
+            "missing": [name for name in names if name not in found],
+            "that nothing names": [name for name in found.headers if name not in names],
+            "other bits than they must have": [name for name in names if name in found and name not in right],
+            "NaN or infinity": survey.not_finite,
+        }.items():
+            if wrong:
+                self.failures.append(f"{len(wrong)} tensors {what}: {', '.join(sorted(wrong)[:3])}")
+        return survey, right
 
 
 @torch.no_grad()
@@ -321,73 +338,49 @@ def prove(pruned: Path, merged: Path, restoration: Restoration, reference: Refer
     # Spread over several devices, what runs where may differ from one loading to the next.
     exact = reference.stored and reference.device != "auto"
     _compare_logits(proof, proof.model, merged, reference, exact)
-    return proof.closed()
+    return proof
 
 
 def _account_for_tensors(pruned: Path, merged: Path, restoration: Restoration) -> Proof:
     """What becomes of every tensor, and of config.json."""
-    before, after = Checkpoint(pruned), Checkpoint(merged, "-output_dir")
-    config, touched = load_config(pruned, "-pruned_model_path"), list(restoration.terms)
-    layout = merged_layout(before, config, touched)
-    zero = set(zero_biases(before, config, touched))
-    right, unexpected, nonzero_new, lost_zeros = set(), [], [], 0
+    before, after, touched = Checkpoint(pruned), Checkpoint(merged, "-output_dir"), list(restoration.terms)
+    layout = MergedLayout.of(before, load_config(pruned, before.flag), touched)
+    proof, nonzero_new, lost_zeros = Proof(), [], 0
 
-    def look(name: str, tensor: Tensor) -> None:
+    def visit(name: str, tensor: Tensor) -> None:
         nonlocal lost_zeros
-        header = layout.get(name)
-        if header is None:
-            unexpected.append(name)
-            return
-        if name in restoration.terms:
-            expected = restoration.merged(name, before.read).to(header.dtype)
-        else:
-            expected = torch.zeros(header.shape, dtype=header.dtype) if name in zero else before.read(name)
-        if same_bits(tensor, expected):
-            right.add(name)
         if name not in before:
             nonzero_new.extend([name] if bool((tensor != 0).any()) else [])
         elif pruned_layer(name) is not None and name in restoration.terms:
             lost_zeros += int(((before.read(name) == 0) & (tensor != 0)).sum())
 
-    surveys = before.survey(), after.survey(look)
+    expected = partial(layout.value, pruned=before, restoration=restoration)
+    survey, right = proof.compare_tensors(after, layout.headers, expected, visit)
+    surveys, broken = (before.survey(), survey), layout.headers.keys() - right
     compared = [name for name in before.kept() if name not in restoration.terms]
-    broken = {name for name in layout if name not in right}
-    shares = [[zero / all_ for zero, all_ in zip(*survey.counts(), strict=True)] for survey in surveys]
-    proof = Proof(
-        {
-            "tensors_compared": len(compared),
-            "tensors_identical": len(right.intersection(compared)),
-            "changed_tensors": sorted(name for name in {*touched, *broken} if name in before),
-            "new_tensors": sorted(name for name in after.headers if name not in before),
-            "nonzero_new_tensors": nonzero_new,
-            "tensors_recomputed": len(right.intersection(touched)),
-            "tensors_touched": len(touched),
-            "unexplained_tensors": sorted({*broken, *unexpected} - {*compared, *touched}),
-            "dropped_buffers": before.dropped(),
-            "zeros": restoration.zeros,
-            "zeros_lost": lost_zeros,
-            "zeros_pruned": sum(surveys[0].zeros.values()),
-            "zeros_restored": sum(surveys[1].zeros.values()),
-            "weights": sum(surveys[0].weights.values()),
-            "sparsity_pruned": shares[0],
-            "sparsity_restored": shares[1],
-            "sha256": surveys[1].sha256,
-        }
-    )
-    missing = [name for name in layout if name not in after]
-    for what, names in {
-        "missing": missing,
-        "not named by the restoration": unexpected,
-        "other bits than they must have": sorted(broken - set(missing)),
-        "NaN or infinity": surveys[1].not_finite,
-    }.items():
-        if names:
-            proof.failures.append(f"{len(names)} tensors {what}: {', '.join(names[:3])}")
-    if read_json(merged / "config.json") != portable(
-        {**read_json(pruned / "config.json"), **dict.fromkeys(switched_on(touched), True)}
-    ):
+    shares = [[zero / all_ for zero, all_ in zip(*each.counts(), strict=True)] for each in surveys]
+    proof.record = {
+        "tensors_compared": len(compared),
+        "tensors_identical": len(right.intersection(compared)),
+        "changed_tensors": sorted(name for name in {*touched, *broken} if name in before),
+        "new_tensors": sorted(name for name in after.headers if name not in before),
+        "nonzero_new_tensors": nonzero_new,
+        "tensors_recomputed": len(right.intersection(touched)),
+        "tensors_touched": len(touched),
+        "unexplained_tensors": sorted({*broken, *after.headers} - right - {*compared, *touched}),
+        "dropped_buffers": [name for name in before.headers if name not in layout.headers],
+        "zeros": restoration.zeros,
+        "zeros_lost": lost_zeros,
+        "zeros_pruned": sum(surveys[0].zeros.values()),
+        "zeros_restored": sum(surveys[1].zeros.values()),
+        "weights": sum(surveys[0].weights.values()),
+        "sparsity_pruned": shares[0],
+        "sparsity_restored": shares[1],
+        "sha256": survey.sha256,
+    }
+    if read_json(merged / "config.json") != layout.settings:
         proof.failures.append("config.json is not the pruned checkpoint's with the biases switched on")
-    fewer = [layer for layer, zeros in surveys[0].zeros.items() if surveys[1].zeros.get(layer, 0) < zeros]
+    fewer = [layer for layer, zeros in surveys[0].zeros.items() if survey.zeros.get(layer, 0) < zeros]
     if restoration.zeros == "kept" and (lost_zeros or fewer):
         proof.failures.append("zeros of the pruned checkpoint are gone")
     return proof
@@ -399,48 +392,31 @@ def prove_compact(merged: Path, compact: Path, reference: Reference) -> Proof:
     What was left out must be heads and channels whose o_proj or down_proj columns are all zero. Matrices of other
     shapes round apart, so logits agree within the rounding of their dtype.
     """
-    whole, small = Checkpoint(merged, "-output_dir"), Checkpoint(compact, "-output_dir")
+    whole, small, proof = Checkpoint(merged, "-output_dir"), Checkpoint(compact, "-output_dir"), Proof()
     config = load_config(merged, "-output_dir")
-    kept = left_of(config, *what_is_left(whole.read, config))
-    failures = []
-    names = [name for name in whole.kept() if name not in small]
-    failures += [f"{len(names)} tensors missing: {', '.join(names[:3])}"] if names else []
-    wrong, left_out, zeros_left_out = [], 0, 0
-
-    def look(name: str, tensor: Tensor) -> None:
-        nonlocal left_out, zeros_left_out
-        if name not in whole or not same_bits(tensor, chosen(whole.read(name), kept.get(name))):
-            wrong.append(name)
-        elif pruned_layer(name) is not None:
-            left_out += whole.read(name).numel() - tensor.numel()
-            zeros_left_out += int((whole.read(name) == 0).sum()) - int((tensor == 0).sum())
-
-    surveys = whole.survey(), small.survey(look)
-    failures += [f"{len(wrong)} tensors with other bits: {', '.join(wrong[:3])}"] if wrong else []
-    for name, (axis, indices) in kept.items():
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
-            tensor = whole.read(name)
-            gone = torch.ones(tensor.shape[axis], dtype=torch.bool).index_fill(0, indices, False)
-            if bool((tensor[:, gone] != 0).any()):
-                failures.append(f"{name} lost values that are not zero")
-    proof = Proof(
-        {
-            "tensors_compared": len(small.headers),
-            "tensors_identical": len(small.headers) - len(wrong),
-            "zeros_restored": sum(surveys[1].zeros.values()),
-            "zeros_left_out": zeros_left_out,
-            "weights": sum(surveys[1].weights.values()),
-            "weights_left_out": left_out,
-        },
-        failures,
-    )
+    left = left_of(config, *what_is_left(whole.read, config))
+    survey, right = proof.compare_tensors(small, whole.kept(), lambda name: chosen(whole.read(name), left.get(name)))
+    for name in (name for name in left if name.endswith(("o_proj.weight", "down_proj.weight"))):
+        tensor = whole.read(name)
+        gone = torch.ones(tensor.shape[1], dtype=torch.bool).index_fill(0, left[name][1], False)
+        if bool((tensor[:, gone] != 0).any()):
+            proof.failures.append(f"{name} lost values that are not zero")
+    zeros, weights = (sum(counts.values()) for counts in (survey.zeros, survey.weights))
+    proof.record = {
+        "tensors_compared": len(small.headers),
+        "tensors_identical": len(right),
+        "zeros_restored": zeros,
+        "zeros_left_out": sum(whole.survey().zeros.values()) - zeros,
+        "weights": weights,
+        "weights_left_out": sum(whole.survey().weights.values()) - weights,
+    }
     model = load_model(compact, reference.dtype, reference.device, "-output_dir")
     _compare_logits(proof, model, compact, reference, exact=False)
-    return proof.closed()
+    return proof
 
 
 def _compare_logits(proof: Proof, model: LlamaForCausalLM, folder: Path, reference: Reference, exact: bool) -> None:
-    """Add to the proof how far the model's logits are from the reference's, and whether that is allowed.
+    """Add to the proof how far the model's logits are from the reference's, whether that is allowed, and the verdict.
 
     folder: the checkpoint that the model is of, loaded once more in a wider dtype where they need not be equal. One
     sequence's logits are in fp32 at a time.
@@ -484,6 +460,7 @@ def _compare_logits(proof: Proof, model: LlamaForCausalLM, folder: Path, referen
             f"and {ratio:.1f} times their dtype's rounding in the mean, allowed {ROUNDINGS}"
             + ("" if reference.stored else SWALLOWED)
         )
+    proof.record = {"passed": not proof.failures, **proof.record, "failures": proof.failures}
 
 
 def _is_spread(model: LlamaForCausalLM) -> bool:

@@ -20,7 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 
 import pruning.prune_model
 from models import cpu_attention
-from models.gguf_reading import check_gguf, gguf_tokenizer
+from models.gguf_reading import gguf_tokenizer
 from models.loading import (
     DTYPES,
     check_name,
@@ -431,7 +431,6 @@ def read_shape(name: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase | None, 
     full = hub_name(name)
     path = embedded_file(flag) if name == EMBEDDED else Path(full).expanduser()
     if path.is_file():
-        check_gguf(path, flag)
         try:
             return AutoConfig.from_pretrained(path.parent, gguf_file=path.name), gguf_tokenizer(path), FP32
         except Exception as error:  # whatever a damaged file makes gguf or transformers raise
