@@ -23,31 +23,16 @@ PROOF = "proof.json"
 
 def read_flags(argv: list[str] | None = None) -> Namespace:
     """The command line of a later merge, its paths checked."""
-    parser = Parser(
-        prog="python -m models.merge",
-        description="Fold a saved restoration into the pruned checkpoint it was trained on, and prove the result.",
-    )
-    parser.flag(
-        "pruned_model_path",
-        type=name_or_path,
-        required=True,
-        metavar="MODEL",
-        help="that checkpoint: folder, hub id, GGUF file",
-    )
-    parser.flag("restoration", type=folder_path, required=True, metavar="DIR", help="OUT/restoration of a run")
-    parser.flag("output_dir", type=folder_path, required=True, metavar="DIR", help="where the plain checkpoint goes")
-    parser.flag(
-        "tokenizer",
-        type=name_or_path,
-        metavar="MODEL",
-        help="whose tokenizer, if there is none beside the pruned checkpoint",
-    )
+    parser = Parser(prog="python -m models.merge", description=__doc__.partition("\n")[0])
+    model, folder = {"type": name_or_path, "metavar": "MODEL"}, {"type": folder_path, "metavar": "DIR"}
+    parser.flag("pruned_model_path", required=True, help="that checkpoint: folder, hub id, GGUF file", **model)
+    parser.flag("restoration", required=True, help="OUT/restoration of a run", **folder)
+    parser.flag("output_dir", required=True, help="where the plain checkpoint goes", **folder)
+    parser.flag("tokenizer", help="whose tokenizer, if there is none beside the pruned checkpoint", **model)
     parser.flag("dtype", choices=DTYPE_NAMES, help="in which both models answer for the proof (default: the run's)")
     parser.flag("device", default="cpu", help="cpu, cuda, cuda:N, …")
     parser.switch("overwrite", "rename what is in -output_dir to DIR.1 when the merged checkpoint is whole")
-    parser.flag(
-        "cache_dir", type=folder_path, default=DEFAULT_CACHE, metavar="DIR", help="where a GGUF file is unpacked"
-    )
+    parser.flag("cache_dir", default=DEFAULT_CACHE, help="where a GGUF file is unpacked", **folder)
     args = parser.parse_args(argv)
     inputs = ("pruned_model_path", "restoration", "tokenizer", "cache_dir")
     check_apart(args.output_dir, {f"-{name}": getattr(args, name) for name in inputs})
@@ -64,7 +49,7 @@ if __name__ == "__main__":
     run(read_flags)  # before torch is imported, which takes seconds, so that a wrong path is answered at once
 
 import shutil
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -72,18 +57,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from models.checkpoint import (
-    ATTENTION,
-    MLP,
-    Checkpoint,
-    Header,
-    Survey,
-    pruned_layer,
-    same_bits,
-    write_checkpoint,
-)
+from models.checkpoint import ATTENTION, MLP, Checkpoint, Header, Survey, pruned_layer, same_bits, write_checkpoint
 from models.compact import chosen, in_dense_shapes, left_of, what_is_left, write_compact
 from models.loading import (
     DTYPES,
@@ -97,7 +73,7 @@ from models.loading import (
     resolve,
     usable_device,
 )
-from models.modeling_llama import explicit_biases, max_rounding_error, store_as
+from models.modeling_llama import explicit_biases, max_rounding_error
 from models.portable import portable
 from models.restoration import Restoration, check_belongs, load_restoration
 from utils.common.files import read_json, whole_folder, workspace, write_json
@@ -140,24 +116,25 @@ class MergedLayout:
     """
 
     headers: dict[str, Header]
-    zeros: frozenset[str]
+    zeros: set[str]
     settings: dict
 
     @classmethod
-    def of(cls, pruned: Checkpoint, config: LlamaConfig, touched: Iterable[str]) -> "MergedLayout":
+    def of(cls, pruned: Checkpoint, touched: Collection[str]) -> "MergedLayout":
         """touched: names of the parameters that have terms."""
-        headers, new, switched = pruned.kept(), [*touched], {}
-        layers = [f"model.layers.{layer}" for layer in range(config.num_hidden_layers)]
+        headers, settings = pruned.kept(), read_json(pruned.folder / "config.json")
+        biases = {name for name in touched if name.endswith("bias")}
         for switch, linears in BIAS_SWITCHES.items():
-            if any(name.endswith(tuple(f"{linear}.bias" for linear in linears)) for name in touched):
-                switched[switch] = True
-                new += [f"{layer}.{linear}.bias" for layer in layers for linear in linears]
-        new = [name for name in dict.fromkeys(new) if name not in pruned]
+            weights = (name for name in pruned.headers if name.removesuffix(".weight").endswith(linears))
+            kind = {f"{name.removesuffix('weight')}bias" for name in weights}
+            if kind & biases:
+                settings[switch] = True
+                biases |= kind
+        new = biases - pruned.headers.keys()
         for name in new:
             weight = headers[f"{name.removesuffix('bias')}weight"]
             headers[name] = replace(weight, shape=weight.shape[:1])
-        settings = portable({**read_json(pruned.folder / "config.json"), **switched})
-        return cls(headers, frozenset(new) - set(touched), settings)
+        return cls(headers, new - set(touched), portable(settings))
 
     def value(self, name: str, pruned: Checkpoint, restoration: Restoration) -> Tensor:
         """A tensor of the merged checkpoint: as it is stored, or stored + terms in fp64, rounded once."""
@@ -176,7 +153,7 @@ def merge(pruned: Path, restoration: Restoration, output: Path, tokenizer_from: 
     Buffers that transformers drops are left out. Raises UserError if a restored value is no finite number.
     """
     stored = Checkpoint(pruned)
-    layout = MergedLayout.of(stored, load_config(pruned, stored.flag), restoration.terms)
+    layout = MergedLayout.of(stored, restoration.terms)
 
     def read(name: str) -> Tensor:
         value = layout.value(name, stored, restoration)
@@ -208,7 +185,7 @@ def merge_and_prove(
         merge(pruned, restoration, folder, tokenizer_from)
         proof = prove(pruned, folder, restoration, reference)
         proof.check(f"what was trained is in {saved}")
-        if "disk" in (getattr(proof.model, "hf_device_map", None) or {}).values():
+        if "disk" in _places(proof.model):
             proof.model = None  # it would look for its weights under the name that is given up now
     return proof
 
@@ -251,12 +228,14 @@ def record_logits(
     UserError if an answer is no finite number.
     """
     dtype, touched = attached.dtype, list(restoration.terms)
-    layout = MergedLayout.of(pruned, attached.config, touched)
-    read = {f"{name.removesuffix('bias')}weight" for name in touched if name.endswith(".bias")}
-    stored = all(_holds(dtype, layout.headers[name].dtype) for name in (*read, *touched) if name in pruned)
+    layout = MergedLayout.of(pruned, touched)
     error = max_rounding_error(attached)
-    store_as(attached, {name: layout.headers[name].dtype for name in touched})
+    for name in touched:
+        place, _, part = name.rpartition(".")
+        attached.get_submodule(place).stored[part] = layout.headers[name].dtype
     explicit_biases(attached, layout.zeros)
+    read = (name for name in (*touched, *(f"{name.removesuffix('bias')}weight" for name in touched)) if name in pruned)
+    stored = all(torch.promote_types(dtype, pruned.headers[name].dtype) == dtype for name in read)
     logits = [each.to(dtype) for each in probe_logits(attached, token_ids)]
     if not all(bool(each.isfinite().all()) for each in logits):
         raise UserError(
@@ -264,11 +243,6 @@ def record_logits(
             "lower -lr, or in another -dtype"
         )
     return Reference(token_ids, logits, dtype, device, stored, error)
-
-
-def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
-    """Whether every number of dtype `narrow` is one of dtype `wide`."""
-    return wide == narrow or torch.promote_types(wide, narrow) == wide
 
 
 @dataclass
@@ -344,7 +318,7 @@ def prove(pruned: Path, merged: Path, restoration: Restoration, reference: Refer
 def _account_for_tensors(pruned: Path, merged: Path, restoration: Restoration) -> Proof:
     """What becomes of every tensor, and of config.json."""
     before, after, touched = Checkpoint(pruned), Checkpoint(merged, "-output_dir"), list(restoration.terms)
-    layout = MergedLayout.of(before, load_config(pruned, before.flag), touched)
+    layout = MergedLayout.of(before, touched)
     proof, nonzero_new, lost_zeros = Proof(), [], 0
 
     def visit(name: str, tensor: Tensor) -> None:
@@ -418,8 +392,8 @@ def prove_compact(merged: Path, compact: Path, reference: Reference) -> Proof:
 def _compare_logits(proof: Proof, model: LlamaForCausalLM, folder: Path, reference: Reference, exact: bool) -> None:
     """Add to the proof how far the model's logits are from the reference's, whether that is allowed, and the verdict.
 
-    folder: the checkpoint that the model is of, loaded once more in a wider dtype where they need not be equal. One
-    sequence's logits are in fp32 at a time.
+    folder: the model's checkpoint, loaded once more in a wider dtype where logits need not be equal. One sequence's
+    are in fp32 at a time.
     """
     answers, finite, agreeing = [], True, 0
     largest = difference = squares = tolerance = ratio = 0.0
@@ -434,7 +408,7 @@ def _compare_logits(proof: Proof, model: LlamaForCausalLM, folder: Path, referen
         agreeing += int((expected.argmax(-1) == given.argmax(-1)).sum())
         answers.append(given.to(reference.dtype))
     if finite and not exact and difference:
-        wide = load_model(folder, WIDER[reference.dtype], "auto" if _is_spread(model) else "cpu", "-output_dir")
+        wide = load_model(folder, WIDER[reference.dtype], "auto" if len(_places(model)) > 1 else "cpu", "-output_dir")
         rounded = 0.0
         for ids, given in zip(reference.token_ids, answers, strict=True):
             rounding = probe_logits(wide, [ids])[0] - given.float()
@@ -463,9 +437,9 @@ def _compare_logits(proof: Proof, model: LlamaForCausalLM, folder: Path, referen
     proof.record = {"passed": not proof.failures, **proof.record, "failures": proof.failures}
 
 
-def _is_spread(model: LlamaForCausalLM) -> bool:
-    """Whether accelerate spread the model over several devices, or a device and a disk."""
-    return len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
+def _places(model: LlamaForCausalLM) -> set:
+    """The devices that accelerate spread the model over, a disk among them; none if it did not."""
+    return set((getattr(model, "hf_device_map", None) or {}).values())
 
 
 # The command.

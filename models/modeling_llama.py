@@ -222,13 +222,6 @@ def _largest(values: list[float]) -> float:
     return float(torch.tensor([0.0, *values], dtype=torch.float64).max())
 
 
-def store_as(model: LlamaForCausalLM, dtypes: dict[str, torch.dtype]) -> None:
-    """Let inference use what a checkpoint will hold: each restored tensor, by name, rounded to its stored dtype."""
-    for name, dtype in dtypes.items():
-        place, _, part = name.rpartition(".")
-        model.get_submodule(place).stored[part] = dtype
-
-
 def explicit_biases(model: LlamaForCausalLM, names: Iterable[str]) -> LlamaForCausalLM:
     """Give the model zero biases by these names, in place, where it has none.
 
