@@ -48,8 +48,9 @@ def read_flags(argv: list[str] | None = None) -> Namespace:
 if __name__ == "__main__":
     run(read_flags)  # before torch is imported, which takes seconds, so that a wrong path is answered at once
 
+import math
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -177,8 +178,7 @@ def merge_and_prove(
 ) -> "Proof":
     """Merge the restoration in the folder `saved` into a folder that takes the name `output` only if the proof holds.
 
-    reference: what the attached model answered. Raises RuntimeError, and leaves nothing behind, if any promise is
-    broken.
+    Raises RuntimeError, and leaves nothing behind, if any promise is broken.
     """
     restoration, _ = load_restoration(saved)
     with whole_folder(output) as folder:
@@ -234,7 +234,7 @@ def record_logits(
         place, _, part = name.rpartition(".")
         attached.get_submodule(place).stored[part] = layout.headers[name].dtype
     explicit_biases(attached, layout.zeros)
-    read = (name for name in (*touched, *(f"{name.removesuffix('bias')}weight" for name in touched)) if name in pruned)
+    read = {*touched, *(f"{name.rpartition('.')[0]}.weight" for name in touched)} & pruned.headers.keys()
     stored = all(torch.promote_types(dtype, pruned.headers[name].dtype) == dtype for name in read)
     logits = [each.to(dtype) for each in probe_logits(attached, token_ids)]
     if not all(bool(each.isfinite().all()) for each in logits):
@@ -305,8 +305,7 @@ def prove(pruned: Path, merged: Path, restoration: Restoration, reference: Refer
     than the rounding of their dtype; and a training step computed what is merged, within the rounding of fp32.
     """
     proof = _account_for_tensors(pruned, merged, restoration)  # whose files are let go before a model is loaded
-    proof.record["trained_apart"] = error = reference.rounding_error
-    if not error <= 1:
+    if not (error := reference.rounding_error) <= 1:
         proof.failures.append(f"what was trained is {error:.1f} times fp32's rounding from what was merged")
     proof.model = load_model(merged, reference.dtype, reference.device, "-output_dir")
     # Spread over several devices, what runs where may differ from one loading to the next.
@@ -395,27 +394,18 @@ def _compare_logits(proof: Proof, model: LlamaForCausalLM, folder: Path, referen
     folder: the model's checkpoint, loaded once more in a wider dtype where logits need not be equal. One sequence's
     are in fp32 at a time.
     """
-    answers, finite, agreeing = [], True, 0
-    largest = difference = squares = tolerance = ratio = 0.0
-    for ids, expected in zip(reference.token_ids, reference.logits, strict=True):
-        (given,) = probe_logits(model, [ids])
-        expected = expected.float()
-        # A NaN is no difference to `max`, so finiteness is asked for by itself.
-        finite &= bool(expected.isfinite().all()) and bool(given.isfinite().all())
-        apart = (expected - given).abs()
-        largest, difference = max(largest, float(expected.abs().max())), max(difference, float(apart.max()))
-        squares += float(apart.double().square().sum())
-        agreeing += int((expected.argmax(-1) == given.argmax(-1)).sum())
-        answers.append(given.to(reference.dtype))
+    answers = [probe_logits(model, [ids])[0].to(reference.dtype) for ids in reference.token_ids]
+    pairs, tolerance, ratio = list(zip(reference.logits, answers, strict=True)), 0.0, 0.0
+    largest, _ = _size(expected.float() for expected in reference.logits)
+    difference, mean = _size(expected.float() - given.float() for expected, given in pairs)
+    finite = math.isfinite(largest + difference)
     if finite and not exact and difference:
         wide = load_model(folder, WIDER[reference.dtype], "auto" if len(_places(model)) > 1 else "cpu", "-output_dir")
-        rounded = 0.0
-        for ids, given in zip(reference.token_ids, answers, strict=True):
-            rounding = probe_logits(wide, [ids])[0] - given.float()
-            tolerance = max(tolerance, LARGEST_ROUNDINGS * float(rounding.abs().max()))
-            rounded += float(rounding.double().square().sum())
-        ratio = (squares / rounded) ** 0.5 if rounded else float("inf")
-    largest = largest or 1.0
+        asked = zip(reference.token_ids, answers, strict=True)
+        rounding, mean_rounding = _size(probe_logits(wide, [ids])[0] - given.float() for ids, given in asked)
+        tolerance, ratio = LARGEST_ROUNDINGS * rounding, mean / mean_rounding if mean_rounding else math.inf
+    agreeing = sum(int((expected.argmax(-1) == given.argmax(-1)).sum()) for expected, given in pairs)
+    largest = largest if finite and largest else 1.0
     proof.record |= {
         "logits_finite": finite,
         "logits_relative_difference": difference / largest if finite else None,
@@ -435,6 +425,13 @@ def _compare_logits(proof: Proof, model: LlamaForCausalLM, folder: Path, referen
             + ("" if reference.stored else SWALLOWED)
         )
     proof.record = {"passed": not proof.failures, **proof.record, "failures": proof.failures}
+
+
+def _size(tensors: Iterable[Tensor]) -> tuple[float, float]:
+    """(largest absolute value, root of the sum of squares) of all their numbers; NaN if one is."""
+    sizes = [torch.stack([each.abs().max().double(), each.double().square().sum()]) for each in tensors]
+    largest, squares = torch.stack(sizes).unbind(1)
+    return float(largest.max()), float(squares.sum().sqrt())
 
 
 def _places(model: LlamaForCausalLM) -> set:
@@ -477,9 +474,7 @@ def merge_saved(args: Namespace, output: Path) -> None:
     tokenizer = load_tokenizer(tokenizer_from, "-tokenizer")
     check_vocabulary(tokenizer, load_config(pruned, "-pruned_model_path"), "-tokenizer")
     token_ids = [tokenizer(text).input_ids for text in PROBE_TEXTS]
-    arguments = about.get("arguments")
-    of_run = arguments.get("dtype") if isinstance(arguments, dict) else None
-    dtype = DTYPES[args.dtype or (of_run if of_run in DTYPE_NAMES else DTYPE_NAMES[0])]
+    dtype = DTYPES[args.dtype or about.get("arguments", {}).get("dtype", DTYPE_NAMES[0])]
     model = restoration.attach(load_model(pruned, dtype, device, "-pruned_model_path"))
     reference = record_logits(model, restoration, Checkpoint(pruned), token_ids, device)
     del model

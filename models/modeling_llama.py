@@ -69,10 +69,6 @@ class RestoredLayer(nn.Module):
         """Those of the `weight`, or of the `bias`."""
         return self.weight_terms if part == "weight" else self.bias_terms
 
-    def add(self, part: str, term: Term) -> None:
-        """One term more, on the device where the layer computes."""
-        self.terms(part).append(term.to(_place(self)))
-
     def trained(self, part: str) -> Tensor | None:
         """The parameter as a training step has it: fp32; the layer's own where nothing is added to it."""
         own, terms = getattr(self, part), self.terms(part)
@@ -90,8 +86,8 @@ class RestoredLayer(nn.Module):
 
     def inferred(self, part: str, dtype: torch.dtype) -> Tensor | None:
         """The parameter of inference: a merge's, computed again only after something that is learned changed."""
-        # The frozen weight may be elsewhere each time, in a model that is partly on disk.
         learned = (*self.bias_terms.parameters(), *self.weight_terms.parameters())
+        # The frozen weight may be elsewhere each time, in a model that is partly on disk.
         state = dtype, *self.stored.items(), self.weight.device, self.weight._version
         state += tuple((t.device, t.data_ptr(), t._version) for t in learned)
         if self._kept is None or self._kept[0] != state:
@@ -132,9 +128,9 @@ class RestoredLinear(RestoredLayer, nn.Linear):
         if not torch.is_grad_enabled():
             return F.linear(z, self.inferred("weight", z.dtype), self.inferred("bias", z.dtype))
         self._kept = None  # a step follows, which FSDP makes on a part of the terms that this layer doesn't see
-        if not len(self.weight_terms):
-            return _LinearPlusBias.apply(z, self.weight, self.trained("bias"))
         bias = self.trained("bias")
+        if not len(self.weight_terms):
+            return _LinearPlusBias.apply(z, self.weight, bias)
         bias = None if bias is None else bias.to(z.dtype)
         if not self.weight_terms[-1].beside:
             return F.linear(z, self.trained("weight").to(z.dtype), bias)
@@ -170,32 +166,22 @@ def attach(model: LlamaForCausalLM, terms: Mapping[str, Sequence[Term]]) -> Llam
     model.requires_grad_(False)
     for name, some in terms.items():
         stem, _, part = name.rpartition(".")
-        layer = restored_layer(model, stem)
-        for term in some:
-            layer.add(part, term)
+        layer = model.get_submodule(stem)
+        if not isinstance(layer, RestoredLayer):
+            stock, layer = layer, RestoredLinear(layer) if isinstance(layer, nn.Linear) else RestoredNorm(layer)
+            # Of a model that is spread, accelerate's hook brings the weight when it is needed.
+            model.set_submodule(
+                stem, add_hook_to_module(layer, stock._hf_hook) if hasattr(stock, "_hf_hook") else layer
+            )
+        at_hand = layer.weight.device.type != "meta"
+        place = layer.weight.device if at_hand else layer._hf_hook.execution_device
+        layer.terms(part).extend(term.to(place) for term in some)
     return model
-
-
-def restored_layer(model: LlamaForCausalLM, name: str) -> RestoredLayer:
-    """The layer of this name (as `model.layers.3.self_attn.o_proj`); a stock one is replaced, in place."""
-    place, _, last = name.rpartition(".")
-    parent, stock = model.get_submodule(place), model.get_submodule(name)
-    if not isinstance(stock, RestoredLayer):
-        made = RestoredLinear(stock) if isinstance(stock, nn.Linear) else RestoredNorm(stock)
-        # Of a model that is spread, accelerate's hook brings the weight when it is needed.
-        setattr(parent, last, add_hook_to_module(made, stock._hf_hook) if hasattr(stock, "_hf_hook") else made)
-    return getattr(parent, last)
 
 
 def restored_layers(model: LlamaForCausalLM) -> list[RestoredLayer]:
     """All layers that have terms."""
     return [module for module in model.modules() if isinstance(module, RestoredLayer)]
-
-
-def _place(module: nn.Module) -> torch.device | str | int:
-    """Where the module computes: where its weight is, or where accelerate brings it."""
-    device = module.weight.device
-    return module._hf_hook.execution_device if device.type == "meta" else device
 
 
 def keep_columns(model: LlamaForCausalLM) -> None:
