@@ -195,10 +195,10 @@ def pruned_layer(name: str) -> int | None:
 
 
 def check_weights(checkpoint: Checkpoint, config: LlamaConfig) -> None:
-    """Raise UserError unless the files hold just the tensors that the configuration's model has, in floating point.
+    """Raise UserError unless the files hold just the tensors that the configuration's model has, in finite numbers.
 
     transformers draws a missing weight at random and leaves an unexpected one out; a head tied to the embedding may
-    be in the file or not. Reads headers only.
+    be in the file or not.
     """
     flag, folder = checkpoint.flag, checkpoint.folder
     try:
@@ -230,17 +230,11 @@ def check_weights(checkpoint: Checkpoint, config: LlamaConfig) -> None:
                 f"{flag}: {name} in {folder} has the shape {header.shape}, its config.json says "
                 f"{tuple(expected[name].shape)}"
             )
-
-
-def check_finite(checkpoint: Checkpoint) -> Survey:
-    """The checkpoint's survey; UserError naming the tensor if one holds NaN or infinity."""
-    survey = checkpoint.survey()
-    if survey.not_finite:
+    if wrong := checkpoint.survey().not_finite:
         raise UserError(
-            f"{checkpoint.flag}: {_named(survey.not_finite)} in {checkpoint.folder} hold NaN or infinity; "
-            "the checkpoint is damaged, or was saved in a dtype that cannot hold it"
+            f"{flag}: {_named(wrong)} in {folder} hold NaN or infinity; the checkpoint is damaged, or was saved in a "
+            "dtype that cannot hold it"
         )
-    return survey
 
 
 def restorable_heads(folder: Path, layers: int, heads: int) -> Tensor:

@@ -3,7 +3,6 @@
 Every name resolves to a local Hugging Face folder first, so that what follows knows one kind of model only.
 """
 
-import atexit
 import functools
 import gc
 import shutil
@@ -27,7 +26,7 @@ from transformers import (
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import models.compact_llama  # noqa: F401 - makes its class known to transformers
-from models.checkpoint import Checkpoint, check_finite, check_weights
+from models.checkpoint import Checkpoint, check_weights
 from models.gguf_reading import unpack_gguf
 from models.model_names import COMPACT, LLAMA, check_name, embedded_file, hub_name
 from utils.common.errors import UserError, first_line, shortened
@@ -146,7 +145,6 @@ def check_model(folder: Path, flag: str) -> tuple[Checkpoint, LlamaConfig, PreTr
     """The model in `folder`, with its configuration and tokenizer; UserError for whatever is wrong with its files."""
     config, checkpoint = load_config(folder, flag), Checkpoint(folder, flag)
     check_weights(checkpoint, config)
-    check_finite(checkpoint)
     tokenizer = load_tokenizer(folder, flag)
     check_vocabulary(tokenizer, config, flag)
     return checkpoint, config, tokenizer
@@ -160,14 +158,12 @@ def load_tokenizer(folder: Path, flag: str) -> PreTrainedTokenizerBase:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         if not set(tokenizer("One text.").input_ids) - set(tokenizer.all_special_ids):
             raise ValueError("it makes no tokens of a text, or none but special ones")
+        if tokenizer.pad_token_id is None:
+            raise ValueError(f"it has no padding, end or unknown token: name one in {_TOKENIZER_CONFIG}")
     except Exception as error:  # whatever a damaged file makes transformers or tokenizers raise
         raise UserError(
             f"{flag}: {folder} has no usable tokenizer ({first_line(error)}); copy its files again"
         ) from error
-    if tokenizer.pad_token_id is None:
-        raise UserError(
-            f"{flag}: the tokenizer in {folder} has no padding, end or unknown token; name one in {_TOKENIZER_CONFIG}"
-        )
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -197,7 +193,7 @@ def load_model(folder: Path, dtype: torch.dtype | str, device: str, flag: str) -
     # The configuration is given, since what a file names as its attention wins over an argument.
     options = {"device_map": device, "config": load_config(folder, flag)}
     if device == "auto":
-        options["offload_folder"] = _offload_folder()
+        options["offload_folder"] = _offload_folder().name
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", **options)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
@@ -223,16 +219,6 @@ def usable_device(name: str) -> str:
     return str(place)
 
 
-def slow_half(device: str, dtype: torch.dtype) -> bool:
-    """Whether `device` is a CPU without instructions for `dtype`, and multiplies it several times slower than fp32."""
-    if torch.device(device).type != "cpu" or dtype == torch.float32:
-        return False
-    if not torch.backends.mkldnn.is_available():
-        return True
-    kernels = torch.ops.mkldnn
-    return not (kernels._is_mkldnn_bf16_supported() if dtype == torch.bfloat16 else kernels._is_mkldnn_fp16_supported())
-
-
 def placement(folder: Path, dtype: torch.dtype, device: str) -> str:
     """`device` if the model in `folder` fits into its free memory with room to work in, else "auto"."""
     with torch.device("meta"):
@@ -256,10 +242,9 @@ def _free_memory(device: str) -> int:
 
 
 @functools.cache
-def _offload_folder() -> str:
-    folder = tempfile.mkdtemp(prefix="restorelcc-offload-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+def _offload_folder() -> tempfile.TemporaryDirectory:
+    """Gone when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="restorelcc-offload-", ignore_cleanup_errors=True)
 
 
 def head_shape(config: LlamaConfig) -> tuple[int, int, int]:

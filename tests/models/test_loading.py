@@ -21,7 +21,6 @@ from models.loading import (
     load_tokenizer,
     placement,
     resolve,
-    slow_half,
 )
 from models.merge import merge_and_prove, probe_logits, record_logits
 from models.model_names import SHORT_NAMES
@@ -165,17 +164,6 @@ def test_a_model_that_is_partly_on_disk_is_restored_like_a_whole_one(make_tiny_l
     assert torch.equal(reference.logits[0], expected)
     valid = [Encoded([5, 6, 7, 250], 1), Encoded([9, 8, 3], 2)]
     assert validate(spread, valid) == validate(whole, valid)
-
-
-@pytest.mark.parametrize("fast", [(), ("bf16",), ("bf16", "fp16")])
-def test_a_cpu_without_instructions_for_half_precision_is_told(monkeypatch, fast):
-    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", lambda name=name: name in fast)
-        assert slow_half("cpu", dtype) == (name not in fast)
-        assert not slow_half("cuda:0", dtype)
-    assert not slow_half("cpu", torch.float32)
-    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
-    assert slow_half("cpu", torch.bfloat16)
 
 
 def test_a_model_that_fits_stays_on_its_device(make_tiny_llama, monkeypatch):
