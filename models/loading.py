@@ -44,17 +44,9 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 _NO_TOKENIZATION = ("name_or_path", "tokenizer_file", "special_tokens_map_file", "is_local", "local_files_only")
 """What tokenizer_config.json may say of where it was read from."""
 
-_LARGEST = {
-    "num_hidden_layers": 1_000,
-    "num_attention_heads": 10_000,
-    "num_key_value_heads": 10_000,
-    "head_dim": 100_000,
-    "hidden_size": 1_000_000,
-    "intermediate_size": 10_000_000,
-    "vocab_size": 100_000_000,
-    "max_position_embeddings": 10**12,
-}
-"""Sizes in a config.json, and for each a bound far beyond any Llama's: more is damage, and would be built for hours."""
+_SIZES = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+_SIZES += ("hidden_size", "intermediate_size", "vocab_size")
+"""In a config.json, what a model's shapes follow from."""
 
 _DEQUANTIZED = {
     "bitsandbytes": "save what model.dequantize() of transformers makes of it, or give the checkpoint it was made from",
@@ -96,10 +88,8 @@ def load_config(folder: Path, flag: str) -> LlamaConfig:
             f"{flag}: {folder} is a '{shortened(kind)}' model; RestoreLCC restores Llama architectures only"
         )
     if quantized := settings.get("quantization_config") or settings.get("compression_config"):
-        given = quantized if isinstance(quantized, dict) else {}
-        by_bits = given.get("load_in_4bit") or given.get("load_in_8bit")
-        unnamed = "bitsandbytes" if by_bits else "a method it doesn't name"
-        method = shortened(str(given.get("quant_method") or unnamed))
+        named = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        method = shortened(str(named or "a method it doesn't name"))
         raise UserError(
             f"{flag}: {folder} is quantized by {method}, and RestoreLCC reads plain weights; "
             + _DEQUANTIZED.get(method, "give the checkpoint it was made from")
@@ -127,7 +117,7 @@ def _read_settings(path: Path, flag: str) -> dict:
 def _check_settings(config: LlamaConfig) -> None:
     """ValueError for what transformers, which checks types, would only meet when it runs the model, or never."""
     rope, heads, shared = config.rope_parameters or {}, config.num_attention_heads, config.num_key_value_heads
-    ranges = {name: (getattr(config, name), 1, largest) for name, largest in _LARGEST.items()}
+    ranges = {name: (getattr(config, name), 1, 10**9) for name in _SIZES}
     ranges |= {name: (rope.get(name, 1), 1e-18, 1e18) for name in ("rope_theta", "factor")}
     ranges |= {name: (getattr(config, name), 0, 1) for name in ("rms_norm_eps", "attention_dropout")}
     for name, (value, least, most) in ranges.items():
@@ -258,7 +248,7 @@ def check_pair(dense: Path, pruned: Path, pruned_flag: str) -> None:
     A pruned folder without a tokenizer of its own is taken to use the dense model's.
     """
     configs = load_config(dense, "-base_model_name"), load_config(pruned, pruned_flag)
-    for name in list(_LARGEST)[:-1]:  # all but max_position_embeddings
+    for name in _SIZES:
         ours, theirs = (getattr(config, name) for config in configs)
         if ours != theirs:
             raise UserError(

@@ -353,8 +353,7 @@ def _account_for_tensors(pruned: Path, merged: Path, restoration: Restoration) -
     }
     if read_json(merged / "config.json") != layout.settings:
         proof.failures.append("config.json is not the pruned checkpoint's with the biases switched on")
-    fewer = [layer for layer, zeros in surveys[0].zeros.items() if survey.zeros.get(layer, 0) < zeros]
-    if restoration.zeros == "kept" and (lost_zeros or fewer):
+    if restoration.zeros == "kept" and lost_zeros:
         proof.failures.append("zeros of the pruned checkpoint are gone")
     return proof
 
@@ -464,7 +463,7 @@ def merge_saved(args: Namespace, output: Path) -> None:
     device = usable_device(args.device)
     restoration, about = load_restoration(args.restoration)
     given = resolve(args.pruned_model_path, "-pruned_model_path", args.cache_dir)
-    check_belongs(restoration, about, given, "-pruned_model_path")
+    check_belongs(about, given, "-pruned_model_path")
     pruned, compact = in_dense_shapes(given, args.cache_dir)
     tokenizer_from = given
     if args.tokenizer:

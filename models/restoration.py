@@ -9,11 +9,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from models.checkpoint import Checkpoint, pruned_layer
+from models.checkpoint import Checkpoint
 from models.contract import MethodInputs
-from models.loading import load_config
 from models.modeling_llama import attach, explicit_biases
 from models.terms import HeadConstant, Term, restored
 from utils.common.errors import UserError, first_line
@@ -115,23 +114,6 @@ class Restoration:
             own = torch.zeros(len(weight), dtype=torch.float64)
         return restored(own, terms, weight)
 
-    def check(self, config: LlamaConfig, where: str) -> None:
-        """Raise UserError, with `where` before it, unless all terms are finite, and of this model's parameters."""
-        with torch.device("meta"):
-            model = LlamaForCausalLM(config)
-        for name in self.terms:
-            stem, _, part = name.rpartition(".")
-            try:
-                layer = model.get_submodule(stem)
-                if pruned_layer(f"{stem}.weight") is None and not (part == "weight" and "norm" in stem):
-                    raise ValueError("nothing can be added to it")
-                for term in self.terms[name]:
-                    _check(term, layer.weight.shape, part)
-            except (ValueError, RuntimeError, IndexError, AttributeError, TypeError) as error:
-                raise UserError(
-                    f"{where}: no restoration of this model ({name}: {first_line(error)}); copy it again"
-                ) from error
-
     def describe(self) -> str:
         """What it holds, in words: "β and b of 68 heads and changes of 30 biases"."""
         found: dict[tuple[type[Term], str], list[Term]] = {}
@@ -169,30 +151,15 @@ def packed(terms: Terms) -> dict[str, Tensor]:
 
 
 def unpacked(tensors: dict[str, Tensor]) -> dict[str, list[Term]]:
-    """The terms of `packed`; ValueError if they are none."""
+    """The terms of `packed`."""
     parts: dict[tuple[str, int], tuple[str, dict[str, Tensor]]] = {}
     for full, tensor in tensors.items():
         name, place, kind, key = full.rsplit(".", 3)
         parts.setdefault((name, int(place)), (kind, {}))[1][key] = tensor
     terms: dict[str, list[Term]] = {}
     for (name, _), (kind, own) in sorted(parts.items(), key=lambda part: part[0][1]):
-        if kind not in Term.kinds:
-            raise ValueError(f"no term is called {kind}")
         terms.setdefault(name, []).append(Term.kinds[kind](**own))
     return terms
-
-
-def _check(term: Term, weight: torch.Size, part: str) -> None:
-    """Raise what a term raises that can't be of the `part` of a layer whose weight has that shape."""
-    tensors, shape = term.tensors(), weight if part == "weight" else weight[:1]
-    for key, tensor in tensors.items():
-        if tensor.dtype not in (torch.float32, torch.int64) or not bool(tensor.isfinite().all()):
-            raise ValueError(f"{key} holds something else than finite fp32 numbers")
-    # A weight's shape is known without computing it; heads of a bias must be there in its weight.
-    on = "meta" if part == "weight" else "cpu"
-    found = type(term)(**{key: tensor.to(on) for key, tensor in tensors.items()})(torch.zeros(weight, device=on)).shape
-    if found != shape:
-        raise ValueError(f"it is of the shape {tuple(found)}, not {tuple(shape)}")
 
 
 class _Saved(Mapping):
@@ -256,14 +223,13 @@ def load_restoration(folder: Path, flag: str = "-restoration") -> tuple[Restorat
     return Restoration(method, _Saved(folder / TENSORS)), about
 
 
-def check_belongs(restoration: Restoration, about: dict, given: Path, flag: str, own: str = "-restoration") -> None:
-    """Raise UserError unless the checkpoint in `given` is the very one that the restoration was trained on.
+def check_belongs(about: dict, given: Path, flag: str) -> None:
+    """Raise UserError unless the checkpoint in `given` is the very one that a restoration was trained on.
 
-    flag: the checkpoint's. own: the restoration's, where it can't be one of this model.
+    about: what the restoration's json says. flag: the checkpoint's.
     """
-    if Checkpoint(given, flag).survey().sha256 not in (about.get("pruned_sha256"), about.get("expanded_sha256")):
+    if Checkpoint(given, flag).fingerprint not in (about.get("pruned_sha256"), about.get("expanded_sha256")):
         raise UserError(
             f"{flag}: {given} is not the pruned checkpoint this restoration was trained on "
             f"({about.get('pruned_model', 'unknown')}); give that one"
         )
-    restoration.check(load_config(given, flag), own)

@@ -27,7 +27,7 @@ from models.merge import (
 )  # fmt: skip
 from models.modeling_llama import keep_columns
 from models.restoration import ABOUT, TENSORS, Restoration, load_restoration, save_restoration
-from models.terms import Constant, HeadConstant, LowRank
+from models.terms import HeadConstant, LowRank
 from tests.builders import (
     HEADS,
     compact_checkpoint,
@@ -497,28 +497,6 @@ def test_a_damaged_restoration_is_one_line(make_tiny_llama, tmp_path, case):
     with pytest.raises(UserError, match=rf"^-restoration: .* {line}") as told:
         load_restoration(place)
     assert "\n" not in str(told.value)
-
-
-NORM, MATRIX = "model.norm.weight", "model.layers.0.mlp.up_proj.weight"
-IMPOSSIBLE = {
-    "a head without a bias": ("lm_head.bias", Constant, {"change": torch.zeros(300)}),
-    "an embedding": ("model.embed_tokens.weight", Constant, {"change": torch.zeros(300, 24)}),
-    "a bias of a norm": ("model.norm.bias", Constant, {"change": torch.zeros(24)}),
-    "too long": (NORM, Constant, {"change": torch.zeros(25)}),
-    "of two ranks": (MATRIX, LowRank, {"down": torch.ones(2, 24), "up": torch.ones(56, 3), "scale": torch.ones(())}),
-    "another matrix": (MATRIX, LowRank, {"down": torch.ones(2, 56), "up": torch.ones(24, 2), "scale": torch.ones(())}),
-}
-
-
-@pytest.mark.parametrize("case", IMPOSSIBLE)
-def test_a_restoration_that_cannot_be_of_the_model_is_one_line(make_tiny_llama, tmp_path, case):
-    folder = make_tiny_llama(zeros=0.5)
-    trained().check(load_config(folder, "-p"), "-restoration")
-    name, kind, tensors = IMPOSSIBLE[case]
-    restoration = Restoration("restorelcc", {name: [kind(**tensors)]})
-    with pytest.raises(UserError, match="no restoration of this model") as found:
-        restoration.check(load_config(folder, "-p"), "-restoration")
-    assert "\n" not in str(found.value)
 
 
 def test_a_later_merge_deletes_nothing_and_takes_no_other_model(make_tiny_llama, tmp_path):
