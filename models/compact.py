@@ -48,10 +48,9 @@ def write_compact(folder: Path, output: Path) -> None:
     small, left = _compact_config(stored.read, config)
     with torch.device("meta"):
         model = CompactLlamaForCausalLM(small)
-    _write(stored, model, output, lambda name, tensor: chosen(tensor, left.get(name)))
     # As save_pretrained leaves them: the class's own code, and where its configuration finds it.
-    custom_object_save(model, output, config=small)
-    small.save_pretrained(output)
+    custom_object_save(model, output, config=model.config)
+    _write(stored, model, output, lambda name, tensor: chosen(tensor, left.get(name)))
     make_portable(output)
 
 

@@ -21,9 +21,8 @@ from transformers import (
 
 import models.portable
 from models.portable import make_portable, save_tokenizer
-from utils.common.cache import Cache, cached
+from utils.common.cache import cached
 from utils.common.errors import UserError, first_line
-from utils.common.files import digest_files
 
 _WORDS = ByteLevel(add_prefix_space=False)
 _SINGLE_DIGITS = Sequence([Digits(individual_digits=True), _WORDS])
@@ -34,11 +33,6 @@ GPT-2's own way. Those that it knows (llama-bpe, qwen2, …) it sets itself."""
 
 WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
 """Names under which a word that is a token stays whole, whatever the merges say (`ignore_merges`)."""
-
-
-def unpack_gguf(file: Path, flag: str, cache_dir: Path) -> Path:
-    """The GGUF file as a Hugging Face folder, kept in the cache by its content and by what unpacks it."""
-    return _unpacked(Cache(cache_dir), digest_files([file]), file=file, flag=flag)
 
 
 def gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
@@ -71,8 +65,8 @@ def left_out(file: Path, names: Iterable[str], layers: int) -> list[str]:
 
 
 @cached("unpacked", code=(sys.modules[__name__], models.portable), libraries=("transformers", "tokenizers", "gguf"))
-def _unpacked(folder: Path, content: str, *, file: Path, flag: str) -> None:
-    """Write the GGUF file, known by its digest `content`, to the folder."""
+def unpack_gguf(folder: Path, content: str, *, file: Path, flag: str) -> None:
+    """The GGUF file, known by its digest `content`, as a Hugging Face folder in the cache."""
     print(f"unpacking {file.name} once")
     try:
         with _quiet():

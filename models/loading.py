@@ -28,10 +28,11 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 import models.compact_llama  # noqa: F401 - makes its class known to transformers
 from models.checkpoint import Checkpoint, check_weights
 from models.gguf_reading import unpack_gguf
-from models.model_names import COMPACT, LLAMA, check_name, embedded_file, hub_name
+from models.model_names import COMPACT, LLAMA, check_name, hub_name
+from utils.common.cache import Cache
 from utils.common.errors import UserError, first_line, shortened
 from utils.common.files import digest, digest_files, read_json
-from utils.common.names import DTYPE_NAMES, EMBEDDED
+from utils.common.names import DTYPE_NAMES
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
@@ -64,16 +65,10 @@ def resolve(name: str, flag: str, cache_dir: Path) -> Path:
     Hub ids are downloaded (or found in the hub's cache); a GGUF file is unpacked once into fp32 safetensors
     under `cache_dir`, keyed by its content.
     """
-    check_name(name, flag)
-    full = hub_name(name)
-    path = Path(full).expanduser()
-    if name == EMBEDDED:
-        return unpack_gguf(embedded_file(flag), flag, cache_dir)
-    if path.is_file():
-        return unpack_gguf(path, flag, cache_dir)
-    if path.is_dir():
-        return path
-    return _download(full, flag)
+    path = check_name(name, flag)
+    if path is None:
+        return _download(hub_name(name), flag)
+    return path if path.is_dir() else unpack_gguf(Cache(cache_dir), digest_files([path]), file=path, flag=flag)
 
 
 def load_config(folder: Path, flag: str) -> LlamaConfig:
