@@ -162,7 +162,7 @@ def test_a_gguf_file_that_would_lose_biases_or_its_rope_is_not_read(tmp_path, bp
         resolve(str(tmp_path / "it.gguf"), FLAG, tmp_path / "cache")
 
 
-def test_a_pruned_copy_with_the_tokenizer_of_before_the_mend_is_refused(make_tiny_llama):
+def test_a_pruned_copy_with_the_same_vocabulary_and_another_split_is_refused(make_tiny_llama):
     """Digits that are never joined tell the two apart only after spaces: ĊĊ, once Ċ Ċ."""
     alphabet = [*sorted(ByteLevel.alphabet()), "ĊĊ"]
     once = Tokenizer(models.BPE({token: place for place, token in enumerate(alphabet)}, [("Ċ", "Ċ")]))
