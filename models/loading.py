@@ -243,22 +243,17 @@ def check_pair(dense: Path, pruned: Path, pruned_flag: str) -> None:
     A pruned folder without a tokenizer of its own is taken to use the dense model's.
     """
     configs = load_config(dense, "-base_model_name"), load_config(pruned, pruned_flag)
-    for name in _SIZES:
-        ours, theirs = (getattr(config, name) for config in configs)
-        if ours != theirs:
-            raise UserError(
-                f"{pruned_flag}: {name} is {theirs}, but the base model's is {ours}; "
-                "-base_model_name must be the model that was pruned"
-            )
-    if not has_tokenizer(pruned):
-        return
-    tokenizers = load_tokenizer(dense, "-base_model_name"), load_tokenizer(pruned, pruned_flag)
-    probe = "Two tokenizers agree: 3.14, naïve, [INST] don't </s>\n\n2023\n\tif x:"
-    if tokenizers[0].get_vocab() != tokenizers[1].get_vocab() or len({str(t(probe).input_ids) for t in tokenizers}) > 1:
-        raise UserError(
-            f"{pruned_flag}: its tokenizer differs from the base model's; "
-            "-base_model_name must be the model that was pruned"
-        )
+    sizes = [(name, *(getattr(config, name) for config in configs)) for name in _SIZES]
+    differing = [
+        f"{name} is {theirs}, but the base model's is {ours}" for name, ours, theirs in sizes if ours != theirs
+    ]
+    if has_tokenizer(pruned) and not differing:
+        probe = "Two tokenizers agree: 3.14, naïve, [INST] don't </s>\n\n2023\n\tif x:"
+        tokenizers = load_tokenizer(dense, "-base_model_name"), load_tokenizer(pruned, pruned_flag)
+        ours, theirs = ((tokenizer.get_vocab(), tokenizer(probe).input_ids) for tokenizer in tokenizers)
+        differing += ["its tokenizer differs from the base model's"] if ours != theirs else []
+    if differing:
+        raise UserError(f"{pruned_flag}: {differing[0]}; -base_model_name must be the model that was pruned")
 
 
 def has_tokenizer(folder: Path) -> bool:

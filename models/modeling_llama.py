@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from models.terms import Term, restored
+from models.terms import Term, merged, restored
 
 ROUNDINGS = 64
 """How far fp32 may be from fp64 anywhere in a parameter: units of its rounding, of the largest value and the largest
@@ -77,12 +77,10 @@ class RestoredLayer(nn.Module):
         own = own.float() if own is not None else torch.zeros_like(self.weight[:, 0], dtype=torch.float32)
         return restored(own, terms, None if part == "weight" else self.weight)
 
-    @torch.no_grad()
     def merged(self, part: str) -> Tensor:
         """The parameter as a merge has it: fp64, on the CPU."""
-        own, weight = getattr(self, part), self.weight.detach().cpu()
-        own = own.detach().cpu().double() if own is not None else torch.zeros(len(weight), dtype=torch.float64)
-        return restored(own, map(Term.exact, self.terms(part)), None if part == "weight" else weight)
+        own = getattr(self, part)
+        return merged(part, own if own is None else own.detach().cpu(), self.terms(part), self.weight.detach().cpu())
 
     def inferred(self, part: str, dtype: torch.dtype) -> Tensor | None:
         """The parameter of inference: a merge's, computed again only after something that is learned changed."""
@@ -98,23 +96,23 @@ class RestoredLayer(nn.Module):
         return self._kept[1].get(part, getattr(self, part))
 
     @torch.no_grad()
-    def rounding_error(self) -> float:
+    def rounding_errors(self) -> list[float]:
         """How far what trains is from what is merged, as a share of what rounding may do (ROUNDINGS): at most 1."""
-        found = [0.0]
+        found = []
         for part in ("bias", "weight"):
             if not len(self.terms(part)):
                 continue
-            merged, own = self.merged(part), getattr(self, part)
-            own = torch.zeros_like(merged) if own is None else own.cpu().double()
-            allowed = float(own.abs().max() + (merged - own).abs().max()) * ROUNDINGS * torch.finfo(torch.float32).eps
-            differences = [self.trained(part).cpu() - merged]
+            exact, own = self.merged(part), getattr(self, part)
+            own = torch.zeros_like(exact) if own is None else own.cpu().double()
+            allowed = float(own.abs().max() + (exact - own).abs().max()) * ROUNDINGS * torch.finfo(torch.float32).eps
+            differences = [self.trained(part).cpu() - exact]
             if part == "weight" and self.weight_terms[-1].beside:
                 # A step doesn't compute this weight: of what it does, unit vectors show the columns.
-                columns = torch.linspace(0, merged.shape[1] - 1, min(PROBED, merged.shape[1])).long()
-                units = F.one_hot(columns, merged.shape[1]).to(self.weight.device, torch.float32)
-                differences.append(self.beside(units).T.cpu() - merged[:, columns])
+                columns = torch.linspace(0, exact.shape[1] - 1, min(PROBED, exact.shape[1])).long()
+                units = F.one_hot(columns, exact.shape[1]).to(self.weight.device, torch.float32)
+                differences.append(self.beside(units).T.cpu() - exact[:, columns])
             found += [float(each.abs().max()) / max(allowed, 1e-300) for each in differences]
-        return _largest(found)
+        return found
 
 
 class RestoredLinear(RestoredLayer, nn.Linear):
@@ -198,14 +196,10 @@ def numbers_trained(model: LlamaForCausalLM) -> int:
 
 
 def max_rounding_error(model: LlamaForCausalLM) -> float:
-    """The largest rounding_error of all layers whose weights are at hand."""
-    layers = [layer for layer in restored_layers(model) if layer.weight.device.type != "meta"]
-    return _largest([layer.rounding_error() for layer in layers])
-
-
-def _largest(values: list[float]) -> float:
-    """Their maximum, NaN if one is; 0 of none."""
-    return float(torch.tensor([0.0, *values], dtype=torch.float64).max())
+    """The largest of all layers whose weights are at hand; NaN if one is, 0 of none."""
+    layers = (layer for layer in restored_layers(model) if layer.weight.device.type != "meta")
+    found = [error for layer in layers for error in layer.rounding_errors()]
+    return float(torch.tensor([0.0, *found], dtype=torch.float64).max())
 
 
 def explicit_biases(model: LlamaForCausalLM, names: Iterable[str]) -> LlamaForCausalLM:

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from models.checkpoint import Checkpoint
 from models.contract import MethodInputs
 from models.modeling_llama import attach, explicit_biases
-from models.terms import HeadConstant, Term, restored
+from models.terms import HeadConstant, Term, merged
 from utils.common.errors import UserError, first_line
 from utils.common.files import read_json, whole_folder, write_json
 from utils.common.manifest import read_manifest, write_manifest
@@ -98,21 +98,16 @@ class Restoration:
         """Attach the terms to the pruned model, in place; only what they train requires gradients afterwards."""
         return attach(model, self.terms)
 
-    @torch.no_grad()
     def merged(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
-        """The new value, fp64, of a parameter of the pruned checkpoint; a bias that it lacks is zero before.
-
-        read: its tensors by name.
-        """
+        """The new value, fp64, of a parameter of the pruned checkpoint. read: its tensors by name."""
         stem, _, part = name.rpartition(".")
-        weight, terms = read(f"{stem}.weight"), map(Term.exact, self.terms[name])
-        if part == "weight":
-            return restored(weight.double(), terms)
-        try:
-            own = read(name).double()
-        except KeyError:
-            own = torch.zeros(len(weight), dtype=torch.float64)
-        return restored(own, terms, weight)
+        own = weight = read(f"{stem}.weight")
+        if part == "bias":
+            try:
+                own = read(name)
+            except KeyError:
+                own = None
+        return merged(part, own, self.terms[name], weight)
 
     def describe(self) -> str:
         """What it holds, in words: "β and b of 68 heads and changes of 30 biases"."""

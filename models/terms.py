@@ -100,6 +100,13 @@ def restored(value: Tensor, terms: Iterable[Term], weight: Tensor | None = None)
     return value
 
 
+@torch.no_grad()
+def merged(part: str, own: Tensor | None, terms: Iterable[Term], weight: Tensor) -> Tensor:
+    """A layer's weight or bias with all terms, fp64. own: None for a bias that is missing, and so zero before."""
+    own = torch.zeros(len(weight), dtype=torch.float64) if own is None else own.double()
+    return restored(own, map(Term.exact, terms), None if part == "weight" else weight)
+
+
 class Constant(Term):
     """A free change of a bias (D,), or of a norm's scale (D,)."""
 
