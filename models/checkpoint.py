@@ -100,10 +100,7 @@ class Checkpoint:
         return name in self.headers
 
     def kept(self) -> dict[str, Header]:
-        """All tensors but the buffers that transformers drops, in the order of the files, which get safetensors names.
-
-        `pytorch_model-00001-of-00002.bin` loses its pytorch_ and .bin.
-        """
+        """All tensors but the buffers that transformers drops, in their order, the files renamed as safetensors."""
         files = {file.name: f"{file.stem.removeprefix('pytorch_')}.safetensors" for file in self.files}
         return {
             name: replace(header, file=files[header.file])

@@ -27,8 +27,7 @@ Left = dict[str, tuple[int, Tensor]]
 def compact(model: LlamaForCausalLM) -> CompactLlamaForCausalLM:
     """The model without the heads and channels that nothing reads: their o_proj or down_proj columns are all zero.
 
-    Works on any Llama, also one that was restored and has o_proj biases; a head with only some zeros stays.
-    Every layer keeps a KV head and a channel. The model given is left as it is.
+    A head with only some zeros stays. Every layer keeps a KV head and a channel. The model given is left as it is.
     """
     state = model.state_dict()
     small, left = _compact_config(state.__getitem__, model.config)

@@ -1,7 +1,4 @@
-"""From a name to a Llama: short names, local folders, hub ids, GGUF files and the embedded model.
-
-Every name resolves to a local Hugging Face folder first, so that what follows knows one kind of model only.
-"""
+"""From a name to a local Hugging Face folder, and from there to a Llama: what follows knows one kind of model only."""
 
 import functools
 import gc
@@ -60,11 +57,7 @@ _SHARE_FOR_WEIGHTS = 0.8
 
 
 def resolve(name: str, flag: str, cache_dir: Path) -> Path:
-    """The local Hugging Face folder behind `name`.
-
-    Hub ids are downloaded (or found in the hub's cache); a GGUF file is unpacked once into fp32 safetensors
-    under `cache_dir`, keyed by its content.
-    """
+    """The local folder behind `name`: a hub id is downloaded, a GGUF file unpacked once into the cache, in fp32."""
     path = check_name(name, flag)
     if path is None:
         return _download(hub_name(name), flag)
@@ -274,10 +267,7 @@ def copy_tokenizer(folder: Path, output: Path) -> None:
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """SHA-256 (hex) of the tokenizer in `folder`: its vocabulary, special tokens, templates and settings, by content.
-
-    Where it lies, and where it was once saved from, does not count.
-    """
+    """SHA-256 (hex) of the tokenizer in `folder`, by content; where it was once saved from does not count."""
     config = folder / _TOKENIZER_CONFIG
     files = [file for file in tokenizer_files(folder) if file != config]
     settings = read_json(config) if config.is_file() else {}

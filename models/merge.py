@@ -53,7 +53,6 @@ import shutil
 from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -260,22 +259,17 @@ class Proof:
             raise RuntimeError(f"the merged checkpoint failed its proof and was not kept: {broken}; {left}")
 
     def compare_tensors(
-        self,
-        found: Checkpoint,
-        names: Collection[str],
-        expected: Callable[[str], Tensor],
-        visit: Callable[[str, Tensor], None] = lambda name, tensor: None,
+        self, found: Checkpoint, names: Collection[str], expected: Callable[[str], Tensor]
     ) -> tuple[Survey, set[str]]:
         """Hold all tensors of a checkpoint, one at a time, to the bits they must have: those of `expected`, of `names`.
 
-        visit: sees each that is named. Returns what the pass found, and the names of the right ones.
+        Returns what the pass found, and the names of the right ones.
         """
         right: set[str] = set()
 
         def look(name: str, tensor: Tensor) -> None:
-            if name in names:
-                right.update([name] if same_bits(tensor, expected(name)) else [])
-                visit(name, tensor)
+            if name in names and same_bits(tensor, expected(name)):
+                right.add(name)
 
         survey = found.survey(look)
         for what, wrong in {
@@ -318,26 +312,23 @@ def _account_for_tensors(pruned: Path, merged: Path, restoration: Restoration) -
     """What becomes of every tensor, and of config.json."""
     before, after, touched = Checkpoint(pruned), Checkpoint(merged, "-output_dir"), list(restoration.terms)
     layout = MergedLayout.of(before, touched)
-    proof, nonzero_new, lost_zeros = Proof(), [], 0
-
-    def visit(name: str, tensor: Tensor) -> None:
-        nonlocal lost_zeros
-        if name not in before:
-            nonzero_new.extend([name] if bool((tensor != 0).any()) else [])
-        elif pruned_layer(name) is not None and name in restoration.terms:
-            lost_zeros += int(((before.read(name) == 0) & (tensor != 0)).sum())
-
-    expected = partial(layout.value, pruned=before, restoration=restoration)
-    survey, right = proof.compare_tensors(after, layout.headers, expected, visit)
-    surveys, broken = (before.survey(), survey), layout.headers.keys() - right
+    proof = Proof()
+    survey, right = proof.compare_tensors(after, layout.headers, lambda name: layout.value(name, before, restoration))
+    surveys, broken, new = (
+        (before.survey(), survey),
+        layout.headers.keys() - right,
+        after.headers.keys() - before.headers,
+    )
+    weights = [name for name in touched if name in before and name in right and pruned_layer(name) is not None]
+    lost_zeros = sum(int(((before.read(name) == 0) & (after.read(name) != 0)).sum()) for name in weights)
     compared = [name for name in before.kept() if name not in restoration.terms]
     shares = [[zero / all_ for zero, all_ in zip(*each.counts(), strict=True)] for each in surveys]
     proof.record = {
         "tensors_compared": len(compared),
         "tensors_identical": len(right.intersection(compared)),
         "changed_tensors": sorted(name for name in {*touched, *broken} if name in before),
-        "new_tensors": sorted(name for name in after.headers if name not in before),
-        "nonzero_new_tensors": nonzero_new,
+        "new_tensors": sorted(new),
+        "nonzero_new_tensors": sorted(name for name in new if bool((after.read(name) != 0).any())),
         "tensors_recomputed": len(right.intersection(touched)),
         "tensors_touched": len(touched),
         "unexplained_tensors": sorted({*broken, *after.headers} - right - {*compared, *touched}),

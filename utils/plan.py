@@ -24,7 +24,6 @@ from models.gguf_reading import gguf_tokenizer
 from models.loading import (
     DTYPES,
     check_name,
-    embedded_file,
     has_tokenizer,
     head_shape,
     hub_name,
@@ -32,6 +31,7 @@ from models.loading import (
     load_tokenizer,
     usable_device,
 )
+from models.model_names import embedded_file
 from utils.common.commands import WIDTH
 from utils.common.errors import UserError, first_line
 from utils.common.flags import Arguments
