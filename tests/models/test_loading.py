@@ -1,7 +1,7 @@
 """Every kind of model name becomes a plain Llama folder, or one clear line."""
 
 import gc
-import json
+import os
 import shutil
 import weakref
 
@@ -62,15 +62,11 @@ def test_an_unreachable_hub_is_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(found.value)
 
 
-def test_another_architecture_and_a_damaged_weight_file_are_one_line(make_tiny_llama):
+def test_a_weight_file_that_was_damaged_since_it_was_checked_is_one_line(make_tiny_llama):
     folder = make_tiny_llama()
-    path, settings = folder / "model.safetensors", json.loads((folder / "config.json").read_text())
-    path.write_bytes(path.read_bytes()[:1000])
+    os.truncate(folder / "model.safetensors", 1000)
     with pytest.raises(UserError, match="cannot load"):
         load_model(folder, torch.float32, "cpu", FLAG)
-    (folder / "config.json").write_text(json.dumps({**settings, "model_type": "gpt2"}))
-    with pytest.raises(UserError, match="is a 'gpt2' model"):
-        load_config(folder, FLAG)
 
 
 def test_models_load_frozen_and_tokenizers_gain_no_token(make_tiny_llama):
