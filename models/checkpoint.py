@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,8 +21,7 @@ from utils.common.raw import hash_tensor, raw_bytes
 LINEARS = ATTENTION + MLP
 """The seven linear layers of a decoder layer: what pruning methods prune."""
 
-PRUNED_WEIGHT = re.compile(rf"model\.layers\.(\d+)\.(?:{'|'.join(map(re.escape, LINEARS))})\.weight")
-"""Their weights, by layer."""
+_PRUNED_WEIGHT = re.compile(rf"model\.layers\.(\d+)\.(?:{'|'.join(map(re.escape, LINEARS))})\.weight")
 
 DROPPED = re.compile(r"(.+\.)?rotary_emb\.inv_freq")
 """Buffers that older versions of transformers saved and present ones compute: in a file they are no weights."""
@@ -65,15 +64,12 @@ class Survey:
 class Checkpoint:
     """A reference to the checkpoint in `folder`: its tensors by name, and what identifies them, each read when asked.
 
-    Weights are found as transformers finds them: one file, or an index and the shards it names. flag: the command
-    line's name for it, for messages. Raises UserError if there are no readable weights.
+    flag: the command line's name for it, for messages. Raises UserError if there are no readable weights.
     """
 
     def __init__(self, folder: Path, flag: str = "-pruned_model_path"):
         self.folder, self.flag = folder, flag
         self.files = weight_files(folder, flag)
-        if not self.files:
-            raise UserError(f"{flag}: {folder} holds no weights ({WEIGHTS[0]}, or an index and its shards)")
         self._readers: dict[str, Callable[[str], Tensor]] = {}
         self.headers: dict[str, Header] = {}
         for file in self.files:
@@ -102,13 +98,14 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self.headers
 
-    def kept(self) -> list[str]:
-        """Names of all tensors but the buffers that transformers drops, in the order of the files."""
-        return [name for name in self.headers if not DROPPED.fullmatch(name)]
-
-    def dropped(self) -> list[str]:
-        """Names of those buffers."""
-        return [name for name in self.headers if DROPPED.fullmatch(name)]
+    def kept(self) -> dict[str, Header]:
+        """All tensors but the buffers that transformers drops, in their order, the files renamed as safetensors."""
+        files = {file.name: f"{file.stem.removeprefix('pytorch_')}.safetensors" for file in self.files}
+        return {
+            name: replace(header, file=files[header.file])
+            for name, header in self.headers.items()
+            if not DROPPED.fullmatch(name)
+        }
 
     def survey(self, visit: Callable[[str, Tensor], None] | None = None) -> Survey:
         """One pass over all tensors, one in memory at a time; `visit` sees each.
@@ -116,7 +113,8 @@ class Checkpoint:
         Without `visit` the result of an earlier pass of this process over the same unchanged files is given.
         """
         # By inode, so that a folder that gets its final name is not read again.
-        stats = [(file.name, file.stat()) for file in self._identity_files()]
+        beside = (self.folder / name for name in (*WEIGHTS, "config.json") if name.endswith(".json"))
+        stats = [(file.name, file.stat()) for file in (*self.files, *filter(Path.is_file, beside))]
         state = tuple((name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in stats)
         if visit is None and state in _SURVEYS:
             return _SURVEYS[state]
@@ -137,11 +135,6 @@ class Checkpoint:
         _SURVEYS[state] = found
         return found
 
-    def _identity_files(self) -> list[Path]:
-        index = [self.folder / name for name in WEIGHTS if name.endswith(".json")]
-        extra = [*index, self.folder / "config.json"]
-        return [*self.files, *(file for file in extra if file.is_file())]
-
     def _open(self, file: Path) -> dict[str, Header]:
         """The headers of the tensors in `file`, whose reader is kept."""
         if file.suffix != ".safetensors":
@@ -154,19 +147,17 @@ class Checkpoint:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{self.flag}: cannot read {file} ({first_line(error)}); copy it again") from error
         self._readers[file.name] = opened.get_tensor
-        return {
-            name: Header(file.name, _SAFE_DTYPES.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape()))
-            for name, part in slices.items()
-        }
+        dtypes = {name: _SAFE_DTYPES.get(part.get_dtype(), part.get_dtype()) for name, part in slices.items()}
+        return {name: Header(file.name, dtypes[name], tuple(part.get_shape())) for name, part in slices.items()}
 
 
 _SURVEYS: dict[tuple, Survey] = {}
 
 
 def weight_files(folder: Path, flag: str = "-pruned_model_path") -> list[Path]:
-    """The files that hold the weights in `folder`, as transformers chooses them; an empty list if there are none.
+    """The files that hold the weights in `folder`, as transformers chooses them.
 
-    Raises UserError for an index that cannot be read, or names a file that is missing or outside the folder.
+    Raises UserError if there are none, or an index can't be read, or names a file that is missing or outside.
     """
     for name in WEIGHTS:
         path = folder / name
@@ -185,7 +176,7 @@ def weight_files(folder: Path, flag: str = "-pruned_model_path") -> list[Path]:
         if missing := [shard for shard in shards if not os.path.isfile(folder / shard)]:
             raise UserError(f"{flag}: {folder} lacks {missing[0]}, which {name} names; copy it again")
         return [folder / shard for shard in shards]
-    return []
+    raise UserError(f"{flag}: {folder} holds no weights ({WEIGHTS[0]}, or an index and its shards)")
 
 
 def fingerprint(folder: Path) -> str:
@@ -195,15 +186,15 @@ def fingerprint(folder: Path) -> str:
 
 def pruned_layer(name: str) -> int | None:
     """The decoder layer that `name` is a linear weight of; None for all other tensors."""
-    match = PRUNED_WEIGHT.fullmatch(name)
+    match = _PRUNED_WEIGHT.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def check_weights(checkpoint: Checkpoint, config: LlamaConfig) -> None:
-    """Raise UserError unless the files hold just the tensors that the configuration's model has, in floating point.
+    """Raise UserError unless the files hold just the tensors that the configuration's model has, in finite numbers.
 
     transformers draws a missing weight at random and leaves an unexpected one out; a head tied to the embedding may
-    be in the file or not. Reads headers only.
+    be in the file or not.
     """
     flag, folder = checkpoint.flag, checkpoint.folder
     try:
@@ -213,23 +204,21 @@ def check_weights(checkpoint: Checkpoint, config: LlamaConfig) -> None:
         raise UserError(
             f"{flag}: {folder}/config.json makes no model ({first_line(error)}); copy the model again"
         ) from error
-    optional = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    kept, optional = checkpoint.kept(), {"lm_head.weight"} if config.tie_word_embeddings else set()
     if FAMILIES[read_json(folder / "config.json")["model_type"]].as_llama:
         # Llama's switch stands for biases of all four projections; those that the family hasn't are zero.
         optional |= {name for name in expected if name.endswith("o_proj.bias")}
-    missing = [name for name in expected if name not in checkpoint and name not in optional]
-    if missing:
+    if missing := [name for name in expected if name not in checkpoint and name not in optional]:
         raise UserError(
             f"{flag}: {folder} lacks {_named(missing)} that its config.json asks for, and transformers would draw at "
             "random; copy the checkpoint again, or mend its config.json"
         )
-    if unexpected := [name for name in checkpoint.kept() if name not in expected]:
+    if unexpected := [name for name in kept if name not in expected]:
         raise UserError(
             f"{flag}: {folder} holds {_named(unexpected)} that a model of its config.json doesn't have; "
             "give a plain checkpoint"
         )
-    for name in checkpoint.kept():
-        header = checkpoint.headers[name]
+    for name, header in kept.items():
         if header.dtype not in _SAFE_NAMES:
             raise UserError(
                 f"{flag}: {name} in {folder} is {header.dtype}; RestoreLCC reads float16, bfloat16, float32 and "
@@ -240,17 +229,11 @@ def check_weights(checkpoint: Checkpoint, config: LlamaConfig) -> None:
                 f"{flag}: {name} in {folder} has the shape {header.shape}, its config.json says "
                 f"{tuple(expected[name].shape)}"
             )
-
-
-def check_finite(checkpoint: Checkpoint) -> Survey:
-    """The checkpoint's survey; UserError naming the tensor if one holds NaN or infinity."""
-    survey = checkpoint.survey()
-    if survey.not_finite:
+    if wrong := checkpoint.survey().not_finite:
         raise UserError(
-            f"{checkpoint.flag}: {_named(survey.not_finite)} in {checkpoint.folder} hold NaN or infinity; "
-            "the checkpoint is damaged, or was saved in a dtype that cannot hold it"
+            f"{flag}: {_named(wrong)} in {folder} hold NaN or infinity; the checkpoint is damaged, or was saved in a "
+            "dtype that cannot hold it"
         )
-    return survey
 
 
 def restorable_heads(folder: Path, layers: int, heads: int) -> Tensor:
@@ -262,23 +245,24 @@ def restorable_heads(folder: Path, layers: int, heads: int) -> Tensor:
     return torch.stack(rows)
 
 
-def write_checkpoint(output: Path, shards: dict[str, list[tuple[str, Header]]], read: Callable[[str], Tensor]) -> None:
-    """Write tensors to safetensors files in the folder `output`, one tensor in memory at a time.
+def write_checkpoint(output: Path, layout: dict[str, Header], read: Callable[[str], Tensor]) -> None:
+    """Write tensors to the safetensors files of their headers in the folder `output`, one in memory at a time.
 
-    shards: by file name, the tensors it gets; with more than one file, or one that is not model.safetensors, an index
-    is written too. read: the tensor of a name, of the dtype and shape in its header.
+    With more than one file, or one that is not model.safetensors, an index is written too. read: the tensor of a name.
     """
+    shards: dict[str, list[tuple[str, Header]]] = {}
+    for name, header in layout.items():
+        shards.setdefault(header.file, []).append((name, header))
     for file, tensors in shards.items():
-        write_tensors(output / file, tensors, read)
+        _write_shard(output / file, tensors, read)
     if list(shards) != [WEIGHTS[0]]:
-        entries = [(name, header, file) for file, tensors in shards.items() for name, header in tensors]
-        size = sum(_bytes(header) for _, header, _ in entries)
-        weight_map = {name: file for name, _, file in sorted(entries, key=lambda entry: entry[0])}
+        weight_map = {name: layout[name].file for name in sorted(layout)}
+        size = sum(map(_bytes, layout.values()))
         write_json(output / WEIGHTS[1], {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
-def write_tensors(path: Path, tensors: Iterable[tuple[str, Header]], read: Callable[[str], Tensor]) -> None:
-    """Write one safetensors file whole: its header first, which needs no data, then the tensors one by one."""
+def _write_shard(path: Path, tensors: list[tuple[str, Header]], read: Callable[[str], Tensor]) -> None:
+    """Its header first, which needs no data, then the tensors one by one."""
     # Wider dtypes first, then by name, as the library does: each tensor is then aligned to its own size.
     ordered = sorted(tensors, key=lambda entry: (-entry[1].dtype.itemsize, entry[0]))
     table, place = {"__metadata__": {"format": "pt"}}, 0
@@ -305,12 +289,6 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
     return left.dtype == right.dtype and left.shape == right.shape and torch.equal(raw_bytes(left), raw_bytes(right))
 
 
-def safetensors_name(file: str) -> str:
-    """What a weight file is called as safetensors: `pytorch_model-00001-of-00002.bin` loses its pytorch_ and .bin."""
-    stem = file.removeprefix("pytorch_").removesuffix(".bin")
-    return file if file.endswith(".safetensors") else f"{stem}.safetensors"
-
-
 def _bytes(header: Header) -> int:
     return torch.Size(header.shape).numel() * header.dtype.itemsize
 
@@ -323,16 +301,11 @@ def _load_pickle(file: Path, flag: str) -> dict[str, Tensor]:
             f"{flag}: cannot read {file} as a PyTorch file of plain tensors ({first_line(error)}); "
             "give a safetensors checkpoint"
         ) from error
-    if not isinstance(loaded, dict) or not all(map(_is_plain, loaded, loaded.values())):
+    tensors = loaded if isinstance(loaded, dict) else {"": None}
+    plain = all(isinstance(each, Tensor) and each.layout == torch.strided for each in tensors.values())
+    if not plain or not all(isinstance(name, str) for name in tensors):
         raise UserError(f"{flag}: {file} holds no plain tensors by name; give a Hugging Face checkpoint")
     return loaded
-
-
-def _is_plain(name: object, tensor: object) -> bool:
-    """Whether this is a tensor under a name, with its numbers in memory, one beside the other."""
-    if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.device.type != "cpu":
-        return False
-    return tensor.layout == torch.strided and not tensor.is_quantized
 
 
 def _named(names: list[str], most: int = 3) -> str:

@@ -41,23 +41,9 @@ class CompactLlamaForCausalLM(LlamaForCausalLM):
             mlp.down_proj = _resized(mlp.down_proj, inputs=channels)
 
 
-def kept_heads(config: LlamaConfig) -> list[list[int]]:
-    """Per layer, the dense model's query heads that are left, in order: all of them in an ordinary Llama."""
-    shared = config.num_attention_heads // config.num_key_value_heads
-    everything = [list(range(config.num_key_value_heads))] * config.num_hidden_layers
-    per_layer = getattr(config, "kept_kv_heads", None) or everything
-    return [[kv * shared + query for kv in kv_heads for query in range(shared)] for kv_heads in per_layer]
-
-
 def _resized(linear: nn.Linear, inputs: int | None = None, outputs: int | None = None) -> nn.Linear:
-    weight = linear.weight
-    return nn.Linear(
-        inputs or linear.in_features,
-        outputs or linear.out_features,
-        bias=linear.bias is not None,
-        device=weight.device,
-        dtype=weight.dtype,
-    )
+    sizes, biased, weight = (linear.in_features, linear.out_features), linear.bias is not None, linear.weight
+    return nn.Linear(inputs or sizes[0], outputs or sizes[1], biased, device=weight.device, dtype=weight.dtype)
 
 
 # Saving writes the auto_map and a copy of this file; the registration lets Auto classes load it without that copy.

@@ -7,7 +7,6 @@ left out. Probabilities are computed again in the backward pass, so that no T ×
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -65,61 +64,52 @@ class _CausalAttention(torch.autograd.Function):
         batch, heads, length, width = query.shape
         attended = query.new_empty(batch, length, heads, width)
         for rows, queries in _parts(query):
-            block = _Block.of(query, key, value, scaling, mask, rows, queries)
-            attended[rows, queries] = block.by_head(torch.bmm(block.probabilities, block.value)).transpose(1, 2)
+            _, _, values, probabilities = _block(query, key, value, scaling, mask, rows, queries)
+            output = torch.bmm(probabilities, values)
+            attended[rows, queries] = _by_head(output, key.shape[1], queries).transpose(1, 2)
         return attended
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value, mask = ctx.saved_tensors
-        of_query = query.new_empty(query.shape)
+        key_heads, of_query = key.shape[1], query.new_empty(query.shape)
         # In fp32, because every block adds to the keys before it.
         of_key, of_value = (key.new_zeros(key.shape, dtype=torch.float32) for _ in range(2))
         for rows, queries in _parts(query):
-            block = _Block.of(query, key, value, ctx.scaling, mask, rows, queries)
-            of_output = _grouped(gradient[rows, queries].transpose(1, 2), key.shape[1])
-            of_value[rows, :, : queries.stop] += block.by_key_head(torch.bmm(block.probabilities.mT, of_output))
-            of_probabilities = torch.bmm(of_output, block.value.mT)
-            of_scores = torch.ops.aten._softmax_backward_data(of_probabilities, block.probabilities, -1, query.dtype)
-            of_query[rows, :, queries] = block.by_head(torch.bmm(of_scores, block.key))
-            of_key[rows, :, : queries.stop] += block.by_key_head(torch.bmm(of_scores.mT, block.query))
+            scaled, keys, values, probabilities = _block(query, key, value, ctx.scaling, mask, rows, queries)
+            of_output = _grouped(gradient[rows, queries].transpose(1, 2), key_heads)
+            seen = rows, slice(None), slice(queries.stop)
+            of_value[seen] += torch.bmm(probabilities.mT, of_output).unflatten(0, (-1, key_heads))
+            of_probabilities = torch.bmm(of_output, values.mT)
+            of_scores = torch.ops.aten._softmax_backward_data(of_probabilities, probabilities, -1, query.dtype)
+            of_query[rows, :, queries] = _by_head(torch.bmm(of_scores, keys), key_heads, queries)
+            of_key[seen] += torch.bmm(of_scores.mT, scaled).unflatten(0, (-1, key_heads))
         return of_query.mul_(ctx.scaling), of_key.to(key.dtype), of_value.to(value.dtype), None, None
 
 
-@dataclass(frozen=True)
-class _Block:
+def _block(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None, rows: slice, queries: slice
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """n queries of r rows and the m keys that they may see, by row and key head in the first dimension.
 
-    query: (r·KV, G·n, d), scaled; key, value: (r·KV, m, d); probabilities: (r·KV, G·n, m), for G = H / KV.
+    Returns the scaled query (r·KV, G·n, d), key and value (r·KV, m, d), probabilities (r·KV, G·n, m), G = H / KV.
     """
+    key_heads, count = key.shape[1], queries.stop - queries.start
+    scaled = _grouped(query[rows, :, queries] * scaling, key_heads)
+    keys, values = (tensor[rows, :, : queries.stop].flatten(0, 1) for tensor in (key, value))
+    scores = torch.bmm(scaled, keys.mT)
+    by_row = scores.unflatten(1, (-1, count)).unflatten(0, (-1, key_heads))  # (r, KV, G, n, m)
+    if mask is None:
+        by_row[..., queries.start :] += query.new_full((count, count), -torch.inf).triu(1)
+    else:
+        by_row += mask[rows, :, queries, : queries.stop].unsqueeze(1)
+    return scaled, keys, values, scores.softmax(-1)
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    probabilities: Tensor
-    key_heads: int
-    queries: int
 
-    @classmethod
-    def of(cls, query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None, rows, queries):
-        key_heads, count = key.shape[1], queries.stop - queries.start
-        scaled = _grouped(query[rows, :, queries] * scaling, key_heads)
-        seen, values = (tensor[rows, :, : queries.stop].flatten(0, 1) for tensor in (key, value))
-        scores = torch.bmm(scaled, seen.mT)
-        by_row = scores.unflatten(1, (-1, count)).unflatten(0, (-1, key_heads))  # (r, KV, G, n, m)
-        if mask is None:
-            by_row[..., queries.start :] += query.new_full((count, count), -torch.inf).triu(1)
-        else:
-            by_row += mask[rows, :, queries, : queries.stop].unsqueeze(1)
-        return cls(scaled, seen, values, scores.softmax(-1), key_heads, count)
-
-    def by_head(self, tensor: Tensor) -> Tensor:
-        """(r·KV, G·n, d) -> (r, H, n, d)."""
-        return tensor.unflatten(1, (-1, self.queries)).unflatten(0, (-1, self.key_heads)).flatten(1, 2)
-
-    def by_key_head(self, tensor: Tensor) -> Tensor:
-        """(r·KV, m, d) -> (r, KV, m, d)."""
-        return tensor.unflatten(0, (-1, self.key_heads))
+def _by_head(tensor: Tensor, key_heads: int, queries: slice) -> Tensor:
+    """(r·KV, G·n, d) -> (r, H, n, d)."""
+    by_query = tensor.unflatten(1, (-1, queries.stop - queries.start))
+    return by_query.unflatten(0, (-1, key_heads)).flatten(1, 2)
 
 
 def _grouped(tensor: Tensor, key_heads: int) -> Tensor:

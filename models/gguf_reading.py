@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-import struct
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,9 +21,8 @@ from transformers import (
 
 import models.portable
 from models.portable import make_portable, save_tokenizer
-from utils.common.cache import Cache, cached
+from utils.common.cache import cached
 from utils.common.errors import UserError, first_line
-from utils.common.files import digest_files
 
 _WORDS = ByteLevel(add_prefix_space=False)
 _SINGLE_DIGITS = Sequence([Digits(individual_digits=True), _WORDS])
@@ -35,26 +33,6 @@ GPT-2's own way. Those that it knows (llama-bpe, qwen2, …) it sets itself."""
 
 WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
 """Names under which a word that is a token stays whole, whatever the merges say (`ignore_merges`)."""
-
-
-def unpack_gguf(file: Path, flag: str, cache_dir: Path) -> Path:
-    """The GGUF file as a Hugging Face folder, kept in the cache by its content and by what unpacks it."""
-    check_gguf(file, flag)
-    return _unpacked(Cache(cache_dir), digest_files([file]), file=file, flag=flag)
-
-
-def check_gguf(file: Path, flag: str) -> None:
-    """Raise UserError for a header whose counts the file has no room for: they would be read for hours."""
-    with file.open("rb") as opened:
-        header = opened.read(24)
-    try:
-        magic, edition, tensors, entries = struct.unpack("<4sIQQ", header)
-    except struct.error:
-        magic, edition, tensors, entries = b"", 0, 0, 0
-    # The least that a tensor's description, and an entry of the metadata, can take.
-    needed = 24 + 24 * tensors + 13 * entries
-    if magic != b"GGUF" or edition not in (2, 3) or needed > file.stat().st_size:
-        raise UserError(f"{flag}: {file} is no whole GGUF file of version 2 or 3; copy it again")
 
 
 def gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
@@ -87,8 +65,8 @@ def left_out(file: Path, names: Iterable[str], layers: int) -> list[str]:
 
 
 @cached("unpacked", code=(sys.modules[__name__], models.portable), libraries=("transformers", "tokenizers", "gguf"))
-def _unpacked(folder: Path, content: str, *, file: Path, flag: str) -> None:
-    """Write the GGUF file, known by its digest `content`, to the folder."""
+def unpack_gguf(folder: Path, content: str, *, file: Path, flag: str) -> None:
+    """The GGUF file, known by its digest `content`, as a Hugging Face folder in the cache."""
     print(f"unpacking {file.name} once")
     try:
         with _quiet():
@@ -110,9 +88,8 @@ def _unpacked(folder: Path, content: str, *, file: Path, flag: str) -> None:
             "checkpoint that it was made from"
         )
     # The loaded model still says it is quantized; one rebuilt from its configuration saves as a plain one.
-    settings = packed.config.to_dict()
-    for name in ("quantization_config", "_name_or_path", "dtype"):
-        settings.pop(name, None)
+    of_file = ("quantization_config", "_name_or_path", "dtype")
+    settings = {name: value for name, value in packed.config.to_dict().items() if name not in of_file}
     plain = LlamaForCausalLM(LlamaConfig(**settings))
     plain.load_state_dict(packed.state_dict())
     plain.tie_weights()
@@ -125,13 +102,9 @@ def _unpacked(folder: Path, content: str, *, file: Path, flag: str) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Neither the library's bars, which tqdm draws on stderr, nor its warnings."""
-    loggers = [logging.getLogger(name) for name in ("transformers.modeling_utils", "transformers")]
-    levels = [logger.level for logger in loggers]
+    logging.disable(logging.WARNING)
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(logging.NOTSET)

@@ -1,9 +1,5 @@
-"""From a name to a Llama: short names, local folders, hub ids, GGUF files and the embedded model.
+"""From a name to a local Hugging Face folder, and from there to a Llama: what follows knows one kind of model only."""
 
-Every name resolves to a local Hugging Face folder first, so that what follows knows one kind of model only.
-"""
-
-import atexit
 import functools
 import gc
 import json
@@ -25,17 +21,17 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import models.compact_llama  # noqa: F401 - makes its class known to transformers
-from models.checkpoint import Checkpoint, check_finite, check_weights
+from models.checkpoint import Checkpoint, check_weights
 from models.families import FAMILIES, SUPPORTED, as_llama
 from models.gguf_reading import unpack_gguf
-from models.model_names import check_name, embedded_file, hub_name
+from models.model_names import check_name, hub_name
+from utils.common.cache import Cache
 from utils.common.errors import UserError, first_line, shortened
 from utils.common.files import digest, digest_files, read_json
-from utils.common.names import DTYPE_NAMES, EMBEDDED
+from utils.common.names import DTYPE_NAMES
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
@@ -48,19 +44,11 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 _NO_TOKENIZATION = ("name_or_path", "tokenizer_file", "special_tokens_map_file", "is_local", "local_files_only")
 """What tokenizer_config.json may say of where it was read from."""
 
-_LARGEST = {
-    "num_hidden_layers": 1_000,
-    "num_attention_heads": 10_000,
-    "num_key_value_heads": 10_000,
-    "head_dim": 100_000,
-    "hidden_size": 1_000_000,
-    "intermediate_size": 10_000_000,
-    "vocab_size": 100_000_000,
-    "max_position_embeddings": 10**12,
-}
-"""Sizes in a config.json, and for each a bound far beyond any Llama's: more is damage, and would be built for hours."""
+_SIZES = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+_SIZES += ("hidden_size", "intermediate_size", "vocab_size")
+"""In a config.json, what a model's shapes follow from."""
 
-_QUANTIZED = {
+_DEQUANTIZED = {
     "bitsandbytes": "save what model.dequantize() of transformers makes of it, or give the checkpoint it was made from",
     "compressed-tensors": "save what transformers makes of it under CompressedTensorsConfig(run_compressed=False), or "
     "give the checkpoint it was made from",
@@ -71,56 +59,42 @@ _SHARE_FOR_WEIGHTS = 0.8
 
 
 def resolve(name: str, flag: str, cache_dir: Path) -> Path:
-    """The local Hugging Face folder behind `name`.
-
-    Hub ids are downloaded (or found in the hub's cache); a GGUF file is unpacked once into fp32 safetensors
-    under `cache_dir`, keyed by its content.
-    """
-    check_name(name, flag)
-    full = hub_name(name)
-    path = Path(full).expanduser()
-    if name == EMBEDDED:
-        return unpack_gguf(embedded_file(flag), flag, cache_dir)
-    if path.is_file():
-        return unpack_gguf(path, flag, cache_dir)
-    if path.is_dir():
-        return path
-    return _download(full, flag)
+    """The local folder behind `name`: a hub id is downloaded, a GGUF file unpacked once into the cache, in fp32."""
+    path = check_name(name, flag)
+    if path is None:
+        return _download(hub_name(name), flag)
+    return path if path.is_dir() else unpack_gguf(Cache(cache_dir), digest_files([path]), file=path, flag=flag)
 
 
 def load_config(folder: Path, flag: str) -> LlamaConfig:
-    """The configuration in `folder`; UserError if it is not a plain Llama's, or one of which no model can be made."""
+    """The configuration in `folder`; UserError if it is of no family that is known, or no model can be made of it."""
     path = folder / "config.json"
-    try:
-        settings = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{flag}: cannot read {path} ({error}); copy the model again") from error
-    if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
+    settings = _read_settings(path, flag)
+    kind = settings.get("model_type")
+    if not isinstance(kind, str):
         raise UserError(f"{flag}: {path} names no model_type, so it is no model's; give a Hugging Face model folder")
-    if settings["model_type"] not in FAMILIES:
-        kind = shortened(settings["model_type"])
-        raise UserError(f"{flag}: {folder} is a '{kind}' model; RestoreLCC restores {SUPPORTED}")
-    for name in ("quantization_config", "compression_config"):
-        if settings.get(name):
-            _refuse_quantized(settings[name], folder, flag)
-    generation = folder / "generation_config.json"  # at which transformers would stop when it has loaded the weights
+    if kind not in FAMILIES:
+        raise UserError(f"{flag}: {folder} is a '{shortened(kind)}' model; RestoreLCC restores {SUPPORTED}")
+    if quantized := settings.get("quantization_config") or settings.get("compression_config"):
+        named = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        method = shortened(str(named or "a method it doesn't name"))
+        raise UserError(
+            f"{flag}: {folder} is quantized by {method}, and RestoreLCC reads plain weights; "
+            + _DEQUANTIZED.get(method, "give the checkpoint it was made from")
+        )
+    if (generation := folder / "generation_config.json").is_file():
+        _read_settings(generation, flag)  # at which transformers would stop when it has loaded the weights
     try:
-        whole = not generation.is_file() or isinstance(read_json(generation), dict)
-    except (OSError, ValueError):
-        whole = False
-    if not whole:
-        raise UserError(f"{flag}: {generation} is no JSON object; copy it again, or remove it")
-    try:
-        _check_settings(settings)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if getattr(config, "head_dim", None) is None:  # which not every family's class sets
+            config.head_dim = config.hidden_size // config.num_attention_heads
+        _check_settings(config)
     except Exception as error:  # whatever a damaged value makes transformers raise
         raise UserError(f"{flag}: {path}: {first_line(error)}; copy the model again") from error
     try:
         config = as_llama(config)
     except ValueError as error:
         raise UserError(f"{flag}: {path}: {error}; it is not supported") from error
-    if getattr(config, "head_dim", None) is None:  # which not every family's class sets
-        config.head_dim = config.hidden_size // config.num_attention_heads
     # Set in any case: a file may name one whose code is fetched from elsewhere. torch's kernel caps no scores.
     config._attn_implementation = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
     return config
@@ -134,66 +108,36 @@ def written_settings(folder: Path, flag: str) -> dict:
     return json.loads(load_config(folder, flag).to_json_string(use_diff=False))
 
 
-def _refuse_quantized(settings: object, folder: Path, flag: str) -> None:
-    given = settings if isinstance(settings, dict) else {}
-    by_bits = "bitsandbytes" if given.get("load_in_4bit") or given.get("load_in_8bit") else "a method it doesn't name"
-    method = shortened(str(given.get("quant_method") or by_bits))
-    cure = _QUANTIZED.get(method, "give the checkpoint it was made from")
-    raise UserError(f"{flag}: {folder} is quantized by {method}, and RestoreLCC reads plain weights; {cure}")
+def _read_settings(path: Path, flag: str) -> dict:
+    try:
+        if isinstance(settings := read_json(path), dict):
+            return settings
+        raise ValueError("it is no JSON object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag}: cannot read {path} ({error}); copy it again") from error
 
 
-def _check_settings(settings: dict) -> None:
-    """ValueError for what transformers would only meet, or leave aside, when it builds or runs the model."""
-
-    def check(name: str, value: object, right: bool, wanted: str) -> None:
-        if not right:
-            raise ValueError(f"{name} is {shortened(repr(value))}, {wanted}")
-
-    def is_number(value: object, least: float, below: float) -> bool:
-        return not isinstance(value, bool) and isinstance(value, int | float) and least <= value < below
-
-    for name, largest in _LARGEST.items():
-        value = settings.get(name, 1)
-        # Older files have null for these two, and mean what follows from the others.
-        if value is not None or name not in ("head_dim", "num_key_value_heads"):
-            whole = type(value) is int and 1 <= value <= largest
-            check(name, value, whole, f"not a whole number from 1 to {largest}")
-    heads, shared = settings.get("num_attention_heads"), settings.get("num_key_value_heads")
-    if heads and shared and heads % shared:
+def _check_settings(config: LlamaConfig) -> None:
+    """ValueError for what transformers, which checks types, would only meet when it runs the model, or never."""
+    rope, heads, shared = config.rope_parameters or {}, config.num_attention_heads, config.num_key_value_heads
+    ranges = {name: (getattr(config, name), 1, 10**9) for name in _SIZES}
+    ranges |= {name: (rope.get(name, 1), 1e-18, 1e18) for name in ("rope_theta", "factor")}
+    ranges |= {name: (getattr(config, name), 0, 1) for name in ("rms_norm_eps", "attention_dropout")}
+    for name, (value, least, most) in ranges.items():
+        if not isinstance(value, int | float) or not least <= value <= most:
+            raise ValueError(f"{name} is {shortened(repr(value))}, not a number from {least} to {most}")
+    if heads % shared:
         raise ValueError(f"{heads} num_attention_heads cannot share {shared} num_key_value_heads")
-    act = settings.get("hidden_act", settings.get("hidden_activation", "silu"))
-    check("hidden_act", act, isinstance(act, str) and act in ACT2FN, "which transformers doesn't know")
-    for name in ("dtype", "torch_dtype"):
-        value = settings.get(name)
-        known = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else None
-        floating = isinstance(known, torch.dtype) and known.is_floating_point
-        check(name, value, value is None or floating, "which is no floating-point type of torch")
-    padding = settings.get("pad_token_id")
-    if isinstance(padding, int) and padding >= settings.get("vocab_size", padding + 1):
-        raise ValueError(f"pad_token_id is {padding}, beyond vocab_size {settings['vocab_size']}")
-    factors = [("rope_theta", settings.get("rope_theta"))]
-    for name in ("rope_scaling", "rope_parameters"):
-        rope = settings.get(name) or {}
-        check(name, rope, isinstance(rope, dict), "no object")
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind not in ("default", *ROPE_INIT_FUNCTIONS):
-            raise ValueError(f"{name} has the type {shortened(repr(kind))}, which transformers doesn't know")
-        factors += [(part, rope.get(part)) for part in ("rope_theta", "factor")]
-    for name, value in factors:
-        check(name, value, value is None or (is_number(value, 0, 1e18) and value > 0), "no positive number")
-    for name in ("rms_norm_eps", "attention_dropout"):
-        value = settings.get(name, 0)
-        check(name, value, is_number(value, 0, 1), "no number from 0 to below 1")
-    for name, needed in (("output_attentions", False), ("return_dict", True)):
-        value = settings.get(name, needed)
-        check(name, value, value is needed, f"and only {needed} can be computed with here")
+    if (kind := rope.get("rope_type", "default")) not in ("default", *ROPE_INIT_FUNCTIONS):
+        raise ValueError(f"the rope has the type {shortened(repr(kind))}, which transformers doesn't know")
+    if config.output_attentions or not config.return_dict:
+        raise ValueError("output_attentions is on, or return_dict off, and neither can be computed with here")
 
 
 def check_model(folder: Path, flag: str) -> tuple[Checkpoint, LlamaConfig, PreTrainedTokenizerBase]:
     """The model in `folder`, with its configuration and tokenizer; UserError for whatever is wrong with its files."""
     config, checkpoint = load_config(folder, flag), Checkpoint(folder, flag)
     check_weights(checkpoint, config)
-    check_finite(checkpoint)
     tokenizer = load_tokenizer(folder, flag)
     check_vocabulary(tokenizer, config, flag)
     return checkpoint, config, tokenizer
@@ -207,14 +151,12 @@ def load_tokenizer(folder: Path, flag: str) -> PreTrainedTokenizerBase:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         if not set(tokenizer("One text.").input_ids) - set(tokenizer.all_special_ids):
             raise ValueError("it makes no tokens of a text, or none but special ones")
+        if tokenizer.pad_token_id is None:
+            raise ValueError(f"it has no padding, end or unknown token: name one in {_TOKENIZER_CONFIG}")
     except Exception as error:  # whatever a damaged file makes transformers or tokenizers raise
         raise UserError(
             f"{flag}: {folder} has no usable tokenizer ({first_line(error)}); copy its files again"
         ) from error
-    if tokenizer.pad_token_id is None:
-        raise UserError(
-            f"{flag}: the tokenizer in {folder} has no padding, end or unknown token; name one in {_TOKENIZER_CONFIG}"
-        )
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -244,7 +186,7 @@ def load_model(folder: Path, dtype: torch.dtype | str, device: str, flag: str) -
     # The configuration is given, since what a file names as its attention wins over an argument.
     options = {"device_map": device, "config": load_config(folder, flag)}
     if device == "auto":
-        options["offload_folder"] = _offload_folder()
+        options["offload_folder"] = _offload_folder().name
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
@@ -270,16 +212,6 @@ def usable_device(name: str) -> str:
     return str(place)
 
 
-def slow_half(device: str, dtype: torch.dtype) -> bool:
-    """Whether `device` is a CPU without instructions for `dtype`, and multiplies it several times slower than fp32."""
-    if torch.device(device).type != "cpu" or dtype == torch.float32:
-        return False
-    if not torch.backends.mkldnn.is_available():
-        return True
-    kernels = torch.ops.mkldnn
-    return not (kernels._is_mkldnn_bf16_supported() if dtype == torch.bfloat16 else kernels._is_mkldnn_fp16_supported())
-
-
 def placement(folder: Path, dtype: torch.dtype, device: str) -> str:
     """`device` if the model in `folder` fits into its free memory with room to work in, else "auto"."""
     with torch.device("meta"):
@@ -303,10 +235,9 @@ def _free_memory(device: str) -> int:
 
 
 @functools.cache
-def _offload_folder() -> str:
-    folder = tempfile.mkdtemp(prefix="restorelcc-offload-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+def _offload_folder() -> tempfile.TemporaryDirectory:
+    """Gone when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="restorelcc-offload-", ignore_cleanup_errors=True)
 
 
 def head_shape(config: LlamaConfig) -> tuple[int, int, int]:
@@ -320,22 +251,17 @@ def check_pair(dense: Path, pruned: Path, pruned_flag: str) -> None:
     A pruned folder without a tokenizer of its own is taken to use the dense model's.
     """
     configs = load_config(dense, "-base_model_name"), load_config(pruned, pruned_flag)
-    for name in list(_LARGEST)[:-1]:  # all but max_position_embeddings
-        ours, theirs = (getattr(config, name) for config in configs)
-        if ours != theirs:
-            raise UserError(
-                f"{pruned_flag}: {name} is {theirs}, but the base model's is {ours}; "
-                "-base_model_name must be the model that was pruned"
-            )
-    if not has_tokenizer(pruned):
-        return
-    tokenizers = load_tokenizer(dense, "-base_model_name"), load_tokenizer(pruned, pruned_flag)
-    probe = "Two tokenizers agree: 3.14, naïve, [INST] don't </s>\n\n2023\n\tif x:"
-    if tokenizers[0].get_vocab() != tokenizers[1].get_vocab() or len({str(t(probe).input_ids) for t in tokenizers}) > 1:
-        raise UserError(
-            f"{pruned_flag}: its tokenizer differs from the base model's; "
-            "-base_model_name must be the model that was pruned"
-        )
+    sizes = [(name, *(getattr(config, name) for config in configs)) for name in _SIZES]
+    differing = [
+        f"{name} is {theirs}, but the base model's is {ours}" for name, ours, theirs in sizes if ours != theirs
+    ]
+    if has_tokenizer(pruned) and not differing:
+        probe = "Two tokenizers agree: 3.14, naïve, [INST] don't </s>\n\n2023\n\tif x:"
+        tokenizers = load_tokenizer(dense, "-base_model_name"), load_tokenizer(pruned, pruned_flag)
+        ours, theirs = ((tokenizer.get_vocab(), tokenizer(probe).input_ids) for tokenizer in tokenizers)
+        differing += ["its tokenizer differs from the base model's"] if ours != theirs else []
+    if differing:
+        raise UserError(f"{pruned_flag}: {differing[0]}; -base_model_name must be the model that was pruned")
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -356,10 +282,7 @@ def copy_tokenizer(folder: Path, output: Path) -> None:
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """SHA-256 (hex) of the tokenizer in `folder`: its vocabulary, special tokens, templates and settings, by content.
-
-    Where it lies, and where it was once saved from, does not count.
-    """
+    """SHA-256 (hex) of the tokenizer in `folder`, by content; where it was once saved from does not count."""
     config = folder / _TOKENIZER_CONFIG
     files = [file for file in tokenizer_files(folder) if file != config]
     settings = read_json(config) if config.is_file() else {}

@@ -23,31 +23,16 @@ PROOF = "proof.json"
 
 def read_flags(argv: list[str] | None = None) -> Namespace:
     """The command line of a later merge, its paths checked."""
-    parser = Parser(
-        prog="python -m models.merge",
-        description="Fold a saved restoration into the pruned checkpoint it was trained on, and prove the result.",
-    )
-    parser.flag(
-        "pruned_model_path",
-        type=name_or_path,
-        required=True,
-        metavar="MODEL",
-        help="that checkpoint: folder, hub id, GGUF file",
-    )
-    parser.flag("restoration", type=folder_path, required=True, metavar="DIR", help="OUT/restoration of a run")
-    parser.flag("output_dir", type=folder_path, required=True, metavar="DIR", help="where the plain checkpoint goes")
-    parser.flag(
-        "tokenizer",
-        type=name_or_path,
-        metavar="MODEL",
-        help="whose tokenizer, if there is none beside the pruned checkpoint",
-    )
+    parser = Parser(prog="python -m models.merge", description=__doc__.partition("\n")[0])
+    model, folder = {"type": name_or_path, "metavar": "MODEL"}, {"type": folder_path, "metavar": "DIR"}
+    parser.flag("pruned_model_path", required=True, help="that checkpoint: folder, hub id, GGUF file", **model)
+    parser.flag("restoration", required=True, help="OUT/restoration of a run", **folder)
+    parser.flag("output_dir", required=True, help="where the plain checkpoint goes", **folder)
+    parser.flag("tokenizer", help="whose tokenizer, if there is none beside the pruned checkpoint", **model)
     parser.flag("dtype", choices=DTYPE_NAMES, help="in which both models answer for the proof (default: the run's)")
     parser.flag("device", default="cpu", help="cpu, cuda, cuda:N, …")
     parser.switch("overwrite", "rename what is in -output_dir to DIR.1 when the merged checkpoint is whole")
-    parser.flag(
-        "cache_dir", type=folder_path, default=DEFAULT_CACHE, metavar="DIR", help="where a GGUF file is unpacked"
-    )
+    parser.flag("cache_dir", default=DEFAULT_CACHE, help="where a GGUF file is unpacked", **folder)
     args = parser.parse_args(argv)
     inputs = ("pruned_model_path", "restoration", "tokenizer", "cache_dir")
     check_apart(args.output_dir, {f"-{name}": getattr(args, name) for name in inputs})
@@ -63,24 +48,18 @@ def read_flags(argv: list[str] | None = None) -> Namespace:
 if __name__ == "__main__":
     run(read_flags)  # before torch is imported, which takes seconds, so that a wrong path is answered at once
 
+import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from models.checkpoint import (
-    Checkpoint,
-    Header,
-    pruned_layer,
-    safetensors_name,
-    same_bits,
-    write_checkpoint,
-)
+from models.checkpoint import Checkpoint, Header, Survey, pruned_layer, same_bits, write_checkpoint
 from models.compact import chosen, in_dense_shapes, left_of, what_is_left, write_compact
 from models.families import BIASES
 from models.loading import (
@@ -96,7 +75,7 @@ from models.loading import (
     usable_device,
     written_settings,
 )
-from models.modeling_llama import explicit_biases, max_rounding_error, store_as
+from models.modeling_llama import explicit_biases, max_rounding_error
 from models.portable import portable
 from models.restoration import Restoration, check_belongs, load_restoration
 from utils.common.files import read_json, whole_folder, workspace, write_json
@@ -126,74 +105,67 @@ PROBE_TEXTS = (
 """What the attached and the merged model are asked when no samples are at hand."""
 
 
-# What a merged checkpoint holds.
+@dataclass(frozen=True)
+class MergedLayout:
+    """What a merged checkpoint holds, known before it is written.
 
-
-def merged_layout(stored: Checkpoint, config: LlamaConfig, touched: Iterable[str]) -> dict[str, Header]:
-    """Every tensor of the merged checkpoint with its dtype, shape and file: the stored ones, touched, and zero biases.
-
-    A new bias has the dtype of its weight and stands in its weight's file.
+    headers: every tensor's dtype, shape and file: the stored ones, restored, and new biases, each of the dtype of its
+    weight and in its file. zeros: biases that must be there as zeros, since a switch stands for all projections of a
+    kind. settings: the content of config.json, its switches for biases on.
     """
-    layout = {
-        name: replace(stored.headers[name], file=safetensors_name(stored.headers[name].file)) for name in stored.kept()
-    }
-    for name in [*touched, *zero_biases(stored, config, touched)]:
-        if name not in layout:
-            weight = layout[f"{name.removesuffix('bias')}weight"]
-            layout[name] = replace(weight, shape=weight.shape[:1])
-    return layout
 
+    headers: dict[str, Header]
+    zeros: set[str]
+    settings: dict
 
-def zero_biases(stored: Checkpoint, config: LlamaConfig, touched: Iterable[str]) -> list[str]:
-    """Biases that must be there as zeros, because others of the same kind are there."""
-    known = {*touched, *stored.headers}
-    everywhere = [
-        f"model.layers.{layer}.{linear}.bias"
-        for switch in switched_on(known)
-        for layer in range(config.num_hidden_layers)
-        for linear in BIASES[switch]
-    ]
-    return [name for name in everywhere if name not in known]
+    @classmethod
+    def of(cls, pruned: Checkpoint, touched: Collection[str]) -> "MergedLayout":
+        """touched: names of the parameters that have terms."""
+        headers, settings = pruned.kept(), written_settings(pruned.folder, pruned.flag)
+        biases = {name for name in (*touched, *headers) if name.endswith("bias")}
+        for switch, linears in BIASES.items():
+            weights = (name for name in pruned.headers if name.removesuffix(".weight").endswith(linears))
+            kind = {f"{name.removesuffix('weight')}bias" for name in weights}
+            if kind & biases:
+                settings[switch] = True
+                biases |= kind
+        new = biases - pruned.headers.keys()
+        for name in new:
+            weight = headers[f"{name.removesuffix('bias')}weight"]
+            headers[name] = replace(weight, shape=weight.shape[:1])
+        return cls(headers, new - set(touched), portable(settings))
 
-
-def switched_on(touched: Iterable[str]) -> list[str]:
-    """The switches that must be on for these tensors to be read."""
-    linears = {name.removesuffix(".bias").split(".", 3)[-1] for name in touched if name.endswith(".bias")}
-    return [switch for switch, kinds in BIASES.items() if linears & set(kinds)]
+    def value(self, name: str, pruned: Checkpoint, restoration: Restoration) -> Tensor:
+        """A tensor of the merged checkpoint: as it is stored, or stored + terms in fp64, rounded once."""
+        header = self.headers[name]
+        if name in restoration.terms:
+            return restoration.merged(name, pruned.read).to(header.dtype)
+        return torch.zeros(header.shape, dtype=header.dtype) if name in self.zeros else pruned.read(name)
 
 
 # The merge.
 
 
 def merge(pruned: Path, restoration: Restoration, output: Path, tokenizer_from: Path) -> None:
-    """Write the pruned checkpoint with what the restoration says to the folder `output`.
+    """Write the pruned checkpoint with what the restoration says to the folder `output`, a tensor at a time.
 
-    Tensors are copied one at a time, each in its stored dtype and in the file it was in; only those that have terms
-    are replaced or added: stored + terms in fp64, rounded once. Llama has biases on all projections of a kind or on
-    none, so the others get explicit zeros. Buffers that transformers drops are left out. Raises UserError if a restored
-    value is no finite number.
+    Buffers that transformers drops are left out. Raises UserError if a restored value is no finite number.
     """
-    stored, config = Checkpoint(pruned), load_config(pruned, "-pruned_model_path")
-    layout = merged_layout(stored, config, restoration.terms)
-    shards: dict[str, list[tuple[str, Header]]] = {}
-    for name, header in layout.items():
-        shards.setdefault(header.file, []).append((name, header))
+    stored = Checkpoint(pruned)
+    layout = MergedLayout.of(stored, restoration.terms)
 
     def read(name: str) -> Tensor:
-        if name in restoration.terms:
-            value = restoration.merged(name, stored.read).to(layout[name].dtype)
-            if not bool(value.isfinite().all()):
-                raise UserError(
-                    f"-restoration: with what was learned, {name} is no finite number in its dtype; restore again with "
-                    "a lower -lr"
-                )
-            return value
-        return stored.read(name) if name in stored else torch.zeros(layout[name].shape, dtype=layout[name].dtype)
+        value = layout.value(name, stored, restoration)
+        if name in restoration.terms and not bool(value.isfinite().all()):
+            raise UserError(
+                f"-restoration: with what was learned, {name} is no finite number in its dtype; restore again with "
+                "a lower -lr"
+            )
+        return value
 
     output.mkdir(parents=True, exist_ok=True)
-    write_checkpoint(output, shards, read)
-    switched = dict.fromkeys(switched_on(restoration.terms), True)
-    write_json(output / "config.json", portable({**written_settings(pruned, "-pruned_model_path"), **switched}))
+    write_checkpoint(output, layout.headers, read)
+    write_json(output / "config.json", layout.settings)
     if (pruned / "generation_config.json").is_file():
         shutil.copy(pruned / "generation_config.json", output)
     copy_tokenizer(tokenizer_from, output)
@@ -204,24 +176,23 @@ def merge_and_prove(
 ) -> "Proof":
     """Merge the restoration in the folder `saved` into a folder that takes the name `output` only if the proof holds.
 
-    reference: what the attached model answered. Raises RuntimeError, and leaves nothing behind, if any promise is
-    broken.
+    Raises RuntimeError, and leaves nothing behind, if any promise is broken.
     """
     restoration, _ = load_restoration(saved)
-    with whole_folder(output) as partial:
-        merge(pruned, restoration, partial, tokenizer_from)
-        proof = prove(pruned, partial, restoration, reference)
+    with whole_folder(output) as folder:
+        merge(pruned, restoration, folder, tokenizer_from)
+        proof = prove(pruned, folder, restoration, reference)
         proof.check(f"what was trained is in {saved}")
-        if "disk" in (getattr(proof.model, "hf_device_map", None) or {}).values():
+        if "disk" in _places(proof.model):
             proof.model = None  # it would look for its weights under the name that is given up now
     return proof
 
 
 def compact_and_prove(merged: Path, output: Path, reference: "Reference") -> "Proof":
     """The merged checkpoint without the heads and channels that nothing reads, to `output` only if its proof holds."""
-    with whole_folder(output) as partial:
-        write_compact(merged, partial)
-        proof = prove_compact(merged, partial, reference)
+    with whole_folder(output) as folder:
+        write_compact(merged, folder)
+        proof = prove_compact(merged, folder, reference)
         proof.check(f"the same in the dense model's shapes is in {merged}")
     return proof
 
@@ -254,13 +225,15 @@ def record_logits(
     In place, it is given explicit zero biases, and restored tensors rounded to the dtype they are stored in. Raises
     UserError if an answer is no finite number.
     """
-    config, dtype, touched = attached.config, attached.dtype, list(restoration.terms)
-    layout = merged_layout(pruned, config, touched)
-    read = {f"{name.removesuffix('bias')}weight" for name in touched if name.endswith(".bias")}
-    stored = all(_holds(dtype, layout[name].dtype) for name in (*read, *touched) if name in pruned)
+    dtype, touched = attached.dtype, list(restoration.terms)
+    layout = MergedLayout.of(pruned, touched)
     error = max_rounding_error(attached)
-    store_as(attached, {name: layout[name].dtype for name in touched})
-    explicit_biases(attached, zero_biases(pruned, config, touched))
+    for name in touched:
+        place, _, part = name.rpartition(".")
+        attached.get_submodule(place).stored[part] = layout.headers[name].dtype
+    explicit_biases(attached, layout.zeros)
+    read = {*touched, *(f"{name.rpartition('.')[0]}.weight" for name in touched)} & pruned.headers.keys()
+    stored = all(torch.promote_types(dtype, pruned.headers[name].dtype) == dtype for name in read)
     logits = [each.to(dtype) for each in probe_logits(attached, token_ids)]
     if not all(bool(each.isfinite().all()) for each in logits):
         raise UserError(
@@ -268,11 +241,6 @@ def record_logits(
             "lower -lr, or in another -dtype"
         )
     return Reference(token_ids, logits, dtype, device, stored, error)
-
-
-def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
-    """Whether every number of dtype `narrow` is one of dtype `wide`."""
-    return wide == narrow or torch.promote_types(wide, narrow) == wide
 
 
 @dataclass
@@ -289,10 +257,29 @@ class Proof:
             broken = "; ".join(self.failures)
             raise RuntimeError(f"the merged checkpoint failed its proof and was not kept: {broken}; {left}")
 
-    def closed(self) -> "Proof":
-        """The same with `passed` and `failures` in the record."""
-        self.record = {"passed": not self.failures, **self.record, "failures": self.failures}
-        return self
+    def compare_tensors(
+        self, found: Checkpoint, names: Collection[str], expected: Callable[[str], Tensor]
+    ) -> tuple[Survey, set[str]]:
+        """Hold all tensors of a checkpoint, one at a time, to the bits they must have: those of `expected`, of `names`.
+
+        Returns what the pass found, and the names of the right ones.
+        """
+        right: set[str] = set()
+
+        def look(name: str, tensor: Tensor) -> None:
+            if name in names and same_bits(tensor, expected(name)):
+                right.add(name)
+
+        survey = found.survey(look)
+        for what, wrong in {
+            "missing": [name for name in names if name not in found],
+            "that nothing names": [name for name in found.headers if name not in names],
+            "other bits than they must have": [name for name in names if name in found and name not in right],
+            "NaN or infinity": survey.not_finite,
+        }.items():
+            if wrong:
+                self.failures.append(f"{len(wrong)} tensors {what}: {', '.join(sorted(wrong)[:3])}")
+        return survey, right
 
 
 @torch.no_grad()
@@ -311,81 +298,52 @@ def prove(pruned: Path, merged: Path, restoration: Restoration, reference: Refer
     than the rounding of their dtype; and a training step computed what is merged, within the rounding of fp32.
     """
     proof = _account_for_tensors(pruned, merged, restoration)  # whose files are let go before a model is loaded
-    proof.record["trained_apart"] = error = reference.rounding_error
-    if not error <= 1:
+    if not (error := reference.rounding_error) <= 1:
         proof.failures.append(f"what was trained is {error:.1f} times fp32's rounding from what was merged")
     proof.model = load_model(merged, reference.dtype, reference.device, "-output_dir")
     # Spread over several devices, what runs where may differ from one loading to the next.
     exact = reference.stored and reference.device != "auto"
     _compare_logits(proof, proof.model, merged, reference, exact)
-    return proof.closed()
+    return proof
 
 
 def _account_for_tensors(pruned: Path, merged: Path, restoration: Restoration) -> Proof:
     """What becomes of every tensor, and of config.json."""
-    before, after = Checkpoint(pruned), Checkpoint(merged, "-output_dir")
-    config, touched = load_config(pruned, "-pruned_model_path"), list(restoration.terms)
-    layout = merged_layout(before, config, touched)
-    zero = set(zero_biases(before, config, touched))
-    right, unexpected, nonzero_new, lost_zeros = set(), [], [], 0
-
-    def look(name: str, tensor: Tensor) -> None:
-        nonlocal lost_zeros
-        header = layout.get(name)
-        if header is None:
-            unexpected.append(name)
-            return
-        if name in restoration.terms:
-            expected = restoration.merged(name, before.read).to(header.dtype)
-        else:
-            expected = torch.zeros(header.shape, dtype=header.dtype) if name in zero else before.read(name)
-        if same_bits(tensor, expected):
-            right.add(name)
-        if name not in before:
-            nonzero_new.extend([name] if bool((tensor != 0).any()) else [])
-        elif pruned_layer(name) is not None and name in restoration.terms:
-            lost_zeros += int(((before.read(name) == 0) & (tensor != 0)).sum())
-
-    surveys = before.survey(), after.survey(look)
-    compared = [name for name in before.kept() if name not in restoration.terms]
-    broken = {name for name in layout if name not in right}
-    shares = [[zero / all_ for zero, all_ in zip(*survey.counts(), strict=True)] for survey in surveys]
-    proof = Proof(
-        {
-            "tensors_compared": len(compared),
-            "tensors_identical": len(right.intersection(compared)),
-            "changed_tensors": sorted(name for name in {*touched, *broken} if name in before),
-            "new_tensors": sorted(name for name in after.headers if name not in before),
-            "nonzero_new_tensors": nonzero_new,
-            "tensors_recomputed": len(right.intersection(touched)),
-            "tensors_touched": len(touched),
-            "unexplained_tensors": sorted({*broken, *unexpected} - {*compared, *touched}),
-            "dropped_buffers": before.dropped(),
-            "zeros": restoration.zeros,
-            "zeros_lost": lost_zeros,
-            "zeros_pruned": sum(surveys[0].zeros.values()),
-            "zeros_restored": sum(surveys[1].zeros.values()),
-            "weights": sum(surveys[0].weights.values()),
-            "sparsity_pruned": shares[0],
-            "sparsity_restored": shares[1],
-            "sha256": surveys[1].sha256,
-        }
+    before, after, touched = Checkpoint(pruned), Checkpoint(merged, "-output_dir"), list(restoration.terms)
+    layout = MergedLayout.of(before, touched)
+    proof = Proof()
+    survey, right = proof.compare_tensors(after, layout.headers, lambda name: layout.value(name, before, restoration))
+    surveys, broken, new = (
+        (before.survey(), survey),
+        layout.headers.keys() - right,
+        after.headers.keys() - before.headers,
     )
-    missing = [name for name in layout if name not in after]
-    for what, names in {
-        "missing": missing,
-        "not named by the restoration": unexpected,
-        "other bits than they must have": sorted(broken - set(missing)),
-        "NaN or infinity": surveys[1].not_finite,
-    }.items():
-        if names:
-            proof.failures.append(f"{len(names)} tensors {what}: {', '.join(names[:3])}")
-    if read_json(merged / "config.json") != portable(
-        {**written_settings(pruned, "-pruned_model_path"), **dict.fromkeys(switched_on(touched), True)}
-    ):
+    weights = [name for name in touched if name in before and name in right and pruned_layer(name) is not None]
+    lost_zeros = sum(int(((before.read(name) == 0) & (after.read(name) != 0)).sum()) for name in weights)
+    compared = [name for name in before.kept() if name not in restoration.terms]
+    shares = [[zero / all_ for zero, all_ in zip(*each.counts(), strict=True)] for each in surveys]
+    proof.record = {
+        "tensors_compared": len(compared),
+        "tensors_identical": len(right.intersection(compared)),
+        "changed_tensors": sorted(name for name in {*touched, *broken} if name in before),
+        "new_tensors": sorted(new),
+        "nonzero_new_tensors": sorted(name for name in new if bool((after.read(name) != 0).any())),
+        "tensors_recomputed": len(right.intersection(touched)),
+        "tensors_touched": len(touched),
+        "unexplained_tensors": sorted({*broken, *after.headers} - right - {*compared, *touched}),
+        "dropped_buffers": [name for name in before.headers if name not in layout.headers],
+        "zeros": restoration.zeros,
+        "zeros_lost": lost_zeros,
+        "zeros_pruned": sum(surveys[0].zeros.values()),
+        "zeros_restored": sum(surveys[1].zeros.values()),
+        "weights": sum(surveys[0].weights.values()),
+        "sparsity_pruned": shares[0],
+        "sparsity_restored": shares[1],
+        "sha256": survey.sha256,
+    }
+    if read_json(merged / "config.json") != layout.settings:
         proof.failures.append("config.json is not the pruned checkpoint's with the biases switched on")
-    fewer = [layer for layer, zeros in surveys[0].zeros.items() if surveys[1].zeros.get(layer, 0) < zeros]
-    if restoration.zeros == "kept" and (lost_zeros or fewer):
+    if restoration.zeros == "kept" and lost_zeros:
         proof.failures.append("zeros of the pruned checkpoint are gone")
     return proof
 
@@ -396,73 +354,47 @@ def prove_compact(merged: Path, compact: Path, reference: Reference) -> Proof:
     What was left out must be heads and channels whose o_proj or down_proj columns are all zero. Matrices of other
     shapes round apart, so logits agree within the rounding of their dtype.
     """
-    whole, small = Checkpoint(merged, "-output_dir"), Checkpoint(compact, "-output_dir")
+    whole, small, proof = Checkpoint(merged, "-output_dir"), Checkpoint(compact, "-output_dir"), Proof()
     config = load_config(merged, "-output_dir")
-    kept = left_of(config, *what_is_left(whole.read, config))
-    failures = []
-    names = [name for name in whole.kept() if name not in small]
-    failures += [f"{len(names)} tensors missing: {', '.join(names[:3])}"] if names else []
-    wrong, left_out, zeros_left_out = [], 0, 0
-
-    def look(name: str, tensor: Tensor) -> None:
-        nonlocal left_out, zeros_left_out
-        if name not in whole or not same_bits(tensor, chosen(whole.read(name), kept.get(name))):
-            wrong.append(name)
-        elif pruned_layer(name) is not None:
-            left_out += whole.read(name).numel() - tensor.numel()
-            zeros_left_out += int((whole.read(name) == 0).sum()) - int((tensor == 0).sum())
-
-    surveys = whole.survey(), small.survey(look)
-    failures += [f"{len(wrong)} tensors with other bits: {', '.join(wrong[:3])}"] if wrong else []
-    for name, (axis, indices) in kept.items():
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
-            tensor = whole.read(name)
-            gone = torch.ones(tensor.shape[axis], dtype=torch.bool).index_fill(0, indices, False)
-            if bool((tensor[:, gone] != 0).any()):
-                failures.append(f"{name} lost values that are not zero")
-    proof = Proof(
-        {
-            "tensors_compared": len(small.headers),
-            "tensors_identical": len(small.headers) - len(wrong),
-            "zeros_restored": sum(surveys[1].zeros.values()),
-            "zeros_left_out": zeros_left_out,
-            "weights": sum(surveys[1].weights.values()),
-            "weights_left_out": left_out,
-        },
-        failures,
-    )
+    left = left_of(config, *what_is_left(whole.read, config))
+    survey, right = proof.compare_tensors(small, whole.kept(), lambda name: chosen(whole.read(name), left.get(name)))
+    for name in (name for name in left if name.endswith(("o_proj.weight", "down_proj.weight"))):
+        tensor = whole.read(name)
+        gone = torch.ones(tensor.shape[1], dtype=torch.bool).index_fill(0, left[name][1], False)
+        if bool((tensor[:, gone] != 0).any()):
+            proof.failures.append(f"{name} lost values that are not zero")
+    zeros, weights = (sum(counts.values()) for counts in (survey.zeros, survey.weights))
+    proof.record = {
+        "tensors_compared": len(small.headers),
+        "tensors_identical": len(right),
+        "zeros_restored": zeros,
+        "zeros_left_out": sum(whole.survey().zeros.values()) - zeros,
+        "weights": weights,
+        "weights_left_out": sum(whole.survey().weights.values()) - weights,
+    }
     model = load_model(compact, reference.dtype, reference.device, "-output_dir")
     _compare_logits(proof, model, compact, reference, exact=False)
-    return proof.closed()
+    return proof
 
 
 def _compare_logits(proof: Proof, model: LlamaForCausalLM, folder: Path, reference: Reference, exact: bool) -> None:
-    """Add to the proof how far the model's logits are from the reference's, and whether that is allowed.
+    """Add to the proof how far the model's logits are from the reference's, whether that is allowed, and the verdict.
 
-    folder: the checkpoint that the model is of, loaded once more in a wider dtype where they need not be equal. One
-    sequence's logits are in fp32 at a time.
+    folder: the model's checkpoint, loaded once more in a wider dtype where logits need not be equal. One sequence's
+    are in fp32 at a time.
     """
-    answers, finite, agreeing = [], True, 0
-    largest = difference = squares = tolerance = ratio = 0.0
-    for ids, expected in zip(reference.token_ids, reference.logits, strict=True):
-        (given,) = probe_logits(model, [ids])
-        expected = expected.float()
-        # A NaN is no difference to `max`, so finiteness is asked for by itself.
-        finite &= bool(expected.isfinite().all()) and bool(given.isfinite().all())
-        apart = (expected - given).abs()
-        largest, difference = max(largest, float(expected.abs().max())), max(difference, float(apart.max()))
-        squares += float(apart.double().square().sum())
-        agreeing += int((expected.argmax(-1) == given.argmax(-1)).sum())
-        answers.append(given.to(reference.dtype))
+    answers = [probe_logits(model, [ids])[0].to(reference.dtype) for ids in reference.token_ids]
+    pairs, tolerance, ratio = list(zip(reference.logits, answers, strict=True)), 0.0, 0.0
+    largest, _ = _size(expected.float() for expected in reference.logits)
+    difference, mean = _size(expected.float() - given.float() for expected, given in pairs)
+    finite = math.isfinite(largest + difference)
     if finite and not exact and difference:
-        wide = load_model(folder, WIDER[reference.dtype], "auto" if _is_spread(model) else "cpu", "-output_dir")
-        rounded = 0.0
-        for ids, given in zip(reference.token_ids, answers, strict=True):
-            rounding = probe_logits(wide, [ids])[0] - given.float()
-            tolerance = max(tolerance, LARGEST_ROUNDINGS * float(rounding.abs().max()))
-            rounded += float(rounding.double().square().sum())
-        ratio = (squares / rounded) ** 0.5 if rounded else float("inf")
-    largest = largest or 1.0
+        wide = load_model(folder, WIDER[reference.dtype], "auto" if len(_places(model)) > 1 else "cpu", "-output_dir")
+        asked = zip(reference.token_ids, answers, strict=True)
+        rounding, mean_rounding = _size(probe_logits(wide, [ids])[0] - given.float() for ids, given in asked)
+        tolerance, ratio = LARGEST_ROUNDINGS * rounding, mean / mean_rounding if mean_rounding else math.inf
+    agreeing = sum(int((expected.argmax(-1) == given.argmax(-1)).sum()) for expected, given in pairs)
+    largest = largest if finite and largest else 1.0
     proof.record |= {
         "logits_finite": finite,
         "logits_relative_difference": difference / largest if finite else None,
@@ -481,11 +413,19 @@ def _compare_logits(proof: Proof, model: LlamaForCausalLM, folder: Path, referen
             f"and {ratio:.1f} times their dtype's rounding in the mean, allowed {ROUNDINGS}"
             + ("" if reference.stored else SWALLOWED)
         )
+    proof.record = {"passed": not proof.failures, **proof.record, "failures": proof.failures}
 
 
-def _is_spread(model: LlamaForCausalLM) -> bool:
-    """Whether accelerate spread the model over several devices, or a device and a disk."""
-    return len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
+def _size(tensors: Iterable[Tensor]) -> tuple[float, float]:
+    """(largest absolute value, root of the sum of squares) of all their numbers; NaN if one is."""
+    sizes = [torch.stack([each.abs().max().double(), each.double().square().sum()]) for each in tensors]
+    largest, squares = torch.stack(sizes).unbind(1)
+    return float(largest.max()), float(squares.sum().sqrt())
+
+
+def _places(model: LlamaForCausalLM) -> set:
+    """The devices that accelerate spread the model over, a disk among them; none if it did not."""
+    return set((getattr(model, "hf_device_map", None) or {}).values())
 
 
 # The command.
@@ -513,7 +453,7 @@ def merge_saved(args: Namespace, output: Path) -> None:
     device = usable_device(args.device)
     restoration, about = load_restoration(args.restoration)
     given = resolve(args.pruned_model_path, "-pruned_model_path", args.cache_dir)
-    check_belongs(restoration, about, given, "-pruned_model_path")
+    check_belongs(about, given, "-pruned_model_path")
     pruned, compact = in_dense_shapes(given, args.cache_dir)
     tokenizer_from = given
     if args.tokenizer:
@@ -523,9 +463,7 @@ def merge_saved(args: Namespace, output: Path) -> None:
     tokenizer = load_tokenizer(tokenizer_from, "-tokenizer")
     check_vocabulary(tokenizer, load_config(pruned, "-pruned_model_path"), "-tokenizer")
     token_ids = [tokenizer(text).input_ids for text in PROBE_TEXTS]
-    arguments = about.get("arguments")
-    of_run = arguments.get("dtype") if isinstance(arguments, dict) else None
-    dtype = DTYPES[args.dtype or (of_run if of_run in DTYPE_NAMES else DTYPE_NAMES[0])]
+    dtype = DTYPES[args.dtype or about.get("arguments", {}).get("dtype", DTYPE_NAMES[0])]
     model = restoration.attach(load_model(pruned, dtype, device, "-pruned_model_path"))
     reference = record_logits(model, restoration, Checkpoint(pruned), token_ids, device)
     del model

@@ -63,33 +63,32 @@ def hub_name(name: str) -> str:
     return by_lower.get(name.lower(), name)
 
 
-def check_name(name: str, flag: str) -> None:
-    """Raise UserError if `name` can be known to be wrong without reading a weight or asking the hub."""
+def check_name(name: str, flag: str) -> Path | None:
+    """The local folder or GGUF file behind `name`, None for a hub id; UserError if it is wrong by itself."""
     full = hub_name(name)
-    path = os.path.expanduser(full)
-    if name == EMBEDDED:
-        embedded_file(flag)
-    elif os.path.isdir(path):
-        if not os.path.isfile(os.path.join(path, "config.json")):
+    path = embedded_file(flag) if name == EMBEDDED else Path(os.path.expanduser(full))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
             raise UserError(f"{flag}: {name} holds no config.json; give a Hugging Face model folder")
-    elif os.path.isfile(path):
-        if not path.endswith(".gguf"):
+        return path
+    if path.is_file():
+        if path.suffix != ".gguf":
             raise UserError(f"{flag}: {name} is a file but no .gguf; give a model folder, a hub id or a GGUF file")
-    elif full.startswith((".", "/", "~")) or full.count("/") > 1 or full.endswith(".gguf"):
+        return path
+    if full.startswith((".", "/", "~")) or full.count("/") > 1 or full.endswith(".gguf"):
         raise UserError(f"{flag}: {name} does not exist; check the path")
-    elif not HUB_ID.fullmatch(full):
+    if not HUB_ID.fullmatch(full):
         raise UserError(
             f"{flag}: unknown model '{name}'; give a local folder, a hub id (owner/name), a GGUF file, "
             f"'{EMBEDDED}', or one of {', '.join(SHORT_NAMES)}"
         )
+    return None
 
 
 def check_found(name: str, flag: str) -> None:
     """`check_name`; also UserError for a hub id that only a hub out of reach could tell of."""
-    check_name(name, flag)
-    full = hub_name(name)
-    if name != EMBEDDED and not os.path.exists(os.path.expanduser(full)):
-        check_at_hand(full, flag)
+    if check_name(name, flag) is None:
+        check_at_hand(hub_name(name), flag)
 
 
 def embedded_file(flag: str) -> Path:

@@ -1,4 +1,4 @@
-"""The patch on the stock Llama: linear layers and norms that add terms to their parameters, and nothing else."""
+"""The patch on the stock model: linear layers and norms that add terms to their parameters, and nothing else."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from models.families import FAMILIES, Family
-from models.terms import Term, restored
+from models.terms import Term, merged, restored
 
 ROUNDINGS = 64
 """How far fp32 may be from fp64 anywhere in a parameter: units of its rounding, of the largest value and the largest
@@ -69,10 +69,6 @@ class RestoredLayer(nn.Module):
         """Those of the `weight`, or of the `bias`."""
         return self.weight_terms if part == "weight" else self.bias_terms
 
-    def add(self, part: str, term: Term) -> None:
-        """One term more, on the device where the layer computes."""
-        self.terms(part).append(term.to(_place(self)))
-
     def trained(self, part: str) -> Tensor | None:
         """The parameter as a training step has it: fp32; the layer's own where nothing is added to it."""
         own, terms = getattr(self, part), self.terms(part)
@@ -81,17 +77,15 @@ class RestoredLayer(nn.Module):
         own = own.float() if own is not None else torch.zeros_like(self.weight[:, 0], dtype=torch.float32)
         return restored(own, terms, None if part == "weight" else self.weight)
 
-    @torch.no_grad()
     def merged(self, part: str) -> Tensor:
         """The parameter as a merge has it: fp64, on the CPU."""
-        own, weight = getattr(self, part), self.weight.detach().cpu()
-        own = own.detach().cpu().double() if own is not None else torch.zeros(len(weight), dtype=torch.float64)
-        return restored(own, map(Term.exact, self.terms(part)), None if part == "weight" else weight)
+        own = getattr(self, part)
+        return merged(part, own if own is None else own.detach().cpu(), self.terms(part), self.weight.detach().cpu())
 
     def inferred(self, part: str, dtype: torch.dtype) -> Tensor | None:
         """The parameter of inference: a merge's, computed again only after something that is learned changed."""
-        # The frozen weight may be elsewhere each time, in a model that is partly on disk.
         learned = (*self.bias_terms.parameters(), *self.weight_terms.parameters())
+        # The frozen weight may be elsewhere each time, in a model that is partly on disk.
         state = dtype, *self.stored.items(), self.weight.device, self.weight._version
         state += tuple((t.device, t.data_ptr(), t._version) for t in learned)
         if self._kept is None or self._kept[0] != state:
@@ -102,23 +96,23 @@ class RestoredLayer(nn.Module):
         return self._kept[1].get(part, getattr(self, part))
 
     @torch.no_grad()
-    def rounding_error(self) -> float:
+    def rounding_errors(self) -> list[float]:
         """How far what trains is from what is merged, as a share of what rounding may do (ROUNDINGS): at most 1."""
-        found = [0.0]
+        found = []
         for part in ("bias", "weight"):
             if not len(self.terms(part)):
                 continue
-            merged, own = self.merged(part), getattr(self, part)
-            own = torch.zeros_like(merged) if own is None else own.cpu().double()
-            allowed = float(own.abs().max() + (merged - own).abs().max()) * ROUNDINGS * torch.finfo(torch.float32).eps
-            differences = [self.trained(part).cpu() - merged]
+            exact, own = self.merged(part), getattr(self, part)
+            own = torch.zeros_like(exact) if own is None else own.cpu().double()
+            allowed = float(own.abs().max() + (exact - own).abs().max()) * ROUNDINGS * torch.finfo(torch.float32).eps
+            differences = [self.trained(part).cpu() - exact]
             if part == "weight" and self.weight_terms[-1].beside:
                 # A step doesn't compute this weight: of what it does, unit vectors show the columns.
-                columns = torch.linspace(0, merged.shape[1] - 1, min(PROBED, merged.shape[1])).long()
-                units = F.one_hot(columns, merged.shape[1]).to(self.weight.device, torch.float32)
-                differences.append(self.beside(units).T.cpu() - merged[:, columns])
+                columns = torch.linspace(0, exact.shape[1] - 1, min(PROBED, exact.shape[1])).long()
+                units = F.one_hot(columns, exact.shape[1]).to(self.weight.device, torch.float32)
+                differences.append(self.beside(units).T.cpu() - exact[:, columns])
             found += [float(each.abs().max()) / max(allowed, 1e-300) for each in differences]
-        return _largest(found)
+        return found
 
 
 class RestoredLinear(RestoredLayer, nn.Linear):
@@ -132,9 +126,9 @@ class RestoredLinear(RestoredLayer, nn.Linear):
         if not torch.is_grad_enabled():
             return F.linear(z, self.inferred("weight", z.dtype), self.inferred("bias", z.dtype))
         self._kept = None  # a step follows, which FSDP makes on a part of the terms that this layer doesn't see
-        if not len(self.weight_terms):
-            return _LinearPlusBias.apply(z, self.weight, self.trained("bias"))
         bias = self.trained("bias")
+        if not len(self.weight_terms):
+            return _LinearPlusBias.apply(z, self.weight, bias)
         bias = None if bias is None else bias.to(z.dtype)
         if not self.weight_terms[-1].beside:
             return F.linear(z, self.trained("weight").to(z.dtype), bias)
@@ -170,36 +164,27 @@ class RestoredNorm(RestoredLayer):
 
 def attach(model: PreTrainedModel, terms: Mapping[str, Sequence[Term]]) -> PreTrainedModel:
     """Add the terms to the parameters that they are for, in place; only what they train requires gradients then."""
+    family = FAMILIES[model.config.model_type]
     model.requires_grad_(False)
     for name, some in terms.items():
         stem, _, part = name.rpartition(".")
-        layer = restored_layer(model, stem)
-        for term in some:
-            layer.add(part, term)
+        layer = model.get_submodule(stem)
+        if not isinstance(layer, RestoredLayer):
+            stock = layer
+            layer = RestoredLinear(stock) if isinstance(stock, nn.Linear) else RestoredNorm(stock, family)
+            # Of a model that is spread, accelerate's hook brings the weight when it is needed.
+            model.set_submodule(
+                stem, add_hook_to_module(layer, stock._hf_hook) if hasattr(stock, "_hf_hook") else layer
+            )
+        at_hand = layer.weight.device.type != "meta"
+        place = layer.weight.device if at_hand else layer._hf_hook.execution_device
+        layer.terms(part).extend(term.to(place) for term in some)
     return model
-
-
-def restored_layer(model: PreTrainedModel, name: str) -> RestoredLayer:
-    """The layer of this name (as `model.layers.3.self_attn.o_proj`); a stock one is replaced, in place."""
-    place, _, last = name.rpartition(".")
-    parent, stock = model.get_submodule(place), model.get_submodule(name)
-    if not isinstance(stock, RestoredLayer):
-        is_linear, family = isinstance(stock, nn.Linear), FAMILIES[model.config.model_type]
-        made = RestoredLinear(stock) if is_linear else RestoredNorm(stock, family)
-        # Of a model that is spread, accelerate's hook brings the weight when it is needed.
-        setattr(parent, last, add_hook_to_module(made, stock._hf_hook) if hasattr(stock, "_hf_hook") else made)
-    return getattr(parent, last)
 
 
 def restored_layers(model: PreTrainedModel) -> list[RestoredLayer]:
     """All layers that have terms."""
     return [module for module in model.modules() if isinstance(module, RestoredLayer)]
-
-
-def _place(module: nn.Module) -> torch.device | str | int:
-    """Where the module computes: where its weight is, or where accelerate brings it."""
-    device = module.weight.device
-    return module._hf_hook.execution_device if device.type == "meta" else device
 
 
 def keep_columns(model: PreTrainedModel) -> None:
@@ -216,21 +201,10 @@ def numbers_trained(model: PreTrainedModel) -> int:
 
 
 def max_rounding_error(model: PreTrainedModel) -> float:
-    """The largest rounding_error of all layers whose weights are at hand."""
-    layers = [layer for layer in restored_layers(model) if layer.weight.device.type != "meta"]
-    return _largest([layer.rounding_error() for layer in layers])
-
-
-def _largest(values: list[float]) -> float:
-    """Their maximum, NaN if one is; 0 of none."""
-    return float(torch.tensor([0.0, *values], dtype=torch.float64).max())
-
-
-def store_as(model: PreTrainedModel, dtypes: dict[str, torch.dtype]) -> None:
-    """Let inference use what a checkpoint will hold: each restored tensor, by name, rounded to its stored dtype."""
-    for name, dtype in dtypes.items():
-        place, _, part = name.rpartition(".")
-        model.get_submodule(place).stored[part] = dtype
+    """The largest of all layers whose weights are at hand; NaN if one is, 0 of none."""
+    layers = (layer for layer in restored_layers(model) if layer.weight.device.type != "meta")
+    found = [error for layer in layers for error in layer.rounding_errors()]
+    return float(torch.tensor([0.0, *found], dtype=torch.float64).max())
 
 
 def explicit_biases(model: PreTrainedModel, names: Iterable[str]) -> PreTrainedModel:

@@ -6,17 +6,16 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import LlamaForCausalLM
 
-from models.checkpoint import Checkpoint, pruned_layer
+from models.checkpoint import Checkpoint
 from models.contract import MethodInputs
 from models.families import carried_parts
-from models.loading import load_config
 from models.modeling_llama import attach, explicit_biases
-from models.terms import HeadConstant, Term, restored
+from models.terms import HeadConstant, Term, merged
 from utils.common.errors import UserError, first_line
 from utils.common.files import read_json, whole_folder, write_json
 from utils.common.manifest import read_manifest, write_manifest
@@ -83,7 +82,7 @@ class Restoration:
     def untrained(self) -> "Restoration":
         """What is left if nothing is trained: the closed forms."""
         fixed = {
-            name: [term for term in some if not any(parameter.requires_grad for parameter in term.parameters())]
+            name: [term for term in some if not any(p.requires_grad for p in term.parameters())]
             for name, some in self.terms.items()
         }
         return Restoration(self.method, {name: some for name, some in fixed.items() if some})
@@ -96,25 +95,20 @@ class Restoration:
         """The same, independent of the model that it is attached to; of a sharded one, by all processes."""
         return Restoration(self.method, unpacked(self.tensors()))
 
-    def attach(self, model: PreTrainedModel) -> PreTrainedModel:
+    def attach(self, model: LlamaForCausalLM) -> LlamaForCausalLM:
         """Attach the terms to the pruned model, in place; only what they train requires gradients afterwards."""
         return attach(model, self.terms)
 
     def merged(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
-        """The new value, fp64, of the parameter `name` of the pruned checkpoint. read: its tensors by name."""
-        return merged(name, self.terms[name], read)
-
-    def check(self, config: PreTrainedConfig, where: str) -> None:
-        """Raise UserError, with `where` before it, unless all terms are finite, and of this model's parameters."""
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        for name in self.terms:
+        """The new value, fp64, of a parameter of the pruned checkpoint. read: its tensors by name."""
+        stem, _, part = name.rpartition(".")
+        own = weight = read(f"{stem}.weight")
+        if part == "bias":
             try:
-                _check(name, self.terms[name], model)
-            except (ValueError, RuntimeError, IndexError, AttributeError, TypeError) as error:
-                raise UserError(
-                    f"{where}: no restoration of this model ({name}: {first_line(error)}); copy it again"
-                ) from error
+                own = read(name)
+            except KeyError:
+                own = None
+        return merged(part, own, self.terms[name], weight)
 
     def describe(self) -> str:
         """What it holds, in words: "β and b of 68 heads and changes of 30 biases"."""
@@ -126,27 +120,14 @@ class Restoration:
         return " and ".join(kind.describe(terms, places) for (kind, places), terms in found.items()) or "nothing"
 
 
-@torch.no_grad()
-def merged(name: str, terms: list[Term], read: Callable[[str], Tensor]) -> Tensor:
-    """A parameter with its terms, fp64; a bias that the checkpoint lacks is zero before."""
-    stem, _, part = name.rpartition(".")
-    weight = read(f"{stem}.weight")
-    if part == "weight":
-        return restored(weight.double(), map(Term.exact, terms))
-    try:
-        own = read(name).double()
-    except KeyError:
-        own = torch.zeros(len(weight), dtype=torch.float64)
-    return restored(own, map(Term.exact, terms), weight)
-
-
 def inputs_after(inputs: MethodInputs, terms: Terms) -> MethodInputs:
     """The same, but pruned tensors and model are as a merge of these terms would have them, before they are rounded."""
+    found = Restoration("", terms)
 
     def read(name: str) -> Tensor:
-        return merged(name, terms[name], inputs.read) if name in terms else inputs.read(name)
+        return found.merged(name, inputs.read) if name in terms else inputs.read(name)
 
-    def pruned() -> PreTrainedModel:
+    def pruned() -> LlamaForCausalLM:
         model = explicit_biases(inputs.pruned(), [name for name in terms if name.endswith(".bias")])
         for name in terms:
             model.get_parameter(name).copy_(read(name))
@@ -166,55 +147,28 @@ def packed(terms: Terms) -> dict[str, Tensor]:
 
 
 def unpacked(tensors: dict[str, Tensor]) -> dict[str, list[Term]]:
-    """The terms of `packed`; ValueError if they are none."""
+    """The terms of `packed`."""
     parts: dict[tuple[str, int], tuple[str, dict[str, Tensor]]] = {}
     for full, tensor in tensors.items():
-        name, place, kind, key = split(full)
-        parts.setdefault((name, place), (kind, {}))[1][key] = tensor
+        name, place, kind, key = full.rsplit(".", 3)
+        parts.setdefault((name, int(place)), (kind, {}))[1][key] = tensor
     terms: dict[str, list[Term]] = {}
     for (name, _), (kind, own) in sorted(parts.items(), key=lambda part: part[0][1]):
-        if kind not in Term.kinds:
-            raise ValueError(f"no term is called {kind}")
         terms.setdefault(name, []).append(Term.kinds[kind](**own))
     return terms
-
-
-def split(full: str) -> tuple[str, int, str, str]:
-    """(parameter, place among its terms, kind, tensor) of a packed name; ValueError if it is none."""
-    name, place, kind, key = full.rsplit(".", 3)
-    return name, int(place), kind, key
-
-
-def _check(name: str, terms: list[Term], model: PreTrainedModel) -> None:
-    """Raise what a term that can't be this parameter's raises."""
-    stem, _, part = name.rpartition(".")
-    layer = model.get_submodule(stem)
-    if pruned_layer(f"{stem}.weight") is None and not (part == "weight" and type(layer).__name__.endswith("RMSNorm")):
-        raise ValueError("nothing can be added to it")
-    shape = layer.weight.shape if part == "weight" else layer.weight.shape[:1]
-    for term in terms:
-        tensors = term.tensors()
-        for key, tensor in tensors.items():
-            if tensor.dtype not in (torch.float32, torch.int64) or not bool(tensor.isfinite().all()):
-                raise ValueError(f"{key} holds something else than finite fp32 numbers")
-        # A weight's shape is known without computing it; heads of a bias must be there in its weight.
-        on = "meta" if part == "weight" else "cpu"
-        moved = type(term)(**{key: tensor.to(on) for key, tensor in tensors.items()})
-        found = moved(torch.zeros(layer.weight.shape, device=on)).shape
-        if found != shape:
-            raise ValueError(f"it is of the shape {tuple(found)}, not {tuple(shape)}")
 
 
 class _Saved(Mapping):
     """The terms in a safetensors file, each read when it is asked for, and kept by nobody."""
 
     def __init__(self, file: Path):
-        self.file, self.keys_of = file, {}
+        self.file, keys = file, {}
         with safe_open(file, framework="pt") as opened:
             for full in opened.keys():  # noqa: SIM118
-                self.keys_of.setdefault(split(full)[0], []).append(full)
+                keys.setdefault(full.rsplit(".", 3)[0], []).append(full)
         # As the layers are, so that heads are in their order.
-        self.names = sorted(self.keys_of, key=lambda name: [int(p) if p.isdigit() else -1 for p in name.split(".")])
+        names = sorted(keys, key=lambda name: [int(p) if p.isdigit() else -1 for p in name.split(".")])
+        self.keys_of = {name: keys[name] for name in names}
 
     def __getitem__(self, name: str) -> list[Term]:
         keys = self.keys_of[name]
@@ -222,10 +176,10 @@ class _Saved(Mapping):
             return unpacked({key: opened.get_tensor(key) for key in keys})[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
+        return iter(self.keys_of)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.keys_of)
 
 
 def save_restoration(folder: Path, restoration: Restoration, about: dict) -> None:
@@ -246,11 +200,10 @@ def load_restoration(folder: Path, flag: str = "-restoration") -> tuple[Restorat
     """The restoration in `folder`, whose terms are read when they are asked for, and what its json says about it."""
     try:
         about = read_json(folder / ABOUT)
-        written = about["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{ABOUT} names no format" if isinstance(error, KeyError | TypeError) else first_line(error)
+        written = about.get("format")
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{flag}: {folder} is no restoration folder ({reason}); give OUT/restoration of a run"
+            f"{flag}: {folder} is no restoration folder ({first_line(error)}); give OUT/restoration of a run"
         ) from error
     if written != FORMAT:
         raise UserError(
@@ -258,23 +211,21 @@ def load_restoration(folder: Path, flag: str = "-restoration") -> tuple[Restorat
             "it, or restore again"
         )
     try:
-        read_manifest(folder)
-        if (method := about["method"]) in METHODS:
-            METHODS[method].function()  # which brings the terms that only it has
-        return Restoration(method, _Saved(folder / TENSORS)), about
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        reason = f"{first_line(error)} is missing" if isinstance(error, KeyError) else first_line(error)
-        raise UserError(f"{flag}: {folder} is damaged ({reason}); copy it again") from error
+        read_manifest(folder)  # so all else is as it was written
+    except ValueError as error:
+        raise UserError(f"{flag}: {folder} is damaged ({first_line(error)}); copy it again") from error
+    if (method := about["method"]) in METHODS:
+        METHODS[method].function()  # which brings the terms that only it has
+    return Restoration(method, _Saved(folder / TENSORS)), about
 
 
-def check_belongs(restoration: Restoration, about: dict, given: Path, flag: str, own: str = "-restoration") -> None:
-    """Raise UserError unless the checkpoint in `given` is the very one that the restoration was trained on.
+def check_belongs(about: dict, given: Path, flag: str) -> None:
+    """Raise UserError unless the checkpoint in `given` is the very one that a restoration was trained on.
 
-    flag: the checkpoint's. own: the restoration's, where it can't be one of this model.
+    about: what the restoration's json says. flag: the checkpoint's.
     """
-    if Checkpoint(given, flag).survey().sha256 not in (about.get("pruned_sha256"), about.get("expanded_sha256")):
+    if Checkpoint(given, flag).fingerprint not in (about.get("pruned_sha256"), about.get("expanded_sha256")):
         raise UserError(
             f"{flag}: {given} is not the pruned checkpoint this restoration was trained on "
             f"({about.get('pruned_model', 'unknown')}); give that one"
         )
-    restoration.check(load_config(given, flag), own)

@@ -100,6 +100,13 @@ def restored(value: Tensor, terms: Iterable[Term], weight: Tensor | None = None)
     return value
 
 
+@torch.no_grad()
+def merged(part: str, own: Tensor | None, terms: Iterable[Term], weight: Tensor) -> Tensor:
+    """A layer's weight or bias with all terms, fp64. own: None for a bias that is missing, and so zero before."""
+    own = torch.zeros(len(weight), dtype=torch.float64) if own is None else own.double()
+    return restored(own, map(Term.exact, terms), None if part == "weight" else weight)
+
+
 class Constant(Term):
     """A free change of a bias (D,), or of a norm's scale (D,)."""
 
@@ -125,11 +132,6 @@ class HeadConstant(Term):
     def __init__(self, *values: Tensor, **tensors: Tensor):
         super().__init__(*values, **tensors)
         self.register_buffer("columns", None, persistent=False)
-        heads, (n, d) = self.heads, self.basis.shape[:2]
-        if heads.dtype != torch.int64 or heads.shape != (n,) or n == 0 or heads[0] < 0 or (heads.diff() <= 0).any():
-            raise ValueError("its heads are not ascending numbers, one for each basis")
-        if self.basis.shape != (n, d, d) or any(parameter.shape != (n, d) for parameter in self.parameters()):
-            raise ValueError("its tensors are not of the basis's shape")
 
     def keep(self, weight: Tensor) -> None:
         """Hold the heads' columns of W_O in fp32, as each step needs them."""

@@ -20,11 +20,10 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 
 import pruning.prune_model
 from models import cpu_attention
-from models.gguf_reading import check_gguf, gguf_tokenizer
+from models.gguf_reading import gguf_tokenizer
 from models.loading import (
     DTYPES,
     check_name,
-    embedded_file,
     has_tokenizer,
     head_shape,
     hub_name,
@@ -32,6 +31,7 @@ from models.loading import (
     load_tokenizer,
     usable_device,
 )
+from models.model_names import embedded_file
 from utils.common.commands import WIDTH
 from utils.common.errors import UserError, first_line
 from utils.common.flags import Arguments
@@ -431,7 +431,6 @@ def read_shape(name: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase | None, 
     full = hub_name(name)
     path = embedded_file(flag) if name == EMBEDDED else Path(full).expanduser()
     if path.is_file():
-        check_gguf(path, flag)
         try:
             return AutoConfig.from_pretrained(path.parent, gguf_file=path.name), gguf_tokenizer(path), FP32
         except Exception as error:  # whatever a damaged file makes gguf or transformers raise

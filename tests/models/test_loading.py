@@ -1,7 +1,7 @@
 """Every kind of model name becomes a plain Llama folder, or one clear line."""
 
 import gc
-import json
+import os
 import shutil
 import weakref
 
@@ -21,12 +21,11 @@ from models.loading import (
     load_tokenizer,
     placement,
     resolve,
-    slow_half,
 )
 from models.merge import merge_and_prove, probe_logits, record_logits
 from models.model_names import SHORT_NAMES
 from models.restoration import Restoration, save_restoration
-from tests.builders import HEADS, orthonormal, shard, trained
+from tests.builders import HEADS, VISIBLE, orthonormal, scaled, shard
 from utils.activations import last_token_activations
 from utils.common.errors import UserError
 from utils.common.methods import Options
@@ -42,8 +41,7 @@ FLAG = "-base_model_name"
 
 def test_short_names_are_the_releases_in_any_case():
     for name, hub in {"LLAMA2_7b": "meta-llama/Llama-2-7b-hf", "llama_13B": "huggyllama/llama-13b"}.items():
-        assert hub_name(name) == hub_name(hub) == hub
-        check_name(name, FLAG)
+        assert hub_name(name) == hub_name(hub) == hub and check_name(name, FLAG) is None
 
 
 def test_a_wrong_name_is_one_line_that_names_the_flag_and_what_there_is(tmp_path):
@@ -64,15 +62,11 @@ def test_an_unreachable_hub_is_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(found.value)
 
 
-def test_another_architecture_and_a_damaged_weight_file_are_one_line(make_tiny_llama):
+def test_a_weight_file_that_was_damaged_since_it_was_checked_is_one_line(make_tiny_llama):
     folder = make_tiny_llama()
-    path, settings = folder / "model.safetensors", json.loads((folder / "config.json").read_text())
-    path.write_bytes(path.read_bytes()[:1000])
+    os.truncate(folder / "model.safetensors", 1000)
     with pytest.raises(UserError, match="cannot load"):
         load_model(folder, torch.float32, "cpu", FLAG)
-    (folder / "config.json").write_text(json.dumps({**settings, "model_type": "gpt2"}))
-    with pytest.raises(UserError, match="is a 'gpt2' model"):
-        load_config(folder, FLAG)
 
 
 def test_models_load_frozen_and_tokenizers_gain_no_token(make_tiny_llama):
@@ -117,19 +111,6 @@ def test_a_model_larger_than_memory_is_offloaded_and_gives_the_same(make_tiny_ll
     assert window_losses(spread, windows, 1, "") == window_losses(whole, windows, 1, "")
 
 
-def test_a_merged_model_that_is_partly_on_disk_is_not_used_after_its_folder_moved(
-    make_tiny_llama, tmp_path, small_memory
-):
-    folder, restoration = make_tiny_llama(zeros=0.5), trained()
-    save_restoration(tmp_path / "restoration", restoration, {})
-    model = restoration.attach(load_model(folder, torch.float32, "cpu", "-b"))
-    reference = record_logits(model, restoration, Checkpoint(folder), [[5, 6, 7]], "auto")
-    common = {"tokenizer_from": folder, "reference": reference}
-    proof = merge_and_prove(folder, tmp_path / "restoration", tmp_path / "merged", **common)
-    assert proof.record["passed"] and not proof.record["logits_must_be_equal"] and proof.model is None
-    assert probe_logits(load_model(tmp_path / "merged", torch.float32, "auto", "-b"), [[5, 6, 7]])
-
-
 @pytest.mark.parametrize("pickled", [False, True])
 def test_a_repository_of_shards_is_downloaded_whole(make_tiny_llama, tmp_path, monkeypatch, pickled):
     """Both kinds of index are among the first files that come; the .bin shards come only where they are needed."""
@@ -148,44 +129,37 @@ def test_a_repository_of_shards_is_downloaded_whole(make_tiny_llama, tmp_path, m
     assert Checkpoint(folder, FLAG).survey().sha256 == Checkpoint(whole, FLAG).survey().sha256
 
 
-def test_a_model_that_is_partly_on_disk_is_restored_like_a_whole_one(make_tiny_llama, small_memory):
-    folder = make_tiny_llama(zeros=0.5)
+def test_a_model_that_is_partly_on_disk_is_restored_and_proved_like_a_whole_one(
+    make_tiny_llama, tmp_path, small_memory
+):
+    folder, ids = make_tiny_llama(zeros=0.5), [[5, 6, 7, 250]]
     given = MethodInputs(load_config(folder, "-b"), 1, Checkpoint(folder).read, HEADS, orthonormal())
-    restoration = Restoration.start("restorelcc", Options("both", train_norms=True), given)
-    with torch.no_grad():
-        for parameter in (p for some in restoration.terms.values() for term in some for p in term.parameters()):
-            parameter.add_(0.3)
+    restoration = scaled(Restoration.start("restorelcc", Options("both", train_norms=True), given), VISIBLE)
     whole, spread = (restoration.attach(load_model(folder, torch.float32, on, "-b")) for on in ("cpu", "auto"))
     assert "disk" in spread.hf_device_map.values()
-    ids, plain = [[5, 6, 7, 250]], probe_logits(load_model(folder, torch.float32, "cpu", "-b"), [[5, 6, 7, 250]])
+    plain = probe_logits(load_model(folder, torch.float32, "cpu", "-b"), ids)
     for _ in range(2):  # what is kept of the first time is right the second
         (found,), (expected,) = probe_logits(spread, ids), probe_logits(whole, ids)
         assert torch.equal(found, expected) and not torch.allclose(found, plain[0], atol=1e-2)
-    reference = record_logits(spread, restoration, Checkpoint(folder), ids, "auto")
-    assert torch.equal(reference.logits[0], expected)
     valid = [Encoded([5, 6, 7, 250], 1), Encoded([9, 8, 3], 2)]
     assert validate(spread, valid) == validate(whole, valid)
+    reference = record_logits(spread, restoration, Checkpoint(folder), ids, "auto")
+    assert torch.equal(reference.logits[0], expected)
+    save_restoration(tmp_path / "restoration", restoration, {})
+    common = {"tokenizer_from": folder, "reference": reference}
+    proof = merge_and_prove(folder, tmp_path / "restoration", tmp_path / "merged", **common)
+    # The model that was proved would look for its weights under the name that its folder has given up.
+    assert proof.record["passed"] and not proof.record["logits_must_be_equal"] and proof.model is None
 
 
-@pytest.mark.parametrize("fast", [(), ("bf16",), ("bf16", "fp16")])
-def test_a_cpu_without_instructions_for_half_precision_is_told(monkeypatch, fast):
-    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", lambda name=name: name in fast)
-        assert slow_half("cpu", dtype) == (name not in fast)
-        assert not slow_half("cuda:0", dtype)
-    assert not slow_half("cpu", torch.float32)
-    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
-    assert slow_half("cpu", torch.bfloat16)
-
-
-def test_a_model_that_fits_stays_on_its_device(make_tiny_llama, monkeypatch):
+@pytest.mark.parametrize(
+    ("dtype", "more", "placed"), [("float32", 1, "cpu"), ("float32", -1, "auto"), ("bfloat16", -1, "cpu")]
+)
+def test_a_model_that_fits_stays_on_its_device(make_tiny_llama, monkeypatch, dtype, more, placed):
     folder = make_tiny_llama()
     parameters = load_model(folder, torch.float32, "cpu", "-b").num_parameters()
-    monkeypatch.setattr("models.loading._free_memory", lambda device: 4 * parameters / 0.8 + 1)
-    assert placement(folder, torch.float32, "cpu") == "cpu"
-    monkeypatch.setattr("models.loading._free_memory", lambda device: 4 * parameters)
-    assert placement(folder, torch.float32, "cpu") == "auto"
-    assert placement(folder, torch.bfloat16, "cpu") == "cpu"
+    monkeypatch.setattr("models.loading._free_memory", lambda device: 4 * parameters / 0.8 + more)
+    assert placement(folder, getattr(torch, dtype), "cpu") == placed
 
 
 def test_what_an_earlier_stage_let_go_of_counts_as_free(make_tiny_llama, monkeypatch):

@@ -1,7 +1,7 @@
 """The patch adds Eq. 8 to the chosen heads, trains β and b in fp32, and touches nothing else."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
@@ -28,18 +28,17 @@ def terms_of(restoration) -> dict[int, HeadConstant]:
 def added(model, heads: list[list[int]], learned: torch.Tensor) -> Iterator[None]:
     """c of each head (n, d) is added to its slice of o_proj's input, at every token."""
     width = model.config.head_dim
-    hooks = []
-    for (layer, head), vector in zip(heads, learned, strict=True):
+    with ExitStack() as hooks:
+        for (layer, head), vector in zip(heads, learned, strict=True):
 
-        def add(_, inputs, head=head, vector=vector):
-            z = inputs[0].clone()
-            z[..., head * width : (head + 1) * width] += vector
-            return (z,)
+            def add(_, inputs, head=head, vector=vector):
+                z = inputs[0].clone()
+                z[..., head * width : (head + 1) * width] += vector
+                return (z,)
 
-        hooks.append(model.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(add))
-    yield
-    for hook in hooks:
-        hook.remove()
+            projection = model.model.layers[layer].self_attn.o_proj
+            hooks.enter_context(projection.register_forward_pre_hook(add))
+        yield
 
 
 @pytest.mark.parametrize(

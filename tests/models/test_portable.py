@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from models.compact import write_compact
-from models.loading import load_config, tokenizer_files
+from models.loading import load_config, load_model, tokenizer_files
 from models.portable import portable, save_tokenizer
 from pruning.prune_model import prune_into
-from tests.builders import byte_tokenizer, save_tiny_llama
+from tests.builders import byte_tokenizer, compact_checkpoint, save_tiny_llama
 from tests.models.test_merge import merged
 
 OLD_PYTHON = "RESTORELCC_OLD_PYTHON"
@@ -38,62 +37,38 @@ TEXTS = ["In 1984, 12,345\n\n1. of 67 %", "def f(x):\n    return x[12:345]  # " 
 
 ASK = """
 import json, sys, torch, transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
-answers = []
-for folder in sys.argv[2:]:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    # A compact checkpoint brings its own class.
-    model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32, trust_remote_code=True).eval()
-    ids = [tokenizer(text).input_ids for text in json.loads(sys.argv[1])]
-    with torch.no_grad():
-        logits = [model(torch.tensor([each])).logits[0].tolist() for each in ids]
-    answers.append({"ids": ids, "logits": logits})
-print(json.dumps({"version": transformers.__version__, "answers": answers}))
+from transformers import AutoTokenizer
+assert transformers.__version__.startswith("4.57.")
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[2])
+# A compact checkpoint brings its own class.
+model = AutoModelForCausalLM.from_pretrained(sys.argv[2], torch_dtype=torch.float32, trust_remote_code=True).eval()
+ids = [tokenizer(text).input_ids for text in json.loads(sys.argv[1])]
+print(json.dumps([ids, [model(torch.tensor([each])).logits[0].tolist() for each in ids]]))
 """
 
 
-def ask_old(folders: list[Path]) -> list[dict]:
-    """Token ids of TEXTS and their logits, as transformers 4 has them for the checkpoint in each folder."""
-    if OLD_PYTHON not in os.environ:
-        pytest.skip(f"{OLD_PYTHON} names no python with transformers 4.57")
-    command = [os.environ[OLD_PYTHON], "-c", ASK, json.dumps(TEXTS), *map(str, folders)]
-    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=folders[0]).stdout)
-    assert found["version"].startswith("4.57.")
-    return found["answers"]
-
-
-def base(folder: Path, rope: dict) -> Path:
-    """A user's checkpoint, its tokenizer's files written as nobody here would."""
-    save_tiny_llama(folder, rope_parameters=rope)
-    save_tokenizer(byte_tokenizer(), folder)
-    path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps({"their_own": [1, 2], **json.loads(path.read_text())}, indent=7))
-    return folder
-
-
-def made_of(folder: Path, work: Path) -> dict[str, Path]:
-    """What is written on the way from a dense checkpoint: the pruned one, the merged one and its compact form."""
-    calibration = {"calib_data": "bundled", "calib_samples": 1, "calib_length": 16}
-    made = {name: work / name for name in ("pruned", "merged", "compact")}
-    prune_into(folder, made["pruned"], "magnitude", "0.5", **calibration, dtype=torch.float32, device="cpu", seed=1)
-    assert merged(made["pruned"], work)["passed"]
-    made["compact"].mkdir()
-    write_compact(made["merged"], made["compact"])
-    return made
-
-
 @pytest.fixture(scope="module", params=ROPES)
-def world(request, tmp_path_factory) -> tuple[Path, dict[str, Path]]:
+def world(request, tmp_path_factory) -> tuple[Path, list[Path]]:
+    """A user's checkpoint, its tokenizer's files written as nobody here would, and all that is made of it: the pruned
+    one, the merged one and its compact form.
+    """
     work = tmp_path_factory.mktemp("portable")
-    dense = base(work / "dense", ROPES[request.param])
-    return dense, made_of(dense, work)
+    dense, pruned = save_tiny_llama(work / "dense", rope_parameters=ROPES[request.param]), work / "pruned"
+    save_tokenizer(byte_tokenizer(), dense)
+    path = dense / "tokenizer_config.json"
+    path.write_text(json.dumps({"their_own": [1, 2], **json.loads(path.read_text())}, indent=7))
+    calibration = {"calib_data": "bundled", "calib_samples": 1, "calib_length": 16}
+    prune_into(dense, pruned, "magnitude", "0.5", **calibration, dtype=torch.float32, device="cpu", seed=1)
+    assert merged(pruned, work)["passed"]
+    compact_checkpoint(work / "merged", work / "compact")
+    return dense, [pruned, work / "merged", work / "compact"]
 
 
 def test_the_rope_is_told_in_words_of_transformers_4_and_a_users_tokenizer_passes_through(world):
     dense, made = world
     files = tokenizer_files(dense)
     assert len(files) >= 2
-    for folder in made.values():
+    for folder in made:
         settings = json.loads((folder / "config.json").read_text())
         assert "rope_parameters" not in settings and "rope_theta" in settings
         assert load_config(folder, "it").rope_parameters == load_config(dense, "it").rope_parameters
@@ -101,16 +76,15 @@ def test_the_rope_is_told_in_words_of_transformers_4_and_a_users_tokenizer_passe
         assert all((folder / file.name).read_bytes() == file.read_bytes() for file in files)
 
 
+@pytest.mark.skipif(OLD_PYTHON not in os.environ, reason=f"{OLD_PYTHON} names no python with transformers 4.57")
 def test_transformers_4_has_the_same_ids_and_the_same_logits(world):
-    _, made = world
-    for folder, old in zip(made.values(), ask_old(list(made.values())), strict=True):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        assert old["ids"] == [tokenizer(text).input_ids for text in TEXTS]
-        for ids, logits in zip(old["ids"], map(torch.tensor, old["logits"]), strict=True):
-            expected = model(torch.tensor([ids])).logits[0]
-            assert torch.equal(logits.argmax(-1), expected.argmax(-1))
-            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    for folder in world[1]:
+        command = [os.environ[OLD_PYTHON], "-c", ASK, json.dumps(TEXTS), str(folder)]
+        old = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=folder).stdout)
+        tokenizer, model = AutoTokenizer.from_pretrained(folder), load_model(folder, torch.float32, "cpu", "it")
+        assert old[0] == [tokenizer(text).input_ids for text in TEXTS]
+        for ids, logits in zip(*old, strict=True):
+            torch.testing.assert_close(torch.tensor(logits), model(torch.tensor([ids])).logits[0], rtol=1e-4, atol=1e-4)
 
 
 def test_of_two_ropes_the_one_that_transformers_5_takes_is_told():

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 import models.compact
 from models.checkpoint import LINEARS
-from models.compact_llama import CompactLlamaForCausalLM, kept_heads
+from models.compact_llama import CompactLlamaForCausalLM
 from models.loading import load_config, load_model
 from pruning import calibration, slimgpt
 from pruning.sparsegpt import damped_inverse
@@ -121,8 +121,7 @@ def test_masked_and_compact_give_the_same_logits(both, tied):
     torch.testing.assert_close(small(ids).logits, slim(ids).logits, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(dense(ids).logits, slim(ids).logits, atol=1e-2)
     assert small.num_parameters() < 0.8 * dense.num_parameters()
-    heads = {len(kept) for kept in kept_heads(small.config)}
-    assert len(heads) > 1, "the layers of this model should differ in size"
+    assert len({len(kept) for kept in small.config.kept_kv_heads}) > 1, "the layers of this model should differ in size"
     generated = [model.generate(ids[:1], max_new_tokens=8, do_sample=False) for model in (slim, small)]
     assert torch.equal(*generated)  # with a key-value cache of a different size in every layer
 
@@ -196,16 +195,16 @@ def test_compact_folder_loads_alone_with_its_own_code(both, tmp_path):
 def test_expanding_a_compact_model_gives_the_masked_one_back(both, tmp_path):
     """The same logits, heads where they stood in the dense model; compacted again, the same tensors."""
     _, masked, compact = both(attention_bias=True, mlp_bias=True, tie_word_embeddings=True)
-    models.compact.expand_checkpoint(compact, tmp_path / "expanded")
-    slim, expanded = (AutoModelForCausalLM.from_pretrained(place) for place in (masked, tmp_path / "expanded"))
-    assert type(expanded) is type(slim) and expanded.config.model_type == "llama"
-    assert (tmp_path / "expanded" / "pruning.json").is_file()
+    folder, small = models.compact.in_dense_shapes(compact, tmp_path / "cache")
+    slim, expanded = (AutoModelForCausalLM.from_pretrained(place) for place in (masked, folder))
+    assert small and type(expanded) is type(slim) and expanded.config.model_type == "llama"
+    assert (folder / "pruning.json").is_file()
     ids = torch.arange(30)[None]
     torch.testing.assert_close(expanded(ids).logits, slim(ids).logits, rtol=1e-4, atol=1e-5)
     for before, after in zip(slim.model.layers, expanded.model.layers, strict=True):
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             assert torch.equal(after.self_attn.get_submodule(name).weight, before.self_attn.get_submodule(name).weight)
-    compact_checkpoint(tmp_path / "expanded", tmp_path / "again")
+    compact_checkpoint(folder, tmp_path / "again")
     small, again = (load_model(place, "auto", "cpu", "-x").state_dict() for place in (compact, tmp_path / "again"))
     assert small.keys() == again.keys()
     assert all(torch.equal(small[name], again[name]) for name in small)
@@ -215,7 +214,7 @@ def test_compacting_an_ordinary_model_leaves_it_whole(make_tiny_llama):
     model = load_model(make_tiny_llama(zeros=0.5), torch.float32, "cpu", "-x")
     small = models.compact.compact(model)
     assert small.num_parameters() == model.num_parameters()
-    assert kept_heads(small.config) == kept_heads(model.config) == [list(range(6))] * 3
+    assert small.config.kept_kv_heads == [[0, 1]] * 3
 
 
 def test_record_says_what_went_and_what_it_cost_and_a_compact_model_is_not_pruned_again(make_tiny_llama, prune):  # noqa: F811

@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 import pruning.prune_model
-from models.checkpoint import Checkpoint, check_finite, check_weights
+from models.checkpoint import Checkpoint, check_weights
 from models.compact import in_dense_shapes
 from models.families import carried_parts
-from models.loading import check_model, check_pair, load_config, resolve, slow_half
+from models.loading import check_model, check_pair, load_config, resolve
 from pruning import calibration
 from utils.common.disk import as_bytes, free_bytes
 from utils.common.errors import UserError
@@ -32,8 +32,6 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     # Sentence embeddings are not needed where a task has but one wrong answer.
     if run.needs.heads and args.head_selection == "contrastive" and args.spec_task not in ("boolq", "rte"):
         locate_encoder()
-    if slow_half(run.device, run.dtype):
-        print(f"      this CPU computes {args.dtype} in software, several times slower than -dtype float32")
     folder = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
     config = load_config(folder, "-base_model_name")
     carried_parts(args.method, Options.of(args), config)
@@ -78,7 +76,6 @@ def given_checkpoint(args: Arguments, dense: Path) -> tuple[Checkpoint, Checkpoi
     check_pair(dense, folder, flag)
     given = Checkpoint(folder, flag)
     check_weights(given, load_config(folder, flag))
-    check_finite(given)
     expanded, compact = in_dense_shapes(folder, args.cache_dir)
     pruned = Checkpoint(expanded, flag) if compact else given
     zeros, weights = pruned.survey().counts()
