@@ -28,14 +28,12 @@ from utils.losses import IGNORED, ResponseLoss
 from utils.prompts import Encoded, encode_all
 from utils.stages.train import settings as of_flags
 from utils.training import (
-    UNFINISHED,
     Collator,
     TrainingResult,
     TrainingSettings,
     _OneDevice,
     _ProcessBatches,
     _RestorationTrainer,
-    _Watch,
     response_loss,
     train,
     validate,
@@ -350,7 +348,7 @@ def gradient(folder: Path, dtype: torch.dtype, monkeypatch, narrow: float = floa
     model.model.layers[-1].register_forward_hook(lambda *given: given[2].register_hook(pass_back) and None)
     how = settings(epochs=1, batch_size=11, accumulation=2, max_grad_norm=1e9)
     with monkeypatch.context() as patched, workspace("gradient") as place:
-        patched.setattr(_Watch, "on_pre_optimizer_step", keep)
+        patched.setattr(_RestorationTrainer, "on_pre_optimizer_step", keep)
         train(model, samples, [], how, "cpu", place)
     return torch.cat(found), passed
 
@@ -472,14 +470,13 @@ def test_a_checkpoint_of_another_training_is_passed_over(cut, capsys):
     assert len([row for row in result.history if "loss" in row]) == 6 and result.tokens == cut.complete.tokens
 
 
-def test_what_a_kill_left_unfinished_is_never_taken_for_a_checkpoint(cut, monkeypatch):
+def test_what_a_kill_left_unfinished_is_never_taken_for_a_checkpoint(cut, monkeypatch, capsys):
     with monkeypatch.context() as patched:
-        patched.setattr("utils.training.seal", lambda *_: fails())
+        patched.setattr("utils.training.write_manifest", lambda *_, **__: fails())
         with pytest.raises(RuntimeError, match="no power"):
             cut.train(cut.output)
-    assert cut.checkpoints == [] and (cut.output / UNFINISHED / "checkpoint-3").is_dir()
     assert cut.continues_to_the_same() == 6
-    assert not (cut.output / UNFINISHED / "checkpoint-3").exists()
+    assert "checkpoint checkpoint-3 is incomplete (no whole manifest.json)" in "".join(capsys.readouterr())
 
 
 def test_settings_that_nobody_gave_are_those_of_the_flags():
