@@ -8,36 +8,28 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from utils.distillation import Distillation, last_states
+from utils.prompts import IGNORED
 
-IGNORED = -100
 CHUNK = 256
 """Labelled tokens whose logits are in memory at once: enough for a CPU's full rate; not measured on a card."""
 
 
 class _LogitsSpace:
-    """Memory for one chunk of logits, the same for all chunks of all steps.
+    """Memory for chunks of logits, the same for all chunks of all steps.
 
     Without it each step would ask the system for tens of megabytes anew, which a CPU pays for with more time than the
     softmax takes.
     """
 
     def __init__(self):
-        self._logits = self._fp32 = self._teacher = torch.empty(0)
+        self._kept: dict[str, Tensor] = {}
 
-    def rows(self, count: int, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Two uninitialized (count, V) tensors, in the dtype of `weight` (V, D) and in fp32; one tensor if that is."""
-        shape = CHUNK, len(weight)
-        if (self._logits.shape, self._logits.dtype, self._logits.device) != (shape, weight.dtype, weight.device):
-            self._logits = weight.new_empty(shape)
-            self._fp32 = self._logits if weight.dtype == torch.float32 else weight.new_empty(shape, dtype=torch.float32)
-        return self._logits[:count], self._fp32[:count]
-
-    def teacher(self, count: int, weight: Tensor) -> Tensor:
-        """One more (count, V) in fp32, for the teacher's softmax."""
-        shape = CHUNK, len(weight)
-        if (self._teacher.shape, self._teacher.device) != (shape, weight.device):
-            self._teacher = weight.new_empty(shape, dtype=torch.float32)
-        return self._teacher[:count]
+    def rows(self, use: str, count: int, head: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Uninitialized (count, V), for an output head (V, D)."""
+        kept = self._kept.get(use)
+        if kept is None or (len(kept.T), kept.dtype, kept.device) != (len(head), dtype, head.device):
+            kept = self._kept[use] = head.new_empty(CHUNK, len(head), dtype=dtype)
+        return kept[:count]
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,8 @@ class _FrozenHeadLoss(torch.autograd.Function):
         for begin in range(0, len(hidden), CHUNK):
             part = slice(begin, begin + CHUNK)
             wanted = torch.arange(len(hidden[part]), device=hidden.device), labels[part]
-            logits, softmax = space.rows(len(hidden[part]), weight)
+            logits = space.rows("logits", len(hidden[part]), weight, weight.dtype)
+            softmax = logits if logits.dtype == torch.float32 else space.rows("fp32", len(logits), weight)
             if target:
                 teacher, entropy = _teach(target, part, space, logits, softmax)
             torch.mm(hidden[part], weight.T, out=logits)
@@ -91,7 +84,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
                 torch.mm(logits.copy_(softmax), weight, out=gradient[part])
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(tokens)
-        return (1 - share) * total + share * divergence if target else total.clone(), tokens
+        return (1 - share) * total + share * divergence, tokens
 
     @staticmethod
     def backward(ctx, scale: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
@@ -106,7 +99,7 @@ def _teach(target: _Target, part: slice, space: _LogitsSpace, logits: Tensor, sc
     sum the cross-entropy of teacher and student, so that a student that is the teacher has no divergence.
     """
     torch.mm(target.hidden[part], target.head.T, out=logits)
-    softmax = space.teacher(len(logits), target.head)
+    softmax = space.rows("teacher", len(logits), target.head)
     softmax.copy_(logits).sub_(logits.amax(-1, keepdim=True).float())
     scratch.copy_(softmax)
     summed = softmax.exp_().sum(-1, keepdim=True)

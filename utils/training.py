@@ -32,9 +32,9 @@ from utils.common.manifest import read_manifest, write_manifest
 from utils.common.names import DIVERGED
 from utils.common.progress import progress
 from utils.distillation import Distillation
-from utils.losses import IGNORED, ResponseLoss
+from utils.losses import ResponseLoss
 from utils.packing import by_length
-from utils.prompts import Encoded
+from utils.prompts import IGNORED, Encoded, collate
 
 VALID_TOKENS_A_BATCH = 4096
 
@@ -212,44 +212,6 @@ def last_whole(checkpoints: Path, belongs: str) -> tuple[Path | None, list[str]]
     return None, passed_over
 
 
-@dataclass
-class Collator:
-    """Right-padded batches; labels are -100 on prompts and padding.
-
-    Rows may bring the teacher's states of their responses (n_i, D); a batch has them as its labels follow each other;
-    and their numbers, by which a step's samples are told.
-    """
-
-    pad_id: int
-    stand_in: dict | None = None
-    """The row of whose first two tokens, with nothing to learn, a process makes the batch in which it has no sample."""
-
-    def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
-        if not rows:
-            rows = [{**self.stand_in, "number": 0, "input_ids": self.stand_in["input_ids"][:2], "prompt_length": 2}]
-            if "teacher" in rows[0]:
-                rows[0]["teacher"] = rows[0]["teacher"][:0]
-        longest = max(len(row["input_ids"]) for row in rows)
-        ids = torch.full((len(rows), longest), self.pad_id)
-        labels = torch.full((len(rows), longest), IGNORED)
-        for index, row in enumerate(rows):
-            tokens, start = torch.tensor(row["input_ids"]), row["prompt_length"]
-            ids[index, : len(tokens)] = tokens
-            labels[index, start : len(tokens)] = tokens[start:]
-        batch = {"input_ids": ids, "labels": labels}
-        if "number" in rows[0]:
-            batch["numbers"] = torch.tensor([row["number"] for row in rows])
-        if "teacher" in rows[0]:
-            batch["teacher"] = torch.cat([row["teacher"] for row in rows])
-        return batch
-
-
-def _rows(samples: list[Encoded], states: list[Tensor] | None) -> list[dict]:
-    """The samples as the Collator takes them, each with its own states of the teacher, if there are any."""
-    rows = [{"input_ids": sample.ids, "prompt_length": sample.prompt_length} for sample in samples]
-    return [{**row, "teacher": own} for row, own in zip(rows, states, strict=True)] if states else rows
-
-
 @torch.no_grad()
 def response_loss(
     model: torch.nn.Module,
@@ -272,12 +234,11 @@ def response_loss(
     device = next(model.parameters()).device
     batches = by_length([sample.ids for sample in samples], VALID_TOKENS_A_BATCH)
     found: list[tuple[list[int], list[int], Tensor]] = []
-    inputs = _rows(samples, states)
     with progress(total=len(samples), desc=description, unit="sample", leave=False) as bar:
         for first in range(0, len(batches), parts):
             mine = first + part < len(batches)
             rows = batches[first + part if mine else first]
-            batch = Collator(pad_id)([inputs[row] for row in rows])
+            batch = collate([samples[row] for row in rows], pad_id, states and [states[row] for row in rows])
             counts = (batch["labels"][:, 1:] != IGNORED).sum(1).tolist()
             tokens = model(**{name: tensor.to(device) for name, tensor in batch.items()})["tokens"]
             if mine:
@@ -366,12 +327,13 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         sharded: bool,
         belongs: str,
     ):
-        rows = _rows(samples, distillation and distillation.train)
+        self.samples, self.states = samples, distillation and distillation.train
+        self.pad_id = model.config.pad_token_id or 0
         super().__init__(
             model=ResponseLoss(model, distillation, penalty),
             args=arguments,
-            data_collator=Collator(model.config.pad_token_id or 0, rows[0]),
-            train_dataset=[{**row, "number": number} for number, row in enumerate(rows, start=1)],
+            data_collator=self.batch,
+            train_dataset=range(len(samples)),
             eval_dataset=valid,
             callbacks=[self],
         )
@@ -383,7 +345,7 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         self.valid_rows: list[list[float]] = []
         self.signal, self.saved, self.began = 0, time.monotonic(), 0.0
         self.numbers: tuple[Tensor, ...] = ()
-        """Of the samples of the present step, on this process, counted from 1; 0 is none."""
+        """Of the samples of the present step, on this process, by batch."""
         self.counted = [0, 0]
         """Tokens of the present step, without and with padding: of this process, at its end of all."""
         self.half = model.dtype == torch.float16
@@ -397,6 +359,12 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         """Not prepared by accelerate, whose processes train on some samples twice to end an epoch together."""
         pin = self.args.dataloader_pin_memory
         return DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator, pin_memory=pin)
+
+    def batch(self, rows: list[int]) -> dict[str, Tensor]:
+        """These samples, by number, with what they are taught; of none one that counts nothing."""
+        samples = [self.samples[row] for row in rows] or [Encoded(self.samples[0].ids[:2], 2)]
+        states = self.states and ([self.states[row] for row in rows] or [self.states[0][:0]])
+        return {"numbers": torch.tensor(rows), **collate(samples, self.pad_id, states)}
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
         """Counts what it trains on; a row ends with its last label, and one without any is not trained on."""
@@ -445,8 +413,8 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         training = module.training
         module.eval()
         part, parts = self.args.process_index, self.args.world_size
-        pad, states = self.data_collator.pad_id, self.valid_states
-        found = response_loss(module, self.eval_dataset, pad, "validation loss", part, parts, states)
+        of_all = self.eval_dataset, self.pad_id, "validation loss"
+        found = response_loss(module, *of_all, part, parts, self.valid_states)
         module.train(training)
         rows = self.over_processes(found)
         self.valid_rows = rows[:, :2].tolist()
@@ -551,7 +519,7 @@ class _RestorationTrainer(Trainer, TrainerCallback):
             return
         for name, what in (("loss", "loss"), ("grad_norm", "gradient")):
             if not math.isfinite(logs.get(name, 0.0)):
-                numbers = [number for part in self.numbers for number in part.tolist() if number]
+                numbers = [int(number) + 1 for number in torch.cat(self.numbers)]
                 if args.world_size > 1:
                     numbers = gather_object(numbers)
                 listed = ", ".join(map(str, sorted(numbers)[:16])) + (", …" if len(numbers) > 16 else "")

@@ -11,8 +11,8 @@ from models.terms import Constant
 from tests.builders import SAMPLES, batch, learned_in, trained, zeroed
 from tests.method.test_training import attached, encoded, settings
 from utils.distillation import Distillation, by_sample, last_states, teacher_states
-from utils.losses import IGNORED, ResponseLoss
-from utils.prompts import Encoded
+from utils.losses import ResponseLoss
+from utils.prompts import IGNORED, Encoded
 from utils.training import response_loss, train
 
 HIDDEN, VOCABULARY = 24, 300

@@ -24,8 +24,8 @@ from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
 from utils.common.methods import Options, needs_of
 from utils.common.processes import Processes
-from utils.losses import IGNORED, ResponseLoss
-from utils.prompts import Encoded
+from utils.losses import ResponseLoss
+from utils.prompts import IGNORED, Encoded
 from utils.stages.context import Run
 from utils.stages.rank import head_norms
 from utils.training import response_loss

@@ -23,12 +23,12 @@ from utils.common.errors import Stopped, UserError
 from utils.common.files import workspace
 from utils.common.flags import parse_arguments
 from utils.common.manifest import MANIFEST
+from utils.distillation import Distillation
 from utils.evaluation.token_scores import token_scores
-from utils.losses import IGNORED, ResponseLoss
-from utils.prompts import Encoded, encode_all
+from utils.losses import ResponseLoss
+from utils.prompts import IGNORED, Encoded, encode_all
 from utils.stages.train import settings as of_flags
 from utils.training import (
-    Collator,
     TrainingResult,
     TrainingSettings,
     _OneDevice,
@@ -313,11 +313,12 @@ def test_the_batches_of_several_processes_are_those_of_one():
             assert together == [sorted(batch) for batch in alone] and len(together) == len(alone) == len(parts[0])
 
 
-def test_a_process_that_has_no_sample_of_a_step_computes_one_that_counts_nothing():
-    taught = {"number": 3, "input_ids": [5, 9, 77], "prompt_length": 1, "teacher": torch.ones(2, 24)}
-    found = Collator(257, taught)([])
+def test_a_process_that_has_no_sample_of_a_step_computes_one_that_counts_nothing(model, tmp_path):
+    taught = Distillation(0.5, train=[torch.ones(2, 24)] * 3)
+    arguments = _OneDevice(output_dir=str(tmp_path), use_cpu=True)
+    found = _RestorationTrainer(model, SAMPLES, [], settings(), arguments, taught, None, False, "").batch([])
     assert found["input_ids"].tolist() == [[5, 9]] and found["labels"].tolist() == [[IGNORED] * 2]
-    assert found["numbers"].tolist() == [0] and found["teacher"].shape == (0, 24)
+    assert found["numbers"].tolist() == [] and found["teacher"].shape == (0, 24)
 
 
 def test_each_epoch_has_an_order_of_its_own(make_tiny_llama, tmp_path, monkeypatch):
