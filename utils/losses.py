@@ -1,7 +1,6 @@
 """Cross-entropy and distillation at response tokens only, without ever holding all logits."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -27,26 +26,17 @@ class _LogitsSpace:
     def rows(self, use: str, count: int, head: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Uninitialized (count, V), for an output head (V, D)."""
         kept = self._kept.get(use)
-        if kept is None or (len(kept.T), kept.dtype, kept.device) != (len(head), dtype, head.device):
+        if kept is None or (kept.shape[1], kept.dtype, kept.device) != (len(head), dtype, head.device):
             kept = self._kept[use] = head.new_empty(CHUNK, len(head), dtype=dtype)
         return kept[:count]
-
-
-@dataclass(frozen=True)
-class _Target:
-    """A teacher's last hidden states (n, D) of the same tokens, its head (V, D), and the divergence's share w."""
-
-    hidden: Tensor
-    head: Tensor
-    share: float
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
     """Summed loss of hidden states under a frozen output head; beside it each token's cross-entropy and divergence.
 
-    Without a target that is cross-entropy. With one it is (1 - w)·CE + w·KL(teacher ‖ student), w its share, and the
-    gradient at the logits softmax - (w·softmax of the teacher + (1 - w)·one-hot). The tokens' own are (1, n) fp32, the
-    cross-entropies, or (2, n) with a target's divergences.
+    Without a teacher that is cross-entropy. With one, its hidden states (n, D) of the same tokens and its head (V, D),
+    it is (1 - w)·CE + w·KL(teacher ‖ student), w the share, and the gradient at the logits softmax - (w·softmax of the
+    teacher + (1 - w)·one-hot). The tokens' own are (1, n) fp32, the cross-entropies, or (2, n) with the divergences.
 
     The head needs no gradient, so a chunk's gradient with respect to the hidden states is computed while its logits
     are still there: nothing is recomputed, and no more than one chunk of logits exists.
@@ -54,32 +44,39 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, hidden: Tensor, weight: Tensor, labels: Tensor, space: _LogitsSpace, target: _Target | None
+        ctx,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        space: _LogitsSpace,
+        taught: Tensor | None = None,
+        teachers_head: Tensor | None = None,
+        share: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         total, divergence = torch.zeros(2, dtype=torch.float32, device=hidden.device)
-        tokens = torch.empty(2 if target else 1, len(hidden), dtype=torch.float32, device=hidden.device)
-        share = target.share if target else 0
+        has_teacher = taught is not None
+        tokens = torch.empty(1 + has_teacher, len(hidden), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for begin in range(0, len(hidden), CHUNK):
             part = slice(begin, begin + CHUNK)
             wanted = torch.arange(len(hidden[part]), device=hidden.device), labels[part]
             logits = space.rows("logits", len(hidden[part]), weight, weight.dtype)
             softmax = logits if logits.dtype == torch.float32 else space.rows("fp32", len(logits), weight)
-            if target:
-                teacher, entropy = _teach(target, part, space, logits, softmax)
+            if has_teacher:
+                teacher, entropy = _teach(taught[part], teachers_head, space, logits, softmax)
             torch.mm(hidden[part], weight.T, out=logits)
             labelled = logits[wanted].float()
             highest = logits.amax(-1, keepdim=True).float()
             softmax.copy_(logits).sub_(highest)
-            if target:
+            if has_teacher:
                 shared = torch.linalg.vecdot(teacher, softmax)
             summed = softmax.exp_().sum(-1, keepdim=True)
-            if target:
+            if has_teacher:
                 divergence += torch.sub(summed.squeeze(1).log() - shared, entropy, out=tokens[1, part]).sum()
             total += torch.sub(highest.squeeze(1) + summed.squeeze(1).log(), labelled, out=tokens[0, part]).sum()
             if gradient is not None:
                 softmax.div_(summed)[wanted] -= 1 - share
-                if target:
+                if has_teacher:
                     softmax.sub_(teacher, alpha=share)
                 torch.mm(logits.copy_(softmax), weight, out=gradient[part])
         ctx.save_for_backward(gradient)
@@ -87,19 +84,19 @@ class _FrozenHeadLoss(torch.autograd.Function):
         return (1 - share) * total + share * divergence, tokens
 
     @staticmethod
-    def backward(ctx, scale: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * scale, None, None, None, None
+        return gradient * scale, *(None for _ in ctx.needs_input_grad[1:])
 
 
-def _teach(target: _Target, part: slice, space: _LogitsSpace, logits: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
+def _teach(hidden: Tensor, head: Tensor, space: _LogitsSpace, logits: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
     """The teacher's softmax (n, V) of a chunk, fp32, and its entropy (n,) in nats.
 
     logits, scratch: the memory that the student's logits will take next. The entropy is summed by the operations that
     sum the cross-entropy of teacher and student, so that a student that is the teacher has no divergence.
     """
-    torch.mm(target.hidden[part], target.head.T, out=logits)
-    softmax = space.rows("teacher", len(logits), target.head)
+    torch.mm(hidden, head.T, out=logits)
+    softmax = space.rows("teacher", len(logits), head)
     softmax.copy_(logits).sub_(logits.amax(-1, keepdim=True).float())
     scratch.copy_(softmax)
     summed = softmax.exp_().sum(-1, keepdim=True)
@@ -158,15 +155,13 @@ class ResponseLoss(nn.Module):
         targets = labels[:, 1:]
         labelled = targets != IGNORED
         head = self.model.lm_head.weight
-        hidden, target = hidden[:, :-1][labelled], None
+        hidden, target = hidden[:, :-1][labelled], ()
         if self.distillation:
             if teacher is None:
                 teacher = last_states(self.distillation.model, input_ids)[:, :-1][labelled]
-            if len(teacher) != len(hidden):
-                raise ValueError(f"{len(teacher)} states of the teacher for {len(hidden)} labelled tokens")
             own = self.distillation.head
-            target = _Target(teacher, head if own is None else own, self.distillation.weight)
-        total, tokens = _FrozenHeadLoss.apply(hidden, head, targets[labelled], self._space, target)
+            target = teacher, head if own is None else own, self.distillation.weight
+        total, tokens = _FrozenHeadLoss.apply(hidden, head, targets[labelled], self._space, *target)
         if self._penalty is not None and self.training:
             # Once a labelled token: the batches and processes that share a step then share one penalty.
             total = total + labelled.sum() * self._penalty()

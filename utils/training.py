@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.utils import align_module_device, gather_object, patch_environment
+from accelerate.utils import align_module_device, patch_environment
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils import get_total_norm
@@ -79,14 +79,10 @@ class TrainingResult:
     "valid_kl" under distillation.
 
     loss: of what was trained on; valid_loss: cross-entropy in any case; valid_kl: from the dense model; all in nats.
-    tokens: non-padding tokens trained on; padded_tokens: with the padding; seconds: of the steps alone. valid_rows: of
-    the last validation, each sample's [summed cross-entropy in nats, labelled tokens].
+    valid_rows: of the last validation, each sample's [summed cross-entropy in nats, labelled tokens].
     """
 
     history: list[dict] = field(default_factory=list)
-    tokens: int = 0
-    padded_tokens: int = 0
-    seconds: float = 0.0
     valid_rows: list[list[float]] = field(default_factory=list)
 
 
@@ -138,9 +134,6 @@ def train(
         save_total_limit=KEPT,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        report_to=[],
-        remove_unused_columns=False,
-        label_names=["labels"],
         disable_tqdm=True,
         dataloader_pin_memory=device.startswith("cuda"),
         ddp_find_unused_parameters=False,
@@ -160,7 +153,9 @@ def train(
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_disable()
     model.eval()
-    return trainer.result()
+    rows = [row for row in trainer.state.log_history if "loss" in row or "valid_loss" in row]
+    history = [{name: row[name] for name in _IN_HISTORY if name in row} for row in rows]
+    return TrainingResult(history, trainer.valid_rows)
 
 
 def validate(model: LlamaForCausalLM, valid: list[Encoded]) -> TrainingResult:
@@ -301,6 +296,12 @@ class _ProcessBatches(Sampler[list[int]]):
             return torch.randperm(len(self.lengths), generator=generator).tolist()
         return get_length_grouped_indices(self.lengths, self.of_all * self.settings.accumulation, generator=generator)
 
+    def of_step(self, step: int) -> list[int]:
+        """All processes' samples of a step of the present epoch, the step counted from 1 over all epochs."""
+        size = self.of_all * self.settings.accumulation
+        first = (step - 1) % math.ceil(len(self.lengths) / size) * size
+        return self.order()[first : first + size]
+
     def __iter__(self) -> Iterator[list[int]]:
         order = [] if self.over else self.order()
         for first in range(0, len(order), self.of_all):
@@ -312,7 +313,7 @@ class _RestorationTrainer(Trainer, TrainerCallback):
     loss is a mean over tokens; a loss or gradient that is no finite number ends the training before a checkpoint is
     made of it.
 
-    What is counted of a step stands in its row of the Trainer's log, so that checkpoints hold it.
+    The history is the Trainer's own log, which checkpoints hold.
     """
 
     def __init__(
@@ -343,11 +344,7 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         self.valid_states = distillation and distillation.valid
         self.settings, self.sharded, self.belongs = settings, sharded, belongs
         self.valid_rows: list[list[float]] = []
-        self.signal, self.saved, self.began = 0, time.monotonic(), 0.0
-        self.numbers: tuple[Tensor, ...] = ()
-        """Of the samples of the present step, on this process, by batch."""
-        self.counted = [0, 0]
-        """Tokens of the present step, without and with padding: of this process, at its end of all."""
+        self.signal, self.saved = 0, time.monotonic()
         self.half = model.dtype == torch.float16
         """Whether gradients pass through fp16, in which a mean over many tokens has no room for them."""
         self.loss_scale = 1.0
@@ -361,29 +358,20 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         return DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator, pin_memory=pin)
 
     def batch(self, rows: list[int]) -> dict[str, Tensor]:
-        """These samples, by number, with what they are taught; of none one that counts nothing."""
+        """These samples, with what they are taught; of none one that counts nothing."""
         samples = [self.samples[row] for row in rows] or [Encoded(self.samples[0].ids[:2], 2)]
         states = self.states and ([self.states[row] for row in rows] or [self.states[0][:0]])
-        return {"numbers": torch.tensor(rows), **collate(samples, self.pad_id, states)}
+        return collate(samples, self.pad_id, states)
 
-    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
-        """Counts what it trains on; a row ends with its last label, and one without any is not trained on."""
-        self.numbers += (inputs.pop("numbers"),)
-        labelled = inputs["labels"] != IGNORED
-        rows = labelled[labelled.any(1)]
-        self.counted[0] += rows.numel() - int(rows.flip(1).int().argmax(1).sum())
-        self.counted[1] += rows.numel()
-        if self.half:
-            return self._half_step(model, inputs, num_items_in_batch)
-        return super().training_step(model, inputs, num_items_in_batch)
-
-    def _half_step(self, model, inputs: dict[str, Tensor], count: Tensor) -> Tensor:
-        """A batch's loss; with the last batch of a step the step's gradient is computed whole, and unscaled.
+    def training_step(self, model, inputs: dict[str, Tensor], count: Tensor | None = None) -> Tensor:
+        """A batch's loss; under fp16 the step's gradient is computed whole with its last batch, and unscaled.
 
         The loss is scaled by about the labelled tokens of the step, so that each has the gradient in fp16 that it would
         have alone. Where fp16 can't hold that, the step's batches are computed again, scaled by 1/16 of it, until it is
         finite or the scale is 1. Each step begins with its own: a continued training has the same.
         """
+        if not self.half:
+            return super().training_step(model, inputs, count)
         if not self.of_step:
             self.loss_scale = 2.0 ** math.floor(math.log2(max(1, float(count) / self.args.world_size)))
         self.of_step += (dict(inputs),)
@@ -408,15 +396,10 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         return super().compute_loss(*inputs, **named) * self.loss_scale
 
     def evaluate(self, *_, **__) -> dict[str, float]:
-        # The wrapped one: a sharded model runs as a whole only.
-        module = self.model_wrapped
-        training = module.training
-        module.eval()
+        module = self.model_wrapped.eval()  # a sharded model runs as a whole only; each step calls train()
         part, parts = self.args.process_index, self.args.world_size
         of_all = self.eval_dataset, self.pad_id, "validation loss"
-        found = response_loss(module, *of_all, part, parts, self.valid_states)
-        module.train(training)
-        rows = self.over_processes(found)
+        rows = self.over_processes(response_loss(module, *of_all, part, parts, self.valid_states))
         self.valid_rows = rows[:, :2].tolist()
         total, count, *divergence = rows.sum(0).tolist()
         metrics = {"valid_loss": total / count, **({"valid_kl": divergence[0] / count} if divergence else {})}
@@ -428,13 +411,6 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         if self.args.world_size == 1:
             return counted
         return self.accelerator.reduce(counted.to(self.args.device)).cpu()
-
-    def result(self) -> TrainingResult:
-        """What the log says, of the steps before the last checkpoint too."""
-        rows = [row for row in self.state.log_history if "loss" in row or "valid_loss" in row]
-        history = [{name: row[name] for name in _IN_HISTORY if name in row} for row in rows]
-        totals = {name: sum(row.get(name, 0) for row in rows) for name in ("tokens", "padded_tokens", "seconds")}
-        return TrainingResult(history, valid_rows=self.valid_rows, **totals)
 
     def _save_checkpoint(self, model, trial) -> None:
         """Its manifest is written last: without it a checkpoint is unfinished."""
@@ -491,14 +467,10 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         self.batches.epoch = int(state.epoch)
         self.batches.over = control.should_training_stop = state.global_step >= state.max_steps
 
-    def on_step_begin(self, args, state, control, **_) -> None:
-        self.numbers, self.counted, self.began = (), [0, 0], time.perf_counter()
-
     def on_step_end(self, args, state, control, **_) -> None:
-        self.seconds = time.perf_counter() - self.began
         self.bar.update(1)
         late = time.monotonic() - self.saved > SAVED_EVERY
-        told, late, *self.counted = self.over_processes(torch.tensor([self.signal, late, *self.counted])).tolist()
+        told, late = self.over_processes(torch.tensor([self.signal, late])).tolist()
         if told and self.sharded:
             self._end()
         self.signal = self.signal or (signal.SIGTERM if told else 0)
@@ -519,13 +491,9 @@ class _RestorationTrainer(Trainer, TrainerCallback):
             return
         for name, what in (("loss", "loss"), ("grad_norm", "gradient")):
             if not math.isfinite(logs.get(name, 0.0)):
-                numbers = [int(number) + 1 for number in torch.cat(self.numbers)]
-                if args.world_size > 1:
-                    numbers = gather_object(numbers)
-                listed = ", ".join(map(str, sorted(numbers)[:16])) + (", …" if len(numbers) > 16 else "")
+                numbers = sorted(row + 1 for row in self.batches.of_step(state.global_step))
+                listed = ", ".join(map(str, numbers[:16])) + (", …" if len(numbers) > 16 else "")
                 self.diverged(what, f" of {state.max_steps}, on training samples {listed}")
-        counted = dict(zip(("tokens", "padded_tokens"), self.counted, strict=True))
-        state.log_history[-1] |= {**counted, "seconds": self.seconds}
         self.bar.set_postfix(loss=f"{logs['loss']:.3f}", lr=f"{logs['learning_rate']:.1e}", refresh=False)
 
     def on_train_end(self, args, state, control, **_) -> None:

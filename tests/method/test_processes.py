@@ -70,7 +70,6 @@ def test_two_processes_of_four_samples_train_what_one_of_eight_does(tmp_path, ma
         assert len(found) == len(wanted) == count
         assert found == pytest.approx(wanted, rel=1e-5)
     records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two")]
-    assert records[0]["training"]["tokens"] == records[1]["training"]["tokens"]
     assert [record["processes"] for record in records] == [1, 2]
     assert two.stdout.count("[1/9]") == two.stdout.count("next:") == 1
     # LoFiT's first step chose the same heads, by the norms alone, for b alone.
@@ -106,14 +105,13 @@ def test_an_epoch_that_does_not_divide_ends_with_the_step_of_one_process(tmp_pat
     for mine, other in zip(found.history, wanted.history, strict=True):
         assert list(mine.values()) == pytest.approx(list(other.values()), rel=1e-5)
     assert all(torch.allclose(learned[part], state[part], atol=1e-5) for part in ("magnitudes", "component"))
-    assert found.tokens == wanted.tokens
 
 
 @pytest.mark.slow
 def test_two_processes_that_go_on_within_an_epoch_train_what_was_left_of_it(parted):
     assert parted["checkpoints"] == ["checkpoint-6", "checkpoint-8"]
     (found, learned), (wanted, state) = parted["continued"], parted["whole"]
-    assert found.history == wanted.history and found.tokens == wanted.tokens
+    assert found.history == wanted.history
     assert all(torch.equal(learned[part], state[part]) for part in ("magnitudes", "component"))
     # Frozen buffers are not sent before each step.
     assert parted["broadcasts"] and not any(parted["broadcasts"])
@@ -152,7 +150,6 @@ def test_sharded_training_equals_unsharded(tmp_path, make_tiny_llama, dtype, tie
         assert len(sharded) == len(whole) == count
         assert sharded == pytest.approx(whole, **close)
         assert abs(whole[-1] - whole[0]) > (0.01 if distils else 0.1)
-    assert found["result"].tokens == result.tokens
     after = learned_in(model)
     tolerance = 1e-5 if dtype == "float32" else 2e-2
     assert torch.allclose(found["norms"], norms, atol=tolerance)

@@ -192,7 +192,6 @@ def test_training_lowers_the_loss_and_moves_only_beta_and_b(make_tiny_llama, tmp
     assert losses[2] == nats / tokens and [row[1] for row in result.valid_rows] == [
         len(sample.ids) - sample.prompt_length for sample in samples[:6]
     ]
-    assert result.tokens == 2 * sum(len(s.ids) for s in samples) <= result.padded_tokens
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert {name.rsplit(".", 1)[1] for name in moved} == {"magnitudes", "component"}
 
@@ -245,7 +244,6 @@ class Cut:
         assert all(torch.equal(found[name], wanted[name]) for name in ("magnitudes", "component"))
         assert json.dumps(result.history) == json.dumps(self.complete.history)
         assert result.valid_rows == self.complete.valid_rows and len(result.valid_rows) == 4
-        assert result.tokens == self.complete.tokens and result.padded_tokens == self.complete.padded_tokens
         return sum(steps)
 
 
@@ -318,7 +316,7 @@ def test_a_process_that_has_no_sample_of_a_step_computes_one_that_counts_nothing
     arguments = _OneDevice(output_dir=str(tmp_path), use_cpu=True)
     found = _RestorationTrainer(model, SAMPLES, [], settings(), arguments, taught, None, False, "").batch([])
     assert found["input_ids"].tolist() == [[5, 9]] and found["labels"].tolist() == [[IGNORED] * 2]
-    assert found["numbers"].tolist() == [] and found["teacher"].shape == (0, 24)
+    assert found["teacher"].shape == (0, 24)
 
 
 def test_each_epoch_has_an_order_of_its_own(make_tiny_llama, tmp_path, monkeypatch):
@@ -468,7 +466,7 @@ def test_a_checkpoint_of_another_training_is_passed_over(cut, capsys):
     cut.cut(7, interrupts, KeyboardInterrupt)
     _, result = cut.train(cut.output, belongs="other heads")
     assert "checkpoint-5 is of other samples, weights, heads or processes" in "".join(capsys.readouterr())
-    assert len([row for row in result.history if "loss" in row]) == 6 and result.tokens == cut.complete.tokens
+    assert len([row for row in result.history if "loss" in row]) == 6
 
 
 def test_what_a_kill_left_unfinished_is_never_taken_for_a_checkpoint(cut, monkeypatch, capsys):
