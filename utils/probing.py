@@ -44,7 +44,7 @@ def probe_heads(restored: Tensor, right: Tensor, wrong: Tensor, seed: int, shown
     for layer in progress(layers, total=len(restored), desc="probing heads", unit="layer", disable=not shown):
         weight, bias = _train(*(x[:, train].float().contiguous() for x in layer), *start)
         logits = _logits(*(x[:, held_out].float().contiguous() for x in layer), weight, bias)
-        labels = _labels(logits)
+        labels = _labels(logits.shape[1], logits.device)
         accuracy.append(((logits > 0) == labels).float().mean(-1))
         losses = binary_cross_entropy_with_logits(logits, labels.float().expand_as(logits), reduction="none")
         loss.append(losses.mean(-1))
@@ -70,9 +70,9 @@ def order_randomly(usable: Tensor, seed: int) -> list[tuple[int, int]]:
     return rank_by_score(torch.rand(usable.shape, generator=torch.Generator().manual_seed(seed)), usable)
 
 
-def _labels(logits: Tensor) -> Tensor:
+def _labels(count: int, device: torch.device) -> Tensor:
     """Positive features come first: (2n,) bool."""
-    return torch.arange(logits.shape[-1], device=logits.device) < logits.shape[-1] // 2
+    return torch.arange(count, device=device) < count // 2
 
 
 def _logits(shared: Tensor, positive: Tensor, negative: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -86,10 +86,9 @@ def _train(shared: Tensor, positive: Tensor, negative: Tensor, weight: Tensor, b
     """Full-batch Adam by hand: the gradient of the logistic loss is Xᵀ(σ(Xw + b) - y) / rows."""
     parameters = torch.cat([weight, bias], dim=1)
     first, second = torch.zeros_like(parameters), torch.zeros_like(parameters)
-    target = None
+    target = _labels(2 * shared.shape[1], shared.device).float()
     for step in range(1, EPOCHS + 1):
         logits = _logits(shared, positive, negative, parameters[:, :-1], parameters[:, -1:])
-        target = _labels(logits).float() if target is None else target
         error = ((logits.sigmoid() - target) / logits.shape[1]).unsqueeze(1)
         on_positive, on_negative = error.chunk(2, dim=2)
         gradient = torch.cat(

@@ -15,7 +15,6 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp._fully_shard import _fsdp_param
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 
 from baselines.lofit import scale_norms
 from models.loading import load_model
@@ -74,13 +73,6 @@ def cut_off(*given) -> None:
 def parted(output: Path, folder: Path, dense: Path) -> None:
     """Epochs that don't divide, and a training that is cut off within one and goes on."""
     state = PartialState(cpu=True)
-    broadcasts, wrap = [], DistributedDataParallel.__init__
-
-    def spy(self, *args, **kwargs) -> None:
-        wrap(self, *args, **kwargs)
-        broadcasts.append(self.broadcast_buffers)
-
-    DistributedDataParallel.__init__ = spy
     found = {
         name: training(folder, dense if distils else None, count, how, output / name)
         for name, (count, how, distils) in LOPSIDED_EPOCHS.items()
@@ -92,7 +84,7 @@ def parted(output: Path, folder: Path, dense: Path) -> None:
     found["checkpoints"] = sorted(path.name for path in place.glob("checkpoint-*"))
     found["continued"] = training(folder, None, 24, how, place)
     if state.is_main_process:
-        torch.save(found | {"broadcasts": broadcasts}, output / "found.pt")
+        torch.save(found, output / "found.pt")
     torch.distributed.destroy_process_group()
 
 
