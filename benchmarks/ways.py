@@ -14,11 +14,10 @@ from models.cpu_attention import cpu_attention
 from models.loading import head_shape
 from models.restoration import Restoration
 from utils.common.methods import Options
-from utils.losses import IGNORED, ResponseLoss
+from utils.losses import ResponseLoss
 from utils.packing import PromptWithContinuations
 from utils.probing import EPOCHS, LEARNING_RATE, TRAIN_SHARE, ProbeScores, order_randomly
-from utils.prompts import Encoded
-from utils.training import Collator
+from utils.prompts import IGNORED, Encoded, collate
 
 BATCH_SIZE, SHARE_OF_HEADS, MAX_GRAD_NORM = 8, 0.25, 1.0
 VISIBLE = 100
@@ -47,10 +46,9 @@ class Loop:
 
     def run(self, batches: list[list[Encoded]]) -> tuple[float, int, int]:
         """(mean loss, labelled tokens, tokens with padding) of a pass over the batches."""
-        collate = Collator(pad_id=self.model.config.pad_token_id or 0)
         total, labelled, padded = torch.zeros((), device=self.model.device), 0, 0
         for samples in batches:
-            batch = collate([{"input_ids": s.ids, "prompt_length": s.prompt_length} for s in samples])
+            batch = collate(samples, self.model.config.pad_token_id or 0)
             count = int((batch["labels"][:, 1:] != IGNORED).sum())
             batch["lengths"] = torch.tensor([len(s.ids) for s in samples])
             self.optimizer.zero_grad()

@@ -18,8 +18,7 @@ from models.loading import load_config, load_model
 from models.modeling_llama import restored_layers
 from models.restoration import Restoration
 from utils.common.methods import Options
-from utils.prompts import Encoded
-from utils.training import Collator
+from utils.prompts import Encoded, collate
 
 LOPSIDED = {
     "vocab_size": 300,
@@ -159,7 +158,7 @@ SAMPLES = [Encoded([5, 9, 77, 30], 2), Encoded([8, 1, 2, 3, 4, 60, 61], 3), Enco
 
 def batch(samples: list[Encoded]) -> dict[str, Tensor]:
     """The samples as one padded batch."""
-    return Collator(pad_id=257)([{"input_ids": s.ids, "prompt_length": s.prompt_length} for s in samples])
+    return collate(samples, 257)
 
 
 def count_zeros(folder: Path) -> tuple[list[int], list[int]]:

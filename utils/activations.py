@@ -1,7 +1,7 @@
 """Head activations at the last token: forward passes only, and nothing kept but what is asked for."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -62,9 +62,7 @@ def _captured_inputs(model: LlamaForCausalLM, columns: Tensor) -> Iterator[list[
         if len(captured) == len(projections):
             raise _Reached
 
-    handles = [projection.register_forward_pre_hook(capture) for projection in projections]
-    try:
+    with ExitStack() as hooks:
+        for projection in projections:
+            hooks.enter_context(projection.register_forward_pre_hook(capture))
         yield captured
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -1,5 +1,7 @@
 """RestoreLCC itself: learned compensations on chosen heads (Eq. 8), and its controls that train b or β alone."""
 
+from functools import partial
+
 import torch
 
 from models.contract import MethodInputs
@@ -12,22 +14,7 @@ INITIAL_STD = 1e-3
 BETA, B = "magnitudes", "component"
 
 
-def restorelcc(inputs: MethodInputs) -> dict[str, HeadConstant]:
-    """β and b of Eq. 8."""
-    return head_constants(inputs, BETA, B)
-
-
-def bias_only(inputs: MethodInputs) -> dict[str, HeadConstant]:
-    """b alone."""
-    return head_constants(inputs, B)
-
-
-def magnitudes_only(inputs: MethodInputs) -> dict[str, HeadConstant]:
-    """β alone."""
-    return head_constants(inputs, BETA)
-
-
-def head_constants(inputs: MethodInputs, *trained: str) -> dict[str, HeadConstant]:
+def head_constants(inputs: MethodInputs, trained: tuple[str, ...]) -> dict[str, HeadConstant]:
     """c_learned = Σ_i β_i v_i + b on the chosen heads, on o_proj.bias of the layers that have some.
 
     β and b start from N(0, 1e-3). Where nobody asked for V, b alone is trained, and the basis is the identity.
@@ -47,3 +34,8 @@ def head_constants(inputs: MethodInputs, *trained: str) -> dict[str, HeadConstan
             **{name: drawn[name][rows] for name in trained},
         )
     return terms
+
+
+restorelcc = partial(head_constants, trained=(BETA, B))
+bias_only = partial(head_constants, trained=(B,))
+magnitudes_only = partial(head_constants, trained=(BETA,))

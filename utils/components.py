@@ -19,11 +19,6 @@ class Components:
     component: Tensor
     explained: Tensor
 
-    @property
-    def size(self) -> Tensor:
-        """‖c‖₂ of each head, (L, H) fp32."""
-        return self.component.norm(dim=-1)
-
 
 def lost_components(gap: Tensor, num_components: int) -> Components:
     """SVD of the uncentred activation gap of every head, Eqs. 3-4.

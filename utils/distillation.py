@@ -13,13 +13,9 @@ from transformers import LlamaForCausalLM
 from models.cpu_attention import cpu_attention
 from models.loading import input_device
 from utils.activations import CPU_TOKENS_A_BATCH, TOKENS_A_BATCH
-from utils.common.errors import UserError
-from utils.common.flags import Arguments
-from utils.common.methods import Needs
-from utils.common.names import DISTILL
 from utils.common.progress import progress
 from utils.packing import by_length
-from utils.prompts import Encoded
+from utils.prompts import IGNORED, Encoded, collate
 
 GB = 10**9
 KEPT = 4 * GB
@@ -45,12 +41,6 @@ class Distillation:
     model: LlamaForCausalLM | None = None
 
 
-def check_loss(args: Arguments, needs: Needs) -> None:
-    """Raise UserError if -loss asks for a teacher where nothing is trained."""
-    if args.loss == DISTILL and not needs.training:
-        raise UserError(f"-loss: {DISTILL} is a loss of training, and {args.method} trains nothing; leave it out")
-
-
 @torch.no_grad()
 def last_states(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
     """The last hidden states (B, T, D), after the final norm, of rows (B, T) int64 that are padded on the right."""
@@ -68,13 +58,11 @@ def teacher_states(model: LlamaForCausalLM, samples: list[Encoded], description:
         total=sum(len(sample.ids) for sample in samples), desc=description, unit="tok", unit_scale=True
     ) as bar:
         for rows in by_length([sample.ids for sample in samples], budget):
-            ids = torch.zeros(len(rows), len(samples[rows[0]].ids), dtype=torch.long)
-            for index, row in enumerate(rows):
-                ids[index, : len(samples[row].ids)] = torch.tensor(samples[row].ids)
-            states = last_states(model, ids.to(device))
-            for index, row in enumerate(rows):
-                end = len(samples[row].ids) - 1
-                places[row].copy_(states[index, end - predicted(samples[row]) : end])
+            batch = collate([samples[row] for row in rows], 0)
+            states = last_states(model, batch["input_ids"].to(device))[:, :-1]
+            predicting = batch["labels"][:, 1:] != IGNORED
+            for row, own, chosen in zip(rows, states, predicting, strict=True):
+                places[row].copy_(own[chosen.to(device)])
             bar.update(sum(len(samples[row].ids) for row in rows))
     return found
 

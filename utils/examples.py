@@ -1,7 +1,5 @@
 """What a model answers to a held-out prompt, greedily, and how likely it finds the answer that the sample has."""
 
-from inspect import signature
-
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, LlamaForCausalLM
@@ -20,12 +18,10 @@ def greedy(model: LlamaForCausalLM, prompt: list[int], most: int, ends: frozense
     A loop of its own, so that no penalty or temperature in a checkpoint's generation_config.json takes part.
     """
     device = input_device(model)
-    # transformers renamed the argument on the way; the cache itself is filled in place.
-    name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
-    kept = {name: DynamicCache(config=model.config)}
+    cache = DynamicCache(config=model.config)  # filled in place
     made, ids = [], prompt
     for _ in range(min(most, model.config.max_position_embeddings - len(prompt))):
-        logits = model(torch.tensor([ids], device=device), use_cache=True, logits_to_keep=1, **kept).logits
+        logits = model(torch.tensor([ids], device=device), use_cache=True, logits_to_keep=1, cache=cache).logits
         likeliest = int(logits[0, -1].argmax())
         if likeliest in ends:
             return made, True

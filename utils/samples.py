@@ -42,52 +42,43 @@ def read_samples(args: Arguments, tokenizer: PreTrainedTokenizerBase, texts: Spl
     Says how many of each were left out or cut. Raises UserError if more than MAY_GO of the training or of the
     validation samples would go, or if no two training samples remain.
     """
-    training, kept, prompt_ids = _encode(args, tokenizer, texts.train, "training")
-    valid, _, _ = _encode(args, tokenizer, texts.valid, "validation")
-    if len(training) < 2:
+    kept = _encode(args, tokenizer, texts.train, "training")
+    training, valid = ([row[0] for row in rows] for rows in (kept, _encode(args, tokenizer, texts.valid, "validation")))
+    if len(kept) < 2:
         raise UserError(
-            f"-max_length: {len(training)} training samples have room for a response within {args.max_length} tokens; "
+            f"-max_length: {len(kept)} training samples have room for a response within {args.max_length} tokens; "
             "give a larger one"
         )
     tokens = sum(len(sample.ids) for sample in training)
     print(f"      {len(training)} training and {len(valid)} validation samples, {tokens:,} tokens")
-    own = [list(sample.negatives) for sample in kept if sample.negatives is not None]
     return Samples(
         train=training,
         valid=valid,
-        prompts=[sample.prompt for sample in kept],
-        responses=[sample.response for sample in kept],
-        prompt_ids=prompt_ids,
-        wrong_choices=own or None,
+        prompts=[text.prompt for _, text, _ in kept],
+        responses=[text.response for _, text, _ in kept],
+        prompt_ids=[ids for _, _, ids in kept],
+        wrong_choices=[list(text.negatives) for _, text, _ in kept if text.negatives is not None] or None,
     )
 
 
 def _encode(
     args: Arguments, tokenizer: PreTrainedTokenizerBase, texts: list[Sample], what: str
-) -> tuple[list[Encoded], list[Sample], list[list[int]]]:
-    """(samples, their texts, their prompts' ids) of those that have room for a response."""
-    encoded, prompt_ids = encode_all(
-        tokenizer, [text.prompt for text in texts], [text.response for text in texts], args.max_length
-    )
-    kept = [row for row, sample in enumerate(encoded) if sample.prompt_length < args.max_length]
-    _judge_long(args, sorted(set(range(len(encoded))) - set(kept)), len(encoded), what)
-    cut = sum(len(encoded[row].ids) == args.max_length for row in kept)
-    if cut:
-        print(
-            f"      {cut} of {len(encoded)} {what} samples reach -max_length {args.max_length}; what is beyond is cut"
+) -> list[tuple[Encoded, Sample, list[int]]]:
+    """(sample, its texts, its prompt's ids) of those that have room for a response; UserError if too few have."""
+    prompts, responses = [text.prompt for text in texts], [text.response for text in texts]
+    encoded, prompt_ids = encode_all(tokenizer, prompts, responses, args.max_length)
+    rows = list(zip(encoded, texts, prompt_ids, strict=True))
+    long = [number for number, row in enumerate(rows, start=1) if row[0].prompt_length >= args.max_length]
+    if long:
+        named = ", ".join(map(str, long[:10])) + (", …" if len(long) > 10 else "")
+        message = (
+            f"{len(long)} {what} sample{'s' * (len(long) > 1)} with a prompt of -max_length {args.max_length} tokens "
+            f"or more, which leaves no response (samples {named})"
         )
-    return [encoded[row] for row in kept], [texts[row] for row in kept], [prompt_ids[row] for row in kept]
-
-
-def _judge_long(args: Arguments, rows: list[int], total: int, what: str) -> None:
-    """Say which samples are left out, or raise UserError if they may not be."""
-    if not rows:
-        return
-    named = ", ".join(str(row + 1) for row in rows[:10]) + (", …" if len(rows) > 10 else "")
-    message = (
-        f"{len(rows)} {what} sample{'s' * (len(rows) > 1)} with a prompt of -max_length {args.max_length} tokens or "
-        f"more, which leaves no response (samples {named})"
-    )
-    if len(rows) > MAY_GO * total:
-        raise UserError(f"-max_length: {message}, more than a tenth of {total}; give a larger one")
-    print(f"      left out {message}")
+        if len(long) > MAY_GO * len(rows):
+            raise UserError(f"-max_length: {message}, more than a tenth of {len(rows)}; give a larger one")
+        print(f"      left out {message}")
+    kept = [row for row in rows if row[0].prompt_length < args.max_length]
+    if cut := sum(len(sample.ids) == args.max_length for sample, _, _ in kept):
+        print(f"      {cut} of {len(rows)} {what} samples reach -max_length {args.max_length}; what is beyond is cut")
+    return kept

@@ -24,8 +24,8 @@ from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
 from utils.common.methods import Options, needs_of
 from utils.common.processes import Processes
-from utils.losses import IGNORED, ResponseLoss
-from utils.prompts import Encoded
+from utils.losses import ResponseLoss
+from utils.prompts import IGNORED, Encoded
 from utils.stages.context import Run
 from utils.stages.rank import head_norms
 from utils.training import response_loss
@@ -83,7 +83,7 @@ def test_the_gradient_of_the_scales_is_autograds(model):
     assert torch.allclose(z.grad, wanted[1], rtol=1e-4)
 
 
-def test_where_the_loss_is_flat_the_penalty_alone_pulls(model):
+def test_where_the_loss_is_flat_the_penalty_alone_pulls_and_validation_has_none(model):
     torch.nn.init.zeros_(model.lm_head.weight)
     with scaled_heads(model, drawn()) as scaled:
         penalised(model, scaled, 0.03)(**batch(SAMPLES))["loss"].backward()
@@ -92,6 +92,8 @@ def test_where_the_loss_is_flat_the_penalty_alone_pulls(model):
         }
         for heads in scaled:
             assert torch.allclose(heads.scales.grad, 0.03 * heads.scales.detach().sign())
+        judged = [response_loss(m.eval(), SAMPLES, 0, "") for m in (ResponseLoss(model), penalised(model, scaled, 9.0))]
+        assert torch.equal(*judged)
 
 
 def test_batches_of_one_step_share_one_penalty(model):
@@ -105,12 +107,6 @@ def test_batches_of_one_step_share_one_penalty(model):
                 loss(**b, num_items_in_batch=labelled)["loss"].backward()
             gradients.append(torch.stack([heads.scales.grad for heads in scaled]))
     assert torch.allclose(*gradients, atol=1e-6)
-
-
-def test_validation_has_no_penalty(model):
-    with scaled_heads(model, drawn()) as scaled:
-        judged = [response_loss(m.eval(), SAMPLES, 0, "") for m in (ResponseLoss(model), penalised(model, scaled, 9.0))]
-        assert torch.equal(*judged)
 
 
 def told_by(model, count: int = 48) -> list[Encoded]:

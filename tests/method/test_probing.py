@@ -36,8 +36,9 @@ def test_batched_probes_equal_one_torch_module_a_head():
 
 
 def test_ties_go_to_the_lower_loss():
-    scores = ProbeScores(torch.full((2, 3), 0.5), torch.tensor([[0.3, 0.1, 0.4], [0.2, 0.6, 0.5]]))
-    assert rank_heads(scores, EVERYTHING) == [(0, 1), (1, 0), (0, 0), (0, 2), (1, 2), (1, 1)]
+    accuracy = torch.tensor([[0.5, 0.5, 0.9], [0.5, 0.5, 0.5]])
+    scores = ProbeScores(accuracy, torch.tensor([[0.3, 0.1, 0.7], [0.2, 0.6, 0.5]]))
+    assert rank_heads(scores, EVERYTHING) == [(0, 2), (0, 1), (1, 0), (0, 0), (1, 2), (1, 1)]
 
 
 def test_heads_that_cannot_be_restored_are_left_out():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from models.loading import load_model
 from models.merge import probe_logits
 from tests.builders import learned_in, save_tiny_llama, trained
 from tests.method.test_training import attached, encoded, settings
-from tests.method.workers import L1, LOPSIDED_EPOCHS, distilling, training
+from tests.method.workers import L1, LOPSIDED, distilling, training
 from utils.common.errors import UserError
 from utils.common.processes import Processes
 from utils.training import train
@@ -41,16 +42,6 @@ def launch(*words, count: int = 2, environment: dict | None = None) -> subproces
     )
 
 
-def flags(tmp_path: Path, make_tiny_llama) -> list:
-    data = tmp_path / "data.jsonl"
-    rows = ({"instruction": f"say {n}" + " w" * (n % 7), "output": "abc " * (n % 5 + 1)} for n in range(66))
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = f"""-base_model_name {make_tiny_llama()} -pruned_model_path {make_tiny_llama(zeros=0.5)} -data_path {data}
-        -num_train_samples 57 -num_valid_samples 9 -max_length 60 -eval_tasks none -num_epoch 2
-        -lr 1e-2 -dtype float32 -device cpu -cache_dir {tmp_path / "cache"}"""
-    return words.split()
-
-
 def losses(folder: Path, name: str) -> list[float]:
     rows = [json.loads(line) for line in (folder / "logs" / "history.jsonl").read_text().splitlines()]
     return [row[name] for row in rows if name in row]
@@ -58,19 +49,22 @@ def losses(folder: Path, name: str) -> list[float]:
 
 @pytest.mark.slow
 def test_two_processes_of_four_samples_train_what_one_of_eight_does(tmp_path, make_tiny_llama):
-    common = [*flags(tmp_path, make_tiny_llama), "-loss", "distill", "-method", "lofit", "-use_topk_heads", 4]
-    entry = ROOT / "RestoreLCC_train.py"
-    two = launch(entry, *common, "-batch_size", 4, "-output_dir", tmp_path / "two")
+    data = tmp_path / "data.jsonl"
+    rows = ({"instruction": f"say {n}" + " w" * (n % 7), "output": "abc " * (n % 5 + 1)} for n in range(66))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = f"""{ROOT / "RestoreLCC_train.py"} -base_model_name {make_tiny_llama()}
+        -pruned_model_path {make_tiny_llama(zeros=0.5)} -data_path {data} -num_train_samples 57 -num_valid_samples 9
+        -max_length 60 -eval_tasks none -num_epoch 2 -lr 1e-2 -dtype float32 -device cpu -loss distill -method lofit
+        -use_topk_heads 4 -cache_dir {tmp_path / "cache"}""".split()
+    two = launch(*common, "-batch_size", 4, "-output_dir", tmp_path / "two")
     assert two.returncode == 0, two.stderr
     assert "deprecated" not in two.stderr
-    one = [sys.executable, entry, *common, "-batch_size", 8, "-output_dir", tmp_path / "one"]
-    subprocess.run([*map(str, one)], check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    one = [sys.executable, *common, "-batch_size", "8", "-output_dir", str(tmp_path / "one")]
+    subprocess.run(one, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     for name, count in (("loss", 16), ("valid_loss", 3), ("valid_kl", 3)):
         found, wanted = losses(tmp_path / "two", name), losses(tmp_path / "one", name)
-        assert len(found) == len(wanted) == count
-        assert found == pytest.approx(wanted, rel=1e-5)
+        assert len(found) == len(wanted) == count and found == pytest.approx(wanted, rel=1e-5)
     records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two")]
-    assert records[0]["training"]["tokens"] == records[1]["training"]["tokens"]
     assert [record["processes"] for record in records] == [1, 2]
     assert two.stdout.count("[1/9]") == two.stdout.count("next:") == 1
     # LoFiT's first step chose the same heads, by the norms alone, for b alone.
@@ -96,27 +90,23 @@ def parted(tmp_path_factory) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LOPSIDED_EPOCHS)
-def test_an_epoch_that_does_not_divide_ends_with_the_step_of_one_process(tmp_path, parted, name):
-    count, how, distils = LOPSIDED_EPOCHS[name]
+def test_an_epoch_that_does_not_divide_ends_with_the_step_of_one_process(tmp_path, parted):
+    count, how = LOPSIDED
     alone = replace(how, batch_size=2 * how.batch_size)
-    wanted, state = training(parted["pruned"], parted["dense"] if distils else None, count, alone, tmp_path)
-    found, learned = parted[name]
+    wanted, state = training(parted["pruned"], parted["dense"], count, alone, tmp_path)
+    found, learned = parted["lopsided"]
     assert [row.keys() for row in found.history] == [row.keys() for row in wanted.history]
     for mine, other in zip(found.history, wanted.history, strict=True):
         assert list(mine.values()) == pytest.approx(list(other.values()), rel=1e-5)
     assert all(torch.allclose(learned[part], state[part], atol=1e-5) for part in ("magnitudes", "component"))
-    assert found.tokens == wanted.tokens
 
 
 @pytest.mark.slow
 def test_two_processes_that_go_on_within_an_epoch_train_what_was_left_of_it(parted):
     assert parted["checkpoints"] == ["checkpoint-6", "checkpoint-8"]
     (found, learned), (wanted, state) = parted["continued"], parted["whole"]
-    assert found.history == wanted.history and found.tokens == wanted.tokens
+    assert found.history == wanted.history
     assert all(torch.equal(learned[part], state[part]) for part in ("magnitudes", "component"))
-    # Frozen buffers are not sent before each step.
-    assert parted["broadcasts"] and not any(parted["broadcasts"])
 
 
 FSDP = {
@@ -152,7 +142,6 @@ def test_sharded_training_equals_unsharded(tmp_path, make_tiny_llama, dtype, tie
         assert len(sharded) == len(whole) == count
         assert sharded == pytest.approx(whole, **close)
         assert abs(whole[-1] - whole[0]) > (0.01 if distils else 0.1)
-    assert found["result"].tokens == result.tokens
     after = learned_in(model)
     tolerance = 1e-5 if dtype == "float32" else 2e-2
     assert torch.allclose(found["norms"], norms, atol=tolerance)
@@ -191,10 +180,12 @@ SHARDED = {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}
         ("cpu", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP needs several processes"),
         ("cpu", SHARDED, "launch: FSDP version 1.*add --fsdp_version 2"),
         ("cpu", {**SHARDED, "FSDP_VERSION": "1"}, "launch: FSDP version 1.*add --fsdp_version 2"),
+        ("cpu", {**SHARDED, "FSDP_VERSION": "2"}, "FSDP shards over GPUs only"),
     ],
 )
 def test_what_processes_cannot_do_together_is_refused(monkeypatch, device, environment, said):
     monkeypatch.delenv("FSDP_VERSION", raising=False)
+    monkeypatch.setattr("accelerate.PartialState", lambda **_: SimpleNamespace(device=torch.device(device)))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=said):
@@ -220,11 +211,3 @@ def test_mixed_precision_is_refused_with_who_asked_for_it(tmp_path, monkeypatch,
         Processes("cpu")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     Processes("cpu")
-
-
-@pytest.mark.slow
-def test_sharding_on_cpus_is_refused_and_not_left_out_silently(tmp_path, make_tiny_llama):
-    words = [*flags(tmp_path, make_tiny_llama), "-output_dir", tmp_path / "out"]
-    environment = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    done = launch(ROOT / "RestoreLCC_train.py", *words, environment=environment)
-    assert "FSDP shards over GPUs only" in done.stderr and not (tmp_path / "out").exists()

@@ -5,7 +5,7 @@ import json
 import re
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from itertools import chain, count, product
 from pathlib import Path
@@ -16,26 +16,24 @@ from accelerate import PartialState
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from models.cpu_attention import NAME, cpu_attention
+from models.cpu_attention import NAME
 from models.loading import load_model, load_tokenizer
 from tests.builders import SAMPLES, batch, learned_in, masks_of, save_tiny_llama, trained, zeroed
+from utils.common.commands import ENDING
 from utils.common.errors import Stopped, UserError
 from utils.common.files import workspace
 from utils.common.flags import parse_arguments
-from utils.common.manifest import MANIFEST
+from utils.distillation import Distillation
 from utils.evaluation.token_scores import token_scores
-from utils.losses import IGNORED, ResponseLoss
-from utils.prompts import Encoded, encode_all
+from utils.losses import ResponseLoss
+from utils.prompts import IGNORED, Encoded, encode_all
 from utils.stages.train import settings as of_flags
 from utils.training import (
-    UNFINISHED,
-    Collator,
     TrainingResult,
     TrainingSettings,
     _OneDevice,
     _ProcessBatches,
     _RestorationTrainer,
-    _Watch,
     response_loss,
     train,
     validate,
@@ -75,12 +73,6 @@ def test_a_model_that_is_not_trained_has_the_validation_loss_that_training_would
         validate(model, samples)
 
 
-def test_labels_are_the_response_and_nothing_else():
-    no = IGNORED
-    wanted = [[no, no, 77, 30, no, no, no], [no, no, no, 3, 4, 60, 61], [no, 7, 9, no, no, no, no]]
-    assert batch(SAMPLES)["labels"].tolist() == wanted
-
-
 def test_loss_and_gradient_equal_those_of_full_logits_of_unpadded_samples(model, monkeypatch):
     monkeypatch.setattr("utils.losses.CHUNK", 3)
     parameters = [p for p in trained().attach(model).parameters() if p.requires_grad]
@@ -107,17 +99,15 @@ def test_training_with_its_own_attention_is_the_same_training(make_tiny_llama, t
     samples, histories = encoded(folder, 10), []
     # Under FSDP a model that is trained on cards is on the CPU when training begins; here it stays there.
     monkeypatch.setattr("utils.training._OneDevice", lambda place, **more: _OneDevice(place="cpu", **more))
-    for attention, device in ((cpu_attention, "cpu"), (nullcontext, "cpu"), (cpu_attention, "cuda:0")):
+    for device, attention in (("cpu", NAME), ("cuda:0", "sdpa")):
         used, model = [], attached(folder)
-        monkeypatch.setattr("utils.training.cpu_attention", attention)
         model.model.layers[1].self_attn.register_forward_hook(
             lambda module, *_, used=used: used.append(module.config._attn_implementation)
         )
-        result = train(model, samples, samples[:3], settings(), device, tmp_path / str(len(histories)))
-        assert set(used) == ({"sdpa"} if histories else {NAME})
+        result = train(model, samples, samples[:3], settings(), device, tmp_path / attention)
+        assert set(used) == {attention}
         histories.append([row.get("loss", row.get("valid_loss")) for row in result.history])
-    for other in histories[1:]:
-        assert other == pytest.approx(histories[0], rel=1e-4)
+    assert histories[1] == pytest.approx(histories[0], rel=1e-4)
 
 
 def test_training_is_on_the_device_that_was_named(make_tiny_llama, tmp_path, monkeypatch):
@@ -126,7 +116,7 @@ def test_training_is_on_the_device_that_was_named(make_tiny_llama, tmp_path, mon
 
     def train_nothing(self, resume_from_checkpoint):
         places.extend([self.args.device, self.accelerator.device, *{p.device for p in self.model.parameters()}])
-        assert self.args.ddp_broadcast_buffers is False
+        assert self.args.ddp_broadcast_buffers is False  # frozen buffers are not sent before each step
         self.evaluate()
 
     monkeypatch.setattr(_RestorationTrainer, "train", train_nothing)
@@ -134,8 +124,7 @@ def test_training_is_on_the_device_that_was_named(make_tiny_llama, tmp_path, mon
     folder = make_tiny_llama()
     samples = encoded(folder, 4)
     result = train(attached(folder), samples, samples, settings(), "meta", tmp_path)
-    assert places == [torch.device("meta")] * 3
-    assert [row["valid_loss"] for row in result.history] == [1.5]
+    assert places == [torch.device("meta")] * 3 and result.history[0]["valid_loss"] == 1.5
 
 
 def test_the_second_gpu_is_not_taken_for_the_first(tmp_path, monkeypatch):
@@ -147,8 +136,7 @@ def test_the_second_gpu_is_not_taken_for_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr("accelerate.state.check_cuda_p2p_ib_support", lambda: True)
     arguments = _OneDevice(place="cuda:1", output_dir=str(tmp_path))
     assert arguments.device == PartialState().device == torch.device("cuda:1")
-    assert current[-1] == "cuda:1"
-    assert arguments.n_gpu == 1
+    assert current[-1] == "cuda:1" and arguments.n_gpu == 1
     PartialState._reset_state()
 
 
@@ -194,7 +182,6 @@ def test_training_lowers_the_loss_and_moves_only_beta_and_b(make_tiny_llama, tmp
     assert losses[2] == nats / tokens and [row[1] for row in result.valid_rows] == [
         len(sample.ids) - sample.prompt_length for sample in samples[:6]
     ]
-    assert result.tokens == 2 * sum(len(s.ids) for s in samples) <= result.padded_tokens
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert {name.rsplit(".", 1)[1] for name in moved} == {"magnitudes", "component"}
 
@@ -247,7 +234,6 @@ class Cut:
         assert all(torch.equal(found[name], wanted[name]) for name in ("magnitudes", "component"))
         assert json.dumps(result.history) == json.dumps(self.complete.history)
         assert result.valid_rows == self.complete.valid_rows and len(result.valid_rows) == 4
-        assert result.tokens == self.complete.tokens and result.padded_tokens == self.complete.padded_tokens
         return sum(steps)
 
 
@@ -273,22 +259,46 @@ def interrupts() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
+def ends_by(number: int) -> Callable[[], None]:
+    return lambda: signal.raise_signal(number)
+
+
+@pytest.fixture
+def handlers() -> Iterator[dict]:
+    """Handlers of the signals to end, as a command has them; here they are not to be called."""
+
+    def never(*_) -> None:
+        raise AssertionError("the signal was not kept")
+
+    before = {number: signal.signal(number, never) for number in ENDING}
+    yield dict.fromkeys(ENDING, never)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 # The first forward pass validates the start, 2 to 4 are steps, 5 validates, 6 to 8 are steps, 9 validates.
-@pytest.mark.parametrize(("call", "steps"), [(3, 6), (5, 3), (9, 0)], ids=["first epoch", "validation", "the last"])
-def test_a_killed_training_goes_on_from_its_last_checkpoint(cut, call, steps):
-    cut.cut(call, fails, RuntimeError)
+@pytest.mark.parametrize(
+    ("cut", "call", "event", "ends", "kept", "steps"),
+    [
+        ((True, 2), 3, fails, RuntimeError, [], 6),
+        ((True, 2), 5, fails, RuntimeError, [3], 3),
+        ((True, 2), 9, fails, RuntimeError, [3, 6], 0),
+        ((True, 2), 7, ends_by(signal.SIGTERM), Stopped, [3, 5], 1),
+        ((False, 2), 7, ends_by(signal.SIGUSR1), Stopped, [3, 5], 1),
+        ((False, 2), 7, interrupts, KeyboardInterrupt, [3, 5], 1),
+        ((True, 2), 7, lambda: (interrupts(), interrupts()), KeyboardInterrupt, [3], 3),
+        ((True, 2), 9, interrupts, KeyboardInterrupt, [3, 6], 0),
+        ((True, 1.5), 7, interrupts, KeyboardInterrupt, [3, 5], 0),
+        ((True, 1.5), 8, fails, RuntimeError, [3, 5], 0),
+    ],
+    indirect=["cut"],
+)
+def test_a_training_that_was_ended_goes_on_to_the_same_bits(cut, handlers, call, event, ends, kept, steps):
+    """Told once it loses no step, told twice it ends at once; a fraction of an epoch goes on without another step."""
+    cut.cut(call, event, ends)
+    assert all(signal.getsignal(number) is handler for number, handler in handlers.items())
+    assert cut.checkpoints == [f"checkpoint-{step}" for step in kept]
     assert cut.continues_to_the_same() == steps
-
-
-@pytest.mark.parametrize("cut", [(True, 1.5)], indirect=True)
-@pytest.mark.parametrize("ends", ["in its last step", "after its last validation"])
-def test_a_fraction_of_an_epoch_goes_on_after_its_last_step_without_another(cut, ends):
-    if ends == "in its last step":
-        cut.cut(7, interrupts, KeyboardInterrupt)
-    else:
-        cut.train(cut.output)
-    assert cut.checkpoints == ["checkpoint-3", "checkpoint-5"]
-    assert cut.continues_to_the_same() == 0
 
 
 @pytest.mark.parametrize("grouped", [True, False])
@@ -313,13 +323,18 @@ def test_the_batches_of_several_processes_are_those_of_one():
                 part.epoch = epoch
             together = [sorted(chain(*batches)) for batches in zip(*parts, strict=True)]
             assert together == [sorted(batch) for batch in alone] and len(together) == len(alone) == len(parts[0])
+            per_epoch = -(-len(alone) // accumulation)
+            steps = [parts[1].of_step(epoch * per_epoch + step) for step in range(1, per_epoch + 1)]
+            made = [sorted(chain(*together[n : n + accumulation])) for n in range(0, len(together), accumulation)]
+            assert [sorted(step) for step in steps] == made
 
 
-def test_a_process_that_has_no_sample_of_a_step_computes_one_that_counts_nothing():
-    taught = {"number": 3, "input_ids": [5, 9, 77], "prompt_length": 1, "teacher": torch.ones(2, 24)}
-    found = Collator(257, taught)([])
+def test_a_process_that_has_no_sample_of_a_step_computes_one_that_counts_nothing(model, tmp_path):
+    taught = Distillation(0.5, train=[torch.ones(2, 24)] * 3)
+    arguments = _OneDevice(output_dir=str(tmp_path), use_cpu=True)
+    found = _RestorationTrainer(model, SAMPLES, [], settings(), arguments, taught, None, False, "").batch([])
     assert found["input_ids"].tolist() == [[5, 9]] and found["labels"].tolist() == [[IGNORED] * 2]
-    assert found["numbers"].tolist() == [0] and found["teacher"].shape == (0, 24)
+    assert found["teacher"].shape == (0, 24)
 
 
 def test_each_epoch_has_an_order_of_its_own(make_tiny_llama, tmp_path, monkeypatch):
@@ -350,7 +365,7 @@ def gradient(folder: Path, dtype: torch.dtype, monkeypatch, narrow: float = floa
     model.model.layers[-1].register_forward_hook(lambda *given: given[2].register_hook(pass_back) and None)
     how = settings(epochs=1, batch_size=11, accumulation=2, max_grad_norm=1e9)
     with monkeypatch.context() as patched, workspace("gradient") as place:
-        patched.setattr(_Watch, "on_pre_optimizer_step", keep)
+        patched.setattr(_RestorationTrainer, "on_pre_optimizer_step", keep)
         train(model, samples, [], how, "cpu", place)
     return torch.cat(found), passed
 
@@ -367,34 +382,6 @@ def test_fp16_has_the_gradient_of_fp32_on_many_tokens(make_tiny_llama, monkeypat
     assert len(again) == 4 and max(again[2:]) == pytest.approx(max(passed) / 16, rel=1e-2)
     with pytest.raises(UserError, match="the gradient is no finite number at step 1 of 1, on training samples 1, 2"):
         gradient(folder, torch.float16, monkeypatch, 0)
-
-
-@pytest.mark.parametrize(
-    ("cut", "number", "ends"),
-    [
-        ((True, 2), signal.SIGTERM, Stopped),
-        ((False, 2), signal.SIGUSR1, Stopped),
-        ((False, 2), signal.SIGINT, KeyboardInterrupt),
-    ],
-    indirect=["cut"],
-)
-def test_a_training_that_is_told_to_end_loses_no_step(cut, number, ends):
-    def never(*_) -> None:
-        raise AssertionError("the signal was not kept")
-
-    before = signal.signal(number, never)
-    try:
-        cut.cut(7, lambda: signal.raise_signal(number), ends)
-        assert signal.getsignal(number) is never
-    finally:
-        signal.signal(number, before)
-    assert cut.checkpoints == ["checkpoint-3", "checkpoint-5"]
-    assert cut.continues_to_the_same() == 1
-
-
-def test_a_second_signal_ends_at_once(cut):
-    cut.cut(7, lambda: (interrupts(), interrupts()), KeyboardInterrupt)
-    assert cut.checkpoints == ["checkpoint-3"]
 
 
 @pytest.mark.parametrize(("call", "step", "kept"), [(3, 2, None), (6, 4, "checkpoint-3")])
@@ -449,37 +436,24 @@ def test_minutes_of_training_are_saved_within_an_epoch(cut, monkeypatch):
     assert cut.continues_to_the_same() == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "damaged"),
-    [
-        ("model.safetensors", lambda kept: kept[:-1] + bytes([kept[-1] ^ 1])),
-        ("optimizer.pt", lambda kept: kept[: len(kept) // 2]),
-        (MANIFEST, lambda kept: b""),
-    ],
-)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(cut, capsys, name, damaged):
+def test_a_checkpoint_that_is_damaged_or_of_another_training_is_named_and_passed_over(cut, capsys):
     cut.cut(7, interrupts, KeyboardInterrupt)
-    file = cut.output / "checkpoint-5" / name
-    file.write_bytes(damaged(file.read_bytes()))
+    file = cut.output / "checkpoint-5" / "optimizer.pt"
+    file.write_bytes(file.read_bytes()[:-1])
     assert cut.continues_to_the_same() == 3
-    assert "checkpoint-5 is " in "".join(capsys.readouterr())
-
-
-def test_a_checkpoint_of_another_training_is_passed_over(cut, capsys):
-    cut.cut(7, interrupts, KeyboardInterrupt)
+    assert "checkpoint-5 is damaged (optimizer.pt)" in "".join(capsys.readouterr())
     _, result = cut.train(cut.output, belongs="other heads")
-    assert "checkpoint-5 is of other samples, weights, heads or processes" in "".join(capsys.readouterr())
-    assert len([row for row in result.history if "loss" in row]) == 6 and result.tokens == cut.complete.tokens
+    assert "checkpoint-6 is of other samples, weights, heads or processes" in "".join(capsys.readouterr())
+    assert len([row for row in result.history if "loss" in row]) == 6
 
 
-def test_what_a_kill_left_unfinished_is_never_taken_for_a_checkpoint(cut, monkeypatch):
+def test_what_a_kill_left_unfinished_is_never_taken_for_a_checkpoint(cut, monkeypatch, capsys):
     with monkeypatch.context() as patched:
-        patched.setattr("utils.training.seal", lambda *_: fails())
+        patched.setattr("utils.training.write_manifest", lambda *_, **__: fails())
         with pytest.raises(RuntimeError, match="no power"):
             cut.train(cut.output)
-    assert cut.checkpoints == [] and (cut.output / UNFINISHED / "checkpoint-3").is_dir()
     assert cut.continues_to_the_same() == 6
-    assert not (cut.output / UNFINISHED / "checkpoint-3").exists()
+    assert "checkpoint checkpoint-3 is incomplete (no whole manifest.json)" in "".join(capsys.readouterr())
 
 
 def test_settings_that_nobody_gave_are_those_of_the_flags():

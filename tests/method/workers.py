@@ -15,7 +15,6 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp._fully_shard import _fsdp_param
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 
 from baselines.lofit import scale_norms
 from models.loading import load_model
@@ -28,11 +27,8 @@ from utils.distillation import Distillation, by_sample, teacher_states
 from utils.prompts import Encoded
 from utils.training import TrainingResult, TrainingSettings, check_gathered, train
 
-LOPSIDED_EPOCHS = {
-    "one sample is left": (17, settings(batch_size=4), True),
-    "three are left of three batches": (27, settings(batch_size=4, accumulation=3, group_by_length=False), False),
-}
-"""Number of samples, settings of each of two processes, and whether it distils."""
+LOPSIDED = 17, settings(batch_size=4, accumulation=2, group_by_length=False)
+"""Number of samples, of which an epoch's last step has one, and settings of each of two processes."""
 
 CUT_AT = 8
 """Of 12 steps in two epochs."""
@@ -74,17 +70,7 @@ def cut_off(*given) -> None:
 def parted(output: Path, folder: Path, dense: Path) -> None:
     """Epochs that don't divide, and a training that is cut off within one and goes on."""
     state = PartialState(cpu=True)
-    broadcasts, wrap = [], DistributedDataParallel.__init__
-
-    def spy(self, *args, **kwargs) -> None:
-        wrap(self, *args, **kwargs)
-        broadcasts.append(self.broadcast_buffers)
-
-    DistributedDataParallel.__init__ = spy
-    found = {
-        name: training(folder, dense if distils else None, count, how, output / name)
-        for name, (count, how, distils) in LOPSIDED_EPOCHS.items()
-    }
+    found = {"lopsided": training(folder, dense, *LOPSIDED, output / "lopsided")}
     how, place = settings(batch_size=2), output / "cut"
     found["whole"] = training(folder, None, 24, how, output / "whole")
     cut_off(folder, None, 24, how, place)
@@ -92,7 +78,7 @@ def parted(output: Path, folder: Path, dense: Path) -> None:
     found["checkpoints"] = sorted(path.name for path in place.glob("checkpoint-*"))
     found["continued"] = training(folder, None, 24, how, place)
     if state.is_main_process:
-        torch.save(found | {"broadcasts": broadcasts}, output / "found.pt")
+        torch.save(found, output / "found.pt")
     torch.distributed.destroy_process_group()
 
 

@@ -17,15 +17,13 @@ from tests.runs import flags, prepared, ranked, write_samples
 from utils.common.errors import OutOfRoom, UserError
 from utils.common.flags import build_parser
 from utils.common.record import STAGES
-from utils.losses import IGNORED
-from utils.prompts import Encoded
+from utils.prompts import IGNORED, Encoded, collate
 from utils.report.summary import verdict
 from utils.stages.context import LIGHTER
 from utils.stages.prune import pruned_checkpoint, pruning_of
 from utils.stages.results import method_record, validation_record
 from utils.stages.teacher import load_teacher, with_model
 from utils.stages.train import merge, starting, train_restoration, validation_losses, warnings_of
-from utils.training import Collator
 
 QUICK = {"eval_tasks": "none", "num_epoch": 1}
 SAFETENSORS = "model.safetensors"
@@ -304,8 +302,7 @@ def test_a_teacher_too_large_to_keep_runs_beside(world, tmp_path, capsys, monkey
 def test_validation_tokens_are_those_that_the_loss_is_a_mean_of():
     history = [{"step": 0, "valid_loss": 3.0}, {"step": 1, "loss": 9.0}, {"step": 1, "valid_loss": 2.0}]
     samples = [Encoded([5, 9, 77, 30], 1), Encoded([8, 1, 2], 2), Encoded([7, 7, 9], 0)]
-    collected = Collator(0)([{"input_ids": each.ids, "prompt_length": each.prompt_length} for each in samples])
-    labelled = int((collected["labels"][:, 1:] != IGNORED).sum())
+    labelled = int((collate(samples, 0)["labels"][:, 1:] != IGNORED).sum())
     known = {"pruned": 3.5, "start": 3.0, "restored": 2.0, "tokens": labelled}
     assert validation_record(history, samples, 3.5) == known and labelled == 3 + 1 + 2
     assert validation_record(history[1:2], samples) is None

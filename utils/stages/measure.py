@@ -18,7 +18,7 @@ from utils.common.cache import Kept, cached
 from utils.evaluation.scoring import Evaluation, score_key
 from utils.evaluation.task_loading import EvalPlan
 from utils.examples import MOST_TOKENS, ends_of, greedy, response_nats
-from utils.negatives import encoder_identity, locate_encoder, most_similar_choice, most_similar_other
+from utils.negatives import locate_encoder, most_similar_choice, most_similar_other
 from utils.packing import PromptWithContinuations
 from utils.prompts import Encoded, answered, common_prefix
 from utils.samples import Samples
@@ -62,15 +62,14 @@ def wrong_answers(run: Run, samples: Samples) -> list[str]:
 
 def embedded(run: Run, texts: list[str]) -> Tensor:
     """Sentence embeddings (N, E) of the texts."""
-    encoder = locate_encoder()
-    where = {"encoder": encoder, "place": run.device}
-    return embeddings(run.cache, encoder_identity(encoder), texts, run.kind_of_device, **where)["embeddings"]
+    encoder = Checkpoint(locate_encoder(), "-head_selection")
+    return embeddings(run.cache, encoder, texts, run.kind_of_device, place=run.device)["embeddings"]
 
 
 @cached("embeddings", code=(utils.negatives,))
-def embeddings(encoder_sha256: str, texts: list[str], device: str, *, encoder: str, place: str) -> dict[str, Tensor]:
+def embeddings(encoder: Checkpoint, texts: list[str], device: str, *, place: str) -> dict[str, Tensor]:
     """The texts' embeddings by the encoder, run at `place`, a device of the kind `device`."""
-    return {"embeddings": utils.negatives.sentence_embeddings(texts, encoder, place)}
+    return {"embeddings": utils.negatives.sentence_embeddings(texts, encoder.folder, place)}
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,12 @@ from utils.common.errors import UserError
 from utils.common.flags import Arguments
 from utils.common.methods import Options
 from utils.common.recipes import as_flags
-from utils.distillation import check_loss
 from utils.evaluation.spec_tasks import load_texts
 from utils.evaluation.task_loading import EvalPlan, plan_tasks
 from utils.negatives import locate_encoder
 from utils.samples import Samples, read_samples
 from utils.stages.context import Models, Run
-from utils.stages.teacher import check_states
+from utils.stages.teacher import check_teacher
 
 
 def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
@@ -28,7 +27,6 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     args = run.args
     if args.recipe:
         print(f"      recipe {args.recipe}: {as_flags(args.recipe)}")
-    check_loss(args, run.needs)
     # Sentence embeddings are not needed where a task has but one wrong answer.
     if run.needs.heads and args.head_selection == "contrastive" and args.spec_task not in ("boolq", "rte"):
         locate_encoder()
@@ -59,7 +57,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     longer = rope.get("factor", 1) if rope.get("rope_type") in ("linear", "dynamic") else 1
     plan.check_model(tokenizer, int(config.max_position_embeddings * longer))
     samples = read_samples(args, tokenizer, load_texts(args))
-    check_states(run, config.hidden_size, samples)
+    check_teacher(run, config.hidden_size, samples)
     for line in plan.describe():
         print(f"      {line}")
     needed, free = sum(file.stat().st_size for file in (pruned or dense).files), free_bytes(args.output_dir)

@@ -89,7 +89,8 @@ def components(dense: list[Kept], pruned: list[Kept], count: int, probes_seed: i
     of_pruned = torch.cat([z()["z"][0] for z in pruned], dim=2).float()
     gap = torch.cat([z[0] for z in of_dense], dim=2) - of_pruned
     lost = lost_components(gap, count)
-    found = {"basis": lost.basis, "explained": lost.explained, "size": lost.size, "gap": gap.square().mean((2, 3))}
+    sizes = {"size": lost.component.norm(dim=-1), "gap": gap.square().mean((2, 3))}
+    found = {"basis": lost.basis, "explained": lost.explained, **sizes}
     if probes_seed is not None:
         _, right, wrong = of_dense[0]
         restored = of_pruned[:, :, : right.shape[2]] + lost.component.unsqueeze(2)

@@ -121,7 +121,7 @@ def run_record(
     run: Run, models: Models, samples: Samples, trained: Trained, evaluations: dict[str, Evaluation]
 ) -> dict:
     """What run.json keeps: what was run, on what, with what versions, and what it took."""
-    args, training = run.args, trained.training
+    args = run.args
     pruning = models.pruned.folder / RECORD
     return {
         "command": shlex.join(["python", *sys.argv]),
@@ -140,7 +140,6 @@ def run_record(
             "pruned model": (models.given or models.pruned).fingerprint,
             "training samples": digest([samples.prompts, samples.responses]),
         },
-        "training": {"tokens": training.tokens, "padded_tokens": training.padded_tokens, "seconds": training.seconds},
         "seconds_by_task": {name: evaluation.seconds for name, evaluation in evaluations.items()},
         "stages": run.record.stages,
     }

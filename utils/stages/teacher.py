@@ -25,12 +25,16 @@ def bytes_of_states(run: Run, hidden_size: int, samples: Samples) -> int:
     return tokens * hidden_size * run.dtype.itemsize
 
 
-def check_states(run: Run, hidden_size: int, samples: Samples) -> None:
-    """UserError if the model is to be sharded, which leaves no room for a whole one beside it, and the teacher's states
-    may not be kept.
+def check_teacher(run: Run, hidden_size: int, samples: Samples) -> None:
+    """UserError if nothing is trained; or if the model is to be sharded, which leaves no room for a whole one beside
+    it, and the teacher's states may not be kept.
     """
+    if run.args.loss != DISTILL:
+        return
+    if not run.needs.training:
+        raise UserError(f"-loss: {DISTILL} is a loss of training, and {run.args.method} trains nothing; leave it out")
     size = bytes_of_states(run, hidden_size, samples)
-    if run.args.loss == DISTILL and run.processes.sharded and size > KEPT:
+    if run.processes.sharded and size > KEPT:
         raise UserError(
             f"-loss: the dense model's states take {size / GB:.3g} GB, above {KEPT / GB:g}, and under FSDP it "
             "can't run beside instead; give fewer -num_train_samples, or -loss response"
