@@ -12,7 +12,7 @@ from utils.common.flags import parse_arguments
 from utils.common.processes import Processes
 from utils.evaluation.task_loading import EvalPlan
 from utils.samples import Samples
-from utils.stages.context import Models, Run
+from utils.stages.context import LazyModel, Models, Run
 from utils.stages.measure import measure, probe_trees, prompt_trees
 from utils.stages.prepare import prepare
 from utils.stages.rank import Ranked, rank
@@ -84,9 +84,10 @@ def prepared(arguments: list[str]) -> tuple[Run, Models, Samples, EvalPlan]:
 
 def ranked(run: Run, models: Models, samples: Samples, plan: EvalPlan) -> Ranked | None:
     """The stages from the samples to the chosen heads."""
-    dense = measure(run, models, samples, plan, "dense", probe_trees(run, models, samples))
-    pruned = measure(run, models, samples, plan, "pruned", prompt_trees(run, samples))
-    return rank(run, models, dense.activations, pruned.activations, None)
+    given, trees = (run, models, samples, plan), probe_trees(run, models, samples)
+    dense = measure(*given, "dense", LazyModel(run, models.dense), trees)
+    pruned = measure(*given, "pruned", LazyModel(run, models.pruned), prompt_trees(run, samples))
+    return rank(run, models, samples, dense.activations, pruned.activations)
 
 
 def run(monkeypatch, arguments: list[str]) -> None:

@@ -21,10 +21,17 @@ from utils.losses import IGNORED
 from utils.prompts import Encoded
 from utils.report.summary import verdict
 from utils.stages.context import LIGHTER
-from utils.stages.prune import pruned_checkpoint, pruning_of
-from utils.stages.results import method_record, validation_record
-from utils.stages.teacher import load_teacher, with_model
-from utils.stages.train import merge, starting, train_restoration, validation_losses, warnings_of
+from utils.stages.prepare import pruned_checkpoint
+from utils.stages.results import method_record
+from utils.stages.train import (
+    load_teacher,
+    merge,
+    starting,
+    train_restoration,
+    validation_record,
+    warnings_of,
+    with_model,
+)
 from utils.training import Collator
 
 QUICK = {"eval_tasks": "none", "num_epoch": 1}
@@ -103,14 +110,18 @@ def test_another_pruned_model_or_tokenizer_never_gets_the_first_ones(world, fini
     assert run.cache.reused == ["embeddings", *["activations"] * 3]  # which the components read, just made
 
 
+def unpruned(monkeypatch) -> None:
+    """The dense model is copied, and not pruned: what is in the folder is not what this is about."""
+    monkeypatch.setattr(
+        "pruning.prune_model.prune_into",
+        lambda dense, folder, *_, **__: shutil.copytree(dense, folder, dirs_exist_ok=True),
+    )
+
+
 def test_a_pruned_checkpoint_that_was_damaged_in_the_cache_is_made_again(world, tmp_path, capsys, monkeypatch):
     changes = {"pruned_model_path": None, "prune_method": "magnitude", "cache_dir": tmp_path / "cache", **QUICK}
     changes["calib_data"] = world / "text.txt"
-    # The same content each time, and no pruning: what is in the folder is not what this is about.
-    monkeypatch.setattr(
-        "pruning.prune_model.prune_into",
-        lambda _, folder, *__, **___: shutil.copytree(world / "dense", folder, dirs_exist_ok=True),
-    )
+    unpruned(monkeypatch)
     run, models, *_ = prepared(flags(world, tmp_path / "out", **changes))
     folder = pruned_checkpoint(run, models).pruned.folder
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json", SAFETENSORS):
@@ -124,11 +135,12 @@ def test_a_pruned_checkpoint_that_was_damaged_in_the_cache_is_made_again(world, 
 
 def test_pruning_is_kept_by_its_text_and_tokenizer_wherever_they_lie(world, tmp_path, monkeypatch):
     def place(**changes) -> str:
-        common = {"pruned_model_path": None, "calib_data": tmp_path / "text.txt", **CALIBRATED, **QUICK, **changes}
+        common = {"pruned_model_path": None, "calib_data": tmp_path / "text.txt", **CALIBRATED, **QUICK}
+        common |= {"cache_dir": tmp_path / "cache", **changes}
         run, models, *_ = prepared(flags(world, tmp_path / "out", **common))
-        kept = pruning_of(run, models)
-        return run.cache.path(kept.kind, kept.key()).name
+        return pruned_checkpoint(run, models).pruned.folder.name
 
+    unpruned(monkeypatch)
     shutil.copy(world / "text.txt", tmp_path)
     dense = shutil.copytree(world / "dense", tmp_path / "dense")
     first = place()
@@ -212,7 +224,7 @@ def test_every_kind_of_method_comes_to_a_proved_checkpoint(world, tmp_path, name
     run, models, samples, plan = prepared(given)
     with run.stage("train"):
         trained = train_restoration(run, models, samples, ranked(run, models, samples, plan))
-    proof = merge(run, models, trained)[0].record
+    _, (proof,) = merge(run, models, trained)
     assert proof["passed"] and proof["zeros_pruned"] > 0
     if name in ("LoRA", "EoRA"):
         assert proof["zeros"] == "reported" and proof["zeros_restored"] < proof["zeros_pruned"] / 10
@@ -226,20 +238,21 @@ def test_every_kind_of_method_comes_to_a_proved_checkpoint(world, tmp_path, name
     assert (trained.parameters > 0) == (name not in UNTRAINED)
     history = trained.training.history
     assert any("loss" in row for row in history) == (name not in UNTRAINED) and "valid_loss" in history[-1]
-    assert (trained.pruned_loss == history[0]["valid_loss"]) == (name in ("nothing", "LoRA", "output_bias"))
+    assert (trained.validation["pruned"] == history[0]["valid_loss"]) == (name in ("nothing", "LoRA", "output_bias"))
 
 
 def test_no_epochs_restore_nothing_and_cost_no_training(world, tmp_path):
     run, models, samples, plan = prepared(flags(world, tmp_path / "out", eval_tasks="none", num_epoch=0))
     trained = train_restoration(run, models, samples, ranked(run, models, samples, plan))
-    proof = merge(run, models, trained)[0].record
+    _, (proof,) = merge(run, models, trained)
     assert proof["passed"] and not proof["nonzero_new_tensors"] and trained.parameters == 0
-    found = validation_record(trained.training.history, samples.valid, trained.pruned_loss)
+    found = trained.validation
     assert found["pruned"] == found["start"] == found["restored"]
 
 
 def test_no_heads_are_looked_for_by_a_method_that_has_none(world, tmp_path, no_model):
-    changes = {"method": "output_bias", "cache_dir": tmp_path / "cache", "num_valid_samples": 0}
+    changes = {"method": "output_bias", "head_selection": "lofit", "num_valid_samples": 0}
+    changes["cache_dir"] = tmp_path / "cache"
     assert ranked(*prepared(flags(world, tmp_path / "out", **QUICK, **changes))) is None
 
 
@@ -254,8 +267,8 @@ def test_a_compact_checkpoint_is_restored_and_stays_compact(world, tmp_path):
     run, models, samples, plan = prepared(flags(world, tmp_path / "out", **changes))
     found = ranked(run, models, samples, plan)
     assert sorted(head for layer, head in found.heads if layer == 1) == [0, 1, 2]
-    proof, compact = merge(run, models, train_restoration(run, models, samples, found))
-    assert proof.record["passed"] and compact["passed"]
+    _, proofs = merge(run, models, train_restoration(run, models, samples, found))
+    assert [proof["passed"] for proof in proofs] == [True, True]
     plain = AutoModelForCausalLM.from_pretrained(run.folder / "model")
     restored = run.load(Checkpoint(run.folder / "compact"))
     assert restored.model.layers[1].self_attn.o_proj.in_features == 24
@@ -292,7 +305,7 @@ def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path):
 
 
 def test_a_teacher_too_large_to_keep_runs_beside(world, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("utils.stages.teacher.KEPT", 1000)
+    monkeypatch.setattr("utils.stages.train.KEPT", 1000)
     changes = {"loss": "distill", "cache_dir": tmp_path / "cache", **QUICK}
     run, models, samples, _ = prepared(flags(world, tmp_path / "out", **changes))
     teacher = load_teacher(run, models, samples)
@@ -307,20 +320,20 @@ def test_validation_tokens_are_those_that_the_loss_is_a_mean_of():
     collected = Collator(0)([{"input_ids": each.ids, "prompt_length": each.prompt_length} for each in samples])
     labelled = int((collected["labels"][:, 1:] != IGNORED).sum())
     known = {"pruned": 3.5, "start": 3.0, "restored": 2.0, "tokens": labelled}
-    assert validation_record(history, samples, 3.5) == known and labelled == 3 + 1 + 2
-    assert validation_record(history[1:2], samples) is None
+    assert validation_record([{"valid_loss": 3.5}], history, samples) == known and labelled == 3 + 1 + 2
+    assert validation_record([], history, samples)["pruned"] is None
+    assert validation_record([], history[1:2], samples) is None
 
 
 def test_a_loss_that_rose_is_told_while_running_in_the_verdicts_words():
-    history = [{"step": 0, "valid_loss": 2.5}, {"step": 1, "loss": 9.0}, {"step": 2, "valid_loss": 2.6}]
-    losses = validation_losses(history)
+    losses = {"pruned": 2.5, "start": 2.5, "restored": 2.6, "tokens": 9}
     said = "warning: the validation loss rose from 2.500 to 2.600; try a smaller -lr or fewer epochs"
-    assert warnings_of(losses, None) == warnings_of(losses, 2.5) == [said]
-    recorded = {"validation": validation_record(history, [])}
-    assert verdict(recorded, {}).endswith("; the validation loss rose from 2.500 to 2.600.")
+    assert warnings_of(losses, False) == warnings_of(losses, True) == [said]
+    assert verdict({"validation": losses}, {}).endswith("; the validation loss rose from 2.500 to 2.600.")
     harm = "warning: after the closed form the validation loss rose from 2.400 to 2.500, before any training; "
-    assert warnings_of(losses, 2.4) == [said, harm + "try without it"]
-    assert warnings_of(losses[:1], None) == warnings_of(losses[::-1], None) == warnings_of([], 2.4) == []
+    assert warnings_of({**losses, "pruned": 2.4}, True) == [said, harm + "try without it"]
+    assert warnings_of({**losses, "pruned": 2.4}, False) == [said]
+    assert warnings_of({**losses, "pruned": None, "restored": 2.4}, True) == warnings_of(None, True) == []
 
 
 # What is told

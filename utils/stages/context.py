@@ -1,20 +1,22 @@
 """What all stages of a run share: its flags, processes, cache, record, folder and device; and its two models."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from data.sources import bundled_text
 from models.checkpoint import Checkpoint
 from models.loading import DTYPES, head_shape, load_model, placement, tokenizer_digest
 from utils.common.cache import Cache
 from utils.common.errors import OutOfRoom, UserError, shortage
+from utils.common.files import digest, digest_files
 from utils.common.flags import Arguments
 from utils.common.methods import Options, needs_of
+from utils.common.names import BUNDLED
 from utils.common.processes import Processes
 from utils.common.record import RunRecord, stage_name
 from utils.training import TrainingSettings
@@ -30,33 +32,6 @@ LIGHTER = {
     "restored": "-ppl_window",
 }
 """Stage → what takes less memory when it is lower."""
-
-
-class LazyModel:
-    """A model that is loaded when it is called for, and kept within a `with` block only.
-
-    In a key it is its weights and the dtype that it runs in.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, load: Callable[[], LlamaForCausalLM]):
-        self.checkpoint, self.dtype, self._load = checkpoint, dtype, load
-        self._keeps, self._model = False, None
-
-    def key(self) -> list[str]:
-        """What determines all that the model computes, but for rounding."""
-        return [self.checkpoint.fingerprint, str(self.dtype)]
-
-    def __call__(self) -> LlamaForCausalLM:
-        model = self._model or self._load()
-        self._model = model if self._keeps else None
-        return model
-
-    def __enter__(self) -> "LazyModel":
-        self._keeps = True
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._keeps, self._model = False, None
 
 
 class Run:
@@ -118,22 +93,43 @@ class Run:
         """The model, on `device`, or where one goes that is only read."""
         return load_model(checkpoint.folder, self.dtype, device or self.reading_device(checkpoint), checkpoint.flag)
 
-    def lazy(self, checkpoint: Checkpoint) -> LazyModel:
-        """The model, loaded when it is called for: a stage that the cache answers loads none."""
-        return LazyModel(checkpoint, self.dtype, lambda: self.load(checkpoint))
+
+@dataclass
+class LazyModel:
+    """A model that is loaded when it is called for, unless it is given, and let go where a `with` block ends.
+
+    In a key it is its weights and the dtype that it runs in: what determines all it computes, but for rounding.
+    """
+
+    run: Run
+    checkpoint: Checkpoint
+    model: LlamaForCausalLM | None = None
+
+    def key(self) -> list[str]:
+        return [self.checkpoint.fingerprint, str(self.run.dtype)]
+
+    def __call__(self) -> LlamaForCausalLM:
+        self.model = self.model or self.run.load(self.checkpoint)
+        return self.model
+
+    def __enter__(self) -> "LazyModel":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.model = None
 
 
 @dataclass(frozen=True)
 class Models:
     """The dense and the pruned checkpoint, checked.
 
-    pruned: in the dense model's shapes; None until pruning made it. given: what -pruned_model_path named, None if
-    nothing. config: the pruned model's, the dense one's until then. tokenizer_from: the folder of the tokenizer.
+    pruned: in the dense model's shapes; given: as -pruned_model_path named it, or as it was made; None until then.
+    config: the pruned model's, the dense one's until then. tokenizer_from: the folder of the tokenizer.
     """
 
     dense: Checkpoint
-    pruned: Checkpoint | None
     given: Checkpoint | None
+    pruned: Checkpoint | None
     config: LlamaConfig
     tokenizer: PreTrainedTokenizerBase
     tokenizer_from: Path
@@ -146,7 +142,7 @@ class Models:
     @property
     def compact(self) -> bool:
         """Whether the pruned checkpoint came in smaller shapes than the dense one."""
-        return self.given is not None and self.given is not self.pruned
+        return self.given is not self.pruned
 
     @cached_property
     def tokenizer_sha256(self) -> str:
@@ -166,3 +162,13 @@ def settings(args: Arguments) -> TrainingSettings:
         gradient_checkpointing=args.gradient_checkpointing,
         seed=args.training_seed,
     )
+
+
+def calibration_key(args: Arguments) -> list:
+    """What decides which calibration windows are drawn: the text by its content, or by a published set's name."""
+    text: str = args.calib_data
+    if text == BUNDLED:
+        text = digest(bundled_text())
+    elif Path(text).is_file():
+        text = digest_files([Path(text)])
+    return [text, args.calib_samples, args.calib_length, args.calibration_seed]

@@ -12,13 +12,17 @@ import utils.evaluation.scoring
 import utils.examples
 import utils.negatives
 import utils.packing
-from models.checkpoint import Checkpoint
-from models.merge import Proof
 from utils.common.cache import Kept, cached
 from utils.evaluation.scoring import Evaluation, score_key
 from utils.evaluation.task_loading import EvalPlan
 from utils.examples import MOST_TOKENS, ends_of, greedy, response_nats
-from utils.negatives import encoder_identity, locate_encoder, most_similar_choice, most_similar_other
+from utils.negatives import (
+    encoder_identity,
+    locate_encoder,
+    most_similar_choice,
+    most_similar_other,
+    sentence_embeddings,
+)
 from utils.packing import PromptWithContinuations
 from utils.prompts import Encoded, answered, common_prefix
 from utils.samples import Samples
@@ -62,15 +66,14 @@ def wrong_answers(run: Run, samples: Samples) -> list[str]:
 
 def embedded(run: Run, texts: list[str]) -> Tensor:
     """Sentence embeddings (N, E) of the texts."""
-    encoder = locate_encoder()
-    where = {"encoder": encoder, "place": run.device}
-    return embeddings(run.cache, encoder_identity(encoder), texts, run.kind_of_device, **where)["embeddings"]
+    identity = encoder_identity(locate_encoder())
+    return embeddings(run.cache, identity, texts, run.kind_of_device, place=run.device)["embeddings"]
 
 
 @cached("embeddings", code=(utils.negatives,))
-def embeddings(encoder_sha256: str, texts: list[str], device: str, *, encoder: str, place: str) -> dict[str, Tensor]:
+def embeddings(encoder: str, texts: list[str], device: str, *, place: str) -> dict[str, Tensor]:
     """The texts' embeddings by the encoder, run at `place`, a device of the kind `device`."""
-    return {"embeddings": utils.negatives.sentence_embeddings(texts, encoder, place)}
+    return {"embeddings": sentence_embeddings(texts, locate_encoder(), place)}
 
 
 @dataclass(frozen=True)
@@ -85,40 +88,34 @@ class Measured:
 
 
 def measure(
-    run: Run, models: Models, samples: Samples, plan: EvalPlan, label: str, trees: list[PromptWithContinuations]
+    run: Run,
+    models: Models,
+    samples: Samples,
+    plan: EvalPlan,
+    label: str,
+    model: LazyModel,
+    trees: list[PromptWithContinuations],
 ) -> Measured:
-    """What the `dense` or the `pruned` model makes of the trees, of the plan's tasks and of the report's prompts."""
+    """What a model makes of the trees, of the plan's tasks and of the report's prompts; it is gone afterwards.
+
+    Each task's scores are from the cache if the same weights were scored alike. label: names the model in bars.
+    """
     groups: dict[int, list[PromptWithContinuations]] = {}  # with branches for probing first, then the plain ones
     for tree in trees:
         groups.setdefault(len(tree.continuations), []).append(tree)
-    with run.lazy(getattr(models, label)) as model:
+    device = run.kind_of_device
+    with model:
         kept = [activations.later(run.cache, model, part, label=label) for part in groups.values()]
         for each in kept:
             each.entry()
-        return scored(run, models, samples, plan, model, label, kept)
-
-
-def scored(
-    run: Run, models: Models, samples: Samples, plan: EvalPlan, model: LazyModel, label: str, kept: list[Kept]
-) -> Measured:
-    """A model's scores, each task's from the cache if the same weights were scored alike, and its answers."""
-    shown = {"tokenizer": models.tokenizer, "label": label}
-    parts = [
-        scores(run.cache, model, score_key(part, models.tokenizer_from), run.kind_of_device, part=part, **shown)
-        for part in plan.parts()
-    ]
-    how = run.kind_of_device, models.tokenizer_sha256
-    asked = samples.valid[:ASKED]
-    answers = answers_to(run.cache, model, asked, *how, tokenizer=models.tokenizer)["answers"] if asked else []
-    return Measured(kept, Evaluation.joined([Evaluation(**part) for part in parts]), answers)
-
-
-def score_merged(run: Run, models: Models, samples: Samples, plan: EvalPlan, proof: Proof) -> Measured:
-    """The scores and answers of the merged model, which the proof has loaded; it is gone afterwards."""
-    checkpoint = Checkpoint(run.folder / "model", "-output_dir")
-    proved, proof.model = proof.model, None
-    with LazyModel(checkpoint, run.dtype, lambda: proved or run.load(checkpoint)) as model:
-        return scored(run, models, samples, plan, model, "restored", [])
+        shown = {"tokenizer": models.tokenizer, "label": label}
+        parts = [
+            scores(run.cache, model, score_key(part, models.tokenizer_from), device, part=part, **shown)
+            for part in plan.parts()
+        ]
+        asked, tokenizer = samples.valid[:ASKED], models.tokenizer
+        answers = answers_to(run.cache, model, asked, device, models.tokenizer_sha256, tokenizer=tokenizer)
+    return Measured(kept, Evaluation.joined([Evaluation(**part) for part in parts]), answers["answers"])
 
 
 @cached("activations", code=(utils.activations, utils.packing, models.cpu_attention))
@@ -129,7 +126,7 @@ def activations(model: LazyModel, trees: list[PromptWithContinuations], *, label
     began with.
     """
     found = utils.activations.last_token_activations(model(), trees, f"{label} activations")
-    return {"z": found.to(model.dtype)}
+    return {"z": found.to(model.run.dtype)}
 
 
 @cached("scores")
@@ -154,7 +151,7 @@ def answers_to(
     return {"answers": found}
 
 
-def examples_record(models: Models, samples: Samples, found: dict[str, list[dict]]) -> dict:
+def examples_record(models: Models, samples: Samples, answers: dict[str, list[dict]]) -> dict:
     """The prompts, their samples' own answers, and what each model (by name) answered.
 
     {"most_tokens", "prompts": [{"prompt", "response", "answers": model → {"text", "tokens", "ended", "loss"}}]}.
@@ -162,9 +159,7 @@ def examples_record(models: Models, samples: Samples, found: dict[str, list[dict
     prompts = []
     for row, sample in enumerate(samples.valid[:ASKED]):
         first = max(1, sample.prompt_length)
-        prompt, response = (
-            models.tokenizer.decode(ids, skip_special_tokens=True) for ids in (sample.ids[:first], sample.ids[first:])
-        )
-        answers = {name: each[row] for name, each in found.items()}
-        prompts.append({"prompt": prompt, "response": response, "answers": answers})
+        texts = models.tokenizer.batch_decode([sample.ids[:first], sample.ids[first:]], skip_special_tokens=True)
+        of_all = {name: each[row] for name, each in answers.items()}
+        prompts.append({"prompt": texts[0], "response": texts[1], "answers": of_all})
     return {"most_tokens": MOST_TOKENS, "prompts": prompts}
