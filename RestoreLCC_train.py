@@ -78,17 +78,17 @@ def restore(args: Arguments, processes: Processes, folder: Path) -> None:
 
     quiet_libraries()
     run = Run(args, processes, folder, usable_device(processes.device))
-    with run.main_first("samples"):
+    with run.stage("samples", main_first=True):
         models, samples, plan = prepare(run)
-    with run.main_first("prune"):
+    with run.stage("prune", main_first=True):
         models = pruned_checkpoint(run, models)
-    with run.main_first("negatives"):
+    with run.stage("negatives", main_first=True):
         trees = probe_trees(run, models, samples)
-    given = run, models, samples, plan
-    with run.main_first("dense"):
-        dense = measure(*given, "dense", LazyModel(run, models.dense), trees)
-    with run.main_first("pruned"):
-        pruned = measure(*given, "pruned", LazyModel(run, models.pruned), prompt_trees(run, samples))
+    with run.stage("dense", main_first=True):
+        dense = measure(LazyModel(run, "dense", models.dense), models, samples, plan, trees)
+    with run.stage("pruned", main_first=True):
+        trees = prompt_trees(run, samples)
+        pruned = measure(LazyModel(run, "pruned", models.pruned), models, samples, plan, trees)
     with run.stage("rank"):
         ranked = rank(run, models, samples, dense.activations, pruned.activations)
     with run.stage("train"):
@@ -98,7 +98,7 @@ def restore(args: Arguments, processes: Processes, folder: Path) -> None:
     with run.stage("merge"):
         merged, proofs = merge(run, models, trained)
     with run.stage("restored"):
-        restored = measure(*given, "restored", merged, [])
+        restored = measure(merged, models, samples, plan, [])
     measured = {"dense": dense, "pruned": pruned, "restored": restored}
     write_results(run, models, samples, ranked, trained, proofs, measured)
 

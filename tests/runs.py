@@ -84,9 +84,9 @@ def prepared(arguments: list[str]) -> tuple[Run, Models, Samples, EvalPlan]:
 
 def ranked(run: Run, models: Models, samples: Samples, plan: EvalPlan) -> Ranked | None:
     """The stages from the samples to the chosen heads."""
-    given, trees = (run, models, samples, plan), probe_trees(run, models, samples)
-    dense = measure(*given, "dense", LazyModel(run, models.dense), trees)
-    pruned = measure(*given, "pruned", LazyModel(run, models.pruned), prompt_trees(run, samples))
+    given, trees = (models, samples, plan), probe_trees(run, models, samples)
+    dense = measure(LazyModel(run, "dense", models.dense), *given, trees)
+    pruned = measure(LazyModel(run, "pruned", models.pruned), *given, prompt_trees(run, samples))
     return rank(run, models, samples, dense.activations, pruned.activations)
 
 

@@ -20,7 +20,6 @@ from utils.common.record import STAGES
 from utils.losses import IGNORED
 from utils.prompts import Encoded
 from utils.report.summary import verdict
-from utils.stages.context import LIGHTER
 from utils.stages.prepare import pruned_checkpoint
 from utils.stages.results import method_record
 from utils.stages.train import (
@@ -411,5 +410,4 @@ def test_a_window_beyond_the_models_positions_is_refused(world, tmp_path):
 
 def test_what_takes_less_memory_is_named_by_flags_that_there_are():
     known = {option for action in build_parser()._actions for option in action.option_strings}
-    assert set(re.findall(r"-\w+", " ".join(LIGHTER.values()))) <= known
-    assert LIGHTER.keys() <= {stage.key for stage in STAGES}
+    assert set(re.findall(r"-\w+", " ".join(stage.lighter for stage in STAGES))) <= known

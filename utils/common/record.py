@@ -19,22 +19,30 @@ PACKAGES = ("torch", "transformers", "datasets", "accelerate", "lm-eval", "numpy
 
 
 class Stage(NamedTuple):
-    """One stage of a run: a short key for the code, and the name that terminal, run.json and `-plan` show."""
+    """One stage of a run: a short key for the code, and the name that terminal, run.json and `-plan` show.
+
+    lighter: the flags that make it take less memory when they are lower.
+    """
 
     key: str
     name: str
+    lighter: str = ""
 
 
 STAGES = (
     Stage("samples", "reading samples, tokenizer and tasks"),
-    Stage("prune", "pruned checkpoint"),
-    Stage("negatives", "contrastive negatives"),
-    Stage("dense", "dense model: activations and scores"),
-    Stage("pruned", "pruned model: activations and scores"),
-    Stage("rank", "lost components and head ranking"),
-    Stage("train", "training"),
-    Stage("merge", "merge and proof"),
-    Stage("restored", "restored model: scores"),
+    Stage("prune", "pruned checkpoint", "-calib_samples or -calib_length"),
+    Stage("negatives", "contrastive negatives", "-num_train_samples"),
+    Stage("dense", "dense model: activations and scores", "-max_length or -ppl_window"),
+    Stage("pruned", "pruned model: activations and scores", "-max_length or -ppl_window"),
+    Stage("rank", "lost components and head ranking", "-num_train_samples or -num_probe_samples"),
+    Stage(
+        "train",
+        "training",
+        "-batch_size (with more -gradient_accumulation) or -max_length, or give -gradient_checkpointing",
+    ),
+    Stage("merge", "merge and proof", "-max_length"),
+    Stage("restored", "restored model: scores", "-ppl_window"),
 )
 """All stages of a run, in its order."""
 

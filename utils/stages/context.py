@@ -1,7 +1,7 @@
 """What all stages of a run share: its flags, processes, cache, record, folder and device; and its two models."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from data.sources import bundled_text
 from models.checkpoint import Checkpoint
-from models.loading import DTYPES, head_shape, load_model, placement, tokenizer_digest
+from models.loading import DTYPES, load_model, placement, tokenizer_digest
 from utils.common.cache import Cache
 from utils.common.errors import OutOfRoom, UserError, shortage
 from utils.common.files import digest, digest_files
@@ -18,20 +18,8 @@ from utils.common.flags import Arguments
 from utils.common.methods import Options, needs_of
 from utils.common.names import BUNDLED
 from utils.common.processes import Processes
-from utils.common.record import RunRecord, stage_name
+from utils.common.record import STAGES, RunRecord
 from utils.training import TrainingSettings
-
-LIGHTER = {
-    "prune": "-calib_samples or -calib_length",
-    "negatives": "-num_train_samples",
-    "dense": "-max_length or -ppl_window",
-    "pruned": "-max_length or -ppl_window",
-    "rank": "-num_train_samples or -num_probe_samples",
-    "train": "-batch_size (with more -gradient_accumulation) or -max_length, or give -gradient_checkpointing",
-    "merge": "-max_length",
-    "restored": "-ppl_window",
-}
-"""Stage → what takes less memory when it is lower."""
 
 
 class Run:
@@ -53,15 +41,12 @@ class Run:
         self.reads_activations = self.needs.heads and (self.needs.basis or args.head_selection != "lofit")
 
     @contextmanager
-    def main_first(self, key: str) -> Iterator[None]:
-        """A stage (utils.common.record.STAGES) of the main process; then the others find what it left."""
-        with self.stage(key), self.processes.main_first():
-            yield
+    def stage(self, key: str, main_first: bool = False) -> Iterator[None]:
+        """A stage (utils.common.record.STAGES) that all processes are in together, or that the main one is in alone.
 
-    @contextmanager
-    def stage(self, key: str) -> Iterator[None]:
-        """A stage that all processes are in together, or that the main one is in alone."""
-        with self.record.stage(key):
+        main_first: the main one goes through it first, and the others find what it left.
+        """
+        with self.record.stage(key), self.processes.main_first() if main_first else nullcontext():
             try:
                 yield
             except OutOfRoom:
@@ -69,10 +54,10 @@ class Run:
             except Exception as error:
                 if (said := shortage(error)) is None:
                     raise
-                cure = f"lower {LIGHTER[key]}" if key in LIGHTER else "take a machine with more memory"
-                raise OutOfRoom(
-                    f"out of memory in '{stage_name(key)}' ({said}); {cure} (-plan here tells what fits)"
-                ) from error
+                stage = next(stage for stage in STAGES if stage.key == key)
+                cure = f"lower {stage.lighter}" if stage.lighter else "take a machine with more memory"
+                told = f"out of memory in '{stage.name}' ({said}); {cure} (-plan here tells what fits)"
+                raise OutOfRoom(told) from error
 
     def reading_device(self, checkpoint: Checkpoint) -> str:
         """Where a model that is only read goes: the run's device, or with -device auto all there is, if it must."""
@@ -96,27 +81,23 @@ class Run:
 
 @dataclass
 class LazyModel:
-    """A model that is loaded when it is called for, unless it is given, and let go where a `with` block ends.
+    """A model that is loaded when it is called for, unless it is given, and kept until `loaded` is None again.
 
-    In a key it is its weights and the dtype that it runs in: what determines all it computes, but for rounding.
+    label: `dense`, `pruned` or `restored`. In a key the model is its weights and the dtype that it runs in: what
+    determines all it computes, but for rounding.
     """
 
     run: Run
+    label: str
     checkpoint: Checkpoint
-    model: LlamaForCausalLM | None = None
+    loaded: LlamaForCausalLM | None = None
 
     def key(self) -> list[str]:
         return [self.checkpoint.fingerprint, str(self.run.dtype)]
 
     def __call__(self) -> LlamaForCausalLM:
-        self.model = self.model or self.run.load(self.checkpoint)
-        return self.model
-
-    def __enter__(self) -> "LazyModel":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.model = None
+        self.loaded = self.loaded or self.run.load(self.checkpoint)
+        return self.loaded
 
 
 @dataclass(frozen=True)
@@ -133,16 +114,6 @@ class Models:
     config: LlamaConfig
     tokenizer: PreTrainedTokenizerBase
     tokenizer_from: Path
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(L, H, d)."""
-        return head_shape(self.config)
-
-    @property
-    def compact(self) -> bool:
-        """Whether the pruned checkpoint came in smaller shapes than the dense one."""
-        return self.given is not self.pruned
 
     @cached_property
     def tokenizer_sha256(self) -> str:

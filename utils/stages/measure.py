@@ -6,23 +6,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-import models.cpu_attention
-import utils.activations
-import utils.evaluation.scoring
-import utils.examples
-import utils.negatives
-import utils.packing
+from models import cpu_attention
+from utils import activations, examples, negatives, packing
 from utils.common.cache import Kept, cached
-from utils.evaluation.scoring import Evaluation, score_key
+from utils.evaluation.scoring import Evaluation, evaluate, score_key
 from utils.evaluation.task_loading import EvalPlan
-from utils.examples import MOST_TOKENS, ends_of, greedy, response_nats
-from utils.negatives import (
-    encoder_identity,
-    locate_encoder,
-    most_similar_choice,
-    most_similar_other,
-    sentence_embeddings,
-)
 from utils.packing import PromptWithContinuations
 from utils.prompts import Encoded, answered, common_prefix
 from utils.samples import Samples
@@ -55,25 +43,25 @@ def wrong_answers(run: Run, samples: Samples) -> list[str]:
     """r⁻ of the samples that train the probes: the most similar other answer, or the task's own wrong one."""
     count = min(run.args.num_probe_samples, len(samples.prompts))
     if samples.wrong_choices is None:
-        nearest = most_similar_other(embedded(run, samples.responses), samples.responses)
+        nearest = negatives.most_similar_other(embedded(run, samples.responses), samples.responses)
         return [samples.responses[row] for row in nearest[:count]]
     choices = samples.wrong_choices[:count]
     if all(len(wrong) == 1 for wrong in choices):
         return [wrong[0] for wrong in choices]
     found = embedded(run, [*samples.responses[:count], *(text for wrong in choices for text in wrong)])
-    return most_similar_choice(found[:count], torch.split(found[count:], [len(w) for w in choices]), choices)
+    return negatives.most_similar_choice(found[:count], torch.split(found[count:], [len(w) for w in choices]), choices)
 
 
 def embedded(run: Run, texts: list[str]) -> Tensor:
     """Sentence embeddings (N, E) of the texts."""
-    identity = encoder_identity(locate_encoder())
+    identity = negatives.encoder_identity(negatives.locate_encoder())
     return embeddings(run.cache, identity, texts, run.kind_of_device, place=run.device)["embeddings"]
 
 
-@cached("embeddings", code=(utils.negatives,))
+@cached("embeddings", code=(negatives,))
 def embeddings(encoder: str, texts: list[str], device: str, *, place: str) -> dict[str, Tensor]:
     """The texts' embeddings by the encoder, run at `place`, a device of the kind `device`."""
-    return {"embeddings": sentence_embeddings(texts, locate_encoder(), place)}
+    return {"embeddings": negatives.sentence_embeddings(texts, negatives.locate_encoder(), place)}
 
 
 @dataclass(frozen=True)
@@ -88,64 +76,57 @@ class Measured:
 
 
 def measure(
-    run: Run,
-    models: Models,
-    samples: Samples,
-    plan: EvalPlan,
-    label: str,
-    model: LazyModel,
-    trees: list[PromptWithContinuations],
+    model: LazyModel, models: Models, samples: Samples, plan: EvalPlan, trees: list[PromptWithContinuations]
 ) -> Measured:
-    """What a model makes of the trees, of the plan's tasks and of the report's prompts; it is gone afterwards.
+    """What a model makes of the trees, of the plan's tasks and of the report's prompts; it is let go afterwards.
 
-    Each task's scores are from the cache if the same weights were scored alike. label: names the model in bars.
+    Each task's scores are from the cache if the same weights were scored alike.
     """
+    cache, device, tokenizer = model.run.cache, model.run.kind_of_device, models.tokenizer
     groups: dict[int, list[PromptWithContinuations]] = {}  # with branches for probing first, then the plain ones
     for tree in trees:
         groups.setdefault(len(tree.continuations), []).append(tree)
-    device = run.kind_of_device
-    with model:
-        kept = [activations.later(run.cache, model, part, label=label) for part in groups.values()]
-        for each in kept:
-            each.entry()
-        shown = {"tokenizer": models.tokenizer, "label": label}
-        parts = [
-            scores(run.cache, model, score_key(part, models.tokenizer_from), device, part=part, **shown)
-            for part in plan.parts()
-        ]
-        asked, tokenizer = samples.valid[:ASKED], models.tokenizer
-        answers = answers_to(run.cache, model, asked, device, models.tokenizer_sha256, tokenizer=tokenizer)
-    return Measured(kept, Evaluation.joined([Evaluation(**part) for part in parts]), answers["answers"])
+    kept = [last_activations.later(cache, model, part) for part in groups.values()]
+    for each in kept:
+        each.entry()
+    parts = []
+    for part in plan.parts():
+        key = score_key(part, models.tokenizer_from)
+        parts.append(Evaluation(**scores(cache, model, key, device, part=part, tokenizer=tokenizer)))
+    asked = samples.valid[:ASKED]
+    answers = answers_to(cache, model, asked, device, models.tokenizer_sha256, tokenizer=tokenizer)["answers"]
+    model.loaded = None
+    return Measured(kept, Evaluation.joined(parts), answers)
 
 
-@cached("activations", code=(utils.activations, utils.packing, models.cpu_attention))
-def activations(model: LazyModel, trees: list[PromptWithContinuations], *, label: str) -> dict[str, Tensor]:
+@cached("activations", code=(activations, packing, cpu_attention))
+def last_activations(model: LazyModel, trees: list[PromptWithContinuations]) -> dict[str, Tensor]:
     """z (branches, L, H, N, d) in the model's dtype, which holds it exactly.
 
     The device is no part of the key: directions found on another differ by rounding, and β is resumed for those that it
     began with.
     """
-    found = utils.activations.last_token_activations(model(), trees, f"{label} activations")
+    found = activations.last_token_activations(model(), trees, f"{model.label} activations")
     return {"z": found.to(model.run.dtype)}
 
 
 @cached("scores")
-def scores(
-    model: LazyModel, asked: dict, device: str, *, part: EvalPlan, tokenizer: PreTrainedTokenizerBase, label: str
-) -> dict:
+def scores(model: LazyModel, asked: dict, device: str, *, part: EvalPlan, tokenizer: PreTrainedTokenizerBase) -> dict:
     """The model's scores on one part of a plan, known by `asked`. Half precision rounds by what a device computes."""
-    return asdict(utils.evaluation.scoring.evaluate(model(), tokenizer, part, label))
+    return asdict(evaluate(model(), tokenizer, part, model.label))
 
 
-@cached("examples", code=(utils.examples, models.cpu_attention), libraries=("torch", "transformers", "tokenizers"))
+@cached("examples", code=(examples, cpu_attention), libraries=("torch", "transformers", "tokenizers"))
 def answers_to(
     model: LazyModel, asked: list[Encoded], device: str, tokenizer_sha256: str, *, tokenizer: PreTrainedTokenizerBase
 ) -> dict:
     """Greedy answers to the samples' prompts; loss: on their own responses, nats a token."""
     found = []
     for sample in asked:
-        made, ended = greedy(model(), sample.ids[: max(1, sample.prompt_length)], MOST_TOKENS, ends_of(model()))
-        loss, _ = response_nats(model(), sample)
+        made, ended = examples.greedy(
+            model(), sample.ids[: max(1, sample.prompt_length)], examples.MOST_TOKENS, examples.ends_of(model())
+        )
+        loss, _ = examples.response_nats(model(), sample)
         text = tokenizer.decode(made, skip_special_tokens=True)
         found.append({"text": text, "tokens": len(made), "ended": ended, "loss": loss})
     return {"answers": found}
@@ -162,4 +143,4 @@ def examples_record(models: Models, samples: Samples, answers: dict[str, list[di
         texts = models.tokenizer.batch_decode([sample.ids[:first], sample.ids[first:]], skip_special_tokens=True)
         of_all = {name: each[row] for name, each in answers.items()}
         prompts.append({"prompt": texts[0], "response": texts[1], "answers": of_all})
-    return {"most_tokens": MOST_TOKENS, "prompts": prompts}
+    return {"most_tokens": examples.MOST_TOKENS, "prompts": prompts}

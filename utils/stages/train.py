@@ -10,9 +10,6 @@ from torch import Tensor
 import baselines
 import models
 import pruning
-import utils.activations
-import utils.distillation
-import utils.packing
 from models import cpu_attention
 from models.checkpoint import Checkpoint
 from models.contract import MethodInputs
@@ -21,6 +18,7 @@ from models.merge import Reference, compact_and_prove, merge_and_prove, record_l
 from models.modeling_llama import numbers_trained
 from models.restoration import Restoration, Terms, load_restoration, packed, save_restoration, unpacked
 from pruning import calibration
+from utils import activations, distillation, packing
 from utils.common.cache import cached, digest_tensors
 from utils.common.errors import UserError
 from utils.common.files import digest, write_text
@@ -179,24 +177,22 @@ def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | N
         )
         return teacher
     run.record.tell(f"teacher: the dense model's states at response tokens, {size / GB:.3g} GB")
-    with LazyModel(run, models.dense) as model:
-
-        def kept(part: list[Encoded], what: str) -> list[Tensor]:
-            if not part:
-                return []
-            return by_sample(states(run.cache, model, part, run.kind_of_device, what=what)["states"], part)
-
-        return replace(teacher, valid=kept(samples.valid, "validation"), train=kept(samples.train, "training"))
+    model = LazyModel(run, "dense", models.dense)
+    valid, train = (
+        by_sample(states(run.cache, model, part, run.kind_of_device)["states"], part)
+        for part in (samples.valid, samples.train)
+    )
+    return replace(teacher, valid=valid, train=train)
 
 
 @cached(
     "teacher",
-    code=(utils.distillation, utils.activations, utils.packing, cpu_attention),
+    code=(distillation, activations, packing, cpu_attention),
     libraries=("torch", "transformers"),
 )
-def states(model: LazyModel, samples: list[Encoded], device: str, *, what: str) -> dict[str, Tensor]:
+def states(model: LazyModel, samples: list[Encoded], device: str) -> dict[str, Tensor]:
     """The teacher's states; token ids say all about data, template and length."""
-    return {"states": teacher_states(model(), samples, f"teacher's states, {what}")}
+    return {"states": teacher_states(model(), samples, "teacher's states")}
 
 
 def with_model(run: Run, models: Models, teacher: Distillation) -> Distillation:
@@ -257,8 +253,7 @@ def save(run: Run, models: Models, restoration: Restoration, training: TrainingR
         "base_model": args.base_model_name,
         "pruned_model": args.pruned_model_path or f"{args.prune_method} {args.sparsity} of {args.base_model_name}",
         "pruned_sha256": models.given.fingerprint,
-        **({"expanded_sha256": models.pruned.fingerprint} if models.compact else {}),
-        "layers_heads_head_dim": models.shape,
+        "expanded_sha256": models.pruned.fingerprint,
         "arguments": args.as_json(),
     }
     save_restoration(run.folder / SAVED, restoration, about)
@@ -274,9 +269,9 @@ def merge(run: Run, models: Models, trained: Trained) -> tuple[LazyModel, list[d
     pruned, merged, reference = models.pruned.folder, run.folder / "model", trained.reference
     tokenizer = pruned if has_tokenizer(pruned) else models.tokenizer_from
     proof = merge_and_prove(pruned, run.folder / SAVED, merged, tokenizer_from=tokenizer, reference=reference)
-    restored, proofs = LazyModel(run, Checkpoint(merged, "-output_dir"), proof.model), [proof.record]
-    if models.compact:
-        restored.model = proof.model = None  # two of them, and a wider one to compare with, may be too many
+    restored, proofs = LazyModel(run, "restored", Checkpoint(merged, "-output_dir"), proof.model), [proof.record]
+    if models.given is not models.pruned:
+        restored.loaded = proof.model = None  # two of them, and a wider one to compare with, may be too many
         proofs.append(compact_and_prove(merged, run.folder / "compact", reference).record)
         print("      as small as the pruned checkpoint: compact/")
     return restored, proofs
