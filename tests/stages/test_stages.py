@@ -6,14 +6,13 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 
 import utils.common.cache
 from models.checkpoint import LINEARS, Checkpoint
-from tests.builders import byte_tokenizer, compact_checkpoint
-from tests.runs import flags, prepared, ranked, write_samples
+from tests.builders import byte_tokenizer, compact_checkpoint, rewrite
+from tests.runs import flags, prepared, ranked
 from utils.common.errors import OutOfRoom, UserError
 from utils.common.flags import build_parser
 from utils.common.record import STAGES
@@ -34,7 +33,6 @@ from utils.stages.train import (
 from utils.training import Collator
 
 QUICK = {"eval_tasks": "none", "num_epoch": 1}
-SAFETENSORS = "model.safetensors"
 CALIBRATED = {"calib_samples": 6, "calib_length": 32}
 
 
@@ -92,54 +90,39 @@ def test_what_is_kept_is_made_again_for_just_what_it_depends_on(world, finished,
     assert {kind for kind in kinds if after[kind] != before[kind]} == made
 
 
+def begin_with_bos(folder) -> None:
+    """Give the model in `folder` a tokenizer that begins each text with <s>."""
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
+    tokenizer.save_pretrained(folder)
+
+
 def test_another_pruned_model_or_tokenizer_never_gets_the_first_ones(world, finished, tmp_path):
     other = shutil.copytree(world / "pruned", tmp_path / "other")
-    tensors = load_file(other / "model.safetensors")
-    tensors["model.layers.0.self_attn.v_proj.weight"][:8] = 0
-    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    rewrite(other, lambda tensors: tensors["model.layers.0.self_attn.v_proj.weight"][:8].zero_())
     first = ranked(*prepared(flags(world, tmp_path / "out")))
     second = ranked(*prepared(flags(world, tmp_path / "out", pruned_model_path=other)))
     assert not torch.equal(first.basis, second.basis)
     dense = shutil.copytree(world / "dense", tmp_path / "dense")
-    tokenizer = byte_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
-    tokenizer.save_pretrained(dense)
+    begin_with_bos(dense)
     run, *rest = prepared(flags(world, tmp_path / "out", base_model_name=dense))
     ranked(run, *rest)
     assert run.cache.reused == ["embeddings", *["activations"] * 3]  # which the components read, just made
 
 
-def unpruned(monkeypatch) -> None:
-    """The dense model is copied, and not pruned: what is in the folder is not what this is about."""
+def test_pruning_is_kept_by_its_text_and_tokenizer_wherever_they_lie(world, tmp_path, monkeypatch):
+    common = {"pruned_model_path": None, "calib_data": tmp_path / "text.txt", "cache_dir": tmp_path / "cache"}
+    common |= {**CALIBRATED, **QUICK}
+    # What is in the folder is not what this is about.
     monkeypatch.setattr(
         "pruning.prune_model.prune_into",
         lambda dense, folder, *_, **__: shutil.copytree(dense, folder, dirs_exist_ok=True),
     )
 
-
-def test_a_pruned_checkpoint_that_was_damaged_in_the_cache_is_made_again(world, tmp_path, capsys, monkeypatch):
-    changes = {"pruned_model_path": None, "prune_method": "magnitude", "cache_dir": tmp_path / "cache", **QUICK}
-    changes["calib_data"] = world / "text.txt"
-    unpruned(monkeypatch)
-    run, models, *_ = prepared(flags(world, tmp_path / "out", **changes))
-    folder = pruned_checkpoint(run, models).pruned.folder
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json", SAFETENSORS):
-        before = (folder / name).read_bytes()
-        place = len(before) // 2
-        for rest in (bytes([before[place] ^ 1]) + before[place + 1 :], b""):  # a bit turned, and cut short
-            (folder / name).write_bytes(before[:place] + rest)
-            assert pruned_checkpoint(run, models).pruned.folder == folder
-            assert (folder / name).read_bytes() == before and "is damaged or incomplete" in capsys.readouterr().out
-
-
-def test_pruning_is_kept_by_its_text_and_tokenizer_wherever_they_lie(world, tmp_path, monkeypatch):
     def place(**changes) -> str:
-        common = {"pruned_model_path": None, "calib_data": tmp_path / "text.txt", **CALIBRATED, **QUICK}
-        common |= {"cache_dir": tmp_path / "cache", **changes}
-        run, models, *_ = prepared(flags(world, tmp_path / "out", **common))
+        run, models, *_ = prepared(flags(world, tmp_path / "out", **common | changes))
         return pruned_checkpoint(run, models).pruned.folder.name
 
-    unpruned(monkeypatch)
     shutil.copy(world / "text.txt", tmp_path)
     dense = shutil.copytree(world / "dense", tmp_path / "dense")
     first = place()
@@ -148,11 +131,7 @@ def test_pruning_is_kept_by_its_text_and_tokenizer_wherever_they_lie(world, tmp_
     found = {first, *(place(**other) for other in ({"calib_seed": 7}, {"calib_samples": 5}, {"sparsity": "2:4"}))}
     (tmp_path / "text.txt").write_text("Another text. " * 90)
     found.add(place())
-    settings = json.loads((dense / "tokenizer.json").read_text())
-    settings["post_processor"] = json.loads(
-        TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)]).__getstate__()
-    )
-    (dense / "tokenizer.json").write_text(json.dumps(settings))
+    begin_with_bos(dense)
     found.add(place(base_model_name=dense, calib_data=world / "text.txt"))
     monkeypatch.setattr(utils.common.cache, "version", lambda name: "0")
     found.add(place())
@@ -200,7 +179,8 @@ def test_a_closed_form_is_kept_by_all_that_it_depends_on(world, tmp_path, monkey
 # From the heads on
 
 
-NORMS = {"input_layernorm.weight", "post_attention_layernorm.weight", "model.norm.weight"}
+NORM = "model.norm.weight"
+NORMS = {"input_layernorm.weight", "post_attention_layernorm.weight", NORM}
 BOTH, ALL = {"self_attn.o_proj.bias", "mlp.down_proj.bias"}, {f"{name}.weight" for name in LINEARS}
 BIASES = {f"{name}.bias" for name in LINEARS}
 METHODS = {
@@ -212,14 +192,15 @@ METHODS = {
     "EoRA": ({"method": "eora", "lora_rank": 2, **CALIBRATED}, set(), ALL),
     "LoRA": ({"method": "lora", "lora_rank": 2}, set(), ALL),
     "nothing": ({"method": "none"}, set(), set()),
+    "no epochs": ({"num_epoch": 0}, set(), set()),
 }
-UNTRAINED = ("nothing", "EoRA")
+UNTRAINED = ("nothing", "no epochs", "EoRA")
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_kind_of_method_comes_to_a_proved_checkpoint(world, tmp_path, name):
     changes, added, changed = METHODS[name]
-    given = flags(world, tmp_path / "out", calib_data=world / "text.txt", **QUICK, **changes)
+    given = flags(world, tmp_path / "out", calib_data=world / "text.txt", **QUICK | changes)
     run, models, samples, plan = prepared(given)
     with run.stage("train"):
         trained = train_restoration(run, models, samples, ranked(run, models, samples, plan))
@@ -237,16 +218,9 @@ def test_every_kind_of_method_comes_to_a_proved_checkpoint(world, tmp_path, name
     assert (trained.parameters > 0) == (name not in UNTRAINED)
     history = trained.training.history
     assert any("loss" in row for row in history) == (name not in UNTRAINED) and "valid_loss" in history[-1]
-    assert (trained.validation["pruned"] == history[0]["valid_loss"]) == (name in ("nothing", "LoRA", "output_bias"))
-
-
-def test_no_epochs_restore_nothing_and_cost_no_training(world, tmp_path):
-    run, models, samples, plan = prepared(flags(world, tmp_path / "out", eval_tasks="none", num_epoch=0))
-    trained = train_restoration(run, models, samples, ranked(run, models, samples, plan))
-    _, (proof,) = merge(run, models, trained)
-    assert proof["passed"] and not proof["nonzero_new_tensors"] and trained.parameters == 0
-    found = trained.validation
-    assert found["pruned"] == found["start"] == found["restored"]
+    pruned, start, restored, _ = trained.validation.values()
+    assert (pruned == start == history[0]["valid_loss"]) == (name in ("nothing", "no epochs", "LoRA", "output_bias"))
+    assert (start == restored) == (name in UNTRAINED)
 
 
 def test_no_heads_are_looked_for_by_a_method_that_has_none(world, tmp_path, no_model):
@@ -257,11 +231,12 @@ def test_no_heads_are_looked_for_by_a_method_that_has_none(world, tmp_path, no_m
 
 def test_a_compact_checkpoint_is_restored_and_stays_compact(world, tmp_path):
     masked, small = shutil.copytree(world / "pruned", tmp_path / "masked"), tmp_path / "small"
-    tensors = load_file(masked / "model.safetensors")
-    tensors["model.layers.1.self_attn.o_proj.weight"][:, 3 * 8 :] = 0  # the second of two KV groups, three heads each
-    tensors["model.layers.2.mlp.down_proj.weight"][:, :16] = 0
-    save_file(tensors, masked / "model.safetensors", metadata={"format": "pt"})
-    compact_checkpoint(masked, small)
+
+    def narrow(tensors: dict) -> None:
+        tensors["model.layers.1.self_attn.o_proj.weight"][:, 3 * 8 :] = 0  # the second of two KV groups of three heads
+        tensors["model.layers.2.mlp.down_proj.weight"][:, :16] = 0
+
+    compact_checkpoint(rewrite(masked, narrow), small)
     changes = {"pruned_model_path": small, "use_topk_heads": 15, **QUICK}
     run, models, samples, plan = prepared(flags(world, tmp_path / "out", **changes))
     found = ranked(run, models, samples, plan)
@@ -277,10 +252,7 @@ def test_a_compact_checkpoint_is_restored_and_stays_compact(world, tmp_path):
 
 def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path):
     given = shutil.copytree(world / "pruned", tmp_path / "pruned")
-    tensors = load_file(given / "model.safetensors")
-    tensors["lm_head.weight"] = tensors["lm_head.weight"].flip(0).contiguous()
-    tensors["model.norm.weight"] *= 2
-    save_file(tensors, given / "model.safetensors", metadata={"format": "pt"})
+    rewrite(given, lambda t: {**t, "lm_head.weight": t["lm_head.weight"].flip(0), NORM: 2 * t[NORM]})
     changes = {"loss": "distill", "method": "output_bias", "pruned_model_path": given, **QUICK}
     run, models, samples, _ = prepared(flags(world, tmp_path / "out", cache_dir=tmp_path / "cache", **changes))
     with run.stage("train"):
@@ -354,23 +326,10 @@ def test_little_room_is_a_warning_and_no_end(world, tmp_path, monkeypatch, capsy
     assert re.fullmatch(said, capsys.readouterr().err)
 
 
-def test_a_dense_model_goes_on_with_allow_dense_only(world, tmp_path, capsys):
+def test_a_dense_model_goes_on_with_allow_dense(world, tmp_path, capsys):
     changes = {"pruned_model_path": world / "dense", **QUICK}
-    with pytest.raises(UserError, match=r"^-pruned_model_path: \S+ has no zeros"):
-        prepared(flags(world, tmp_path / "out", **changes))
     prepared(flags(world, tmp_path / "out", allow_dense=True, **changes))
     assert "warning: the pruned model has no zeros" in capsys.readouterr().err
-
-
-def test_samples_without_room_for_a_response_or_without_one_are_left_out_with_a_count(world, tmp_path, capsys):
-    rows = [{"instruction": "Say " + "so " * (60 if n == 4 else 1) + str(n), "output": f"yes {n}"} for n in range(45)]
-    rows[3]["output"] = rows[7]["output"] = ""
-    given = {"data_path": write_samples(tmp_path / "samples.jsonl", rows), "max_length": 120, **QUICK}
-    prepared(flags(world, tmp_path / "out", **given))
-    printed = capsys.readouterr().out
-    assert "rows 4, 8" in printed and "empty response" in printed
-    assert "left out 1 training sample with a prompt of -max_length 120 tokens or more" in printed
-    assert "29 training and 8 validation samples" in printed
 
 
 def test_no_minilm_is_said_with_the_command_that_installs_it(world, tmp_path, monkeypatch):
@@ -381,18 +340,16 @@ def test_no_minilm_is_said_with_the_command_that_installs_it(world, tmp_path, mo
 
 def test_closed_forms_refuse_a_compact_checkpoint_and_a_wrong_calibration(world, tmp_path):
     compact_checkpoint(world / "pruned", tmp_path / "small")
-    for asked, named in (
-        ({"method": "flap_bias"}, "flap_bias"),
-        ({"method": "masked_lora", "first": "flap_bias"}, "masked_lora with -first flap_bias"),
+    common = {"method": "flap_bias", "calib_data": world / "text.txt", **CALIBRATED, **QUICK}
+    small, refused = {"pruned_model_path": tmp_path / "small"}, ".* compact .*; prune with -mode masked"
+    for wrong, says in (
+        (small, f"^-method: flap_bias {refused}"),
+        ({**small, "method": "lora", "first": "flap_bias"}, f"^-method: lora with -first flap_bias {refused}"),
+        ({"calib_data": tmp_path / "none.txt"}, r"^-calib_data: \S+none.txt does not exist"),
+        ({"calib_length": 257}, r"^-calib_length: 257 tokens; give at least 2 and at most 256"),
     ):
-        text = {"calib_data": world / "text.txt", **CALIBRATED}
-        for wrong, says in (
-            ({"pruned_model_path": tmp_path / "small"}, f"^-method: {named} .* compact .*; prune with -mode mas"),
-            ({"calib_data": tmp_path / "none.txt"}, r"^-calib_data: \S+none.txt does not exist"),
-            ({"calib_length": 257}, r"^-calib_length: 257 tokens; give at least 2 and at most 256"),
-        ):
-            with pytest.raises(UserError, match=says):
-                prepared(flags(world, tmp_path / "out", **QUICK, **asked, **text | wrong))
+        with pytest.raises(UserError, match=says):
+            prepared(flags(world, tmp_path / "out", **common | wrong))
 
 
 def test_a_window_beyond_the_models_positions_is_refused(world, tmp_path):
