@@ -48,7 +48,7 @@ def write_samples(path: Path, rows: list[dict]) -> Path:
 
 
 def flags(world: Path, output: Path, **changes) -> list[str]:
-    """The flags of a small whole run; a change to None leaves a flag out, to True makes it a switch."""
+    """The flags of a small whole run."""
     values = {
         "base_model_name": world / "dense",
         "pruned_model_path": world / "pruned",
@@ -68,11 +68,13 @@ def flags(world: Path, output: Path, **changes) -> list[str]:
         "cache_dir": world / "cache",
         **changes,
     }
-    given = []
-    for name, value in values.items():
-        if value is not None:
-            given += [f"-{name}"] if value is True else [f"-{name}", str(value)]
-    return given
+    return in_words(values)
+
+
+def in_words(values: dict) -> list[str]:
+    """Flags as they are typed; None leaves one out, True makes it a switch."""
+    given = {name: [] if value is True else [str(value)] for name, value in values.items() if value is not None}
+    return [word for name, value in given.items() for word in (f"-{name}", *value)]
 
 
 def prepared(arguments: list[str]) -> tuple[Run, Models, Samples, EvalPlan]:

@@ -44,16 +44,15 @@ def hub(monkeypatch) -> Hub:
 
 
 def pushing(output, name: str = "thing"):
-    return parse_arguments(["-output_dir", str(output), "-push_to_hub", name])
+    return parse_arguments(["-output_dir", str(output), f"-push_to_hub={name}"])
 
 
 def test_a_run_asks_first_and_one_that_cannot_upload_leaves_the_result_and_says_how(world, tmp_path, hub, monkeypatch):
     output = tmp_path / "my out"
     hub.refusal = OSError("403 Forbidden\nno")
-    words = [*flags(world, output), "-push_to_hub", "thing"]
     monkeypatch.setattr(RestoreLCC_train, "restore", lambda _, __, folder: save_tiny_llama(folder / "model"))
     with pytest.raises(UserError) as found:
-        run(monkeypatch, words)
+        run(monkeypatch, flags(world, output, push_to_hub="thing"))
     assert str(found.value) == (
         "-push_to_hub: the model was not uploaded (403 Forbidden); the result is whole: "
         f"hf upload thing '{output}/model' uploads it"
@@ -72,15 +71,6 @@ def test_stopped_while_it_uploads_the_result_stands_and_it_is_said_so(tmp_path, 
     assert found.value.then == f"the result is whole: hf upload thing {tmp_path}/model uploads it"
 
 
-def told_early(world, output, monkeypatch) -> str:
-    """What a run says that must end before anything is begun."""
-    monkeypatch.setattr(RestoreLCC_train, "Processes", lambda *_: pytest.fail("the run began"))
-    with pytest.raises(UserError) as found:
-        run(monkeypatch, [*flags(world, output), "-push_to_hub", "Guild/thing"])
-    assert not output.exists()
-    return str(found.value)
-
-
 OFFLINE = [(True, "hf_secret", "offline mode is enabled"), (False, "hf_secret", "refused"), (False, "", "Token is")]
 
 
@@ -91,26 +81,25 @@ def test_a_hub_out_of_reach_or_no_token_ends_the_run_at_once(world, tmp_path, mo
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("HF_TOKEN", token)
-    said = told_early(world, tmp_path / "out", monkeypatch)
-    assert said.startswith("-push_to_hub: http://127.0.0.1:9 does not tell whose token it is (")
-    assert says in said and "secret" not in said
+    monkeypatch.setattr(RestoreLCC_train, "Processes", lambda *_: pytest.fail("the run began"))
+    with pytest.raises(UserError, match=rf"^-push_to_hub: http://127.0.0.1:9 does not tell .*{says}") as found:
+        run(monkeypatch, flags(world, tmp_path / "out", push_to_hub="Guild/thing"))
+    assert "secret" not in str(found.value) and not (tmp_path / "out").exists()
 
 
-def test_a_token_that_may_only_read_is_refused_at_once(world, tmp_path, hub, monkeypatch):
-    hub.role = "read"
-    assert told_early(world, tmp_path / "out", monkeypatch).startswith("-push_to_hub: the token may only read")
-
-
-def test_one_process_of_several_asks(tmp_path, hub, monkeypatch):
+def test_one_process_of_several_asks_and_refuses_a_token_that_may_only_read(tmp_path, hub, monkeypatch):
     for rank, asked in (("1", []), ("0", ["whoami"])):
         monkeypatch.setenv("RANK", rank)
         check_push(pushing(tmp_path))
         assert hub.asked == asked
+    hub.role = "read"
+    with pytest.raises(UserError, match=r"^-push_to_hub: the token may only read"):
+        check_push(pushing(tmp_path))
 
 
 def test_a_name_that_no_hub_has_is_refused_where_it_is_read(tmp_path):
     for name in ("a/b/c", "", "/a", "a b", "-a", "a..b", "a.git", "ü/a", "a" * 97, "./out", "a\n"):
         with pytest.raises(UserError, match="-push_to_hub: must be owner/name or name") as found:
-            parse_arguments([f"-push_to_hub={name}"])
+            pushing(tmp_path, name)
         assert len(str(found.value)) < 400
-    assert parse_arguments(["-push_to_hub", "Me.2/a_b-c.1"]).push_to_hub == "Me.2/a_b-c.1"
+    assert pushing(tmp_path, "Me.2/a_b-c.1").push_to_hub == "Me.2/a_b-c.1"
