@@ -151,6 +151,8 @@ STARTS = [
     ({"train_seed": 7}, False),
     ({"first": "reconstruct"}, True),
     ({"first": "reconstruct", "train_seed": 7}, True),
+    ({"method": "eora", "lora_rank": 3}, True),
+    ({"method": "eora", "lora_rank": 3, "first": "reconstruct"}, True),
     ({"lora_rank": 3}, False),
     ({"method": "output_bias", "apply_to": "both"}, False),
     ({"num_epoch": 0}, False),

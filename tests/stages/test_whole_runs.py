@@ -1,12 +1,15 @@
 """Whole runs: interrupted, killed, told to end, and what they leave. Few, since each takes seconds."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -25,13 +28,12 @@ from utils.evaluation.outcomes import CHOICES, VALIDATION, pair_rows, read_rows
 from utils.evaluation.paired_statistics import divergences
 from utils.losses import ResponseLoss
 
-SAME = ("results.json", "model", "restoration/restoration.safetensors", "logs/history.jsonl", "logs/rows.json.gz")
+SAME = ("results.json", "model/", "restoration/restoration.safetensors", "logs/history.jsonl", "logs/rows.json.gz")
 """What the same command gives again bit by bit; the rest tells of seconds and of days."""
 
 
 def bits(output: Path) -> dict[str, bytes]:
-    files = [file for name in SAME for file in (output / name, *(output / name).rglob("*")) if file.is_file()]
-    return {str(file.relative_to(output)): file.read_bytes() for file in files if file.name != "README.md"}
+    return {file: data for file, data in content(output).items() if file.startswith(SAME) and "README" not in file}
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -150,15 +152,9 @@ def test_a_command_keeps_the_users_files_whenever_it_ends_and_leaves_nothing_on_
         assert content(output.parent / "out.1") == {"config.json": b"mine"} and (output / "model.safetensors").is_file()
 
 
-# What only a process of its own can show
-
-
-def python(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT)
-
-
 def test_help_groups_the_flags_with_their_defaults_before_torch_is_imported():
-    done = python("-X", "importtime", "RestoreLCC_train.py", "--help")
+    words = [sys.executable, "-X", "importtime", "RestoreLCC_train.py", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and "(default: 0.001)" in done.stdout and "\ntraining:\n" in done.stdout
     assert "import time" in done.stderr and "torch" not in done.stderr
 
@@ -166,33 +162,23 @@ def test_help_groups_the_flags_with_their_defaults_before_torch_is_imported():
 # Kills of whole processes
 
 
-def forked(monkeypatch, given: list[str], log: Path) -> int:
-    """The number of a process that does the run; a fork, since importing all of it takes ten times as long."""
-    if child := os.fork():
-        return child
-    try:
-        place = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for stream in (1, 2):
-            os.dup2(place, stream)
-        sys.stdout, sys.stderr = (os.fdopen(stream, "w") for stream in (1, 2))
-        command(lambda: run(monkeypatch, given), then="the same command goes on from here")
-    except SystemExit as end:
-        os._exit(end.code or 0)
-    except BaseException:
-        os._exit(99)
-    os._exit(0)
+def forked(monkeypatch, given: list[str], log: Path) -> BaseProcess:
+    """A process that does the run; a fork, since importing all of it takes ten times as long."""
+
+    def do() -> None:
+        with log.open("a") as out, redirect_stdout(out), redirect_stderr(out):
+            command(lambda: run(monkeypatch, given), then="the same command goes on from here")
+
+    child = multiprocessing.get_context("fork").Process(target=do)
+    child.start()
+    return child
 
 
-def ended(child: int, seconds: float = 120) -> int:
+def ended(child: BaseProcess) -> int:
     """Its exit status, negative if a signal killed it."""
-    for _ in range(int(seconds * 100)):
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise AssertionError("it did not end")
+    child.join(120)
+    child.kill()
+    return child.exitcode
 
 
 @pytest.mark.slow
@@ -209,7 +195,7 @@ def test_a_run_killed_at_any_moment_is_ended_by_the_same_command_to_the_same_bit
     for _ in range(draw.randint(1, 3)):
         child, number = forked(monkeypatch, given, log), draw.choice([signal.SIGKILL, signal.SIGTERM])
         time.sleep(draw.uniform(0, length))
-        os.kill(child, number)
+        os.kill(child.pid, number)
         hits.append((number, ended(child)))
         assert hits[-1][1] in (0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM), log.read_text()
     assert ended(forked(monkeypatch, given, log)) == 0, log.read_text()
