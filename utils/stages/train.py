@@ -130,8 +130,8 @@ def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
         seed = args.training_seed if part.name == "reconstruct" else None
         closed.append([part.spec.made_by, part.sites, {flag: getattr(args, flag) for flag in part.spec.takes}, seed])
         how = [*calibration_key(args), models.tokenizer_sha256, args.dtype, run.kind_of_device]
-        make_tensors = {"make": lambda: packed(make())}
-        return unpacked(closed_form(run.cache, models.dense, models.pruned, closed, how, **make_tensors))
+        tensors = closed_form(run.cache, models.dense, models.pruned, closed, how, make=lambda: packed(make()))
+        return unpacked(tensors)
 
     start = Restoration.start(args.method, options, inputs, kept)
     return start if args.num_epoch else start.untrained()
