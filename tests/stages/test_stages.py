@@ -287,26 +287,21 @@ def test_a_teacher_too_large_to_keep_runs_beside(tmp_path, begin, capsys, monkey
     assert teacher.train is teacher.head is None and with_model(run, models, teacher).model is not None
 
 
-def test_validation_tokens_are_those_that_the_loss_is_a_mean_of():
-    history = [{"step": 0, "valid_loss": 3.0}, {"step": 1, "loss": 9.0}, {"step": 1, "valid_loss": 2.0}]
+def test_the_validation_record_counts_the_tokens_of_the_loss_and_a_loss_that_rose_is_told_in_the_verdicts_words():
+    history = [{"step": 0, "valid_loss": 2.5}, {"step": 1, "loss": 9.0}, {"step": 1, "valid_loss": 2.6}]
     samples = [Encoded([5, 9, 77, 30], 1), Encoded([8, 1, 2], 2), Encoded([7, 7, 9], 0)]
     collected = Collator(0)([{"input_ids": each.ids, "prompt_length": each.prompt_length} for each in samples])
     labelled = int((collected["labels"][:, 1:] != IGNORED).sum())
-    known = {"pruned": 3.5, "start": 3.0, "restored": 2.0, "tokens": labelled}
-    assert validation_record([{"valid_loss": 3.5}], history, samples) == known and labelled == 3 + 1 + 2
-    assert validation_record([], history, samples)["pruned"] is None
+    record = validation_record([{"valid_loss": 2.4}], history, samples)
+    assert record == {"pruned": 2.4, "start": 2.5, "restored": 2.6, "tokens": labelled} and labelled == 3 + 1 + 2
+    assert validation_record([], history, samples) == {**record, "pruned": None}
     assert validation_record([], history[1:2], samples) is None
-
-
-def test_a_loss_that_rose_is_told_while_running_in_the_verdicts_words():
-    losses = {"pruned": 2.5, "start": 2.5, "restored": 2.6, "tokens": 9}
     said = "warning: the validation loss rose from 2.500 to 2.600; try a smaller -lr or fewer epochs"
-    assert warnings_of(losses, False) == warnings_of(losses, True) == [said]
-    assert verdict({"validation": losses}, {}).endswith("; the validation loss rose from 2.500 to 2.600.")
     harm = "warning: after the closed form the validation loss rose from 2.400 to 2.500, before any training; "
-    assert warnings_of({**losses, "pruned": 2.4}, True) == [said, harm + "try without it"]
-    assert warnings_of({**losses, "pruned": 2.4}, False) == [said]
-    assert warnings_of({**losses, "pruned": None, "restored": 2.4}, True) == warnings_of(None, True) == []
+    assert warnings_of(record, False) == warnings_of({**record, "pruned": 2.5}, True) == [said]
+    assert warnings_of(record, True) == [said, harm + "try without it"]
+    assert warnings_of({**record, "pruned": None, "restored": 2.4}, True) == warnings_of(None, True) == []
+    assert verdict({"validation": record}, {}).endswith("; the validation loss rose from 2.500 to 2.600.")
 
 
 # What is told

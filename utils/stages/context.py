@@ -3,14 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from data.sources import bundled_text
 from models.checkpoint import Checkpoint
-from models.loading import DTYPES, load_model, placement, tokenizer_digest
+from models.loading import DTYPES, load_model, placement
 from utils.common.cache import Cache
 from utils.common.errors import OutOfRoom, UserError, shortage
 from utils.common.files import digest, digest_files
@@ -105,7 +104,7 @@ class Models:
     """The dense and the pruned checkpoint, checked.
 
     pruned: in the dense model's shapes; given: as -pruned_model_path named it, or as it was made; None until then.
-    config: the pruned model's, the dense one's until then. tokenizer_from: the folder of the tokenizer.
+    config: the pruned model's, the dense one's until then. tokenizer_from, _sha256: the tokenizer's folder and digest.
     """
 
     dense: Checkpoint
@@ -114,11 +113,7 @@ class Models:
     config: LlamaConfig
     tokenizer: PreTrainedTokenizerBase
     tokenizer_from: Path
-
-    @cached_property
-    def tokenizer_sha256(self) -> str:
-        """The tokenizer's content, for keys."""
-        return tokenizer_digest(self.tokenizer_from)
+    tokenizer_sha256: str
 
 
 def settings(args: Arguments) -> TrainingSettings:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pruning.prune_model
 from models.checkpoint import Checkpoint, check_finite, check_weights
 from models.compact import in_dense_shapes
-from models.loading import check_model, check_pair, head_shape, load_config, resolve, slow_half
+from models.loading import check_model, check_pair, head_shape, load_config, resolve, slow_half, tokenizer_digest
 from pruning import calibration
 from utils.common.cache import cached
 from utils.common.disk import as_bytes, free_bytes
@@ -65,7 +65,8 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     if free < needed:  # the merged checkpoint takes as much as the pruned one's files
         room = f"{as_bytes(free)} are free, and the restored model takes {as_bytes(needed)}"
         print(f"      warning: -output_dir: {room}", file=sys.stderr)
-    return Models(dense, given, pruned, config, tokenizer, folder), samples, plan
+    models = Models(dense, given, pruned, config, tokenizer, folder, tokenizer_digest(folder))
+    return models, samples, plan
 
 
 def given_checkpoint(args: Arguments, dense: Path) -> tuple[Checkpoint, Checkpoint]:
