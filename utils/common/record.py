@@ -47,11 +47,6 @@ STAGES = (
 """All stages of a run, in its order."""
 
 
-def stage_name(key: str) -> str:
-    """The name of the stage with that key; KeyError for a key that is none of STAGES."""
-    return {stage.key: stage.name for stage in STAGES}[key]
-
-
 class RunRecord:
     """Stages as they are done, in the order they were begun.
 
@@ -70,21 +65,21 @@ class RunRecord:
         print(f"      {detail}", flush=True)
 
     @contextmanager
-    def stage(self, key: str) -> Iterator[None]:
+    def stage(self, key: str) -> Iterator[Stage]:
         """Announce a stage, and record its seconds and peak memory (of the process, and of the GPU's allocator).
 
         key: one of STAGES, which gives its number and name; KeyError for others.
         """
-        name, number = stage_name(key), 1 + [stage.key for stage in STAGES].index(key)
-        print(f"[{number}/{len(STAGES)}] {name}", flush=True)
+        number, stage = {stage.key: (number, stage) for number, stage in enumerate(STAGES, start=1)}[key]
+        print(f"[{number}/{len(STAGES)}] {stage.name}", flush=True)
         self._details = []
         give_back_memory()
         reset_peak_memory()
         found = len(self.reused)
         began = time.perf_counter()
-        yield
+        yield stage
         entry = {
-            "name": name,
+            "name": stage.name,
             "detail": "; ".join(self._details),
             "seconds": time.perf_counter() - began,
             "peak_memory_bytes": peak_memory(),

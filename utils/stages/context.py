@@ -17,7 +17,7 @@ from utils.common.flags import Arguments
 from utils.common.methods import Options, needs_of
 from utils.common.names import BUNDLED
 from utils.common.processes import Processes
-from utils.common.record import STAGES, RunRecord
+from utils.common.record import RunRecord
 from utils.training import TrainingSettings
 
 
@@ -45,7 +45,7 @@ class Run:
 
         main_first: the main one goes through it first, and the others find what it left.
         """
-        with self.record.stage(key), self.processes.main_first() if main_first else nullcontext():
+        with self.record.stage(key) as stage, self.processes.main_first() if main_first else nullcontext():
             try:
                 yield
             except OutOfRoom:
@@ -53,7 +53,6 @@ class Run:
             except Exception as error:
                 if (said := shortage(error)) is None:
                     raise
-                stage = next(stage for stage in STAGES if stage.key == key)
                 cure = f"lower {stage.lighter}" if stage.lighter else "take a machine with more memory"
                 told = f"out of memory in '{stage.name}' ({said}); {cure} (-plan here tells what fits)"
                 raise OutOfRoom(told) from error
