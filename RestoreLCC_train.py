@@ -19,9 +19,6 @@ from utils.common.processes import Processes, is_main_process
 from utils.common.run_folder import RunFolder, check_apart
 from utils.stages.push import check_push, push
 
-CONTINUED_FROM = ("checkpoints",)
-"""What of an interrupted run the same command goes on from. What comes before is in the cache, what after made anew."""
-
 MAY_DIFFER = ("output_dir", "cache_dir", "device")
 """Flags that may differ between an interrupted run and the one that continues it."""
 
@@ -37,7 +34,9 @@ def main() -> None:
         print_plan(args)
         return
     check_apart(args.output_dir, args.inputs())
-    folder = run_folder(args)
+    flags = {name: value for name, value in args.as_json().items() if name not in MAY_DIFFER}
+    # Of an interrupted run, what comes before its checkpoints is in the cache, and what comes after is made anew.
+    folder = RunFolder(args.output_dir, flags, args.overwrite, keep=("checkpoints",))
     with folder if is_main_process() else nullcontext():
         if not folder.whole:
             check_inputs(args)
@@ -50,12 +49,6 @@ def main() -> None:
             folder.finish()
     if processes.is_main:
         push(args)
-
-
-def run_folder(args: Arguments) -> RunFolder:
-    """-output_dir, and the interrupted run beside it, if there is one."""
-    flags = {name: value for name, value in args.as_json().items() if name not in MAY_DIFFER}
-    return RunFolder(args.output_dir, flags, args.overwrite, CONTINUED_FROM)
 
 
 def check_inputs(args: Arguments) -> None:
@@ -76,39 +69,38 @@ def check_inputs(args: Arguments) -> None:
 def restore(args: Arguments, processes: Processes, folder: Path) -> None:
     """All stages in their order; what comes of them is in `folder`."""
     from models.loading import usable_device
-    from utils.stages.context import Run
-    from utils.stages.measure import measure, probe_trees, prompt_trees, score_merged
-    from utils.stages.prepare import prepare
-    from utils.stages.prune import pruned_checkpoint
-    from utils.stages.rank import head_norms, rank
+    from utils.stages.context import LazyModel, Run
+    from utils.stages.measure import measure, probe_trees, prompt_trees
+    from utils.stages.prepare import prepare, pruned_checkpoint
+    from utils.stages.rank import rank
     from utils.stages.results import write_results
     from utils.stages.train import merge, train_restoration
 
     quiet_libraries()
     run = Run(args, processes, folder, usable_device(processes.device))
-    with run.main_first("samples"):
+    with run.stage("samples", main_first=True):
         models, samples, plan = prepare(run)
-    with run.main_first("prune"):
+    with run.stage("prune", main_first=True):
         models = pruned_checkpoint(run, models)
-    with run.main_first("negatives"):
+    with run.stage("negatives", main_first=True):
         trees = probe_trees(run, models, samples)
-    with run.main_first("dense"):
-        dense = measure(run, models, samples, plan, "dense", trees)
-    with run.main_first("pruned"):
-        pruned = measure(run, models, samples, plan, "pruned", prompt_trees(run, samples))
+    with run.stage("dense", main_first=True):
+        dense = measure(LazyModel(run, "dense", models.dense), models, samples, plan, trees)
+    with run.stage("pruned", main_first=True):
+        trees = prompt_trees(run, samples)
+        pruned = measure(LazyModel(run, "pruned", models.pruned), models, samples, plan, trees)
     with run.stage("rank"):
-        norms = head_norms(run, models, samples)
-        ranked = rank(run, models, dense.activations, pruned.activations, norms)
+        ranked = rank(run, models, samples, dense.activations, pruned.activations)
     with run.stage("train"):
         trained = train_restoration(run, models, samples, ranked)
     if not processes.is_main:
         return
     with run.stage("merge"):
-        proof, compact = merge(run, models, trained)
+        merged, proofs = merge(run, models, trained)
     with run.stage("restored"):
-        restored = score_merged(run, models, samples, plan, proof)
+        restored = measure(merged, models, samples, plan, [])
     measured = {"dense": dense, "pruned": pruned, "restored": restored}
-    write_results(run, models, samples, ranked, trained, (proof.record, compact), measured)
+    write_results(run, models, samples, ranked, trained, proofs, measured)
 
 
 if __name__ == "__main__":

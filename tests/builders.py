@@ -100,9 +100,6 @@ def inputs_of(dense: Path, pruned: Path, tokens: Tensor, dtype=torch.float32, se
 HEADS = [(2, 5), (0, 1), (2, 0)]
 """Heads of a tiny Llama that tests restore: two of the last layer, none of the middle one."""
 
-VISIBLE = 200
-"""Times the start values, so that what is restored shows."""
-
 
 def orthonormal(layers: int = 3, heads: int = 6, width: int = 8) -> Tensor:
     """A random basis for each head of a tiny Llama: (L, H, d, d)."""
@@ -118,16 +115,14 @@ def compensation(heads, basis: Tensor, method: str = "restorelcc", seed: int = 1
 
 def trained(method: str = "restorelcc") -> Restoration:
     """A restoration of HEADS with values large enough to see."""
-    restoration = compensation(HEADS, orthonormal(), method)
-    scaled(restoration, VISIBLE)
-    return restoration
+    return scaled(compensation(HEADS, orthonormal(), method), 200)
 
 
 @torch.no_grad()
 def scaled(restoration: Restoration, by: float) -> Restoration:
     """The same with all that is trained times a number, in place."""
-    for some in restoration.terms.values():
-        for parameter in (parameter for term in some for parameter in term.parameters()):
+    for term in (term for some in restoration.terms.values() for term in some):
+        for parameter in term.parameters():
             parameter.mul_(by)
     return restoration
 

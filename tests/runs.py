@@ -12,7 +12,7 @@ from utils.common.flags import parse_arguments
 from utils.common.processes import Processes
 from utils.evaluation.task_loading import EvalPlan
 from utils.samples import Samples
-from utils.stages.context import Models, Run
+from utils.stages.context import LazyModel, Models, Run
 from utils.stages.measure import measure, probe_trees, prompt_trees
 from utils.stages.prepare import prepare
 from utils.stages.rank import Ranked, rank
@@ -48,7 +48,7 @@ def write_samples(path: Path, rows: list[dict]) -> Path:
 
 
 def flags(world: Path, output: Path, **changes) -> list[str]:
-    """The flags of a small whole run; a change to None leaves a flag out, to True makes it a switch."""
+    """The flags of a small whole run."""
     values = {
         "base_model_name": world / "dense",
         "pruned_model_path": world / "pruned",
@@ -68,11 +68,13 @@ def flags(world: Path, output: Path, **changes) -> list[str]:
         "cache_dir": world / "cache",
         **changes,
     }
-    given = []
-    for name, value in values.items():
-        if value is not None:
-            given += [f"-{name}"] if value is True else [f"-{name}", str(value)]
-    return given
+    return in_words(values)
+
+
+def in_words(values: dict) -> list[str]:
+    """Flags as they are typed; None leaves one out, True makes it a switch."""
+    given = {name: [] if value is True else [str(value)] for name, value in values.items() if value is not None}
+    return [word for name, value in given.items() for word in (f"-{name}", *value)]
 
 
 def prepared(arguments: list[str]) -> tuple[Run, Models, Samples, EvalPlan]:
@@ -84,9 +86,10 @@ def prepared(arguments: list[str]) -> tuple[Run, Models, Samples, EvalPlan]:
 
 def ranked(run: Run, models: Models, samples: Samples, plan: EvalPlan) -> Ranked | None:
     """The stages from the samples to the chosen heads."""
-    dense = measure(run, models, samples, plan, "dense", probe_trees(run, models, samples))
-    pruned = measure(run, models, samples, plan, "pruned", prompt_trees(run, samples))
-    return rank(run, models, dense.activations, pruned.activations, None)
+    given, trees = (models, samples, plan), probe_trees(run, models, samples)
+    dense = measure(LazyModel(run, "dense", models.dense), *given, trees)
+    pruned = measure(LazyModel(run, "pruned", models.pruned), *given, prompt_trees(run, samples))
+    return rank(run, models, samples, dense.activations, pruned.activations)
 
 
 def run(monkeypatch, arguments: list[str]) -> None:

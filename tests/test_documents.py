@@ -15,27 +15,25 @@ import torch
 
 from models.checkpoint import Checkpoint, fingerprint
 from models.contract import MethodInputs
-from models.loading import load_config, load_model
+from models.loading import load_config, load_model, load_tokenizer
 from models.merge import merge_and_prove, record_logits
 from models.restoration import Restoration, save_restoration
 from tests.builders import SAMPLES, save_tiny_llama
+from utils.activations import last_token_activations
 from utils.common.flags import build_parser
 from utils.common.methods import METHODS, MethodSpec, Options
+from utils.components import lost_components
+from utils.packing import PromptWithContinuations
+from utils.prompts import encode_all
 from utils.training import TrainingSettings, train
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("data/*.md")])
 NAMES = [str(document.relative_to(ROOT)) for document in DOCUMENTS]
 ENTRY = "RestoreLCC_train"
-PARSERS = (
-    ENTRY, "pruning", "models.merge", "utils.sweep",
-    "utils.report", "utils.compare", "benchmarks.run",
-)  # fmt: skip
-OTHERS = ("lm_eval",)
-"""Commands that are not ours."""
-
-LM_EVALS = "utils.evaluation.restored_lm"
-"""Ours, with lm_eval's flags."""
+PARSERS = (ENTRY, "pruning", "models.merge", "utils.sweep", "utils.report", "utils.compare", "benchmarks.run")
+LM_EVALS = ("utils.evaluation.restored_lm", "tests/run.sh")
+"""Ours, with the flags of lm_eval and of pytest."""
 
 
 def fenced(text: str) -> Iterator[tuple[str, str]]:
@@ -56,14 +54,12 @@ def commands(text: str) -> Iterator[list[str]]:
         if language in ("", "bash"):
             lines += content.replace("\\\n", " ").splitlines()
     for line in lines:
-        if re.match(r"(python|bash|accelerate|torchrun|lm_eval) ", line):
+        if re.match(r"(python|bash|accelerate|torchrun) ", line):
             yield shlex.split(line, comments=True)
 
 
-def called(words: list[str]) -> tuple[str, list[str]] | None:
-    """(module or file of ours, what follows it) that a command runs; None for commands of others."""
-    if words[0] in OTHERS:
-        return None
+def called(words: list[str]) -> tuple[str, list[str]]:
+    """(module or file, what follows it) that a command runs."""
     if words[:2] == ["python", "-m"]:
         return words[2], words[3:]
     place = next(place for place, word in enumerate(words) if word.endswith((".py", ".sh")))
@@ -93,10 +89,12 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def found(module: str) -> bool:
-    """Whether there is such a module; looking for one imports the packages that it would be in."""
+def stands(target: str) -> bool:
+    """Whether there is such a file, or such a module; looking for one imports the packages that it would be in."""
+    if target.endswith((".py", ".sh")):
+        return (ROOT / target).is_file()
     try:
-        return importlib.util.find_spec(module) is not None
+        return importlib.util.find_spec(target) is not None
     except ModuleNotFoundError:
         return False
 
@@ -105,14 +103,13 @@ def text_of(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def test_what_the_documents_do_from_python_restores_and_proves(tmp_path):
-    from models.loading import load_tokenizer
-    from utils.activations import last_token_activations
-    from utils.components import lost_components
-    from utils.packing import PromptWithContinuations
-    from utils.prompts import encode_all
+def in_python(name: str) -> list[str]:
+    """The document's blocks of Python."""
+    return [content for language, content in fenced(text_of(name)) if language == "python"]
 
-    (code,) = [content for language, content in fenced(text_of("docs/architecture.md")) if language == "python"]
+
+def test_what_the_documents_do_from_python_restores_and_proves(tmp_path):
+    (code,) = in_python("docs/architecture.md")
     names = [
         load_tokenizer, load_model, encode_all, PromptWithContinuations, last_token_activations, lost_components,
         Restoration, Options, MethodInputs, train, TrainingSettings, save_restoration, fingerprint, record_logits,
@@ -147,35 +144,17 @@ def test_every_link_leads_somewhere(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_command_names_what_there_is(name):
-    missing = []
-    for words in commands(text_of(name)):
-        target = called(words)
-        if target is None:
-            continue
-        is_file = target[0].endswith((".py", ".sh"))
-        if not ((ROOT / target[0]).is_file() if is_file else found(target[0])):
-            missing.append(" ".join(words))
-    assert missing == []
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_flag_of_a_command_is_one_that_it_takes(name):
+def test_every_command_names_what_there_is_and_flags_that_it_takes(name):
     wrong = []
     for words in commands(text_of(name)):
-        target = called(words)
-        if target is None or target[0] in (LM_EVALS, "tests/run.sh") or not flags_in(target[1]):
-            continue
-        wrong += [f"{target[0]}: -{flag}" for flag in flags_in(target[1]) - flags_of(target[0])]
-    assert wrong == []
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_flag_named_in_a_line_is_one_of_ours(name):
+        target, rest = called(words)
+        if not stands(target):
+            wrong.append(" ".join(words))
+        elif target not in LM_EVALS and flags_in(rest):
+            wrong += [f"{target}: -{flag}" for flag in flags_in(rest) - flags_of(target)]
     ours = {"flag"}.union(*map(flags_of, PARSERS))
-    lines = [code.split() for code in inline(text_of(name)) if re.match(r"-[a-zA-Z]", code)]
-    named = set().union(*map(flags_in, lines))
-    assert named - ours == set()
+    in_lines = [code.split() for code in inline(text_of(name)) if re.match(r"-[a-zA-Z]", code)]
+    assert [*wrong, *set().union(*map(flags_in, in_lines)) - ours] == []
 
 
 def test_every_method_is_in_the_documents():
@@ -185,7 +164,7 @@ def test_every_method_is_in_the_documents():
 @pytest.fixture
 def example(tmp_path, monkeypatch) -> str:
     """The method that CONTRIBUTING.md writes out, in the table by the line that it gives; its name."""
-    code, line = [content for language, content in fenced(text_of("CONTRIBUTING.md")) if language == "python"][:2]
+    code, line, *_ = in_python("CONTRIBUTING.md")
     name, described = next(iter(eval("{" + line + "}", {"MethodSpec": MethodSpec}).items()))
     module = described.made_by.partition(":")[0].rpartition(".")[2]
     (tmp_path / "more").mkdir()
@@ -209,14 +188,13 @@ def test_the_example_of_a_method_trains_merges_and_is_proved(example, make_tiny_
     assert len(result.history) == 2 and not torch.equal(model(ids).logits, before)
     save_restoration(tmp_path / "restoration", restoration, {"pruned_sha256": fingerprint(folder)})
     reference = record_logits(model, restoration, Checkpoint(folder), ids.tolist(), "cpu")
-    proof = merge_and_prove(
-        folder, tmp_path / "restoration", tmp_path / "merged", tokenizer_from=folder, reference=reference
-    )
+    saved, merged = tmp_path / "restoration", tmp_path / "merged"
+    proof = merge_and_prove(folder, saved, merged, tokenizer_from=folder, reference=reference)
     assert proof.record["passed"]
     assert "model.layers.2.mlp.down_proj.bias" in proof.record["nonzero_new_tensors"] + proof.record["changed_tensors"]
 
 
 def test_the_example_has_three_lines_of_body():
-    code = next(content for language, content in fenced(text_of("CONTRIBUTING.md")) if language == "python")
+    code, *_ = in_python("CONTRIBUTING.md")
     (function,) = [node for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)]
     assert len(function.body) <= 3

@@ -174,8 +174,3 @@ def test_norms_are_kept_for_what_they_depend_on_and_for_nothing_else(make_tiny_l
     others = [(("-train_seed", 1), models, samples), (("-dtype", "bfloat16"), models, samples)]
     for count, (words, *given) in enumerate([*others, ((), elsewhere, samples), ((), models, more)], start=2):
         assert not torch.equal(head_norms(selecting(tmp_path, *words), *given), first) and len(trained) == count
-
-
-def test_other_selections_and_methods_without_heads_train_nothing(tmp_path):
-    for words in (("-head_selection", "gap"), ("-method", "output_bias", "-head_selection", "lofit")):
-        assert head_norms(selecting(tmp_path, *words), None, None) is None

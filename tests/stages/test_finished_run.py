@@ -40,6 +40,8 @@ def test_a_run_leaves_the_whole_result_and_nothing_beside_it(world, finished, re
     assert results["proof"]["passed"]
     assert results["answers"] is None and results["agreement"] is None  # nothing of multiple choice was asked
     assert record["arguments"]["lr"] == 1e-2 and "RestoreLCC_train.py" in record["command"]
+    again = parse_arguments(["-config", str(finished / "run.json"), "--output_dir", "elsewhere"])
+    assert again.as_json() == {**record["arguments"], "output_dir": "elsewhere"}
     assert all(stage["seconds"] >= 0 and stage["peak_memory_bytes"] > 0 for stage in record["stages"])
 
 
@@ -73,38 +75,29 @@ def test_the_report_is_drawn_from_the_files_alone_and_shows_what_each_model_answ
     assert (finished / "report.html").read_bytes() == page and b"Count to 30" in page
 
 
-def test_the_result_is_the_pruned_model_plus_o_proj_bias(world, finished):
+def test_the_result_is_the_pruned_model_plus_o_proj_bias_of_the_heads_in_the_record(world, finished, results):
     before, after = (load_file(folder / "model.safetensors") for folder in (world / "pruned", finished / "model"))
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert {name.rsplit(".", 2)[-1] for name in set(after) - set(before)} == {"bias"}
     assert count_zeros(world / "pruned") == count_zeros(finished / "model")
-    model = AutoModelForCausalLM.from_pretrained(finished / "model")
-    assert any(layer.self_attn.o_proj.bias.abs().sum() > 0 for layer in model.model.layers)
-
-
-def test_heads_in_the_record_are_the_heads_restored(finished, results):
     kept = json.loads((finished / "restoration" / "restoration.json").read_text())
     assert results["heads"]["trained"] == kept["heads"]
     assert len(kept["heads"]) == HEADS and results["heads"]["count"] == 3 * 6
     touched = {f"model.layers.{layer}.self_attn.o_proj.bias" for layer, _ in kept["heads"]}
     assert set(results["proof"]["nonzero_new_tensors"]) == touched
+    model = AutoModelForCausalLM.from_pretrained(finished / "model")
+    assert touched == {name for name, own in model.named_parameters() if name.endswith("bias") and own.any()}
 
 
-def test_stages_are_announced_and_recorded_in_their_order(world, record):
+def test_stages_are_announced_and_recorded_and_the_result_and_what_to_run_next_end_the_output(
+    world, finished, results, record
+):
     names = [stage.name for stage in STAGES]
     assert [stage["name"] for stage in record["stages"]] == names
     assert record["stages"][6]["detail"] == f"β and b of {HEADS} heads"
-    announced = [line for line in (world / "stdout.txt").read_text().splitlines() if line.startswith("[")]
-    assert announced == [f"[{number}/{len(names)}] {name}" for number, name in enumerate(names, start=1)]
-
-
-def test_what_run_json_says_repeats_the_run(finished, record):
-    again = parse_arguments(["-config", str(finished / "run.json"), "--output_dir", "elsewhere"])
-    assert again.as_json() == {**record["arguments"], "output_dir": "elsewhere"}
-
-
-def test_output_ends_with_the_result_and_what_to_run_next(world, finished, results, record):
     lines = (world / "stdout.txt").read_text().strip().splitlines()
+    announced = [line for line in lines if line.startswith("[")]
+    assert announced == [f"[{number}/{len(names)}] {name}" for number, name in enumerate(names, start=1)]
     assert lines[-1].startswith("next:") and "lm_eval" in lines[-1]
     assert str(finished / "model") in lines[-2] and "report.html" in lines[-3]
     assert " ".join(lines[-7:-4]).strip().endswith(verdict(results, record))

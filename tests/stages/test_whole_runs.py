@@ -1,12 +1,15 @@
 """Whole runs: interrupted, killed, told to end, and what they leave. Few, since each takes seconds."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from models.checkpoint import fingerprint
 from models.restoration import save_restoration
 from tests.builders import trained
 from tests.common.test_disk import no_file_above
-from tests.runs import ROOT, flags, run, write_samples
+from tests.runs import ROOT, flags, in_words, run, write_samples
 from utils.common.commands import run as command
 from utils.common.errors import Stopped, UserError
 from utils.common.run_folder import UNFINISHED
@@ -25,13 +28,12 @@ from utils.evaluation.outcomes import CHOICES, VALIDATION, pair_rows, read_rows
 from utils.evaluation.paired_statistics import divergences
 from utils.losses import ResponseLoss
 
-SAME = ("results.json", "model", "restoration/restoration.safetensors", "logs/history.jsonl", "logs/rows.json.gz")
+SAME = ("results.json", "model/", "restoration/restoration.safetensors", "logs/history.jsonl", "logs/rows.json.gz")
 """What the same command gives again bit by bit; the rest tells of seconds and of days."""
 
 
 def bits(output: Path) -> dict[str, bytes]:
-    files = [file for name in SAME for file in (output / name, *(output / name).rglob("*")) if file.is_file()]
-    return {str(file.relative_to(output)): file.read_bytes() for file in files if file.name != "README.md"}
+    return {file: data for file, data in content(output).items() if file.startswith(SAME) and "README" not in file}
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -75,16 +77,13 @@ def test_a_run_prunes_for_itself_and_leaves_what_was_there(world, tmp_path, monk
     changes |= {"calib_length": 64, "num_epoch": 1, "eval_tasks": "none"}
     given = [*flags(world, output, **changes), "-overwrite"]
 
-    class Killed(BaseException):
-        pass
-
     def killed(self, target):
         if Path(target) == output:
-            raise Killed
+            raise KeyboardInterrupt
         return rename(self, target)
 
     rename = Path.rename
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "rename", killed)
         run(patch, given)
     assert names(tmp_path) == {"out.1", "out.partial"}
@@ -115,94 +114,47 @@ def test_a_task_trains_on_its_own_training_split(world, tmp_path, monkeypatch, c
     divergence = divergences(*(rows.values for rows in pair))
     assert len(divergence) == 6 and sum(divergence) > 0
     assert results["agreement"]["restored"]["rte"]["kl"]["value"] == pytest.approx(sum(divergence) / 6)
-    told = "-data_path is not used: -spec_task trains on rte's own training split"
     with pytest.raises(UserError, match=r"-num_train_samples: 31 asked for"):
-        run(monkeypatch, flags(world, tmp_path / "more", num_train_samples=31, **changes))
-    with pytest.raises(UserError):
         given = {**changes, "data_path": world / "samples.jsonl", "num_train_samples": 31}
         run(monkeypatch, flags(world, tmp_path / "more", **given))
+    told = "-data_path is not used: -spec_task trains on rte's own training split"
     assert capsys.readouterr().out.count(told) == 1 and not (tmp_path / "more").exists()
 
 
-# The other commands
-
-
-@pytest.fixture
-def commands(world, tmp_path):
-    """Each command that writes a checkpoint: (main, its flags)."""
-    about = {"pruned_sha256": fingerprint(world / "pruned")}
-    save_restoration(tmp_path / "in" / "restoration", trained(), about)
-    prune = {"base_model_name": world / "dense", "prune_method": "magnitude", "dtype": "float32"}
-    merge = {"pruned_model_path": world / "pruned", "restoration": tmp_path / "in" / "restoration", "dtype": "float32"}
-    merge |= {"tokenizer": world / "dense"}
-    given = {"prune": (pruning.__main__.main, prune), "merge": (models.merge.main, merge)}
-    cache = ["-cache_dir", str(tmp_path / "in" / "cache")]
-    return {
-        name: (main, [word for flag, value in each.items() for word in (f"-{flag}", str(value))] + cache)
-        for name, (main, each) in given.items()
-    }
-
-
-@pytest.mark.parametrize("stop", [Stopped(signal.SIGTERM), KeyboardInterrupt(), OSError(28, "No space left on device")])
-@pytest.mark.parametrize("name", ["prune", "merge"])
-def test_a_command_that_ends_at_any_renaming_loses_neither_the_new_nor_the_users_files(
-    commands, tmp_path, monkeypatch, name, stop
+def test_a_command_keeps_the_users_files_whenever_it_ends_and_leaves_nothing_on_a_full_disk(
+    world, tmp_path, monkeypatch
 ):
-    main, given = commands[name]
-    output = tmp_path / "there" / "out"
-    rename, at = Path.rename, 0
-    given = [*given, "-output_dir", str(output), "-overwrite"]
-    output.mkdir(parents=True)
-    (output / "config.json").write_text("mine")
-    while True:
-        steps = []
+    saved, rename = tmp_path / "in" / "restoration", Path.rename
+    save_restoration(saved, trained(), {"pruned_sha256": fingerprint(world / "pruned")})
+    common = {"dtype": "float32", "cache_dir": tmp_path / "in" / "cache"}
+    prune = {"base_model_name": world / "dense", "prune_method": "magnitude"}
+    merge = {"pruned_model_path": world / "pruned", "restoration": saved, "tokenizer": world / "dense"}
+    for main, own in ((pruning.__main__.main, prune), (models.merge.main, merge)):
+        output = tmp_path / main.__module__ / "out"
+        given = in_words({**common, **own, "output_dir": output, "overwrite": True})
+        with no_file_above(20_000), pytest.raises(UserError, match=r"^\S+ cannot be written \(File too large"):
+            main(given)
+        assert not output.parent.exists()
+        output.mkdir(parents=True)
+        (output / "config.json").write_text("mine")
 
-        def stopping(self, target, steps=steps, at=at):
-            if Path(target).parent == output.parent:
-                steps.append(target)
-                if len(steps) > at:
-                    raise stop
+        def stopping(self, target, output=output):
+            if Path(target) == output:
+                raise Stopped(signal.SIGTERM)
             return rename(self, target)
 
-        with monkeypatch.context() as patch:
+        with monkeypatch.context() as patch, pytest.raises(Stopped):
             patch.setattr(Path, "rename", stopping)
-            try:
-                main(given)
-                break
-            except (Stopped, KeyboardInterrupt, OSError, UserError):
-                left = [content(each) for each in output.parent.iterdir()]
-                assert {"config.json": b"mine"} in left and any("model.safetensors" in each for each in left)
-        at = 1
-    assert names(output.parent) == {"out", "out.1"}
-    assert content(output.parent / "out.1") == {"config.json": b"mine"}
-    assert json.loads((output / "config.json").read_text())["model_type"] == "llama"
-    with pytest.raises(UserError, match=r"^-output_dir: \S+ already holds files"):
-        main(given[:-1])
-
-
-def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(commands, tmp_path):
-    for main, given in commands.values():
-        with no_file_above(20_000), pytest.raises(UserError, match=r"^\S+ cannot be written \(File too large"):
-            main([*given, "-output_dir", str(tmp_path / "there" / "out")])
-        assert not (tmp_path / "there").exists()
-
-
-# What only a process of its own can show
-
-
-def python(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT)
-
-
-def test_a_mistake_exits_with_2_and_one_line(tmp_path):
-    done = python("RestoreLCC_train.py", "-lr", "-1", "-output_dir", str(tmp_path / "out"))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.strip().splitlines() == ["error: -lr/--lr: must be a number above 0, not -1"]
-    assert not names(tmp_path)
+            main(given)
+        assert names(output.parent) == {"out.1", "out.partial"}
+        main(given)
+        assert names(output.parent) == {"out", "out.1"}
+        assert content(output.parent / "out.1") == {"config.json": b"mine"} and (output / "model.safetensors").is_file()
 
 
 def test_help_groups_the_flags_with_their_defaults_before_torch_is_imported():
-    done = python("-X", "importtime", "RestoreLCC_train.py", "--help")
+    words = [sys.executable, "-X", "importtime", "RestoreLCC_train.py", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and "(default: 0.001)" in done.stdout and "\ntraining:\n" in done.stdout
     assert "import time" in done.stderr and "torch" not in done.stderr
 
@@ -210,33 +162,23 @@ def test_help_groups_the_flags_with_their_defaults_before_torch_is_imported():
 # Kills of whole processes
 
 
-def forked(monkeypatch, given: list[str], log: Path) -> int:
-    """The number of a process that does the run; a fork, since importing all of it takes ten times as long."""
-    if child := os.fork():
-        return child
-    try:
-        place = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for stream in (1, 2):
-            os.dup2(place, stream)
-        sys.stdout, sys.stderr = (os.fdopen(stream, "w") for stream in (1, 2))
-        command(lambda: run(monkeypatch, given), then="the same command goes on from here")
-    except SystemExit as end:
-        os._exit(end.code or 0)
-    except BaseException:
-        os._exit(99)
-    os._exit(0)
+def forked(monkeypatch, given: list[str], log: Path) -> BaseProcess:
+    """A process that does the run; a fork, since importing all of it takes ten times as long."""
+
+    def do() -> None:
+        with log.open("a") as out, redirect_stdout(out), redirect_stderr(out):
+            command(lambda: run(monkeypatch, given), then="the same command goes on from here")
+
+    child = multiprocessing.get_context("fork").Process(target=do)
+    child.start()
+    return child
 
 
-def ended(child: int, seconds: float = 120) -> int:
+def ended(child: BaseProcess) -> int:
     """Its exit status, negative if a signal killed it."""
-    for _ in range(int(seconds * 100)):
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise AssertionError("it did not end")
+    child.join(120)
+    child.kill()
+    return child.exitcode
 
 
 @pytest.mark.slow
@@ -253,7 +195,7 @@ def test_a_run_killed_at_any_moment_is_ended_by_the_same_command_to_the_same_bit
     for _ in range(draw.randint(1, 3)):
         child, number = forked(monkeypatch, given, log), draw.choice([signal.SIGKILL, signal.SIGTERM])
         time.sleep(draw.uniform(0, length))
-        os.kill(child, number)
+        os.kill(child.pid, number)
         hits.append((number, ended(child)))
         assert hits[-1][1] in (0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM), log.read_text()
     assert ended(forked(monkeypatch, given, log)) == 0, log.read_text()
@@ -276,10 +218,3 @@ def test_a_disk_full_at_any_size_of_file_is_one_line_and_the_same_command_goes_o
         assert not output.exists() and not [path for path in cache.rglob("*") if "partial" in path.name]
     run(monkeypatch, flags(world, output, cache_dir=cache))
     assert bits(output) == bits(finished)
-
-
-@pytest.mark.slow
-def test_a_whole_process_does_what_one_in_this_does(world, finished, tmp_path):
-    done = python("RestoreLCC_train.py", *flags(world, tmp_path / "out", cache_dir=tmp_path / "cache"))
-    assert done.returncode == 0, done.stderr
-    assert "proof passed" in done.stdout and bits(tmp_path / "out") == bits(finished)

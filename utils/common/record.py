@@ -19,29 +19,32 @@ PACKAGES = ("torch", "transformers", "datasets", "accelerate", "lm-eval", "numpy
 
 
 class Stage(NamedTuple):
-    """One stage of a run: a short key for the code, and the name that terminal, run.json and `-plan` show."""
+    """One stage of a run: a short key for the code, and the name that terminal, run.json and `-plan` show.
+
+    lighter: the flags that make it take less memory when they are lower.
+    """
 
     key: str
     name: str
+    lighter: str = ""
 
 
 STAGES = (
     Stage("samples", "reading samples, tokenizer and tasks"),
-    Stage("prune", "pruned checkpoint"),
-    Stage("negatives", "contrastive negatives"),
-    Stage("dense", "dense model: activations and scores"),
-    Stage("pruned", "pruned model: activations and scores"),
-    Stage("rank", "lost components and head ranking"),
-    Stage("train", "training"),
-    Stage("merge", "merge and proof"),
-    Stage("restored", "restored model: scores"),
+    Stage("prune", "pruned checkpoint", "-calib_samples or -calib_length"),
+    Stage("negatives", "contrastive negatives", "-num_train_samples"),
+    Stage("dense", "dense model: activations and scores", "-max_length or -ppl_window"),
+    Stage("pruned", "pruned model: activations and scores", "-max_length or -ppl_window"),
+    Stage("rank", "lost components and head ranking", "-num_train_samples or -num_probe_samples"),
+    Stage(
+        "train",
+        "training",
+        "-batch_size (with more -gradient_accumulation) or -max_length, or give -gradient_checkpointing",
+    ),
+    Stage("merge", "merge and proof", "-max_length"),
+    Stage("restored", "restored model: scores", "-ppl_window"),
 )
 """All stages of a run, in its order."""
-
-
-def stage_name(key: str) -> str:
-    """The name of the stage with that key; KeyError for a key that is none of STAGES."""
-    return {stage.key: stage.name for stage in STAGES}[key]
 
 
 class RunRecord:
@@ -62,21 +65,21 @@ class RunRecord:
         print(f"      {detail}", flush=True)
 
     @contextmanager
-    def stage(self, key: str) -> Iterator[None]:
+    def stage(self, key: str) -> Iterator[Stage]:
         """Announce a stage, and record its seconds and peak memory (of the process, and of the GPU's allocator).
 
         key: one of STAGES, which gives its number and name; KeyError for others.
         """
-        name, number = stage_name(key), 1 + [stage.key for stage in STAGES].index(key)
-        print(f"[{number}/{len(STAGES)}] {name}", flush=True)
+        number, stage = {stage.key: (number, stage) for number, stage in enumerate(STAGES, start=1)}[key]
+        print(f"[{number}/{len(STAGES)}] {stage.name}", flush=True)
         self._details = []
         give_back_memory()
         reset_peak_memory()
         found = len(self.reused)
         began = time.perf_counter()
-        yield
+        yield stage
         entry = {
-            "name": name,
+            "name": stage.name,
             "detail": "; ".join(self._details),
             "seconds": time.perf_counter() - began,
             "peak_memory_bytes": peak_memory(),

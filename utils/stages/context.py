@@ -1,62 +1,24 @@
 """What all stages of a run share: its flags, processes, cache, record, folder and device; and its two models."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from data.sources import bundled_text
 from models.checkpoint import Checkpoint
-from models.loading import DTYPES, head_shape, load_model, placement, tokenizer_digest
+from models.loading import DTYPES, load_model, placement
 from utils.common.cache import Cache
 from utils.common.errors import OutOfRoom, UserError, shortage
+from utils.common.files import digest, digest_files
 from utils.common.flags import Arguments
 from utils.common.methods import Options, needs_of
+from utils.common.names import BUNDLED
 from utils.common.processes import Processes
-from utils.common.record import RunRecord, stage_name
+from utils.common.record import RunRecord
 from utils.training import TrainingSettings
-
-LIGHTER = {
-    "prune": "-calib_samples or -calib_length",
-    "negatives": "-num_train_samples",
-    "dense": "-max_length or -ppl_window",
-    "pruned": "-max_length or -ppl_window",
-    "rank": "-num_train_samples or -num_probe_samples",
-    "train": "-batch_size (with more -gradient_accumulation) or -max_length, or give -gradient_checkpointing",
-    "merge": "-max_length",
-    "restored": "-ppl_window",
-}
-"""Stage → what takes less memory when it is lower."""
-
-
-class LazyModel:
-    """A model that is loaded when it is called for, and kept within a `with` block only.
-
-    In a key it is its weights and the dtype that it runs in.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, load: Callable[[], LlamaForCausalLM]):
-        self.checkpoint, self.dtype, self._load = checkpoint, dtype, load
-        self._keeps, self._model = False, None
-
-    def key(self) -> list[str]:
-        """What determines all that the model computes, but for rounding."""
-        return [self.checkpoint.fingerprint, str(self.dtype)]
-
-    def __call__(self) -> LlamaForCausalLM:
-        model = self._model or self._load()
-        self._model = model if self._keeps else None
-        return model
-
-    def __enter__(self) -> "LazyModel":
-        self._keeps = True
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._keeps, self._model = False, None
 
 
 class Run:
@@ -78,15 +40,12 @@ class Run:
         self.reads_activations = self.needs.heads and (self.needs.basis or args.head_selection != "lofit")
 
     @contextmanager
-    def main_first(self, key: str) -> Iterator[None]:
-        """A stage (utils.common.record.STAGES) of the main process; then the others find what it left."""
-        with self.stage(key), self.processes.main_first():
-            yield
+    def stage(self, key: str, main_first: bool = False) -> Iterator[None]:
+        """A stage (utils.common.record.STAGES) that all processes are in together, or that the main one is in alone.
 
-    @contextmanager
-    def stage(self, key: str) -> Iterator[None]:
-        """A stage that all processes are in together, or that the main one is in alone."""
-        with self.record.stage(key):
+        main_first: the main one goes through it first, and the others find what it left.
+        """
+        with self.record.stage(key) as stage, self.processes.main_first() if main_first else nullcontext():
             try:
                 yield
             except OutOfRoom:
@@ -94,10 +53,9 @@ class Run:
             except Exception as error:
                 if (said := shortage(error)) is None:
                     raise
-                cure = f"lower {LIGHTER[key]}" if key in LIGHTER else "take a machine with more memory"
-                raise OutOfRoom(
-                    f"out of memory in '{stage_name(key)}' ({said}); {cure} (-plan here tells what fits)"
-                ) from error
+                cure = f"lower {stage.lighter}" if stage.lighter else "take a machine with more memory"
+                told = f"out of memory in '{stage.name}' ({said}); {cure} (-plan here tells what fits)"
+                raise OutOfRoom(told) from error
 
     def reading_device(self, checkpoint: Checkpoint) -> str:
         """Where a model that is only read goes: the run's device, or with -device auto all there is, if it must."""
@@ -118,40 +76,43 @@ class Run:
         """The model, on `device`, or where one goes that is only read."""
         return load_model(checkpoint.folder, self.dtype, device or self.reading_device(checkpoint), checkpoint.flag)
 
-    def lazy(self, checkpoint: Checkpoint) -> LazyModel:
-        """The model, loaded when it is called for: a stage that the cache answers loads none."""
-        return LazyModel(checkpoint, self.dtype, lambda: self.load(checkpoint))
+
+@dataclass
+class LazyModel:
+    """A model that is loaded when it is called for, unless it is given, and kept until `loaded` is None again.
+
+    label: `dense`, `pruned` or `restored`. In a key the model is its weights and the dtype that it runs in: what
+    determines all it computes, but for rounding.
+    """
+
+    run: Run
+    label: str
+    checkpoint: Checkpoint
+    loaded: LlamaForCausalLM | None = None
+
+    def key(self) -> list[str]:
+        return [self.checkpoint.fingerprint, str(self.run.dtype)]
+
+    def __call__(self) -> LlamaForCausalLM:
+        self.loaded = self.loaded or self.run.load(self.checkpoint)
+        return self.loaded
 
 
 @dataclass(frozen=True)
 class Models:
     """The dense and the pruned checkpoint, checked.
 
-    pruned: in the dense model's shapes; None until pruning made it. given: what -pruned_model_path named, None if
-    nothing. config: the pruned model's, the dense one's until then. tokenizer_from: the folder of the tokenizer.
+    pruned: in the dense model's shapes; given: as -pruned_model_path named it, or as it was made; None until then.
+    config: the pruned model's, the dense one's until then. tokenizer_from, _sha256: the tokenizer's folder and digest.
     """
 
     dense: Checkpoint
-    pruned: Checkpoint | None
     given: Checkpoint | None
+    pruned: Checkpoint | None
     config: LlamaConfig
     tokenizer: PreTrainedTokenizerBase
     tokenizer_from: Path
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(L, H, d)."""
-        return head_shape(self.config)
-
-    @property
-    def compact(self) -> bool:
-        """Whether the pruned checkpoint came in smaller shapes than the dense one."""
-        return self.given is not None and self.given is not self.pruned
-
-    @cached_property
-    def tokenizer_sha256(self) -> str:
-        """The tokenizer's content, for keys."""
-        return tokenizer_digest(self.tokenizer_from)
+    tokenizer_sha256: str
 
 
 def settings(args: Arguments) -> TrainingSettings:
@@ -166,3 +127,13 @@ def settings(args: Arguments) -> TrainingSettings:
         gradient_checkpointing=args.gradient_checkpointing,
         seed=args.training_seed,
     )
+
+
+def calibration_key(args: Arguments) -> list:
+    """What decides which calibration windows are drawn: the text by its content, or by a published set's name."""
+    text: str = args.calib_data
+    if text == BUNDLED:
+        text = digest(bundled_text())
+    elif Path(text).is_file():
+        text = digest_files([Path(text)])
+    return [text, args.calib_samples, args.calib_length, args.calibration_seed]

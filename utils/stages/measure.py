@@ -6,19 +6,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-import models.cpu_attention
-import utils.activations
-import utils.evaluation.scoring
-import utils.examples
-import utils.negatives
-import utils.packing
+from models import cpu_attention
 from models.checkpoint import Checkpoint
-from models.merge import Proof
+from utils import activations, examples, negatives, packing
 from utils.common.cache import Kept, cached
-from utils.evaluation.scoring import Evaluation, score_key
+from utils.evaluation.scoring import Evaluation, evaluate, score_key
 from utils.evaluation.task_loading import EvalPlan
-from utils.examples import MOST_TOKENS, ends_of, greedy, response_nats
-from utils.negatives import locate_encoder, most_similar_choice, most_similar_other
 from utils.packing import PromptWithContinuations
 from utils.prompts import Encoded, answered, common_prefix
 from utils.samples import Samples
@@ -51,25 +44,25 @@ def wrong_answers(run: Run, samples: Samples) -> list[str]:
     """r⁻ of the samples that train the probes: the most similar other answer, or the task's own wrong one."""
     count = min(run.args.num_probe_samples, len(samples.prompts))
     if samples.wrong_choices is None:
-        nearest = most_similar_other(embedded(run, samples.responses), samples.responses)
+        nearest = negatives.most_similar_other(embedded(run, samples.responses), samples.responses)
         return [samples.responses[row] for row in nearest[:count]]
     choices = samples.wrong_choices[:count]
     if all(len(wrong) == 1 for wrong in choices):
         return [wrong[0] for wrong in choices]
     found = embedded(run, [*samples.responses[:count], *(text for wrong in choices for text in wrong)])
-    return most_similar_choice(found[:count], torch.split(found[count:], [len(w) for w in choices]), choices)
+    return negatives.most_similar_choice(found[:count], torch.split(found[count:], [len(w) for w in choices]), choices)
 
 
 def embedded(run: Run, texts: list[str]) -> Tensor:
     """Sentence embeddings (N, E) of the texts."""
-    encoder = Checkpoint(locate_encoder(), "-head_selection")
+    encoder = Checkpoint(negatives.locate_encoder(), "-head_selection")
     return embeddings(run.cache, encoder, texts, run.kind_of_device, place=run.device)["embeddings"]
 
 
-@cached("embeddings", code=(utils.negatives,))
+@cached("embeddings", code=(negatives,))
 def embeddings(encoder: Checkpoint, texts: list[str], device: str, *, place: str) -> dict[str, Tensor]:
     """The texts' embeddings by the encoder, run at `place`, a device of the kind `device`."""
-    return {"embeddings": utils.negatives.sentence_embeddings(texts, encoder.folder, place)}
+    return {"embeddings": negatives.sentence_embeddings(texts, encoder.folder, place)}
 
 
 @dataclass(frozen=True)
@@ -84,76 +77,63 @@ class Measured:
 
 
 def measure(
-    run: Run, models: Models, samples: Samples, plan: EvalPlan, label: str, trees: list[PromptWithContinuations]
+    model: LazyModel, models: Models, samples: Samples, plan: EvalPlan, trees: list[PromptWithContinuations]
 ) -> Measured:
-    """What the `dense` or the `pruned` model makes of the trees, of the plan's tasks and of the report's prompts."""
+    """What a model makes of the trees, of the plan's tasks and of the report's prompts; it is let go afterwards.
+
+    Each task's scores are from the cache if the same weights were scored alike.
+    """
+    cache, device, tokenizer = model.run.cache, model.run.kind_of_device, models.tokenizer
     groups: dict[int, list[PromptWithContinuations]] = {}  # with branches for probing first, then the plain ones
     for tree in trees:
         groups.setdefault(len(tree.continuations), []).append(tree)
-    with run.lazy(getattr(models, label)) as model:
-        kept = [activations.later(run.cache, model, part, label=label) for part in groups.values()]
-        for each in kept:
-            each.entry()
-        return scored(run, models, samples, plan, model, label, kept)
-
-
-def scored(
-    run: Run, models: Models, samples: Samples, plan: EvalPlan, model: LazyModel, label: str, kept: list[Kept]
-) -> Measured:
-    """A model's scores, each task's from the cache if the same weights were scored alike, and its answers."""
-    shown = {"tokenizer": models.tokenizer, "label": label}
-    parts = [
-        scores(run.cache, model, score_key(part, models.tokenizer_from), run.kind_of_device, part=part, **shown)
-        for part in plan.parts()
-    ]
-    how = run.kind_of_device, models.tokenizer_sha256
+    kept = [last_activations.later(cache, model, part) for part in groups.values()]
+    for each in kept:
+        each.entry()
+    parts = []
+    for part in plan.parts():
+        key = score_key(part, models.tokenizer_from)
+        parts.append(Evaluation(**scores(cache, model, key, device, part=part, tokenizer=tokenizer)))
     asked = samples.valid[:ASKED]
-    answers = answers_to(run.cache, model, asked, *how, tokenizer=models.tokenizer)["answers"] if asked else []
-    return Measured(kept, Evaluation.joined([Evaluation(**part) for part in parts]), answers)
+    answers = answers_to(cache, model, asked, device, models.tokenizer_sha256, tokenizer=tokenizer)["answers"]
+    model.loaded = None
+    return Measured(kept, Evaluation.joined(parts), answers)
 
 
-def score_merged(run: Run, models: Models, samples: Samples, plan: EvalPlan, proof: Proof) -> Measured:
-    """The scores and answers of the merged model, which the proof has loaded; it is gone afterwards."""
-    checkpoint = Checkpoint(run.folder / "model", "-output_dir")
-    proved, proof.model = proof.model, None
-    with LazyModel(checkpoint, run.dtype, lambda: proved or run.load(checkpoint)) as model:
-        return scored(run, models, samples, plan, model, "restored", [])
-
-
-@cached("activations", code=(utils.activations, utils.packing, models.cpu_attention))
-def activations(model: LazyModel, trees: list[PromptWithContinuations], *, label: str) -> dict[str, Tensor]:
+@cached("activations", code=(activations, packing, cpu_attention))
+def last_activations(model: LazyModel, trees: list[PromptWithContinuations]) -> dict[str, Tensor]:
     """z (branches, L, H, N, d) in the model's dtype, which holds it exactly.
 
     The device is no part of the key: directions found on another differ by rounding, and β is resumed for those that it
     began with.
     """
-    found = utils.activations.last_token_activations(model(), trees, f"{label} activations")
-    return {"z": found.to(model.dtype)}
+    found = activations.last_token_activations(model(), trees, f"{model.label} activations")
+    return {"z": found.to(model.run.dtype)}
 
 
 @cached("scores")
-def scores(
-    model: LazyModel, asked: dict, device: str, *, part: EvalPlan, tokenizer: PreTrainedTokenizerBase, label: str
-) -> dict:
+def scores(model: LazyModel, asked: dict, device: str, *, part: EvalPlan, tokenizer: PreTrainedTokenizerBase) -> dict:
     """The model's scores on one part of a plan, known by `asked`. Half precision rounds by what a device computes."""
-    return asdict(utils.evaluation.scoring.evaluate(model(), tokenizer, part, label))
+    return asdict(evaluate(model(), tokenizer, part, model.label))
 
 
-@cached("examples", code=(utils.examples, models.cpu_attention), libraries=("torch", "transformers", "tokenizers"))
+@cached("examples", code=(examples, cpu_attention), libraries=("torch", "transformers", "tokenizers"))
 def answers_to(
     model: LazyModel, asked: list[Encoded], device: str, tokenizer_sha256: str, *, tokenizer: PreTrainedTokenizerBase
 ) -> dict:
     """Greedy answers to the samples' prompts; loss: on their own responses, nats a token."""
     found = []
     for sample in asked:
-        made, ended = greedy(model(), sample.ids[: max(1, sample.prompt_length)], MOST_TOKENS, ends_of(model()))
-        loss, _ = response_nats(model(), sample)
+        made, ended = examples.greedy(
+            model(), sample.ids[: max(1, sample.prompt_length)], examples.MOST_TOKENS, examples.ends_of(model())
+        )
+        loss, _ = examples.response_nats(model(), sample)
         text = tokenizer.decode(made, skip_special_tokens=True)
         found.append({"text": text, "tokens": len(made), "ended": ended, "loss": loss})
     return {"answers": found}
 
 
-def examples_record(models: Models, samples: Samples, found: dict[str, list[dict]]) -> dict:
+def examples_record(models: Models, samples: Samples, answers: dict[str, list[dict]]) -> dict:
     """The prompts, their samples' own answers, and what each model (by name) answered.
 
     {"most_tokens", "prompts": [{"prompt", "response", "answers": model → {"text", "tokens", "ended", "loss"}}]}.
@@ -161,9 +141,7 @@ def examples_record(models: Models, samples: Samples, found: dict[str, list[dict
     prompts = []
     for row, sample in enumerate(samples.valid[:ASKED]):
         first = max(1, sample.prompt_length)
-        prompt, response = (
-            models.tokenizer.decode(ids, skip_special_tokens=True) for ids in (sample.ids[:first], sample.ids[first:])
-        )
-        answers = {name: each[row] for name, each in found.items()}
-        prompts.append({"prompt": prompt, "response": response, "answers": answers})
-    return {"most_tokens": MOST_TOKENS, "prompts": prompts}
+        texts = models.tokenizer.batch_decode([sample.ids[:first], sample.ids[first:]], skip_special_tokens=True)
+        of_all = {name: each[row] for name, each in answers.items()}
+        prompts.append({"prompt": texts[0], "response": texts[1], "answers": of_all})
+    return {"most_tokens": examples.MOST_TOKENS, "prompts": prompts}

@@ -1,14 +1,16 @@
-"""First stage: every input that can be checked without running a model is, in order of cost."""
+"""First stages: every input that can be checked without running a model is, in order of cost; then pruning."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pruning.prune_model
 from models.checkpoint import Checkpoint, check_weights
 from models.compact import in_dense_shapes
 from models.families import carried_parts
-from models.loading import check_model, check_pair, load_config, resolve
+from models.loading import check_model, check_pair, head_shape, load_config, resolve, tokenizer_digest
 from pruning import calibration
+from utils.common.cache import cached
 from utils.common.disk import as_bytes, free_bytes
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
@@ -18,8 +20,8 @@ from utils.evaluation.spec_tasks import load_texts
 from utils.evaluation.task_loading import EvalPlan, plan_tasks
 from utils.negatives import locate_encoder
 from utils.samples import Samples, read_samples
-from utils.stages.context import Models, Run
-from utils.stages.teacher import check_teacher
+from utils.stages.context import Models, Run, calibration_key
+from utils.stages.train import check_teacher
 
 
 def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
@@ -34,9 +36,10 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     config = load_config(folder, "-base_model_name")
     carried_parts(args.method, Options.of(args), config)
     if run.needs.heads:
-        args.head_count(config.num_hidden_layers, config.num_attention_heads)
+        args.head_count(*head_shape(config)[:2])
     dense, config, tokenizer = check_model(folder, "-base_model_name")
     given, pruned = None, None
+    calibration_set = args.calib_data, args.calib_samples, args.calib_length
     if args.pruned_model_path:
         given, pruned = given_checkpoint(args, folder)
         if run.needs.teacher and pruned is not given:
@@ -47,11 +50,9 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
             )
         config = load_config(pruned.folder, "-pruned_model_path")
     else:
-        pruning.prune_model.check(
-            args.prune_method, args.sparsity, args.calib_data, args.calib_samples, args.calib_length, config
-        )
+        pruning.prune_model.check(args.prune_method, args.sparsity, *calibration_set, config)
     if run.needs.calibration:
-        calibration.check(args.calib_data, args.calib_samples, args.calib_length, config.max_position_embeddings)
+        calibration.check(*calibration_set, config.max_position_embeddings)
     plan = plan_tasks(args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window, args.ppl_windows)
     rope = config.rope_parameters or {}
     longer = rope.get("factor", 1) if rope.get("rope_type") in ("linear", "dynamic") else 1
@@ -64,17 +65,17 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     if free < needed:  # the merged checkpoint takes as much as the pruned one's files
         room = f"{as_bytes(free)} are free, and the restored model takes {as_bytes(needed)}"
         print(f"      warning: -output_dir: {room}", file=sys.stderr)
-    return Models(dense, pruned, given, config, tokenizer, folder), samples, plan
+    models = Models(dense, given, pruned, config, tokenizer, folder, tokenizer_digest(folder))
+    return models, samples, plan
 
 
 def given_checkpoint(args: Arguments, dense: Path) -> tuple[Checkpoint, Checkpoint]:
     """(-pruned_model_path, the same in the dense model's shapes), checked; UserError if nothing in it is pruned."""
     flag = "-pruned_model_path"
-    folder = resolve(args.pruned_model_path, flag, args.cache_dir)
-    check_pair(dense, folder, flag)
-    given = Checkpoint(folder, flag)
-    check_weights(given, load_config(folder, flag))
-    expanded, compact = in_dense_shapes(folder, args.cache_dir)
+    given = Checkpoint(resolve(args.pruned_model_path, flag, args.cache_dir), flag)
+    check_pair(dense, given.folder, flag)
+    check_weights(given, load_config(given.folder, flag))
+    expanded, compact = in_dense_shapes(given.folder, args.cache_dir)
     pruned = Checkpoint(expanded, flag) if compact else given
     zeros, weights = pruned.survey().counts()
     if not sum(zeros) and not args.allow_dense:
@@ -86,3 +87,28 @@ def given_checkpoint(args: Arguments, dense: Path) -> tuple[Checkpoint, Checkpoi
     if not sum(zeros):
         print("      warning: the pruned model has no zeros; going on because of -allow_dense", file=sys.stderr)
     return given, pruned
+
+
+def pruned_checkpoint(run: Run, models: Models) -> Models:
+    """The same models with a pruned checkpoint: the given one, or one made from the dense model."""
+    if models.pruned:
+        return models
+    args = run.args
+    how = args.prune_method, args.sparsity, calibration_key(args), args.dtype
+    found = Checkpoint(prune(run.cache, models.dense, models.tokenizer_sha256, *how, run=run))
+    print(f"      {found.folder}")
+    return replace(models, given=found, pruned=found, config=load_config(found.folder, found.flag))
+
+
+@cached("pruned", code=(pruning,), libraries=("torch", "transformers"))
+def prune(
+    folder: Path, dense: Checkpoint, tokenizer: str, method: str, pattern: str, texts: list, dtype: str, *, run: Run
+) -> None:
+    """Prune the dense model. texts: what `calibration_key` says of the run's flags."""
+    args = run.args
+    print(f"      {method} at {pattern}, {args.calib_samples} × {args.calib_length} tokens")
+    calib = {name: getattr(args, name) for name in ("calib_data", "calib_samples", "calib_length")}
+    where = {"dtype": run.dtype, "device": run.device, "seed": args.calibration_seed}
+    pruning.prune_model.prune_into(
+        dense.folder, folder, method, pattern, **calib, **where, base_name=args.base_model_name
+    )

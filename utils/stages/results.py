@@ -16,7 +16,6 @@ from utils.distillation import WEIGHT
 from utils.evaluation.comparison import summarise
 from utils.evaluation.outcomes import LOSS, VALIDATION, KeptRows, write_rows
 from utils.evaluation.scoring import Evaluation
-from utils.prompts import Encoded
 from utils.report.card import model_card
 from utils.report.page import EXAMPLES, Record, write_report
 from utils.report.records import heads_record, spectrum_record
@@ -26,7 +25,7 @@ from utils.samples import Samples
 from utils.stages.context import Models, Run
 from utils.stages.measure import Measured, examples_record
 from utils.stages.rank import SCORE_NAMES, Ranked
-from utils.stages.train import Trained, validation_losses
+from utils.stages.train import Trained
 
 
 def write_results(
@@ -35,26 +34,23 @@ def write_results(
     samples: Samples,
     ranked: Ranked | None,
     trained: Trained,
-    proofs: tuple[dict, dict | None],
+    proofs: list[dict],
     measured: dict[str, Measured],
 ) -> None:
-    """Write all that a person or a later run reads. proofs: of model/ and compact/. measured: of the three models."""
+    """Write all that a person or a later run reads. proofs: of model/ and, where there is one, of
+    compact/. measured: of the three models."""
     evaluations = {name: each.evaluation for name, each in measured.items()}
-    selection = run.args.head_selection
-    heads = ranked and {
-        "selection": selection,
-        "score_name": SCORE_NAMES[selection],
-        **heads_record(ranked.scores, ranked.heads, ranked.sizes, trained.restoration.of_heads),
-    }
-    spectrum = None if ranked is None or ranked.explained is None else spectrum_record(ranked.explained)
     results = {
         **summarise(evaluations),
-        "validation": validation_record(trained.training.history, samples.valid, trained.pruned_loss),
-        "proof": proofs[0],
-        **({"proof_compact": proofs[1]} if proofs[1] else {}),
-        **({"heads": heads} if heads else {}),
-        **({"spectrum": spectrum} if spectrum else {}),
+        "validation": trained.validation,
+        **dict(zip(("proof", "proof_compact"), proofs, strict=False)),
     }
+    if ranked:
+        selection, found = run.args.head_selection, (ranked.scores, ranked.heads, ranked.sizes)
+        heads = heads_record(*found, trained.restoration.of_heads)
+        results["heads"] = {"selection": selection, "score_name": SCORE_NAMES[selection], **heads}
+        if ranked.explained is not None and (spectrum := spectrum_record(ranked.explained)):
+            results["spectrum"] = spectrum
     record = run_record(run, models, samples, trained, evaluations)
     # Numbers first: a picture that cannot be drawn must not cost hours of training.
     write_json(run.folder / "run.json", without_nan(record))
@@ -78,29 +74,15 @@ def write_results(
     print(f"next:   lm_eval --model hf --model_args pretrained={model} --tasks arc_easy --device {run.device}")
 
 
-def validation_record(history: list[dict], valid: list[Encoded], pruned: float | None = None) -> dict | None:
-    """Mean loss (nats a token) over the validation samples' responses; None where none was measured.
-
-    pruned: the pruned model's; None where nothing measured it. start: before the first step, which is the same but for
-    where a method begins: at a closed form, or at a b near zero. restored: after the last one, or start's where nothing
-    is trained. tokens: of the responses.
-    """
-    if not (losses := validation_losses(history)):
-        return None
-    tokens = sum(len(sample.ids) - max(1, sample.prompt_length) for sample in valid)  # nothing predicts a first token
-    return {"pruned": pruned, "start": losses[0], "restored": losses[-1], "tokens": tokens}
-
-
 def method_record(run: Run, trained: Trained) -> dict:
     """How the model was restored, in words and numbers."""
     line, restoration = METHODS[run.args.method], trained.restoration
     weights = [name for name in restoration.terms if name.endswith(".weight")]
-    if restoration.zeros == "reported":  # what a merge touches: `mask` is weights, but no zeros of theirs
+    kind = "constants" if restoration.terms else "nothing"  # what a merge touches
+    if restoration.zeros == "reported":
         kind = "dense"
-    elif weights:
+    elif weights:  # `mask` is weights, but no zeros of theirs
         kind = "mask" if any(pruned_layer(name) is not None for name in weights) else "norms"
-    else:
-        kind = "constants" if restoration.terms else "nothing"
     loss = "cross-entropy"
     if run.args.loss != RESPONSE:
         loss = f"{1 - WEIGHT:g} cross-entropy + {WEIGHT:g} KL to the dense model"
@@ -108,7 +90,6 @@ def method_record(run: Run, trained: Trained) -> dict:
         "name": run.args.method,
         "title": " and ".join([line.title, *(NORMS.title for _ in range(run.args.train_norms or line.norms))]),
         "about": line.about,
-        "trained": trained.learned,
         "parameters": trained.parameters,
         "loss": loss if trained.parameters else None,
         "restores": trained.parameters > 0 or (len(restoration.terms) > 0 and not run.needs.training),
@@ -137,7 +118,7 @@ def run_record(
         "pruning": json.loads(pruning.read_text(encoding="utf-8")) if pruning.is_file() else None,
         "inputs": {
             "dense model": models.dense.fingerprint,
-            "pruned model": (models.given or models.pruned).fingerprint,
+            "pruned model": models.given.fingerprint,
             "training samples": digest([samples.prompts, samples.responses]),
         },
         "seconds_by_task": {name: evaluation.seconds for name, evaluation in evaluations.items()},

@@ -2,30 +2,34 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
+import torch
 from torch import Tensor
 
 import baselines
 import models
 import pruning
+from models import cpu_attention
 from models.checkpoint import Checkpoint
 from models.contract import MethodInputs
-from models.families import carried_parts
 from models.loading import has_tokenizer
-from models.merge import Proof, Reference, compact_and_prove, merge_and_prove, record_logits
+from models.merge import Reference, compact_and_prove, merge_and_prove, record_logits
 from models.modeling_llama import numbers_trained
 from models.restoration import Restoration, Terms, load_restoration, packed, save_restoration, unpacked
 from pruning import calibration
+from utils import activations, distillation, packing
 from utils.common.cache import cached, digest_tensors
+from utils.common.errors import UserError
 from utils.common.files import digest, write_text
 from utils.common.methods import Options, Part
+from utils.common.names import DISTILL
+from utils.distillation import GB, KEPT, WEIGHT, Distillation, by_sample, predicted, teacher_states
+from utils.prompts import Encoded
 from utils.report.summary import loss_rose
 from utils.samples import Samples
-from utils.stages.context import Models, Run, settings
-from utils.stages.prune import calibration_key
+from utils.stages.context import LazyModel, Models, Run, calibration_key, settings
 from utils.stages.rank import Ranked
-from utils.stages.teacher import load_teacher, with_model
 from utils.training import TrainingResult, check_gathered, train, validate
 
 SAVED = "restoration"
@@ -36,33 +40,31 @@ SAVED = "restoration"
 class Trained:
     """What is left of the attached model once it is gone: what was learned, what it answered, and how it went.
 
-    restoration: as it was saved; its terms are read when they are asked for. learned: in words. parameters: how many
-    numbers were trained. pruned_loss: the pruned model's validation loss; None where nothing measured it.
+    restoration: as it was saved; its terms are read when they are asked for. parameters: how many numbers were trained.
+    validation: see `validation_record`.
     """
 
     restoration: Restoration
-    learned: str
     reference: Reference
     training: TrainingResult
     parameters: int
-    pruned_loss: float | None
+    validation: dict | None
 
 
 def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked | None) -> Trained | None:
     """Start, train and save a restoration; all processes train it together, the main one has it in the end."""
-    args, sharded = run.args, run.processes.sharded
+    sharded = run.processes.sharded
     with run.processes.main_first():
         start = starting(run, models, ranked)
         teacher = load_teacher(run, models, samples)
-    learned = start.describe()
-    run.record.tell(learned)
-    trains = run.needs.training and args.num_epoch > 0
+    run.record.tell(start.describe())
+    trains = run.needs.training and run.args.num_epoch > 0
     device = run.training_device(models.pruned, trains)
     model = run.load(models.pruned, device)
     # One that would be sharded is not asked on the CPU, while other processes wait.
     asked = samples.valid if run.processes.is_main and not sharded else []
     # Asked by itself: a closed form restores something before the first step, and b does not begin at zero.
-    pruned_loss = next(iter(validation_losses(validate(model, asked).history)), None)
+    unrestored = validate(model, asked)
     model = start.attach(model)
     parameters = numbers_trained(model) if trains else 0
     if trains:
@@ -70,7 +72,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
             model,
             samples.train,
             samples.valid,
-            settings(args),
+            settings(run.args),
             run.device,
             run.folder / "checkpoints",
             sharded=sharded,
@@ -79,7 +81,8 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
         )
     else:
         training = validate(model, asked)
-    for line in warnings_of(validation_losses(training.history), pruned_loss if run.needs.calibration else None):
+    validation = validation_record(unrestored.history, training.history, samples.valid)
+    for line in warnings_of(validation, run.needs.calibration):
         run.record.tell(line)
     if sharded:
         start = start.gathered()
@@ -96,12 +99,12 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
         model = restoration.attach(run.load(models.pruned, device))
         check_gathered(model, samples.valid, training)
     reference = record_logits(model, restoration, models.pruned, samples.to_prove(), device)
-    return Trained(restoration, learned, reference, training, parameters, pruned_loss)
+    return Trained(restoration, reference, training, parameters, validation)
 
 
 def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
     """The restoration before training; with -num_epoch 0 without what would be trained."""
-    args, tokens = run.args, None
+    args, options, tokens = run.args, Options.of(run.args), None
     if calibrates := run.needs.calibration:
         sizes = args.calib_samples, args.calib_length
         tokens, *_ = calibration.load(args.calib_data, *sizes, models.tokenizer, args.calibration_seed)
@@ -118,30 +121,100 @@ def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
         pruned=(lambda: run.load(models.pruned, "cpu")) if calibrates else None,
         device=run.device,
     )
-    parts = carried_parts(args.method, Options.of(args), models.config)
+    closed = []
 
     def kept(part: Part, make: Callable[[], Terms]) -> Terms:
         if not part.needs.calibration:
             return make()
-        # It is given what the closed forms before it restored, so they count too.
-        these = [*(each for each in parts[: parts.index(part)] if not each.needs.training), part]
-        named = [[e.spec.made_by, e.sites, {flag: getattr(args, flag) for flag in e.spec.takes}] for e in these]
         # A closed form draws nothing: it is the same for all seeds; reconstruct draws its batches' order.
-        seed = args.training_seed if any(each.name == "reconstruct" for each in these) else None
-        texts, how = [*calibration_key(args), models.tokenizer_sha256], [args.dtype, run.kind_of_device]
-        stored = {"make": lambda: packed(make())}
-        return unpacked(closed_form(run.cache, models.dense, models.pruned, named, seed, texts, how, **stored))
+        seed = args.training_seed if part.name == "reconstruct" else None
+        closed.append([part.spec.made_by, part.sites, {flag: getattr(args, flag) for flag in part.spec.takes}, seed])
+        how = [*calibration_key(args), models.tokenizer_sha256, args.dtype, run.kind_of_device]
+        tensors = closed_form(run.cache, models.dense, models.pruned, closed, how, make=lambda: packed(make()))
+        return unpacked(tensors)
 
-    start = Restoration.start(args.method, Options.of(args), inputs, kept)
+    start = Restoration.start(args.method, options, inputs, kept)
     return start if args.num_epoch else start.untrained()
 
 
 @cached("starts", code=(baselines, models, pruning), libraries=("torch", "transformers"))
-def closed_form(
-    dense: Checkpoint, pruned: Checkpoint, parts: list, seed: int | None, texts: list, how: list, *, make: Callable
-) -> dict[str, Tensor]:
-    """What a part that reads the calibration set starts from. parts: the closed forms until then, by their settings."""
+def closed_form(dense: Checkpoint, pruned: Checkpoint, forms: list, how: list, *, make: Callable) -> dict[str, Tensor]:
+    """What a closed form restores. forms: it and those before it, whose results it is given, by their settings."""
     return make()
+
+
+def check_teacher(run: Run, hidden_size: int, samples: Samples) -> None:
+    """UserError if nothing is trained; or if the model is to be sharded, which leaves no room for a whole one beside
+    it, and the teacher's states may not be kept.
+    """
+    if run.args.loss != DISTILL:
+        return
+    if not run.needs.training:
+        raise UserError(f"-loss: {DISTILL} is a loss of training, and {run.args.method} trains nothing; leave it out")
+    size = bytes_of_states(run, hidden_size, samples)
+    if run.processes.sharded and size > KEPT:
+        raise UserError(
+            f"-loss: the dense model's states take {size / GB:.3g} GB, above {KEPT / GB:g}, and under FSDP it "
+            "can't run beside instead; give fewer -num_train_samples, or -loss response"
+        )
+
+
+def bytes_of_states(run: Run, hidden_size: int, samples: Samples) -> int:
+    """Of the teacher's states for all training and validation samples."""
+    return sum(map(predicted, samples.train + samples.valid)) * hidden_size * run.dtype.itemsize
+
+
+def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | None:
+    """The teacher with its states, made or from the cache; without them where they are too large.
+
+    None where the loss has no teacher.
+    """
+    if run.args.loss != DISTILL or not run.args.num_epoch:
+        return None
+    own, other = (output_head(checkpoint).to(run.dtype) for checkpoint in (models.dense, models.pruned))
+    teacher = Distillation(WEIGHT, None if torch.equal(own, other) else own.to(run.device))
+    size = bytes_of_states(run, models.config.hidden_size, samples)
+    if size > KEPT:
+        run.record.tell(
+            f"teacher: its states would take {size / GB:.3g} GB, above {KEPT / GB:g}; "
+            "the dense model runs beside the pruned one at every step"
+        )
+        return teacher
+    run.record.tell(f"teacher: the dense model's states at response tokens, {size / GB:.3g} GB")
+    model = LazyModel(run, "dense", models.dense)
+    valid, train = (
+        by_sample(states(run.cache, model, part, run.kind_of_device)["states"], part)
+        for part in (samples.valid, samples.train)
+    )
+    return replace(teacher, valid=valid, train=train)
+
+
+@cached(
+    "teacher",
+    code=(distillation, activations, packing, cpu_attention),
+    libraries=("torch", "transformers"),
+)
+def states(model: LazyModel, samples: list[Encoded], device: str) -> dict[str, Tensor]:
+    """The teacher's states; token ids say all about data, template and length."""
+    return {"states": teacher_states(model(), samples, "teacher's states")}
+
+
+def with_model(run: Run, models: Models, teacher: Distillation) -> Distillation:
+    """The teacher with the dense model itself where it has no states; UserError if there is no room for it."""
+    if teacher.train is not None:
+        return teacher
+    device = run.reading_device(models.dense)
+    if device == "auto":
+        raise UserError(
+            f"-loss: the dense model doesn't fit into {run.device} beside the pruned one; give fewer "
+            "-num_train_samples, so that its states are kept instead"
+        )
+    return replace(teacher, model=run.load(models.dense, device))
+
+
+def output_head(stored: Checkpoint) -> Tensor:
+    """(V, D) as it is stored, tied to the embedding where the files have none."""
+    return stored.read("lm_head.weight" if "lm_head.weight" in stored else "model.embed_tokens.weight")
 
 
 def belongs(run: Run, models: Models, samples: Samples, start: Restoration) -> str:
@@ -152,21 +225,29 @@ def belongs(run: Run, models: Models, samples: Samples, start: Restoration) -> s
     return digest(models.dense.fingerprint, models.pruned.fingerprint, learned, encoded, how)
 
 
-def validation_losses(history: list[dict]) -> list[float]:
-    """All that were measured, the first one before the first step."""
-    return [row["valid_loss"] for row in history if "valid_loss" in row]
+def validation_record(unrestored: list[dict], history: list[dict], valid: list[Encoded]) -> dict | None:
+    """Mean loss (nats a token) over the validation samples' responses; None where none was measured.
 
-
-def warnings_of(losses: list[float], pruned: float | None) -> list[str]:
-    """A line if the last validation loss is above the one that training began with, and one if that is above `pruned`,
-    the loss before a closed form.
+    pruned: the pruned model's; None where nothing measured it. start: before the first step, which is the same but for
+    where a method begins: at a closed form, or at a b near zero. restored: after the last one, or start's where nothing
+    is trained. tokens: of the responses.
     """
+    pruned, losses = ([row["valid_loss"] for row in rows if "valid_loss" in row] for rows in (unrestored, history))
     if not losses:
+        return None
+    tokens = sum(map(predicted, valid))
+    return {"pruned": pruned[0] if pruned else None, "start": losses[0], "restored": losses[-1], "tokens": tokens}
+
+
+def warnings_of(validation: dict | None, closed_form: bool) -> list[str]:
+    """A line if training left a higher validation loss than it began with, and one if a closed form before it did."""
+    if validation is None:
         return []
-    lines = [(loss_rose(losses[0], losses[-1]), "warning: {}; try a smaller -lr or fewer epochs")]
-    harm = "warning: after the closed form {}, before any training; try without it"
-    lines.append((loss_rose(pruned, losses[0]), harm))
-    return [line.format(rose) for rose, line in lines if rose]
+    pruned, start, restored, _ = validation.values()
+    lines = [f"warning: {rose}; try a smaller -lr or fewer epochs"] if (rose := loss_rose(start, restored)) else []
+    if closed_form and (rose := loss_rose(pruned, start)):
+        lines.append(f"warning: after the closed form {rose}, before any training; try without it")
+    return lines
 
 
 def save(run: Run, models: Models, restoration: Restoration, training: TrainingResult) -> None:
@@ -175,9 +256,8 @@ def save(run: Run, models: Models, restoration: Restoration, training: TrainingR
     about = {
         "base_model": args.base_model_name,
         "pruned_model": args.pruned_model_path or f"{args.prune_method} {args.sparsity} of {args.base_model_name}",
-        "pruned_sha256": (models.given or models.pruned).fingerprint,
-        **({"expanded_sha256": models.pruned.fingerprint} if models.compact else {}),
-        "layers_heads_head_dim": models.shape,
+        "pruned_sha256": models.given.fingerprint,
+        "expanded_sha256": models.pruned.fingerprint,
         "arguments": args.as_json(),
     }
     save_restoration(run.folder / SAVED, restoration, about)
@@ -185,17 +265,17 @@ def save(run: Run, models: Models, restoration: Restoration, training: TrainingR
     write_text(run.folder / "logs" / "history.jsonl", lines)
 
 
-def merge(run: Run, models: Models, trained: Trained) -> tuple[Proof, dict | None]:
+def merge(run: Run, models: Models, trained: Trained) -> tuple[LazyModel, list[dict]]:
     """Merge into the result's model/, and into compact/ where the pruned checkpoint came in smaller shapes.
 
-    The proof, with the merged model that it loaded, and the record of the compact one's.
+    The merged model, as the proof has loaded it, and the record of each one's proof.
     """
     pruned, merged, reference = models.pruned.folder, run.folder / "model", trained.reference
     tokenizer = pruned if has_tokenizer(pruned) else models.tokenizer_from
     proof = merge_and_prove(pruned, run.folder / SAVED, merged, tokenizer_from=tokenizer, reference=reference)
-    if not models.compact:
-        return proof, None
-    proof.model = None  # two of them, and a wider one to compare with, may be too many
-    compact = compact_and_prove(merged, run.folder / "compact", reference).record
-    print("      as small as the pruned checkpoint: compact/")
-    return proof, compact
+    restored, proofs = LazyModel(run, "restored", Checkpoint(merged, "-output_dir"), proof.model), [proof.record]
+    if models.given is not models.pruned:
+        restored.loaded = proof.model = None  # two of them, and a wider one to compare with, may be too many
+        proofs.append(compact_and_prove(merged, run.folder / "compact", reference).record)
+        print("      as small as the pruned checkpoint: compact/")
+    return restored, proofs
