@@ -131,16 +131,17 @@ def test_parts_of_a_plan_score_as_the_whole_and_read_back_equal(data, tiny):
 
 
 def test_every_score_has_lm_evals_direction_a_group_and_a_metric_without_rows_too(data, tiny):
-    rte, boolq = (planned.loaded for planned in plan_tasks("rte,boolq", data, None, 64).planned)
-    for task in (rte, boolq):
+    tasks = {part.name: part.tasks[part.name] for part in plan_tasks("rte,boolq", data, None, 64).planned}
+    for task in tasks.values():
         task._aggregation_list["acc"] = max  # nothing here resamples it
         task._higher_is_better["acc"] = False  # as a task's definition may say
     outer, inner = (
         Group(name, aggregate_metric_list=[AggMetricConfig(metric="acc")], metadata={"version": 1})
         for name in ("outer", "inner")
     )
-    inner.add(rte), inner.add(boolq), outer.add(inner)
-    found = evaluate(*tiny, EvalPlan((plan_task(outer, None, "here"),), None, 64), label="x")
+    inner.add(tasks["rte"]), inner.add(tasks["boolq"]), outer.add(inner)
+    planned = plan_task(tasks, {"inner": inner, "outer": outer}, None, "here")
+    found = evaluate(*tiny, EvalPlan((planned,), None, 64), label="x")
     accuracy = {"acc": {"aggregation": None, "higher_is_better": False}}
     assert found.metrics == {
         **{task: {**accuracy, ANSWER_BITS: BITS} for task in ("rte", "boolq")},
@@ -156,7 +157,7 @@ def test_every_score_has_lm_evals_direction_a_group_and_a_metric_without_rows_to
 def test_answers_that_lm_eval_does_not_look_up_itself_have_no_bits(data, tiny):
     def scored(change) -> Evaluation:
         plan = plan_tasks("arc_easy", data, None, 64)
-        change(plan.planned[0].loaded)
+        change(plan.planned[0].tasks["arc_easy"])
         return evaluate(*tiny, plan, label="x")
 
     def own_results(task):
@@ -199,12 +200,12 @@ def test_shared_contexts_give_the_log_likelihoods_of_single_requests(data, tiny,
         assert lm.max_length == max_length
         values = []
         for planned in plan.planned:
-            planned.loaded.build_all_requests(limit=None)
-            requests = planned.loaded.instances
+            (task,) = planned.tasks.values()
+            task.build_all_requests(limit=None)
             if planned.name == WIKITEXT:
-                values += [(value, True) for value in lm.loglikelihood_rolling(requests)]
+                values += [(value, True) for value in lm.loglikelihood_rolling(task.instances)]
             else:
-                values += lm.loglikelihood(requests)
+                values += lm.loglikelihood(task.instances)
         answers.append(torch.tensor(values, dtype=torch.float64))
     torch.testing.assert_close(*answers, rtol=1e-5, atol=1e-5)
 

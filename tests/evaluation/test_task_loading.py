@@ -45,10 +45,10 @@ def test_key_follows_rows_limit_and_window_but_not_the_place(data, tmp_path):
 
 def test_other_rows_that_examples_are_drawn_from_are_another_key(data):
     def key(examples: list[dict]) -> dict:
-        task = plan_tasks("rte", data, None, 64).planned[0].loaded
+        task = plan_tasks("rte", data, None, 64).planned[0].tasks["rte"]
         task.set_config("num_fewshot", 2)
         task.fewshot_docs = lambda: examples
-        return EvalPlan((plan_task(task, None, "here"),), None, 64).key()["tasks"]["rte"]
+        return EvalPlan((plan_task({"rte": task}, {}, None, "here"),), None, 64).key()["tasks"]["rte"]
 
     one, again, other = key(ROWS["rte"][:2]), key(ROWS["rte"][:2]), key(ROWS["rte"][1:])
     assert one == again
@@ -92,7 +92,7 @@ def test_missing_and_damaged_files_and_names_are_one_line(data, monkeypatch):
     one_line(lambda: plan_tasks("paper", data, None, 64), "-eval_data_dir", "rte", "validation.jsonl")
     one_line(lambda: plan_tasks("paper", data / "absent", None, 64), "-eval_data_dir", "absent")
     write(data, "boolq", [ROWS["boolq"][0], {**ROWS["boolq"][1], "passage": None}])  # more of them: tests/inputs
-    one_line(lambda: plan_tasks("boolq", data, None, 64), "-eval_data_dir", "row 2", "'passage' is not text")
+    one_line(lambda: plan_tasks("boolq", data, None, 64), "-eval_data_dir", "row 2", "'passage' is undefined")
     one_line(lambda: plan_tasks("boolq,,rte", data, None, 64), "-eval_tasks")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(task_loading.datasets.config, "HF_HUB_OFFLINE", True)
@@ -142,6 +142,5 @@ def test_seed_decides_which_samples_are_drawn_and_mistakes_are_one_line(data):
     first, again, other = (load_spec_samples("rte", data, 10, seed) for seed in (1, 1, 2))
     assert first == again != other
     assert len(set(first)) == 10
-    one_line(lambda: load_spec_samples("hellaswag", data, 3, 0), "-spec_task", "hellaswag")
     one_line(lambda: load_spec_samples("rte", data, 41, 0), "-num_train_samples", "rte", "40 rows")
     one_line(lambda: load_spec_samples("boolq", data, 3, 0), "-eval_data_dir", "train.jsonl")

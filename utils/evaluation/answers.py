@@ -30,7 +30,7 @@ def answer_rows(task: Task, samples: list[dict], choices: list[list[float]]) -> 
     text after the gap, the same for all. None unless every row has one right answer that lm_eval itself looks up: not
     where it has none or several, nor where the task's own process_results may mean another.
     """
-    right = [_right(task, sample["doc"]) for sample in samples]
+    right = [right_choice(task, sample["doc"]) for sample in samples]
     if callable(task.config.process_results) or None in right:
         return None
     return [
@@ -39,11 +39,11 @@ def answer_rows(task: Task, samples: list[dict], choices: list[list[float]]) -> 
     ]
 
 
-def _right(task: Task, doc: dict) -> int | None:
+def right_choice(task: Task, doc: dict) -> int | None:
     """Index of the right choice as lm_eval's accuracy takes it; None unless there is one."""
     choices = task.doc_to_choice(doc)
     # Where the choices are contexts, the index is the text, and the target the continuation that they share.
     target = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     if isinstance(target, str):
         return choices.index(target) if target in choices else None
-    return target if isinstance(target, int) and 0 <= target < len(choices) else None
+    return target if type(target) is int and 0 <= target < len(choices) else None

@@ -6,16 +6,13 @@
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 
 import lm_eval.api.metrics
 import lm_eval.evaluator
-from lm_eval.api.group import Group
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from models.loading import input_device, tokenizer_digest
-from utils import packing
-from utils.common.files import digest, digest_files
+from models.loading import input_device
+from utils.common.files import digest
 from utils.common.names import ANSWER_BITS
 from utils.evaluation import answers, paired_statistics, perplexity
 from utils.evaluation.in_memory_lm import InMemoryLM, quiet, token_budget
@@ -63,19 +60,6 @@ class Evaluation:
         return whole
 
 
-def score_key(part: EvalPlan, tokenizer_folder: Path) -> dict:
-    """All that determines the scores of `part` but the model and the machine; JSON-serialisable, for cache keys.
-
-    tokenizer_folder: where the tokenizer was loaded from; its content counts, its place doesn't.
-    """
-    return {
-        "plan": part.key(),
-        "tokenizer": tokenizer_digest(tokenizer_folder),
-        "versions": {package: version(package) for package in PACKAGES},
-        "code": digest_files([*Path(__file__).parent.glob("*.py"), Path(packing.__file__)]),
-    }
-
-
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plan: EvalPlan, label: str) -> Evaluation:
     """Score a loaded model on every task of the plan. label: names the model in bars."""
     plan.check_model(tokenizer, model.config.max_position_embeddings)
@@ -100,19 +84,14 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plan: E
 def _score(lm: InMemoryLM, planned: PlannedTask, label: str, circumstances: dict, result: Evaluation) -> None:
     started = time.perf_counter()
     lm.label = f"{label}: {planned.name}"
-    loaded = planned.loaded
-    groups = {}
-    if isinstance(loaded, Group):
-        # Inner groups first: lm_eval passes a metric's direction up from the members in this order.
-        groups = {group.name: group for group in (*reversed(loaded.get_all_groups()), loaded)}
     # The jackknife covers every metric that is a mean or a perplexity; lm_eval's bootstrap would take minutes of CPU.
     known = all(fn in _AGGREGATIONS for task in planned.tasks.values() for fn in task.aggregation().values())
     with quiet():
         found = lm_eval.evaluator.evaluate(
             lm,
-            {"tasks": planned.tasks, "groups": groups, "group_map": {}},
+            {"tasks": planned.tasks, "groups": planned.groups},
             limit=planned.limit,
-            bootstrap_iters=0 if known and not groups else 1000,
+            bootstrap_iters=0 if known and not planned.groups else 1000,
         )
     for name, measured in found["results"].items():
         aggregations = planned.tasks[name].aggregation() if name in planned.tasks else {}

@@ -23,6 +23,7 @@ from utils.common.files import digest
 from utils.common.hub import no_waiting
 from utils.common.names import BUNDLED
 from utils.evaluation import perplexity
+from utils.evaluation.answers import right_choice
 from utils.evaluation.in_memory_lm import quiet
 from utils.evaluation.tasks import (
     BUNDLED_FOLDER,
@@ -47,7 +48,7 @@ _FEWSHOT_SEED = 1234  # lm_eval's own default
 class ScoredRows:
     """Which of a task's rows are scored: the first `scored` of `total`, and the digest of their content.
 
-    first: the first of them, written out. examples: the digest of the rows that examples are drawn from, if any.
+    first: the first of them as text. examples: the digest of the rows that examples are drawn from, if any.
     """
 
     scored: int
@@ -59,13 +60,13 @@ class ScoredRows:
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """One task or group, loaded: its rows are in memory. `tasks` and `rows` are by task name."""
+    """A task, or a group that has a score of its own, with all rows in memory; `tasks`, `groups`, `rows` by name."""
 
     name: str
-    loaded: Task | Group
+    tasks: dict[str, Task]
+    groups: dict[str, Group]
     limit: int | None
     source: str
-    tasks: dict[str, Task]
     rows: dict[str, ScoredRows]
 
 
@@ -125,7 +126,7 @@ class EvalPlan:
                 )
 
     def key(self) -> dict:
-        """What is asked: definitions, rows and windows; JSON-serialisable, for `score_key`.
+        """What is asked: definitions, rows and windows; JSON-serialisable, for the cache of scores.
 
         Rows count by content, so the same rows from the hub or a folder are one key.
         """
@@ -163,18 +164,16 @@ def plan_tasks(
                 left_out = (f"{WIKITEXT}: left out, {eval_data_dir} holds no {WIKITEXT_FILE}",)
             elif name in (WIKITEXT, TOKENS_ONLY):
                 rows, source = wikitext_rows(eval_data_dir)
-                text = perplexity.joined(rows)
+                text = "\n\n".join(rows)
                 if name == WIKITEXT:
                     pages = perplexity.pages(rows)
                     if windows is not None:  # two at least, so that there is a standard error
                         words = accumulate(len(page.split()) for page in pages)
                         pages = pages[: max(2, sum(count < windows * ppl_window for count in words) + 1)]
-                    planned.append(plan_task(_page_perplexity(pages), None, source))
+                    planned.append(plan_task({WIKITEXT: _page_perplexity(pages)}, {}, None, source))
             else:
-                loaded, source = load_tasks(name, eval_data_dir)
                 seen = {task for other in planned for task in other.tasks}
-                new = (plan_task(item, limit, source) for item in loaded)
-                planned += [item for item in new if not seen >= set(item.tasks)]
+                planned += [part for part in load_tasks(name, eval_data_dir, limit) if not seen >= set(part.tasks)]
     return EvalPlan(tuple(planned), limit, ppl_window, text, windows, left_out)
 
 
@@ -188,29 +187,64 @@ def task_names(tasks: str, flag: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def load_tasks(name: str, data_dir: Path | None) -> tuple[list[Task | Group], str]:
-    """What is behind one of lm_eval's names, a group where it has a score of its own; and where its rows are from."""
+def load_tasks(
+    name: str, data_dir: Path | None, limit: int | None = None, split: str | None = None
+) -> list[PlannedTask]:
+    """What is behind one of lm_eval's names: a group that has a score of its own whole, else task by task.
+
+    split: of a folder, what is read in the place of the split that lm_eval scores.
+    """
     if name in {BUNDLED, *(path.stem for path in BUNDLED_FOLDER.glob(f"{BUNDLED}_*.yaml"))}:
         manager = TaskManager(include_path=str(BUNDLED_FOLDER), include_defaults=False)
-        return _load(manager, name), "shipped with the project"
+        loaded, source = manager.load([name]), "shipped with the project"
+    elif data_dir is None:
+        manager = _manager(name)
+        loaded, source = _from_hub(lambda: manager.load([name]), name), "hub"
+    else:
+        loaded, source = _from_folder(name, data_dir, split), str(data_dir)
+    tasks, groups = loaded["tasks"], loaded["groups"]
+    if name in groups and groups[name].has_aggregation:
+        # Inner groups first: lm_eval passes a metric's direction up from the members in this order.
+        return [plan_task(tasks, dict(reversed(groups.items())), limit, source)]
+    return [plan_task({task: tasks[task]}, {}, limit, source) for task in tasks]
+
+
+def _from_folder(name: str, data_dir: Path, split: str | None) -> dict:
     manager = _manager(name)
-    if data_dir is None:
-        return _from_hub(lambda: _load(manager, name), name), "hub"
     try:
-        with _rows_from(functools.partial(task_rows, data_dir)):
-            items = _load(manager, name)
+        with _rows_from(lambda task, scored: task_rows(data_dir, task, split or scored)):
+            loaded = manager.load([name])
     except (UserError, OSError):
         raise
     except Exception as error:
         # lm_eval builds the first row's prompt as it loads, and raises whatever its template or function does.
-        raise UserError(
-            f"{DATA_FLAG}: lm_eval's {name} cannot read its rows in {data_dir} ({first_line(error)}); "
-            "the hub's field names are expected"
-        ) from error
-    for item in items:
-        for task in item.get_all_tasks() if isinstance(item, Group) else [item]:
-            _check_rows(task, data_dir)
-    return items, str(data_dir)
+        raise UserError(f"{DATA_FLAG}: lm_eval's {name} cannot read its rows in {data_dir} {_why(error)}") from error
+    for task in loaded["tasks"].values():
+        for number, row in enumerate(task.eval_docs, start=1):
+            try:
+                _check_row(task, row)
+            except Exception as error:
+                where = f"{task.task_name} in {data_dir}, row {number}"
+                raise UserError(f"{DATA_FLAG}: {where}: lm_eval cannot read it {_why(error)}") from error
+    return loaded
+
+
+def _check_row(task: Task, row: dict) -> None:
+    """Build a row's prompt, so that one lm_eval cannot read is named before a model loads."""
+    known = task.task_name in PAPER_TASKS
+    if known:  # whose fields are all needed: one that is null must not be read as the text "None"
+        row = {name: value for name, value in row.items() if value is not None}
+    task.doc_to_text(row)
+    task.doc_to_target(row)
+    choices = task.doc_to_choice(row) if task.config.doc_to_choice is not None else []
+    if known and not (len(choices) > 1 and all(isinstance(choice, str) for choice in choices)):
+        raise ValueError(f"{choices} are not two texts or more to choose from")
+    if known and right_choice(task, row) is None:
+        raise ValueError(f"its right answer is none of {choices}")
+
+
+def _why(error: Exception) -> str:
+    return f"({type(error).__name__}: {first_line(error)}); the hub's field names are expected"
 
 
 def _manager(name: str) -> TaskManager:
@@ -231,12 +265,6 @@ def every_task() -> TaskManager:
     """lm_eval's index of all its tasks."""
     print("indexing lm_eval's tasks (ten seconds)")
     return TaskManager()
-
-
-def _load(manager: TaskManager, name: str) -> list[Task | Group]:
-    loaded = manager.load([name])
-    group = (loaded.get("groups") or {}).get(name)
-    return [group] if group and group.has_aggregation else list(loaded["tasks"].values())
 
 
 @contextmanager
@@ -274,26 +302,10 @@ def _page_perplexity(pages: list[str]) -> Task:
         return ConfigurableTask(config={**config, "task": WIKITEXT})
 
 
-def _check_rows(task: Task, data_dir: Path) -> None:
-    """Build every row's prompt once, so that a row lm_eval cannot read is named before a model loads."""
-    for number, row in enumerate(task.eval_docs, start=1):
-        try:
-            task.doc_to_text(row)
-            task.doc_to_target(row)
-            if task.config.doc_to_choice is not None:
-                task.doc_to_choice(row)
-        except Exception as error:
-            raise UserError(
-                f"{DATA_FLAG}: {task.task_name} in {data_dir}, row {number}: lm_eval cannot read it "
-                f"({first_line(error)}); the hub's field names are expected"
-            ) from error
-
-
-def plan_task(loaded: Task | Group, limit: int | None, source: str) -> PlannedTask:
-    """Which rows of a loaded task or group are scored: the first `limit` of each."""
-    members = loaded.get_all_tasks() if isinstance(loaded, Group) else [loaded]
+def plan_task(tasks: dict[str, Task], groups: dict[str, Group], limit: int | None, source: str) -> PlannedTask:
+    """Which rows of loaded tasks are scored: the first `limit` of each. groups: what they are in, the whole last."""
     rows = {}
-    for task in members:
+    for name, task in tasks.items():
         if task.config.num_fewshot is None:
             task.set_config("num_fewshot", 0)
         task.set_fewshot_seed(_FEWSHOT_SEED)
@@ -301,9 +313,8 @@ def plan_task(loaded: Task | Group, limit: int | None, source: str) -> PlannedTa
         scored = min(limit or len(docs), len(docs))
         shown = task.fewshot_docs() if task.config.num_fewshot else None
         content, examples = (each and digest(_jsonable(list(each))) for each in ([*islice(docs, scored)], shown))
-        rows[task.task_name] = ScoredRows(scored, len(docs), content, str(docs[0]), examples)
-    name = loaded.name if isinstance(loaded, Group) else loaded.task_name
-    return PlannedTask(name, loaded, limit, source, {task.task_name: task for task in members}, rows)
+        rows[name] = ScoredRows(scored, len(docs), content, str(docs[0]), examples)
+    return PlannedTask(list(groups or tasks)[-1], tasks, groups, limit, source, rows)
 
 
 def wikitext_rows(data_dir: Path | None) -> tuple[list[str], str]:

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 import models.cpu_attention
 import utils.activations
+import utils.evaluation
 import utils.evaluation.scoring
 import utils.examples
 import utils.negatives
@@ -15,7 +16,7 @@ import utils.packing
 from models.checkpoint import Checkpoint
 from models.merge import Proof
 from utils.common.cache import Kept, cached
-from utils.evaluation.scoring import Evaluation, score_key
+from utils.evaluation.scoring import PACKAGES, Evaluation
 from utils.evaluation.task_loading import EvalPlan
 from utils.examples import MOST_TOKENS, ends_of, greedy, response_nats
 from utils.negatives import encoder_identity, locate_encoder, most_similar_choice, most_similar_other
@@ -102,12 +103,8 @@ def scored(
     run: Run, models: Models, samples: Samples, plan: EvalPlan, model: LazyModel, label: str, kept: list[Kept]
 ) -> Measured:
     """A model's scores, each task's from the cache if the same weights were scored alike, and its answers."""
-    shown = {"tokenizer": models.tokenizer, "label": label}
-    parts = [
-        scores(run.cache, model, score_key(part, models.tokenizer_from), run.kind_of_device, part=part, **shown)
-        for part in plan.parts()
-    ]
-    how = run.kind_of_device, models.tokenizer_sha256
+    how, shown = (run.kind_of_device, models.tokenizer_sha256), {"tokenizer": models.tokenizer, "label": label}
+    parts = [scores(run.cache, model, part, *how, **shown) for part in plan.parts()]
     asked = samples.valid[:ASKED]
     answers = answers_to(run.cache, model, asked, *how, tokenizer=models.tokenizer)["answers"] if asked else []
     return Measured(kept, Evaluation.joined([Evaluation(**part) for part in parts]), answers)
@@ -132,11 +129,17 @@ def activations(model: LazyModel, trees: list[PromptWithContinuations], *, label
     return {"z": found.to(model.dtype)}
 
 
-@cached("scores")
+@cached("scores", code=(utils.evaluation, utils.packing), libraries=PACKAGES)
 def scores(
-    model: LazyModel, asked: dict, device: str, *, part: EvalPlan, tokenizer: PreTrainedTokenizerBase, label: str
+    model: LazyModel,
+    part: EvalPlan,
+    device: str,
+    tokenizer_sha256: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    label: str,
 ) -> dict:
-    """The model's scores on one part of a plan, known by `asked`. Half precision rounds by what a device computes."""
+    """The model's scores on one part of a plan. Half precision rounds by what a device computes."""
     return asdict(utils.evaluation.scoring.evaluate(model(), tokenizer, part, label))
 
 
