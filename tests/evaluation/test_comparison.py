@@ -172,5 +172,3 @@ def test_flips_and_divergences_of_planted_rows():
     assert divergences([[0.0, -math.inf]], unsure)[0] == pytest.approx(math.log(2))
     assert divergences(unsure, [[0.0, -math.inf]])[0] == math.inf
     assert math.isnan(divergences(unsure, [[math.nan, 0.0]])[0])
-    with pytest.raises(ValueError, match="number of choices"):
-        divergences([[0.0]], [[0.0, 1.0]])

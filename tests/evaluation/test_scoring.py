@@ -14,9 +14,8 @@ from lm_eval.models.huggingface import HFLM
 
 from tests.evaluation.material import QUESTIONS, ROWS, WIKI, Question, bits, bundled, jackknife, log_likelihood
 from utils.common.names import ANSWER_BITS
-from utils.evaluation.answers import choice_rows
 from utils.evaluation.in_memory_lm import InMemoryLM, share_contexts
-from utils.evaluation.scoring import Evaluation, evaluate
+from utils.evaluation.scoring import Evaluation, choice_rows, evaluate
 from utils.evaluation.task_loading import EvalPlan, plan_task, plan_tasks
 from utils.evaluation.tasks import BUNDLED_FOLDER, MAIN_METRIC, PAPER_TASKS, TOKEN_PERPLEXITY, WIKITEXT
 from utils.packing import PromptWithContinuations
@@ -51,7 +50,7 @@ def assert_by_hand(found: Evaluation, task: str, tiny, questions: list[Question]
 def test_each_of_the_seven_is_what_plain_logits_give_without_the_network(data, tiny):
     plan = plan_tasks("paper", data, None, 64)
     found = evaluate(*tiny, plan, label="x")
-    assert list(found.scores) == [*PAPER_TASKS, WIKITEXT] == list(found.seconds)
+    assert list(found.scores) == [*PAPER_TASKS, WIKITEXT]
     for task, question in QUESTIONS.items():
         assert_by_hand(found, task, tiny, [question(row) for row in ROWS[task]])
         assert MAIN_METRIC[task] in found.scores[task]
@@ -100,7 +99,7 @@ def test_perplexities_are_of_whole_windows_and_of_every_pages_words(data, tiny):
     # The first pages that hold as many words as these windows hold tokens.
     pages = found.samples[WIKITEXT]["word_perplexity"]
     assert len(pages) == 3
-    totals = [plan_tasks(WIKITEXT, data, n, 20).planned[0].rows[WIKITEXT].total for n in (1, 2, 3, None)]
+    totals = [plan_tasks(WIKITEXT, data, n, 20).planned[0].records[WIKITEXT]["rows"] for n in (1, 2, 3, None)]
     assert totals == [2, 2, 3, 3]  # of 26 words each
     total, words = (sum(page[i] for page in pages) for i in (0, 1))
     assert found.scores[WIKITEXT]["word_perplexity"]["value"] == pytest.approx(math.exp(-total / words))
@@ -196,7 +195,7 @@ def test_shared_contexts_give_the_log_likelihoods_of_single_requests(data, tiny,
     model, tokenizer = tiny
     model.config.max_position_embeddings = max_length
     plan, answers = plan_tasks("hellaswag,arc_easy,winogrande,rte,wikitext2", data, None, 32), []
-    for lm in (InMemoryLM(model, tokenizer, "tiny"), HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)):
+    for lm in (InMemoryLM(model, tokenizer, "tiny", None), HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)):
         assert lm.max_length == max_length
         values = []
         for planned in plan.planned:

@@ -52,7 +52,7 @@ def test_other_rows_that_examples_are_drawn_from_are_another_key(data):
 
     one, again, other = key(ROWS["rte"][:2]), key(ROWS["rte"][:2]), key(ROWS["rte"][1:])
     assert one == again
-    assert {name for name, value in other.items() if value != one[name]} == {"examples"}
+    assert {name for name, value in other.items() if value != one[name]} == {"examples_sha256"}
 
 
 def test_all_tasks_of_a_tag_and_the_examples_are_read_from_the_folder(data, monkeypatch):
@@ -61,7 +61,7 @@ def test_all_tasks_of_a_tag_and_the_examples_are_read_from_the_folder(data, monk
     monkeypatch.setattr(task_loading, "every_task", lambda: manager)
     plan = plan_tasks("ai2_arc", data, None, 64)
     assert [planned.name for planned in plan.planned] == ["arc_challenge", "arc_easy"]
-    assert all(planned.rows[planned.name].total == 3 for planned in plan.planned)
+    assert all(planned.records[planned.name]["rows_in_split"] == 3 for planned in plan.planned)
     one_line(lambda: plan_tasks("arc_hard", data, None, 64), "-eval_tasks", "arc_hard", "did you mean")
     shots = {"task": "arc_shots", "include": str(DEFINITIONS / "arc" / "arc_easy.yaml"), "num_fewshot": 2, "tag": None}
     (data / "arc_shots").mkdir()

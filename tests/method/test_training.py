@@ -23,7 +23,7 @@ from utils.common.errors import Stopped, UserError
 from utils.common.files import workspace
 from utils.common.flags import parse_arguments
 from utils.common.manifest import MANIFEST
-from utils.evaluation.token_scores import token_scores
+from utils.evaluation.perplexity import token_scores
 from utils.losses import IGNORED, ResponseLoss
 from utils.prompts import Encoded, encode_all
 from utils.stages.train import settings as of_flags

@@ -11,16 +11,13 @@ import numpy as np
 from utils.common.files import digest, read_json
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.outcomes import CHOICES, LOSS, VALIDATION, Kept, KeptRows, pair_rows, read_rows
-from utils.evaluation.paired_statistics import divergences, flips, mean_difference
+from utils.evaluation.paired_statistics import AGREEMENT, mean_difference
 
 COMPARED = ("valid_loss", "perplexity", "answer_bits", "kl", "flipped", "task_mean")
 """What a run is told by, and held against others in; the share of a control is told of the first three."""
 
 Measure = str | tuple[str, str]
 """One of COMPARED, or (task, metric)."""
-
-AGREEMENT = {"kl": divergences, "flipped": flips}
-"""What is told of answers held against the dense model's, question by question."""
 
 RESULTS = (
     "scores", "metrics", "main_metric", "paired", "recovered", "mean", "answers", "agreement", "validation", "proof",
@@ -57,9 +54,9 @@ class Outcome:
     @property
     def accuracies(self) -> list[tuple[str, str]]:
         """(task, metric) of what the mean over tasks is of."""
-        main, named = self.results.get("main_metric") or {}, self._at("mean", "tasks")
-        tasks = [task for task in main if str(main[task]).startswith("acc")] if named is None else named
-        return [(task, main[task]) for task in tasks]
+        main = self.results.get("main_metric") or {}
+        named = self._at("mean", "tasks") or [task for task, metric in main.items() if str(metric).startswith("acc")]
+        return [(task, main[task]) for task in named]
 
     def asked(self, measure: Measure) -> list[tuple[str, str]]:
         """(task, metric) of the rows that a measure is the mean of."""
@@ -75,20 +72,20 @@ class Outcome:
     def value(self, measure: str, model: str = "restored") -> float | None:
         """A model's value of one of COMPARED; None where it was not measured, or is no finite number."""
         if measure == "valid_loss":
-            return number(self._at("validation", model))
+            return self._at("validation", model)
         if measure in AGREEMENT:
-            return number(self._at("agreement", model, "all", measure, "value"))
-        return number(self._at(*self._place("scores", measure, model), "value"))
+            return self._at("agreement", model, "all", measure, "value")
+        return self._at(*self._place("scores", measure, model), "value")
 
     def recovered(self, measure: str) -> tuple[float | None, float | None]:
         """The closed share of the gap between the dense and the pruned model, and its standard error over questions.
 
         That is the error of the paired gain over the gap, taken as it is.
         """
-        error = number(self._at(*self._place("paired", measure), "stderr"))
+        error = self._at(*self._place("paired", measure), "stderr")
         dense, pruned = (self.value(measure, model) for model in ("dense", "pruned"))
         known = None not in (error, dense, pruned) and dense != pruned
-        return number(self._at(*self._place("recovered", measure))), error / abs(dense - pruned) if known else None
+        return self._at(*self._place("recovered", measure)), error / abs(dense - pruned) if known else None
 
     @property
     def forgetting(self) -> float | None:
@@ -118,9 +115,9 @@ class Outcome:
 
 def read_outcome(folder: Path) -> Outcome:
     """The finished run in `folder`."""
-    results, run = (read_json(folder / name) for name in ("results.json", "run.json"))
     results, run = (
-        {name: whole[name] for name in kept if whole.get(name)} for whole, kept in ((results, RESULTS), (run, RUN))
+        {name: whole[name] for name in kept if whole.get(name)}
+        for whole, kept in ((read_json(folder / "results.json"), RESULTS), (read_json(folder / "run.json"), RUN))
     )
     outcome, path = Outcome(results, run, {}), folder / "logs" / "rows.json.gz"
     questions = read_rows(path) if path.is_file() else {}
@@ -129,11 +126,11 @@ def read_outcome(folder: Path) -> Outcome:
     for task, metric in sorted({*main, *(pair for measure in COMPARED for pair in outcome.asked(measure))}):
         if rows := restored.get(task, {}).get(metric):
             outcome.rows.setdefault(task, {})[metric] = replace(rows, values=np.asarray(rows.values))
-    if tasks := sorted(task for task in dense if CHOICES in dense[task] and CHOICES in restored.get(task, {})):
+    if tasks := [task for task in sorted(dense) if CHOICES in dense[task] and CHOICES in restored.get(task, {})]:
         asked = digest([[task, restored[task][CHOICES].sha256] for task in tasks])
         sides = [(dense[task][CHOICES].values, restored[task][CHOICES].values) for task in tasks]
-        for measure, apart in AGREEMENT.items():
-            rows = KeptRows(np.concatenate([apart(*side) for side in sides]), "mean", False, asked)
+        for measure, rows_of in AGREEMENT.items():
+            rows = KeptRows(np.concatenate([rows_of(*side) for side in sides]), "mean", False, asked)
             outcome.rows.setdefault("agreement", {})[measure] = rows
     return outcome
 
@@ -153,18 +150,12 @@ def spread(values: Iterable[float | None]) -> dict | None:
     return {"value": mean(known), "stderr": error, "n": len(known)}
 
 
-def number(value: object) -> float | None:
-    """What a file has there as a number; None if it has no finite one."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
 def difference(outcomes: list[Outcome], others: list[Outcome], measure: Measure) -> dict | None:
     """{"difference", "stderr", "stderr_seeds", "n"} of `outcomes` minus `others`, over the same n rows.
 
     Of the seeds that both have, if they share any: what a seed does to both is no difference between them. stderr: over
     the rows, each one's values averaged over seeds. stderr_seeds: of the mean of each seed's own difference; None for
-    fewer than two. What one draw of rows and one draw of trainings leave unknown are two things: neither error holds
-    the other. None where no rows were kept; UserError where they are not the same ones.
+    fewer than two. Neither error holds the other. None where no rows were kept; UserError where they are other ones.
     """
     outcomes, others = of_shared_seeds(outcomes, others)
     found = _paired(outcomes, others, measure)
@@ -194,5 +185,5 @@ def _paired(outcomes: list[Outcome], others: list[Outcome], measure: Measure) ->
         aggregation = sides[0][0].aggregation
     if not pairs:
         return None
-    value, error = mean_difference(*zip(*pairs, strict=True), aggregation)
-    return {"difference": value, "stderr": error, "stderr_seeds": None, "n": sum(len(one) for one, _ in pairs)}
+    found = mean_difference(*zip(*pairs, strict=True), aggregation)
+    return {**found, "stderr_seeds": None, "n": sum(len(one) for one, _ in pairs)}

@@ -15,13 +15,15 @@ from utils.evaluation.tasks import TOKEN_PERPLEXITY
 CHOICES = "choices"
 """Beside a multiple-choice task's metrics: what its answers were chosen from."""
 
+VALIDATION, LOSS = "validation", "loss"
+"""In a task's and a metric's place: each validation sample's [summed loss in nats, tokens] of the restored model."""
+
 
 @dataclass(frozen=True)
 class KeptRows:
     """One value a row (or [log-likelihood, weight]) of one model, task and metric, in the order of the rows.
 
-    Under CHOICES in a metric's place, each row is the log-likelihoods (nats) of a question's choices, which `flips` and
-    `divergences` hold against the dense model's; they have no aggregation of their own.
+    Under CHOICES each row is the log-likelihoods (nats) of a question's choices, with no aggregation of their own.
     sha256: digest of what was asked: the task's rows, or a text's windows of token ids.
     """
 
@@ -33,10 +35,6 @@ class KeptRows:
 
 Kept = dict[str, dict[str, KeptRows]]
 """Task -> metric -> rows of one model."""
-
-
-VALIDATION, LOSS = "validation", "loss"
-"""In a task's and a metric's place: each validation sample's [summed loss in nats, tokens] of the restored model."""
 
 
 def write_rows(path: Path, evaluations: dict[str, Evaluation], more: dict[str, Kept] | None = None) -> None:
@@ -80,12 +78,12 @@ def pair_rows(first: Kept, second: Kept, task: str, metric: str) -> tuple[KeptRo
 
 
 def _kept(evaluation: Evaluation) -> Kept:
-    asked = {task: about["rows_sha256"] for task, about in evaluation.provenance.get("tasks", {}).items()}
-    kept: Kept = {}
+    records = evaluation.provenance.get("tasks", {})
+    kept: Kept = {task: {} for task in evaluation.samples}
     for task, metrics in evaluation.samples.items():
         for metric, values in metrics.items():
-            sha256 = evaluation.provenance[metric]["rows_sha256"] if metric == TOKEN_PERPLEXITY else asked[task]
-            kept.setdefault(task, {})[metric] = KeptRows(values, **evaluation.metrics[task][metric], sha256=sha256)
+            record = evaluation.provenance[metric] if metric == TOKEN_PERPLEXITY else records[task]
+            kept[task][metric] = KeptRows(values, **evaluation.metrics[task][metric], sha256=record["rows_sha256"])
     for task, rows in evaluation.choices.items():
-        kept.setdefault(task, {})[CHOICES] = KeptRows(rows, None, None, asked[task])
+        kept.setdefault(task, {})[CHOICES] = KeptRows(rows, None, None, records[task]["rows_sha256"])
     return kept

@@ -1,4 +1,4 @@
-"""WikiText-2: its rows, pages and windows, and the pruning papers' token perplexity."""
+"""Log-probabilities of given tokens, and WikiText-2: its pages, its windows, the pruning papers' token perplexity."""
 
 import re
 from collections.abc import Iterable
@@ -8,19 +8,28 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.loading import input_device
 from utils.common.progress import progress
-from utils.evaluation.token_scores import token_scores
+
+CHUNK = 256
+"""Positions whose logits exist at a time: they stay in the cache of a CPU, and cost a GPU few launches."""
 
 _TOP_HEADING = re.compile(r" ?= [^=].*[^=] = ?")
 
 
-def hub_rows(text: str) -> list[str]:
-    """The rows of the hub's wikitext-2-raw-v1 from the text of the raw file: lines kept whole, blank ones emptied."""
-    return [line if line.strip() else "" for line in text.splitlines(keepends=True)]
+def token_scores(
+    model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(P,) float64 log-probability (nats) of each target, and (P,) bool whether it is the likeliest; on the CPU.
 
-
-def joined(rows: Iterable[str]) -> str:
-    """The text that pruning papers tokenize: rows with two line breaks between them."""
-    return "\n\n".join(rows)
+    hidden: (P, D), the last hidden states that predict. targets: (P,) int64. The softmax is taken in fp32.
+    """
+    scores, likeliest = [], []
+    for part, wanted in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+        logits = model.get_output_embeddings()(part).float()
+        wanted = wanted.to(logits.device)
+        chosen = logits.gather(1, wanted.unsqueeze(1)).squeeze(1)
+        scores.append((chosen - logits.logsumexp(1)).cpu().double())  # not every device has fp64
+        likeliest.append((logits.argmax(1) == wanted).cpu())
+    return torch.cat(scores), torch.cat(likeliest)
 
 
 def pages(rows: Iterable[str]) -> list[str]:

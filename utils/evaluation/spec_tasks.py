@@ -7,9 +7,9 @@ from pathlib import Path
 from data.sources import Sample, Split, load_samples
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
-from utils.evaluation.answers import right_choice
 from utils.evaluation.in_memory_lm import quiet
 from utils.evaluation.task_loading import load_tasks
+from utils.evaluation.tasks import right_choice
 
 
 def load_texts(args: Arguments) -> Split:

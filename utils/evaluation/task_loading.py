@@ -3,6 +3,7 @@
 import difflib
 import functools
 import inspect
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,6 @@ from utils.common.files import digest
 from utils.common.hub import no_waiting
 from utils.common.names import BUNDLED
 from utils.evaluation import perplexity
-from utils.evaluation.answers import right_choice
 from utils.evaluation.in_memory_lm import quiet
 from utils.evaluation.tasks import (
     BUNDLED_FOLDER,
@@ -33,6 +33,7 @@ from utils.evaluation.tasks import (
     TOKEN_PERPLEXITY,
     TOKENS_ONLY,
     WIKITEXT,
+    right_choice,
     task_rows,
 )
 
@@ -45,29 +46,18 @@ _FEWSHOT_SEED = 1234  # lm_eval's own default
 
 
 @dataclass(frozen=True)
-class ScoredRows:
-    """Which of a task's rows are scored: the first `scored` of `total`, and the digest of their content.
-
-    first: the first of them as text. examples: the digest of the rows that examples are drawn from, if any.
-    """
-
-    scored: int
-    total: int
-    sha256: str
-    first: str
-    examples: str | None = None
-
-
-@dataclass(frozen=True)
 class PlannedTask:
-    """A task, or a group that has a score of its own, with all rows in memory; `tasks`, `groups`, `rows` by name."""
+    """A task, or a group that has a score of its own, with all rows in memory.
+
+    tasks, groups: by name. records: by task, what is needed to reproduce its numbers. first_rows: a task's, as text.
+    """
 
     name: str
     tasks: dict[str, Task]
     groups: dict[str, Group]
     limit: int | None
-    source: str
-    rows: dict[str, ScoredRows]
+    records: dict[str, dict]
+    first_rows: list[str]
 
 
 @dataclass(frozen=True)
@@ -94,12 +84,12 @@ class EvalPlan:
         """One line a task: what will be run."""
         lines = []
         for planned in self.planned:
-            for name, task in planned.tasks.items():
-                rows, pages = planned.rows[name], name == WIKITEXT
-                some = f"{rows.scored}" if rows.scored == rows.total else f"the first {rows.scored} of {rows.total}"
-                unit = "pages" if pages else "rows"
-                how = f"windows of {self.ppl_window} tokens" if pages else f"{task.config.num_fewshot or 'zero'}-shot"
-                lines.append(f"{name}: {some} {unit}, {how}, {', '.join(task.aggregation())} ({planned.source})")
+            for name, record in planned.records.items():
+                rows, total, pages = record["rows"], record["rows_in_split"], name == WIKITEXT
+                some = f"{rows}" if rows == total else f"the first {rows} of {total}"
+                how = f"windows of {self.ppl_window} tokens" if pages else f"{record['num_fewshot'] or 'zero'}-shot"
+                metrics = ", ".join(planned.tasks[name].aggregation())
+                lines.append(f"{name}: {some} {'pages' if pages else 'rows'}, {how}, {metrics} ({record['source']})")
         if self.wikitext is not None:
             some = f"the first {self.windows}" if self.windows else "all"
             lines.append(f"{WIKITEXT}: {TOKEN_PERPLEXITY} over {some} whole windows of {self.ppl_window} tokens")
@@ -112,7 +102,7 @@ class EvalPlan:
                 f"-ppl_window: {self.ppl_window} tokens are more than the model's {positions} positions; "
                 f"give {positions} or less"
             )
-        texts = [rows.first for planned in self.planned for rows in planned.rows.values()]
+        texts = [text for planned in self.planned for text in planned.first_rows]
         texts += [self.wikitext[:10_000]] if self.wikitext is not None else []
         for text in texts:
             try:
@@ -132,10 +122,8 @@ class EvalPlan:
         """
         tasks = {}
         for planned in self.planned:
-            for name, task in planned.tasks.items():
-                rows, definition = planned.rows[name], digest(portable_config(task))
-                asked = {"version": task.VERSION, "definition": definition, "rows": rows.sha256}
-                tasks[name] = {**asked, "examples": rows.examples}
+            for name, record in planned.records.items():
+                tasks[name] = {part: value for part, value in record.items() if part != "source"}
         windows = None
         if self.wikitext is not None:
             windows = {"text": digest(self.wikitext), "window": self.ppl_window, "limit": self.windows}
@@ -235,12 +223,11 @@ def _check_row(task: Task, row: dict) -> None:
     if known:  # whose fields are all needed: one that is null must not be read as the text "None"
         row = {name: value for name, value in row.items() if value is not None}
     task.doc_to_text(row)
-    task.doc_to_target(row)
+    target = task.doc_to_target(row)
     choices = task.doc_to_choice(row) if task.config.doc_to_choice is not None else []
-    if known and not (len(choices) > 1 and all(isinstance(choice, str) for choice in choices)):
-        raise ValueError(f"{choices} are not two texts or more to choose from")
-    if known and right_choice(task, row) is None:
-        raise ValueError(f"its right answer is none of {choices}")
+    texts = len(choices) > 1 and all(isinstance(choice, str) for choice in choices)
+    if known and not (texts and right_choice(task, row) is not None):
+        raise ValueError(f"{choices} are not two texts or more, of which {target!r} is right")
 
 
 def _why(error: Exception) -> str:
@@ -304,17 +291,26 @@ def _page_perplexity(pages: list[str]) -> Task:
 
 def plan_task(tasks: dict[str, Task], groups: dict[str, Group], limit: int | None, source: str) -> PlannedTask:
     """Which rows of loaded tasks are scored: the first `limit` of each. groups: what they are in, the whole last."""
-    rows = {}
+    records, first_rows = {}, []
     for name, task in tasks.items():
         if task.config.num_fewshot is None:
             task.set_config("num_fewshot", 0)
         task.set_fewshot_seed(_FEWSHOT_SEED)
         docs = task.eval_docs
         scored = min(limit or len(docs), len(docs))
-        shown = task.fewshot_docs() if task.config.num_fewshot else None
-        content, examples = (each and digest(_jsonable(list(each))) for each in ([*islice(docs, scored)], shown))
-        rows[name] = ScoredRows(scored, len(docs), content, str(docs[0]), examples)
-    return PlannedTask(list(groups or tasks)[-1], tasks, groups, limit, source, rows)
+        records[name] = {
+            "version": task.VERSION,
+            "rows": scored,
+            "rows_in_split": len(docs),
+            "rows_sha256": digest(_jsonable([*islice(docs, scored)])),
+            "num_fewshot": task.config.num_fewshot,
+            "source": source,
+            "config": portable_config(task),
+        }
+        if task.config.num_fewshot:
+            records[name]["examples_sha256"] = digest(_jsonable(list(task.fewshot_docs())))
+        first_rows.append(str(docs[0]))
+    return PlannedTask(list(groups or tasks)[-1], tasks, groups, limit, records, first_rows)
 
 
 def wikitext_rows(data_dir: Path | None) -> tuple[list[str], str]:
@@ -329,7 +325,8 @@ def wikitext_rows(data_dir: Path | None) -> tuple[list[str], str]:
         raise UserError(f"{DATA_FLAG}: cannot read {file} ({error}); copy WikiText-2's raw test file there") from error
     if not text.strip():
         raise UserError(f"{DATA_FLAG}: {file} is empty; copy WikiText-2's raw test file there")
-    return perplexity.hub_rows(text), str(file)
+    # As the hub's wikitext-2-raw-v1 has them: lines kept whole, blank ones emptied.
+    return [line if line.strip() else "" for line in text.splitlines(keepends=True)], str(file)
 
 
 def _from_hub(load: Callable, name: str):
@@ -354,10 +351,4 @@ def portable_config(task: Task) -> dict:
 
 def _jsonable(value: object) -> object:
     """`value` with what json cannot write turned to text: functions to their source."""
-    if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if callable(value):
-        return inspect.getsource(value)
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    return json.loads(json.dumps(value, default=lambda item: inspect.getsource(item) if callable(item) else str(item)))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import lm_eval.tasks
+from lm_eval.api.task import Task
 
 from data.sources import json_rows
 from utils.common.errors import UserError
@@ -83,3 +84,13 @@ def task_rows(data_dir: Path, task: str, split: str) -> list[dict]:
     if not rows:
         raise UserError(f"{DATA_FLAG}: {file} has no rows; copy the task's split there")
     return rows
+
+
+def right_choice(task: Task, doc: dict) -> int | None:
+    """Index of the right choice as lm_eval's accuracy takes it; None unless there is one."""
+    choices = task.doc_to_choice(doc)
+    # Where the choices are contexts, the index is the text, and the target the continuation that they share.
+    target = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    if isinstance(target, str):
+        return choices.index(target) if target in choices else None
+    return target if type(target) is int and 0 <= target < len(choices) else None

@@ -141,6 +141,5 @@ def run_record(
             "training samples": digest([samples.prompts, samples.responses]),
         },
         "training": {"tokens": training.tokens, "padded_tokens": training.padded_tokens, "seconds": training.seconds},
-        "seconds_by_task": {name: evaluation.seconds for name, evaluation in evaluations.items()},
         "stages": run.record.stages,
     }
