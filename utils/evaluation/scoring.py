@@ -76,23 +76,22 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plan: E
         "limit": plan.limit,
     }
     for planned in plan.planned:
-        # Both perplexities of WikiText-2 are of windows of one length; all else may use the model's whole length.
-        length = plan.ppl_window if planned.name == WIKITEXT else None
-        _score(InMemoryLM(model, tokenizer, f"{label}: {planned.name}", length), planned, circumstances, result)
-    if plan.wikitext is not None:
-        windows = perplexity.token_windows(tokenizer, plan.wikitext, plan.ppl_window, plan.windows)
-        batch = max(1, token_budget(input_device(model)) // windows.shape[1])
-        losses = perplexity.window_losses(model, windows, batch, f"{label}: {WIKITEXT} {TOKEN_PERPLEXITY}")
-        by_page = result.scores.pop(WIKITEXT, {})
-        result.add(WIKITEXT, TOKEN_PERPLEXITY, losses, "exp_mean")
-        result.scores[WIKITEXT] |= by_page
-        result.provenance[TOKEN_PERPLEXITY] = {
-            "windows": len(windows),
-            "window_tokens": windows.shape[1],
-            "text_sha256": digest(plan.wikitext),
-            "rows_sha256": digest(windows.tolist()),
-            **circumstances,
-        }
+        if planned.text is not None:
+            windows = perplexity.token_windows(tokenizer, planned.text, plan.ppl_window, plan.windows)
+            batch = max(1, token_budget(input_device(model)) // windows.shape[1])
+            losses = perplexity.window_losses(model, windows, batch, f"{label}: {WIKITEXT} {TOKEN_PERPLEXITY}")
+            result.add(WIKITEXT, TOKEN_PERPLEXITY, losses, "exp_mean")
+            result.provenance[TOKEN_PERPLEXITY] = {
+                "windows": len(windows),
+                "window_tokens": windows.shape[1],
+                "text_sha256": digest(planned.text),
+                "rows_sha256": digest(windows.tolist()),
+                **circumstances,
+            }
+        if planned.tasks:
+            # Both perplexities of WikiText-2 are of windows of one length; all else may use the model's whole length.
+            length = plan.ppl_window if planned.name == WIKITEXT else None
+            _score(InMemoryLM(model, tokenizer, f"{label}: {planned.name}", length), planned, circumstances, result)
     return result
 
 

@@ -50,6 +50,7 @@ class PlannedTask:
     """A task, or a group that has a score of its own, with all rows in memory.
 
     tasks, groups: by name. records: by task, what is needed to reproduce its numbers. first_rows: a task's, as text.
+    text: WikiText-2's as pruning papers join it, where its token perplexity is asked for.
     """
 
     name: str
@@ -58,53 +59,50 @@ class PlannedTask:
     limit: int | None
     records: dict[str, dict]
     first_rows: list[str]
+    text: str | None = None
 
 
 @dataclass(frozen=True)
 class EvalPlan:
-    """What will be run, checked; the same plan serves the dense, the pruned and the restored model."""
+    """What will be run, checked; the same plan serves the dense, the pruned and the restored model.
+
+    windows: how many of a text, None for all. left_out: what 'paper' would run but the data folder lacks, in words.
+    """
 
     planned: tuple[PlannedTask, ...]
     limit: int | None
     ppl_window: int
-    wikitext: str | None = None
-    """WikiText-2's test text as pruning papers join it, where its token perplexity is asked for."""
     windows: int | None = None
-    """How many of its windows; None for all."""
     left_out: tuple[str, ...] = ()
-    """What 'paper' would run but the data folder does not hold, in words."""
 
     def parts(self) -> "list[EvalPlan]":
         """One plan a task, to score or to find in a cache one by one; `Evaluation.joined` puts the scores together."""
-        text = {planned.name: None for planned in self.planned} | {WIKITEXT: self.wikitext}
-        parts = [replace(self, planned=(planned,), wikitext=text.pop(planned.name)) for planned in self.planned]
-        return [*parts, replace(self, planned=())] if text.get(WIKITEXT) else parts
+        return [replace(self, planned=(planned,)) for planned in self.planned]
 
     def describe(self) -> list[str]:
         """One line a task: what will be run."""
         lines = []
         for planned in self.planned:
             for name, record in planned.records.items():
-                rows, total, pages = record["rows"], record["rows_in_split"], name == WIKITEXT
+                rows, total, shots = record["rows"], record["rows_in_split"], record["num_fewshot"] or "zero"
                 some = f"{rows}" if rows == total else f"the first {rows} of {total}"
-                how = f"windows of {self.ppl_window} tokens" if pages else f"{record['num_fewshot'] or 'zero'}-shot"
+                how = f"rows, {shots}-shot" if name != WIKITEXT else f"pages, windows of {self.ppl_window} tokens"
                 metrics = ", ".join(planned.tasks[name].aggregation())
-                lines.append(f"{name}: {some} {'pages' if pages else 'rows'}, {how}, {metrics} ({record['source']})")
-        if self.wikitext is not None:
-            some = f"the first {self.windows}" if self.windows else "all"
-            lines.append(f"{WIKITEXT}: {TOKEN_PERPLEXITY} over {some} whole windows of {self.ppl_window} tokens")
+                lines.append(f"{name}: {some} {how}, {metrics} ({record['source']})")
+            if planned.text is not None:
+                some = f"the first {self.windows}" if self.windows else "all"
+                lines.append(f"{WIKITEXT}: {TOKEN_PERPLEXITY} over {some} whole windows of {self.ppl_window} tokens")
         return [*lines, *self.left_out]
 
     def check_model(self, tokenizer: PreTrainedTokenizerBase, positions: int) -> None:
         """UserError if a model of so many positions (max_position_embeddings) and its tokenizer cannot be scored so."""
-        if self.wikitext is not None and self.ppl_window > positions:
+        long = [planned.text[:10_000] for planned in self.planned if planned.text is not None]
+        if long and self.ppl_window > positions:
             raise UserError(
                 f"-ppl_window: {self.ppl_window} tokens are more than the model's {positions} positions; "
                 f"give {positions} or less"
             )
-        texts = [text for planned in self.planned for text in planned.first_rows]
-        texts += [self.wikitext[:10_000]] if self.wikitext is not None else []
-        for text in texts:
+        for text in [*long, *(row for planned in self.planned for row in planned.first_rows)]:
             try:
                 ids = set(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
             except Exception:  # what a vocabulary that lacks a word makes tokenizers raise
@@ -120,14 +118,13 @@ class EvalPlan:
 
         Rows count by content, so the same rows from the hub or a folder are one key.
         """
-        tasks = {}
+        key = {}
         for planned in self.planned:
             for name, record in planned.records.items():
-                tasks[name] = {part: value for part, value in record.items() if part != "source"}
-        windows = None
-        if self.wikitext is not None:
-            windows = {"text": digest(self.wikitext), "window": self.ppl_window, "limit": self.windows}
-        return {"tasks": tasks, TOKEN_PERPLEXITY: windows}
+                key[name] = {part: value for part, value in record.items() if part != "source"}
+            if planned.text is not None:
+                key[TOKEN_PERPLEXITY] = [digest(planned.text), self.ppl_window, self.windows]
+        return key
 
 
 def plan_tasks(
@@ -144,25 +141,27 @@ def plan_tasks(
     names, windows = task_names(eval_tasks, TASKS_FLAG), windows or limit
     if eval_data_dir is not None and not eval_data_dir.is_dir():
         raise UserError(f"{DATA_FLAG}: {eval_data_dir} is not a folder; give the folder of task data")
-    planned, text, left_out = [], None, ()
+    planned, left_out = [], ()
     absent = eval_data_dir is not None and not (eval_data_dir / WIKITEXT_FILE).is_file()
     with quiet(logging.ERROR):
         for name in names:
             if name == WIKITEXT and absent and WIKITEXT not in map(str.strip, eval_tasks.split(",")):
                 left_out = (f"{WIKITEXT}: left out, {eval_data_dir} holds no {WIKITEXT_FILE}",)
-            elif name in (WIKITEXT, TOKENS_ONLY):
+            elif name == WIKITEXT:
                 rows, source = wikitext_rows(eval_data_dir)
-                text = "\n\n".join(rows)
-                if name == WIKITEXT:
-                    pages = perplexity.pages(rows)
-                    if windows is not None:  # two at least, so that there is a standard error
-                        words = accumulate(len(page.split()) for page in pages)
-                        pages = pages[: max(2, sum(count < windows * ppl_window for count in words) + 1)]
-                    planned.append(plan_task({WIKITEXT: _page_perplexity(pages)}, {}, None, source))
-            else:
+                pages = perplexity.pages(rows)
+                if windows is not None:  # two at least, so that there is a standard error
+                    words = accumulate(len(page.split()) for page in pages)
+                    pages = pages[: max(2, sum(count < windows * ppl_window for count in words) + 1)]
+                by_page = plan_task({WIKITEXT: _page_perplexity(pages)}, {}, None, source)
+                planned.append(replace(by_page, text="\n\n".join(rows)))
+            elif name == TOKENS_ONLY and WIKITEXT not in names:
+                text = "\n\n".join(wikitext_rows(eval_data_dir)[0])
+                planned.append(PlannedTask(name, {}, {}, None, {}, [], text))
+            elif name != TOKENS_ONLY:
                 seen = {task for other in planned for task in other.tasks}
                 planned += [part for part in load_tasks(name, eval_data_dir, limit) if not seen >= set(part.tasks)]
-    return EvalPlan(tuple(planned), limit, ppl_window, text, windows, left_out)
+    return EvalPlan(tuple(planned), limit, ppl_window, windows, left_out)
 
 
 def task_names(tasks: str, flag: str) -> list[str]:
