@@ -12,15 +12,13 @@ from lm_eval.api.group import AggMetricConfig, Group
 from lm_eval.filters import build_filter_ensemble
 from lm_eval.models.huggingface import HFLM
 
-from tests.evaluation.material import QUESTIONS, ROWS, WIKI, Question, bits, bundled, jackknife, log_likelihood
+from tests.evaluation.material import BITS, QUESTIONS, ROWS, WIKI, Question, bits, bundled, jackknife, log_likelihood
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.in_memory_lm import InMemoryLM, share_contexts
 from utils.evaluation.scoring import Evaluation, choice_rows, evaluate
 from utils.evaluation.task_loading import EvalPlan, plan_task, plan_tasks
 from utils.evaluation.tasks import BUNDLED_FOLDER, MAIN_METRIC, PAPER_TASKS, TOKEN_PERPLEXITY, WIKITEXT
 from utils.packing import PromptWithContinuations
-
-BITS = {"aggregation": "bits_per_byte", "higher_is_better": False}
 
 
 def assert_by_hand(found: Evaluation, task: str, tiny, questions: list[Question]) -> None:
@@ -105,25 +103,23 @@ def test_perplexities_are_of_whole_windows_and_of_every_pages_words(data, tiny):
     assert found.scores[WIKITEXT]["word_perplexity"]["value"] == pytest.approx(math.exp(-total / words))
 
 
-def test_token_perplexity_alone_has_windows_of_its_own_and_limits_take_the_first(data, tiny):
+def test_limits_take_the_first_rows_and_windows(data, tiny):
     plan = plan_tasks("rte,wikitext2_tokens", data, 2, 40, windows=3)
     assert any("the first 2 of 3 rows" in line for line in plan.describe())
-    found = Evaluation.joined([evaluate(*tiny, part, label="dense") for part in plan.parts()])
-    assert set(found.scores[WIKITEXT]) == {TOKEN_PERPLEXITY}
-    both = evaluate(*tiny, plan_tasks("rte,wikitext2", data, 3, 40), label="dense").samples
-    assert found.samples[WIKITEXT][TOKEN_PERPLEXITY] == both[WIKITEXT][TOKEN_PERPLEXITY]
-    assert len(both[WIKITEXT][TOKEN_PERPLEXITY]) == 3 and found.samples["rte"]["acc"] == both["rte"]["acc"][:2]
+    limited, whole = (evaluate(*tiny, each, "x") for each in (plan, plan_tasks("rte,wikitext2", data, 3, 40)))
+    assert list(limited.scores[WIKITEXT]) == [TOKEN_PERPLEXITY] != list(whole.scores[WIKITEXT])
+    assert len(limited.samples[WIKITEXT][TOKEN_PERPLEXITY]) == 3 and len(limited.samples["rte"]["acc"]) == 2
+    for task, metric in ((WIKITEXT, TOKEN_PERPLEXITY), ("rte", "acc")):
+        rows = limited.samples[task][metric]
+        assert rows == whole.samples[task][metric][: len(rows)]
     assert plan_tasks("wikitext2_tokens", data, 2, 40, windows=2).key() != plan.parts()[1].key()
 
 
 def test_parts_of_a_plan_score_as_the_whole_and_read_back_equal(data, tiny):
     plan = plan_tasks("rte,arc_easy,wikitext2", data, None, 32)
-    whole = evaluate(*tiny, plan, label="x")
     parts = [evaluate(*tiny, part, label="x") for part in plan.parts()]
     assert [Evaluation(**json.loads(json.dumps(asdict(part)))) for part in parts] == parts
-    joined = Evaluation.joined(parts)
-    assert (joined.scores, joined.samples, joined.metrics) == (whole.scores, whole.samples, whole.metrics)
-    assert (joined.choices, joined.provenance) == (whole.choices, whole.provenance)
+    assert Evaluation.joined(parts) == evaluate(*tiny, plan, label="x")
     assert [next(iter(part.key())) for part in plan.parts()] == ["rte", "arc_easy", WIKITEXT]
     nothing = plan_tasks("none", None, None, 64)
     assert nothing.describe() == nothing.parts() == [] and evaluate(*tiny, nothing, label="x").scores == {}
@@ -154,36 +150,26 @@ def test_every_score_has_lm_evals_direction_a_group_and_a_metric_without_rows_to
 
 
 def test_answers_that_lm_eval_does_not_look_up_itself_have_no_bits(data, tiny):
-    def scored(change) -> Evaluation:
+    def scored(attributes: dict | None = None, **config: object) -> Evaluation:
         plan = plan_tasks("arc_easy", data, None, 64)
-        change(plan.planned[0].tasks["arc_easy"])
+        task = plan.planned[0].tasks["arc_easy"]
+        vars(task).update(attributes or {})
+        vars(task.config).update(config)
         return evaluate(*tiny, plan, label="x")
 
-    def own_results(task):
-        task.config.process_results = lambda doc, results: {"acc": 1.0}
-
-    def no_answer(task):
-        task.config.doc_to_target = lambda doc: -1
-
-    def several(task):
-        task.multiple_target = 2
-        task.config.doc_to_target = lambda doc: [0, 1]
-
-    def as_text(task):
-        target = task.config.doc_to_target
-        task.config.doc_to_target = lambda doc: doc["choices"]["text"][task.doc_to_target(doc, target)]
-
-    def two_filters(task):
-        task._filters = [build_filter_ensemble(name, [["take_first", None]]) for name in ("one", "other")]
-
-    usual = scored(lambda task: None)
+    usual = scored()
     assert ANSWER_BITS in usual.scores["arc_easy"]
-    for change in (own_results, no_answer, several):
-        found = scored(change)
+    for found in (
+        scored(process_results=lambda doc, results: {"acc": 1.0}),
+        scored(doc_to_target=lambda doc: -1),
+        scored({"multiple_target": 2}, doc_to_target=lambda doc: [0, 1]),
+    ):
         assert ANSWER_BITS not in found.scores["arc_easy"] and ANSWER_BITS not in found.samples["arc_easy"]
         assert found.choices == usual.choices
-    assert scored(as_text).samples == usual.samples
-    assert scored(two_filters).choices == usual.choices  # one row a question
+    as_text = scored(doc_to_target=lambda doc: doc["choices"]["text"][doc["choices"]["label"].index(doc["answerKey"])])
+    assert as_text.samples == usual.samples
+    filters = [build_filter_ensemble(name, [["take_first", None]]) for name in ("one", "other")]
+    assert scored({"_filters": filters}).choices == usual.choices  # one row a question
     # With mutual information, requests without a context follow.
     task = SimpleNamespace(doc_to_choice=lambda doc: ["a", "b"])
     sample = {"doc": {}, "resps": [[(-1.0, True)], [(-2.0, False)], [(-8.0, True)], [(-9.0, True)]]}

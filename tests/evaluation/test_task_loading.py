@@ -12,8 +12,7 @@ from tests.evaluation.material import QUESTIONS, ROWS, one_line
 from utils.common.names import SPEC_TASKS
 from utils.evaluation import task_loading
 from utils.evaluation.scoring import evaluate
-from utils.evaluation.spec_tasks import load_spec_samples
-from utils.evaluation.task_loading import EvalPlan, plan_task, plan_tasks
+from utils.evaluation.task_loading import EvalPlan, load_spec_samples, plan_task, plan_tasks
 from utils.evaluation.tasks import DEFINITIONS, PAPER_TASKS, WIKITEXT
 
 

@@ -23,8 +23,7 @@ from tests.runs import ROOT, flags, prepared
 from utils.common.commands import run
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
-from utils.evaluation.spec_tasks import load_texts
-from utils.evaluation.task_loading import plan_tasks
+from utils.evaluation.task_loading import load_texts, plan_tasks
 
 NORM = "model.norm.weight"
 

@@ -1,10 +1,11 @@
-"""What will be evaluated: task names found, their rows loaded and checked, before any model loads."""
+"""What will be evaluated, and trained on: task names found, their rows loaded and checked, before any model loads."""
 
 import difflib
 import functools
 import inspect
 import json
 import logging
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,8 +20,10 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 from transformers import PreTrainedTokenizerBase
 
+from data.sources import Sample, Split, load_samples
 from utils.common.errors import UserError, first_line
 from utils.common.files import digest
+from utils.common.flags import Arguments
 from utils.common.hub import no_waiting
 from utils.common.names import BUNDLED
 from utils.evaluation import perplexity
@@ -181,9 +184,8 @@ def load_tasks(
 
     split: of a folder, what is read in the place of the split that lm_eval scores.
     """
-    if name in {BUNDLED, *(path.stem for path in BUNDLED_FOLDER.glob(f"{BUNDLED}_*.yaml"))}:
-        manager = TaskManager(include_path=str(BUNDLED_FOLDER), include_defaults=False)
-        loaded, source = manager.load([name]), "shipped with the project"
+    if name.startswith(BUNDLED):
+        loaded, source = _manager(name).load([name]), "shipped with the project"
     elif data_dir is None:
         manager = _manager(name)
         loaded, source = _from_hub(lambda: manager.load([name]), name), "hub"
@@ -234,16 +236,17 @@ def _why(error: Exception) -> str:
 
 
 def _manager(name: str) -> TaskManager:
-    if name in PAPER_TASKS:  # its own folder is enough
+    """One that knows the task; of the bundled and the paper's ones, of their own folder alone."""
+    folder = BUNDLED_FOLDER if name.startswith(BUNDLED) else None
+    if name in PAPER_TASKS:
         folder = (DEFINITIONS / PAPER_TASKS[name].definition).parent
-        return TaskManager(include_path=str(folder), include_defaults=False)
-    manager = every_task()
-    if name in manager.all_tasks:
-        return manager
-    known = {*PAPER_TASKS, BUNDLED, "paper", WIKITEXT, TOKENS_ONLY, *manager.all_tasks}
-    near = difflib.get_close_matches(name, sorted(known), n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "lm_eval ls tasks lists them"
-    raise UserError(f"{TASKS_FLAG}: unknown task '{name}'; {hint}")
+    manager = TaskManager(include_path=str(folder), include_defaults=False) if folder else every_task()
+    if name not in manager.all_tasks:
+        known = {*PAPER_TASKS, BUNDLED, "paper", WIKITEXT, TOKENS_ONLY, *manager.all_tasks}
+        near = difflib.get_close_matches(name, sorted(known), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "lm_eval ls tasks lists them"
+        raise UserError(f"{TASKS_FLAG}: unknown task '{name}'; {hint}")
+    return manager
 
 
 @functools.cache
@@ -351,3 +354,39 @@ def portable_config(task: Task) -> dict:
 def _jsonable(value: object) -> object:
     """`value` with what json cannot write turned to text: functions to their source."""
     return json.loads(json.dumps(value, default=lambda item: inspect.getsource(item) if callable(item) else str(item)))
+
+
+def load_texts(args: Arguments) -> Split:
+    """Training and validation texts as the flags name them; -spec_task has no validation samples.
+
+    Says which flags are not used. Raises UserError as `load_samples` and `load_spec_samples` do.
+    """
+    if not args.spec_task:
+        return load_samples(args.data_path, args.num_train_samples, args.num_valid_samples)
+    if args.data_path is not None:
+        print(f"      -data_path is not used: -spec_task trains on {args.spec_task}'s own training split")
+    drawn = load_spec_samples(args.spec_task, args.eval_data_dir, args.num_train_samples, args.samples_seed)
+    return Split(drawn, [])
+
+
+def load_spec_samples(task: str, data_dir: Path | None, num_train: int, seed: int) -> list[Sample]:
+    """`num_train` samples of the task's training split, drawn with `seed`, in the drawn order.
+
+    data_dir: a folder as -eval_data_dir takes it, which must hold the training split; None for the hub.
+    Prompts and answers are those that lm_eval scores the task with; negatives are the other choices. Raises UserError:
+    missing split, damaged row, too few rows.
+    """
+    with quiet(logging.ERROR):
+        (planned,) = load_tasks(task, data_dir, split="train")
+    known = planned.tasks[task]
+    rows = known.dataset["train"] if data_dir is None else known.eval_docs
+    if len(rows) < num_train:
+        raise UserError(
+            f"-num_train_samples: {num_train} asked for, but {task}'s training split has {len(rows)} rows; lower it"
+        )
+    samples = []
+    for index in random.Random(seed).sample(range(len(rows)), num_train):
+        choices, right = known.doc_to_choice(rows[index]), right_choice(known, rows[index])
+        negatives = tuple(text for place, text in enumerate(choices) if place != right)
+        samples.append(Sample(known.doc_to_text(rows[index]), choices[right], negatives))
+    return samples
