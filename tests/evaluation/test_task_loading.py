@@ -8,11 +8,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from data.sources import Sample
 from tests.evaluation.material import QUESTIONS, ROWS, one_line
+from utils.common.flags import parse_arguments
 from utils.common.names import SPEC_TASKS
 from utils.evaluation import task_loading
 from utils.evaluation.scoring import evaluate
-from utils.evaluation.task_loading import EvalPlan, load_spec_samples, plan_task, plan_tasks
+from utils.evaluation.task_loading import EvalPlan, load_texts, plan_task, plan_tasks
 from utils.evaluation.tasks import DEFINITIONS, PAPER_TASKS, WIKITEXT
 
 
@@ -122,21 +124,27 @@ def test_a_tokenizer_that_tells_no_words_apart_is_refused(data, tasks):
         one_line(lambda other=tokenizer: plan.check_model(other, 256), "-base_model_name", "tokenizer")
 
 
+def drawn(data, task: str, count: int, seed: int) -> list[Sample]:
+    words = {"spec_task": task, "eval_data_dir": data, "num_train_samples": count, "data_seed": seed}
+    split = load_texts(parse_arguments([word for flag, value in words.items() for word in (f"-{flag}", str(value))]))
+    assert split.valid == []
+    return split.train
+
+
 @pytest.mark.parametrize("task", SPEC_TASKS)
 def test_samples_of_a_task_are_its_rows_with_right_and_wrong_answers(data, task):
     write(data, task, ROWS[task], "train")
     expected = set()
     for choices, right in map(QUESTIONS[task], ROWS[task]):
         texts = [text.removeprefix(" ") for _, text in choices]
-        expected.add((choices[0][0], texts[right], tuple(text for text in texts if text != texts[right])))
-    samples = load_spec_samples(task, data, 3, seed=7)
-    assert {(sample.prompt, sample.response, sample.negatives) for sample in samples} == expected
+        expected.add(Sample(choices[0][0], texts[right], tuple(text for text in texts if text != texts[right])))
+    assert set(drawn(data, task, 3, seed=7)) == expected
 
 
 def test_seed_decides_which_samples_are_drawn_and_mistakes_are_one_line(data):
     write(data, "rte", [{**ROWS["rte"][0], "sentence1": f"Sentence {i}."} for i in range(40)], "train")
-    first, again, other = (load_spec_samples("rte", data, 10, seed) for seed in (1, 1, 2))
+    first, again, other = (drawn(data, "rte", 10, seed) for seed in (1, 1, 2))
     assert first == again != other
     assert len(set(first)) == 10
-    one_line(lambda: load_spec_samples("rte", data, 41, 0), "-num_train_samples", "rte", "40 rows")
-    one_line(lambda: load_spec_samples("boolq", data, 3, 0), "-eval_data_dir", "train.jsonl")
+    one_line(lambda: drawn(data, "rte", 41, 0), "-num_train_samples", "rte", "40 rows")
+    one_line(lambda: drawn(data, "boolq", 3, 0), "-eval_data_dir", "train.jsonl")

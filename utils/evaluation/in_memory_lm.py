@@ -32,9 +32,8 @@ class InMemoryLM(HFLM):
     """lm_eval's Hugging Face model around one that is already loaded.
 
     Each context is read once for all its continuations, in batches of a budget of tokens, with logits only where a
-    token is scored and log-probabilities in fp32. That agrees with HFLM's own path to the rounding of the model's
-    dtype: fp32 gives the same scores, while bf16 moves a log-likelihood by some 0.1 nats either way, which turns rows
-    whose choices are that close. Text is generated as HFLM does, eight sequences a batch.
+    token is scored and log-probabilities in fp32: HFLM's scores, but for the rounding of the model's dtype. In bf16
+    that moves a log-likelihood by some 0.1 nats. Text is generated as HFLM does, eight sequences a batch.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from utils.common.progress import progress
 CHUNK = 256
 """Positions whose logits exist at a time: they stay in the cache of a CPU, and cost a GPU few launches."""
 
-_TOP_HEADING = re.compile(r" ?= [^=].*[^=] = ?")
+_BEFORE_TOP_HEADING = re.compile(r"\n(?= ?= [^=\n].*[^=\n] = ?(?:\n|\Z))")
 
 
 def token_scores(
@@ -34,15 +34,8 @@ def token_scores(
 
 def pages(rows: Iterable[str]) -> list[str]:
     """The articles, each from its top heading (` = Title = `) to the next, as the raw file writes them."""
-    found, page = [], []
-    for row in rows:
-        line = row.removesuffix("\n") or " "
-        if _TOP_HEADING.fullmatch(line):
-            found.append(page)
-            page = []
-        page.append(line)
-    texts = ("\n".join(page) for page in [*found, page])
-    return [text for text in texts if text.strip()]
+    text = "\n".join(row.removesuffix("\n") or " " for row in rows)
+    return [page for page in _BEFORE_TOP_HEADING.split(text) if page.strip()]
 
 
 def token_windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int, limit: int | None) -> torch.Tensor:
@@ -64,12 +57,11 @@ def window_losses(model: PreTrainedModel, windows: torch.Tensor, batch_size: int
     windows: (n, length) int64. The perplexity of the text is exp of the mean of what is returned.
     """
     losses = []
-    bar = progress(total=len(windows), desc=description, unit="window")
-    for batch in windows.split(batch_size):
-        batch = batch.to(input_device(model))
-        hidden = model.base_model(input_ids=batch, use_cache=False).last_hidden_state[:, :-1]
-        scores, _ = token_scores(model, hidden.flatten(0, 1), batch[:, 1:].flatten())
-        losses += (-scores.view(len(batch), -1).mean(dim=1)).tolist()
-        bar.update(len(batch))
-    bar.close()
+    with progress(total=len(windows), desc=description, unit="window") as bar:
+        for batch in windows.split(batch_size):
+            batch = batch.to(input_device(model))
+            hidden = model.base_model(input_ids=batch, use_cache=False).last_hidden_state[:, :-1]
+            scores, _ = token_scores(model, hidden.flatten(0, 1), batch[:, 1:].flatten())
+            losses += (-scores.view(len(batch), -1).mean(dim=1)).tolist()
+            bar.update(len(batch))
     return losses

@@ -113,11 +113,9 @@ def _score(lm: InMemoryLM, planned: PlannedTask, circumstances: dict, result: Ev
             if not kind or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             error = measured.get(f"{metric}_stderr,{kind}")
-            full = _of_filter(metric, kind)
-            result.scores.setdefault(name, {})[full] = {
-                "value": float(value),
-                "stderr": float(error) if isinstance(error, int | float) else None,
-            }
+            full = metric if kind == "none" else key  # another filter of the responses gives another number
+            error = float(error) if isinstance(error, int | float) else None
+            result.scores.setdefault(name, {})[full] = {"value": float(value), "stderr": error}
             result.metrics.setdefault(name, {})[full] = {
                 "aggregation": _AGGREGATIONS.get(aggregations.get(metric)),
                 "higher_is_better": found["higher_is_better"].get(name, {}).get(metric),
@@ -135,34 +133,29 @@ def _score(lm: InMemoryLM, planned: PlannedTask, circumstances: dict, result: Ev
         result.provenance["tasks"][name] = {**planned.records[name], "max_length": lm.max_length, **circumstances}
 
 
-def _of_filter(metric: str, kind: str) -> str:
-    """A metric's name; another filter of responses gives another number."""
-    return metric if kind == "none" else f"{metric},{kind}"
-
-
 def _keep_rows(name: str, samples: list[dict], result: Evaluation) -> None:
+    """The rows of all metrics that can be resampled, and their standard errors."""
     columns: dict[str, list] = {}
     for sample in samples:
         for metric in sample["metrics"]:
-            columns.setdefault(_of_filter(metric, sample["filter"]), []).append(sample[metric])
+            full = metric if sample["filter"] == "none" else f"{metric},{sample['filter']}"
+            columns.setdefault(full, []).append(sample[metric])
     for metric, rows in columns.items():
-        aggregation = result.metrics[name][metric]["aggregation"]
-        if aggregation is None:  # nothing here can resample it
-            continue
-        # lm_eval takes the mean of a perplexity's rows with weights, where the rows are pairs.
-        rows = [[float(part) for part in row] if isinstance(row, tuple | list) else float(row) for row in rows]
-        result.samples.setdefault(name, {})[metric] = rows
-        result.scores[name][metric]["stderr"] = score([rows], aggregation)["stderr"]
+        if (aggregation := result.metrics[name][metric]["aggregation"]) is not None:
+            # lm_eval takes the mean of a perplexity's rows with weights, where the rows are pairs.
+            rows = [[float(part) for part in row] if isinstance(row, tuple | list) else float(row) for row in rows]
+            result.samples.setdefault(name, {})[metric] = rows
+            result.scores[name][metric]["stderr"] = score([rows], aggregation)["stderr"]
 
 
 def choice_rows(task: Task, samples: list[dict]) -> list[list[float]]:
     """Log-likelihood (nats) of each choice, a list a row. samples: what lm_eval logs, one a row."""
-    # With mutual information, as many requests without a context come after those of the choices.
-    counts = [len(task.doc_to_choice(sample["doc"])) for sample in samples]
-    return [
-        [float(responses[0][0]) for responses in sample["resps"][:count]]
-        for sample, count in zip(samples, counts, strict=True)
-    ]
+    rows = []
+    for sample in samples:
+        # With mutual information, as many requests without a context come after those of the choices.
+        count = len(task.doc_to_choice(sample["doc"]))
+        rows.append([float(responses[0][0]) for responses in sample["resps"][:count]])
+    return rows
 
 
 def _answer_rows(task: Task, samples: list[dict], choices: list[list[float]]) -> list[list[float]] | None:

@@ -133,13 +133,11 @@ class EvalPlan:
 def plan_tasks(
     eval_tasks: str, eval_data_dir: Path | None, limit: int | None, ppl_window: int, windows: int | None = None
 ) -> EvalPlan:
-    """Find and check everything that `eval_tasks` needs, and load the rows.
+    """Find, load and check all that `eval_tasks` needs; the arguments are the flags' (docs/evaluation.md).
 
-    eval_tasks, eval_data_dir: as -eval_tasks and -eval_data_dir take them (docs/evaluation.md); with a folder, nothing
-        is asked of the hub.
     limit: rows of each task. windows: of the token perplexity, by default as many; word perplexity takes the first
-        pages that hold as many words as these windows hold tokens. ppl_window: tokens in a window of either.
-    Raises UserError before any model is loaded: unknown task, missing split, damaged file, hub out of reach.
+    pages that hold as many words as these windows hold tokens. UserError for an unknown task, a missing split, a
+    damaged file, or a hub out of reach.
     """
     names, windows = task_names(eval_tasks, TASKS_FLAG), windows or limit
     if eval_data_dir is not None and not eval_data_dir.is_dir():
@@ -163,7 +161,7 @@ def plan_tasks(
                 planned.append(PlannedTask(name, {}, {}, None, {}, [], text))
             elif name != TOKENS_ONLY:
                 seen = {task for other in planned for task in other.tasks}
-                planned += [part for part in load_tasks(name, eval_data_dir, limit) if not seen >= set(part.tasks)]
+                planned += [part for part in _load_tasks(name, eval_data_dir, limit) if not seen >= set(part.tasks)]
     return EvalPlan(tuple(planned), limit, ppl_window, windows, left_out)
 
 
@@ -177,20 +175,14 @@ def task_names(tasks: str, flag: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def load_tasks(
-    name: str, data_dir: Path | None, limit: int | None = None, split: str | None = None
-) -> list[PlannedTask]:
-    """What is behind one of lm_eval's names: a group that has a score of its own whole, else task by task.
-
-    split: of a folder, what is read in the place of the split that lm_eval scores.
-    """
+def _load_tasks(name: str, data_dir: Path | None, limit: int | None) -> list[PlannedTask]:
+    """What is behind one of lm_eval's names: a group that has a score of its own whole, else task by task."""
     if name.startswith(BUNDLED):
         loaded, source = _manager(name).load([name]), "shipped with the project"
     elif data_dir is None:
-        manager = _manager(name)
-        loaded, source = _from_hub(lambda: manager.load([name]), name), "hub"
+        loaded, source = _from_hub(lambda: _manager(name).load([name]), name), "hub"
     else:
-        loaded, source = _from_folder(name, data_dir, split), str(data_dir)
+        loaded, source = _from_folder(name, data_dir), str(data_dir)
     tasks, groups = loaded["tasks"], loaded["groups"]
     if name in groups and groups[name].has_aggregation:
         # Inner groups first: lm_eval passes a metric's direction up from the members in this order.
@@ -198,23 +190,22 @@ def load_tasks(
     return [plan_task({task: tasks[task]}, {}, limit, source) for task in tasks]
 
 
-def _from_folder(name: str, data_dir: Path, split: str | None) -> dict:
-    manager = _manager(name)
+def _from_folder(name: str, data_dir: Path, split: str | None = None) -> dict:
+    """What lm_eval loads, each row checked. split: what is read in the place of the one that lm_eval scores."""
+    manager, where = _manager(name), f"{name} in {data_dir}"
     try:
         with _rows_from(lambda task, scored: task_rows(data_dir, task, split or scored)):
-            loaded = manager.load([name])
+            loaded = manager.load([name])  # lm_eval builds the first row's prompt here
+        for task in loaded["tasks"].values():
+            for number, row in enumerate(task.eval_docs, start=1):
+                where = f"{task.task_name} in {data_dir}, row {number}"
+                _check_row(task, row)
     except (UserError, OSError):
         raise
-    except Exception as error:
-        # lm_eval builds the first row's prompt as it loads, and raises whatever its template or function does.
-        raise UserError(f"{DATA_FLAG}: lm_eval's {name} cannot read its rows in {data_dir} {_why(error)}") from error
-    for task in loaded["tasks"].values():
-        for number, row in enumerate(task.eval_docs, start=1):
-            try:
-                _check_row(task, row)
-            except Exception as error:
-                where = f"{task.task_name} in {data_dir}, row {number}"
-                raise UserError(f"{DATA_FLAG}: {where}: lm_eval cannot read it {_why(error)}") from error
+    except Exception as error:  # whatever a task's template or function raises
+        why = f"{type(error).__name__}: {first_line(error)}"
+        message = f"{DATA_FLAG}: {where}: lm_eval cannot read it ({why}); the hub's field names are expected"
+        raise UserError(message) from error
     return loaded
 
 
@@ -229,10 +220,6 @@ def _check_row(task: Task, row: dict) -> None:
     texts = len(choices) > 1 and all(isinstance(choice, str) for choice in choices)
     if known and not (texts and right_choice(task, row) is not None):
         raise ValueError(f"{choices} are not two texts or more, of which {target!r} is right")
-
-
-def _why(error: Exception) -> str:
-    return f"({type(error).__name__}: {first_line(error)}); the hub's field names are expected"
 
 
 def _manager(name: str) -> TaskManager:
@@ -357,36 +344,31 @@ def _jsonable(value: object) -> object:
 
 
 def load_texts(args: Arguments) -> Split:
-    """Training and validation texts as the flags name them; -spec_task has no validation samples.
+    """Training and validation texts as the flags name them, and says which flags are not used.
 
-    Says which flags are not used. Raises UserError as `load_samples` and `load_spec_samples` do.
+    Under -spec_task samples of the task's training split, drawn with -data_seed, in the drawn order, and none to
+    validate on. Prompts and answers are those that lm_eval scores the task with; negatives are the other choices.
+    Raises UserError as `load_samples` does, and for a missing split, a damaged row, or too few rows.
     """
-    if not args.spec_task:
-        return load_samples(args.data_path, args.num_train_samples, args.num_valid_samples)
+    task, data_dir, count = args.spec_task, args.eval_data_dir, args.num_train_samples
+    if not task:
+        return load_samples(args.data_path, count, args.num_valid_samples)
     if args.data_path is not None:
-        print(f"      -data_path is not used: -spec_task trains on {args.spec_task}'s own training split")
-    drawn = load_spec_samples(args.spec_task, args.eval_data_dir, args.num_train_samples, args.samples_seed)
-    return Split(drawn, [])
-
-
-def load_spec_samples(task: str, data_dir: Path | None, num_train: int, seed: int) -> list[Sample]:
-    """`num_train` samples of the task's training split, drawn with `seed`, in the drawn order.
-
-    data_dir: a folder as -eval_data_dir takes it, which must hold the training split; None for the hub.
-    Prompts and answers are those that lm_eval scores the task with; negatives are the other choices. Raises UserError:
-    missing split, damaged row, too few rows.
-    """
+        print(f"      -data_path is not used: -spec_task trains on {task}'s own training split")
     with quiet(logging.ERROR):
-        (planned,) = load_tasks(task, data_dir, split="train")
-    known = planned.tasks[task]
-    rows = known.dataset["train"] if data_dir is None else known.eval_docs
-    if len(rows) < num_train:
+        if data_dir is None:
+            known = _from_hub(lambda: _manager(task).load([task]), task)["tasks"][task]
+            rows = known.dataset["train"]
+        else:
+            known = _from_folder(task, data_dir, "train")["tasks"][task]
+            rows = known.eval_docs
+    if len(rows) < count:
         raise UserError(
-            f"-num_train_samples: {num_train} asked for, but {task}'s training split has {len(rows)} rows; lower it"
+            f"-num_train_samples: {count} asked for, but {task}'s training split has {len(rows)} rows; lower it"
         )
     samples = []
-    for index in random.Random(seed).sample(range(len(rows)), num_train):
+    for index in random.Random(args.samples_seed).sample(range(len(rows)), count):
         choices, right = known.doc_to_choice(rows[index]), right_choice(known, rows[index])
         negatives = tuple(text for place, text in enumerate(choices) if place != right)
         samples.append(Sample(known.doc_to_text(rows[index]), choices[right], negatives))
-    return samples
+    return Split(samples, [])

@@ -51,9 +51,7 @@ ARC-e. Some pruning papers report acc for all seven, so a comparison with the pa
 MAIN_METRIC = {
     **{name: task.metric for name, task in PAPER_TASKS.items()},
     WIKITEXT: TOKEN_PERPLEXITY,
-    "bundled_response": "acc",
-    "bundled_facts": "acc",
-    "bundled_arithmetic": "acc",
+    **dict.fromkeys(("bundled_response", "bundled_facts", "bundled_arithmetic"), "acc"),
     "bundled_heldout": "bits_per_byte",
 }
 """The metric a column shows; all others are kept beside it."""
@@ -62,10 +60,8 @@ MAIN_METRIC = {
 def main_metric(task: str, metrics: Iterable[str]) -> str | None:
     """The metric that stands for `task` among those it was scored with."""
     have = list(metrics)
-    for metric in (MAIN_METRIC.get(task), "acc_norm", "acc", "exact_match", "bits_per_byte"):
-        if metric in have:
-            return metric
-    return have[0] if have else None
+    preferred = (MAIN_METRIC.get(task), "acc_norm", "acc", "exact_match", "bits_per_byte", *have)
+    return next((metric for metric in preferred if metric in have), None)
 
 
 def task_rows(data_dir: Path, task: str, split: str) -> list[dict]:
