@@ -1,4 +1,4 @@
-"""Scores are what the logits say, by hand, whatever the batches."""
+"""Scores are what the logits say, by hand, whatever the batches, and are kept by all that determines them."""
 
 import json
 import math
@@ -12,13 +12,17 @@ from lm_eval.api.group import AggMetricConfig, Group
 from lm_eval.filters import build_filter_ensemble
 from lm_eval.models.huggingface import HFLM
 
+import utils.evaluation
+from models.loading import tokenizer_digest
 from tests.evaluation.material import BITS, QUESTIONS, ROWS, WIKI, Question, bits, bundled, jackknife, log_likelihood
+from utils.common.cache import Cache, code_version
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.in_memory_lm import InMemoryLM, share_contexts
-from utils.evaluation.scoring import Evaluation, choice_rows, evaluate
+from utils.evaluation.scoring import PACKAGES, Evaluation, choice_rows, evaluate
 from utils.evaluation.task_loading import EvalPlan, plan_task, plan_tasks
 from utils.evaluation.tasks import BUNDLED_FOLDER, MAIN_METRIC, PAPER_TASKS, TOKEN_PERPLEXITY, WIKITEXT
 from utils.packing import PromptWithContinuations
+from utils.stages.measure import scores
 
 
 def assert_by_hand(found: Evaluation, task: str, tiny, questions: list[Question]) -> None:
@@ -204,3 +208,30 @@ def test_sharing_respects_the_budget_and_the_length_of_the_model():
     assert owners == [[0, 1, 2], [3, 4], [5], [6], [7]]
     assert all(len(row.prompt) + len(ids) <= 40 for row in prompts for ids in row.continuations)
     assert all(len(row) <= 42 for row in prompts)
+
+
+def test_scores_are_kept_by_weights_rows_device_tokenizer_code_and_libraries(data, tmp_path):
+    def key(**changed) -> dict:
+        given = {"model": "weights", "part": plan, "device": "cpu", "tokenizer_sha256": "sha"} | changed
+        return scores.later(Cache(tmp_path), *given.values(), tokenizer=None, label="x").key()
+
+    plan, other = (plan_tasks("rte", data, limit, 64) for limit in (None, 2))
+    for changed in ({"model": "others"}, {"part": other}, {"device": "cuda"}, {"tokenizer_sha256": "others"}):
+        assert key(**changed) != key() == key(part=plan_tasks("rte", data, 3, 64))
+    assert {"lm_eval", "transformers", "tokenizers", "torch"} <= set(PACKAGES) == set(key()["libraries"])
+    assert key()["code"][1] == code_version(utils.evaluation, utils.packing)
+    assert str(tmp_path) not in json.dumps(key())
+
+
+def test_every_file_of_a_tokenizer_counts_but_not_where_it_was_saved_from(load, saved, tmp_path):
+    load(0)[1].save_pretrained(tmp_path)
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "name_or_path": "/somewhere/else"}))
+    digests = [tokenizer_digest(tmp_path)]
+    assert digests == [tokenizer_digest(saved(0))]
+    for name in ("tokenizer.json", "added_tokens.json", "additional_chat_templates/tools.jinja", "merges.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        for content in ("{}", '{"a": 0}'):
+            (tmp_path / name).write_text(content)
+            digests.append(tokenizer_digest(tmp_path))
+    assert len(set(digests)) == 9

@@ -84,17 +84,12 @@ def test_paper_without_wikitext_runs_the_seven_and_says_so(data):
     one_line(lambda: plan_tasks(WIKITEXT, data, None, 64), "-eval_data_dir", "test.txt", "empty")
 
 
-def test_missing_and_damaged_files_and_names_are_one_line(data, monkeypatch):
+def test_a_row_without_a_field_or_a_right_answer_and_a_hub_out_of_reach_are_one_line(data, monkeypatch):
+    """More of them: tests/inputs."""
+
     def refused(tasks: str, *parts: str, folder=data) -> None:
         one_line(lambda: plan_tasks(tasks, folder, None, 64), *parts)
 
-    file = data / "openbookqa" / "test.jsonl"
-    file.write_text(file.read_text()[:-20])
-    refused("openbookqa", "-eval_data_dir", f"{file}:3: not valid JSON")
-    (data / "rte" / "validation.jsonl").unlink()
-    refused("paper", "-eval_data_dir", "rte", "validation.jsonl")
-    refused("paper", "-eval_data_dir", "absent", folder=data / "absent")
-    # More of them: tests/inputs.
     for wrong, says in (({"passage": None}, "'passage' is undefined"), ({"label": -1}, "of which -1 is right")):
         write(data, "boolq", [ROWS["boolq"][0], {**ROWS["boolq"][1], **wrong}])
         refused("boolq", "-eval_data_dir", "row 2", says)
