@@ -139,7 +139,7 @@ def test_every_score_has_lm_evals_direction_a_group_and_a_metric_without_rows_to
         for name in ("outer", "inner")
     )
     inner.add(tasks["rte"]), inner.add(tasks["boolq"]), outer.add(inner)
-    planned = plan_task(tasks, {"inner": inner, "outer": outer}, None, "here")
+    planned = plan_task(tasks, {"outer": outer, "inner": inner}, None, "here")
     found = evaluate(*tiny, EvalPlan((planned,), None, 64), label="x")
     accuracy = {"acc": {"aggregation": None, "higher_is_better": False}}
     assert found.metrics == {

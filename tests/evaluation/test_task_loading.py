@@ -54,21 +54,26 @@ def test_other_rows_that_examples_are_drawn_from_are_another_key(data):
     assert {name for name, value in other.items() if value != one[name]} == {"examples_sha256"}
 
 
-def test_all_tasks_of_a_tag_and_the_examples_are_read_from_the_folder(data, monkeypatch):
-    # Only lm_eval's ARC folder stands for all its definitions: indexing them takes ten seconds.
-    manager = TaskManager(include_path=str(DEFINITIONS / "arc"), include_defaults=False)
-    monkeypatch.setattr(task_loading, "every_task", lambda: manager)
-    plan = plan_tasks("ai2_arc", data, None, 64)
-    assert [(part.name, part.records[part.name]["rows"]) for part in plan.planned] == [
-        ("arc_challenge", 3), ("arc_easy", 3),
-    ]  # fmt: skip
-    one_line(lambda: plan_tasks("arc_hard", data, None, 64), "-eval_tasks", "arc_hard", "did you mean")
-    shots = {"task": "arc_shots", "include": str(DEFINITIONS / "arc" / "arc_easy.yaml"), "num_fewshot": 2, "tag": None}
+def test_tags_groups_and_examples_are_read_from_the_folder(data, monkeypatch):
+    easy, acc = str(DEFINITIONS / "arc" / "arc_easy.yaml"), [{"metric": "acc", "weight_by_size": True}]
+    shots = {"task": "arc_shots", "include": easy, "num_fewshot": 2, "tag": None}
+    both = {"group": "arc_both", "task": ["arc_easy", "arc_challenge"], "aggregate_metric_list": acc}
     (data / "arc_shots").mkdir()
     (data / "arc_shots" / "task.yaml").write_text(json.dumps(shots))
-    manager = TaskManager(include_path=str(data / "arc_shots"), include_defaults=False)
+    (data / "arc_shots" / "group.yaml").write_text(json.dumps(both))
+    # Only lm_eval's ARC folder stands for all its definitions: indexing them takes ten seconds.
+    manager = TaskManager(include_path=[str(DEFINITIONS / "arc"), str(data / "arc_shots")], include_defaults=False)
+    monkeypatch.setattr(task_loading, "every_task", lambda: manager)
+
+    def planned(name: str) -> list[tuple[str, list[int]]]:
+        parts = plan_tasks(name, data, None, 64).planned
+        return [(part.name, [record["rows"] for record in part.records.values()]) for part in parts]
+
+    assert planned("ai2_arc") == [("arc_challenge", [3]), ("arc_easy", [3])]
+    assert planned("arc_both") == [("arc_both", [3, 3])]
+    one_line(lambda: planned("arc_hard"), "-eval_tasks", "arc_hard", "did you mean")
     write(data, "arc_shots", ROWS["arc_easy"], "test")
-    one_line(lambda: plan_tasks("arc_shots", data, None, 64), "-eval_data_dir", "train split of arc_shots")
+    one_line(lambda: planned("arc_shots"), "-eval_data_dir", "train split of arc_shots")
     write(data, "arc_shots", ROWS["arc_easy"] * 2, "train")
     (task,) = plan_tasks("arc_shots", data, None, 64).planned[0].tasks.values()
     assert len(list(task.fewshot_docs())) == 6 and len(task.eval_docs) == 3

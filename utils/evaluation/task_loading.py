@@ -185,8 +185,7 @@ def _load_tasks(name: str, data_dir: Path | None, limit: int | None) -> list[Pla
         loaded, source = _from_folder(name, data_dir), str(data_dir)
     tasks, groups = loaded["tasks"], loaded["groups"]
     if name in groups and groups[name].has_aggregation:
-        # Inner groups first: lm_eval passes a metric's direction up from the members in this order.
-        return [plan_task(tasks, dict(reversed(groups.items())), limit, source)]
+        return [plan_task(tasks, groups, limit, source)]
     return [plan_task({task: tasks[task]}, {}, limit, source) for task in tasks]
 
 
@@ -279,7 +278,7 @@ def _page_perplexity(pages: list[str]) -> Task:
 
 
 def plan_task(tasks: dict[str, Task], groups: dict[str, Group], limit: int | None, source: str) -> PlannedTask:
-    """Which rows of loaded tasks are scored: the first `limit` of each. groups: what they are in, the whole last."""
+    """Which rows of loaded tasks are scored: the first `limit` of each. groups: what they are in, the outer first."""
     records, first_rows = {}, []
     for name, task in tasks.items():
         if task.config.num_fewshot is None:
@@ -299,7 +298,9 @@ def plan_task(tasks: dict[str, Task], groups: dict[str, Group], limit: int | Non
         if task.config.num_fewshot:
             records[name]["examples_sha256"] = digest(_jsonable(list(task.fewshot_docs())))
         first_rows.append(str(docs[0]))
-    return PlannedTask(list(groups or tasks)[-1], tasks, groups, limit, records, first_rows)
+    # Inner groups first: lm_eval passes a metric's direction up from the members in this order.
+    inner_first = dict(reversed(groups.items()))
+    return PlannedTask(next(iter(groups or tasks)), tasks, inner_first, limit, records, first_rows)
 
 
 def wikitext_rows(data_dir: Path | None) -> tuple[list[str], str]:
