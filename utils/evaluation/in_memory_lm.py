@@ -50,10 +50,10 @@ class InMemoryLM(HFLM):
         with patch.object(self, "batch_size_per_gpu", sys.maxsize):
             return super().loglikelihood_rolling(requests, disable_tqdm)
 
+    @torch.inference_mode()
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
-        budget = token_budget(self.device)
+        length, budget = self.max_length, token_budget(self.device)
         requests = [request[1:] for request in requests]
-        length = self.max_length
         prompts, owners, cut = share_contexts(requests, length, budget)
         if cut:
             tqdm.write(f"{self.label}: {cut} contexts longer than the model's {length} tokens lost their start")
@@ -61,35 +61,23 @@ class InMemoryLM(HFLM):
         greedy = torch.ones(len(requests), dtype=torch.bool)
         with progress(total=len(requests), desc=self.label, unit="request") as bar:
             for chosen in by_length(prompts, budget):
-                asked = [owners[row] for row in chosen]
-                owner, log_probability, is_best = self._scores([prompts[row] for row in chosen], asked, requests)
+                batch, members = pack([prompts[row] for row in chosen]), [owners[row] for row in chosen]
+                # Every column of a continuation and of the prompt's end before it predicts the request's next token.
+                predicted = [
+                    (row, column, target, owner)
+                    for row, (places, asked) in enumerate(zip(batch.columns, members, strict=True))
+                    for columns, owner in zip(places, asked, strict=True)
+                    for column, target in zip(columns, requests[owner][1][-len(columns) :], strict=True)
+                ]
+                rows, columns, targets, owner = torch.tensor(predicted).T
+                inputs = batch.inputs(self.device, self.model.dtype)
+                hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+                hidden = hidden[rows.to(hidden.device), columns.to(hidden.device)]
+                log_probability, is_best = token_scores(self.model, hidden, targets)
                 values.index_add_(0, owner, log_probability)
                 greedy[owner[~is_best]] = False
-                bar.update(sum(map(len, asked)))
+                bar.update(sum(map(len, members)))
         return list(zip(values.tolist(), greedy.tolist(), strict=True))
-
-    @torch.inference_mode()
-    def _scores(
-        self, prompts: list[PromptWithContinuations], owners: list[list[int]], requests: list[tuple]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of each predicted token, on the CPU: its request (P,) int64, log-probability (P,) float64, is it likeliest.
-
-        Every column of a continuation and of the prompt's end before it predicts the request's next token.
-        """
-        batch = pack(prompts)
-        predicted = torch.tensor(
-            [
-                (row, column, target, owner)
-                for row, (places, members) in enumerate(zip(batch.columns, owners, strict=True))
-                for columns, owner in zip(places, members, strict=True)
-                for column, target in zip(columns, requests[owner][1][-len(columns) :], strict=True)
-            ]
-        )
-        rows, columns, targets, owner = predicted.T
-        inputs = batch.inputs(self.device, self.model.dtype)
-        hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
-        hidden = hidden[rows.to(hidden.device), columns.to(hidden.device)]
-        return owner, *token_scores(self.model, hidden, targets)
 
 
 def share_contexts(
