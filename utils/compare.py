@@ -15,7 +15,7 @@ from pathlib import Path
 from utils.common.commands import Parser, folder_path, run
 from utils.common.errors import UserError, first_line
 from utils.common.files import write_text
-from utils.evaluation.compared_runs import COMPARED, Measure, Outcome, difference, read_outcome
+from utils.evaluation.outcomes import COMPARED, Measure, Outcome, difference, read_outcome
 from utils.report.charts import Point, front_picture
 from utils.report.page import render
 from utils.report.summary import hide_home, hide_path, shown_name

@@ -39,8 +39,7 @@ from utils.common.hub import no_waiting
 from utils.common.methods import Options, needs_of
 from utils.common.names import BUNDLED, DISTILL, EMBEDDED
 from utils.common.record import STAGES, device_name
-from utils.evaluation.spec_tasks import load_texts
-from utils.evaluation.task_loading import TASKS_FLAG, task_names
+from utils.evaluation.task_loading import TASKS_FLAG, load_texts, task_names
 from utils.evaluation.tasks import TOKENS_ONLY, WIKITEXT
 from utils.losses import CHUNK
 from utils.samples import PROOF_SAMPLES, read_samples

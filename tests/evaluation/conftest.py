@@ -2,6 +2,7 @@
 
 import json
 import socket
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,12 +43,7 @@ def data(tmp_path) -> Path:
 def saved(tmp_path_factory):
     """saved(seed) -> folder of a tiny Llama, made once."""
     folder = tmp_path_factory.mktemp("evaluated")
-
-    def make(seed: int = 0) -> Path:
-        place = folder / str(seed)
-        return place if place.is_dir() else save_tiny_llama(place, seed)
-
-    return make
+    return cache(lambda seed: save_tiny_llama(folder / str(seed), seed))
 
 
 @pytest.fixture

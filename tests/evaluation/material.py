@@ -10,6 +10,10 @@ from utils.common.errors import UserError
 
 MODELS = ("dense", "pruned", "restored")
 
+ACCURACY = {"aggregation": "mean", "higher_is_better": True}
+BITS = {"aggregation": "bits_per_byte", "higher_is_better": False}
+LOSSES = {"aggregation": "exp_mean", "higher_is_better": False}
+
 ROWS = {
     "boolq": [
         {"passage": "Copper conducts.", "question": "does copper conduct", "label": 1},

@@ -6,17 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.evaluation.material import MODELS, bits, jackknife
+from tests.evaluation.material import ACCURACY, BITS, LOSSES, MODELS, bits, jackknife
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.comparison import agreement, summarise
 from utils.evaluation.paired_statistics import divergences, flips
 from utils.evaluation.scoring import Evaluation, evaluate
 from utils.evaluation.task_loading import plan_tasks
 from utils.evaluation.tasks import PAPER_TASKS, WIKITEXT
-
-ACCURACY = {"aggregation": "mean", "higher_is_better": True}
-BITS = {"aggregation": "bits_per_byte", "higher_is_better": False}
-LOSSES = {"aggregation": "exp_mean", "higher_is_better": False}
 
 
 def scored(kind: dict = ACCURACY, metric: str = "acc", **rows: list) -> Evaluation:
@@ -28,21 +24,15 @@ def scored(kind: dict = ACCURACY, metric: str = "acc", **rows: list) -> Evaluati
     )
 
 
-def of_three(*rows: list, **options) -> dict:
-    """summarise() of the three models' rows of one task, t."""
-    return summarise({name: scored(t=each, **options) for name, each in zip(MODELS, rows, strict=True)})
-
-
-def accuracies(draw: np.random.Generator) -> dict[str, list]:
+def accuracies(draw: np.random.Generator) -> np.ndarray:
     hard = draw.random(90)
-    return {name: (hard + 0.1 * draw.random(90) < skill).astype(float).tolist()
-            for name, skill in zip(MODELS, (0.7, 0.45, 0.6), strict=True)}  # fmt: skip
+    return np.stack([hard + 0.1 * draw.random(90) < skill for skill in (0.7, 0.45, 0.6)]).astype(float)
 
 
-def answers(draw: np.random.Generator) -> dict[str, list]:
+def answers(draw: np.random.Generator) -> np.ndarray:
     length, hard = draw.integers(4, 30, 50).astype(float), draw.normal(0, 4, 50)
-    return {name: np.stack([-length * (1 + worse) - hard - draw.random(50), length], axis=1).tolist()
-            for name, worse in zip(MODELS, (0.0, 0.5, 0.2), strict=True)}  # fmt: skip
+    worse = (-length * (1 + more) - hard - draw.random(50) for more in (0.0, 0.5, 0.2))
+    return np.stack([np.stack([each, length], axis=1) for each in worse])
 
 
 @pytest.mark.parametrize(
@@ -51,10 +41,12 @@ def answers(draw: np.random.Generator) -> dict[str, list]:
 )
 def test_a_mean_over_tasks_has_the_jackknifes_errors_of_paired_rows(key, metric, kind, drawn, of):
     draw = np.random.default_rng(3)
-    tasks = {"a": drawn(draw), "b": {name: rows[:40] for name, rows in drawn(draw).items()}}
-    evaluations = {name: scored(kind, metric, **{task: tasks[task][name] for task in tasks}) for name in MODELS}
-    found = summarise(evaluations)[key]
-    tables = [np.stack([tasks[task][name] for name in MODELS], axis=1) for task in tasks]  # rows, models, ...
+    tasks = {"a": drawn(draw), "b": drawn(draw)[:, :40]}  # models, rows, ...
+    evaluations = {
+        name: scored(kind, metric, **{task: rows[model].tolist() for task, rows in tasks.items()})
+        for model, name in enumerate(MODELS)
+    }
+    found, tables = summarise(evaluations)[key], [rows.swapaxes(0, 1) for rows in tasks.values()]
 
     def mean(model):
         return lambda tables: np.mean([of(rows[:, model]) for rows in tables])
@@ -68,38 +60,37 @@ def test_a_mean_over_tasks_has_the_jackknifes_errors_of_paired_rows(key, metric,
     assert found["paired"] == pytest.approx({"difference": difference(tables), "stderr": jackknife(difference, tables)})
     unpaired = math.hypot(*(found["scores"][name]["stderr"] for name in ("pruned", "restored")))
     assert found["paired"]["stderr"] < 0.7 * unpaired
-    gap = mean(0)(tables) - mean(1)(tables)
-    assert found["recovered"] == pytest.approx(difference(tables) / gap)
+    assert found["recovered"] == pytest.approx(difference(tables) / (mean(0)(tables) - mean(1)(tables)))
     assert (found["tasks"], found["higher_is_better"]) == (["a", "b"], kind["higher_is_better"])
     swapped = {**evaluations, "dense": evaluations["pruned"], "pruned": evaluations["dense"]}
     assert summarise(swapped)[key]["recovered"] is None
 
 
 def test_the_mean_takes_main_accuracies_with_rows_only_and_two_at_least():
-    both = {name: scored(a=[1.0, 0.0, 0.0], b=[1.0, 1.0]) for name in MODELS}
-    expected = summarise(both)["mean"]
-    assert expected["tasks"] == ["a", "b"]
-    for extra in (
-        scored(LOSSES, "token_perplexity", w=[1.0, 2.0]),
-        scored({"aggregation": "mean", "higher_is_better": False}, "acc_gap", w=[1.0, 0.0]),
-        scored({"aggregation": "mean", "higher_is_better": None}, "acc", w=[1.0, 0.0]),
-    ):
-        assert summarise({name: Evaluation.joined([each, extra]) for name, each in both.items()})["mean"] == expected
-    assert of_three([1.0, 0.0], [1.0, 0.0], [1.0, 0.0])["mean"] is None
-    assert summarise(dict.fromkeys(MODELS, Evaluation()))["mean"] is None
+    def mean(*parts: Evaluation) -> dict | None:
+        return summarise(dict.fromkeys(MODELS, Evaluation.joined(list(parts))))["mean"]
+
+    both = scored(a=[1.0, 0.0, 0.0], b=[1.0, 1.0])
+    assert mean(both)["tasks"] == ["a", "b"]
+    for kind, metric in ((LOSSES, "token_perplexity"), (ACCURACY | {"higher_is_better": False}, "acc_gap"),
+                         (ACCURACY | {"higher_is_better": None}, "acc")):  # fmt: skip
+        assert mean(both, scored(kind, metric, w=[1.0, 2.0])) == mean(both)
+    assert mean(scored(t=[1.0, 0.0])) is None and mean() is None
 
 
 def test_a_recovered_share_has_the_right_sign_and_is_silent_on_noise_and_unknown_direction():
+    def share(*rows: list, kind: dict = ACCURACY) -> float | None:
+        evaluations = {name: scored(kind, t=each) for name, each in zip(MODELS, rows, strict=True)}
+        return summarise(evaluations)["recovered"]["t"]["acc"]
+
     dense, pruned, half = [1.0] * 9 + [0.0], [0.0] * 9 + [1.0], [1.0] * 5 + [0.0] * 5
-    assert of_three(dense, pruned, half)["recovered"]["t"]["acc"] == pytest.approx((0.5 - 0.1) / 0.8)
-    assert of_three(pruned, dense, half)["recovered"]["t"]["acc"] is None
-    assert of_three([1.0, *pruned[1:]], pruned, half)["recovered"]["t"]["acc"] is None  # 0.1 ± 0.1
-    unknown = {"aggregation": "mean", "higher_is_better": None}
-    assert of_three(dense, pruned, half, kind=unknown)["recovered"]["t"]["acc"] is None
+    assert share(dense, pruned, half) == pytest.approx((0.5 - 0.1) / 0.8)
+    assert share(pruned, dense, half) is None
+    assert share([1.0, *pruned[1:]], pruned, half) is None  # 0.1 ± 0.1
+    assert share(dense, pruned, half, kind=ACCURACY | {"higher_is_better": None}) is None
     losses = [[2.0, 2.1, 2.05], [3.0, 3.1, 3.02], [2.5, 2.6, 2.55]]
     values = [math.exp(sum(rows) / 3) for rows in losses]
-    share = of_three(*losses, kind=LOSSES)["recovered"]["t"]["acc"]
-    assert share == pytest.approx((values[2] - values[1]) / (values[0] - values[1]))
+    assert share(*losses, kind=LOSSES) == pytest.approx((values[2] - values[1]) / (values[0] - values[1]))
 
 
 def test_scores_of_three_models_are_paired_and_accuracy_stands_for_a_task(data, load):
@@ -113,10 +104,8 @@ def test_scores_of_three_models_are_paired_and_accuracy_stands_for_a_task(data, 
             assert pair["difference"] == pytest.approx(values[0] - values[1])
             assert (pair["mcnemar_p"] is not None) == metric.startswith("acc")
     assert 0 < found["paired"]["hellaswag"]["acc_norm"]["mcnemar_p"] <= 1
-    assert found["main_metric"] == {
-        **{task: of.metric for task, of in PAPER_TASKS.items()},
-        WIKITEXT: "token_perplexity",
-    }
+    main = {task: of.metric for task, of in PAPER_TASKS.items()}
+    assert found["main_metric"] == {**main, WIKITEXT: "token_perplexity"}
     assert found["answers"]["tasks"] == found["mean"]["tasks"] == list(PAPER_TASKS)
     zero = {"value": 0.0, "stderr": 0.0}
     assert found["agreement"]["restored"] == {task: {"flipped": zero, "kl": zero} for task in (*PAPER_TASKS, "all")}
@@ -136,8 +125,8 @@ def kl(dense: list[float], other: list[float]) -> float:
 
 
 def test_agreement_is_the_share_of_flips_and_the_mean_divergence_with_jackknifed_errors():
-    choices = {name: {"a": drawn(0, 25, noise), "b": drawn(1, 40, noise)}
-               for name, noise in zip(MODELS, (0.0, 2.0, 1.0), strict=True)}  # fmt: skip
+    noises = dict(zip(MODELS, (0.0, 2.0, 1.0), strict=True))
+    choices = {name: {"a": drawn(0, 25, noise), "b": drawn(1, 40, noise)} for name, noise in noises.items()}
     found, tables = agreement({name: Evaluation(choices=each) for name, each in choices.items()}), {}
     for name in ("pruned", "restored"):
         for task in "ab":
@@ -149,9 +138,8 @@ def test_agreement_is_the_share_of_flips_and_the_mean_divergence_with_jackknifed
         for measure in ("flipped", "kl"):
             before, after = (tables[name, task][measure] for name in ("pruned", "restored"))
             for name, rows in (("pruned", before), ("restored", after), ("paired", after - before)):
-                value, error = found[name][task][measure].values()
-                assert value == pytest.approx(rows.mean())
-                assert error == pytest.approx(jackknife(lambda tables: tables[0].mean(), [rows]))
+                expected = [rows.mean(), jackknife(lambda tables: tables[0].mean(), [rows])]
+                assert list(found[name][task][measure].values()) == pytest.approx(expected)
     assert 0 < found["restored"]["all"]["flipped"]["value"] < found["pruned"]["all"]["flipped"]["value"] < 1
     assert agreement(dict.fromkeys(MODELS, Evaluation())) is None
     lacking = {name: Evaluation(choices=each) for name, each in choices.items()}
@@ -167,10 +155,8 @@ def test_flips_and_divergences_of_planted_rows():
     assert flips([[-1.0, -1.0]] * 2, [[-1.0, -2.0], [-2.0, -1.0]]) == [0.0, 1.0]
     # A shift of all choices is none of the distribution.
     assert divergences(dense, [[value - 100 for value in row] for row in dense]) == pytest.approx([0.0] * 10, abs=1e-12)
-    sure, unsure = [[0.0, math.log(0.25)]], [[0.0, 0.0]]
-    assert divergences(sure, unsure)[0] == pytest.approx(0.8 * math.log(1.6) + 0.2 * math.log(0.4))
+    unsure = [[0.0, 0.0]]
+    assert divergences([[0.0, math.log(0.25)]], unsure)[0] == pytest.approx(0.8 * math.log(1.6) + 0.2 * math.log(0.4))
     assert divergences([[0.0, -math.inf]], unsure)[0] == pytest.approx(math.log(2))
     assert divergences(unsure, [[0.0, -math.inf]])[0] == math.inf
     assert math.isnan(divergences(unsure, [[math.nan, 0.0]])[0])
-    with pytest.raises(ValueError, match="number of choices"):
-        divergences([[0.0]], [[0.0, 1.0]])

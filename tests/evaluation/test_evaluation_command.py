@@ -9,7 +9,6 @@ import pytest
 import torch
 from lm_eval.tasks import TaskManager
 
-import utils.evaluation.restored_lm
 from models.checkpoint import fingerprint
 from models.compact import in_dense_shapes
 from models.loading import load_model, load_tokenizer
@@ -18,82 +17,77 @@ from models.restoration import save_restoration
 from tests.builders import compact_checkpoint, trained
 from utils.common.errors import UserError
 from utils.common.names import ANSWER_BITS
+from utils.evaluation import restored_lm
 from utils.evaluation.scoring import evaluate
 from utils.evaluation.task_loading import plan_tasks
 from utils.evaluation.tasks import BUNDLED_FOLDER
 
-TASKS = ["bundled_response", "bundled_facts", "bundled_arithmetic"]
-ROWS = 6
+TASKS, ROWS = "bundled_response,bundled_facts,bundled_arithmetic", 6
 
 
 @pytest.fixture
-def run(make_tiny_llama, tmp_path):
-    """The files of a run (pruned, restoration, merged model), and its scores in memory."""
-    pruned = make_tiny_llama(zeros=0.5, max_position_embeddings=512)
-    restoration = trained()
+def files(make_tiny_llama, tmp_path):
+    """(pruned, restoration/, model/) of a run."""
+    pruned, restoration = make_tiny_llama(zeros=0.5, max_position_embeddings=512), trained()
     save_restoration(tmp_path / "restoration", restoration, {"pruned_sha256": fingerprint(pruned)})
     merge(pruned, restoration, tmp_path / "model", pruned)
-    model = restoration.attach(load_model(pruned, "auto", "cpu", "-p"))
-    plan = plan_tasks(",".join(TASKS), None, ROWS, 64)
-    evaluation = evaluate(model, load_tokenizer(pruned, "-p"), plan, label="restored")
-    return pruned, tmp_path, evaluation
+    return pruned, tmp_path / "restoration", tmp_path / "model"
 
 
 def command(monkeypatch, main, output, *more: str) -> dict:
     """The scores that lm_eval's command line writes, in the form of Evaluation.scores."""
-    words = ["lm_eval", "--include_path", str(BUNDLED_FOLDER), "--tasks", ",".join(TASKS), "--limit", str(ROWS)]
+    words = ["lm_eval", "--include_path", str(BUNDLED_FOLDER), "--tasks", TASKS, "--limit", str(ROWS)]
     # Indexing all of lm_eval's own tasks takes ten seconds.
-    index = partialmethod(TaskManager.__init__, include_defaults=False)
-    monkeypatch.setattr(TaskManager, "__init__", index)
+    monkeypatch.setattr(TaskManager, "__init__", partialmethod(TaskManager.__init__, include_defaults=False))
     monkeypatch.setattr(sys, "argv", [*words, "--device", "cpu", "--output_path", str(output), *more])
     main()
     (written,) = output.rglob("results_*.json")
+    results = json.loads(written.read_text())["results"]
     return {
         task: {
-            metric: {"value": measured[f"{metric},none"], "stderr": measured[f"{metric}_stderr,none"]}
+            metric: {"value": results[task][f"{metric},none"], "stderr": results[task][f"{metric}_stderr,none"]}
             for metric in ("acc", "acc_norm")
         }
-        for task, measured in json.loads(written.read_text())["results"].items()
-        if task in TASKS
+        for task in TASKS.split(",")
     }
 
 
-def test_lm_evals_command_line_gives_the_scores_in_memory(run, monkeypatch):
-    pruned, folder, evaluation = run
+def test_lm_evals_command_line_gives_the_scores_in_memory(files, monkeypatch, tmp_path):
+    pruned, restoration, merged = files
+    model = trained().attach(load_model(pruned, "auto", "cpu", "-p"))
+    found = evaluate(model, load_tokenizer(pruned, "-p"), plan_tasks(TASKS, None, ROWS, 64), label="restored").scores
     expected = {
         task: {metric: pytest.approx(score) for metric, score in scores.items() if metric != ANSWER_BITS}
-        for task, scores in evaluation.scores.items()
+        for task, scores in found.items()
     }
+
+    def scores(name: str, main, *words: str) -> dict:
+        return command(monkeypatch, main, tmp_path / name, *words)
+
     plain = lm_eval.__main__.cli_evaluate
-    merged, unrestored = f"pretrained={folder / 'model'}", f"pretrained={pruned}"
-    assert command(monkeypatch, plain, folder / "merged", "--model_args", merged) == expected
-    assert command(monkeypatch, plain, folder / "pruned", "--model_args", unrestored) != expected
-    attached = f"pruned={pruned},restoration={folder / 'restoration'}"
-    ours = ("--model", "restorelcc", "--model_args", attached)
-    assert command(monkeypatch, utils.evaluation.restored_lm.main, folder / "attached", *ours) == expected
+    assert scores("merged", plain, "--model_args", f"pretrained={merged}") == expected
+    assert scores("pruned", plain, "--model_args", f"pretrained={pruned}") != expected
+    attached = f"pruned={pruned},restoration={restoration}"
+    assert scores("attached", restored_lm.main, "--model", "restorelcc", "--model_args", attached) == expected
 
 
-def test_mistakes_in_the_model_types_arguments_are_one_line(run, make_tiny_llama, monkeypatch, capsys):
-    pruned, folder, _ = run
-    model = ("--model", "restorelcc", "--model_args", f"pruned={pruned},restoration={folder}/absent")
+def test_mistakes_in_the_model_types_arguments_are_one_line(files, make_tiny_llama, monkeypatch, tmp_path, capsys):
+    words = ("--model", "restorelcc", "--model_args", f"pruned={files[0]},restoration={tmp_path}/absent")
     with pytest.raises(SystemExit) as ended:
-        command(monkeypatch, utils.evaluation.restored_lm.main, folder, *model)
+        command(monkeypatch, restored_lm.main, tmp_path, *words)
     assert ended.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: restoration: ")
     with pytest.raises(UserError, match=r"restoration: .* is not the pruned checkpoint"):
-        utils.evaluation.restored_lm.RestoredLM(str(make_tiny_llama(seed=3)), str(folder / "restoration"), device="cpu")
+        restored_lm.RestoredLM(str(make_tiny_llama(seed=3)), str(files[1]), device="cpu")
 
 
 def test_a_compact_checkpoint_is_scored_with_the_restoration_trained_on_it(make_tiny_llama, tmp_path, monkeypatch):
     """Its layers have other widths than what was restored: it is put into the dense model's shapes again."""
-    monkeypatch.setattr(utils.evaluation.restored_lm, "DEFAULT_CACHE", tmp_path / "cache")
-    compact_checkpoint(make_tiny_llama(zeros=0.5), tmp_path / "small")
-    expanded, _ = in_dense_shapes(tmp_path / "small", tmp_path / "cache")
-    about = {"pruned_sha256": fingerprint(tmp_path / "small"), "expanded_sha256": fingerprint(expanded)}
-    save_restoration(tmp_path / "restoration", trained(), about)
-    model = utils.evaluation.restored_lm.RestoredLM(
-        str(tmp_path / "small"), str(tmp_path / "restoration"), device="cpu", dtype="float32"
-    )
-    (found,) = probe_logits(model.model, [[5, 9, 77]])
+    monkeypatch.setattr(restored_lm, "DEFAULT_CACHE", tmp_path / "cache")
+    small, place = tmp_path / "small", tmp_path / "restoration"
+    compact_checkpoint(make_tiny_llama(zeros=0.5), small)
+    expanded, _ = in_dense_shapes(small, tmp_path / "cache")
+    save_restoration(place, trained(), {"pruned_sha256": fingerprint(small), "expanded_sha256": fingerprint(expanded)})
+    model = restored_lm.RestoredLM(str(small), str(place), device="cpu", dtype="float32")
     whole = trained().attach(load_model(expanded, torch.float32, "cpu", "-p"))
-    assert torch.equal(found, probe_logits(whole, [[5, 9, 77]])[0])
+    assert torch.equal(*(probe_logits(each, [[5, 9, 77]])[0] for each in (model.model, whole)))

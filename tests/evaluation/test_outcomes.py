@@ -3,9 +3,9 @@
 import gzip
 
 from tests.evaluation.material import one_line
-from utils.evaluation.comparison import agreement, summarise
+from utils.evaluation.comparison import summarise
 from utils.evaluation.outcomes import CHOICES, KeptRows, pair_rows, read_rows, write_rows
-from utils.evaluation.paired_statistics import divergences, flips, paired_difference
+from utils.evaluation.paired_statistics import paired_difference
 from utils.evaluation.scoring import evaluate
 from utils.evaluation.task_loading import plan_tasks
 from utils.evaluation.tasks import TOKEN_PERPLEXITY, WIKITEXT
@@ -16,14 +16,11 @@ TASKS = "hellaswag,arc_easy,wikitext2"
 def test_rows_come_back_as_they_were_scored_and_pair_two_runs_as_two_models_of_one(data, load, tmp_path, monkeypatch):
     plan = plan_tasks(TASKS, data, None, 32)
     dense, one, other = (evaluate(*load(seed), plan, label="x") for seed in (3, 0, 5))
-    path, more = (
-        tmp_path / "logs" / "rows.json.gz",
-        {"dense": {"validation": {"loss": KeptRows([[1.0, 2]], "", False, "")}}},
-    )
-    write_rows(path, {"dense": dense, "restored": one}, more)
+    path, more = tmp_path / "logs" / "rows.json.gz", {"validation": {"loss": KeptRows([[1.0, 2]], "", False, "")}}
+    write_rows(path, {"dense": dense, "restored": one}, {"dense": more})
     assert list(path.parent.iterdir()) == [path]
     first = read_rows(path)
-    assert first["dense"].pop("validation") == more["dense"]["validation"]
+    assert {"validation": first["dense"].pop("validation")} == more
     for name, evaluation in (("dense", dense), ("restored", one)):
         values = {task: {m: rows.values for m, rows in metrics.items()} for task, metrics in first[name].items()}
         assert {task: values[task].pop(CHOICES) for task in evaluation.choices} == evaluation.choices
@@ -37,18 +34,12 @@ def test_rows_come_back_as_they_were_scored_and_pair_two_runs_as_two_models_of_o
     write_rows(tmp_path / "other", {"restored": other})
     assert (tmp_path / "other").read_bytes() == same
     second = read_rows(tmp_path / "other")
-    three = {"dense": dense, "pruned": other, "restored": one}
-    for task, metrics in summarise(three)["paired"].items():
+    summary = summarise({"dense": dense, "pruned": other, "restored": one})
+    for task, metrics in summary["paired"].items():
         for metric, expected in metrics.items():
             pair = pair_rows(first["restored"], second["restored"], task, metric)
-            found = paired_difference(pair[0].values, pair[1].values, pair[0].aggregation)
+            found = paired_difference(*(rows.values for rows in pair), pair[0].aggregation)
             assert found == (expected["difference"], expected["stderr"])
-    for task in ("hellaswag", "arc_easy"):
-        base, kept = pair_rows(first["dense"], first["restored"], task, CHOICES)
-        _, against = pair_rows(first["dense"], second["restored"], task, CHOICES)
-        for measure, rows_of in (("flipped", flips), ("kl", divergences)):
-            pair = [rows_of(base.values, each.values) for each in (kept, against)]
-            assert paired_difference(*pair, "mean") == tuple(agreement(three)["paired"][task][measure].values())
 
 
 def test_other_rows_are_refused(data, tiny, tmp_path):
@@ -56,23 +47,25 @@ def test_other_rows_are_refused(data, tiny, tmp_path):
         write_rows(tmp_path / "kept", {"restored": evaluate(*tiny, plan_tasks(TASKS, data, limit, window), label="x")})
         return read_rows(tmp_path / "kept")["restored"]
 
+    def refused(first, second, task: str, metric: str, *parts: str) -> None:
+        one_line(lambda: pair_rows(first, second, task, metric), f"{task}, {metric}", *parts)
+
     before, limited, windows = kept(), kept(limit=2), kept(limit=2, window=31)
-    one_line(lambda: pair_rows(before, before, "rte", "acc"), "rte, acc", "first run", "-eval_tasks")
-    one_line(lambda: pair_rows(before, {}, "hellaswag", "acc"), "second run")
-    one_line(lambda: pair_rows(before, limited, "hellaswag", "acc"), "hellaswag, acc", "different rows", "-eval_limit")
+    refused(before, before, "rte", "acc", "first run", "-eval_tasks")
+    refused(before, {}, "hellaswag", "acc", "second run")
+    refused(before, limited, "hellaswag", "acc", "different rows", "-eval_limit")
     # As many windows of the same pages, but of other tokens.
     assert windows["hellaswag"] == limited["hellaswag"]
     assert windows[WIKITEXT]["word_perplexity"].sha256 == limited[WIKITEXT]["word_perplexity"].sha256
-    one_line(lambda: pair_rows(limited, windows, WIKITEXT, TOKEN_PERPLEXITY), "different rows", "-ppl_window")
+    refused(limited, windows, WIKITEXT, TOKEN_PERPLEXITY, "different rows", "-ppl_window")
     file = data / "hellaswag" / "validation.jsonl"
     file.write_text(file.read_text().replace("paints a wall", "paints a door"))
-    one_line(lambda: pair_rows(before, kept(), "hellaswag", "acc"), "different rows")
+    refused(before, kept(), "hellaswag", "acc", "different rows")
 
 
 def test_a_damaged_file_is_named(tmp_path):
     path = tmp_path / "rows.json.gz"
+    one_line(lambda: read_rows(path), str(path))
     for content in (b"", b"plain", gzip.compress(b"[1]"), gzip.compress(b'{"a": {"b": {"c": {}}}}')):
         path.write_bytes(content)
         one_line(lambda: read_rows(path), str(path), "rows.json.gz")
-    path.unlink()
-    one_line(lambda: read_rows(path), str(path))

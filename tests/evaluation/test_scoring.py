@@ -1,4 +1,4 @@
-"""Scores are what the logits say, by hand, whatever the batches."""
+"""Scores are what the logits say, by hand, whatever the batches, and are kept by all that determines them."""
 
 import json
 import math
@@ -12,16 +12,17 @@ from lm_eval.api.group import AggMetricConfig, Group
 from lm_eval.filters import build_filter_ensemble
 from lm_eval.models.huggingface import HFLM
 
-from tests.evaluation.material import QUESTIONS, ROWS, WIKI, Question, bits, bundled, jackknife, log_likelihood
+import utils.evaluation
+from models.loading import tokenizer_digest
+from tests.evaluation.material import BITS, QUESTIONS, ROWS, WIKI, Question, bits, bundled, jackknife, log_likelihood
+from utils.common.cache import Cache, code_version
 from utils.common.names import ANSWER_BITS
-from utils.evaluation.answers import choice_rows
 from utils.evaluation.in_memory_lm import InMemoryLM, share_contexts
-from utils.evaluation.scoring import Evaluation, evaluate
+from utils.evaluation.scoring import PACKAGES, Evaluation, choice_rows, evaluate
 from utils.evaluation.task_loading import EvalPlan, plan_task, plan_tasks
 from utils.evaluation.tasks import BUNDLED_FOLDER, MAIN_METRIC, PAPER_TASKS, TOKEN_PERPLEXITY, WIKITEXT
 from utils.packing import PromptWithContinuations
-
-BITS = {"aggregation": "bits_per_byte", "higher_is_better": False}
+from utils.stages.measure import scores
 
 
 def assert_by_hand(found: Evaluation, task: str, tiny, questions: list[Question]) -> None:
@@ -51,7 +52,7 @@ def assert_by_hand(found: Evaluation, task: str, tiny, questions: list[Question]
 def test_each_of_the_seven_is_what_plain_logits_give_without_the_network(data, tiny):
     plan = plan_tasks("paper", data, None, 64)
     found = evaluate(*tiny, plan, label="x")
-    assert list(found.scores) == [*PAPER_TASKS, WIKITEXT] == list(found.seconds)
+    assert list(found.scores) == [*PAPER_TASKS, WIKITEXT]
     for task, question in QUESTIONS.items():
         assert_by_hand(found, task, tiny, [question(row) for row in ROWS[task]])
         assert MAIN_METRIC[task] in found.scores[task]
@@ -100,47 +101,46 @@ def test_perplexities_are_of_whole_windows_and_of_every_pages_words(data, tiny):
     # The first pages that hold as many words as these windows hold tokens.
     pages = found.samples[WIKITEXT]["word_perplexity"]
     assert len(pages) == 3
-    totals = [plan_tasks(WIKITEXT, data, n, 20).planned[0].rows[WIKITEXT].total for n in (1, 2, 3, None)]
+    totals = [plan_tasks(WIKITEXT, data, n, 20).planned[0].records[WIKITEXT]["rows"] for n in (1, 2, 3, None)]
     assert totals == [2, 2, 3, 3]  # of 26 words each
     total, words = (sum(page[i] for page in pages) for i in (0, 1))
     assert found.scores[WIKITEXT]["word_perplexity"]["value"] == pytest.approx(math.exp(-total / words))
 
 
-def test_token_perplexity_alone_has_windows_of_its_own_and_limits_take_the_first(data, tiny):
+def test_limits_take_the_first_rows_and_windows(data, tiny):
     plan = plan_tasks("rte,wikitext2_tokens", data, 2, 40, windows=3)
     assert any("the first 2 of 3 rows" in line for line in plan.describe())
-    found = Evaluation.joined([evaluate(*tiny, part, label="dense") for part in plan.parts()])
-    assert [len(part.planned) for part in plan.parts()] == [1, 0] and set(found.scores[WIKITEXT]) == {TOKEN_PERPLEXITY}
-    both = evaluate(*tiny, plan_tasks("rte,wikitext2", data, 3, 40), label="dense").samples
-    assert found.samples[WIKITEXT][TOKEN_PERPLEXITY] == both[WIKITEXT][TOKEN_PERPLEXITY]
-    assert len(both[WIKITEXT][TOKEN_PERPLEXITY]) == 3 and found.samples["rte"]["acc"] == both["rte"]["acc"][:2]
+    limited, whole = (evaluate(*tiny, each, "x") for each in (plan, plan_tasks("rte,wikitext2", data, 3, 40)))
+    assert list(limited.scores[WIKITEXT]) == [TOKEN_PERPLEXITY] != list(whole.scores[WIKITEXT])
+    assert len(limited.samples[WIKITEXT][TOKEN_PERPLEXITY]) == 3 and len(limited.samples["rte"]["acc"]) == 2
+    for task, metric in ((WIKITEXT, TOKEN_PERPLEXITY), ("rte", "acc")):
+        rows = limited.samples[task][metric]
+        assert rows == whole.samples[task][metric][: len(rows)]
     assert plan_tasks("wikitext2_tokens", data, 2, 40, windows=2).key() != plan.parts()[1].key()
 
 
 def test_parts_of_a_plan_score_as_the_whole_and_read_back_equal(data, tiny):
     plan = plan_tasks("rte,arc_easy,wikitext2", data, None, 32)
-    whole = evaluate(*tiny, plan, label="x")
     parts = [evaluate(*tiny, part, label="x") for part in plan.parts()]
     assert [Evaluation(**json.loads(json.dumps(asdict(part)))) for part in parts] == parts
-    joined = Evaluation.joined(parts)
-    assert (joined.scores, joined.samples, joined.metrics) == (whole.scores, whole.samples, whole.metrics)
-    assert (joined.choices, joined.provenance) == (whole.choices, whole.provenance)
-    assert [list(part.key()["tasks"]) for part in plan.parts()] == [["rte"], ["arc_easy"], [WIKITEXT]]
+    assert Evaluation.joined(parts) == evaluate(*tiny, plan, label="x")
+    assert [next(iter(part.key())) for part in plan.parts()] == ["rte", "arc_easy", WIKITEXT]
     nothing = plan_tasks("none", None, None, 64)
     assert nothing.describe() == nothing.parts() == [] and evaluate(*tiny, nothing, label="x").scores == {}
 
 
 def test_every_score_has_lm_evals_direction_a_group_and_a_metric_without_rows_too(data, tiny):
-    rte, boolq = (planned.loaded for planned in plan_tasks("rte,boolq", data, None, 64).planned)
-    for task in (rte, boolq):
+    tasks = {part.name: part.tasks[part.name] for part in plan_tasks("rte,boolq", data, None, 64).planned}
+    for task in tasks.values():
         task._aggregation_list["acc"] = max  # nothing here resamples it
         task._higher_is_better["acc"] = False  # as a task's definition may say
     outer, inner = (
         Group(name, aggregate_metric_list=[AggMetricConfig(metric="acc")], metadata={"version": 1})
         for name in ("outer", "inner")
     )
-    inner.add(rte), inner.add(boolq), outer.add(inner)
-    found = evaluate(*tiny, EvalPlan((plan_task(outer, None, "here"),), None, 64), label="x")
+    inner.add(tasks["rte"]), inner.add(tasks["boolq"]), outer.add(inner)
+    planned = plan_task(tasks, {"outer": outer, "inner": inner}, None, "here")
+    found = evaluate(*tiny, EvalPlan((planned,), None, 64), label="x")
     accuracy = {"acc": {"aggregation": None, "higher_is_better": False}}
     assert found.metrics == {
         **{task: {**accuracy, ANSWER_BITS: BITS} for task in ("rte", "boolq")},
@@ -149,41 +149,31 @@ def test_every_score_has_lm_evals_direction_a_group_and_a_metric_without_rows_to
     assert [list(found.samples[task]) for task in ("rte", "boolq")] == [[ANSWER_BITS]] * 2
     found = evaluate(*tiny, plan_tasks("hellaswag,wikitext2", data, None, 32), label="x").metrics
     assert found["hellaswag"]["acc_norm"] == {"aggregation": "mean", "higher_is_better": True}
-    assert list(found[WIKITEXT]) == ["word_perplexity", "byte_perplexity", "bits_per_byte", TOKEN_PERPLEXITY]
+    assert list(found[WIKITEXT]) == [TOKEN_PERPLEXITY, "word_perplexity", "byte_perplexity", "bits_per_byte"]
     assert not any(kind["higher_is_better"] for kind in found[WIKITEXT].values())
 
 
 def test_answers_that_lm_eval_does_not_look_up_itself_have_no_bits(data, tiny):
-    def scored(change) -> Evaluation:
+    def scored(attributes: dict | None = None, **config: object) -> Evaluation:
         plan = plan_tasks("arc_easy", data, None, 64)
-        change(plan.planned[0].loaded)
+        task = plan.planned[0].tasks["arc_easy"]
+        vars(task).update(attributes or {})
+        vars(task.config).update(config)
         return evaluate(*tiny, plan, label="x")
 
-    def own_results(task):
-        task.config.process_results = lambda doc, results: {"acc": 1.0}
-
-    def no_answer(task):
-        task.config.doc_to_target = lambda doc: -1
-
-    def several(task):
-        task.multiple_target = 2
-        task.config.doc_to_target = lambda doc: [0, 1]
-
-    def as_text(task):
-        target = task.config.doc_to_target
-        task.config.doc_to_target = lambda doc: doc["choices"]["text"][task.doc_to_target(doc, target)]
-
-    def two_filters(task):
-        task._filters = [build_filter_ensemble(name, [["take_first", None]]) for name in ("one", "other")]
-
-    usual = scored(lambda task: None)
+    usual = scored()
     assert ANSWER_BITS in usual.scores["arc_easy"]
-    for change in (own_results, no_answer, several):
-        found = scored(change)
+    for found in (
+        scored(process_results=lambda doc, results: {"acc": 1.0}),
+        scored(doc_to_target=lambda doc: -1),
+        scored({"multiple_target": 2}, doc_to_target=lambda doc: [0, 1]),
+    ):
         assert ANSWER_BITS not in found.scores["arc_easy"] and ANSWER_BITS not in found.samples["arc_easy"]
         assert found.choices == usual.choices
-    assert scored(as_text).samples == usual.samples
-    assert scored(two_filters).choices == usual.choices  # one row a question
+    as_text = scored(doc_to_target=lambda doc: doc["choices"]["text"][doc["choices"]["label"].index(doc["answerKey"])])
+    assert as_text.samples == usual.samples
+    filters = [build_filter_ensemble(name, [["take_first", None]]) for name in ("one", "other")]
+    assert scored({"_filters": filters}).choices == usual.choices  # one row a question
     # With mutual information, requests without a context follow.
     task = SimpleNamespace(doc_to_choice=lambda doc: ["a", "b"])
     sample = {"doc": {}, "resps": [[(-1.0, True)], [(-2.0, False)], [(-8.0, True)], [(-9.0, True)]]}
@@ -195,16 +185,16 @@ def test_shared_contexts_give_the_log_likelihoods_of_single_requests(data, tiny,
     model, tokenizer = tiny
     model.config.max_position_embeddings = max_length
     plan, answers = plan_tasks("hellaswag,arc_easy,winogrande,rte,wikitext2", data, None, 32), []
-    for lm in (InMemoryLM(model, tokenizer, "tiny"), HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)):
+    for lm in (InMemoryLM(model, tokenizer, "tiny", None), HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)):
         assert lm.max_length == max_length
         values = []
         for planned in plan.planned:
-            planned.loaded.build_all_requests(limit=None)
-            requests = planned.loaded.instances
+            (task,) = planned.tasks.values()
+            task.build_all_requests(limit=None)
             if planned.name == WIKITEXT:
-                values += [(value, True) for value in lm.loglikelihood_rolling(requests)]
+                values += [(value, True) for value in lm.loglikelihood_rolling(task.instances)]
             else:
-                values += lm.loglikelihood(requests)
+                values += lm.loglikelihood(task.instances)
         answers.append(torch.tensor(values, dtype=torch.float64))
     torch.testing.assert_close(*answers, rtol=1e-5, atol=1e-5)
 
@@ -218,3 +208,30 @@ def test_sharing_respects_the_budget_and_the_length_of_the_model():
     assert owners == [[0, 1, 2], [3, 4], [5], [6], [7]]
     assert all(len(row.prompt) + len(ids) <= 40 for row in prompts for ids in row.continuations)
     assert all(len(row) <= 42 for row in prompts)
+
+
+def test_scores_are_kept_by_weights_rows_device_tokenizer_code_and_libraries(data, tmp_path):
+    def key(**changed) -> dict:
+        given = {"model": "weights", "part": plan, "device": "cpu", "tokenizer_sha256": "sha"} | changed
+        return scores.later(Cache(tmp_path), *given.values(), tokenizer=None, label="x").key()
+
+    plan, other = (plan_tasks("rte", data, limit, 64) for limit in (None, 2))
+    for changed in ({"model": "others"}, {"part": other}, {"device": "cuda"}, {"tokenizer_sha256": "others"}):
+        assert key(**changed) != key() == key(part=plan_tasks("rte", data, 3, 64))
+    assert {"lm_eval", "transformers", "tokenizers", "torch"} <= set(PACKAGES) == set(key()["libraries"])
+    assert key()["code"][1] == code_version(utils.evaluation, utils.packing)
+    assert str(tmp_path) not in json.dumps(key())
+
+
+def test_every_file_of_a_tokenizer_counts_but_not_where_it_was_saved_from(load, saved, tmp_path):
+    load(0)[1].save_pretrained(tmp_path)
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "name_or_path": "/somewhere/else"}))
+    digests = [tokenizer_digest(tmp_path)]
+    assert digests == [tokenizer_digest(saved(0))]
+    for name in ("tokenizer.json", "added_tokens.json", "additional_chat_templates/tools.jinja", "merges.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        for content in ("{}", '{"a": 0}'):
+            (tmp_path / name).write_text(content)
+            digests.append(tokenizer_digest(tmp_path))
+    assert len(set(digests)) == 9

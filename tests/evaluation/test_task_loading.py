@@ -8,12 +8,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from tests.evaluation.material import ROWS, one_line
+from data.sources import Sample
+from tests.evaluation.material import QUESTIONS, ROWS, one_line
+from utils.common.flags import parse_arguments
 from utils.common.names import SPEC_TASKS
 from utils.evaluation import task_loading
 from utils.evaluation.scoring import evaluate
-from utils.evaluation.spec_tasks import load_spec_samples
-from utils.evaluation.task_loading import EvalPlan, plan_task, plan_tasks
+from utils.evaluation.task_loading import EvalPlan, load_texts, plan_task, plan_tasks
 from utils.evaluation.tasks import DEFINITIONS, PAPER_TASKS, WIKITEXT
 
 
@@ -30,45 +31,49 @@ def test_key_follows_rows_limit_and_window_but_not_the_place(data, tmp_path):
     moved.parent.mkdir()
     data.rename(moved)
     (moved / WIKITEXT).rename(moved.parent / WIKITEXT)
-    data = moved.parent
-    assert plan_tasks("paper", data, None, 64).key() == base
-    assert json.loads(json.dumps(base)) == base
-    limited = plan_tasks("paper", data, 2, 64).key()
-    assert limited["tasks"]["boolq"] != base["tasks"]["boolq"]
-    assert limited["token_perplexity"] != base["token_perplexity"]
-    assert plan_tasks("paper", data, None, 32).key() != base
+
+    def changed(limit: int | None = None, window: int = 64) -> set[str]:
+        key = plan_tasks("paper", moved.parent, limit, window).key()
+        return {name for name in key if key[name] != base[name]}
+
+    assert json.loads(json.dumps(base)) == base and changed() == set()
+    assert {"boolq", "token_perplexity"} < changed(limit=2) and changed(window=32) == {"token_perplexity"}
     write(moved, "rte", [*ROWS["rte"][:2], {**ROWS["rte"][2], "label": 0}])
-    now = plan_tasks("paper", data, None, 64).key()
-    assert now["tasks"]["rte"] != base["tasks"]["rte"]
-    assert now["tasks"]["boolq"] == base["tasks"]["boolq"]
+    assert changed() == {"rte"}
 
 
 def test_other_rows_that_examples_are_drawn_from_are_another_key(data):
     def key(examples: list[dict]) -> dict:
-        task = plan_tasks("rte", data, None, 64).planned[0].loaded
+        task = plan_tasks("rte", data, None, 64).planned[0].tasks["rte"]
         task.set_config("num_fewshot", 2)
         task.fewshot_docs = lambda: examples
-        return EvalPlan((plan_task(task, None, "here"),), None, 64).key()["tasks"]["rte"]
+        return EvalPlan((plan_task({"rte": task}, {}, None, "here"),), None, 64).key()["rte"]
 
     one, again, other = key(ROWS["rte"][:2]), key(ROWS["rte"][:2]), key(ROWS["rte"][1:])
     assert one == again
-    assert {name for name, value in other.items() if value != one[name]} == {"examples"}
+    assert {name for name, value in other.items() if value != one[name]} == {"examples_sha256"}
 
 
-def test_all_tasks_of_a_tag_and_the_examples_are_read_from_the_folder(data, monkeypatch):
-    # Only lm_eval's ARC folder stands for all its definitions: indexing them takes ten seconds.
-    manager = TaskManager(include_path=str(DEFINITIONS / "arc"), include_defaults=False)
-    monkeypatch.setattr(task_loading, "every_task", lambda: manager)
-    plan = plan_tasks("ai2_arc", data, None, 64)
-    assert [planned.name for planned in plan.planned] == ["arc_challenge", "arc_easy"]
-    assert all(planned.rows[planned.name].total == 3 for planned in plan.planned)
-    one_line(lambda: plan_tasks("arc_hard", data, None, 64), "-eval_tasks", "arc_hard", "did you mean")
-    shots = {"task": "arc_shots", "include": str(DEFINITIONS / "arc" / "arc_easy.yaml"), "num_fewshot": 2, "tag": None}
+def test_tags_groups_and_examples_are_read_from_the_folder(data, monkeypatch):
+    easy, acc = str(DEFINITIONS / "arc" / "arc_easy.yaml"), [{"metric": "acc", "weight_by_size": True}]
+    shots = {"task": "arc_shots", "include": easy, "num_fewshot": 2, "tag": None}
+    both = {"group": "arc_both", "task": ["arc_easy", "arc_challenge"], "aggregate_metric_list": acc}
     (data / "arc_shots").mkdir()
     (data / "arc_shots" / "task.yaml").write_text(json.dumps(shots))
-    manager = TaskManager(include_path=str(data / "arc_shots"), include_defaults=False)
+    (data / "arc_shots" / "group.yaml").write_text(json.dumps(both))
+    # Only lm_eval's ARC folder stands for all its definitions: indexing them takes ten seconds.
+    manager = TaskManager(include_path=[str(DEFINITIONS / "arc"), str(data / "arc_shots")], include_defaults=False)
+    monkeypatch.setattr(task_loading, "every_task", lambda: manager)
+
+    def planned(name: str) -> list[tuple[str, list[int]]]:
+        parts = plan_tasks(name, data, None, 64).planned
+        return [(part.name, [record["rows"] for record in part.records.values()]) for part in parts]
+
+    assert planned("ai2_arc") == [("arc_challenge", [3]), ("arc_easy", [3])]
+    assert planned("arc_both") == [("arc_both", [3, 3])]
+    one_line(lambda: planned("arc_hard"), "-eval_tasks", "arc_hard", "did you mean")
     write(data, "arc_shots", ROWS["arc_easy"], "test")
-    one_line(lambda: plan_tasks("arc_shots", data, None, 64), "-eval_data_dir", "train split of arc_shots")
+    one_line(lambda: planned("arc_shots"), "-eval_data_dir", "train split of arc_shots")
     write(data, "arc_shots", ROWS["arc_easy"] * 2, "train")
     (task,) = plan_tasks("arc_shots", data, None, 64).planned[0].tasks.values()
     assert len(list(task.fewshot_docs())) == 6 and len(task.eval_docs) == 3
@@ -84,28 +89,27 @@ def test_paper_without_wikitext_runs_the_seven_and_says_so(data):
     one_line(lambda: plan_tasks(WIKITEXT, data, None, 64), "-eval_data_dir", "test.txt", "empty")
 
 
-def test_missing_and_damaged_files_and_names_are_one_line(data, monkeypatch):
-    file = data / "openbookqa" / "test.jsonl"
-    file.write_text(file.read_text()[:-20])
-    one_line(lambda: plan_tasks("openbookqa", data, None, 64), "-eval_data_dir", f"{file}:3: not valid JSON")
-    (data / "rte" / "validation.jsonl").unlink()
-    one_line(lambda: plan_tasks("paper", data, None, 64), "-eval_data_dir", "rte", "validation.jsonl")
-    one_line(lambda: plan_tasks("paper", data / "absent", None, 64), "-eval_data_dir", "absent")
-    write(data, "boolq", [ROWS["boolq"][0], {**ROWS["boolq"][1], "passage": None}])  # more of them: tests/inputs
-    one_line(lambda: plan_tasks("boolq", data, None, 64), "-eval_data_dir", "row 2", "'passage' is not text")
-    one_line(lambda: plan_tasks("boolq,,rte", data, None, 64), "-eval_tasks")
+def test_a_row_without_a_field_or_a_right_answer_and_a_hub_out_of_reach_are_one_line(data, monkeypatch):
+    """More of them: tests/inputs."""
+
+    def refused(tasks: str, *parts: str, folder=data) -> None:
+        one_line(lambda: plan_tasks(tasks, folder, None, 64), *parts)
+
+    for wrong, says in (({"passage": None}, "'passage' is undefined"), ({"label": -1}, "of which -1 is right")):
+        write(data, "boolq", [ROWS["boolq"][0], {**ROWS["boolq"][1], **wrong}])
+        refused("boolq", "-eval_data_dir", "row 2", says)
+    refused("boolq,,rte", "-eval_tasks")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(task_loading.datasets.config, "HF_HUB_OFFLINE", True)
-    one_line(lambda: plan_tasks("rte", None, None, 64), "-eval_tasks", "rte", "HF_HOME", "-eval_data_dir")
+    refused("rte", "-eval_tasks", "rte", "HF_HOME", "-eval_data_dir", folder=None)
 
 
 def test_a_window_beyond_the_models_positions_is_refused(data, tiny):
     plan = plan_tasks(WIKITEXT, data, None, 64)
     plan.check_model(tiny[1], 64)
-    one_line(lambda: plan.check_model(tiny[1], 63), "-ppl_window", "64", "63 or less")
     plan_tasks("rte", data, None, 64).check_model(tiny[1], 63)
     tiny[0].config.max_position_embeddings = 63
-    one_line(lambda: evaluate(*tiny, plan, label="x"), "-ppl_window")
+    one_line(lambda: evaluate(*tiny, plan, label="x"), "-ppl_window", "64", "63 or less")
 
 
 @pytest.mark.parametrize("tasks", ["rte", "wikitext2_tokens"])
@@ -120,28 +124,27 @@ def test_a_tokenizer_that_tells_no_words_apart_is_refused(data, tasks):
         one_line(lambda other=tokenizer: plan.check_model(other, 256), "-base_model_name", "tokenizer")
 
 
+def drawn(data, task: str, count: int, seed: int) -> list[Sample]:
+    words = {"spec_task": task, "eval_data_dir": data, "num_train_samples": count, "data_seed": seed}
+    split = load_texts(parse_arguments([word for flag, value in words.items() for word in (f"-{flag}", str(value))]))
+    assert split.valid == []
+    return split.train
+
+
 @pytest.mark.parametrize("task", SPEC_TASKS)
-def test_samples_of_a_task_are_what_lm_eval_scores(data, task):
+def test_samples_of_a_task_are_its_rows_with_right_and_wrong_answers(data, task):
     write(data, task, ROWS[task], "train")
-    (scored,) = plan_tasks(task, data, None, 32).planned[0].tasks.values()
-    by_prompt = {}
-    for row in scored.eval_docs:
-        choices = scored.doc_to_choice(row)
-        by_prompt.setdefault(scored.doc_to_text(row), []).append((choices, choices[scored.doc_to_target(row)]))
-    samples = load_spec_samples(task, data, 3, seed=7)
-    assert len(samples) == 3
-    for sample in samples:
-        matching = [choices for choices, right in by_prompt[sample.prompt] if right == sample.response]
-        assert sorted((*sample.negatives, sample.response)) == sorted(matching[0])
-    words = {"boolq": {"yes", "no"}, "rte": {"True", "False"}}  # the original's
-    assert {sample.response for sample in samples} == words.get(task, {"ice", "hot sand", "air"})
+    expected = set()
+    for choices, right in map(QUESTIONS[task], ROWS[task]):
+        texts = [text.removeprefix(" ") for _, text in choices]
+        expected.add(Sample(choices[0][0], texts[right], tuple(text for text in texts if text != texts[right])))
+    assert set(drawn(data, task, 3, seed=7)) == expected
 
 
 def test_seed_decides_which_samples_are_drawn_and_mistakes_are_one_line(data):
     write(data, "rte", [{**ROWS["rte"][0], "sentence1": f"Sentence {i}."} for i in range(40)], "train")
-    first, again, other = (load_spec_samples("rte", data, 10, seed) for seed in (1, 1, 2))
+    first, again, other = (drawn(data, "rte", 10, seed) for seed in (1, 1, 2))
     assert first == again != other
     assert len(set(first)) == 10
-    one_line(lambda: load_spec_samples("hellaswag", data, 3, 0), "-spec_task", "hellaswag")
-    one_line(lambda: load_spec_samples("rte", data, 41, 0), "-num_train_samples", "rte", "40 rows")
-    one_line(lambda: load_spec_samples("boolq", data, 3, 0), "-eval_data_dir", "train.jsonl")
+    one_line(lambda: drawn(data, "rte", 41, 0), "-num_train_samples", "rte", "40 rows")
+    one_line(lambda: drawn(data, "boolq", 3, 0), "-eval_data_dir", "train.jsonl")

@@ -12,7 +12,8 @@ from data.sources import alpaca_prompt, load_samples
 from pruning.pattern import Pattern, lowest
 from utils.common.errors import UserError
 from utils.common.flags import build_parser, parse_arguments
-from utils.evaluation.tasks import PAPER_TASKS, read_rows
+from utils.evaluation.task_loading import plan_tasks
+from utils.evaluation.tasks import PAPER_TASKS
 
 some = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 """The same examples each time, so that no change is blamed for what another one broke."""
@@ -81,9 +82,11 @@ def test_any_config_gives_flags_or_is_refused(content):
     ["passage", "question", "label", "sentence1", "choices", "answerKey", "endings", "ctx_a", "answer", "sentence"]
 ), anything | st.fixed_dictionaries({"text": st.lists(anything), "label": st.lists(anything)})))  # fmt: skip
 def test_any_task_row_is_refused_or_whole(task, row):
-    in_file(
-        "a.jsonl", json.dumps(row).encode(), lambda path: read_rows(path, "-eval_data_dir", PAPER_TASKS[task].fault)
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / task / f"{PAPER_TASKS[task].split}.jsonl"
+        path.parent.mkdir()
+        path.write_text(json.dumps(row))
+        taken(plan_tasks, task, Path(folder), None, 64)
 
 
 @some

@@ -24,7 +24,7 @@ from utils.common.errors import Stopped, UserError
 from utils.common.files import workspace
 from utils.common.flags import parse_arguments
 from utils.distillation import Distillation
-from utils.evaluation.token_scores import token_scores
+from utils.evaluation.perplexity import token_scores
 from utils.losses import ResponseLoss
 from utils.prompts import IGNORED, Encoded, encode_all
 from utils.stages.train import settings as of_flags

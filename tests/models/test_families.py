@@ -23,7 +23,7 @@ from tests.builders import HEADS, LOPSIDED, SAMPLES, batch, byte_tokenizer, inpu
 from utils.activations import last_token_activations
 from utils.common.errors import UserError
 from utils.common.methods import Options
-from utils.evaluation.token_scores import token_scores
+from utils.evaluation.perplexity import token_scores
 from utils.losses import ResponseLoss
 from utils.packing import PromptWithContinuations
 from utils.training import TrainingSettings, train

@@ -105,7 +105,7 @@ def test_a_model_larger_than_memory_is_offloaded_and_gives_the_same(make_tiny_ll
     trees = [PromptWithContinuations([1, 2, 3], [[], [4, 5], [6]]), PromptWithContinuations([7, 8], [[], [9], [1, 1]])]
     assert torch.equal(last_token_activations(spread, trees, ""), last_token_activations(whole, trees, ""))
     requests, tokenizer = [(None, [5, 6, 7], [8]), (None, [5, 6, 7], [9, 10])], load_tokenizer(folder, "-b")
-    scores = [InMemoryLM(model, tokenizer, "")._loglikelihood_tokens(requests) for model in (spread, whole)]
+    scores = [InMemoryLM(model, tokenizer, "", None)._loglikelihood_tokens(requests) for model in (spread, whole)]
     assert scores[0] == scores[1]
     windows = torch.arange(40).view(2, 20)
     assert window_losses(spread, windows, 1, "") == window_losses(whole, windows, 1, "")

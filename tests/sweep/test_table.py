@@ -12,7 +12,7 @@ from tests.report.made import kept, make_results, task
 from utils.common.errors import UserError
 from utils.common.files import read_json
 from utils.common.names import ANSWER_BITS
-from utils.evaluation.compared_runs import read_outcome
+from utils.evaluation.outcomes import read_outcome
 from utils.sweep.grid import CONTROL, SweepRow, SweepRun
 from utils.sweep.sweep_files import each_run, read, write
 from utils.sweep.table import build_table

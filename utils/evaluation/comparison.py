@@ -1,15 +1,7 @@
 """Three models' scores side by side: paired differences, shares of the gap, and the mean over tasks."""
 
 from utils.common.names import ANSWER_BITS
-from utils.evaluation.paired_statistics import (
-    divergences,
-    flips,
-    mcnemar_p,
-    mean_difference,
-    mean_of_tasks,
-    score,
-    share_recovered,
-)
+from utils.evaluation.paired_statistics import AGREEMENT, mcnemar_p, mean_difference, score, share_recovered
 from utils.evaluation.scoring import Evaluation
 from utils.evaluation.tasks import main_metric
 
@@ -33,9 +25,10 @@ def summarise(evaluations: dict[str, Evaluation]) -> dict:
                 continue
             rows = [*(other.samples[task][metric] for other in others), rows]
             aggregation, higher = (restored.metrics[task][metric][name] for name in ("aggregation", "higher_is_better"))
+            difference = mean_difference([rows[2]], [rows[1]], aggregation)
             p = mcnemar_p(rows[2], rows[1]) if aggregation == "mean" else None
-            paired.setdefault(task, {})[metric] = {**_difference([rows[2]], [rows[1]], aggregation), "mcnemar_p": p}
-            share = None if higher is None else share_recovered(*([each] for each in rows), aggregation, higher)
+            paired.setdefault(task, {})[metric] = {**difference, "mcnemar_p": p}
+            share = None if higher is None else share_recovered([[each] for each in rows], aggregation, higher)
             recovered.setdefault(task, {})[metric] = share
             is_accuracy = metric.startswith("acc") and aggregation == "mean" and higher
             if metric == ANSWER_BITS:
@@ -55,22 +48,17 @@ def summarise(evaluations: dict[str, Evaluation]) -> dict:
     }
 
 
-def _difference(first: list[list], second: list[list], aggregation: str) -> dict[str, float | None]:
-    return dict(zip(("difference", "stderr"), mean_difference(first, second, aggregation), strict=True))
-
-
 def _mean(chosen: dict[str, list], aggregation: str, higher_is_better: bool) -> dict | None:
     """chosen: task -> rows of each of MODELS."""
     if len(chosen) < 2:
         return None
-    dense, pruned, restored = by_model = list(zip(*chosen.values(), strict=True))
-    scores = [dict(zip(("value", "stderr"), mean_of_tasks(tasks, aggregation), strict=True)) for tasks in by_model]
+    by_model = list(zip(*chosen.values(), strict=True))
     return {
         "tasks": list(chosen),
         "higher_is_better": higher_is_better,
-        "scores": dict(zip(MODELS, scores, strict=True)),
-        "paired": _difference(restored, pruned, aggregation),
-        "recovered": share_recovered(dense, pruned, restored, aggregation, higher_is_better),
+        "scores": {name: score(tasks, aggregation) for name, tasks in zip(MODELS, by_model, strict=True)},
+        "paired": mean_difference(by_model[2], by_model[1], aggregation),
+        "recovered": share_recovered(by_model, aggregation, higher_is_better),
     }
 
 
@@ -86,12 +74,12 @@ def agreement(evaluations: dict[str, Evaluation]) -> dict | None:
     if not tasks:
         return None
     found: dict[str, dict] = {"pruned": {}, "restored": {}, "paired": {}}
-    for measure, rows_of in (("flipped", flips), ("kl", divergences)):
+    for measure, rows_of in AGREEMENT.items():
         before, after = ({task: rows_of(dense[task], model[task]) for task in tasks} for model in (pruned, restored))
         for rows in (before, after):
             rows["all"] = [row for task in tasks for row in rows[task]]
         for task in before:
-            for name, rows in (("pruned", before[task]), ("restored", after[task])):
-                found[name].setdefault(task, {})[measure] = score(rows, "mean")
-            found["paired"].setdefault(task, {})[measure] = _difference([after[task]], [before[task]], "mean")
+            found["pruned"].setdefault(task, {})[measure] = score([before[task]], "mean")
+            found["restored"].setdefault(task, {})[measure] = score([after[task]], "mean")
+            found["paired"].setdefault(task, {})[measure] = mean_difference([after[task]], [before[task]], "mean")
     return found

@@ -1,6 +1,7 @@
 """A model in memory behind lm_eval's interface: shared contexts, batches by tokens, one quiet bar a task."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -9,14 +10,13 @@ from unittest.mock import patch
 import datasets
 import torch
 from lm_eval.models.huggingface import HFLM
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from models.loading import input_device
 from utils.common.progress import progress
-from utils.evaluation.token_scores import token_scores
+from utils.evaluation.perplexity import token_scores
 from utils.packing import PromptWithContinuations, by_length, pack
 
 CPU_TOKENS, GPU_TOKENS = 1024, 16384
@@ -32,75 +32,52 @@ class InMemoryLM(HFLM):
     """lm_eval's Hugging Face model around one that is already loaded.
 
     Each context is read once for all its continuations, in batches of a budget of tokens, with logits only where a
-    token is scored and log-probabilities in fp32. That agrees with HFLM's own path to the rounding of the model's
-    dtype: fp32 gives the same scores, while bf16 moves a log-likelihood by some 0.1 nats either way, which turns rows
-    whose choices are that close. Text is generated as HFLM does, eight sequences a batch.
+    token is scored and log-probabilities in fp32: HFLM's scores, but for the rounding of the model's dtype. In bf16
+    that moves a log-likelihood by some 0.1 nats. Text is generated as HFLM does, eight sequences a batch.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: str):
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: str, length: int | None = None
+    ):
+        """label: names the model in bars. length: what no sequence is longer than; None for the model's own."""
         with quiet(logging.ERROR):
-            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=8)
+            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=8, max_length=length)
         self._device = input_device(model)
         self.label = label
 
-    def read_at_most(self, length: int | None) -> None:
-        """No sequence longer than `length` tokens, as with lm_eval's argument max_length; None: the model's own."""
-        self._max_length = length
-
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts in windows of the model's length, each window's first token given one more."""
-        windows, owners = [], []
-        for index, request in enumerate(requests):
-            ids = self.tok_encode(request.args[0])
-            for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1):
-                windows.append((None, *make_disjoint_window(window)))
-                owners.append(index)
-        totals = [0.0] * len(requests)
-        for index, (value, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
-            totals[index] += value
-        return totals
+        """Log-likelihood of whole texts in windows of the model's length, all windows in batches by tokens."""
+        with patch.object(self, "batch_size_per_gpu", sys.maxsize):
+            return super().loglikelihood_rolling(requests, disable_tqdm)
 
+    @torch.inference_mode()
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
-        budget = token_budget(self.device)
+        length, budget = self.max_length, token_budget(self.device)
         requests = [request[1:] for request in requests]
-        prompts, owners, cut = share_contexts(requests, self.max_length, budget)
+        prompts, owners, cut = share_contexts(requests, length, budget)
         if cut:
-            tqdm.write(
-                f"{self.label}: {cut} contexts longer than the model's {self.max_length} tokens lost their start"
-            )
+            tqdm.write(f"{self.label}: {cut} contexts longer than the model's {length} tokens lost their start")
         values = torch.zeros(len(requests), dtype=torch.float64)
         greedy = torch.ones(len(requests), dtype=torch.bool)
         with progress(total=len(requests), desc=self.label, unit="request") as bar:
             for chosen in by_length(prompts, budget):
-                asked = [owners[row] for row in chosen]
-                owner, log_probability, is_best = self._scores([prompts[row] for row in chosen], asked, requests)
+                batch, members = pack([prompts[row] for row in chosen]), [owners[row] for row in chosen]
+                # Every column of a continuation and of the prompt's end before it predicts the request's next token.
+                predicted = [
+                    (row, column, target, owner)
+                    for row, (places, asked) in enumerate(zip(batch.columns, members, strict=True))
+                    for columns, owner in zip(places, asked, strict=True)
+                    for column, target in zip(columns, requests[owner][1][-len(columns) :], strict=True)
+                ]
+                rows, columns, targets, owner = torch.tensor(predicted).T
+                inputs = batch.inputs(self.model, self.device)
+                hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+                hidden = hidden[rows.to(hidden.device), columns.to(hidden.device)]
+                log_probability, is_best = token_scores(self.model, hidden, targets)
                 values.index_add_(0, owner, log_probability)
                 greedy[owner[~is_best]] = False
-                bar.update(sum(map(len, asked)))
+                bar.update(sum(map(len, members)))
         return list(zip(values.tolist(), greedy.tolist(), strict=True))
-
-    @torch.inference_mode()
-    def _scores(
-        self, prompts: list[PromptWithContinuations], owners: list[list[int]], requests: list[tuple]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of each predicted token, on the CPU: its request (P,) int64, log-probability (P,) float64, is it likeliest.
-
-        Every column of a continuation and of the prompt's end before it predicts the request's next token.
-        """
-        batch = pack(prompts)
-        predicted = torch.tensor(
-            [
-                (row, column, target, owner)
-                for row, (places, members) in enumerate(zip(batch.columns, owners, strict=True))
-                for columns, owner in zip(places, members, strict=True)
-                for column, target in zip(columns, requests[owner][1][-len(columns) :], strict=True)
-            ]
-        )
-        rows, columns, targets, owner = predicted.T
-        inputs = batch.inputs(self.model, self.device)
-        hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
-        hidden = hidden[rows.to(hidden.device), columns.to(hidden.device)]
-        return owner, *token_scores(self.model, hidden, targets)
 
 
 def share_contexts(

@@ -1,27 +1,45 @@
-"""Each question's outcome, kept so that two runs can be compared in pairs: OUT/logs/rows.json.gz."""
+"""What each question came to (OUT/logs/rows.json.gz), and finished runs held against each other in it, row by row."""
 
 import gzip
 import json
+import math
 import zlib
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
 
 from utils.common.errors import UserError
-from utils.common.files import whole_file
-from utils.evaluation.paired_statistics import Row
+from utils.common.files import digest, read_json, whole_file
+from utils.common.names import ANSWER_BITS
+from utils.evaluation.paired_statistics import AGREEMENT, Row, mean_difference
 from utils.evaluation.scoring import Evaluation
 from utils.evaluation.tasks import TOKEN_PERPLEXITY
 
 CHOICES = "choices"
-"""Beside a multiple-choice task's metrics: what its answers were chosen from."""
+"""In a metric's place: what a multiple-choice task's answers were chosen from."""
+
+VALIDATION, LOSS = "validation", "loss"
+"""In a task's and a metric's place: each validation sample's [summed loss in nats, tokens] of the restored model."""
+
+COMPARED = ("valid_loss", "perplexity", "answer_bits", "kl", "flipped", "task_mean")
+"""What a run is told by, and held against others in; the share of a control is told of the first three."""
+
+Measure = str | tuple[str, str]
+"""One of COMPARED, or (task, metric)."""
+
+RESULTS = ("scores", "metrics", "main_metric", "paired", "recovered", "mean", "answers", "agreement", "validation")
+RUN = ("arguments", "method", "models", "pruning", "seeds", "device", "versions", "inputs", "stages")
+"""What is kept of results.json, beside its proof, and of run.json."""
 
 
 @dataclass(frozen=True)
 class KeptRows:
     """One value a row (or [log-likelihood, weight]) of one model, task and metric, in the order of the rows.
 
-    Under CHOICES in a metric's place, each row is the log-likelihoods (nats) of a question's choices, which `flips` and
-    `divergences` hold against the dense model's; they have no aggregation of their own.
+    Under CHOICES each row is the log-likelihoods (nats) of a question's choices, with no aggregation of their own.
     sha256: digest of what was asked: the task's rows, or a text's windows of token ids.
     """
 
@@ -33,10 +51,6 @@ class KeptRows:
 
 Kept = dict[str, dict[str, KeptRows]]
 """Task -> metric -> rows of one model."""
-
-
-VALIDATION, LOSS = "validation", "loss"
-"""In a task's and a metric's place: each validation sample's [summed loss in nats, tokens] of the restored model."""
 
 
 def write_rows(path: Path, evaluations: dict[str, Evaluation], more: dict[str, Kept] | None = None) -> None:
@@ -62,10 +76,7 @@ def read_rows(path: Path) -> dict[str, Kept]:
 
 
 def pair_rows(first: Kept, second: Kept, task: str, metric: str) -> tuple[KeptRows, KeptRows]:
-    """The rows of two models, of one run or of two, where row i answers the same question in both.
-
-    Raises UserError where one of them wasn't scored so, or on other rows.
-    """
+    """The rows of two models, where row i answers the same question in both; UserError where there are no such."""
     for place, kept in (("first", first), ("second", second)):
         if metric not in kept.get(task, {}):
             raise UserError(f"{task}, {metric}: the {place} run kept no rows of it; score both on the same -eval_tasks")
@@ -80,12 +91,174 @@ def pair_rows(first: Kept, second: Kept, task: str, metric: str) -> tuple[KeptRo
 
 
 def _kept(evaluation: Evaluation) -> Kept:
-    asked = {task: about["rows_sha256"] for task, about in evaluation.provenance.get("tasks", {}).items()}
-    kept: Kept = {}
+    records = evaluation.provenance.get("tasks", {})
+    kept: Kept = {task: {} for task in evaluation.samples}
     for task, metrics in evaluation.samples.items():
         for metric, values in metrics.items():
-            sha256 = evaluation.provenance[metric]["rows_sha256"] if metric == TOKEN_PERPLEXITY else asked[task]
-            kept.setdefault(task, {})[metric] = KeptRows(values, **evaluation.metrics[task][metric], sha256=sha256)
+            record = evaluation.provenance[metric] if metric == TOKEN_PERPLEXITY else records[task]
+            kept[task][metric] = KeptRows(values, **evaluation.metrics[task][metric], sha256=record["rows_sha256"])
     for task, rows in evaluation.choices.items():
-        kept.setdefault(task, {})[CHOICES] = KeptRows(rows, None, None, asked[task])
+        kept.setdefault(task, {})[CHOICES] = KeptRows(rows, None, None, records[task]["rows_sha256"])
     return kept
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One finished run: results.json, run.json, and the rows that the restored model is compared in."""
+
+    results: dict
+    run: dict
+    rows: Kept
+
+    @property
+    def seed(self) -> int:
+        """The seed of its training."""
+        return self.run.get("seeds", {}).get("training", 0)
+
+    @property
+    def minutes(self) -> float:
+        """How long its stages took."""
+        return sum(stage["seconds"] for stage in self.run.get("stages", [])) / 60
+
+    @property
+    def perplexity(self) -> tuple[str, str] | None:
+        """(task, metric) of the perplexity that stands in the table."""
+        scores = (self._at("scores", "restored") or {}).items()
+        names = ("token_perplexity", "word_perplexity")
+        return next(((task, name) for name in names for task, metrics in scores if name in metrics), None)
+
+    @property
+    def accuracies(self) -> list[tuple[str, str]]:
+        """(task, metric) of what the mean over tasks is of."""
+        main = self.results.get("main_metric") or {}
+        named = self._at("mean", "tasks") or [task for task, metric in main.items() if str(metric).startswith("acc")]
+        return [(task, main[task]) for task in named]
+
+    def asked(self, measure: Measure) -> list[tuple[str, str]]:
+        """(task, metric) of the rows that a measure is the mean of."""
+        if isinstance(measure, tuple):
+            return [measure]
+        return {
+            "valid_loss": [(VALIDATION, LOSS)],
+            "perplexity": [self.perplexity] if self.perplexity else [],
+            "answer_bits": [(task, ANSWER_BITS) for task in self._at("answers", "tasks") or []],
+            "task_mean": self.accuracies,
+        }.get(measure, [("agreement", measure)])
+
+    def value(self, measure: str, model: str = "restored") -> float | None:
+        """A model's value of one of COMPARED; None where it was not measured, or was no finite number."""
+        if measure == "valid_loss":
+            return self._at("validation", model)
+        if measure in AGREEMENT:
+            return self._at("agreement", model, "all", measure, "value")
+        return self._at(*self._place("scores", measure, model), "value")
+
+    def recovered(self, measure: str) -> tuple[float | None, float | None]:
+        """The closed share of the gap between the dense and the pruned model, and its standard error over questions.
+
+        That is the error of the paired gain over the gap, taken as it is.
+        """
+        error = self._at(*self._place("paired", measure), "stderr")
+        dense, pruned = (self.value(measure, model) for model in ("dense", "pruned"))
+        known = None not in (error, dense, pruned) and dense != pruned
+        return self._at(*self._place("recovered", measure)), error / abs(dense - pruned) if known else None
+
+    @property
+    def forgetting(self) -> float | None:
+        """The perplexity minus the pruned model's."""
+        after, before = (self.value("perplexity", model) for model in ("restored", "pruned"))
+        return None if None in (after, before) else after - before
+
+    @property
+    def zeros_kept(self) -> float | None:
+        """The share of the pruned model's zeros that the restored one still has."""
+        zeros = self._at("proof", "zeros_pruned")
+        return 1 - (self._at("proof", "zeros_lost") or 0) / zeros if zeros else None
+
+    def _place(self, part: str, measure: str, *model: str) -> tuple[str, ...]:
+        """Where results.json has a part (scores, paired, recovered) of a measure."""
+        whole = {"answer_bits": "answers", "task_mean": "mean"}.get(measure, "")
+        asked = self.asked(measure)
+        return (whole, part, *model) if self.results.get(whole) else (part, *model, *asked[0]) if asked else ("",)
+
+    def _at(self, *names: str) -> object:
+        """What results.json has at that place; None where it has nothing."""
+        found: object = self.results
+        for name in names:
+            found = found.get(name) if isinstance(found, dict) else None
+        return found
+
+
+def read_outcome(folder: Path) -> Outcome:
+    """The finished run in `folder`."""
+    files = {"results.json": (*RESULTS, "proof"), "run.json": RUN}
+    whole = {name: read_json(folder / name) for name in files}
+    results, run = ({part: whole[name][part] for part in files[name] if whole[name].get(part)} for name in files)
+    outcome, path = Outcome(results, run, {}), folder / "logs" / "rows.json.gz"
+    questions = read_rows(path) if path.is_file() else {}
+    dense, restored = (questions.get(model, {}) for model in ("dense", "restored"))
+    main = (results.get("main_metric") or {}).items()
+    for task, metric in sorted({*main, *(pair for measure in COMPARED for pair in outcome.asked(measure))}):
+        if rows := restored.get(task, {}).get(metric):
+            outcome.rows.setdefault(task, {})[metric] = replace(rows, values=np.asarray(rows.values))
+    if tasks := sorted(task for task in dense if CHOICES in dense[task] and CHOICES in restored.get(task, {})):
+        asked = digest([[task, restored[task][CHOICES].sha256] for task in tasks])
+        sides = [(dense[task][CHOICES].values, restored[task][CHOICES].values) for task in tasks]
+        for measure, rows_of in AGREEMENT.items():
+            rows = KeptRows(np.concatenate([rows_of(*side) for side in sides]), "mean", False, asked)
+            outcome.rows.setdefault("agreement", {})[measure] = rows
+    return outcome
+
+
+def mean_or_none(values: Iterable[float | None]) -> float | None:
+    """Their mean; None where there are none, or one is unknown."""
+    found = spread(values)
+    return found and found["value"]
+
+
+def spread(values: Iterable[float | None]) -> dict | None:
+    """{"value": mean, "stderr": standard error of the mean, None for a single value, "n"}; None if one is missing."""
+    known = list(values)
+    if not known or None in known:
+        return None
+    error = stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None
+    return {"value": mean(known), "stderr": error, "n": len(known)}
+
+
+def difference(outcomes: list[Outcome], others: list[Outcome], measure: Measure) -> dict | None:
+    """{"difference", "stderr", "stderr_seeds", "n"} of `outcomes` minus `others`, over the same n rows.
+
+    Of the seeds that both have, if they share any: what a seed does to both is no difference between them. stderr: over
+    the rows, each one's values averaged over seeds. stderr_seeds: of the mean of each seed's own difference; None for
+    fewer than two. Neither error holds the other. None where no rows were kept; UserError where they are other ones.
+    """
+    outcomes, others = of_shared_seeds(outcomes, others)
+    found = _paired(outcomes, others, measure)
+    if found and [each.seed for each in outcomes] == [each.seed for each in others]:
+        pairs = [_paired([one], [other], measure) for one, other in zip(outcomes, others, strict=True)]
+        found["stderr_seeds"] = spread(each["difference"] for each in pairs)["stderr"]
+    return found
+
+
+def of_shared_seeds(outcomes: list[Outcome], others: list[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
+    """Of both the runs of the seeds that both have, by seed; all runs of both where they share none."""
+    one, other = ({outcome.seed: outcome for outcome in each} for each in (outcomes, others))
+    shared = sorted(one.keys() & other.keys())
+    return ([one[seed] for seed in shared], [other[seed] for seed in shared]) if shared else (outcomes, others)
+
+
+def _paired(outcomes: list[Outcome], others: list[Outcome], measure: Measure) -> dict | None:
+    """`difference` without its error over seeds: the mean over tasks, each one's rows averaged over the runs first."""
+    pairs, aggregation = [], ""
+    for task, metric in outcomes[0].asked(measure):
+        sides = [[each.rows.get(task, {}).get(metric) for each in side] for side in (outcomes, others)]
+        if None in sides[0] or None in sides[1]:
+            return None
+        for each in (*outcomes, *others):
+            pair_rows(outcomes[0].rows, each.rows, task, metric)
+        pairs.append([np.mean([rows.values for rows in side], axis=0) for side in sides])
+        aggregation = sides[0][0].aggregation
+    if not pairs:
+        return None
+    found = mean_difference(*zip(*pairs, strict=True), aggregation)
+    return {**found, "stderr_seeds": None, "n": sum(len(one) for one, _ in pairs)}

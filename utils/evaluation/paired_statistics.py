@@ -34,23 +34,39 @@ def aggregate(rows: Sequence[Row], aggregation: str) -> float:
     return float(AGGREGATIONS[aggregation](_table(rows).sum(axis=0)))
 
 
-def stderr(rows: Sequence[Row], aggregation: str) -> float | None:
-    """Jackknife standard error of the metric; None for fewer than two rows."""
-    return _jackknife([_table(rows)], lambda left_out: AGGREGATIONS[aggregation](left_out[0]))
-
-
-def score(rows: Sequence[Row], aggregation: str) -> dict[str, float | None]:
-    """{"value": the metric over all rows, "stderr": its jackknife standard error}."""
-    return {"value": aggregate(rows, aggregation), "stderr": stderr(rows, aggregation)}
+def score(tasks: Sequence[Sequence[Row]], aggregation: str) -> dict[str, float | None]:
+    """{"value", "stderr"}: the mean over tasks, one or several, of the metric over each one's rows."""
+    parts = [(aggregate(rows, aggregation), _jackknife(_without_each(rows, aggregation))) for rows in tasks]
+    return dict(zip(("value", "stderr"), _mean_of(parts), strict=True))
 
 
 def paired_difference(first: Sequence[Row], second: Sequence[Row], aggregation: str) -> tuple[float, float | None]:
     """Metric of `first` minus metric of `second`, and its standard error, row i answering the same question in both."""
-    if len(first) != len(second):
-        raise ValueError(f"paired rows differ in number: {len(first)} and {len(second)}")
-    metric = AGGREGATIONS[aggregation]
-    error = _jackknife([_table(first), _table(second)], lambda left_out: metric(left_out[0]) - metric(left_out[1]))
-    return aggregate(first, aggregation) - aggregate(second, aggregation), error
+    value = aggregate(first, aggregation) - aggregate(second, aggregation)
+    return value, _jackknife(_without_each(first, aggregation) - _without_each(second, aggregation))
+
+
+def mean_difference(
+    first: Sequence[Sequence[Row]], second: Sequence[Sequence[Row]], aggregation: str
+) -> dict[str, float | None]:
+    """{"difference", "stderr"}: the mean over tasks of `paired_difference`."""
+    parts = [paired_difference(one, other, aggregation) for one, other in zip(first, second, strict=True)]
+    return dict(zip(("difference", "stderr"), _mean_of(parts), strict=True))
+
+
+def share_recovered(
+    models: Sequence[Sequence[Sequence[Row]]], aggregation: str, higher_is_better: bool
+) -> float | None:
+    """(restored - pruned) / (dense - pruned) of the mean over tasks. models: dense, pruned, restored, by task.
+
+    None where the dense model is not better than the pruned one by more than two standard errors of their paired
+    difference: a share of noise says nothing.
+    """
+    dense, pruned, restored = models
+    gap, error = mean_difference(dense, pruned, aggregation).values()
+    if error is None or not (gap if higher_is_better else -gap) > 2 * error:
+        return None
+    return mean_difference(restored, pruned, aggregation)["difference"] / gap
 
 
 def mcnemar_p(first: Sequence[Row], second: Sequence[Row]) -> float | None:
@@ -79,53 +95,23 @@ def flips(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]
 def divergences(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> list[float]:
     """KL(reference || other) of each row, in nats: of the softmax over its choices' log-likelihoods."""
     found = []
-    for one, two in zip(reference, other, strict=True):
-        if len(one) != len(two):
-            raise ValueError(f"rows differ in their number of choices: {len(one)} and {len(two)}")
+    for rows in zip(reference, other, strict=True):
         with np.errstate(invalid="ignore"):  # a collapsed model's NaN is a value like others
-            log_p, log_q = (np.asarray(row, dtype=np.float64) - np.logaddexp.reduce(row) for row in (one, two))
+            log_p, log_q = (np.asarray(row, dtype=np.float64) - np.logaddexp.reduce(row) for row in rows)
         # Without those of probability 0, whose share is 0 though its logarithm isn't finite; NaN stays.
         p, counted = np.exp(log_p), np.exp(log_p) != 0
         found.append(float((p[counted] * (log_p[counted] - log_q[counted])).sum()))
     return found
 
 
-def mean_of_tasks(tasks: Sequence[Sequence[Row]], aggregation: str) -> tuple[float, float | None]:
-    """The mean over tasks of each one's metric, and its standard error; tasks are independent."""
-    return _mean_of([(aggregate(rows, aggregation), stderr(rows, aggregation)) for rows in tasks])
-
-
-def mean_difference(
-    first: Sequence[Sequence[Row]], second: Sequence[Sequence[Row]], aggregation: str
-) -> tuple[float, float | None]:
-    """`mean_of_tasks` of `first` minus that of `second`, and its standard error, paired by the rows of each task."""
-    return _mean_of([paired_difference(one, other, aggregation) for one, other in zip(first, second, strict=True)])
-
-
-def share_recovered(
-    dense: Sequence[Sequence[Row]],
-    pruned: Sequence[Sequence[Row]],
-    restored: Sequence[Sequence[Row]],
-    aggregation: str,
-    higher_is_better: bool,
-) -> float | None:
-    """(restored - pruned) / (dense - pruned) of the mean over tasks, of one as of several.
-
-    None where the dense model is not better than the pruned one by more than two standard errors of their paired
-    difference: a share of noise says nothing.
-    """
-    gap, error = mean_difference(dense, pruned, aggregation)
-    better = gap if higher_is_better else -gap
-    if error is None or not better > 2 * error:
-        return None
-    return mean_difference(restored, pruned, aggregation)[0] / gap
+AGREEMENT = {"flipped": flips, "kl": divergences}
+"""What is told of answers held against the dense model's, question by question."""
 
 
 def _mean_of(parts: Sequence[tuple[float, float | None]]) -> tuple[float, float | None]:
     """(mean, standard error) of independent (value, standard error): √(Σ σ_i²) / n."""
     values, errors = zip(*parts, strict=True)
-    spread = None if None in errors else math.hypot(*errors) / len(errors)
-    return sum(values) / len(values), spread
+    return sum(values) / len(values), None if None in errors else math.hypot(*errors) / len(errors)
 
 
 def _table(rows: Sequence[Row]) -> np.ndarray:
@@ -134,9 +120,14 @@ def _table(rows: Sequence[Row]) -> np.ndarray:
     return np.stack([values, np.ones(len(values))], axis=1) if values.ndim == 1 else values
 
 
-def _jackknife(tables: list[np.ndarray], statistic: Callable[[list[np.ndarray]], np.ndarray]) -> float | None:
-    n = len(tables[0])
-    if n < 2:
-        return None
-    replicates = statistic([table.sum(axis=0) - table for table in tables])
-    return float(np.sqrt((n - 1) / n * ((replicates - replicates.mean()) ** 2).sum()))
+def _without_each(rows: Sequence[Row], aggregation: str) -> np.ndarray:
+    """(n,): the metric over all rows but one, each left out in turn."""
+    table = _table(rows)
+    with np.errstate(invalid="ignore"):  # a single row leaves none
+        return AGGREGATIONS[aggregation](table.sum(axis=0) - table)
+
+
+def _jackknife(replicates: np.ndarray) -> float | None:
+    """Standard error from a statistic without each row in turn; None for fewer than two rows."""
+    n = len(replicates)
+    return float(np.sqrt((n - 1) / n * ((replicates - replicates.mean()) ** 2).sum())) if n > 1 else None

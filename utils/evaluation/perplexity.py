@@ -1,4 +1,4 @@
-"""WikiText-2: its rows, pages and windows, and the pruning papers' token perplexity."""
+"""Log-probabilities of given tokens, and WikiText-2: its pages, its windows, the pruning papers' token perplexity."""
 
 import re
 from collections.abc import Iterable
@@ -6,34 +6,37 @@ from collections.abc import Iterable
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from models.families import final_logits
 from models.loading import input_device
 from utils.common.progress import progress
-from utils.evaluation.token_scores import token_scores
 
-_TOP_HEADING = re.compile(r" ?= [^=].*[^=] = ?")
+CHUNK = 256
+"""Positions whose logits exist at a time: they stay in the cache of a CPU, and cost a GPU few launches."""
 
-
-def hub_rows(text: str) -> list[str]:
-    """The rows of the hub's wikitext-2-raw-v1 from the text of the raw file: lines kept whole, blank ones emptied."""
-    return [line if line.strip() else "" for line in text.splitlines(keepends=True)]
+_BEFORE_TOP_HEADING = re.compile(r"\n(?= ?= [^=\n].*[^=\n] = ?(?:\n|\Z))")
 
 
-def joined(rows: Iterable[str]) -> str:
-    """The text that pruning papers tokenize: rows with two line breaks between them."""
-    return "\n\n".join(rows)
+def token_scores(
+    model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(P,) float64 log-probability (nats) of each target, and (P,) bool whether it is the likeliest; on the CPU.
+
+    hidden: (P, D), the last hidden states that predict. targets: (P,) int64. The softmax is taken in fp32.
+    """
+    scores, likeliest = [], []
+    for part, wanted in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+        logits = final_logits(model.config, model.get_output_embeddings()(part)).float()
+        wanted = wanted.to(logits.device)
+        chosen = logits.gather(1, wanted.unsqueeze(1)).squeeze(1)
+        scores.append((chosen - logits.logsumexp(1)).cpu().double())  # not every device has fp64
+        likeliest.append((logits.argmax(1) == wanted).cpu())
+    return torch.cat(scores), torch.cat(likeliest)
 
 
 def pages(rows: Iterable[str]) -> list[str]:
     """The articles, each from its top heading (` = Title = `) to the next, as the raw file writes them."""
-    found, page = [], []
-    for row in rows:
-        line = row.removesuffix("\n") or " "
-        if _TOP_HEADING.fullmatch(line):
-            found.append(page)
-            page = []
-        page.append(line)
-    texts = ("\n".join(page) for page in [*found, page])
-    return [text for text in texts if text.strip()]
+    text = "\n".join(row.removesuffix("\n") or " " for row in rows)
+    return [page for page in _BEFORE_TOP_HEADING.split(text) if page.strip()]
 
 
 def token_windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int, limit: int | None) -> torch.Tensor:
@@ -55,12 +58,11 @@ def window_losses(model: PreTrainedModel, windows: torch.Tensor, batch_size: int
     windows: (n, length) int64. The perplexity of the text is exp of the mean of what is returned.
     """
     losses = []
-    bar = progress(total=len(windows), desc=description, unit="window")
-    for batch in windows.split(batch_size):
-        batch = batch.to(input_device(model))
-        hidden = model.base_model(input_ids=batch, use_cache=False).last_hidden_state[:, :-1]
-        scores, _ = token_scores(model, hidden.flatten(0, 1), batch[:, 1:].flatten())
-        losses += (-scores.view(len(batch), -1).mean(dim=1)).tolist()
-        bar.update(len(batch))
-    bar.close()
+    with progress(total=len(windows), desc=description, unit="window") as bar:
+        for batch in windows.split(batch_size):
+            batch = batch.to(input_device(model))
+            hidden = model.base_model(input_ids=batch, use_cache=False).last_hidden_state[:, :-1]
+            scores, _ = token_scores(model, hidden.flatten(0, 1), batch[:, 1:].flatten())
+            losses += (-scores.view(len(batch), -1).mean(dim=1)).tolist()
+            bar.update(len(batch))
     return losses

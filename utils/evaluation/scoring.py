@@ -3,24 +3,22 @@
 `plan_tasks` (utils.evaluation.task_loading) → `evaluate` for each model → `summarise` (utils.evaluation.comparison).
 """
 
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
-from pathlib import Path
 
 import lm_eval.api.metrics
 import lm_eval.evaluator
-from lm_eval.api.group import Group
+from lm_eval.api.task import ConfigurableTask, Task
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from models.loading import input_device, tokenizer_digest
-from utils import packing
-from utils.common.files import digest, digest_files
+from models.loading import input_device
+from utils.common.files import digest
 from utils.common.names import ANSWER_BITS
-from utils.evaluation import answers, paired_statistics, perplexity
+from utils.evaluation import perplexity
 from utils.evaluation.in_memory_lm import InMemoryLM, quiet, token_budget
-from utils.evaluation.task_loading import EvalPlan, PlannedTask, portable_config
-from utils.evaluation.tasks import TOKEN_PERPLEXITY, WIKITEXT
+from utils.evaluation.paired_statistics import score
+from utils.evaluation.task_loading import EvalPlan, PlannedTask
+from utils.evaluation.tasks import TOKEN_PERPLEXITY, WIKITEXT, right_choice
 
 PACKAGES = ("lm_eval", "transformers", "tokenizers", "torch", "datasets")
 """Libraries of which another version may give another score."""
@@ -40,7 +38,6 @@ class Evaluation:
         an aggregation that nothing here resamples.
     provenance: {"tasks": task -> what is needed to reproduce its numbers, TOKEN_PERPLEXITY: the same of that one}, each
         with the versions, device and dtype that it was measured with.
-    seconds: task -> wall time.
     choices: of multiple-choice tasks, task -> rows -> log-likelihood (nats) of each choice.
     """
 
@@ -48,7 +45,6 @@ class Evaluation:
     samples: dict[str, dict[str, list]] = field(default_factory=dict)
     metrics: dict[str, dict[str, dict]] = field(default_factory=dict)
     provenance: dict = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
     choices: dict[str, list[list[float]]] = field(default_factory=dict)
 
     @classmethod
@@ -56,24 +52,17 @@ class Evaluation:
         """The scores of several parts of one plan, in their order; what each was measured with stays its own."""
         whole = cls()
         for part in parts:
-            for name in ("scores", "samples", "metrics", "seconds", "choices"):
-                getattr(whole, name).update(getattr(part, name))
             by_task = {**whole.provenance.get("tasks", {}), **part.provenance.get("tasks", {})}
-            whole.provenance.update(part.provenance, tasks=by_task)
+            for each in fields(cls):
+                getattr(whole, each.name).update(getattr(part, each.name))
+            whole.provenance["tasks"] = by_task
         return whole
 
-
-def score_key(part: EvalPlan, tokenizer_folder: Path) -> dict:
-    """All that determines the scores of `part` but the model and the machine; JSON-serialisable, for cache keys.
-
-    tokenizer_folder: where the tokenizer was loaded from; its content counts, its place doesn't.
-    """
-    return {
-        "plan": part.key(),
-        "tokenizer": tokenizer_digest(tokenizer_folder),
-        "versions": {package: version(package) for package in PACKAGES},
-        "code": digest_files([*Path(__file__).parent.glob("*.py"), Path(packing.__file__)]),
-    }
+    def add(self, task: str, metric: str, rows: list, aggregation: str) -> None:
+        """A metric of ours, of which lower is better."""
+        self.scores.setdefault(task, {})[metric] = score([rows], aggregation)
+        self.samples.setdefault(task, {})[metric] = rows
+        self.metrics.setdefault(task, {})[metric] = {"aggregation": aggregation, "higher_is_better": False}
 
 
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plan: EvalPlan, label: str) -> Evaluation:
@@ -86,33 +75,35 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plan: E
         "device": str(input_device(model)),
         "limit": plan.limit,
     }
-    if plan.planned:
-        lm = InMemoryLM(model, tokenizer, label)
-        for planned in plan.planned:
+    for planned in plan.planned:
+        if planned.text is not None:
+            windows = perplexity.token_windows(tokenizer, planned.text, plan.ppl_window, plan.windows)
+            batch = max(1, token_budget(input_device(model)) // windows.shape[1])
+            losses = perplexity.window_losses(model, windows, batch, f"{label}: {WIKITEXT} {TOKEN_PERPLEXITY}")
+            result.add(WIKITEXT, TOKEN_PERPLEXITY, losses, "exp_mean")
+            result.provenance[TOKEN_PERPLEXITY] = {
+                "windows": len(windows),
+                "window_tokens": windows.shape[1],
+                "text_sha256": digest(planned.text),
+                "rows_sha256": digest(windows.tolist()),
+                **circumstances,
+            }
+        if planned.tasks:
             # Both perplexities of WikiText-2 are of windows of one length; all else may use the model's whole length.
-            lm.read_at_most(plan.ppl_window if planned.name == WIKITEXT else None)
-            _score(lm, planned, label, circumstances, result)
-    if plan.wikitext is not None:
-        _score_tokens(model, tokenizer, plan, label, circumstances, result)
+            length = plan.ppl_window if planned.name == WIKITEXT else None
+            _score(InMemoryLM(model, tokenizer, f"{label}: {planned.name}", length), planned, circumstances, result)
     return result
 
 
-def _score(lm: InMemoryLM, planned: PlannedTask, label: str, circumstances: dict, result: Evaluation) -> None:
-    started = time.perf_counter()
-    lm.label = f"{label}: {planned.name}"
-    loaded = planned.loaded
-    groups = {}
-    if isinstance(loaded, Group):
-        # Inner groups first: lm_eval passes a metric's direction up from the members in this order.
-        groups = {group.name: group for group in (*reversed(loaded.get_all_groups()), loaded)}
+def _score(lm: InMemoryLM, planned: PlannedTask, circumstances: dict, result: Evaluation) -> None:
     # The jackknife covers every metric that is a mean or a perplexity; lm_eval's bootstrap would take minutes of CPU.
     known = all(fn in _AGGREGATIONS for task in planned.tasks.values() for fn in task.aggregation().values())
     with quiet():
         found = lm_eval.evaluator.evaluate(
             lm,
-            {"tasks": planned.tasks, "groups": groups, "group_map": {}},
+            {"tasks": planned.tasks, "groups": planned.groups},
             limit=planned.limit,
-            bootstrap_iters=0 if known and not groups else 1000,
+            bootstrap_iters=0 if known and not planned.groups else 1000,
         )
     for name, measured in found["results"].items():
         aggregations = planned.tasks[name].aggregation() if name in planned.tasks else {}
@@ -122,11 +113,9 @@ def _score(lm: InMemoryLM, planned: PlannedTask, label: str, circumstances: dict
             if not kind or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             error = measured.get(f"{metric}_stderr,{kind}")
-            full = metric if kind == "none" else f"{metric},{kind}"  # another filter gives another number
-            result.scores.setdefault(name, {})[full] = {
-                "value": float(value),
-                "stderr": float(error) if isinstance(error, int | float) else None,
-            }
+            full = metric if kind == "none" else key  # another filter of the responses gives another number
+            error = float(error) if isinstance(error, int | float) else None
+            result.scores.setdefault(name, {})[full] = {"value": float(value), "stderr": error}
             result.metrics.setdefault(name, {})[full] = {
                 "aggregation": _AGGREGATIONS.get(aggregations.get(metric)),
                 "higher_is_better": found["higher_is_better"].get(name, {}).get(metric),
@@ -134,64 +123,53 @@ def _score(lm: InMemoryLM, planned: PlannedTask, label: str, circumstances: dict
     for name, task in planned.tasks.items():
         samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
         _keep_rows(name, samples, result)
-        if answers.asks_choices(task):
+        # A class of its own may make other requests than one a choice.
+        if type(task) is ConfigurableTask and task.OUTPUT_TYPE == "multiple_choice":
             # A sample a filter, all of the same responses.
             samples = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
-            result.choices[name] = answers.choice_rows(task, samples)
-            rows = answers.answer_rows(task, samples, result.choices[name])
-            if rows is not None:
-                _add(result, name, ANSWER_BITS, rows, "bits_per_byte")
-        result.provenance["tasks"][name] = {
-            "version": task.VERSION,
-            "rows": planned.rows[name].scored,
-            "rows_in_split": planned.rows[name].total,
-            "rows_sha256": planned.rows[name].sha256,
-            "num_fewshot": task.config.num_fewshot,
-            "max_length": lm.max_length,
-            "source": planned.source,
-            "config": portable_config(task),
-            **circumstances,
-        }
-    result.seconds[planned.name] = round(time.perf_counter() - started, 2)
+            result.choices[name] = choice_rows(task, samples)
+            if (rows := _answer_rows(task, samples, result.choices[name])) is not None:
+                result.add(name, ANSWER_BITS, rows, "bits_per_byte")
+        result.provenance["tasks"][name] = {**planned.records[name], "max_length": lm.max_length, **circumstances}
 
 
 def _keep_rows(name: str, samples: list[dict], result: Evaluation) -> None:
+    """The rows of all metrics that can be resampled, and their standard errors."""
     columns: dict[str, list] = {}
     for sample in samples:
         for metric in sample["metrics"]:
             full = metric if sample["filter"] == "none" else f"{metric},{sample['filter']}"
             columns.setdefault(full, []).append(sample[metric])
     for metric, rows in columns.items():
-        aggregation = result.metrics[name][metric]["aggregation"]
-        if aggregation is None:  # nothing here can resample it
-            continue
-        # lm_eval takes the mean of a perplexity's rows with weights, where the rows are pairs.
-        rows = [[float(part) for part in row] if isinstance(row, tuple | list) else float(row) for row in rows]
-        result.samples.setdefault(name, {})[metric] = rows
-        result.scores[name][metric]["stderr"] = paired_statistics.stderr(rows, aggregation)
+        if (aggregation := result.metrics[name][metric]["aggregation"]) is not None:
+            # lm_eval takes the mean of a perplexity's rows with weights, where the rows are pairs.
+            rows = [[float(part) for part in row] if isinstance(row, tuple | list) else float(row) for row in rows]
+            result.samples.setdefault(name, {})[metric] = rows
+            result.scores[name][metric]["stderr"] = score([rows], aggregation)["stderr"]
 
 
-def _add(result: Evaluation, task: str, metric: str, rows: list, aggregation: str) -> None:
-    """A metric of ours, of which lower is better."""
-    result.scores.setdefault(task, {})[metric] = paired_statistics.score(rows, aggregation)
-    result.samples.setdefault(task, {})[metric] = rows
-    result.metrics.setdefault(task, {})[metric] = {"aggregation": aggregation, "higher_is_better": False}
+def choice_rows(task: Task, samples: list[dict]) -> list[list[float]]:
+    """Log-likelihood (nats) of each choice, a list a row. samples: what lm_eval logs, one a row."""
+    rows = []
+    for sample in samples:
+        # With mutual information, as many requests without a context come after those of the choices.
+        count = len(task.doc_to_choice(sample["doc"]))
+        rows.append([float(responses[0][0]) for responses in sample["resps"][:count]])
+    return rows
 
 
-def _score_tokens(model, tokenizer, plan: EvalPlan, label: str, circumstances: dict, result: Evaluation) -> None:
-    started = time.perf_counter()
-    windows = perplexity.token_windows(tokenizer, plan.wikitext, plan.ppl_window, plan.windows)
-    batch = max(1, token_budget(input_device(model)) // windows.shape[1])
-    losses = perplexity.window_losses(model, windows, batch, f"{label}: {WIKITEXT} {TOKEN_PERPLEXITY}")
-    by_page = result.scores.pop(WIKITEXT, {})
-    _add(result, WIKITEXT, TOKEN_PERPLEXITY, losses, "exp_mean")
-    result.scores[WIKITEXT] |= by_page
-    result.provenance[TOKEN_PERPLEXITY] = {
-        "windows": len(windows),
-        "window_tokens": windows.shape[1],
-        "text_sha256": digest(plan.wikitext),
-        "rows_sha256": digest(windows.tolist()),
-        **circumstances,
-    }
-    elapsed = time.perf_counter() - started
-    result.seconds[WIKITEXT] = round(result.seconds.get(WIKITEXT, 0.0) + elapsed, 2)
+def _answer_rows(task: Task, samples: list[dict], choices: list[list[float]]) -> list[list[float]] | None:
+    """[log-likelihood (nats) of the right answer, its UTF-8 bytes] of each row: what "bits_per_byte" aggregates.
+
+    The bytes are those of the continuation in lm_eval's request, so with the delimiter before it, mostly a space; where
+    choices fill a gap in the context (WinoGrande), the continuation is the text after the gap, the same for all. None
+    unless every row has one right answer that lm_eval itself looks up: not where it has none or several, nor where the
+    task's own process_results may mean another.
+    """
+    right = [right_choice(task, sample["doc"]) for sample in samples]
+    if callable(task.config.process_results) or None in right:
+        return None
+    return [
+        [log_likelihoods[index], float(len(sample["arguments"][index][1].encode()))]
+        for sample, log_likelihoods, index in zip(samples, choices, right, strict=True)
+    ]

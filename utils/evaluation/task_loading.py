@@ -1,9 +1,11 @@
-"""What will be evaluated: task names found, their rows loaded and checked, before any model loads."""
+"""What will be evaluated, and trained on: task names found, their rows loaded and checked, before any model loads."""
 
 import difflib
 import functools
 import inspect
+import json
 import logging
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,8 +20,10 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 from transformers import PreTrainedTokenizerBase
 
+from data.sources import Sample, Split, load_samples
 from utils.common.errors import UserError, first_line
 from utils.common.files import digest
+from utils.common.flags import Arguments
 from utils.common.hub import no_waiting
 from utils.common.names import BUNDLED
 from utils.evaluation import perplexity
@@ -32,6 +36,7 @@ from utils.evaluation.tasks import (
     TOKEN_PERPLEXITY,
     TOKENS_ONLY,
     WIKITEXT,
+    right_choice,
     task_rows,
 )
 
@@ -44,76 +49,63 @@ _FEWSHOT_SEED = 1234  # lm_eval's own default
 
 
 @dataclass(frozen=True)
-class ScoredRows:
-    """Which of a task's rows are scored: the first `scored` of `total`, and the digest of their content.
+class PlannedTask:
+    """A task, or a group that has a score of its own, with all rows in memory.
 
-    first: the first of them, written out. examples: the digest of the rows that examples are drawn from, if any.
+    tasks, groups: by name. records: by task, what is needed to reproduce its numbers. first_rows: a task's, as text.
+    text: WikiText-2's as pruning papers join it, where its token perplexity is asked for.
     """
 
-    scored: int
-    total: int
-    sha256: str
-    first: str
-    examples: str | None = None
-
-
-@dataclass(frozen=True)
-class PlannedTask:
-    """One task or group, loaded: its rows are in memory. `tasks` and `rows` are by task name."""
-
     name: str
-    loaded: Task | Group
-    limit: int | None
-    source: str
     tasks: dict[str, Task]
-    rows: dict[str, ScoredRows]
+    groups: dict[str, Group]
+    limit: int | None
+    records: dict[str, dict]
+    first_rows: list[str]
+    text: str | None = None
 
 
 @dataclass(frozen=True)
 class EvalPlan:
-    """What will be run, checked; the same plan serves the dense, the pruned and the restored model."""
+    """What will be run, checked; the same plan serves the dense, the pruned and the restored model.
+
+    windows: how many of a text, None for all. left_out: what 'paper' would run but the data folder lacks, in words.
+    """
 
     planned: tuple[PlannedTask, ...]
     limit: int | None
     ppl_window: int
-    wikitext: str | None = None
-    """WikiText-2's test text as pruning papers join it, where its token perplexity is asked for."""
     windows: int | None = None
-    """How many of its windows; None for all."""
     left_out: tuple[str, ...] = ()
-    """What 'paper' would run but the data folder does not hold, in words."""
 
     def parts(self) -> "list[EvalPlan]":
         """One plan a task, to score or to find in a cache one by one; `Evaluation.joined` puts the scores together."""
-        text = {planned.name: None for planned in self.planned} | {WIKITEXT: self.wikitext}
-        parts = [replace(self, planned=(planned,), wikitext=text.pop(planned.name)) for planned in self.planned]
-        return [*parts, replace(self, planned=())] if text.get(WIKITEXT) else parts
+        return [replace(self, planned=(planned,)) for planned in self.planned]
 
     def describe(self) -> list[str]:
         """One line a task: what will be run."""
         lines = []
         for planned in self.planned:
-            for name, task in planned.tasks.items():
-                rows, pages = planned.rows[name], name == WIKITEXT
-                some = f"{rows.scored}" if rows.scored == rows.total else f"the first {rows.scored} of {rows.total}"
-                unit = "pages" if pages else "rows"
-                how = f"windows of {self.ppl_window} tokens" if pages else f"{task.config.num_fewshot or 'zero'}-shot"
-                lines.append(f"{name}: {some} {unit}, {how}, {', '.join(task.aggregation())} ({planned.source})")
-        if self.wikitext is not None:
-            some = f"the first {self.windows}" if self.windows else "all"
-            lines.append(f"{WIKITEXT}: {TOKEN_PERPLEXITY} over {some} whole windows of {self.ppl_window} tokens")
+            for name, record in planned.records.items():
+                rows, total, shots = record["rows"], record["rows_in_split"], record["num_fewshot"] or "zero"
+                some = f"{rows}" if rows == total else f"the first {rows} of {total}"
+                how = f"rows, {shots}-shot" if name != WIKITEXT else f"pages, windows of {self.ppl_window} tokens"
+                metrics = ", ".join(planned.tasks[name].aggregation())
+                lines.append(f"{name}: {some} {how}, {metrics} ({record['source']})")
+            if planned.text is not None:
+                some = f"the first {self.windows}" if self.windows else "all"
+                lines.append(f"{WIKITEXT}: {TOKEN_PERPLEXITY} over {some} whole windows of {self.ppl_window} tokens")
         return [*lines, *self.left_out]
 
     def check_model(self, tokenizer: PreTrainedTokenizerBase, positions: int) -> None:
         """UserError if a model of so many positions (max_position_embeddings) and its tokenizer cannot be scored so."""
-        if self.wikitext is not None and self.ppl_window > positions:
+        long = [planned.text[:10_000] for planned in self.planned if planned.text is not None]
+        if long and self.ppl_window > positions:
             raise UserError(
                 f"-ppl_window: {self.ppl_window} tokens are more than the model's {positions} positions; "
                 f"give {positions} or less"
             )
-        texts = [rows.first for planned in self.planned for rows in planned.rows.values()]
-        texts += [self.wikitext[:10_000]] if self.wikitext is not None else []
-        for text in texts:
+        for text in [*long, *(row for planned in self.planned for row in planned.first_rows)]:
             try:
                 ids = set(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
             except Exception:  # what a vocabulary that lacks a word makes tokenizers raise
@@ -125,57 +117,52 @@ class EvalPlan:
                 )
 
     def key(self) -> dict:
-        """What is asked: definitions, rows and windows; JSON-serialisable, for `score_key`.
+        """What is asked: definitions, rows and windows; JSON-serialisable, for the cache of scores.
 
         Rows count by content, so the same rows from the hub or a folder are one key.
         """
-        tasks = {}
+        key = {}
         for planned in self.planned:
-            for name, task in planned.tasks.items():
-                rows, definition = planned.rows[name], digest(portable_config(task))
-                asked = {"version": task.VERSION, "definition": definition, "rows": rows.sha256}
-                tasks[name] = {**asked, "examples": rows.examples}
-        windows = None
-        if self.wikitext is not None:
-            windows = {"text": digest(self.wikitext), "window": self.ppl_window, "limit": self.windows}
-        return {"tasks": tasks, TOKEN_PERPLEXITY: windows}
+            for name, record in planned.records.items():
+                key[name] = {part: value for part, value in record.items() if part != "source"}
+            if planned.text is not None:
+                key[TOKEN_PERPLEXITY] = [digest(planned.text), self.ppl_window, self.windows]
+        return key
 
 
 def plan_tasks(
     eval_tasks: str, eval_data_dir: Path | None, limit: int | None, ppl_window: int, windows: int | None = None
 ) -> EvalPlan:
-    """Find and check everything that `eval_tasks` needs, and load the rows.
+    """Find, load and check all that `eval_tasks` needs; the arguments are the flags' (docs/evaluation.md).
 
-    eval_tasks, eval_data_dir: as -eval_tasks and -eval_data_dir take them (docs/evaluation.md); with a folder, nothing
-        is asked of the hub.
     limit: rows of each task. windows: of the token perplexity, by default as many; word perplexity takes the first
-        pages that hold as many words as these windows hold tokens. ppl_window: tokens in a window of either.
-    Raises UserError before any model is loaded: unknown task, missing split, damaged file, hub out of reach.
+    pages that hold as many words as these windows hold tokens. UserError for an unknown task, a missing split, a
+    damaged file, or a hub out of reach.
     """
     names, windows = task_names(eval_tasks, TASKS_FLAG), windows or limit
     if eval_data_dir is not None and not eval_data_dir.is_dir():
         raise UserError(f"{DATA_FLAG}: {eval_data_dir} is not a folder; give the folder of task data")
-    planned, text, left_out = [], None, ()
+    planned, left_out = [], ()
     absent = eval_data_dir is not None and not (eval_data_dir / WIKITEXT_FILE).is_file()
     with quiet(logging.ERROR):
         for name in names:
             if name == WIKITEXT and absent and WIKITEXT not in map(str.strip, eval_tasks.split(",")):
                 left_out = (f"{WIKITEXT}: left out, {eval_data_dir} holds no {WIKITEXT_FILE}",)
-            elif name in (WIKITEXT, TOKENS_ONLY):
+            elif name == WIKITEXT:
                 rows, source = wikitext_rows(eval_data_dir)
-                text = perplexity.joined(rows)
-                if name == WIKITEXT:
-                    pages = perplexity.pages(rows)
-                    if windows is not None:  # two at least, so that there is a standard error
-                        words = accumulate(len(page.split()) for page in pages)
-                        pages = pages[: max(2, sum(count < windows * ppl_window for count in words) + 1)]
-                    planned.append(plan_task(_page_perplexity(pages), None, source))
-            else:
-                loaded, source = load_tasks(name, eval_data_dir)
+                pages = perplexity.pages(rows)
+                if windows is not None:  # two at least, so that there is a standard error
+                    words = accumulate(len(page.split()) for page in pages)
+                    pages = pages[: max(2, sum(count < windows * ppl_window for count in words) + 1)]
+                by_page = plan_task({WIKITEXT: _page_perplexity(pages)}, {}, None, source)
+                planned.append(replace(by_page, text="\n\n".join(rows)))
+            elif name == TOKENS_ONLY and WIKITEXT not in names:
+                text = "\n\n".join(wikitext_rows(eval_data_dir)[0])
+                planned.append(PlannedTask(name, {}, {}, None, {}, [], text))
+            elif name != TOKENS_ONLY:
                 seen = {task for other in planned for task in other.tasks}
-                new = (plan_task(item, limit, source) for item in loaded)
-                planned += [item for item in new if not seen >= set(item.tasks)]
-    return EvalPlan(tuple(planned), limit, ppl_window, text, windows, left_out)
+                planned += [part for part in _load_tasks(name, eval_data_dir, limit) if not seen >= set(part.tasks)]
+    return EvalPlan(tuple(planned), limit, ppl_window, windows, left_out)
 
 
 def task_names(tasks: str, flag: str) -> list[str]:
@@ -188,42 +175,64 @@ def task_names(tasks: str, flag: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def load_tasks(name: str, data_dir: Path | None) -> tuple[list[Task | Group], str]:
-    """What is behind one of lm_eval's names, a group where it has a score of its own; and where its rows are from."""
-    if name in {BUNDLED, *(path.stem for path in BUNDLED_FOLDER.glob(f"{BUNDLED}_*.yaml"))}:
-        manager = TaskManager(include_path=str(BUNDLED_FOLDER), include_defaults=False)
-        return _load(manager, name), "shipped with the project"
-    manager = _manager(name)
-    if data_dir is None:
-        return _from_hub(lambda: _load(manager, name), name), "hub"
+def _load_tasks(name: str, data_dir: Path | None, limit: int | None) -> list[PlannedTask]:
+    """What is behind one of lm_eval's names: a group that has a score of its own whole, else task by task."""
+    if name.startswith(BUNDLED):
+        loaded, source = _manager(name).load([name]), "shipped with the project"
+    elif data_dir is None:
+        loaded, source = _from_hub(lambda: _manager(name).load([name]), name), "hub"
+    else:
+        loaded, source = _from_folder(name, data_dir), str(data_dir)
+    tasks, groups = loaded["tasks"], loaded["groups"]
+    if name in groups and groups[name].has_aggregation:
+        return [plan_task(tasks, groups, limit, source)]
+    return [plan_task({task: tasks[task]}, {}, limit, source) for task in tasks]
+
+
+def _from_folder(name: str, data_dir: Path, split: str | None = None) -> dict:
+    """What lm_eval loads, each row checked. split: what is read in the place of the one that lm_eval scores."""
+    manager, where = _manager(name), f"{name} in {data_dir}"
     try:
-        with _rows_from(functools.partial(task_rows, data_dir)):
-            items = _load(manager, name)
+        with _rows_from(lambda task, scored: task_rows(data_dir, task, split or scored)):
+            loaded = manager.load([name])  # lm_eval builds the first row's prompt here
+        for task in loaded["tasks"].values():
+            for number, row in enumerate(task.eval_docs, start=1):
+                where = f"{task.task_name} in {data_dir}, row {number}"
+                _check_row(task, row)
     except (UserError, OSError):
         raise
-    except Exception as error:
-        # lm_eval builds the first row's prompt as it loads, and raises whatever its template or function does.
-        raise UserError(
-            f"{DATA_FLAG}: lm_eval's {name} cannot read its rows in {data_dir} ({first_line(error)}); "
-            "the hub's field names are expected"
-        ) from error
-    for item in items:
-        for task in item.get_all_tasks() if isinstance(item, Group) else [item]:
-            _check_rows(task, data_dir)
-    return items, str(data_dir)
+    except Exception as error:  # whatever a task's template or function raises
+        why = f"{type(error).__name__}: {first_line(error)}"
+        message = f"{DATA_FLAG}: {where}: lm_eval cannot read it ({why}); the hub's field names are expected"
+        raise UserError(message) from error
+    return loaded
+
+
+def _check_row(task: Task, row: dict) -> None:
+    """Build a row's prompt, so that one lm_eval cannot read is named before a model loads."""
+    known = task.task_name in PAPER_TASKS
+    if known:  # whose fields are all needed: one that is null must not be read as the text "None"
+        row = {name: value for name, value in row.items() if value is not None}
+    task.doc_to_text(row)
+    target = task.doc_to_target(row)
+    choices = task.doc_to_choice(row) if task.config.doc_to_choice is not None else []
+    texts = len(choices) > 1 and all(isinstance(choice, str) for choice in choices)
+    if known and not (texts and right_choice(task, row) is not None):
+        raise ValueError(f"{choices} are not two texts or more, of which {target!r} is right")
 
 
 def _manager(name: str) -> TaskManager:
-    if name in PAPER_TASKS:  # its own folder is enough
+    """One that knows the task; of the bundled and the paper's ones, of their own folder alone."""
+    folder = BUNDLED_FOLDER if name.startswith(BUNDLED) else None
+    if name in PAPER_TASKS:
         folder = (DEFINITIONS / PAPER_TASKS[name].definition).parent
-        return TaskManager(include_path=str(folder), include_defaults=False)
-    manager = every_task()
-    if name in manager.all_tasks:
-        return manager
-    known = {*PAPER_TASKS, BUNDLED, "paper", WIKITEXT, TOKENS_ONLY, *manager.all_tasks}
-    near = difflib.get_close_matches(name, sorted(known), n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "lm_eval ls tasks lists them"
-    raise UserError(f"{TASKS_FLAG}: unknown task '{name}'; {hint}")
+    manager = TaskManager(include_path=str(folder), include_defaults=False) if folder else every_task()
+    if name not in manager.all_tasks:
+        known = {*PAPER_TASKS, BUNDLED, "paper", WIKITEXT, TOKENS_ONLY, *manager.all_tasks}
+        near = difflib.get_close_matches(name, sorted(known), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "lm_eval ls tasks lists them"
+        raise UserError(f"{TASKS_FLAG}: unknown task '{name}'; {hint}")
+    return manager
 
 
 @functools.cache
@@ -231,12 +240,6 @@ def every_task() -> TaskManager:
     """lm_eval's index of all its tasks."""
     print("indexing lm_eval's tasks (ten seconds)")
     return TaskManager()
-
-
-def _load(manager: TaskManager, name: str) -> list[Task | Group]:
-    loaded = manager.load([name])
-    group = (loaded.get("groups") or {}).get(name)
-    return [group] if group and group.has_aggregation else list(loaded["tasks"].values())
 
 
 @contextmanager
@@ -274,36 +277,30 @@ def _page_perplexity(pages: list[str]) -> Task:
         return ConfigurableTask(config={**config, "task": WIKITEXT})
 
 
-def _check_rows(task: Task, data_dir: Path) -> None:
-    """Build every row's prompt once, so that a row lm_eval cannot read is named before a model loads."""
-    for number, row in enumerate(task.eval_docs, start=1):
-        try:
-            task.doc_to_text(row)
-            task.doc_to_target(row)
-            if task.config.doc_to_choice is not None:
-                task.doc_to_choice(row)
-        except Exception as error:
-            raise UserError(
-                f"{DATA_FLAG}: {task.task_name} in {data_dir}, row {number}: lm_eval cannot read it "
-                f"({first_line(error)}); the hub's field names are expected"
-            ) from error
-
-
-def plan_task(loaded: Task | Group, limit: int | None, source: str) -> PlannedTask:
-    """Which rows of a loaded task or group are scored: the first `limit` of each."""
-    members = loaded.get_all_tasks() if isinstance(loaded, Group) else [loaded]
-    rows = {}
-    for task in members:
+def plan_task(tasks: dict[str, Task], groups: dict[str, Group], limit: int | None, source: str) -> PlannedTask:
+    """Which rows of loaded tasks are scored: the first `limit` of each. groups: what they are in, the outer first."""
+    records, first_rows = {}, []
+    for name, task in tasks.items():
         if task.config.num_fewshot is None:
             task.set_config("num_fewshot", 0)
         task.set_fewshot_seed(_FEWSHOT_SEED)
         docs = task.eval_docs
         scored = min(limit or len(docs), len(docs))
-        shown = task.fewshot_docs() if task.config.num_fewshot else None
-        content, examples = (each and digest(_jsonable(list(each))) for each in ([*islice(docs, scored)], shown))
-        rows[task.task_name] = ScoredRows(scored, len(docs), content, str(docs[0]), examples)
-    name = loaded.name if isinstance(loaded, Group) else loaded.task_name
-    return PlannedTask(name, loaded, limit, source, {task.task_name: task for task in members}, rows)
+        records[name] = {
+            "version": task.VERSION,
+            "rows": scored,
+            "rows_in_split": len(docs),
+            "rows_sha256": digest(_jsonable([*islice(docs, scored)])),
+            "num_fewshot": task.config.num_fewshot,
+            "source": source,
+            "config": portable_config(task),
+        }
+        if task.config.num_fewshot:
+            records[name]["examples_sha256"] = digest(_jsonable(list(task.fewshot_docs())))
+        first_rows.append(str(docs[0]))
+    # Inner groups first: lm_eval passes a metric's direction up from the members in this order.
+    inner_first = dict(reversed(groups.items()))
+    return PlannedTask(next(iter(groups or tasks)), tasks, inner_first, limit, records, first_rows)
 
 
 def wikitext_rows(data_dir: Path | None) -> tuple[list[str], str]:
@@ -318,7 +315,8 @@ def wikitext_rows(data_dir: Path | None) -> tuple[list[str], str]:
         raise UserError(f"{DATA_FLAG}: cannot read {file} ({error}); copy WikiText-2's raw test file there") from error
     if not text.strip():
         raise UserError(f"{DATA_FLAG}: {file} is empty; copy WikiText-2's raw test file there")
-    return perplexity.hub_rows(text), str(file)
+    # As the hub's wikitext-2-raw-v1 has them: lines kept whole, blank ones emptied.
+    return [line if line.strip() else "" for line in text.splitlines(keepends=True)], str(file)
 
 
 def _from_hub(load: Callable, name: str):
@@ -343,10 +341,35 @@ def portable_config(task: Task) -> dict:
 
 def _jsonable(value: object) -> object:
     """`value` with what json cannot write turned to text: functions to their source."""
-    if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if callable(value):
-        return inspect.getsource(value)
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    return json.loads(json.dumps(value, default=lambda item: inspect.getsource(item) if callable(item) else str(item)))
+
+
+def load_texts(args: Arguments) -> Split:
+    """Training and validation texts as the flags name them, and says which flags are not used.
+
+    Under -spec_task samples of the task's training split, drawn with -data_seed, in the drawn order, and none to
+    validate on. Prompts and answers are those that lm_eval scores the task with; negatives are the other choices.
+    Raises UserError as `load_samples` does, and for a missing split, a damaged row, or too few rows.
+    """
+    task, data_dir, count = args.spec_task, args.eval_data_dir, args.num_train_samples
+    if not task:
+        return load_samples(args.data_path, count, args.num_valid_samples)
+    if args.data_path is not None:
+        print(f"      -data_path is not used: -spec_task trains on {task}'s own training split")
+    with quiet(logging.ERROR):
+        if data_dir is None:
+            known = _from_hub(lambda: _manager(task).load([task]), task)["tasks"][task]
+            rows = known.dataset["train"]
+        else:
+            known = _from_folder(task, data_dir, "train")["tasks"][task]
+            rows = known.eval_docs
+    if len(rows) < count:
+        raise UserError(
+            f"-num_train_samples: {count} asked for, but {task}'s training split has {len(rows)} rows; lower it"
+        )
+    samples = []
+    for index in random.Random(args.samples_seed).sample(range(len(rows)), count):
+        choices, right = known.doc_to_choice(rows[index]), right_choice(known, rows[index])
+        negatives = tuple(text for place, text in enumerate(choices) if place != right)
+        samples.append(Sample(known.doc_to_text(rows[index]), choices[right], negatives))
+    return Split(samples, [])

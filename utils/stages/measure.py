@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+import utils.evaluation
 from models import cpu_attention
 from models.checkpoint import Checkpoint
 from utils import activations, examples, negatives, packing
 from utils.common.cache import Kept, cached
-from utils.evaluation.scoring import Evaluation, evaluate, score_key
+from utils.evaluation.scoring import PACKAGES, Evaluation, evaluate
 from utils.evaluation.task_loading import EvalPlan
 from utils.packing import PromptWithContinuations
 from utils.prompts import Encoded, answered, common_prefix
@@ -90,10 +91,8 @@ def measure(
     kept = [last_activations.later(cache, model, part) for part in groups.values()]
     for each in kept:
         each.entry()
-    parts = []
-    for part in plan.parts():
-        key = score_key(part, models.tokenizer_from)
-        parts.append(Evaluation(**scores(cache, model, key, device, part=part, tokenizer=tokenizer)))
+    shown = {"tokenizer": tokenizer}
+    parts = [scores(cache, model, part, device, models.tokenizer_sha256, **shown) for part in plan.parts()]
     asked = samples.valid[:ASKED]
     answers = answers_to(cache, model, asked, device, models.tokenizer_sha256, tokenizer=tokenizer)["answers"]
     model.loaded = None
@@ -111,9 +110,11 @@ def last_activations(model: LazyModel, trees: list[PromptWithContinuations]) -> 
     return {"z": found.to(model.run.dtype)}
 
 
-@cached("scores")
-def scores(model: LazyModel, asked: dict, device: str, *, part: EvalPlan, tokenizer: PreTrainedTokenizerBase) -> dict:
-    """The model's scores on one part of a plan, known by `asked`. Half precision rounds by what a device computes."""
+@cached("scores", code=(utils.evaluation, packing), libraries=PACKAGES)
+def scores(
+    model: LazyModel, part: EvalPlan, device: str, tokenizer_sha256: str, *, tokenizer: PreTrainedTokenizerBase
+) -> dict:
+    """The model's scores on one part of a plan. Half precision rounds by what a device computes."""
     return asdict(evaluate(model(), tokenizer, part, model.label))
 
 

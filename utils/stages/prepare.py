@@ -16,8 +16,7 @@ from utils.common.errors import UserError
 from utils.common.flags import Arguments
 from utils.common.methods import Options
 from utils.common.recipes import as_flags
-from utils.evaluation.spec_tasks import load_texts
-from utils.evaluation.task_loading import EvalPlan, plan_tasks
+from utils.evaluation.task_loading import EvalPlan, load_texts, plan_tasks
 from utils.negatives import locate_encoder
 from utils.samples import Samples, read_samples
 from utils.stages.context import Models, Run, calibration_key

@@ -121,6 +121,6 @@ def run_record(
             "pruned model": models.given.fingerprint,
             "training samples": digest([samples.prompts, samples.responses]),
         },
-        "seconds_by_task": {name: evaluation.seconds for name, evaluation in evaluations.items()},
+        "training": {"tokens": round(args.num_epoch * sum(len(sample.ids) for sample in samples.train))},
         "stages": run.record.stages,
     }

@@ -12,7 +12,7 @@ from utils.common.flags import parse_arguments
 from utils.common.methods import Options, needs_of
 from utils.common.names import BUNDLED, C4, EMBEDDED
 from utils.common.plain_yaml import read_yaml
-from utils.evaluation.compared_runs import Outcome
+from utils.evaluation.outcomes import Outcome
 
 KEYS = ("flags", "prunings", "configurations", "seeds", "lr", "search", "compare_to")
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from utils.common.errors import UserError, first_line
 from utils.common.files import read_json, whole_file
 from utils.common.names import DIVERGED
-from utils.evaluation.compared_runs import Outcome, read_outcome
-from utils.evaluation.outcomes import KeptRows
+from utils.evaluation.outcomes import KeptRows, Outcome, read_outcome
 from utils.sweep.grid import SweepRow, SweepRun
 
 FILE = "runs.json.gz"

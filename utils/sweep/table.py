@@ -3,7 +3,7 @@
 from collections import Counter
 
 from utils.common.errors import UserError
-from utils.evaluation.compared_runs import COMPARED, Outcome, difference, mean_or_none, of_shared_seeds, spread
+from utils.evaluation.outcomes import COMPARED, Outcome, difference, mean_or_none, of_shared_seeds, spread
 from utils.sweep.grid import CONTROL, SweepRow
 
 CONTROLLED = COMPARED[:3]

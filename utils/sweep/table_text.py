@@ -1,6 +1,6 @@
 """A sweep's table as Markdown."""
 
-from utils.evaluation.compared_runs import COMPARED
+from utils.evaluation.outcomes import COMPARED
 from utils.report.tables import DASH, markdown_table
 from utils.sweep.table import CONTROLLED, RECOVERED
 
