@@ -91,10 +91,10 @@ def measure(
     kept = [last_activations.later(cache, model, part) for part in groups.values()]
     for each in kept:
         each.entry()
-    shown = {"tokenizer": tokenizer}
-    parts = [scores(cache, model, part, device, models.tokenizer_sha256, **shown) for part in plan.parts()]
+    how, shown = (device, models.tokenizer_sha256), {"tokenizer": tokenizer}
+    parts = [Evaluation(**scores(cache, model, part, *how, **shown)) for part in plan.parts()]
     asked = samples.valid[:ASKED]
-    answers = answers_to(cache, model, asked, device, models.tokenizer_sha256, tokenizer=tokenizer)["answers"]
+    answers = answers_to(cache, model, asked, *how, **shown)["answers"]
     model.loaded = None
     return Measured(kept, Evaluation.joined(parts), answers)
 
