@@ -45,16 +45,6 @@ def test_the_error_is_what_the_rank_leaves_out(out, tokens, rank):
     assert error(lost, up @ down, second) < whole
 
 
-@pytest.mark.parametrize(("rank", "out"), [(IN, OUT), (50, 34)])
-def test_full_rank_gives_the_dense_weights_back(rank, out):
-    lost = draw(out, IN)
-    down, up = low_rank(lost, moment(), rank)
-    assert down.shape == (rank, IN) and up.shape == (out, rank)
-    assert torch.allclose(up @ down, lost, atol=1e-9)
-    least = min(out, IN)
-    assert not down[least:].any() and not up[:, least:].any()
-
-
 def test_without_data_on_most_directions_it_is_exact_on_those_and_harms_none():
     lost, second = draw(OUT, IN), moment(tokens=8)
     down, up = low_rank(lost, second, 50)

@@ -171,7 +171,7 @@ BROKEN: list[tuple[str, object, str]] = [
     ("text.jsonl", '{"text": "\\udc00"}', ":1: not valid JSON (half of"),
     ("text.json", '{"text": "a"}', "holds no list"),
     ("text.jsonl", '{"texts": "a"}', "document 1"),
-    ("text.txt", b"caf\xe9", "give UTF-8 text"),
+    ("text.txt", b"caf\xe9", "check that it is UTF-8 text"),
     ("text.txt", "short", "holds 5 tokens"),
     ("rte/validation.jsonl", RTE | {"label": 1.0}, "row 1: field 'label' is 1.0, not one of [0, 1]"),
     ("rte/validation.jsonl", {"sentence1": "a", "sentence2": "b"}, "row 1: field 'label' is missing"),

@@ -22,7 +22,7 @@ DIVERGED = "is no finite number at step"
 """In the line that a training ends with whose rate was too high: a sweep knows it by these words."""
 
 SPEC_TASKS = ("boolq", "rte", "arc_easy", "arc_challenge")
-"""Tasks that have a form of their own to be trained on (data/spec_rows.py)."""
+"""Tasks that have a form of their own to be trained on (data/sources.py)."""
 
 RESPONSE, DISTILL = "response", "distill"
 """What training minimises at response tokens: cross-entropy, or the divergence from the dense model too."""

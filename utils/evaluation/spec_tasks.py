@@ -4,8 +4,7 @@ import logging
 import random
 from pathlib import Path
 
-from data.sources import Sample, Split, load_samples
-from data.spec_rows import SPEC_FORMS
+from data.sources import SPEC_FORMS, Sample, Split, load_samples
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
 from utils.evaluation.in_memory_lm import quiet

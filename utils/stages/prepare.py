@@ -48,11 +48,9 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
             )
         config = load_config(pruned.folder, "-pruned_model_path")
     else:
-        pruning.prune_model.check(
-            args.prune_method, args.sparsity, args.calib_data, args.calib_samples, args.calib_length, config
-        )
+        pruning.prune_model.check(args.prune_method, args.sparsity, args.calib_data, args.calib_length, config)
     if run.needs.calibration:
-        calibration.check(args.calib_data, args.calib_samples, args.calib_length, config.max_position_embeddings)
+        calibration.check(args.calib_data, args.calib_length, config.max_position_embeddings)
     plan = plan_tasks(args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window, args.ppl_windows)
     rope = config.rope_parameters or {}
     longer = rope.get("factor", 1) if rope.get("rope_type") in ("linear", "dynamic") else 1

@@ -103,7 +103,7 @@ def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
     args, tokens = run.args, None
     if calibrates := run.needs.calibration:
         sizes = args.calib_samples, args.calib_length
-        tokens, *_ = calibration.load(args.calib_data, *sizes, models.tokenizer, args.calibration_seed)
+        tokens = calibration.load(args.calib_data, *sizes, models.tokenizer, args.calibration_seed)
     inputs = MethodInputs(
         config=models.config,
         seed=args.training_seed,
