@@ -6,7 +6,7 @@ from torch import Tensor
 
 from baselines.admm_update import admm
 from models.restoration import Restoration
-from tests.baselines.test_flap_bias import inputs_seen
+from tests.baselines.test_closed_forms import inputs_seen
 from tests.builders import inputs_of
 from utils.common.methods import SITES, Options
 
@@ -57,11 +57,6 @@ def test_steps_are_those_of_the_source():
         dual = dual + free - inside
         free = (weight @ damped + 2.0 * (inside - dual)) @ torch.linalg.inv(damped + 2.0 * torch.eye(IN).double())
     assert torch.allclose(admm(weight, mask, hessian, 3, rho=2.0), (free + dual) * mask)
-
-
-def test_nothing_moves_where_nothing_is_pruned():
-    weight, mask, inputs = problem()
-    assert torch.allclose(admm(weight, torch.ones_like(mask), inputs.T @ inputs), weight, rtol=1e-9)
 
 
 def test_an_input_that_is_never_fed_leaves_its_weights_and_the_others():

@@ -6,7 +6,7 @@ import torch
 from baselines.eora import low_rank
 from models.checkpoint import LINEARS
 from models.restoration import Restoration
-from tests.baselines.test_flap_bias import inputs_seen
+from tests.baselines.test_closed_forms import inputs_seen
 from tests.builders import inputs_of
 from utils.common.methods import Options
 

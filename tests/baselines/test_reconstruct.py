@@ -84,21 +84,6 @@ def test_only_weights_inside_the_mask_move(folders):
     assert restoration.describe().startswith("non-zero values of 21 weights, mean error ")
 
 
-@pytest.mark.parametrize("attention", [True, False])
-def test_gradients_are_those_of_the_weights_inside_the_mask(folders, attention):
-    each = next(layers(folders))
-    half = HalfLayer(each.layer, attention)
-    inputs, target = each.batches()[1], torch.randn(2, 23, 24, generator=torch.Generator().manual_seed(3))
-    changes = {name: torch.zeros_like(weight).requires_grad_() for name, weight in half.weights.items()}
-    half.loss(changes, inputs, target, each.kwargs).backward()
-    each.layer.requires_grad_(True)
-    (half(inputs, **each.kwargs) - target).square().mean().backward()
-    for name, change in changes.items():
-        weight = each.layer.get_submodule(name).weight
-        assert torch.allclose(change.grad, weight.grad * (weight != 0), rtol=1e-4, atol=1e-8)
-        assert bool((change.grad[weight == 0] == 0).all()) and bool((weight.grad[weight == 0] != 0).any())
-
-
 def test_a_model_that_is_not_pruned_stays_as_it_is(folders):
     restoration = reconstructed((folders[0], folders[0]))
     assert all(bool((tensor == 0).all()) for tensor in restoration.tensors().values())

@@ -1,7 +1,6 @@
 """Magnitude, Wanda and SparseGPT: the right weights go, exactly as many as asked, and only where they may."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -130,16 +129,6 @@ def test_dead_inputs_are_pruned_and_few_tokens_suffice_but_dampening_has_an_end(
         sparsegpt.inverse_factor(torch.diag(torch.tensor([1.0, -50.0, 60.0])))
 
 
-@pytest.mark.parametrize("pattern", ["0.5", "2:4"])
-def test_reconstruction_error_sparsegpt_below_wanda_below_magnitude(pattern):
-    """On correlated inputs of uneven size, as those of language models are."""
-    weight, inputs = problem(out=40, width=96, tokens=500)
-    inputs *= torch.linspace(0.1, 3, 96)
-    pruned = [pruned_by(method, weight, inputs, pattern) for method in UNSTRUCTURED]
-    magnitudes, wandas, sparsegpts = (((weight - each) @ inputs.T).norm() for each in pruned)
-    assert sparsegpts < wandas < magnitudes
-
-
 @pytest.mark.parametrize(
     ("method", "sparsity", "dtype"),
     [*zip(UNSTRUCTURED, ("0.37", "2:4", "4:8"), (torch.bfloat16, torch.float32, torch.bfloat16), strict=True)],
@@ -228,18 +217,17 @@ def test_magnitude_asks_for_no_calibration_set_and_pruning_for_a_device_with_fp6
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("method", UNSTRUCTURED)
-def test_weights_that_are_not_finite_name_their_layer(make_tiny_llama, prune, method):
-    name, base = "model.layers.2.mlp.up_proj.weight", make_tiny_llama()
+def test_weights_that_are_not_finite_name_their_layer(make_tiny_llama, prune):
+    base = make_tiny_llama()
     model = AutoModelForCausalLM.from_pretrained(base)
-    for value, options, says in (
-        (float("nan"), {}, r"layers\.2\.mlp\.up_proj\.weight .* NaN or infinity"),
-        (1e5, {"dtype": torch.float16}, r"^-dtype: the weight of layer 2 \(mlp.up_proj\) is not finite"),
+    for value, dtype, says in (
+        (float("nan"), torch.float32, r"layers\.2\.mlp\.up_proj\.weight .* NaN or infinity"),
+        (1e5, torch.float16, r"^-dtype: the weight of layer 2 \(mlp.up_proj\) is not finite"),
     ):
-        model.get_parameter(name).data[1, -1] = value
+        model.model.layers[2].mlp.up_proj.weight.data[1, -1] = value
         model.save_pretrained(base)
         with pytest.raises(UserError, match=says):
-            prune(base, method, **options)
+            prune(base, "magnitude", dtype=dtype)
 
 
 def test_one_bad_window_is_enough_to_name_the_layer(make_tiny_llama):
@@ -259,31 +247,24 @@ def test_a_singular_hessian_names_its_layer(make_tiny_llama, prune, monkeypatch,
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
-def test_command_line_refuses_an_output_that_touches_an_input(make_tiny_llama, text, tmp_path):
-    base = make_tiny_llama()
-    (tmp_path / "link").symlink_to(base)
-    flags = ["-base_model_name", str(base), "-prune_method", "magnitude", "-calib_data", text, "-overwrite"]
-    flags += ["-cache_dir", str(tmp_path / "c")]
-    cases = {base / "pruned": "-base_model_name", tmp_path / "link": "-base_model_name", tmp_path: "-calib_data"}
-    for output, named in {**cases, tmp_path / "c" / "out": "-cache_dir"}.items():
-        with pytest.raises(UserError, match=f"^-output_dir: .* what {named} names"):
-            main([*flags, "-output_dir", str(output)])
-    assert (base / "model.safetensors").is_file() and Path(text).is_file()
-
-
-def test_command_line_prunes_and_overwrites_only_when_told(make_tiny_llama, text, tmp_path, capsys):
-    base, good = make_tiny_llama(), tmp_path / "good"
-    flags = ["-base_model_name", str(base), "-calib_data", text, "--calib_samples", "6", "-calib_length", "40"]
-    main([*flags, "-sparsity", "2:4", "-output_dir", str(good)])
+def test_command_line_prunes_overwrites_only_when_told_and_touches_no_input(make_tiny_llama, text, tmp_path, capsys):
+    base, good, cache = make_tiny_llama(), tmp_path / "good", tmp_path / "cache"
+    given = {"base_model_name": base, "calib_data": text, "calib_samples": 6, "calib_length": 40, "cache_dir": cache}
+    flags = [word for name, value in given.items() for word in (f"-{name}", str(value))]
+    main([*flags, "-sparsity", "2:4", "--output_dir", str(good)])
     assert "50.00% zeros" in capsys.readouterr().out
     kept = {path.name: path.read_bytes() for path in good.iterdir()}
-    with pytest.raises(UserError, match=r"^-output_dir: .*-overwrite"):
-        main([*flags, "-output_dir", str(good)])
     main([*flags, "-output_dir", str(good), "-overwrite"])
     assert json.loads((good / RECORD).read_text())["sparsity"] == "0.5"
     assert {path.name: path.read_bytes() for path in (tmp_path / "good.1").iterdir()} == kept
-    with pytest.raises(UserError, match=r"^-mode/--mode: invalid choice: 'tiny'"):
-        main([*flags, "-mode", "tiny", "-output_dir", str(tmp_path / "bad")])
-    with pytest.raises(UserError, match=r"^-sparsity: '5:4' needs"):
-        main([*flags, "-sparsity", "5:4", "-output_dir", str(tmp_path / "bad")])
+    for words, says in (
+        ([str(good)], r"-output_dir: .*-overwrite"),
+        ([str(base / "pruned")], r"-output_dir: .* what -base_model_name names"),
+        ([str(tmp_path), "-overwrite"], r"-output_dir: .* what -calib_data names"),
+        ([str(cache / "out")], r"-output_dir: .* what -cache_dir names"),
+        ([str(tmp_path / "bad"), "-mode", "tiny"], r"-mode/--mode: invalid choice: 'tiny'"),
+        ([str(tmp_path / "bad"), "-sparsity", "5:4"], r"-sparsity: '5:4' needs"),
+    ):
+        with pytest.raises(UserError, match=f"^{says}"):
+            main([*flags, "-output_dir", *words])
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("bad")]

@@ -42,13 +42,12 @@ def test_every_head_is_the_cheapest_given_those_already_gone():
     pruned, removed = slimgpt.remove(weight, hessian, 4, 4, lambda _: 1)
     gone: list[int] = []
     for unit in removed:
-        costs = {}
-        for other in set(range(6)) - {column // 4 for column in gone}:
-            costs[other] = refitted(weight, damped, gone + list(range(other * 4, other * 4 + 4)))[1]
-        assert unit == min(costs, key=costs.__getitem__)
+        left = [n for n in range(6) if 4 * n not in gone]
+        costs = [refitted(weight, damped, [*gone, *range(n * 4, n * 4 + 4)])[1] for n in left]
+        assert unit == left[costs.index(min(costs))]
         if not gone:
             errors = slimgpt.unit_errors(weight, damped_inverse(hessian), 4).tolist()
-            assert errors == pytest.approx(list(costs.values()), rel=1e-6)
+            assert errors == pytest.approx(costs, rel=1e-6)
         gone += range(unit * 4, unit * 4 + 4)
     torch.testing.assert_close(pruned, refitted(weight, damped, gone)[0], rtol=1e-6, atol=1e-9)
 
@@ -83,19 +82,17 @@ def test_ratio_grows_with_depth_as_in_the_paper():
 @pytest.mark.parametrize("total", [0.05, 0.5, 0.9])
 @pytest.mark.parametrize("shape", [(32, 4096, 11008, 32, 32), (30, 576, 1536, 9, 3), (5, 64, 172, 8, 4)])
 def test_incremental_ratio_reaches_the_total(shape, total):
-    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
-    config = LlamaConfig(**dict(zip(names, shape, strict=True)))
-    shared = config.num_attention_heads // config.num_key_value_heads
-    head = config.head_dim * config.hidden_size * 2 * (shared + 1)
-    channel = 3 * config.hidden_size
+    layers, width, channels, queries, keys = shape
+    config = LlamaConfig(
+        num_hidden_layers=layers, hidden_size=width, intermediate_size=channels,
+        num_attention_heads=queries, num_key_value_heads=keys,
+    )  # fmt: skip
+    head, channel = config.head_dim * width * 2 * (queries // keys + 1), 3 * width
     removals = slimgpt.plan(config, total)
     gone = sum(removal.kv_heads * head + removal.channels * channel for removal in removals)
-    whole = config.num_hidden_layers * (config.num_key_value_heads * head + config.intermediate_size * channel)
-    assert gone / whole == pytest.approx(total, abs=8 * channel / whole)
-    for removal in removals:
-        assert 0 <= removal.kv_heads < config.num_key_value_heads
-        assert 0 <= removal.channels < config.intermediate_size
-    assert len(removals) == config.num_hidden_layers
+    whole = layers * (keys * head + channels * channel)
+    assert gone / whole == pytest.approx(total, abs=8 * channel / whole) and len(removals) == layers
+    assert all(0 <= removal.kv_heads < keys and 0 <= removal.channels < channels for removal in removals)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
@@ -129,24 +126,19 @@ def test_masked_and_compact_give_the_same_logits(both):
 
 
 def test_removed_heads_and_channels_are_zero_in_every_matrix_and_bias(both):
+    """Heads as the expanded compact model has them, in the test below."""
     dense, slim = loaded(*both[:2])
     config = load_config(both[2], "-x")
-    for index, layer in enumerate(slim.model.layers):
-        attention, mlp = layer.self_attn, layer.mlp
-        gone = set(range(4)) - set(config.kept_kv_heads[index])
-        for kv in range(4):
-            for linear, width in ((attention.q_proj, 24), (attention.k_proj, 8), (attention.v_proj, 8)):
-                rows = slice(kv * width, (kv + 1) * width)
-                zero = (linear.weight[rows] == 0).all() and (linear.bias[rows] == 0).all()
-                assert zero == (kv in gone)
-            assert (attention.o_proj.weight[:, kv * 24 : kv * 24 + 24] == 0).all() == (kv in gone)
-        dead = (mlp.down_proj.weight == 0).all(0)
+    for index, (before, after) in enumerate(zip(dense.model.layers, slim.model.layers, strict=True)):
+        dead = (after.mlp.down_proj.weight == 0).all(0)
         assert dead.sum() == 56 - config.intermediate_sizes[index]
-        for linear in (mlp.gate_proj, mlp.up_proj):
+        for name in ("gate_proj", "up_proj"):
+            linear = after.mlp.get_submodule(name)
             assert torch.equal((linear.weight == 0).all(1), dead) and torch.equal(linear.bias == 0, dead)
-        untouched = dense.model.layers[index].mlp.gate_proj.weight[~dead]
-        assert torch.equal(mlp.gate_proj.weight[~dead], untouched)
-        assert torch.equal(attention.o_proj.bias, dense.model.layers[index].self_attn.o_proj.bias)
+            assert torch.equal(linear.weight[~dead], before.mlp.get_submodule(name).weight[~dead])
+        read = after.self_attn.o_proj.weight.unflatten(1, (4, -1)).ne(0).any(0).any(-1)
+        assert read.nonzero().flatten().tolist() == config.kept_kv_heads[index]
+        assert torch.equal(after.self_attn.o_proj.bias, before.self_attn.o_proj.bias)
     names = [name for name in dense.state_dict() if not any(linear in name for linear in LINEARS)]
     assert all(torch.equal(dense.state_dict()[name], slim.state_dict()[name]) for name in names)
 
@@ -154,35 +146,31 @@ def test_removed_heads_and_channels_are_zero_in_every_matrix_and_bias(both):
 def test_attention_is_pruned_before_the_ffns_hessian_is_collected(make_tiny_llama, prune, text):
     """down_proj of the first layer equals an update computed from what the pruned attention feeds it."""
     base = make_tiny_llama(num_hidden_layers=1, num_attention_heads=12, num_key_value_heads=4)
-    dense, slim, mixed = loaded(base, *[prune(base, "slimgpt", "0.4")[0]] * 2)
-    dense, slim, mixed = (model.model.layers[0] if model is not mixed else model for model in (dense, slim, mixed))
-    mixed.model.layers[0].mlp = dense.mlp  # the pruned attention with the dense FFN
-    fed = []
-    dense.mlp.down_proj.register_forward_pre_hook(lambda _, args: fed.append(args[0].flatten(0, 1)))
-    mixed(calibration.load(text, 6, 40, AutoTokenizer.from_pretrained(base), 3))
-    count = slimgpt.plan(mixed.config, 0.4)[0].channels
-    hessian = fed[0].T @ fed[0]
-    expected, _ = slimgpt.remove(dense.mlp.down_proj.weight, hessian, 1, count, slimgpt.shrinking_step)
-    torch.testing.assert_close(slim.mlp.down_proj.weight.double(), expected, rtol=1e-3, atol=1e-4)
+    folder, _ = prune(base, "slimgpt", "0.4")
+    dense, slim = loaded(base, folder)
+    pruned, fed = slim.model.layers[0].mlp.down_proj.weight.double(), []
+    mlp = slim.model.layers[0].mlp = dense.model.layers[0].mlp  # the pruned attention with the dense FFN
+    mlp.down_proj.register_forward_pre_hook(lambda _, args: fed.append(args[0].flatten(0, 1)))
+    slim(calibration.load(text, 6, 40, AutoTokenizer.from_pretrained(base), 3))
+    hessian, count = fed[0].T @ fed[0], slimgpt.plan(slim.config, 0.4)[0].channels
+    expected, _ = slimgpt.remove(mlp.down_proj.weight, hessian, 1, count, slimgpt.shrinking_step)
+    torch.testing.assert_close(pruned, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_compact_folder_loads_alone_with_its_own_code(both, tmp_path):
     """In a process that knows nothing of this project; without trust_remote_code it is refused, not misread."""
-    compact = both[2]
     code = (
         "import sys, torch; from transformers import AutoModelForCausalLM\n"
         "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[2] == 'yes')\n"
         "print(model(torch.arange(20)[None]).logits.sum().item())\n"
     )
-    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    options = {"env": os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}, "cwd": tmp_path}
     trusted, refused = (
-        subprocess.run(
-            [sys.executable, "-c", code, compact, trust], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+        subprocess.run([sys.executable, "-c", code, both[2], trust], capture_output=True, text=True, **options)
         for trust in ("yes", "no")
     )
-    (here,) = loaded(compact)
+    (here,) = loaded(both[2])
     assert float(trusted.stdout) == pytest.approx(here(torch.arange(20)[None]).logits.sum().item(), rel=1e-4)
     assert refused.returncode != 0 and "trust_remote_code" in refused.stderr
 
