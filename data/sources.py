@@ -9,7 +9,7 @@ from pathlib import Path
 
 from utils.common.errors import UserError, first_line, shortened
 from utils.common.files import fault, parse_json
-from utils.common.names import BUNDLED, C4, SPEC_TASKS
+from utils.common.names import BUNDLED, C4
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 """The set this project ships: 2,000 training and 250 validation samples."""
@@ -233,10 +233,12 @@ def _arc(row: dict) -> Sample:
     return Sample(f"Question: {row['question']}\nAnswer:", texts[right], (*texts[:right], *texts[right + 1 :]))
 
 
-_BOOLQ = _two_answers("{passage}\nQuestion: {question}?\nAnswer:", "no", "yes")
-_RTE = _two_answers("{sentence1}\nQuestion: {sentence2} True or False?\nAnswer:", "True", "False")
-
-SPEC_FORMS: dict[str, Callable[[dict], Sample]] = dict(zip(SPEC_TASKS, (_BOOLQ, _RTE, _arc, _arc), strict=True))
+SPEC_FORMS: dict[str, Callable[[dict], Sample]] = {
+    "boolq": _two_answers("{passage}\nQuestion: {question}?\nAnswer:", "no", "yes"),
+    "rte": _two_answers("{sentence1}\nQuestion: {sentence2} True or False?\nAnswer:", "True", "False"),
+    "arc_easy": _arc,
+    "arc_challenge": _arc,
+}
 """By task: a row of its training split as a sample, in the original release's form.
 
 Negatives are the other label, or for ARC the other choices, of which the paper takes the most similar to the response.

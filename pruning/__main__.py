@@ -35,10 +35,8 @@ def parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     args = parser().parse_args(argv)
-    check_apart(
-        args.output_dir,
-        {"-base_model_name": args.base_model_name, "-calib_data": args.calib_data, "-cache_dir": args.cache_dir},
-    )
+    inputs = ("base_model_name", "calib_data", "cache_dir")
+    check_apart(args.output_dir, {f"-{name}": getattr(args, name) for name in inputs})
     arguments = {name: str(value) for name, value in vars(args).items() if name not in ("output_dir", "overwrite")}
     with RunFolder(args.output_dir, arguments, args.overwrite) as folder:
         if not folder.whole:

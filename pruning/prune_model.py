@@ -151,7 +151,6 @@ def _card(record: dict) -> str:
     flags = {"base_model_name": record["base_model"], "prune_method": record["method"]}
     flags |= {name: record[name] for name in names} | {n: v for n, v in calibrated.items() if n.startswith("calib_")}
     command = " ".join(f"-{name} {value}" for name, value in flags.items())
-    data = "{calib_samples} windows of {calib_length} tokens of {calib_data}" if calibrated else "no text"
     loading = (
         "{pruned:,} of {dense:,} parameters are left. The layers differ in size, so the model has its own class:\n\n"
         "```python\nAutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)\n```\n\n"
@@ -159,7 +158,7 @@ def _card(record: dict) -> str:
     return (
         f"# {record['base_model']}, pruned with {record['method']} at {record['sparsity']}\n\n"
         f"{record['sparsity_reached']:.2%} of the decoder layers' linear weights are {'gone' if small else 'zero'}; "
-        f"embeddings, norms and the output layer are untouched. Calibrated on {data.format(**calibrated)}.\n\n"
+        f"embeddings, norms and the output layer are untouched.\n\n"
         f"{loading.format(**record['parameters']) if small else ''}"
         f"Made with:\n\n```\npython -m pruning {command} -output_dir …\n```\n\n"
         f"`{RECORD}` holds the sparsity and the error of every layer.\n"

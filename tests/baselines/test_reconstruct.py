@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from baselines.reconstruct import HalfLayer
 from models.checkpoint import Checkpoint
@@ -37,18 +36,6 @@ def reconstructed(folders, seed: int = 0) -> Restoration:
     return Restoration.start("reconstruct", Options(), inputs_of(*folders, TOKENS, seed=seed))
 
 
-def states(model) -> list[tuple[Tensor, Tensor]]:
-    """For each layer the hidden states (S, T, D) before it, and between its halves, one window at a time."""
-    seen: list[tuple[list, list]] = [([], []) for _ in model.model.layers]
-    for layer, kept in zip(model.model.layers, seen, strict=True):
-        for norm, states in zip((layer.input_layernorm, layer.post_attention_layernorm), kept, strict=True):
-            norm.register_forward_pre_hook(lambda _, x, states=states: states.append(x[0]))
-    with torch.no_grad():
-        for window in TOKENS:
-            model(window[None])
-    return [(torch.cat(before), torch.cat(between)) for before, between in seen]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_two_halves_are_the_decoder_layer(folders, dtype):
     for each in layers(folders, dtype):
@@ -62,17 +49,15 @@ def test_the_two_halves_are_the_decoder_layer(folders, dtype):
 
 def test_each_half_is_held_to_what_the_dense_half_makes_of_its_inputs_and_gets_better(folders):
     start, restoration = inputs_of(*folders, TOKENS), reconstructed(folders)
-    restored = restoration.attach(start.pruned())
-    kwargs = next(layers(folders)).kwargs
-    for index, fed in enumerate(states(restored)):
-        for hidden, attention, linear in zip(fed, (True, False), ("self_attn.o_proj", "mlp.up_proj"), strict=True):
-            models = [HalfLayer(m.model.layers[index], attention) for m in (start.dense(), start.pruned(), restored)]
-            with torch.no_grad():
-                target, *found = (half(hidden, **kwargs) for half in models)
-            errors = [float((output - target).square().mean()) for output in found]
-            (term,) = restoration.terms[f"model.layers.{index}.{linear}.weight"]
+    models = start.dense(), start.pruned(), restoration.attach(start.pruned())
+    for fed in walk(models[2], TOKENS, CPU, ""):
+        for attention, linear in ((True, "self_attn.o_proj"), (False, "mlp.up_proj")):
+            target, *found = (HalfLayer(m.model.layers[fed.index], attention).passed(fed).hidden for m in models)
+            errors = [float((hidden - target).square().mean()) for hidden in found]
+            (term,) = restoration.terms[f"model.layers.{fed.index}.{linear}.weight"]
             assert term.errors.tolist() == pytest.approx(errors, rel=1e-4)
             assert 0 < errors[1] < errors[0]
+            fed = HalfLayer(models[2].model.layers[fed.index], attention).passed(fed)
 
 
 def test_only_weights_inside_the_mask_move(folders):
