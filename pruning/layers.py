@@ -82,11 +82,13 @@ def walk(model: LlamaForCausalLM, tokens: Tensor, device: torch.device, descript
     model: on the CPU. tokens: (S, T) int64, the calibration set, no padding. Only the layer whose turn it is, is on
     the device.
     """
-    hidden, places = model.model.embed_tokens(tokens), torch.arange(tokens.shape[1])[None]
-    rotary = model.model.rotary_emb(hidden, places)
+    embed, layers, places = model.model.embed_tokens, model.model.layers, torch.arange(tokens.shape[1])[None]
+    hidden = torch.empty(*tokens.shape, model.config.hidden_size, dtype=model.dtype, device=device)
+    for row, ids in zip(hidden, tokens, strict=True):  # never all of it on the host, if the device has it
+        row.copy_(embed(ids))
+    rotary = model.model.rotary_emb(embed(tokens[:1]), places)
     kwargs = {"attention_mask": None, "position_ids": places, "position_embeddings": rotary}  # None is causal
-    hidden, kwargs = send_to_device((hidden, kwargs), device)
-    layers = model.model.layers
+    kwargs = send_to_device(kwargs, device)
     for index, layer in enumerate(progress(layers, desc=description, unit="layer")):
         inputs = LayerInputs(index, layer.to(device), hidden, kwargs)
         yield inputs
