@@ -1,1 +1,1 @@
-"""Other ways of restoring than the paper's, one file each; `utils.common.methods` lists them."""
+"""Other ways of restoring than the paper's; `utils.common.methods` lists them."""

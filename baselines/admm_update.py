@@ -10,12 +10,7 @@ from torch import Tensor
 from models.contract import MethodInputs
 from models.terms import MaskedChange
 from pruning.input_statistics import Hessian, relative_error
-from pruning.layers import SITES, put, walk
-
-ITERATIONS = 20
-RHO = 1.0
-DAMPING = 0.1
-"""Added to the diagonal, as a share of its mean: it holds the weights to the dense ones."""
+from pruning.layers import LINEARS_BY_INPUT, walk
 
 
 def admm_update(inputs: MethodInputs) -> dict[str, MaskedChange]:
@@ -26,31 +21,26 @@ def admm_update(inputs: MethodInputs) -> dict[str, MaskedChange]:
     """
     terms = {}
     for each in walk(inputs.pruned(), inputs.tokens, torch.device(inputs.device), "ADMM"):
-        for site, linears in SITES.items():
-            hessian = each.gather((site,), Hessian)[site]
-            for name in linears:
+        for first, names in LINEARS_BY_INPUT.items():
+            hessian = each.gather((first,), Hessian)[first]
+            for name in names:
                 full = f"model.layers.{each.index}.{name}.weight"
                 dense, pruned = (read(full).to(hessian.device).float() for read in (inputs.teacher, inputs.read))
                 new = admm(dense, pruned != 0, hessian)
                 errors = torch.tensor([relative_error(dense, weight, hessian) for weight in (pruned, new)])
                 terms[full] = MaskedChange((new - pruned).cpu(), errors=errors)
-                put(new, each.layer.get_submodule(name))
+                each.layer.get_submodule(name).weight.copy_(new)
     return terms
 
 
 def admm(
-    weight: Tensor,
-    mask: Tensor,
-    hessian: Tensor,
-    iterations: int = ITERATIONS,
-    rho: float = RHO,
-    damping: float = DAMPING,
+    weight: Tensor, mask: Tensor, hessian: Tensor, iterations: int = 20, rho: float = 1.0, damping: float = 0.1
 ) -> Tensor:
     """The weights inside the mask that minimise ‖(W - W0) X‖² + ‖(W - W0) D‖², by steps of ADMM: (out, in).
 
     weight: W0 (out, in) fp32 or fp64. mask: (out, in) bool. hessian: X Xᵀ (in, in), columns of X the tokens' inputs.
-    The inputs are scaled to unit norm; D is what `damping` (a share of their mean) is on that scale. An input that is
-    never fed leaves its weights as W0 has them.
+    The inputs are scaled to unit norm; D is what `damping` (a share of their mean, added to the diagonal) is on that
+    scale: it holds the weights to the dense ones. An input that is never fed leaves its weights as W0 has them.
     """
     norms = hessian.diagonal().sqrt()
     norms = torch.where(norms > 0, norms, 1)

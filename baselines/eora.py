@@ -11,7 +11,7 @@ from torch import Tensor
 from models.contract import MethodInputs
 from models.terms import LowRank
 from pruning.input_statistics import Hessian
-from pruning.layers import SITES, put, walk
+from pruning.layers import LINEARS_BY_INPUT, walk
 
 
 def eora(inputs: MethodInputs) -> dict[str, LowRank]:
@@ -21,15 +21,15 @@ def eora(inputs: MethodInputs) -> dict[str, LowRank]:
     """
     terms, tokens = {}, inputs.tokens.numel()
     for each in walk(inputs.pruned(), inputs.tokens, torch.device(inputs.device), "EoRA"):
-        for site, moment in each.gather(SITES, Hessian).items():
+        for first, moment in each.gather(LINEARS_BY_INPUT, Hessian).items():
             moment = (moment.cpu() if moment.device.type == "mps" else moment).double() / tokens  # which has no fp64
-            for name in SITES[site]:
+            for name in LINEARS_BY_INPUT[first]:
                 full = f"model.layers.{each.index}.{name}.weight"
                 pruned = inputs.read(full).double()
                 lost = (inputs.teacher(full).double() - pruned).to(moment.device)
                 down, up = (part.float().cpu() for part in low_rank(lost, moment, inputs.options.lora_rank))
                 terms[full] = LowRank(down=down, up=up, scale=torch.tensor(1.0))
-                put(pruned + up.double() @ down.double(), each.layer.get_submodule(name))
+                each.layer.get_submodule(name).weight.copy_(pruned + up.double() @ down.double())
     return terms
 
 
@@ -40,19 +40,9 @@ def low_rank(lost: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     Σ_r^-½ U_rᵀ (W - Ŵ): no small eigenvalue of S divides, so none is cut, and B A projects the lost output onto U_r, so
     that no input, of whatever direction, loses more than before. Where the lost outputs have not so many directions,
     rows of A and columns of B are zero.
-    """
-    u, sigma = _leading(lost, moment, rank)
-    root = sigma.sqrt()
-    down, up = lost.new_zeros(rank, lost.shape[1]), lost.new_zeros(lost.shape[0], rank)
-    down[: len(root)] = (u / root).T @ lost
-    up[:, : len(root)] = u * root
-    return down, up
 
-
-def _leading(lost: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """U (out, k) and Σ (k,) of the k ≤ rank largest singular values of (W - Ŵ) S^½, those of rounding left out.
-
-    By the smaller Gram matrix, in a fraction of an SVD's time: fp64 leaves of it more than fp32 holds.
+    U and Σ are those of (W - Ŵ) S^½ by its smaller Gram matrix, in a fraction of an SVD's time: fp64 leaves of it more
+    than fp32 holds.
     """
     tall = lost.shape[0] > lost.shape[1]
     if tall:
@@ -63,7 +53,12 @@ def _leading(lost: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         gram = lost @ moment @ lost.T
     squares, vectors = torch.linalg.eigh(gram)
     squares, vectors = squares.flip(0)[:rank], vectors.flip(1)[:, :rank]
-    present = squares > squares[0].clamp_min(0) * max(lost.shape) * torch.finfo(lost.dtype).eps
-    vectors = vectors[:, present]
-    # Small singular values leave columns that are hardly orthogonal; QR makes them so, and keeps what the first k span.
-    return torch.linalg.qr(rooted @ vectors).Q if tall else vectors, squares[present].sqrt()
+    present = squares > squares[0].clamp_min(0) * max(lost.shape) * torch.finfo(lost.dtype).eps  # not of rounding
+    u = vectors[:, present]
+    if tall:  # small singular values leave columns that are hardly orthogonal; QR makes them so, and keeps their spans
+        u = torch.linalg.qr(rooted @ u).Q
+    root = squares[present].sqrt().sqrt()
+    down, up = lost.new_zeros(rank, lost.shape[1]), lost.new_zeros(lost.shape[0], rank)
+    down[: len(root)] = (u / root).T @ lost
+    up[:, : len(root)] = u * root
+    return down, up

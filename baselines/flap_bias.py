@@ -12,8 +12,7 @@ from torch import Tensor
 from models.contract import MethodInputs
 from models.terms import Constant
 from pruning.input_statistics import InputMeans
-from pruning.layers import SITES as LINEARS_BY_INPUT
-from pruning.layers import walk
+from pruning.layers import LINEARS_BY_INPUT, walk
 from utils.common.methods import SITES
 
 

@@ -57,12 +57,7 @@ class HeadScale(Term):
 
 
 def scale_norms(
-    model: LlamaForCausalLM,
-    samples: list[Encoded],
-    settings: TrainingSettings,
-    l1: float,
-    device: str,
-    sharded: bool = False,
+    model: LlamaForCausalLM, samples: list[Encoded], settings: TrainingSettings, l1: float, device: str, sharded=False
 ) -> Tensor:
     """‖A‖₂ of every head, (L, H) fp32 on the CPU, after z ← (1 + A) ⊙ z was trained with loss + l1 · Σ|A|.
 
@@ -74,17 +69,9 @@ def scale_norms(
     start = INITIAL_STD * torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed))
     scales = [HeadScale(own) for own in start]
     attach(model, {f"model.layers.{n}.{SITES['attention']}.weight": [own] for n, own in enumerate(scales)})
+    options = {"sharded": sharded, "penalty": lambda: l1 * sum(own.size for own in scales)}
     if settings.epochs:
         # A is needed once and is cheap to train again: its checkpoints are nobody's.
         with workspace("lofit") as checkpoints:
-            train(
-                model,
-                samples,
-                [],
-                settings,
-                device,
-                checkpoints,
-                sharded=sharded,
-                penalty=lambda: l1 * sum(own.size for own in scales),
-            )
+            train(model, samples, [], settings, device, checkpoints, **options)
     return torch.stack([own.tensors()["scales"].norm(dim=-1) for own in scales])

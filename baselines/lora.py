@@ -4,6 +4,8 @@ W + s·B A, or W + s·M ⊙ (B A) with the mask M read from the weight; s = alph
 magnitude for each row besides. Merged, the plain ones fill the zeros: how many are left is a finding.
 """
 
+from functools import partial
+
 import torch
 
 from models.contract import MethodInputs, linear_shapes
@@ -31,16 +33,6 @@ def lora(inputs: MethodInputs, kind: type[LowRank] = LowRank) -> dict[str, LowRa
     return terms
 
 
-def masked_lora(inputs: MethodInputs) -> dict[str, LowRank]:
-    """LoRA inside the mask."""
-    return lora(inputs, MaskedLowRank)
-
-
-def dora(inputs: MethodInputs) -> dict[str, LowRank]:
-    """DoRA, its magnitudes' offsets from zero."""
-    return lora(inputs, DoRA)
-
-
-def masked_dora(inputs: MethodInputs) -> dict[str, LowRank]:
-    """DoRA inside the mask."""
-    return lora(inputs, MaskedDoRA)
+masked_lora = partial(lora, kind=MaskedLowRank)
+dora = partial(lora, kind=DoRA)
+masked_dora = partial(lora, kind=MaskedDoRA)

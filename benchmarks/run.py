@@ -255,7 +255,7 @@ def inference_speed(
     reading is included.
     """
     length = min(READ_LENGTH, model.config.max_position_embeddings)
-    prompt = calibration.load(BUNDLED, 1, length, tokenizer, args.seed)[0].to(model.device)
+    prompt = calibration.load(BUNDLED, 1, length, tokenizer, args.seed).to(model.device)
     start = prompt[:, :WRITE_AFTER]
     exactly = {"min_new_tokens": NEW, "max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
     exactly["attention_mask"] = torch.ones_like(start)

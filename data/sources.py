@@ -1,4 +1,4 @@
-"""Training and validation samples from the bundled set, a file, a folder or the hub."""
+"""Texts from the bundled set, a file, a folder or the hub: samples to train on, and rows of other kinds."""
 
 import json
 import os
@@ -49,11 +49,6 @@ def alpaca_prompt(instruction: str, context: str = "") -> str:
     return f"### Instruction:\n{instruction}{given}\n\n### Response:"
 
 
-def check_data_path(data_path: str) -> None:
-    """Raise UserError if it can be known to be wrong without reading it or asking the hub."""
-    _source(data_path)
-
-
 def check_calib_data(source: str) -> None:
     """Raise UserError if -calib_data can be known to be wrong without reading it or asking the hub."""
     kinds = f"give '{BUNDLED}', '{C4}' (from the hub), or a {', '.join(CALIB_SUFFIXES)} file"
@@ -74,16 +69,12 @@ def load_samples(data_path: str, num_train: int, num_valid: int) -> Split:
     Validation samples come from the folder's validation file, else from the rows that follow the training rows.
     Samples with an empty response are left out, and that is said. Raises UserError that names the file and the row.
     """
-    train, valid = _source(data_path)
+    train, valid = check_data_path(data_path)
+    asked = [("-num_train_samples", num_train), ("-num_valid_samples", num_valid)]
     if valid is None:
-        both = _take(
-            train, num_train + num_valid, f"-num_train_samples + -num_valid_samples: {num_train} + {num_valid}"
-        )
+        both = _take(train, asked)
         return Split(both[:num_train], both[num_train:])
-    return Split(
-        _take(train, num_train, f"-num_train_samples: {num_train}"),
-        _take(valid, num_valid, f"-num_valid_samples: {num_valid}"),
-    )
+    return Split(_take(train, asked[:1]), _take(valid, asked[1:]))
 
 
 def bundled_text() -> list[str]:
@@ -91,29 +82,33 @@ def bundled_text() -> list[str]:
     return [f"{sample.prompt.strip()} {sample.response}" for _, sample in _samples(BUNDLED_FOLDER / "train.jsonl")]
 
 
+def read_text(path: Path, flag: str) -> str:
+    """What a file of UTF-8 text holds; UserError naming the flag if it can't be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{flag}: cannot read {path} ({error}); check that it is UTF-8 text") from error
+
+
 def json_rows(path: Path, flag: str) -> Iterator[tuple[int, object]]:
     """(line, content) of each row of a file of JSON lines, or (number, content) of the list in a .json file.
 
     Raises UserError naming the flag, the file and the line of what is no JSON.
     """
-    whole = path.suffix == ".json"
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, text in enumerate([file.read()] if whole else file, start=1):
-                if not text.strip():
-                    continue
-                try:
-                    content = parse_json(text)
-                except ValueError as error:
-                    line = error.lineno if whole and isinstance(error, json.JSONDecodeError) else number
-                    hint = "one object a line belongs in a .jsonl file" if whole else "mend or remove the line"
-                    raise UserError(f"{flag}: {path}:{line}: not valid JSON ({fault(error)}); {hint}") from error
-                if whole:
-                    yield from _listed(content, path, flag)
-                else:
-                    yield number, content
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{flag}: cannot read {path} ({error}); check that it is UTF-8 text") from error
+    text, whole = read_text(path, flag), path.suffix == ".json"
+    for number, line in enumerate([text] if whole else text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            content = parse_json(line)
+        except ValueError as error:
+            at = error.lineno if whole and isinstance(error, json.JSONDecodeError) else number
+            hint = "one object a line belongs in a .jsonl file" if whole else "mend or remove the line"
+            raise UserError(f"{flag}: {path}:{at}: not valid JSON ({fault(error)}); {hint}") from error
+        if whole:
+            yield from _listed(content, path, flag)
+        else:
+            yield number, content
 
 
 def _listed(content: object, path: Path, flag: str) -> Iterator[tuple[int, object]]:
@@ -122,8 +117,11 @@ def _listed(content: object, path: Path, flag: str) -> Iterator[tuple[int, objec
     return enumerate(content, start=1)
 
 
-def _source(name: str) -> tuple[Path | str, Path | None]:
-    """The file or hub id behind `name`, and the validation file beside it if it is a folder that has one."""
+def check_data_path(name: str) -> tuple[Path | str, Path | None]:
+    """The file or hub id behind -data_path, and the validation file beside it if it is a folder that has one.
+
+    Raises UserError if it can be known to be wrong without reading it or asking the hub.
+    """
     path = BUNDLED_FOLDER if name == BUNDLED else Path(name).expanduser()
     if os.path.isdir(path):
         train, valid = (_first_file(path, stems) for stems in (("train",), _VALID_NAMES))
@@ -144,9 +142,9 @@ def _first_file(folder: Path, stems: tuple[str, ...]) -> Path | None:
     return next((path for path in names if path.is_file()), None)
 
 
-def _take(source: Path | str, wanted: int, asked: str) -> list[Sample]:
-    """The first `wanted` samples that have a response; the others are left out and named."""
-    good, empty = [], []
+def _take(source: Path | str, asked: list[tuple[str, int]]) -> list[Sample]:
+    """The first samples that have a response, as many as the flags ask for; the others are left out and named."""
+    wanted, good, empty = sum(count for _, count in asked), [], []
     for row, sample in _samples(source) if wanted else ():
         if sample.response.strip():
             good.append(sample)
@@ -158,10 +156,10 @@ def _take(source: Path | str, wanted: int, asked: str) -> list[Sample]:
         rows, s = ", ".join(map(str, empty[:10])) + (", …" if len(empty) > 10 else ""), "s" * (len(empty) > 1)
         print(f"{source}: left out {len(empty)} sample{s} with an empty response (row{s} {rows})")
     if len(good) < wanted:
-        flags, _, count = asked.partition(": ")
+        flags, counts = (" + ".join(map(str, column)) for column in zip(*asked, strict=True))
         left = " with a response" if empty else ""
         raise UserError(
-            f"-data_path: {source} has {len(good)} samples{left}, but {flags} asks for {count}; "
+            f"-data_path: {source} has {len(good)} samples{left}, but {flags} asks for {counts}; "
             "lower -num_train_samples or -num_valid_samples, or give a larger set"
         )
     return good
@@ -170,7 +168,8 @@ def _take(source: Path | str, wanted: int, asked: str) -> list[Sample]:
 def _samples(source: Path | str) -> Iterator[tuple[int, Sample]]:
     """(row, sample) pairs, rows counted from 1 (in .jsonl: the number of the line)."""
     if isinstance(source, str):
-        rows = enumerate(_hub_rows(source), start=1)
+        hint = "check the name and your access, or give a file"
+        rows = enumerate(hub_rows(source, "-data_path", hint), start=1)
     elif source.suffix == ".pt":
         rows = _listed(_read_pt(source), source, "-data_path")
     else:
@@ -183,14 +182,11 @@ def _sample(content: object, where: str) -> Sample:
     if not isinstance(content, dict):
         raise UserError(f"{where}: not an object with fields; each row needs 'instruction' and 'output'")
     if "text" in content and "label" in content:
-        return Sample(
-            _text(content, "text", where), _text(content, "label", where, may_be_empty=True).removeprefix(" ")
-        )
+        label = _text(content, "label", where, may_be_empty=True)
+        return Sample(_text(content, "text", where), label.removeprefix(" "))
     answer = "response" if "output" not in content and "response" in content else "output"
-    context = content.get("input")
-    if context is not None and not isinstance(context, str):
-        raise UserError(f"{where}: field 'input' is no text; make it a string")
-    prompt = alpaca_prompt(_text(content, "instruction", where), context or "")
+    context = _text(content, "input", where, may_be_empty=True) if "input" in content else ""
+    prompt = alpaca_prompt(_text(content, "instruction", where), context)
     return Sample(prompt, _text(content, answer, where, may_be_empty=True))
 
 
@@ -227,14 +223,13 @@ def _read_pt(path: Path) -> object:
         ) from error
 
 
-def _hub_rows(name: str) -> Iterator[object]:
+def hub_rows(name: str, flag: str, hint: str, shuffled: dict | None = None, **options) -> Iterator[dict]:
+    """Rows of a training split on the hub, `shuffled` as datasets does it; UserError naming the flag without them."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     try:
-        return iter(load_dataset(name, split="train"))
+        rows = load_dataset(name, split="train", **options)
+        yield from rows.shuffle(**shuffled) if shuffled else rows
     except (DatasetsError, OSError, ValueError) as error:
-        raise UserError(
-            f"-data_path: cannot get '{name}' from the hub ({first_line(error)}); "
-            "check the name and your access, or give a file"
-        ) from error
+        raise UserError(f"{flag}: cannot get '{name}' from the hub ({first_line(error)}); {hint}") from error

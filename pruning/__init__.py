@@ -1,1 +1,1 @@
-"""Pruning: a dense Llama's folder in, a pruned checkpoint out; `check` and `prune_into` of `checkpoint.py` do it."""
+"""Pruning: a dense Llama's folder in, a pruned checkpoint out; `prune_into` of `prune_model.py` does it."""

@@ -18,7 +18,8 @@ def parser() -> Parser:
     flags.flag("output_dir", required=True, type=folder_path, help="folder to write the pruned model to")
     flags.flag("prune_method", default="wanda", help="wanda, sparsegpt, slimgpt or magnitude")
     flags.flag("sparsity", default="0.5", help="share of zeros, 0 to 1, or N:M to keep N of every M weights")
-    flags.flag("mode", default="masked", help="slimgpt: 'masked' keeps the shapes, 'compact' writes a smaller model")
+    help_text = "slimgpt: masked keeps the shapes, compact writes a smaller model"
+    flags.flag("mode", default="masked", choices=("masked", "compact"), help=help_text)
     help_text = "'bundled', 'c4' (hub), or a .jsonl, .json or .txt file"
     flags.flag("calib_data", type=name_or_path, default=BUNDLED, help=help_text)
     flags.flag("calib_samples", default=128, type=at_least(1), help="calibration windows")
@@ -34,10 +35,8 @@ def parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     args = parser().parse_args(argv)
-    check_apart(
-        args.output_dir,
-        {"-base_model_name": args.base_model_name, "-calib_data": args.calib_data, "-cache_dir": args.cache_dir},
-    )
+    inputs = ("base_model_name", "calib_data", "cache_dir")
+    check_apart(args.output_dir, {f"-{name}": getattr(args, name) for name in inputs})
     arguments = {name: str(value) for name, value in vars(args).items() if name not in ("output_dir", "overwrite")}
     with RunFolder(args.output_dir, arguments, args.overwrite) as folder:
         if not folder.whole:
@@ -48,20 +47,11 @@ def main(argv: list[str] | None = None) -> None:
             from models.loading import DTYPES, resolve
             from pruning.prune_model import prune_into
 
-            prune_into(
-                resolve(args.base_model_name, "-base_model_name", args.cache_dir),
-                folder.partial,
-                args.prune_method,
-                args.sparsity,
-                calib_data=args.calib_data,
-                calib_samples=args.calib_samples,
-                calib_length=args.calib_length,
-                dtype=DTYPES[args.dtype],
-                device=args.device,
-                seed=args.seed,
-                mode=args.mode,
-                base_name=args.base_model_name,
-            )
+            base = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
+            names = ("calib_data", "calib_samples", "calib_length", "device", "seed", "mode")
+            options = {name: getattr(args, name) for name in names}
+            options |= {"dtype": DTYPES[args.dtype], "base_name": args.base_model_name}
+            prune_into(base, folder.partial, args.prune_method, args.sparsity, **options)
         folder.finish()
     record = read_json(args.output_dir / RECORD)
     state = "removed" if args.mode == "compact" else "zeros"

@@ -1,61 +1,58 @@
-"""What a method needs to know of a linear layer's input, gathered batch by batch in fp32."""
+"""What a method needs to know of a linear layer's input, gathered batch by batch in fp32.
+
+add: counts a batch in, (tokens, width) of any float dtype. value: over all tokens seen.
+"""
 
 import torch
+from torch import Tensor
 
 _CHUNK = 1024
 """Tokens converted to fp32 at a time: small enough to stay in cache."""
 
 
 class InputNorms:
-    """The L2 norm of every input feature over all tokens seen."""
+    """The L2 norm of every input feature: (width,) fp32."""
 
     def __init__(self, width: int, device: torch.device) -> None:
         self._squares = torch.zeros(width, dtype=torch.float32, device=device)
 
-    def add(self, inputs: torch.Tensor) -> None:
-        """Count a batch in. inputs: (tokens, width), any float dtype."""
+    def add(self, inputs: Tensor) -> None:
         for chunk in inputs.split(_CHUNK):
             self._squares += chunk.float().square().sum(0)
 
-    def value(self) -> torch.Tensor:
-        """(width,) fp32."""
+    def value(self) -> Tensor:
         return self._squares.sqrt()
 
 
 class InputMeans:
-    """The mean of every input feature over all tokens seen: batches are summed in fp32, their sums in fp64."""
+    """The mean of every input feature, (width,) fp64 on the CPU: batches are summed in fp32, their sums in fp64."""
 
     def __init__(self, width: int, device: torch.device) -> None:
         self._sum, self._tokens = torch.zeros(width, dtype=torch.float64), 0
 
-    def add(self, inputs: torch.Tensor) -> None:
-        """Count a batch in. inputs: (tokens, width), any float dtype."""
+    def add(self, inputs: Tensor) -> None:
         self._sum += inputs.sum(0, dtype=torch.float32).cpu().double()
         self._tokens += len(inputs)
 
-    def value(self) -> torch.Tensor:
-        """(width,) fp64 on the CPU."""
+    def value(self) -> Tensor:
         return self._sum / self._tokens
 
 
 class Hessian:
-    """XᵀX over all tokens seen: the Hessian, up to a factor, of ‖WX - ŴX‖² for every row of W."""
+    """XᵀX, (width, width) fp32: the Hessian, up to a factor, of ‖WX - ŴX‖² for every row of W."""
 
     def __init__(self, width: int, device: torch.device) -> None:
         self._sum = torch.zeros(width, width, dtype=torch.float32, device=device)
 
-    def add(self, inputs: torch.Tensor) -> None:
-        """Count a batch in. inputs: (tokens, width), any float dtype."""
+    def add(self, inputs: Tensor) -> None:
         inputs = inputs.float()
         self._sum.addmm_(inputs.T, inputs)
 
-    def value(self) -> torch.Tensor:
-        """(width, width) fp32."""
+    def value(self) -> Tensor:
         return self._sum
 
 
-def relative_error(dense: torch.Tensor, pruned: torch.Tensor, hessian: torch.Tensor) -> float:
+def relative_error(dense: Tensor, pruned: Tensor, hessian: Tensor) -> float:
     """‖WX - ŴX‖² / ‖WX‖² from XᵀX. dense, pruned: (out, in); hessian: (in, in), all fp32."""
-    change = dense - pruned
-    wrong, whole = (((matrix @ hessian) * matrix).sum().item() for matrix in (change, dense))
+    wrong, whole = (((matrix @ hessian) * matrix).sum().item() for matrix in (dense - pruned, dense))
     return wrong / max(whole, 1e-30)

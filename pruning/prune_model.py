@@ -1,5 +1,6 @@
 """From a dense model's folder to a pruned one's: the functions behind `python -m pruning`."""
 
+import hashlib
 import sys
 import time
 from pathlib import Path
@@ -13,45 +14,33 @@ from models.compact_llama import CompactLlamaConfig
 from models.loading import check_model, copy_tokenizer, load_config, load_model, usable_device
 from models.portable import make_portable
 from pruning import calibration
-from pruning.layers import BATCH_TOKENS, PruningPass, finite, walk
+from pruning.layers import BATCH_TOKENS, LayerInputs, finite, walk
 from pruning.pattern import Pattern
-from pruning.pruners import METHODS
+from pruning.pruners import METHODS, PruneLayer
 from utils.common.disk import explain_disk_full
 from utils.common.errors import UserError
 from utils.common.files import write_json, write_text
 from utils.common.progress import progress
 from utils.common.record import peak_memory
 
-MODES = ("masked", "compact")
-"""What slimgpt leaves of removed heads and channels: zeros in a model of the old shape, or nothing."""
-
 
 def check(
-    method: str,
-    sparsity: str,
-    calib_data: str,
-    calib_samples: int,
-    calib_length: int,
-    config: LlamaConfig,
-    mode: str = "masked",
-) -> Pattern:
-    """The pattern asked for; UserError naming the flag if anything can be known to be wrong beforehand.
+    method: str, sparsity: str, calib_data: str, calib_length: int, config: LlamaConfig, mode: str = "masked"
+) -> list[PruneLayer]:
+    """What prunes each layer; UserError naming the flag if anything can be known to be wrong beforehand.
 
-    sparsity: the text of -sparsity, a share of zeros or N:M. config: the dense model's. mode: one of MODES.
+    sparsity: the text of -sparsity, a share of zeros or N:M. config: the dense model's.
     """
     if method not in METHODS:
         raise UserError(f"-prune_method: unknown method '{method}'; give one of {', '.join(METHODS)}")
     if config.model_type == CompactLlamaConfig.model_type:
         raise UserError("-base_model_name: the model is compact already, slimgpt pruned it; give the dense model")
-    if mode not in MODES:
-        raise UserError(f"-mode: unknown mode '{mode}'; give one of {', '.join(MODES)}")
     if mode == "compact" and method != "slimgpt":
         raise UserError(f"-mode: only slimgpt makes a model smaller; {method} gives 'masked'")
-    pattern = Pattern.parse(sparsity)
-    METHODS[method].check(pattern, config)
+    by_layer = METHODS[method].by_layer(Pattern.parse(sparsity), config)
     if METHODS[method].statistic:
-        calibration.check(calib_data, calib_samples, calib_length, config.max_position_embeddings)
-    return pattern
+        calibration.check(calib_data, calib_length, config.max_position_embeddings)
+    return by_layer
 
 
 def prune_into(
@@ -74,43 +63,43 @@ def prune_into(
     sparsity: the text of -sparsity. device: where a decoder layer is when its turn comes, "auto" for a GPU if there is
     one; the rest of the model stays in the host's memory. mode: "masked" keeps the shapes, "compact" (slimgpt
     only) writes the smaller model of `models.compact_llama`. base_name: what the model card calls the dense model.
-    The record, also in `pruning.json`: method, sparsity asked for and reached, calibration set and digests,
-    seconds, peak memory, and per layer its sparsity and errors (see `prune_layers`).
+    The record is also in `pruning.json`; its layers hold what `prune_layers` returns.
     """
-    started = time.perf_counter()
     config = load_config(base, "-base_model_name")
-    pattern = check(method, sparsity, calib_data, calib_samples, calib_length, config, mode)
+    by_layer = check(method, sparsity, calib_data, calib_length, config, mode)
     place = torch.device(usable_device(device))
     if place.type not in ("cpu", "cuda"):  # Hessians are inverted in fp64, which others lack
         raise UserError(f"-device: pruning runs on cpu and cuda, not on {place.type}; give one of them or auto")
     _, _, tokenizer = check_model(base, "-base_model_name")
-    tokens, source = None, None
+    tokens, calibrated = None, {}
     if METHODS[method].statistic:
-        tokens, source = calibration.load(calib_data, calib_samples, calib_length, tokenizer, seed)
+        tokens = calibration.load(calib_data, calib_samples, calib_length, tokenizer, seed)
+        calibrated = {"calib_data": calib_data, "calib_samples": calib_samples, "calib_length": calib_length}
+        calibrated["tokens_sha256"] = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
     model = load_model(base, dtype, "cpu", "-base_model_name")
     for index, layer in enumerate(model.model.layers):
         for name in LINEARS:
             finite(layer.get_submodule(name).weight, f"the weight of layer {index} ({name})")
-    loaded = time.perf_counter()
-    layers = prune_layers(model, tokens, METHODS[method].passes(pattern, config), place)
-    pruned = time.perf_counter()
+    started = time.perf_counter()
+    layers = prune_layers(model, tokens, by_layer, place)
+    seconds = time.perf_counter() - started
     linears = [[layer.get_submodule(name).weight for name in LINEARS] for layer in model.model.layers]
     reached = [sum((w == 0).sum().item() for w in each) / sum(w.numel() for w in each) for each in linears]
-    dense_parameters = model.num_parameters()
+    parameters = {"dense": model.num_parameters()}
     if mode == "compact":
         model = compact(model)
     record = {
         "method": method,
         "mode": mode,
-        "sparsity": str(pattern),
+        "sparsity": sparsity,
         "sparsity_reached": sum(reached) / len(reached),
-        "parameters": {"dense": dense_parameters, "pruned": model.num_parameters()},
+        "parameters": parameters | {"pruned": model.num_parameters()},
         "base_model": base_name or base.name,
         "dtype": str(dtype).removeprefix("torch."),
         "device": str(place),
         "seed": seed,
-        "calibration": source,
-        "seconds": {"load": loaded - started, "prune": pruned - loaded},
+        "calibration": calibrated,
+        "seconds": {"prune": seconds},
         "peak_memory_bytes": torch.cuda.max_memory_allocated(place) if place.type == "cuda" else peak_memory(),
         "layers": [{"sparsity": share} | layer for share, layer in zip(reached, layers, strict=True)],
         "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
@@ -126,33 +115,30 @@ def prune_into(
 
 @torch.no_grad()
 def prune_layers(
-    model: LlamaForCausalLM, tokens: torch.Tensor | None, passes: list[list[PruningPass]], device: torch.device
+    model: LlamaForCausalLM, tokens: torch.Tensor | None, by_layer: list[PruneLayer], device: torch.device
 ) -> list[dict]:
     """Prune the model in place, layer by layer, each with the inputs that the pruned layers before it give.
 
     tokens: (S, T) int64, the calibration set, no padding; None for a method without one, which returns nothing of a
-    layer. passes: per layer, in order. Returns per layer {"error"}: ‖f(X) - f̂(X)‖² / ‖f(X) - X‖² on a part of the
-    set, of what the layer adds to the residual stream, the share that is now wrong. Raises UserError naming the layer
-    if its inputs are not finite.
+    layer. Returns per layer {"error"}: ‖f(X) - f̂(X)‖² / ‖f(X) - X‖² on a part of the set, of what the layer adds to the
+    residual stream, the share that is now wrong. Raises UserError naming the layer if its inputs are not finite.
     """
     if tokens is None:
-        for layer, (only,) in zip(progress(model.model.layers, desc="pruning", unit="layer"), passes, strict=True):
-            only.prune(layer, {})
-        return [{} for _ in passes]
+        for index, layer in enumerate(progress(model.model.layers, desc="pruning", unit="layer")):
+            by_layer[index](LayerInputs(index, layer))
+        return [{} for _ in by_layer]
     record = []
     for inputs in walk(model, tokens, device, "pruning"):
         few = max(1, min(len(tokens) // 16, BATCH_TOKENS // tokens.shape[1]))
         sample = inputs.hidden[:few].clone()
         dense = finite(inputs.layer(sample, **inputs.kwargs), f"the output of layer {inputs.index}")
-        for each in passes[inputs.index]:
-            values = inputs.gather(each.sites, each.statistic)
-            try:
-                each.prune(inputs.layer, values)
-            except torch.linalg.LinAlgError as failure:
-                raise UserError(
-                    f"-calib_data: the Hessian of layer {inputs.index} is singular ({failure}); "
-                    "raise -calib_samples, or prune with wanda"
-                ) from failure
+        try:
+            by_layer[inputs.index](inputs)
+        except torch.linalg.LinAlgError as failure:
+            raise UserError(
+                f"-calib_data: the Hessian of layer {inputs.index} is singular ({failure}); "
+                "raise -calib_samples, or prune with wanda"
+            ) from failure
         wrong = (inputs.layer(sample, **inputs.kwargs) - dense).float().norm().item()
         added = (dense - sample).float().norm().item()
         record.append({"error": (wrong / max(added, 1e-30)) ** 2})
@@ -160,27 +146,20 @@ def prune_layers(
 
 
 def _card(record: dict) -> str:
-    source, compacted = record["calibration"], record["mode"] == "compact"
-    flags = ["prune_method", record["method"], "sparsity", record["sparsity"], "seed", record["seed"]]
-    flags += ["mode", "compact"] * compacted + ["dtype", record["dtype"]]
-    calibrated = "No calibration data."
-    if source:
-        names = ("source", "samples", "length")
-        flags += [part for name in names for part in (f"calib_{name}".replace("source", "data"), source[name])]
-        calibrated = "Calibrated on {samples} windows of {length} tokens of {source}.".format(**source)
-    command = " ".join(f"-{name} {value}" for name, value in zip(flags[::2], flags[1::2], strict=True))
-    card = (
-        f"# {record['base_model']}, pruned with {record['method']} at {record['sparsity']}\n\n"
-        f"{record['sparsity_reached']:.2%} of the decoder layers' linear weights are "
-        f"{'gone' if compacted else 'zero'}; embeddings, norms and the output layer are untouched. {calibrated}\n\n"
+    calibrated, small = record["calibration"], record["mode"] == "compact"
+    names = ("sparsity", "mode", "dtype", "seed")
+    flags = {"base_model_name": record["base_model"], "prune_method": record["method"]}
+    flags |= {name: record[name] for name in names} | {n: v for n, v in calibrated.items() if n.startswith("calib_")}
+    command = " ".join(f"-{name} {value}" for name, value in flags.items())
+    loading = (
+        "{pruned:,} of {dense:,} parameters are left. The layers differ in size, so the model has its own class:\n\n"
+        "```python\nAutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)\n```\n\n"
     )
-    if compacted:
-        before, after = (f"{record['parameters'][name]:,}" for name in ("dense", "pruned"))
-        card += (
-            f"{after} of {before} parameters are left. The layers differ in size, so the model has its own class:\n\n"
-            "```python\nAutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)\n```\n\n"
-        )
-    return card + (
-        f"Made with:\n\n```\npython -m pruning -base_model_name {record['base_model']} {command} -output_dir …\n```\n\n"
+    return (
+        f"# {record['base_model']}, pruned with {record['method']} at {record['sparsity']}\n\n"
+        f"{record['sparsity_reached']:.2%} of the decoder layers' linear weights are {'gone' if small else 'zero'}; "
+        f"embeddings, norms and the output layer are untouched.\n\n"
+        f"{loading.format(**record['parameters']) if small else ''}"
+        f"Made with:\n\n```\npython -m pruning {command} -output_dir …\n```\n\n"
         f"`{RECORD}` holds the sparsity and the error of every layer.\n"
     )

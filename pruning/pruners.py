@@ -2,17 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import nn
 from transformers import LlamaConfig
 
+from models.contract import linear_shapes
 from models.model_names import LLAMA
 from pruning import magnitude, slimgpt, sparsegpt, wanda
 from pruning.input_statistics import Hessian, InputNorms
-from pruning.layers import SITES, PruningPass, Values
+from pruning.layers import LINEARS_BY_INPUT, LayerInputs
 from pruning.pattern import Pattern
 from utils.common.errors import UserError
+
+PruneLayer = Callable[[LayerInputs], None]
+"""Prunes one decoder layer in place."""
 
 
 @dataclass(frozen=True)
@@ -28,31 +32,25 @@ class Unstructured:
     statistic: type[InputNorms | Hessian] | None = None
     prepare: Callable[[torch.Tensor], object] = lambda value: value
 
-    def check(self, pattern: Pattern, config: LlamaConfig) -> None:
-        """Raise UserError naming -sparsity unless M of N:M divides the input width of every linear layer."""
-        widths = {
-            "hidden_size": config.hidden_size,
-            "num_attention_heads·head_dim": config.num_attention_heads * config.head_dim,
-            "intermediate_size": config.intermediate_size,
-        }
-        for name, width in widths.items():
+    def by_layer(self, pattern: Pattern, config: LlamaConfig) -> list[PruneLayer]:
+        """What prunes each decoder layer: one pass for all seven linear layers, as the papers do it.
+
+        Raises UserError naming -sparsity unless M of N:M divides the input width of every linear layer.
+        """
+        for name, (_, width) in linear_shapes(config).items():
             if pattern.m and width % pattern.m:
                 raise UserError(
-                    f"-sparsity: {pattern} needs widths divisible by {pattern.m}, but the model's {name} is {width}; "
+                    f"-sparsity: {pattern} needs widths divisible by {pattern.m}, but {name} has {width} inputs; "
                     "give another N:M or a share"
                 )
+        return [partial(self._prune_layer, pattern)] * config.num_hidden_layers
 
-    def passes(self, pattern: Pattern, config: LlamaConfig) -> list[list[PruningPass]]:
-        """Per decoder layer, one pass for all seven linear layers, as the papers do it."""
-        one = PruningPass(tuple(SITES), self.statistic, lambda layer, values: self._prune_layer(layer, values, pattern))
-        return [[one]] * config.num_hidden_layers
-
-    def _prune_layer(self, layer: nn.Module, values: Values, pattern: Pattern) -> None:
-        """Prune the seven linear layers in place."""
-        for site, names in SITES.items():
-            prepared = self.prepare(values[site]) if values else None
+    def _prune_layer(self, pattern: Pattern, inputs: LayerInputs) -> None:
+        values = inputs.gather(LINEARS_BY_INPUT, self.statistic) if self.statistic else {}
+        for first, names in LINEARS_BY_INPUT.items():
+            prepared = self.prepare(values[first]) if values else None
             for name in names:
-                weight = layer.get_submodule(name).weight
+                weight = inputs.layer.get_submodule(name).weight
                 weight.copy_(self.prune(weight.float().clone(), prepared, pattern))
 
 
@@ -61,8 +59,10 @@ class SlimGPT:
 
     statistic = Hessian
 
-    def check(self, pattern: Pattern, config: LlamaConfig) -> None:
-        """Raise UserError for a model that doesn't run as Llama, for N:M, or for more than the model can lose."""
+    def by_layer(self, pattern: Pattern, config: LlamaConfig) -> list[PruneLayer]:
+        """What prunes each layer; UserError for a model that doesn't run as Llama, and naming -sparsity for N:M, or for
+        more than the model can lose.
+        """
         if config.model_type != LLAMA:
             raise UserError(
                 f"-prune_method: slimgpt leaves a smaller Llama, and this is a {config.model_type} model; give wanda, "
@@ -70,11 +70,7 @@ class SlimGPT:
             )
         if pattern.m:
             raise UserError(f"-sparsity: slimgpt removes whole heads and channels, it has no {pattern}; give a share")
-        slimgpt.plan(config, pattern.ratio)
-
-    def passes(self, pattern: Pattern, config: LlamaConfig) -> list[list[PruningPass]]:
-        """Per decoder layer, a pass for heads, then one for channels."""
-        return [slimgpt.passes(removal, config.head_dim) for removal in slimgpt.plan(config, pattern.ratio)]
+        return [partial(slimgpt.prune_layer, removal) for removal in slimgpt.plan(config, pattern.ratio)]
 
 
 METHODS = {

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from transformers import LlamaConfig
 
 from pruning.input_statistics import Hessian
-from pruning.layers import PruningPass, Values
+from pruning.layers import LayerInputs
 from pruning.sparsegpt import damped_inverse
 from utils.common.errors import UserError
 
@@ -125,37 +124,33 @@ def shrinking_step(to_go: int) -> int:
     return max(8, min(1024, to_go // 2))
 
 
-def passes(removal: Removal, head_dim: int) -> list[PruningPass]:
-    """Attention first; the FFN's Hessian is gathered from what the pruned attention gives.
+def prune_layer(removal: Removal, inputs: LayerInputs) -> None:
+    """Zero a decoder layer's heads and channels in place, KV heads with the query heads that share them.
 
-    KV heads go with the query heads that share them.
+    Attention first: the FFN's Hessian is gathered from what the pruned attention gives.
     """
-
-    def heads(layer: nn.Module, values: Values) -> None:
-        attention = layer.self_attn
-        size, weight = attention.num_key_value_groups * head_dim, attention.o_proj.weight
-        pruned, gone = remove(weight, values["self_attn.o_proj"], size, removal.kv_heads, lambda _: 1)
-        weight.copy_(pruned)
-        for linear, rows in ((attention.q_proj, size), (attention.k_proj, head_dim), (attention.v_proj, head_dim)):
-            for kv_head in gone:
-                _zero_rows(linear, slice(kv_head * rows, (kv_head + 1) * rows))
-
-    def channels(layer: nn.Module, values: Values) -> None:
-        mlp = layer.mlp
-        pruned, gone = remove(mlp.down_proj.weight, values["mlp.down_proj"], 1, removal.channels, shrinking_step)
-        mlp.down_proj.weight.copy_(pruned)
-        for linear in (mlp.gate_proj, mlp.up_proj):
-            _zero_rows(linear, gone)
-
-    of_heads = PruningPass(("self_attn.o_proj",), Hessian, heads)
-    of_channels = PruningPass(("mlp.down_proj",), Hessian, channels)
-    return [of_heads] * bool(removal.kv_heads) + [of_channels] * bool(removal.channels)
+    attention = inputs.layer.self_attn
+    width = attention.head_dim
+    size = width * attention.num_key_value_groups
+    rows = {"self_attn.q_proj": size, "self_attn.k_proj": width, "self_attn.v_proj": width}
+    _remove_units(inputs, "self_attn.o_proj", size, removal.kv_heads, lambda _: 1, rows)
+    rows = {"mlp.gate_proj": 1, "mlp.up_proj": 1}
+    _remove_units(inputs, "mlp.down_proj", 1, removal.channels, shrinking_step, rows)
 
 
-def _zero_rows(linear: nn.Linear, rows: slice | list[int]) -> None:
-    linear.weight[rows] = 0
-    if linear.bias is not None:
-        linear.bias[rows] = 0
+def _remove_units(
+    inputs: LayerInputs, name: str, size: int, count: int, step: Callable[[int], int], rows: dict[str, int]
+) -> None:
+    """`remove` on a linear layer; rows: how many of each layer before it belong to a unit, and go with it."""
+    if not count:
+        return
+    linear = inputs.layer.get_submodule(name)
+    weight, removed = remove(linear.weight, inputs.gather((name,), Hessian)[name], size, count, step)
+    linear.weight.copy_(weight)
+    for before, height in rows.items():
+        gone = [unit * height + row for unit in removed for row in range(height)]
+        for parameter in inputs.layer.get_submodule(before).parameters():  # weight, and bias if there is one
+            parameter[gone] = 0
 
 
 def _whole(shares: Iterable[float]) -> list[int]:

@@ -54,7 +54,8 @@ def prune(weight: torch.Tensor, factor: tuple[torch.Tensor, torch.Tensor], patte
     upper, dead = factor
     weight[:, dead] = 0
     rows, columns = weight.shape
-    width = BLOCK // pattern.m * pattern.m if pattern.m and pattern.m <= BLOCK else pattern.m or BLOCK
+    group = pattern.m or 1
+    width = max(BLOCK // group, 1) * group
     for start in range(0, columns, width):
         end = min(start + width, columns)
         block, square = weight[:, start:end], upper[start:end, start:end]
@@ -66,8 +67,8 @@ def prune(weight: torch.Tensor, factor: tuple[torch.Tensor, torch.Tensor], patte
             mask = lowest((block.square() / scale).flatten(), count).view_as(block)
         for column in range(end - start):
             if pattern.m and column % pattern.m == 0:
-                group = slice(column, column + pattern.m)
-                mask[:, group] = pattern.mask(block[:, group].square() / scale[group])
+                next_m = slice(column, column + pattern.m)
+                mask[:, next_m] = pattern.mask(block[:, next_m].square() / scale[next_m])
             errors[:, column] = block[:, column] * mask[:, column] / square[column, column]
             block[:, column:].addr_(errors[:, column], square[column, column:], alpha=-1)
             block[:, column].masked_fill_(mask[:, column], 0)

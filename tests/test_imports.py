@@ -75,7 +75,7 @@ def test_every_file_has_a_package():
     ("module", "text"),
     [
         ("utils.common.files", "from utils import probing"),
-        ("models.merge", "def f():\n    from baselines.norms import NormScales"),
+        ("models.merge", "def f():\n    from baselines.lora import dora"),
         ("utils.probing", "import utils.evaluation.scoring as s"),
         ("utils.report.page", "from utils.plan import Plan"),
         ("benchmarks.run", "from RestoreLCC_train import read_samples"),

@@ -405,9 +405,7 @@ def print_plan(args: Arguments) -> None:
     if args.pruned_model_path:
         check_name(args.pruned_model_path, "-pruned_model_path")
     else:
-        pruning.prune_model.check(
-            args.prune_method, args.sparsity, args.calib_data, args.calib_samples, args.calib_length, config
-        )
+        pruning.prune_model.check(args.prune_method, args.sparsity, args.calib_data, args.calib_length, config)
     target = target_machine(args, config)
     samples, valid, counted = count_samples(args, tokenizer)
     tasks, unknown = count_tasks(args)

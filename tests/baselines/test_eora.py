@@ -6,7 +6,7 @@ import torch
 from baselines.eora import low_rank
 from models.checkpoint import LINEARS
 from models.restoration import Restoration
-from tests.baselines.test_flap_bias import inputs_seen
+from tests.baselines.test_closed_forms import inputs_seen
 from tests.builders import inputs_of
 from utils.common.methods import Options
 
@@ -43,16 +43,6 @@ def test_the_error_is_what_the_rank_leaves_out(out, tokens, rank):
     whole = error(lost, torch.zeros_like(lost), second)
     assert error(lost, up @ down, second) == pytest.approx(discarded(lost, second, rank), rel=1e-6, abs=1e-8 * whole)
     assert error(lost, up @ down, second) < whole
-
-
-@pytest.mark.parametrize(("rank", "out"), [(IN, OUT), (50, 34)])
-def test_full_rank_gives_the_dense_weights_back(rank, out):
-    lost = draw(out, IN)
-    down, up = low_rank(lost, moment(), rank)
-    assert down.shape == (rank, IN) and up.shape == (out, rank)
-    assert torch.allclose(up @ down, lost, atol=1e-9)
-    least = min(out, IN)
-    assert not down[least:].any() and not up[:, least:].any()
 
 
 def test_without_data_on_most_directions_it_is_exact_on_those_and_harms_none():

@@ -1,27 +1,18 @@
 """Loading of samples, the bundled set and the bundled evaluation tasks."""
 
-import calendar
 import json
-import math
 import re
 from collections import Counter
-from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
 import torch
 
-from data.sources import BUNDLED_FOLDER, Sample, bundled_text, check_data_path, load_samples
+from data.sources import BUNDLED_FOLDER, Sample, alpaca_prompt, bundled_text, check_data_path, load_samples
 from utils.common.errors import UserError
 
-TASKS_FOLDER = BUNDLED_FOLDER.parent / "tasks"
 SIZES = {"train": 2000, "valid": 250, "heldout": 520}
-MONTHS = list(calendar.month_name)[1:]
-TASKS = ("bundled_response", "bundled_facts", "bundled_arithmetic", "bundled_heldout")
-
-
-def rows_of(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+TASKS = {"bundled_response": 280, "bundled_facts": 373, "bundled_arithmetic": 300, "bundled_heldout": 220}
 
 
 def alpaca(count: int, start: int = 0) -> list[dict]:
@@ -36,55 +27,50 @@ def write_jsonl(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
-def error_of(*arguments, **options) -> str:
+def error_of(*arguments) -> str:
     with pytest.raises(UserError) as caught:
-        load_samples(*arguments, **options)
+        load_samples(*arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def responses(split) -> list[list[str]]:
+    return [[sample.response for sample in samples] for samples in (split.train, split.valid)]
 
 
 # Loading
 
 
-def test_every_format_gives_the_same_samples(tmp_path):
+def test_every_format_gives_the_same_samples_in_the_templates_words_and_the_files_order(tmp_path):
     rows = alpaca(5)
-    jsonl = write_jsonl(tmp_path / "a.jsonl", rows)
-    as_list = tmp_path / "b.json"
-    as_list.write_text(json.dumps(rows), encoding="utf-8")
-    original = tmp_path / "c.pt"
-    expected = load_samples(jsonl, 3, 2)
-    torch.save([{"text": s.prompt, "label": f" {s.response}"} for s in [*expected.train, *expected.valid]], original)
-    responses = write_jsonl(
-        tmp_path / "d.jsonl",
-        [{"instruction": r["instruction"], "input": r["input"], "response": r["output"]} for r in rows],
-    )
-    for path in (as_list, original, responses):
-        assert load_samples(str(path), 3, 2) == expected, path
-
-
-def test_samples_hold_the_template_and_keep_the_order_of_the_file(tmp_path):
-    loaded = load_samples(write_jsonl(tmp_path / "a.jsonl", alpaca(4)), 2, 1)
-    assert loaded.train == [
+    expected = load_samples(write_jsonl(tmp_path / "a.jsonl", rows), 3, 2)
+    assert expected.train[:2] == [
         Sample("### Instruction:\nSay 0.\n\n### Response:", "Number 0."),
         Sample("### Instruction:\nSay 1.\n\n### Input:\nLoudly.\n\n### Response:", "Number 1."),
     ]
-    assert [sample.response for sample in loaded.valid] == ["Number 2."]
+    assert responses(expected) == [["Number 0.", "Number 1.", "Number 2."], ["Number 3.", "Number 4."]]
+    (tmp_path / "b.json").write_text(json.dumps(rows), encoding="utf-8")
+    texts = [{"text": s.prompt, "label": f" {s.response}"} for s in [*expected.train, *expected.valid]]
+    torch.save(texts, tmp_path / "c.pt")
+    write_jsonl(tmp_path / "d.jsonl", [{**row, "response": row.pop("output")} for row in rows])
+    for name in ("b.json", "c.pt", "d.jsonl"):
+        assert load_samples(str(tmp_path / name), 3, 2) == expected, name
 
 
 def test_a_response_loses_one_leading_space_only_and_input_may_be_missing(tmp_path):
     torch.save([{"text": "Q:", "label": "  code"}], tmp_path / "a.pt")
     assert load_samples(str(tmp_path / "a.pt"), 1, 0).train == [Sample("Q:", " code")]
-    path = write_jsonl(tmp_path / "a.jsonl", [{"instruction": "Go.", "output": "Gone."}])
-    assert load_samples(path, 1, 0).train == [Sample("### Instruction:\nGo.\n\n### Response:", "Gone.")]
+    for extra in ({}, {"input": None}):
+        path = write_jsonl(tmp_path / "a.jsonl", [{"instruction": "Go.", "output": "Gone."} | extra])
+        assert load_samples(path, 1, 0).train == [Sample("### Instruction:\nGo.\n\n### Response:", "Gone.")]
 
 
 @pytest.mark.parametrize("name", ["valid", "validation", "val"])
 def test_a_folder_brings_its_validation_file(tmp_path, name):
     write_jsonl(tmp_path / "train.jsonl", alpaca(3))
     (tmp_path / f"{name}.json").write_text(json.dumps(alpaca(2, start=10)), encoding="utf-8")
-    loaded = load_samples(str(tmp_path), 2, 2)
-    assert [s.response for s in loaded.train] == ["Number 0.", "Number 1."]
-    assert [s.response for s in loaded.valid] == ["Number 10.", "Number 11."]
+    found = responses(load_samples(str(tmp_path), 2, 2))
+    assert found == [["Number 0.", "Number 1."], ["Number 10.", "Number 11."]]
 
 
 def test_hub_ids_go_to_the_hub_which_may_be_out_of_reach(monkeypatch):
@@ -92,75 +78,53 @@ def test_hub_ids_go_to_the_hub_which_may_be_out_of_reach(monkeypatch):
 
     def load_dataset(name, split):
         asked.append((name, split))
+        if name == "no/route":
+            raise ConnectionError("no route\nto host")
         return alpaca(9)
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    loaded = load_samples("someone/alpaca", 2, 1)
+    assert responses(load_samples("someone/alpaca", 2, 1)) == [["Number 0.", "Number 1."], ["Number 2."]]
     assert asked == [("someone/alpaca", "train")]
-    assert [s.response for s in (*loaded.train, *loaded.valid)] == ["Number 0.", "Number 1.", "Number 2."]
-
-    def fail(name, split):
-        raise ConnectionError("no route\nto host")
-
-    monkeypatch.setattr("datasets.load_dataset", fail)
-    assert "cannot get 'someone/alpaca' from the hub (no route)" in error_of("someone/alpaca", 1, 1)
+    assert "cannot get 'no/route' from the hub (no route)" in error_of("no/route", 1, 1)
 
 
-@pytest.mark.parametrize(
-    ("path", "says"),
-    [
-        ("gone.jsonl", "does not exist"),
-        ("/no/such/folder", "does not exist"),
-        ("alpaca", "does not exist"),
-        ("a.csv", "is none of .jsonl, .json, .pt"),
-        ("empty", "holds no train.jsonl"),
-    ],
-)
-def test_wrong_paths_are_named_before_anything_is_read(tmp_path, monkeypatch, path, says):
+def test_wrong_paths_are_named_before_anything_is_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.csv").write_text("x")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=says) as caught:
-        check_data_path(path)
-    assert str(caught.value).startswith(f"-data_path: {path} ")
+    missing = dict.fromkeys(("gone.jsonl", "/no/such/folder", "alpaca"), "does not exist")
+    others = {"a.csv": "is none of .jsonl, .json, .pt", "empty": "holds no train.jsonl"}
+    for path, says in {**missing, **others}.items():
+        with pytest.raises(UserError, match=f"^-data_path: {path} {says}"):
+            check_data_path(path)
 
 
-@pytest.mark.parametrize(
-    ("lines", "says"),
-    [
-        ('{"instruction": "a", "output": "b"}\n{"instruction": "a", \n', ":2: not valid JSON"),
-        ('{"instruction": "a", "output": "b"}\n\n{"instruction": "a"}\n', ":3: field 'output' is missing"),
-        ('{"instruction": "  ", "output": "b"}\n', ":1: field 'instruction' is empty"),
-        ('{"instruction": "a", "output": 7}\n', ":1: field 'output' is no text"),
-        ('{"instruction": "a", "input": [], "output": "b"}\n', ":1: field 'input' is no text"),
-    ],
-)
-def test_damaged_rows_are_named_with_file_and_row(tmp_path, lines, says):
-    path = tmp_path / "a.jsonl"  # more of them, and of files: tests/inputs
-    path.write_text(lines, encoding="utf-8")
-    assert error_of(str(path), 3, 0).startswith(f"-data_path: {path}{says}")
+def test_damaged_rows_are_named_with_file_and_row(tmp_path):
+    """More of them, and of files: tests/inputs."""
+    good = {"instruction": "a", "output": "b"}
+    for changed, says in (
+        ({"output": 7}, "field 'output' is no text"),
+        ({"input": []}, "field 'input' is no text"),
+        ({"instruction": "  "}, "field 'instruction' is empty"),
+        ({"output": ...}, "field 'output' is missing (it has: instruction)"),
+    ):
+        row = {name: value for name, value in {**good, **changed}.items() if value is not ...}
+        (tmp_path / "a.jsonl").write_text(f"{json.dumps(good)}\n\n{json.dumps(row)}\n")
+        assert error_of(str(tmp_path / "a.jsonl"), 3, 0).startswith(f"-data_path: {tmp_path}/a.jsonl:3: {says}")
 
 
-def test_samples_with_an_empty_response_are_left_out_and_named(tmp_path, capsys):
+def test_samples_with_an_empty_response_are_left_out_and_too_few_are_counted(tmp_path, capsys):
     rows = alpaca(10)
     for row, empty in ((1, ""), (4, "  "), (6, None), (9, "")):  # the last one is beyond the split
         rows[row]["output"] = empty
-    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    path = write_jsonl(tmp_path / "train.jsonl", rows)
     loaded = load_samples(path, 4, 2)
-    assert [s.response for s in loaded.train] == [f"Number {i}." for i in (0, 2, 3, 5)]
-    assert [s.response for s in loaded.valid] == ["Number 7.", "Number 8."]
+    assert responses(loaded) == [[f"Number {i}." for i in rows] for rows in ((0, 2, 3, 5), (7, 8))]
     assert capsys.readouterr().out == f"{path}: left out 3 samples with an empty response (rows 2, 5, 7)\n"
-    assert "has 6 samples with a response, but -num_train_samples + -num_valid_samples asks for 5 + 2" in error_of(
-        path, 5, 2
-    )
-
-
-def test_too_few_samples_say_how_many_there_are(tmp_path):
-    write_jsonl(tmp_path / "train.jsonl", alpaca(5))
+    few = "has 6 samples with a response, but -num_train_samples + -num_valid_samples asks for 5 + 2"
+    assert error_of(path, 5, 2).startswith(f"-data_path: {path} {few}")
     valid = write_jsonl(tmp_path / "valid.jsonl", alpaca(1))
-    assert error_of(str(tmp_path), 4, 2).startswith(
-        f"-data_path: {valid} has 1 samples, but -num_valid_samples asks for 2"
-    )
+    assert f"{valid} has 1 samples, but -num_valid_samples asks for 2" in error_of(str(tmp_path), 4, 2)
 
 
 def test_real_alpaca_loads(shared):
@@ -173,115 +137,67 @@ def test_real_alpaca_loads(shared):
 
 @pytest.fixture(scope="module")
 def bundled() -> dict[str, list[dict]]:
-    return {name: rows_of(BUNDLED_FOLDER / f"{name}.jsonl") for name in SIZES}
+    """The rows of the set's three files, and of the tasks."""
+    files = [BUNDLED_FOLDER / f"{name}.jsonl" for name in SIZES]
+    files += [BUNDLED_FOLDER.parent / "tasks" / f"{name}.jsonl" for name in TASKS]
+    return {file.stem: [json.loads(line) for line in file.read_text("utf-8").splitlines()] for file in files}
 
 
-def test_bundled_set_has_the_promised_size_and_loads():
+def test_bundled_files_have_the_promised_sizes_and_load(bundled):
+    assert {name: len(rows) for name, rows in bundled.items()} == {**SIZES, **TASKS}
     loaded = load_samples("bundled", 2000, 250)
     assert (len(loaded.train), len(loaded.valid)) == (2000, 250)
-    texts = bundled_text()
-    assert texts[:2000] == [f"{s.prompt} {s.response}" for s in loaded.train]
-    assert len(texts) == 2000
+    assert bundled_text() == [f"{s.prompt} {s.response}" for s in loaded.train]
 
 
-def test_bundled_files_are_disjoint_and_without_repeats(bundled):
-    asked = Counter((row["instruction"], row["input"]) for rows in bundled.values() for row in rows)
-    assert max(asked.values()) == 1
-    assert {name: len(rows) for name, rows in bundled.items()} == SIZES
-    assert all(row["output"].strip() for rows in bundled.values() for row in rows)
-
-
-def test_no_heldout_answer_is_a_training_answer_of_its_family(bundled):
-    trained = {(row["family"], row["output"]) for row in bundled["train"] + bundled["valid"]}
-    assert not trained & {(row["family"], row["output"]) for row in bundled["heldout"]}
+def test_nothing_is_asked_twice_and_no_heldout_answer_is_a_training_answer_of_its_family(bundled):
+    rows = [row for name in SIZES for row in bundled[name]]
+    assert len({(row["instruction"], row["input"]) for row in rows}) == len(rows)
+    assert all(row["output"].strip() for row in rows)
+    trained, heldout = ({(row["family"], row["output"]) for row in part} for part in (rows[:2250], rows[2250:]))
+    assert not trained & heldout
 
 
 def numbers(text: str) -> list[int]:
     return [int(n) for n in re.findall(r"-?\d+", text)]
 
 
-def later(ask: str) -> str:
-    days, day, month = re.search(r"is (\d+) days .* (\d+) (\w+)\?", ask).groups()
-    start = date(2023, MONTHS.index(month) + 1, int(day))
-    end = start + timedelta(days=int(days)) * (-1 if "before" in ask else 1)
-    return f"It is {end.day} {MONTHS[end.month - 1]}."
-
-
-def same_heat(answer: str) -> bool:
-    first, second = numbers(answer)
-    celsius, fahrenheit = (first, second) if answer.index("Celsius") < answer.index("Fahr") else (second, first)
-    return fahrenheit == celsius * 1.8 + 32
-
-
 FAMILIES = {
     "addition": lambda ask, given, answer: numbers(answer)[-1] == sum(numbers(ask)),
-    "multiplication": lambda ask, given, answer: numbers(answer)[-1] == math.prod(numbers(ask)),
     "average": lambda ask, given, answer: numbers(answer)[-1] * len(numbers(given)) == sum(numbers(given)),
     "sort_numbers": lambda ask, given, answer: numbers(answer) == sorted(numbers(given), reverse="descending" in ask),
-    "sort_words": lambda ask, given, answer: answer.split(", ") == sorted(given.split(", ")),
-    "gain_and_loss": lambda ask, given, answer: (
-        numbers(answer)[-1] == numbers(ask)[0] + numbers(ask)[1] - numbers(ask)[2]
-    ),
     "discount": lambda ask, given, answer: numbers(answer)[-1] * 100 == numbers(ask)[0] * (100 - numbers(ask)[1]),
-    "date_after": lambda ask, given, answer: answer == later(ask),
-    "temperature": lambda ask, given, answer: same_heat(answer),
     "reverse_word": lambda ask, given, answer: answer == re.search('"(.*)"', ask)[1][::-1],
     "initials": lambda ask, given, answer: answer == "".join(word[0] for word in given.split()),
-    "remove_duplicates": lambda ask, given, answer: Counter(answer.split(", ")) == Counter(set(given.split(", "))),
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_bundled_answers_are_right(bundled, family):
-    rows = [row for part in bundled.values() for row in part if row["family"] == family]
-    assert len(rows) >= 10
-    assert not [row for row in rows if not FAMILIES[family](row["instruction"], row["input"], row["output"])]
+def test_bundled_answers_are_right(bundled):
+    rows = [row for name in SIZES for row in bundled[name] if row["family"] in FAMILIES]
+    right = [FAMILIES[row["family"]](row["instruction"], row["input"], row["output"]) for row in rows]
+    assert all(right) and len(right) == 123
 
 
-# The bundled tasks
-
-
-@pytest.fixture(scope="module")
-def task_rows() -> dict[str, list[dict]]:
-    return {name: rows_of(TASKS_FOLDER / f"{name}.jsonl") for name in TASKS}
-
-
-def test_tasks_have_enough_rows_and_four_different_choices(task_rows):
-    for name, rows in task_rows.items():
-        assert len(rows) >= 200, name
-        if name != "bundled_heldout":
-            assert len({(row["prompt"], *sorted(row["choices"])) for row in rows}) == len(rows)
-            assert all(len(set(row["choices"])) == 4 and row["answer"] in range(4) for row in rows), name
-            places = Counter(row["answer"] for row in rows)
-            assert min(places.values()) > len(rows) / 8, name
-
-
-def test_arithmetic_choices_are_right(task_rows):
-    for row in task_rows["bundled_arithmetic"]:
+def test_choices_differ_and_the_right_one_is_anywhere_and_right(bundled):
+    for name in list(TASKS)[:3]:
+        rows = bundled[name]
+        assert len({(row["prompt"], *sorted(row["choices"])) for row in rows}) == len(rows)
+        assert all(len(set(row["choices"])) == 4 for row in rows), name
+        places = Counter(row["answer"] for row in rows)
+        assert set(places) == set(range(4)) and min(places.values()) > len(rows) / 8, name
+    for row in bundled["bundled_arithmetic"]:
         a, sign, b = row["prompt"].splitlines()[-1].split()[:3]
         result = {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[sign]
         assert row["choices"][row["answer"]] == str(result)
+    own = {alpaca_prompt(row["instruction"], row["input"]): row["output"] for row in bundled["heldout"]}
+    assert all(row["choices"][row["answer"]] == own[row["prompt"]] for row in bundled["bundled_response"])
 
 
-def test_tasks_are_disjoint_from_training_and_from_each_other(bundled, task_rows):
+def test_tasks_are_disjoint_from_training_and_from_each_other(bundled):
     loaded = load_samples("bundled", 2000, 250)
-    trained = {sample.prompt for sample in (*loaded.train, *loaded.valid)}
-    response = {row["prompt"] for row in task_rows["bundled_response"]}
-    heldout = {row["prompt"] for row in task_rows["bundled_heldout"]}
-    assert not response & trained
-    assert not heldout & trained
-    assert not response & heldout
+    prompts = [{row["prompt"] for row in bundled[name]} for name in ("bundled_response", "bundled_heldout")]
+    prompts.append({sample.prompt for sample in (*loaded.train, *loaded.valid)})
+    assert len(set.union(*prompts)) == sum(map(len, prompts))
     texts = " ".join(f"{row['instruction']} {row['output']}" for row in bundled["train"] + bundled["valid"])
-    texts = texts.replace("×", "*")
-    assert not [row for row in task_rows["bundled_arithmetic"] if f" {row['prompt'].splitlines()[-1]}" in f" {texts}"]
-
-
-def test_right_response_is_the_rows_own(bundled, task_rows):
-    loaded = {row["instruction"]: row["output"] for row in bundled["heldout"] if not row["input"]}
-    checked = 0
-    for row in task_rows["bundled_response"]:
-        instruction = re.fullmatch(r"### Instruction:\n(.*)\n\n### Response:", row["prompt"])
-        if instruction:
-            assert row["choices"][row["answer"]] == loaded[instruction[1]]
-            checked += 1
-    assert checked > 50
+    texts = f" {texts}".replace("×", "*")
+    assert not [row for row in bundled["bundled_arithmetic"] if f" {row['prompt'].splitlines()[-1]}" in texts]

@@ -171,7 +171,7 @@ BROKEN: list[tuple[str, object, str]] = [
     ("text.jsonl", '{"text": "\\udc00"}', ":1: not valid JSON (half of"),
     ("text.json", '{"text": "a"}', "holds no list"),
     ("text.jsonl", '{"texts": "a"}', "document 1"),
-    ("text.txt", b"caf\xe9", "give UTF-8 text"),
+    ("text.txt", b"caf\xe9", "check that it is UTF-8 text"),
     ("text.txt", "short", "holds 5 tokens"),
     ("rte/validation.jsonl", RTE | {"label": 1.0}, "two texts or more, of which 1.0 is right)"),
     ("rte/validation.jsonl", {"sentence1": "a", "sentence2": "b"}, "of which 'label' is right); the hub's field"),

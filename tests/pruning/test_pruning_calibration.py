@@ -13,55 +13,68 @@ LETTERS = "abcdefghij"
 
 
 @pytest.fixture
-def tokenizer():
-    return byte_tokenizer()
+def load(tmp_path):
+    """load(documents, samples, length, seed) -> the windows as texts; documents: what lines of a .jsonl hold."""
 
-
-@pytest.fixture
-def letters(tmp_path):
-    """letters(lengths) -> a .jsonl whose n-th document repeats the n-th letter so many times."""
-
-    def make(*lengths: int) -> str:
-        path = tmp_path / "letters.jsonl"
-        path.write_text("\n".join(json.dumps({"text": LETTERS[n] * length}) for n, length in enumerate(lengths)))
-        return str(path)
+    def make(documents: list, samples: int, length: int, seed: int = 0) -> list[str]:
+        path, tokenizer = tmp_path / "documents.jsonl", byte_tokenizer()
+        path.write_text("\n".join(map(json.dumps, documents)))
+        tokens = calibration.load(str(path), samples, length, tokenizer, seed)
+        assert tokens.shape == (samples, length) and tokens.dtype == torch.int64
+        return [tokenizer.decode(row) for row in tokens]
 
     return make
 
 
-def test_long_documents_give_one_window_each(tokenizer, letters):
-    tokens, record = calibration.load(letters(50, 3, 60, 30, 5, 80), 4, 30, tokenizer, seed=0)
-    texts = [tokenizer.decode(row) for row in tokens]
-    assert sorted(texts) == ["a" * 30, "c" * 30, "d" * 30, "f" * 30]
-    assert tokens.shape == (4, 30) and tokens.dtype == torch.int64
-    assert record["windows"] == "one a document"
+def letters(*lengths: int) -> list[dict]:
+    """The n-th document repeats the n-th letter so many times."""
+    return [{"text": letter * length} for letter, length in zip(LETTERS, lengths, strict=False)]
 
 
-def test_short_documents_are_joined_and_it_is_said(tokenizer, letters, capsys):
-    tokens, record = calibration.load(letters(8, 9, 10, 11, 12), 7, 30, tokenizer, seed=1)
-    assert tokens.shape == (7, 30)
-    assert all(len(set(row.tolist())) > 1 for row in tokens)
-    assert record["windows"] == "over the joined documents"
+def test_long_documents_give_one_window_each(load, capsys):
+    assert sorted(load(letters(50, 3, 60, 30, 5, 80), 4, 30)) == ["a" * 30, "c" * 30, "d" * 30, "f" * 30]
+    assert not capsys.readouterr().out
+
+
+def test_short_documents_are_joined_and_it_is_said(load, capsys):
+    assert all(len(set(window)) > 1 for window in load(letters(8, 9, 10, 11, 12), 7, 30, seed=1))
     said = capsys.readouterr().out
     assert "joined" in said and said.count("\n") == 1
 
 
-@pytest.mark.parametrize(("documents", "windows"), [(200, "one a document"), (1, "over the joined documents")])
-def test_windows_start_anywhere(tokenizer, tmp_path, documents, windows):
-    path = tmp_path / "digits.jsonl"
-    path.write_text("\n".join([json.dumps("0123456789" * 3)] * documents))
-    tokens, record = calibration.load(str(path), 200, 11, tokenizer, seed=0)
-    assert record["windows"] == windows
-    assert {tokenizer.decode(row)[0] for row in tokens} == set("0123456789")
+@pytest.mark.parametrize("documents", [200, 1])
+def test_windows_start_anywhere(load, documents):
+    assert {window[0] for window in load(["0123456789" * 3] * documents, 200, 11)} == set("0123456789")
 
 
-def test_json_lists_of_texts_and_of_objects_are_read(tokenizer, tmp_path):
+def test_json_lists_of_texts_and_of_objects_are_read(tmp_path):
     listed = tmp_path / "listed.json"
     listed.write_text(json.dumps(["x" * 40, {"text": "y" * 40}, ""]))
-    tokens, _ = calibration.load(str(listed), 2, 20, tokenizer, seed=0)
-    assert {tokenizer.decode(row) for row in tokens} == {"x" * 20, "y" * 20}
+    tokens = calibration.load(str(listed), 2, 20, byte_tokenizer(), seed=0)
+    assert {byte_tokenizer().decode(row) for row in tokens} == {"x" * 20, "y" * 20}
 
 
-def test_text_shorter_than_a_window_is_an_error(tokenizer, letters):
+def test_text_shorter_than_a_window_is_an_error(load):
     with pytest.raises(UserError, match=r"^-calib_data: .*17 tokens.*-calib_length"):
-        calibration.load(letters(8, 9), 2, 18, tokenizer, seed=0)  # what else can be wrong: tests/inputs
+        load(letters(8, 9), 2, 18)  # what else can be wrong: tests/inputs
+
+
+def test_c4_is_streamed_and_shuffled_from_the_hub_which_may_be_out_of_reach(monkeypatch):
+    calls = []
+
+    class Rows(list):
+        def shuffle(self, **how) -> "Rows":
+            calls.append(how["buffer_size"])
+            return self
+
+    def load_dataset(name, *, split, data_files, streaming) -> Rows:
+        if len(calls) > 1:
+            raise ConnectionError("no route")
+        calls.append(name)
+        return Rows([{"text": "ab" * 20}] * 9)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    assert calibration.load("c4", 3, 20, byte_tokenizer(), seed=0).shape == (3, 20)
+    assert calls == ["allenai/c4", 10_000]
+    with pytest.raises(UserError, match=r"^-calib_data: cannot get 'allenai/c4' from the hub \(no route\); give 'bund"):
+        calibration.load("c4", 3, 20, byte_tokenizer(), seed=0)

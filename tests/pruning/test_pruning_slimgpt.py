@@ -14,9 +14,10 @@ from models.checkpoint import LINEARS
 from models.compact_llama import CompactLlamaForCausalLM
 from models.loading import load_config, load_model
 from pruning import calibration, slimgpt
+from pruning.prune_model import prune_into
 from pruning.sparsegpt import damped_inverse
-from tests.builders import compact_checkpoint
-from tests.pruning.test_pruning import problem, prune, text  # noqa: F401 (fixtures)
+from tests.builders import compact_checkpoint, save_tiny_llama
+from tests.pruning.test_pruning import problem
 from utils.common.errors import UserError
 
 
@@ -41,13 +42,12 @@ def test_every_head_is_the_cheapest_given_those_already_gone():
     pruned, removed = slimgpt.remove(weight, hessian, 4, 4, lambda _: 1)
     gone: list[int] = []
     for unit in removed:
-        costs = {}
-        for other in set(range(6)) - {column // 4 for column in gone}:
-            costs[other] = refitted(weight, damped, gone + list(range(other * 4, other * 4 + 4)))[1]
-        assert unit == min(costs, key=costs.__getitem__)
+        left = [n for n in range(6) if 4 * n not in gone]
+        costs = [refitted(weight, damped, [*gone, *range(n * 4, n * 4 + 4)])[1] for n in left]
+        assert unit == left[costs.index(min(costs))]
         if not gone:
             errors = slimgpt.unit_errors(weight, damped_inverse(hessian), 4).tolist()
-            assert errors == pytest.approx(list(costs.values()), rel=1e-6)
+            assert errors == pytest.approx(costs, rel=1e-6)
         gone += range(unit * 4, unit * 4 + 4)
     torch.testing.assert_close(pruned, refitted(weight, damped, gone)[0], rtol=1e-6, atol=1e-9)
 
@@ -82,41 +82,39 @@ def test_ratio_grows_with_depth_as_in_the_paper():
 @pytest.mark.parametrize("total", [0.05, 0.5, 0.9])
 @pytest.mark.parametrize("shape", [(32, 4096, 11008, 32, 32), (30, 576, 1536, 9, 3), (5, 64, 172, 8, 4)])
 def test_incremental_ratio_reaches_the_total(shape, total):
-    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
-    config = LlamaConfig(**dict(zip(names, shape, strict=True)))
-    shared = config.num_attention_heads // config.num_key_value_heads
-    head = config.head_dim * config.hidden_size * 2 * (shared + 1)
-    channel = 3 * config.hidden_size
+    layers, width, channels, queries, keys = shape
+    config = LlamaConfig(
+        num_hidden_layers=layers, hidden_size=width, intermediate_size=channels,
+        num_attention_heads=queries, num_key_value_heads=keys,
+    )  # fmt: skip
+    head, channel = config.head_dim * width * 2 * (queries // keys + 1), 3 * width
     removals = slimgpt.plan(config, total)
     gone = sum(removal.kv_heads * head + removal.channels * channel for removal in removals)
-    whole = config.num_hidden_layers * (config.num_key_value_heads * head + config.intermediate_size * channel)
-    assert gone / whole == pytest.approx(total, abs=8 * channel / whole)
-    for removal in removals:
-        assert 0 <= removal.kv_heads < config.num_key_value_heads
-        assert 0 <= removal.channels < config.intermediate_size
-    assert len(removals) == config.num_hidden_layers
+    whole = layers * (keys * head + channels * channel)
+    assert gone / whole == pytest.approx(total, abs=8 * channel / whole) and len(removals) == layers
+    assert all(0 <= removal.kv_heads < keys and 0 <= removal.channels < channels for removal in removals)
 
 
-@pytest.fixture
-def both(make_tiny_llama, prune, tmp_path):  # noqa: F811
-    """(dense, masked, compact) folders of one model with biases everywhere, 40 % gone."""
-
-    def make(**options) -> tuple[Path, Path, Path]:
-        base = make_tiny_llama(num_hidden_layers=5, num_attention_heads=12, num_key_value_heads=4, **options)
-        masked, _ = prune(base, "slimgpt", "0.4")
-        compact = tmp_path / "compact"
-        masked = masked.rename(tmp_path / "masked")
-        folder, _ = prune(base, "slimgpt", "0.4", mode="compact")
-        return base, masked, folder.rename(compact)
-
-    return make
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def both(request, tmp_path_factory) -> tuple[Path, Path, Path]:
+    """(dense, masked, compact) folders of one model with biases everywhere, 40 % gone. To be read only."""
+    place = tmp_path_factory.mktemp("slim")
+    shape = {"num_hidden_layers": 5, "num_attention_heads": 12, "num_key_value_heads": 4}
+    shape |= {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": request.param}
+    base = save_tiny_llama(place / "dense", **shape)
+    options = {"calib_data": "bundled", "calib_samples": 6, "calib_length": 40, "dtype": torch.float32}
+    for mode in ("masked", "compact"):
+        prune_into(base, place / mode, "slimgpt", "0.4", **options, device="cpu", seed=3, mode=mode)
+    return base, place / "masked", place / "compact"
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_masked_and_compact_give_the_same_logits(both, tied):
-    base, masked, compact = both(attention_bias=True, mlp_bias=True, tie_word_embeddings=tied)
+def loaded(*folders: Path) -> list[torch.nn.Module]:
+    return [load_model(folder, torch.float32, "cpu", "-x") for folder in folders]
+
+
+def test_masked_and_compact_give_the_same_logits(both):
     ids = torch.randint(0, 250, (3, 17), generator=torch.Generator().manual_seed(0))
-    dense, slim, small = (load_model(folder, torch.float32, "cpu", "-x") for folder in (base, masked, compact))
+    dense, slim, small = loaded(*both)
     assert isinstance(small, CompactLlamaForCausalLM)
     torch.testing.assert_close(small(ids).logits, slim(ids).logits, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(dense(ids).logits, slim(ids).logits, atol=1e-2)
@@ -127,101 +125,84 @@ def test_masked_and_compact_give_the_same_logits(both, tied):
 
 
 def test_removed_heads_and_channels_are_zero_in_every_matrix_and_bias(both):
-    base, masked, compact = both(attention_bias=True, mlp_bias=True)
-    dense, slim = (load_model(folder, torch.float32, "cpu", "-x") for folder in (base, masked))
-    config = load_config(compact, "-x")
-    for index, layer in enumerate(slim.model.layers):
-        attention, mlp = layer.self_attn, layer.mlp
-        gone = set(range(4)) - set(config.kept_kv_heads[index])
-        for kv in range(4):
-            for linear, width in ((attention.q_proj, 24), (attention.k_proj, 8), (attention.v_proj, 8)):
-                rows = slice(kv * width, (kv + 1) * width)
-                zero = (linear.weight[rows] == 0).all() and (linear.bias[rows] == 0).all()
-                assert zero == (kv in gone)
-            assert (attention.o_proj.weight[:, kv * 24 : kv * 24 + 24] == 0).all() == (kv in gone)
-        dead = (mlp.down_proj.weight == 0).all(0)
+    """Heads as the expanded compact model has them, in the test below."""
+    dense, slim = loaded(*both[:2])
+    config = load_config(both[2], "-x")
+    for index, (before, after) in enumerate(zip(dense.model.layers, slim.model.layers, strict=True)):
+        dead = (after.mlp.down_proj.weight == 0).all(0)
         assert dead.sum() == 56 - config.intermediate_sizes[index]
-        for linear in (mlp.gate_proj, mlp.up_proj):
+        for name in ("gate_proj", "up_proj"):
+            linear = after.mlp.get_submodule(name)
             assert torch.equal((linear.weight == 0).all(1), dead) and torch.equal(linear.bias == 0, dead)
-        untouched = dense.model.layers[index].mlp.gate_proj.weight[~dead]
-        assert torch.equal(mlp.gate_proj.weight[~dead], untouched)
-        assert torch.equal(attention.o_proj.bias, dense.model.layers[index].self_attn.o_proj.bias)
+            assert torch.equal(linear.weight[~dead], before.mlp.get_submodule(name).weight[~dead])
+        read = after.self_attn.o_proj.weight.unflatten(1, (4, -1)).ne(0).any(0).any(-1)
+        assert read.nonzero().flatten().tolist() == config.kept_kv_heads[index]
+        assert torch.equal(after.self_attn.o_proj.bias, before.self_attn.o_proj.bias)
     names = [name for name in dense.state_dict() if not any(linear in name for linear in LINEARS)]
     assert all(torch.equal(dense.state_dict()[name], slim.state_dict()[name]) for name in names)
 
 
-def test_attention_is_pruned_before_the_ffns_hessian_is_collected(make_tiny_llama, prune):  # noqa: F811
+def test_attention_is_pruned_before_the_ffns_hessian_is_collected(make_tiny_llama, prune, text):
     """down_proj of the first layer equals an update computed from what the pruned attention feeds it."""
     base = make_tiny_llama(num_hidden_layers=1, num_attention_heads=12, num_key_value_heads=4)
-    folder, record = prune(base, "slimgpt", "0.4")
-    source = record["calibration"]["source"]
-    tokens, _ = calibration.load(source, 6, 40, AutoTokenizer.from_pretrained(base), 3)
-    dense, slim = (load_model(place, torch.float32, "cpu", "-x") for place in (base, folder))
-    fed = []
-    slim.model.layers[0].mlp.down_proj.register_forward_pre_hook(lambda _, args: fed.append(args[0].flatten(0, 1)))
-    for linear in ("gate_proj", "up_proj", "down_proj"):  # the pruned attention with the dense FFN
-        slim.model.layers[0].mlp.get_submodule(linear).load_state_dict(
-            dense.model.layers[0].mlp.get_submodule(linear).state_dict()
-        )
-    slim(tokens)
-    count = slimgpt.plan(slim.config, 0.4)[0].channels
-    weight = dense.model.layers[0].mlp.down_proj.weight
-    expected, _ = slimgpt.remove(weight, fed[0].T @ fed[0], 1, count, slimgpt.shrinking_step)
-    pruned = load_model(folder, torch.float32, "cpu", "-x").model.layers[0].mlp.down_proj.weight
-    torch.testing.assert_close(pruned.double(), expected, rtol=1e-3, atol=1e-4)
+    folder, _ = prune(base, "slimgpt", "0.4")
+    dense, slim = loaded(base, folder)
+    pruned, fed = slim.model.layers[0].mlp.down_proj.weight.double(), []
+    mlp = slim.model.layers[0].mlp = dense.model.layers[0].mlp  # the pruned attention with the dense FFN
+    mlp.down_proj.register_forward_pre_hook(lambda _, args: fed.append(args[0].flatten(0, 1)))
+    slim(calibration.load(text, 6, 40, AutoTokenizer.from_pretrained(base), 3))
+    hessian, count = fed[0].T @ fed[0], slimgpt.plan(slim.config, 0.4)[0].channels
+    expected, _ = slimgpt.remove(mlp.down_proj.weight, hessian, 1, count, slimgpt.shrinking_step)
+    torch.testing.assert_close(pruned, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_compact_folder_loads_alone_with_its_own_code(both, tmp_path):
     """In a process that knows nothing of this project; without trust_remote_code it is refused, not misread."""
-    _, _, compact = both()
     code = (
         "import sys, torch; from transformers import AutoModelForCausalLM\n"
         "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[2] == 'yes')\n"
         "print(model(torch.arange(20)[None]).logits.sum().item())\n"
     )
-    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    options = {"env": os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}, "cwd": tmp_path}
     trusted, refused = (
-        subprocess.run(
-            [sys.executable, "-c", code, compact, trust], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+        subprocess.run([sys.executable, "-c", code, both[2], trust], capture_output=True, text=True, **options)
         for trust in ("yes", "no")
     )
-    here = load_model(compact, torch.float32, "cpu", "-x")
+    (here,) = loaded(both[2])
     assert float(trusted.stdout) == pytest.approx(here(torch.arange(20)[None]).logits.sum().item(), rel=1e-4)
     assert refused.returncode != 0 and "trust_remote_code" in refused.stderr
 
 
 def test_expanding_a_compact_model_gives_the_masked_one_back(both, tmp_path):
     """The same logits, heads where they stood in the dense model; compacted again, the same tensors."""
-    _, masked, compact = both(attention_bias=True, mlp_bias=True, tie_word_embeddings=True)
+    _, masked, compact = both
     folder, small = models.compact.in_dense_shapes(compact, tmp_path / "cache")
     slim, expanded = (AutoModelForCausalLM.from_pretrained(place) for place in (masked, folder))
     assert small and type(expanded) is type(slim) and expanded.config.model_type == "llama"
     assert (folder / "pruning.json").is_file()
     ids = torch.arange(30)[None]
     torch.testing.assert_close(expanded(ids).logits, slim(ids).logits, rtol=1e-4, atol=1e-5)
-    for before, after in zip(slim.model.layers, expanded.model.layers, strict=True):
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            assert torch.equal(after.self_attn.get_submodule(name).weight, before.self_attn.get_submodule(name).weight)
+    after = expanded.state_dict()
+    assert all(torch.equal(after[n], tensor) for n, tensor in slim.state_dict().items() if "self_attn" in n)
     compact_checkpoint(folder, tmp_path / "again")
-    small, again = (load_model(place, "auto", "cpu", "-x").state_dict() for place in (compact, tmp_path / "again"))
+    small, again = (model.state_dict() for model in loaded(compact, tmp_path / "again"))
     assert small.keys() == again.keys()
     assert all(torch.equal(small[name], again[name]) for name in small)
 
 
 def test_compacting_an_ordinary_model_leaves_it_whole(make_tiny_llama):
-    model = load_model(make_tiny_llama(zeros=0.5), torch.float32, "cpu", "-x")
+    (model,) = loaded(make_tiny_llama(zeros=0.5))
     small = models.compact.compact(model)
     assert small.num_parameters() == model.num_parameters()
     assert small.config.kept_kv_heads == [[0, 1]] * 3
 
 
-def test_record_says_what_went_and_what_it_cost_and_a_compact_model_is_not_pruned_again(make_tiny_llama, prune):  # noqa: F811
+def test_record_says_what_went_and_what_it_cost_and_a_compact_model_is_not_pruned_again(make_tiny_llama, prune):
     folder, record = prune(make_tiny_llama(num_hidden_layers=5), "slimgpt", "0.3", mode="compact")
     assert record["sparsity_reached"] == pytest.approx(0.3, abs=0.02)
     assert record["parameters"]["pruned"] < record["parameters"]["dense"]
-    assert record["parameters"]["pruned"] == load_model(folder, "auto", "cpu", "-x").num_parameters()
+    assert record["parameters"]["pruned"] == loaded(folder)[0].num_parameters()
     assert all(0 < layer["error"] < 1 for layer in record["layers"])
     assert "trust_remote_code=True" in (folder / "README.md").read_text()
     for method in ("slimgpt", "wanda"):

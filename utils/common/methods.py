@@ -99,7 +99,7 @@ METHODS = {
         "utils.compensation:magnitudes_only", "β of chosen heads alone", "RestoreLCC (β alone)", _BETA, **_HEADS
     ),
     "output_bias": MethodSpec(
-        "baselines.output_bias:output_bias",
+        "baselines.free_terms:output_bias",
         "a free bias of whole projections",
         "a bias of whole projections",
         sites="attention",
@@ -114,7 +114,7 @@ METHODS = {
         selection="lofit",
     ),
     "norms_biases": MethodSpec(
-        "baselines.output_bias:output_bias",
+        "baselines.free_terms:output_bias",
         "a free bias of all linear layers, and the scales of all norms",
         "biases of all linear layers",
         sites="all",
@@ -132,7 +132,7 @@ METHODS = {
     "masked_lora": MethodSpec("baselines.lora:masked_lora", "LoRA inside the mask, zeros kept", "masked LoRA", **_LORA),
     "masked_dora": MethodSpec("baselines.lora:masked_dora", "DoRA inside the mask, zeros kept", "masked DoRA", **_LORA),
     "masked_full": MethodSpec(
-        "baselines.masked_full:masked_full", "all weights that are not zero", "masked full fine-tuning"
+        "baselines.free_terms:masked_full", "all weights that are not zero", "masked full fine-tuning"
     ),
     "lora": MethodSpec("baselines.lora:lora", "LoRA on all linear layers; merged, it fills the zeros", "LoRA", **_LORA),
     "dora": MethodSpec("baselines.lora:dora", "DoRA on all linear layers; merged, it fills the zeros", "DoRA", **_LORA),
@@ -155,14 +155,12 @@ METHODS = {
         "block reconstruction",
         _CLOSED,
     ),
-    "none": MethodSpec("baselines.nothing:nothing", "restores nothing", "nothing", Needs()),
+    "none": MethodSpec("baselines.free_terms:nothing", "restores nothing", "nothing", Needs()),
 }
 """What -method takes."""
 
-CONSTANTS = MethodSpec(
-    "baselines.output_bias:output_bias", "biases where the method itself has none", "biases", **_BIAS
-)
-NORMS = MethodSpec("baselines.norms:norm_scales", "scales of all norms", "norm scales")
+CONSTANTS = MethodSpec("baselines.free_terms:output_bias", "biases where the method itself has none", "biases", **_BIAS)
+NORMS = MethodSpec("baselines.free_terms:norm_scales", "scales of all norms", "norm scales")
 
 
 @dataclass(frozen=True)

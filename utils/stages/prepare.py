@@ -38,7 +38,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
         args.head_count(*head_shape(config)[:2])
     dense, config, tokenizer = check_model(folder, "-base_model_name")
     given, pruned = None, None
-    calibration_set = args.calib_data, args.calib_samples, args.calib_length
+    calibration_set = args.calib_data, args.calib_length
     if args.pruned_model_path:
         given, pruned = given_checkpoint(args, folder)
         if run.needs.teacher and pruned is not given:

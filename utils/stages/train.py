@@ -107,7 +107,7 @@ def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
     args, options, tokens = run.args, Options.of(run.args), None
     if calibrates := run.needs.calibration:
         sizes = args.calib_samples, args.calib_length
-        tokens, *_ = calibration.load(args.calib_data, *sizes, models.tokenizer, args.calibration_seed)
+        tokens = calibration.load(args.calib_data, *sizes, models.tokenizer, args.calibration_seed)
     inputs = MethodInputs(
         config=models.config,
         seed=args.training_seed,

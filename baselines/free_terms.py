@@ -1,0 +1,42 @@
+"""Terms that start at zero and are trained without a bound, and the control that has none.
+
+What compensated heads can add lies in the span of their columns of W_O; a free bias has no such bound, and no heads.
+All weights inside the mask are Wanda's `dense_ft` (Sun et al., ICLR 2024): the ceiling of what keeps zeros.
+"""
+
+import torch
+
+from models.contract import MethodInputs, linear_shapes
+from models.families import norm_widths
+from models.terms import Constant, MaskedChange, Term
+from utils.common.methods import SITES
+
+
+def output_bias(inputs: MethodInputs) -> dict[str, Constant]:
+    """A bias on the linear layers of the named sites in every decoder layer."""
+    shapes = linear_shapes(inputs.config)
+    return {
+        f"model.layers.{layer}.{name}.bias": Constant(torch.zeros(shapes[name][0]))
+        for layer in range(inputs.config.num_hidden_layers)
+        for site, name in SITES.items()
+        if site in inputs.sites
+    }
+
+
+def norm_scales(inputs: MethodInputs) -> dict[str, Constant]:
+    """A change of the scale of every RMSNorm of the model: no weight of a matrix."""
+    return {f"{name}.weight": Constant(torch.zeros(width)) for name, width in norm_widths(inputs.config).items()}
+
+
+def masked_full(inputs: MethodInputs) -> dict[str, MaskedChange]:
+    """A change (out, in) of each linear layer's weight where it is not zero, in fp32."""
+    return {
+        f"model.layers.{layer}.{name}.weight": MaskedChange(torch.zeros(shape))
+        for layer in range(inputs.config.num_hidden_layers)
+        for name, shape in linear_shapes(inputs.config).items()
+    }
+
+
+def nothing(inputs: MethodInputs) -> dict[str, Term]:
+    """No terms: the pruned checkpoint goes through all stages, and the merge touches nothing."""
+    return {}
