@@ -18,7 +18,7 @@ from utils.common.files import write_text
 from utils.evaluation.compared_runs import COMPARED, Measure, Outcome, difference, read_outcome
 from utils.report.charts import Point, front_picture
 from utils.report.page import render
-from utils.report.summary import hide_home, shown_name
+from utils.report.summary import shown_name
 from utils.report.svg import Drawing
 from utils.report.tables import ARROWS, DASH, SHARES, Score, judged
 from utils.sweep.grid import SweepRow, SweepRun
@@ -73,11 +73,13 @@ NUMBERS = {
 class Line:
     """A run, or the runs of one configuration with several seeds.
 
-    pruning: the pruned model. kind: what a merge of it may touch. n: finished runs. failed: how others ended. cells:
-    Column's name → number, in the unit of its heading, with an error over seeds or else over questions.
+    label: its name, with the pruned model where there are several. kind: what a merge of it may touch. n: finished
+    runs. failed: how others ended. cells: Column's name → number, in the unit of its heading, with an error over seeds
+    or else over questions.
     """
 
     name: str
+    label: str
     pruning: str = ""
     kind: str = ""
     n: int = 0
@@ -207,13 +209,15 @@ def _of_run(folder: Path, name: str) -> SweepRow:
 def lines_of(rows: Sequence[SweepRow]) -> list[Line]:
     """The page's lines; those of the same name and pruned model are numbered."""
     lines, names = [], [(row.name, row.pruning) for row in rows]
+    several = len({row.pruning for row in rows if row.outcomes}) > 1
     for place, row in enumerate(rows, start=1):
         own = row.name, row.pruning
         name = row.name + f" ({names[:place].count(own)})" * (names.count(own) > 1)
         entry = table_row(row, row.rate, row.outcomes) if row.outcomes else {}
         cells = {name: _score(entry[name], NUMBERS[name].factor) for name in NUMBERS if entry.get(name) is not None}
         kind = "changes nothing" if entry.get("class") == "nothing" else CLASSES.get(entry.get("class"), "")
-        lines.append(Line(name, row.pruning, kind, len(row.outcomes), failed(row), cells))
+        label = f"{name} ({row.pruning})" if several and row.pruning else name
+        lines.append(Line(name, label, row.pruning, kind, len(row.outcomes), failed(row), cells))
     return lines
 
 
@@ -262,15 +266,9 @@ def compared_page(lines: Sequence[Line], pairs: Pairs, notes: Sequence[str], ste
     content = {
         "title": title + (f", {failed} with failed runs" if failed else ""), "columns": columns_of(lines),
         "lines": lines, "pictures": pictures_of(lines), "notes": notes, "stem": stem,
-        "data": {"names": names_of(lines), "pairs": told},
+        "data": {"names": [line.label for line in lines], "pairs": told},
     }  # fmt: skip
-    return hide_home(render("compare.html.j2", content))
-
-
-def names_of(lines: Sequence[Line]) -> list[str]:
-    """Each line's name, with its pruned model where there are several."""
-    several = len({line.pruning for line in lines if line.n}) > 1
-    return [f"{line.name} ({line.pruning})" if several and line.pruning else line.name for line in lines]
+    return render("compare.html.j2", content)
 
 
 def columns_of(lines: Sequence[Line]) -> dict[str, Column]:
@@ -286,10 +284,11 @@ def pictures_of(lines: Sequence[Line]) -> dict[str, Drawing]:
     x, columns, drawn = "trained_parameters", columns_of(lines), []
     measures = [name for name, column in columns.items() if column.measured]
     for y in sorted(measures, key=lambda y: (not y.startswith("recovered"), -sum(y in line.cells for line in lines))):
-        both = [line for line in lines if x in line.cells and y in line.cells]
+        both = [line for line in lines if {x, y} <= set(line.cells)]
+        several = len({line.pruning for line in both}) > 1
         points = [
-            Point(name, line.cells[x].value, *line.cells[y].numbers(), kept=line.kept)
-            for name, line in zip(names_of(both), both, strict=True)
+            Point(line.label if several else line.name, line.cells[x].value, *line.cells[y].numbers(), kept=line.kept)
+            for line in both
         ]
         if points:
             drawn.append(front_picture(points, columns[x].heading, columns[y].heading, columns[y].lower))
@@ -310,12 +309,9 @@ def table_csv(lines: Sequence[Line]) -> str:
 
 def pairs_csv(lines: Sequence[Line], pairs: Pairs) -> str:
     """A line a pair and measure: whose difference it is, and over how many rows."""
-    names, rows = (
-        names_of(lines),
-        [["name", "minus", "over_the_same_rows", "difference", "stderr", "stderr_seeds", "n"]],
-    )
+    rows = [["name", "minus", "over_the_same_rows", "difference", "stderr", "stderr_seeds", "n"]]
     for (one, other), found in pairs.items():
-        rows += [[names[one], names[other], *astuple(each)[:5]] for each in found]
+        rows += [[lines[one].label, lines[other].label, *astuple(each)[:5]] for each in found]
     return _csv(rows)
 
 

@@ -122,7 +122,7 @@ def test_a_difference_must_be_beyond_both_of_its_errors(value, error, seeds, low
 
 
 def test_no_rounding_hides_a_lost_zero():
-    lines = [Line("a", n=1, cells={"zeros_kept": Score(kept)}) for kept in (100, 99.99)]
+    lines = [Line("a", "a", n=1, cells={"zeros_kept": Score(kept)}) for kept in (100, 99.99)]
     assert [line.text("zeros_kept") for line in lines] == ["100.0", "< 100"]
 
 
@@ -218,7 +218,7 @@ def test_the_picture_has_every_point_and_marks_lost_zeros():
     assert joined.get("d") == f"M{across[0]:g},{up[0]:g}L{across[1]:g},{up[1]:g}"
     names = {"trained_parameters", "valid_loss", "kl", "recovered", "recovered_answers", "rate"}
     few = names - {"recovered", "valid_loss"}  # what most lines have is first, a recovered share before others
-    lines = [Line("n", n=1, cells=dict.fromkeys(some, Score(1))) for some in (names, few)]
+    lines = [Line("n", "n", n=1, cells=dict.fromkeys(some, Score(1))) for some in (names, few)]
     shown = [label.removesuffix(" against trained parameters") for label in pictures_of(lines)]
     whats = ["recovered of right answers, %", "recovered of tasks, %", "KL from dense ↓", "validation loss ↓"]
     assert shown == whats

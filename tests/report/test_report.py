@@ -142,7 +142,7 @@ BETTER, WORSE = make_results(a=task(0.65, 0.5, 0.6)), make_results(a=task(0.65, 
         ({"validation": {"pruned": 2.5, "start": 2.7, "restored": 2.6}}, RUN, "loss rose from 2.500 to 2.600."),
         ({**WORSE, "validation": {"start": 2.5, "restored": 2.4}}, RUN, "on none."),
         ({"proof": {**PROOF, "passed": False}}, RUN, "failed its proof: do not use"),
-        (BETTER, {"arguments": {"num_epoch": 0}}, "Nothing was restored"),
+        (BETTER, {"method": {"restores": False}}, "Nothing was restored"),
         (BETTER, RUN, "on 1 of 1 task, worse on none, with 67 % of the gap in a’s acc"),
         (make_results(a=task(0.65, 0.5, 0.515)), RUN, "No measurable effect on the score of the task."),
         (make_results(a=task(0.65, 0.5, 0.6), b=task(0.65, 0.5, 0.4)), RUN, "better on 1 of 2 tasks, worse on 1."),
@@ -193,7 +193,7 @@ def test_scales_and_ticks_are_round_and_within():
     assert svg.ticks(0.13, 0.52, 4) == [0.2, 0.3, 0.4, 0.5] and svg.ticks(2, 2) == [2]
     assert svg.log_ticks(3, 4) == [3, 4] and svg.log_ticks(8, 60) == [10, 20, 50]
     assert svg.Scale(1, 100, 0, 200, log=True)(10) == pytest.approx(100) and svg.Scale(5, 5, 0, 10)(5) == 0
-    assert [svg.short(x) for x in (0, 0.25, 1234.5, 2.2e7, 1e-6)] == ["0", "0.25", "1,234", "2.2e+07", "1e-06"]
+    assert [svg.short(x) for x in (0, 0.25, 1234.5, 2.2e7, 1e-6)] == ["0", "0.25", "1,234", "2.2e7", "1e-06"]
 
 
 def test_the_mean_of_the_loss_is_over_the_steps_around():

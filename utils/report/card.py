@@ -27,12 +27,8 @@ def model_card(results: dict, run: dict) -> str:
 
     A name that somebody else chose is text there, whatever is in it.
     """
-    content = {
-        **told(results, run),
-        "front": Markup(metadata(run).to_yaml().replace("<", "")),
-        "about": (run.get("method") or {}).get("about"),
-    }
-    return summary.hide_home(render("card.md.j2", content, as_markdown))
+    content = told(results, run) | {"front": Markup(metadata(run).to_yaml().replace("<", ""))}
+    return render("card.md.j2", content, as_markdown)
 
 
 def as_markdown(value: object) -> Markup:

@@ -61,28 +61,16 @@ def write_report(folder: Path) -> Path:
 def draw(record: Record) -> tuple[str, dict[str, Drawing]]:
     """(page, the pictures that can be drawn by name)."""
     results, run, history, examples = record
-    rows, given = tables.score_rows(results), run.get("arguments") or {}
+    content = told(results, run)
     drawn = {
-        "scores": charts.scores_picture([*rows, *tables.mean_rows(results)]),
+        "scores": charts.scores_picture([*content["rows"], *content["means"]]),
         "heads": charts.heads_picture(results.get("heads") or {}),
-        "spectrum": charts.spectrum_picture(results.get("spectrum"), given.get("num_components")),
+        "spectrum": charts.spectrum_picture(results.get("spectrum"), content["given"].get("num_components")),
         "loss": charts.loss_picture(history),
     }
     pictures = {name: picture for name, picture in drawn.items() if picture}
-    verdicts = {row.verdict for row in rows}
-    content = {
-        **told(results, run),
-        "headline": summary.headline(results),
-        "losses": [row["valid_loss"] for row in history if row.get("valid_loss") is not None],
-        "pictures": pictures,
-        "one_seed": any("loss" in row for row in history) and any(verdicts),
-        "examples": shown_examples(examples),
-        "out": summary.hide_path(str(given.get("output_dir") or "output")),
-        "dense": summary.hide_path(str(given.get("base_model_name") or "")),
-        "seed": (run.get("seeds") or {}).get("training", run.get("seed")),
-        "try_slower": "worse" in verdicts or "better" not in verdicts,
-    }
-    return summary.hide_home(render("report.html.j2", content)), pictures
+    content |= {"headline": summary.headline(results), "history": history, "pictures": pictures}
+    return render("report.html.j2", content | {"examples": shown_examples(examples)}), pictures
 
 
 def told(results: dict, run: dict) -> dict:
@@ -103,7 +91,7 @@ def told(results: dict, run: dict) -> dict:
 
 def render(template: str, content: dict, finalize: Callable[[object], object] | None = None) -> str:
     """A template of ours, filled in; finalize: what every value goes through before it is escaped."""
-    return environment(finalize).get_template(template).render(content)
+    return summary.hide_home(environment(finalize).get_template(template).render(content))
 
 
 @cache
@@ -113,10 +101,8 @@ def environment(finalize: Callable[[object], object] | None) -> Environment:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True, finalize=finalize,
     )  # fmt: skip
-    found.filters |= {
-        "quoted": shlex.quote, "shown_name": summary.shown_name, "share": summary.share_text,
-        "p_value": lambda value: "< 0.001" if value < 0.001 else f"= {value:.3f}",
-    }  # fmt: skip
+    found.filters |= {"quoted": shlex.quote, "hidden": summary.hide_path}
+    found.filters |= {"shown_name": summary.shown_name, "share": summary.share_text}
     found.globals |= {"columns": tables.COLUMNS, "dash": tables.DASH, "selections": summary.SELECTIONS}
     found.globals["ours"] = lambda name: Markup(read_template(name))
     return found

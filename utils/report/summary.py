@@ -75,8 +75,7 @@ def title(run: dict, proof: dict) -> str:
 
 def restores_nothing(run: dict) -> bool:
     """Whether the run was asked to restore nothing (-method none, or -num_epoch 0 of a method that is trained)."""
-    method, epochs = run.get("method") or {}, (run.get("arguments") or {}).get("num_epoch")
-    return not method["restores"] if "restores" in method else epochs == 0
+    return not (run.get("method") or {}).get("restores", True)
 
 
 def restored_how(run: dict) -> str:

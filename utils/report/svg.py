@@ -47,7 +47,9 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 def short(value: float) -> str:
     """A tick's number: at most four significant digits, thousands with commas, large and tiny ones by their power."""
-    return f"{value:.3g}" if value and not 1e-4 <= abs(value) < 1e7 else f"{float(f'{value:.4g}'):,.10g}"
+    if value and not 1e-4 <= abs(value) < 1e7:
+        return f"{value:.3g}".replace("e+0", "e")
+    return f"{float(f'{value:.4g}'):,.10g}"
 
 
 class Drawing:
