@@ -168,9 +168,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[SweepRow], list[str]]:
     """(rows, notes) of runs' folders, or of sweeps' ones; UserError for a folder that is neither."""
     found: list[SweepRow] = []
     notes: list[str] = []
-    given = {folder.resolve(): folder for folder in folders}
-    if len(given) < len(folders):
-        notes.append(f"{len(folders) - len(given)} of the folders were given more than once; each is shown once")
+    given = {folder.resolve(): folder for folder in folders}  # what is named twice is shown once
     for whole, folder in given.items():
         if not folder.is_dir() and folder.suffix != ".gz":
             raise UserError(f"RUN: {folder} is not a folder; give the -output_dir of runs or of a sweep, or its {FILE}")
@@ -249,7 +247,7 @@ def pairs_of(rows: Sequence[SweepRow]) -> Pairs:
 def _measures(outcome: Outcome) -> dict[Measure, Column]:
     """COMPARED, and each task's main metric; a perplexity stands once, and no single task is a mean of tasks."""
     found = {name: NUMBERS[name] for name in COMPARED if name != "task_mean" or len(outcome.accuracies) > 1}
-    for task, metric in outcome.results["main_metric"].items():
+    for task, metric in outcome.results.get("main_metric", {}).items():
         if (task, metric) != outcome.perplexity:
             percent = metric.startswith(SHARES)
             higher = outcome.results["metrics"][task][metric]["higher_is_better"]

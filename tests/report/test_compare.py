@@ -85,6 +85,9 @@ def test_pairs_are_over_the_same_rows_and_others_are_left_out(runs, tmp_path):
     assert set(found) == {"one, acc, % ↑", "perplexity ↓"} and found["perplexity ↓"][3] == 2  # one task is no mean
     other = write_run(tmp_path / "other", [1, 1, 1, 1], [1.0, 1.0], asked="something else")
     assert compare.pairs_of(compare.read_runs([runs[0], other])[0]) == {}
+    nothing = {name: {} for name in ("scores", "metrics", "main_metric")} | {"validation": {"restored": 2.0}}
+    write_json(other / "results.json", nothing)  # of a run with -eval_tasks none
+    assert compare.lines_of(compare.read_runs([runs[0], other])[0])[1].cells["valid_loss"] == Score(2.0)
 
 
 def test_a_sweeps_lines_are_its_tables_over_the_seeds_that_both_have(tmp_path):
@@ -185,8 +188,7 @@ def test_a_mistake_is_one_line(runs, tmp_path, monkeypatch, words, said):
 
 
 def test_folders_are_told_apart_and_shown_once(runs, tmp_path):
-    found, notes = compare.read_runs([runs[0], tmp_path / "." / "ours", tmp_path / "theirs" / ".." / "ours"])
-    assert len(found) == 1 and "2 of the folders were given more than once" in notes[0]
+    assert len(compare.read_runs([runs[0], tmp_path / "theirs" / ".." / "ours"])[0]) == 1
     for place in "ab":
         write_run(tmp_path / place / "out", [1, 0], [1.0])
     found, _ = compare.read_runs([tmp_path / "a" / "out", tmp_path / "b" / "out", runs[0]])

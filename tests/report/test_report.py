@@ -229,7 +229,7 @@ def test_every_part_of_the_record_is_on_the_page_and_no_private_folder_or_networ
         "python RestoreLCC_train.py -pruned_model_path wanda-50", "probing", "100.2", "3.00 GiB", "an answer",
         "loss 1.250", "loss –", "only blanks", "python -m utils.report", "lm_eval --model hf", "answers flipped",
         "One run with one seed (42)", "went from 3.000 before training to 2.100 at its end.", "of 12,345 zeros kept",
-        "in 2 of its 15 attention heads (chosen at random), 1,234 trained parameters, trained on 2000", "3.000 → 2.100",
+        "in 2 of its 15 attention heads (selected by chance), 1,234 trained parameters, trained on", "3.000 → 2.100",
         "50 %, the same before and after restoring", "kept every weight and every zero", "1,234trained parameters",
         "Every prompt begins with ### Instruction: and ends with an answer ### Response:.", "held-out prompts Greedy",
     ):  # fmt: skip

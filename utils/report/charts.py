@@ -1,7 +1,7 @@
 """The pictures of a run, and of several runs, from their records alone; None where there is nothing to draw."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -25,8 +25,7 @@ class Plot(Drawing):
 
     def __init__(
         self, height: int, label: str, across: tuple[float, float], up: tuple[float, float], names: tuple[str, str],
-        entries: Sequence[tuple[str, str, str]], x_ticks: Sequence[float], show: Callable[[float], str] = short,
-        log: bool = False,
+        entries: Sequence[tuple[str, str, str]], x_ticks: Sequence[float], log: bool = False,
     ):  # fmt: skip
         super().__init__(WIDTH, height, label)
         left, right, self.bottom, self.top = 54, WIDTH - 14, height - 38, 50
@@ -34,7 +33,7 @@ class Plot(Drawing):
         self.x, self.y = Scale(*across, left, right, log), Scale(*up, self.bottom, self.top)
         for value in ticks(*up):
             self.line(left, self.y(value), right, self.y(value), "grid")
-            self.text(left - 7, self.y(value) + 4, show(value), "tick", "end")
+            self.text(left - 7, self.y(value) + 4, short(value), "tick", "end")
         for value in x_ticks:
             self.text(self.x(value), self.bottom + 16, short(value), "tick", "middle")
         self.text(right, self.bottom + 32, names[0], "axis", "end")
@@ -71,9 +70,7 @@ def scores_picture(rows: Sequence[ScoreRow]) -> Drawing | None:
         for value in ticks(x.low, x.high, 6):
             drawing.line(x(value), top, x(value), bottom, "grid")
             drawing.text(x(value), bottom + 15, short(value), "tick", "middle")
-        directions = {row.higher_is_better for row in panel}
-        better = {(True,): ", higher is better", (False,): ", lower is better"}.get(tuple(directions), "")
-        drawing.text(right, bottom + 29, f"{'%' if factor == 100 else panel[0].metric}{better}", "axis", "end")
+        drawing.text(right, bottom + 29, "%" if factor == 100 else panel[0].label, "axis", "end")
         for place, row in enumerate(panel):
             _score_row(drawing, row, top + (place + 0.5) * tall, x, factor)
         top = bottom + axis
@@ -172,9 +169,9 @@ def heads_picture(record: dict) -> Drawing | None:
     for layer, head in trained:
         middle = left + cell * (layer + 0.5) - gap / 2, bottom - cell * (head + 0.5) - gap / 2
         drawing.mark("circle", *middle, min(max(0.2 * cell, 1.2), 4), "trained")
-    for layer in _indices(layers, cell, 26):
+    for layer in range(0, layers, math.ceil(26 / cell)):
         drawing.text(left + cell * (layer + 0.5), bottom + 15, str(layer), "tick", "middle")
-    for head in _indices(heads, cell, 14):
+    for head in range(0, heads, math.ceil(14 / cell)):
         drawing.text(left - 7, bottom - cell * (head + 0.5) + 4, str(head), "tick", "end")
     drawing.text(left + cell * layers, bottom + 30, "layer", "axis", "end")
     drawing.text(0, top - 8, "head", "axis")
@@ -192,11 +189,6 @@ def _shades(drawing: Drawing, x: float, y: float, low: str, high: str, looks: Se
     return x + 12 + 7 * len(high)
 
 
-def _indices(count: int, cell: float, room: float) -> range:
-    """Indices in round steps, so far apart that a label has `room` pixels."""
-    return range(0, count, next(step for step in (1, 2, 5, 10, 20, 50, 10**6) if step * cell >= room))
-
-
 def spectrum_picture(spectrum: dict | None, num_components: int | None) -> Drawing | None:
     """How much of the gap's energy the first K directions hold: a line a layer, and the mean over all heads.
 
@@ -207,15 +199,14 @@ def spectrum_picture(spectrum: dict | None, num_components: int | None) -> Drawi
     mean, layers = spectrum["mean"], spectrum["layers"]
     named = [k for k in sorted({1, num_components or 1}) if k <= len(mean)]
     color = "color-mix(in srgb, var(--accent) {:.0%}, var(--first))".format  # from the first layers' to the last ones'
-    percent = "{:.3g} %".format
     entries = [("line", "curve", "mean over heads"), ("line", "dashed", "if all were equal")]
     at = [2**power for power in range(len(mean).bit_length())]
-    label, names = "Share of the activation gap that the first K directions hold, by layer", ("first K directions", "")
-    plot = Plot(320, label, (1, max(len(mean), 2)), (0, 100), names, entries, at, percent, log=True)
+    label, names = "Share of the activation gap that the first K directions hold, by layer", ("first K directions", "%")
+    plot = Plot(320, label, (1, max(len(mean), 2)), (0, 100), names, entries, at, log=True)
     _shades(plot, 320, 16, "layer 0", str(len(layers) - 1), [{"style": f"fill: {color(n / 11)}"} for n in range(12)])
     for number, held in enumerate(layers):
         if held:
-            tip = f"layer {number}: " + ", ".join(f"K = {k}: {percent(100 * held[k - 1])}" for k in named)
+            tip = f"layer {number}: " + ", ".join(f"K = {k}: {100 * held[k - 1]:.3g} %" for k in named)
             look = f"stroke: {color(number / max(len(layers) - 1, 1))}"
             plot.curve([(k, 100 * share) for k, share in enumerate(held, 1)], "layer", style=look, tip=tip)
     plot.curve([(k, 100 * k / len(mean)) for k in range(1, len(mean) + 1)], "dashed")
@@ -242,8 +233,7 @@ class Point:
 
 
 def front(points: Sequence[Point], lower_y: bool) -> list[Point]:
-    """The points that no other equals in both and beats in one, by x. A lower x is better; lower_y: whether a lower y
-    is."""
+    """The points that no other equals in both and beats in one, by x. A lower x is better, a lower y if `lower_y`."""
     costs = [(point.x, point.y if lower_y else -point.y) for point in points]
     beaten = [any(a <= x and b <= y and (a, b) != (x, y) for a, b in costs) for x, y in costs]
     return sorted((point for point, lost in zip(points, beaten, strict=True) if not lost), key=lambda point: point.x)

@@ -13,14 +13,6 @@ NAMES = {
 }  # fmt: skip
 """How models and pruners are written, by their names on the command line."""
 
-SELECTIONS = {
-    "contrastive": "chosen by contrastive probing",
-    "gap": "those with the largest activation gap",
-    "random": "chosen at random",
-    "lofit": "chosen by LoFiT's first step",
-}
-"""How heads were chosen, by the names of -head_selection."""
-
 
 def shown_name(name: object) -> str:
     """A model or pruner as a reader should see it: a local folder by its own name only."""
