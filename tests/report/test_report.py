@@ -226,7 +226,7 @@ def test_every_part_of_the_record_is_on_the_page_and_no_private_folder_or_networ
     words = words_of(drawn)
     for part in (
         summary.verdict(made.whole().results, RUN), "38 of 38 tensors", "version of torch", "173c87a5", "alpaca.jsonl",
-        "python RestoreLCC_train.py -pruned_model_path wanda-50", "probing", "100.2", "3.00 GiB", "an answer",
+        "python RestoreLCC_train.py -pruned_model_path wanda-50", "probing", "100.2", "total105.03.00 GiB", "an answer",
         "loss 1.250", "loss –", "only blanks", "python -m utils.report", "lm_eval --model hf", "answers flipped",
         "One run with one seed (42)", "went from 3.000 before training to 2.100 at its end.", "of 12,345 zeros kept",
         "in 2 of its 15 attention heads (selected by chance), 1,234 trained parameters, trained on", "3.000 → 2.100",
