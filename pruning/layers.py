@@ -103,20 +103,25 @@ def layer_inputs(model: PreTrainedModel, tokens: Tensor, device: torch.device) -
     differ where layers do (sliding windows), so every layer is asked; none of them is run.
     """
     hidden = torch.empty(*tokens.shape, model.config.hidden_size, dtype=model.dtype, device=device)
-    seen: list[tuple[Tensor, dict]] = []
-
-    def passing(given: Tensor, **kwargs) -> Tensor:
-        seen.append((given, kwargs))
-        return given
-
-    with ExitStack() as patched:
-        for layer in model.model.layers:
-            patched.enter_context(patch.object(layer, "forward", passing))
+    asked = _Asked()
+    with patch.object(model.model, "layers", nn.ModuleList([asked] * len(model.model.layers))):
         for row, ids in zip(hidden, tokens, strict=True):  # never all of it on the host, if the device has it
-            seen.clear()
+            asked.seen.clear()
             model.model(ids[None], use_cache=False)
-            row.copy_(seen[0][0][0])
-    return hidden, [send_to_device(kwargs, device) for _, kwargs in seen]
+            row.copy_(asked.seen[0][0][0])
+    return hidden, [send_to_device(kwargs, device) for _, kwargs in asked.seen]
+
+
+class _Asked(nn.Module):
+    """Stands for every layer, and keeps what each is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[tuple[Tensor, dict]] = []
+
+    def forward(self, given: Tensor, **kwargs) -> Tensor:
+        self.seen.append((given, kwargs))
+        return given
 
 
 def finite(value: Tensor, what: str) -> Tensor:

@@ -8,7 +8,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from itertools import combinations
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from utils.common.files import write_text
 from utils.evaluation.outcomes import COMPARED, Measure, Outcome, difference, read_outcome
 from utils.report.charts import Point, front_picture
 from utils.report.page import render
-from utils.report.summary import hide_home, hide_path, shown_name
+from utils.report.summary import shown_name
 from utils.report.svg import Drawing
 from utils.report.tables import ARROWS, DASH, SHARES, Score, judged
 from utils.sweep.grid import SweepRow, SweepRun
@@ -38,32 +38,33 @@ last: what it links to is there."""
 
 @dataclass(frozen=True)
 class Column:
-    """A number of each line. digits: decimals, None for as many as there are. lower: whether lower is better, None
-    where neither is. factor: what a value is shown as a multiple of. measured: whether it says how good a line is.
+    """A number of each line. form: how it is written. lower: whether lower is better, None where neither is.
+
+    factor: what a value is shown as a multiple of. measured: whether it says how good a line is.
     """
 
     heading: str
-    digits: int | None = None
-    lower: bool | None = None
+    form: str = ",.1f"
+    lower: bool | None = False
     factor: int = 1
     measured: bool = False
 
 
 NUMBERS = {
-    "trained_parameters": Column("trained parameters", 0, True),
-    "zeros_kept": Column("zeros kept, %", 1, False, 100),
-    "rate": Column("rate"),
-    "recovered": Column("recovered of tasks, %", 1, False, 100, measured=True),
-    "recovered_answers": Column("recovered of right answers, %", 1, False, 100, measured=True),
-    "recovered_perplexity": Column("recovered of perplexity, %", 1, False, 100, measured=True),
-    "task_mean": Column("task mean, % ↑", 1, False, 100, measured=True),
-    "perplexity": Column("perplexity ↓", 2, True, measured=True),
-    "forgetting": Column("forgetting ↓", 2, True, measured=True),
-    "valid_loss": Column("validation loss ↓", 3, True, measured=True),
-    "answer_bits": Column("answer bits per byte ↓", 3, True, measured=True),
-    "flipped": Column("answers flipped, % ↓", 1, True, 100, measured=True),
-    "kl": Column("KL from dense ↓", 3, True, measured=True),
-    "minutes": Column("minutes", 1, True),
+    "trained_parameters": Column("trained parameters", ",.0f", True),
+    "zeros_kept": Column("zeros kept, %", factor=100),
+    "rate": Column("rate", "g", None),
+    "recovered": Column("recovered of tasks, %", factor=100, measured=True),
+    "recovered_answers": Column("recovered of right answers, %", factor=100, measured=True),
+    "recovered_perplexity": Column("recovered of perplexity, %", factor=100, measured=True),
+    "task_mean": Column("task mean, % ↑", factor=100, measured=True),
+    "perplexity": Column("perplexity ↓", ",.2f", True, measured=True),
+    "forgetting": Column("forgetting ↓", ",.2f", True, measured=True),
+    "valid_loss": Column("validation loss ↓", ",.3f", True, measured=True),
+    "answer_bits": Column("answer bits per byte ↓", ",.3f", True, measured=True),
+    "flipped": Column("answers flipped, % ↓", ",.1f", True, 100, measured=True),
+    "kl": Column("KL from dense ↓", ",.3f", True, measured=True),
+    "minutes": Column("minutes", lower=True),
 }
 """By the names that a sweep's table has for them."""
 
@@ -72,11 +73,13 @@ NUMBERS = {
 class Line:
     """A run, or the runs of one configuration with several seeds.
 
-    pruning: the pruned model. kind: what a merge of it may touch. n: finished runs. failed: how others ended. cells:
-    Column's name → number, in the unit of its heading, with an error over seeds or else over questions.
+    label: its name, with the pruned model where there are several. kind: what a merge of it may touch. n: finished
+    runs. failed: how others ended. cells: Column's name → number, in the unit of its heading, with an error over seeds
+    or else over questions.
     """
 
     name: str
+    label: str
     pruning: str = ""
     kind: str = ""
     n: int = 0
@@ -88,13 +91,11 @@ class Line:
         """Whether no zero was lost."""
         return self.cells.get("zeros_kept", Score(100)).value >= 100
 
-    def text(self, name: str, column: Column) -> str:
-        """A cell: large values whole; and zeros of which some were lost never look like all of them."""
+    def text(self, name: str) -> str:
+        """A cell; zeros of which some were lost never look like all of them."""
         if not (score := self.cells.get(name)):
             return DASH
-        digits = 0 if abs(score.value) >= 1000 else column.digits
-        parts = (each for each in (score.value, score.stderr) if each is not None)
-        text = " ± ".join(f"{each:g}" if digits is None else f"{each:,.{digits}f}" for each in parts)
+        text = " ± ".join(format(number, NUMBERS[name].form) for number in score.numbers())
         return "< 100" if name == "zeros_kept" and text == "100.0" and not self.kept else text
 
 
@@ -152,9 +153,8 @@ def main() -> None:
     if not rows:
         raise UserError(f"RUN: no run in {args.folders[0]} is done; wait for one, or give other folders")
     lines, pairs = lines_of(rows), pairs_of(rows)
-    pictures = [picture.svg(alone=True) for picture in pictures_of(lines).values()]
-    page = compared_page(lines, pairs, notes, args.output.stem)
-    texts = [table_csv(lines), pairs_csv(lines, pairs), "".join(pictures[:1]), page]
+    first = next((picture.svg(alone=True) for picture in pictures_of(lines).values()), "")
+    texts = [table_csv(lines), pairs_csv(lines, pairs), first, compared_page(lines, pairs, notes, args.output.stem)]
     try:
         for path, text in zip(files.values(), texts, strict=True):
             if text:
@@ -168,16 +168,14 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[SweepRow], list[str]]:
     """(rows, notes) of runs' folders, or of sweeps' ones; UserError for a folder that is neither."""
     found: list[SweepRow] = []
     notes: list[str] = []
-    given = {folder.resolve(): folder for folder in folders}
-    if len(given) < len(folders):
-        notes.append(f"{len(folders) - len(given)} of the folders were given more than once; each is shown once")
+    given = {folder.resolve(): folder for folder in folders}  # what is named twice is shown once
     for whole, folder in given.items():
         if not folder.is_dir() and folder.suffix != ".gz":
             raise UserError(f"RUN: {folder} is not a folder; give the -output_dir of runs or of a sweep, or its {FILE}")
+        kept = folder / FILE if folder.is_dir() else folder
         # A run's own name, with as many of those above it as tell it from the others.
         ends = (whole.parts[-n:] for n in range(1, len(whole.parts) + 1))
         own = next(end for end in ends if all(o == whole or o.parts[-len(end) :] != end for o in given))
-        kept = folder / FILE if folder.is_dir() else folder
         try:
             rows = read(kept) if kept.is_file() else [_of_run(folder, "/".join(own))]
             lines_of(rows)  # whether they hold what they should
@@ -185,11 +183,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[SweepRow], list[str]]:
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             said = f"RUN: {folder}: its files hold what no run writes ({first_line(error)})"
             raise UserError(f"{said}; copy the folder again") from error
-        for row in rows:
-            if row.outcomes or failed(row):
-                found.append(row)
-            else:
-                notes.append(f"{row.name}, {row.pruning}: no run is done yet")
+        found += [row for row in rows if row.outcomes or failed(row)]
+        notes += [f"{row.name}, {row.pruning}: no run is done yet" for row in rows if not row.outcomes + failed(row)]
     return found, list(dict.fromkeys(notes))
 
 
@@ -203,24 +198,24 @@ def _of_run(folder: Path, name: str) -> SweepRow:
     if not all((folder / part).is_file() for part in ("results.json", "run.json")):
         raise UserError(f"RUN: {folder} holds no run (results.json, run.json) and no sweep; give an -output_dir")
     outcome = read_outcome(folder)
-    pruning, models = outcome.run.get("pruning") or {}, outcome.run.get("models") or {}
-    how = f"{pruning['method']} {pruning.get('sparsity')}" if pruning.get("method") else "pruned elsewhere"
-    how = shown_name(models["pruned"]) if models.get("pruned") else how
-    trained = outcome.run.get("method", {}).get("parameters")
-    rate = outcome.run.get("arguments", {}).get("lr") if trained else None
+    pruned, pruning = outcome.run["models"].get("pruned"), outcome.run.get("pruning")
+    how = shown_name(pruned) if pruned else f"{pruning['method']} {pruning['sparsity']}"
+    rate = outcome.run["arguments"].get("lr") if outcome.run["method"]["parameters"] else None
     return SweepRow(name, how, "", "", (), (SweepRun(folder.name, rate, outcome.seed, outcome=outcome),))
 
 
 def lines_of(rows: Sequence[SweepRow]) -> list[Line]:
     """The page's lines; those of the same name and pruned model are numbered."""
     lines, names = [], [(row.name, row.pruning) for row in rows]
+    several = len({row.pruning for row in rows if row.outcomes}) > 1
     for place, row in enumerate(rows, start=1):
         own = row.name, row.pruning
         name = row.name + f" ({names[:place].count(own)})" * (names.count(own) > 1)
         entry = table_row(row, row.rate, row.outcomes) if row.outcomes else {}
         cells = {name: _score(entry[name], NUMBERS[name].factor) for name in NUMBERS if entry.get(name) is not None}
         kind = "changes nothing" if entry.get("class") == "nothing" else CLASSES.get(entry.get("class"), "")
-        lines.append(Line(name, row.pruning, kind, len(row.outcomes), [hide_path(text) for text in failed(row)], cells))
+        label = f"{name} ({row.pruning})" if several and row.pruning else name
+        lines.append(Line(name, label, row.pruning, kind, len(row.outcomes), failed(row), cells))
     return lines
 
 
@@ -229,42 +224,36 @@ def _score(found: dict | float, factor: int) -> Score:
     if not isinstance(found, dict):
         return Score(factor * found)
     error = found["stderr"] if found["stderr"] is not None else found.get("stderr_questions")
-    return Score(factor * found["value"], None if error is None else factor * error)
+    return Score(factor * found["value"], error and factor * error)
 
 
 def pairs_of(rows: Sequence[SweepRow]) -> Pairs:
     """The differences of each two rows in what was scored on the same questions; no pair without any."""
     pairs: Pairs = {}
     for (one, first), (other, second) in combinations(enumerate(rows), 2):
-        for measure in _measures(first.outcomes[0]) if first.outcomes and second.outcomes else ():
+        for measure, column in _measures(first.outcomes[0]).items() if first.outcomes and second.outcomes else ():
             try:
                 apart = difference(first.outcomes, second.outcomes, measure)
             except (UserError, ValueError):
                 continue
             if apart is not None:
-                what, factor, lower = _heading(first.outcomes[0], measure)
                 parts = (apart[part] for part in ("difference", "stderr", "stderr_seeds"))
-                numbers = [part if part is None else float(f"{factor * part:.7g}") for part in parts]
-                pairs.setdefault((one, other), []).append(Difference(what, *numbers, apart["n"], lower))
+                numbers = [part if part is None else float(f"{column.factor * part:.7g}") for part in parts]
+                found = Difference(column.heading, *numbers, apart["n"], column.lower)
+                pairs.setdefault((one, other), []).append(found)
     return pairs
 
 
-def _measures(outcome: Outcome) -> list[Measure]:
+def _measures(outcome: Outcome) -> dict[Measure, Column]:
     """COMPARED, and each task's main metric; a perplexity stands once, and no single task is a mean of tasks."""
-    named = [name for name in COMPARED if name != "task_mean" or len(outcome.accuracies) > 1]
-    main = (outcome.results.get("main_metric") or {}).items()
-    return [*named, *(each for each in main if each != outcome.perplexity)]
-
-
-def _heading(outcome: Outcome, measure: Measure) -> tuple[str, int, bool | None]:
-    """(heading, factor, whether lower is better)."""
-    if isinstance(measure, str):
-        return NUMBERS[measure].heading, NUMBERS[measure].factor, NUMBERS[measure].lower
-    task, metric = measure
-    known = (outcome.results.get("metrics") or {}).get(task, {}).get(metric) or {}
-    higher, percent = known.get("higher_is_better"), metric.startswith(SHARES)
-    what = f"{task}, {metric}{', %' if percent else ''}{ARROWS[higher]}"
-    return what, 100 if percent else 1, None if higher is None else not higher
+    found = {name: NUMBERS[name] for name in COMPARED if name != "task_mean" or len(outcome.accuracies) > 1}
+    for task, metric in outcome.results.get("main_metric", {}).items():
+        if (task, metric) != outcome.perplexity:
+            percent = metric.startswith(SHARES)
+            higher = outcome.results["metrics"][task][metric]["higher_is_better"]
+            heading = f"{task}, {metric}{', %' * percent}{ARROWS[higher]}"
+            found[task, metric] = Column(heading, "", None if higher is None else not higher, 100 if percent else 1)
+    return found
 
 
 def compared_page(lines: Sequence[Line], pairs: Pairs, notes: Sequence[str], stem: str) -> str:
@@ -275,15 +264,9 @@ def compared_page(lines: Sequence[Line], pairs: Pairs, notes: Sequence[str], ste
     content = {
         "title": title + (f", {failed} with failed runs" if failed else ""), "columns": columns_of(lines),
         "lines": lines, "pictures": pictures_of(lines), "notes": notes, "stem": stem,
-        "data": {"names": names_of(lines), "pairs": told},
+        "data": {"names": [line.label for line in lines], "pairs": told},
     }  # fmt: skip
-    return hide_home(render("compare.html.j2", content))
-
-
-def names_of(lines: Sequence[Line]) -> list[str]:
-    """Each line's name, with its pruned model where there are several."""
-    several = len({line.pruning for line in lines if line.n}) > 1
-    return [f"{line.name} ({line.pruning})" if several and line.pruning else line.name for line in lines]
+    return render("compare.html.j2", content)
 
 
 def columns_of(lines: Sequence[Line]) -> dict[str, Column]:
@@ -296,26 +279,25 @@ def pictures_of(lines: Sequence[Line]) -> dict[str, Drawing]:
 
     The measure that most lines have is the first, a recovered share before others.
     """
-    columns = columns_of(lines)
+    x, columns, drawn = "trained_parameters", columns_of(lines), []
     measures = [name for name, column in columns.items() if column.measured]
-    measures.sort(key=lambda name: (not name.startswith("recovered"), -sum(name in line.cells for line in lines)))
-    x, drawn = "trained_parameters", []
-    for y in measures if x in columns else ():
-        both = [line for line in lines if x in line.cells and y in line.cells]
+    for y in sorted(measures, key=lambda y: (not y.startswith("recovered"), -sum(y in line.cells for line in lines))):
+        both = [line for line in lines if {x, y} <= set(line.cells)]
+        several = len({line.pruning for line in both}) > 1
         points = [
-            Point(name, line.cells[x].value, line.cells[y].value, line.cells[y].stderr, line.kept)
-            for name, line in zip(names_of(both), both, strict=True)
+            Point(line.label if several else line.name, line.cells[x].value, *line.cells[y].numbers(), kept=line.kept)
+            for line in both
         ]
-        drawn.append(front_picture(points, columns[x].heading, columns[y].heading, True, columns[y].lower))
-    return {picture.label: picture for picture in drawn if picture}
+        if points:
+            drawn.append(front_picture(points, columns[x].heading, columns[y].heading, columns[y].lower))
+    return {picture.label: picture for picture in drawn}
 
 
 def table_csv(lines: Sequence[Line]) -> str:
     """A line of numbers a line of the table, each in full."""
     columns = columns_of(lines)
-    rows = [
-        ["name", "pruning", "class", "n", "failed", *(f"{name}{end}" for name in columns for end in ("", "_stderr"))]
-    ]
+    numbers = [f"{name}{end}" for name in columns for end in ("", "_stderr")]
+    rows = [["name", "pruning", "class", "n", "failed", *numbers]]
     for line in lines:
         scores = [line.cells.get(name, Score(None)) for name in columns]
         values = [part for score in scores for part in (score.value, score.stderr)]
@@ -325,12 +307,9 @@ def table_csv(lines: Sequence[Line]) -> str:
 
 def pairs_csv(lines: Sequence[Line], pairs: Pairs) -> str:
     """A line a pair and measure: whose difference it is, and over how many rows."""
-    rows, names = (
-        [["name", "minus", "over_the_same_rows", "difference", "stderr", "stderr_seeds", "n"]],
-        names_of(lines),
-    )
+    rows = [["name", "minus", "over_the_same_rows", "difference", "stderr", "stderr_seeds", "n"]]
     for (one, other), found in pairs.items():
-        rows += [[names[one], names[other], each.what, each.value, each.error, each.seeds, each.n] for each in found]
+        rows += [[lines[one].label, lines[other].label, *astuple(each)[:5]] for each in found]
     return _csv(rows)
 
 

@@ -50,7 +50,7 @@ FILES: dict[str, tuple[Spoil, str]] = {
     "another shape": (broken.tensors(lambda t: t.update({NORM: torch.ones(25)})), "has the shape (25,)"),
     "NaN": (broken.tensors(lambda t: t[NORM].fill_(float("nan"))), "model.norm.weight in"),
     "int8": (broken.tensors(lambda t: t.update({NORM: t[NORM].to(torch.int8)})), "dequantize"),
-    "a weight too much": (broken.tensors(lambda t: t.update(more=torch.ones(2))), "holds more that a Llama"),
+    "a weight too much": (broken.tensors(lambda t: t.update(more=torch.ones(2))), "holds more that a model"),
     "a tensor in two shards with other values": (broken.twice(1.0), "with other values, in b.safetensors"),
     "index outside": (broken.instead(broken.INDEX, '{"weight_map": {"a": "../b"}}'), "not in the folder itself"),
     "index of what is not there": (broken.instead(broken.INDEX, '{"weight_map": {"a": "b"}}'), "lacks b, which"),

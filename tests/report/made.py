@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shlex
 from functools import cache
 from pathlib import Path
 
@@ -30,9 +31,10 @@ def make_results(**tasks: dict) -> dict:
         dense, pruned, restored = t["values"]
         for model, value in zip(MODELS, t["values"], strict=True):
             results["scores"].setdefault(model, {})[name] = {t["metric"]: {"value": value, "stderr": t["stderr"]}}
-        difference = {"difference": restored - pruned, "stderr": t["paired_stderr"], "mcnemar_p": None}
+        known = None not in t["values"]
+        difference = {"difference": restored - pruned if known else None, "stderr": t["paired_stderr"]}
         results["paired"][name] = {t["metric"]: difference}
-        results["recovered"][name] = {t["metric"]: (restored - pruned) / (dense - pruned) if dense != pruned else None}
+        results["recovered"][name] = {t["metric"]: (restored - pruned) / (dense - pruned) if known else None}
         results["main_metric"][name] = t["metric"]
         results["metrics"][name] = {t["metric"]: {"higher_is_better": t["higher"], "aggregation": None}}
     return results
@@ -59,25 +61,27 @@ def with_answers() -> dict:
         c=task(24.2, 54.0, 45.0, "token_perplexity", 0.3, 0.2),
     )
     for name in "ab":
+        results["main_metric"][name] = "acc"
         for model, value in zip(MODELS, (0.7, 0.5, 0.55), strict=True):
             results["scores"][model][name]["acc"] = {"value": value, "stderr": 0.06}
-        results["main_metric"][name] = "acc"
     values = {"dense": 1.4, "pruned": 1.7, "restored": 1.6}
     results["answers"] = {
         "tasks": ["a", "b"], "higher_is_better": False,
         "scores": {name: {"value": value, "stderr": 0.02} for name, value in values.items()},
         "paired": {"difference": -0.1, "stderr": 0.007}, "recovered": 1 / 3,
     }  # fmt: skip
-    flips = {"a": (0.3, 0.2, 0.02), "b": (0.2, 0.25, 0.02), "all": (0.25, 0.22, 0.02)}
     results["agreement"] = {"pruned": {}, "restored": {}, "paired": {}}
-    for name, (pruned, restored, error) in flips.items():
-        for measure, scale in (("flipped", 1), ("kl", 2)):
-            for model, value in (("pruned", pruned), ("restored", restored)):
-                score = {"value": scale * value, "stderr": 0.03}
-                results["agreement"][model].setdefault(name, {})[measure] = score
-            difference = {"difference": scale * (restored - pruned), "stderr": error}
-            results["agreement"]["paired"].setdefault(name, {})[measure] = difference
+    for name, pruned, restored in (("a", 0.3, 0.2), ("b", 0.2, 0.25), ("all", 0.25, 0.22)):
+        told = {"pruned": {"value": pruned, "stderr": 0.03}, "restored": {"value": restored, "stderr": 0.03}}
+        told["paired"] = {"difference": restored - pruned, "stderr": 0.02}
+        for part, found in told.items():
+            results["agreement"][part][name] = {"flipped": found, "kl": {key: 2 * found[key] for key in found}}
     return results
+
+
+def stage(name: str, seconds: float, memory: int) -> dict:
+    more = {"detail": "", "reused": [], "peak_gpu_memory_bytes": None}
+    return {"name": name, "seconds": seconds, "peak_memory_bytes": memory, **more}
 
 
 PROOF = {
@@ -96,11 +100,10 @@ RUN = {
         "num_epoch": 3, "num_train_samples": 2000, "data_path": "/home/ann/alpaca.jsonl", "num_components": 4,
     },
     "versions": {"torch": "2.13.0"},
-    "inputs": {"/home/ann/alpaca.jsonl": "173c87a5"},
+    "inputs": {"training samples": "173c87a5"},
     "seed": 42,
     "stages": [
-        {"name": "probing", "seconds": 4.7, "peak_memory_bytes": 2**30, "peak_gpu_memory_bytes": None},
-        {"name": "training", "seconds": 100.25, "peak_memory_bytes": 3 * 2**30, "peak_gpu_memory_bytes": None},
+        stage("probing", 4.7, 2**30), stage("training", 100.25, 3 * 2**30),
     ],
     "device": "cpu",
     "models": {"dense": "embedded", "pruned": "/data/ann/wanda-50"},
@@ -144,10 +147,10 @@ def hostile() -> Record:
     results = {**make_results(**{HOSTILE: task(0.65, 0.5, 0.6, HOSTILE, higher=True)}), "proof": PROOF}
     results["heads"] = {"score_name": HOSTILE, "scores": [[0.1, 0.9]], "trained": [[0, 1]], "count": 2}
     run = {
-        **RUN, "command": HOSTILE, "device": HOSTILE, "models": {"dense": HOSTILE},
+        **RUN, "command": shlex.join(["python", HOSTILE]), "device": HOSTILE, "models": {"dense": HOSTILE},
         "arguments": {**RUN["arguments"], "output_dir": HOSTILE, "eval_limit": 3},
         "method": {"title": HOSTILE, "parameters": 3, "about": HOSTILE}, "versions": {HOSTILE: HOSTILE},
         "inputs": {HOSTILE: HOSTILE},
-        "stages": [{"name": HOSTILE, "seconds": 1.0, "detail": HOSTILE, "reused": [HOSTILE], "peak_memory_bytes": 5}],
+        "stages": [{**stage(HOSTILE, 1.0, 5), "detail": HOSTILE, "reused": [HOSTILE]}],
     }  # fmt: skip
     return Record(results, run, HISTORY, examples(HOSTILE))

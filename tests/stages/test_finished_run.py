@@ -13,7 +13,7 @@ from utils.common.flags import parse_arguments
 from utils.common.record import STAGES
 from utils.evaluation.outcomes import LOSS, VALIDATION, read_rows
 from utils.evaluation.paired_statistics import aggregate
-from utils.report.page import Record, write_report
+from utils.report.page import write_report
 from utils.report.summary import verdict
 
 
@@ -71,7 +71,7 @@ def test_the_report_is_drawn_from_the_files_alone_and_shows_what_each_model_answ
     shape = len(results["heads"]["scores"]), len(results["heads"]["scores"][0])
     assert shape == (3, 6) and len(results["heads"]["magnitude_sizes"]) == len(results["heads"]["bias_sizes"]) == HEADS
     assert len(results["spectrum"]["layers"]) == 3 and results["spectrum"]["mean"][-1] == pytest.approx(1)
-    write_report(finished, Record.read(finished))
+    write_report(finished)
     assert (finished / "report.html").read_bytes() == page and b"Count to 30" in page
 
 

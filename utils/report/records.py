@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from torch import Tensor
 
 
@@ -14,13 +15,11 @@ def heads_record(
     sizes: (L, H), ‖c‖ of Eq. 4, if it was computed. learned: by name, `magnitudes` and `component` (n, d) in the order
     of `heads`, None where there are none; their norms are kept, ‖β‖ and ‖b‖ of Eq. 8.
     """
-    record = {"count": scores.numel(), "trained": [list(pair) for pair in heads], "scores": numbers(scores)}
-    if sizes is not None:
-        record["component_sizes"] = numbers(sizes)
+    found = {"scores": scores, "component_sizes": sizes}
     for name, key in (("magnitudes", "magnitude_sizes"), ("component", "bias_sizes")):
-        if (values := learned(name)) is not None:
-            record[key] = numbers(values.norm(dim=-1))
-    return record
+        found[key] = None if (values := learned(name)) is None else values.norm(dim=-1)
+    record = {"count": scores.numel(), "trained": [list(pair) for pair in heads]}
+    return record | {key: numbers(values) for key, values in found.items() if values is not None}
 
 
 def spectrum_record(explained: Tensor) -> dict | None:
@@ -38,8 +37,7 @@ def spectrum_record(explained: Tensor) -> dict | None:
     return {"mean": numbers(shares[known].mean(dim=0)), "layers": layers}
 
 
-def numbers(nested: Tensor | list | float) -> list | float:
+def numbers(values: Tensor) -> list:
     """The same as nested lists, each number to 5 significant digits; what is not finite stays so."""
-    if isinstance(nested, Tensor):
-        nested = nested.detach().double().tolist()
-    return [numbers(each) for each in nested] if isinstance(nested, list) else float(f"{nested:.5g}")
+    shorten = np.vectorize(lambda value: float(f"{value:.5g}"), otypes=[float])
+    return shorten(values.detach().double().cpu().numpy()).tolist()

@@ -2,8 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Sequence
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 from utils.common.names import EMBEDDED, EMBEDDED_ID
 from utils.report.tables import ScoreRow, mean_rows, score_rows
@@ -13,14 +12,6 @@ NAMES = {
     "sparsegpt": "SparseGPT", "slimgpt": "SlimGPT",
 }  # fmt: skip
 """How models and pruners are written, by their names on the command line."""
-
-SELECTIONS = {
-    "contrastive": "chosen by contrastive probing",
-    "gap": "those with the largest activation gap",
-    "random": "chosen at random",
-    "lofit": "chosen by LoFiT's first step",
-}
-"""How heads were chosen, by the names of -head_selection."""
 
 
 def shown_name(name: object) -> str:
@@ -38,22 +29,13 @@ def in_line(name: object) -> str:
 def hide_path(text: str) -> str:
     """An absolute path, or one below a home directory, becomes the name of its file or folder; other text stays."""
     text = text.removeprefix("file://")
-    if text.startswith(("/", "~")):
-        return Path(text).name or text
-    return PureWindowsPath(text).name if re.match(r"[A-Za-z]:[\\/]", text) else text
+    return Path(text).name or text if text.startswith(("/", "~")) else text
 
 
 def hide_paths(command: str) -> str:
     """A shell command with each absolute path in it, `-flag=/a/path` included, cut to its last name."""
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        words = command.split()
-    parts = [word.partition("=") for word in words]
-    return shlex.join(
-        flag + equals + hide_path(value) if equals and "/" not in flag else hide_path(flag + equals + value)
-        for flag, equals, value in parts
-    )
+    words = (re.fullmatch(r"(-\w+=)?(.*)", word, re.DOTALL).groups("") for word in shlex.split(command))
+    return shlex.join(flag + hide_path(value) for flag, value in words)
 
 
 def hide_home(text: str) -> str:
@@ -85,8 +67,7 @@ def title(run: dict, proof: dict) -> str:
 
 def restores_nothing(run: dict) -> bool:
     """Whether the run was asked to restore nothing (-method none, or -num_epoch 0 of a method that is trained)."""
-    method, epochs = run.get("method") or {}, (run.get("arguments") or {}).get("num_epoch")
-    return not method["restores"] if "restores" in method else epochs == 0
+    return not (run.get("method") or {}).get("restores", True)
 
 
 def restored_how(run: dict) -> str:
@@ -97,7 +78,7 @@ def restored_how(run: dict) -> str:
 def verdict(results: dict, run: dict) -> str:
     """What the run came to, in one plain sentence; only what is beyond 2 standard errors counts as better or worse."""
     proof, losses = results.get("proof") or {}, results.get("validation") or {}
-    if proof and not proof.get("passed"):
+    if proof and not proof["passed"]:
         return "The merged checkpoint failed its proof: do not use or publish it."
     if restores_nothing(run):
         return "Nothing was restored: this is the pruned model."
@@ -109,14 +90,13 @@ def verdict(results: dict, run: dict) -> str:
         return f"Nothing was scored on both the pruned and the restored model: whether it is better is not known{end}"
     better, worse = verdicts.count("better"), verdicts.count("worse")
     tasks = f"{len(verdicts)} task{'s' * (len(verdicts) > 1)}"
+    text = f"No measurable effect on the score of {'the task' if len(verdicts) == 1 else f'any of {tasks}'}"
     if better and worse:
         text = f"The result is mixed: better on {better} of {tasks}, worse on {worse}"
     elif better:
         text = f"Restoring helped: better on {better} of {tasks}, worse on none"
     elif worse:
         text = f"Restoring made the model worse on {worse} of {tasks}, and better on none"
-    else:
-        text = f"No measurable effect on the score of {'the task' if len(verdicts) == 1 else f'any of {tasks}'}"
     if (found := headline(results)) and not worse:
         what, row = found
         text += f", {'with' if better else 'but'} {row.texts['recovered']} of the gap in {what} recovered"
@@ -145,22 +125,17 @@ def shown_facts(run: dict) -> list[tuple[str, str]]:
     facts = {name: run.get(name) for name in ("seed", "device", "started")}
     facts |= {f"{name} model": shown_name(value) for name, value in (run.get("models") or {}).items() if value}
     facts |= {f"version of {name}": value for name, value in (run.get("versions") or {}).items()}
-    facts |= {f"SHA-256 of {hide_path(str(name))}": value for name, value in (run.get("inputs") or {}).items()}
+    facts |= {f"SHA-256 of {name}": value for name, value in (run.get("inputs") or {}).items()}
     return [(name, str(value)) for name, value in facts.items() if value is not None]
 
 
 def shown_arguments(run: dict) -> list[tuple[str, str]]:
     """(flag, value), without this machine's folders."""
     given = (run.get("arguments") or {}).items()
-    parts = {f"-{name}": value if isinstance(value, list | tuple) else [value] for name, value in given}
-    return [(name, " ".join(hide_path(str(part)) for part in value)) for name, value in parts.items()]
+    lists = [(f"-{name}", value if isinstance(value, list) else [value]) for name, value in given]
+    return [(name, " ".join(hide_path(str(part)) for part in value)) for name, value in lists]
 
 
 def share_text(share: float) -> str:
     """A share of 1 in per cent."""
     return f"{100 * share:.1f}".removesuffix(".0") + " %"
-
-
-def span_text(shares: Sequence[float]) -> str:
-    """The least and the largest of several shares."""
-    return " to ".join(dict.fromkeys((share_text(min(shares)), share_text(max(shares)))))

@@ -46,10 +46,9 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A tick's number: at most four significant digits, thousands with commas, large ones by their power."""
+    """A tick's number: at most four significant digits, thousands with commas, large and tiny ones by their power."""
     if value and not 1e-4 <= abs(value) < 1e7:
-        mantissa, _, power = f"{value:.2e}".partition("e")
-        return f"{float(mantissa):g}e{int(power)}"
+        return f"{value:.3g}".replace("e+0", "e")
     return f"{float(f'{value:.4g}'):,.10g}"
 
 
@@ -63,8 +62,8 @@ class Drawing:
     def add(self, name: str, text: str = "", tip: str | None = None, **attributes: object) -> None:
         """An element; `class_` and `text_anchor` are written as SVG writes them, numbers to a tenth of a pixel."""
         named = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items()}
-        shown = {key: _place(value) if isinstance(value, int | float) else value for key, value in named.items()}
-        opened = Markup("").join(Markup(' {}="{}"').format(*each) for each in shown.items())
+        placed = ((key, _place(value) if isinstance(value, int | float) else value) for key, value in named.items())
+        opened = Markup("").join(Markup(' {}="{}"').format(*each) for each in placed)
         inside = Markup("") if tip is None else Markup("<title>{}</title>").format(tip)
         self.parts.append(Markup("<{0}{1}>{2}{3}</{0}>").format(Markup(name), opened, inside, text))
 
@@ -93,32 +92,24 @@ class Drawing:
             far = 1.25 * radius
             self.path([(x, y - far), (x + far, y), (x, y + far), (x - far, y)], kind, closed=True, tip=tip)
 
-    def legend(self, x: float, y: float, entries: Sequence[tuple[str, str, str]]) -> float:
-        """(shape, class, name) each from (x, y) on, in as many lines as they need; returns the height taken."""
-        left, line = x, 0
+    def legend(self, x: float, y: float, entries: Sequence[tuple[str, str, str]]) -> None:
+        """(shape, class, name) each, side by side from (x, y) on."""
         for shape, kind, name in entries:
-            width = 36 + 6.6 * len(name)
-            if left > x and left + width > self.width - 2:
-                left, line = x, line + 1
-            middle = y + 18 * line
             if shape == "line":
-                self.line(left, middle, left + 15, middle, kind)
+                self.line(x, y, x + 15, y, kind)
             else:
-                self.mark(shape, left + 6, middle, 4.5, kind)
-            self.text(left + 20, middle + 4, name, "key")
-            left += width
-        return 18 * (line + 1)
+                self.mark(shape, x + 6, y, 4.5, kind)
+            self.text(x + 20, y + 4, name, "key")
+            x += 36 + 6.6 * len(name)
 
     def svg(self, alone: bool = False) -> Markup:
         """The picture within a page, which has chart.css; or, `alone`, as a file of its own."""
-        css = Markup(read_template("chart.css") if alone else "")
-        space, style = (' xmlns="http://www.w3.org/2000/svg"', "<style>{}</style>") if alone else ("", "")
-        size = _place(self.width), _place(self.height)
-        head = (
-            f'<svg{space} class="{{}}" viewBox="0 0 {{}} {{}}" width="{{}}" height="{{}}" role="img" aria-label="{{}}">'
-        )
-        opened = Markup(head).format("chart alone" if alone else "chart", *size, *size, self.label)
-        return opened + Markup(style).format(css) + Markup("\n").join([*self.parts, Markup("</svg>" + "\n" * alone)])
+        opened = Markup(
+            '<svg xmlns="http://www.w3.org/2000/svg" class="chart{0}" viewBox="0 0 {1} {2}" width="{1}" height="{2}" '
+            'role="img" aria-label="{3}">'
+        ).format(" alone" * alone, _place(self.width), _place(self.height), self.label)
+        style = Markup(f"<style>{read_template('chart.css')}</style>" * alone)
+        return opened + style + Markup("\n").join([*self.parts, Markup("</svg>" + "\n" * alone)])
 
 
 def read_template(name: str) -> str:

@@ -1,8 +1,7 @@
-"""Scores, proof and stages as rows of texts, and rows as a table for the terminal (100 columns) or in Markdown."""
+"""Scores and proof as rows of texts, and rows as a table for the terminal (100 columns) or in Markdown."""
 
-import math
 import textwrap
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from utils.common.commands import WIDTH
@@ -26,10 +25,13 @@ class Score:
     value: float
     stderr: float | None = None
 
-    @property
-    def ends(self) -> tuple[float, float]:
-        """One standard error below and above."""
-        return self.value - (self.stderr or 0), self.value + (self.stderr or 0)
+    def numbers(self, scale: float = 1) -> list[float]:
+        """The value, and the error if there is one, in `scale` times the unit."""
+        return [scale * number for number in (self.value, self.stderr) if number is not None]
+
+    def ends(self, scale: float = 1) -> tuple[float, float]:
+        """One standard error below and above, in the same."""
+        return scale * (self.value - (self.stderr or 0)), scale * (self.value + (self.stderr or 0))
 
 
 @dataclass(frozen=True)
@@ -73,31 +75,25 @@ class ScoreRow:
         where there is none.
         """
         scale, found = 100 if self.percent else 1, [*(self.scores.get(name) for name in MODELS), self.difference]
-        known = [Score(scale * s.value, s.stderr and scale * s.stderr) for s in found if s]
-        largest = max((abs(score.value) for score in known if math.isfinite(score.value)), default=0.0)
+        cells = [score.numbers(scale) if score else [] for score in found]
+        largest = max((abs(cell[0]) for cell in cells if cell), default=0)
         huge = largest >= 1e6
-        decimals = 2 if self.percent or huge else 3 if largest < 10 else 2 if largest < 1000 else int(largest < 10000)
-        errors = [] if huge else [score.stderr for score in known if score.stderr]
-        bare = {score.value for score in known if score.stderr is None}
+        decimals = 2 if self.percent or huge else sum(largest < bound for bound in (10, 1000, 10000))
+        errors = [] if huge else [error for cell in cells for error in cell[1:] if error]
+        bare = {cell[0] for cell in cells if len(cell) == 1}
+
+        def written(value: float) -> str:
+            return f"{value:.{decimals}{'e' if huge and abs(value) >= 1e4 else 'f'}}"
+
         while decimals < 6 and (
-            any(error < 0.5 * 10**-decimals for error in errors)
-            or len({_written(value, decimals, huge) for value in bare}) < len(bare)
+            any(error < 0.5 * 10**-decimals for error in errors) or len(set(map(written, bare))) < len(bare)
         ):
             decimals += 1
-        texts = []
-        for score, sign in zip(found, ("", "", "", "+"), strict=True):
-            numbers = [] if score is None else [_written(scale * score.value, decimals, huge, sign)]
-            if score and score.stderr is not None:
-                numbers.append(_written(scale * score.stderr, decimals, huge))
-            texts.append(" ± ".join(numbers) or DASH)
+        texts = [" ± ".join(map(written, cell)) or DASH for cell in cells]
+        if cells[3] and not texts[3].startswith("-"):
+            texts[3] = f"+{texts[3]}"
         texts.append(DASH if self.recovered is None else f"{100 * self.recovered:.0f} %")
         return dict(zip(COLUMNS, texts, strict=True))
-
-    @property
-    def values(self) -> dict[str, float | None]:
-        """Each of COLUMNS as a number, None where there is none."""
-        found = [self.scores.get(name) for name in MODELS] + [self.difference]
-        return dict(zip(COLUMNS, [*(each and each.value for each in found), self.recovered], strict=True))
 
 
 def judged(difference: Score | None, higher_is_better: bool | None) -> str:
@@ -105,11 +101,11 @@ def judged(difference: Score | None, higher_is_better: bool | None) -> str:
 
     Otherwise "within noise", "equal", "no standard error" (nothing can be said) or "" (unknown).
     """
-    if difference is None or math.isnan(difference.value):
+    if difference is None:
         return ""
     if difference.value == 0:
         return "equal"
-    if difference.stderr is None or math.isnan(difference.stderr):
+    if difference.stderr is None:
         return "no standard error"
     if abs(difference.value) <= 2 * difference.stderr:
         return "within noise"
@@ -119,27 +115,18 @@ def judged(difference: Score | None, higher_is_better: bool | None) -> str:
 
 
 def score_rows(results: dict, main: bool = True) -> list[ScoreRow]:
-    """The rows of `results` (as results.json keeps it) for each task's main metric, or for all its others.
-
-    A task without an entry in `main_metric` has its first metric as the main one.
-    """
-    tasks: dict[str, list[str]] = {}
-    for model in MODELS:
-        for task, metrics in ((results.get("scores") or {}).get(model) or {}).items():
-            known = tasks.setdefault(task, [])
-            known += [metric for metric in metrics if metric not in known and _score(metrics[metric])]
-    rows = []
-    for task, metrics in tasks.items():
-        named = (results.get("main_metric") or {}).get(task)
-        chosen = named if named in metrics else next(iter(metrics), None)
-        for metric in (each for each in metrics if (each == chosen) == main):
-            parts = (
-                ((results.get(part) or {}).get(task) or {}).get(metric) for part in ("paired", "recovered", "metrics")
-            )
-            paired, recovered, about = parts
-            measured = {model: (results["scores"].get(model) or {}).get(task, {}).get(metric) for model in MODELS}
-            rows.append(_row(task, metric, measured, paired or {}, recovered, (about or {}).get("higher_is_better")))
-    return rows
+    """The rows of `results` (as results.json keeps it) for each task's main metric, or for all its others."""
+    scores, rows = results.get("scores") or {}, []
+    for task, metrics in scores.get("restored", {}).items():
+        for metric in metrics:
+            if (metric == results["main_metric"][task]) == main:
+                parts = (results[part].get(task, {}).get(metric) for part in ("paired", "recovered", "metrics"))
+                paired, recovered, about = parts
+                measured = {model: scores.get(model, {}).get(task, {}).get(metric) for model in MODELS}
+                rows.append(
+                    _row(task, metric, measured, paired or {}, recovered, (about or {}).get("higher_is_better"))
+                )
+    return [row for row in rows if row.scores]
 
 
 def mean_rows(results: dict) -> list[ScoreRow]:
@@ -147,8 +134,8 @@ def mean_rows(results: dict) -> list[ScoreRow]:
     rows = []
     for name, metric in (("mean", "accuracy"), ("answers", "answer bits/byte")):
         if mean := results.get(name):
-            told = mean["scores"], mean["paired"], mean["recovered"], mean["higher_is_better"]
-            rows.append(_row(f"mean of {len(mean['tasks'])} tasks", metric, *told, is_mean=True))
+            found = mean["scores"], mean["paired"], mean["recovered"], mean["higher_is_better"]
+            rows.append(_row(f"mean of {len(mean['tasks'])} tasks", metric, *found, is_mean=True))
     return rows
 
 
@@ -166,91 +153,47 @@ def agreement_rows(results: dict) -> list[ScoreRow]:
 
 
 def _row(
-    task: str, metric: str, measured: dict, paired: dict, recovered: object, higher: bool | None, **more: bool
+    task: str, metric: str, measured: dict, paired: dict, recovered: float | None, higher: bool | None, **more: bool
 ) -> ScoreRow:
-    scores = {name: score for name in MODELS if (score := _score(measured.get(name)))}
-    difference = _score({"value": paired.get("difference"), "stderr": paired.get("stderr")})
-    if difference is None and {"pruned", "restored"} <= set(scores):
+    known = {name: entry for name, entry in measured.items() if entry and entry.get("value") is not None}
+    scores = {name: Score(entry["value"], entry.get("stderr")) for name, entry in known.items()}
+    difference = None
+    if paired.get("difference") is not None:
+        difference = Score(paired["difference"], paired["stderr"])
+    elif {"pruned", "restored"} <= set(scores):
         difference = Score(scores["restored"].value - scores["pruned"].value)
-    return ScoreRow(
-        task, metric, scores, difference, _number(paired.get("mcnemar_p")), _number(recovered), higher, **more
-    )
-
-
-def _score(entry: dict | None) -> Score | None:
-    value = _number((entry or {}).get("value"))
-    return None if value is None else Score(value, _number(entry.get("stderr")))
-
-
-def _number(value: object) -> float | None:
-    """A number as a float; None for what lm_eval writes where it has none ("N/A")."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _written(value: float, decimals: int, huge: bool, sign: str = "") -> str:
-    """2.23e6, not 2.23e+06: a row of four such numbers must fit a terminal."""
-    if not huge or abs(value) < 1e4 or not math.isfinite(value):
-        return f"{value:{sign}.{decimals}f}"
-    mantissa, _, exponent = f"{value:{sign}.{decimals}e}".partition("e")
-    return f"{mantissa}e{int(exponent)}"
+    return ScoreRow(task, metric, scores, difference, paired.get("mcnemar_p"), recovered, higher, **more)
 
 
 def proof_rows(proof: dict) -> list[tuple[str, str, bool]]:
-    """(promise, its numbers, whether it was kept) for each part of the proof that was made."""
-    rows = []
-    promised = proof.get("zeros", "kept") == "kept"
-    for same, of, what in (
-        ("tensors_identical", "tensors_compared", "weights bit-identical to the pruned ones"),
-        ("tensors_recomputed", "tensors_touched", "restored tensors as saved, bit for bit"),
-    ):
-        if of in proof:
-            rows.append((what, f"{proof[same]:,} of {proof[of]:,} tensors", proof[same] == proof[of]))
-    if "zeros_pruned" in proof:
-        before, after, weights = (proof[name] for name in ("zeros_pruned", "zeros_restored", "weights"))
-        if promised:
-            numbers = f"{before:,} of {weights:,}" if before == after else f"{before:,} before, {after:,} after"
-            rows.append(("every zero still a zero", numbers, before <= after and not proof.get("zeros_lost")))
-        else:
-            shares = f"{before / weights:.1%} before, {after / weights:.1%} after"
-            rows.append(("zeros (reported, not promised)", shares, True))
-    if "sparsity_pruned" in proof and promised:
-        pairs = list(zip(proof["sparsity_pruned"], proof["sparsity_restored"], strict=True))
-        same = sum(before <= after for before, after in pairs)
-        rows.append(("no layer has fewer zeros", f"{same} of {len(pairs)} layers", same == len(pairs)))
-    if "new_tensors" in proof:
-        new, nonzero, changed = (proof.get(f"{name}_tensors", []) for name in ("new", "nonzero_new", "changed"))
-        numbers = f"{len(new)} new, all zero but {len(nonzero)}; {len(changed)} changed"
-        rows.append(("nothing else is new or changed", numbers, not proof.get("unexplained_tensors")))
-    if "logits_tolerance" in proof:
-        found, allowed = proof["logits_relative_difference"], proof["logits_tolerance"]
-        finite = proof.get("logits_finite", True) and found is not None
-        numbers = f"error {found:.1e}, allowed {allowed:.1e}" if finite else "NaN or infinity"
-        if "top1_agreement" in proof:
-            numbers += f"; top token {100 * proof['top1_agreement']:.1f} %"
-        what = f"same logits as while trained, {proof.get('dtype', 'relative')}"
-        rows.append((what, numbers, finite and found <= allowed))
-    loaded = f"read back with {proof['loaded_with']}" if "loaded_with" in proof else ""
-    return [*rows, ("proof passed", loaded, bool(proof.get("passed")))] if proof else []
-
-
-def stage_rows(run: dict) -> tuple[list[str], list[dict]]:
-    """(header, rows) of the stages; the last row is the sum of seconds and the highest peaks; no rows without any.
-
-    A row's cells: its name, seconds and peak memories; share: of the longest stage's seconds; said: what it did.
-    """
-    stages = run.get("stages") or []
-    memories = {"peak memory": "peak_memory_bytes", "peak GPU memory": "peak_gpu_memory_bytes"}
-    memories = {shown: name for shown, name in memories.items() if any(stage.get(name) for stage in stages)}
-    peaks = {name: max(stage.get(name) or 0 for stage in stages) for name in memories.values()}
-    total = {"name": "total", "seconds": sum(stage["seconds"] for stage in stages), **peaks}
-    longest, rows = max((stage["seconds"] for stage in stages), default=0) or 1, []
-    for stage in [*stages, total] if stages else []:
-        gib = [f"{stage[name] / 2**30:.2f} GiB" if stage.get(name) else DASH for name in memories.values()]
-        cached = ", ".join(dict.fromkeys(stage.get("reused") or ()))
-        said = "; ".join(filter(None, [stage.get("detail"), cached and f"from the cache: {cached}"]))
-        cells = [stage["name"], f"{stage['seconds']:.1f}", *gib]
-        rows.append({"cells": cells, "share": stage["seconds"] / longest, "said": said})
-    return ["stage", "seconds", *memories], rows
+    """(promise, its numbers, whether it was kept) for each part of the proof; none where nothing was merged."""
+    if not proof:
+        return []
+    rows = [
+        (what, f"{proof[same]:,} of {proof[of]:,} tensors", proof[same] == proof[of])
+        for same, of, what in (
+            ("tensors_identical", "tensors_compared", "weights bit-identical to the pruned ones"),
+            ("tensors_recomputed", "tensors_touched", "restored tensors as saved, bit for bit"),
+        )
+    ]
+    before, after, weights = (proof[name] for name in ("zeros_pruned", "zeros_restored", "weights"))
+    if proof["zeros"] == "kept":
+        numbers = f"{before:,} of {weights:,}" if before == after else f"{before:,} before, {after:,} after"
+        rows.append(("every zero still a zero", numbers, before <= after and not proof["zeros_lost"]))
+        layers = [one <= two for one, two in zip(proof["sparsity_pruned"], proof["sparsity_restored"], strict=True)]
+        rows.append(("no layer has fewer zeros", f"{sum(layers)} of {len(layers)} layers", all(layers)))
+    else:
+        shares = f"{before / weights:.1%} before, {after / weights:.1%} after"
+        rows.append(("zeros (reported, not promised)", shares, True))
+    new, nonzero, changed = (len(proof[f"{name}_tensors"]) for name in ("new", "nonzero_new", "changed"))
+    numbers = f"{new} new, all zero but {nonzero}; {changed} changed"
+    rows.append(("nothing else is new or changed", numbers, not proof["unexplained_tensors"]))
+    error, allowed, numbers = proof["logits_relative_difference"], proof["logits_tolerance"], "NaN or infinity"
+    if error is not None:
+        numbers = f"error {error:.1e}, allowed {allowed:.1e}; top token {100 * proof['top1_agreement']:.1f} %"
+    kept = error is not None and error <= allowed
+    rows.append((f"same logits as while trained, {proof['dtype']}", numbers, kept))
+    return [*rows, ("proof passed", f"read back with {proof['loaded_with']}", proof["passed"])]
 
 
 def score_table(results: dict) -> str:
@@ -269,29 +212,20 @@ def score_table(results: dict) -> str:
 def proof_table(proof: dict) -> str:
     """For the terminal: each promise with its numbers and yes or NO."""
     rows = [[promise, numbers, "yes" if kept else "NO"] for promise, numbers, kept in proof_rows(proof)]
-    return text_table(["promise", "measured", "kept"], rows, right=()) if rows else "No proof: nothing was merged."
+    return text_table(["promise", "measured", "kept"], rows, str.ljust)
 
 
-def stage_table(run: dict) -> str:
-    """For the terminal: seconds and peak memory of each stage."""
-    header, rows = stage_rows(run)
-    return text_table(header, [row["cells"] for row in rows]) if rows else "No stage was recorded."
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int] = range(1, 99)) -> str:
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: Callable = str.rjust) -> str:
     """At most 100 columns, where the numbers let it; a first cell that is too long has a line of its own."""
-    widths = [max(len(line[place]) for line in [header, *rows]) for place in range(len(header))]
-    widths[0] = min(widths[0], WIDTH - sum(width + 2 for width in widths[1:]))
-    lines = []
-    for cells in [header, *rows]:
-        first, rest = textwrap.shorten(cells[0], WIDTH, placeholder="…"), ""
-        for place, (cell, width) in list(enumerate(zip(cells, widths, strict=True)))[1:]:
-            rest += "  " + (cell.rjust(width) if place in right else cell.ljust(width))
-        if len(first) > widths[0]:
-            lines.append(first)
-            first = ""
-        lines.append((first.ljust(widths[0]) + rest).rstrip())
-    return "\n".join([lines[0], "-" * max(map(len, lines[:1])), *lines[1:]])
+    first, *others = (max(map(len, column)) for column in zip(header, *rows, strict=True))
+    first, lines = min(first, WIDTH - sum(others) - 2 * len(others)), []
+    for name, *cells in [header, *rows]:
+        rest = "".join(f"  {align(cell, width)}" for cell, width in zip(cells, others, strict=True))
+        if len(name) > first:
+            lines.append(textwrap.shorten(name, WIDTH, placeholder="…"))
+            name = ""
+        lines.append((name.ljust(first) + rest).rstrip())
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Container[int] = ()) -> str:

@@ -17,10 +17,10 @@ from utils.evaluation.comparison import summarise
 from utils.evaluation.outcomes import LOSS, VALIDATION, KeptRows, write_rows
 from utils.evaluation.scoring import Evaluation
 from utils.report.card import model_card
-from utils.report.page import EXAMPLES, Record, write_report
+from utils.report.page import EXAMPLES, write_report
 from utils.report.records import heads_record, spectrum_record
 from utils.report.summary import verdict
-from utils.report.tables import proof_table, score_table, stage_table
+from utils.report.tables import proof_table, score_table
 from utils.samples import Samples
 from utils.stages.context import Models, Run
 from utils.stages.measure import Measured, examples_record
@@ -37,8 +37,9 @@ def write_results(
     proofs: list[dict],
     measured: dict[str, Measured],
 ) -> None:
-    """Write all that a person or a later run reads. proofs: of model/ and, where there is one, of
-    compact/. measured: of the three models."""
+    """Write all that a person or a later run reads. proofs: of model/, and of compact/ where there is one. measured: of
+    the three models.
+    """
     evaluations = {name: each.evaluation for name, each in measured.items()}
     results = {
         **summarise(evaluations),
@@ -51,10 +52,10 @@ def write_results(
         results["heads"] = {"selection": selection, "score_name": SCORE_NAMES[selection], **heads}
         if ranked.explained is not None and (spectrum := spectrum_record(ranked.explained)):
             results["spectrum"] = spectrum
-    record = run_record(run, models, samples, trained, evaluations)
+    results, record = without_nan(results), without_nan(run_record(run, models, samples, trained, evaluations))
     # Numbers first: a picture that cannot be drawn must not cost hours of training.
-    write_json(run.folder / "run.json", without_nan(record))
-    write_json(run.folder / "results.json", without_nan(results))
+    write_json(run.folder / "run.json", record)
+    write_json(run.folder / "results.json", results)
     validated = {}
     if trained.training.valid_rows:
         asked = digest([[sample.ids, sample.prompt_length] for sample in samples.valid])
@@ -64,9 +65,8 @@ def write_results(
         answers = {name: each.answers for name, each in measured.items()}
         write_json(run.folder / EXAMPLES, examples_record(models, samples, answers))
     write_text(run.folder / "model" / "README.md", model_card(results, record))
-    report = write_report(run.folder, Record.read(run.folder))
-    for table in (score_table(results), proof_table(results["proof"]), stage_table(record)):
-        print(f"\n{table}")
+    report = write_report(run.folder)
+    print(f"\n{score_table(results)}\n\n{proof_table(results['proof'])}")
     output = run.args.output_dir
     model = output / "model"
     print(f"\n{textwrap.fill(verdict(results, record), WIDTH)}")
