@@ -31,8 +31,7 @@ from models.cpu_attention import cpu_attention
 from models.loading import DTYPES, head_shape, load_model, load_tokenizer, resolve, usable_device
 from models.modeling_llama import explicit_biases
 from models.restoration import Restoration
-from pruning import calibration, magnitude
-from pruning.pattern import Pattern
+from pruning import calibration
 from pruning.slimgpt import plan
 from utils.activations import last_token_activations
 from utils.common.commands import DEFAULT_CACHE, Parser, run
@@ -90,14 +89,14 @@ def matmul_rate(model: LlamaForCausalLM) -> float:
 
 
 def turn_by_turn(works: dict, repeats: int, rate: Callable[[], float] = float) -> dict[str, list[Turn]]:
-    """`repeats` turns of each piece of work, given its number; every other turn backwards, so that a drift cancels.
+    """`repeats` turns of each piece of work; every other turn backwards, so that a drift cancels.
 
     `rate` is measured just before and just after each piece, and the mean of both kept.
     """
     turns: dict[str, list[Turn]] = {name: [] for name in works}
     for number in range(repeats):
         for name in list(works)[:: 1 if number % 2 == 0 else -1]:
-            before, turn = rate(), timed(lambda name=name, number=number: works[name](number))
+            before, turn = rate(), timed(works[name])
             turns[name].append(turn._replace(rate=(before + rate()) / 2))
     return turns
 
@@ -143,12 +142,12 @@ def training_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argpar
     batches = [batches[int((index + 0.5) * len(batches) / wanted)] for index in range(wanted)]
     same = [sample for batch in batches for sample in batch]
     tokens = sum(len(sample.ids) for sample in same)
-    orders = [torch.Generator().manual_seed(args.seed + number) for number in range(args.repeats)]
-    shuffled = [in_batches([same[i] for i in torch.randperm(len(same), generator=order)]) for order in orders]
+    order = torch.randperm(len(same), generator=torch.Generator().manual_seed(args.seed))
+    shuffled = in_batches([same[number] for number in order])
     ours, plain = restoring_loop(model, restoration), plain_loop(model, restoration)
     for loop in (plain, ours):
         loop.run(batches[-1:])  # the longest, after which memory is as large as it will be
-    works = {"ours": lambda _: ours.run(batches), "reference": lambda number: plain.run(shuffled[number])}
+    works = {"ours": lambda: ours.run(batches), "reference": lambda: plain.run(shuffled)}
     turns = turn_by_turn(works, args.repeats, lambda: matmul_rate(model))
     expected, labelled, _ = turns["reference"][0].found
     losses = [turn.found[0] for turn in turns["ours"] + turns["reference"]]
@@ -174,11 +173,11 @@ def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argp
         for sample, right, wrong in zip(samples, answers, answers[1:] + answers[:1], strict=True)
     ]
     works = {
-        "ours": lambda _, trees=trees: last_token_activations(model, trees, "activations"),
-        "loop": lambda _, trees=trees: one_by_one(model, trees),
+        "ours": lambda trees=trees: last_token_activations(model, trees, "activations"),
+        "loop": lambda trees=trees: one_by_one(model, trees),
     }
     for work in works.values():
-        work(0, trees[:1])  # warming up
+        work(trees[:1])  # warming up
     turns = turn_by_turn(works, args.repeats, lambda: matmul_rate(model))
     expected = turns["loop"][0].found
     error = float((turns["ours"][0].found - expected).norm() / expected.norm())
@@ -211,7 +210,7 @@ def probes_speed(model: LlamaForCausalLM, args: argparse.Namespace) -> dict[str,
         return component, probe_heads(pruned + component.unsqueeze(2), right, wrong, args.seed)
 
     ours(*(each[:1] for each in z))
-    works = {"ours": lambda _: ours(*z), "loop": lambda _: head_by_head(*z, COMPONENTS, args.seed)}
+    works = {"ours": lambda: ours(*z), "loop": lambda: head_by_head(*z, COMPONENTS, args.seed)}
     turns = turn_by_turn(works, args.repeats)
     (component, scores), (expected, plain) = (turns[name][0].found for name in works)
     # One held-out feature may lie on the boundary, and 200 steps of Adam carry fp32 rounding along.
@@ -230,24 +229,19 @@ def probes_speed(model: LlamaForCausalLM, args: argparse.Namespace) -> dict[str,
 
 @torch.no_grad()
 def inference_forms(model: LlamaForCausalLM, seed: int) -> dict[str, LlamaForCausalLM]:
-    """`dense`, `pruned` (magnitude, half the weights), it `restored` (with a merged model's biases), `attached` (not
-    merged), and `compact`, with as many heads and channels gone as SlimGPT removes at 20 %.
+    """The model, `restored` (with a merged one's biases), `attached` (not merged), and `compact` as by SlimGPT at 20 %.
 
-    Speed depends on shapes only: neither calibration nor training is needed, and the first heads and channels may go.
+    Speed depends on shapes only: no zeros are needed, no training, and the first heads and channels may go.
     """
-    pruned, masked, config = copy.deepcopy(model), copy.deepcopy(model), model.config
-    for layer in pruned.model.layers:
-        for name in LINEARS:
-            weight = layer.get_submodule(name).weight
-            weight.copy_(magnitude.prune(weight, None, Pattern(0.5)))
+    masked, config = copy.deepcopy(model), model.config
     width = config.head_dim * config.num_attention_heads // config.num_key_value_heads
     for layer, removal in zip(masked.model.layers, plan(config, 0.2), strict=True):
         layer.self_attn.o_proj.weight[:, : removal.kv_heads * width] = 0
         layer.mlp.down_proj.weight[:, : removal.channels] = 0
     attention = [f"model.layers.{n}.{name}.bias" for n in range(config.num_hidden_layers) for name in LINEARS[:4]]
-    attached = visible_restoration(pruned, seed).attach(sharing_weights(pruned)).requires_grad_(False)
-    restored = explicit_biases(sharing_weights(pruned), attention)
-    return {"dense": model, "pruned": pruned, "restored": restored, "attached": attached, "compact": compact(masked)}
+    attached = visible_restoration(model, seed).attach(sharing_weights(model)).requires_grad_(False)
+    restored = explicit_biases(sharing_weights(model), attention)
+    return {"model": model, "restored": restored, "attached": attached, "compact": compact(masked)}
 
 
 @torch.no_grad()
@@ -266,23 +260,20 @@ def inference_speed(
     exactly["attention_mask"] = torch.ones_like(start)
     works, tokens = {}, {"prefill": prompt.numel(), "decode": NEW}
     for name, each in inference_forms(model, args.seed).items():
-        works[name, "prefill"] = lambda _, each=each: float(each.model(prompt, use_cache=False)[0][0, 0, 0])
-        works[name, "decode"] = lambda _, each=each: each.generate(start, **exactly)
+        works[name, "prefill"] = lambda each=each: float(each.model(prompt, use_cache=False)[0][0, 0, 0])
+        works[name, "decode"] = lambda each=each: each.generate(start, **exactly)
     turn_by_turn(works, 1)  # warming up
     rates: dict[tuple[str, str], list[float]] = {key: [] for key in works}
     for _ in range(args.repeats):
         for key, turns in turn_by_turn(works, INFERENCE_TURNS).items():
             rates[key].append(tokens[key[1]] / min(turn.seconds for turn in turns))
     rows = {}
-    for row, (name, base), goal in (
-        ("inference", ("restored", "pruned"), {"goal": 0.98}),
-        ("attached", ("attached", "pruned"), {"goal": 0.98}),
-        ("slimgpt_compact", ("compact", "dense"), {}),
-    ):
+    for name, row in {"restored": "inference", "attached": "attached", "compact": "slimgpt_compact"}.items():
+        about = {"base": "dense"} if name == "compact" else {"base": "pruned", "goal": 0.98}
         for kind in tokens:
-            mine, other = rates[name, kind], rates[base, kind]
-            both = {"tokens_per_second": spread(mine), "base_tokens_per_second": spread(other), "base": base}
-            rows[f"{row}_{kind}"] = spread([a / b for a, b in zip(mine, other, strict=True)], **both, **goal)
+            mine, other = rates[name, kind], rates["model", kind]
+            both = {"tokens_per_second": spread(mine), "base_tokens_per_second": spread(other), **about}
+            rows[f"{row}_{kind}"] = spread((a / b for a, b in zip(mine, other, strict=True)), **both)
     return rows
 
 

@@ -73,7 +73,8 @@ def test_memory_and_time_grow_with_what_is_asked_for():
     assert by_key("-num_epoch", "6")["train"].seconds > 1.8 * by_key("-num_epoch", "3")["train"].seconds
     assert by_key(machine=CPU._replace(inference=2e11))["dense"].seconds < by_key()["dense"].seconds
     card = by_key(machine=CPU._replace(on_card=True))["train"]
-    assert card.card_bytes and by_key()["train"].card_bytes is None
+    assert card.card_bytes > 0 == by_key()["train"].card_bytes
+    assert CPU.fits(0.95e12) and not CPU.fits(0.96e12) and not CPU._replace(on_card=True).fits(0, 0.96e12)
 
 
 def test_limits_and_known_tasks_are_counted():

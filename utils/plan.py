@@ -121,19 +121,19 @@ class Machine(NamedTuple):
     source: str
     host_memory: float = math.inf
 
+    def fits(self, host_bytes: float, card_bytes: float = 0) -> bool:
+        """Whether both memories hold a stage."""
+        host = self.host_memory if self.on_card else self.memory
+        return host_bytes <= FITS * host and card_bytes <= FITS * self.memory
+
 
 class StagePlan(NamedTuple):
-    """One stage: its name, seconds, peak bytes of the card, if there is one, and of the host."""
+    """One stage: its name, seconds, peak bytes of the host, and of the card if there is one, else 0."""
 
     name: str
     seconds: float
-    card_bytes: float | None
     host_bytes: float
-
-    def fits(self, machine: Machine) -> bool:
-        """Whether both memories hold it."""
-        host = machine.host_memory if machine.on_card else machine.memory
-        return self.host_bytes <= FITS * host and (self.card_bytes or 0) <= FITS * machine.memory
+    card_bytes: float
 
 
 @dataclass
@@ -207,9 +207,9 @@ class Plan:
 
     def stage(self, key: str, seconds: float = 0, host: float = 0, device: float = 0) -> StagePlan:
         """host: bytes of the host in any case; device: of the card, or of the host where there is none."""
-        on_card = self.machine.on_card
-        memory = (CONTEXT + device, PROCESS + 2 * CONTEXT + host) if on_card else (None, PROCESS + host + device)
-        return StagePlan(stage_name(key), seconds, *memory)
+        if self.machine.on_card:
+            return StagePlan(stage_name(key), seconds, PROCESS + 2 * CONTEXT + host, CONTEXT + device)
+        return StagePlan(stage_name(key), seconds, PROCESS + host + device, 0)
 
     def stages(self) -> list[StagePlan]:
         """One row a stage, in the order of a run."""
@@ -293,16 +293,17 @@ def print_plan(args: Arguments) -> None:
     print(f"{plan.parameters / 1e9:.2f} B parameters, {args.dtype}, on {machine.name} ({machine.memory / GIB:.0f} GiB)")
     notes = [machine.source, counted, f"training: {args.method}" + (f", {plan.heads} heads" if plan.heads else "")]
     notes += [f"not planned, since their size is not known: {', '.join(unknown)}"] if unknown else []
-    for note in notes:
-        print(textwrap.fill(note, WIDTH, initial_indent="  ", subsequent_indent="    "))
     cures, rows, stages = [], [], plan.stages()
-    for known, stage in zip(STAGES, stages, strict=True):
-        sizes = [f"{size / GIB:.2f} GiB" for size in (stage.card_bytes, stage.host_bytes) if size is not None]
-        rows.append([stage.name, duration(stage.seconds), *sizes, "yes" if stage.fits(machine) else "NO"])
-        cure = CURES.get(known.key, MORE) if plan.weights < FITS * machine.memory else MORE
-        cures += [] if stage.fits(machine) else [f"{stage.name}: does not fit; try {cure}"]
+    for known, (name, seconds, host, card) in zip(STAGES, stages, strict=True):
+        fits, cure = machine.fits(host, card), CURES.get(known.key, MORE)
+        cure = cure if plan.weights < FITS * machine.memory else MORE
+        cures += [] if fits else [f"{name}: does not fit; try {cure}"]
+        sizes = [f"{size / GIB:.2f} GiB" for size in ([card, host] if machine.on_card else [host])]
+        rows.append([name, duration(seconds), *sizes, "yes" if fits else "NO"])
     rows.append(["total", duration(sum(stage.seconds for stage in stages)), *[""] * (len(rows[0]) - 2)])
     header = ["stage", "time", *(["GPU", "host"] if machine.on_card else ["memory"]), "fits"]
+    for note in notes:
+        print(textwrap.fill(note, WIDTH, initial_indent="  ", subsequent_indent="    "))
     print(f"\n{text_table(header, rows)}")
     for line in cures or ["all stages fit"]:
         print(textwrap.fill(line, WIDTH, subsequent_indent="  "))
@@ -344,15 +345,12 @@ def count_samples(
         samples = read_samples(args, tokenizer, load_texts(args))
         parts = (samples.train, samples.valid)
         return *([(sample.prompt_length, len(sample.ids)) for sample in part] for part in parts), "samples: counted"
-    (prompt, response), named = ALPACA, "Alpaca's"
-    if args.spec_task:
-        prompt, response, named = round(TASKS[args.spec_task].tokens), 2, f"those of {args.spec_task}"
-    mean = min(args.max_length, prompt + response)
-    prompt = min(prompt, mean - 1)
+    mean = min(args.max_length, sum(ALPACA))
+    prompt = min(ALPACA[0], mean - 1)
     # One sample as long as any may be: the largest batch decides about memory.
     counts = (args.num_train_samples, 0 if args.spec_task else args.num_valid_samples)
     train, valid = (([(prompt, args.max_length)] + [(prompt, mean)] * count)[:count] for count in counts)
-    said = f"samples: not at hand with a tokenizer, taken to be as long as {named}: {prompt} + {mean - prompt} tokens"
+    said = f"samples: not at hand with a tokenizer, taken to be as long as Alpaca's: {prompt} + {mean - prompt} tokens"
     return train, valid, said
 
 
@@ -395,8 +393,8 @@ def measured_machine(config: LlamaConfig, dtype: torch.dtype, device: str) -> Ma
             passes = Timer(work, **timer).blocked_autorange(min_run_time=0.3)
     # Of the fastest: what else runs on the machine only ever slows one down.
     inference, training = operations / min(passes.times), 2 * operations / min(steps.times)
-    source = f"measured now: a decoder layer reaches {inference / 1e9:.0f} GFLOP/s forward, {training / 1e9:.0f} in a "
-    source += "training step; assumed: disk at 1 GB/s"
+    rates = f"{inference / 1e9:.0f} GFLOP/s forward, {training / 1e9:.0f} in a training step"
+    source = f"measured now: a decoder layer reaches {rates}; assumed: disk at 1 GB/s"
     ram, name = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), f"this machine's {device_name(device)}"
     if not device.startswith("cuda"):
         return Machine(name, False, ram, inference, training, source)
