@@ -42,7 +42,7 @@ from utils.common.methods import Options
 from utils.common.names import BUNDLED, EMBEDDED
 from utils.common.record import device_name, versions
 from utils.components import lost_components
-from utils.losses import IGNORED, ResponseLoss
+from utils.losses import ResponseLoss
 from utils.packing import PromptWithContinuations
 from utils.probing import EPOCHS, LEARNING_RATE, TRAIN_SHARE, ProbeScores, order_randomly, probe_heads
 from utils.prompts import Encoded, encode_all
@@ -141,23 +141,21 @@ def training_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argpar
     wanted = min(len(batches), -(-args.samples // BATCH_SIZE))
     batches = [batches[int((index + 0.5) * len(batches) / wanted)] for index in range(wanted)]
     same = [sample for batch in batches for sample in batch]
-    tokens = sum(len(sample.ids) for sample in same)
     order = torch.randperm(len(same), generator=torch.Generator().manual_seed(args.seed))
-    shuffled = in_batches([same[number] for number in order])
-    ours, plain = restoring_loop(model, restoration), plain_loop(model, restoration)
-    for loop in (plain, ours):
+    passes = {"ours": batches, "reference": in_batches([same[number] for number in order])}
+    loops = {"ours": restoring_loop(model, restoration), "reference": plain_loop(model, restoration)}
+    for loop in loops.values():
         loop.run(batches[-1:])  # the longest, after which memory is as large as it will be
-    works = {"ours": lambda: ours.run(batches), "reference": lambda: plain.run(shuffled)}
+    works = {name: lambda name=name: loops[name].run(passes[name]) for name in loops}
     turns = turn_by_turn(works, args.repeats, lambda: matmul_rate(model))
-    expected, labelled, _ = turns["reference"][0].found
-    losses = [turn.found[0] for turn in turns["ours"] + turns["reference"]]
+    expected, losses = turns["reference"][0].found, [turn.found for some in turns.values() for turn in some]
     if not all(abs(loss / expected - 1) <= tolerance(model.dtype) for loss in losses):
         raise Disagreement(f"mean training losses {losses}")
-    about = {"samples": len(same), "tokens": tokens, "labelled_tokens": labelled, "mean_loss": losses[0]}
-    about["padded_to"] = {
-        name: sum(turn.found[2] for turn in found) / len(found) / tokens for name, found in turns.items()
-    }
-    flops = useful_flops(model.config, tokens, min(restoration.heads)[0], labelled)
+    about = {"samples": len(same), "tokens": sum(len(sample.ids) for sample in same), "mean_loss": losses[0]}
+    about["labelled_tokens"] = labelled(same)
+    padded = {name: sum(len(b) * max(len(s.ids) for s in b) for b in some) for name, some in passes.items()}
+    about["padded_to"] = {name: tokens / about["tokens"] for name, tokens in padded.items()}
+    flops = useful_flops(model.config, about["tokens"], min(restoration.heads)[0], about["labelled_tokens"])
     return compared("training", "reference", 2.5, turns, flops, **about)
 
 
@@ -292,21 +290,24 @@ class Loop:
         self.model, self.trained, self.loss = model.train(), trained, loss
         self.optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
 
-    def run(self, batches: list[list[Encoded]]) -> tuple[float, int, int]:
-        """(mean loss, labelled tokens, tokens with padding) of a pass over the batches."""
-        collate = Collator(pad_id=self.model.config.pad_token_id or 0)
-        total, labelled, padded = torch.zeros((), device=self.model.device), 0, 0
+    def run(self, batches: list[list[Encoded]]) -> float:
+        """The mean loss of a pass over the batches."""
+        collate, total = Collator(pad_id=self.model.config.pad_token_id or 0), torch.zeros((), device=self.model.device)
         for samples in batches:
             batch = collate([{"input_ids": s.ids, "prompt_length": s.prompt_length} for s in samples])
-            count = int((batch["labels"][:, 1:] != IGNORED).sum())
             batch["lengths"] = torch.tensor([len(s.ids) for s in samples])
             self.optimizer.zero_grad()
             loss = self.loss(**{name: tensor.to(self.model.device) for name, tensor in batch.items()})
             loss.backward()
             nn.utils.clip_grad_norm_(self.trained, 1.0)
             self.optimizer.step()
-            total, labelled, padded = total + loss.detach() * count, labelled + count, padded + batch["labels"].numel()
-        return float(total) / labelled, labelled, padded
+            total += loss.detach() * labelled(samples)
+        return float(total) / sum(map(labelled, batches))
+
+
+def labelled(samples: list[Encoded]) -> int:
+    """Tokens of their responses."""
+    return sum(len(sample.ids) - sample.prompt_length for sample in samples)
 
 
 def restoring_loop(model: LlamaForCausalLM, restoration: Restoration) -> Loop:

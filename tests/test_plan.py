@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 from transformers import LlamaConfig
@@ -35,12 +36,18 @@ def test_what_a_method_does_not_need_costs_nothing():
     heads, bias, nothing = (by_key("-method", name) for name in ("restorelcc", "output_bias", "none"))
     assert heads["rank"].seconds > 0 == bias["rank"].seconds and heads["negatives"].seconds > 0
     assert heads["dense"].seconds > bias["dense"].seconds
+    read = [heads[key].host_bytes - bias[key].host_bytes for key in ("dense", "pruned")]
+    assert read == [3 * 200 * 3 * 48 * 2, 200 * 3 * 48 * 2]  # z of every sample, in the dense model of both answers too
     assert bias["train"].seconds > 10 * nothing["train"].seconds
     assert by_key("-method", "lofit")["rank"].seconds == pytest.approx(by_key("-method", "lofit")["train"].seconds)
     once, both = (
         by_key("-method", "none", *more)["train"] for more in (("-first", "flap_bias"), ("-first", "reconstruct"))
     )
     assert nothing["train"].seconds < once.seconds < both.seconds
+    weights = 3 * (2 * 24 * 48 + 2 * 24 * 16 + 3 * 24 * 56)
+    assert both.host_bytes - once.host_bytes == 8 * weights  # what it found for each, twice in fp32
+    kept, teacher = (by_key("-method", "lora", "-loss", loss)["train"] for loss in ("response", "distill"))
+    assert teacher.seconds > kept.seconds and teacher.host_bytes - kept.host_bytes > 209 * 140 * 24 * 2
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -63,6 +70,8 @@ def test_a_steps_memory_and_operations_are_those_of_its_tensors():
     assert {name: plan("-method", name).training_bytes() - constants for name in more} == pytest.approx(more)
     one_layer, two = (plan("-method", "output_bias", config=LlamaConfig(**SHAPE, num_hidden_layers=n)) for n in (1, 2))
     assert two.training_bytes() - one_layer.training_bytes() == 8 * 170 * token + 16 * outputs
+    uneven = replace(plan("-method", "output_bias"), samples=[(30, 170)] * 100 + [(30, 85)] * 100)
+    assert uneven.training_bytes() - constants == 0.25 * 3 * 8 * 170 * token
     assert plan().operations(Texts(5, 10, 4)) == 5 * (10 * (2 * matrices + 2 * 3 * 48 * 10) + 2 * 24 * 300 * 4)
 
 

@@ -29,8 +29,8 @@ def test_the_plain_loop_and_ours_give_the_same_loss_and_gradients(model):
     samples = [Encoded(torch.randint(0, 256, (n,), generator=generator).tolist(), n // 3) for n in range(4, 40, 4)]
     ours, plain = restoring_loop(model, restoration), plain_loop(model, restoration)
     for batch in in_batches(samples):  # a step each, whose gradients are clipped
-        (loss, *counts), (expected, *others) = (loop.run([batch]) for loop in (ours, plain))
-        assert loss == pytest.approx(expected, rel=1e-5) and counts == others
+        loss, expected = (loop.run([batch]) for loop in (ours, plain))
+        assert loss == pytest.approx(expected, rel=1e-5)
         for first in (0, 1):  # of β, of b
             mine = torch.cat([parameter.grad for parameter in ours.trained[first::2]])
             other = torch.stack([parameter.grad for parameter in plain.trained[first::2]])
