@@ -299,19 +299,15 @@ def print_plan(args: Arguments) -> None:
         cure = cure if plan.weights < FITS * machine.memory else MORE
         cures += [] if fits else [f"{name}: does not fit; try {cure}"]
         sizes = [f"{size / GIB:.2f} GiB" for size in ([card, host] if machine.on_card else [host])]
-        rows.append([name, duration(seconds), *sizes, "yes" if fits else "NO"])
-    rows.append(["total", duration(sum(stage.seconds for stage in stages)), *[""] * (len(rows[0]) - 2)])
+        rows.append([name, f"{timedelta(seconds=round(seconds))}", *sizes, "yes" if fits else "NO"])
+    total = timedelta(seconds=round(sum(stage.seconds for stage in stages)))
+    rows.append(["total", f"{total}", *[""] * (len(rows[0]) - 2)])
     header = ["stage", "time", *(["GPU", "host"] if machine.on_card else ["memory"]), "fits"]
     for note in notes:
         print(textwrap.fill(note, WIDTH, initial_indent="  ", subsequent_indent="    "))
     print(f"\n{text_table(header, rows)}")
     for line in cures or ["all stages fit"]:
         print(textwrap.fill(line, WIDTH, subsequent_indent="  "))
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    return str(timedelta(seconds=round(seconds)))
 
 
 def read_shape(name: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase | None, int]:
