@@ -133,6 +133,12 @@ def test_what_does_not_fit_is_said_with_what_would(monkeypatch, capsys, tmp_path
     run(monkeypatch, ["-base_model_name", str(tmp_path), "-plan", "h100-80gb", "-calib_length", "128"])
     printed = " ".join(capsys.readouterr().out.split())
     assert f"training: does not fit; {said}" in printed and "NO" in printed
+    for method, ends in (
+        ("masked_full", "training: does not fit; try more memory"),
+        ("lofit", f"ranking: does not fit; {said}"),
+    ):
+        run(monkeypatch, ["-base_model_name", str(tmp_path), "-plan", "H100-80GB", "-method", method])
+        assert ends in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ Operations and bytes follow from the model's shapes and from counts of tokens; r
 import math
 import os
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -68,7 +68,7 @@ CURES = {
     "train": "-gradient_checkpointing, or a smaller -batch_size with more -gradient_accumulation",
 }
 MORE = "more memory, or several GPUs (-device auto; to train, accelerate launch --use_fsdp --fsdp_version 2)"
-"""What helps a stage that does not fit, by its key; and where the weights alone do not."""
+"""What helps a stage that does not fit, by its key; and where that would not be enough."""
 
 
 class Texts(NamedTuple):
@@ -197,8 +197,8 @@ class Plan:
         kept = self.layers * batch * a_token
         if args.gradient_checkpointing:
             kept = kept / self.layers + self.layers * batch * self.hidden * self.size
-        # Shorter batches leave gaps that longer ones can't use: as much as they are shorter fits what was measured.
-        kept *= 2 - Texts.of(self.samples).tokens / longest
+        if not self.machine.on_card:  # shorter batches leave gaps in a heap: as much as they are shorter was measured
+            kept *= 2 - Texts.of(self.samples).tokens / longest
         if method.startswith("masked"):  # the changed weight and its mask; under DoRA its direction, too
             kept += self.matrices * (self.size + 1 + FP32 * (method == "masked_dora"))
         # What is trained, its gradient, AdamW's two moments; the heads' columns of W_O.
@@ -294,9 +294,10 @@ def print_plan(args: Arguments) -> None:
     notes = [machine.source, counted, f"training: {args.method}" + (f", {plan.heads} heads" if plan.heads else "")]
     notes += [f"not planned, since their size is not known: {', '.join(unknown)}"] if unknown else []
     cures, rows, stages = [], [], plan.stages()
-    for known, (name, seconds, host, card) in zip(STAGES, stages, strict=True):
-        fits, cure = machine.fits(host, card), CURES.get(known.key, MORE)
-        cure = cure if plan.weights < FITS * machine.memory else MORE
+    smallest = replace(plan, args=replace(args, batch_size=1, gradient_checkpointing=True)).stages()
+    for known, (name, seconds, host, card), (*_, least_host, least_card) in zip(STAGES, stages, smallest, strict=True):
+        fits, enough = machine.fits(host, card), known.key == "prune" or machine.fits(least_host, least_card)
+        cure = CURES.get(known.key, CURES["train"]) if enough else MORE
         cures += [] if fits else [f"{name}: does not fit; try {cure}"]
         sizes = [f"{size / GIB:.2f} GiB" for size in ([card, host] if machine.on_card else [host])]
         rows.append([name, f"{timedelta(seconds=round(seconds))}", *sizes, "yes" if fits else "NO"])
