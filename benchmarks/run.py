@@ -14,52 +14,55 @@ if __name__ == "__main__" and not __package__:
 import argparse
 import copy
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 import transformers
-from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from benchmarks import ways
 from data.sources import load_samples
 from models.checkpoint import LINEARS
 from models.compact import compact
+from models.contract import MethodInputs, linear_shapes
+from models.cpu_attention import cpu_attention
 from models.loading import DTYPES, head_shape, load_model, load_tokenizer, resolve, usable_device
-from models.merge import merge
-from pruning import calibration, magnitude
-from pruning.pattern import Pattern
+from models.modeling_llama import explicit_biases
+from models.restoration import Restoration
+from pruning import calibration
 from pruning.slimgpt import plan
 from utils.activations import last_token_activations
 from utils.common.commands import DEFAULT_CACHE, Parser, run
 from utils.common.errors import UserError
 from utils.common.files import write_json
 from utils.common.flag_types import at_least
+from utils.common.methods import Options
 from utils.common.names import BUNDLED, EMBEDDED
 from utils.common.record import device_name, versions
 from utils.components import lost_components
+from utils.losses import ResponseLoss
 from utils.packing import PromptWithContinuations
-from utils.probing import TRAIN_SHARE, ProbeScores, probe_heads
-from utils.prompts import Encoded, encode_all
+from utils.probing import EPOCHS, LEARNING_RATE, TRAIN_SHARE, ProbeScores, order_randomly, probe_heads
+from utils.prompts import Encoded, collate, encode_all
 from utils.report.tables import markdown_table
 
-TRAIN_SAMPLES, MAX_LENGTH = 2000, 500
+TRAIN_SAMPLES, MAX_LENGTH, BATCH_SIZE, SHARE_OF_HEADS = 2000, 500, 8, 0.25
 PROBE_SAMPLES, COMPONENTS = 300, 10
 READ_LENGTH, WRITE_AFTER, NEW = 512, 64, 24
 """Tokens read at once, tokens of the prompt that is written after, and tokens written."""
 INFERENCE_TURNS = 3
 """Turns that make one repeat; the best counts, since all that disturbs a turn makes it slower."""
+VISIBLE = 100
+"""How many times larger than training starts with β and b are drawn."""
 
 
 class Disagreement(RuntimeError):
     """Two ways that should compute the same do not, so that a ratio of their times would mean nothing."""
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """One turn of a piece of work: what it returned, its seconds, and the matrix product's FLOP/s around it."""
 
     found: object
@@ -84,22 +87,20 @@ def matmul_rate(model: LlamaForCausalLM) -> float:
     return 2 * size**3 / min(timed(lambda: torch.mm(left, right.T, out=product)).seconds for _ in range(8))
 
 
-def turn_by_turn(
-    works: dict[str, Callable[[int], object]], repeats: int, rate: Callable[[], float] = float
-) -> dict[str, list[Turn]]:
-    """`repeats` turns of each piece of work, given its number; every other turn backwards, so that a drift cancels.
+def turn_by_turn(works: dict, repeats: int, rate: Callable[[], float] = float) -> dict[str, list[Turn]]:
+    """`repeats` turns of each piece of work; every other turn backwards, so that a drift cancels.
 
     `rate` is measured just before and just after each piece, and the mean of both kept.
     """
     turns: dict[str, list[Turn]] = {name: [] for name in works}
     for number in range(repeats):
         for name in list(works)[:: 1 if number % 2 == 0 else -1]:
-            before, turn = rate(), timed(lambda name=name, number=number: works[name](number))
-            turns[name].append(Turn(turn.found, turn.seconds, (before + rate()) / 2))
+            before, turn = rate(), timed(works[name])
+            turns[name].append(turn._replace(rate=(before + rate()) / 2))
     return turns
 
 
-def spread(values: Sequence[float], **more) -> dict:
+def spread(values: Iterable[float], **more) -> dict:
     """Median, least and greatest of the repeats, the repeats themselves, and whatever else belongs to the row."""
     values = list(values)
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "repeats": values, **more}
@@ -115,42 +116,46 @@ def tolerance(dtype: torch.dtype) -> float:
     return 1e-4 if dtype == torch.float32 else torch.finfo(dtype).eps
 
 
-def training_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse.Namespace) -> dict[str, dict]:
-    """Rows `training_vs_reference` and `training_vs_limit`, from passes over the same samples."""
-    restoration = ways.visible_restoration(model, args.seed)
-    batches = ways.grouped_batches(samples, args.samples, args.seed)
-    same = [sample for batch in batches for sample in batch]
-    tokens = sum(len(sample.ids) for sample in same)
-    orders = [torch.Generator().manual_seed(args.seed + number) for number in range(args.repeats)]
-    shuffled = [ways.in_batches(same, torch.randperm(len(same), generator=order).tolist()) for order in orders]
-    ours, plain = ways.restoring_loop(model, restoration), ways.plain_loop(model, restoration)
-    for loop in (plain, ours):
-        loop.run(batches[-1:])  # the longest, after which memory is as large as it will be
-    works = {"ours": lambda _: ours.run(batches), "reference": lambda number: plain.run(shuffled[number])}
-    turns = turn_by_turn(works, args.repeats, lambda: matmul_rate(model))
-    expected, labelled, _ = turns["reference"][0].found
-    losses = [turn.found[0] for turn in turns["ours"] + turns["reference"]]
-    if not all(abs(loss / expected - 1) <= tolerance(model.dtype) for loss in losses):
-        raise Disagreement(f"mean training losses {losses}")
-    about = {"samples": len(same), "tokens": tokens, "labelled_tokens": labelled, "mean_loss": losses[0]}
-    padded = {name: sum(turn.found[2] for turn in found) / len(found) / tokens for name, found in turns.items()}
-    flops = ways.useful_flops(model, restoration.heads, tokens, labelled)
-    return compared("training", "reference", 2.5, turns, flops, padded_to=padded, **about)
-
-
 def compared(what: str, other: str, goal: float, turns: dict, flops: float, **about) -> dict[str, dict]:
     """The row of ours over the other way, and that of our FLOP/s over what the matrix product reached around it."""
     ours = turns["ours"]
-    rates = {way: spread([about["tokens"] / turn.seconds for turn in turns[way]]) for way in turns}
+    rates = {way: spread(about["tokens"] / turn.seconds for turn in turns[way]) for way in turns}
     about |= {"tokens_per_second": rates["ours"], "useful_flops": flops}
-    ratios = [flops / turn.seconds / turn.rate for turn in ours]
-    achieved = {"useful_flops_per_second": spread([flops / turn.seconds for turn in ours])}
-    achieved["matmul_flops_per_second"] = spread([turn.rate for turn in ours])
+    achieved = {"useful_flops_per_second": spread(flops / turn.seconds for turn in ours)}
+    achieved["matmul_flops_per_second"] = spread(turn.rate for turn in ours)
     more = {f"{other}_tokens_per_second": rates[other], **about}
     return {
         f"{what}_vs_{other}": spread(speedup(turns[other], ours), goal=goal, **more),
-        f"{what}_vs_limit": spread(ratios, goal=0.7, **achieved, **about),
+        f"{what}_vs_limit": spread((flops / turn.seconds / turn.rate for turn in ours), goal=0.7, **achieved, **about),
     }
+
+
+def training_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse.Namespace) -> dict[str, dict]:
+    """Rows `training_vs_reference` and `training_vs_limit`, from passes over the same samples.
+
+    About -samples of them, in batches of like lengths as a real run makes them, taken at even distances of all.
+    """
+    restoration = visible_restoration(model, args.seed)
+    batches = in_batches(sorted(samples, key=lambda sample: len(sample.ids)))
+    wanted = min(len(batches), -(-args.samples // BATCH_SIZE))
+    batches = [batches[int((index + 0.5) * len(batches) / wanted)] for index in range(wanted)]
+    same = [sample for batch in batches for sample in batch]
+    order = torch.randperm(len(same), generator=torch.Generator().manual_seed(args.seed))
+    passes = {"ours": batches, "reference": in_batches([same[number] for number in order])}
+    loops = {"ours": restoring_loop(model, restoration), "reference": plain_loop(model, restoration)}
+    for loop in loops.values():
+        loop.run(batches[-1:])  # the longest, after which memory is as large as it will be
+    works = {name: lambda name=name: loops[name].run(passes[name]) for name in loops}
+    turns = turn_by_turn(works, args.repeats, lambda: matmul_rate(model))
+    expected, losses = turns["reference"][0].found, [turn.found for some in turns.values() for turn in some]
+    if not all(abs(loss / expected - 1) <= tolerance(model.dtype) for loss in losses):
+        raise Disagreement(f"mean training losses {losses}")
+    about = {"samples": len(same), "tokens": sum(len(sample.ids) for sample in same), "mean_loss": losses[0]}
+    about["labelled_tokens"] = labelled(same)
+    padded = {name: sum(len(b) * max(len(s.ids) for s in b) for b in some) for name, some in passes.items()}
+    about["padded_to"] = {name: tokens / about["tokens"] for name, tokens in padded.items()}
+    flops = useful_flops(model.config, about["tokens"], min(restoration.heads)[0], about["labelled_tokens"])
+    return compared("training", "reference", 2.5, turns, flops, **about)
 
 
 def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse.Namespace) -> dict[str, dict]:
@@ -165,11 +170,11 @@ def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argp
         for sample, right, wrong in zip(samples, answers, answers[1:] + answers[:1], strict=True)
     ]
     works = {
-        "ours": lambda _: last_token_activations(model, trees, "activations"),
-        "loop": lambda _: ways.one_by_one(model, trees),
+        "ours": lambda trees=trees: last_token_activations(model, trees, "activations"),
+        "loop": lambda trees=trees: one_by_one(model, trees),
     }
-    last_token_activations(model, trees[:1], "warming up")
-    ways.one_by_one(model, trees[:1])
+    for work in works.values():
+        work(trees[:1])  # warming up
     turns = turn_by_turn(works, args.repeats, lambda: matmul_rate(model))
     expected = turns["loop"][0].found
     error = float((turns["ours"][0].found - expected).norm() / expected.norm())
@@ -177,23 +182,32 @@ def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argp
     if not error <= tolerance(model.dtype) * (1 if model.dtype == torch.float32 else 8):
         raise Disagreement(f"activations, relative error {error:.1e}")
     tokens = sum(map(len, trees))
-    flops = 2.0 * sum(map(ways.linear_parameters, model.model.layers)) * tokens
+    flops = useful_flops(model.config, tokens)
     separate = sum(len(tree.prompt) + len(branch) for tree in trees for branch in tree.continuations)
     about = {"samples": len(trees), "tokens": tokens, "tokens_of_separate_passes": separate, "relative_error": error}
     return compared("extraction", "loop", 2.0, turns, flops, **about)
 
 
 def probes_speed(model: LlamaForCausalLM, args: argparse.Namespace) -> dict[str, dict]:
-    """Row `probes_vs_loop`: components and probes of all heads of the model, on the CPU, where activations are kept."""
+    """Row `probes_vs_loop`: components and probes of all heads of the model, on the CPU, where activations are kept.
+
+    The activations (L, H, N, d) are made up: a gap with strong directions and weak ones, and heads that tell right from
+    wrong the better the later they are.
+    """
     layers, heads, width = head_shape(model.config)
-    z = ways.synthetic(layers, heads, PROBE_SAMPLES, width, args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
+    shape = layers, heads, PROBE_SAMPLES, width
+    dense, gap, right, wrong = (torch.randn(shape, generator=generator) for _ in range(4))
+    gap = (gap + 1) * torch.linspace(2, 0.1, width)
+    step = torch.linspace(0, 1, layers * heads).view(layers, heads, 1, 1) / width**0.5
+    z = [dense, dense - gap, dense + right + step, dense + wrong - step]
 
     def ours(dense: Tensor, pruned: Tensor, right: Tensor, wrong: Tensor) -> tuple[Tensor, ProbeScores]:
         component = lost_components(dense - pruned, COMPONENTS).component
         return component, probe_heads(pruned + component.unsqueeze(2), right, wrong, args.seed)
 
     ours(*(each[:1] for each in z))
-    works = {"ours": lambda _: ours(*z), "loop": lambda _: ways.head_by_head(*z, COMPONENTS, args.seed)}
+    works = {"ours": lambda: ours(*z), "loop": lambda: head_by_head(*z, COMPONENTS, args.seed)}
     turns = turn_by_turn(works, args.repeats)
     (component, scores), (expected, plain) = (turns[name][0].found for name in works)
     # One held-out feature may lie on the boundary, and 200 steps of Adam carry fp32 rounding along.
@@ -205,49 +219,31 @@ def probes_speed(model: LlamaForCausalLM, args: argparse.Namespace) -> dict[str,
     ):
         if not (apart := float((mine - other).abs().max())) <= bound:
             raise Disagreement(f"probes: {name} differs by up to {apart:.3g}")
-    seconds = {name: spread([turn.seconds for turn in found]) for name, found in turns.items()}
+    seconds = {name: spread(turn.seconds for turn in found) for name, found in turns.items()}
     about = {"heads": layers * heads, "samples": PROBE_SAMPLES, "seconds": seconds}
     return {"probes_vs_loop": spread(speedup(turns["loop"], turns["ours"]), goal=4.0, **about)}
 
 
 @torch.no_grad()
-def slimmed(model: LlamaForCausalLM, ratio: float) -> LlamaForCausalLM:
-    """A compact model, with as many heads and channels gone as SlimGPT removes at `ratio`.
+def inference_forms(model: LlamaForCausalLM, seed: int) -> dict[str, LlamaForCausalLM]:
+    """The model, `restored` (with a merged one's biases), `attached` (not merged), and `compact` as by SlimGPT at 20 %.
 
-    Speed depends on the sizes only, so the first ones are removed, whatever they are worth.
+    Speed depends on shapes only: no zeros are needed, no training, and the first heads and channels may go.
     """
     masked, config = copy.deepcopy(model), model.config
     width = config.head_dim * config.num_attention_heads // config.num_key_value_heads
-    for layer, removal in zip(masked.model.layers, plan(config, ratio), strict=True):
+    for layer, removal in zip(masked.model.layers, plan(config, 0.2), strict=True):
         layer.self_attn.o_proj.weight[:, : removal.kv_heads * width] = 0
         layer.mlp.down_proj.weight[:, : removal.channels] = 0
-    return compact(masked)
-
-
-@torch.no_grad()
-def restored_forms(model: LlamaForCausalLM, tokenizer_from: Path, seed: int) -> dict[str, LlamaForCausalLM]:
-    """`pruned` (magnitude, half the weights), it `restored` (merged, as a user loads it), and `attached` (not merged).
-
-    Where the zeros stand makes no difference to speed, so neither calibration nor training is needed.
-    """
-    pruned = copy.deepcopy(model)
-    for layer in pruned.model.layers:
-        for name in LINEARS:
-            weight = layer.get_submodule(name).weight
-            weight.copy_(magnitude.prune(weight, None, Pattern(0.5)))
-    restoration = ways.visible_restoration(pruned, seed)
-    with tempfile.TemporaryDirectory() as place:
-        folders = Path(place, "pruned"), Path(place, "merged")
-        pruned.save_pretrained(folders[0])
-        merge(folders[0], restoration, folders[1], tokenizer_from)
-        restored = load_model(folders[1], model.dtype, str(model.device), "-base_model_name")
-    attached = restoration.attach(ways.sharing_weights(pruned)).requires_grad_(False)
-    return {"pruned": pruned, "restored": restored, "attached": attached}
+    attention = [f"model.layers.{n}.{name}.bias" for n in range(config.num_hidden_layers) for name in LINEARS[:4]]
+    attached = visible_restoration(model, seed).attach(sharing_weights(model)).requires_grad_(False)
+    restored = explicit_biases(sharing_weights(model), attention)
+    return {"model": model, "restored": restored, "attached": attached, "compact": compact(masked)}
 
 
 @torch.no_grad()
 def inference_speed(
-    model: LlamaForCausalLM, base: Path, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
 ) -> dict[str, dict]:
     """Rows `inference_*` (restored ÷ pruned), `attached_*` (attached ÷ pruned) and `slimgpt_compact_*` (÷ dense).
 
@@ -259,31 +255,209 @@ def inference_speed(
     start = prompt[:, :WRITE_AFTER]
     exactly = {"min_new_tokens": NEW, "max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
     exactly["attention_mask"] = torch.ones_like(start)
-    models = {"dense": model, **restored_forms(model, base, args.seed), "compact": slimmed(model, 0.2)}
-    works = {}
-    for name, each in models.items():
-        works[name, "prefill"] = lambda _, each=each: float(each.model(prompt, use_cache=False)[0][0, 0, 0])
-        works[name, "decode"] = lambda _, each=each: each.generate(start, **exactly)
+    works, tokens = {}, {"prefill": prompt.numel(), "decode": NEW}
+    for name, each in inference_forms(model, args.seed).items():
+        works[name, "prefill"] = lambda each=each: float(each.model(prompt, use_cache=False)[0][0, 0, 0])
+        works[name, "decode"] = lambda each=each: each.generate(start, **exactly)
     turn_by_turn(works, 1)  # warming up
-    tokens = {"prefill": prompt.numel(), "decode": NEW}
     rates: dict[tuple[str, str], list[float]] = {key: [] for key in works}
     for _ in range(args.repeats):
         for key, turns in turn_by_turn(works, INFERENCE_TURNS).items():
             rates[key].append(tokens[key[1]] / min(turn.seconds for turn in turns))
     rows = {}
-    pairs = {"inference": ("restored", "pruned"), "attached": ("attached", "pruned")}
-    for row, (name, base) in {**pairs, "slimgpt_compact": ("compact", "dense")}.items():
+    for name, row in {"restored": "inference", "attached": "attached", "compact": "slimgpt_compact"}.items():
+        about = {"base": "dense"} if name == "compact" else {"base": "pruned", "goal": 0.98}
         for kind in tokens:
-            mine, other = rates[name, kind], rates[base, kind]
-            both = {"tokens_per_second": spread(mine), "base_tokens_per_second": spread(other), "base": base}
-            goal = {} if base == "dense" else {"goal": 0.98}
-            rows[f"{row}_{kind}"] = spread([a / b for a, b in zip(mine, other, strict=True)], **both, **goal)
+            mine, other = rates[name, kind], rates["model", kind]
+            both = {"tokens_per_second": spread(mine), "base_tokens_per_second": spread(other), **about}
+            rows[f"{row}_{kind}"] = spread((a / b for a, b in zip(mine, other, strict=True)), **both)
     return rows
+
+
+def sharing_weights(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """A second model that can be patched by itself; the weights stay the first one's tensors."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
+class Loop:
+    """Forward, backward, clipping and AdamW, batch by batch, without the Trainer, so both sides pay for nothing else.
+
+    The learning rate is 0: every operation of a step is done, and each pass must give one and the same mean loss.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, trained: list[nn.Parameter], loss: Callable[..., Tensor]):
+        self.model, self.trained, self.loss = model.train(), trained, loss
+        self.optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
+
+    def run(self, batches: list[list[Encoded]]) -> float:
+        """The mean loss of a pass over the batches."""
+        total = torch.zeros((), device=self.model.device)
+        for samples in batches:
+            batch = collate(samples, self.model.config.pad_token_id or 0)
+            batch["lengths"] = torch.tensor([len(s.ids) for s in samples])
+            self.optimizer.zero_grad()
+            loss = self.loss(**{name: tensor.to(self.model.device) for name, tensor in batch.items()})
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.trained, 1.0)
+            self.optimizer.step()
+            total += loss.detach() * labelled(samples)
+        return float(total) / sum(map(labelled, batches))
+
+
+def labelled(samples: list[Encoded]) -> int:
+    """Tokens of their responses."""
+    return sum(len(sample.ids) - sample.prompt_length for sample in samples)
+
+
+def restoring_loop(model: LlamaForCausalLM, restoration: Restoration) -> Loop:
+    """This project's: one bias a layer and step, logits at labelled tokens only, no mask, no gradient below."""
+    model = restoration.attach(sharing_weights(model))
+    response_loss = ResponseLoss(model)
+
+    def loss(lengths: Tensor, **batch: Tensor) -> Tensor:
+        with cpu_attention(model):
+            return response_loss(**batch)["loss"]
+
+    return Loop(model, [parameter for parameter in model.parameters() if parameter.requires_grad], loss)
+
+
+def plain_loop(model: LlamaForCausalLM, restoration: Restoration) -> Loop:
+    """The original release's way: padding is masked, and all logits are computed and held."""
+    model = sharing_weights(model)
+
+    def loss(input_ids: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
+        mask = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths.unsqueeze(1)
+        return model(input_ids, attention_mask=mask.long(), labels=labels, use_cache=False).loss
+
+    return Loop(model, add_to_every_token(model, restoration), loss)
+
+
+def visible_restoration(model: LlamaForCausalLM, seed: int) -> Restoration:
+    """Random heads with random orthonormal bases; β and b are VISIBLE, so that a loss without them would be noticed."""
+    layers, heads, width = head_shape(model.config)
+    chosen = order_randomly(torch.ones(layers, heads, dtype=torch.bool), seed)
+    chosen = sorted(chosen[: max(1, round(SHARE_OF_HEADS * layers * heads))])
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(layers, heads, width, width, generator=generator))[0]
+    inputs = MethodInputs(config=model.config, seed=seed, heads=chosen, basis=basis)
+    restoration = Restoration.start("restorelcc", Options(), inputs)
+    for (term,) in restoration.terms.values():
+        for parameter in term.parameters():
+            parameter.data.mul_(VISIBLE)
+    return restoration
+
+
+def in_batches(samples: list[Encoded]) -> list[list[Encoded]]:
+    """In their order, eight by eight."""
+    return [samples[begin : begin + BATCH_SIZE] for begin in range(0, len(samples), BATCH_SIZE)]
+
+
+def useful_flops(config: LlamaConfig, tokens: int, lowest: int | None = None, labelled: int = 0) -> float:
+    """FLOPs of the matrix products that a forward pass can't do without; training too, if `lowest` is its lowest layer.
+
+    2 a weight and non-padding token forward, and 2 for the gradient of its input where a trained head is below: not in
+    the layers under the lowest one, nor in that layer's own attention. The output head's 2 + 2 count at labelled tokens
+    only. The quadratic part of attention, norms and the compensation are left out.
+    """
+    sizes = {name: out * width for name, (out, width) in linear_shapes(config).items()}
+    layer, mlp = sum(sizes.values()), sum(size for name, size in sizes.items() if name.startswith("mlp"))
+    backward = 0 if lowest is None else (config.num_hidden_layers - 1 - lowest) * layer + mlp
+    head = config.vocab_size * config.hidden_size * labelled
+    return 2.0 * (config.num_hidden_layers * layer + backward) * tokens + 4.0 * head
+
+
+def add_to_every_token(model: LlamaForCausalLM, restoration: Restoration) -> list[nn.Parameter]:
+    """Add Σ β_i v_i + b to z of each chosen head at every token, as the original release does.
+
+    Gradients flow down to the embeddings. Returns what is trained: β, b of the first head, β, b of the second, …
+    """
+    model.enable_input_require_grads()
+    width, device, trained = model.config.head_dim, model.device, []
+    for name, (term,) in restoration.terms.items():
+        heads, tensors = [], term.tensors()
+        for row, head in enumerate(tensors["heads"].tolist()):
+            beta, b = (nn.Parameter(tensors[key][row].to(device, copy=True)) for key in ("magnitudes", "component"))
+            heads.append((head, beta, tensors["basis"][row].to(device), b))
+            trained += [beta, b]
+
+        def compensate(_, inputs: tuple[Tensor], heads=heads) -> tuple[Tensor]:
+            z = inputs[0].clone()
+            for head, beta, basis, b in heads:
+                z[..., head * width : (head + 1) * width] += (beta @ basis + b).to(z.dtype)
+            return (z,)
+
+        model.get_submodule(name.removesuffix(".bias")).register_forward_pre_hook(compensate)
+    return trained
+
+
+@torch.no_grad()
+def one_by_one(model: LlamaForCausalLM, trees: list[PromptWithContinuations]) -> Tensor:
+    """What `last_token_activations` gives: a pass a sequence, a hook a layer, all logits."""
+    layers, heads, width = head_shape(model.config)
+    found = torch.empty(len(trees[0].continuations), layers, heads, len(trees), width)
+    z: list[Tensor] = []
+    hooks = [
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda _, inputs: z.append(inputs[0][0, -1].float().cpu()))
+        for layer in model.model.layers
+    ]
+    for row, tree in enumerate(trees):
+        for number, branch in enumerate(tree.continuations):
+            z.clear()
+            model(torch.tensor([tree.prompt + branch], device=model.device), use_cache=False)
+            found[number, :, :, row] = torch.stack(z).unflatten(-1, (heads, width))
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def head_by_head(
+    dense: Tensor, pruned: Tensor, right: Tensor, wrong: Tensor, components: int, seed: int
+) -> tuple[Tensor, ProbeScores]:
+    """c (L, H, d) and the probes' scores, from z (L, H, N, d) each: an SVD, a Linear and an Adam a head.
+
+    The starts and the split are those of `probe_heads`.
+    """
+    layers, heads, samples, width = dense.shape
+    generator = torch.Generator().manual_seed(seed)
+    parts = torch.randperm(samples, generator=generator).tensor_split([int(TRAIN_SHARE * samples)])
+    bound = (2 * width) ** -0.5
+    weights, biases = (torch.empty(heads, n).uniform_(-bound, bound, generator=generator) for n in (2 * width, 1))
+    component = torch.empty(layers, heads, width)
+    accuracy, losses = torch.empty(2, layers, heads)
+    loss = nn.functional.binary_cross_entropy_with_logits
+    for layer in range(layers):
+        for head in range(heads):
+            u, s, v = torch.linalg.svd(dense[layer, head] - pruned[layer, head], full_matrices=False)
+            component[layer, head] = (u * s).mean(0)[:components] @ v[:components]
+            shared = pruned[layer, head] + component[layer, head]
+            features = [torch.cat([shared, answer[layer, head]], dim=1) for answer in (right, wrong)]
+            train, held_out = (torch.cat([each[rows] for each in features]) for rows in parts)
+            labels, judged = (torch.arange(2 * len(rows)) < len(rows) for rows in parts)
+            probe = nn.Linear(2 * width, 1)
+            probe.load_state_dict({"weight": weights[head : head + 1], "bias": biases[head]})
+            optimizer = torch.optim.Adam(probe.parameters(), lr=LEARNING_RATE)
+            for _ in range(EPOCHS):
+                optimizer.zero_grad()
+                loss(probe(train).squeeze(1), labels.float()).backward()
+                optimizer.step()
+            logits = probe(held_out).squeeze(1).detach()
+            losses[layer, head] = loss(logits, judged.float())
+            accuracy[layer, head] = ((logits > 0) == judged).float().mean()
+    return component, ProbeScores(accuracy, losses)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure what is asked for, print the table, and write -json if it is named; exit status 1 where ways disagree."""
-    args = parser().parse_args(argv)
+    flags = Parser(prog="python benchmarks/run.py", description=__doc__.splitlines()[0])
+    flags.flag("base_model_name", default=EMBEDDED, help="model: folder, hub id, GGUF file or short name")
+    flags.flag("device", default="auto", help="cpu, cuda, cuda:N; auto takes a GPU if there is one")
+    flags.flag("dtype", default="bfloat16", choices=DTYPES, help="of model and matrix product, one of %(choices)s")
+    flags.flag("repeats", default=3, type=at_least(1), help="turns of each measurement")
+    flags.flag("samples", default=24, type=at_least(1), help="bundled samples in a pass, of training in whole batches")
+    flags.flag("json", type=Path, metavar="FILE", help="JSON file for all figures")
+    flags.flag("seed", default=42, type=int, help="of heads, batches and synthetic activations")
+    flags.flag("cache_dir", default=DEFAULT_CACHE, type=Path, metavar="DIR", help="where GGUF models are unpacked")
+    args = flags.parse_args(argv)
     device = usable_device(args.device)
     if args.json and args.json.is_dir():
         raise UserError(f"-json: {args.json} is a folder; give a file")
@@ -303,47 +477,23 @@ def main(argv: list[str] | None = None) -> None:
         "training": lambda: training_speed(model, samples, args),
         "extraction": lambda: extraction_speed(model, samples, args),
         "probes": lambda: probes_speed(model, args),
-        "inference": lambda: inference_speed(model, base, tokenizer, args),
+        "inference": lambda: inference_speed(model, tokenizer, args),
     }
-    rows: dict[str, dict] = {}
-    refused = []
+    rows, lines, refused = {}, [], []
     for part, measured in parts.items():
         try:
             rows |= measured()
         except Disagreement as error:
             refused.append(part)
             print(f"{part}: no ratio, because the two ways do not compute the same: {error}", flush=True)
-    print(f"\n{table(rows)}\n")
+    for name, row in rows.items():
+        cells = [f"{row['median']:.3f}", f"{row['min']:.3f} – {row['max']:.3f}"]
+        lines.append([name, *cells, f"≥ {row['goal']:g}" if "goal" in row else ""])
+    print(f"\n{markdown_table(['ratio', 'median', 'min – max', 'goal'], lines, right={1, 2, 3})}\n")
     if args.json:
         write_json(args.json, {**rows, "about": about, "refused": refused})
     if refused:
         sys.exit(1)
-
-
-def table(rows: dict[str, dict]) -> str:
-    """One Markdown row a ratio: median, spread and the repeats themselves."""
-    lines = []
-    for name, row in rows.items():
-        median, least, most, *repeats = (
-            f"{value:.3f}" for value in (row["median"], row["min"], row["max"], *row["repeats"])
-        )
-        goal = f"≥ {row['goal']:g}" if "goal" in row else ""
-        lines.append([name, median, f"{least} – {most}", " ".join(repeats), goal])
-    return markdown_table(["ratio", "median", "min – max", "repeats", "goal"], lines, right={1, 2, 3, 4})
-
-
-def parser() -> Parser:
-    """Every flag of the command line."""
-    flags = Parser(prog="python benchmarks/run.py", description=__doc__.splitlines()[0])
-    flags.flag("base_model_name", default=EMBEDDED, help="model: folder, hub id, GGUF file or short name")
-    flags.flag("device", default="auto", help="cpu, cuda, cuda:N; auto takes a GPU if there is one")
-    flags.flag("dtype", default="bfloat16", choices=DTYPES, help="of model and matrix product, one of %(choices)s")
-    flags.flag("repeats", default=3, type=at_least(1), help="turns of each measurement")
-    flags.flag("samples", default=24, type=at_least(1), help="bundled samples in a pass, of training in whole batches")
-    flags.flag("json", type=Path, metavar="FILE", help="JSON file for all figures")
-    flags.flag("seed", default=42, type=int, help="of heads, batches and synthetic activations")
-    flags.flag("cache_dir", default=DEFAULT_CACHE, type=Path, metavar="DIR", help="where GGUF models are unpacked")
-    return flags
 
 
 if __name__ == "__main__":

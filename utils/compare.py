@@ -23,8 +23,7 @@ from utils.report.svg import Drawing
 from utils.report.tables import ARROWS, DASH, SHARES, Score, judged
 from utils.sweep.grid import SweepRow, SweepRun
 from utils.sweep.sweep_files import FILE, read
-from utils.sweep.table import table_row
-from utils.sweep.table_text import CLASSES
+from utils.sweep.table import CLASSES, table_row
 
 OURS = {
     ".csv": "name,pruning,class,n,failed",
@@ -211,7 +210,7 @@ def lines_of(rows: Sequence[SweepRow]) -> list[Line]:
     for place, row in enumerate(rows, start=1):
         own = row.name, row.pruning
         name = row.name + f" ({names[:place].count(own)})" * (names.count(own) > 1)
-        entry = table_row(row, row.rate, row.outcomes) if row.outcomes else {}
+        entry = table_row(row) if row.outcomes else {}
         cells = {name: _score(entry[name], NUMBERS[name].factor) for name in NUMBERS if entry.get(name) is not None}
         kind = "changes nothing" if entry.get("class") == "nothing" else CLASSES.get(entry.get("class"), "")
         label = f"{name} ({row.pruning})" if several and row.pruning else name

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.ways import head_by_head
+from benchmarks.run import head_by_head
 from utils.probing import ProbeScores, order_randomly, probe_heads, rank_by_score, rank_heads
 
 LAYERS, HEADS, SAMPLES, WIDTH = 3, 5, 120, 4

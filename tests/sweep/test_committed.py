@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from utils.sweep.sweep_files import read
-from utils.sweep.table import build_table
-from utils.sweep.table_text import markdown
+from utils.sweep.table import build_table, markdown
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 NAMES = sorted(path.stem for path in RESULTS.glob("*.yaml"))

@@ -15,8 +15,7 @@ from utils.common.names import ANSWER_BITS
 from utils.evaluation.outcomes import read_outcome
 from utils.sweep.grid import CONTROL, SweepRow, SweepRun
 from utils.sweep.sweep_files import each_run, read, write
-from utils.sweep.table import build_table
-from utils.sweep.table_text import markdown
+from utils.sweep.table import build_table, markdown
 
 OURS = {1: ([1, 0, 1, 0], [0, 1], [1.0, 3.0]), 2: ([1, 1, 1, 0], [0, 1], [2.0, 4.0])}
 THEIRS = {seed: (one, [1, 1], [2.0, 2.0]) for seed, one in ((1, [1, 1, 1, 1]), (2, [0, 1, 1, 1]), (3, [1, 1, 0, 1]))}

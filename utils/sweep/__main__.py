@@ -22,8 +22,7 @@ from utils.common.errors import UserError
 from utils.common.files import write_text
 from utils.sweep.grid import SweepRow, SweepRun, read_sweep
 from utils.sweep.sweep_files import FILE, look, read, write
-from utils.sweep.table import build_table
-from utils.sweep.table_text import markdown
+from utils.sweep.table import build_table, markdown
 
 ENTRY = Path(__file__).resolve().parents[2] / "RestoreLCC_train.py"
 
@@ -84,10 +83,9 @@ def needed(rows: list[SweepRow]) -> list[tuple[SweepRow, SweepRun]]:
 
 def call(words: list[str], log: Path) -> int:
     """Run a command to its end, what it prints to `log`; its exit status. It is told to stop when this process is."""
-    with log.open("w", encoding="utf-8") as output:
-        # A session of its own: Ctrl-C is this process's, which hands it on once.
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
-        child = subprocess.Popen(words, start_new_session=True, **quiet)
+    quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+    # A session of its own: Ctrl-C is this process's, which hands it on once.
+    with log.open("w") as output, subprocess.Popen(words, start_new_session=True, stdout=output, **quiet) as child:
         try:
             return child.wait()
         except BaseException:

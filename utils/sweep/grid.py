@@ -16,11 +16,11 @@ from utils.evaluation.outcomes import Outcome
 
 KEYS = ("flags", "prunings", "configurations", "seeds", "lr", "search", "compare_to")
 
-TAKEN = ("lr", "train_seed", "output_dir", "cache_dir", *NOT_REPEATED)
-"""Flags of the entry point that the sweep gives; of the rest a file may set any."""
-
 PLACES = ("output_dir", "cache_dir")
 """Arguments that change no number."""
+
+TAKEN = ("lr", "train_seed", *PLACES, *NOT_REPEATED)
+"""Flags of the entry point that the sweep gives; of the rest a file may set any."""
 
 CONTROL = "dense (control)"
 """The pruned model's name where the dense one stands in its place: rows of it are others' controls, by their names."""
@@ -28,11 +28,9 @@ CONTROL = "dense (control)"
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run. id: its folder in -output_dir. rate: None where nothing is trained. words: its flags as they are typed.
-
-    arguments: what these come to, but for names of files, which are in the id by their content. outcome: its result,
-    None until it is done; said: the last line that it printed, if it ended without; diverged: whether its rate was why.
-    """
+    """One run. id: its folder in -output_dir. rate: None where nothing is trained. words: its flags as they are typed;
+    arguments: what these come to, but for names of files, which are in the id by their content. outcome: its result, if
+    it is done; said: the last line that it printed, if it ended without; diverged: whether its rate was why."""
 
     id: str
     rate: float | None
@@ -48,8 +46,7 @@ class SweepRun:
 class SweepRow:
     """One row of the table: the runs that choose its rate, and those of all seeds at each rate that may be chosen.
 
-    search: flags that only the searches have, in words. compare_to: the name of the row on the same pruned model that
-    it is held against.
+    search: flags that only the searches have, in words. compare_to: the row that it is held against.
     """
 
     name: str
@@ -85,11 +82,8 @@ class SweepRow:
 
 
 def read_sweep(path: Path) -> list[SweepRow]:
-    """The rows that a file describes.
-
-    Raises UserError, one line that names the file and the configuration, for whatever the entry point would refuse
-    before it reads a model, and for what makes rows not comparable.
-    """
+    """The rows that a file describes; UserError, one line that names the file and the configuration, for whatever the
+    entry point would refuse before it reads a model, and for what makes rows not comparable."""
     content, rows, place = read_yaml(path, "a sweep's yaml file"), [], str(path)
     try:
         if not isinstance(content, dict) or set(content) - set(KEYS):
@@ -115,11 +109,8 @@ def read_sweep(path: Path) -> list[SweepRow]:
         raise UserError(f"{place}: {error}") from error
     # A control is run at the rate that its namesake on a pruned model chose, if both have the same to choose from.
     chose = {(CONTROL, row.name, *row.rates): row.searches for row in reversed(rows) if row.pruning != CONTROL}
-    searches = [chose.get((row.pruning, row.name, *row.rates), row.searches) for row in rows]
-    return [
-        replace(row, compare_to=compare_to or names[0][0], searches=mine)
-        for row, mine in zip(rows, searches, strict=True)
-    ]
+    rows = [replace(row, searches=chose.get((row.pruning, row.name, *row.rates), row.searches)) for row in rows]
+    return [replace(row, compare_to=compare_to or names[0][0]) for row in rows]
 
 
 def _row(content: dict, pruning: object, entry: object) -> SweepRow:
