@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.common.errors import UserError, first_line, shortened
-from utils.common.files import fault, parse_json
+from utils.common.files import parse_json
 from utils.common.names import BUNDLED, C4
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
@@ -107,7 +107,8 @@ def json_rows(path: Path, flag: str) -> Iterator[tuple[int, object]]:
                 except ValueError as error:
                     line = error.lineno if whole and isinstance(error, json.JSONDecodeError) else number
                     hint = "one object a line belongs in a .jsonl file" if whole else "mend or remove the line"
-                    raise UserError(f"{flag}: {path}:{line}: not valid JSON ({fault(error)}); {hint}") from error
+                    said = getattr(error, "msg", error)  # without the place, which of a line is no place in the file
+                    raise UserError(f"{flag}: {path}:{line}: not valid JSON ({said}); {hint}") from error
                 if whole:
                     yield from _listed(content, path, flag)
                 else:

@@ -18,8 +18,7 @@ from models.loading import load_config
 from models.modeling_llama import attach, explicit_biases
 from models.terms import HeadConstant, Term, restored
 from utils.common.errors import UserError, first_line
-from utils.common.files import read_json, whole_folder, write_json
-from utils.common.manifest import read_manifest, write_manifest
+from utils.common.files import read_json, read_manifest, whole_folder, write_json, write_manifest
 from utils.common.methods import METHODS, Options, Part, parts_of
 
 FORMAT = 3

@@ -6,7 +6,7 @@ import torch
 from psutil import Process
 
 from utils.common.commands import TF32, run
-from utils.common.record import give_back_memory
+from utils.common.record import reset_peak_memory
 
 
 def test_products_of_fp32_are_never_those_of_tf32(monkeypatch):
@@ -22,5 +22,5 @@ def test_what_is_freed_is_given_back_before_a_stage_is_measured():
     above = bytearray(100_000)  # which keeps the heap from shrinking by itself
     del blocks
     before = Process().memory_info().rss
-    give_back_memory()
+    reset_peak_memory()
     assert before - Process().memory_info().rss > 100 * 2**20 and above

@@ -16,15 +16,13 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from utils.common import disk
-from utils.common.cache import Cache
-from utils.common.commands import check_cache
-from utils.common.disk import DiskFull, as_bytes, explain_disk_full
-from utils.common.errors import UserError, shortage
-from utils.common.files import whole_file, whole_folder, write_json
+from utils.common import files
+from utils.common.cache import Cache, Kept
+from utils.common.errors import OutOfRoom, UserError, refusal, shortage
+from utils.common.files import as_bytes, check_writable, explain_disk_full, whole_file, whole_folder, write_json
 from utils.common.run_folder import RunFolder
 
-ROOT = Path(disk.__file__).parents[2]
+ROOT = Path(files.__file__).parents[2]
 NUMBERS = torch.arange(50_000.0)
 
 
@@ -49,7 +47,7 @@ WRITERS = (
 
 @pytest.mark.parametrize("write", WRITERS)
 def test_a_file_that_does_not_fit_is_one_line_and_leaves_nothing(tmp_path, write):
-    with no_file_above(3000), pytest.raises(DiskFull) as found, whole_file(tmp_path / "f") as partial:
+    with no_file_above(3000), pytest.raises(OutOfRoom) as found, whole_file(tmp_path / "f") as partial:
         write(partial)
     assert str(found.value).startswith(f"{tmp_path} cannot be written (File too large; ")
     assert "are free" in str(found.value) and "\n" not in str(found.value) and not list(tmp_path.iterdir())
@@ -59,11 +57,11 @@ def test_what_torch_makes_of_a_full_disk_is_known_by_the_room_that_is_left(tmp_p
     """torch.save tells of positions in its file, and of no reason."""
 
     def torn(at_hand: int) -> None:
-        monkeypatch.setattr(disk, "free_bytes", lambda folder: at_hand)
+        monkeypatch.setattr(files, "free_bytes", lambda folder: at_hand)
         with explain_disk_full(tmp_path):
             raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
 
-    with pytest.raises(DiskFull, match=r"No space left on device; 4.1 kB are free"):
+    with pytest.raises(OutOfRoom, match=r"No space left on device; 4.1 kB are free"):
         torn(4100)
     with pytest.raises(RuntimeError, match="unexpected pos"):
         torn(10**9)
@@ -71,12 +69,12 @@ def test_what_torch_makes_of_a_full_disk_is_known_by_the_room_that_is_left(tmp_p
 
 def test_a_folder_and_a_cache_that_do_not_fit_leave_nothing(tmp_path, make_tiny_llama):
     model = AutoModelForCausalLM.from_pretrained(make_tiny_llama())
-    says = pytest.raises(DiskFull, match=str(tmp_path))
+    says = pytest.raises(OutOfRoom, match=str(tmp_path))
     with no_file_above(3000), says, whole_folder(tmp_path / "folder") as partial:
         model.save_pretrained(partial)
     assert not list(tmp_path.iterdir())
-    with no_file_above(3000), pytest.raises(DiskFull, match=str(tmp_path / "kind")):
-        Cache(tmp_path).make("kind", {}, lambda folder: save_file({"a": NUMBERS}, folder / "a.safetensors"))
+    with no_file_above(3000), pytest.raises(OutOfRoom, match=str(tmp_path / "kind")):
+        Kept(Cache(tmp_path), "kind", {}, lambda folder: save_file({"a": NUMBERS}, folder / "a.safetensors")).entry()
     assert not list((tmp_path / "kind").iterdir())
 
 
@@ -92,15 +90,15 @@ def test_a_folder_and_a_cache_that_do_not_fit_leave_nothing(tmp_path, make_tiny_
     ],
 )
 def test_a_full_disk_is_known_whatever_a_library_took_it_for(error, says):
-    assert disk.refusal(error) == says
+    assert refusal(error) == says
     for taken_for in (ValueError("An error occurred while generating the dataset"), UserError("copy it again")):
-        with pytest.raises(DiskFull if says else type(taken_for)), explain_disk_full(Path("/tmp")):
+        with pytest.raises(OutOfRoom if says else type(taken_for)), explain_disk_full(Path("/tmp")):
             raise taken_for from error
 
 
 def test_a_folder_that_takes_nothing_is_told_at_once(tmp_path):
     with no_file_above(0), pytest.raises(UserError, match=f"^-cache_dir: {tmp_path} cannot be written"):
-        check_cache(tmp_path)
+        check_writable(tmp_path, "-cache_dir")
     with no_file_above(0), pytest.raises(UserError, match=r"^-output_dir: \S+ cannot be written \(File too large\)"):
         RunFolder(tmp_path / "out", {}).__enter__()
     assert not list(tmp_path.iterdir())

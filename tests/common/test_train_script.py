@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.common.flags import SPEC_TRAIN_SAMPLES, Arguments, parse_arguments
+from utils.common.flags import RECIPES, SPEC_TRAIN_SAMPLES, Arguments, parse_arguments
 from utils.common.methods import METHODS
-from utils.common.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
 

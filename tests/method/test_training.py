@@ -20,9 +20,8 @@ from models.cpu_attention import NAME, cpu_attention
 from models.loading import load_model, load_tokenizer
 from tests.builders import SAMPLES, batch, learned_in, masks_of, save_tiny_llama, trained, zeroed
 from utils.common.errors import Stopped, UserError
-from utils.common.files import workspace
+from utils.common.files import MANIFEST, workspace
 from utils.common.flags import parse_arguments
-from utils.common.manifest import MANIFEST
 from utils.evaluation.token_scores import token_scores
 from utils.losses import IGNORED, ResponseLoss
 from utils.prompts import Encoded, encode_all

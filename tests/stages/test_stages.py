@@ -127,7 +127,7 @@ def test_pruning_is_kept_by_its_text_and_tokenizer_wherever_they_lie(world, tmp_
         common = {"pruned_model_path": None, "calib_data": tmp_path / "text.txt", **CALIBRATED, **QUICK, **changes}
         run, models, *_ = prepared(flags(world, tmp_path / "out", **common))
         kept = pruning_of(run, models)
-        return run.cache.path(kept.kind, kept.key()).name
+        return kept.path.name
 
     shutil.copy(world / "text.txt", tmp_path)
     dense = shutil.copytree(world / "dense", tmp_path / "dense")

@@ -1,8 +1,7 @@
 """What can be made again is kept by what it was made from, and by nothing else.
 
     @cached("components", code=(utils.components,))
-    def components(gap: Tensor, count: int, *, seen: bool) -> dict[str, Tensor]:
-        ...
+    def components(gap: Tensor, count: int, *, seen: bool) -> dict[str, Tensor]: ...
 
     components(cache, gap, 10, seen=True)          from the cache, or made now and kept
     components.later(cache, gap, 10, seen=True)    the same call, made when it is called
@@ -14,7 +13,6 @@ no result: names for a bar, models that are loaded when they are needed.
 import functools
 import hashlib
 import inspect
-import json
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,10 +24,17 @@ from types import ModuleType
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from utils.common.disk import explain_disk_full
 from utils.common.errors import UserError
-from utils.common.files import PARTIAL, digest, digest_files, read_json, share_files, write_json
-from utils.common.manifest import read_manifest, write_manifest
+from utils.common.files import (
+    PARTIAL,
+    digest,
+    digest_files,
+    read_json,
+    read_manifest,
+    whole_folder,
+    write_json,
+    write_manifest,
+)
 from utils.common.raw import hash_tensor
 from utils.common.run_folder import locked
 
@@ -38,82 +43,63 @@ TENSORS, DOCUMENT = "tensors.safetensors", "document.json"
 
 
 class Cache:
-    """Entries of one kind: a folder with a manifest, found by the digest of a key.
+    """Folders with a manifest, each found by the digest of a key.
 
-    What is found is held against its manifest first; what differs is dropped, with a line, and made again.
+    reused: the kind of everything that was found rather than made, in the order it was asked for.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.reused: list[str] = []
-        """The kind of everything that was found rather than made, in the order it was asked for."""
-
-    def get(self, kind: str, key: object) -> Path | None:
-        """The verified entry; None if there is none, or none that is whole."""
-        path = self.path(kind, key)
-        try:
-            read_manifest(path)
-        except ValueError:
-            return None
-        return path
-
-    def make(self, kind: str, key: object, write: Callable[[Path], None]) -> Path:
-        """The verified entry, or one that `write` fills. One process makes it; others that want it wait."""
-        path = self.path(kind, key)
-        if self.get(kind, key):
-            self.reused.append(kind)
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with explain_disk_full(path.parent), locked(path.with_suffix(".lock"), str(path), wait=True):
-            if self.get(kind, key):
-                self.reused.append(kind)
-                return path
-            if path.exists():
-                print(f"      cache: {path} is damaged or incomplete; it is made again")
-                shutil.rmtree(path)
-            partial = path.with_suffix(PARTIAL)
-            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: the lock is ours
-            partial.mkdir()
-            try:
-                write(partial)
-                share_files(partial)
-                write_manifest(partial, key=key)
-                partial.rename(path)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-        return path
 
     def clean(self) -> None:
         """Remove what killed processes were writing; what living ones write is locked."""
-        for partial in self.folder.glob(f"*/*{PARTIAL}"):
-            with suppress(UserError), locked(partial.with_suffix(".lock"), str(partial)):
+        for partial in self.folder.glob(f"*/.*{PARTIAL}-*"):
+            entry = partial.name[1:].partition(PARTIAL)[0]
+            with suppress(UserError), locked(partial.with_name(f"{entry}.lock"), str(partial)):
                 shutil.rmtree(partial, ignore_errors=True)
-
-    def path(self, kind: str, key: object) -> Path:
-        """Where what belongs to `key` is kept."""
-        return self.folder / kind / digest(kind, key)[:24]
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A call whose result is in the cache, or will be: it stands for its result in the keys of others."""
+    """A call whose result is in the cache, or will be: it stands for its result in the keys of others.
+
+    key: all that the result depends on. write: fills the folder that is kept.
+    """
 
     cache: Cache
     kind: str
-    arguments: dict
+    key: dict
     write: Callable[[Path], None]
 
-    def key(self) -> dict:
-        """All that the result depends on."""
-        return self.arguments
+    @property
+    def path(self) -> Path:
+        """Where it is kept, once it was made."""
+        return self.cache.folder / self.kind / digest(self.kind, self.key)[:24]
 
     def known(self) -> bool:
-        """Whether the cache holds it; nothing is made."""
-        return self.cache.get(self.kind, self.arguments) is not None
+        """Whether the cache holds it whole; nothing is made."""
+        try:
+            read_manifest(self.path)
+        except ValueError:
+            return False
+        return True
 
     def entry(self) -> Path:
-        """Where the result is kept, unread; made now if it isn't there, or no longer."""
-        return self.cache.make(self.kind, self.arguments, self.write)
+        """Where the result is kept, verified but unread. One process makes what isn't there whole; others wait."""
+        if not self.known():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(self.path.with_suffix(".lock"), str(self.path), wait=True):
+                if not self.known():
+                    if self.path.exists():
+                        print(f"      cache: {self.path} is damaged or incomplete; it is made again")
+                        shutil.rmtree(self.path)
+                    with whole_folder(self.path) as partial:
+                        self.write(partial)
+                        write_manifest(partial, key=self.key)
+                    return self.path
+        self.cache.reused.append(self.kind)
+        return self.path
 
     def __call__(self) -> dict | Path:
         """The result."""
@@ -153,7 +139,7 @@ def cached(kind: str, code: tuple[ModuleType, ...] = (), libraries: tuple[str, .
                 "code": [digest(inspect.getsource(make))[:16], code_version(*code)],
                 "libraries": {name: version(name) for name in libraries},
             }
-            return Kept(cache, kind, json.loads(json.dumps(key)), lambda folder: write(folder, *given, **how))
+            return Kept(cache, kind, key, lambda folder: write(folder, *given, **how))
 
         @functools.wraps(make)
         def call(cache: Cache, *given: object, **how: object) -> dict | Path:
@@ -168,10 +154,12 @@ def cached(kind: str, code: tuple[ModuleType, ...] = (), libraries: tuple[str, .
 def identity(value: object) -> object:
     """What a value is in a key, by content; TypeError for what has none, such as a path or a model.
 
-    An object with a method `key` is what that returns: a checkpoint its fingerprint, a Kept call its own key.
+    An object with a method `key` is what that returns: a checkpoint its fingerprint.
     """
     if isinstance(value, Tensor):
         return digest_tensors({"": value})
+    if isinstance(value, Kept):
+        return value.key
     if callable(own := getattr(value, "key", None)):
         return identity(own())
     if is_dataclass(value) and not isinstance(value, type):
@@ -198,8 +186,8 @@ def digest_tensors(tensors: dict[str, Tensor]) -> str:
 
 def code_version(*modules: ModuleType) -> str:
     """Digest of the modules' source, of a package all its files: a cache outlives no change of the maths in them."""
-    files = {Path(inspect.getsourcefile(module)) for module in modules}
+    files: set[Path] = set()
     for module in modules:
-        for folder in getattr(module, "__path__", ()):
-            files.update(Path(folder).glob("*.py"))
+        file = Path(inspect.getsourcefile(module))
+        files.update(file.parent.glob("*.py") if hasattr(module, "__path__") else [file])
     return digest_files(sorted(files))[:16]

@@ -12,13 +12,11 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
-from utils.common.disk import check_writable, refusal
-from utils.common.errors import OutOfRoom, Stopped, UserError, shortage, shortened
+from utils.common.errors import OutOfRoom, Stopped, UserError, refusal, shortage, shortened
 from utils.common.processes import is_main_process
 
 DEFAULT_CACHE = Path("~/.cache/restorelcc").expanduser()
 """Where what can be made again is kept between runs, keyed by content."""
-
 
 ENDING = (signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 """Signals that end a command in order, beside Ctrl-C."""
@@ -29,14 +27,8 @@ PATIENCE = 30
 WIDTH = 100
 """Columns that all output to a terminal keeps to."""
 
-_UNKNOWN = "unrecognized arguments: "
-"""What argparse begins with where it knows no such flag."""
-
 TF32 = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
 """Variable that some container images set: torch then rounds the factors of fp32 products to 10 bits."""
-
-_LONGEST_NAME, _LONGEST_PATH = 255, 4095
-"""Bytes of a file's name and of a path that common file systems take."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,35 +38,38 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
         self._target: argparse._ArgumentGroup | Parser = self
 
-    def group(self, title: str) -> None:
-        """Flags added from here on stand under this title."""
-        self._target = self.add_argument_group(title)
+    def flag(self, name: str, group: str | None = None, **options) -> None:
+        """-name and --name; with a value unless its default is False. group: the title over this flag and later ones.
 
-    def flag(self, name: str, **options) -> None:
-        """-name and --name, with a value."""
-        options.setdefault("type", text)
+        The other options are argparse's; a type's attribute `metavar` is what --help calls the value.
+        """
+        if group:
+            self._target = self.add_argument_group(group)
+        if options.get("default") is False:
+            options["action"] = "store_true"
+        else:
+            options = {"type": text, "metavar": getattr(options.get("type"), "metavar", None), **options}
         self._target.add_argument(f"-{name}", f"--{name}", **options)
 
     def switch(self, name: str, help: str) -> None:
         """-name and --name, off unless given."""
-        self._target.add_argument(f"-{name}", f"--{name}", action="store_true", help=help)
+        self.flag(name, default=False, help=help)
 
     def _get_option_tuples(self, option_string: str) -> list:
         """No abbreviations: `allow_abbrev` leaves those with one dash in."""
         return []
 
     def error(self, message: str) -> None:
-        message = message.replace("argument ", "", 1)
-        if message.startswith(_UNKNOWN) and (word := message.removeprefix(_UNKNOWN).split()[0])[0] == "-":
-            flags = [action.option_strings[0].lstrip("-") for action in self._actions if action.option_strings]
-            given = word.lstrip("-").partition("=")[0]
+        if unknown := message.partition("unrecognized arguments: -")[2].split():
+            flags = [action.option_strings[0][1:] for action in self._actions if action.option_strings]
+            given = unknown[0].lstrip("-").partition("=")[0]
             # The beginning of a flag is nearer to it than any change of letters.
-            near = [flag for flag in flags if given and flag.startswith(given)] or get_close_matches(given, flags, 2)
-            message += f"; did you mean {' or '.join(f'-{flag}' for flag in near[:3])}?" if near else ""
-        raise UserError(message)
+            near = [flag for flag in flags if flag.startswith(given)] or get_close_matches(given, flags, 2)
+            message += f"; did you mean -{' or -'.join(near[:3])}?" if near else ""
+        raise UserError(message.replace("argument ", "", 1))
 
 
-class _Help(argparse.HelpFormatter):
+class _Help(argparse.RawDescriptionHelpFormatter):
     """One dash shown only, and each default beside its help."""
 
     def __init__(self, prog: str):
@@ -86,25 +81,18 @@ class _Help(argparse.HelpFormatter):
         shown = action.option_strings[0]
         return shown if action.nargs == 0 else f"{shown} {self._format_args(action, action.dest.upper())}"
 
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        """Paragraphs are filled, each line for itself, so that examples stay as they are."""
-        fill = super()._fill_text
-        return "\n".join(line if line.startswith("  ") else fill(line, width, indent) for line in text.split("\n"))
-
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        if action.default in (None, False, argparse.SUPPRESS) or "(default" in text or not action.option_strings:
-            return text
-        return f"{text} (default: {str(action.default).replace('%', '%%')})"
+        hidden = action.default in (None, False, argparse.SUPPRESS) or "(default" in text or not action.option_strings
+        return text if hidden else f"{text} (default: %(default)s)"
 
 
 def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
-    """Call `main`; a UserError becomes one line on stderr and exit status 2.
+    """Call `main`; a UserError, a full disk or memory that runs out becomes one line on stderr and exit status 2.
 
-    So do a full disk and memory that runs out. Ctrl-C and a signal to end (SIGTERM; SIGUSR1, with which SLURM may warn)
-    become a line and 128 + the signal's number; where nobody reads on (`| head -1`) it ends with 141. What a terminal
-    has no letter for is printed as "?". then: what to do after a signal, for that line. lighter: flags that take less
-    memory, in words.
+    Ctrl-C and a signal to end (SIGTERM; SIGUSR1, with which SLURM may warn) become a line and 128 + the signal's
+    number; where nobody reads on (`| head -1`) it ends with 141. What a terminal has no letter for is printed as "?".
+    then: what to do after a signal, for that line. lighter: flags that take less memory, in words.
     """
     os.environ.pop(TF32, None)  # fp32 is fp32, here and in what this process starts: proofs are held to its rounding
     if torch := sys.modules.get("torch"):  # which reads the variable when it is imported
@@ -121,8 +109,7 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
         finally:
             sys.stdout.flush()
     except (KeyboardInterrupt, Stopped) as end:
-        number = end.number if isinstance(end, Stopped) else signal.SIGINT
-        then = getattr(end, "then", "") or then
+        number, then = getattr(end, "number", signal.SIGINT), getattr(end, "then", "") or then
         if is_main_process():
             print(f"stopped ({signal.Signals(number).name}){then and f'; {then}'}", file=sys.stderr)
         sys.exit(128 + number)
@@ -169,7 +156,7 @@ def text(given: str) -> str:
         given.encode()
     except UnicodeEncodeError as error:
         raise argparse.ArgumentTypeError("is no UTF-8 text; rename what it names") from error
-    if "\0" in given:
+    if "\0" in given:  # as a -config file may say
         raise argparse.ArgumentTypeError("holds a NUL character, which no name has")
     return given
 
@@ -180,7 +167,7 @@ def name_or_path(given: str) -> str:
     if not path.strip():
         raise argparse.ArgumentTypeError("is empty; name something, or leave it out")
     longest = max(len(part.encode()) for part in path.split("/"))
-    if longest > _LONGEST_NAME or len(path.encode()) > _LONGEST_PATH:
+    if longest > 255 or len(path.encode()) > 4095:  # bytes that common file systems take
         raise argparse.ArgumentTypeError(f"is longer than a path can be: {shortened(given)}")
     return path
 
@@ -188,6 +175,9 @@ def name_or_path(given: str) -> str:
 def folder_path(given: str) -> Path:
     """An argparse type: a path with its ~ resolved."""
     return Path(name_or_path(given))
+
+
+name_or_path.metavar, folder_path.metavar = "NAME|PATH", "DIR"
 
 
 def quiet_libraries() -> None:
@@ -200,8 +190,3 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     # Of torch, about the argument that the Trainer's ddp_broadcast_buffers becomes.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-
-
-def check_cache(folder: Path, flag: str = "-cache_dir") -> None:
-    """Make the cache's folder; UserError if it can't be made, or nothing can be written there."""
-    check_writable(folder, flag, make=True)

@@ -1,31 +1,64 @@
-"""A -config file: flags and their values, which are checked as those of the command line are."""
+"""Files of flags: a -config in JSON or YAML, whose values are checked as those of the command line are."""
 
 import argparse
 import json
 from pathlib import Path
 
+import yaml
+
 from utils.common.errors import UserError, first_line, shortened
 from utils.common.files import parse_json
-from utils.common.plain_yaml import read_yaml
 
 NOT_REPEATED = ("overwrite", "plan", "config", "push_to_hub")
 """Flags that say how this once a run is started: never kept in run.json, never taken from a -config file."""
 
 
+class _Loader(yaml.BaseLoader):
+    """Every scalar as it is written: YAML would read 2:4 as 124, and 1e-3 as a text."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        if problem := _twice([self.construct_object(key, deep=True) for key, _ in node.value]):
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path, what: str, place: str = "") -> object:
+    """Mappings, lists and texts of a file; UserError in one line, which begins with `place`, if it is no YAML.
+
+    what: what the file should be, for who gave a wrong one.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{place}{path}: cannot be read ({first_line(error)}); give {what}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise UserError(f"{place}{path}: is no YAML{where} ({problem}); mend it") from error
+
+
 def read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
     """The flags in a JSON object or YAML mapping, or a run.json's "arguments"; their values are not yet checked."""
-    content = _content(path)
-    of_run = isinstance(content, dict) and isinstance(content.get("arguments"), dict)
-    given = content["arguments"] if of_run else content
+    if path.suffix in (".yaml", ".yml"):
+        content = read_yaml(path, "flags and their values, or a run.json", "-config: ")
+    else:
+        try:
+            content = parse_json(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"-config: cannot read {path} ({first_line(error)}); give a JSON object of flags, or a run.json"
+            ) from error
+    given, once = content, ()
+    if isinstance(content, dict) and isinstance(content.get("arguments"), dict):
+        given, once = content["arguments"], NOT_REPEATED  # which those of earlier versions name too
     if not isinstance(given, dict):
         raise UserError(f"-config: {path} holds no flags; give a JSON object or YAML mapping of them, or a run.json")
-    if of_run:  # those of earlier versions name these too
-        given = {name: value for name, value in given.items() if name not in NOT_REPEATED}
-    if once := [name for name in given if name in NOT_REPEATED]:
-        raise UserError(f"-config: {path}: {', '.join(once)}: given on the command line only; take it out of the file")
-    known = {action.dest for action in parser._actions} - {"help"}
-    if unknown := [name for name in given if name not in known]:
-        raise UserError(f"-config: {path} names unknown flags: {', '.join(unknown)}")
+    given = {name: value for name, value in given.items() if name not in once}
+    if found := [name for name in given if name in NOT_REPEATED]:
+        raise UserError(f"-config: {path}: {', '.join(found)}: given on the command line only; take it out of the file")
+    if unknown := given.keys() - ({action.dest for action in parser._actions} - {"help"}):
+        raise UserError(f"-config: {path} names unknown flags: {', '.join(sorted(unknown))}")
     return given
 
 
@@ -34,6 +67,8 @@ def as_words(values: dict, parser: argparse.ArgumentParser) -> list[str]:
     actions, words = {action.dest: action for action in parser._actions}, []
     for name, value in values.items():
         switch = actions[name].nargs == 0
+        if isinstance(value, str):  # of YAML, where all is text: what no flag's text can say
+            value = {"true": True, "false": False, "null": None}.get(value, value)
         if value is None and not switch and actions[name].default is None:
             continue
         if switch != isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -43,26 +78,12 @@ def as_words(values: dict, parser: argparse.ArgumentParser) -> list[str]:
     return words
 
 
-def _content(path: Path) -> object:
-    if path.suffix in (".yaml", ".yml"):
-        found = read_yaml(path, "flags and their values, or a run.json", "-config: ")
-        # Its texts are for the flags to read, as on the command line, but for what no flag's text can say.
-        words = {"true": True, "false": False, "null": None}
-        if not isinstance(found, dict):
-            return found
-        return {name: words.get(each, each) if isinstance(each, str) else each for name, each in found.items()}
-    try:
-        return parse_json(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"-config: cannot read {path} ({first_line(error)}); give a JSON object of flags, or a run.json"
-        ) from error
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    if problem := _twice([name for name, _ in pairs]):
+        raise ValueError(problem)
+    return dict(pairs)
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object; ValueError if it names something twice, of which json would take the last in silence."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"'{next(name for name in names if names.count(name) > 1)}' stands there twice")
-    return found
+def _twice(names: list) -> str | None:
+    """What is wrong with names of which one stands there twice: either value would be taken in silence."""
+    return next((f"{name!r} stands there twice" for name in names if names.count(name) > 1), None)

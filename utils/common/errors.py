@@ -1,6 +1,7 @@
 """The exceptions for a user's mistake and for being told to stop, and what a library's error means for a user."""
 
 import errno
+import os
 import re
 import signal
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ class Stopped(BaseException):
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """The error and what led to it, the latest first; of a mistake of the user's only what it was taken from.
 
-    A full disk, or memory that ran out, may have been met by a library as a broken file.
+    A library may have taken a full disk, or memory that ran out, for a broken file.
     """
     if isinstance(error, UserError):
         error = error.__cause__
@@ -44,7 +45,18 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-_TOLD = re.compile(
+def refusal(error: BaseException | None) -> str | None:
+    """Why a disk took no more (full, a quota or limit reached, read-only); None if that isn't what led to the error."""
+    for each in causes(error):
+        number = each.errno if isinstance(each, OSError) else None
+        if number is None and (found := re.search(r"\(os error (\d+)\)", str(each))):  # as libraries in Rust say it
+            number = int(found[1])
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            return os.strerror(number)
+    return None
+
+
+_OUT_OF_MEMORY = re.compile(
     r"can(?:no|')t allocate memory|not enough memory|out of memory|bad_alloc|_ALLOC_FAILED|os error 12\)", re.IGNORECASE
 )
 
@@ -52,9 +64,9 @@ _TOLD = re.compile(
 def shortage(error: BaseException | None) -> str | None:
     """The line that tells of memory that ran out, on a CPU or a GPU; None if that isn't the cause."""
     for each in causes(error):
-        known = isinstance(each, MemoryError) or (isinstance(each, OSError) and each.errno == errno.ENOMEM)
-        # torch's is named so, and is a RuntimeError as what it says of a CPU is.
-        if known or type(each).__name__ == "OutOfMemoryError" or _TOLD.search(str(each)):
+        # torch's error on a GPU has a type of that name; what it says of a CPU is a RuntimeError.
+        known = isinstance(each, MemoryError) or type(each).__name__ == "OutOfMemoryError"
+        if known or getattr(each, "errno", None) == errno.ENOMEM or _OUT_OF_MEMORY.search(str(each)):
             return " ".join(str(each).split()).partition(". ")[0][:200] or type(each).__name__
     return None
 

@@ -1,51 +1,43 @@
 """What a flag's value may be: argparse types that say in one line what is wrong."""
 
 import argparse
-import math
 from collections.abc import Callable
+from contextlib import suppress
 
 from utils.common.errors import shortened
 from utils.common.names import LINEAR_NAMES
 
-FP32_MAX = 3.4e38
 MOST = 10**9
 """The largest count that a flag takes: beyond it, sizes overflow in libraries rather than being too large."""
 
 
-def _number(kind: type, holds: Callable[[float], bool], what: str, most: float = MOST) -> Callable[[str], float]:
+def _number(kind: type, holds: Callable[[float], bool], what: str) -> Callable[[str], float]:
     def convert(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            if kind is float:
-                raise  # argparse says it
-            value = None
-        if value is None or not holds(value):
-            raise argparse.ArgumentTypeError(f"must be a {what}, not {shortened(text)}")
-        if value > most:
-            raise argparse.ArgumentTypeError(f"must be at most {most}, not {shortened(text)}")
-        return value
+        with suppress(ValueError):
+            if holds(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"must be a {what}, not {shortened(text)}")
 
-    convert.__name__ = kind.__name__  # which argparse names a wrong value by
+    convert.metavar = "N"
     return convert
 
 
 def above(bound: float) -> Callable[[str], float]:
     """An argparse type: a number above `bound` that fp32 holds."""
-    return _number(float, lambda value: bound < value < FP32_MAX, f"number above {bound:g}", math.inf)
+    return _number(float, lambda value: bound < value < 3.4e38, f"number above {bound:g}")
 
 
 def at_least_real(bound: float) -> Callable[[str], float]:
     """An argparse type: a number not below `bound`, nor above MOST."""
-    return _number(float, lambda value: value >= bound, f"number, {bound:g} or above")
+    return _number(float, lambda value: bound <= value <= MOST, f"number, {bound:g} to {MOST}")
 
 
 def at_least(bound: int) -> Callable[[str], int]:
     """An argparse type: a whole number not below `bound`, nor above MOST."""
-    return _number(int, lambda value: value >= bound, f"whole number, {bound} or above")
+    return _number(int, lambda value: bound <= value <= MOST, f"whole number, {bound} to {MOST}")
 
 
-seed_number = _number(int, lambda value: 0 <= value < 2**32, f"whole number, 0 to {2**32 - 1}", 2**32)
+seed_number = _number(int, lambda value: 0 <= value < 2**32, f"whole number, 0 to {2**32 - 1}")
 """An argparse type: a whole number that every library takes for a seed."""
 
 
@@ -72,8 +64,7 @@ def linear_names(text: str) -> str:
 
 def hub_id(text: str) -> str:
     """An argparse type: a model's name on the hub, `owner/name` or `name`."""
-    from huggingface_hub.errors import HFValidationError  # takes a tenth of a second, which other commands don't wait
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import HFValidationError, validate_repo_id  # a tenth of a second, for this flag only
 
     try:
         validate_repo_id(text)
@@ -82,3 +73,6 @@ def hub_id(text: str) -> str:
     if not text.isascii() or text != text.strip():  # which earlier versions of that check take
         raise argparse.ArgumentTypeError("must be owner/name or name, in ASCII and without spaces")
     return text
+
+
+count_or_share.metavar, linear_names.metavar, hub_id.metavar = "COUNT|SHARE", "NAMES", "NAME"

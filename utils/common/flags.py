@@ -10,7 +10,6 @@ from utils.common.errors import UserError
 from utils.common.flag_types import above, at_least, at_least_real, count_or_share, hub_id, linear_names, seed_number
 from utils.common.methods import METHODS
 from utils.common.names import BUNDLED, C4, DISTILL, DTYPE_NAMES, EMBEDDED, LINEAR_NAMES, RESPONSE, SPEC_TASKS
-from utils.common.recipes import RECIPES, as_flags
 
 APPLY_TO = ("attention", "ffn", "both", "all")
 HEAD_SELECTIONS = ("contrastive", "gap", "random", "lofit")
@@ -20,12 +19,30 @@ HUB_ALPACA = "tatsu-lab/alpaca"
 SPEC_TRAIN_SAMPLES = 100
 
 
-def flag(default: object, help: str, group: str | None = None, **options) -> Field:
-    """A field of Arguments that is a flag; options are argparse's. A default of False makes it a switch.
+_HALF_DISTILLED = {"loss": "distill"}
 
-    group: the title that `--help` puts over this flag and those after it.
-    """
-    return field(default=default, metadata={"help": help, "group": group, **options})
+_INSIDE_MASK = {"method": "masked_lora", "apply_to": "all", "train_norms": True, **_HALF_DISTILLED, "lr": 2e-3}
+
+RECIPES = {
+    "biases": {"method": "output_bias", "apply_to": "all", **_HALF_DISTILLED, "lr": 4e-3},
+    "constants": {"method": "norms_biases", **_HALF_DISTILLED, "lr": 4e-3},
+    "inside_mask": _INSIDE_MASK,
+    "inside_mask_admm": {"first": "admm_update", **_INSIDE_MASK},
+}
+"""What -recipe takes. `biases`: every weight keeps its bits. `constants`: no weight of a matrix changes, but the scales
+of norms do. `inside_mask`: no zero changes. `inside_mask_admm`: none either, and before training the weights are fitted
+to the dense model's outputs on the calibration set."""
+
+
+def as_flags(name: str) -> str:
+    """The recipe as it would be typed."""
+    parts = (f"-{flag}" if value is True else f"-{flag} {value}" for flag, value in RECIPES[name].items())
+    return " ".join(parts)
+
+
+def flag(default: object, help: str, **options) -> Field:
+    """A field of Arguments that is a flag; options as Parser.flag takes them."""
+    return field(default=default, metadata={"help": help, **options})
 
 
 @dataclass(frozen=True)
@@ -34,17 +51,12 @@ class Arguments:
 
     base_model_name: str = flag(
         EMBEDDED,
-        "the dense model: folder, hub id, GGUF file, short name (llama_7B, llama3_8B, vicuna_7B, …) or "
-        f"'{EMBEDDED}' (SmolLM2-135M)",
+        f"dense model: folder, hub id, GGUF file, short name (llama_7B, …) or '{EMBEDDED}' (SmolLM2-135M)",
         type=name_or_path,
-        metavar="MODEL",
         group="models",
     )
     pruned_model_path: str | None = flag(
-        None,
-        "the pruned checkpoint to restore: folder, hub id or GGUF file; without it -prune_method makes one",
-        type=name_or_path,
-        metavar="MODEL",
+        None, "the pruned checkpoint to restore, named alike; without it -prune_method makes one", type=name_or_path
     )
     allow_dense: bool = flag(False, "go on although the pruned model has no zeros")
     dtype: str = flag("bfloat16", "of both models; what is trained is always fp32", choices=DTYPE_NAMES)
@@ -61,12 +73,10 @@ class Arguments:
     sparsity: str = flag("0.5", "share of zeros in (0, 1), or N:M as in 2:4", metavar="RATIO|N:M")
     calib_data: str = flag(
         None,
-        "calibration text: bundled, c4 (hub), or a .jsonl or .txt file (default: bundled for the embedded model, "
-        "else c4)",
+        "bundled, c4 (hub), or a .jsonl or .txt file (default: bundled for the embedded model, else c4)",
         type=name_or_path,
-        metavar="TEXT",
     )
-    calib_samples: int = flag(128, "calibration windows", type=at_least(1), metavar="N")
+    calib_samples: int = flag(128, "calibration windows", type=at_least(1))
     calib_length: int = flag(2048, "tokens in a window", type=at_least(1), metavar="TOKENS")
 
     data_path: str | None = flag(
@@ -74,7 +84,6 @@ class Arguments:
         "training samples: hub id, .json, .jsonl, the original release's .pt, a folder with train.* and valid.*, "
         f"or bundled (default: bundled for the embedded model, else {HUB_ALPACA})",
         type=name_or_path,
-        metavar="DATA",
         group="samples",
     )
     spec_task: str | None = flag(
@@ -83,16 +92,13 @@ class Arguments:
         "-num_train_samples says otherwise), found as -eval_data_dir says",
         choices=SPEC_TASKS,
     )
-    num_train_samples: int = flag(
-        None, "training samples, the first N in order (default: 2000)", type=at_least(2), metavar="N"
-    )
-    num_valid_samples: int = flag(250, "validation samples; 0 for none", type=at_least(0), metavar="N")
+    num_train_samples: int = flag(None, "training samples, the first N in order (default: 2000)", type=at_least(2))
+    num_valid_samples: int = flag(250, "validation samples; 0 for none", type=at_least(0))
     max_length: int = flag(500, "prompt and response; the end is cut off", type=at_least(2), metavar="TOKENS")
 
     num_components: int = flag(
         10,
-        "directions kept in a lost component c, Eq. 4; only probes read c, the same constant in both classes, "
-        "which their intercepts absorb",
+        "directions kept in a lost component c, Eq. 4; only probes read c, and their intercepts absorb it",
         type=at_least(1),
         metavar="K",
         group="components and heads",
@@ -103,12 +109,9 @@ class Arguments:
         "step scales most, which trains as long as the method itself (default: the method's, contrastive or lofit)",
         choices=HEAD_SELECTIONS,
     )
-    num_probe_samples: int = flag(1000, "samples that train the probes", type=at_least(10), metavar="N")
+    num_probe_samples: int = flag(1000, "samples that train the probes", type=at_least(10))
     use_topk_heads: int | float = flag(
-        0.25,
-        "heads to train: a count, or a share of all (1.0: all heads; 1: one)",
-        type=count_or_share,
-        metavar="COUNT|SHARE",
+        0.25, "heads to train: a count, or a share (1.0: all heads; 1: one)", type=count_or_share
     )
     recipe: str | None = flag(
         None,
@@ -125,18 +128,15 @@ class Arguments:
         "the method has none of its own, a bias of the whole projection (default: where the method's own are)",
         choices=APPLY_TO,
     )
-    lora_rank: int = flag(
-        8, "of the updates of lora, dora, masked_lora, masked_dora, eora", type=at_least(1), metavar="R"
-    )
+    lora_rank: int = flag(8, "of the updates of lora, dora, masked_lora, masked_dora, eora", type=at_least(1))
     lora_targets: str | None = flag(
         None,
         f"the linear layers that these change, separated by commas: {', '.join(LINEAR_NAMES)} (default: all)",
         type=linear_names,
-        metavar="NAMES",
     )
     first: str | None = flag(
         None,
-        "a closed form that restores first; -method then goes on from there, and only its own part is trained",
+        "a closed form that restores first; -method goes on from there, and only its own part is trained",
         choices=METHODS,
         metavar="METHOD",
     )
@@ -144,67 +144,52 @@ class Arguments:
     basis: str = flag("svd", "V of Eq. 8: the lost components', or a random orthogonal one", choices=BASES)
 
     lr: float = flag(1e-3, "AdamW's, falling linearly to 0", type=above(0), metavar="RATE", group="training")
-    num_epoch: float = flag(3.0, "passes over the samples; 0 restores nothing", type=at_least_real(0), metavar="N")
-    batch_size: int = flag(8, "samples a step and process", type=at_least(1), metavar="N")
-    gradient_accumulation: int = flag(1, "batches whose gradients make one step", type=at_least(1), metavar="N")
+    num_epoch: float = flag(3.0, "passes over the samples; 0 restores nothing", type=at_least_real(0))
+    batch_size: int = flag(8, "samples a step and process", type=at_least(1))
+    gradient_accumulation: int = flag(1, "batches whose gradients make one step", type=at_least(1))
     max_grad_norm: float = flag(1.0, "gradients are clipped to it; 0: never", type=at_least_real(0), metavar="NORM")
-    random_batches: bool = flag(
-        False, "mix short and long samples in a batch, as the original release does: more padding"
-    )
+    random_batches: bool = flag(False, "mix short and long samples in a batch, as the original release does")
     gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
     loss: str = flag(
         RESPONSE,
-        "at response tokens: response, the paper's cross-entropy, or distill, the forward KL to the dense model "
-        "mixed with it",
+        "response: the paper's cross-entropy at response tokens; distill: forward KL to the dense model besides",
         choices=(RESPONSE, DISTILL),
     )
 
     eval_tasks: str = flag(
         None,
         "bundled (offline), paper (seven tasks and WikiText-2), wikitext2_tokens (its token perplexity alone), "
-        "none, or lm_eval names separated by commas "
-        "(default: bundled for the embedded model, else paper)",
+        "none, or lm_eval names separated by commas (default: bundled for the embedded model, else paper)",
         metavar="TASKS",
         group="evaluation",
     )
-    eval_limit: int | None = flag(None, "rows of a task (default: all)", type=at_least(1), metavar="N")
-    eval_data_dir: Path | None = flag(
-        None, "offline task data: DIR/<task>/<split>.jsonl", type=folder_path, metavar="DIR"
-    )
+    eval_limit: int | None = flag(None, "rows of a task (default: all)", type=at_least(1))
+    eval_data_dir: Path | None = flag(None, "offline task data: DIR/<task>/<split>.jsonl", type=folder_path)
     ppl_window: int = flag(2048, "perplexity's window", type=at_least(2), metavar="TOKENS")
-    ppl_windows: int | None = flag(None, "windows of the text (default: -eval_limit)", type=at_least(1), metavar="N")
+    ppl_windows: int | None = flag(None, "windows of the text (default: -eval_limit)", type=at_least(1))
 
-    output_dir: Path = flag(Path("output"), "where the result goes", type=folder_path, metavar="DIR", group="output")
+    output_dir: Path = flag(Path("output"), "where the result goes", type=folder_path, group="output")
     overwrite: bool = flag(False, "rename what is in -output_dir to DIR.1 (.2, …) when the new result is whole")
-    cache_dir: Path = flag(
-        DEFAULT_CACHE, "what can be used again by other runs, keyed by content", type=folder_path, metavar="DIR"
-    )
-    seed: int = flag(42, "of everything random that has no seed of its own", type=seed_number, metavar="N")
-    calib_seed: int | None = flag(None, "of the calibration windows (default: -seed)", type=seed_number, metavar="N")
+    cache_dir: Path = flag(DEFAULT_CACHE, "what other runs can use again, keyed by content", type=folder_path)
+    seed: int = flag(42, "of everything random that has no seed of its own", type=seed_number)
+    calib_seed: int | None = flag(None, "of the calibration windows (default: -seed)", type=seed_number)
     data_seed: int | None = flag(
-        None,
-        "of which samples -spec_task draws, and of the probes' split (default: -seed)",
-        type=seed_number,
-        metavar="N",
+        None, "of what -spec_task draws, and the probes' split (default: -seed)", type=seed_number
     )
     train_seed: int | None = flag(
         None,
-        "of start values, the order of batches, a random basis and random heads; another one uses "
-        "the same pruned model, activations and components (default: -seed)",
+        "of start values, order of batches, random basis and heads; caches stay in use (default: -seed)",
         type=seed_number,
-        metavar="N",
     )
     push_to_hub: str | None = flag(
         None,
-        "upload the restored model to the hub once the result stands, as owner/name or name; whether the hub is "
-        "reached and knows the token (HF_TOKEN, or hf auth login) is asked before anything is computed",
+        "upload the restored model to the hub in the end, as owner/name or name; the token (HF_TOKEN, or hf auth "
+        "login) is checked before anything is computed",
         type=hub_id,
-        metavar="NAME",
     )
     plan: str | None = flag(
         None,
-        "run nothing: print the time and memory that each stage will take on this machine (here) or on a card "
-        "(H100-80GB, A100-40GB, RTX4090, …)",
+        "run nothing: print each stage's time and memory, here or on a card (H100-80GB, RTX4090, …)",
         metavar="CARD",
     )
 
@@ -248,10 +233,7 @@ class Arguments:
 def parse_arguments(argv: list[str] | None = None) -> Arguments:
     """Arguments from the command line, with defaults from `-config` if it is given; UserError if any is wrong."""
     typed, parser = sys.argv[1:] if argv is None else argv, build_parser()
-    config = Parser(add_help=False)
-    config.flag("config", type=folder_path)
-    config.flag("recipe", choices=RECIPES)
-    chosen, _ = config.parse_known_args(typed)
+    chosen = parser.parse_args(typed)
     of_file = read_config(chosen.config, parser) if chosen.config else {}
     if recipe := chosen.recipe or of_file.get("recipe"):
         # A run.json names its recipe and the flags that it ran with; one that is typed is asked for now.
@@ -263,7 +245,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     except UserError as error:
         raise UserError(f"-config: {chosen.config}: {error}") from error
     values = vars(parser.parse_args([*words, *typed]))
-    values.pop("config")
+    del values["config"]
     embedded, task = values["base_model_name"].lower() == EMBEDDED, values["spec_task"]
     chosen_by_others = {
         "calib_data": BUNDLED if embedded else C4,
@@ -283,26 +265,15 @@ def build_parser() -> Parser:
         prog="RestoreLCC_train.py",
         usage="python RestoreLCC_train.py [-flag value …]",
         description="Restore a pruned Llama by lost component compensation, keep every zero, prove it, evaluate it.",
-        epilog="All flags take one or two dashes. Without any, SmolLM2-135M from its PyPI package is pruned by Wanda "
-        "to 50 % and restored with the paper's sizes; `bash train.sh` does the same job smaller. Examples:\n"
-        "\n"
+        epilog="All flags take one or two dashes. Without any, SmolLM2-135M from its PyPI package is pruned by\n"
+        "Wanda to 50 % and restored with the paper's sizes; `bash train.sh` does the same job smaller. Examples:\n\n"
         "  python RestoreLCC_train.py -base_model_name llama_7B -pruned_model_path PRUNED -lr 1e-3\n"
         "  python RestoreLCC_train.py -base_model_name DENSE -prune_method sparsegpt -sparsity 2:4 -plan here\n"
         "  python RestoreLCC_train.py -config OUT/run.json -use_topk_heads 0.1 -output_dir OUT2\n"
         "  python RestoreLCC_train.py -recipe constants -train_seed 2 -eval_tasks paper",
     )
-    parser.flag(
-        "config",
-        metavar="FILE",
-        help="defaults: flags in a JSON or .yaml file, or a run.json of a run (but -overwrite, -plan)",
-    )
-
+    what = "defaults: flags in a JSON or .yaml file, or a run.json of a run (but -overwrite, -plan)"
+    parser.flag("config", type=folder_path, metavar="FILE", help=what)
     for declared in fields(Arguments):
-        options = dict(declared.metadata)
-        if title := options.pop("group"):
-            parser.group(title)
-        if declared.default is False:
-            parser.switch(declared.name, **options)
-        else:
-            parser.flag(declared.name, default=declared.default, **options)
+        parser.flag(declared.name, default=declared.default, **declared.metadata)
     return parser

@@ -5,9 +5,7 @@ Functions are named, not imported: flags and help read the table without them, a
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import reduce
 from importlib import import_module
-from operator import or_
 
 from utils.common.errors import UserError
 
@@ -42,9 +40,6 @@ class Needs:
     calibration: bool = False
     training: bool = False
     teacher: bool = False
-
-    def __or__(self, other: "Needs") -> "Needs":
-        return Needs(**{name: value or getattr(other, name) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -84,9 +79,10 @@ PAPER = (
 _HEADS = {"sites": "attention", "about": PAPER}
 _BETA = Needs(heads=True, basis=True, training=True)
 _B = Needs(heads=True, training=True)
-_LORA = {"takes": ("lora_rank", "lora_targets")}
-_BIAS = {"moves": True}
+_LORA = ("lora_rank", "lora_targets")
 _CLOSED = Needs(calibration=True, teacher=True)
+_BIAS = "baselines.output_bias:output_bias"
+_FROM, _FILLS = "in closed form, from -calib_data", "merged, it fills the zeros"
 
 METHODS = {
     "restorelcc": MethodSpec(
@@ -99,46 +95,36 @@ METHODS = {
         "utils.compensation:magnitudes_only", "β of chosen heads alone", "RestoreLCC (β alone)", _BETA, **_HEADS
     ),
     "output_bias": MethodSpec(
-        "baselines.output_bias:output_bias",
-        "a free bias of whole projections",
-        "a bias of whole projections",
-        sites="attention",
-        **_BIAS,
+        _BIAS, "a free bias of whole projections", "a bias of whole projections", sites="attention", moves=True
     ),
     "lofit": MethodSpec(
-        "utils.compensation:bias_only",
-        "LoFiT: b of heads that it selects itself",
-        "LoFiT",
-        _B,
-        sites="attention",
-        selection="lofit",
+        "utils.compensation:bias_only", "LoFiT: b of heads that it selects", "LoFiT", _B, "attention", selection="lofit"
     ),
     "norms_biases": MethodSpec(
-        "baselines.output_bias:output_bias",
+        _BIAS,
         "a free bias of all linear layers, and the scales of all norms",
         "biases of all linear layers",
         sites="all",
+        moves=True,
         norms=True,
-        **_BIAS,
     ),
     "flap_bias": MethodSpec(
-        "baselines.flap_bias:flap_bias",
-        "FLAP's bias in closed form, from -calib_data",
-        "FLAP's bias",
-        _CLOSED,
-        sites="attention",
-        moves=True,
+        "baselines.flap_bias:flap_bias", f"FLAP's bias {_FROM}", "FLAP's bias", _CLOSED, "attention", moves=True
     ),
-    "masked_lora": MethodSpec("baselines.lora:masked_lora", "LoRA inside the mask, zeros kept", "masked LoRA", **_LORA),
-    "masked_dora": MethodSpec("baselines.lora:masked_dora", "DoRA inside the mask, zeros kept", "masked DoRA", **_LORA),
+    "masked_lora": MethodSpec(
+        "baselines.lora:masked_lora", "LoRA inside the mask, zeros kept", "masked LoRA", takes=_LORA
+    ),
+    "masked_dora": MethodSpec(
+        "baselines.lora:masked_dora", "DoRA inside the mask, zeros kept", "masked DoRA", takes=_LORA
+    ),
     "masked_full": MethodSpec(
         "baselines.masked_full:masked_full", "all weights that are not zero", "masked full fine-tuning"
     ),
-    "lora": MethodSpec("baselines.lora:lora", "LoRA on all linear layers; merged, it fills the zeros", "LoRA", **_LORA),
-    "dora": MethodSpec("baselines.lora:dora", "DoRA on all linear layers; merged, it fills the zeros", "DoRA", **_LORA),
+    "lora": MethodSpec("baselines.lora:lora", f"LoRA on all linear layers; {_FILLS}", "LoRA", takes=_LORA),
+    "dora": MethodSpec("baselines.lora:dora", f"DoRA on all linear layers; {_FILLS}", "DoRA", takes=_LORA),
     "eora": MethodSpec(
         "baselines.eora:eora",
-        "EoRA's update of all linear layers in closed form, from -calib_data; merged, it fills the zeros",
+        f"EoRA's update of all linear layers {_FROM}; {_FILLS}",
         "EoRA",
         _CLOSED,
         takes=("lora_rank",),
@@ -159,19 +145,13 @@ METHODS = {
 }
 """What -method takes."""
 
-CONSTANTS = MethodSpec(
-    "baselines.output_bias:output_bias", "biases where the method itself has none", "biases", **_BIAS
-)
+CONSTANTS = MethodSpec(_BIAS, "biases where the method itself has none", "biases", moves=True)
 NORMS = MethodSpec("baselines.norms:norm_scales", "scales of all norms", "norm scales")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a run tells its method: the flags of the same names.
-
-    apply_to: None where the method's own constants are. first: a closed form that restores before the method.
-    lora_targets: None for all.
-    """
+    """What a run tells its method: the flags of the same names. None: where the method's own are, all, or nothing."""
 
     apply_to: str | None = None
     train_norms: bool = False
@@ -217,8 +197,12 @@ def parts_of(method: str, options: Options) -> tuple[Part, ...]:
             "give both or all, or -method output_bias"
         )
     parts = [Part(method, spec, own)]
-    if options.first:
-        parts.insert(0, _first(method, wanted or RESIDUAL, options))
+    if first := options.first:
+        if first == method:
+            raise UserError(f"-first: {first} is the method itself; name another closed form, or leave it out")
+        if METHODS[first].needs.training:
+            raise UserError(f"-first: {first} is trained; give a closed form, which needs no training")
+        parts.insert(0, Part(first, METHODS[first], wanted or RESIDUAL))
     if more := wanted - own:
         parts.append(Part("constants", CONSTANTS, more))
     if options.train_norms or spec.norms:
@@ -228,18 +212,10 @@ def parts_of(method: str, options: Options) -> tuple[Part, ...]:
 
 def needs_of(method: str, options: Options) -> Needs:
     """What the method and all that the options add to it need; UserError if they don't go together."""
-    return reduce(or_, (part.needs for part in parts_of(method, options)))
+    parts = parts_of(method, options)
+    return Needs(**{each.name: any(getattr(part.needs, each.name) for part in parts) for each in fields(Needs)})
 
 
 def sites_named(apply_to: str | None) -> frozenset[str]:
     """Names of SITES that a value of -apply_to stands for."""
     return frozenset() if apply_to is None else APPLIED.get(apply_to, frozenset({apply_to}))
-
-
-def _first(method: str, sites: frozenset[str], options: Options) -> Part:
-    if options.first == method:
-        raise UserError(f"-first: {method} is the method itself; name another closed form, or leave it out")
-    part = Part(options.first, METHODS[options.first], sites)
-    if part.needs.training:
-        raise UserError(f"-first: {options.first} is trained; give a closed form, which needs no training")
-    return part

@@ -1,13 +1,12 @@
 """One process, or the several of `accelerate launch`: who computes first, who writes, who speaks.
 
-What one process has computed the others find in the cache, so a stage needs no code of its own for several of them:
-the main process runs it, then the others do, and they have nothing left to compute. Only training is done together.
+The main process runs a stage, then the others find in the cache what it left. Only training is done together.
 """
 
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from utils.common.errors import UserError, shortened
 from utils.common.progress import OFF
 
 _PATIENCE = timedelta(days=7)
-"""How long processes wait for the main one: pruning and scoring a 70B model takes hours, and a barrier must not end."""
+"""How long processes wait for the main one, which may prune and score for hours."""
 
 _PRECISION = "ACCELERATE_MIXED_PRECISION"
 """Variable that `accelerate launch` sets from --mixed_precision, else from its configuration file, for accelerate."""
@@ -69,10 +68,7 @@ class Processes:
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """The block runs in the main process, then in all others, which find what it left in the cache."""
-        if self.state is None:
-            yield
-            return
-        with self.state.main_process_first():
+        with self.state.main_process_first() if self.state else nullcontext():
             yield
 
     def any(self, said: bool) -> bool:

@@ -6,24 +6,20 @@ import platform
 import resource
 import sys
 import time
+from collections import namedtuple
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "lm-eval", "numpy", "safetensors", "gguf")
 
 
-class Stage(NamedTuple):
-    """One stage of a run: a short key for the code, and the name that terminal, run.json and `-plan` show."""
-
-    key: str
-    name: str
-
+Stage = namedtuple("Stage", "key name")
+"""A stage of a run: a short key for the code, and the name that terminal, run.json and `-plan` show."""
 
 STAGES = (
     Stage("samples", "reading samples, tokenizer and tasks"),
@@ -40,20 +36,17 @@ STAGES = (
 
 
 def stage_name(key: str) -> str:
-    """The name of the stage with that key; KeyError for a key that is none of STAGES."""
+    """The name of the stage with that key."""
     return {stage.key: stage.name for stage in STAGES}[key]
 
 
 class RunRecord:
-    """Stages as they are done, in the order they were begun.
+    """Stages as they are done. reused: a cache's list of what it answered from, which goes on growing."""
 
-    reused: a cache's list of what it answered from; a stage records what was added to it meanwhile.
-    """
-
-    def __init__(self, reused: list[str] | None = None):
+    def __init__(self, reused: list[str]):
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self.stages: list[dict] = []
-        self.reused = [] if reused is None else reused
+        self.reused = reused
         self._details: list[str] = []
 
     def tell(self, detail: str) -> None:
@@ -63,17 +56,12 @@ class RunRecord:
 
     @contextmanager
     def stage(self, key: str) -> Iterator[None]:
-        """Announce a stage, and record its seconds and peak memory (of the process, and of the GPU's allocator).
-
-        key: one of STAGES, which gives its number and name; KeyError for others.
-        """
+        """Announce the stage of that key, and record its seconds and peak memory (of the process, and on the GPU)."""
         name, number = stage_name(key), 1 + [stage.key for stage in STAGES].index(key)
         print(f"[{number}/{len(STAGES)}] {name}", flush=True)
         self._details = []
-        give_back_memory()
         reset_peak_memory()
-        found = len(self.reused)
-        began = time.perf_counter()
+        found, began = len(self.reused), time.perf_counter()
         yield
         entry = {
             "name": name,
@@ -85,13 +73,6 @@ class RunRecord:
         }
         self.stages.append(entry)
         print(f"      {entry['seconds']:.1f} s, peak memory {entry['peak_memory_bytes'] / 2**30:.2f} GiB", flush=True)
-
-
-def give_back_memory() -> None:
-    """Return what was freed to the system: glibc keeps it for later, and every later stage's peak would count it."""
-    gc.collect()
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def versions() -> dict[str, str]:
@@ -112,11 +93,13 @@ def device_name(device: str) -> str:
 
 
 def reset_peak_memory() -> None:
-    """Count peak memory from what is held now: the process's, and that of the GPU's allocator."""
+    """Count peak memory, the process's and that of the GPU's allocator, from what is really held now."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc keeps what was freed, and every later stage would count it
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    # Elsewhere than on Linux, or where it is not allowed, the peak is that of the process so far.
-    with suppress(OSError):
+    with suppress(OSError):  # not on Linux, or not allowed: the peak is that of the process so far
         Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -8,10 +8,9 @@ from models.checkpoint import Checkpoint, check_finite, check_weights
 from models.compact import in_dense_shapes
 from models.loading import check_model, check_pair, load_config, resolve, slow_half
 from pruning import calibration
-from utils.common.disk import as_bytes, free_bytes
 from utils.common.errors import UserError
-from utils.common.flags import Arguments
-from utils.common.recipes import as_flags
+from utils.common.files import as_bytes, free_bytes
+from utils.common.flags import Arguments, as_flags
 from utils.distillation import check_loss
 from utils.evaluation.spec_tasks import load_texts
 from utils.evaluation.task_loading import EvalPlan, plan_tasks
