@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from utils.common.cache import hash_tensor, raw_bytes
 from utils.common.errors import UserError, first_line
 from utils.common.files import read_json, whole_file, write_json
-from utils.common.raw import hash_tensor, raw_bytes
 
 ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")
 MLP = tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down"))

@@ -12,8 +12,7 @@ from models.terms import DoRA, LowRank, MaskedChange, MaskedDoRA
 from tests.builders import rewrite
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
-from utils.common.methods import Options, parts_of
-from utils.common.names import LINEAR_NAMES
+from utils.common.methods import LINEAR_NAMES, Options, parts_of
 
 IDS = torch.tensor([[5, 9, 77, 30, 200, 41], [250, 8, 17, 17, 3, 99]])
 RANK, ALPHA = 3, 6.0

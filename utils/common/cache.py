@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -35,11 +36,9 @@ from utils.common.files import (
     write_json,
     write_manifest,
 )
-from utils.common.raw import hash_tensor
 from utils.common.run_folder import locked
 
-TENSORS, DOCUMENT = "tensors.safetensors", "document.json"
-"""The one file of an entry that a function's return value is kept in; an entry without is a folder that it wrote."""
+TENSORS, DOCUMENT = "tensors.safetensors", "document.json"  # what a return value is kept in, if it isn't a folder
 
 
 class Cache:
@@ -121,25 +120,23 @@ def cached(kind: str, code: tuple[ModuleType, ...] = (), libraries: tuple[str, .
         writes = next(iter(signature.parameters)) == "folder"
         positional = [name for name, each in signature.parameters.items() if each.kind != each.KEYWORD_ONLY]
 
-        def write(folder: Path, *given: object, **how: object) -> None:
-            if writes:
-                make(folder, *given, **how)
-                return
-            made = make(*given, **how)
-            if made and all(isinstance(value, Tensor) for value in made.values()):
-                save_file({name: tensor.contiguous() for name, tensor in made.items()}, folder / TENSORS)
-            else:
-                write_json(folder / DOCUMENT, made)
-
         def later(cache: Cache, *given: object, **how: object) -> Kept:
-            bound = signature.bind(*((Path(),) if writes else ()), *given, **how)
+            bound = signature.bind(*[None] * writes, *given, **how)
             bound.apply_defaults()
+
+            def write(folder: Path) -> None:
+                made = make(*[folder] * writes, *given, **how)
+                if made and all(isinstance(value, Tensor) for value in made.values()):
+                    save_file({name: tensor.contiguous() for name, tensor in made.items()}, folder / TENSORS)
+                elif not writes:
+                    write_json(folder / DOCUMENT, made)
+
             key = {
                 "arguments": {name: identity(bound.arguments[name]) for name in positional[writes:]},
                 "code": [digest(inspect.getsource(make))[:16], code_version(*code)],
                 "libraries": {name: version(name) for name in libraries},
             }
-            return Kept(cache, kind, key, lambda folder: write(folder, *given, **how))
+            return Kept(cache, kind, key, write)
 
         @functools.wraps(make)
         def call(cache: Cache, *given: object, **how: object) -> dict | Path:
@@ -174,6 +171,17 @@ def identity(value: object) -> object:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"{type(value).__name__} is known by no content, so it can't be in a key")
+
+
+def raw_bytes(tensor: Tensor) -> Tensor:
+    """uint8, one dimension: the bytes of a CPU tensor in row-major order; no copy where it is contiguous."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def hash_tensor(whole: "hashlib._Hash", name: str, tensor: Tensor) -> None:
+    """Add a tensor's name, dtype, shape and bytes to a hash."""
+    whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    whole.update(raw_bytes(tensor).numpy())
 
 
 def digest_tensors(tensors: dict[str, Tensor]) -> str:

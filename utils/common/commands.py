@@ -15,17 +15,10 @@ from pathlib import Path
 from utils.common.errors import OutOfRoom, Stopped, UserError, refusal, shortage, shortened
 from utils.common.processes import is_main_process
 
-DEFAULT_CACHE = Path("~/.cache/restorelcc").expanduser()
-"""Where what can be made again is kept between runs, keyed by content."""
-
-ENDING = (signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
-"""Signals that end a command in order, beside Ctrl-C."""
-
-PATIENCE = 30
-"""Seconds that a process which prints nothing outlives a mistake, unless its launcher ends it before."""
-
-WIDTH = 100
-"""Columns that all output to a terminal keeps to."""
+DEFAULT_CACHE = Path("~/.cache/restorelcc").expanduser()  # what can be made again, kept between runs by its content
+ENDING = (signal.SIGTERM, signal.SIGUSR1)  # signals that end a command in order, beside Ctrl-C
+PATIENCE = 30  # seconds that a process which prints nothing outlives a mistake, unless its launcher ends it before
+WIDTH = 100  # columns that all output to a terminal keeps to
 
 TF32 = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
 """Variable that some container images set: torch then rounds the factors of fp32 products to 10 bits."""

@@ -17,11 +17,10 @@ from pathlib import Path
 
 from utils.common.errors import OutOfRoom, refusal
 
-PARTIAL = ".partial"
-"""In names of what is being written."""
+PARTIAL = ".partial"  # in names of what is being written
+MANIFEST = "manifest.json"  # lists the size and SHA-256 of each file of a folder, by which damage is told
 
-_UMASK = os.umask(0)
-"""What this process takes from the modes of its files; the system tells it only for another one."""
+_UMASK = os.umask(0)  # what this process takes from the modes of its files; the system tells it only for another one
 os.umask(_UMASK)
 
 
@@ -185,10 +184,6 @@ def digest_files(paths: list[Path]) -> str:
     for path in sorted(paths, key=lambda p: p.name):
         whole.update(f"{path.name}:{sha256(path)}\n".encode())
     return whole.hexdigest()
-
-
-MANIFEST = "manifest.json"
-"""Lists the size and SHA-256 of each file of a folder, by which damage is told."""
 
 
 def write_manifest(folder: Path, **about: object) -> None:

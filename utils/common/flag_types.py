@@ -5,13 +5,12 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from utils.common.errors import shortened
-from utils.common.names import LINEAR_NAMES
+from utils.common.methods import LINEAR_NAMES
 
-MOST = 10**9
-"""The largest count that a flag takes: beyond it, sizes overflow in libraries rather than being too large."""
+MOST = 10**9  # beyond it, sizes overflow in libraries rather than being too large
 
 
-def _number(kind: type, holds: Callable[[float], bool], what: str) -> Callable[[str], float]:
+def _number(kind: Callable[[str], float], holds: Callable[[float], bool], what: str) -> Callable[[str], float]:
     def convert(text: str) -> float:
         with suppress(ValueError):
             if holds(value := kind(text)):
@@ -22,36 +21,25 @@ def _number(kind: type, holds: Callable[[float], bool], what: str) -> Callable[[
     return convert
 
 
-def above(bound: float) -> Callable[[str], float]:
-    """An argparse type: a number above `bound` that fp32 holds."""
-    return _number(float, lambda value: bound < value < 3.4e38, f"number above {bound:g}")
+def at_least(bound: float) -> Callable[[str], float]:
+    """An argparse type: a number not below `bound`, nor above MOST; a whole one if the bound is an int."""
+    kind = "whole number" if isinstance(bound, int) else "number"
+    return _number(type(bound), lambda value: bound <= value <= MOST, f"{kind}, {bound:g} to {MOST}")
 
 
-def at_least_real(bound: float) -> Callable[[str], float]:
-    """An argparse type: a number not below `bound`, nor above MOST."""
-    return _number(float, lambda value: bound <= value <= MOST, f"number, {bound:g} to {MOST}")
-
-
-def at_least(bound: int) -> Callable[[str], int]:
-    """An argparse type: a whole number not below `bound`, nor above MOST."""
-    return _number(int, lambda value: bound <= value <= MOST, f"whole number, {bound} to {MOST}")
-
+rate = _number(float, lambda value: 0 < value < 3.4e38, "number above 0")
+"""An argparse type: a number above 0 that fp32 holds."""
 
 seed_number = _number(int, lambda value: 0 <= value < 2**32, f"whole number, 0 to {2**32 - 1}")
 """An argparse type: a whole number that every library takes for a seed."""
 
 
-def count_or_share(text: str) -> int | float:
-    """An argparse type: a whole number of at least 1, or with a point (1.0 too) a share in (0, 1]."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = float(text)
-    if not (1 <= value <= MOST if isinstance(value, int) else 0 < value <= 1):
-        raise argparse.ArgumentTypeError(
-            f"must be a count of heads (1 or more) or a share above 0, at most 1.0, not {shortened(text)}"
-        )
-    return value
+count_or_share = _number(
+    lambda text: int(text) if text.strip().isdecimal() else float(text),
+    lambda value: 1 <= value <= MOST if isinstance(value, int) else 0 < value <= 1,
+    "count of heads (1 or more) or a share above 0, at most 1.0",
+)
+"""An argparse type: a whole number of at least 1, or with a point (1.0 too) a share in (0, 1]."""
 
 
 def linear_names(text: str) -> str:

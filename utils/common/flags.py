@@ -1,31 +1,24 @@
 """Every flag of RestoreLCC_train.py: its unit, range and default, checked before anything loads."""
 
 import sys
+from collections.abc import Callable, Collection
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 
 from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, name_or_path
 from utils.common.config_file import NOT_REPEATED, as_words, read_config
 from utils.common.errors import UserError
-from utils.common.flag_types import above, at_least, at_least_real, count_or_share, hub_id, linear_names, seed_number
-from utils.common.methods import METHODS
-from utils.common.names import BUNDLED, C4, DISTILL, DTYPE_NAMES, EMBEDDED, LINEAR_NAMES, RESPONSE, SPEC_TASKS
-
-APPLY_TO = ("attention", "ffn", "both", "all")
-HEAD_SELECTIONS = ("contrastive", "gap", "random", "lofit")
-BASES = ("svd", "random")
+from utils.common.flag_types import at_least, count_or_share, hub_id, linear_names, rate, seed_number
+from utils.common.methods import LINEAR_NAMES, METHODS
+from utils.common.names import BUNDLED, C4, DISTILL, DTYPE_NAMES, EMBEDDED, RESPONSE, SPEC_TASKS
 
 HUB_ALPACA = "tatsu-lab/alpaca"
 SPEC_TRAIN_SAMPLES = 100
 
-
-_HALF_DISTILLED = {"loss": "distill"}
-
-_INSIDE_MASK = {"method": "masked_lora", "apply_to": "all", "train_norms": True, **_HALF_DISTILLED, "lr": 2e-3}
-
+_INSIDE_MASK = {"method": "masked_lora", "apply_to": "all", "train_norms": True, "loss": "distill", "lr": 2e-3}
 RECIPES = {
-    "biases": {"method": "output_bias", "apply_to": "all", **_HALF_DISTILLED, "lr": 4e-3},
-    "constants": {"method": "norms_biases", **_HALF_DISTILLED, "lr": 4e-3},
+    "biases": {"method": "output_bias", "apply_to": "all", "loss": "distill", "lr": 4e-3},
+    "constants": {"method": "norms_biases", "loss": "distill", "lr": 4e-3},
     "inside_mask": _INSIDE_MASK,
     "inside_mask_admm": {"first": "admm_update", **_INSIDE_MASK},
 }
@@ -40,9 +33,10 @@ def as_flags(name: str) -> str:
     return " ".join(parts)
 
 
-def flag(default: object, help: str, **options) -> Field:
-    """A field of Arguments that is a flag; options as Parser.flag takes them."""
-    return field(default=default, metadata={"help": help, **options})
+def flag(default: object, help: str, values: Callable | Collection[str] | None = None, **options) -> Field:
+    """A field of Arguments that is a flag. values: an argparse type, or all that it may be; options: Parser.flag's."""
+    checks = {} if values is None else {"type" if callable(values) else "choices": values}
+    return field(default=default, metadata={"help": help, **checks, **options})
 
 
 @dataclass(frozen=True)
@@ -50,110 +44,89 @@ class Arguments:
     """The flags of a run: each with its default, what --help says of it, and what it may be."""
 
     base_model_name: str = flag(
-        EMBEDDED,
-        f"dense model: folder, hub id, GGUF file, short name (llama_7B, …) or '{EMBEDDED}' (SmolLM2-135M)",
-        type=name_or_path,
-        group="models",
+        EMBEDDED, "dense: folder, hub id, GGUF, llama_7B, … or embedded (SmolLM2-135M)", name_or_path, group="models"
     )
     pruned_model_path: str | None = flag(
-        None, "the pruned checkpoint to restore, named alike; without it -prune_method makes one", type=name_or_path
+        None, "the pruned checkpoint to restore; without it -prune_method makes one", name_or_path
     )
     allow_dense: bool = flag(False, "go on although the pruned model has no zeros")
-    dtype: str = flag("bfloat16", "of both models; what is trained is always fp32", choices=DTYPE_NAMES)
+    dtype: str = flag("bfloat16", "of both models; what is trained is always fp32", DTYPE_NAMES)
     device: str = flag(
         "auto", "cpu, cuda, cuda:N, mps; auto takes a GPU if there is one, and spreads a model that doesn't fit"
     )
 
     prune_method: str = flag(
-        "wanda",
-        "wanda, sparsegpt, slimgpt or magnitude",
-        metavar="METHOD",
-        group="pruning (only without -pruned_model_path), and calibration",
+        "wanda", "wanda, sparsegpt, slimgpt or magnitude", group="pruning without -pruned_model_path, and calibration"
     )
     sparsity: str = flag("0.5", "share of zeros in (0, 1), or N:M as in 2:4", metavar="RATIO|N:M")
     calib_data: str = flag(
-        None,
-        "bundled, c4 (hub), or a .jsonl or .txt file (default: bundled for the embedded model, else c4)",
-        type=name_or_path,
+        None, "bundled, c4 (hub), .jsonl or .txt (default: bundled for the embedded model, else c4)", name_or_path
     )
-    calib_samples: int = flag(128, "calibration windows", type=at_least(1))
-    calib_length: int = flag(2048, "tokens in a window", type=at_least(1), metavar="TOKENS")
+    calib_samples: int = flag(128, "calibration windows", at_least(1))
+    calib_length: int = flag(2048, "tokens in a window", at_least(1), metavar="TOKENS")
 
     data_path: str | None = flag(
         None,
         "training samples: hub id, .json, .jsonl, the original release's .pt, a folder with train.* and valid.*, "
         f"or bundled (default: bundled for the embedded model, else {HUB_ALPACA})",
-        type=name_or_path,
+        name_or_path,
         group="samples",
     )
     spec_task: str | None = flag(
         None,
         f"task-specific: train on that task's own training split ({SPEC_TRAIN_SAMPLES} samples unless "
         "-num_train_samples says otherwise), found as -eval_data_dir says",
-        choices=SPEC_TASKS,
+        SPEC_TASKS,
     )
-    num_train_samples: int = flag(None, "training samples, the first N in order (default: 2000)", type=at_least(2))
-    num_valid_samples: int = flag(250, "validation samples; 0 for none", type=at_least(0))
-    max_length: int = flag(500, "prompt and response; the end is cut off", type=at_least(2), metavar="TOKENS")
+    num_train_samples: int = flag(None, "training samples, the first N in order (default: 2000)", at_least(2))
+    num_valid_samples: int = flag(250, "validation samples; 0 for none", at_least(0))
+    max_length: int = flag(500, "prompt and response; the end is cut off", at_least(2), metavar="TOKENS")
 
     num_components: int = flag(
-        10,
-        "directions kept in a lost component c, Eq. 4; only probes read c, and their intercepts absorb it",
-        type=at_least(1),
-        metavar="K",
-        group="components and heads",
+        10, "directions kept in a lost component (Eq. 4), which probes read", at_least(1), group="components and heads"
     )
     head_selection: str = flag(
         None,
         "contrastive probing, size of the activation gap, random, or lofit: the heads whose output LoFiT's first "
         "step scales most, which trains as long as the method itself (default: the method's, contrastive or lofit)",
-        choices=HEAD_SELECTIONS,
+        ("contrastive", "gap", "random", "lofit"),
     )
-    num_probe_samples: int = flag(1000, "samples that train the probes", type=at_least(10))
+    num_probe_samples: int = flag(1000, "samples that train the probes", at_least(10))
     use_topk_heads: int | float = flag(
-        0.25, "heads to train: a count, or a share (1.0: all heads; 1: one)", type=count_or_share
+        0.25, "heads to train: a count, or a share (1.0: all heads; 1: one)", count_or_share
     )
     recipe: str | None = flag(
         None,
         "a set of flags with a name (what was measured: docs/results.md); flags that are typed win over it. "
         + "; ".join(f"{name}: {as_flags(name)}" for name in RECIPES),
-        choices=RECIPES,
+        RECIPES,
     )
-    method: str = flag(
-        "restorelcc", "; ".join(f"{name}: {line.what}" for name, line in METHODS.items()), choices=METHODS
-    )
+    method: str = flag("restorelcc", "; ".join(f"{name}: {line.what}" for name, line in METHODS.items()), METHODS)
     apply_to: str | None = flag(
         None,
         "where constants are added: attention (o_proj), ffn (down_proj), both, or all seven linear layers; where "
         "the method has none of its own, a bias of the whole projection (default: where the method's own are)",
-        choices=APPLY_TO,
+        ("attention", "ffn", "both", "all"),
     )
-    lora_rank: int = flag(8, "of the updates of lora, dora, masked_lora, masked_dora, eora", type=at_least(1))
+    lora_rank: int = flag(8, "of the updates of lora, dora, masked_lora, masked_dora, eora", at_least(1))
     lora_targets: str | None = flag(
-        None,
-        f"the linear layers that these change, separated by commas: {', '.join(LINEAR_NAMES)} (default: all)",
-        type=linear_names,
+        None, f"linear layers that these change, with commas (default: {','.join(LINEAR_NAMES)})", linear_names
     )
     first: str | None = flag(
-        None,
-        "a closed form that restores first; -method goes on from there, and only its own part is trained",
-        choices=METHODS,
-        metavar="METHOD",
+        None, "a closed form that restores first; only -method's own part is trained", METHODS, metavar="METHOD"
     )
     train_norms: bool = flag(False, "train the scales of all RMSNorms too")
-    basis: str = flag("svd", "V of Eq. 8: the lost components', or a random orthogonal one", choices=BASES)
+    basis: str = flag("svd", "V of Eq. 8: the lost components', or a random orthogonal one", ("svd", "random"))
 
-    lr: float = flag(1e-3, "AdamW's, falling linearly to 0", type=above(0), metavar="RATE", group="training")
-    num_epoch: float = flag(3.0, "passes over the samples; 0 restores nothing", type=at_least_real(0))
-    batch_size: int = flag(8, "samples a step and process", type=at_least(1))
-    gradient_accumulation: int = flag(1, "batches whose gradients make one step", type=at_least(1))
-    max_grad_norm: float = flag(1.0, "gradients are clipped to it; 0: never", type=at_least_real(0), metavar="NORM")
+    lr: float = flag(1e-3, "AdamW's, falling linearly to 0", rate, metavar="RATE", group="training")
+    num_epoch: float = flag(3.0, "passes over the samples; 0 restores nothing", at_least(0.0))
+    batch_size: int = flag(8, "samples a step and process", at_least(1))
+    gradient_accumulation: int = flag(1, "batches whose gradients make one step", at_least(1))
+    max_grad_norm: float = flag(1.0, "gradients are clipped to it; 0: never", at_least(0.0), metavar="NORM")
     random_batches: bool = flag(False, "mix short and long samples in a batch, as the original release does")
     gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
     loss: str = flag(
-        RESPONSE,
-        "response: the paper's cross-entropy at response tokens; distill: forward KL to the dense model besides",
-        choices=(RESPONSE, DISTILL),
+        RESPONSE, "cross-entropy at response tokens, or distill: forward KL to the dense model too", (RESPONSE, DISTILL)
     )
 
     eval_tasks: str = flag(
@@ -163,34 +136,28 @@ class Arguments:
         metavar="TASKS",
         group="evaluation",
     )
-    eval_limit: int | None = flag(None, "rows of a task (default: all)", type=at_least(1))
-    eval_data_dir: Path | None = flag(None, "offline task data: DIR/<task>/<split>.jsonl", type=folder_path)
-    ppl_window: int = flag(2048, "perplexity's window", type=at_least(2), metavar="TOKENS")
-    ppl_windows: int | None = flag(None, "windows of the text (default: -eval_limit)", type=at_least(1))
+    eval_limit: int | None = flag(None, "rows of a task (default: all)", at_least(1))
+    eval_data_dir: Path | None = flag(None, "offline task data: DIR/<task>/<split>.jsonl", folder_path)
+    ppl_window: int = flag(2048, "perplexity's window", at_least(2), metavar="TOKENS")
+    ppl_windows: int | None = flag(None, "windows of the text (default: -eval_limit)", at_least(1))
 
-    output_dir: Path = flag(Path("output"), "where the result goes", type=folder_path, group="output")
+    output_dir: Path = flag(Path("output"), "where the result goes", folder_path, group="output")
     overwrite: bool = flag(False, "rename what is in -output_dir to DIR.1 (.2, …) when the new result is whole")
-    cache_dir: Path = flag(DEFAULT_CACHE, "what other runs can use again, keyed by content", type=folder_path)
-    seed: int = flag(42, "of everything random that has no seed of its own", type=seed_number)
-    calib_seed: int | None = flag(None, "of the calibration windows (default: -seed)", type=seed_number)
-    data_seed: int | None = flag(
-        None, "of what -spec_task draws, and the probes' split (default: -seed)", type=seed_number
-    )
+    cache_dir: Path = flag(DEFAULT_CACHE, "what other runs can use again, keyed by content", folder_path)
+    seed: int = flag(42, "of everything random that has no seed of its own", seed_number)
+    calib_seed: int | None = flag(None, "of the calibration windows (default: -seed)", seed_number)
+    data_seed: int | None = flag(None, "of what -spec_task draws, and the probes' split (default: -seed)", seed_number)
     train_seed: int | None = flag(
-        None,
-        "of start values, order of batches, random basis and heads; caches stay in use (default: -seed)",
-        type=seed_number,
+        None, "of start values, order of batches, random basis and heads (default: -seed)", seed_number
     )
     push_to_hub: str | None = flag(
         None,
         "upload the restored model to the hub in the end, as owner/name or name; the token (HF_TOKEN, or hf auth "
         "login) is checked before anything is computed",
-        type=hub_id,
+        hub_id,
     )
     plan: str | None = flag(
-        None,
-        "run nothing: print each stage's time and memory, here or on a card (H100-80GB, RTX4090, …)",
-        metavar="CARD",
+        None, "run nothing: print each stage's time and memory, here or on a card (H100-80GB, …)", metavar="CARD"
     )
 
     def head_count(self, layers: int, heads: int) -> int:
@@ -265,8 +232,8 @@ def build_parser() -> Parser:
         prog="RestoreLCC_train.py",
         usage="python RestoreLCC_train.py [-flag value …]",
         description="Restore a pruned Llama by lost component compensation, keep every zero, prove it, evaluate it.",
-        epilog="All flags take one or two dashes. Without any, SmolLM2-135M from its PyPI package is pruned by\n"
-        "Wanda to 50 % and restored with the paper's sizes; `bash train.sh` does the same job smaller. Examples:\n\n"
+        epilog="All flags take one or two dashes. Without any, SmolLM2-135M from its PyPI package is pruned by Wanda\n"
+        "to 50 % and restored with the paper's sizes; `bash train.sh` does it smaller. Examples:\n\n"
         "  python RestoreLCC_train.py -base_model_name llama_7B -pruned_model_path PRUNED -lr 1e-3\n"
         "  python RestoreLCC_train.py -base_model_name DENSE -prune_method sparsegpt -sparsity 2:4 -plan here\n"
         "  python RestoreLCC_train.py -config OUT/run.json -use_topk_heads 0.1 -output_dir OUT2\n"

@@ -1,7 +1,4 @@
-"""The table of methods: a new way of restoring is one function and one line here.
-
-Functions are named, not imported: flags and help read the table without them, and a run loads only its own.
-"""
+"""The table of methods: a new way of restoring is one function, and one line here that names it but imports nothing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -20,11 +17,14 @@ SITES = {
 }
 """Where a constant may be added: the linear layers of a decoder layer, in the order of the forward pass."""
 
+LINEAR_NAMES = tuple(site.rpartition(".")[2] for site in SITES.values())
+"""The same, as -lora_targets names them."""
+
 RESIDUAL = frozenset({"attention", "ffn"})
 """Those that write into the residual stream: the last linear layer of attention, and of the MLP."""
 
-APPLIED = {"both": RESIDUAL, "all": frozenset(SITES)}
-"""Values of -apply_to that stand for several of them."""
+APPLIED = {site: frozenset({site}) for site in SITES} | {"both": RESIDUAL, "all": frozenset(SITES), None: frozenset()}
+"""What a value of -apply_to stands for."""
 
 
 @dataclass(frozen=True)
@@ -189,8 +189,8 @@ def parts_of(method: str, options: Options) -> tuple[Part, ...]:
     if options.lora_targets is not None and "lora_targets" not in spec.takes:
         able = ", ".join(name for name, other in METHODS.items() if "lora_targets" in other.takes)
         raise UserError(f"-lora_targets: {method} doesn't take it; leave it out, or give -method {able}")
-    wanted = sites_named(options.apply_to) or sites_named(spec.sites)
-    own = wanted if spec.moves else sites_named(spec.sites)
+    wanted = APPLIED[options.apply_to or spec.sites]
+    own = wanted if spec.moves else APPLIED[spec.sites]
     if not own <= wanted:
         raise UserError(
             f"-apply_to: {method} compensates {', '.join(sorted(own))}, {options.apply_to} leaves that out; "
@@ -214,8 +214,3 @@ def needs_of(method: str, options: Options) -> Needs:
     """What the method and all that the options add to it need; UserError if they don't go together."""
     parts = parts_of(method, options)
     return Needs(**{each.name: any(getattr(part.needs, each.name) for part in parts) for each in fields(Needs)})
-
-
-def sites_named(apply_to: str | None) -> frozenset[str]:
-    """Names of SITES that a value of -apply_to stands for."""
-    return frozenset() if apply_to is None else APPLIED.get(apply_to, frozenset({apply_to}))

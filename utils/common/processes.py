@@ -5,21 +5,13 @@ The main process runs a stage, then the others find in the cache what it left. O
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from pathlib import Path
-
-from huggingface_hub.constants import HF_HOME
 
 from utils.common.errors import UserError, shortened
 from utils.common.progress import OFF
 
-_PATIENCE = timedelta(days=7)
-"""How long processes wait for the main one, which may prune and score for hours."""
-
-_PRECISION = "ACCELERATE_MIXED_PRECISION"
-"""Variable that `accelerate launch` sets from --mixed_precision, else from its configuration file, for accelerate."""
+_PATIENCE = timedelta(days=7)  # with which processes wait for the main one, which may prune and score for hours
 
 
 class Processes:
@@ -31,7 +23,12 @@ class Processes:
     """
 
     def __init__(self, device: str):
-        _check_precision()
+        if (asked := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) != "no":
+            raise UserError(
+                f"ACCELERATE_MIXED_PRECISION: is {shortened(repr(asked))} (accelerate launch sets it by "
+                "--mixed_precision, --config_file or its default_config.yaml), but what is trained is always fp32; "
+                "give --mixed_precision no, or unset it"
+            )
         self.count = int(os.environ.get("WORLD_SIZE", "1"))
         self.sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
         if self.sharded and os.environ.get("FSDP_VERSION", "1") != "2":
@@ -65,11 +62,9 @@ class Processes:
         """Whether this process is the one that writes results."""
         return self.state is None or self.state.is_main_process
 
-    @contextmanager
-    def main_first(self) -> Iterator[None]:
-        """The block runs in the main process, then in all others, which find what it left in the cache."""
-        with self.state.main_process_first() if self.state else nullcontext():
-            yield
+    def main_first(self) -> AbstractContextManager:
+        """A block that runs in the main process, then in all others, which find what it left in the cache."""
+        return self.state.main_process_first() if self.state else nullcontext()
 
     def any(self, said: bool) -> bool:
         """Whether any process says so; all of them ask together."""
@@ -91,18 +86,3 @@ class Processes:
 def is_main_process() -> bool:
     """Whether this process prints: all of them meet a user's mistake, and one line about it is enough."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _check_precision() -> None:
-    """UserError if accelerate would compute what is trained in less than fp32, with who said so."""
-    asked = os.environ.get(_PRECISION, "no")
-    if asked == "no":
-        return
-    if "ACCELERATE_DYNAMO_BACKEND" not in os.environ:  # which `accelerate launch` always sets
-        raise UserError(f"{_PRECISION}: is {shortened(repr(asked))}, but what is trained is always fp32; unset it")
-    config = Path(HF_HOME) / "accelerate" / "default_config.yaml"
-    named = config.is_file() and f"mixed_precision: {asked}" in config.read_text(encoding="utf-8", errors="replace")
-    raise UserError(
-        f"accelerate launch: mixed precision is {asked} (--mixed_precision or {config if named else '--config_file'} "
-        "says so), but what is trained is always fp32; give --mixed_precision no"
-    )

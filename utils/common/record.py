@@ -6,7 +6,6 @@ import platform
 import resource
 import sys
 import time
-from collections import namedtuple
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -18,26 +17,18 @@ import torch
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "lm-eval", "numpy", "safetensors", "gguf")
 
 
-Stage = namedtuple("Stage", "key name")
-"""A stage of a run: a short key for the code, and the name that terminal, run.json and `-plan` show."""
-
-STAGES = (
-    Stage("samples", "reading samples, tokenizer and tasks"),
-    Stage("prune", "pruned checkpoint"),
-    Stage("negatives", "contrastive negatives"),
-    Stage("dense", "dense model: activations and scores"),
-    Stage("pruned", "pruned model: activations and scores"),
-    Stage("rank", "lost components and head ranking"),
-    Stage("train", "training"),
-    Stage("merge", "merge and proof"),
-    Stage("restored", "restored model: scores"),
-)
-"""All stages of a run, in its order."""
-
-
-def stage_name(key: str) -> str:
-    """The name of the stage with that key."""
-    return {stage.key: stage.name for stage in STAGES}[key]
+STAGES = {
+    "samples": "reading samples, tokenizer and tasks",
+    "prune": "pruned checkpoint",
+    "negatives": "contrastive negatives",
+    "dense": "dense model: activations and scores",
+    "pruned": "pruned model: activations and scores",
+    "rank": "lost components and head ranking",
+    "train": "training",
+    "merge": "merge and proof",
+    "restored": "restored model: scores",
+}
+"""All stages of a run, in its order: a key for the code → the name that terminal, run.json and `-plan` show."""
 
 
 class RunRecord:
@@ -57,14 +48,13 @@ class RunRecord:
     @contextmanager
     def stage(self, key: str) -> Iterator[None]:
         """Announce the stage of that key, and record its seconds and peak memory (of the process, and on the GPU)."""
-        name, number = stage_name(key), 1 + [stage.key for stage in STAGES].index(key)
-        print(f"[{number}/{len(STAGES)}] {name}", flush=True)
+        print(f"[{1 + list(STAGES).index(key)}/{len(STAGES)}] {STAGES[key]}", flush=True)
         self._details = []
         reset_peak_memory()
         found, began = len(self.reused), time.perf_counter()
         yield
         entry = {
-            "name": name,
+            "name": STAGES[key],
             "detail": "; ".join(self._details),
             "seconds": time.perf_counter() - began,
             "peak_memory_bytes": peak_memory(),
