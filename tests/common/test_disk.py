@@ -1,11 +1,8 @@
 """A disk that takes no more, and memory that runs out: one line, and nothing half-written under its name."""
 
 import errno
-import os
 import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
@@ -19,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from utils.common import files
 from utils.common.cache import Cache, Kept
 from utils.common.errors import OutOfRoom, UserError, refusal, shortage
-from utils.common.files import as_bytes, check_writable, explain_disk_full, whole_file, whole_folder, write_json
+from utils.common.files import check_writable, explain_disk_full, whole_file, write_json
 from utils.common.run_folder import RunFolder
 
 ROOT = Path(files.__file__).parents[2]
@@ -38,19 +35,17 @@ def no_file_above(size: int) -> Iterator[None]:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-WRITERS = (
-    lambda path: write_json(path, ["x" * 50_000]),
-    lambda path: save_file({"a": NUMBERS}, path),
-    lambda path: shutil.copy(__file__, path),
-)
-
-
-@pytest.mark.parametrize("write", WRITERS)
-def test_a_file_that_does_not_fit_is_one_line_and_leaves_nothing(tmp_path, write):
-    with no_file_above(3000), pytest.raises(OutOfRoom) as found, whole_file(tmp_path / "f") as partial:
-        write(partial)
-    assert str(found.value).startswith(f"{tmp_path} cannot be written (File too large; ")
-    assert "are free" in str(found.value) and "\n" not in str(found.value) and not list(tmp_path.iterdir())
+def test_a_file_that_does_not_fit_is_one_line_and_leaves_nothing(tmp_path):
+    writers = (
+        lambda path: write_json(path, ["x" * 50_000]),
+        lambda path: save_file({"a": NUMBERS}, path),
+        lambda path: shutil.copy(__file__, path),
+    )
+    for write in writers:
+        with no_file_above(3000), pytest.raises(OutOfRoom) as found, whole_file(tmp_path / "f") as partial:
+            write(partial)
+        assert str(found.value).startswith(f"{tmp_path} cannot be written (File too large; ")
+        assert "are free" in str(found.value) and "\n" not in str(found.value) and not list(tmp_path.iterdir())
 
 
 def test_what_torch_makes_of_a_full_disk_is_known_by_the_room_that_is_left(tmp_path, monkeypatch):
@@ -61,39 +56,35 @@ def test_what_torch_makes_of_a_full_disk_is_known_by_the_room_that_is_left(tmp_p
         with explain_disk_full(tmp_path):
             raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
 
-    with pytest.raises(OutOfRoom, match=r"No space left on device; 4.1 kB are free"):
-        torn(4100)
+    with pytest.raises(OutOfRoom, match=r"No space left on device; 999 bytes are free"):
+        torn(999)
     with pytest.raises(RuntimeError, match="unexpected pos"):
         torn(10**9)
 
 
-def test_a_folder_and_a_cache_that_do_not_fit_leave_nothing(tmp_path, make_tiny_llama):
+def test_a_folder_that_does_not_fit_into_the_cache_leaves_nothing(tmp_path, make_tiny_llama):
     model = AutoModelForCausalLM.from_pretrained(make_tiny_llama())
-    says = pytest.raises(OutOfRoom, match=str(tmp_path))
-    with no_file_above(3000), says, whole_folder(tmp_path / "folder") as partial:
-        model.save_pretrained(partial)
-    assert not list(tmp_path.iterdir())
     with no_file_above(3000), pytest.raises(OutOfRoom, match=str(tmp_path / "kind")):
-        Kept(Cache(tmp_path), "kind", {}, lambda folder: save_file({"a": NUMBERS}, folder / "a.safetensors")).entry()
+        Kept(Cache(tmp_path), "kind", {}, model.save_pretrained).entry()
     assert not list((tmp_path / "kind").iterdir())
 
 
-@pytest.mark.parametrize(
-    ("error", "says"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
-        (OSError(errno.EROFS, "x", "file"), "Read-only file system"),
-        (Exception("Error while serializing: I/O error: … (os error 122)"), "Disk quota exceeded"),
-        (OSError(errno.ENOENT, "No such file"), None),
-        (Exception("Permission denied (os error 13)"), None),
-        (ValueError("28"), None),
-    ],
-)
-def test_a_full_disk_is_known_whatever_a_library_took_it_for(error, says):
-    assert refusal(error) == says
-    for taken_for in (ValueError("An error occurred while generating the dataset"), UserError("copy it again")):
-        with pytest.raises(OutOfRoom if says else type(taken_for)), explain_disk_full(Path("/tmp")):
-            raise taken_for from error
+REFUSED = [
+    (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+    (OSError(errno.EROFS, "x", "file"), "Read-only file system"),
+    (Exception("Error while serializing: I/O error: … (os error 122)"), "Disk quota exceeded"),
+    (OSError(errno.ENOENT, "No such file"), None),
+    (Exception("Permission denied (os error 13)"), None),
+]
+
+
+def test_a_full_disk_is_known_whatever_a_library_took_it_for(tmp_path):
+    for error, says in REFUSED:
+        assert refusal(error) == says
+        for taken_for in (ValueError("An error occurred while generating the dataset"), UserError("copy it again")):
+            with pytest.raises(Exception) as found, explain_disk_full(tmp_path):
+                raise taken_for from error
+            assert isinstance(found.value, OutOfRoom) if says else found.value is taken_for
 
 
 def test_a_folder_that_takes_nothing_is_told_at_once(tmp_path):
@@ -113,28 +104,3 @@ def test_memory_that_ran_out_is_known_whatever_a_library_took_it_for():
     for error in (real.value, of_cuda, taken, MemoryError()):
         assert "\n" not in shortage(error)
     assert shortage(ValueError("something else")) is None
-
-
-def test_sizes_are_as_people_read_them():
-    assert [as_bytes(n) for n in (0, 999, 340_400, 1_237_000_000)] == ["0 bytes", "999 bytes", "340 kB", "1.24 GB"]
-
-
-RAISES = "from utils.common.commands import run\ndef main():\n    {}\nrun(main, lighter='-calib_samples')"
-FULL = "error: a file cannot be written (No space left on device)"
-UNTAKEN = "from utils.common.errors import UserError\n    raise UserError('copy it again') from OSError(28, 'x')"
-
-
-@pytest.mark.parametrize(
-    ("code", "says"),
-    [(UNTAKEN, FULL), ("raise MemoryError", "error: out of memory (MemoryError); lower -calib_samples")],
-)
-def test_a_command_ends_in_one_line_whatever_wrote(code, says):
-    done = subprocess.run([sys.executable, "-c", RAISES.format(code)], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 2 and done.stderr.startswith(says) and done.stderr.count("\n") == 1
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux only")
-def test_output_to_a_full_disk_is_one_line():
-    command = ["bash", "-c", '"$0" -c "$1" > /dev/full', sys.executable, RAISES.format("print('a line')")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith(FULL)
