@@ -2,9 +2,8 @@
 
 from data.sources import check_calib_data
 from models.model_names import RECORD, check_found
-from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, name_or_path, run
+from utils.common.commands import DEFAULT_CACHE, Parser, at_least, folder_path, name_or_path, run, seed_number
 from utils.common.files import check_writable, read_json
-from utils.common.flag_types import at_least, seed_number
 from utils.common.names import BUNDLED, DTYPE_NAMES
 from utils.common.run_folder import RunFolder, check_apart
 

@@ -28,7 +28,7 @@ def plan(*flags: str, machine: Machine = CPU, config: LlamaConfig = LOPSIDED) ->
 
 
 def by_key(*flags: str, **how) -> dict:
-    return dict(zip(STAGES, plan(*flags, **how).stages(), strict=True))
+    return dict(zip([stage.key for stage in STAGES], plan(*flags, **how).stages(), strict=True))
 
 
 def test_batches_are_of_similar_lengths_and_count_their_padding():

@@ -292,7 +292,7 @@ class Plan:
 
     def stage(self, key: str, tokens: float = 0, seconds: float = 0, host: float = 0, device: float = 0) -> StagePlan:
         """host: bytes of the host in any case; device: of the card, or of the host where there is none."""
-        name = STAGES[key]
+        name = next(stage.name for stage in STAGES if stage.key == key)
         if self.machine.on_card:
             return StagePlan(name, tokens, seconds, CARD_HOST_BASELINE + host, CARD_BASELINE + device)
         return StagePlan(name, tokens, seconds, CPU_BASELINE + host + device, None)
@@ -608,7 +608,7 @@ def advice(plan: Plan, stages: list[StagePlan]) -> list[str]:
     for number, stage in enumerate(stages):
         if stage.fits(plan.machine):
             continue
-        key = list(STAGES)[number]
+        key = STAGES[number].key
         cures = ["several GPUs, accelerate launch --use_fsdp --fsdp_version 2"] if plan.machine.on_card else []
         if key == "train":
             cures = _lighter_flags(plan, number)[:2] or cures

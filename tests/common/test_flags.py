@@ -23,9 +23,6 @@ def test_what_run_json_holds_repeats_the_run_but_not_how_it_was_started(tmp_path
     again = from_config(tmp_path, {"arguments": json.loads(json.dumps(written)), "seed": 42})
     assert again.as_json() == written
     assert (again.overwrite, again.plan, again.push_to_hub) == (False, None, None)
-    of_earlier_version = {"arguments": written | {"overwrite": True, "plan": "here"}}
-    assert from_config(tmp_path, of_earlier_version) == again
-    assert from_config(tmp_path, of_earlier_version, "-overwrite").overwrite
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -91,7 +91,7 @@ def test_heads_in_the_record_are_the_heads_restored(finished, results):
 
 
 def test_stages_are_announced_and_recorded_in_their_order(world, record):
-    names = list(STAGES.values())
+    names = [stage.name for stage in STAGES]
     assert [stage["name"] for stage in record["stages"]] == names
     assert record["stages"][6]["detail"] == f"β and b of {HEADS} heads"
     announced = [line for line in (world / "stdout.txt").read_text().splitlines() if line.startswith("[")]

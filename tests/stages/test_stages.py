@@ -399,4 +399,4 @@ def test_a_window_beyond_the_models_positions_is_refused(world, tmp_path):
 def test_what_takes_less_memory_is_named_by_flags_that_there_are():
     known = {option for action in build_parser()._actions for option in action.option_strings}
     assert set(re.findall(r"-\w+", " ".join(LIGHTER.values()))) <= known
-    assert LIGHTER.keys() <= STAGES.keys()
+    assert LIGHTER.keys() <= {stage.key for stage in STAGES}

@@ -42,10 +42,7 @@ TENSORS, DOCUMENT = "tensors.safetensors", "document.json"  # what a return valu
 
 
 class Cache:
-    """Folders with a manifest, each found by the digest of a key.
-
-    reused: the kind of everything that was found rather than made, in the order it was asked for.
-    """
+    """Folders with a manifest, each found by the digest of a key. reused: the kinds that were found, as asked for."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -61,9 +58,9 @@ class Cache:
 
 @dataclass(frozen=True)
 class Kept:
-    """A call whose result is in the cache, or will be: it stands for its result in the keys of others.
+    """A call whose result is in the cache, or will be, and for which its key, all that it depends on, stands in others.
 
-    key: all that the result depends on. write: fills the folder that is kept.
+    write: fills the folder that is kept.
     """
 
     cache: Cache
@@ -109,9 +106,8 @@ class Kept:
 
 
 def cached(kind: str, code: tuple[ModuleType, ...] = (), libraries: tuple[str, ...] = ()) -> Callable:
-    """Keep what a function returns: tensors by name, or a JSON document; see this module's head for its arguments.
+    """Keep what a function returns: tensors by name, a JSON document, or the new `folder` that is its first parameter.
 
-    One whose first parameter is `folder` is given a new folder to write to, and the call returns where that is kept.
     code: modules, besides the function itself, of which another version may give another result.
     """
 
@@ -149,10 +145,7 @@ def cached(kind: str, code: tuple[ModuleType, ...] = (), libraries: tuple[str, .
 
 
 def identity(value: object) -> object:
-    """What a value is in a key, by content; TypeError for what has none, such as a path or a model.
-
-    An object with a method `key` is what that returns: a checkpoint its fingerprint.
-    """
+    """What a value is in a key, by content or by its method `key`; TypeError for what has none, such as a path."""
     if isinstance(value, Tensor):
         return digest_tensors({"": value})
     if isinstance(value, Kept):

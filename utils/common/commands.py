@@ -9,19 +9,20 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
 from utils.common.errors import OutOfRoom, Stopped, UserError, refusal, shortage, shortened
+from utils.common.methods import LINEAR_NAMES
 from utils.common.processes import is_main_process
 
 DEFAULT_CACHE = Path("~/.cache/restorelcc").expanduser()  # what can be made again, kept between runs by its content
 ENDING = (signal.SIGTERM, signal.SIGUSR1)  # signals that end a command in order, beside Ctrl-C
 PATIENCE = 30  # seconds that a process which prints nothing outlives a mistake, unless its launcher ends it before
+MOST = 10**9  # what a flag may be: beyond it, sizes overflow in libraries rather than being too large
 WIDTH = 100  # columns that all output to a terminal keeps to
-
-TF32 = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
-"""Variable that some container images set: torch then rounds the factors of fp32 products to 10 bits."""
+TF32 = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"  # where images set it, torch rounds factors of fp32 products to 10 bits
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,9 +33,9 @@ class Parser(argparse.ArgumentParser):
         self._target: argparse._ArgumentGroup | Parser = self
 
     def flag(self, name: str, group: str | None = None, **options) -> None:
-        """-name and --name; with a value unless its default is False. group: the title over this flag and later ones.
+        """-name and --name; with a value, which --help calls as its type's `metavar`, unless its default is False.
 
-        The other options are argparse's; a type's attribute `metavar` is what --help calls the value.
+        group: the title over this flag and later ones. The other options are argparse's.
         """
         if group:
             self._target = self.add_argument_group(group)
@@ -143,6 +144,18 @@ def _stop(number: int, _) -> None:
     raise Stopped(number)
 
 
+def quiet_libraries() -> None:
+    """Libraries' own bars and notes would bury the run's; errors still show."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    # Of torch, about the argument that the Trainer's ddp_broadcast_buffers becomes.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+
+
 def text(given: str) -> str:
     """An argparse type: a text that can be written to a file."""
     try:
@@ -170,16 +183,57 @@ def folder_path(given: str) -> Path:
     return Path(name_or_path(given))
 
 
+def _number(kind: Callable[[str], float], holds: Callable[[float], bool], what: str) -> Callable[[str], float]:
+    def convert(text: str) -> float:
+        with suppress(ValueError):
+            if holds(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"must be a {what}, not {shortened(text)}")
+
+    convert.metavar = "N"
+    return convert
+
+
+def at_least(bound: float) -> Callable[[str], float]:
+    """An argparse type: a number not below `bound`, nor above MOST; a whole one if the bound is an int."""
+    kind = "whole number" if isinstance(bound, int) else "number"
+    return _number(type(bound), lambda value: bound <= value <= MOST, f"{kind}, {bound:g} to {MOST}")
+
+
+rate = _number(float, lambda value: 0 < value < 3.4e38, "number above 0")
+"""An argparse type: a number above 0 that fp32 holds."""
+
+seed_number = _number(int, lambda value: 0 <= value < 2**32, f"whole number, 0 to {2**32 - 1}")
+"""An argparse type: a whole number that every library takes for a seed."""
+
+count_or_share = _number(
+    lambda text: int(text) if text.strip().isdecimal() else float(text),
+    lambda value: 1 <= value <= MOST if isinstance(value, int) else 0 < value <= 1,
+    "count of heads (1 or more) or a share above 0, at most 1.0",
+)
+"""An argparse type: a whole number of at least 1, or with a point (1.0 too) a share in (0, 1]."""
+
+
+def linear_names(text: str) -> str:
+    """An argparse type: some of LINEAR_NAMES, separated by commas; the same in their order."""
+    names = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in LINEAR_NAMES]:
+        raise argparse.ArgumentTypeError(f"must be some of {', '.join(LINEAR_NAMES)}, not {', '.join(unknown) or text}")
+    return ",".join(name for name in LINEAR_NAMES if name in names)
+
+
+def hub_id(text: str) -> str:
+    """An argparse type: a model's name on the hub, `owner/name` or `name`."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id  # a tenth of a second, for this flag only
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError as error:
+        raise argparse.ArgumentTypeError(f"must be owner/name or name, as the hub has them ({error})") from error
+    if not text.isascii() or text != text.strip():  # which earlier versions of that check take
+        raise argparse.ArgumentTypeError("must be owner/name or name, in ASCII and without spaces")
+    return text
+
+
+count_or_share.metavar, linear_names.metavar, hub_id.metavar = "COUNT|SHARE", "NAMES", "NAME"
 name_or_path.metavar, folder_path.metavar = "NAME|PATH", "DIR"
-
-
-def quiet_libraries() -> None:
-    """Libraries' own bars and notes would bury the run's; errors still show."""
-    import datasets
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    # Of torch, about the argument that the Trainer's ddp_broadcast_buffers becomes.
-    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)

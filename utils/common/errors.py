@@ -8,10 +8,9 @@ from collections.abc import Iterator
 
 
 class UserError(Exception):
-    """A mistake the user can mend.
+    """A mistake the user can mend: one line that names the flag or file, says what is wrong and what to do.
 
-    The message is one line that names the flag or file, says what is wrong and what to do; line breaks in it become
-    spaces. Entry points print it to stderr and exit with 2.
+    Entry points print it to stderr and exit with 2.
     """
 
     def __init__(self, message: str):
@@ -23,10 +22,7 @@ class OutOfRoom(UserError):
 
 
 class Stopped(BaseException):
-    """The process was told to end by a signal, and has left things so that the run can go on.
-
-    then: what to do next, where that is not what the command does elsewhere.
-    """
+    """Told to end by a signal, with things left so that the run can go on. then: what to do next, if not as usual."""
 
     def __init__(self, number: int, then: str = ""):
         super().__init__(signal.Signals(number).name)
@@ -34,11 +30,8 @@ class Stopped(BaseException):
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what led to it, the latest first; of a mistake of the user's only what it was taken from.
-
-    A library may have taken a full disk, or memory that ran out, for a broken file.
-    """
-    if isinstance(error, UserError):
+    """The error and what led to it, the latest first: a library may have taken a full disk for a broken file."""
+    if isinstance(error, UserError):  # what it was taken from
         error = error.__cause__
     while error is not None:
         yield error

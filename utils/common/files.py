@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -76,10 +75,7 @@ def share_files(place: Path) -> None:
 
 @contextmanager
 def whole_file(final: Path) -> Iterator[Path]:
-    """Yield a new path beside `final` that takes its place only when the block ends without error.
-
-    Raises OutOfRoom if the disk takes no more.
-    """
+    """Yield a new path beside `final` that takes its place only when the block ends without error."""
     with explain_disk_full(final.parent):
         final.parent.mkdir(parents=True, exist_ok=True)
         partial = final.with_name(f".{final.name}{PARTIAL}-{secrets.token_hex(4)}{final.suffix}")
@@ -93,18 +89,14 @@ def whole_file(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
-    """The same for a folder, which is there in the block.
-
-    What has its name by the end is renamed to the first free of `final`.1, .2, …: no folder is removed but the new one,
-    if the block fails.
-    """
+    """The same for a folder, which is there in the block. What has its name by the end is renamed, never removed."""
     with whole_file(final) as partial:
         partial.mkdir()
         yield partial
 
 
 def take_place(partial: Path, final: Path) -> Path | None:
-    """Rename a folder to its final name; what is there is renamed first, and its new name returned."""
+    """Rename a folder to its final name; what is there is renamed first, to the name that is returned."""
     earlier = None
     if os.path.lexists(final) and not (final.is_dir() and not final.is_symlink() and not any(final.iterdir())):
         earlier = first_free(final)
@@ -132,22 +124,13 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-_NUMBER = r"(?:-?[\d.]+(?:e[+-]?\d+)?|-?Infinity|NaN|null)"
-_NUMBERS = re.compile(rf"\[\n\s*{_NUMBER}(?:,\n\s*{_NUMBER})*\n\s*\]")
-"""A list of numbers as json.dumps indents it: a line each. No text holds one, since JSON escapes line breaks."""
-
-
 def write_json(path: Path, content: object) -> None:
-    """Write indented JSON, whole or not at all; a list of numbers stays on one line."""
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    write_text(path, _NUMBERS.sub(lambda found: f"[{' '.join(found[0][1:-1].split())}]", text) + "\n")
+    """Write indented JSON, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def parse_json(text: str, **options) -> object:
-    """The JSON in `text`; ValueError, of one line, for what is wrong with it (JSONDecodeError, with `msg`, if no JSON).
-
-    Refused as well, because nothing could write it again: strings with half of a surrogate pair. options: json.loads's.
-    """
+    """json.loads, which refuses halves of surrogate pairs too: nothing could write them. ValueError of one line."""
     try:
         content = json.loads(text, **options)
         if "\\u" in text:

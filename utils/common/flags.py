@@ -1,19 +1,35 @@
-"""Every flag of RestoreLCC_train.py: its unit, range and default, checked before anything loads."""
+"""Every flag of RestoreLCC_train.py: its unit, range and default, checked before anything loads; files of flags."""
 
+import argparse
+import json
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 
-from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, name_or_path
-from utils.common.config_file import NOT_REPEATED, as_words, read_config
-from utils.common.errors import UserError
-from utils.common.flag_types import at_least, count_or_share, hub_id, linear_names, rate, seed_number
+import yaml
+
+from utils.common.commands import (
+    DEFAULT_CACHE,
+    Parser,
+    at_least,
+    count_or_share,
+    folder_path,
+    hub_id,
+    linear_names,
+    name_or_path,
+    rate,
+    seed_number,
+)
+from utils.common.errors import UserError, first_line, shortened
+from utils.common.files import parse_json
 from utils.common.methods import LINEAR_NAMES, METHODS
 from utils.common.names import BUNDLED, C4, DISTILL, DTYPE_NAMES, EMBEDDED, RESPONSE, SPEC_TASKS
 
 HUB_ALPACA = "tatsu-lab/alpaca"
 SPEC_TRAIN_SAMPLES = 100
+
+NOT_REPEATED = ("overwrite", "plan", "config", "push_to_hub")  # how a run is started: not in run.json, nor in a -config
 
 _INSIDE_MASK = {"method": "masked_lora", "apply_to": "all", "train_norms": True, "loss": "distill", "lr": 2e-3}
 RECIPES = {
@@ -22,15 +38,13 @@ RECIPES = {
     "inside_mask": _INSIDE_MASK,
     "inside_mask_admm": {"first": "admm_update", **_INSIDE_MASK},
 }
-"""What -recipe takes. `biases`: every weight keeps its bits. `constants`: no weight of a matrix changes, but the scales
-of norms do. `inside_mask`: no zero changes. `inside_mask_admm`: none either, and before training the weights are fitted
-to the dense model's outputs on the calibration set."""
+"""What -recipe takes. `biases`: every weight keeps its bits. `constants`: all but scales of norms do. `inside_mask`:
+all zeros stay; with `_admm` the weights are first fitted to the dense model's outputs on the calibration set."""
 
 
 def as_flags(name: str) -> str:
     """The recipe as it would be typed."""
-    parts = (f"-{flag}" if value is True else f"-{flag} {value}" for flag, value in RECIPES[name].items())
-    return " ".join(parts)
+    return " ".join(f"-{flag}" if value is True else f"-{flag} {value}" for flag, value in RECIPES[name].items())
 
 
 def flag(default: object, help: str, values: Callable | Collection[str] | None = None, **options) -> Field:
@@ -73,10 +87,7 @@ class Arguments:
         group="samples",
     )
     spec_task: str | None = flag(
-        None,
-        f"task-specific: train on that task's own training split ({SPEC_TRAIN_SAMPLES} samples unless "
-        "-num_train_samples says otherwise), found as -eval_data_dir says",
-        SPEC_TASKS,
+        None, f"train on its training split ({SPEC_TRAIN_SAMPLES} samples), found as -eval_data_dir says", SPEC_TASKS
     )
     num_train_samples: int = flag(None, "training samples, the first N in order (default: 2000)", at_least(2))
     num_valid_samples: int = flag(250, "validation samples; 0 for none", at_least(0))
@@ -151,10 +162,7 @@ class Arguments:
         None, "of start values, order of batches, random basis and heads (default: -seed)", seed_number
     )
     push_to_hub: str | None = flag(
-        None,
-        "upload the restored model to the hub in the end, as owner/name or name; the token (HF_TOKEN, or hf auth "
-        "login) is checked before anything is computed",
-        hub_id,
+        None, "upload model/ to the hub in the end, by a token (HF_TOKEN, hf auth login) that is checked first", hub_id
     )
     plan: str | None = flag(
         None, "run nothing: print each stage's time and memory, here or on a card (H100-80GB, …)", metavar="CARD"
@@ -187,7 +195,7 @@ class Arguments:
         return self.seed if self.train_seed is None else self.train_seed
 
     def inputs(self) -> dict[str, Path | str | None]:
-        """Flag → what it names, of all that a run reads, or keeps for later runs: no output folder may touch these."""
+        """Flag → what it names, of all that a run reads, or keeps for later runs."""
         names = ("base_model_name", "pruned_model_path", "calib_data", "data_path", "eval_data_dir", "cache_dir")
         return {f"-{name}": getattr(self, name) for name in names}
 
@@ -207,11 +215,9 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         of_recipe = {"recipe": recipe, **RECIPES.get(str(recipe), {})}
         of_file = {**of_file, **of_recipe} if chosen.recipe else {**of_recipe, **of_file}
     try:
-        words = as_words(of_file, parser)
-        parser.parse_args(words)
-    except UserError as error:
+        values = vars(parser.parse_args([*as_words(of_file, parser), *typed]))
+    except UserError as error:  # what is typed was taken
         raise UserError(f"-config: {chosen.config}: {error}") from error
-    values = vars(parser.parse_args([*words, *typed]))
     del values["config"]
     embedded, task = values["base_model_name"].lower() == EMBEDDED, values["spec_task"]
     chosen_by_others = {
@@ -236,11 +242,79 @@ def build_parser() -> Parser:
         "to 50 % and restored with the paper's sizes; `bash train.sh` does it smaller. Examples:\n\n"
         "  python RestoreLCC_train.py -base_model_name llama_7B -pruned_model_path PRUNED -lr 1e-3\n"
         "  python RestoreLCC_train.py -base_model_name DENSE -prune_method sparsegpt -sparsity 2:4 -plan here\n"
-        "  python RestoreLCC_train.py -config OUT/run.json -use_topk_heads 0.1 -output_dir OUT2\n"
-        "  python RestoreLCC_train.py -recipe constants -train_seed 2 -eval_tasks paper",
+        "  python RestoreLCC_train.py -config OUT/run.json -recipe constants -output_dir OUT2",
     )
     what = "defaults: flags in a JSON or .yaml file, or a run.json of a run (but -overwrite, -plan)"
     parser.flag("config", type=folder_path, metavar="FILE", help=what)
     for declared in fields(Arguments):
         parser.flag(declared.name, default=declared.default, **declared.metadata)
     return parser
+
+
+class _Loader(yaml.BaseLoader):
+    """Every scalar is the text that is written: YAML would read 2:4 as 124."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        if problem := _twice([self.construct_object(key, deep=True) for key, _ in node.value]):
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path, what: str, place: str = "") -> object:
+    """Mappings, lists and texts of a file, which should be `what`; UserError, which begins with `place`, if no YAML."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{place}{path}: cannot be read ({first_line(error)}); give {what}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise UserError(f"{place}{path}: is no YAML{where} ({problem}); mend it") from error
+
+
+def read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
+    """The flags in a JSON object or YAML mapping, or a run.json's "arguments"; their values are not yet checked."""
+    if path.suffix in (".yaml", ".yml"):
+        content = read_yaml(path, "flags and their values, or a run.json", "-config: ")
+    else:
+        try:
+            content = parse_json(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
+        except (OSError, ValueError) as error:
+            said = f"cannot read {path} ({first_line(error)}); give a JSON object of flags, or a run.json"
+            raise UserError(f"-config: {said}") from error
+    given = content.get("arguments", content) if isinstance(content, dict) else content
+    if not isinstance(given, dict):
+        raise UserError(f"-config: {path} holds no flags; give a JSON object or YAML mapping of them, or a run.json")
+    if found := [name for name in given if name in NOT_REPEATED]:
+        raise UserError(f"-config: {path}: {', '.join(found)}: given on the command line only; take it out of the file")
+    if unknown := given.keys() - ({action.dest for action in parser._actions} - {"help"}):
+        raise UserError(f"-config: {path} names unknown flags: {', '.join(sorted(unknown))}")
+    return given
+
+
+def as_words(values: dict, parser: argparse.ArgumentParser) -> list[str]:
+    """The flags as they would be typed; UserError for a value that nobody can type. None is a default of that name."""
+    actions, words = {action.dest: action for action in parser._actions}, []
+    for name, value in values.items():
+        switch = actions[name].nargs == 0
+        if isinstance(value, str):  # of YAML, where all is text: what no flag's text can say
+            value = {"true": True, "false": False, "null": None}.get(value, value)
+        if value is None and not switch and actions[name].default is None:
+            continue
+        if switch != isinstance(value, bool) or not isinstance(value, str | int | float):
+            kind = "a switch is true or false" if switch else "give a number or a text, as on the command line"
+            raise UserError(f"{name} is {shortened(json.dumps(value))}; {kind}")
+        words += [f"-{name}"] * value if switch else [f"-{name}={value}"]
+    return words
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    if problem := _twice([name for name, _ in pairs]):
+        raise ValueError(problem)
+    return dict(pairs)
+
+
+def _twice(names: list) -> str | None:
+    """What is wrong with names of which one stands there twice: either value would be taken in silence."""
+    return next((f"{name!r} stands there twice" for name in names if names.count(name) > 1), None)

@@ -17,11 +17,8 @@ SITES = {
 }
 """Where a constant may be added: the linear layers of a decoder layer, in the order of the forward pass."""
 
-LINEAR_NAMES = tuple(site.rpartition(".")[2] for site in SITES.values())
-"""The same, as -lora_targets names them."""
-
-RESIDUAL = frozenset({"attention", "ffn"})
-"""Those that write into the residual stream: the last linear layer of attention, and of the MLP."""
+LINEAR_NAMES = tuple(site.rpartition(".")[2] for site in SITES.values())  # as -lora_targets names them
+RESIDUAL = frozenset({"attention", "ffn"})  # those that write into the residual stream, last of attention and of MLP
 
 APPLIED = {site: frozenset({site}) for site in SITES} | {"both": RESIDUAL, "all": frozenset(SITES), None: frozenset()}
 """What a value of -apply_to stands for."""
@@ -29,11 +26,8 @@ APPLIED = {site: frozenset({site}) for site in SITES} | {"both": RESIDUAL, "all"
 
 @dataclass(frozen=True)
 class Needs:
-    """What must be computed before a method can start, and whether it is trained.
-
-    heads: ranked heads. basis: V of each. calibration: the calibration set, and both models to run it through.
-    training: samples and steps. teacher: the dense checkpoint's weights, of the pruned one's shapes.
-    """
+    """What a method needs: ranked heads, V of each (basis), the calibration set and both models to run it through,
+    training, and the dense checkpoint's weights, of the pruned one's shapes (teacher)."""
 
     heads: bool = False
     basis: bool = False
@@ -47,10 +41,9 @@ class MethodSpec:
     """One method: `module:function` (from models.contract.MethodInputs to terms by parameter), what it is, for --help,
     and its name in a report.
 
-    needs: for its inputs; a method that trains nothing is a closed form, and may stand before another. sites: where it
-    adds constants, as -apply_to says it; moves: whether -apply_to decides instead. norms: whether the scales of all
-    norms are trained too. takes: flags that it heeds, of Options. selection: -head_selection, if nothing is said.
-    about: a paragraph for the model's card.
+    needs: a method that trains nothing is a closed form, and may stand before another. sites: where it adds constants,
+    as -apply_to says it; moves: whether -apply_to decides instead. norms: whether the scales of all norms are trained
+    too. takes: flags that it heeds. selection: -head_selection, if nothing is said. about: for the model's card.
     """
 
     made_by: str
@@ -77,12 +70,14 @@ PAPER = (
 )
 
 _HEADS = {"sites": "attention", "about": PAPER}
+_ALL = {"sites": "all", "moves": True}
 _BETA = Needs(heads=True, basis=True, training=True)
 _B = Needs(heads=True, training=True)
-_LORA = ("lora_rank", "lora_targets")
+_RANK, _LORA = ("lora_rank",), ("lora_rank", "lora_targets")
 _CLOSED = Needs(calibration=True, teacher=True)
 _BIAS = "baselines.output_bias:output_bias"
 _FROM, _FILLS = "in closed form, from -calib_data", "merged, it fills the zeros"
+_INSIDE = "inside the mask, zeros kept"
 
 METHODS = {
     "restorelcc": MethodSpec(
@@ -101,43 +96,27 @@ METHODS = {
         "utils.compensation:bias_only", "LoFiT: b of heads that it selects", "LoFiT", _B, "attention", selection="lofit"
     ),
     "norms_biases": MethodSpec(
-        _BIAS,
-        "a free bias of all linear layers, and the scales of all norms",
-        "biases of all linear layers",
-        sites="all",
-        moves=True,
-        norms=True,
+        _BIAS, "biases of all linear layers, scales of all norms", "biases of all linear layers", **_ALL, norms=True
     ),
     "flap_bias": MethodSpec(
         "baselines.flap_bias:flap_bias", f"FLAP's bias {_FROM}", "FLAP's bias", _CLOSED, "attention", moves=True
     ),
-    "masked_lora": MethodSpec(
-        "baselines.lora:masked_lora", "LoRA inside the mask, zeros kept", "masked LoRA", takes=_LORA
-    ),
-    "masked_dora": MethodSpec(
-        "baselines.lora:masked_dora", "DoRA inside the mask, zeros kept", "masked DoRA", takes=_LORA
-    ),
+    "masked_lora": MethodSpec("baselines.lora:masked_lora", f"LoRA {_INSIDE}", "masked LoRA", takes=_LORA),
+    "masked_dora": MethodSpec("baselines.lora:masked_dora", f"DoRA {_INSIDE}", "masked DoRA", takes=_LORA),
     "masked_full": MethodSpec(
         "baselines.masked_full:masked_full", "all weights that are not zero", "masked full fine-tuning"
     ),
     "lora": MethodSpec("baselines.lora:lora", f"LoRA on all linear layers; {_FILLS}", "LoRA", takes=_LORA),
     "dora": MethodSpec("baselines.lora:dora", f"DoRA on all linear layers; {_FILLS}", "DoRA", takes=_LORA),
     "eora": MethodSpec(
-        "baselines.eora:eora",
-        f"EoRA's update of all linear layers {_FROM}; {_FILLS}",
-        "EoRA",
-        _CLOSED,
-        takes=("lora_rank",),
+        "baselines.eora:eora", f"EoRA's update of all layers {_FROM}; {_FILLS}", "EoRA", _CLOSED, takes=_RANK
     ),
     "admm_update": MethodSpec(
-        "baselines.admm_update:admm_update",
-        "least squares inside the mask by ADMM, on -calib_data; zeros kept",
-        "ADMM's weight update",
-        _CLOSED,
+        "baselines.admm_update:admm_update", f"ADMM {_FROM}, {_INSIDE}", "ADMM's weight update", _CLOSED
     ),
     "reconstruct": MethodSpec(
         "baselines.reconstruct:reconstruct",
-        "weights inside the mask trained to give each half layer's dense output on -calib_data; zeros kept",
+        f"weights trained to give each half layer's dense output on -calib_data, {_INSIDE}",
         "block reconstruction",
         _CLOSED,
     ),
@@ -180,11 +159,7 @@ class Part:
 
 
 def parts_of(method: str, options: Options) -> tuple[Part, ...]:
-    """The method, and what the options add to it, in the order in which they restore.
-
-    Raises UserError if the constants are asked for elsewhere than where the method's own are, or for a flag that
-    nothing heeds.
-    """
+    """The method, and what the options add to it, in the order in which they restore; UserError if they don't fit."""
     spec = METHODS[method]
     if options.lora_targets is not None and "lora_targets" not in spec.takes:
         able = ", ".join(name for name, other in METHODS.items() if "lora_targets" in other.takes)

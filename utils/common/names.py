@@ -5,7 +5,7 @@ EMBEDDED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # on the hub (Apache-2.0)
 BUNDLED = "bundled"  # what this project ships: as samples, as calibration text, and as tasks
 C4 = "c4"  # calibration text of C4's first English training shard, from the hub
 DTYPE_NAMES = ("bfloat16", "float32", "float16")  # in which models run
-SPEC_TASKS = ("boolq", "rte", "arc_easy", "arc_challenge")  # with a form to be trained on (data/spec_rows.py)
+SPEC_TASKS = ("boolq", "rte", "arc_easy", "arc_challenge")  # whose training split -spec_task can train on
 RESPONSE, DISTILL = "response", "distill"  # losses at response tokens: cross-entropy, or the divergence from dense too
 
 ANSWER_BITS = "answer_bits_per_byte"

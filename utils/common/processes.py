@@ -1,7 +1,4 @@
-"""One process, or the several of `accelerate launch`: who computes first, who writes, who speaks.
-
-The main process runs a stage, then the others find in the cache what it left. Only training is done together.
-"""
+"""One process, or the several of `accelerate launch`: the main one runs a stage, the others find what it left."""
 
 import os
 import sys
@@ -18,8 +15,8 @@ class Processes:
     """The processes of this run; a single one unless accelerate (or torchrun) has set WORLD_SIZE.
 
     is_main: whether this process writes and prints. sharded: whether training shards the model (FSDP).
-    Raises UserError if -device names one GPU for all, if accelerate is told of mixed precision, or if FSDP is asked for
-    in version 1, whose flat parameters mix what is trained with what is frozen, or on CPUs, where accelerate has none.
+    UserError if -device names one GPU for all, accelerate is told of mixed precision, or FSDP is asked for on CPUs or
+    in version 1, whose flat parameters mix what is trained with what is frozen.
     """
 
     def __init__(self, device: str):
@@ -32,19 +29,15 @@ class Processes:
         self.count = int(os.environ.get("WORLD_SIZE", "1"))
         self.sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
         if self.sharded and os.environ.get("FSDP_VERSION", "1") != "2":
-            raise UserError(
-                "accelerate launch: FSDP version 1, its default, is not served; add --fsdp_version 2 "
-                "(fsdp_version: 2 in a config file of accelerate)"
-            )
-        self.state = None
-        self.device = device
+            raise UserError("accelerate launch: FSDP version 1, its default, is not served; add --fsdp_version 2")
+        self.is_main, self.state, self.device = is_main_process(), None, device
         if self.count == 1:
             if self.sharded:
                 raise UserError("accelerate launch: FSDP needs several processes; give --num_processes 2 or more")
             return
         if ":" in device:
             raise UserError(f"-device: {device} is one device for {self.count} processes; give auto, cuda or cpu")
-        if not is_main_process():
+        if not self.is_main:
             os.environ[OFF] = "1"
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
         from accelerate import PartialState
@@ -53,14 +46,7 @@ class Processes:
         self.state = PartialState(cpu=on_cpu, timeout=_PATIENCE)
         self.device = str(self.state.device)
         if self.sharded and self.state.device.type == "cpu":
-            raise UserError(
-                "accelerate launch: FSDP shards over GPUs only (accelerate has none on CPUs); leave out --use_fsdp"
-            )
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process is the one that writes results."""
-        return self.state is None or self.state.is_main_process
+            raise UserError("accelerate launch: FSDP shards over GPUs only; leave out --use_fsdp")
 
     def main_first(self) -> AbstractContextManager:
         """A block that runs in the main process, then in all others, which find what it left in the cache."""

@@ -11,24 +11,37 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "lm-eval", "numpy", "safetensors", "gguf")
 
 
-STAGES = {
-    "samples": "reading samples, tokenizer and tasks",
-    "prune": "pruned checkpoint",
-    "negatives": "contrastive negatives",
-    "dense": "dense model: activations and scores",
-    "pruned": "pruned model: activations and scores",
-    "rank": "lost components and head ranking",
-    "train": "training",
-    "merge": "merge and proof",
-    "restored": "restored model: scores",
-}
-"""All stages of a run, in its order: a key for the code → the name that terminal, run.json and `-plan` show."""
+class Stage(NamedTuple):
+    """One stage of a run: a short key for the code, and the name that terminal, run.json and `-plan` show."""
+
+    key: str
+    name: str
+
+
+STAGES = (
+    Stage("samples", "reading samples, tokenizer and tasks"),
+    Stage("prune", "pruned checkpoint"),
+    Stage("negatives", "contrastive negatives"),
+    Stage("dense", "dense model: activations and scores"),
+    Stage("pruned", "pruned model: activations and scores"),
+    Stage("rank", "lost components and head ranking"),
+    Stage("train", "training"),
+    Stage("merge", "merge and proof"),
+    Stage("restored", "restored model: scores"),
+)
+"""All stages of a run, in its order."""
+
+
+def stage_name(key: str) -> str:
+    """The name of the stage with that key."""
+    return {stage.key: stage.name for stage in STAGES}[key]
 
 
 class RunRecord:
@@ -48,13 +61,14 @@ class RunRecord:
     @contextmanager
     def stage(self, key: str) -> Iterator[None]:
         """Announce the stage of that key, and record its seconds and peak memory (of the process, and on the GPU)."""
-        print(f"[{1 + list(STAGES).index(key)}/{len(STAGES)}] {STAGES[key]}", flush=True)
+        number = 1 + [stage.key for stage in STAGES].index(key)
+        print(f"[{number}/{len(STAGES)}] {stage_name(key)}", flush=True)
         self._details = []
         reset_peak_memory()
         found, began = len(self.reused), time.perf_counter()
         yield
         entry = {
-            "name": STAGES[key],
+            "name": stage_name(key),
             "detail": "; ".join(self._details),
             "seconds": time.perf_counter() - began,
             "peak_memory_bytes": peak_memory(),

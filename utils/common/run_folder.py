@@ -21,20 +21,19 @@ from utils.common.files import (
 )
 
 UNFINISHED = "unfinished.json"
-"""In OUT.partial: the arguments of the command that writes there, and whether only the renaming is left. It marks the
-folder as this project's own."""
+"""Marks OUT.partial as this project's: its command's arguments, and whether only the renaming is left."""
 
 
 @contextmanager
 def locked(file: Path, what: str, wait: bool = False) -> Iterator[None]:
     """Hold the lock `file` (flock: it ends with the process) while the block runs.
 
-    wait: until another process lets go, else UserError, which begins with `what` is locked.
+    what: is locked, for the UserError where another process holds it. wait: for that one's end instead.
     """
     lock = FileLock(file)
     try:
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(blocking=False)
         except Timeout:
             if not wait:
                 raise UserError(f"{what} is in use by another process; wait for its end, or give another") from None
@@ -85,8 +84,6 @@ class RunFolder:
 
     def finish(self) -> None:
         """All is written: give the result its name. Killed within, the same command goes on here."""
-        for leftover in list(self.partial.rglob(f".*{PARTIAL}-*")):  # of a process that was killed
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         share_files(self.partial)
         self._mark(whole=True)
         self._check_free()
@@ -150,9 +147,9 @@ def check_apart(output: Path, inputs: dict[str, Path | str | None]) -> None:
     """
     final = Path(os.path.realpath(output.expanduser()))
     for name, value in inputs.items():
-        path = None if value is None else Path(value).expanduser()
-        if path is None or not (isinstance(value, Path) or path.exists()):
+        if value is None or not (isinstance(value, Path) or os.path.exists(value)):
             continue
+        path = Path(value)
         links = [entry for entry in path.iterdir() if entry.is_symlink()] if path.is_dir() else []
         for source in (Path(os.path.realpath(each)) for each in (path, *links)):
             within = source in final.parents and not source.is_file()

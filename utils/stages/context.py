@@ -16,7 +16,7 @@ from utils.common.errors import OutOfRoom, UserError, shortage
 from utils.common.flags import Arguments
 from utils.common.methods import Options, needs_of
 from utils.common.processes import Processes
-from utils.common.record import STAGES, RunRecord
+from utils.common.record import RunRecord, stage_name
 from utils.training import TrainingSettings
 
 LIGHTER = {
@@ -96,7 +96,7 @@ class Run:
                     raise
                 cure = f"lower {LIGHTER[key]}" if key in LIGHTER else "take a machine with more memory"
                 raise OutOfRoom(
-                    f"out of memory in '{STAGES[key]}' ({said}); {cure} (-plan here tells what fits)"
+                    f"out of memory in '{stage_name(key)}' ({said}); {cure} (-plan here tells what fits)"
                 ) from error
 
     def reading_device(self, checkpoint: Checkpoint) -> str:
