@@ -44,9 +44,8 @@ def document(model: object, rows: list[Row], seed: int = 1, *, label: str = "") 
 def folder_of(folder: Path, model: object, rows: list[Row], seed: int = 1, *, label: str = "") -> None:
     MADE.append(label)
     (folder / "model.safetensors").write_bytes(bytes(1000))
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "deep/more.json"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text('{"a": 1}')
+    (folder / "deep").mkdir()
+    (folder / "deep" / "tokenizer.json").write_text('{"a": 1}')
 
 
 KINDS = (tensors, document, folder_of)
@@ -83,11 +82,10 @@ OTHERS = [
 
 def test_nothing_is_reused_for_another_argument_code_or_library(tmp_path, monkeypatch):
     cache = Cache(tmp_path)
-    paths = {str(tensors.later(cache, *given).entry()) for given in [("a", ROWS), *OTHERS]}
-    monkeypatch.setattr(module, "code_version", lambda *_: "other")
-    paths.add(str(tensors.later(cache, "a", ROWS).entry()))
-    monkeypatch.setattr(module, "version", lambda _: "other")
-    paths.add(str(tensors.later(cache, "a", ROWS).entry()))
+    paths = {tensors.later(cache, *given).entry() for given in [("a", ROWS), *OTHERS]}
+    for name in ("code_version", "version"):
+        monkeypatch.setattr(module, name, lambda *_: "other")
+        paths.add(tensors.later(cache, "a", ROWS).entry())
     assert len(paths) == len(OTHERS) + 3 == len(MADE)
 
 

@@ -1,12 +1,12 @@
-"""A disk that takes no more, and memory that runs out: one line, and nothing half-written under its name."""
+"""Files are whole and anybody's; a disk that takes no more, and memory that runs out, is one line."""
 
 import errno
 import resource
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,10 +16,9 @@ from transformers import AutoModelForCausalLM
 from utils.common import files
 from utils.common.cache import Cache, Kept
 from utils.common.errors import OutOfRoom, UserError, refusal, shortage
-from utils.common.files import check_writable, explain_disk_full, whole_file, write_json
+from utils.common.files import check_writable, explain_disk_full, whole_file, whole_folder, write_json
 from utils.common.run_folder import RunFolder
 
-ROOT = Path(files.__file__).parents[2]
 NUMBERS = torch.arange(50_000.0)
 
 
@@ -104,3 +103,17 @@ def test_memory_that_ran_out_is_known_whatever_a_library_took_it_for():
     for error in (real.value, of_cuda, taken, MemoryError()):
         assert "\n" not in shortage(error)
     assert shortage(ValueError("something else")) is None
+
+
+def test_others_may_read_what_they_may_read_of_any_file(tmp_path):
+    """safetensors makes its files for their owner alone."""
+    (tmp_path / "any").touch()
+    (tmp_path / "any-folder").mkdir()
+    with whole_folder(tmp_path / "model") as partial:
+        (partial / "deep").mkdir()
+        save_file({"a": torch.ones(2)}, partial / "deep" / "model.safetensors")
+    with whole_file(tmp_path / "a.safetensors") as partial:
+        save_file({"a": torch.ones(2)}, partial)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert modes["a.safetensors"] == modes["model.safetensors"] == modes["any"]
+    assert modes["model"] == modes["any-folder"]

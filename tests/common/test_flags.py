@@ -43,21 +43,17 @@ def test_a_recipe_that_is_typed_wins_over_a_file_and_one_in_a_file_does_not(tmp_
 
 WRONG = {
     "switch as text": ({"allow_dense": "yes"}, 'allow_dense is "yes"; a switch is true or false'),
-    "list": ({"lr": [1e-3]}, r"lr is \[0.001\]; give a number or a text"),
     "long object": ({"data_path": ["a" * 5000]}, "data_path is .{60,70}…; give a number or a text"),
     "null number": ({"lr": None}, "lr is null; give a number or a text"),
     "true for a number": ({"batch_size": True}, "batch_size is true; give a number or a text"),
     "not finite": ('{"lr": NaN}', "-lr/--lr: must be a number above 0, not nan"),
     "beyond fp32": ({"lr": 1e39}, "-lr/--lr: must be a number above 0, not 1e"),
-    "half a surrogate": ('{"data_path": "\\ud800"}', "cannot read .* \\(half of a surrogate pair"),
-    "wrong choice": ({"dtype": "int8"}, "-dtype/--dtype: invalid choice: .int8."),
     "unknown recipe": ({"recipe": "x"}, "-recipe/--recipe: invalid choice"),
     "unknown": ({"learning_rate": 1, "help": True}, "names unknown flags: help, learning_rate"),
     "how a run is started": ({"lr": 1, "push_to_hub": 0}, "push_to_hub: given on the command line only"),
     "null": ("null", "holds no flags"),
     "no JSON": ("{", "cannot read"),
     "a flag twice": ('{"lr": 1, "seed": 2, "lr": 3}', "cannot read .*'lr' stands there twice"),
-    "deep": ("[" * 100_000, "cannot read"),
 }
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -92,14 +93,12 @@ def test_killed_at_any_renaming_the_same_command_ends_what_was_left(tmp_path, mo
     if overwrite:
         finish(out, OLD)
 
-    def dying(name):
-        original = getattr(Path, name)
-
-        def step(self, *args, **kwargs):
-            steps.append(name)
+    def dying(original: Callable) -> Callable:
+        def step(*args):
+            steps.append(original)
             if len(steps) > at:
                 raise Killed
-            return original(self, *args, **kwargs)
+            return original(*args)
 
         return step
 
@@ -108,7 +107,7 @@ def test_killed_at_any_renaming_the_same_command_ends_what_was_left(tmp_path, mo
         with result(out, overwrite=overwrite) as folder:
             write(folder.partial, NEW | {"checkpoints/1": "state"})
             for name in ("replace", "rename"):
-                patch.setattr(Path, name, dying(name))
+                patch.setattr(Path, name, dying(getattr(Path, name)))
             folder.finish()
     if (tmp_path / "out.partial").exists():
         with result(out, overwrite=overwrite) as folder:

@@ -40,53 +40,56 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
-def changed(change: Callable[[bytes], bytes], name: str = WEIGHTS) -> Spoil:
-    """Change the bytes of a file."""
-    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
+def spoiling(change: Callable) -> Callable[..., Spoil]:
+    """change(folder, …) as a function of what follows the folder."""
+    return lambda *how, **named: lambda folder: change(folder, *how, **named)
 
 
-def truncated(folder: Path) -> None:
-    changed(lambda data: data[:1000])(folder)
+@spoiling
+def changed(folder: Path, change: Callable[[bytes], bytes], name: str = WEIGHTS) -> None:
+    (folder / name).write_bytes(change((folder / name).read_bytes()))
 
 
-def tensors(change: Callable[[dict[str, Tensor]], object]) -> Spoil:
-    def spoil(folder: Path) -> None:
-        loaded = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
-        change(loaded)
-        save_file(loaded, folder / WEIGHTS)
-
-    return spoil
+@spoiling
+def tensors(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    loaded = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
+    change(loaded)
+    save_file(loaded, folder / WEIGHTS)
 
 
-def index(weight_map: dict[str, str]) -> Spoil:
-    return lambda folder: (folder / WEIGHTS).rename(folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+@spoiling
+def index(folder: Path, weight_map: dict[str, str]) -> None:
+    (folder / WEIGHTS).rename(folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
 
 
-def pickled(change: Callable[[dict[str, Tensor]], object]) -> Spoil:
+@spoiling
+def pickled(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     """What this makes of the tensors, as a .bin in place of the weights."""
-    return lambda folder: (
-        torch.save(change(load_file(folder / WEIGHTS)), folder / "pytorch_model.bin"),
-        (folder / WEIGHTS).unlink(),
-    )
+    torch.save(change(load_file(folder / WEIGHTS)), folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
 
 
-def without(*names: str) -> Spoil:
-    return lambda folder: [(folder / name).unlink() for name in names]
+@spoiling
+def without(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).unlink()
 
 
-def config(name: str = "config.json", **changes: object) -> Spoil:
-    return changed(lambda data: json.dumps({**json.loads(data), **changes}).encode(), name)
-
-
-def more_tokens(special: bool) -> Spoil:
+@spoiling
+def more_tokens(folder: Path, special: bool) -> None:
     """A tokenizer of a hundred tokens more than its model has embeddings for."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([f"<more{number}>" for number in range(100)], special_tokens=special)
+    tokenizer.save_pretrained(folder)
 
-    def spoil(folder: Path) -> None:
-        tokenizer = byte_tokenizer()
-        tokenizer.add_tokens([f"<more{number}>" for number in range(100)], special_tokens=special)
-        tokenizer.save_pretrained(folder)
 
-    return spoil
+@spoiling
+def twice(folder: Path, more: float) -> None:
+    """The weights in two shards, of which both hold the last norm; the second one with that much added."""
+    loaded = load_file(folder / WEIGHTS)
+    save_file(loaded, folder / "a.safetensors")
+    save_file({NORM: loaded[NORM] + more}, folder / "b.safetensors")
+    index(dict.fromkeys(loaded, "a.safetensors") | {NORM: "b.safetensors"})(folder)
 
 
 def one_word(folder: Path) -> None:
@@ -102,18 +105,8 @@ def only_bos(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", pad_token="<s>").save_pretrained(folder)
 
 
-def twice(more: float) -> Spoil:
-    """The weights in two shards, of which both hold the last norm; the second one with that much added."""
-
-    def spoil(folder: Path) -> None:
-        loaded = load_file(folder / WEIGHTS)
-        save_file(loaded, folder / "a.safetensors")
-        save_file({"model.norm.weight": loaded["model.norm.weight"] + more}, folder / "b.safetensors")
-        weight_map = dict.fromkeys(loaded, "a.safetensors") | {"model.norm.weight": "b.safetensors"}
-        (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
-        (folder / WEIGHTS).unlink()
-
-    return spoil
+def config(name: str = "config.json", **changes: object) -> Spoil:
+    return changed(lambda data: json.dumps({**json.loads(data), **changes}).encode(), name)
 
 
 def with_mark(name: str) -> Spoil:
@@ -123,6 +116,9 @@ def with_mark(name: str) -> Spoil:
 
 def with_crlf(name: str) -> Spoil:
     return changed(lambda data: data.replace(b"\n", b"\r\n"), name)
+
+
+truncated = changed(lambda data: data[:1000])
 
 
 def gguf(tensors: int, entries: int, edition: int = 3, rest: bytes = bytes(200)) -> bytes:
@@ -149,11 +145,9 @@ def line(number: int) -> str:
     return json.dumps({"instruction": f"Count to {number}.", "output": f"{number} is it."})
 
 
-LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32\nsize 9\n"
-
 FILES: dict[str, tuple[Spoil, str]] = {
     "truncated": (truncated, "cannot read"),
-    "a pointer of git-lfs": (changed(lambda _: LFS), "cannot read"),
+    "a pointer of git-lfs": (changed(lambda _: b"version https://git-lfs.github.com/spec/v1\nsize 9\n"), "cannot read"),
     "no weights": (without(WEIGHTS), "holds no weights"),
     "another shape": (tensors(lambda t: t.update({NORM: torch.ones(25)})), "has the shape (25,)"),
     "NaN": (tensors(lambda t: t[NORM].fill_(float("nan"))), "model.norm.weight in"),
@@ -406,13 +400,11 @@ EARLY = [
     ("-pruned_model_path", RUN, {"pruned_model_path": "./nowhere"}),
     ("-data_path", RUN, {"data_path": "./nowhere.jsonl"}),
     ("-calib_data", RUN, {"calib_data": "./nowhere.jsonl"}),
-    ("-calib_data", RUN, {"calib_data": "file.csv"}),
     ("-eval_data_dir", RUN, {"eval_data_dir": "./nowhere"}),
     ("-config", RUN, {"config": "./nowhere"}),
     ("-output_dir", RUN, {"output_dir": "/proc"}),
     ("-output_dir", RUN, {"output_dir": "..", "cache_dir": "./cache"}),
     ("-cache_dir", RUN, {"cache_dir": "/proc/none"}),
-    ("-cache_dir", RUN, {"cache_dir": "./file.csv/inside"}),
     ("-base_model_name", PRUNE, {"base_model_name": "./nowhere"}),
     ("-calib_data", PRUNE, {"base_model_name": "embedded", "calib_data": "n.txt"}),
     ("-cache_dir", PRUNE, {"base_model_name": "embedded", "cache_dir": "/proc/none"}),

@@ -26,16 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from utils.common.errors import UserError
-from utils.common.files import (
-    PARTIAL,
-    digest,
-    digest_files,
-    read_json,
-    read_manifest,
-    whole_folder,
-    write_json,
-    write_manifest,
-)
+from utils.common.files import PARTIAL, digest, read_json, read_manifest, whole_folder, write_json, write_manifest
 from utils.common.run_folder import locked
 
 TENSORS, DOCUMENT = "tensors.safetensors", "document.json"  # what a return value is kept in, if it isn't a folder
@@ -75,11 +66,9 @@ class Kept:
 
     def known(self) -> bool:
         """Whether the cache holds it whole; nothing is made."""
-        try:
-            read_manifest(self.path)
-        except ValueError:
-            return False
-        return True
+        with suppress(ValueError):
+            return bool(read_manifest(self.path))
+        return False
 
     def entry(self) -> Path:
         """Where the result is kept, verified but unread. One process makes what isn't there whole; others wait."""
@@ -191,4 +180,4 @@ def code_version(*modules: ModuleType) -> str:
     for module in modules:
         file = Path(inspect.getsourcefile(module))
         files.update(file.parent.glob("*.py") if hasattr(module, "__path__") else [file])
-    return digest_files(sorted(files))[:16]
+    return digest(*(file.read_text(encoding="utf-8") for file in sorted(files)))[:16]

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -57,9 +58,7 @@ class Parser(argparse.ArgumentParser):
         if unknown := message.partition("unrecognized arguments: -")[2].split():
             flags = [action.option_strings[0][1:] for action in self._actions if action.option_strings]
             given = unknown[0].lstrip("-").partition("=")[0]
-            # The beginning of a flag is nearer to it than any change of letters.
-            near = [flag for flag in flags if flag.startswith(given)] or get_close_matches(given, flags, 2)
-            message += f"; did you mean -{' or -'.join(near[:3])}?" if near else ""
+            message += "".join(f"; did you mean -{near}?" for near in get_close_matches(given, flags, 1))
         raise UserError(message.replace("argument ", "", 1))
 
 
@@ -70,10 +69,9 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=30, width=WIDTH)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings:
-            return super()._format_action_invocation(action)
-        shown = action.option_strings[0]
-        return shown if action.nargs == 0 else f"{shown} {self._format_args(action, action.dest.upper())}"
+        shown = copy(action)
+        shown.option_strings = action.option_strings[:1]
+        return super()._format_action_invocation(shown)
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -152,7 +150,7 @@ def quiet_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    # Of torch, about the argument that the Trainer's ddp_broadcast_buffers becomes.
+    # What the Trainer's ddp_broadcast_buffers becomes
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
 
 

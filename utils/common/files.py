@@ -66,13 +66,6 @@ def as_bytes(size: float) -> str:
     return next((f"{size / unit:.3g} {name}" for unit, name in units if size >= unit), f"{int(size)} bytes")
 
 
-def share_files(place: Path) -> None:
-    """Give a file, or all of a folder's, that a library has made for its owner alone the mode of any other."""
-    for file in (place, *place.rglob("*")):
-        if stat.S_IMODE(mode := file.lstat().st_mode) == 0o600 and stat.S_ISREG(mode):
-            file.chmod(0o666 & ~_UMASK)
-
-
 @contextmanager
 def whole_file(final: Path) -> Iterator[Path]:
     """Yield a new path beside `final` that takes its place only when the block ends without error."""
@@ -81,8 +74,7 @@ def whole_file(final: Path) -> Iterator[Path]:
         partial = final.with_name(f".{final.name}{PARTIAL}-{secrets.token_hex(4)}{final.suffix}")
         try:
             yield partial
-            share_files(partial)
-            take_place(partial, final) if partial.is_dir() else partial.replace(final)
+            take_place(partial, final)
         finally:
             shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
 
@@ -96,12 +88,15 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
 
 def take_place(partial: Path, final: Path) -> Path | None:
-    """Rename a folder to its final name; what is there is renamed first, to the name that is returned."""
-    earlier = None
-    if os.path.lexists(final) and not (final.is_dir() and not final.is_symlink() and not any(final.iterdir())):
+    """Rename a file or folder to its final name; what a folder meets there is renamed first, to the name returned."""
+    for file in (partial, *partial.rglob("*")):  # those that a library made for their owner alone are as any others
+        if stat.S_IMODE(mode := file.lstat().st_mode) == 0o600 and stat.S_ISREG(mode):
+            file.chmod(0o666 & ~_UMASK)
+    earlier, empty = None, final.is_dir() and not final.is_symlink() and not any(final.iterdir())
+    if partial.is_dir() and os.path.lexists(final) and not empty:
         earlier = first_free(final)
         final.rename(earlier)
-    partial.rename(final)  # over an empty folder too
+    partial.rename(final)  # over a file, or an empty folder
     return earlier
 
 

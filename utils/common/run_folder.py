@@ -9,16 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from utils.common.errors import UserError
-from utils.common.files import (
-    PARTIAL,
-    check_writable,
-    explain_disk_full,
-    first_free,
-    read_json,
-    share_files,
-    take_place,
-    write_json,
-)
+from utils.common.files import PARTIAL, check_writable, explain_disk_full, first_free, read_json, take_place, write_json
 
 UNFINISHED = "unfinished.json"
 """Marks OUT.partial as this project's: its command's arguments, and whether only the renaming is left."""
@@ -84,7 +75,6 @@ class RunFolder:
 
     def finish(self) -> None:
         """All is written: give the result its name. Killed within, the same command goes on here."""
-        share_files(self.partial)
         self._mark(whole=True)
         self._check_free()
         for name in self._keep:  # nothing is left to continue
