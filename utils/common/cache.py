@@ -6,8 +6,8 @@
     components(cache, gap, 10, seen=True)          from the cache, or made now and kept
     components.later(cache, gap, 10, seen=True)    the same call, made when it is called
 
-The key is all arguments before `*`, by content, with the code and the libraries named. What stands after `*` changes
-no result: names for a bar, models that are loaded when they are needed.
+The key is all arguments before `*`, by content, with the code and the libraries named. What stands after changes no
+result: names for a bar, models that are loaded when they are needed.
 """
 
 import functools
@@ -49,10 +49,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class Kept:
-    """A call whose result is in the cache, or will be, and for which its key, all that it depends on, stands in others.
-
-    write: fills the folder that is kept.
-    """
+    """A call whose result is in the cache, or made by `write` when asked for; its key stands for it in others' keys."""
 
     cache: Cache
     kind: str

@@ -34,10 +34,8 @@ class Parser(argparse.ArgumentParser):
         self._target: argparse._ArgumentGroup | Parser = self
 
     def flag(self, name: str, group: str | None = None, **options) -> None:
-        """-name and --name; with a value, which --help calls as its type's `metavar`, unless its default is False.
-
-        group: the title over this flag and later ones. The other options are argparse's.
-        """
+        """-name and --name, a switch if its default is False. group: the title over it and later ones. A type's
+        attribute `metavar` is what --help calls the value; the other options are argparse's."""
         if group:
             self._target = self.add_argument_group(group)
         if options.get("default") is False:
@@ -225,11 +223,9 @@ def hub_id(text: str) -> str:
     from huggingface_hub.utils import HFValidationError, validate_repo_id  # a tenth of a second, for this flag only
 
     try:
-        validate_repo_id(text)
+        validate_repo_id(text if text.isascii() and text == text.strip() else "")  # earlier versions take more
     except HFValidationError as error:
         raise argparse.ArgumentTypeError(f"must be owner/name or name, as the hub has them ({error})") from error
-    if not text.isascii() or text != text.strip():  # which earlier versions of that check take
-        raise argparse.ArgumentTypeError("must be owner/name or name, in ASCII and without spaces")
     return text
 
 

@@ -49,9 +49,7 @@ def refusal(error: BaseException | None) -> str | None:
     return None
 
 
-_OUT_OF_MEMORY = re.compile(
-    r"can(?:no|')t allocate memory|not enough memory|out of memory|bad_alloc|_ALLOC_FAILED|os error 12\)", re.IGNORECASE
-)
+_NO_MEMORY = r"(?i)can(?:no|')t allocate memory|not enough memory|out of memory|bad_alloc|_ALLOC_FAILED|os error 12\)"
 
 
 def shortage(error: BaseException | None) -> str | None:
@@ -59,16 +57,13 @@ def shortage(error: BaseException | None) -> str | None:
     for each in causes(error):
         # torch's error on a GPU has a type of that name; what it says of a CPU is a RuntimeError.
         known = isinstance(each, MemoryError) or type(each).__name__ == "OutOfMemoryError"
-        if known or getattr(each, "errno", None) == errno.ENOMEM or _OUT_OF_MEMORY.search(str(each)):
+        if known or getattr(each, "errno", None) == errno.ENOMEM or re.search(_NO_MEMORY, str(each)):
             return " ".join(str(each).split()).partition(". ")[0][:200] or type(each).__name__
     return None
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line of at most 200 characters; its type's name if it says nothing.
-
-    Where the first line only announces the next ("Validation error for field 'x':"), both.
-    """
+    """What an error says, or its type, in 200 characters at most; the next line too, where the first ends with ":"."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
     return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])[:200]
 

@@ -53,6 +53,11 @@ def flag(default: object, help: str, values: Callable | Collection[str] | None =
     return field(default=default, metadata={"help": help, **checks, **options})
 
 
+def _or_seed(name: str) -> property:
+    """That flag, or -seed where it isn't given."""
+    return property(lambda args: args.seed if getattr(args, name) is None else getattr(args, name))
+
+
 @dataclass(frozen=True)
 class Arguments:
     """The flags of a run: each with its default, what --help says of it, and what it may be."""
@@ -179,20 +184,9 @@ class Arguments:
             )
         return self.use_topk_heads
 
-    @property
-    def calibration_seed(self) -> int:
-        """-calib_seed, or -seed."""
-        return self.seed if self.calib_seed is None else self.calib_seed
-
-    @property
-    def samples_seed(self) -> int:
-        """-data_seed, or -seed."""
-        return self.seed if self.data_seed is None else self.data_seed
-
-    @property
-    def training_seed(self) -> int:
-        """-train_seed, or -seed."""
-        return self.seed if self.train_seed is None else self.train_seed
+    calibration_seed = _or_seed("calib_seed")
+    samples_seed = _or_seed("data_seed")
+    training_seed = _or_seed("train_seed")
 
     def inputs(self) -> dict[str, Path | str | None]:
         """Flag → what it names, of all that a run reads, or keeps for later runs."""
@@ -244,8 +238,7 @@ def build_parser() -> Parser:
         "  python RestoreLCC_train.py -base_model_name DENSE -prune_method sparsegpt -sparsity 2:4 -plan here\n"
         "  python RestoreLCC_train.py -config OUT/run.json -recipe constants -output_dir OUT2",
     )
-    what = "defaults: flags in a JSON or .yaml file, or a run.json of a run (but -overwrite, -plan)"
-    parser.flag("config", type=folder_path, metavar="FILE", help=what)
+    parser.flag("config", type=folder_path, metavar="FILE", help="defaults: flags in JSON or YAML, or a run's run.json")
     for declared in fields(Arguments):
         parser.flag(declared.name, default=declared.default, **declared.metadata)
     return parser

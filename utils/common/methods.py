@@ -38,8 +38,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """One method: `module:function` (from models.contract.MethodInputs to terms by parameter), what it is, for --help,
-    and its name in a report.
+    """One method: `module:function` (from MethodInputs to terms by parameter), what --help says, its name in a report.
 
     needs: a method that trains nothing is a closed form, and may stand before another. sites: where it adds constants,
     as -apply_to says it; moves: whether -apply_to decides instead. norms: whether the scales of all norms are trained

@@ -8,8 +8,6 @@ from datetime import timedelta
 from utils.common.errors import UserError, shortened
 from utils.common.progress import OFF
 
-_PATIENCE = timedelta(days=7)  # with which processes wait for the main one, which may prune and score for hours
-
 
 class Processes:
     """The processes of this run; a single one unless accelerate (or torchrun) has set WORLD_SIZE.
@@ -30,7 +28,7 @@ class Processes:
         self.sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
         if self.sharded and os.environ.get("FSDP_VERSION", "1") != "2":
             raise UserError("accelerate launch: FSDP version 1, its default, is not served; add --fsdp_version 2")
-        self.is_main, self.state, self.device = is_main_process(), None, device
+        self.is_main, self.state, self.device = self.count == 1 or is_main_process(), None, device
         if self.count == 1:
             if self.sharded:
                 raise UserError("accelerate launch: FSDP needs several processes; give --num_processes 2 or more")
@@ -43,7 +41,7 @@ class Processes:
         from accelerate import PartialState
 
         on_cpu = device == "cpu" or os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
-        self.state = PartialState(cpu=on_cpu, timeout=_PATIENCE)
+        self.state = PartialState(cpu=on_cpu, timeout=timedelta(days=7))  # the main one may prune and score for hours
         self.device = str(self.state.device)
         if self.sharded and self.state.device.type == "cpu":
             raise UserError("accelerate launch: FSDP shards over GPUs only; leave out --use_fsdp")

@@ -11,16 +11,12 @@ from filelock import FileLock, Timeout
 from utils.common.errors import UserError
 from utils.common.files import PARTIAL, check_writable, explain_disk_full, first_free, read_json, take_place, write_json
 
-UNFINISHED = "unfinished.json"
-"""Marks OUT.partial as this project's: its command's arguments, and whether only the renaming is left."""
+UNFINISHED = "unfinished.json"  # marks OUT.partial as ours: the command's arguments, and whether it is whole
 
 
 @contextmanager
 def locked(file: Path, what: str, wait: bool = False) -> Iterator[None]:
-    """Hold the lock `file` (flock: it ends with the process) while the block runs.
-
-    what: is locked, for the UserError where another process holds it. wait: for that one's end instead.
-    """
+    """Hold the lock `file` (flock: it ends with the process) on `what`; UserError, or wait, where another has it."""
     lock = FileLock(file)
     try:
         try:
@@ -45,8 +41,7 @@ class RunFolder:
     What has the name OUT by then is renamed to OUT.1 (.2, …), which `overwrite` allows. The same command, told by
     `arguments`, continues an OUT.partial. Within a `with` block the place is this process's alone.
 
-    keep: entries of OUT.partial that a later run continues from; the rest is written again.
-    whole: whether a kill left nothing to do but to give the result its name.
+    keep: entries of OUT.partial that a later run continues from. whole: whether only the renaming is left to do.
     """
 
     def __init__(self, out: Path, arguments: dict, overwrite: bool = False, keep: tuple[str, ...] = ()):
@@ -130,10 +125,9 @@ class RunFolder:
 
 
 def check_apart(output: Path, inputs: dict[str, Path | str | None]) -> None:
-    """Raise UserError if the folder `output` is, holds or lies in an input, by whatever links or spelling.
+    """UserError if the folder `output` is, holds or lies in an input, or in what links in that lead to.
 
-    inputs: flag → what it names. A text is taken for a path only where there is such a file or folder, since it may be
-    a hub id; a Path always. A folder that holds links is what they lead to as well.
+    inputs: flag → what it names: a Path, or a text, which may be a hub id where there is no such file or folder.
     """
     final = Path(os.path.realpath(output.expanduser()))
     for name, value in inputs.items():
