@@ -135,17 +135,6 @@ def test_an_entry_that_vanishes_between_two_stages_is_made_again(tmp_path):
     assert torch.equal(kept()["z"], torch.arange(64.0) + 1) and kept.known() and len(MADE) == 2
 
 
-@pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt])
-def test_nothing_is_kept_when_making_it_fails(tmp_path, stop):
-    def fail(folder: Path) -> None:
-        (folder / "half").write_text("half")
-        raise stop
-
-    with pytest.raises(stop):
-        Kept(Cache(tmp_path), "kind", {}, fail).entry()
-    assert not list((tmp_path / "kind").iterdir())
-
-
 def test_two_that_want_the_same_make_it_once_and_neither_removes_the_others(tmp_path, capsys):
     begun, go_on = threading.Event(), threading.Event()
 

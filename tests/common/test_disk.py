@@ -7,11 +7,11 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
 
 from utils.common import files
 from utils.common.cache import Cache, Kept
@@ -61,11 +61,15 @@ def test_what_torch_makes_of_a_full_disk_is_known_by_the_room_that_is_left(tmp_p
         torn(10**9)
 
 
-def test_a_folder_that_does_not_fit_into_the_cache_leaves_nothing(tmp_path, make_tiny_llama):
-    model = AutoModelForCausalLM.from_pretrained(make_tiny_llama())
-    with no_file_above(3000), pytest.raises(OutOfRoom, match=str(tmp_path / "kind")):
-        Kept(Cache(tmp_path), "kind", {}, model.save_pretrained).entry()
-    assert not list((tmp_path / "kind").iterdir())
+def test_what_fails_or_does_not_fit_leaves_nothing_in_the_cache(tmp_path):
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise KeyboardInterrupt
+
+    for write, error in ((lambda folder: write_json(folder / "a", ["x" * 9000]), OutOfRoom), (fail, KeyboardInterrupt)):
+        with no_file_above(3000), pytest.raises(error):
+            Kept(Cache(tmp_path), "kind", {}, write).entry()
+        assert not list((tmp_path / "kind").iterdir())
 
 
 REFUSED = [
