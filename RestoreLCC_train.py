@@ -12,8 +12,9 @@ from pathlib import Path
 
 from data.sources import check_calib_data, check_data_path
 from models.model_names import check_found
-from utils.common.commands import check_cache, quiet_libraries, run
+from utils.common.commands import quiet_libraries, run
 from utils.common.errors import UserError
+from utils.common.files import check_writable
 from utils.common.flags import Arguments, parse_arguments
 from utils.common.processes import Processes, is_main_process
 from utils.common.run_folder import RunFolder, check_apart
@@ -62,7 +63,7 @@ def check_inputs(args: Arguments) -> None:
         check_data_path(args.data_path)
     if args.eval_data_dir and not args.eval_data_dir.is_dir():
         raise UserError(f"-eval_data_dir: {args.eval_data_dir} is not a folder; give the folder of task data")
-    check_cache(args.cache_dir)
+    check_writable(args.cache_dir, "-cache_dir")
     check_push(args)
 
 

@@ -34,10 +34,9 @@ from models.restoration import Restoration
 from pruning import calibration
 from pruning.slimgpt import plan
 from utils.activations import last_token_activations
-from utils.common.commands import DEFAULT_CACHE, Parser, run
+from utils.common.commands import DEFAULT_CACHE, Parser, at_least, run
 from utils.common.errors import UserError
 from utils.common.files import write_json
-from utils.common.flag_types import at_least
 from utils.common.methods import Options
 from utils.common.names import BUNDLED, EMBEDDED
 from utils.common.record import device_name, versions

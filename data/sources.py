@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.common.errors import UserError, first_line, shortened
-from utils.common.files import fault, parse_json
+from utils.common.files import parse_json
 from utils.common.names import BUNDLED, C4
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
@@ -104,7 +104,7 @@ def json_rows(path: Path, flag: str) -> Iterator[tuple[int, object]]:
         except ValueError as error:
             at = error.lineno if whole and isinstance(error, json.JSONDecodeError) else number
             hint = "one object a line belongs in a .jsonl file" if whole else "mend or remove the line"
-            raise UserError(f"{flag}: {path}:{at}: not valid JSON ({fault(error)}); {hint}") from error
+            raise UserError(f"{flag}: {path}:{at}: not valid JSON ({getattr(error, 'msg', error)}); {hint}") from error
         if whole:
             yield from _listed(content, path, flag)
         else:

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from models.families import ATTENTION, FAMILIES, MLP
+from utils.common.cache import hash_tensor, raw_bytes
 from utils.common.errors import UserError, first_line
 from utils.common.files import read_json, whole_file, write_json
-from utils.common.raw import hash_tensor, raw_bytes
 
 LINEARS = ATTENTION + MLP
 """The seven linear layers of a decoder layer: what pruning methods prune."""

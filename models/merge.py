@@ -12,8 +12,9 @@ plausible.
 from argparse import Namespace
 
 from models.model_names import check_found
-from utils.common.commands import DEFAULT_CACHE, Parser, check_cache, folder_path, name_or_path, run
+from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, name_or_path, run
 from utils.common.errors import UserError
+from utils.common.files import check_writable
 from utils.common.names import DTYPE_NAMES
 from utils.common.run_folder import check_apart
 
@@ -41,7 +42,7 @@ def read_flags(argv: list[str] | None = None) -> Namespace:
         check_found(args.tokenizer, "-tokenizer")
     if not args.restoration.is_dir():
         raise UserError(f"-restoration: {args.restoration} is not a folder; give OUT/restoration of a run")
-    check_cache(args.cache_dir)
+    check_writable(args.cache_dir, "-cache_dir")
     return args
 
 

@@ -17,8 +17,7 @@ from models.families import carried_parts
 from models.modeling_llama import attach, explicit_biases
 from models.terms import HeadConstant, Term, merged
 from utils.common.errors import UserError, first_line
-from utils.common.files import read_json, whole_folder, write_json
-from utils.common.manifest import read_manifest, write_manifest
+from utils.common.files import read_json, read_manifest, whole_folder, write_json, write_manifest
 from utils.common.methods import METHODS, Options, Part
 
 FORMAT = 3

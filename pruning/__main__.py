@@ -2,9 +2,8 @@
 
 from data.sources import check_calib_data
 from models.model_names import RECORD, check_found
-from utils.common.commands import DEFAULT_CACHE, Parser, check_cache, folder_path, name_or_path, run
-from utils.common.files import read_json
-from utils.common.flag_types import at_least, seed_number
+from utils.common.commands import DEFAULT_CACHE, Parser, at_least, folder_path, name_or_path, run, seed_number
+from utils.common.files import check_writable, read_json
 from utils.common.names import BUNDLED, DTYPE_NAMES
 from utils.common.run_folder import RunFolder, check_apart
 
@@ -43,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
             # Before torch is imported, so that a wrong path is answered at once.
             check_found(args.base_model_name, "-base_model_name")
             check_calib_data(args.calib_data)
-            check_cache(args.cache_dir)
+            check_writable(args.cache_dir, "-cache_dir")
             from models.loading import DTYPES, resolve
             from pruning.prune_model import prune_into
 

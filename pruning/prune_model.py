@@ -17,9 +17,8 @@ from pruning import calibration
 from pruning.layers import BATCH_TOKENS, LayerInputs, finite, walk
 from pruning.pattern import Pattern
 from pruning.pruners import METHODS, PruneLayer
-from utils.common.disk import explain_disk_full
 from utils.common.errors import UserError
-from utils.common.files import write_json, write_text
+from utils.common.files import explain_disk_full, write_json, write_text
 from utils.common.progress import progress
 from utils.common.record import peak_memory
 

@@ -26,9 +26,8 @@ from models.loading import input_device
 from models.modeling_llama import keep_columns
 from models.terms import whole
 from utils.common.commands import ENDING
-from utils.common.disk import explain_disk_full
 from utils.common.errors import Stopped, UserError
-from utils.common.manifest import read_manifest, write_manifest
+from utils.common.files import explain_disk_full, read_manifest, write_manifest
 from utils.common.names import DIVERGED
 from utils.common.progress import progress
 from utils.distillation import Distillation

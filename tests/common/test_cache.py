@@ -1,9 +1,11 @@
 """A cache answers only for the very content it was made from, and with the very bytes that were kept."""
 
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +16,8 @@ from torch import Tensor
 from models.checkpoint import Checkpoint, fingerprint
 from tests.builders import byte_tokenizer
 from utils.common import cache as module
-from utils.common.cache import Cache, cached, identity
-from utils.common.errors import UserError
-from utils.common.files import PARTIAL
-from utils.common.manifest import MANIFEST, read_manifest, write_manifest
+from utils.common.cache import Cache, Kept, cached, identity
+from utils.common.files import MANIFEST, read_manifest, write_manifest
 
 ROOT = Path(module.__file__).parents[2]
 MADE: list[str] = []
@@ -44,12 +44,11 @@ def document(model: object, rows: list[Row], seed: int = 1, *, label: str = "") 
 def folder_of(folder: Path, model: object, rows: list[Row], seed: int = 1, *, label: str = "") -> None:
     MADE.append(label)
     (folder / "model.safetensors").write_bytes(bytes(1000))
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "deep/more.json"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text('{"a": 1}')
+    (folder / "deep").mkdir()
+    (folder / "deep" / "tokenizer.json").write_text('{"a": 1}')
 
 
-KINDS = {each.__name__: each for each in (tensors, document, folder_of)}
+KINDS = (tensors, document, folder_of)
 ROWS = [Row([1, 2], 1), Row([3], 0)]
 
 
@@ -66,9 +65,9 @@ def same(one, other) -> bool:
     return all(map(torch.equal, one.values(), other.values())) if isinstance(one, dict) and "z" in one else one == other
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_kept_is_not_made_again(tmp_path, kind):
-    cache, ask = Cache(tmp_path), KINDS[kind]
+@pytest.mark.parametrize("ask", KINDS)
+def test_what_is_kept_is_not_made_again(tmp_path, ask):
+    cache = Cache(tmp_path)
     first = ask(cache, "a", ROWS, label="first")
     assert same(first, ask(cache, rows=list(ROWS), model="a", seed=1, label="names and bars are no content"))
     assert same(first, ask.later(Cache(tmp_path), "a", ROWS)())
@@ -83,11 +82,10 @@ OTHERS = [
 
 def test_nothing_is_reused_for_another_argument_code_or_library(tmp_path, monkeypatch):
     cache = Cache(tmp_path)
-    paths = {str(tensors.later(cache, *given).entry()) for given in [("a", ROWS), *OTHERS]}
-    monkeypatch.setattr(module, "code_version", lambda *_: "other")
-    paths.add(str(tensors.later(cache, "a", ROWS).entry()))
-    monkeypatch.setattr(module, "version", lambda _: "other")
-    paths.add(str(tensors.later(cache, "a", ROWS).entry()))
+    paths = {tensors.later(cache, *given).entry() for given in [("a", ROWS), *OTHERS]}
+    for name in ("code_version", "version"):
+        monkeypatch.setattr(module, name, lambda *_: "other")
+        paths.add(tensors.later(cache, "a", ROWS).entry())
     assert len(paths) == len(OTHERS) + 3 == len(MADE)
 
 
@@ -96,7 +94,7 @@ def test_what_stands_for_itself_in_a_key(make_tiny_llama, tmp_path):
     one, same, other = (identity(Checkpoint(folder)) for folder in folders)
     assert one == same == fingerprint(folders[0]) != other
     kept = tensors.later(Cache(tmp_path), "a", ROWS)
-    assert identity([kept]) == [kept.arguments] and not MADE
+    assert identity([kept]) == [kept.key] and not MADE
     assert repr(frozenset([0, 8])) != repr(frozenset([8, 0])) and identity({8, 0}) == identity({0, 8}) == [0, 8]
     for unknown in (tmp_path, object(), lambda: None):
         with pytest.raises(TypeError, match="can't be in a key"):
@@ -114,15 +112,13 @@ def cut(file: Path, at: float) -> None:
 
 
 @pytest.mark.parametrize("spoil", [flip, cut, lambda file, _: file.unlink()], ids=["flip", "cut", "unlink"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_whatever_is_damaged_is_told_and_made_again(tmp_path, capsys, kind, spoil):
-    cache, ask = Cache(tmp_path), KINDS[kind]
+@pytest.mark.parametrize("ask", KINDS)
+def test_whatever_is_damaged_is_told_and_made_again(tmp_path, capsys, ask, spoil):
+    cache, times = Cache(tmp_path), 1
     first = ask(cache, "a", ROWS)
-    times = 1
     for file in files(tmp_path):
-        if file.name == MANIFEST and spoil is flip:
-            continue  # a bit of the key that it tells changes no result
-        for at in (0, 0.5, 0.98):
+        # A bit of the key that a manifest tells changes no result.
+        for at in () if file.name == MANIFEST and spoil is flip else (0, 0.5, 0.98):
             before = file.read_bytes()
             spoil(file, at)
             times += 1
@@ -133,28 +129,14 @@ def test_whatever_is_damaged_is_told_and_made_again(tmp_path, capsys, kind, spoi
 
 
 def test_an_entry_that_vanishes_between_two_stages_is_made_again(tmp_path):
-    cache = Cache(tmp_path)
-    kept = tensors.later(cache, "a", ROWS)
-    entry = kept.entry()
-    for file in (*files(entry), entry):
-        file.unlink() if file.is_file() else file.rmdir()
+    kept = tensors.later(Cache(tmp_path), "a", ROWS)
+    shutil.rmtree(kept.entry())
     assert not kept.known()
     assert torch.equal(kept()["z"], torch.arange(64.0) + 1) and kept.known() and len(MADE) == 2
 
 
-@pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt])
-def test_nothing_is_kept_when_making_it_fails(tmp_path, stop):
-    def fail(folder: Path) -> None:
-        (folder / "half").write_text("half")
-        raise stop
-
-    with pytest.raises(stop):
-        Cache(tmp_path).make("kind", {}, fail)
-    assert not files(tmp_path) and not list((tmp_path / "kind").iterdir())
-
-
 def test_two_that_want_the_same_make_it_once_and_neither_removes_the_others(tmp_path, capsys):
-    cache, begun, go_on, found = Cache(tmp_path), threading.Event(), threading.Event(), []
+    begun, go_on = threading.Event(), threading.Event()
 
     def make(folder: Path) -> None:
         MADE.append("")
@@ -162,50 +144,41 @@ def test_two_that_want_the_same_make_it_once_and_neither_removes_the_others(tmp_
         begun.set()
         assert go_on.wait(30)
 
-    def ask() -> None:
-        found.append(cache.make("kind", {}, make))
-
-    threads = [threading.Thread(target=ask) for _ in range(2)]
-    threads[0].start()
-    assert begun.wait(30)
-    threads[1].start()
-    while "waiting for another process" not in capsys.readouterr().out:
-        pass
-    go_on.set()
-    for thread in threads:
-        thread.join(30)
-    assert found[0] == found[1] and (found[0] / "a").read_text() == "whole" and len(MADE) == 1
-    assert {path.name for path in (tmp_path / "kind").iterdir()} == {found[0].name}
+    kept = Kept(Cache(tmp_path), "kind", {}, make)
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(kept.entry)]
+        assert begun.wait(30)
+        found.append(pool.submit(kept.entry))
+        while "waiting for another process" not in capsys.readouterr().out:
+            pass
+        go_on.set()
+    assert {each.result() for each in found} == {kept.path} == set((tmp_path / "kind").iterdir())
+    assert (kept.path / "a").read_text() == "whole" and len(MADE) == 1
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from utils.common.cache import Cache
+from utils.common.cache import Cache, Kept
 def die(folder):
     (folder / "half").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
-Cache(Path(sys.argv[1])).make("kind", {}, die)
+Kept(Cache(Path(sys.argv[1])), "kind", {}, die).entry()
 """
 
 
 def test_what_a_killed_process_was_making_goes_and_what_a_living_one_makes_stays(tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT)
-    assert done.returncode == -signal.SIGKILL and [file.name for file in files(tmp_path)][-1] == "half"
-    cache = Cache(tmp_path)
+    assert done.returncode == -signal.SIGKILL and {file.name for file in files(tmp_path)} > {"half"}
 
     def make(folder: Path) -> None:
         assert not list(folder.iterdir())
         Cache(tmp_path).clean()
         assert folder.is_dir()
 
-    cache.make("kind", {"other": 1}, make)
-    assert not list(tmp_path.rglob("half")) and len(files(tmp_path)) == 1
-    left = cache.path("kind", {}).with_suffix(PARTIAL)
-    left.mkdir()
-    (left / "half").write_text("half")
-    assert (cache.make("kind", {}, lambda folder: (folder / "whole").touch()) / "whole").exists()
-    assert not list(tmp_path.rglob("half"))
+    for key in ({"other": 1}, {}):
+        Kept(Cache(tmp_path), "kind", key, make).entry()
+    assert [file.name for file in files(tmp_path)] == [MANIFEST] * 2
 
 
 def test_a_manifest_says_which_file_is_not_as_it_was(tmp_path):
@@ -219,10 +192,3 @@ def test_a_manifest_says_which_file_is_not_as_it_was(tmp_path):
         (tmp_path / MANIFEST).write_text(text)
         with pytest.raises(ValueError, match=r"^is incomplete"):
             read_manifest(tmp_path)
-
-
-def test_a_cache_on_a_lock_that_is_no_file_is_one_line(tmp_path):
-    cache = Cache(tmp_path)
-    cache.path("kind", {}).with_suffix(".lock").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"its lock \S+ can't be taken"):
-        cache.make("kind", {}, lambda folder: None)

@@ -1,12 +1,18 @@
-"""What every command does before it begins."""
+"""What every command does before it begins, how it tells of long work, and how it ends."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 import torch
 from psutil import Process
 
+from utils.common import commands
 from utils.common.commands import TF32, run
-from utils.common.record import give_back_memory
+from utils.common.progress import EVERY, OFF, progress
+from utils.common.record import reset_peak_memory
 
 
 def test_products_of_fp32_are_never_those_of_tf32(monkeypatch):
@@ -22,5 +28,60 @@ def test_what_is_freed_is_given_back_before_a_stage_is_measured():
     above = bytearray(100_000)  # which keeps the heap from shrinking by itself
     del blocks
     before = Process().memory_info().rss
-    give_back_memory()
+    reset_peak_memory()
     assert before - Process().memory_info().rss > 100 * 2**20 and above
+
+
+COMMAND = """
+from utils.common.commands import run
+from utils.common.errors import UserError
+def main():
+    {}
+run(main, lighter='-calib_samples')
+"""
+FULL = "error: a file cannot be written (No space left on device)"
+ENDS = {
+    "a mistake": ("raise UserError('-lr: one\\nline')", "", 2, "error: -lr: one line\n"),
+    "a terminal of ASCII": ("raise UserError('./naïve')", "", 2, "error: ./na?ve\n"),
+    "a library's file": ("raise UserError('copy it again') from OSError(28, 'x')", "", 2, FULL),
+    "memory": ("raise MemoryError", "", 2, "error: out of memory (MemoryError); lower -calib_samples"),
+    "output": ("print('a line')", "> /dev/full", 2, FULL),
+    "a reader who goes": ("[print('a line') for _ in range(100_000)]", "| head -1", 141, ""),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_a_command_ends_in_one_line_at_most_and_a_status(case):
+    code, to, status, says = ENDS[case]
+    command = ["bash", "-o", "pipefail", "-c", f'"$0" -c "$1" {to}', sys.executable, COMMAND.format(code)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(commands.__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == status and done.stderr.startswith(says) and done.stderr.count("\n") == bool(says)
+
+
+def test_lines_come_every_half_minute_with_what_is_done_and_left(capsys):
+    bar, now = progress(total=40, desc="training", unit="step", initial=4), 100.0
+    bar.start_t = bar.last_print_t = now
+    bar._time = lambda: now
+    bar.set_postfix(loss="2.5", refresh=False)
+    for _ in range(8):
+        now += EVERY / 2 - 1
+        bar.update(1)
+    bar.close()
+    # 14 s each; 3 steps make the first line, 6 the second: 42 and 84 s, 33 and 30 steps left of 14 s.
+    assert capsys.readouterr().err.splitlines() == [
+        "      training: 7 of 40 step (18%), 00:42, 07:42 left, loss=2.5",
+        "      training: 10 of 40 step (25%), 01:24, 07:00 left, loss=2.5",
+    ]
+
+
+def test_short_and_silenced_work_says_nothing_and_a_terminal_has_a_bar(capsys, monkeypatch):
+    assert list(progress([1, 2], desc="short")) == [1, 2]
+    monkeypatch.setenv(OFF, "1")
+    monkeypatch.setattr("utils.common.progress.EVERY", 0)
+    assert list(progress([1, 2], desc="silent")) == [1, 2] and capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert progress([1]).disable
+    monkeypatch.delenv(OFF)
+    with progress([1]) as bar:
+        assert not bar.disable and bar.leave and bar.mininterval < 1

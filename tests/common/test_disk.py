@@ -1,11 +1,9 @@
-"""A disk that takes no more, and memory that runs out: one line, and nothing half-written under its name."""
+"""Files are whole and anybody's; a disk that takes no more, and memory that runs out, is one line."""
 
 import errno
-import os
 import resource
 import shutil
-import subprocess
-import sys
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
@@ -14,17 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
 
-from utils.common import disk
-from utils.common.cache import Cache
-from utils.common.commands import check_cache
-from utils.common.disk import DiskFull, as_bytes, explain_disk_full
-from utils.common.errors import UserError, shortage
-from utils.common.files import whole_file, whole_folder, write_json
+from utils.common import files
+from utils.common.cache import Cache, Kept
+from utils.common.errors import OutOfRoom, UserError, refusal, shortage
+from utils.common.files import check_writable, explain_disk_full, whole_file, whole_folder, write_json
 from utils.common.run_folder import RunFolder
 
-ROOT = Path(disk.__file__).parents[2]
 NUMBERS = torch.arange(50_000.0)
 
 
@@ -40,67 +34,65 @@ def no_file_above(size: int) -> Iterator[None]:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-WRITERS = (
-    lambda path: write_json(path, ["x" * 50_000]),
-    lambda path: save_file({"a": NUMBERS}, path),
-    lambda path: shutil.copy(__file__, path),
-)
-
-
-@pytest.mark.parametrize("write", WRITERS)
-def test_a_file_that_does_not_fit_is_one_line_and_leaves_nothing(tmp_path, write):
-    with no_file_above(3000), pytest.raises(DiskFull) as found, whole_file(tmp_path / "f") as partial:
-        write(partial)
-    assert str(found.value).startswith(f"{tmp_path} cannot be written (File too large; ")
-    assert "are free" in str(found.value) and "\n" not in str(found.value) and not list(tmp_path.iterdir())
+def test_a_file_that_does_not_fit_is_one_line_and_leaves_nothing(tmp_path):
+    writers = (
+        lambda path: write_json(path, ["x" * 50_000]),
+        lambda path: save_file({"a": NUMBERS}, path),
+        lambda path: shutil.copy(__file__, path),
+    )
+    for write in writers:
+        with no_file_above(3000), pytest.raises(OutOfRoom) as found, whole_file(tmp_path / "f") as partial:
+            write(partial)
+        assert str(found.value).startswith(f"{tmp_path} cannot be written (File too large; ")
+        assert "are free" in str(found.value) and "\n" not in str(found.value) and not list(tmp_path.iterdir())
 
 
 def test_what_torch_makes_of_a_full_disk_is_known_by_the_room_that_is_left(tmp_path, monkeypatch):
     """torch.save tells of positions in its file, and of no reason."""
 
     def torn(at_hand: int) -> None:
-        monkeypatch.setattr(disk, "free_bytes", lambda folder: at_hand)
+        monkeypatch.setattr(files, "free_bytes", lambda folder: at_hand)
         with explain_disk_full(tmp_path):
             raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
 
-    with pytest.raises(DiskFull, match=r"No space left on device; 4.1 kB are free"):
-        torn(4100)
+    with pytest.raises(OutOfRoom, match=r"No space left on device; 999 bytes are free"):
+        torn(999)
     with pytest.raises(RuntimeError, match="unexpected pos"):
         torn(10**9)
 
 
-def test_a_folder_and_a_cache_that_do_not_fit_leave_nothing(tmp_path, make_tiny_llama):
-    model = AutoModelForCausalLM.from_pretrained(make_tiny_llama())
-    says = pytest.raises(DiskFull, match=str(tmp_path))
-    with no_file_above(3000), says, whole_folder(tmp_path / "folder") as partial:
-        model.save_pretrained(partial)
-    assert not list(tmp_path.iterdir())
-    with no_file_above(3000), pytest.raises(DiskFull, match=str(tmp_path / "kind")):
-        Cache(tmp_path).make("kind", {}, lambda folder: save_file({"a": NUMBERS}, folder / "a.safetensors"))
-    assert not list((tmp_path / "kind").iterdir())
+def test_what_fails_or_does_not_fit_leaves_nothing_in_the_cache(tmp_path):
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise KeyboardInterrupt
+
+    for write, error in ((lambda folder: write_json(folder / "a", ["x" * 9000]), OutOfRoom), (fail, KeyboardInterrupt)):
+        with no_file_above(3000), pytest.raises(error):
+            Kept(Cache(tmp_path), "kind", {}, write).entry()
+        assert not list((tmp_path / "kind").iterdir())
 
 
-@pytest.mark.parametrize(
-    ("error", "says"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
-        (OSError(errno.EROFS, "x", "file"), "Read-only file system"),
-        (Exception("Error while serializing: I/O error: … (os error 122)"), "Disk quota exceeded"),
-        (OSError(errno.ENOENT, "No such file"), None),
-        (Exception("Permission denied (os error 13)"), None),
-        (ValueError("28"), None),
-    ],
-)
-def test_a_full_disk_is_known_whatever_a_library_took_it_for(error, says):
-    assert disk.refusal(error) == says
-    for taken_for in (ValueError("An error occurred while generating the dataset"), UserError("copy it again")):
-        with pytest.raises(DiskFull if says else type(taken_for)), explain_disk_full(Path("/tmp")):
-            raise taken_for from error
+REFUSED = [
+    (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+    (OSError(errno.EROFS, "x", "file"), "Read-only file system"),
+    (Exception("Error while serializing: I/O error: … (os error 122)"), "Disk quota exceeded"),
+    (OSError(errno.ENOENT, "No such file"), None),
+    (Exception("Permission denied (os error 13)"), None),
+]
+
+
+def test_a_full_disk_is_known_whatever_a_library_took_it_for(tmp_path):
+    for error, says in REFUSED:
+        assert refusal(error) == says
+        for taken_for in (ValueError("An error occurred while generating the dataset"), UserError("copy it again")):
+            with pytest.raises(Exception) as found, explain_disk_full(tmp_path):
+                raise taken_for from error
+            assert isinstance(found.value, OutOfRoom) if says else found.value is taken_for
 
 
 def test_a_folder_that_takes_nothing_is_told_at_once(tmp_path):
     with no_file_above(0), pytest.raises(UserError, match=f"^-cache_dir: {tmp_path} cannot be written"):
-        check_cache(tmp_path)
+        check_writable(tmp_path, "-cache_dir")
     with no_file_above(0), pytest.raises(UserError, match=r"^-output_dir: \S+ cannot be written \(File too large\)"):
         RunFolder(tmp_path / "out", {}).__enter__()
     assert not list(tmp_path.iterdir())
@@ -117,26 +109,15 @@ def test_memory_that_ran_out_is_known_whatever_a_library_took_it_for():
     assert shortage(ValueError("something else")) is None
 
 
-def test_sizes_are_as_people_read_them():
-    assert [as_bytes(n) for n in (0, 999, 340_400, 1_237_000_000)] == ["0 bytes", "999 bytes", "340 kB", "1.24 GB"]
-
-
-RAISES = "from utils.common.commands import run\ndef main():\n    {}\nrun(main, lighter='-calib_samples')"
-FULL = "error: a file cannot be written (No space left on device)"
-UNTAKEN = "from utils.common.errors import UserError\n    raise UserError('copy it again') from OSError(28, 'x')"
-
-
-@pytest.mark.parametrize(
-    ("code", "says"),
-    [(UNTAKEN, FULL), ("raise MemoryError", "error: out of memory (MemoryError); lower -calib_samples")],
-)
-def test_a_command_ends_in_one_line_whatever_wrote(code, says):
-    done = subprocess.run([sys.executable, "-c", RAISES.format(code)], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 2 and done.stderr.startswith(says) and done.stderr.count("\n") == 1
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux only")
-def test_output_to_a_full_disk_is_one_line():
-    command = ["bash", "-c", '"$0" -c "$1" > /dev/full', sys.executable, RAISES.format("print('a line')")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith(FULL)
+def test_others_may_read_what_they_may_read_of_any_file(tmp_path):
+    """safetensors makes its files for their owner alone."""
+    (tmp_path / "any").touch()
+    (tmp_path / "any-folder").mkdir()
+    with whole_folder(tmp_path / "model") as partial:
+        (partial / "deep").mkdir()
+        save_file({"a": torch.ones(2)}, partial / "deep" / "model.safetensors")
+    with whole_file(tmp_path / "a.safetensors") as partial:
+        save_file({"a": torch.ones(2)}, partial)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert modes["a.safetensors"] == modes["model.safetensors"] == modes["any"]
+    assert modes["model"] == modes["any-folder"]

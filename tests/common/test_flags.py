@@ -1,13 +1,13 @@
 """Flags from a file are checked as those of the command line are; paths have one spelling, seeds their own flags."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from utils.common.errors import UserError
-from utils.common.flags import Arguments, parse_arguments
-from utils.common.recipes import RECIPES, as_flags
+from utils.common.flags import RECIPES, Arguments, as_flags, parse_arguments
 
 
 def from_config(folder: Path, content: object, *flags: str, encoding: str = "utf-8") -> Arguments:
@@ -23,17 +23,13 @@ def test_what_run_json_holds_repeats_the_run_but_not_how_it_was_started(tmp_path
     again = from_config(tmp_path, {"arguments": json.loads(json.dumps(written)), "seed": 42})
     assert again.as_json() == written
     assert (again.overwrite, again.plan, again.push_to_hub) == (False, None, None)
-    of_earlier_version = {"arguments": written | {"overwrite": True, "plan": "here"}}
-    assert from_config(tmp_path, of_earlier_version) == again
-    assert from_config(tmp_path, of_earlier_version, "-overwrite").overwrite
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_its_flags_and_what_is_typed_wins(tmp_path, name):
     made = parse_arguments(["-recipe", name])
     typed = parse_arguments(as_flags(name).split())
-    assert made.as_json() == {**typed.as_json(), "recipe": name} != {**parse_arguments([]).as_json(), "recipe": name}
-    assert parse_arguments(["-recipe", name, "-lr", "0.5"]).lr == 0.5
+    assert made == replace(typed, recipe=name) != replace(parse_arguments([]), recipe=name)
     assert parse_arguments(["-lr", "0.5", "-recipe", name]).lr == 0.5
 
 
@@ -45,30 +41,19 @@ def test_a_recipe_that_is_typed_wins_over_a_file_and_one_in_a_file_does_not(tmp_
     assert (other.recipe, other.method, other.lr) == ("inside_mask", "masked_lora", RECIPES["inside_mask"]["lr"])
 
 
-@pytest.mark.parametrize(("name", "value"), [("overwrite", True), ("plan", None), ("config", "a"), ("push_to_hub", 0)])
-def test_a_config_by_hand_cannot_say_how_a_run_is_started(tmp_path, name, value):
-    with pytest.raises(UserError, match=rf"^-config: \S+config.json: {name}: given on the command line only"):
-        from_config(tmp_path, {"lr": 1, name: value})
-
-
 WRONG = {
-    "switch as text": ({"allow_dense": "false"}, 'allow_dense is "false"; a switch is true or false'),
-    "list": ({"lr": [1e-3]}, r"lr is \[0.001\]; give a number or a text"),
+    "switch as text": ({"allow_dense": "yes"}, 'allow_dense is "yes"; a switch is true or false'),
     "long object": ({"data_path": ["a" * 5000]}, "data_path is .{60,70}…; give a number or a text"),
     "null number": ({"lr": None}, "lr is null; give a number or a text"),
     "true for a number": ({"batch_size": True}, "batch_size is true; give a number or a text"),
-    "text for a number": ({"lr": "fast"}, "-lr/--lr: invalid float value: .fast."),
     "not finite": ('{"lr": NaN}', "-lr/--lr: must be a number above 0, not nan"),
     "beyond fp32": ({"lr": 1e39}, "-lr/--lr: must be a number above 0, not 1e"),
-    "seed too large": ({"seed": 2**32}, "-seed/--seed: must be a whole number, 0 to 4294967295, not 4294967296"),
-    "half a surrogate": ('{"data_path": "\\ud800"}', "cannot read .* \\(half of a surrogate pair"),
-    "wrong choice": ({"dtype": "int8"}, "-dtype/--dtype: invalid choice: .int8."),
     "unknown recipe": ({"recipe": "x"}, "-recipe/--recipe: invalid choice"),
-    "unknown": ({"learning_rate": 1}, "names unknown flags: learning_rate"),
+    "unknown": ({"learning_rate": 1, "help": True}, "names unknown flags: help, learning_rate"),
+    "how a run is started": ({"lr": 1, "push_to_hub": 0}, "push_to_hub: given on the command line only"),
     "null": ("null", "holds no flags"),
     "no JSON": ("{", "cannot read"),
     "a flag twice": ('{"lr": 1, "seed": 2, "lr": 3}', "cannot read .*'lr' stands there twice"),
-    "deep": ("[" * 100_000, "cannot read"),
 }
 
 
@@ -81,12 +66,6 @@ def test_a_wrong_value_is_one_line_that_names_file_and_flag(tmp_path, case):
     assert line.startswith("-config: ") and "config.json" in line and "\n" not in line and len(line) < 400
 
 
-def test_numbers_and_texts_stand_for_each_other_as_the_flag_takes_them(tmp_path):
-    args = from_config(tmp_path, {"sparsity": 0.5, "lr": "1e-3", "use_topk_heads": "0.5"})
-    assert (args.sparsity, args.lr, args.use_topk_heads) == ("0.5", 1e-3, 0.5)
-    assert from_config(tmp_path, {"allow_dense": True, "eval_limit": None, "spec_task": None}).allow_dense
-
-
 def test_a_share_of_one_is_all_heads_and_a_count_of_one_is_one(tmp_path):
     for given, heads in (("1", 1), ("7", 7), ("0.5", 12), ("1.0", 24), (1.0, 24), (1, 1)):
         args = from_config(tmp_path, {"use_topk_heads": given})
@@ -94,30 +73,29 @@ def test_a_share_of_one_is_all_heads_and_a_count_of_one_is_one(tmp_path):
         assert args.head_count(4, 6) == again.head_count(4, 6) == heads
 
 
-def test_yaml_is_read_as_it_is_written(tmp_path):
+def test_yaml_is_read_as_it_is_written_and_json_as_the_flag_takes_it(tmp_path):
     path = tmp_path / "flags.yaml"
     path.write_text("sparsity: 2:4\nlr: 1e-3\ntrain_norms: true\neval_limit: null\nuse_topk_heads: 0.5\n")
-    args = parse_arguments(["-config", str(path), "-num_epoch", "2"])
-    found = (args.sparsity, args.lr, args.train_norms, args.eval_limit, args.use_topk_heads, args.num_epoch)
-    assert found == ("2:4", 1e-3, True, None, 0.5, 2)
+    of_yaml = parse_arguments(["-config", str(path)])
+    given, numbers = {"sparsity": "2:4", "train_norms": True, "eval_limit": None}, {"lr": 1e-3, "use_topk_heads": 0.5}
+    of_json = from_config(tmp_path, {**given, "lr": "1e-3", "use_topk_heads": 0.5})
+    assert of_yaml == of_json == replace(parse_arguments([]), **given, **numbers)
 
 
-WRONG_YAML = [
-    ("lr: [1", "is no YAML in line "),
-    ("lr: 1\nlr: 2", "'lr' stands there twice"),
-    ("- lr", "holds no flags"),
-    ("train_norms: yes", 'train_norms is "yes"; a switch is true or false'),
-    ("num_epoch: null", "num_epoch"),
-]
+WRONG_YAML = {
+    "lr: [1": "is no YAML in line ",
+    "lr: 1\nlr: 2": "'lr' stands there twice",
+    "- lr": "holds no flags",
+    "num_epoch: null": "num_epoch is null",
+}
 
 
-@pytest.mark.parametrize(("content", "message"), WRONG_YAML)
-def test_wrong_yaml_is_one_line_that_names_the_file(tmp_path, content, message):
+def test_wrong_yaml_is_one_line_that_names_the_file(tmp_path):
     path = tmp_path / "flags.yml"
-    path.write_text(content)
-    with pytest.raises(UserError, match=r"^-config: ") as raised:
-        parse_arguments(["-config", str(path)])
-    assert message in str(raised.value) and "flags.yml" in str(raised.value) and "\n" not in str(raised.value)
+    for content, message in WRONG_YAML.items():
+        path.write_text(content)
+        with pytest.raises(UserError, match=rf"^-config: \S+flags.yml.*{message}"):
+            parse_arguments(["-config", str(path)])
 
 
 def test_an_unknown_flag_names_the_nearest_one():
@@ -130,15 +108,7 @@ def test_an_unknown_flag_names_the_nearest_one():
 
 def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    names = (
-        "base_model_name",
-        "pruned_model_path",
-        "calib_data",
-        "data_path",
-        "eval_data_dir",
-        "output_dir",
-        "cache_dir",
-    )
+    names = [name.removeprefix("-") for name in parse_arguments([]).inputs()] + ["output_dir"]
     args = parse_arguments([word for name in names for word in (f"-{name}", f"~/{name}")])
     assert {name: str(getattr(args, name)) for name in names} == {name: str(tmp_path / name) for name in names}
     assert from_config(tmp_path, {name: f"~/{name}" for name in names}) == args
@@ -146,11 +116,6 @@ def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
 
 
 def test_each_seed_follows_seed_unless_it_is_given():
-    def seeds(*flags: str) -> tuple[int, int, int]:
-        args = parse_arguments(list(flags))
-        return args.calibration_seed, args.samples_seed, args.training_seed
-
-    assert seeds() == (42, 42, 42)
-    assert seeds("-seed", "7") == (7, 7, 7)
-    assert seeds("-seed", "7", "-calib_seed", "0") == (0, 7, 7)
-    assert seeds("-data_seed", "1", "-train_seed", "2") == (42, 1, 2)
+    for words, seeds in {"-seed 7 -calib_seed 0": (0, 7, 7), "-data_seed 1 -train_seed 2": (42, 1, 2)}.items():
+        args = parse_arguments(words.split())
+        assert (args.calibration_seed, args.samples_seed, args.training_seed) == seeds

@@ -1,6 +1,5 @@
 """What train.sh runs: its head's values, but what arguments, a recipe, a method, a task or a file decide."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -9,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.common.flags import SPEC_TRAIN_SAMPLES, Arguments, parse_arguments
+from utils.common.flags import RECIPES, SPEC_TRAIN_SAMPLES, Arguments, parse_arguments
 from utils.common.methods import METHODS
-from utils.common.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,31 +54,27 @@ def test_the_head_is_where_values_are_edited_and_arguments_win_over_it(runs):
     assert runs("-lr", "1e-3", "--num_components=3", LR="5e-4") == replace(plain, lr=1e-3, num_components=3)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_run_as_it_is_named(runs, name):
-    wanted = replace(runs(), recipe=name, **RECIPES[name])
-    for words in (["-recipe", name], ["--recipe", name], [f"-recipe={name}"]):
-        assert runs(*words) == wanted
-    assert runs("-recipe", name, "-lr", "3e-4") == replace(wanted, lr=3e-4)
+def test_a_recipe_is_run_as_it_is_named(runs):
+    plain = runs()
+    for name, words in zip(RECIPES, ("-recipe {}", "--recipe {}", "-recipe={}", "-recipe {} -lr 3e-4"), strict=True):
+        rate = {"lr": 3e-4} if "-lr" in words else {}
+        assert runs(*words.format(name).split()) == replace(plain, recipe=name, **RECIPES[name] | rate)
 
 
 def test_a_method_selects_heads_itself_unless_the_head_says_how(runs):
     plain = runs()
-    for method, line in METHODS.items():
-        assert runs("-method", method) == replace(plain, method=method, head_selection=line.selection)
+    for method in ("bias_only", "lofit"):
+        assert runs("-method", method) == replace(plain, method=method, head_selection=METHODS[method].selection)
     assert runs("-method", "lofit", HEAD_SELECTION="gap") == replace(plain, method="lofit", head_selection="gap")
 
 
 def test_a_task_brings_its_own_samples(runs):
     wanted = replace(runs(), spec_task="rte", data_path=None, num_train_samples=SPEC_TRAIN_SAMPLES)
-    assert runs("-spec_task", "rte") == runs("-spec_task", "rte", SPEC_TASK="boolq") == wanted
-    assert runs("--spec_task=rte", "-num_train_samples", "70") == replace(wanted, num_train_samples=70)
+    assert runs("-spec_task", "rte", SPEC_TASK="boolq") == wanted == runs("--spec_task=rte")
 
 
-@pytest.mark.parametrize("spelling", ["-config {}", "--config={}"])
-def test_a_file_of_flags_is_not_overridden(runs, tmp_path, spelling):
+def test_a_file_of_flags_is_not_overridden(runs, tmp_path):
     file = tmp_path / "flags.json"
-    file.write_text(json.dumps({"lr": 2e-4, "num_components": 3, "recipe": "constants", "dtype": "float32"}))
-    words = spelling.format(file).split()
-    assert runs(*words) == parse_arguments(words)
-    assert runs(*words, "-seed", "7") == replace(parse_arguments(words), seed=7)
+    file.write_text('{"lr": 2e-4, "num_components": 3, "recipe": "constants", "dtype": "float32"}')
+    for words in (["-config", str(file)], [f"--config={file}"]):
+        assert runs(*words, "-seed", "7") == replace(parse_arguments(words), seed=7)

@@ -90,15 +90,6 @@ def test_any_task_row_is_refused_or_whole(task, row):
 
 
 @some
-@given(st.text(max_size=12) | st.from_regex(r"-?[0-9.eE:]{1,9}", fullmatch=True))
-def test_any_text_is_a_pattern_or_refused(text):
-    pattern = taken(Pattern.parse, text)
-    if pattern is not None:
-        assert 0 < pattern.ratio < 1
-        assert (pattern.n is None) == (pattern.m is None)
-
-
-@some
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 5), st.data())
 def test_every_group_loses_as_many_as_its_pattern_says(n, more, groups, data):
     pattern = Pattern.parse(f"{n}:{n + more}")
@@ -107,6 +98,5 @@ def test_every_group_loses_as_many_as_its_pattern_says(n, more, groups, data):
     scores = torch.tensor(values).repeat(3, groups)
     mask = pattern.mask(scores)
     assert mask.unflatten(-1, (groups, n + more)).sum(-1).eq(more).all()
-    assert lowest(scores, more).sum(-1).eq(more).all()
-    for row, kept in zip(scores, ~lowest(scores, more), strict=True):
-        assert row[kept].min() >= row[~kept].max()
+    for row, goes in zip(scores, lowest(scores, more), strict=True):
+        assert goes.sum() == more and row[~goes].min() >= row[goes].max()

@@ -1,20 +1,18 @@
 """What can be made again is kept by what it was made from, and by nothing else.
 
     @cached("components", code=(utils.components,))
-    def components(gap: Tensor, count: int, *, seen: bool) -> dict[str, Tensor]:
-        ...
+    def components(gap: Tensor, count: int, *, seen: bool) -> dict[str, Tensor]: ...
 
     components(cache, gap, 10, seen=True)          from the cache, or made now and kept
     components.later(cache, gap, 10, seen=True)    the same call, made when it is called
 
-The key is all arguments before `*`, by content, with the code and the libraries named. What stands after `*` changes
-no result: names for a bar, models that are loaded when they are needed.
+The key is all arguments before `*`, by content, with the code and the libraries named. What stands after changes no
+result: names for a bar, models that are loaded when they are needed.
 """
 
 import functools
 import hashlib
 import inspect
-import json
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,97 +21,67 @@ from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from utils.common.disk import explain_disk_full
 from utils.common.errors import UserError
-from utils.common.files import PARTIAL, digest, digest_files, read_json, share_files, write_json
-from utils.common.manifest import read_manifest, write_manifest
-from utils.common.raw import hash_tensor
+from utils.common.files import PARTIAL, digest, read_json, read_manifest, whole_folder, write_json, write_manifest
 from utils.common.run_folder import locked
 
-TENSORS, DOCUMENT = "tensors.safetensors", "document.json"
-"""The one file of an entry that a function's return value is kept in; an entry without is a folder that it wrote."""
+TENSORS, DOCUMENT = "tensors.safetensors", "document.json"  # what a return value is kept in, if it isn't a folder
 
 
 class Cache:
-    """Entries of one kind: a folder with a manifest, found by the digest of a key.
-
-    What is found is held against its manifest first; what differs is dropped, with a line, and made again.
-    """
+    """Folders with a manifest, each found by the digest of a key. reused: the kinds that were found, as asked for."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.reused: list[str] = []
-        """The kind of everything that was found rather than made, in the order it was asked for."""
-
-    def get(self, kind: str, key: object) -> Path | None:
-        """The verified entry; None if there is none, or none that is whole."""
-        path = self.path(kind, key)
-        try:
-            read_manifest(path)
-        except ValueError:
-            return None
-        return path
-
-    def make(self, kind: str, key: object, write: Callable[[Path], None]) -> Path:
-        """The verified entry, or one that `write` fills. One process makes it; others that want it wait."""
-        path = self.path(kind, key)
-        if self.get(kind, key):
-            self.reused.append(kind)
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with explain_disk_full(path.parent), locked(path.with_suffix(".lock"), str(path), wait=True):
-            if self.get(kind, key):
-                self.reused.append(kind)
-                return path
-            if path.exists():
-                print(f"      cache: {path} is damaged or incomplete; it is made again")
-                shutil.rmtree(path)
-            partial = path.with_suffix(PARTIAL)
-            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: the lock is ours
-            partial.mkdir()
-            try:
-                write(partial)
-                share_files(partial)
-                write_manifest(partial, key=key)
-                partial.rename(path)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-        return path
 
     def clean(self) -> None:
         """Remove what killed processes were writing; what living ones write is locked."""
-        for partial in self.folder.glob(f"*/*{PARTIAL}"):
-            with suppress(UserError), locked(partial.with_suffix(".lock"), str(partial)):
+        for partial in self.folder.glob(f"*/.*{PARTIAL}-*"):
+            entry = partial.name[1:].partition(PARTIAL)[0]
+            with suppress(UserError), locked(partial.with_name(f"{entry}.lock"), str(partial)):
                 shutil.rmtree(partial, ignore_errors=True)
-
-    def path(self, kind: str, key: object) -> Path:
-        """Where what belongs to `key` is kept."""
-        return self.folder / kind / digest(kind, key)[:24]
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A call whose result is in the cache, or will be: it stands for its result in the keys of others."""
+    """A call whose result is in the cache, or made by `write` when asked for; its key stands for it in others' keys."""
 
     cache: Cache
     kind: str
-    arguments: dict
+    key: dict
     write: Callable[[Path], None]
 
-    def key(self) -> dict:
-        """All that the result depends on."""
-        return self.arguments
+    @property
+    def path(self) -> Path:
+        """Where it is kept, once it was made."""
+        return self.cache.folder / self.kind / digest(self.kind, self.key)[:24]
 
     def known(self) -> bool:
-        """Whether the cache holds it; nothing is made."""
-        return self.cache.get(self.kind, self.arguments) is not None
+        """Whether the cache holds it whole; nothing is made."""
+        with suppress(ValueError):
+            return bool(read_manifest(self.path))
+        return False
 
     def entry(self) -> Path:
-        """Where the result is kept, unread; made now if it isn't there, or no longer."""
-        return self.cache.make(self.kind, self.arguments, self.write)
+        """Where the result is kept, verified but unread. One process makes what isn't there whole; others wait."""
+        if not self.known():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(self.path.with_suffix(".lock"), str(self.path), wait=True):
+                if not self.known():
+                    if self.path.exists():
+                        print(f"      cache: {self.path} is damaged or incomplete; it is made again")
+                        shutil.rmtree(self.path)
+                    with whole_folder(self.path) as partial:
+                        self.write(partial)
+                        write_manifest(partial, key=self.key)
+                    return self.path
+        self.cache.reused.append(self.kind)
+        return self.path
 
     def __call__(self) -> dict | Path:
         """The result."""
@@ -124,9 +92,8 @@ class Kept:
 
 
 def cached(kind: str, code: tuple[ModuleType, ...] = (), libraries: tuple[str, ...] = ()) -> Callable:
-    """Keep what a function returns: tensors by name, or a JSON document; see this module's head for its arguments.
+    """Keep what a function returns: tensors by name, a JSON document, or the new `folder` that is its first parameter.
 
-    One whose first parameter is `folder` is given a new folder to write to, and the call returns where that is kept.
     code: modules, besides the function itself, of which another version may give another result.
     """
 
@@ -135,25 +102,23 @@ def cached(kind: str, code: tuple[ModuleType, ...] = (), libraries: tuple[str, .
         writes = next(iter(signature.parameters)) == "folder"
         positional = [name for name, each in signature.parameters.items() if each.kind != each.KEYWORD_ONLY]
 
-        def write(folder: Path, *given: object, **how: object) -> None:
-            if writes:
-                make(folder, *given, **how)
-                return
-            made = make(*given, **how)
-            if made and all(isinstance(value, Tensor) for value in made.values()):
-                save_file({name: tensor.contiguous() for name, tensor in made.items()}, folder / TENSORS)
-            else:
-                write_json(folder / DOCUMENT, made)
-
         def later(cache: Cache, *given: object, **how: object) -> Kept:
-            bound = signature.bind(*((Path(),) if writes else ()), *given, **how)
+            bound = signature.bind(*[None] * writes, *given, **how)
             bound.apply_defaults()
+
+            def write(folder: Path) -> None:
+                made = make(*[folder] * writes, *given, **how)
+                if made and all(isinstance(value, Tensor) for value in made.values()):
+                    save_file({name: tensor.contiguous() for name, tensor in made.items()}, folder / TENSORS)
+                elif not writes:
+                    write_json(folder / DOCUMENT, made)
+
             key = {
                 "arguments": {name: identity(bound.arguments[name]) for name in positional[writes:]},
                 "code": [digest(inspect.getsource(make))[:16], code_version(*code)],
                 "libraries": {name: version(name) for name in libraries},
             }
-            return Kept(cache, kind, json.loads(json.dumps(key)), lambda folder: write(folder, *given, **how))
+            return Kept(cache, kind, key, write)
 
         @functools.wraps(make)
         def call(cache: Cache, *given: object, **how: object) -> dict | Path:
@@ -166,12 +131,11 @@ def cached(kind: str, code: tuple[ModuleType, ...] = (), libraries: tuple[str, .
 
 
 def identity(value: object) -> object:
-    """What a value is in a key, by content; TypeError for what has none, such as a path or a model.
-
-    An object with a method `key` is what that returns: a checkpoint its fingerprint, a Kept call its own key.
-    """
+    """What a value is in a key, by content or by its method `key`; TypeError for what has none, such as a path."""
     if isinstance(value, Tensor):
         return digest_tensors({"": value})
+    if isinstance(value, Kept):
+        return value.key
     if callable(own := getattr(value, "key", None)):
         return identity(own())
     if is_dataclass(value) and not isinstance(value, type):
@@ -188,6 +152,17 @@ def identity(value: object) -> object:
     raise TypeError(f"{type(value).__name__} is known by no content, so it can't be in a key")
 
 
+def raw_bytes(tensor: Tensor) -> Tensor:
+    """uint8, one dimension: the bytes of a CPU tensor in row-major order; no copy where it is contiguous."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def hash_tensor(whole: "hashlib._Hash", name: str, tensor: Tensor) -> None:
+    """Add a tensor's name, dtype, shape and bytes to a hash."""
+    whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    whole.update(raw_bytes(tensor).numpy())
+
+
 def digest_tensors(tensors: dict[str, Tensor]) -> str:
     """SHA-256 (hex) of names, dtypes, shapes and bytes."""
     whole = hashlib.sha256()
@@ -198,8 +173,8 @@ def digest_tensors(tensors: dict[str, Tensor]) -> str:
 
 def code_version(*modules: ModuleType) -> str:
     """Digest of the modules' source, of a package all its files: a cache outlives no change of the maths in them."""
-    files = {Path(inspect.getsourcefile(module)) for module in modules}
+    files: set[Path] = set()
     for module in modules:
-        for folder in getattr(module, "__path__", ()):
-            files.update(Path(folder).glob("*.py"))
-    return digest_files(sorted(files))[:16]
+        file = Path(inspect.getsourcefile(module))
+        files.update(file.parent.glob("*.py") if hasattr(module, "__path__") else [file])
+    return digest(*(file.read_text(encoding="utf-8") for file in sorted(files)))[:16]

@@ -9,34 +9,21 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from copy import copy
 from difflib import get_close_matches
 from pathlib import Path
 
-from utils.common.disk import check_writable, refusal
-from utils.common.errors import OutOfRoom, Stopped, UserError, shortage, shortened
+from utils.common.errors import OutOfRoom, Stopped, UserError, refusal, shortage, shortened
+from utils.common.methods import LINEAR_NAMES
 from utils.common.processes import is_main_process
 
-DEFAULT_CACHE = Path("~/.cache/restorelcc").expanduser()
-"""Where what can be made again is kept between runs, keyed by content."""
-
-
-ENDING = (signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
-"""Signals that end a command in order, beside Ctrl-C."""
-
-PATIENCE = 30
-"""Seconds that a process which prints nothing outlives a mistake, unless its launcher ends it before."""
-
-WIDTH = 100
-"""Columns that all output to a terminal keeps to."""
-
-_UNKNOWN = "unrecognized arguments: "
-"""What argparse begins with where it knows no such flag."""
-
-TF32 = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
-"""Variable that some container images set: torch then rounds the factors of fp32 products to 10 bits."""
-
-_LONGEST_NAME, _LONGEST_PATH = 255, 4095
-"""Bytes of a file's name and of a path that common file systems take."""
+DEFAULT_CACHE = Path("~/.cache/restorelcc").expanduser()  # what can be made again, kept between runs by its content
+ENDING = (signal.SIGTERM, signal.SIGUSR1)  # signals that end a command in order, beside Ctrl-C
+PATIENCE = 30  # seconds that a process which prints nothing outlives a mistake, unless its launcher ends it before
+MOST = 10**9  # what a flag may be: beyond it, sizes overflow in libraries rather than being too large
+WIDTH = 100  # columns that all output to a terminal keeps to
+TF32 = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"  # where images set it, torch rounds factors of fp32 products to 10 bits
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,65 +33,56 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
         self._target: argparse._ArgumentGroup | Parser = self
 
-    def group(self, title: str) -> None:
-        """Flags added from here on stand under this title."""
-        self._target = self.add_argument_group(title)
-
-    def flag(self, name: str, **options) -> None:
-        """-name and --name, with a value."""
-        options.setdefault("type", text)
+    def flag(self, name: str, group: str | None = None, **options) -> None:
+        """-name and --name, a switch if its default is False. group: the title over it and later ones. A type's
+        attribute `metavar` is what --help calls the value; the other options are argparse's."""
+        if group:
+            self._target = self.add_argument_group(group)
+        if options.get("default") is False:
+            options["action"] = "store_true"
+        else:
+            options = {"type": text, "metavar": getattr(options.get("type"), "metavar", None), **options}
         self._target.add_argument(f"-{name}", f"--{name}", **options)
 
     def switch(self, name: str, help: str) -> None:
         """-name and --name, off unless given."""
-        self._target.add_argument(f"-{name}", f"--{name}", action="store_true", help=help)
+        self.flag(name, default=False, help=help)
 
     def _get_option_tuples(self, option_string: str) -> list:
         """No abbreviations: `allow_abbrev` leaves those with one dash in."""
         return []
 
     def error(self, message: str) -> None:
-        message = message.replace("argument ", "", 1)
-        if message.startswith(_UNKNOWN) and (word := message.removeprefix(_UNKNOWN).split()[0])[0] == "-":
-            flags = [action.option_strings[0].lstrip("-") for action in self._actions if action.option_strings]
-            given = word.lstrip("-").partition("=")[0]
-            # The beginning of a flag is nearer to it than any change of letters.
-            near = [flag for flag in flags if given and flag.startswith(given)] or get_close_matches(given, flags, 2)
-            message += f"; did you mean {' or '.join(f'-{flag}' for flag in near[:3])}?" if near else ""
-        raise UserError(message)
+        if unknown := message.partition("unrecognized arguments: -")[2].split():
+            flags = [action.option_strings[0][1:] for action in self._actions if action.option_strings]
+            given = unknown[0].lstrip("-").partition("=")[0]
+            message += "".join(f"; did you mean -{near}?" for near in get_close_matches(given, flags, 1))
+        raise UserError(message.replace("argument ", "", 1))
 
 
-class _Help(argparse.HelpFormatter):
+class _Help(argparse.RawDescriptionHelpFormatter):
     """One dash shown only, and each default beside its help."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=30, width=WIDTH)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings:
-            return super()._format_action_invocation(action)
-        shown = action.option_strings[0]
-        return shown if action.nargs == 0 else f"{shown} {self._format_args(action, action.dest.upper())}"
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        """Paragraphs are filled, each line for itself, so that examples stay as they are."""
-        fill = super()._fill_text
-        return "\n".join(line if line.startswith("  ") else fill(line, width, indent) for line in text.split("\n"))
+        shown = copy(action)
+        shown.option_strings = action.option_strings[:1]
+        return super()._format_action_invocation(shown)
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        if action.default in (None, False, argparse.SUPPRESS) or "(default" in text or not action.option_strings:
-            return text
-        return f"{text} (default: {str(action.default).replace('%', '%%')})"
+        hidden = action.default in (None, False, argparse.SUPPRESS) or "(default" in text or not action.option_strings
+        return text if hidden else f"{text} (default: %(default)s)"
 
 
 def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
-    """Call `main`; a UserError becomes one line on stderr and exit status 2.
+    """Call `main`; a UserError, a full disk or memory that runs out becomes one line on stderr and exit status 2.
 
-    So do a full disk and memory that runs out. Ctrl-C and a signal to end (SIGTERM; SIGUSR1, with which SLURM may warn)
-    become a line and 128 + the signal's number; where nobody reads on (`| head -1`) it ends with 141. What a terminal
-    has no letter for is printed as "?". then: what to do after a signal, for that line. lighter: flags that take less
-    memory, in words.
+    Ctrl-C and a signal to end (SIGTERM; SIGUSR1, with which SLURM may warn) become a line and 128 + the signal's
+    number; where nobody reads on (`| head -1`) it ends with 141. What a terminal has no letter for is printed as "?".
+    then: what to do after a signal, for that line. lighter: flags that take less memory, in words.
     """
     os.environ.pop(TF32, None)  # fp32 is fp32, here and in what this process starts: proofs are held to its rounding
     if torch := sys.modules.get("torch"):  # which reads the variable when it is imported
@@ -121,8 +99,7 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
         finally:
             sys.stdout.flush()
     except (KeyboardInterrupt, Stopped) as end:
-        number = end.number if isinstance(end, Stopped) else signal.SIGINT
-        then = getattr(end, "then", "") or then
+        number, then = getattr(end, "number", signal.SIGINT), getattr(end, "then", "") or then
         if is_main_process():
             print(f"stopped ({signal.Signals(number).name}){then and f'; {then}'}", file=sys.stderr)
         sys.exit(128 + number)
@@ -163,13 +140,25 @@ def _stop(number: int, _) -> None:
     raise Stopped(number)
 
 
+def quiet_libraries() -> None:
+    """Libraries' own bars and notes would bury the run's; errors still show."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    # What the Trainer's ddp_broadcast_buffers becomes
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+
+
 def text(given: str) -> str:
     """An argparse type: a text that can be written to a file."""
     try:
         given.encode()
     except UnicodeEncodeError as error:
         raise argparse.ArgumentTypeError("is no UTF-8 text; rename what it names") from error
-    if "\0" in given:
+    if "\0" in given:  # as a -config file may say
         raise argparse.ArgumentTypeError("holds a NUL character, which no name has")
     return given
 
@@ -180,7 +169,7 @@ def name_or_path(given: str) -> str:
     if not path.strip():
         raise argparse.ArgumentTypeError("is empty; name something, or leave it out")
     longest = max(len(part.encode()) for part in path.split("/"))
-    if longest > _LONGEST_NAME or len(path.encode()) > _LONGEST_PATH:
+    if longest > 255 or len(path.encode()) > 4095:  # bytes that common file systems take
         raise argparse.ArgumentTypeError(f"is longer than a path can be: {shortened(given)}")
     return path
 
@@ -190,18 +179,55 @@ def folder_path(given: str) -> Path:
     return Path(name_or_path(given))
 
 
-def quiet_libraries() -> None:
-    """Libraries' own bars and notes would bury the run's; errors still show."""
-    import datasets
-    import transformers
+def _number(kind: Callable[[str], float], holds: Callable[[float], bool], what: str) -> Callable[[str], float]:
+    def convert(text: str) -> float:
+        with suppress(ValueError):
+            if holds(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"must be a {what}, not {shortened(text)}")
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    # Of torch, about the argument that the Trainer's ddp_broadcast_buffers becomes.
-    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+    convert.metavar = "N"
+    return convert
 
 
-def check_cache(folder: Path, flag: str = "-cache_dir") -> None:
-    """Make the cache's folder; UserError if it can't be made, or nothing can be written there."""
-    check_writable(folder, flag, make=True)
+def at_least(bound: float) -> Callable[[str], float]:
+    """An argparse type: a number not below `bound`, nor above MOST; a whole one if the bound is an int."""
+    kind = "whole number" if isinstance(bound, int) else "number"
+    return _number(type(bound), lambda value: bound <= value <= MOST, f"{kind}, {bound:g} to {MOST}")
+
+
+rate = _number(float, lambda value: 0 < value < 3.4e38, "number above 0")
+"""An argparse type: a number above 0 that fp32 holds."""
+
+seed_number = _number(int, lambda value: 0 <= value < 2**32, f"whole number, 0 to {2**32 - 1}")
+"""An argparse type: a whole number that every library takes for a seed."""
+
+count_or_share = _number(
+    lambda text: int(text) if text.strip().isdecimal() else float(text),
+    lambda value: 1 <= value <= MOST if isinstance(value, int) else 0 < value <= 1,
+    "count of heads (1 or more) or a share above 0, at most 1.0",
+)
+"""An argparse type: a whole number of at least 1, or with a point (1.0 too) a share in (0, 1]."""
+
+
+def linear_names(text: str) -> str:
+    """An argparse type: some of LINEAR_NAMES, separated by commas; the same in their order."""
+    names = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in LINEAR_NAMES]:
+        raise argparse.ArgumentTypeError(f"must be some of {', '.join(LINEAR_NAMES)}, not {', '.join(unknown) or text}")
+    return ",".join(name for name in LINEAR_NAMES if name in names)
+
+
+def hub_id(text: str) -> str:
+    """An argparse type: a model's name on the hub, `owner/name` or `name`."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id  # a tenth of a second, for this flag only
+
+    try:
+        validate_repo_id(text if text.isascii() and text == text.strip() else "")  # earlier versions take more
+    except HFValidationError as error:
+        raise argparse.ArgumentTypeError(f"must be owner/name or name, as the hub has them ({error})") from error
+    return text
+
+
+count_or_share.metavar, linear_names.metavar, hub_id.metavar = "COUNT|SHARE", "NAMES", "NAME"
+name_or_path.metavar, folder_path.metavar = "NAME|PATH", "DIR"

@@ -1,16 +1,16 @@
 """The exceptions for a user's mistake and for being told to stop, and what a library's error means for a user."""
 
 import errno
+import os
 import re
 import signal
 from collections.abc import Iterator
 
 
 class UserError(Exception):
-    """A mistake the user can mend.
+    """A mistake the user can mend: one line that names the flag or file, says what is wrong and what to do.
 
-    The message is one line that names the flag or file, says what is wrong and what to do; line breaks in it become
-    spaces. Entry points print it to stderr and exit with 2.
+    Entry points print it to stderr and exit with 2.
     """
 
     def __init__(self, message: str):
@@ -22,10 +22,7 @@ class OutOfRoom(UserError):
 
 
 class Stopped(BaseException):
-    """The process was told to end by a signal, and has left things so that the run can go on.
-
-    then: what to do next, where that is not what the command does elsewhere.
-    """
+    """Told to end by a signal, with things left so that the run can go on. then: what to do next, if not as usual."""
 
     def __init__(self, number: int, then: str = ""):
         super().__init__(signal.Signals(number).name)
@@ -33,37 +30,40 @@ class Stopped(BaseException):
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what led to it, the latest first; of a mistake of the user's only what it was taken from.
-
-    A full disk, or memory that ran out, may have been met by a library as a broken file.
-    """
-    if isinstance(error, UserError):
+    """The error and what led to it, the latest first: a library may have taken a full disk for a broken file."""
+    if isinstance(error, UserError):  # what it was taken from
         error = error.__cause__
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-_TOLD = re.compile(
-    r"can(?:no|')t allocate memory|not enough memory|out of memory|bad_alloc|_ALLOC_FAILED|os error 12\)", re.IGNORECASE
-)
+def refusal(error: BaseException | None) -> str | None:
+    """Why a disk took no more (full, a quota or limit reached, read-only); None if that isn't what led to the error."""
+    for each in causes(error):
+        number = each.errno if isinstance(each, OSError) else None
+        if number is None and (found := re.search(r"\(os error (\d+)\)", str(each))):  # as libraries in Rust say it
+            number = int(found[1])
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            return os.strerror(number)
+    return None
+
+
+_NO_MEMORY = r"(?i)can(?:no|')t allocate memory|not enough memory|out of memory|bad_alloc|_ALLOC_FAILED|os error 12\)"
 
 
 def shortage(error: BaseException | None) -> str | None:
     """The line that tells of memory that ran out, on a CPU or a GPU; None if that isn't the cause."""
     for each in causes(error):
-        known = isinstance(each, MemoryError) or (isinstance(each, OSError) and each.errno == errno.ENOMEM)
-        # torch's is named so, and is a RuntimeError as what it says of a CPU is.
-        if known or type(each).__name__ == "OutOfMemoryError" or _TOLD.search(str(each)):
+        # torch's error on a GPU has a type of that name; what it says of a CPU is a RuntimeError.
+        known = isinstance(each, MemoryError) or type(each).__name__ == "OutOfMemoryError"
+        if known or getattr(each, "errno", None) == errno.ENOMEM or re.search(_NO_MEMORY, str(each)):
             return " ".join(str(each).split()).partition(". ")[0][:200] or type(each).__name__
     return None
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line of at most 200 characters; its type's name if it says nothing.
-
-    Where the first line only announces the next ("Validation error for field 'x':"), both.
-    """
+    """What an error says, or its type, in 200 characters at most; the next line too, where the first ends with ":"."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
     return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])[:200]
 

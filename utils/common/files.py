@@ -1,10 +1,10 @@
-"""Files that appear whole or not at all, and what identifies their content."""
+"""Files that appear whole or not at all, on disks that may take no more, and what identifies their content."""
 
+import errno
 import hashlib
 import json
 import math
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -14,49 +14,89 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
-from utils.common.disk import explain_disk_full
+from utils.common.errors import OutOfRoom, refusal
 
-PARTIAL = ".partial"
-"""In names of what is being written."""
+PARTIAL = ".partial"  # in names of what is being written
+MANIFEST = "manifest.json"  # lists the size and SHA-256 of each file of a folder, by which damage is told
 
-_UMASK = os.umask(0)
-"""What this process takes from the modes of its files; the system tells it only for another one."""
+_UMASK = os.umask(0)  # what this process takes from the modes of its files; the system tells it only for another one
 os.umask(_UMASK)
 
 
-def share_files(place: Path) -> None:
-    """Give a file, or all of a folder's, that a library has made for its owner alone the mode of any other."""
-    for file in (place, *place.rglob("*")):
-        if stat.S_IMODE(mode := file.lstat().st_mode) == 0o600 and stat.S_ISREG(mode):
-            file.chmod(0o666 & ~_UMASK)
+@contextmanager
+def explain_disk_full(folder: Path) -> Iterator[None]:
+    """Within it, a disk that takes no more raises OutOfRoom, which names the folder that was written to."""
+    try:
+        yield
+    except OutOfRoom:
+        raise
+    except Exception as error:
+        reason = refusal(error)
+        if reason is None and isinstance(error, RuntimeError | OSError) and free_bytes(folder) < 2**20:
+            reason = os.strerror(errno.ENOSPC)  # torch.save says only that its file ended early
+        if reason is None:
+            raise
+        raise OutOfRoom(
+            f"{folder} cannot be written ({reason}; {as_bytes(free_bytes(folder))} are free); make room, or name "
+            "another folder: what is finished is kept"
+        ) from error
+
+
+def check_writable(folder: Path, flag: str) -> None:
+    """Make the folder; UserError if it can't be made, or nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))  # a page, which a full disk refuses even where it still makes files
+            file.flush()
+    except OSError as error:
+        raise OutOfRoom(f"{flag}: {folder} cannot be written ({error.strerror}); name another folder") from error
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that this user may still write where the folder is, or will be made. Quotas are not known."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def as_bytes(size: float) -> str:
+    """A number of bytes as people read it: "0 bytes", "340 kB", "1.24 GB"."""
+    units = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
+    return next((f"{size / unit:.3g} {name}" for unit, name in units if size >= unit), f"{int(size)} bytes")
+
+
+@contextmanager
+def whole_file(final: Path) -> Iterator[Path]:
+    """Yield a new path beside `final` that takes its place only when the block ends without error."""
+    with explain_disk_full(final.parent):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        partial = final.with_name(f".{final.name}{PARTIAL}-{secrets.token_hex(4)}{final.suffix}")
+        try:
+            yield partial
+            take_place(partial, final)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
-    """Yield a new folder beside `final`; it takes that name only when the block ends without error.
-
-    What has that name by then is renamed to the first free of `final`.1, .2, …: no folder is removed but the new one,
-    if the block fails. Raises DiskFull if the disk takes no more.
-    """
-    with explain_disk_full(final.parent):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{final.name}{PARTIAL}-", dir=final.parent))
-        partial.chmod(0o777 & ~_UMASK)  # mkdtemp makes it private; a published checkpoint is not
-        try:
-            yield partial
-            share_files(partial)
-            take_place(partial, final)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    """The same for a folder, which is there in the block. What has its name by the end is renamed, never removed."""
+    with whole_file(final) as partial:
+        partial.mkdir()
+        yield partial
 
 
 def take_place(partial: Path, final: Path) -> Path | None:
-    """Rename a folder to its final name; what is there is renamed first, and its new name returned."""
-    earlier = None
-    if os.path.lexists(final) and not (final.is_dir() and not final.is_symlink() and not any(final.iterdir())):
+    """Rename a file or folder to its final name; what a folder meets there is renamed first, to the name returned."""
+    for file in (partial, *partial.rglob("*")):  # those that a library made for their owner alone are as any others
+        if stat.S_IMODE(mode := file.lstat().st_mode) == 0o600 and stat.S_ISREG(mode):
+            file.chmod(0o666 & ~_UMASK)
+    earlier, empty = None, final.is_dir() and not final.is_symlink() and not any(final.iterdir())
+    if partial.is_dir() and os.path.lexists(final) and not empty:
         earlier = first_free(final)
         final.rename(earlier)
-    partial.rename(final)  # over an empty folder too
+    partial.rename(final)  # over a file, or an empty folder
     return earlier
 
 
@@ -64,23 +104,6 @@ def first_free(path: Path) -> Path:
     """`path`.1, or the first of .2, .3, … that nothing has the name of."""
     numbered = (path.with_name(f"{path.name}.{number}") for number in count(1))
     return next(each for each in numbered if not os.path.lexists(each))
-
-
-@contextmanager
-def whole_file(final: Path) -> Iterator[Path]:
-    """Yield a new path beside `final` that takes its name only when the block ends without error.
-
-    Raises DiskFull if the disk takes no more.
-    """
-    with explain_disk_full(final.parent):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial = final.with_name(f".{final.name}{PARTIAL}-{secrets.token_hex(4)}{final.suffix}")
-        try:
-            yield partial
-            share_files(partial)
-            partial.replace(final)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -96,46 +119,22 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-_NUMBER = r"(?:-?[\d.]+(?:e[+-]?\d+)?|-?Infinity|NaN|null)"
-_NUMBERS = re.compile(rf"\[\n\s*{_NUMBER}(?:,\n\s*{_NUMBER})*\n\s*\]")
-"""A list of numbers as json.dumps indents it: a line each. No text holds one, since JSON escapes line breaks."""
-
-
 def write_json(path: Path, content: object) -> None:
-    """Write indented JSON, whole or not at all; a list of numbers stays on one line."""
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    write_text(path, _NUMBERS.sub(lambda found: f"[{' '.join(found[0][1:-1].split())}]", text) + "\n")
-
-
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+    """Write indented JSON, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def parse_json(text: str, **options) -> object:
-    """The JSON in `text`; ValueError, of one line, for whatever is wrong with it (JSONDecodeError if it is no JSON).
-
-    Refused as well, because nothing could write it again: strings with half of a surrogate pair. options: json.loads's.
-    """
+    """json.loads, which refuses halves of surrogate pairs too: nothing could write them. ValueError of one line."""
     try:
         content = json.loads(text, **options)
-        if _SURROGATE.search(text):
+        if "\\u" in text:
             json.dumps(content, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     except UnicodeEncodeError as error:
         raise ValueError("half of a surrogate pair, which is no text") from error
-    except json.JSONDecodeError:
-        raise
-    except ValueError as error:
-        if "digits" not in str(error):  # a hook's own
-            raise
-        # int's own limit, whose message names a function of Python
-        raise ValueError("a number of thousands of digits") from error
     return content
-
-
-def fault(error: ValueError) -> str:
-    """What `parse_json` found wrong, without the place that a JSONDecodeError tells."""
-    return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def read_json(path: Path) -> object:
@@ -161,6 +160,35 @@ def digest_files(paths: list[Path]) -> str:
     """SHA-256 (hex) over the names and contents of the files, in the order of their names."""
     whole = hashlib.sha256()
     for path in sorted(paths, key=lambda p: p.name):
-        with path.open("rb") as file:
-            whole.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        whole.update(f"{path.name}:{sha256(path)}\n".encode())
     return whole.hexdigest()
+
+
+def write_manifest(folder: Path, **about: object) -> None:
+    """List all files below `folder` in its manifest, beside what else is to be known. Written last."""
+    files = {
+        file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256(file)}
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file != folder / MANIFEST
+    }
+    write_json(folder / MANIFEST, {**about, "files": files})
+
+
+def read_manifest(folder: Path) -> dict:
+    """What the manifest says; ValueError, of words that follow the folder's name, unless all it lists is as it was."""
+    try:
+        content = read_json(folder / MANIFEST)
+        listed = [(folder / name, int(known["size"]), known["sha256"]) for name, known in content["files"].items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"is incomplete (no whole {MANIFEST})") from error
+    for file, size, digest in listed:
+        # Sizes first: a file that was cut short is known without reading it.
+        if not file.is_file() or file.stat().st_size != size or sha256(file) != digest:
+            raise ValueError(f"is damaged ({file.name})")
+    return content
+
+
+def sha256(file: Path) -> str:
+    """Of a file's bytes, hex."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

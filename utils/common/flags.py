@@ -1,31 +1,61 @@
-"""Every flag of RestoreLCC_train.py: its unit, range and default, checked before anything loads."""
+"""Every flag of RestoreLCC_train.py: its unit, range and default, checked before anything loads; files of flags."""
 
+import argparse
+import json
 import sys
+from collections.abc import Callable, Collection
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 
-from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, name_or_path
-from utils.common.config_file import NOT_REPEATED, as_words, read_config
-from utils.common.errors import UserError
-from utils.common.flag_types import above, at_least, at_least_real, count_or_share, hub_id, linear_names, seed_number
-from utils.common.methods import METHODS
-from utils.common.names import BUNDLED, C4, DISTILL, DTYPE_NAMES, EMBEDDED, LINEAR_NAMES, RESPONSE, SPEC_TASKS
-from utils.common.recipes import RECIPES, as_flags
+import yaml
 
-APPLY_TO = ("attention", "ffn", "both", "all")
-HEAD_SELECTIONS = ("contrastive", "gap", "random", "lofit")
-BASES = ("svd", "random")
+from utils.common.commands import (
+    DEFAULT_CACHE,
+    Parser,
+    at_least,
+    count_or_share,
+    folder_path,
+    hub_id,
+    linear_names,
+    name_or_path,
+    rate,
+    seed_number,
+)
+from utils.common.errors import UserError, first_line, shortened
+from utils.common.files import parse_json
+from utils.common.methods import LINEAR_NAMES, METHODS
+from utils.common.names import BUNDLED, C4, DISTILL, DTYPE_NAMES, EMBEDDED, RESPONSE, SPEC_TASKS
 
 HUB_ALPACA = "tatsu-lab/alpaca"
 SPEC_TRAIN_SAMPLES = 100
 
+NOT_REPEATED = ("overwrite", "plan", "config", "push_to_hub")  # how a run is started: not in run.json, nor in a -config
 
-def flag(default: object, help: str, group: str | None = None, **options) -> Field:
-    """A field of Arguments that is a flag; options are argparse's. A default of False makes it a switch.
+_INSIDE_MASK = {"method": "masked_lora", "apply_to": "all", "train_norms": True, "loss": "distill", "lr": 2e-3}
+RECIPES = {
+    "biases": {"method": "output_bias", "apply_to": "all", "loss": "distill", "lr": 4e-3},
+    "constants": {"method": "norms_biases", "loss": "distill", "lr": 4e-3},
+    "inside_mask": _INSIDE_MASK,
+    "inside_mask_admm": {"first": "admm_update", **_INSIDE_MASK},
+}
+"""What -recipe takes. `biases`: every weight keeps its bits. `constants`: all but scales of norms do. `inside_mask`:
+all zeros stay; with `_admm` the weights are first fitted to the dense model's outputs on the calibration set."""
 
-    group: the title that `--help` puts over this flag and those after it.
-    """
-    return field(default=default, metadata={"help": help, "group": group, **options})
+
+def as_flags(name: str) -> str:
+    """The recipe as it would be typed."""
+    return " ".join(f"-{flag}" if value is True else f"-{flag} {value}" for flag, value in RECIPES[name].items())
+
+
+def flag(default: object, help: str, values: Callable | Collection[str] | None = None, **options) -> Field:
+    """A field of Arguments that is a flag. values: an argparse type, or all that it may be; options: Parser.flag's."""
+    checks = {} if values is None else {"type" if callable(values) else "choices": values}
+    return field(default=default, metadata={"help": help, **checks, **options})
+
+
+def _or_seed(name: str) -> property:
+    """That flag, or -seed where it isn't given."""
+    return property(lambda args: args.seed if getattr(args, name) is None else getattr(args, name))
 
 
 @dataclass(frozen=True)
@@ -33,179 +63,114 @@ class Arguments:
     """The flags of a run: each with its default, what --help says of it, and what it may be."""
 
     base_model_name: str = flag(
-        EMBEDDED,
-        "the dense model: folder, hub id, GGUF file, short name (llama_7B, llama3_8B, vicuna_7B, …) or "
-        f"'{EMBEDDED}' (SmolLM2-135M)",
-        type=name_or_path,
-        metavar="MODEL",
-        group="models",
+        EMBEDDED, "dense: folder, hub id, GGUF, llama_7B, … or embedded (SmolLM2-135M)", name_or_path, group="models"
     )
     pruned_model_path: str | None = flag(
-        None,
-        "the pruned checkpoint to restore: folder, hub id or GGUF file; without it -prune_method makes one",
-        type=name_or_path,
-        metavar="MODEL",
+        None, "the pruned checkpoint to restore; without it -prune_method makes one", name_or_path
     )
     allow_dense: bool = flag(False, "go on although the pruned model has no zeros")
-    dtype: str = flag("bfloat16", "of both models; what is trained is always fp32", choices=DTYPE_NAMES)
+    dtype: str = flag("bfloat16", "of both models; what is trained is always fp32", DTYPE_NAMES)
     device: str = flag(
         "auto", "cpu, cuda, cuda:N, mps; auto takes a GPU if there is one, and spreads a model that doesn't fit"
     )
 
     prune_method: str = flag(
-        "wanda",
-        "wanda, sparsegpt, slimgpt or magnitude",
-        metavar="METHOD",
-        group="pruning (only without -pruned_model_path), and calibration",
+        "wanda", "wanda, sparsegpt, slimgpt or magnitude", group="pruning without -pruned_model_path, and calibration"
     )
     sparsity: str = flag("0.5", "share of zeros in (0, 1), or N:M as in 2:4", metavar="RATIO|N:M")
     calib_data: str = flag(
-        None,
-        "calibration text: bundled, c4 (hub), or a .jsonl or .txt file (default: bundled for the embedded model, "
-        "else c4)",
-        type=name_or_path,
-        metavar="TEXT",
+        None, "bundled, c4 (hub), .jsonl or .txt (default: bundled for the embedded model, else c4)", name_or_path
     )
-    calib_samples: int = flag(128, "calibration windows", type=at_least(1), metavar="N")
-    calib_length: int = flag(2048, "tokens in a window", type=at_least(1), metavar="TOKENS")
+    calib_samples: int = flag(128, "calibration windows", at_least(1))
+    calib_length: int = flag(2048, "tokens in a window", at_least(1), metavar="TOKENS")
 
     data_path: str | None = flag(
         None,
         "training samples: hub id, .json, .jsonl, the original release's .pt, a folder with train.* and valid.*, "
         f"or bundled (default: bundled for the embedded model, else {HUB_ALPACA})",
-        type=name_or_path,
-        metavar="DATA",
+        name_or_path,
         group="samples",
     )
     spec_task: str | None = flag(
-        None,
-        f"task-specific: train on that task's own training split ({SPEC_TRAIN_SAMPLES} samples unless "
-        "-num_train_samples says otherwise), found as -eval_data_dir says",
-        choices=SPEC_TASKS,
+        None, f"train on its training split ({SPEC_TRAIN_SAMPLES} samples), found as -eval_data_dir says", SPEC_TASKS
     )
-    num_train_samples: int = flag(
-        None, "training samples, the first N in order (default: 2000)", type=at_least(2), metavar="N"
-    )
-    num_valid_samples: int = flag(250, "validation samples; 0 for none", type=at_least(0), metavar="N")
-    max_length: int = flag(500, "prompt and response; the end is cut off", type=at_least(2), metavar="TOKENS")
+    num_train_samples: int = flag(None, "training samples, the first N in order (default: 2000)", at_least(2))
+    num_valid_samples: int = flag(250, "validation samples; 0 for none", at_least(0))
+    max_length: int = flag(500, "prompt and response; the end is cut off", at_least(2), metavar="TOKENS")
 
     num_components: int = flag(
-        10,
-        "directions kept in a lost component c, Eq. 4; only probes read c, the same constant in both classes, "
-        "which their intercepts absorb",
-        type=at_least(1),
-        metavar="K",
-        group="components and heads",
+        10, "directions kept in a lost component (Eq. 4), which probes read", at_least(1), group="components and heads"
     )
     head_selection: str = flag(
         None,
         "contrastive probing, size of the activation gap, random, or lofit: the heads whose output LoFiT's first "
         "step scales most, which trains as long as the method itself (default: the method's, contrastive or lofit)",
-        choices=HEAD_SELECTIONS,
+        ("contrastive", "gap", "random", "lofit"),
     )
-    num_probe_samples: int = flag(1000, "samples that train the probes", type=at_least(10), metavar="N")
+    num_probe_samples: int = flag(1000, "samples that train the probes", at_least(10))
     use_topk_heads: int | float = flag(
-        0.25,
-        "heads to train: a count, or a share of all (1.0: all heads; 1: one)",
-        type=count_or_share,
-        metavar="COUNT|SHARE",
+        0.25, "heads to train: a count, or a share (1.0: all heads; 1: one)", count_or_share
     )
     recipe: str | None = flag(
         None,
         "a set of flags with a name (what was measured: docs/results.md); flags that are typed win over it. "
         + "; ".join(f"{name}: {as_flags(name)}" for name in RECIPES),
-        choices=RECIPES,
+        RECIPES,
     )
-    method: str = flag(
-        "restorelcc", "; ".join(f"{name}: {line.what}" for name, line in METHODS.items()), choices=METHODS
-    )
+    method: str = flag("restorelcc", "; ".join(f"{name}: {line.what}" for name, line in METHODS.items()), METHODS)
     apply_to: str | None = flag(
         None,
         "where constants are added: attention (o_proj), ffn (down_proj), both, or all seven linear layers; where "
         "the method has none of its own, a bias of the whole projection (default: where the method's own are)",
-        choices=APPLY_TO,
+        ("attention", "ffn", "both", "all"),
     )
-    lora_rank: int = flag(
-        8, "of the updates of lora, dora, masked_lora, masked_dora, eora", type=at_least(1), metavar="R"
-    )
+    lora_rank: int = flag(8, "of the updates of lora, dora, masked_lora, masked_dora, eora", at_least(1))
     lora_targets: str | None = flag(
-        None,
-        f"the linear layers that these change, separated by commas: {', '.join(LINEAR_NAMES)} (default: all)",
-        type=linear_names,
-        metavar="NAMES",
+        None, f"linear layers that these change, with commas (default: {','.join(LINEAR_NAMES)})", linear_names
     )
     first: str | None = flag(
-        None,
-        "a closed form that restores first; -method then goes on from there, and only its own part is trained",
-        choices=METHODS,
-        metavar="METHOD",
+        None, "a closed form that restores first; only -method's own part is trained", METHODS, metavar="METHOD"
     )
     train_norms: bool = flag(False, "train the scales of all RMSNorms too")
-    basis: str = flag("svd", "V of Eq. 8: the lost components', or a random orthogonal one", choices=BASES)
+    basis: str = flag("svd", "V of Eq. 8: the lost components', or a random orthogonal one", ("svd", "random"))
 
-    lr: float = flag(1e-3, "AdamW's, falling linearly to 0", type=above(0), metavar="RATE", group="training")
-    num_epoch: float = flag(3.0, "passes over the samples; 0 restores nothing", type=at_least_real(0), metavar="N")
-    batch_size: int = flag(8, "samples a step and process", type=at_least(1), metavar="N")
-    gradient_accumulation: int = flag(1, "batches whose gradients make one step", type=at_least(1), metavar="N")
-    max_grad_norm: float = flag(1.0, "gradients are clipped to it; 0: never", type=at_least_real(0), metavar="NORM")
-    random_batches: bool = flag(
-        False, "mix short and long samples in a batch, as the original release does: more padding"
-    )
+    lr: float = flag(1e-3, "AdamW's, falling linearly to 0", rate, metavar="RATE", group="training")
+    num_epoch: float = flag(3.0, "passes over the samples; 0 restores nothing", at_least(0.0))
+    batch_size: int = flag(8, "samples a step and process", at_least(1))
+    gradient_accumulation: int = flag(1, "batches whose gradients make one step", at_least(1))
+    max_grad_norm: float = flag(1.0, "gradients are clipped to it; 0: never", at_least(0.0), metavar="NORM")
+    random_batches: bool = flag(False, "mix short and long samples in a batch, as the original release does")
     gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
     loss: str = flag(
-        RESPONSE,
-        "at response tokens: response, the paper's cross-entropy, or distill, the forward KL to the dense model "
-        "mixed with it",
-        choices=(RESPONSE, DISTILL),
+        RESPONSE, "cross-entropy at response tokens, or distill: forward KL to the dense model too", (RESPONSE, DISTILL)
     )
 
     eval_tasks: str = flag(
         None,
         "bundled (offline), paper (seven tasks and WikiText-2), wikitext2_tokens (its token perplexity alone), "
-        "none, or lm_eval names separated by commas "
-        "(default: bundled for the embedded model, else paper)",
+        "none, or lm_eval names separated by commas (default: bundled for the embedded model, else paper)",
         metavar="TASKS",
         group="evaluation",
     )
-    eval_limit: int | None = flag(None, "rows of a task (default: all)", type=at_least(1), metavar="N")
-    eval_data_dir: Path | None = flag(
-        None, "offline task data: DIR/<task>/<split>.jsonl", type=folder_path, metavar="DIR"
-    )
-    ppl_window: int = flag(2048, "perplexity's window", type=at_least(2), metavar="TOKENS")
-    ppl_windows: int | None = flag(None, "windows of the text (default: -eval_limit)", type=at_least(1), metavar="N")
+    eval_limit: int | None = flag(None, "rows of a task (default: all)", at_least(1))
+    eval_data_dir: Path | None = flag(None, "offline task data: DIR/<task>/<split>.jsonl", folder_path)
+    ppl_window: int = flag(2048, "perplexity's window", at_least(2), metavar="TOKENS")
+    ppl_windows: int | None = flag(None, "windows of the text (default: -eval_limit)", at_least(1))
 
-    output_dir: Path = flag(Path("output"), "where the result goes", type=folder_path, metavar="DIR", group="output")
+    output_dir: Path = flag(Path("output"), "where the result goes", folder_path, group="output")
     overwrite: bool = flag(False, "rename what is in -output_dir to DIR.1 (.2, …) when the new result is whole")
-    cache_dir: Path = flag(
-        DEFAULT_CACHE, "what can be used again by other runs, keyed by content", type=folder_path, metavar="DIR"
-    )
-    seed: int = flag(42, "of everything random that has no seed of its own", type=seed_number, metavar="N")
-    calib_seed: int | None = flag(None, "of the calibration windows (default: -seed)", type=seed_number, metavar="N")
-    data_seed: int | None = flag(
-        None,
-        "of which samples -spec_task draws, and of the probes' split (default: -seed)",
-        type=seed_number,
-        metavar="N",
-    )
+    cache_dir: Path = flag(DEFAULT_CACHE, "what other runs can use again, keyed by content", folder_path)
+    seed: int = flag(42, "of everything random that has no seed of its own", seed_number)
+    calib_seed: int | None = flag(None, "of the calibration windows (default: -seed)", seed_number)
+    data_seed: int | None = flag(None, "of what -spec_task draws, and the probes' split (default: -seed)", seed_number)
     train_seed: int | None = flag(
-        None,
-        "of start values, the order of batches, a random basis and random heads; another one uses "
-        "the same pruned model, activations and components (default: -seed)",
-        type=seed_number,
-        metavar="N",
+        None, "of start values, order of batches, random basis and heads (default: -seed)", seed_number
     )
     push_to_hub: str | None = flag(
-        None,
-        "upload the restored model to the hub once the result stands, as owner/name or name; whether the hub is "
-        "reached and knows the token (HF_TOKEN, or hf auth login) is asked before anything is computed",
-        type=hub_id,
-        metavar="NAME",
+        None, "upload model/ to the hub in the end, by a token (HF_TOKEN, hf auth login) that is checked first", hub_id
     )
     plan: str | None = flag(
-        None,
-        "run nothing: print the time and memory that each stage will take on this machine (here) or on a card "
-        "(H100-80GB, A100-40GB, RTX4090, …)",
-        metavar="CARD",
+        None, "run nothing: print each stage's time and memory, here or on a card (H100-80GB, …)", metavar="CARD"
     )
 
     def head_count(self, layers: int, heads: int) -> int:
@@ -219,23 +184,12 @@ class Arguments:
             )
         return self.use_topk_heads
 
-    @property
-    def calibration_seed(self) -> int:
-        """-calib_seed, or -seed."""
-        return self.seed if self.calib_seed is None else self.calib_seed
-
-    @property
-    def samples_seed(self) -> int:
-        """-data_seed, or -seed."""
-        return self.seed if self.data_seed is None else self.data_seed
-
-    @property
-    def training_seed(self) -> int:
-        """-train_seed, or -seed."""
-        return self.seed if self.train_seed is None else self.train_seed
+    calibration_seed = _or_seed("calib_seed")
+    samples_seed = _or_seed("data_seed")
+    training_seed = _or_seed("train_seed")
 
     def inputs(self) -> dict[str, Path | str | None]:
-        """Flag → what it names, of all that a run reads, or keeps for later runs: no output folder may touch these."""
+        """Flag → what it names, of all that a run reads, or keeps for later runs."""
         names = ("base_model_name", "pruned_model_path", "calib_data", "data_path", "eval_data_dir", "cache_dir")
         return {f"-{name}": getattr(self, name) for name in names}
 
@@ -248,22 +202,17 @@ class Arguments:
 def parse_arguments(argv: list[str] | None = None) -> Arguments:
     """Arguments from the command line, with defaults from `-config` if it is given; UserError if any is wrong."""
     typed, parser = sys.argv[1:] if argv is None else argv, build_parser()
-    config = Parser(add_help=False)
-    config.flag("config", type=folder_path)
-    config.flag("recipe", choices=RECIPES)
-    chosen, _ = config.parse_known_args(typed)
+    chosen = parser.parse_args(typed)
     of_file = read_config(chosen.config, parser) if chosen.config else {}
     if recipe := chosen.recipe or of_file.get("recipe"):
         # A run.json names its recipe and the flags that it ran with; one that is typed is asked for now.
         of_recipe = {"recipe": recipe, **RECIPES.get(str(recipe), {})}
         of_file = {**of_file, **of_recipe} if chosen.recipe else {**of_recipe, **of_file}
     try:
-        words = as_words(of_file, parser)
-        parser.parse_args(words)
-    except UserError as error:
+        values = vars(parser.parse_args([*as_words(of_file, parser), *typed]))
+    except UserError as error:  # what is typed was taken
         raise UserError(f"-config: {chosen.config}: {error}") from error
-    values = vars(parser.parse_args([*words, *typed]))
-    values.pop("config")
+    del values["config"]
     embedded, task = values["base_model_name"].lower() == EMBEDDED, values["spec_task"]
     chosen_by_others = {
         "calib_data": BUNDLED if embedded else C4,
@@ -283,26 +232,82 @@ def build_parser() -> Parser:
         prog="RestoreLCC_train.py",
         usage="python RestoreLCC_train.py [-flag value …]",
         description="Restore a pruned Llama by lost component compensation, keep every zero, prove it, evaluate it.",
-        epilog="All flags take one or two dashes. Without any, SmolLM2-135M from its PyPI package is pruned by Wanda "
-        "to 50 % and restored with the paper's sizes; `bash train.sh` does the same job smaller. Examples:\n"
-        "\n"
+        epilog="All flags take one or two dashes. Without any, SmolLM2-135M from its PyPI package is pruned by Wanda\n"
+        "to 50 % and restored with the paper's sizes; `bash train.sh` does it smaller. Examples:\n\n"
         "  python RestoreLCC_train.py -base_model_name llama_7B -pruned_model_path PRUNED -lr 1e-3\n"
         "  python RestoreLCC_train.py -base_model_name DENSE -prune_method sparsegpt -sparsity 2:4 -plan here\n"
-        "  python RestoreLCC_train.py -config OUT/run.json -use_topk_heads 0.1 -output_dir OUT2\n"
-        "  python RestoreLCC_train.py -recipe constants -train_seed 2 -eval_tasks paper",
+        "  python RestoreLCC_train.py -config OUT/run.json -recipe constants -output_dir OUT2",
     )
-    parser.flag(
-        "config",
-        metavar="FILE",
-        help="defaults: flags in a JSON or .yaml file, or a run.json of a run (but -overwrite, -plan)",
-    )
-
+    parser.flag("config", type=folder_path, metavar="FILE", help="defaults: flags in JSON or YAML, or a run's run.json")
     for declared in fields(Arguments):
-        options = dict(declared.metadata)
-        if title := options.pop("group"):
-            parser.group(title)
-        if declared.default is False:
-            parser.switch(declared.name, **options)
-        else:
-            parser.flag(declared.name, default=declared.default, **options)
+        parser.flag(declared.name, default=declared.default, **declared.metadata)
     return parser
+
+
+class _Loader(yaml.BaseLoader):
+    """Every scalar is the text that is written: YAML would read 2:4 as 124."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        if problem := _twice([self.construct_object(key, deep=True) for key, _ in node.value]):
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path, what: str, place: str = "") -> object:
+    """Mappings, lists and texts of a file, which should be `what`; UserError, which begins with `place`, if no YAML."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{place}{path}: cannot be read ({first_line(error)}); give {what}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise UserError(f"{place}{path}: is no YAML{where} ({problem}); mend it") from error
+
+
+def read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
+    """The flags in a JSON object or YAML mapping, or a run.json's "arguments"; their values are not yet checked."""
+    if path.suffix in (".yaml", ".yml"):
+        content = read_yaml(path, "flags and their values, or a run.json", "-config: ")
+    else:
+        try:
+            content = parse_json(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
+        except (OSError, ValueError) as error:
+            said = f"cannot read {path} ({first_line(error)}); give a JSON object of flags, or a run.json"
+            raise UserError(f"-config: {said}") from error
+    given = content.get("arguments", content) if isinstance(content, dict) else content
+    if not isinstance(given, dict):
+        raise UserError(f"-config: {path} holds no flags; give a JSON object or YAML mapping of them, or a run.json")
+    if found := [name for name in given if name in NOT_REPEATED]:
+        raise UserError(f"-config: {path}: {', '.join(found)}: given on the command line only; take it out of the file")
+    if unknown := given.keys() - ({action.dest for action in parser._actions} - {"help"}):
+        raise UserError(f"-config: {path} names unknown flags: {', '.join(sorted(unknown))}")
+    return given
+
+
+def as_words(values: dict, parser: argparse.ArgumentParser) -> list[str]:
+    """The flags as they would be typed; UserError for a value that nobody can type. None is a default of that name."""
+    actions, words = {action.dest: action for action in parser._actions}, []
+    for name, value in values.items():
+        switch = actions[name].nargs == 0
+        if isinstance(value, str):  # of YAML, where all is text: what no flag's text can say
+            value = {"true": True, "false": False, "null": None}.get(value, value)
+        if value is None and not switch and actions[name].default is None:
+            continue
+        if switch != isinstance(value, bool) or not isinstance(value, str | int | float):
+            kind = "a switch is true or false" if switch else "give a number or a text, as on the command line"
+            raise UserError(f"{name} is {shortened(json.dumps(value))}; {kind}")
+        words += [f"-{name}"] * value if switch else [f"-{name}={value}"]
+    return words
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    if problem := _twice([name for name, _ in pairs]):
+        raise ValueError(problem)
+    return dict(pairs)
+
+
+def _twice(names: list) -> str | None:
+    """What is wrong with names of which one stands there twice: either value would be taken in silence."""
+    return next((f"{name!r} stands there twice" for name in names if names.count(name) > 1), None)

@@ -1,13 +1,8 @@
-"""The table of methods: a new way of restoring is one function and one line here.
-
-Functions are named, not imported: flags and help read the table without them, and a run loads only its own.
-"""
+"""The table of methods: a new way of restoring is one function, and one line here that names it but imports nothing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import reduce
 from importlib import import_module
-from operator import or_
 
 from utils.common.errors import UserError
 
@@ -22,20 +17,17 @@ SITES = {
 }
 """Where a constant may be added: the linear layers of a decoder layer, in the order of the forward pass."""
 
-RESIDUAL = frozenset({"attention", "ffn"})
-"""Those that write into the residual stream: the last linear layer of attention, and of the MLP."""
+LINEAR_NAMES = tuple(site.rpartition(".")[2] for site in SITES.values())  # as -lora_targets names them
+RESIDUAL = frozenset({"attention", "ffn"})  # those that write into the residual stream, last of attention and of MLP
 
-APPLIED = {"both": RESIDUAL, "all": frozenset(SITES)}
-"""Values of -apply_to that stand for several of them."""
+APPLIED = {site: frozenset({site}) for site in SITES} | {"both": RESIDUAL, "all": frozenset(SITES), None: frozenset()}
+"""What a value of -apply_to stands for."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What must be computed before a method can start, and whether it is trained.
-
-    heads: ranked heads. basis: V of each. calibration: the calibration set, and both models to run it through.
-    training: samples and steps. teacher: the dense checkpoint's weights, of the pruned one's shapes.
-    """
+    """What a method needs: ranked heads, V of each (basis), the calibration set and both models to run it through,
+    training, and the dense checkpoint's weights, of the pruned one's shapes (teacher)."""
 
     heads: bool = False
     basis: bool = False
@@ -43,19 +35,14 @@ class Needs:
     training: bool = False
     teacher: bool = False
 
-    def __or__(self, other: "Needs") -> "Needs":
-        return Needs(**{name: value or getattr(other, name) for name, value in vars(self).items()})
-
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """One method: `module:function` (from models.contract.MethodInputs to terms by parameter), what it is, for --help,
-    and its name in a report.
+    """One method: `module:function` (from MethodInputs to terms by parameter), what --help says, its name in a report.
 
-    needs: for its inputs; a method that trains nothing is a closed form, and may stand before another. sites: where it
-    adds constants, as -apply_to says it; moves: whether -apply_to decides instead. norms: whether the scales of all
-    norms are trained too. takes: flags that it heeds, of Options. selection: -head_selection, if nothing is said.
-    about: a paragraph for the model's card.
+    needs: a method that trains nothing is a closed form, and may stand before another. sites: where it adds constants,
+    as -apply_to says it; moves: whether -apply_to decides instead. norms: whether the scales of all norms are trained
+    too. takes: flags that it heeds. selection: -head_selection, if nothing is said. about: for the model's card.
     """
 
     made_by: str
@@ -82,11 +69,14 @@ PAPER = (
 )
 
 _HEADS = {"sites": "attention", "about": PAPER}
+_ALL = {"sites": "all", "moves": True}
 _BETA = Needs(heads=True, basis=True, training=True)
 _B = Needs(heads=True, training=True)
-_LORA = {"takes": ("lora_rank", "lora_targets")}
-_BIAS = {"moves": True}
+_RANK, _LORA = ("lora_rank",), ("lora_rank", "lora_targets")
 _CLOSED = Needs(calibration=True, teacher=True)
+_BIAS = "baselines.free_terms:output_bias"
+_FROM, _FILLS = "in closed form, from -calib_data", "merged, it fills the zeros"
+_INSIDE = "inside the mask, zeros kept"
 
 METHODS = {
     "restorelcc": MethodSpec(
@@ -99,59 +89,33 @@ METHODS = {
         "utils.compensation:magnitudes_only", "β of chosen heads alone", "RestoreLCC (β alone)", _BETA, **_HEADS
     ),
     "output_bias": MethodSpec(
-        "baselines.free_terms:output_bias",
-        "a free bias of whole projections",
-        "a bias of whole projections",
-        sites="attention",
-        **_BIAS,
+        _BIAS, "a free bias of whole projections", "a bias of whole projections", sites="attention", moves=True
     ),
     "lofit": MethodSpec(
-        "utils.compensation:bias_only",
-        "LoFiT: b of heads that it selects itself",
-        "LoFiT",
-        _B,
-        sites="attention",
-        selection="lofit",
+        "utils.compensation:bias_only", "LoFiT: b of heads that it selects", "LoFiT", _B, "attention", selection="lofit"
     ),
     "norms_biases": MethodSpec(
-        "baselines.free_terms:output_bias",
-        "a free bias of all linear layers, and the scales of all norms",
-        "biases of all linear layers",
-        sites="all",
-        norms=True,
-        **_BIAS,
+        _BIAS, "biases of all linear layers, scales of all norms", "biases of all linear layers", **_ALL, norms=True
     ),
     "flap_bias": MethodSpec(
-        "baselines.flap_bias:flap_bias",
-        "FLAP's bias in closed form, from -calib_data",
-        "FLAP's bias",
-        _CLOSED,
-        sites="attention",
-        moves=True,
+        "baselines.flap_bias:flap_bias", f"FLAP's bias {_FROM}", "FLAP's bias", _CLOSED, "attention", moves=True
     ),
-    "masked_lora": MethodSpec("baselines.lora:masked_lora", "LoRA inside the mask, zeros kept", "masked LoRA", **_LORA),
-    "masked_dora": MethodSpec("baselines.lora:masked_dora", "DoRA inside the mask, zeros kept", "masked DoRA", **_LORA),
+    "masked_lora": MethodSpec("baselines.lora:masked_lora", f"LoRA {_INSIDE}", "masked LoRA", takes=_LORA),
+    "masked_dora": MethodSpec("baselines.lora:masked_dora", f"DoRA {_INSIDE}", "masked DoRA", takes=_LORA),
     "masked_full": MethodSpec(
         "baselines.free_terms:masked_full", "all weights that are not zero", "masked full fine-tuning"
     ),
-    "lora": MethodSpec("baselines.lora:lora", "LoRA on all linear layers; merged, it fills the zeros", "LoRA", **_LORA),
-    "dora": MethodSpec("baselines.lora:dora", "DoRA on all linear layers; merged, it fills the zeros", "DoRA", **_LORA),
+    "lora": MethodSpec("baselines.lora:lora", f"LoRA on all linear layers; {_FILLS}", "LoRA", takes=_LORA),
+    "dora": MethodSpec("baselines.lora:dora", f"DoRA on all linear layers; {_FILLS}", "DoRA", takes=_LORA),
     "eora": MethodSpec(
-        "baselines.eora:eora",
-        "EoRA's update of all linear layers in closed form, from -calib_data; merged, it fills the zeros",
-        "EoRA",
-        _CLOSED,
-        takes=("lora_rank",),
+        "baselines.eora:eora", f"EoRA's update of all layers {_FROM}; {_FILLS}", "EoRA", _CLOSED, takes=_RANK
     ),
     "admm_update": MethodSpec(
-        "baselines.admm_update:admm_update",
-        "least squares inside the mask by ADMM, on -calib_data; zeros kept",
-        "ADMM's weight update",
-        _CLOSED,
+        "baselines.admm_update:admm_update", f"ADMM {_FROM}, {_INSIDE}", "ADMM's weight update", _CLOSED
     ),
     "reconstruct": MethodSpec(
         "baselines.reconstruct:reconstruct",
-        "weights inside the mask trained to give each half layer's dense output on -calib_data; zeros kept",
+        f"weights trained to give each half layer's dense output on -calib_data, {_INSIDE}",
         "block reconstruction",
         _CLOSED,
     ),
@@ -159,17 +123,13 @@ METHODS = {
 }
 """What -method takes."""
 
-CONSTANTS = MethodSpec("baselines.free_terms:output_bias", "biases where the method itself has none", "biases", **_BIAS)
+CONSTANTS = MethodSpec(_BIAS, "biases where the method itself has none", "biases", moves=True)
 NORMS = MethodSpec("baselines.free_terms:norm_scales", "scales of all norms", "norm scales")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a run tells its method: the flags of the same names.
-
-    apply_to: None where the method's own constants are. first: a closed form that restores before the method.
-    lora_targets: None for all.
-    """
+    """What a run tells its method: the flags of the same names. None: where the method's own are, all, or nothing."""
 
     apply_to: str | None = None
     train_norms: bool = False
@@ -198,25 +158,25 @@ class Part:
 
 
 def parts_of(method: str, options: Options) -> tuple[Part, ...]:
-    """The method, and what the options add to it, in the order in which they restore.
-
-    Raises UserError if the constants are asked for elsewhere than where the method's own are, or for a flag that
-    nothing heeds.
-    """
+    """The method, and what the options add to it, in the order in which they restore; UserError if they don't fit."""
     spec = METHODS[method]
     if options.lora_targets is not None and "lora_targets" not in spec.takes:
         able = ", ".join(name for name, other in METHODS.items() if "lora_targets" in other.takes)
         raise UserError(f"-lora_targets: {method} doesn't take it; leave it out, or give -method {able}")
-    wanted = sites_named(options.apply_to) or sites_named(spec.sites)
-    own = wanted if spec.moves else sites_named(spec.sites)
+    wanted = APPLIED[options.apply_to or spec.sites]
+    own = wanted if spec.moves else APPLIED[spec.sites]
     if not own <= wanted:
         raise UserError(
             f"-apply_to: {method} compensates {', '.join(sorted(own))}, {options.apply_to} leaves that out; "
             "give both or all, or -method output_bias"
         )
     parts = [Part(method, spec, own)]
-    if options.first:
-        parts.insert(0, _first(method, wanted or RESIDUAL, options))
+    if first := options.first:
+        if first == method:
+            raise UserError(f"-first: {first} is the method itself; name another closed form, or leave it out")
+        if METHODS[first].needs.training:
+            raise UserError(f"-first: {first} is trained; give a closed form, which needs no training")
+        parts.insert(0, Part(first, METHODS[first], wanted or RESIDUAL))
     if more := wanted - own:
         parts.append(Part("constants", CONSTANTS, more))
     if options.train_norms or spec.norms:
@@ -226,18 +186,5 @@ def parts_of(method: str, options: Options) -> tuple[Part, ...]:
 
 def needs_of(method: str, options: Options) -> Needs:
     """What the method and all that the options add to it need; UserError if they don't go together."""
-    return reduce(or_, (part.needs for part in parts_of(method, options)))
-
-
-def sites_named(apply_to: str | None) -> frozenset[str]:
-    """Names of SITES that a value of -apply_to stands for."""
-    return frozenset() if apply_to is None else APPLIED.get(apply_to, frozenset({apply_to}))
-
-
-def _first(method: str, sites: frozenset[str], options: Options) -> Part:
-    if options.first == method:
-        raise UserError(f"-first: {method} is the method itself; name another closed form, or leave it out")
-    part = Part(options.first, METHODS[options.first], sites)
-    if part.needs.training:
-        raise UserError(f"-first: {options.first} is trained; give a closed form, which needs no training")
-    return part
+    parts = parts_of(method, options)
+    return Needs(**{each.name: any(getattr(part.needs, each.name) for part in parts) for each in fields(Needs)})

@@ -1,79 +1,54 @@
-"""One process, or the several of `accelerate launch`: who computes first, who writes, who speaks.
-
-What one process has computed the others find in the cache, so a stage needs no code of its own for several of them:
-the main process runs it, then the others do, and they have nothing left to compute. Only training is done together.
-"""
+"""One process, or the several of `accelerate launch`: the main one runs a stage, the others find what it left."""
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from pathlib import Path
-
-from huggingface_hub.constants import HF_HOME
 
 from utils.common.errors import UserError, shortened
 from utils.common.progress import OFF
-
-_PATIENCE = timedelta(days=7)
-"""How long processes wait for the main one: pruning and scoring a 70B model takes hours, and a barrier must not end."""
-
-_PRECISION = "ACCELERATE_MIXED_PRECISION"
-"""Variable that `accelerate launch` sets from --mixed_precision, else from its configuration file, for accelerate."""
 
 
 class Processes:
     """The processes of this run; a single one unless accelerate (or torchrun) has set WORLD_SIZE.
 
     is_main: whether this process writes and prints. sharded: whether training shards the model (FSDP).
-    Raises UserError if -device names one GPU for all, if accelerate is told of mixed precision, or if FSDP is asked for
-    in version 1, whose flat parameters mix what is trained with what is frozen, or on CPUs, where accelerate has none.
+    UserError if -device names one GPU for all, accelerate is told of mixed precision, or FSDP is asked for on CPUs or
+    in version 1, whose flat parameters mix what is trained with what is frozen.
     """
 
     def __init__(self, device: str):
-        _check_precision()
+        if (asked := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) != "no":
+            raise UserError(
+                f"ACCELERATE_MIXED_PRECISION: is {shortened(repr(asked))} (accelerate launch sets it by "
+                "--mixed_precision, --config_file or its default_config.yaml), but what is trained is always fp32; "
+                "give --mixed_precision no, or unset it"
+            )
         self.count = int(os.environ.get("WORLD_SIZE", "1"))
         self.sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
         if self.sharded and os.environ.get("FSDP_VERSION", "1") != "2":
-            raise UserError(
-                "accelerate launch: FSDP version 1, its default, is not served; add --fsdp_version 2 "
-                "(fsdp_version: 2 in a config file of accelerate)"
-            )
-        self.state = None
-        self.device = device
+            raise UserError("accelerate launch: FSDP version 1, its default, is not served; add --fsdp_version 2")
+        self.is_main, self.state, self.device = self.count == 1 or is_main_process(), None, device
         if self.count == 1:
             if self.sharded:
                 raise UserError("accelerate launch: FSDP needs several processes; give --num_processes 2 or more")
             return
         if ":" in device:
             raise UserError(f"-device: {device} is one device for {self.count} processes; give auto, cuda or cpu")
-        if not is_main_process():
+        if not self.is_main:
             os.environ[OFF] = "1"
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
         from accelerate import PartialState
 
         on_cpu = device == "cpu" or os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
-        self.state = PartialState(cpu=on_cpu, timeout=_PATIENCE)
+        self.state = PartialState(cpu=on_cpu, timeout=timedelta(days=7))  # the main one may prune and score for hours
         self.device = str(self.state.device)
         if self.sharded and self.state.device.type == "cpu":
-            raise UserError(
-                "accelerate launch: FSDP shards over GPUs only (accelerate has none on CPUs); leave out --use_fsdp"
-            )
+            raise UserError("accelerate launch: FSDP shards over GPUs only; leave out --use_fsdp")
 
-    @property
-    def is_main(self) -> bool:
-        """Whether this process is the one that writes results."""
-        return self.state is None or self.state.is_main_process
-
-    @contextmanager
-    def main_first(self) -> Iterator[None]:
-        """The block runs in the main process, then in all others, which find what it left in the cache."""
-        if self.state is None:
-            yield
-            return
-        with self.state.main_process_first():
-            yield
+    def main_first(self) -> AbstractContextManager:
+        """A block that runs in the main process, then in all others, which find what it left in the cache."""
+        return self.state.main_process_first() if self.state else nullcontext()
 
     def any(self, said: bool) -> bool:
         """Whether any process says so; all of them ask together."""
@@ -95,18 +70,3 @@ class Processes:
 def is_main_process() -> bool:
     """Whether this process prints: all of them meet a user's mistake, and one line about it is enough."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _check_precision() -> None:
-    """UserError if accelerate would compute what is trained in less than fp32, with who said so."""
-    asked = os.environ.get(_PRECISION, "no")
-    if asked == "no":
-        return
-    if "ACCELERATE_DYNAMO_BACKEND" not in os.environ:  # which `accelerate launch` always sets
-        raise UserError(f"{_PRECISION}: is {shortened(repr(asked))}, but what is trained is always fp32; unset it")
-    config = Path(HF_HOME) / "accelerate" / "default_config.yaml"
-    named = config.is_file() and f"mixed_precision: {asked}" in config.read_text(encoding="utf-8", errors="replace")
-    raise UserError(
-        f"accelerate launch: mixed precision is {asked} (--mixed_precision or {config if named else '--config_file'} "
-        "says so), but what is trained is always fp32; give --mixed_precision no"
-    )

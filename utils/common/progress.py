@@ -6,14 +6,9 @@ from collections.abc import Iterable
 
 from tqdm import tqdm
 
-EVERY = 30.0
-"""Seconds from one plain line to the next: the log of an hour has a hundred of them, and no bar drawn over and over."""
-
-OFF = "TQDM_DISABLE"
-"""The environment variable that switches bars off, as tqdm reads it; plain lines with them."""
-
+EVERY = 30.0  # seconds from one plain line to the next
+OFF = "TQDM_DISABLE"  # the environment variable that switches bars off, as tqdm reads it; plain lines with them
 LINE = "{desc}: {n_fmt} of {total_fmt} {unit} ({percentage:.0f}%), {elapsed}, {remaining} left{postfix}"
-"""What a plain line says; what is left follows from the mean rate since the work began, or went on."""
 
 
 class _Log:

@@ -48,15 +48,12 @@ STAGES = (
 
 
 class RunRecord:
-    """Stages as they are done, in the order they were begun.
+    """Stages as they are done. reused: a cache's list of what it answered from, which goes on growing."""
 
-    reused: a cache's list of what it answered from; a stage records what was added to it meanwhile.
-    """
-
-    def __init__(self, reused: list[str] | None = None):
+    def __init__(self, reused: list[str]):
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self.stages: list[dict] = []
-        self.reused = [] if reused is None else reused
+        self.reused = reused
         self._details: list[str] = []
 
     def tell(self, detail: str) -> None:
@@ -66,17 +63,12 @@ class RunRecord:
 
     @contextmanager
     def stage(self, key: str) -> Iterator[Stage]:
-        """Announce a stage, and record its seconds and peak memory (of the process, and of the GPU's allocator).
-
-        key: one of STAGES, which gives its number and name; KeyError for others.
-        """
+        """Announce the stage of that key, and record its seconds and peak memory (of the process, and on the GPU)."""
         number, stage = {stage.key: (number, stage) for number, stage in enumerate(STAGES, start=1)}[key]
         print(f"[{number}/{len(STAGES)}] {stage.name}", flush=True)
         self._details = []
-        give_back_memory()
         reset_peak_memory()
-        found = len(self.reused)
-        began = time.perf_counter()
+        found, began = len(self.reused), time.perf_counter()
         yield stage
         entry = {
             "name": stage.name,
@@ -88,13 +80,6 @@ class RunRecord:
         }
         self.stages.append(entry)
         print(f"      {entry['seconds']:.1f} s, peak memory {entry['peak_memory_bytes'] / 2**30:.2f} GiB", flush=True)
-
-
-def give_back_memory() -> None:
-    """Return what was freed to the system: glibc keeps it for later, and every later stage's peak would count it."""
-    gc.collect()
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def versions() -> dict[str, str]:
@@ -115,19 +100,18 @@ def device_name(device: str) -> str:
 
 
 def reset_peak_memory() -> None:
-    """Count peak memory from what is held now: the process's, and that of the GPU's allocator."""
+    """Count peak memory, the process's and that of the GPU's allocator, from what is really held now."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc keeps what was freed, and every later stage would count it
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    # Elsewhere than on Linux, or where it is not allowed, the peak is that of the process so far.
-    with suppress(OSError):
+    with suppress(OSError):  # not on Linux, or not allowed: the peak is that of the process so far
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> int:
     """Bytes of main memory the process held at most since the last reset."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    except (OSError, IndexError):
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    with suppress(OSError, IndexError):
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

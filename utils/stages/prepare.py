@@ -11,11 +11,10 @@ from models.families import carried_parts
 from models.loading import check_model, check_pair, head_shape, load_config, resolve, tokenizer_digest
 from pruning import calibration
 from utils.common.cache import cached
-from utils.common.disk import as_bytes, free_bytes
 from utils.common.errors import UserError
-from utils.common.flags import Arguments
+from utils.common.files import as_bytes, free_bytes
+from utils.common.flags import Arguments, as_flags
 from utils.common.methods import Options
-from utils.common.recipes import as_flags
 from utils.evaluation.task_loading import EvalPlan, load_texts, plan_tasks
 from utils.negatives import locate_encoder
 from utils.samples import Samples, read_samples

@@ -17,9 +17,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, run
-from utils.common.disk import check_writable
 from utils.common.errors import UserError
-from utils.common.files import write_text
+from utils.common.files import check_writable, write_text
 from utils.sweep.grid import SweepRow, SweepRun, read_sweep
 from utils.sweep.sweep_files import FILE, look, read, write
 from utils.sweep.table import build_table, markdown
@@ -40,7 +39,7 @@ def main() -> None:
         write_text(args.output_dir / "table.md", markdown(build_table(read(args.file))))
     else:
         rows, kept = read_sweep(args.file), args.output_dir
-        check_writable(args.output_dir, "-output_dir", make=True)
+        check_writable(args.output_dir, "-output_dir")
         try:
             with FileLock(args.output_dir / ".lock", timeout=0):
                 rows = run_all(rows, args.output_dir, args.cache_dir, args.keep_models)

@@ -5,13 +5,11 @@ from functools import cache
 from pathlib import Path
 
 from models.model_names import RECORD
-from utils.common.config_file import NOT_REPEATED
 from utils.common.errors import UserError
 from utils.common.files import digest, digest_files
-from utils.common.flags import parse_arguments
+from utils.common.flags import NOT_REPEATED, parse_arguments, read_yaml
 from utils.common.methods import Options, needs_of
 from utils.common.names import BUNDLED, C4, EMBEDDED
-from utils.common.plain_yaml import read_yaml
 from utils.evaluation.outcomes import Outcome
 
 KEYS = ("flags", "prunings", "configurations", "seeds", "lr", "search", "compare_to")
