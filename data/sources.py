@@ -104,7 +104,8 @@ def json_rows(path: Path, flag: str) -> Iterator[tuple[int, object]]:
         except ValueError as error:
             at = error.lineno if whole and isinstance(error, json.JSONDecodeError) else number
             hint = "one object a line belongs in a .jsonl file" if whole else "mend or remove the line"
-            raise UserError(f"{flag}: {path}:{at}: not valid JSON ({getattr(error, 'msg', error)}); {hint}") from error
+            said = getattr(error, "msg", error)  # without the place, which of a line is no place in the file
+            raise UserError(f"{flag}: {path}:{at}: not valid JSON ({said}); {hint}") from error
         if whole:
             yield from _listed(content, path, flag)
         else:

@@ -11,7 +11,7 @@ from models.restoration import Restoration
 from models.terms import DoRA, LowRank, MaskedChange, MaskedDoRA
 from tests.builders import rewrite
 from utils.common.flags import parse_arguments
-from utils.common.methods import Options
+from utils.common.methods import LINEAR_NAMES, Options
 
 IDS = torch.tensor([[5, 9, 77, 30, 200, 41], [250, 8, 17, 17, 3, 99]])
 RANK, ALPHA = 3, 6.0

@@ -28,7 +28,7 @@ from pruning import calibration
 from tests.builders import byte_tokenizer
 from tests.runs import ROOT, flags, prepared
 from utils.common.errors import UserError
-from utils.common.flags import parse_arguments
+from utils.common.flags import Arguments, parse_arguments
 from utils.evaluation.task_loading import load_texts, plan_tasks
 
 NORM = "model.norm.weight"

@@ -25,7 +25,7 @@ from models.loading import (
 from models.merge import merge_and_prove, probe_logits, record_logits
 from models.model_names import SHORT_NAMES
 from models.restoration import Restoration, save_restoration
-from tests.builders import HEADS, VISIBLE, orthonormal, scaled, shard
+from tests.builders import HEADS, orthonormal, scaled, shard
 from utils.activations import last_token_activations
 from utils.common.errors import UserError
 from utils.common.methods import Options
@@ -134,7 +134,7 @@ def test_a_model_that_is_partly_on_disk_is_restored_and_proved_like_a_whole_one(
 ):
     folder, ids = make_tiny_llama(zeros=0.5), [[5, 6, 7, 250]]
     given = MethodInputs(load_config(folder, "-b"), 1, Checkpoint(folder).read, HEADS, orthonormal())
-    restoration = scaled(Restoration.start("restorelcc", Options("both", train_norms=True), given), VISIBLE)
+    restoration = scaled(Restoration.start("restorelcc", Options("both", train_norms=True), given), 200)
     whole, spread = (restoration.attach(load_model(folder, torch.float32, on, "-b")) for on in ("cpu", "auto"))
     assert "disk" in spread.hf_device_map.values()
     plain = probe_logits(load_model(folder, torch.float32, "cpu", "-b"), ids)
