@@ -213,7 +213,7 @@ def test_sharing_respects_the_budget_and_the_length_of_the_model():
 def test_scores_are_kept_by_weights_rows_device_tokenizer_code_and_libraries(data, tmp_path):
     def key(**changed) -> dict:
         given = {"model": "weights", "part": plan, "device": "cpu", "tokenizer_sha256": "sha"} | changed
-        return scores.later(Cache(tmp_path), *given.values(), tokenizer=None).key()
+        return scores.later(Cache(tmp_path), *given.values(), tokenizer=None).key
 
     plan, other = (plan_tasks("rte", data, limit, 64) for limit in (None, 2))
     for changed in ({"model": "others"}, {"part": other}, {"device": "cuda"}, {"tokenizer_sha256": "others"}):

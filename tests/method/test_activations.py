@@ -60,7 +60,7 @@ def test_single_continuations_need_no_mask_though_rows_are_padded(make_tiny_llam
         assert torch.allclose(z[0, :, :, row], direct(model, ids), atol=1e-5)
 
 
-def test_a_shared_prompt_is_read_once_and_continuations_do_not_see_each_other():
+def test_a_shared_prompt_is_read_once_and_continuations_do_not_see_each_other(make_tiny_llama):
     rows = [PromptWithContinuations(list(range(8)), [[20, 21], [], [40]]), PromptWithContinuations([9], [[]])]
     batch = pack(rows)
     assert batch.ids.tolist() == [[*range(8), 20, 21, 40], [9] + [0] * 10]
@@ -68,7 +68,8 @@ def test_a_shared_prompt_is_read_once_and_continuations_do_not_see_each_other():
     assert batch.columns == [[[7, 8, 9], [7], [7, 10]], [[0]]]
     sees = [batch.visible[0, query].nonzero().flatten().tolist() for query in (4, 9, 10)]
     assert sees == [[*range(5)], [*range(8), 8, 9], [*range(8), 10]]
-    mask = batch.inputs(torch.device("cpu"), torch.bfloat16)["attention_mask"]
+    model = load_model(make_tiny_llama(), torch.bfloat16, "cpu", "-p")
+    mask = batch.inputs(model, torch.device("cpu"))["attention_mask"]
     assert mask.shape == (2, 1, 11, 11) and mask.dtype == torch.bfloat16
     assert torch.equal(mask.squeeze(1) == 0, batch.visible) and batch.visible.any(-1).all()
 
