@@ -3,6 +3,7 @@
 Whatever a family has of its own that isn't in this table is done by its stock class in transformers.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -103,6 +104,13 @@ def carried_parts(method: str, options: Options, config: PreTrainedConfig) -> tu
             )
         carried.append(replace(part, sites=part.sites & able))
     return tuple(carried)
+
+
+def dropped_by(terms: Iterable[str], config: PreTrainedConfig) -> dict[str, str]:
+    """Runtimes that would leave out biases of those restored, and of which linear layers, in words."""
+    biased = {name.split(".", 3)[-1].removesuffix(".bias") for name in terms if name.endswith(".bias")}
+    known = FAMILIES[config.model_type].dropped.items()
+    return {runtime: ", ".join(lost) for runtime, linears in known if (lost := [n for n in linears if n in biased])}
 
 
 def norm_widths(config: PreTrainedConfig) -> dict[str, int]:

@@ -30,5 +30,7 @@ def test_a_whole_run_ends_with_the_proof(world, family, tmp_path, monkeypatch, c
     assert results["validation"]["restored"] < results["validation"]["start"]
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").config.model_type
     assert written == ("llama" if family in ("qwen2", "mistral") else family)
+    card = (tmp_path / "out" / "model" / "README.md").read_text()
+    assert ("written as" in card) == (written != family) and f"- {family}" in card
     warned = "vLLM drops" in capfd.readouterr().out
     assert warned == (family == "qwen3")

@@ -50,7 +50,7 @@ def metadata(run: dict) -> ModelCardData:
         library_name="transformers",
         license=next((name for start, name in LICENSES.items() if licensed.startswith(start)), None),
         pipeline_tag="text-generation",
-        tags=["llama", "pruned", "restorelcc"],
+        tags=[run.get("family") or "llama", "pruned", "restorelcc"],
         **({"base_model_relation": "finetune"} if base and not summary.restores_nothing(run) else {}),
     )
 

@@ -7,8 +7,9 @@ import textwrap
 
 from models.checkpoint import pruned_layer
 from models.compact import RECORD
+from models.families import FAMILIES, dropped_by
 from utils.common.commands import WIDTH
-from utils.common.files import digest, without_nan, write_json, write_text
+from utils.common.files import digest, read_json, without_nan, write_json, write_text
 from utils.common.methods import METHODS, NORMS
 from utils.common.names import RESPONSE
 from utils.common.record import device_name, versions
@@ -71,6 +72,8 @@ def write_results(
     model = output / "model"
     print(f"\n{textwrap.fill(verdict(results, record), WIDTH)}")
     print(f"\nreport: {output / report.name}\nmodel:  {model}")
+    for runtime, lost in dropped_by(trained.restoration.terms, models.config).items():
+        print(f"note:   {runtime} drops what was restored in the biases of {lost} (docs/running.md)")
     print(f"next:   lm_eval --model hf --model_args pretrained={model} --tasks arc_easy --device {run.device}")
 
 
@@ -102,7 +105,7 @@ def run_record(
     run: Run, models: Models, samples: Samples, trained: Trained, evaluations: dict[str, Evaluation]
 ) -> dict:
     """What run.json keeps: what was run, on what, with what versions, and what it took."""
-    args = run.args
+    args, family = run.args, read_json(models.dense.folder / "config.json")["model_type"]
     pruning = models.pruned.folder / RECORD
     return {
         "command": shlex.join(["python", *sys.argv]),
@@ -114,6 +117,8 @@ def run_record(
         "processes": run.processes.count,
         "versions": versions(),
         "models": {"dense": args.base_model_name, "pruned": args.pruned_model_path},
+        "family": family,
+        "written_as": "LlamaForCausalLM" if FAMILIES[family].as_llama is not None else None,
         "method": method_record(run, trained),
         "pruning": json.loads(pruning.read_text(encoding="utf-8")) if pruning.is_file() else None,
         "inputs": {
