@@ -205,7 +205,7 @@ def check_weights(checkpoint: Checkpoint, config: LlamaConfig) -> None:
             f"{flag}: {folder}/config.json makes no model ({first_line(error)}); copy the model again"
         ) from error
     kept, optional = checkpoint.kept(), {"lm_head.weight"} if config.tie_word_embeddings else set()
-    if FAMILIES[read_json(folder / "config.json")["model_type"]].as_llama:
+    if FAMILIES[read_json(folder / "config.json")["model_type"]].as_llama is not None:
         # Llama's switch stands for biases of all four projections; those that the family hasn't are zero.
         optional |= {name for name in expected if name.endswith("o_proj.bias")}
     if missing := [name for name in expected if name not in checkpoint and name not in optional]:

@@ -25,11 +25,12 @@ BIASES = {"attention_bias": ATTENTION, "mlp_bias": MLP}
 class Family:
     """What a stock class of transformers makes of its config.json.
 
-    switches: of BIASES, those that it reads. as_llama: for a family that is Llama's arithmetic under Llama's tensor
-    names, the settings that say so in Llama's config.json: it is loaded as Llama, and written as that. ignored: its
-    settings that have no meaning then, with the values for which that holds, None for any. norm_fp32: whether norms
-    multiply by their scale before they round, not after; norm_offset: what they add to it. dropped: runtimes that leave
-    a bias out without a word, and of which linear layers (docs/running.md has the versions).
+    switches: of BIASES, those it reads. as_llama: None; or for a family whose arithmetic and tensor names are Llama's,
+    what Llama's config.json must say besides: such a model is loaded and written as Llama. ignored: settings of its own
+    that Llama's config.json lacks, each with the values at which it has no effect, or None for any value. norm_fp32:
+    whether norms multiply by their scale before they round to the model's dtype, not after. norm_offset: what norms add
+    to their scale. dropped: runtimes that leave biases out without a word, and of which linear layers (docs/running.md
+    has the versions).
     """
 
     switches: tuple[str, ...] = tuple(BIASES)
@@ -89,13 +90,18 @@ def as_llama(config: PreTrainedConfig) -> PreTrainedConfig:
 def carried_parts(method: str, options: Options, config: PreTrainedConfig) -> tuple[Part, ...]:
     """The method and what the options add to it (utils.common.methods), as a checkpoint of this model can carry them.
 
-    Biases that are added to a method by `-apply_to all`, or that nobody asked for, are narrowed to those; UserError for
-    any other bias that it can't.
+    Biases added by `-apply_to all`, or by a default, are narrowed to those that the family carries. UserError for any
+    other bias that it doesn't carry.
     """
     family = FAMILIES[config.model_type]
     able = frozenset(site for site, name in SITES.items() if any(name in BIASES[each] for each in family.switches))
     carried = []
     for part in parts_of(method, options):
+        if part.spec.llama_only and config.model_type != LLAMA:
+            raise UserError(
+                f"-method: {part.name} computes Llama's own layer, and this is a {config.model_type} model; give "
+                "admm_update, or -recipe inside_mask"
+            )
         if not part.sites <= able and (part.name == method or options.apply_to not in (None, "all")):
             lacking = ", ".join(SITES[site] for site in SITES if site in part.sites - able)
             raise UserError(

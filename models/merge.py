@@ -3,8 +3,7 @@
 python -m models.merge -pruned_model_path PRUNED -restoration OUT/restoration -output_dir MERGED
 
 The proof reads the merged checkpoint back from disk: every tensor is accounted for, and its logits are those of
-training. What is expected is computed again from the saved restoration, so that no value passes because it looks
-plausible.
+training. What each tensor must be is computed again from the saved restoration.
 """
 
 # ruff: noqa: E402
@@ -19,11 +18,11 @@ from utils.common.names import DTYPE_NAMES
 from utils.common.run_folder import check_apart
 
 PROOF = "proof.json"
-"""What a later merge leaves beside the checkpoint."""
+"""What this command leaves beside the checkpoint."""
 
 
 def read_flags(argv: list[str] | None = None) -> Namespace:
-    """The command line of a later merge, its paths checked."""
+    """The command line, its paths checked."""
     parser = Parser(prog="python -m models.merge", description=__doc__.partition("\n")[0])
     model, folder = {"type": name_or_path, "metavar": "MODEL"}, {"type": folder_path, "metavar": "DIR"}
     parser.flag("pruned_model_path", required=True, help="that checkpoint: folder, hub id, GGUF file", **model)
@@ -85,7 +84,7 @@ from utils.common.run_folder import RunFolder
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
 """The dtype that another's rounding is measured in."""
 
-ROUNDINGS, LARGEST_ROUNDINGS = 2, 4
+MEAN_ROUNDINGS, LARGEST_ROUNDINGS = 2, 4
 """How far two computations in one dtype may be apart, in roundings of that dtype: root mean squares, and the largest.
 
 Two that round independently differ by √2 of one's rounding in the mean, and in no logit by much more than the sum of
@@ -110,9 +109,9 @@ PROBE_TEXTS = (
 class MergedLayout:
     """What a merged checkpoint holds, known before it is written.
 
-    headers: every tensor's dtype, shape and file: the stored ones, restored, and new biases, each of the dtype of its
-    weight and in its file. zeros: biases that must be there as zeros, since a switch stands for all projections of a
-    kind. settings: the content of config.json, its switches for biases on.
+    headers: every tensor's dtype, shape and file, by name: the stored ones, and new biases, of the dtype and in the
+    file of their weight. zeros: biases that must be there as zeros: a switch stands for all projections of a kind.
+    settings: the content of config.json, its switches for biases on.
     """
 
     headers: dict[str, Header]
@@ -185,7 +184,7 @@ def merge_and_prove(
         proof = prove(pruned, folder, restoration, reference)
         proof.check(f"what was trained is in {saved}")
         if "disk" in _places(proof.model):
-            proof.model = None  # it would look for its weights under the name that is given up now
+            proof.model = None  # its weights are offloaded from the folder that is renamed now
     return proof
 
 
@@ -253,7 +252,7 @@ class Proof:
     model: LlamaForCausalLM | None = None
 
     def check(self, left: str) -> None:
-        """Raise RuntimeError if a promise is broken. left: what there is all the same, in words."""
+        """Raise RuntimeError if a promise is broken. left: in words, what the user still has."""
         if self.failures:
             broken = "; ".join(self.failures)
             raise RuntimeError(f"the merged checkpoint failed its proof and was not kept: {broken}; {left}")
@@ -285,7 +284,7 @@ class Proof:
 
 @torch.no_grad()
 def probe_logits(model: LlamaForCausalLM, token_ids: list[list[int]]) -> list[Tensor]:
-    """fp32 logits (T, vocabulary) on the CPU for each sequence of ids, one at a time: no padding to hide behind."""
+    """fp32 logits (T, vocabulary) on the CPU for each sequence of ids, one at a time, so that nothing is padded."""
     device = input_device(model)
     return [model(torch.tensor([ids], device=device)).logits[0].float().cpu() for ids in token_ids]
 
@@ -314,11 +313,8 @@ def _account_for_tensors(pruned: Path, merged: Path, restoration: Restoration) -
     layout = MergedLayout.of(before, touched)
     proof = Proof()
     survey, right = proof.compare_tensors(after, layout.headers, lambda name: layout.value(name, before, restoration))
-    surveys, broken, new = (
-        (before.survey(), survey),
-        layout.headers.keys() - right,
-        after.headers.keys() - before.headers,
-    )
+    surveys = before.survey(), survey
+    broken, new = layout.headers.keys() - right, after.headers.keys() - before.headers
     weights = [name for name in touched if name in before and name in right and pruned_layer(name) is not None]
     lost_zeros = sum(int(((before.read(name) == 0) & (after.read(name) != 0)).sum()) for name in weights)
     compared = [name for name in before.kept() if name not in restoration.terms]
@@ -387,13 +383,13 @@ def _compare_logits(proof: Proof, model: LlamaForCausalLM, folder: Path, referen
     answers = [probe_logits(model, [ids])[0].to(reference.dtype) for ids in reference.token_ids]
     pairs, tolerance, ratio = list(zip(reference.logits, answers, strict=True)), 0.0, 0.0
     largest, _ = _size(expected.float() for expected in reference.logits)
-    difference, mean = _size(expected.float() - given.float() for expected, given in pairs)
+    difference, norm = _size(expected.float() - given.float() for expected, given in pairs)
     finite = math.isfinite(largest + difference)
     if finite and not exact and difference:
         wide = load_model(folder, WIDER[reference.dtype], "auto" if len(_places(model)) > 1 else "cpu", "-output_dir")
         asked = zip(reference.token_ids, answers, strict=True)
-        rounding, mean_rounding = _size(probe_logits(wide, [ids])[0] - given.float() for ids, given in asked)
-        tolerance, ratio = LARGEST_ROUNDINGS * rounding, mean / mean_rounding if mean_rounding else math.inf
+        rounding, norm_of_rounding = _size(probe_logits(wide, [ids])[0] - given.float() for ids, given in asked)
+        tolerance, ratio = LARGEST_ROUNDINGS * rounding, norm / norm_of_rounding if norm_of_rounding else math.inf
     agreeing = sum(int((expected.argmax(-1) == given.argmax(-1)).sum()) for expected, given in pairs)
     largest = largest if finite and largest else 1.0
     proof.record |= {
@@ -408,10 +404,10 @@ def _compare_logits(proof: Proof, model: LlamaForCausalLM, folder: Path, referen
     }
     if not finite:
         proof.failures.append("logits hold NaN or infinity")
-    elif not (difference <= tolerance and ratio <= ROUNDINGS):
+    elif not (difference <= tolerance and ratio <= MEAN_ROUNDINGS):
         proof.failures.append(
             f"logits {difference / largest:.1e} apart from the attached model's, allowed {tolerance / largest:.1e}, "
-            f"and {ratio:.1f} times their dtype's rounding in the mean, allowed {ROUNDINGS}"
+            f"and {ratio:.1f} times their dtype's rounding in the mean, allowed {MEAN_ROUNDINGS}"
             + ("" if reference.stored else SWALLOWED)
         )
     proof.record = {"passed": not proof.failures, **proof.record, "failures": proof.failures}

@@ -26,10 +26,10 @@ class Term(nn.Module):
     forward(weight): what is added to the parameter, of its shape, in the dtype of the term: fp32 in a training step,
     fp64 in a merge. weight: of a bias's layer, as it is stored; of a weight, its value after the terms before this one.
 
-    It is built from its tensors alone, so that a saved one is rebuilt from them. learned: names of its parameters,
-    fixed: of what training leaves as it is; each may be left out. keeps_zeros: whether zeros of the weight stay.
-    beside: whether it has `through(z, weight)`: z (W + term)ᵀ without computing the sum, whose gradient would be as
-    dear as the forward pass. what: in words.
+    It is built from its tensors alone, so that a saved one is rebuilt from them. learned: names of its parameters.
+    fixed: names of tensors that are not trained. Any of them may be None. keeps_zeros: whether zeros of the weight
+    stay. beside: whether it has `through(z, weight)`, which gives z (W + term)ᵀ without computing W + term, whose
+    gradient would cost as much as the forward pass. what: in words.
     """
 
     learned: ClassVar[tuple[str, ...]] = ()
@@ -75,12 +75,12 @@ class Term(nn.Module):
 
     @classmethod
     def describe(cls, terms: "list[Term]", places: str) -> str:
-        """ "changes of 210 weights": these terms, all of this kind."""
+        """In words, for several terms of this kind: changes of 210 weights."""
         return f"{cls.what} of {len(terms)} {places}"
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """Its own memory, in order, as it will be when it is saved and read again."""
+    """A contiguous copy, laid out as it will be when it is read from a file."""
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
@@ -150,7 +150,7 @@ class HeadConstant(Term):
 
     @classmethod
     def describe(cls, terms: list[Term], places: str) -> str:
-        """ "β and b of 68 heads"."""
+        """In words: β and b of 68 heads."""
         symbols = [s for s, name in zip("βb", cls.learned, strict=True) if getattr(terms[0], name) is not None]
         return f"{' and '.join(symbols)} of {sum(len(term.heads) for term in terms)} heads"
 
@@ -173,7 +173,7 @@ class MaskedChange(Term):
 
     @classmethod
     def describe(cls, terms: list[Term], places: str) -> str:
-        """ "non-zero values of 210 weights, mean error 0.12 -> 0.08"."""
+        """In words: non-zero values of 210 weights, mean error 0.12 -> 0.08."""
         known = [term.errors.double() for term in terms if term.errors is not None]
         errors = ", mean error {:.3g} -> {:.3g}".format(*torch.stack(known).mean(0).tolist()) if known else ""
         return super().describe(terms, places) + errors

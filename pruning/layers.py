@@ -7,7 +7,6 @@ and statistics are on the device, so that all runs in the memory of one layer pl
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from unittest.mock import patch
 
 import torch
 from accelerate.utils import send_to_device
@@ -35,7 +34,7 @@ class _Enough(Exception):
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """Decoder layer `index`, the calibration set's hidden states (S, T, D) before it, and what else every layer takes.
+    """Decoder layer `index`, the calibration set's hidden states (S, T, D) before it, and the layer's other arguments.
 
     hidden is in the model's dtype, kwargs are this layer's own. Both are None without a calibration set.
     """
@@ -78,7 +77,7 @@ class LayerInputs:
 
 
 def walk(model: PreTrainedModel, tokens: Tensor, device: torch.device, description: str) -> Iterator[LayerInputs]:
-    """All decoder layers in order. What the caller changes in a layer, the layers after it are fed by.
+    """All decoder layers in order. Each is fed by the layers before it, as the caller has changed them.
 
     model: on the CPU. tokens: (S, T) int64, the calibration set, no padding. Only the layer whose turn it is, is on
     the device.
@@ -104,11 +103,15 @@ def layer_inputs(model: PreTrainedModel, tokens: Tensor, device: torch.device) -
     """
     hidden = torch.empty(*tokens.shape, model.config.hidden_size, dtype=model.dtype, device=device)
     asked = _Asked()
-    with patch.object(model.model, "layers", nn.ModuleList([asked] * len(model.model.layers))):
-        for row, ids in zip(hidden, tokens, strict=True):  # never all of it on the host, if the device has it
+    layers = model.model.layers
+    model.model.layers = nn.ModuleList([asked] * len(layers))
+    try:
+        for row, ids in zip(hidden, tokens, strict=True):  # one by one: the device may have more room than the host
             asked.seen.clear()
             model.model(ids[None], use_cache=False)
             row.copy_(asked.seen[0][0][0])
+    finally:
+        model.model.layers = layers
     return hidden, [send_to_device(kwargs, device) for _, kwargs in asked.seen]
 
 

@@ -9,7 +9,7 @@ from models.terms import HeadConstant
 from utils.common.methods import SITES
 
 INITIAL_STD = 1e-3
-"""Standard deviation of β and b before training [P]."""
+"""Standard deviation of β and b before training, as in the paper."""
 
 BETA, B = "magnitudes", "component"
 

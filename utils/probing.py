@@ -1,4 +1,4 @@
-"""Contrastive probing: which heads tell the right answer from a similar wrong one [P]."""
+"""Contrastive probing: which heads tell the right answer from a similar wrong one, as in the paper."""
 
 from dataclasses import dataclass
 

@@ -216,10 +216,10 @@ def response_loss(
     parts: int = 1,
     states: list[Tensor] | None = None,
 ) -> Tensor:
-    """[summed loss in nats, labelled tokens] of each sample of a part of the batches, 0 of the others; summed over
-    parts, of all.
+    """[summed loss in nats, labelled tokens] of each sample. Of several parts, each computes some of the batches, with
+    zeros for all other samples; their sum is the whole.
 
-    (N, 2) fp64 on the CPU, where alone every machine has fp64; (N, 3) with the summed divergence under distillation.
+    (N, 2) fp64 on the CPU, since not every device has fp64; (N, 3) with the summed divergence under distillation.
 
     model: a ResponseLoss, or what distributes one, in evaluation mode. states: the teacher's, of each sample. Every
     part runs as many batches, so that processes that share a model stay in step: a part that is short of one runs one
@@ -271,7 +271,7 @@ class _OneDevice(TrainingArguments):
 
 
 class _ProcessBatches(Sampler[list[int]]):
-    """This process's batches of an epoch, whose order seed and epoch decide together, and nothing else.
+    """This process's batches of an epoch. Their order depends on the seed and the epoch alone.
 
     Each step's samples are those of one process with the batches of all: process p takes every sample whose place in
     such a batch is p modulo the number of processes. Where an epoch ends that may be none: [].
@@ -308,7 +308,7 @@ class _ProcessBatches(Sampler[list[int]]):
 
 
 class _RestorationTrainer(Trainer, TrainerCallback):
-    """transformers' Trainer, and its own callback: checkpoints hold what is trained, when it is worth it; validation
+    """transformers' Trainer, and its own callback: checkpoints hold what is trained; the validation
     loss is a mean over tokens; a loss or gradient that is no finite number ends the training before a checkpoint is
     made of it.
 
@@ -391,7 +391,7 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         return loss
 
     def compute_loss(self, *inputs, **named) -> Tensor:
-        """What a gradient is taken of."""
+        """The loss as it is differentiated: scaled, under fp16."""
         return super().compute_loss(*inputs, **named) * self.loss_scale
 
     def evaluate(self, *_, **__) -> dict[str, float]:
@@ -457,12 +457,12 @@ class _RestorationTrainer(Trainer, TrainerCallback):
 
     def on_train_begin(self, args, state, control, **_) -> None:
         self.bar = progress(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
-        state.epoch = float(state.epoch)
-        # The start is validated, and the end of an epoch, of which there is a checkpoint before its validation only.
+        state.epoch = float(state.epoch)  # transformers begins with the int 0
+        # Validate first: at the start of a training, and where a checkpoint was made just before an epoch's validation.
         args.eval_on_start = bool(self.eval_dataset) and state.epoch.is_integer()
 
     def on_epoch_begin(self, args, state, control, **_) -> None:
-        """A training that goes on after its last step has no batches, and ends."""
+        """A training that is resumed after its last step has no batches left, and ends at once."""
         self.batches.epoch = int(state.epoch)
         self.batches.over = control.should_training_stop = state.global_step >= state.max_steps
 

@@ -91,7 +91,9 @@ class Kept:
         return read_json(entry / DOCUMENT) if (entry / DOCUMENT).is_file() else entry
 
 
-def cached(kind: str, code: tuple[ModuleType, ...] = (), libraries: tuple[str, ...] = ()) -> Callable:
+def cached(
+    kind: str, code: tuple[ModuleType, ...] = (), libraries: tuple[str, ...] = ("torch", "transformers")
+) -> Callable:
     """Keep what a function returns: tensors by name, a JSON document, or the new `folder` that is its first parameter.
 
     code: modules, besides the function itself, of which another version may give another result.

@@ -73,8 +73,13 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        hidden = action.default in (None, False, argparse.SUPPRESS) or "(default" in text or not action.option_strings
-        return text if hidden else f"{text} (default: %(default)s)"
+        allowed = getattr(action.type, "allowed", "")
+        if "(default" in text:
+            return text.replace("(default", f"({allowed}; default") if allowed else text
+        told = [allowed] * bool(allowed)
+        if action.default not in (None, False, argparse.SUPPRESS) and action.option_strings:
+            told.append("default: %(default)s")
+        return f"{text} ({'; '.join(told)})" if told else text
 
 
 def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
@@ -179,24 +184,30 @@ def folder_path(given: str) -> Path:
     return Path(name_or_path(given))
 
 
-def _number(kind: Callable[[str], float], holds: Callable[[float], bool], what: str) -> Callable[[str], float]:
+def _number(
+    kind: Callable[[str], float], holds: Callable[[float], bool], what: str, allowed: str = ""
+) -> Callable[[str], float]:
+    """An argparse type; what: what it must be, for an error; allowed: its range, for --help."""
+
     def convert(text: str) -> float:
         with suppress(ValueError):
             if holds(value := kind(text)):
                 return value
         raise argparse.ArgumentTypeError(f"must be a {what}, not {shortened(text)}")
 
-    convert.metavar = "N"
+    convert.metavar, convert.allowed = "N", allowed
     return convert
 
 
 def at_least(bound: float) -> Callable[[str], float]:
     """An argparse type: a number not below `bound`, nor above MOST; a whole one if the bound is an int."""
     kind = "whole number" if isinstance(bound, int) else "number"
-    return _number(type(bound), lambda value: bound <= value <= MOST, f"{kind}, {bound:g} to {MOST}")
+    return _number(
+        type(bound), lambda value: bound <= value <= MOST, f"{kind}, {bound:g} to {MOST}", f"at least {bound:g}"
+    )
 
 
-rate = _number(float, lambda value: 0 < value < 3.4e38, "number above 0")
+rate = _number(float, lambda value: 0 < value < 3.4e38, "number above 0", "above 0")
 """An argparse type: a number above 0 that fp32 holds."""
 
 seed_number = _number(int, lambda value: 0 <= value < 2**32, f"whole number, 0 to {2**32 - 1}")

@@ -42,7 +42,8 @@ class MethodSpec:
 
     needs: a method that trains nothing is a closed form, and may stand before another. sites: where it adds constants,
     as -apply_to says it; moves: whether -apply_to decides instead. norms: whether the scales of all norms are trained
-    too. takes: flags that it heeds. selection: -head_selection, if nothing is said. about: for the model's card.
+    too. takes: all flags that it heeds, or seeds: what a closed form restores is kept in the cache by them. selection:
+    -head_selection, if nothing is said. llama_only: it computes Llama's own decoder layer. about: for the model's card.
     """
 
     made_by: str
@@ -54,6 +55,7 @@ class MethodSpec:
     norms: bool = False
     takes: tuple[str, ...] = ()
     selection: str = "contrastive"
+    llama_only: bool = False
     about: str = ""
 
     def function(self) -> Callable:
@@ -118,6 +120,8 @@ METHODS = {
         f"weights trained to give each half layer's dense output on -calib_data, {_INSIDE}",
         "block reconstruction",
         _CLOSED,
+        takes=("training_seed",),
+        llama_only=True,
     ),
     "none": MethodSpec("baselines.free_terms:nothing", "restores nothing", "nothing", Needs()),
 }

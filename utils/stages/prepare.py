@@ -98,7 +98,7 @@ def pruned_checkpoint(run: Run, models: Models) -> Models:
     return replace(models, given=found, pruned=found, config=load_config(found.folder, found.flag))
 
 
-@cached("pruned", code=(pruning,), libraries=("torch", "transformers"))
+@cached("pruned", code=(pruning,))
 def prune(
     folder: Path, dense: Checkpoint, tokenizer: str, method: str, pattern: str, texts: list, dtype: str, *, run: Run
 ) -> None:

@@ -61,9 +61,9 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
     trains = run.needs.training and run.args.num_epoch > 0
     device = run.training_device(models.pruned, trains)
     model = run.load(models.pruned, device)
-    # One that would be sharded is not asked on the CPU, while other processes wait.
+    # A model to be sharded is on the CPU now, too slow for a validation that the other processes would wait for.
     asked = samples.valid if run.processes.is_main and not sharded else []
-    # Asked by itself: a closed form restores something before the first step, and b does not begin at zero.
+    # The pruned model's own loss: training starts elsewhere, at a closed form, or at a b that is not zero.
     unrestored = validate(model, asked)
     model = start.attach(model)
     parameters = numbers_trained(model) if trains else 0
@@ -126,9 +126,7 @@ def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
     def kept(part: Part, make: Callable[[], Terms]) -> Terms:
         if not part.needs.calibration:
             return make()
-        # A closed form draws nothing: it is the same for all seeds; reconstruct draws its batches' order.
-        seed = args.training_seed if part.name == "reconstruct" else None
-        closed.append([part.spec.made_by, part.sites, {flag: getattr(args, flag) for flag in part.spec.takes}, seed])
+        closed.append([part.spec.made_by, part.sites, {flag: getattr(args, flag) for flag in part.spec.takes}])
         how = [*calibration_key(args), models.tokenizer_sha256, args.dtype, run.kind_of_device]
         tensors = closed_form(run.cache, models.dense, models.pruned, closed, how, make=lambda: packed(make()))
         return unpacked(tensors)
@@ -137,15 +135,15 @@ def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
     return start if args.num_epoch else start.untrained()
 
 
-@cached("starts", code=(baselines, models, pruning), libraries=("torch", "transformers"))
+@cached("starts", code=(baselines, models, pruning))
 def closed_form(dense: Checkpoint, pruned: Checkpoint, forms: list, how: list, *, make: Callable) -> dict[str, Tensor]:
-    """What a closed form restores. forms: it and those before it, whose results it is given, by their settings."""
+    """What a closed form restores. forms: the settings of this one and of those before it, which it starts from."""
     return make()
 
 
 def check_teacher(run: Run, hidden_size: int, samples: Samples) -> None:
-    """UserError if nothing is trained; or if the model is to be sharded, which leaves no room for a whole one beside
-    it, and the teacher's states may not be kept.
+    """UserError if nothing is trained; or if the teacher's states are too many to keep, and the model is to be sharded,
+    so that the dense model can't run beside it.
     """
     if run.args.loss != DISTILL:
         return
@@ -189,11 +187,7 @@ def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | N
     return replace(teacher, valid=valid, train=train)
 
 
-@cached(
-    "teacher",
-    code=(distillation, activations, packing, cpu_attention),
-    libraries=("torch", "transformers"),
-)
+@cached("teacher", code=(distillation, activations, packing, cpu_attention))
 def states(model: LazyModel, samples: list[Encoded], device: str) -> dict[str, Tensor]:
     """The teacher's states; token ids say all about data, template and length."""
     return {"states": teacher_states(model(), samples, "teacher's states")}
@@ -243,7 +237,7 @@ def warnings_of(validation: dict | None, closed_form: bool) -> list[str]:
     """A line if training left a higher validation loss than it began with, and one if a closed form before it did."""
     if validation is None:
         return []
-    pruned, start, restored, _ = validation.values()
+    pruned, start, restored = (validation[name] for name in ("pruned", "start", "restored"))
     lines = [f"warning: {rose}; try a smaller -lr or fewer epochs"] if (rose := loss_rose(start, restored)) else []
     if closed_form and (rose := loss_rose(pruned, start)):
         lines.append(f"warning: after the closed form {rose}, before any training; try without it")
