@@ -11,21 +11,21 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from tokenizers.models import BPE, WordLevel
-from tokenizers.processors import TemplateProcessing
+from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from data.sources import load_samples
 from models.loading import check_model, load_config, load_model, resolve, usable_device
 from pruning import calibration
-from tests.builders import byte_tokenizer
+from tests.builders import byte_tokenizer, rewrite
 from tests.runs import ROOT, flags, prepared
 from utils.common.errors import UserError
 from utils.common.flags import Arguments, parse_arguments
@@ -45,16 +45,12 @@ def spoiling(change: Callable) -> Callable[..., Spoil]:
     return lambda *how, **named: lambda folder: change(folder, *how, **named)
 
 
+tensors = spoiling(rewrite)
+
+
 @spoiling
 def changed(folder: Path, change: Callable[[bytes], bytes], name: str = WEIGHTS) -> None:
     (folder / name).write_bytes(change((folder / name).read_bytes()))
-
-
-@spoiling
-def tensors(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
-    loaded = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
-    change(loaded)
-    save_file(loaded, folder / WEIGHTS)
 
 
 @spoiling
@@ -98,31 +94,13 @@ def one_word(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
 
 
-def only_bos(folder: Path) -> None:
-    """A tokenizer that makes a beginning of a text, and nothing of the text."""
-    tokenizer = Tokenizer(BPE({"<s>": 0}, []))
-    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", pad_token="<s>").save_pretrained(folder)
-
-
 def config(name: str = "config.json", **changes: object) -> Spoil:
     return changed(lambda data: json.dumps({**json.loads(data), **changes}).encode(), name)
 
 
-def with_mark(name: str) -> Spoil:
-    """A UTF-8 byte order mark before the file."""
-    return changed(lambda data: b"\xef\xbb\xbf" + data, name)
-
-
-def with_crlf(name: str) -> Spoil:
-    return changed(lambda data: data.replace(b"\n", b"\r\n"), name)
-
-
 truncated = changed(lambda data: data[:1000])
-
-
-def gguf(tensors: int, entries: int, edition: int = 3, rest: bytes = bytes(200)) -> bytes:
-    return struct.pack("<4sIQQ", b"GGUF", edition, tensors, entries) + rest
+with_mark = partial(changed, lambda data: b"\xef\xbb\xbf" + data)  # UTF-8's byte order mark, and a file's name to come
+with_crlf = partial(changed, lambda data: data.replace(b"\n", b"\r\n"))
 
 
 class Evil:
@@ -149,9 +127,7 @@ FILES: dict[str, tuple[Spoil, str]] = {
     "truncated": (truncated, "cannot read"),
     "a pointer of git-lfs": (changed(lambda _: b"version https://git-lfs.github.com/spec/v1\nsize 9\n"), "cannot read"),
     "no weights": (without(WEIGHTS), "holds no weights"),
-    "another shape": (tensors(lambda t: t.update({NORM: torch.ones(25)})), "has the shape (25,)"),
     "NaN": (tensors(lambda t: t[NORM].fill_(float("nan"))), "model.norm.weight in"),
-    "int8": (tensors(lambda t: t.update({NORM: t[NORM].to(torch.int8)})), "dequantize"),
     "a weight too much": (tensors(lambda t: t.update(more=torch.ones(2))), "holds more that a model"),
     "a tensor in two shards with other values": (twice(1.0), "with other values, in b.safetensors"),
     "index outside": (index({"a": "../b"}), "not in the folder itself"),
@@ -169,12 +145,9 @@ FILES: dict[str, tuple[Spoil, str]] = {
     "quantized": (config(quantization_config={"quant_method": "bitsandbytes"}), "save what model.dequantize()"),
     "no tokenizer": (without("tokenizer.json", "tokenizer_config.json"), "no usable tokenizer"),
     "a tokenizer of one word": (one_word, "makes no tokens of a text, or none but special ones"),
-    "a tokenizer that yields only BOS": (only_bos, "makes no tokens of a text, or none but special ones"),
     "token ids beyond the vocabulary": (more_tokens(special=False), "'<more99>' with id 357, beyond"),
     "tokenizer of an unknown kind": (config("tokenizer.json", model={"type": "Mine"}), "no usable tokenizer"),
 }
-
-
 VALUES = [
     ("num_attention_heads", "six", "num_attention_heads"), ("num_hidden_layers", 10**30, "num_hidden_layers is 1000"),
     ("hidden_size", 0, "hidden_size is 0"), ("hidden_act", "silo", "silo"), ("dtype", "float99", "float99"),
@@ -182,14 +155,7 @@ VALUES = [
     ("output_attentions", True, "output_attentions is on"), ("return_dict", False, "return_dict off"),
     ("attention_dropout", 2, "attention_dropout is 2"), ("pad_token_id", 300, "makes no model"),
 ]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "value", "says"), VALUES)
-def test_a_value_that_no_llama_has_is_named(make_tiny_llama, name, value, says):
-    folder = make_tiny_llama()
-    config(**{name: value})(folder)
-    told = said(check_model, folder, "-pruned_model_path")
-    assert told.startswith("-pruned_model_path: ") and says in told
+FILES |= {f"{name} {value}": (config(**{name: value}), says) for name, value, says in VALUES}
 
 
 @pytest.mark.parametrize("case", FILES)
@@ -228,7 +194,6 @@ def test_attention_is_torchs_own_whatever_a_config_names(make_tiny_llama):
 
 PAIRS = {
     "truncated": (truncated, "cannot read"),
-    "infinity": (tensors(lambda t: t[NORM].fill_(float("inf"))), "NaN or infinity"),
     "other sizes": (config(intermediate_size=64), "intermediate_size is 64, but the base model's is 56"),
     "another tokenizer": (more_tokens(special=False), "its tokenizer differs from the base model's"),
     "no zeros": (tensors(lambda t: [each.fill_(1) for each in t.values()]), "has no zeros"),
@@ -247,17 +212,12 @@ def test_a_pruned_model_that_is_broken_or_another_ones_is_told(world, tmp_path, 
 
 
 RTE = {"sentence1": "It rains.", "sentence2": "It is wet.", "label": 0}
-ARC = {"question": "What?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}
+ONE_CHOICE = {"question": "What?", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "A"}
 HELLASWAG = {"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "ctx": "b c", "endings": ["d", "e"], "label": "0"}
-WINOGRANDE = {"sentence": "No gap.", "option1": "cat", "option2": "dog", "answer": "1"}
-ONE_CHOICE = ARC | {"choices": {"text": ["a"], "label": ["A"]}}
-
 BROKEN: list[tuple[str, object, str]] = [
     ("model.gguf", b"no such file" * 9, "cannot unpack"),
-    ("model.gguf", gguf(2**60, 1), "cannot unpack"),
-    ("model.gguf", gguf(1, 1, edition=9), "cannot unpack"),
-    ("model.gguf", gguf(1, 1), "cannot unpack"),
-    ("model.gguf", gguf(3, 2, rest=bytes(range(256))), "cannot unpack"),
+    ("model.gguf", struct.pack("<4sIQQ", b"GGUF", 3, 2**60, 1) + bytes(200), "cannot unpack"),
+    ("model.gguf", struct.pack("<4sIQQ", b"GGUF", 3, 3, 2) + bytes(range(256)), "cannot unpack"),
     ("samples.jsonl", DEEP, ":1: not valid JSON (nested too deeply)"),
     ("samples.jsonl", f'{{"instruction": {DIGITS}, "output": "b"}}', ":1: not valid JSON (Exceeds the limit"),
     ("samples.jsonl", '{"instruction": "\\ud800", "output": "b"}', ":1: not valid JSON (half of"),
@@ -268,9 +228,7 @@ BROKEN: list[tuple[str, object, str]] = [
     ("samples.json", f"[{line(0)},\n{line(1)}", ":2: not valid JSON"),
     ("samples.json", '"text"', "holds no list of samples"),
     ("samples.json", f"{line(0)}\n{line(1)}", "one object a line belongs in a .jsonl file"),
-    ("samples.pt", b"anything", "as a PyTorch file of plain lists"),
     ("text.jsonl", DEEP, ":1: not valid JSON (nested too deeply)"),
-    ("text.jsonl", '{"text": "\\udc00"}', ":1: not valid JSON (half of"),
     ("text.json", '{"text": "a"}', "holds no list"),
     ("text.jsonl", '{"texts": "a"}', "document 1"),
     ("text.txt", b"caf\xe9", "check that it is UTF-8 text"),
@@ -278,15 +236,16 @@ BROKEN: list[tuple[str, object, str]] = [
     ("rte/validation.jsonl", RTE | {"label": 1.0}, "two texts or more, of which 1.0 is right)"),
     ("rte/validation.jsonl", {"sentence1": "a", "sentence2": "b"}, "of which 'label' is right); the hub's field"),
     ("arc_easy/test.jsonl", ONE_CHOICE, "row 1: lm_eval cannot read it (ValueError: ['a'] are not two texts"),
-    ("arc_easy/test.jsonl", ARC | {"answerKey": "C"}, "(ValueError: 'C' is not in list)"),
     ("hellaswag/validation.jsonl", HELLASWAG | {"label": "2"}, "lm_eval cannot read it (IndexError"),
-    ("winogrande/validation.jsonl", WINOGRANDE, "(ValueError: substring not found)"),
     ("rte/validation.jsonl", DEEP, ":1: not valid JSON (nested too deeply)"),
     ("rte/validation.jsonl", b"\xe9", "cannot read"),
     ("rte/validation.jsonl", "\n", "has no rows"),
-    ("rte/train.jsonl", RTE, "has no validation split of rte"),
+    ("rte/test.jsonl", RTE, "has no validation split of rte"),
+    ("rte/train.jsonl", RTE | {"label": 1.0}, "row 1: lm_eval cannot read it"),
 ]
+TRAIN = ["-spec_task", "rte", "-eval_data_dir"]
 READERS = {
+    "train": ("-eval_data_dir", lambda path: load_texts(parse_arguments([*TRAIN, str(path.parents[1])]))),
     "model": ("-pruned_model_path", lambda path: resolve(str(path), "-pruned_model_path", path.parent / "cache")),
     "samples": ("-data_path", lambda path: load_samples(str(path), 8, 2)),
     "text": ("-calib_data", lambda path: calibration.load(str(path), 2, 16, byte_tokenizer(), 1)),
@@ -306,13 +265,6 @@ def test_a_broken_file_is_told_of_the_flag_that_named_it(tmp_path, name, content
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
 
 
-def test_a_broken_row_to_train_on_is_told(tmp_path):
-    (tmp_path / "rte").mkdir(parents=True)
-    (tmp_path / "rte" / "train.jsonl").write_text(json.dumps(RTE | {"label": 1.0}))
-    told = said(load_texts, parse_arguments(["-spec_task", "rte", "-eval_data_dir", str(tmp_path)]))
-    assert told.startswith("-eval_data_dir: ") and "row 1: lm_eval cannot read it" in told
-
-
 def test_a_pt_runs_no_code_and_holds_texts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     surrogate = [{"text": "a \ud800", "label": "b"}], ":1: field 'text' holds half of a surrogate pair"
@@ -323,10 +275,9 @@ def test_a_pt_runs_no_code_and_holds_texts(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("spoil", [with_mark, with_crlf])
 def test_a_byte_order_mark_and_lines_of_windows_are_no_mistakes(tmp_path, spoil):
+    """Of samples: test_properties.py."""
     (tmp_path / "rte").mkdir(parents=True)
     texts = {
-        "samples.jsonl": "".join(f"{line(n)}\n" for n in range(12)),
-        "list.json": "[\n" + ",\n".join(line(n) for n in range(4)) + "]",
         "rte/validation.jsonl": f"{json.dumps(RTE)}\n" * 3,
         "flags.json": '{\n"lr": 0.5}',
         "text.jsonl": json.dumps({"text": "Some words to be fed. " * 9}) + "\n",
@@ -334,8 +285,6 @@ def test_a_byte_order_mark_and_lines_of_windows_are_no_mistakes(tmp_path, spoil)
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
         spoil(name)(tmp_path)
-    load_samples(str(tmp_path / "samples.jsonl"), 8, 2)
-    load_samples(str(tmp_path / "list.json"), 2, 2)
     plan_tasks("rte", tmp_path, None, 64)
     calibration.load(str(tmp_path / "text.jsonl"), 2, 16, byte_tokenizer(), 1)
     assert parse_arguments(["-config", str(tmp_path / "flags.json")]).lr == 0.5
@@ -344,23 +293,16 @@ def test_a_byte_order_mark_and_lines_of_windows_are_no_mistakes(tmp_path, spoil)
 FLAGS = [
     *((each.name, 10**30, "must be a whole") for each in fields(Arguments) if each.type in (int, int | None)),
     *((name, "", "is empty; name") for name in ("config", "output_dir", *(each[1:] for each in Arguments().inputs()))),
-    ("output_dir", "n" * 300, "is longer than"),
-    ("data_path", "a/" * 2500, "is longer than"),
-    ("use_topk_heads", 10**30, "must be a count"),
-    ("use_topk_heads", 0, "must be a count"),
-    ("use_topk_heads", 1.5, "must be a count"),
+    *((name, value, "is longer than") for name, value in (("output_dir", "n" * 300), ("data_path", "a/" * 2500))),
+    *(("use_topk_heads", value, "must be a count") for value in (10**30, 0, 1.5)),
     ("batch_size", DIGITS, "must be a whole number, 1 to 1000000000, not 999"),
     ("seed", 2**32, "must be a whole number, 0 to 4294967295"),
     ("train_seed", -1, "must be a whole number"),
-    ("lr", 0, "must be a number above 0"),
-    ("lr", "nan", "must be a number above 0"),
-    ("lr", "1e400", "must be a number above 0"),
-    ("lr", "fast", "must be a number above 0, not fast"),
+    *(("lr", value, f"must be a number above 0, not {value}") for value in (0, "nan", "1e400", "fast")),
     ("num_epoch", -1, "must be a number, 0 to 1000000000"),
     ("loss", "hinge", "invalid choice"),
     ("lora_targets", "q", "must be some of"),
-    ("data_path", "\udcff", "is no UTF-8 text"),
-    ("eval_tasks", "\udcff", "is no UTF-8 text"),
+    *((name, "\udcff", "is no UTF-8 text") for name in ("data_path", "eval_tasks")),
 ]
 
 
@@ -383,7 +325,6 @@ RUNS: dict[str, tuple[dict[str, object], str]] = {
     "a teacher of nothing": ({"loss": "distill", "method": "none"}, "-loss: distill is a loss of training, and none"),
     "too few samples": ({"num_train_samples": 100}, "-data_path: "),
     "prompts too long": ({"max_length": 60}, "-max_length: 1"),
-    "more kept than there are": ({"pruned_model_path": None, "sparsity": "4:2"}, "-sparsity: '4:2' needs"),
     "unknown pruning": ({"pruned_model_path": None, "prune_method": "wonder"}, "-prune_method"),
 }
 
@@ -396,13 +337,9 @@ def test_what_cannot_be_run_is_told_before_any_model_loads(world, tmp_path, monk
     assert said(prepared, flags(world, tmp_path / "out", **changes)).startswith(says)
 
 
-# What a command tells before it imports torch
-
-
 RUN, PRUNE, MERGE = "RestoreLCC_train", "pruning", "models.merge"
 EARLY = [
     ("-base_model_name", RUN, {"base_model_name": "./nowhere"}),
-    ("-base_model_name", RUN, {"base_model_name": "lama_7B"}),
     ("-base_model_name", RUN, {"base_model_name": "no/body"}),
     ("-base_model_name", RUN, {"base_model_name": "./nowhere", "plan": "here"}),
     ("-pruned_model_path", RUN, {"pruned_model_path": "./nowhere"}),
