@@ -107,7 +107,7 @@ def flip(file: Path, at: float) -> None:
 SPOILS = {
     "flip": flip,
     "cut": lambda file, at: file.write_bytes(file.read_bytes()[: int(at * file.stat().st_size)]),
-    "no manifest": lambda file, _: file.write_text("null"),
+    "no object": lambda file, _: file.write_text("null"),
     "unlink": lambda file, _: file.unlink(),
 }
 

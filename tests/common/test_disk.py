@@ -19,8 +19,6 @@ from utils.common.errors import OutOfRoom, UserError, refusal, shortage
 from utils.common.files import check_writable, explain_disk_full, whole_file, whole_folder, write_json
 from utils.common.run_folder import RunFolder
 
-NUMBERS = torch.arange(50_000.0)
-
 
 @contextmanager
 def no_file_above(size: int) -> Iterator[None]:
@@ -37,7 +35,7 @@ def no_file_above(size: int) -> Iterator[None]:
 def test_a_result_that_does_not_fit_is_one_line_and_leaves_nothing(tmp_path):
     writers = (
         lambda folder: write_json(folder / "f", ["x" * 50_000]),
-        lambda folder: save_file({"a": NUMBERS}, folder / "f"),
+        lambda folder: save_file({"a": torch.arange(50_000.0)}, folder / "f"),
         lambda folder: shutil.copy(__file__, folder / "f"),
     )
     for write in writers:

@@ -9,7 +9,6 @@ import pytest
 
 from tests.runs import ROOT
 from utils.common.errors import Stopped, UserError
-from utils.common.files import whole_folder
 from utils.common.run_folder import UNFINISHED, RunFolder, check_apart
 
 FLAGS = {"lr": 0.1, "seed": 1}
@@ -70,22 +69,24 @@ def test_the_old_result_stays_when_the_new_one_fails_and_what_is_of_no_use_goes(
     assert content(tmp_path / "out") == OLD and names(tmp_path) == {"out"}
 
 
-def test_the_same_command_continues_and_another_one_does_not(tmp_path):
+def test_the_same_command_continues_and_another_one_or_a_damaged_mark_loses_nothing(tmp_path):
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     finish(out, {"checkpoints/1": "state", "model/half": "half"}, KeyboardInterrupt())
     assert content(partial).keys() == {"checkpoints/1", "model/half", UNFINISHED}
     for overwrite in (False, True):
         with pytest.raises(UserError, match=r"^-lr: 0\.2 now, 0\.1 before; give the flags of the interrupted run"):
             finish(out, NEW, flags={**FLAGS, "lr": 0.2}, overwrite=overwrite)
+    mark = (partial / UNFINISHED).read_text()
+    for damaged in ("", "[" * 100_000, "3", '{"arguments": 3}'):
+        write(partial, {UNFINISHED: damaged})
+        with pytest.raises(UserError, match=r"^-lr: 0.1 now, None before; give the flags of"):
+            finish(out, NEW)
+    write(partial, {UNFINISHED: mark})
     with result(out) as folder:
         assert content(folder.partial).keys() == {"checkpoints/1", UNFINISHED}, "only what it continues from is kept"
         write(folder.partial, NEW)
         folder.finish()
     assert content(out) == NEW and names(tmp_path) == {"out"}
-
-
-class Killed(BaseException):
-    pass
 
 
 @pytest.mark.parametrize("at", range(4))
@@ -98,10 +99,10 @@ def test_killed_at_any_renaming_the_same_command_and_no_other_ends_what_was_left
     def dying(*args):
         steps.append(args)
         if len(steps) > at:
-            raise Killed
+            raise KeyboardInterrupt
         return rename(*args)
 
-    with monkeypatch.context() as patch, suppress(Killed):
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
         patch.setattr(RunFolder, "__exit__", lambda self, *_: self._leaving.close())
         with result(out, overwrite=overwrite) as folder:
             write(folder.partial, NEW | {"checkpoints/1": "state"})
@@ -155,8 +156,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from utils.common.run_folder import RunFolder
-with RunFolder(Path(sys.argv[1]), {}, keep=("checkpoints",)) as folder:
-    (folder.partial / "checkpoints").mkdir()
+with RunFolder(Path(sys.argv[1]), {}):
     print("here", flush=True)
     sys.stdin.read()
 """
@@ -170,7 +170,7 @@ def test_one_process_at_a_time_and_the_kernel_lets_go_of_a_killed_ones_lock(tmp_
         assert first.stdout.readline() == b"here\n"
         with pytest.raises(UserError, match=r"^-output_dir: \S+ is in use by another process; wait for its end"):
             finish(tmp_path / "out", NEW, flags={}, overwrite=True)
-        assert (tmp_path / "out.partial" / "checkpoints").is_dir()
+        assert (tmp_path / "out.partial" / UNFINISHED).is_file()
     finally:
         first.kill()
         first.stdin.close()
@@ -178,26 +178,6 @@ def test_one_process_at_a_time_and_the_kernel_lets_go_of_a_killed_ones_lock(tmp_
     assert names(tmp_path) == {"out.partial", "out.lock"}
     finish(tmp_path / "out", NEW, flags={})
     assert content(tmp_path / "out") == NEW and names(tmp_path) == {"out"}
-
-
-def test_a_whole_folder_removes_no_folder_but_its_own(tmp_path):
-    with pytest.raises(ValueError), whole_folder(tmp_path / "figures") as partial:
-        write(partial, NEW)
-        write(tmp_path / "figures", MINE)
-        raise ValueError
-    assert content(tmp_path / "figures") == MINE and names(tmp_path) == {"figures"}
-    with whole_folder(tmp_path / "figures") as partial:
-        write(partial, NEW)
-    assert content(tmp_path / "figures") == NEW and content(tmp_path / "figures.1") == MINE
-
-
-def test_a_damaged_mark_is_told_and_loses_nothing(tmp_path):
-    finish(tmp_path / "out", {"checkpoints/1": "state"}, KeyboardInterrupt())
-    for damage in ("", "[" * 100_000, "3", '{"arguments": 3}'):
-        (tmp_path / "out.partial" / UNFINISHED).write_text(damage)
-        with pytest.raises(UserError, match=r"^-lr: 0.1 now, None before; give the flags of"):
-            finish(tmp_path / "out", NEW)
-    assert (tmp_path / "out.partial" / "checkpoints" / "1").exists()
 
 
 APART = [

@@ -49,23 +49,16 @@ def test_the_head_is_where_values_are_edited_and_arguments_win_over_it(runs):
     assert runs("-lr", "1e-3", "--num_components=3", LR="5e-4") == replace(plain, lr=1e-3, num_components=3)
 
 
-def test_a_recipe_is_run_as_it_is_named(runs):
+def test_a_recipe_a_method_and_a_task_bring_values_of_their_own(runs):
     plain = runs()
     for name, words in zip(RECIPES, ("-recipe {}", "--recipe {}", "-recipe={}", "-recipe {} -lr 3e-4"), strict=True):
         rate = {"lr": 3e-4} if "-lr" in words else {}
         assert runs(*words.format(name).split()) == replace(plain, recipe=name, **RECIPES[name] | rate)
-
-
-def test_a_method_selects_heads_itself_unless_the_head_says_how(runs):
-    plain = runs()
     for method in ("bias_only", "lofit"):
         assert runs("-method", method) == replace(plain, method=method, head_selection=METHODS[method].selection)
     assert runs("-method", "lofit", HEAD_SELECTION="gap") == replace(plain, method="lofit", head_selection="gap")
-
-
-def test_a_task_brings_its_own_samples(runs):
-    wanted = replace(runs(), spec_task="rte", data_path=None, num_train_samples=SPEC_TRAIN_SAMPLES)
-    assert runs("-spec_task", "rte", SPEC_TASK="boolq") == wanted == runs("--spec_task=rte")
+    of_task = replace(plain, spec_task="rte", data_path=None, num_train_samples=SPEC_TRAIN_SAMPLES)
+    assert runs("-spec_task", "rte", SPEC_TASK="boolq") == of_task == runs("--spec_task=rte")
 
 
 def test_a_file_of_flags_is_not_overridden(runs, tmp_path):
