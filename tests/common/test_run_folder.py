@@ -143,7 +143,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("there", "output", "says"), REFUSED)
+@pytest.mark.parametrize(("there", "output", "says"), REFUSED, ids=range(len(REFUSED)))
 def test_what_this_project_did_not_make_is_refused_in_one_line_and_stays(tmp_path, there, output, says):
     write(tmp_path, {f"away/{UNFINISHED}": "{}", **there})
     before = names(tmp_path), content(tmp_path)
