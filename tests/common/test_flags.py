@@ -10,9 +10,9 @@ from utils.common.errors import UserError
 from utils.common.flags import RECIPES, Arguments, as_flags, parse_arguments
 
 
-def from_config(folder: Path, content: object, *flags: str, encoding: str = "utf-8") -> Arguments:
-    path = folder / "config.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding=encoding)
+def from_config(folder: Path, content: object, *flags: str, name: str = "config.json") -> Arguments:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     return parse_arguments(["-config", str(path), *flags])
 
 
@@ -31,39 +31,38 @@ def test_a_recipe_is_its_flags_and_what_is_typed_wins(tmp_path, name):
     typed = parse_arguments(as_flags(name).split())
     assert made == replace(typed, recipe=name) != replace(parse_arguments([]), recipe=name)
     assert parse_arguments(["-lr", "0.5", "-recipe", name]).lr == 0.5
-
-
-def test_a_recipe_that_is_typed_wins_over_a_file_and_one_in_a_file_does_not(tmp_path):
     run = {"arguments": parse_arguments(["-recipe", "constants", "-lr", "0.25"]).as_json()}
-    again = from_config(tmp_path, run)
-    assert (again.recipe, again.method, again.lr) == ("constants", "norms_biases", 0.25)
-    other = from_config(tmp_path, run, "-recipe", "inside_mask")
-    assert (other.recipe, other.method, other.lr) == ("inside_mask", "masked_lora", RECIPES["inside_mask"]["lr"])
+    assert from_config(tmp_path, run) == replace(parse_arguments(["-recipe", "constants"]), lr=0.25)
+    assert from_config(tmp_path, run, "-recipe", name).lr == made.lr
 
 
-WRONG = {
-    "switch as text": ({"allow_dense": "yes"}, 'allow_dense is "yes"; a switch is true or false'),
-    "long object": ({"data_path": ["a" * 5000]}, "data_path is .{60,70}…; give a number or a text"),
-    "null number": ({"lr": None}, "lr is null; give a number or a text"),
-    "true for a number": ({"batch_size": True}, "batch_size is true; give a number or a text"),
-    "not finite": ('{"lr": NaN}', "-lr/--lr: must be a number above 0, not nan"),
-    "beyond fp32": ({"lr": 1e39}, "-lr/--lr: must be a number above 0, not 1e"),
-    "unknown recipe": ({"recipe": "x"}, "-recipe/--recipe: invalid choice"),
-    "unknown": ({"learning_rate": 1, "help": True}, "names unknown flags: help, learning_rate"),
-    "how a run is started": ({"lr": 1, "push_to_hub": 0}, "push_to_hub: given on the command line only"),
-    "null": ("null", "holds no flags"),
-    "no JSON": ("{", "cannot read"),
-    "a flag twice": ('{"lr": 1, "seed": 2, "lr": 3}', "cannot read .*'lr' stands there twice"),
-}
+JSON, YAML = "config.json", "config.yml"
+WRONG = [
+    (JSON, {"allow_dense": "yes"}, 'allow_dense is "yes"; a switch is true or false'),
+    (JSON, {"data_path": ["a" * 5000]}, "data_path is .{60,70}…; give a number or a text"),
+    (JSON, {"lr": None}, "lr is null; give a number or a text"),
+    (JSON, {"batch_size": True}, "batch_size is true; give a number or a text"),
+    (JSON, '{"lr": NaN}', "-lr/--lr: must be a number above 0, not nan"),
+    (JSON, {"lr": 1e39}, "-lr/--lr: must be a number above 0, not 1e"),
+    (JSON, {"recipe": "x"}, "-recipe/--recipe: invalid choice"),
+    (JSON, {"learning_rate": 1, "help": True}, "names unknown flags: help, learning_rate"),
+    (JSON, {"lr": 1, "push_to_hub": 0}, "push_to_hub: given on the command line only"),
+    (JSON, "null", "holds no flags"),
+    (JSON, "{", "cannot read"),
+    (JSON, '{"lr": 1, "seed": 2, "lr": 3}', "cannot read .*'lr' stands there twice"),
+    (YAML, "lr: [1", "is no YAML in line "),
+    (YAML, "lr: 1\nlr: 2", "'lr' stands there twice"),
+    (YAML, "- lr", "holds no flags"),
+    (YAML, "num_epoch: null", "num_epoch is null"),
+]
 
 
-@pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_value_is_one_line_that_names_file_and_flag(tmp_path, case):
-    content, message = WRONG[case]
-    with pytest.raises(UserError, match=message) as found:
-        from_config(tmp_path, content)
+@pytest.mark.parametrize(("name", "content", "says"), WRONG)
+def test_a_wrong_value_is_one_line_that_names_file_and_flag(tmp_path, name, content, says):
+    with pytest.raises(UserError, match=says) as found:
+        from_config(tmp_path, content, name=name)
     line = str(found.value)
-    assert line.startswith("-config: ") and "config.json" in line and "\n" not in line and len(line) < 400
+    assert line.startswith("-config: ") and name in line and "\n" not in line and len(line) < 400
 
 
 def test_a_share_of_one_is_all_heads_and_a_count_of_one_is_one(tmp_path):
@@ -74,28 +73,11 @@ def test_a_share_of_one_is_all_heads_and_a_count_of_one_is_one(tmp_path):
 
 
 def test_yaml_is_read_as_it_is_written_and_json_as_the_flag_takes_it(tmp_path):
-    path = tmp_path / "flags.yaml"
-    path.write_text("sparsity: 2:4\nlr: 1e-3\ntrain_norms: true\neval_limit: null\nuse_topk_heads: 0.5\n")
-    of_yaml = parse_arguments(["-config", str(path)])
+    text = "sparsity: 2:4\nlr: 1e-3\ntrain_norms: true\neval_limit: null\nuse_topk_heads: 0.5\n"
+    of_yaml = from_config(tmp_path, text, name="flags.yaml")
     given, numbers = {"sparsity": "2:4", "train_norms": True, "eval_limit": None}, {"lr": 1e-3, "use_topk_heads": 0.5}
     of_json = from_config(tmp_path, {**given, "lr": "1e-3", "use_topk_heads": 0.5})
     assert of_yaml == of_json == replace(parse_arguments([]), **given, **numbers)
-
-
-WRONG_YAML = {
-    "lr: [1": "is no YAML in line ",
-    "lr: 1\nlr: 2": "'lr' stands there twice",
-    "- lr": "holds no flags",
-    "num_epoch: null": "num_epoch is null",
-}
-
-
-def test_wrong_yaml_is_one_line_that_names_the_file(tmp_path):
-    path = tmp_path / "flags.yml"
-    for content, message in WRONG_YAML.items():
-        path.write_text(content)
-        with pytest.raises(UserError, match=rf"^-config: \S+flags.yml.*{message}"):
-            parse_arguments(["-config", str(path)])
 
 
 def test_an_unknown_flag_names_the_nearest_one():

@@ -1,29 +1,29 @@
 """Nothing of a user's is deleted, and nothing good goes before something better stands."""
 
-import os
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
 
-from utils.common import run_folder as module
+from tests.runs import ROOT
 from utils.common.errors import Stopped, UserError
-from utils.common.files import whole_folder
 from utils.common.run_folder import UNFINISHED, RunFolder, check_apart
 
-ROOT = Path(module.__file__).parents[2]
 FLAGS = {"lr": 0.1, "seed": 1}
 OLD, NEW = {"model/config.json": "old", "report.html": "old"}, {"model/config.json": "new", "figures/a.svg": "new"}
 MINE = {"note.txt": "mine", "model/note.txt": "mine", "figures/holiday.png": "mine"}
 
 
-def write(folder: Path, files: dict[str, str]) -> None:
-    for name, text in files.items():
+def write(folder: Path, files: dict[str, str | Path]) -> None:
+    """Texts are files' content, paths are what links lead to."""
+    for name, given in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+        if isinstance(given, Path):
+            (folder / name).symlink_to(given)
+        else:
+            (folder / name).write_text(given)
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -69,13 +69,19 @@ def test_the_old_result_stays_when_the_new_one_fails_and_what_is_of_no_use_goes(
     assert content(tmp_path / "out") == OLD and names(tmp_path) == {"out"}
 
 
-def test_the_same_command_continues_and_another_one_does_not(tmp_path):
+def test_the_same_command_continues_and_another_one_or_a_damaged_mark_loses_nothing(tmp_path):
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     finish(out, {"checkpoints/1": "state", "model/half": "half"}, KeyboardInterrupt())
     assert content(partial).keys() == {"checkpoints/1", "model/half", UNFINISHED}
     for overwrite in (False, True):
         with pytest.raises(UserError, match=r"^-lr: 0\.2 now, 0\.1 before; give the flags of the interrupted run"):
             finish(out, NEW, flags={**FLAGS, "lr": 0.2}, overwrite=overwrite)
+    mark = (partial / UNFINISHED).read_text()
+    for damaged in ("", "[" * 100_000, "3", '{"arguments": 3}'):
+        write(partial, {UNFINISHED: damaged})
+        with pytest.raises(UserError, match=r"^-lr: 0.1 now, None before; give the flags of"):
+            finish(out, NEW)
+    write(partial, {UNFINISHED: mark})
     with result(out) as folder:
         assert content(folder.partial).keys() == {"checkpoints/1", UNFINISHED}, "only what it continues from is kept"
         write(folder.partial, NEW)
@@ -83,34 +89,28 @@ def test_the_same_command_continues_and_another_one_does_not(tmp_path):
     assert content(out) == NEW and names(tmp_path) == {"out"}
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("at", range(4))
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_killed_at_any_renaming_the_same_command_ends_what_was_left(tmp_path, monkeypatch, at, overwrite):
-    out, steps = tmp_path / "out", []
+def test_killed_at_any_renaming_the_same_command_and_no_other_ends_what_was_left(tmp_path, monkeypatch, at, overwrite):
+    out, steps, rename = tmp_path / "out", [], Path.rename
     if overwrite:
         finish(out, OLD)
 
-    def dying(original: Callable) -> Callable:
-        def step(*args):
-            steps.append(original)
-            if len(steps) > at:
-                raise Killed
-            return original(*args)
+    def dying(*args):
+        steps.append(args)
+        if len(steps) > at:
+            raise KeyboardInterrupt
+        return rename(*args)
 
-        return step
-
-    with monkeypatch.context() as patch, suppress(Killed):
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
         patch.setattr(RunFolder, "__exit__", lambda self, *_: self._leaving.close())
         with result(out, overwrite=overwrite) as folder:
             write(folder.partial, NEW | {"checkpoints/1": "state"})
-            for name in ("replace", "rename"):
-                patch.setattr(Path, name, dying(getattr(Path, name)))
+            patch.setattr(Path, "rename", dying)
             folder.finish()
     if (tmp_path / "out.partial").exists():
+        with pytest.raises(UserError, match=r"^-seed: 7 now, 1 before"):
+            finish(out, MINE, flags={**FLAGS, "seed": 7}, overwrite=overwrite)
         with result(out, overwrite=overwrite) as folder:
             assert folder.whole == (at > 0), "once all is written, nothing is computed again"
             if not folder.whole:
@@ -119,15 +119,6 @@ def test_killed_at_any_renaming_the_same_command_ends_what_was_left(tmp_path, mo
     assert content(out) == NEW
     assert names(tmp_path) == ({"out", "out.1"} if overwrite else {"out"})
     assert not overwrite or content(tmp_path / "out.1") == OLD
-
-
-def test_a_whole_result_of_other_flags_is_not_taken_for_this_ones(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(module, "take_place", lambda *_: (_ for _ in ()).throw(Killed()))
-        finish(tmp_path / "out", OLD)
-    with pytest.raises(UserError, match=r"^-seed: 7 now, 1 before"):
-        finish(tmp_path / "out", NEW, flags={**FLAGS, "seed": 7})
-    assert content(tmp_path / "out.partial").items() > OLD.items()
 
 
 def test_files_that_come_during_the_run_are_kept(tmp_path):
@@ -139,40 +130,33 @@ def test_files_that_come_during_the_run_are_kept(tmp_path):
     assert content(tmp_path / "out") == MINE and content(folder.partial).items() > NEW.items()
 
 
-IN_THE_WAY = {
-    "a folder of the user's": lambda place: write(place, {"thesis.tex": "mine"}),
-    "a file": lambda place: place.write_text("mine"),
-    "a link to an interrupted run": lambda place: place.symlink_to("away"),
-    "a link to nothing": lambda place: place.symlink_to("nowhere"),
-}
+IN_THE_WAY = r".*out.partial is in the way; rename it, or give another"
+REFUSED = [
+    ({"out.partial/thesis.tex": "mine"}, "out", IN_THE_WAY),
+    ({"out.partial": "mine"}, "out", IN_THE_WAY),
+    *(({"out.partial": Path(link)}, "out", IN_THE_WAY) for link in ("away", "nowhere")),  # a run's folder; nothing
+    ({"out.lock": Path("mine")}, "out", r"\S+: its lock \S+out.lock can't be taken \(.*\); remove or"),
+    ({"file": "mine"}, "file", r"\S+ is no folder"),
+    ({"file": "mine"}, "file/out", r"\S+ cannot be written"),
+    ({"loop": Path("loop")}, "loop", r"\S+ is no folder"),
+    *(({}, place, f"{place} is where a disk begins") for place in ("/", "/proc")),
+]
 
 
-@pytest.mark.parametrize("case", IN_THE_WAY)
-def test_what_this_project_did_not_make_is_never_taken_for_its_own(tmp_path, case):
-    write(tmp_path / "away", {UNFINISHED: "{}"})
-    IN_THE_WAY[case](tmp_path / "out.partial")
-    before = content(tmp_path)
-    with pytest.raises(UserError, match=r"^-output_dir: .*out.partial is in the way; rename it, or give another"):
-        finish(tmp_path / "out", NEW, overwrite=True)
-    assert content(tmp_path) == before and os.path.lexists(tmp_path / "out.partial")
-
-
-def test_a_file_a_loop_a_disk_and_a_folder_under_a_file_are_refused_in_one_line(tmp_path):
-    write(tmp_path, {"file": "mine"})
-    (tmp_path / "loop").symlink_to("loop")
-    for output in (tmp_path / "file", tmp_path / "file" / "out", tmp_path / "loop", Path("/"), Path("/proc")):
-        with pytest.raises(UserError, match=r"^-output_dir: ") as found:
-            finish(output, NEW, overwrite=True)
-        assert "\n" not in str(found.value)
-    assert content(tmp_path)["file"] == "mine" and names(tmp_path) == {"file", "loop"}
+@pytest.mark.parametrize(("there", "output", "says"), REFUSED, ids=range(len(REFUSED)))
+def test_what_this_project_did_not_make_is_refused_in_one_line_and_stays(tmp_path, there, output, says):
+    write(tmp_path, {f"away/{UNFINISHED}": "{}", **there})
+    before = names(tmp_path), content(tmp_path)
+    with pytest.raises(UserError, match=f"^-output_dir: {says}") as found:
+        finish(tmp_path / output, NEW, overwrite=True)
+    assert "\n" not in str(found.value) and (names(tmp_path), content(tmp_path)) == before
 
 
 HOLD = """
 import sys
 from pathlib import Path
 from utils.common.run_folder import RunFolder
-with RunFolder(Path(sys.argv[1]), {}, keep=("checkpoints",)) as folder:
-    (folder.partial / "checkpoints").mkdir()
+with RunFolder(Path(sys.argv[1]), {}):
     print("here", flush=True)
     sys.stdin.read()
 """
@@ -186,7 +170,7 @@ def test_one_process_at_a_time_and_the_kernel_lets_go_of_a_killed_ones_lock(tmp_
         assert first.stdout.readline() == b"here\n"
         with pytest.raises(UserError, match=r"^-output_dir: \S+ is in use by another process; wait for its end"):
             finish(tmp_path / "out", NEW, flags={}, overwrite=True)
-        assert (tmp_path / "out.partial" / "checkpoints").is_dir()
+        assert (tmp_path / "out.partial" / UNFINISHED).is_file()
     finally:
         first.kill()
         first.stdin.close()
@@ -194,33 +178,6 @@ def test_one_process_at_a_time_and_the_kernel_lets_go_of_a_killed_ones_lock(tmp_
     assert names(tmp_path) == {"out.partial", "out.lock"}
     finish(tmp_path / "out", NEW, flags={})
     assert content(tmp_path / "out") == NEW and names(tmp_path) == {"out"}
-
-
-def test_a_lock_that_is_no_file_is_one_line_and_nobodys_file(tmp_path):
-    (tmp_path / "out.lock").symlink_to(tmp_path / "mine")
-    with pytest.raises(UserError, match=r"^-output_dir: \S+: its lock \S+out.lock can't be taken \(.*\); remove or"):
-        finish(tmp_path / "out", NEW)
-    assert names(tmp_path) == {"out.lock"}
-
-
-def test_a_whole_folder_removes_no_folder_but_its_own(tmp_path):
-    with pytest.raises(ValueError), whole_folder(tmp_path / "figures") as partial:
-        write(partial, NEW)
-        write(tmp_path / "figures", MINE)
-        raise ValueError
-    assert content(tmp_path / "figures") == MINE and names(tmp_path) == {"figures"}
-    with whole_folder(tmp_path / "figures") as partial:
-        write(partial, NEW)
-    assert content(tmp_path / "figures") == NEW and content(tmp_path / "figures.1") == MINE
-
-
-def test_a_damaged_mark_is_told_and_loses_nothing(tmp_path):
-    finish(tmp_path / "out", {"checkpoints/1": "state"}, KeyboardInterrupt())
-    for damage in ("", "[" * 100_000, "3", '{"arguments": 3}'):
-        (tmp_path / "out.partial" / UNFINISHED).write_text(damage)
-        with pytest.raises(UserError, match=r"^-lr: 0.1 now, None before; give the flags of"):
-            finish(tmp_path / "out", NEW)
-    assert (tmp_path / "out.partial" / "checkpoints" / "1").exists()
 
 
 APART = [
@@ -233,10 +190,8 @@ APART = [
 
 
 def test_an_output_that_is_holds_or_lies_in_an_input_is_refused_and_another_is_not(tmp_path, monkeypatch):
-    write(tmp_path, {"model/config.json": "{}", "data/rows.jsonl": "{}"})
-    (tmp_path / "link").symlink_to("model")
-    (tmp_path / "linked").mkdir()
-    (tmp_path / "linked" / "config.json").symlink_to(tmp_path / "model" / "config.json")
+    linked = {"link": Path("model"), "linked/config.json": tmp_path / "model" / "config.json"}
+    write(tmp_path, {"model/config.json": "{}", "data/rows.jsonl": "{}", **linked})
     monkeypatch.chdir(tmp_path)
     for output, source, how in APART:
         says = rf"^-output_dir: \S+ {how} what -data_path names \(\S+\); give another"

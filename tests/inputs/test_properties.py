@@ -4,12 +4,10 @@ import json
 import tempfile
 from pathlib import Path
 
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.sources import alpaca_prompt, load_samples
-from pruning.pattern import Pattern, lowest
 from utils.common.errors import UserError
 from utils.common.flags import build_parser, parse_arguments
 from utils.evaluation.task_loading import plan_tasks
@@ -87,16 +85,3 @@ def test_any_task_row_is_refused_or_whole(task, row):
         path.parent.mkdir()
         path.write_text(json.dumps(row))
         taken(plan_tasks, task, Path(folder), None, 64)
-
-
-@some
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 5), st.data())
-def test_every_group_loses_as_many_as_its_pattern_says(n, more, groups, data):
-    pattern = Pattern.parse(f"{n}:{n + more}")
-    assert (pattern.n, pattern.m, str(pattern)) == (n, n + more, f"{n}:{n + more}")
-    values = data.draw(st.lists(st.sampled_from([-1.0, 0.0, 0.0, 2.0]), min_size=n + more, max_size=n + more))
-    scores = torch.tensor(values).repeat(3, groups)
-    mask = pattern.mask(scores)
-    assert mask.unflatten(-1, (groups, n + more)).sum(-1).eq(more).all()
-    for row, goes in zip(scores, lowest(scores, more), strict=True):
-        assert goes.sum() == more and row[~goes].min() >= row[goes].max()
