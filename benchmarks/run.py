@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from data.sources import load_samples
@@ -51,14 +52,8 @@ TRAIN_SAMPLES, MAX_LENGTH, BATCH_SIZE, SHARE_OF_HEADS = 2000, 500, 8, 0.25
 PROBE_SAMPLES, COMPONENTS = 300, 10
 READ_LENGTH, WRITE_AFTER, NEW = 512, 64, 24
 """Tokens read at once, tokens of the prompt that is written after, and tokens written."""
-INFERENCE_TURNS = 3
-"""Turns that make one repeat; the best counts, since all that disturbs a turn makes it slower."""
-VISIBLE = 100
-"""How many times larger than training starts with β and b are drawn."""
-
-
-class Disagreement(RuntimeError):
-    """Two ways that should compute the same do not, so that a ratio of their times would mean nothing."""
+INFERENCE_TURNS = 3  # turns that make one repeat; the best counts, since all that disturbs a turn makes it slower
+VISIBLE = 100  # how many times larger than training starts with β and b are drawn
 
 
 class Turn(NamedTuple):
@@ -147,8 +142,7 @@ def training_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argpar
     works = {name: lambda name=name: loops[name].run(passes[name]) for name in loops}
     turns = turn_by_turn(works, args.repeats, lambda: matmul_rate(model))
     expected, losses = turns["reference"][0].found, [turn.found for some in turns.values() for turn in some]
-    if not all(abs(loss / expected - 1) <= tolerance(model.dtype) for loss in losses):
-        raise Disagreement(f"mean training losses {losses}")
+    assert_close(losses, [expected] * len(losses), rtol=tolerance(model.dtype), atol=0)
     about = {"samples": len(same), "tokens": sum(len(sample.ids) for sample in same), "mean_loss": losses[0]}
     about["labelled_tokens"] = labelled(same)
     padded = {name: sum(len(b) * max(len(s.ids) for s in b) for b in some) for name, some in passes.items()}
@@ -178,8 +172,8 @@ def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argp
     expected = turns["loop"][0].found
     error = float((turns["ours"][0].found - expected).norm() / expected.norm())
     # fp32's sums differ in order; in half precision each layer rounds, to eight units of the last place in all.
-    if not error <= tolerance(model.dtype) * (1 if model.dtype == torch.float32 else 8):
-        raise Disagreement(f"activations, relative error {error:.1e}")
+    bound = tolerance(model.dtype) * (1 if model.dtype == torch.float32 else 8)
+    assert_close(error, 0.0, rtol=0, atol=bound)
     tokens = sum(map(len, trees))
     flops = useful_flops(model.config, tokens)
     separate = sum(len(tree.prompt) + len(branch) for tree in trees for branch in tree.continuations)
@@ -211,13 +205,9 @@ def probes_speed(model: LlamaForCausalLM, args: argparse.Namespace) -> dict[str,
     (component, scores), (expected, plain) = (turns[name][0].found for name in works)
     # One held-out feature may lie on the boundary, and 200 steps of Adam carry fp32 rounding along.
     one = 1.5 / (2 * (PROBE_SAMPLES - int(TRAIN_SHARE * PROBE_SAMPLES)))
-    for name, mine, other, bound in (
-        ("component", component, expected, 1e-3 * float(expected.abs().max())),
-        ("accuracy", scores.accuracy, plain.accuracy, one),
-        ("loss", scores.loss, plain.loss, 1e-3),
-    ):
-        if not (apart := float((mine - other).abs().max())) <= bound:
-            raise Disagreement(f"probes: {name} differs by up to {apart:.3g}")
+    assert_close(component, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+    assert_close(scores.accuracy, plain.accuracy, rtol=0, atol=one)
+    assert_close(scores.loss, plain.loss, rtol=0, atol=1e-3)
     seconds = {name: spread(turn.seconds for turn in found) for name, found in turns.items()}
     about = {"heads": layers * heads, "samples": PROBE_SAMPLES, "seconds": seconds}
     return {"probes_vs_loop": spread(speedup(turns["loop"], turns["ours"]), goal=4.0, **about)}
@@ -482,7 +472,7 @@ def main(argv: list[str] | None = None) -> None:
     for part, measured in parts.items():
         try:
             rows |= measured()
-        except Disagreement as error:
+        except AssertionError as error:  # two ways that should compute the same do not
             refused.append(part)
             print(f"{part}: no ratio, because the two ways do not compute the same: {error}", flush=True)
     for name, row in rows.items():

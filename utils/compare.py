@@ -49,7 +49,7 @@ class Column:
     measured: bool = False
 
 
-NUMBERS = {
+NUMBERS = {  # by the names that a sweep's table has for them
     "trained_parameters": Column("trained parameters", ",.0f", True),
     "zeros_kept": Column("zeros kept, %", factor=100),
     "rate": Column("rate", "g", None),
@@ -65,7 +65,6 @@ NUMBERS = {
     "kl": Column("KL from dense ↓", ",.3f", True, measured=True),
     "minutes": Column("minutes", lower=True),
 }
-"""By the names that a sweep's table has for them."""
 
 
 @dataclass
@@ -133,11 +132,9 @@ Pairs = dict[tuple[int, int], list[Difference]]
 
 def main() -> None:
     """Read, then write the page and its numbers."""
-    parser = Parser(
-        prog="utils.compare",
-        usage="python -m utils.compare RUN… | SWEEP -output FILE.html",
-        description="Compare runs, or the rows of a sweep, on one page: a table, paired differences, and pictures.",
-    )
+    usage = "python -m utils.compare RUN… | SWEEP -output FILE.html"
+    what = "Compare runs, or the rows of a sweep, on one page: a table, paired differences, and pictures."
+    parser = Parser(prog="utils.compare", usage=usage, description=what)
     parser.add_argument("folders", nargs="+", type=folder_path, metavar="RUN", help="folders of runs, or of sweeps")
     beside = "the page; FILE.csv, FILE-pairs.csv and FILE.svg are beside it"
     parser.flag("output", type=folder_path, required=True, metavar="FILE.html", help=beside)
@@ -165,8 +162,7 @@ def main() -> None:
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[SweepRow], list[str]]:
     """(rows, notes) of runs' folders, or of sweeps' ones; UserError for a folder that is neither."""
-    found: list[SweepRow] = []
-    notes: list[str] = []
+    found, notes = [], []
     given = {folder.resolve(): folder for folder in folders}  # what is named twice is shown once
     for whole, folder in given.items():
         if not folder.is_dir() and folder.suffix != ".gz":
@@ -281,12 +277,10 @@ def pictures_of(lines: Sequence[Line]) -> dict[str, Drawing]:
     x, columns, drawn = "trained_parameters", columns_of(lines), []
     measures = [name for name, column in columns.items() if column.measured]
     for y in sorted(measures, key=lambda y: (not y.startswith("recovered"), -sum(y in line.cells for line in lines))):
-        both = [line for line in lines if {x, y} <= set(line.cells)]
-        several = len({line.pruning for line in both}) > 1
-        points = [
-            Point(line.label if several else line.name, line.cells[x].value, *line.cells[y].numbers(), kept=line.kept)
-            for line in both
-        ]
+        points, both = [], [line for line in lines if {x, y} <= set(line.cells)]
+        for line in both:
+            name = line.label if len({each.pruning for each in both}) > 1 else line.name
+            points.append(Point(name, line.cells[x].value, *line.cells[y].numbers(), kept=line.kept))
         if points:
             drawn.append(front_picture(points, columns[x].heading, columns[y].heading, columns[y].lower))
     return {picture.label: picture for picture in drawn}

@@ -30,7 +30,7 @@ from utils.common.hub import no_waiting
 from utils.common.methods import Options, needs_of
 from utils.common.names import BUNDLED, DISTILL, EMBEDDED
 from utils.common.record import STAGES, device_name
-from utils.evaluation.task_loading import TASKS_FLAG, load_texts, task_names
+from utils.evaluation.task_loading import load_texts, task_names
 from utils.evaluation.tasks import TOKENS_ONLY, WIKITEXT
 from utils.losses import CHUNK
 from utils.report.tables import text_table
@@ -105,8 +105,7 @@ TASKS = {
 WIKITEXT_TOKENS, WIKITEXT_PAGES = 304_986, 1.4
 """WikiText-2's test text by the same count, and what its pages read beside the windows: padding, words as tokens."""
 
-ALPACA = 30, 143
-"""Mean tokens of prompt and response of 2,000 Alpaca training samples, cut at 500, by the same count."""
+ALPACA = 30, 143  # mean tokens of prompt and response of 2,000 Alpaca training samples, cut at 500, by the same count
 
 
 class Machine(NamedTuple):
@@ -352,7 +351,7 @@ def count_samples(
 
 def count_tasks(args: Arguments) -> tuple[list[Texts], list[str]]:
     """What one model's evaluation reads, and the names of tasks whose size is not known."""
-    names = task_names(args.eval_tasks, TASKS_FLAG)
+    names = task_names(args.eval_tasks)
     bundled = [name for name in TASKS if name.startswith(f"{BUNDLED}_")] if BUNDLED in names else []
     windows = min(args.ppl_windows or args.eval_limit or math.inf, WIKITEXT_TOKENS // args.ppl_window or 1)
     text = Texts(windows, args.ppl_window, args.ppl_window)

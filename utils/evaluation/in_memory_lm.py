@@ -7,12 +7,10 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from unittest.mock import patch
 
-import datasets
 import torch
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from models.loading import input_device
 from utils.common.progress import progress
@@ -112,7 +110,7 @@ def share_contexts(
 
 @contextmanager
 def quiet(level: int = logging.WARNING) -> Iterator[None]:
-    """Hold back what lm_eval, datasets and transformers say below `level`, and the bars of preparing requests."""
+    """Hold back what lm_eval, datasets and the hub say below `level`, and the bars of preparing requests."""
     with ExitStack() as stack:
         # Prompts and their tokens are made in no time worth a bar; scoring them is.
         for module in ("lm_eval.api.task", "lm_eval.api.model"):
@@ -121,9 +119,4 @@ def quiet(level: int = logging.WARNING) -> Iterator[None]:
         for logger in map(logging.getLogger, ("lm_eval", "datasets", "huggingface_hub")):
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(level)
-        stack.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
-        transformers_logging.set_verbosity(logging.ERROR)
-        if not datasets.are_progress_bars_disabled():
-            stack.callback(datasets.enable_progress_bars)
-            datasets.disable_progress_bars()
         yield

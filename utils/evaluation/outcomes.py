@@ -4,22 +4,21 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
 
-from utils.common.errors import UserError
+from utils.common.errors import UserError, first_line
 from utils.common.files import digest, read_json, whole_file
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.paired_statistics import AGREEMENT, Row, mean_difference
 from utils.evaluation.scoring import Evaluation
 from utils.evaluation.tasks import TOKEN_PERPLEXITY
 
-CHOICES = "choices"
-"""In a metric's place: what a multiple-choice task's answers were chosen from."""
+CHOICES = "choices"  # in a metric's place: what a multiple-choice task's answers were chosen from
 
 VALIDATION, LOSS = "validation", "loss"
 """In a task's and a metric's place: each validation sample's [summed loss in nats, tokens] of the restored model."""
@@ -27,9 +26,7 @@ VALIDATION, LOSS = "validation", "loss"
 COMPARED = ("valid_loss", "perplexity", "answer_bits", "kl", "flipped", "task_mean")
 """What a run is told by, and held against others in; the share of a control is told of the first three."""
 
-Measure = str | tuple[str, str]
-"""One of COMPARED, or (task, metric)."""
-
+Measure = str | tuple[str, str]  # one of COMPARED, or (task, metric)
 RESULTS = ("scores", "metrics", "main_metric", "paired", "recovered", "mean", "answers", "agreement", "validation")
 RUN = ("arguments", "method", "models", "pruning", "seeds", "device", "versions", "inputs", "stages")
 """What is kept of results.json, beside its proof, and of run.json."""
@@ -49,30 +46,38 @@ class KeptRows:
     sha256: str
 
 
-Kept = dict[str, dict[str, KeptRows]]
-"""Task -> metric -> rows of one model."""
+Kept = dict[str, dict[str, KeptRows]]  # task -> metric -> rows of one model
+
+
+def write_compressed(path: Path, content: object) -> None:
+    """Write JSON, dataclasses as mappings and arrays as lists, whole; the same content always gives the same bytes."""
+    plain = {"default": lambda found: found.tolist() if hasattr(found, "tolist") else vars(found)}
+    text = json.dumps(content, ensure_ascii=False, **plain)
+    with whole_file(path) as partial:
+        partial.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def read_compressed(path: Path, build: Callable, what: str):
+    """What `build` makes of JSON that `write_compressed` wrote; UserError of one line if the file is no such."""
+    try:
+        return build(json.loads(gzip.decompress(path.read_bytes())))
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read as {what} ({first_line(error)}); copy it again") from error
 
 
 def write_rows(path: Path, evaluations: dict[str, Evaluation], more: dict[str, Kept] | None = None) -> None:
-    """Write the rows of each model (by name) to `path`, whole; the same rows always give the same bytes.
-
-    more: by one of these models, rows of what is no task of the evaluation.
-    """
-    kept = {name: {**_kept(each), **(more or {}).get(name, {})} for name, each in evaluations.items()}
-    content = json.dumps(kept, ensure_ascii=False, default=asdict)
-    with whole_file(path) as partial:
-        partial.write_bytes(gzip.compress(content.encode(), mtime=0))
+    """Write the rows of each model (by name). more: by one of these models, rows of what no task of it is."""
+    write_compressed(path, {name: {**_kept(each), **(more or {}).get(name, {})} for name, each in evaluations.items()})
 
 
 def read_rows(path: Path) -> dict[str, Kept]:
     """Model -> task -> metric -> the rows that `write_rows` kept; UserError if the file cannot be read."""
-    try:
-        content = json.loads(gzip.decompress(path.read_bytes()))
-        for metrics in (metrics for tasks in content.values() for metrics in tasks.values()):
-            metrics.update({metric: KeptRows(**kept) for metric, kept in metrics.items()})
-        return content
-    except (OSError, EOFError, zlib.error, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read as a run's rows ({error}); give OUT/logs/rows.json.gz") from error
+    return read_compressed(path, lambda models: {name: kept_rows(of) for name, of in models.items()}, "a run's rows")
+
+
+def kept_rows(tasks: dict) -> Kept:
+    """From what JSON has of them."""
+    return {task: {name: KeptRows(**rows) for name, rows in metrics.items()} for task, metrics in tasks.items()}
 
 
 def pair_rows(first: Kept, second: Kept, task: str, metric: str) -> tuple[KeptRows, KeptRows]:

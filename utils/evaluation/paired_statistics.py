@@ -13,25 +13,22 @@ import numpy as np
 Row = float | Sequence[float]
 
 
-def _mean(sums: np.ndarray) -> np.ndarray:
-    return sums[..., 0] / sums[..., 1]
-
-
 AGGREGATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "mean": _mean,
+    "mean": lambda mean: mean,
     # lm_eval's: rows are log-likelihoods.
-    "perplexity": lambda sums: np.exp(-_mean(sums)),
-    "weighted_perplexity": lambda sums: np.exp(-_mean(sums)),
-    "bits_per_byte": lambda sums: -_mean(sums) / math.log(2),
+    "perplexity": lambda mean: np.exp(-mean),
+    "weighted_perplexity": lambda mean: np.exp(-mean),
+    "bits_per_byte": lambda mean: -mean / math.log(2),
     # Rows are mean negative log-likelihoods of windows of one length.
-    "exp_mean": lambda sums: np.exp(_mean(sums)),
+    "exp_mean": lambda mean: np.exp(mean),
 }
-"""From (sum of values, sum of weights) in the last axis to the metric: all that resampling needs to know."""
+"""From the weighted mean of the rows to the metric: all that resampling needs to know."""
 
 
 def aggregate(rows: Sequence[Row], aggregation: str) -> float:
     """The metric over all rows."""
-    return float(AGGREGATIONS[aggregation](_table(rows).sum(axis=0)))
+    value, weight = _table(rows).sum(axis=0)
+    return float(AGGREGATIONS[aggregation](value / weight))
 
 
 def score(tasks: Sequence[Sequence[Row]], aggregation: str) -> dict[str, float | None]:
@@ -40,17 +37,14 @@ def score(tasks: Sequence[Sequence[Row]], aggregation: str) -> dict[str, float |
     return dict(zip(("value", "stderr"), _mean_of(parts), strict=True))
 
 
-def paired_difference(first: Sequence[Row], second: Sequence[Row], aggregation: str) -> tuple[float, float | None]:
-    """Metric of `first` minus metric of `second`, and its standard error, row i answering the same question in both."""
-    value = aggregate(first, aggregation) - aggregate(second, aggregation)
-    return value, _jackknife(_without_each(first, aggregation) - _without_each(second, aggregation))
-
-
 def mean_difference(
     first: Sequence[Sequence[Row]], second: Sequence[Sequence[Row]], aggregation: str
 ) -> dict[str, float | None]:
-    """{"difference", "stderr"}: the mean over tasks of `paired_difference`."""
-    parts = [paired_difference(one, other, aggregation) for one, other in zip(first, second, strict=True)]
+    """{"difference", "stderr"}: the mean over tasks of `first` minus `second`, row i answering one question in both."""
+    parts = []
+    for one, other in zip(first, second, strict=True):
+        value = aggregate(one, aggregation) - aggregate(other, aggregation)
+        parts.append((value, _jackknife(_without_each(one, aggregation) - _without_each(other, aggregation))))
     return dict(zip(("difference", "stderr"), _mean_of(parts), strict=True))
 
 
@@ -124,7 +118,8 @@ def _without_each(rows: Sequence[Row], aggregation: str) -> np.ndarray:
     """(n,): the metric over all rows but one, each left out in turn."""
     table = _table(rows)
     with np.errstate(invalid="ignore"):  # a single row leaves none
-        return AGGREGATIONS[aggregation](table.sum(axis=0) - table)
+        values, weights = (table.sum(axis=0) - table).T
+        return AGGREGATIONS[aggregation](values / weights)
 
 
 def _jackknife(replicates: np.ndarray) -> float | None:

@@ -10,9 +10,7 @@ from models.families import final_logits
 from models.loading import input_device
 from utils.common.progress import progress
 
-CHUNK = 256
-"""Positions whose logits exist at a time: they stay in the cache of a CPU, and cost a GPU few launches."""
-
+CHUNK = 256  # positions whose logits exist at a time: they stay in the cache of a CPU, and cost a GPU few launches
 _BEFORE_TOP_HEADING = re.compile(r"\n(?= ?= [^=\n].*[^=\n] = ?(?:\n|\Z))")
 
 

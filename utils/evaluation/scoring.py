@@ -121,8 +121,17 @@ def _score(lm: InMemoryLM, planned: PlannedTask, circumstances: dict, result: Ev
                 "higher_is_better": found["higher_is_better"].get(name, {}).get(metric),
             }
     for name, task in planned.tasks.items():
-        samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
-        _keep_rows(name, samples, result)
+        samples, columns = sorted(found["samples"][name], key=lambda sample: sample["doc_id"]), {}
+        for sample in samples:
+            for metric in sample["metrics"]:
+                full = metric if sample["filter"] == "none" else f"{metric},{sample['filter']}"
+                columns.setdefault(full, []).append(sample[metric])
+        for metric, rows in columns.items():
+            if (aggregation := result.metrics[name][metric]["aggregation"]) is not None:
+                # lm_eval takes the mean of a perplexity's rows with weights, where the rows are pairs.
+                rows = [[float(part) for part in row] if isinstance(row, tuple | list) else float(row) for row in rows]
+                result.samples.setdefault(name, {})[metric] = rows
+                result.scores[name][metric]["stderr"] = score([rows], aggregation)["stderr"]
         # A class of its own may make other requests than one a choice.
         if type(task) is ConfigurableTask and task.OUTPUT_TYPE == "multiple_choice":
             # A sample a filter, all of the same responses.
@@ -133,29 +142,11 @@ def _score(lm: InMemoryLM, planned: PlannedTask, circumstances: dict, result: Ev
         result.provenance["tasks"][name] = {**planned.records[name], "max_length": lm.max_length, **circumstances}
 
 
-def _keep_rows(name: str, samples: list[dict], result: Evaluation) -> None:
-    """The rows of all metrics that can be resampled, and their standard errors."""
-    columns: dict[str, list] = {}
-    for sample in samples:
-        for metric in sample["metrics"]:
-            full = metric if sample["filter"] == "none" else f"{metric},{sample['filter']}"
-            columns.setdefault(full, []).append(sample[metric])
-    for metric, rows in columns.items():
-        if (aggregation := result.metrics[name][metric]["aggregation"]) is not None:
-            # lm_eval takes the mean of a perplexity's rows with weights, where the rows are pairs.
-            rows = [[float(part) for part in row] if isinstance(row, tuple | list) else float(row) for row in rows]
-            result.samples.setdefault(name, {})[metric] = rows
-            result.scores[name][metric]["stderr"] = score([rows], aggregation)["stderr"]
-
-
 def choice_rows(task: Task, samples: list[dict]) -> list[list[float]]:
     """Log-likelihood (nats) of each choice, a list a row. samples: what lm_eval logs, one a row."""
-    rows = []
-    for sample in samples:
-        # With mutual information, as many requests without a context come after those of the choices.
-        count = len(task.doc_to_choice(sample["doc"]))
-        rows.append([float(responses[0][0]) for responses in sample["resps"][:count]])
-    return rows
+    # With mutual information, as many requests without a context come after those of the choices.
+    counts = [len(task.doc_to_choice(sample["doc"])) for sample in samples]
+    return [[float(of[0][0]) for of in sample["resps"][:n]] for sample, n in zip(samples, counts, strict=True)]
 
 
 def _answer_rows(task: Task, samples: list[dict], choices: list[list[float]]) -> list[list[float]] | None:

@@ -41,11 +41,8 @@ from utils.evaluation.tasks import (
 )
 
 TASKS_FLAG = "-eval_tasks"
-
 WIKITEXT_FILE = f"{WIKITEXT}/test.txt"
-_HUB_WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
-_FEWSHOT_SEED = 1234  # lm_eval's own default
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,7 @@ def plan_tasks(
     pages that hold as many words as these windows hold tokens. UserError for an unknown task, a missing split, a
     damaged file, or a hub out of reach.
     """
-    names, windows = task_names(eval_tasks, TASKS_FLAG), windows or limit
+    names, windows = task_names(eval_tasks), windows or limit
     if eval_data_dir is not None and not eval_data_dir.is_dir():
         raise UserError(f"{DATA_FLAG}: {eval_data_dir} is not a folder; give the folder of task data")
     planned, left_out = [], ()
@@ -154,8 +151,10 @@ def plan_tasks(
                 if windows is not None:  # two at least, so that there is a standard error
                     words = accumulate(len(page.split()) for page in pages)
                     pages = pages[: max(2, sum(count < windows * ppl_window for count in words) + 1)]
-                by_page = plan_task({WIKITEXT: _page_perplexity(pages)}, {}, None, source)
-                planned.append(replace(by_page, text="\n\n".join(rows)))
+                config = load_yaml(DEFINITIONS / "wikitext" / "wikitext.yaml")
+                with _rows_from(lambda *_, pages=pages: [{"page": page} for page in pages]):
+                    by_page = {WIKITEXT: ConfigurableTask(config={**config, "task": WIKITEXT})}
+                planned.append(replace(plan_task(by_page, {}, None, source), text="\n\n".join(rows)))
             elif name == TOKENS_ONLY and WIKITEXT not in names:
                 text = "\n\n".join(wikitext_rows(eval_data_dir)[0])
                 planned.append(PlannedTask(name, {}, {}, None, {}, [], text))
@@ -165,13 +164,13 @@ def plan_tasks(
     return EvalPlan(tuple(planned), limit, ppl_window, windows, left_out)
 
 
-def task_names(tasks: str, flag: str) -> list[str]:
+def task_names(tasks: str) -> list[str]:
     """Names without repeats, in order, `paper` and `none` spelled out."""
     names = []
     for name in (part.strip() for part in tasks.split(",")):
         names += {"paper": [*PAPER_TASKS, WIKITEXT], "none": []}.get(name, [name])
     if "" in names:
-        raise UserError(f"{flag}: '{tasks}' has an empty name; put one comma between names, or give 'none'")
+        raise UserError(f"{TASKS_FLAG}: '{tasks}' has an empty name; put one comma between names, or give 'none'")
     return list(dict.fromkeys(names))
 
 
@@ -270,22 +269,19 @@ def _rows_from(read: Callable[[str, str], list[dict]]) -> Iterator[None]:
         yield
 
 
-def _page_perplexity(pages: list[str]) -> Task:
-    """lm_eval's perplexities of a text by page."""
-    config = load_yaml(DEFINITIONS / "wikitext" / "wikitext.yaml")
-    with _rows_from(lambda *_: [{"page": page} for page in pages]):
-        return ConfigurableTask(config={**config, "task": WIKITEXT})
-
-
 def plan_task(tasks: dict[str, Task], groups: dict[str, Group], limit: int | None, source: str) -> PlannedTask:
     """Which rows of loaded tasks are scored: the first `limit` of each. groups: what they are in, the outer first."""
+    # Of a definition not where its rows are: which splits exist differs between the hub and a folder.
+    dropped = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", *SPLITS)
     records, first_rows = {}, []
     for name, task in tasks.items():
         if task.config.num_fewshot is None:
             task.set_config("num_fewshot", 0)
-        task.set_fewshot_seed(_FEWSHOT_SEED)
+        task.set_fewshot_seed(1234)  # lm_eval's own default
         docs = task.eval_docs
         scored = min(limit or len(docs), len(docs))
+        config = {name: value for name, value in task.dump_config().items() if name not in dropped}
+        config["metadata"] = {k: v for k, v in (config.get("metadata") or {}).items() if k != "config_source"}
         records[name] = {
             "version": task.VERSION,
             "rows": scored,
@@ -293,7 +289,7 @@ def plan_task(tasks: dict[str, Task], groups: dict[str, Group], limit: int | Non
             "rows_sha256": digest(_jsonable([*islice(docs, scored)])),
             "num_fewshot": task.config.num_fewshot,
             "source": source,
-            "config": portable_config(task),
+            "config": _jsonable(config),
         }
         if task.config.num_fewshot:
             records[name]["examples_sha256"] = digest(_jsonable(list(task.fewshot_docs())))
@@ -306,7 +302,8 @@ def plan_task(tasks: dict[str, Task], groups: dict[str, Group], limit: int | Non
 def wikitext_rows(data_dir: Path | None) -> tuple[list[str], str]:
     """WikiText-2's test rows as the hub has them, and where they are from."""
     if data_dir is None:
-        rows = _from_hub(lambda: datasets.load_dataset(*_HUB_WIKITEXT, split="test"), WIKITEXT)
+        name = "Salesforce/wikitext", "wikitext-2-raw-v1"
+        rows = _from_hub(lambda: datasets.load_dataset(*name, split="test"), WIKITEXT)
         return rows["text"][:], "hub"
     file = data_dir / WIKITEXT_FILE
     try:
@@ -328,15 +325,6 @@ def _from_hub(load: Callable, name: str):
             f"{TASKS_FLAG}: cannot get the data of '{name}' from the hub ({first_line(error)}); offline, set HF_HOME "
             f"to a folder that holds it and HF_HUB_OFFLINE=1, give {DATA_FLAG} DIR, or use -eval_tasks bundled"
         ) from error
-
-
-def portable_config(task: Task) -> dict:
-    """lm_eval's own record of a task's definition, without where its rows are: prompts, choices, metrics, version."""
-    # Which splits exist differs between the hub and a folder.
-    dropped = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", *SPLITS)
-    config = {name: value for name, value in task.dump_config().items() if name not in dropped}
-    config["metadata"] = {k: v for k, v in (config.get("metadata") or {}).items() if k != "config_source"}
-    return _jsonable(config)
 
 
 def _jsonable(value: object) -> object:

@@ -10,17 +10,11 @@ from lm_eval.api.task import Task
 from data.sources import json_rows
 from utils.common.errors import UserError
 
-DEFINITIONS = Path(lm_eval.tasks.__file__).parent
-"""lm_eval's own task definitions."""
-
+DEFINITIONS = Path(lm_eval.tasks.__file__).parent  # lm_eval's own task definitions
 BUNDLED_FOLDER = Path(__file__).resolve().parents[2] / "data" / "tasks"
-
 WIKITEXT = "wikitext2"
-TOKENS_ONLY = "wikitext2_tokens"
-"""Asks for WikiText-2's token perplexity alone."""
-
+TOKENS_ONLY = "wikitext2_tokens"  # asks for WikiText-2's token perplexity alone
 TOKEN_PERPLEXITY = "token_perplexity"
-
 DATA_FLAG = "-eval_data_dir"
 
 
@@ -48,13 +42,12 @@ of the two its table shows; the choice here is the usual one for LLaMA: acc_norm
 ARC-e. Some pruning papers report acc for all seven, so a comparison with the paper's column needs both in view.
 """
 
-MAIN_METRIC = {
+MAIN_METRIC = {  # the metric a column shows; all others are kept beside it
     **{name: task.metric for name, task in PAPER_TASKS.items()},
     WIKITEXT: TOKEN_PERPLEXITY,
     **dict.fromkeys(("bundled_response", "bundled_facts", "bundled_arithmetic"), "acc"),
     "bundled_heldout": "bits_per_byte",
 }
-"""The metric a column shows; all others are kept beside it."""
 
 
 def main_metric(task: str, metrics: Iterable[str]) -> str | None:

@@ -10,8 +10,7 @@ import numpy as np
 from utils.report.svg import Drawing, Scale, log_ticks, short, ticks
 from utils.report.tables import DASH, MODELS, ScoreRow
 
-WIDTH = 800
-"""Pixels of a picture. A narrower page moves it sideways, so that no text shrinks."""
+WIDTH = 800  # pixels of a picture. A narrower page moves it sideways, so that no text shrinks.
 
 SHAPES = {"dense": "diamond", "pruned": "square", "restored": "circle"}
 """Marks are told apart without any colour, as on paper."""

@@ -13,9 +13,7 @@ from utils.common.names import BUNDLED, C4, EMBEDDED
 from utils.evaluation.outcomes import Outcome
 
 KEYS = ("flags", "prunings", "configurations", "seeds", "lr", "search", "compare_to")
-
-PLACES = ("output_dir", "cache_dir")
-"""Arguments that change no number."""
+PLACES = ("output_dir", "cache_dir")  # arguments that change no number
 
 TAKEN = ("lr", "train_seed", *PLACES, *NOT_REPEATED)
 """Flags of the entry point that the sweep gives; of the rest a file may set any."""

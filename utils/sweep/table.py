@@ -7,8 +7,7 @@ from utils.evaluation.outcomes import COMPARED, Outcome, difference, mean_or_non
 from utils.report.tables import DASH, markdown_table
 from utils.sweep.grid import CONTROL, SweepRow
 
-CONTROLLED = COMPARED[:3]
-"""What the share of a control is told of."""
+CONTROLLED = COMPARED[:3]  # what the share of a control is told of
 
 RECOVERED = {"recovered_perplexity": "perplexity", "recovered_answers": "answer_bits", "recovered": "task_mean"}
 """Shares of the gap between the dense and the pruned model, and what each is a share of."""
@@ -17,7 +16,7 @@ RECOVERED = {"recovered_perplexity": "perplexity", "recovered_answers": "answer_
 CLASSES = {"constants": "constants", "norms": "constants, norms", "mask": "inside the mask", "dense": "dense"}
 """What a merge may touch, by the word in run.json."""
 
-SHOWN = (
+SHOWN = (  # name in a table's row, title, digits, factor and sign of the columns with an error, what has power first
     ("valid_loss", "validation loss ↓", 3, 1, ""),
     ("perplexity", "perplexity ↓", 2, 1, ""),
     ("forgetting", "forgetting ↓", 2, 1, "+"),
@@ -26,7 +25,6 @@ SHOWN = (
     ("flipped", "answers flipped ↓", 1, 100, ""),
     ("task_mean", "task mean ↑", 1, 100, ""),
 )
-"""Name in a table's row, title, digits, factor and sign of the columns with an error, what has power first."""
 
 READ = (
     "Values are means over seeds ± their standard error; one seed has none. *Forgetting*: the perplexity minus the "
