@@ -82,10 +82,7 @@ def matmul_rate(model: LlamaForCausalLM) -> float:
 
 
 def turn_by_turn(works: dict, repeats: int, rate: Callable[[], float] = float) -> dict[str, list[Turn]]:
-    """`repeats` turns of each piece of work; every other turn backwards, so that a drift cancels.
-
-    `rate` is measured just before and just after each piece, and the mean of both kept.
-    """
+    """`repeats` turns of each work, every other one backwards, so that a drift cancels; `rate` is taken around each."""
     turns: dict[str, list[Turn]] = {name: [] for name in works}
     for number in range(repeats):
         for name in list(works)[:: 1 if number % 2 == 0 else -1]:
@@ -182,11 +179,8 @@ def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argp
 
 
 def probes_speed(model: LlamaForCausalLM, args: argparse.Namespace) -> dict[str, dict]:
-    """Row `probes_vs_loop`: components and probes of all heads of the model, on the CPU, where activations are kept.
-
-    The activations (L, H, N, d) are made up: a gap with strong directions and weak ones, and heads that tell right from
-    wrong the better the later they are.
-    """
+    """Row `probes_vs_loop`: components and probes of all heads, on the CPU, from activations (L, H, N, d) made up so
+    that the gap has strong and weak directions, and later heads tell right from wrong better."""
     layers, heads, width = head_shape(model.config)
     generator = torch.Generator().manual_seed(args.seed)
     shape = layers, heads, PROBE_SAMPLES, width
@@ -215,10 +209,8 @@ def probes_speed(model: LlamaForCausalLM, args: argparse.Namespace) -> dict[str,
 
 @torch.no_grad()
 def inference_forms(model: LlamaForCausalLM, seed: int) -> dict[str, LlamaForCausalLM]:
-    """The model, `restored` (with a merged one's biases), `attached` (not merged), and `compact` as by SlimGPT at 20 %.
-
-    Speed depends on shapes only: no zeros are needed, no training, and the first heads and channels may go.
-    """
+    """The model, `restored` (with a merged one's biases), `attached` (not merged), and `compact`, as by SlimGPT."""
+    # Speed depends on shapes only: the first heads and channels may go.
     masked, config = copy.deepcopy(model), model.config
     width = config.head_dim * config.num_attention_heads // config.num_key_value_heads
     for layer, removal in zip(masked.model.layers, plan(config, 0.2), strict=True):
@@ -236,8 +228,7 @@ def inference_speed(
 ) -> dict[str, dict]:
     """Rows `inference_*` (restored ÷ pruned), `attached_*` (attached ÷ pruned) and `slimgpt_compact_*` (÷ dense).
 
-    prefill: the decoder on all of a prompt. decode: NEW tokens, greedily, after the first WRITE_AFTER of it, whose
-    reading is included.
+    prefill: the decoder on all of a prompt. decode: reading its first WRITE_AFTER tokens, and NEW more, greedily.
     """
     length = min(READ_LENGTH, model.config.max_position_embeddings)
     prompt = calibration.load(BUNDLED, 1, length, tokenizer, args.seed).to(model.device)
@@ -337,7 +328,7 @@ def visible_restoration(model: LlamaForCausalLM, seed: int) -> Restoration:
 
 
 def in_batches(samples: list[Encoded]) -> list[list[Encoded]]:
-    """In their order, eight by eight."""
+    """In their order."""
     return [samples[begin : begin + BATCH_SIZE] for begin in range(0, len(samples), BATCH_SIZE)]
 
 
@@ -356,10 +347,7 @@ def useful_flops(config: LlamaConfig, tokens: int, lowest: int | None = None, la
 
 
 def add_to_every_token(model: LlamaForCausalLM, restoration: Restoration) -> list[nn.Parameter]:
-    """Add Σ β_i v_i + b to z of each chosen head at every token, as the original release does.
-
-    Gradients flow down to the embeddings. Returns what is trained: β, b of the first head, β, b of the second, …
-    """
+    """Add Σ β_i v_i + b to z of each chosen head at every token, as the original release does; each head's β and b."""
     model.enable_input_require_grads()
     width, device, trained = model.config.head_dim, model.device, []
     for name, (term,) in restoration.terms.items():
@@ -402,10 +390,7 @@ def one_by_one(model: LlamaForCausalLM, trees: list[PromptWithContinuations]) ->
 def head_by_head(
     dense: Tensor, pruned: Tensor, right: Tensor, wrong: Tensor, components: int, seed: int
 ) -> tuple[Tensor, ProbeScores]:
-    """c (L, H, d) and the probes' scores, from z (L, H, N, d) each: an SVD, a Linear and an Adam a head.
-
-    The starts and the split are those of `probe_heads`.
-    """
+    """c (L, H, d) and scores as `probe_heads` has them, from z (L, H, N, d) each: an SVD, a Linear, an Adam a head."""
     layers, heads, samples, width = dense.shape
     generator = torch.Generator().manual_seed(seed)
     parts = torch.randperm(samples, generator=generator).tensor_split([int(TRAIN_SHARE * samples)])
@@ -462,16 +447,15 @@ def main(argv: list[str] | None = None) -> None:
     about |= {"model": args.base_model_name, "device": device_name(device), "versions": versions()}
     about["matmul_flops_per_second"] = matmul_rate(model)
     print(f"{about['device']}, {args.dtype}: matrix product {about['matmul_flops_per_second'] / 1e12:.3f} TFLOP/s")
-    parts: dict[str, Callable[[], dict[str, dict]]] = {
-        "training": lambda: training_speed(model, samples, args),
-        "extraction": lambda: extraction_speed(model, samples, args),
-        "probes": lambda: probes_speed(model, args),
-        "inference": lambda: inference_speed(model, tokenizer, args),
-    }
     rows, lines, refused = {}, [], []
-    for part, measured in parts.items():
+    for part, measured, what in (
+        ("training", training_speed, [samples]),
+        ("extraction", extraction_speed, [samples]),
+        ("probes", probes_speed, []),
+        ("inference", inference_speed, [tokenizer]),
+    ):
         try:
-            rows |= measured()
+            rows |= measured(model, *what, args)
         except AssertionError as error:  # two ways that should compute the same do not
             refused.append(part)
             print(f"{part}: no ratio, because the two ways do not compute the same: {error}", flush=True)

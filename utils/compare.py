@@ -99,10 +99,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Difference:
-    """A line's minus another's, paired over the same n rows.
-
-    error: over rows. seeds: over the differences of each seed, None for fewer than two. lower: whether lower is better.
-    """
+    """A line's minus another's over the same n rows, its errors over rows and over seeds; lower: which is better."""
 
     what: str
     value: float
@@ -126,8 +123,7 @@ class Difference:
         return judged(Score(self.value, error), None if self.lower is None else not self.lower)
 
 
-Pairs = dict[tuple[int, int], list[Difference]]
-"""(place of a line, place of another) → differences of the first's minus the second's."""
+Pairs = dict[tuple[int, int], list[Difference]]  # by the places of two lines, the first's minus the second's
 
 
 def main() -> None:
@@ -255,13 +251,11 @@ def compared_page(lines: Sequence[Line], pairs: Pairs, notes: Sequence[str], ste
     """The HTML file. stem: what the names of the files beside it begin with."""
     done, failed = sum(line.n > 0 for line in lines), sum(bool(line.failed) for line in lines)
     title = f"{done} configuration{'s' * (done > 1)} compared" if done else "No configuration is done"
+    title += f", {failed} with failed runs" if failed else ""
     told = [[*two, [(d.what, d.text, f"{d.n:,}", d.verdict) for d in found]] for two, found in pairs.items()]
-    content = {
-        "title": title + (f", {failed} with failed runs" if failed else ""), "columns": columns_of(lines),
-        "lines": lines, "pictures": pictures_of(lines), "notes": notes, "stem": stem,
-        "data": {"names": [line.label for line in lines], "pairs": told},
-    }  # fmt: skip
-    return render("compare.html.j2", content)
+    content = {"title": title, "lines": lines, "columns": columns_of(lines), "pictures": pictures_of(lines)}
+    content["data"] = {"names": [line.label for line in lines], "pairs": told}
+    return render("compare.html.j2", {**content, "notes": notes, "stem": stem})
 
 
 def columns_of(lines: Sequence[Line]) -> dict[str, Column]:
@@ -270,10 +264,7 @@ def columns_of(lines: Sequence[Line]) -> dict[str, Column]:
 
 
 def pictures_of(lines: Sequence[Line]) -> dict[str, Drawing]:
-    """By what they show: each measure against the trained parameters, with the front.
-
-    The measure that most lines have is the first, a recovered share before others.
-    """
+    """By what they show: each measure against the trained parameters; recovered shares, and what most have, first."""
     x, columns, drawn = "trained_parameters", columns_of(lines), []
     measures = [name for name, column in columns.items() if column.measured]
     for y in sorted(measures, key=lambda y: (not y.startswith("recovered"), -sum(y in line.cells for line in lines))):

@@ -17,13 +17,10 @@ from utils.common.progress import progress
 from utils.evaluation.perplexity import token_scores
 from utils.packing import PromptWithContinuations, by_length, pack
 
-CPU_TOKENS, GPU_TOKENS = 1024, 16384
-"""Tokens in a batch; more of them are no faster on a CPU, and their activations fill the memory."""
-
 
 def token_budget(device: torch.device) -> int:
-    """Tokens in a batch."""
-    return CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
+    """Tokens in a batch; more of them are no faster on a CPU, and their activations fill the memory."""
+    return 1024 if device.type == "cpu" else 16384
 
 
 class InMemoryLM(HFLM):
@@ -83,9 +80,8 @@ def share_contexts(
 ) -> tuple[list[PromptWithContinuations], list[list[int]], int]:
     """What to read for all requests (context ids, continuation ids): prompts, whose continuations these are, cut ones.
 
-    The last token of a continuation is predicted, never read. A request too long for the model loses its left end, as
-    in lm_eval; where even its continuation is too long, tokens that go unscored. Sharing stops where a row would exceed
-    `budget` tokens, and where continuations outgrow the context: attention over what a token may not see costs too.
+    A request too long for the model loses its left end, as in lm_eval. Sharing stops where a row would exceed `budget`
+    tokens, and where continuations outgrow the context: attention over what a token may not see costs too.
     """
     latest: dict[tuple[int, ...], int] = {}
     prompts, owners, cut = [], [], 0

@@ -20,8 +20,7 @@ from utils.evaluation.tasks import TOKEN_PERPLEXITY
 
 CHOICES = "choices"  # in a metric's place: what a multiple-choice task's answers were chosen from
 
-VALIDATION, LOSS = "validation", "loss"
-"""In a task's and a metric's place: each validation sample's [summed loss in nats, tokens] of the restored model."""
+VALIDATION, LOSS = "validation", "loss"  # in their places: each validation sample's [summed loss in nats, tokens]
 
 COMPARED = ("valid_loss", "perplexity", "answer_bits", "kl", "flipped", "task_mean")
 """What a run is told by, and held against others in; the share of a control is told of the first three."""
@@ -159,10 +158,7 @@ class Outcome:
         return self._at(*self._place("scores", measure, model), "value")
 
     def recovered(self, measure: str) -> tuple[float | None, float | None]:
-        """The closed share of the gap between the dense and the pruned model, and its standard error over questions.
-
-        That is the error of the paired gain over the gap, taken as it is.
-        """
+        """The closed share of the gap between dense and pruned, and the error of the paired gain over that gap."""
         error = self._at(*self._place("paired", measure), "stderr")
         dense, pruned = (self.value(measure, model) for model in ("dense", "pruned"))
         known = None not in (error, dense, pruned) and dense != pruned
@@ -233,9 +229,8 @@ def spread(values: Iterable[float | None]) -> dict | None:
 def difference(outcomes: list[Outcome], others: list[Outcome], measure: Measure) -> dict | None:
     """{"difference", "stderr", "stderr_seeds", "n"} of `outcomes` minus `others`, over the same n rows.
 
-    Of the seeds that both have, if they share any: what a seed does to both is no difference between them. stderr: over
-    the rows, each one's values averaged over seeds. stderr_seeds: of the mean of each seed's own difference; None for
-    fewer than two. Neither error holds the other. None where no rows were kept; UserError where they are other ones.
+    Of the seeds that both have, if any. stderr: over the rows, each one's values averaged over seeds. stderr_seeds: of
+    each seed's own difference; None for fewer than two. None where no rows were kept; UserError where others were.
     """
     outcomes, others = of_shared_seeds(outcomes, others)
     found = _paired(outcomes, others, measure)

@@ -53,8 +53,7 @@ def share_recovered(
 ) -> float | None:
     """(restored - pruned) / (dense - pruned) of the mean over tasks. models: dense, pruned, restored, by task.
 
-    None where the dense model is not better than the pruned one by more than two standard errors of their paired
-    difference: a share of noise says nothing.
+    None where the dense model is not better by more than two standard errors: a share of noise says nothing.
     """
     dense, pruned, restored = models
     gap, error = mean_difference(dense, pruned, aggregation).values()
@@ -98,8 +97,7 @@ def divergences(reference: Sequence[Sequence[float]], other: Sequence[Sequence[f
     return found
 
 
-AGREEMENT = {"flipped": flips, "kl": divergences}
-"""What is told of answers held against the dense model's, question by question."""
+AGREEMENT = {"flipped": flips, "kl": divergences}  # from the dense model's choices and another's, by question
 
 
 def _mean_of(parts: Sequence[tuple[float, float | None]]) -> tuple[float, float | None]:

@@ -1,10 +1,7 @@
-"""lm_eval's own command line with our model type in it.
+"""lm_eval's own command line and options with our model type in it, which a merged checkpoint does not need.
 
     python -m utils.evaluation.restored_lm --model restorelcc \
         --model_args pruned=PRUNED,restoration=OUT/restoration --tasks arc_easy
-
-Every other option is lm_eval's. A merged checkpoint needs none of this: `lm_eval --model hf --model_args
-pretrained=OUT/model` reads it as it is.
 """
 
 from pathlib import Path

@@ -9,12 +9,9 @@ from utils.common.commands import WIDTH
 MODELS = ("dense", "pruned", "restored")
 COLUMNS = (*MODELS, "difference", "recovered")  # what a row of scores tells, by the names of its `texts`
 DASH = "–"
-AGREEMENT = {"flipped": "answers flipped", "kl": "KL from dense"}
-"""How the two measures of agreement with the dense model are shown, by their names in results.json."""
-SHARES = ("acc", "exact_match", "f1", AGREEMENT["flipped"])
-"""Beginnings of the names of metrics that are shares of 1 and are shown in per cent."""
-ARROWS = {True: " ↑", False: " ↓", None: ""}
-"""After a metric's name, by whether higher is better; nothing where nobody recorded it."""
+AGREEMENT = {"flipped": "answers flipped", "kl": "KL from dense"}  # how they are shown, by results.json's names
+SHARES = ("acc", "exact_match", "f1", AGREEMENT["flipped"])  # begin the names of metrics shown in per cent
+ARROWS = {True: " ↑", False: " ↓", None: ""}  # by whether higher is better, if that was recorded
 
 
 @dataclass(frozen=True)
@@ -68,8 +65,8 @@ class ScoreRow:
 
     @property
     def texts(self) -> dict[str, str]:
-        """Each of COLUMNS, ready to print. One precision for the whole row shows each standard error, and keeps different
-        values apart where there is none."""
+        """Each of COLUMNS, ready to print. One precision for the whole row: it shows each standard error, and keeps
+        different values apart where there is none."""
         scale, found = 100 if self.percent else 1, [*(self.scores.get(name) for name in MODELS), self.difference]
         cells = [score.numbers(scale) if score else [] for score in found]
         largest = max((abs(cell[0]) for cell in cells if cell), default=0)

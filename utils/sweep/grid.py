@@ -15,8 +15,7 @@ from utils.evaluation.outcomes import Outcome
 KEYS = ("flags", "prunings", "configurations", "seeds", "lr", "search", "compare_to")
 PLACES = ("output_dir", "cache_dir")  # arguments that change no number
 
-TAKEN = ("lr", "train_seed", *PLACES, *NOT_REPEATED)
-"""Flags of the entry point that the sweep gives; of the rest a file may set any."""
+TAKEN = ("lr", "train_seed", *PLACES, *NOT_REPEATED)  # flags that the sweep gives; a file may set any other
 
 CONTROL = "dense (control)"
 """The pruned model's name where the dense one stands in its place: rows of it are others' controls, by their names."""
