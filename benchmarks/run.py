@@ -122,11 +122,9 @@ def compared(what: str, other: str, goal: float, turns: dict, flops: float, **ab
 
 
 def training_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse.Namespace) -> dict[str, dict]:
-    """Rows `training_vs_reference` and `training_vs_limit`, from passes over the same samples.
-
-    About -samples of them, in batches of like lengths as a real run makes them, taken at even distances of all.
-    """
+    """Rows `training_vs_reference` and `training_vs_limit`, from passes over about -samples of the samples."""
     restoration = visible_restoration(model, args.seed)
+    # In batches of like lengths as a real run makes them, taken at even distances of all.
     batches = in_batches(sorted(samples, key=lambda sample: len(sample.ids)))
     wanted = min(len(batches), -(-args.samples // BATCH_SIZE))
     batches = [batches[int((index + 0.5) * len(batches) / wanted)] for index in range(wanted)]
@@ -149,10 +147,7 @@ def training_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argpar
 
 
 def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse.Namespace) -> dict[str, dict]:
-    """Rows `extraction_vs_loop` and `extraction_vs_limit`: q, q + r⁺ and q + r⁻, which is the next sample's answer.
-
-    The limit is 2 FLOPs a weight of the decoder and distinct token, shared trunks counted once.
-    """
+    """Rows `extraction_vs_loop` and `extraction_vs_limit`: q, q + r⁺ and q + r⁻, which is the next sample's answer."""
     samples = samples[: args.samples]
     answers = [sample.ids[sample.prompt_length :] for sample in samples]
     trees = [
@@ -260,13 +255,11 @@ def sharing_weights(model: LlamaForCausalLM) -> LlamaForCausalLM:
 
 
 class Loop:
-    """Forward, backward, clipping and AdamW, batch by batch, without the Trainer, so both sides pay for nothing else.
-
-    The learning rate is 0: every operation of a step is done, and each pass must give one and the same mean loss.
-    """
+    """Forward, backward, clipping and AdamW, batch by batch, without the Trainer: both sides pay for nothing else."""
 
     def __init__(self, model: LlamaForCausalLM, trained: list[nn.Parameter], loss: Callable[..., Tensor]):
         self.model, self.trained, self.loss = model.train(), trained, loss
+        # At rate 0 every operation of a step is done, and each pass must give the same mean loss.
         self.optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
 
     def run(self, batches: list[list[Encoded]]) -> float:
@@ -336,8 +329,7 @@ def useful_flops(config: LlamaConfig, tokens: int, lowest: int | None = None, la
     """FLOPs of the matrix products that a forward pass can't do without; training too, if `lowest` is its lowest layer.
 
     2 a weight and non-padding token forward, and 2 for the gradient of its input where a trained head is below: not in
-    the layers under the lowest one, nor in that layer's own attention. The output head's 2 + 2 count at labelled tokens
-    only. The quadratic part of attention, norms and the compensation are left out.
+    the layers under the lowest one, nor in that layer's own attention. The output head's 2 + 2 are at labelled tokens.
     """
     sizes = {name: out * width for name, (out, width) in linear_shapes(config).items()}
     layer, mlp = sum(sizes.values()), sum(size for name, size in sizes.items() if name.startswith("mlp"))

@@ -25,28 +25,24 @@ from utils.sweep.grid import SweepRow, SweepRun
 from utils.sweep.sweep_files import FILE, read
 from utils.sweep.table import CLASSES, table_row
 
+# Ends of the names of the files that this command writes, the page last, and what stands at the beginning of each.
 OURS = {
     ".csv": "name,pruning,class,n,failed",
     "-pairs.csv": "name,minus,over_the_same_rows",
     ".svg": 'class="chart alone"',
     ".html": "<title>RestoreLCC, runs compared</title>",
 }
-"""Ends of the names of the files that this command writes, and what stands at the beginning of each. The page is the
-last: what it links to is there."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A number of each line. form: how it is written. lower: whether lower is better, None where neither is.
-
-    factor: what a value is shown as a multiple of. measured: whether it says how good a line is.
-    """
+    """A number of each line."""
 
     heading: str
     form: str = ",.1f"
-    lower: bool | None = False
-    factor: int = 1
-    measured: bool = False
+    lower: bool | None = False  # whether lower is better, None where neither is
+    factor: int = 1  # 100 where a share is shown in per cent
+    measured: bool = False  # whether it says how good a line is
 
 
 NUMBERS = {  # by the names that a sweep's table has for them
@@ -69,20 +65,15 @@ NUMBERS = {  # by the names that a sweep's table has for them
 
 @dataclass
 class Line:
-    """A run, or the runs of one configuration with several seeds.
-
-    label: its name, with the pruned model where there are several. kind: what a merge of it may touch. n: finished
-    runs. failed: how others ended. cells: Column's name → number, in the unit of its heading, with an error over seeds
-    or else over questions.
-    """
+    """A run, or the runs of one configuration with several seeds."""
 
     name: str
-    label: str
+    label: str  # the name, with the pruned model where there are several
     pruning: str = ""
-    kind: str = ""
-    n: int = 0
-    failed: Sequence[str] = ()
-    cells: dict[str, Score] = field(default_factory=dict)
+    kind: str = ""  # what a merge of it may touch
+    n: int = 0  # finished runs
+    failed: Sequence[str] = ()  # how others ended
+    cells: dict[str, Score] = field(default_factory=dict)  # by column; errors are over seeds, or else over questions
 
     @property
     def kept(self) -> bool:

@@ -33,16 +33,12 @@ RUN = ("arguments", "method", "models", "pruning", "seeds", "device", "versions"
 
 @dataclass(frozen=True)
 class KeptRows:
-    """One value a row (or [log-likelihood, weight]) of one model, task and metric, in the order of the rows.
+    """One value a row (or [log-likelihood, weight]) of one model, task and metric, in the order of the rows."""
 
-    Under CHOICES each row is the log-likelihoods (nats) of a question's choices, with no aggregation of their own.
-    sha256: digest of what was asked: the task's rows, or a text's windows of token ids.
-    """
-
-    values: list[Row]
+    values: list[Row]  # under CHOICES, of each question the log-likelihoods (nats) of its choices
     aggregation: str | None
     higher_is_better: bool | None
-    sha256: str
+    sha256: str  # of what was asked: the task's rows, or a text's windows of token ids
 
 
 Kept = dict[str, dict[str, KeptRows]]  # task -> metric -> rows of one model
@@ -86,11 +82,9 @@ def pair_rows(first: Kept, second: Kept, task: str, metric: str) -> tuple[KeptRo
             raise UserError(f"{task}, {metric}: the {place} run kept no rows of it; score both on the same -eval_tasks")
     one, other = first[task][metric], second[task][metric]
     if (one.sha256, one.aggregation, len(one.values)) != (other.sha256, other.aggregation, len(other.values)):
-        raise UserError(
-            f"{task}, {metric}: the two runs were scored on different rows ({len(one.values)} of {one.sha256[:8]}, "
-            f"{len(other.values)} of {other.sha256[:8]}); score both with the same -eval_tasks, -eval_limit, "
-            "-eval_data_dir and -ppl_window"
-        )
+        rows = " and ".join(f"{len(each.values)} of {each.sha256[:8]}" for each in (one, other))
+        flags = "-eval_tasks, -eval_limit, -eval_data_dir and -ppl_window"
+        raise UserError(f"{task}, {metric}: the two runs were scored on different rows ({rows}); give both one {flags}")
     return one, other
 
 

@@ -1,8 +1,7 @@
 """Standard errors, paired differences and shares of a gap, from per-row values.
 
 A row is what one sample contributes to a metric: a number, or a pair (log-likelihood, weight) where the metric is a
-weighted perplexity. Every standard error is the delete-one jackknife's, which for a mean is exactly s/√n and for a
-perplexity agrees with the delta method to first order.
+weighted perplexity. Every standard error is the delete-one jackknife's, which for a mean is exactly s/√n.
 """
 
 import math
@@ -63,10 +62,7 @@ def share_recovered(
 
 
 def mcnemar_p(first: Sequence[Row], second: Sequence[Row]) -> float | None:
-    """Exact two-sided McNemar p: of the rows where right and wrong differ, is either side's share beyond chance?
-
-    None where rows are not all 0 or 1.
-    """
+    """Exact two-sided McNemar p of the rows that only one of both has right; None where rows are not all 0 or 1."""
     one, other = np.asarray(first), np.asarray(second)
     if one.ndim != 1 or not np.isin(np.concatenate([one, other]), (0, 1)).all():
         return None
@@ -78,10 +74,7 @@ def mcnemar_p(first: Sequence[Row], second: Sequence[Row]) -> float | None:
 
 
 def flips(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> list[float]:
-    """1 for each row whose answer isn't the reference's, else 0; rows hold the log-likelihoods of the choices.
-
-    The answer is the likeliest choice, the first of equal ones, as lm_eval's acc takes it.
-    """
+    """1 for each row whose likeliest choice, the first of equal ones, isn't the reference's, else 0."""
     return [float(np.argmax(one) != np.argmax(two)) for one, two in zip(reference, other, strict=True)]
 
 

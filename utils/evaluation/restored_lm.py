@@ -19,10 +19,9 @@ from utils.common.errors import UserError
 
 @register_model("restorelcc")
 class RestoredLM(HFLM):
-    """A pruned checkpoint with a saved restoration attached, not merged.
+    """A pruned checkpoint (folder, hub id or short name) with a run's OUT/restoration attached, not merged.
 
-    pruned: folder, hub id or short name. restoration: OUT/restoration of a run. tokenizer: where the tokenizer is, if
-    the pruned folder has none. All other arguments are HFLM's (dtype, device, batch_size, max_length, ...).
+    tokenizer: where it is, if the pruned folder has none. All other arguments are HFLM's (dtype, device, ...).
     """
 
     def __init__(self, pruned: str, restoration: str, tokenizer: str | None = None, **kwargs):

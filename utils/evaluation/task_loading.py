@@ -47,36 +47,29 @@ SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """A task, or a group that has a score of its own, with all rows in memory.
-
-    tasks, groups: by name. records: by task, what is needed to reproduce its numbers. first_rows: a task's, as text.
-    text: WikiText-2's as pruning papers join it, where its token perplexity is asked for.
-    """
+    """A task, or a group that has a score of its own, with all rows in memory."""
 
     name: str
     tasks: dict[str, Task]
     groups: dict[str, Group]
     limit: int | None
-    records: dict[str, dict]
-    first_rows: list[str]
-    text: str | None = None
+    records: dict[str, dict]  # by task, what is needed to reproduce its numbers
+    first_rows: list[str]  # each task's, as text
+    text: str | None = None  # WikiText-2's as pruning papers join it, where its token perplexity is asked for
 
 
 @dataclass(frozen=True)
 class EvalPlan:
-    """What will be run, checked; the same plan serves the dense, the pruned and the restored model.
-
-    windows: how many of a text, None for all. left_out: what 'paper' would run but the data folder lacks, in words.
-    """
+    """What will be run, checked; the same plan serves the dense, the pruned and the restored model."""
 
     planned: tuple[PlannedTask, ...]
     limit: int | None
     ppl_window: int
-    windows: int | None = None
-    left_out: tuple[str, ...] = ()
+    windows: int | None = None  # how many of a text, None for all
+    left_out: tuple[str, ...] = ()  # what 'paper' would run but the data folder lacks, in words
 
     def parts(self) -> "list[EvalPlan]":
-        """One plan a task, to score or to find in a cache one by one; `Evaluation.joined` puts the scores together."""
+        """One plan a task; `Evaluation.joined` puts the scores together."""
         return [replace(self, planned=(planned,)) for planned in self.planned]
 
     def describe(self) -> list[str]:
@@ -98,10 +91,8 @@ class EvalPlan:
         """UserError if a model of so many positions (max_position_embeddings) and its tokenizer cannot be scored so."""
         long = [planned.text[:10_000] for planned in self.planned if planned.text is not None]
         if long and self.ppl_window > positions:
-            raise UserError(
-                f"-ppl_window: {self.ppl_window} tokens are more than the model's {positions} positions; "
-                f"give {positions} or less"
-            )
+            why = f"{self.ppl_window} tokens are more than the model's {positions} positions"
+            raise UserError(f"-ppl_window: {why}; give {positions} or less")
         for text in [*long, *(row for planned in self.planned for row in planned.first_rows)]:
             try:
                 ids = set(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
@@ -114,10 +105,7 @@ class EvalPlan:
                 )
 
     def key(self) -> dict:
-        """What is asked: definitions, rows and windows; JSON-serialisable, for the cache of scores.
-
-        Rows count by content, so the same rows from the hub or a folder are one key.
-        """
+        """What is asked, as JSON for the cache of scores; the same rows from the hub or a folder are one key."""
         key = {}
         for planned in self.planned:
             for name, record in planned.records.items():
@@ -132,9 +120,8 @@ def plan_tasks(
 ) -> EvalPlan:
     """Find, load and check all that `eval_tasks` needs; the arguments are the flags' (docs/evaluation.md).
 
-    limit: rows of each task. windows: of the token perplexity, by default as many; word perplexity takes the first
-    pages that hold as many words as these windows hold tokens. UserError for an unknown task, a missing split, a
-    damaged file, or a hub out of reach.
+    windows: of the token perplexity, `limit` by default; word perplexity takes the first pages that hold as many words
+    as these hold tokens. UserError for an unknown task, a missing split, a damaged file, or a hub out of reach.
     """
     names, windows = task_names(eval_tasks), windows or limit
     if eval_data_dir is not None and not eval_data_dir.is_dir():
@@ -243,13 +230,11 @@ def every_task() -> TaskManager:
 
 @contextmanager
 def _rows_from(read: Callable[[str, str], list[dict]]) -> Iterator[None]:
-    """Within it, tasks that lm_eval loads get what `read` gives for their name and a split, and nothing of the hub.
-
-    Only what scoring reads: the scored split, and that of the examples if the task shows any.
-    """
+    """Within it, tasks that lm_eval loads get what `read` gives for their name and a split, and nothing of the hub."""
 
     def download(task: ConfigurableTask, *_, **__) -> None:
         config = task.config
+        # What scoring reads: the scored split, and that of the examples if the task shows any.
         needed = {config.test_split or config.validation_split}
         if config.num_fewshot:
             needed.add(config.fewshot_split or config.training_split or config.test_split or config.validation_split)
@@ -333,11 +318,10 @@ def _jsonable(value: object) -> object:
 
 
 def load_texts(args: Arguments) -> Split:
-    """Training and validation texts as the flags name them, and says which flags are not used.
+    """Training and validation texts as the flags name them; UserError as `load_samples` raises it.
 
     Under -spec_task samples of the task's training split, drawn with -data_seed, in the drawn order, and none to
     validate on. Prompts and answers are those that lm_eval scores the task with; negatives are the other choices.
-    Raises UserError as `load_samples` does, and for a missing split, a damaged row, or too few rows.
     """
     task, data_dir, count = args.spec_task, args.eval_data_dir, args.num_train_samples
     if not task:
@@ -352,9 +336,8 @@ def load_texts(args: Arguments) -> Split:
             known = _from_folder(task, data_dir, "train")["tasks"][task]
             rows = known.eval_docs
     if len(rows) < count:
-        raise UserError(
-            f"-num_train_samples: {count} asked for, but {task}'s training split has {len(rows)} rows; lower it"
-        )
+        why = f"{count} asked for, but {task}'s training split has {len(rows)} rows"
+        raise UserError(f"-num_train_samples: {why}; lower it")
     samples = []
     for index in random.Random(args.samples_seed).sample(range(len(rows)), count):
         choices, right = known.doc_to_choice(rows[index]), right_choice(known, rows[index])

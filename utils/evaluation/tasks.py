@@ -35,12 +35,8 @@ PAPER_TASKS = {
     "arc_challenge": PaperTask("arc/arc_challenge.yaml", "test", "acc_norm"),
     "openbookqa": PaperTask("openbookqa/openbookqa.yaml", "test", "acc_norm"),
 }
-"""In the order of the paper's table.
-
-BoolQ, RTE and WinoGrande have no acc_norm in lm_eval. For HellaSwag, ARC-e, ARC-c and OBQA the paper does not say which
-of the two its table shows; the choice here is the usual one for LLaMA: acc_norm for HellaSwag, ARC-c and OBQA, acc for
-ARC-e. Some pruning papers report acc for all seven, so a comparison with the paper's column needs both in view.
-"""
+"""In the order of the paper's table, which does not say whether it shows acc or acc_norm; the choice here is the usual
+one for LLaMA. Some pruning papers report acc for all seven, so a comparison with the paper needs both in view."""
 
 MAIN_METRIC = {  # the metric a column shows; all others are kept beside it
     **{name: task.metric for name, task in PAPER_TASKS.items()},
@@ -62,17 +58,14 @@ def task_rows(data_dir: Path, task: str, split: str) -> list[dict]:
     places = [folder / task / f"{split}.jsonl" for folder in (data_dir, data_dir / "tasks")]
     file = next((place for place in places if place.is_file()), None)
     if file is None:
-        raise UserError(
-            f"{DATA_FLAG}: {data_dir} has no {split} split of {task}; it would be {places[0]} or {places[1]}"
-        )
-    rows = []
-    for number, row in json_rows(file, DATA_FLAG):
-        if not isinstance(row, dict):
-            raise UserError(f"{DATA_FLAG}: {file}, row {number}: no JSON object; the hub's field names are expected")
-        rows.append(row)
+        where = f"it would be {places[0]} or {places[1]}"
+        raise UserError(f"{DATA_FLAG}: {data_dir} has no {split} split of {task}; {where}")
+    rows = dict(json_rows(file, DATA_FLAG))
+    if odd := [number for number, row in rows.items() if not isinstance(row, dict)]:
+        raise UserError(f"{DATA_FLAG}: {file}, row {odd[0]}: no JSON object; the hub's field names are expected")
     if not rows:
         raise UserError(f"{DATA_FLAG}: {file} has no rows; copy the task's split there")
-    return rows
+    return list(rows.values())
 
 
 def right_choice(task: Task, doc: dict) -> int | None:

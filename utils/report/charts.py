@@ -16,15 +16,13 @@ SHAPES = {"dense": "diamond", "pruned": "square", "restored": "circle"}  # told 
 
 
 class Plot(Drawing):
-    """A drawing with a horizontal axis `x` and a vertical one `y`, each from a value to its place.
-
-    across, up: (lowest, highest) value. names: of both axes. entries: the legend's. x_ticks: where numbers stand.
-    """
+    """A drawing with a horizontal axis `x` and a vertical one `y`, each from a value to its place."""
 
     def __init__(
         self, height: int, label: str, across: tuple[float, float], up: tuple[float, float], names: tuple[str, str],
         entries: Sequence[tuple[str, str, str]], x_ticks: Sequence[float], log: bool = False,
     ):  # fmt: skip
+        """across, up: (lowest, highest) value. names: of both axes. entries: the legend's."""
         super().__init__(WIDTH, height, label)
         left, right, self.bottom, self.top = 54, WIDTH - 14, height - 38, 50
         self.legend(2, 12, entries)

@@ -15,8 +15,7 @@ from utils.common.files import parse_json, write_text
 from utils.report import charts, summary, tables
 from utils.report.svg import TEMPLATES, Drawing, read_template
 
-HISTORY, EXAMPLES = "logs/history.jsonl", "logs/examples.json"
-"""In a run's folder: the loss by step, and answers to held-out prompts. Either may be missing."""
+HISTORY, EXAMPLES = "logs/history.jsonl", "logs/examples.json"  # losses, and answers to held-out prompts, if kept
 
 
 class Record(NamedTuple):

@@ -32,22 +32,16 @@ class Score:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One task and metric. All numbers are in the metric's own unit (an accuracy is a share of 1).
-
-    scores: by model, those that were measured. difference: restored − pruned, with the standard error of the paired
-    difference where it is known. recovered: share of the gap between dense and pruned that restoring closed.
-    higher_is_better: None where it was not recorded; it is never guessed from the name. is_mean: over several tasks;
-    `task` is then a phrase, not a task's name.
-    """
+    """One task and metric, in the metric's own unit (an accuracy is a share of 1)."""
 
     task: str
     metric: str
-    scores: dict[str, Score] = field(default_factory=dict)
-    difference: Score | None = None
+    scores: dict[str, Score] = field(default_factory=dict)  # by model, those that were measured
+    difference: Score | None = None  # restored − pruned, with the error of the paired difference where it is known
     mcnemar_p: float | None = None
-    recovered: float | None = None
-    higher_is_better: bool | None = None
-    is_mean: bool = False
+    recovered: float | None = None  # share of the gap between dense and pruned that restoring closed
+    higher_is_better: bool | None = None  # None where it was not recorded; it is never guessed from the name
+    is_mean: bool = False  # over several tasks; `task` is then a phrase, not a task's name
 
     @property
     def percent(self) -> bool:

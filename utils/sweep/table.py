@@ -39,10 +39,7 @@ READ = (
 
 
 def build_table(rows: list[SweepRow]) -> dict:
-    """{"rows": a `table_row` each, with "against" and "control", "models": dense and pruned ones, "notes": texts}.
-
-    against: {"name", and what `difference` gives of each of COMPARED} minus the row of that name on the same model.
-    """
+    """{"rows": a `table_row` each, with "against" and "control", "models": dense and pruned ones, "notes": texts}."""
     notes: list[str] = []
     found = {(row.name, row.pruning): row.outcomes for row in rows}
     table = []
