@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from data.sources import load_samples
@@ -51,14 +52,8 @@ TRAIN_SAMPLES, MAX_LENGTH, BATCH_SIZE, SHARE_OF_HEADS = 2000, 500, 8, 0.25
 PROBE_SAMPLES, COMPONENTS = 300, 10
 READ_LENGTH, WRITE_AFTER, NEW = 512, 64, 24
 """Tokens read at once, tokens of the prompt that is written after, and tokens written."""
-INFERENCE_TURNS = 3
-"""Turns that make one repeat; the best counts, since all that disturbs a turn makes it slower."""
-VISIBLE = 100
-"""How many times larger than training starts with β and b are drawn."""
-
-
-class Disagreement(RuntimeError):
-    """Two ways that should compute the same do not, so that a ratio of their times would mean nothing."""
+INFERENCE_TURNS = 3  # turns that make one repeat; the best counts, since all that disturbs a turn makes it slower
+VISIBLE = 100  # how many times larger than training starts with β and b are drawn
 
 
 class Turn(NamedTuple):
@@ -87,10 +82,7 @@ def matmul_rate(model: LlamaForCausalLM) -> float:
 
 
 def turn_by_turn(works: dict, repeats: int, rate: Callable[[], float] = float) -> dict[str, list[Turn]]:
-    """`repeats` turns of each piece of work; every other turn backwards, so that a drift cancels.
-
-    `rate` is measured just before and just after each piece, and the mean of both kept.
-    """
+    """`repeats` turns of each work, every other one backwards, so that a drift cancels; `rate` is taken around each."""
     turns: dict[str, list[Turn]] = {name: [] for name in works}
     for number in range(repeats):
         for name in list(works)[:: 1 if number % 2 == 0 else -1]:
@@ -130,11 +122,9 @@ def compared(what: str, other: str, goal: float, turns: dict, flops: float, **ab
 
 
 def training_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse.Namespace) -> dict[str, dict]:
-    """Rows `training_vs_reference` and `training_vs_limit`, from passes over the same samples.
-
-    About -samples of them, in batches of like lengths as a real run makes them, taken at even distances of all.
-    """
+    """Rows `training_vs_reference` and `training_vs_limit`, from passes over about -samples of the samples."""
     restoration = visible_restoration(model, args.seed)
+    # In batches of like lengths as a real run makes them, taken at even distances of all.
     batches = in_batches(sorted(samples, key=lambda sample: len(sample.ids)))
     wanted = min(len(batches), -(-args.samples // BATCH_SIZE))
     batches = [batches[int((index + 0.5) * len(batches) / wanted)] for index in range(wanted)]
@@ -147,8 +137,7 @@ def training_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argpar
     works = {name: lambda name=name: loops[name].run(passes[name]) for name in loops}
     turns = turn_by_turn(works, args.repeats, lambda: matmul_rate(model))
     expected, losses = turns["reference"][0].found, [turn.found for some in turns.values() for turn in some]
-    if not all(abs(loss / expected - 1) <= tolerance(model.dtype) for loss in losses):
-        raise Disagreement(f"mean training losses {losses}")
+    assert_close(losses, [expected] * len(losses), rtol=tolerance(model.dtype), atol=0)
     about = {"samples": len(same), "tokens": sum(len(sample.ids) for sample in same), "mean_loss": losses[0]}
     about["labelled_tokens"] = labelled(same)
     padded = {name: sum(len(b) * max(len(s.ids) for s in b) for b in some) for name, some in passes.items()}
@@ -158,10 +147,7 @@ def training_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argpar
 
 
 def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse.Namespace) -> dict[str, dict]:
-    """Rows `extraction_vs_loop` and `extraction_vs_limit`: q, q + r⁺ and q + r⁻, which is the next sample's answer.
-
-    The limit is 2 FLOPs a weight of the decoder and distinct token, shared trunks counted once.
-    """
+    """Rows `extraction_vs_loop` and `extraction_vs_limit`: q, q + r⁺ and q + r⁻, which is the next sample's answer."""
     samples = samples[: args.samples]
     answers = [sample.ids[sample.prompt_length :] for sample in samples]
     trees = [
@@ -178,8 +164,8 @@ def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argp
     expected = turns["loop"][0].found
     error = float((turns["ours"][0].found - expected).norm() / expected.norm())
     # fp32's sums differ in order; in half precision each layer rounds, to eight units of the last place in all.
-    if not error <= tolerance(model.dtype) * (1 if model.dtype == torch.float32 else 8):
-        raise Disagreement(f"activations, relative error {error:.1e}")
+    bound = tolerance(model.dtype) * (1 if model.dtype == torch.float32 else 8)
+    assert_close(error, 0.0, rtol=0, atol=bound)
     tokens = sum(map(len, trees))
     flops = useful_flops(model.config, tokens)
     separate = sum(len(tree.prompt) + len(branch) for tree in trees for branch in tree.continuations)
@@ -188,11 +174,8 @@ def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argp
 
 
 def probes_speed(model: LlamaForCausalLM, args: argparse.Namespace) -> dict[str, dict]:
-    """Row `probes_vs_loop`: components and probes of all heads of the model, on the CPU, where activations are kept.
-
-    The activations (L, H, N, d) are made up: a gap with strong directions and weak ones, and heads that tell right from
-    wrong the better the later they are.
-    """
+    """Row `probes_vs_loop`: components and probes of all heads, on the CPU, from activations (L, H, N, d) made up so
+    that the gap has strong and weak directions, and later heads tell right from wrong better."""
     layers, heads, width = head_shape(model.config)
     generator = torch.Generator().manual_seed(args.seed)
     shape = layers, heads, PROBE_SAMPLES, width
@@ -211,13 +194,9 @@ def probes_speed(model: LlamaForCausalLM, args: argparse.Namespace) -> dict[str,
     (component, scores), (expected, plain) = (turns[name][0].found for name in works)
     # One held-out feature may lie on the boundary, and 200 steps of Adam carry fp32 rounding along.
     one = 1.5 / (2 * (PROBE_SAMPLES - int(TRAIN_SHARE * PROBE_SAMPLES)))
-    for name, mine, other, bound in (
-        ("component", component, expected, 1e-3 * float(expected.abs().max())),
-        ("accuracy", scores.accuracy, plain.accuracy, one),
-        ("loss", scores.loss, plain.loss, 1e-3),
-    ):
-        if not (apart := float((mine - other).abs().max())) <= bound:
-            raise Disagreement(f"probes: {name} differs by up to {apart:.3g}")
+    assert_close(component, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+    assert_close(scores.accuracy, plain.accuracy, rtol=0, atol=one)
+    assert_close(scores.loss, plain.loss, rtol=0, atol=1e-3)
     seconds = {name: spread(turn.seconds for turn in found) for name, found in turns.items()}
     about = {"heads": layers * heads, "samples": PROBE_SAMPLES, "seconds": seconds}
     return {"probes_vs_loop": spread(speedup(turns["loop"], turns["ours"]), goal=4.0, **about)}
@@ -225,10 +204,8 @@ def probes_speed(model: LlamaForCausalLM, args: argparse.Namespace) -> dict[str,
 
 @torch.no_grad()
 def inference_forms(model: LlamaForCausalLM, seed: int) -> dict[str, LlamaForCausalLM]:
-    """The model, `restored` (with a merged one's biases), `attached` (not merged), and `compact` as by SlimGPT at 20 %.
-
-    Speed depends on shapes only: no zeros are needed, no training, and the first heads and channels may go.
-    """
+    """The model, `restored` (with a merged one's biases), `attached` (not merged), and `compact`, as by SlimGPT."""
+    # Speed depends on shapes only: the first heads and channels may go.
     masked, config = copy.deepcopy(model), model.config
     width = config.head_dim * config.num_attention_heads // config.num_key_value_heads
     for layer, removal in zip(masked.model.layers, plan(config, 0.2), strict=True):
@@ -246,8 +223,7 @@ def inference_speed(
 ) -> dict[str, dict]:
     """Rows `inference_*` (restored ÷ pruned), `attached_*` (attached ÷ pruned) and `slimgpt_compact_*` (÷ dense).
 
-    prefill: the decoder on all of a prompt. decode: NEW tokens, greedily, after the first WRITE_AFTER of it, whose
-    reading is included.
+    prefill: the decoder on all of a prompt. decode: reading its first WRITE_AFTER tokens, and NEW more, greedily.
     """
     length = min(READ_LENGTH, model.config.max_position_embeddings)
     prompt = calibration.load(BUNDLED, 1, length, tokenizer, args.seed).to(model.device)
@@ -279,13 +255,11 @@ def sharing_weights(model: LlamaForCausalLM) -> LlamaForCausalLM:
 
 
 class Loop:
-    """Forward, backward, clipping and AdamW, batch by batch, without the Trainer, so both sides pay for nothing else.
-
-    The learning rate is 0: every operation of a step is done, and each pass must give one and the same mean loss.
-    """
+    """Forward, backward, clipping and AdamW, batch by batch, without the Trainer: both sides pay for nothing else."""
 
     def __init__(self, model: LlamaForCausalLM, trained: list[nn.Parameter], loss: Callable[..., Tensor]):
         self.model, self.trained, self.loss = model.train(), trained, loss
+        # At rate 0 every operation of a step is done, and each pass must give the same mean loss.
         self.optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
 
     def run(self, batches: list[list[Encoded]]) -> float:
@@ -347,7 +321,7 @@ def visible_restoration(model: LlamaForCausalLM, seed: int) -> Restoration:
 
 
 def in_batches(samples: list[Encoded]) -> list[list[Encoded]]:
-    """In their order, eight by eight."""
+    """In their order."""
     return [samples[begin : begin + BATCH_SIZE] for begin in range(0, len(samples), BATCH_SIZE)]
 
 
@@ -355,8 +329,7 @@ def useful_flops(config: LlamaConfig, tokens: int, lowest: int | None = None, la
     """FLOPs of the matrix products that a forward pass can't do without; training too, if `lowest` is its lowest layer.
 
     2 a weight and non-padding token forward, and 2 for the gradient of its input where a trained head is below: not in
-    the layers under the lowest one, nor in that layer's own attention. The output head's 2 + 2 count at labelled tokens
-    only. The quadratic part of attention, norms and the compensation are left out.
+    the layers under the lowest one, nor in that layer's own attention. The output head's 2 + 2 are at labelled tokens.
     """
     sizes = {name: out * width for name, (out, width) in linear_shapes(config).items()}
     layer, mlp = sum(sizes.values()), sum(size for name, size in sizes.items() if name.startswith("mlp"))
@@ -366,10 +339,7 @@ def useful_flops(config: LlamaConfig, tokens: int, lowest: int | None = None, la
 
 
 def add_to_every_token(model: LlamaForCausalLM, restoration: Restoration) -> list[nn.Parameter]:
-    """Add Σ β_i v_i + b to z of each chosen head at every token, as the original release does.
-
-    Gradients flow down to the embeddings. Returns what is trained: β, b of the first head, β, b of the second, …
-    """
+    """Add Σ β_i v_i + b to z of each chosen head at every token, as the original release does; each head's β and b."""
     model.enable_input_require_grads()
     width, device, trained = model.config.head_dim, model.device, []
     for name, (term,) in restoration.terms.items():
@@ -412,10 +382,7 @@ def one_by_one(model: LlamaForCausalLM, trees: list[PromptWithContinuations]) ->
 def head_by_head(
     dense: Tensor, pruned: Tensor, right: Tensor, wrong: Tensor, components: int, seed: int
 ) -> tuple[Tensor, ProbeScores]:
-    """c (L, H, d) and the probes' scores, from z (L, H, N, d) each: an SVD, a Linear and an Adam a head.
-
-    The starts and the split are those of `probe_heads`.
-    """
+    """c (L, H, d) and scores as `probe_heads` has them, from z (L, H, N, d) each: an SVD, a Linear, an Adam a head."""
     layers, heads, samples, width = dense.shape
     generator = torch.Generator().manual_seed(seed)
     parts = torch.randperm(samples, generator=generator).tensor_split([int(TRAIN_SHARE * samples)])
@@ -472,17 +439,16 @@ def main(argv: list[str] | None = None) -> None:
     about |= {"model": args.base_model_name, "device": device_name(device), "versions": versions()}
     about["matmul_flops_per_second"] = matmul_rate(model)
     print(f"{about['device']}, {args.dtype}: matrix product {about['matmul_flops_per_second'] / 1e12:.3f} TFLOP/s")
-    parts: dict[str, Callable[[], dict[str, dict]]] = {
-        "training": lambda: training_speed(model, samples, args),
-        "extraction": lambda: extraction_speed(model, samples, args),
-        "probes": lambda: probes_speed(model, args),
-        "inference": lambda: inference_speed(model, tokenizer, args),
-    }
     rows, lines, refused = {}, [], []
-    for part, measured in parts.items():
+    for part, measured, what in (
+        ("training", training_speed, [samples]),
+        ("extraction", extraction_speed, [samples]),
+        ("probes", probes_speed, []),
+        ("inference", inference_speed, [tokenizer]),
+    ):
         try:
-            rows |= measured()
-        except Disagreement as error:
+            rows |= measured(model, *what, args)
+        except AssertionError as error:  # two ways that should compute the same do not
             refused.append(part)
             print(f"{part}: no ratio, because the two ways do not compute the same: {error}", flush=True)
     for name, row in rows.items():

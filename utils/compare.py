@@ -25,31 +25,27 @@ from utils.sweep.grid import SweepRow, SweepRun
 from utils.sweep.sweep_files import FILE, read
 from utils.sweep.table import CLASSES, table_row
 
+# Ends of the names of the files that this command writes, the page last, and what stands at the beginning of each.
 OURS = {
     ".csv": "name,pruning,class,n,failed",
     "-pairs.csv": "name,minus,over_the_same_rows",
     ".svg": 'class="chart alone"',
     ".html": "<title>RestoreLCC, runs compared</title>",
 }
-"""Ends of the names of the files that this command writes, and what stands at the beginning of each. The page is the
-last: what it links to is there."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A number of each line. form: how it is written. lower: whether lower is better, None where neither is.
-
-    factor: what a value is shown as a multiple of. measured: whether it says how good a line is.
-    """
+    """A number of each line."""
 
     heading: str
     form: str = ",.1f"
-    lower: bool | None = False
-    factor: int = 1
-    measured: bool = False
+    lower: bool | None = False  # whether lower is better, None where neither is
+    factor: int = 1  # 100 where a share is shown in per cent
+    measured: bool = False  # whether it says how good a line is
 
 
-NUMBERS = {
+NUMBERS = {  # by the names that a sweep's table has for them
     "trained_parameters": Column("trained parameters", ",.0f", True),
     "zeros_kept": Column("zeros kept, %", factor=100),
     "rate": Column("rate", "g", None),
@@ -65,25 +61,19 @@ NUMBERS = {
     "kl": Column("KL from dense ↓", ",.3f", True, measured=True),
     "minutes": Column("minutes", lower=True),
 }
-"""By the names that a sweep's table has for them."""
 
 
 @dataclass
 class Line:
-    """A run, or the runs of one configuration with several seeds.
-
-    label: its name, with the pruned model where there are several. kind: what a merge of it may touch. n: finished
-    runs. failed: how others ended. cells: Column's name → number, in the unit of its heading, with an error over seeds
-    or else over questions.
-    """
+    """A run, or the runs of one configuration with several seeds."""
 
     name: str
-    label: str
+    label: str  # the name, with the pruned model where there are several
     pruning: str = ""
-    kind: str = ""
-    n: int = 0
-    failed: Sequence[str] = ()
-    cells: dict[str, Score] = field(default_factory=dict)
+    kind: str = ""  # what a merge of it may touch
+    n: int = 0  # finished runs
+    failed: Sequence[str] = ()  # how others ended
+    cells: dict[str, Score] = field(default_factory=dict)  # by column; errors are over seeds, or else over questions
 
     @property
     def kept(self) -> bool:
@@ -100,10 +90,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Difference:
-    """A line's minus another's, paired over the same n rows.
-
-    error: over rows. seeds: over the differences of each seed, None for fewer than two. lower: whether lower is better.
-    """
+    """A line's minus another's over the same n rows, its errors over rows and over seeds; lower: which is better."""
 
     what: str
     value: float
@@ -127,17 +114,14 @@ class Difference:
         return judged(Score(self.value, error), None if self.lower is None else not self.lower)
 
 
-Pairs = dict[tuple[int, int], list[Difference]]
-"""(place of a line, place of another) → differences of the first's minus the second's."""
+Pairs = dict[tuple[int, int], list[Difference]]  # by the places of two lines, the first's minus the second's
 
 
 def main() -> None:
     """Read, then write the page and its numbers."""
-    parser = Parser(
-        prog="utils.compare",
-        usage="python -m utils.compare RUN… | SWEEP -output FILE.html",
-        description="Compare runs, or the rows of a sweep, on one page: a table, paired differences, and pictures.",
-    )
+    usage = "python -m utils.compare RUN… | SWEEP -output FILE.html"
+    what = "Compare runs, or the rows of a sweep, on one page: a table, paired differences, and pictures."
+    parser = Parser(prog="utils.compare", usage=usage, description=what)
     parser.add_argument("folders", nargs="+", type=folder_path, metavar="RUN", help="folders of runs, or of sweeps")
     beside = "the page; FILE.csv, FILE-pairs.csv and FILE.svg are beside it"
     parser.flag("output", type=folder_path, required=True, metavar="FILE.html", help=beside)
@@ -165,8 +149,7 @@ def main() -> None:
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[SweepRow], list[str]]:
     """(rows, notes) of runs' folders, or of sweeps' ones; UserError for a folder that is neither."""
-    found: list[SweepRow] = []
-    notes: list[str] = []
+    found, notes = [], []
     given = {folder.resolve(): folder for folder in folders}  # what is named twice is shown once
     for whole, folder in given.items():
         if not folder.is_dir() and folder.suffix != ".gz":
@@ -259,13 +242,11 @@ def compared_page(lines: Sequence[Line], pairs: Pairs, notes: Sequence[str], ste
     """The HTML file. stem: what the names of the files beside it begin with."""
     done, failed = sum(line.n > 0 for line in lines), sum(bool(line.failed) for line in lines)
     title = f"{done} configuration{'s' * (done > 1)} compared" if done else "No configuration is done"
+    title += f", {failed} with failed runs" if failed else ""
     told = [[*two, [(d.what, d.text, f"{d.n:,}", d.verdict) for d in found]] for two, found in pairs.items()]
-    content = {
-        "title": title + (f", {failed} with failed runs" if failed else ""), "columns": columns_of(lines),
-        "lines": lines, "pictures": pictures_of(lines), "notes": notes, "stem": stem,
-        "data": {"names": [line.label for line in lines], "pairs": told},
-    }  # fmt: skip
-    return render("compare.html.j2", content)
+    content = {"title": title, "lines": lines, "columns": columns_of(lines), "pictures": pictures_of(lines)}
+    content["data"] = {"names": [line.label for line in lines], "pairs": told}
+    return render("compare.html.j2", {**content, "notes": notes, "stem": stem})
 
 
 def columns_of(lines: Sequence[Line]) -> dict[str, Column]:
@@ -274,19 +255,14 @@ def columns_of(lines: Sequence[Line]) -> dict[str, Column]:
 
 
 def pictures_of(lines: Sequence[Line]) -> dict[str, Drawing]:
-    """By what they show: each measure against the trained parameters, with the front.
-
-    The measure that most lines have is the first, a recovered share before others.
-    """
+    """By what they show: each measure against the trained parameters; recovered shares, and what most have, first."""
     x, columns, drawn = "trained_parameters", columns_of(lines), []
     measures = [name for name, column in columns.items() if column.measured]
     for y in sorted(measures, key=lambda y: (not y.startswith("recovered"), -sum(y in line.cells for line in lines))):
-        both = [line for line in lines if {x, y} <= set(line.cells)]
-        several = len({line.pruning for line in both}) > 1
-        points = [
-            Point(line.label if several else line.name, line.cells[x].value, *line.cells[y].numbers(), kept=line.kept)
-            for line in both
-        ]
+        points, both = [], [line for line in lines if {x, y} <= set(line.cells)]
+        for line in both:
+            name = line.label if len({each.pruning for each in both}) > 1 else line.name
+            points.append(Point(name, line.cells[x].value, *line.cells[y].numbers(), kept=line.kept))
         if points:
             drawn.append(front_picture(points, columns[x].heading, columns[y].heading, columns[y].lower))
     return {picture.label: picture for picture in drawn}

@@ -1,7 +1,6 @@
 """`-plan CARD`: the seconds and the peak memory that each stage of a run will take, without reading a weight.
 
-Operations and bytes follow from the model's shapes and from counts of tokens; rates are a card's datasheet or, for
-`here`, one measured decoder layer. Where a constant was measured or assumed, it says so.
+Operations and bytes follow from shapes and counts of tokens; rates are a datasheet's or one measured decoder layer's.
 """
 
 import copy
@@ -23,14 +22,14 @@ from models import loading, model_names
 from models.contract import linear_shapes
 from models.cpu_attention import cpu_attention
 from models.gguf_reading import gguf_tokenizer
-from utils.common.commands import WIDTH
+from utils.common.commands import WIDTH, quiet_libraries
 from utils.common.errors import UserError, first_line
 from utils.common.flags import Arguments
 from utils.common.hub import no_waiting
 from utils.common.methods import Options, needs_of
 from utils.common.names import BUNDLED, DISTILL, EMBEDDED
 from utils.common.record import STAGES, device_name
-from utils.evaluation.task_loading import TASKS_FLAG, load_texts, task_names
+from utils.evaluation.task_loading import load_texts, task_names
 from utils.evaluation.tasks import TOKENS_ONLY, WIKITEXT
 from utils.losses import CHUNK
 from utils.report.tables import text_table
@@ -38,6 +37,7 @@ from utils.samples import PROOF_SAMPLES, read_samples
 
 GIB, FP32 = 2**30, 4
 HERE = "here"
+Lengths = list[tuple[int, int]]  # (prompt tokens, all tokens) of each sample
 
 CARDS = {
     "H100-80GB": (80, 989, 67),
@@ -63,12 +63,11 @@ PROCESS, CONTEXT, REQUEST = int(0.8 * GIB), int(0.6 * GIB), 0.001
 CLOSED_FORMS = {"flap_bias": (2, 0), "eora": (2, 0), "admm_update": (6, 2 * FP32), "reconstruct": (12, 2 * FP32)}
 """How many forward passes over the calibration set their time is worth, and bytes for each weight: what they found."""
 
-CURES = {
+CURES = {  # what helps a stage that does not fit, by its key; beyond that only MORE
     "prune": "fewer -calib_samples, a smaller -calib_length, or a -pruned_model_path made elsewhere",
     "train": "-gradient_checkpointing, or a smaller -batch_size with more -gradient_accumulation",
 }
 MORE = "more memory, or several GPUs (-device auto; to train, accelerate launch --use_fsdp --fsdp_version 2)"
-"""What helps a stage that does not fit, by its key; and where that would not be enough."""
 
 
 class Texts(NamedTuple):
@@ -80,8 +79,8 @@ class Texts(NamedTuple):
     requests: float = 0
 
     @classmethod
-    def of(cls, samples: list[tuple[int, int]]) -> "Texts":
-        """samples: (prompt tokens, all tokens); the tokens after a prompt are scored."""
+    def of(cls, samples: Lengths) -> "Texts":
+        """The tokens after a prompt are scored."""
         mean, prompt = (sum(sample[place] for sample in samples) / max(1, len(samples)) for place in (1, 0))
         return cls(len(samples), mean, mean - prompt)
 
@@ -105,8 +104,7 @@ TASKS = {
 WIKITEXT_TOKENS, WIKITEXT_PAGES = 304_986, 1.4
 """WikiText-2's test text by the same count, and what its pages read beside the windows: padding, words as tokens."""
 
-ALPACA = 30, 143
-"""Mean tokens of prompt and response of 2,000 Alpaca training samples, cut at 500, by the same count."""
+ALPACA = 30, 143  # mean tokens of prompt and response of 2,000 Alpaca training samples, cut at 500, by the same count
 
 
 class Machine(NamedTuple):
@@ -138,19 +136,15 @@ class StagePlan(NamedTuple):
 
 @dataclass
 class Plan:
-    """The stages of the run that `args` describe, for a model of this configuration.
-
-    samples, valid: (prompt tokens, all tokens) of each. tasks: what one model's evaluation reads. stored: bytes of a
-    parameter in the dense checkpoint's files.
-    """
+    """The stages of the run that `args` describe, for a model of this configuration."""
 
     args: Arguments
     config: LlamaConfig
     machine: Machine
-    samples: list[tuple[int, int]]
-    valid: list[tuple[int, int]]
-    tasks: list[Texts]
-    stored: int = 2
+    samples: Lengths
+    valid: Lengths
+    tasks: list[Texts]  # that one model's evaluation reads
+    stored: int = 2  # bytes of a parameter in the dense checkpoint's files
 
     def __post_init__(self):
         args, config, shapes = self.args, self.config, linear_shapes(self.config)
@@ -184,8 +178,7 @@ class Plan:
         return layer + CHUNK * self.vocabulary * (self.size + FP32)
 
     def training_bytes(self) -> float:
-        """What a step holds beside the weights: what autograd keeps of the largest batch, changed weights, the
-        optimizer's state, one layer's gradients and a chunk of logits."""
+        """What a step holds beside the weights."""
         args, method, longest = self.args, self.args.method, max(end for _, end in self.samples)
         batch = args.batch_size * longest
         # The norms' inputs in fp32; of the MLP its gate, that after SiLU, and its other factor; q, k, v and z.
@@ -281,6 +274,7 @@ class Plan:
 
 def print_plan(args: Arguments) -> None:
     """Check the flags, count what will be read, print each stage's time and memory; UserError as a run raises it."""
+    quiet_libraries()
     config, tokenizer, stored = read_shape(args.base_model_name)
     if args.pruned_model_path:
         model_names.check_name(args.pruned_model_path, "-pruned_model_path")
@@ -332,10 +326,8 @@ def read_shape(name: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase | None, 
     return config, tokenizer, (config.dtype or torch.float16).itemsize
 
 
-def count_samples(
-    args: Arguments, tokenizer: PreTrainedTokenizerBase | None
-) -> tuple[list[tuple[int, int]], list[tuple[int, int]], str]:
-    """(prompt tokens, all tokens) of the training and the validation samples, and in words where they are from."""
+def count_samples(args: Arguments, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Lengths, Lengths, str]:
+    """Those of the training and the validation samples, and in words where they are from."""
     at_hand = args.data_path in (None, BUNDLED) or Path(args.data_path).expanduser().exists()
     if tokenizer is not None and (args.eval_data_dir is not None if args.spec_task else at_hand):
         samples = read_samples(args, tokenizer, load_texts(args))
@@ -352,7 +344,7 @@ def count_samples(
 
 def count_tasks(args: Arguments) -> tuple[list[Texts], list[str]]:
     """What one model's evaluation reads, and the names of tasks whose size is not known."""
-    names = task_names(args.eval_tasks, TASKS_FLAG)
+    names = task_names(args.eval_tasks)
     bundled = [name for name in TASKS if name.startswith(f"{BUNDLED}_")] if BUNDLED in names else []
     windows = min(args.ppl_windows or args.eval_limit or math.inf, WIKITEXT_TOKENS // args.ppl_window or 1)
     text = Texts(windows, args.ppl_window, args.ppl_window)
@@ -366,9 +358,10 @@ def target_machine(args: Arguments, config: LlamaConfig) -> Machine:
     """The machine that -plan names: `here`, or one of CARDS; UserError for others."""
     if args.plan.lower() == HERE:
         return measured_machine(config, loading.DTYPES[args.dtype], loading.usable_device(args.device))
-    if args.plan.upper() not in map(str.upper, CARDS):
+    cards = {name.upper(): card for name, card in CARDS.items()}
+    if args.plan.upper() not in cards:
         raise UserError(f"-plan: unknown card '{args.plan}'; give {HERE} or one of {', '.join(CARDS)}")
-    memory, half, fp32 = {name.upper(): card for name, card in CARDS.items()}[args.plan.upper()]
+    memory, half, fp32 = cards[args.plan.upper()]
     rate = fp32 if args.dtype == "float32" else half
     source = f"datasheet: {rate:g} TFLOP/s dense; assumed, not measured: {REACHED:.0%} of it, disk at 1 GB/s"
     return Machine(args.plan, True, memory * 1e9, REACHED * rate * 1e12, REACHED * rate * 1e12, source)

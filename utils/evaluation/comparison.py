@@ -9,13 +9,11 @@ MODELS = ("dense", "pruned", "restored")
 
 
 def summarise(evaluations: dict[str, Evaluation]) -> dict:
-    """The part of results.json that says how good the models are, as docs/evaluation.md describes it.
+    """The part of results.json that says how good MODELS, of one plan, are, as docs/evaluation.md describes it.
 
-    evaluations: "dense", "pruned" and "restored", of one plan. Restored minus pruned is paired row by row: both
-    answered the same questions, so it varies less than either score. McNemar's p is None where rows are not right or
-    wrong, a share of the gap where nobody says which of two values is the better, or the gap is noise. Means over
-    tasks, two at least, are of the accuracies that stand for a task, a group counting by its members, and of the right
-    answers' bits.
+    McNemar's p is None where rows are not right or wrong, a share of the gap where nobody says which of two values is
+    the better, or the gap is noise. Means over tasks, two at least, are of the accuracies that stand for a task, a
+    group counting by its members, and of the right answers' bits.
     """
     *others, restored = (evaluations[name] for name in MODELS)
     paired, recovered, accuracies, answers = {}, {}, {}, {}
@@ -65,9 +63,7 @@ def _mean(chosen: dict[str, list], aggregation: str, higher_is_better: bool) -> 
 def agreement(evaluations: dict[str, Evaluation]) -> dict | None:
     """How far the pruned and the restored model are from the dense one's answers to multiple-choice questions, if any.
 
-    flipped: the share of questions whose likeliest choice is not the dense model's. kl: the mean of KL(dense || model)
-    over the softmax of the choices' log-likelihoods, in nats. Beside the tasks stands "all", all their questions
-    together, each counting once.
+    By AGREEMENT's measures, means over a task's questions. Beside the tasks stands "all", all their questions together.
     """
     dense, pruned, restored = (evaluations[name].choices for name in MODELS)
     tasks = [task for task in dense if task in pruned and task in restored]

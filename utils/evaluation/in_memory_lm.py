@@ -7,25 +7,20 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from unittest.mock import patch
 
-import datasets
 import torch
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from models.loading import input_device
 from utils.common.progress import progress
 from utils.evaluation.perplexity import token_scores
 from utils.packing import PromptWithContinuations, by_length, pack
 
-CPU_TOKENS, GPU_TOKENS = 1024, 16384
-"""Tokens in a batch; more of them are no faster on a CPU, and their activations fill the memory."""
-
 
 def token_budget(device: torch.device) -> int:
-    """Tokens in a batch."""
-    return CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
+    """Tokens in a batch; more of them are no faster on a CPU, and their activations fill the memory."""
+    return 1024 if device.type == "cpu" else 16384
 
 
 class InMemoryLM(HFLM):
@@ -85,9 +80,8 @@ def share_contexts(
 ) -> tuple[list[PromptWithContinuations], list[list[int]], int]:
     """What to read for all requests (context ids, continuation ids): prompts, whose continuations these are, cut ones.
 
-    The last token of a continuation is predicted, never read. A request too long for the model loses its left end, as
-    in lm_eval; where even its continuation is too long, tokens that go unscored. Sharing stops where a row would exceed
-    `budget` tokens, and where continuations outgrow the context: attention over what a token may not see costs too.
+    A request too long for the model loses its left end, as in lm_eval. Sharing stops where a row would exceed `budget`
+    tokens, and where continuations outgrow the context: attention over what a token may not see costs too.
     """
     latest: dict[tuple[int, ...], int] = {}
     prompts, owners, cut = [], [], 0
@@ -112,7 +106,7 @@ def share_contexts(
 
 @contextmanager
 def quiet(level: int = logging.WARNING) -> Iterator[None]:
-    """Hold back what lm_eval, datasets and transformers say below `level`, and the bars of preparing requests."""
+    """Hold back what lm_eval, datasets and the hub say below `level`, and the bars of preparing requests."""
     with ExitStack() as stack:
         # Prompts and their tokens are made in no time worth a bar; scoring them is.
         for module in ("lm_eval.api.task", "lm_eval.api.model"):
@@ -121,9 +115,4 @@ def quiet(level: int = logging.WARNING) -> Iterator[None]:
         for logger in map(logging.getLogger, ("lm_eval", "datasets", "huggingface_hub")):
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(level)
-        stack.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
-        transformers_logging.set_verbosity(logging.ERROR)
-        if not datasets.are_progress_bars_disabled():
-            stack.callback(datasets.enable_progress_bars)
-            datasets.disable_progress_bars()
         yield

@@ -4,32 +4,28 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
 
-from utils.common.errors import UserError
+from utils.common.errors import UserError, first_line
 from utils.common.files import digest, read_json, whole_file
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.paired_statistics import AGREEMENT, Row, mean_difference
 from utils.evaluation.scoring import Evaluation
 from utils.evaluation.tasks import TOKEN_PERPLEXITY
 
-CHOICES = "choices"
-"""In a metric's place: what a multiple-choice task's answers were chosen from."""
+CHOICES = "choices"  # in a metric's place: what a multiple-choice task's answers were chosen from
 
-VALIDATION, LOSS = "validation", "loss"
-"""In a task's and a metric's place: each validation sample's [summed loss in nats, tokens] of the restored model."""
+VALIDATION, LOSS = "validation", "loss"  # in their places: each validation sample's [summed loss in nats, tokens]
 
 COMPARED = ("valid_loss", "perplexity", "answer_bits", "kl", "flipped", "task_mean")
 """What a run is told by, and held against others in; the share of a control is told of the first three."""
 
-Measure = str | tuple[str, str]
-"""One of COMPARED, or (task, metric)."""
-
+Measure = str | tuple[str, str]  # one of COMPARED, or (task, metric)
 RESULTS = ("scores", "metrics", "main_metric", "paired", "recovered", "mean", "answers", "agreement", "validation")
 RUN = ("arguments", "method", "models", "pruning", "seeds", "device", "versions", "inputs", "stages")
 """What is kept of results.json, beside its proof, and of run.json."""
@@ -37,42 +33,46 @@ RUN = ("arguments", "method", "models", "pruning", "seeds", "device", "versions"
 
 @dataclass(frozen=True)
 class KeptRows:
-    """One value a row (or [log-likelihood, weight]) of one model, task and metric, in the order of the rows.
+    """One value a row (or [log-likelihood, weight]) of one model, task and metric, in the order of the rows."""
 
-    Under CHOICES each row is the log-likelihoods (nats) of a question's choices, with no aggregation of their own.
-    sha256: digest of what was asked: the task's rows, or a text's windows of token ids.
-    """
-
-    values: list[Row]
+    values: list[Row]  # under CHOICES, of each question the log-likelihoods (nats) of its choices
     aggregation: str | None
     higher_is_better: bool | None
-    sha256: str
+    sha256: str  # of what was asked: the task's rows, or a text's windows of token ids
 
 
-Kept = dict[str, dict[str, KeptRows]]
-"""Task -> metric -> rows of one model."""
+Kept = dict[str, dict[str, KeptRows]]  # task -> metric -> rows of one model
+
+
+def write_compressed(path: Path, content: object) -> None:
+    """Write JSON, dataclasses as mappings and arrays as lists, whole; the same content always gives the same bytes."""
+    plain = {"default": lambda found: found.tolist() if hasattr(found, "tolist") else vars(found)}
+    text = json.dumps(content, ensure_ascii=False, **plain)
+    with whole_file(path) as partial:
+        partial.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def read_compressed(path: Path, build: Callable, what: str):
+    """What `build` makes of JSON that `write_compressed` wrote; UserError of one line if the file is no such."""
+    try:
+        return build(json.loads(gzip.decompress(path.read_bytes())))
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read as {what} ({first_line(error)}); copy it again") from error
 
 
 def write_rows(path: Path, evaluations: dict[str, Evaluation], more: dict[str, Kept] | None = None) -> None:
-    """Write the rows of each model (by name) to `path`, whole; the same rows always give the same bytes.
-
-    more: by one of these models, rows of what is no task of the evaluation.
-    """
-    kept = {name: {**_kept(each), **(more or {}).get(name, {})} for name, each in evaluations.items()}
-    content = json.dumps(kept, ensure_ascii=False, default=asdict)
-    with whole_file(path) as partial:
-        partial.write_bytes(gzip.compress(content.encode(), mtime=0))
+    """Write the rows of each model (by name). more: by one of these models, rows of what no task of it is."""
+    write_compressed(path, {name: {**_kept(each), **(more or {}).get(name, {})} for name, each in evaluations.items()})
 
 
 def read_rows(path: Path) -> dict[str, Kept]:
     """Model -> task -> metric -> the rows that `write_rows` kept; UserError if the file cannot be read."""
-    try:
-        content = json.loads(gzip.decompress(path.read_bytes()))
-        for metrics in (metrics for tasks in content.values() for metrics in tasks.values()):
-            metrics.update({metric: KeptRows(**kept) for metric, kept in metrics.items()})
-        return content
-    except (OSError, EOFError, zlib.error, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read as a run's rows ({error}); give OUT/logs/rows.json.gz") from error
+    return read_compressed(path, lambda models: {name: kept_rows(of) for name, of in models.items()}, "a run's rows")
+
+
+def kept_rows(tasks: dict) -> Kept:
+    """From what JSON has of them."""
+    return {task: {name: KeptRows(**rows) for name, rows in metrics.items()} for task, metrics in tasks.items()}
 
 
 def pair_rows(first: Kept, second: Kept, task: str, metric: str) -> tuple[KeptRows, KeptRows]:
@@ -82,11 +82,9 @@ def pair_rows(first: Kept, second: Kept, task: str, metric: str) -> tuple[KeptRo
             raise UserError(f"{task}, {metric}: the {place} run kept no rows of it; score both on the same -eval_tasks")
     one, other = first[task][metric], second[task][metric]
     if (one.sha256, one.aggregation, len(one.values)) != (other.sha256, other.aggregation, len(other.values)):
-        raise UserError(
-            f"{task}, {metric}: the two runs were scored on different rows ({len(one.values)} of {one.sha256[:8]}, "
-            f"{len(other.values)} of {other.sha256[:8]}); score both with the same -eval_tasks, -eval_limit, "
-            "-eval_data_dir and -ppl_window"
-        )
+        rows = " and ".join(f"{len(each.values)} of {each.sha256[:8]}" for each in (one, other))
+        flags = "-eval_tasks, -eval_limit, -eval_data_dir and -ppl_window"
+        raise UserError(f"{task}, {metric}: the two runs were scored on different rows ({rows}); give both one {flags}")
     return one, other
 
 
@@ -154,10 +152,7 @@ class Outcome:
         return self._at(*self._place("scores", measure, model), "value")
 
     def recovered(self, measure: str) -> tuple[float | None, float | None]:
-        """The closed share of the gap between the dense and the pruned model, and its standard error over questions.
-
-        That is the error of the paired gain over the gap, taken as it is.
-        """
+        """The closed share of the gap between dense and pruned, and the error of the paired gain over that gap."""
         error = self._at(*self._place("paired", measure), "stderr")
         dense, pruned = (self.value(measure, model) for model in ("dense", "pruned"))
         known = None not in (error, dense, pruned) and dense != pruned
@@ -228,9 +223,8 @@ def spread(values: Iterable[float | None]) -> dict | None:
 def difference(outcomes: list[Outcome], others: list[Outcome], measure: Measure) -> dict | None:
     """{"difference", "stderr", "stderr_seeds", "n"} of `outcomes` minus `others`, over the same n rows.
 
-    Of the seeds that both have, if they share any: what a seed does to both is no difference between them. stderr: over
-    the rows, each one's values averaged over seeds. stderr_seeds: of the mean of each seed's own difference; None for
-    fewer than two. Neither error holds the other. None where no rows were kept; UserError where they are other ones.
+    Of the seeds that both have, if any. stderr: over the rows, each one's values averaged over seeds. stderr_seeds: of
+    each seed's own difference; None for fewer than two. None where no rows were kept; UserError where others were.
     """
     outcomes, others = of_shared_seeds(outcomes, others)
     found = _paired(outcomes, others, measure)

@@ -1,8 +1,7 @@
 """Standard errors, paired differences and shares of a gap, from per-row values.
 
 A row is what one sample contributes to a metric: a number, or a pair (log-likelihood, weight) where the metric is a
-weighted perplexity. Every standard error is the delete-one jackknife's, which for a mean is exactly s/√n and for a
-perplexity agrees with the delta method to first order.
+weighted perplexity. Every standard error is the delete-one jackknife's, which for a mean is exactly s/√n.
 """
 
 import math
@@ -13,25 +12,22 @@ import numpy as np
 Row = float | Sequence[float]
 
 
-def _mean(sums: np.ndarray) -> np.ndarray:
-    return sums[..., 0] / sums[..., 1]
-
-
 AGGREGATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "mean": _mean,
+    "mean": lambda mean: mean,
     # lm_eval's: rows are log-likelihoods.
-    "perplexity": lambda sums: np.exp(-_mean(sums)),
-    "weighted_perplexity": lambda sums: np.exp(-_mean(sums)),
-    "bits_per_byte": lambda sums: -_mean(sums) / math.log(2),
+    "perplexity": lambda mean: np.exp(-mean),
+    "weighted_perplexity": lambda mean: np.exp(-mean),
+    "bits_per_byte": lambda mean: -mean / math.log(2),
     # Rows are mean negative log-likelihoods of windows of one length.
-    "exp_mean": lambda sums: np.exp(_mean(sums)),
+    "exp_mean": lambda mean: np.exp(mean),
 }
-"""From (sum of values, sum of weights) in the last axis to the metric: all that resampling needs to know."""
+"""From the weighted mean of the rows to the metric: all that resampling needs to know."""
 
 
 def aggregate(rows: Sequence[Row], aggregation: str) -> float:
     """The metric over all rows."""
-    return float(AGGREGATIONS[aggregation](_table(rows).sum(axis=0)))
+    value, weight = _table(rows).sum(axis=0)
+    return float(AGGREGATIONS[aggregation](value / weight))
 
 
 def score(tasks: Sequence[Sequence[Row]], aggregation: str) -> dict[str, float | None]:
@@ -40,17 +36,14 @@ def score(tasks: Sequence[Sequence[Row]], aggregation: str) -> dict[str, float |
     return dict(zip(("value", "stderr"), _mean_of(parts), strict=True))
 
 
-def paired_difference(first: Sequence[Row], second: Sequence[Row], aggregation: str) -> tuple[float, float | None]:
-    """Metric of `first` minus metric of `second`, and its standard error, row i answering the same question in both."""
-    value = aggregate(first, aggregation) - aggregate(second, aggregation)
-    return value, _jackknife(_without_each(first, aggregation) - _without_each(second, aggregation))
-
-
 def mean_difference(
     first: Sequence[Sequence[Row]], second: Sequence[Sequence[Row]], aggregation: str
 ) -> dict[str, float | None]:
-    """{"difference", "stderr"}: the mean over tasks of `paired_difference`."""
-    parts = [paired_difference(one, other, aggregation) for one, other in zip(first, second, strict=True)]
+    """{"difference", "stderr"}: the mean over tasks of `first` minus `second`, row i answering one question in both."""
+    parts = []
+    for one, other in zip(first, second, strict=True):
+        value = aggregate(one, aggregation) - aggregate(other, aggregation)
+        parts.append((value, _jackknife(_without_each(one, aggregation) - _without_each(other, aggregation))))
     return dict(zip(("difference", "stderr"), _mean_of(parts), strict=True))
 
 
@@ -59,8 +52,7 @@ def share_recovered(
 ) -> float | None:
     """(restored - pruned) / (dense - pruned) of the mean over tasks. models: dense, pruned, restored, by task.
 
-    None where the dense model is not better than the pruned one by more than two standard errors of their paired
-    difference: a share of noise says nothing.
+    None where the dense model is not better by more than two standard errors: a share of noise says nothing.
     """
     dense, pruned, restored = models
     gap, error = mean_difference(dense, pruned, aggregation).values()
@@ -70,10 +62,7 @@ def share_recovered(
 
 
 def mcnemar_p(first: Sequence[Row], second: Sequence[Row]) -> float | None:
-    """Exact two-sided McNemar p: of the rows where right and wrong differ, is either side's share beyond chance?
-
-    None where rows are not all 0 or 1.
-    """
+    """Exact two-sided McNemar p of the rows that only one of both has right; None where rows are not all 0 or 1."""
     one, other = np.asarray(first), np.asarray(second)
     if one.ndim != 1 or not np.isin(np.concatenate([one, other]), (0, 1)).all():
         return None
@@ -85,10 +74,7 @@ def mcnemar_p(first: Sequence[Row], second: Sequence[Row]) -> float | None:
 
 
 def flips(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> list[float]:
-    """1 for each row whose answer isn't the reference's, else 0; rows hold the log-likelihoods of the choices.
-
-    The answer is the likeliest choice, the first of equal ones, as lm_eval's acc takes it.
-    """
+    """1 for each row whose likeliest choice, the first of equal ones, isn't the reference's, else 0."""
     return [float(np.argmax(one) != np.argmax(two)) for one, two in zip(reference, other, strict=True)]
 
 
@@ -104,8 +90,7 @@ def divergences(reference: Sequence[Sequence[float]], other: Sequence[Sequence[f
     return found
 
 
-AGREEMENT = {"flipped": flips, "kl": divergences}
-"""What is told of answers held against the dense model's, question by question."""
+AGREEMENT = {"flipped": flips, "kl": divergences}  # from the dense model's choices and another's, by question
 
 
 def _mean_of(parts: Sequence[tuple[float, float | None]]) -> tuple[float, float | None]:
@@ -124,7 +109,8 @@ def _without_each(rows: Sequence[Row], aggregation: str) -> np.ndarray:
     """(n,): the metric over all rows but one, each left out in turn."""
     table = _table(rows)
     with np.errstate(invalid="ignore"):  # a single row leaves none
-        return AGGREGATIONS[aggregation](table.sum(axis=0) - table)
+        values, weights = (table.sum(axis=0) - table).T
+        return AGGREGATIONS[aggregation](values / weights)
 
 
 def _jackknife(replicates: np.ndarray) -> float | None:

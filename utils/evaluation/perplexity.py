@@ -10,9 +10,7 @@ from models.families import final_logits
 from models.loading import input_device
 from utils.common.progress import progress
 
-CHUNK = 256
-"""Positions whose logits exist at a time: they stay in the cache of a CPU, and cost a GPU few launches."""
-
+CHUNK = 256  # positions whose logits exist at a time: they stay in the cache of a CPU, and cost a GPU few launches
 _BEFORE_TOP_HEADING = re.compile(r"\n(?= ?= [^=\n].*[^=\n] = ?(?:\n|\Z))")
 
 
@@ -40,10 +38,7 @@ def pages(rows: Iterable[str]) -> list[str]:
 
 
 def token_windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int, limit: int | None) -> torch.Tensor:
-    """(n, length) int64: the text as one token sequence cut into whole windows, the first `limit` of them.
-
-    The rest that fills no window is dropped, as in the papers; a text shorter than one window is one window.
-    """
+    """(n, length) int64: the first `limit` whole windows of the text's tokens; a shorter text is one window."""
     # The tokenizer would warn that the sequence is longer than the model takes: it is cut right after.
     ids = torch.tensor(tokenizer(text, verbose=False).input_ids)
     length = min(length, len(ids))
@@ -53,10 +48,7 @@ def token_windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int, li
 
 @torch.inference_mode()
 def window_losses(model: PreTrainedModel, windows: torch.Tensor, batch_size: int, description: str) -> list[float]:
-    """Mean negative log-likelihood (nats per token) of each window's tokens after its first.
-
-    windows: (n, length) int64. The perplexity of the text is exp of the mean of what is returned.
-    """
+    """Mean negative log-likelihood (nats per token) of the tokens after the first of each of `windows` (n, length)."""
     losses = []
     with progress(total=len(windows), desc=description, unit="window") as bar:
         for batch in windows.split(batch_size):

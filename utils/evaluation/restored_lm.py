@@ -1,10 +1,7 @@
-"""lm_eval's own command line with our model type in it.
+"""lm_eval's own command line and options with our model type in it, which a merged checkpoint does not need.
 
     python -m utils.evaluation.restored_lm --model restorelcc \
         --model_args pruned=PRUNED,restoration=OUT/restoration --tasks arc_easy
-
-Every other option is lm_eval's. A merged checkpoint needs none of this: `lm_eval --model hf --model_args
-pretrained=OUT/model` reads it as it is.
 """
 
 from pathlib import Path
@@ -22,10 +19,9 @@ from utils.common.errors import UserError
 
 @register_model("restorelcc")
 class RestoredLM(HFLM):
-    """A pruned checkpoint with a saved restoration attached, not merged.
+    """A pruned checkpoint (folder, hub id or short name) with a run's OUT/restoration attached, not merged.
 
-    pruned: folder, hub id or short name. restoration: OUT/restoration of a run. tokenizer: where the tokenizer is, if
-    the pruned folder has none. All other arguments are HFLM's (dtype, device, batch_size, max_length, ...).
+    tokenizer: where it is, if the pruned folder has none. All other arguments are HFLM's (dtype, device, ...).
     """
 
     def __init__(self, pruned: str, restoration: str, tokenizer: str | None = None, **kwargs):

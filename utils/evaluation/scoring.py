@@ -1,7 +1,4 @@
-"""Scores of a model through lm_eval, each with its standard error and with what is needed to reproduce it.
-
-`plan_tasks` (utils.evaluation.task_loading) → `evaluate` for each model → `summarise` (utils.evaluation.comparison).
-"""
+"""Scores of a model through lm_eval, each with its standard error and with what is needed to reproduce it."""
 
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
@@ -20,8 +17,7 @@ from utils.evaluation.paired_statistics import score
 from utils.evaluation.task_loading import EvalPlan, PlannedTask
 from utils.evaluation.tasks import TOKEN_PERPLEXITY, WIKITEXT, right_choice
 
-PACKAGES = ("lm_eval", "transformers", "tokenizers", "torch", "datasets")
-"""Libraries of which another version may give another score."""
+PACKAGES = ("lm_eval", "transformers", "tokenizers", "torch", "datasets")  # whose versions may change a score
 
 _AGGREGATIONS = {
     getattr(lm_eval.api.metrics, name): name for name in ("mean", "perplexity", "weighted_perplexity", "bits_per_byte")
@@ -34,10 +30,8 @@ class Evaluation:
 
     scores: task -> metric -> {"value", "stderr"} (None where no standard error is defined).
     samples: task -> metric -> one value a row, or [log-likelihood, weight], in the order of the rows.
-    metrics: task -> metric -> {"aggregation", "higher_is_better"} of every score; None is what lm_eval doesn't say, or
-        an aggregation that nothing here resamples.
-    provenance: {"tasks": task -> what is needed to reproduce its numbers, TOKEN_PERPLEXITY: the same of that one}, each
-        with the versions, device and dtype that it was measured with.
+    metrics: task -> metric -> {"aggregation", "higher_is_better"}, each None where lm_eval or this project has none.
+    provenance: {"tasks": task -> what is needed to reproduce its numbers, TOKEN_PERPLEXITY: the same of that one}.
     choices: of multiple-choice tasks, task -> rows -> log-likelihood (nats) of each choice.
     """
 
@@ -121,8 +115,17 @@ def _score(lm: InMemoryLM, planned: PlannedTask, circumstances: dict, result: Ev
                 "higher_is_better": found["higher_is_better"].get(name, {}).get(metric),
             }
     for name, task in planned.tasks.items():
-        samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
-        _keep_rows(name, samples, result)
+        samples, columns = sorted(found["samples"][name], key=lambda sample: sample["doc_id"]), {}
+        for sample in samples:
+            for metric in sample["metrics"]:
+                full = metric if sample["filter"] == "none" else f"{metric},{sample['filter']}"
+                columns.setdefault(full, []).append(sample[metric])
+        for metric, rows in columns.items():
+            if (aggregation := result.metrics[name][metric]["aggregation"]) is not None:
+                # lm_eval takes the mean of a perplexity's rows with weights, where the rows are pairs.
+                rows = [[float(part) for part in row] if isinstance(row, tuple | list) else float(row) for row in rows]
+                result.samples.setdefault(name, {})[metric] = rows
+                result.scores[name][metric]["stderr"] = score([rows], aggregation)["stderr"]
         # A class of its own may make other requests than one a choice.
         if type(task) is ConfigurableTask and task.OUTPUT_TYPE == "multiple_choice":
             # A sample a filter, all of the same responses.
@@ -133,38 +136,19 @@ def _score(lm: InMemoryLM, planned: PlannedTask, circumstances: dict, result: Ev
         result.provenance["tasks"][name] = {**planned.records[name], "max_length": lm.max_length, **circumstances}
 
 
-def _keep_rows(name: str, samples: list[dict], result: Evaluation) -> None:
-    """The rows of all metrics that can be resampled, and their standard errors."""
-    columns: dict[str, list] = {}
-    for sample in samples:
-        for metric in sample["metrics"]:
-            full = metric if sample["filter"] == "none" else f"{metric},{sample['filter']}"
-            columns.setdefault(full, []).append(sample[metric])
-    for metric, rows in columns.items():
-        if (aggregation := result.metrics[name][metric]["aggregation"]) is not None:
-            # lm_eval takes the mean of a perplexity's rows with weights, where the rows are pairs.
-            rows = [[float(part) for part in row] if isinstance(row, tuple | list) else float(row) for row in rows]
-            result.samples.setdefault(name, {})[metric] = rows
-            result.scores[name][metric]["stderr"] = score([rows], aggregation)["stderr"]
-
-
 def choice_rows(task: Task, samples: list[dict]) -> list[list[float]]:
     """Log-likelihood (nats) of each choice, a list a row. samples: what lm_eval logs, one a row."""
-    rows = []
-    for sample in samples:
-        # With mutual information, as many requests without a context come after those of the choices.
-        count = len(task.doc_to_choice(sample["doc"]))
-        rows.append([float(responses[0][0]) for responses in sample["resps"][:count]])
-    return rows
+    # With mutual information, as many requests without a context come after those of the choices.
+    counts = [len(task.doc_to_choice(sample["doc"])) for sample in samples]
+    return [[float(of[0][0]) for of in sample["resps"][:n]] for sample, n in zip(samples, counts, strict=True)]
 
 
 def _answer_rows(task: Task, samples: list[dict], choices: list[list[float]]) -> list[list[float]] | None:
     """[log-likelihood (nats) of the right answer, its UTF-8 bytes] of each row: what "bits_per_byte" aggregates.
 
-    The bytes are those of the continuation in lm_eval's request, so with the delimiter before it, mostly a space; where
-    choices fill a gap in the context (WinoGrande), the continuation is the text after the gap, the same for all. None
-    unless every row has one right answer that lm_eval itself looks up: not where it has none or several, nor where the
-    task's own process_results may mean another.
+    The bytes are those of the continuation in lm_eval's request, with the delimiter before it; in WinoGrande, of the
+    text after the gap. None unless every row has one right answer that lm_eval itself looks up: not where the task's
+    own process_results may mean another.
     """
     right = [right_choice(task, sample["doc"]) for sample in samples]
     if callable(task.config.process_results) or None in right:

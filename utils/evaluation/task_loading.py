@@ -41,45 +41,35 @@ from utils.evaluation.tasks import (
 )
 
 TASKS_FLAG = "-eval_tasks"
-
 WIKITEXT_FILE = f"{WIKITEXT}/test.txt"
-_HUB_WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
-_FEWSHOT_SEED = 1234  # lm_eval's own default
 
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """A task, or a group that has a score of its own, with all rows in memory.
-
-    tasks, groups: by name. records: by task, what is needed to reproduce its numbers. first_rows: a task's, as text.
-    text: WikiText-2's as pruning papers join it, where its token perplexity is asked for.
-    """
+    """A task, or a group that has a score of its own, with all rows in memory."""
 
     name: str
     tasks: dict[str, Task]
     groups: dict[str, Group]
     limit: int | None
-    records: dict[str, dict]
-    first_rows: list[str]
-    text: str | None = None
+    records: dict[str, dict]  # by task, what is needed to reproduce its numbers
+    first_rows: list[str]  # each task's, as text
+    text: str | None = None  # WikiText-2's as pruning papers join it, where its token perplexity is asked for
 
 
 @dataclass(frozen=True)
 class EvalPlan:
-    """What will be run, checked; the same plan serves the dense, the pruned and the restored model.
-
-    windows: how many of a text, None for all. left_out: what 'paper' would run but the data folder lacks, in words.
-    """
+    """What will be run, checked; the same plan serves the dense, the pruned and the restored model."""
 
     planned: tuple[PlannedTask, ...]
     limit: int | None
     ppl_window: int
-    windows: int | None = None
-    left_out: tuple[str, ...] = ()
+    windows: int | None = None  # how many of a text, None for all
+    left_out: tuple[str, ...] = ()  # what 'paper' would run but the data folder lacks, in words
 
     def parts(self) -> "list[EvalPlan]":
-        """One plan a task, to score or to find in a cache one by one; `Evaluation.joined` puts the scores together."""
+        """One plan a task; `Evaluation.joined` puts the scores together."""
         return [replace(self, planned=(planned,)) for planned in self.planned]
 
     def describe(self) -> list[str]:
@@ -101,10 +91,8 @@ class EvalPlan:
         """UserError if a model of so many positions (max_position_embeddings) and its tokenizer cannot be scored so."""
         long = [planned.text[:10_000] for planned in self.planned if planned.text is not None]
         if long and self.ppl_window > positions:
-            raise UserError(
-                f"-ppl_window: {self.ppl_window} tokens are more than the model's {positions} positions; "
-                f"give {positions} or less"
-            )
+            why = f"{self.ppl_window} tokens are more than the model's {positions} positions"
+            raise UserError(f"-ppl_window: {why}; give {positions} or less")
         for text in [*long, *(row for planned in self.planned for row in planned.first_rows)]:
             try:
                 ids = set(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
@@ -117,10 +105,7 @@ class EvalPlan:
                 )
 
     def key(self) -> dict:
-        """What is asked: definitions, rows and windows; JSON-serialisable, for the cache of scores.
-
-        Rows count by content, so the same rows from the hub or a folder are one key.
-        """
+        """What is asked, as JSON for the cache of scores; the same rows from the hub or a folder are one key."""
         key = {}
         for planned in self.planned:
             for name, record in planned.records.items():
@@ -135,11 +120,10 @@ def plan_tasks(
 ) -> EvalPlan:
     """Find, load and check all that `eval_tasks` needs; the arguments are the flags' (docs/evaluation.md).
 
-    limit: rows of each task. windows: of the token perplexity, by default as many; word perplexity takes the first
-    pages that hold as many words as these windows hold tokens. UserError for an unknown task, a missing split, a
-    damaged file, or a hub out of reach.
+    windows: of the token perplexity, `limit` by default; word perplexity takes the first pages that hold as many words
+    as these hold tokens. UserError for an unknown task, a missing split, a damaged file, or a hub out of reach.
     """
-    names, windows = task_names(eval_tasks, TASKS_FLAG), windows or limit
+    names, windows = task_names(eval_tasks), windows or limit
     if eval_data_dir is not None and not eval_data_dir.is_dir():
         raise UserError(f"{DATA_FLAG}: {eval_data_dir} is not a folder; give the folder of task data")
     planned, left_out = [], ()
@@ -154,8 +138,10 @@ def plan_tasks(
                 if windows is not None:  # two at least, so that there is a standard error
                     words = accumulate(len(page.split()) for page in pages)
                     pages = pages[: max(2, sum(count < windows * ppl_window for count in words) + 1)]
-                by_page = plan_task({WIKITEXT: _page_perplexity(pages)}, {}, None, source)
-                planned.append(replace(by_page, text="\n\n".join(rows)))
+                config = load_yaml(DEFINITIONS / "wikitext" / "wikitext.yaml")
+                with _rows_from(lambda *_, pages=pages: [{"page": page} for page in pages]):
+                    by_page = {WIKITEXT: ConfigurableTask(config={**config, "task": WIKITEXT})}
+                planned.append(replace(plan_task(by_page, {}, None, source), text="\n\n".join(rows)))
             elif name == TOKENS_ONLY and WIKITEXT not in names:
                 text = "\n\n".join(wikitext_rows(eval_data_dir)[0])
                 planned.append(PlannedTask(name, {}, {}, None, {}, [], text))
@@ -165,13 +151,13 @@ def plan_tasks(
     return EvalPlan(tuple(planned), limit, ppl_window, windows, left_out)
 
 
-def task_names(tasks: str, flag: str) -> list[str]:
+def task_names(tasks: str) -> list[str]:
     """Names without repeats, in order, `paper` and `none` spelled out."""
     names = []
     for name in (part.strip() for part in tasks.split(",")):
         names += {"paper": [*PAPER_TASKS, WIKITEXT], "none": []}.get(name, [name])
     if "" in names:
-        raise UserError(f"{flag}: '{tasks}' has an empty name; put one comma between names, or give 'none'")
+        raise UserError(f"{TASKS_FLAG}: '{tasks}' has an empty name; put one comma between names, or give 'none'")
     return list(dict.fromkeys(names))
 
 
@@ -244,13 +230,11 @@ def every_task() -> TaskManager:
 
 @contextmanager
 def _rows_from(read: Callable[[str, str], list[dict]]) -> Iterator[None]:
-    """Within it, tasks that lm_eval loads get what `read` gives for their name and a split, and nothing of the hub.
-
-    Only what scoring reads: the scored split, and that of the examples if the task shows any.
-    """
+    """Within it, tasks that lm_eval loads get what `read` gives for their name and a split, and nothing of the hub."""
 
     def download(task: ConfigurableTask, *_, **__) -> None:
         config = task.config
+        # What scoring reads: the scored split, and that of the examples if the task shows any.
         needed = {config.test_split or config.validation_split}
         if config.num_fewshot:
             needed.add(config.fewshot_split or config.training_split or config.test_split or config.validation_split)
@@ -270,22 +254,19 @@ def _rows_from(read: Callable[[str, str], list[dict]]) -> Iterator[None]:
         yield
 
 
-def _page_perplexity(pages: list[str]) -> Task:
-    """lm_eval's perplexities of a text by page."""
-    config = load_yaml(DEFINITIONS / "wikitext" / "wikitext.yaml")
-    with _rows_from(lambda *_: [{"page": page} for page in pages]):
-        return ConfigurableTask(config={**config, "task": WIKITEXT})
-
-
 def plan_task(tasks: dict[str, Task], groups: dict[str, Group], limit: int | None, source: str) -> PlannedTask:
     """Which rows of loaded tasks are scored: the first `limit` of each. groups: what they are in, the outer first."""
+    # Of a definition not where its rows are: which splits exist differs between the hub and a folder.
+    dropped = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", *SPLITS)
     records, first_rows = {}, []
     for name, task in tasks.items():
         if task.config.num_fewshot is None:
             task.set_config("num_fewshot", 0)
-        task.set_fewshot_seed(_FEWSHOT_SEED)
+        task.set_fewshot_seed(1234)  # lm_eval's own default
         docs = task.eval_docs
         scored = min(limit or len(docs), len(docs))
+        config = {name: value for name, value in task.dump_config().items() if name not in dropped}
+        config["metadata"] = {k: v for k, v in (config.get("metadata") or {}).items() if k != "config_source"}
         records[name] = {
             "version": task.VERSION,
             "rows": scored,
@@ -293,7 +274,7 @@ def plan_task(tasks: dict[str, Task], groups: dict[str, Group], limit: int | Non
             "rows_sha256": digest(_jsonable([*islice(docs, scored)])),
             "num_fewshot": task.config.num_fewshot,
             "source": source,
-            "config": portable_config(task),
+            "config": _jsonable(config),
         }
         if task.config.num_fewshot:
             records[name]["examples_sha256"] = digest(_jsonable(list(task.fewshot_docs())))
@@ -306,7 +287,8 @@ def plan_task(tasks: dict[str, Task], groups: dict[str, Group], limit: int | Non
 def wikitext_rows(data_dir: Path | None) -> tuple[list[str], str]:
     """WikiText-2's test rows as the hub has them, and where they are from."""
     if data_dir is None:
-        rows = _from_hub(lambda: datasets.load_dataset(*_HUB_WIKITEXT, split="test"), WIKITEXT)
+        name = "Salesforce/wikitext", "wikitext-2-raw-v1"
+        rows = _from_hub(lambda: datasets.load_dataset(*name, split="test"), WIKITEXT)
         return rows["text"][:], "hub"
     file = data_dir / WIKITEXT_FILE
     try:
@@ -330,26 +312,16 @@ def _from_hub(load: Callable, name: str):
         ) from error
 
 
-def portable_config(task: Task) -> dict:
-    """lm_eval's own record of a task's definition, without where its rows are: prompts, choices, metrics, version."""
-    # Which splits exist differs between the hub and a folder.
-    dropped = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", *SPLITS)
-    config = {name: value for name, value in task.dump_config().items() if name not in dropped}
-    config["metadata"] = {k: v for k, v in (config.get("metadata") or {}).items() if k != "config_source"}
-    return _jsonable(config)
-
-
 def _jsonable(value: object) -> object:
     """`value` with what json cannot write turned to text: functions to their source."""
     return json.loads(json.dumps(value, default=lambda item: inspect.getsource(item) if callable(item) else str(item)))
 
 
 def load_texts(args: Arguments) -> Split:
-    """Training and validation texts as the flags name them, and says which flags are not used.
+    """Training and validation texts as the flags name them; UserError as `load_samples` raises it.
 
     Under -spec_task samples of the task's training split, drawn with -data_seed, in the drawn order, and none to
     validate on. Prompts and answers are those that lm_eval scores the task with; negatives are the other choices.
-    Raises UserError as `load_samples` does, and for a missing split, a damaged row, or too few rows.
     """
     task, data_dir, count = args.spec_task, args.eval_data_dir, args.num_train_samples
     if not task:
@@ -364,9 +336,8 @@ def load_texts(args: Arguments) -> Split:
             known = _from_folder(task, data_dir, "train")["tasks"][task]
             rows = known.eval_docs
     if len(rows) < count:
-        raise UserError(
-            f"-num_train_samples: {count} asked for, but {task}'s training split has {len(rows)} rows; lower it"
-        )
+        why = f"{count} asked for, but {task}'s training split has {len(rows)} rows"
+        raise UserError(f"-num_train_samples: {why}; lower it")
     samples = []
     for index in random.Random(args.samples_seed).sample(range(len(rows)), count):
         choices, right = known.doc_to_choice(rows[index]), right_choice(known, rows[index])

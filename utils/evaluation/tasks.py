@@ -10,17 +10,11 @@ from lm_eval.api.task import Task
 from data.sources import json_rows
 from utils.common.errors import UserError
 
-DEFINITIONS = Path(lm_eval.tasks.__file__).parent
-"""lm_eval's own task definitions."""
-
+DEFINITIONS = Path(lm_eval.tasks.__file__).parent  # lm_eval's own task definitions
 BUNDLED_FOLDER = Path(__file__).resolve().parents[2] / "data" / "tasks"
-
 WIKITEXT = "wikitext2"
-TOKENS_ONLY = "wikitext2_tokens"
-"""Asks for WikiText-2's token perplexity alone."""
-
+TOKENS_ONLY = "wikitext2_tokens"  # asks for WikiText-2's token perplexity alone
 TOKEN_PERPLEXITY = "token_perplexity"
-
 DATA_FLAG = "-eval_data_dir"
 
 
@@ -41,20 +35,15 @@ PAPER_TASKS = {
     "arc_challenge": PaperTask("arc/arc_challenge.yaml", "test", "acc_norm"),
     "openbookqa": PaperTask("openbookqa/openbookqa.yaml", "test", "acc_norm"),
 }
-"""In the order of the paper's table.
+"""In the order of the paper's table, which does not say whether it shows acc or acc_norm; the choice here is the usual
+one for LLaMA. Some pruning papers report acc for all seven, so a comparison with the paper needs both in view."""
 
-BoolQ, RTE and WinoGrande have no acc_norm in lm_eval. For HellaSwag, ARC-e, ARC-c and OBQA the paper does not say which
-of the two its table shows; the choice here is the usual one for LLaMA: acc_norm for HellaSwag, ARC-c and OBQA, acc for
-ARC-e. Some pruning papers report acc for all seven, so a comparison with the paper's column needs both in view.
-"""
-
-MAIN_METRIC = {
+MAIN_METRIC = {  # the metric a column shows; all others are kept beside it
     **{name: task.metric for name, task in PAPER_TASKS.items()},
     WIKITEXT: TOKEN_PERPLEXITY,
     **dict.fromkeys(("bundled_response", "bundled_facts", "bundled_arithmetic"), "acc"),
     "bundled_heldout": "bits_per_byte",
 }
-"""The metric a column shows; all others are kept beside it."""
 
 
 def main_metric(task: str, metrics: Iterable[str]) -> str | None:
@@ -69,17 +58,14 @@ def task_rows(data_dir: Path, task: str, split: str) -> list[dict]:
     places = [folder / task / f"{split}.jsonl" for folder in (data_dir, data_dir / "tasks")]
     file = next((place for place in places if place.is_file()), None)
     if file is None:
-        raise UserError(
-            f"{DATA_FLAG}: {data_dir} has no {split} split of {task}; it would be {places[0]} or {places[1]}"
-        )
-    rows = []
-    for number, row in json_rows(file, DATA_FLAG):
-        if not isinstance(row, dict):
-            raise UserError(f"{DATA_FLAG}: {file}, row {number}: no JSON object; the hub's field names are expected")
-        rows.append(row)
+        where = f"it would be {places[0]} or {places[1]}"
+        raise UserError(f"{DATA_FLAG}: {data_dir} has no {split} split of {task}; {where}")
+    rows = dict(json_rows(file, DATA_FLAG))
+    if odd := [number for number, row in rows.items() if not isinstance(row, dict)]:
+        raise UserError(f"{DATA_FLAG}: {file}, row {odd[0]}: no JSON object; the hub's field names are expected")
     if not rows:
         raise UserError(f"{DATA_FLAG}: {file} has no rows; copy the task's split there")
-    return rows
+    return list(rows.values())
 
 
 def right_choice(task: Task, doc: dict) -> int | None:

@@ -1,7 +1,4 @@
-"""The page of a run and its pictures once more, from its record alone: results.json, run.json and logs/.
-
-python -m utils.report OUT
-"""
+"""The page of a run and its pictures once more, from its record alone: python -m utils.report OUT"""
 
 from jinja2 import UndefinedError
 

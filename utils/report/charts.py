@@ -10,23 +10,19 @@ import numpy as np
 from utils.report.svg import Drawing, Scale, log_ticks, short, ticks
 from utils.report.tables import DASH, MODELS, ScoreRow
 
-WIDTH = 800
-"""Pixels of a picture. A narrower page moves it sideways, so that no text shrinks."""
+WIDTH = 800  # pixels of a picture. A narrower page moves it sideways, so that no text shrinks.
 
-SHAPES = {"dense": "diamond", "pruned": "square", "restored": "circle"}
-"""Marks are told apart without any colour, as on paper."""
+SHAPES = {"dense": "diamond", "pruned": "square", "restored": "circle"}  # told apart on paper, without any colour
 
 
 class Plot(Drawing):
-    """A drawing with a horizontal axis `x` and a vertical one `y`, each from a value to its place.
-
-    across, up: (lowest, highest) value. names: of both axes. entries: the legend's. x_ticks: where numbers stand.
-    """
+    """A drawing with a horizontal axis `x` and a vertical one `y`, each from a value to its place."""
 
     def __init__(
         self, height: int, label: str, across: tuple[float, float], up: tuple[float, float], names: tuple[str, str],
         entries: Sequence[tuple[str, str, str]], x_ticks: Sequence[float], log: bool = False,
     ):  # fmt: skip
+        """across, up: (lowest, highest) value. names: of both axes. entries: the legend's."""
         super().__init__(WIDTH, height, label)
         left, right, self.bottom, self.top = 54, WIDTH - 14, height - 38, 50
         self.legend(2, 12, entries)
@@ -103,9 +99,8 @@ def _cut(text: str, most: int) -> str:
 
 def loss_picture(history: list[dict]) -> Drawing | None:
     """Training and validation loss by step; None where nothing was trained."""
-    training, valid = (
-        [(row["step"], row[key]) for row in history if row.get(key) is not None] for key in ("loss", "valid_loss")
-    )
+    known = {key: [row for row in history if row.get(key) is not None] for key in ("loss", "valid_loss")}
+    training, valid = ([(row["step"], row[key]) for row in rows] for key, rows in known.items())
     if not training and len(valid) < 2:
         return None
     losses = [loss for _, loss in training]
@@ -133,10 +128,7 @@ def loss_picture(history: list[dict]) -> Drawing | None:
 
 
 def heads_picture(record: dict) -> Drawing | None:
-    """Heat map of the heads' scores, layers to the right and heads upwards; trained ones ringed.
-
-    record: what `utils.report.records.heads_record` made; sizes are shown on hovering.
-    """
+    """Heat map of the heads' scores in a `heads_record`, layers to the right and heads upwards; trained ones ringed."""
     if not record:
         return None
     scores, trained = np.array(record["scores"], dtype=float), [tuple(pair) for pair in record["trained"]]
@@ -190,10 +182,7 @@ def _shades(drawing: Drawing, x: float, y: float, low: str, high: str, looks: Se
 
 
 def spectrum_picture(spectrum: dict | None, num_components: int | None) -> Drawing | None:
-    """How much of the gap's energy the first K directions hold: a line a layer, and the mean over all heads.
-
-    spectrum: what `utils.report.records.spectrum_record` made.
-    """
+    """How much of the gap's energy the first K directions of a `spectrum_record` hold: by layer, and the mean."""
     if not spectrum:
         return None
     mean, layers = spectrum["mean"], spectrum["layers"]
@@ -220,10 +209,7 @@ def spectrum_picture(spectrum: dict | None, num_components: int | None) -> Drawi
 
 @dataclass(frozen=True)
 class Point:
-    """A configuration's place in a picture of two numbers.
-
-    error: standard error of y. kept: whether no zero was lost; it is drawn hollow otherwise.
-    """
+    """A configuration's place in a picture of two numbers, y ± error; it is hollow where zeros were not `kept`."""
 
     name: str
     x: float
@@ -240,10 +226,7 @@ def front(points: Sequence[Point], lower_y: bool) -> list[Point]:
 
 
 def front_picture(points: Sequence[Point], name_x: str, name_y: str, lower_y: bool) -> Drawing:
-    """Points with their names, and their Pareto front.
-
-    x is shown by its logarithm if it spans a factor of ten; a 0 then stands at the left end.
-    """
+    """Points with their names, and their front; x by its logarithm if it spans a factor of ten, a 0 at the left end."""
     positive = [point.x for point in points if point.x > 0]
     log = bool(positive) and max(positive) > 10 * min(positive)
     zero, best = (min(positive) / 4 if log else 0), front(points, lower_y)
@@ -273,10 +256,8 @@ def front_picture(points: Sequence[Point], name_x: str, name_y: str, lower_y: bo
     return plot
 
 
-def names_beside(
-    spots: Sequence[tuple[float, float, str]], top: float, bottom: float
-) -> list[tuple[float, float, str, str]]:
-    """(x, baseline, anchor, text) of the names that find room beside their mark at (x, y), in that order.
+def names_beside(spots: Sequence[tuple], top: float, bottom: float) -> list[tuple[float, float, str, str]]:
+    """(x, baseline, anchor, text) of the names of spots (x, y, name) that find room beside them, in that order.
 
     A name covers no mark and no other name; one that finds no room, even cut to 13 letters, is left to the pointer.
     """

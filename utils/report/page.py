@@ -15,12 +15,11 @@ from utils.common.files import parse_json, write_text
 from utils.report import charts, summary, tables
 from utils.report.svg import TEMPLATES, Drawing, read_template
 
-HISTORY, EXAMPLES = "logs/history.jsonl", "logs/examples.json"
-"""In a run's folder: the loss by step, and answers to held-out prompts. Either may be missing."""
+HISTORY, EXAMPLES = "logs/history.jsonl", "logs/examples.json"  # losses, and answers to held-out prompts, if kept
 
 
 class Record(NamedTuple):
-    """What a run left: results.json, run.json, the history of its loss, and its examples (None if it kept none)."""
+    """What a run left; examples is None if it kept none."""
 
     results: dict
     run: dict
@@ -47,10 +46,7 @@ def _objects(path: Path, in_lines: bool = False) -> list[dict]:
 
 
 def write_report(folder: Path) -> Path:
-    """Write report.html and figures/NAME.svg of the run in `folder`, each whole or not at all; returns the page.
-
-    Everything is drawn before the first file is written, and no other file is touched.
-    """
+    """Write report.html and figures/NAME.svg of the run in `folder`, drawn before any is written; returns the page."""
     text, pictures = draw(read_record(folder))
     for name, picture in pictures.items():
         write_text(folder / "figures" / f"{name}.svg", picture.svg(alone=True))

@@ -11,9 +11,8 @@ def heads_record(
 ) -> dict:
     """The heads' scores and sizes as JSON.
 
-    scores: (L, H), what ranked the heads; not finite where a head cannot be restored. heads: the n trained ones.
-    sizes: (L, H), ‖c‖ of Eq. 4, if it was computed. learned: by name, `magnitudes` and `component` (n, d) in the order
-    of `heads`, None where there are none; their norms are kept, ‖β‖ and ‖b‖ of Eq. 8.
+    scores: (L, H), not finite where a head cannot be restored. heads: the n trained ones. sizes: (L, H), ‖c‖ of Eq. 4,
+    if known. learned: `magnitudes` and `component` (n, d) of `heads`, if any; ‖β‖ and ‖b‖ of Eq. 8 are kept.
     """
     found = {"scores": scores, "component_sizes": sizes}
     for name, key in (("magnitudes", "magnitude_sizes"), ("component", "bias_sizes")):

@@ -7,11 +7,10 @@ from pathlib import Path
 from utils.common.names import EMBEDDED, EMBEDDED_ID
 from utils.report.tables import ScoreRow, mean_rows, score_rows
 
-NAMES = {
+NAMES = {  # how models and pruners are written, by their names on the command line
     EMBEDDED: EMBEDDED_ID.partition("/")[2], "magnitude": "magnitude pruning", "wanda": "Wanda",
     "sparsegpt": "SparseGPT", "slimgpt": "SlimGPT",
 }  # fmt: skip
-"""How models and pruners are written, by their names on the command line."""
 
 
 def shown_name(name: object) -> str:
@@ -90,13 +89,15 @@ def verdict(results: dict, run: dict) -> str:
         return f"Nothing was scored on both the pruned and the restored model: whether it is better is not known{end}"
     better, worse = verdicts.count("better"), verdicts.count("worse")
     tasks = f"{len(verdicts)} task{'s' * (len(verdicts) > 1)}"
-    text = f"No measurable effect on the score of {'the task' if len(verdicts) == 1 else f'any of {tasks}'}"
-    if better and worse:
-        text = f"The result is mixed: better on {better} of {tasks}, worse on {worse}"
-    elif better:
-        text = f"Restoring helped: better on {better} of {tasks}, worse on none"
-    elif worse:
-        text = f"Restoring made the model worse on {worse} of {tasks}, and better on none"
+    text = {
+        (
+            False,
+            False,
+        ): f"No measurable effect on the score of {'the task' if len(verdicts) == 1 else f'any of {tasks}'}",
+        (True, True): f"The result is mixed: better on {better} of {tasks}, worse on {worse}",
+        (True, False): f"Restoring helped: better on {better} of {tasks}, worse on none",
+        (False, True): f"Restoring made the model worse on {worse} of {tasks}, and better on none",
+    }[better > 0, worse > 0]
     if (found := headline(results)) and not worse:
         what, row = found
         text += f", {'with' if better else 'but'} {row.texts['recovered']} of the gap in {what} recovered"

@@ -7,15 +7,11 @@ from dataclasses import dataclass, field
 from utils.common.commands import WIDTH
 
 MODELS = ("dense", "pruned", "restored")
-COLUMNS = (*MODELS, "difference", "recovered")
-"""What a row of scores tells, by the names of its `texts`."""
+COLUMNS = (*MODELS, "difference", "recovered")  # what a row of scores tells, by the names of its `texts`
 DASH = "–"
-AGREEMENT = {"flipped": "answers flipped", "kl": "KL from dense"}
-"""How the two measures of agreement with the dense model are shown, by their names in results.json."""
-SHARES = ("acc", "exact_match", "f1", AGREEMENT["flipped"])
-"""Beginnings of the names of metrics that are shares of 1 and are shown in per cent."""
-ARROWS = {True: " ↑", False: " ↓", None: ""}
-"""After a metric's name, by whether higher is better; nothing where nobody recorded it."""
+AGREEMENT = {"flipped": "answers flipped", "kl": "KL from dense"}  # how they are shown, by results.json's names
+SHARES = ("acc", "exact_match", "f1", AGREEMENT["flipped"])  # begin the names of metrics shown in per cent
+ARROWS = {True: " ↑", False: " ↓", None: ""}  # by whether higher is better, if that was recorded
 
 
 @dataclass(frozen=True)
@@ -36,22 +32,16 @@ class Score:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One task and metric. All numbers are in the metric's own unit (an accuracy is a share of 1).
-
-    scores: by model, those that were measured. difference: restored − pruned, with the standard error of the paired
-    difference where it is known. recovered: share of the gap between dense and pruned that restoring closed.
-    higher_is_better: None where it was not recorded; it is never guessed from the name. is_mean: over several tasks;
-    `task` is then a phrase, not a task's name.
-    """
+    """One task and metric, in the metric's own unit (an accuracy is a share of 1)."""
 
     task: str
     metric: str
-    scores: dict[str, Score] = field(default_factory=dict)
-    difference: Score | None = None
+    scores: dict[str, Score] = field(default_factory=dict)  # by model, those that were measured
+    difference: Score | None = None  # restored − pruned, with the error of the paired difference where it is known
     mcnemar_p: float | None = None
-    recovered: float | None = None
-    higher_is_better: bool | None = None
-    is_mean: bool = False
+    recovered: float | None = None  # share of the gap between dense and pruned that restoring closed
+    higher_is_better: bool | None = None  # None where it was not recorded; it is never guessed from the name
+    is_mean: bool = False  # over several tasks; `task` is then a phrase, not a task's name
 
     @property
     def percent(self) -> bool:
@@ -69,11 +59,8 @@ class ScoreRow:
 
     @property
     def texts(self) -> dict[str, str]:
-        """Each of COLUMNS, ready to print; a dash where there is nothing.
-
-        One precision for the whole row, high enough to show each standard error, and to keep different values apart
-        where there is none.
-        """
+        """Each of COLUMNS, ready to print. One precision for the whole row: it shows each standard error, and keeps
+        different values apart where there is none."""
         scale, found = 100 if self.percent else 1, [*(self.scores.get(name) for name in MODELS), self.difference]
         cells = [score.numbers(scale) if score else [] for score in found]
         largest = max((abs(cell[0]) for cell in cells if cell), default=0)
@@ -97,10 +84,7 @@ class ScoreRow:
 
 
 def judged(difference: Score | None, higher_is_better: bool | None) -> str:
-    """ "better" or "worse" only beyond 2 standard errors; "differs" where nobody recorded which direction is better.
-
-    Otherwise "within noise", "equal", "no standard error" (nothing can be said) or "" (unknown).
-    """
+    """ "better" or "worse" only beyond 2 standard errors; "differs" where nobody recorded which direction is better."""
     if difference is None:
         return ""
     if difference.value == 0:
@@ -120,12 +104,10 @@ def score_rows(results: dict, main: bool = True) -> list[ScoreRow]:
     for task, metrics in scores.get("restored", {}).items():
         for metric in metrics:
             if (metric == results["main_metric"][task]) == main:
-                parts = (results[part].get(task, {}).get(metric) for part in ("paired", "recovered", "metrics"))
-                paired, recovered, about = parts
+                of = {part: results[part].get(task, {}).get(metric) for part in ("paired", "recovered", "metrics")}
                 measured = {model: scores.get(model, {}).get(task, {}).get(metric) for model in MODELS}
-                rows.append(
-                    _row(task, metric, measured, paired or {}, recovered, (about or {}).get("higher_is_better"))
-                )
+                higher = (of["metrics"] or {}).get("higher_is_better")
+                rows.append(_row(task, metric, measured, of["paired"] or {}, of["recovered"], higher))
     return [row for row in rows if row.scores]
 
 
@@ -169,13 +151,12 @@ def proof_rows(proof: dict) -> list[tuple[str, str, bool]]:
     """(promise, its numbers, whether it was kept) for each part of the proof; none where nothing was merged."""
     if not proof:
         return []
-    rows = [
-        (what, f"{proof[same]:,} of {proof[of]:,} tensors", proof[same] == proof[of])
-        for same, of, what in (
-            ("tensors_identical", "tensors_compared", "weights bit-identical to the pruned ones"),
-            ("tensors_recomputed", "tensors_touched", "restored tensors as saved, bit for bit"),
-        )
-    ]
+    rows = []
+    for same, of, what in (
+        ("tensors_identical", "tensors_compared", "weights bit-identical to the pruned ones"),
+        ("tensors_recomputed", "tensors_touched", "restored tensors as saved, bit for bit"),
+    ):
+        rows.append((what, f"{proof[same]:,} of {proof[of]:,} tensors", proof[same] == proof[of]))
     before, after, weights = (proof[name] for name in ("zeros_pruned", "zeros_restored", "weights"))
     if proof["zeros"] == "kept":
         numbers = f"{before:,} of {weights:,}" if before == after else f"{before:,} before, {after:,} after"
@@ -198,8 +179,7 @@ def proof_rows(proof: dict) -> list[tuple[str, str, bool]]:
 
 def score_table(results: dict) -> str:
     """For the terminal: each task's main metric in the three models, and the means over tasks."""
-    rows = [*score_rows(results), *mean_rows(results)]
-    if not rows:
+    if not (rows := [*score_rows(results), *mean_rows(results)]):
         return "No task was evaluated."
     table = text_table(["task", *COLUMNS], [[f"{row.task} {row.label}", *row.texts.values()] for row in rows])
     note = (

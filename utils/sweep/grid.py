@@ -13,12 +13,9 @@ from utils.common.names import BUNDLED, C4, EMBEDDED
 from utils.evaluation.outcomes import Outcome
 
 KEYS = ("flags", "prunings", "configurations", "seeds", "lr", "search", "compare_to")
+PLACES = ("output_dir", "cache_dir")  # arguments that change no number
 
-PLACES = ("output_dir", "cache_dir")
-"""Arguments that change no number."""
-
-TAKEN = ("lr", "train_seed", *PLACES, *NOT_REPEATED)
-"""Flags of the entry point that the sweep gives; of the rest a file may set any."""
+TAKEN = ("lr", "train_seed", *PLACES, *NOT_REPEATED)  # flags that the sweep gives; a file may set any other
 
 CONTROL = "dense (control)"
 """The pruned model's name where the dense one stands in its place: rows of it are others' controls, by their names."""
@@ -26,33 +23,28 @@ CONTROL = "dense (control)"
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run. id: its folder in -output_dir. rate: None where nothing is trained. words: its flags as they are typed;
-    arguments: what these come to, but for names of files, which are in the id by their content. outcome: its result, if
-    it is done; said: the last line that it printed, if it ended without; diverged: whether its rate was why."""
+    """One run."""
 
-    id: str
-    rate: float | None
+    id: str  # its folder in -output_dir
+    rate: float | None  # None where nothing is trained
     seed: int
-    words: tuple[str, ...] = ()
-    arguments: dict = field(default_factory=dict)
-    outcome: Outcome | None = None
-    said: str | None = None
-    diverged: bool = False
+    words: tuple[str, ...] = ()  # its flags as they are typed
+    arguments: dict = field(default_factory=dict)  # what they come to; files' names are in the id by their content
+    outcome: Outcome | None = None  # if it is done
+    said: str | None = None  # the last line that it printed, if it ended without
+    diverged: bool = False  # whether its rate was why
 
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One row of the table: the runs that choose its rate, and those of all seeds at each rate that may be chosen.
-
-    search: flags that only the searches have, in words. compare_to: the row that it is held against.
-    """
+    """One row of the table."""
 
     name: str
     pruning: str
-    search: str
-    compare_to: str
-    searches: tuple[SweepRun, ...]
-    finals: tuple[SweepRun, ...]
+    search: str  # flags that only the searches have, in words
+    compare_to: str  # the row that it is held against
+    searches: tuple[SweepRun, ...]  # that choose its rate
+    finals: tuple[SweepRun, ...]  # of all seeds, at each rate that may be chosen
 
     @property
     def rates(self) -> list[float]:

@@ -1,24 +1,17 @@
 """What lies in a sweep's folder, and the one file that keeps all that its table is made of."""
 
-import gzip
-import json
 import re
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from utils.common.errors import UserError, first_line
-from utils.common.files import read_json, whole_file
+from utils.common.files import read_json
 from utils.common.names import DIVERGED
-from utils.evaluation.outcomes import KeptRows, Outcome, read_outcome
+from utils.evaluation.outcomes import Outcome, kept_rows, read_compressed, read_outcome, write_compressed
 from utils.sweep.grid import SweepRow, SweepRun
 
-FILE = "runs.json.gz"
-"""In a sweep's folder: its rows, as `write` writes them."""
-
-
+FILE = "runs.json.gz"  # in a sweep's folder: its rows, as `write` writes them
 _read_once = cache(read_outcome)  # nothing changes a run that is done
 
 
@@ -42,19 +35,12 @@ def _looked_up(run: SweepRun, folder: Path, log: Path) -> SweepRun:
 
 def write(rows: list[SweepRow], path: Path) -> None:
     """Write the rows, whole, without the folders of this machine; the same ones always give the same bytes."""
-    kept = [each_run(row, _moved) for row in rows]
-    plain = {"default": lambda found: found.tolist() if hasattr(found, "tolist") else vars(found)}
-    text = json.dumps(kept, ensure_ascii=False, **plain)
-    with whole_file(path) as partial:
-        partial.write_bytes(gzip.compress(text.encode(), mtime=0))
+    write_compressed(path, [each_run(row, _moved) for row in rows])
 
 
 def read(path: Path) -> list[SweepRow]:
     """What `write` wrote; UserError of one line if the file is none."""
-    try:
-        return [each_run(SweepRow(**row), _read) for row in json.loads(gzip.decompress(path.read_bytes()))]
-    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read as a sweep's {FILE} ({first_line(error)}); copy it again") from error
+    return read_compressed(path, lambda rows: [each_run(SweepRow(**row), _read) for row in rows], f"a sweep's {FILE}")
 
 
 def each_run(row: SweepRow, change: Callable) -> SweepRow:
@@ -73,7 +59,5 @@ def _moved(run: SweepRun) -> SweepRun:
 
 def _read(run: dict) -> SweepRun:
     if outcome := run["outcome"]:
-        of = outcome["rows"].items()
-        rows = {task: {name: KeptRows(**rows) for name, rows in metrics.items()} for task, metrics in of}
-        outcome = Outcome(outcome["results"], outcome["run"], rows)
+        outcome = Outcome(outcome["results"], outcome["run"], kept_rows(outcome["rows"]))
     return SweepRun(**{**run, "outcome": outcome})

@@ -7,17 +7,15 @@ from utils.evaluation.outcomes import COMPARED, Outcome, difference, mean_or_non
 from utils.report.tables import DASH, markdown_table
 from utils.sweep.grid import CONTROL, SweepRow
 
-CONTROLLED = COMPARED[:3]
-"""What the share of a control is told of."""
+CONTROLLED = COMPARED[:3]  # what the share of a control is told of
 
 RECOVERED = {"recovered_perplexity": "perplexity", "recovered_answers": "answer_bits", "recovered": "task_mean"}
 """Shares of the gap between the dense and the pruned model, and what each is a share of."""
 
-
+# What a merge may touch, by the word in run.json.
 CLASSES = {"constants": "constants", "norms": "constants, norms", "mask": "inside the mask", "dense": "dense"}
-"""What a merge may touch, by the word in run.json."""
 
-SHOWN = (
+SHOWN = (  # name in a table's row, title, digits, factor and sign of the columns with an error, what has power first
     ("valid_loss", "validation loss ↓", 3, 1, ""),
     ("perplexity", "perplexity ↓", 2, 1, ""),
     ("forgetting", "forgetting ↓", 2, 1, "+"),
@@ -26,7 +24,6 @@ SHOWN = (
     ("flipped", "answers flipped ↓", 1, 100, ""),
     ("task_mean", "task mean ↑", 1, 100, ""),
 )
-"""Name in a table's row, title, digits, factor and sign of the columns with an error, what has power first."""
 
 READ = (
     "Values are means over seeds ± their standard error; one seed has none. *Forgetting*: the perplexity minus the "
@@ -42,10 +39,7 @@ READ = (
 
 
 def build_table(rows: list[SweepRow]) -> dict:
-    """{"rows": a `table_row` each, with "against" and "control", "models": dense and pruned ones, "notes": texts}.
-
-    against: {"name", and what `difference` gives of each of COMPARED} minus the row of that name on the same model.
-    """
+    """{"rows": a `table_row` each, with "against" and "control", "models": dense and pruned ones, "notes": texts}."""
     notes: list[str] = []
     found = {(row.name, row.pruning): row.outcomes for row in rows}
     table = []
@@ -97,8 +91,7 @@ def table_row(row: SweepRow) -> dict:
 def _of_control(outcomes: list[Outcome], controls: list[Outcome]) -> dict[str, float | None]:
     """(pruned - restored) / (pruned - control) in each of CONTROLLED, means over the seeds of both first.
 
-    control: the dense model after the same method on the same samples, so what training would have given without any
-    pruning. None where that is no better than the pruned model, or where one of them was not measured.
+    None where the control is no better than the pruned model, or where one of them was not measured.
     """
     outcomes, controls = of_shared_seeds(outcomes, controls)
     found = {}
@@ -142,15 +135,13 @@ def _of_runs(row: SweepRow) -> list[str]:
 def _apart(found: dict[tuple[str, str], list[Outcome]]) -> list[str]:
     """Notes on reported runs that are not alike: of several versions of a package, devices, or pruned models."""
     seen: dict[str, Counter[str]] = {}
-    for (_, pruning), outcomes in found.items():
-        for run in (outcome.run for outcome in outcomes):
-            told = {"devices": run.get("device"), f"weights of {pruning}": run.get("inputs", {}).get("pruned model")}
-            told |= {f"versions of {package}": version for package, version in run.get("versions", {}).items()}
-            for what in filter(told.get, told):
-                seen.setdefault(what, Counter())[told[what] if len(told[what]) < 64 else told[what][:8]] += 1
-    several = {what: count.items() for what, count in seen.items() if len(count) > 1}
-    listed = {what: ", ".join(f"{value} ({n} runs)" for value, n in counts) for what, counts in several.items()}
-    return [f"the runs are of several {what}: {values}" for what, values in listed.items()]
+    for pruning, run in [(pruning, each.run) for (_, pruning), outcomes in found.items() for each in outcomes]:
+        told = {"devices": run.get("device"), f"weights of {pruning}": run.get("inputs", {}).get("pruned model")}
+        told |= {f"versions of {package}": version for package, version in run.get("versions", {}).items()}
+        for what in filter(told.get, told):
+            seen.setdefault(what, Counter())[told[what] if len(told[what]) < 64 else told[what][:8]] += 1
+    several = {what: [f"{value} ({n} runs)" for value, n in count.items()] for what, count in seen.items()}
+    return [f"the runs are of several {what}: {', '.join(of)}" for what, of in several.items() if len(of) > 1]
 
 
 def markdown(table: dict) -> str:
