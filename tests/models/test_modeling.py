@@ -15,8 +15,7 @@ IDS = torch.tensor([[5, 9, 77, 30, 200, 41]])
 
 def compensations(restoration) -> torch.Tensor:
     """c_learned of each head: (n, d)."""
-    terms = terms_of(restoration).values()
-    return torch.cat([learned_compensation(term.basis, term.magnitudes, term.component) for term in terms]).detach()
+    return learned_compensation(*map(restoration.of_heads, ("basis", "magnitudes", "component"))).detach()
 
 
 def terms_of(restoration) -> dict[int, HeadConstant]:
