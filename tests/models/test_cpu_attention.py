@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.cpu_attention import NAME, causal_attention, cpu_attention
@@ -28,13 +29,9 @@ def narrower(rows: int, length: int) -> Tensor:
     return torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, -torch.inf)
 
 
-def written_out(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
-    repeats = query.shape[1] // key.shape[1]
-    key, value = (tensor.repeat_interleave(repeats, 1) for tensor in (key, value))
-    scores = scaling * query @ key.mT
-    later = ~causal(len(query), query.shape[2])
-    scores = scores.masked_fill(later, -torch.inf) if mask is None else scores + mask
-    return (scores.softmax(-1) @ value).transpose(1, 2)
+def torchs(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
+    options = {"attn_mask": mask, "is_causal": mask is None, "scale": scaling, "enable_gqa": True}
+    return scaled_dot_product_attention(query, key, value, **options).transpose(1, 2)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -49,7 +46,7 @@ def test_every_blocking_gives_attention_and_its_gradients(monkeypatch, heads, ke
     monkeypatch.setattr("models.cpu_attention.FEWEST", 2)
     query, key, value, gradient = inputs(3, heads, key_heads, length, 7)
     mask = narrower(3, length) if masked else None
-    found, expected = (attend(query, key, value, 0.3, mask) for attend in (causal_attention, written_out))
+    found, expected = (attend(query, key, value, 0.3, mask) for attend in (causal_attention, torchs))
     assert found.shape == (3, length, heads, 7)
     assert torch.allclose(found, expected, rtol=1e-12)
     mine, theirs = (torch.autograd.grad(output, (query, key, value), gradient) for output in (found, expected))
@@ -61,7 +58,7 @@ def test_every_blocking_gives_attention_and_its_gradients(monkeypatch, heads, ke
 def test_bf16_is_close_to_exact(monkeypatch, block):
     monkeypatch.setattr("models.cpu_attention.BLOCK", block)
     *attended, gradient = inputs(2, 6, 2, 40, 16, torch.bfloat16)
-    exact = written_out(*(tensor.double() for tensor in attended), 0.25)
+    exact = torchs(*(tensor.double() for tensor in attended), 0.25)
     found = causal_attention(*attended, 0.25)
     assert (found - exact).norm() < 0.01 * exact.norm()
     gradients = torch.autograd.grad(found, attended, gradient)

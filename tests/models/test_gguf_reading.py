@@ -52,12 +52,8 @@ def bpe() -> Tokenizer:
     tokenizer.pre_tokenizer = Split(Regex(r"\w+[ \n]*|\W+"), "isolated")
     tokenizer.pre_tokenizer = Sequence([tokenizer.pre_tokenizer, ByteLevel(False, use_regex=False)])
     alphabet = sorted(ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=LOPSIDED["vocab_size"] + 198,
-        initial_alphabet=alphabet,
-        special_tokens=["<s>", "</s>"],
-        show_progress=False,
-    )
+    words = {"vocab_size": 498, "initial_alphabet": alphabet, "special_tokens": ["<s>", "</s>"]}
+    trainer = trainers.BpeTrainer(**words, show_progress=False)
     tokenizer.train_from_iterator(WORDS, trainer)
     inner = json.loads(tokenizer.to_str())
     inner["model"]["vocab"]["Ġreturn"] = len(inner["model"]["vocab"])  # a word that no merges make
@@ -148,7 +144,6 @@ def test_texts_are_split_in_the_way_that_the_file_names_or_it_is_told(tmp_path, 
         (["rope_freqs.weight"], None, "rope_freqs.weight, "),
         ([], RopeScalingType.YARN, "llama.rope.scaling.type, "),
     ],
-    ids=["biases", "factors", "scaling"],
 )
 def test_a_gguf_file_that_would_lose_biases_or_its_rope_is_not_read(tmp_path, bpe, more, scaling, said):
     write_gguf(tmp_path / "it.gguf", bpe, "gpt-2", more, scaling)

@@ -1,7 +1,6 @@
 """The patch adds Eq. 8 to the chosen heads, trains β and b in fp32, and touches nothing else."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,44 +12,34 @@ from tests.builders import HEADS, orthonormal, trained
 IDS = torch.tensor([[5, 9, 77, 30, 200, 41]])
 
 
-def compensations(restoration) -> torch.Tensor:
-    """c_learned of each head: (n, d)."""
-    return learned_compensation(*map(restoration.of_heads, ("basis", "magnitudes", "component"))).detach()
-
-
 def terms_of(restoration) -> dict[int, HeadConstant]:
     """By layer."""
     return {int(name.split(".")[2]): term for name, (term,) in restoration.terms.items()}
 
 
-@contextmanager
-def added(model, heads: list[list[int]], learned: torch.Tensor) -> Iterator[None]:
-    """c of each head (n, d) is added to its slice of o_proj's input, at every token."""
-    width = model.config.head_dim
-    with ExitStack() as hooks:
-        for (layer, head), vector in zip(heads, learned, strict=True):
+def add(model, heads: list[tuple[int, int]], learned: Callable[[], torch.Tensor]) -> None:
+    """From now on c of each head (n, d) is added to its slice of o_proj's input, at every token."""
+    for row, (layer, head) in enumerate(heads):
 
-            def add(_, inputs, head=head, vector=vector):
-                z = inputs[0].clone()
-                z[..., head * width : (head + 1) * width] += vector
-                return (z,)
+        def change(_, inputs, row=row, own=slice(head * 8, head * 8 + 8)):
+            z = inputs[0].clone()
+            z[..., own] += learned()[row]
+            return (z,)
 
-            projection = model.model.layers[layer].self_attn.o_proj
-            hooks.enter_context(projection.register_forward_pre_hook(add))
-        yield
+        model.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(change)
 
 
 @pytest.mark.parametrize(
     ("method", "attention_bias"), [("restorelcc", True), ("bias_only", False), ("magnitudes_only", True)]
 )
 def test_one_bias_a_step_equals_adding_to_every_head_and_token(make_tiny_llama, method, attention_bias):
-    model = load_model(make_tiny_llama(attention_bias=attention_bias), torch.float32, "cpu", "-b")
-    restoration = trained(method)
+    folder, restoration = make_tiny_llama(attention_bias=attention_bias), trained(method)
+    plain, model = (load_model(folder, torch.float32, "cpu", "-b") for _ in range(2))
+    learned = learned_compensation(*map(restoration.of_heads, ("basis", "magnitudes", "component"))).detach()
     with torch.no_grad():
-        untouched = model(IDS).logits
-        with added(model, restoration.heads, compensations(restoration)):
-            expected = model(IDS).logits
-        found = restoration.attach(model)(IDS).logits
+        untouched, found = plain(IDS).logits, restoration.attach(model)(IDS).logits
+        add(plain, restoration.heads, lambda: learned)
+        expected = plain(IDS).logits
     assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
     assert (found - untouched).abs().max() > 1e-2
 
@@ -74,7 +63,7 @@ def test_the_bias_kept_for_inference_follows_every_change(make_tiny_llama):
 @pytest.mark.parametrize(("optimizer", "equal"), [("SGD", True), ("AdamW", False)])
 def test_under_sgd_beta_and_b_are_b_alone_at_twice_the_rate(make_tiny_llama, optimizer, equal):
     """A step moves c by -lr (V Vᵀ + I) g, and V Vᵀ = I: what Eq. 8 adds to a bias is the optimizer's."""
-    heads, rate = [list(pair) for pair in sorted(HEADS)], 0.05
+    heads, rate = sorted(HEADS), 0.05
     basis = torch.linalg.qr(torch.stack([orthonormal()[layer, head].double() for layer, head in heads])).Q
     folder = make_tiny_llama()
 
@@ -83,10 +72,10 @@ def test_under_sgd_beta_and_b_are_b_alone_at_twice_the_rate(make_tiny_llama, opt
         component = torch.zeros(len(heads), 8, dtype=torch.float64, requires_grad=True)
         parts = [component] if magnitudes is None else [component, magnitudes.requires_grad_()]
         steps = getattr(torch.optim, optimizer)(parts, lr=factor * rate)
+        add(model, heads, lambda: learned_compensation(basis, magnitudes, component))
         for _ in range(6):
             steps.zero_grad()
-            with added(model, heads, learned_compensation(basis, magnitudes, component)):
-                model(IDS, labels=IDS).loss.backward()
+            model(IDS, labels=IDS).loss.backward()
             steps.step()
         return learned_compensation(basis, magnitudes, component).detach()
 
@@ -117,8 +106,8 @@ def test_gradient_equals_autograd_through_the_input_of_o_proj(make_tiny_llama):
     component, magnitudes, basis = map(restoration.of_heads, ("component", "magnitudes", "basis"))
     component = component.clone().requires_grad_()
     plain = load_model(folder, torch.float32, "cpu", "-b")
-    with added(plain, restoration.heads, component + torch.einsum("nd,nde->ne", magnitudes, basis)):
-        plain(IDS, labels=IDS).loss.backward()
+    add(plain, restoration.heads, lambda: component + torch.einsum("nd,nde->ne", magnitudes, basis))
+    plain(IDS, labels=IDS).loss.backward()
     found = torch.cat([term.component.grad for term in terms_of(restoration).values()])
     assert torch.allclose(found, component.grad, rtol=1e-3, atol=1e-6)
 
