@@ -18,14 +18,10 @@ def inputs(rows: int, heads: int, key_heads: int, length: int, width: int, dtype
     return [*(tensor.transpose(1, 2).requires_grad_() for tensor in attended), gradient]
 
 
-def causal(rows: int, length: int) -> Tensor:
-    return torch.ones(rows, 1, length, length, dtype=torch.bool).tril()
-
-
 def narrower(rows: int, length: int) -> Tensor:
     """Additive: less than all that came before, in each row something else, and its own key always."""
     kept = torch.rand(rows, 1, length, length, generator=torch.Generator().manual_seed(rows)) < 0.5
-    seen = (causal(rows, length) & kept) | torch.eye(length, dtype=torch.bool)
+    seen = (kept | torch.eye(length, dtype=torch.bool)).tril()
     return torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, -torch.inf)
 
 
@@ -70,7 +66,7 @@ def test_bf16_is_close_to_exact(monkeypatch, block):
 def test_a_mask_that_is_not_additive_is_refused():
     model = LlamaForCausalLM(LlamaConfig(**LOPSIDED))
     with cpu_attention(model), pytest.raises(TypeError, match="must be additive"):
-        model(torch.ones(1, 5, dtype=torch.long), attention_mask=causal(1, 5))
+        model(torch.ones(1, 5, dtype=torch.long), attention_mask=torch.ones(1, 1, 5, 5, dtype=torch.bool).tril())
 
 
 @pytest.mark.parametrize(

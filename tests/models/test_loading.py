@@ -10,10 +10,10 @@ import torch
 
 from models.checkpoint import Checkpoint
 from models.loading import check_name, head_shape, hub_name, load_model, load_tokenizer, placement, resolve
-from models.merge import probe_logits, record_logits
+from models.merge import merge_and_prove, probe_logits, record_logits
 from models.model_names import SHORT_NAMES
 from tests.builders import SAMPLES, shard
-from tests.models.test_merge import TOKENS, learned, proof_of, saved
+from tests.models.test_merge import TOKENS, learned, saved
 from utils.activations import last_token_activations
 from utils.common.errors import UserError
 from utils.common.names import EMBEDDED
@@ -93,8 +93,8 @@ def test_a_model_larger_than_memory_is_read_restored_and_proved_like_a_whole_one
     assert validate(spread, SAMPLES) == validate(whole, SAMPLES)
     reference = record_logits(spread, restoration, Checkpoint(folder), TOKENS, "auto")
     assert all(map(torch.equal, reference.logits, expected))
-    saved(folder, restoration, tmp_path)
-    proof = proof_of(folder, tmp_path, reference)
+    source, common = saved(folder, restoration, tmp_path), {"tokenizer_from": folder, "reference": reference}
+    proof = merge_and_prove(folder, source, tmp_path / "merged", **common)
     # The model that was proved would look for its weights under the name that its folder has given up.
     assert proof.record["passed"] and not proof.record["logits_must_be_equal"] and proof.model is None
 
