@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.cpu_attention import NAME, causal_attention, cpu_attention
@@ -17,24 +18,16 @@ def inputs(rows: int, heads: int, key_heads: int, length: int, width: int, dtype
     return [*(tensor.transpose(1, 2).requires_grad_() for tensor in attended), gradient]
 
 
-def causal(rows: int, length: int) -> Tensor:
-    return torch.ones(rows, 1, length, length, dtype=torch.bool).tril()
-
-
 def narrower(rows: int, length: int) -> Tensor:
     """Additive: less than all that came before, in each row something else, and its own key always."""
     kept = torch.rand(rows, 1, length, length, generator=torch.Generator().manual_seed(rows)) < 0.5
-    seen = (causal(rows, length) & kept) | torch.eye(length, dtype=torch.bool)
+    seen = (kept | torch.eye(length, dtype=torch.bool)).tril()
     return torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, -torch.inf)
 
 
-def written_out(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
-    repeats = query.shape[1] // key.shape[1]
-    key, value = (tensor.repeat_interleave(repeats, 1) for tensor in (key, value))
-    scores = scaling * query @ key.mT
-    later = ~causal(len(query), query.shape[2])
-    scores = scores.masked_fill(later, -torch.inf) if mask is None else scores + mask
-    return (scores.softmax(-1) @ value).transpose(1, 2)
+def torchs(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
+    options = {"attn_mask": mask, "is_causal": mask is None, "scale": scaling, "enable_gqa": True}
+    return scaled_dot_product_attention(query, key, value, **options).transpose(1, 2)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -49,7 +42,7 @@ def test_every_blocking_gives_attention_and_its_gradients(monkeypatch, heads, ke
     monkeypatch.setattr("models.cpu_attention.FEWEST", 2)
     query, key, value, gradient = inputs(3, heads, key_heads, length, 7)
     mask = narrower(3, length) if masked else None
-    found, expected = (attend(query, key, value, 0.3, mask) for attend in (causal_attention, written_out))
+    found, expected = (attend(query, key, value, 0.3, mask) for attend in (causal_attention, torchs))
     assert found.shape == (3, length, heads, 7)
     assert torch.allclose(found, expected, rtol=1e-12)
     mine, theirs = (torch.autograd.grad(output, (query, key, value), gradient) for output in (found, expected))
@@ -61,7 +54,7 @@ def test_every_blocking_gives_attention_and_its_gradients(monkeypatch, heads, ke
 def test_bf16_is_close_to_exact(monkeypatch, block):
     monkeypatch.setattr("models.cpu_attention.BLOCK", block)
     *attended, gradient = inputs(2, 6, 2, 40, 16, torch.bfloat16)
-    exact = written_out(*(tensor.double() for tensor in attended), 0.25)
+    exact = torchs(*(tensor.double() for tensor in attended), 0.25)
     found = causal_attention(*attended, 0.25)
     assert (found - exact).norm() < 0.01 * exact.norm()
     gradients = torch.autograd.grad(found, attended, gradient)
@@ -73,7 +66,7 @@ def test_bf16_is_close_to_exact(monkeypatch, block):
 def test_a_mask_that_is_not_additive_is_refused():
     model = LlamaForCausalLM(LlamaConfig(**LOPSIDED))
     with cpu_attention(model), pytest.raises(TypeError, match="must be additive"):
-        model(torch.ones(1, 5, dtype=torch.long), attention_mask=causal(1, 5))
+        model(torch.ones(1, 5, dtype=torch.long), attention_mask=torch.ones(1, 1, 5, 5, dtype=torch.bool).tril())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Every family, every kind of restoration: merged, proved, and read by the stock class in another process."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -10,16 +11,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from models.checkpoint import Checkpoint, check_weights, fingerprint
-from models.families import FAMILIES, carried_parts, final_logits, norm_widths
+from models.checkpoint import Checkpoint, check_weights
+from models.families import FAMILIES, carried_parts
 from models.loading import load_config, load_model
-from models.merge import Proof, Reference, merge_and_prove, probe_logits, record_logits
-from models.restoration import Restoration, save_restoration
+from models.merge import probe_logits
+from models.restoration import Restoration
 from pruning.layers import walk
 from pruning.prune_model import prune_into
-from tests.builders import HEADS, LOPSIDED, SAMPLES, batch, byte_tokenizer, inputs_of, orthonormal
+from tests.builders import LOPSIDED, SAMPLES, batch, byte_tokenizer, inputs_of
+from tests.models.test_merge import TOKENS, drawn, merged
 from utils.activations import last_token_activations
 from utils.common.errors import UserError
 from utils.common.methods import Options
@@ -27,8 +29,6 @@ from utils.evaluation.perplexity import token_scores
 from utils.losses import ResponseLoss
 from utils.packing import PromptWithContinuations
 from utils.training import TrainingSettings, train
-
-TOKENS = [[5, 9, 77, 30, 200, 41, 7, 8, 120, 3, 4, 66], [1, 2, 3], [250, 8]]
 
 OWN_HEAD_DIM = {name: value for name, value in LOPSIDED.items() if name != "head_dim"} | {"hidden_size": 48}
 """Of a family whose classes take hidden_size / heads where the config names no head_dim: 8."""
@@ -94,27 +94,8 @@ def made(folder: Path, family: str, zeros: float = 0.0, dtype=torch.float32, **c
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """models(family) -> (dense, pruned) folders, made once."""
-    root, kept = tmp_path_factory.mktemp("families"), {}
-
-    def get(family: str) -> tuple[Path, Path]:
-        if family not in kept:
-            kept[family] = made(root / family, family), made(root / f"{family}-pruned", family, zeros=0.5)
-        return kept[family]
-
-    return get
-
-
-def learned(dense: Path, pruned: Path, name: str) -> Restoration:
-    """A restoration with values large enough to see."""
-    method, options = METHODS[name]
-    inputs = inputs_of(dense, pruned, torch.tensor(TOKENS[:1]), seed=1, heads=HEADS, basis=orthonormal())
-    restoration = Restoration.start(method, options, inputs)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for some in restoration.terms.values():
-            for parameter in (parameter for term in some for parameter in term.parameters()):
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
-    return restoration
+    root = tmp_path_factory.mktemp("families")
+    return functools.cache(lambda family: (made(root / family, family), made(root / f"{family}-pruned", family, 0.5)))
 
 
 def logits_of(folder: Path) -> list[Tensor]:
@@ -122,41 +103,34 @@ def logits_of(folder: Path) -> list[Tensor]:
 
 
 @pytest.fixture(scope="module")
-def merged(models, tmp_path_factory) -> dict[str, list[tuple[Path, Restoration, Proof, list[Tensor]]]]:
-    """Of each family: what was merged of it, and the logits of the model that the restoration was attached to; then all
-    are asked by their stock class, in a process that loads nothing of this project."""
+def restored(models, tmp_path_factory) -> dict[str, list[tuple[Path, Restoration, dict, list[Tensor]]]]:
+    """Of each family: merged folders, restorations, proofs, logits attached; in the folders, those of stock classes."""
     root, found = tmp_path_factory.mktemp("merged"), {}
     for family in SETTINGS:
         dense, pruned = models(family)
         for name in METHODS:
             if name == "biases" and family in ATTENTION_ONLY:
                 continue
-            restoration, place = learned(dense, pruned, name), root / f"{family}-{name}".replace(" ", "-")
-            reference, proof = merged_into(place, pruned, restoration)
+            restoration, place = drawn(dense, pruned, *METHODS[name]), root / f"{family}-{name}".replace(" ", "-")
+            reference, proof = merged(pruned, place, restoration)
             found.setdefault(family, []).append((place / "merged", restoration, proof, reference.logits))
     folders = [str(folder) for some in found.values() for folder, *_ in some]
     subprocess.run([sys.executable, "-c", ASK, json.dumps(TOKENS), *folders], check=True, cwd=root)
     return found
 
 
-def merged_into(place: Path, pruned: Path, restoration: Restoration, dtype=torch.float32) -> tuple[Reference, Proof]:
-    save_restoration(place / "restoration", restoration, {"pruned_sha256": fingerprint(pruned)})
-    model = restoration.attach(load_model(pruned, dtype, "cpu", "-p"))
-    reference = record_logits(model, restoration, Checkpoint(pruned), TOKENS, "cpu")
-    saved = place / "restoration"
-    return reference, merge_and_prove(pruned, saved, place / "merged", tokenizer_from=pruned, reference=reference)
-
-
 @FAMILY
-def test_what_is_restored_is_what_the_stock_class_reads(models, merged, family):
+def test_what_is_restored_is_what_the_stock_class_reads(models, restored, family):
     _, pruned = models(family)
     before, given = logits_of(pruned), load_file(pruned / "model.safetensors")
-    for folder, restoration, proof, attached in merged[family]:
-        assert proof.record["passed"] and proof.record["logits_must_be_equal"]
-        assert proof.record["zeros"] == "kept" and proof.record["zeros_lost"] == 0
+    for folder, restoration, proof, attached in restored[family]:
+        assert proof["passed"] and proof["logits_must_be_equal"]
+        assert proof["zeros"] == "kept" and proof["zeros_lost"] == 0
         assert all((old - new).abs().max() > 1e-3 for old, new in zip(before, attached, strict=True))
         answered = load_file(folder / "logits.safetensors")
         assert all(torch.equal(answered[str(n)], logits) for n, logits in enumerate(attached)), folder
+        norms = {name for name in given if "norm" in name} if "inside" in folder.parent.name else set()
+        assert norms == {name for name in restoration.terms if "norm" in name}
         tensors = load_file(folder / "model.safetensors")
         assert all(torch.equal(tensors[name], given[name]) for name in given if name not in restoration.terms)
         written = json.loads((folder / "config.json").read_text())
@@ -167,8 +141,8 @@ def test_what_is_restored_is_what_the_stock_class_reads(models, merged, family):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_merge_is_proved_in_half_precision_too(family, dtype, tmp_path):
     pruned = made(tmp_path / "pruned", family, zeros=0.5, dtype=dtype)
-    _, proof = merged_into(tmp_path, pruned, learned(pruned, pruned, "inside the mask"), dtype)
-    assert proof.record["passed"] and proof.record["zeros_lost"] == 0
+    _, proof = merged(pruned, tmp_path, drawn(pruned, pruned, *METHODS["inside the mask"]), dtype)
+    assert proof["passed"] and proof["zeros_lost"] == 0
 
 
 @pytest.mark.parametrize("family", AS_LLAMA)
@@ -179,29 +153,24 @@ def test_what_runs_as_llama_has_the_logits_of_its_own_class(models, family, tmp_
     expected = [own(torch.tensor([ids])).logits[0] for ids in TOKENS]
     assert all(map(torch.equal, logits_of(dense), expected))
     zero = Restoration.start("output_bias", Options("all"), inputs_of(dense, dense, torch.tensor(TOKENS[:1])))
-    merged_into(tmp_path, dense, zero)
+    merged(dense, tmp_path, zero)
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     assert written.config.model_type == "llama"
     assert all(map(torch.equal, probe_logits(written.eval(), TOKENS), expected))
 
 
 @FAMILY
-@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "slimgpt"])
-def test_each_pruner_prunes_each_family_or_says_that_it_cannot(models, family, method, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "share"), [("magnitude", "0.5"), ("wanda", "0.5"), ("sparsegpt", "0.5"), ("slimgpt", "0.25")]
+)
+def test_each_pruner_prunes_each_family_or_says_that_it_cannot(models, family, method, share, tmp_path):
     dense, _ = models(family)
-    (tmp_path / "text.txt").write_text(" ".join(f"Sentence {n} of a text." for n in range(60)))
-
-    share = "0.25" if method == "slimgpt" else "0.5"
-
-    def prune() -> None:
-        how = {"calib_data": str(tmp_path / "text.txt"), "calib_samples": 6, "calib_length": 24}
-        prune_into(dense, tmp_path / "out", method, share, **how, dtype=torch.float32, device="cpu", seed=0)
-
+    how = {"calib_data": "bundled", "calib_samples": 6, "calib_length": 24, "dtype": torch.float32, "device": "cpu"}
     if method == "slimgpt" and family not in (*AS_LLAMA, "llama"):
         with pytest.raises(UserError, match=f"-prune_method: slimgpt .*{family}.*wanda"):
-            prune()
+            prune_into(dense, tmp_path / "out", method, share, **how, seed=0)
         return
-    prune()
+    prune_into(dense, tmp_path / "out", method, share, **how, seed=0)
     checkpoint = Checkpoint(tmp_path / "out")
     check_weights(checkpoint, load_config(tmp_path / "out", "-p"))
     zeros, weights = checkpoint.survey().counts()
@@ -211,7 +180,7 @@ def test_each_pruner_prunes_each_family_or_says_that_it_cannot(models, family, m
 
 
 @FAMILY
-def test_layers_are_walked_as_the_model_runs_them(models, family):
+def test_layers_are_walked_and_packed_continuations_read_as_the_model_runs_them(models, family):
     model = load_model(models(family)[0], torch.float32, "cpu", "-b")
     tokens = torch.tensor([TOKENS[0], TOKENS[0][::-1]])
     expected = model.model(tokens, output_hidden_states=True, use_cache=False).hidden_states
@@ -219,11 +188,6 @@ def test_layers_are_walked_as_the_model_runs_them(models, family):
     assert len(seen) == 3
     for ours, theirs in zip(seen, expected[:3], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-
-
-@FAMILY
-def test_continuations_packed_in_one_row_are_read_as_alone(models, family):
-    model = load_model(models(family)[0], torch.float32, "cpu", "-b")
     prompt, ends = TOKENS[0], [[9, 8, 7, 6, 5, 4], [30]]
     packed = last_token_activations(model, [PromptWithContinuations(prompt, ends)], "packed")
     for number, end in enumerate(ends):
@@ -285,38 +249,16 @@ def test_biases_that_a_family_cannot_carry_are_refused_or_left_out(models, famil
 
 
 @pytest.mark.parametrize(
-    ("family", "change", "said"),
+    ("kind", "change", "said"),
     [
         ("mistral", {"sliding_window": 128}, "sliding_window is 128"),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}, "sliding_window"),
         ("qwen2", {"some_new_thing": 3}, "some_new_thing"),
+        *((kind, {}, None) for kind in ("phi3", "mixtral", "qwen3_moe", "gemma3", "jamba")),
     ],
 )
-def test_what_llama_cannot_say_is_refused_by_its_name(family, change, said, tmp_path):
-    made(tmp_path / "m", family)
-    path = tmp_path / "m" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+def test_other_families_and_what_llama_cannot_say_are_refused_by_name(kind, change, said, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind} | SETTINGS.get(kind, {}) | change))
+    said = said or f"'{kind}' model; RestoreLCC restores Llama, Qwen2, .*Gemma 3"
     with pytest.raises(UserError, match=f"-b: .*{said}"):
-        load_config(tmp_path / "m", "-b")
-
-
-@pytest.mark.parametrize("kind", ["phi3", "mixtral", "qwen3_moe", "gemma3", "jamba"])
-def test_other_families_are_refused_with_those_that_are_not(kind, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
-    with pytest.raises(UserError, match=f"'{kind}' model; RestoreLCC restores Llama, Qwen2, .*Gemma 3"):
         load_config(tmp_path, "-b")
-
-
-@FAMILY
-def test_all_norms_are_found(models, family):
-    config = load_config(models(family)[0], "-b")
-    widths, tensors = norm_widths(config), load_file(models(family)[0] / "model.safetensors")
-    assert {f"{name}.weight" for name in widths} == {name for name in tensors if "norm" in name}
-    assert all(len(tensors[f"{name}.weight"]) == width for name, width in widths.items())
-
-
-def test_final_logits_are_scaled_and_capped():
-    granite, gemma = (AutoConfig.for_model(kind, **SETTINGS[kind]) for kind in ("granite", "gemma2"))
-    logits = torch.tensor([-100.0, 0.0, 8.0])
-    assert final_logits(granite, logits).tolist() == [-25.0, 0.0, 2.0]
-    assert final_logits(gemma, logits).tolist() == pytest.approx([-2.0, 0.0, 1.99866], abs=1e-5)

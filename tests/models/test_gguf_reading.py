@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from models.gguf_reading import gguf_tokenizer
-from models.loading import check_pair, head_shape, load_config, load_model, load_tokenizer, resolve
+from models.loading import check_pair, head_shape, load_model, load_tokenizer, resolve
 from tests.builders import LOPSIDED
 from utils.common.errors import UserError
 from utils.common.names import EMBEDDED
@@ -52,12 +52,8 @@ def bpe() -> Tokenizer:
     tokenizer.pre_tokenizer = Split(Regex(r"\w+[ \n]*|\W+"), "isolated")
     tokenizer.pre_tokenizer = Sequence([tokenizer.pre_tokenizer, ByteLevel(False, use_regex=False)])
     alphabet = sorted(ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=LOPSIDED["vocab_size"] + 198,
-        initial_alphabet=alphabet,
-        special_tokens=["<s>", "</s>"],
-        show_progress=False,
-    )
+    words = {"vocab_size": 498, "initial_alphabet": alphabet, "special_tokens": ["<s>", "</s>"]}
+    trainer = trainers.BpeTrainer(**words, show_progress=False)
     tokenizer.train_from_iterator(WORDS, trainer)
     inner = json.loads(tokenizer.to_str())
     inner["model"]["vocab"]["Ġreturn"] = len(inner["model"]["vocab"])  # a word that no merges make
@@ -78,7 +74,6 @@ def write_gguf(file: Path, bpe: Tokenizer, pre: str | None, more=(), scaling=Non
     model, writer = LlamaForCausalLM(config), GGUFWriter(file, "llama")
     fields = {
         "block_count": config.num_hidden_layers,
-        "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "feed_forward_length": config.intermediate_size,
         "head_count": config.num_attention_heads,
@@ -95,7 +90,6 @@ def write_gguf(file: Path, bpe: Tokenizer, pre: str | None, more=(), scaling=Non
         "token_merges": [" ".join(merge) for merge in inner["merges"]],
         "bos_token_id": 0,
         "eos_token_id": 1,
-        "add_bos_token": False,
     }
     for name, value in fields.items():
         if value is not None:
@@ -148,7 +142,6 @@ def test_texts_are_split_in_the_way_that_the_file_names_or_it_is_told(tmp_path, 
         (["rope_freqs.weight"], None, "rope_freqs.weight, "),
         ([], RopeScalingType.YARN, "llama.rope.scaling.type, "),
     ],
-    ids=["biases", "factors", "scaling"],
 )
 def test_a_gguf_file_that_would_lose_biases_or_its_rope_is_not_read(tmp_path, bpe, more, scaling, said):
     write_gguf(tmp_path / "it.gguf", bpe, "gpt-2", more, scaling)
@@ -173,15 +166,12 @@ def test_a_pruned_copy_with_the_same_vocabulary_and_another_split_is_refused(mak
 def test_the_embedded_model_has_the_tokenizer_it_was_trained_with(tmp_path, capfd):
     folder = resolve(EMBEDDED, FLAG, tmp_path)
     assert capfd.readouterr().err == ""
-    config = load_config(folder, FLAG)
-    assert head_shape(config) == (30, 9, 64)
-    assert not hasattr(config, "quantization_config")
     model = load_model(folder, torch.bfloat16, "cpu", FLAG)
+    assert head_shape(model.config) == (30, 9, 64) and not hasattr(model.config, "quantization_config")
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     tokenizer = load_tokenizer(folder, FLAG)
     prompt = tokenizer("The capital of France is", return_tensors="pt").input_ids
     assert tokenizer.decode(model(prompt).logits[0, -1].argmax()).strip() == "Paris"
-    assert tokenizer.tokenize(TEXTS[0]) == ["2", "0", "2", "3", "ĊĊ", "1", "."]
     right, old = (AutoTokenizer.from_pretrained(folder) for _ in range(2))
     right.backend_tokenizer.pre_tokenizer, _ = SPLITS["smollm"]
     old.backend_tokenizer.pre_tokenizer, _ = SPLITS["gpt-2"]

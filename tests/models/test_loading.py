@@ -9,31 +9,17 @@ import pytest
 import torch
 
 from models.checkpoint import Checkpoint
-from models.contract import MethodInputs
-from models.loading import (
-    check_name,
-    check_pair,
-    has_tokenizer,
-    head_shape,
-    hub_name,
-    load_config,
-    load_model,
-    load_tokenizer,
-    placement,
-    resolve,
-)
+from models.loading import check_name, head_shape, hub_name, load_model, load_tokenizer, placement, resolve
 from models.merge import merge_and_prove, probe_logits, record_logits
 from models.model_names import SHORT_NAMES
-from models.restoration import Restoration, save_restoration
-from tests.builders import HEADS, orthonormal, scaled, shard
+from tests.builders import SAMPLES, shard
+from tests.models.test_merge import TOKENS, learned, saved
 from utils.activations import last_token_activations
 from utils.common.errors import UserError
-from utils.common.methods import Options
 from utils.common.names import EMBEDDED
 from utils.evaluation.in_memory_lm import InMemoryLM
 from utils.evaluation.perplexity import window_losses
 from utils.packing import PromptWithContinuations
-from utils.prompts import Encoded
 from utils.training import validate
 
 FLAG = "-base_model_name"
@@ -81,23 +67,12 @@ def test_models_load_frozen_and_tokenizers_gain_no_token(make_tiny_llama):
     assert load_model(make_tiny_llama(pad_token_id=-1), torch.float32, "cpu", FLAG).config.pad_token_id is None
 
 
-def test_a_pruned_folder_without_a_tokenizer_takes_the_dense_ones(make_tiny_llama):
-    dense, pruned = make_tiny_llama(), make_tiny_llama(zeros=0.5)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (pruned / name).unlink()
-    assert not has_tokenizer(pruned)
-    check_pair(dense, pruned, "-pruned_model_path")
-
-
-@pytest.fixture
-def small_memory(monkeypatch) -> None:
-    """What accelerate can't place in 60 kB goes to disk."""
+def test_a_model_larger_than_memory_is_read_restored_and_proved_like_a_whole_one(
+    make_tiny_llama, tmp_path, monkeypatch
+):
+    """-device auto: the part that memory does not hold is read from disk."""
     monkeypatch.setattr("models.loading._free_memory", lambda device: 60_000)
     monkeypatch.setattr("transformers.integrations.accelerate.get_max_memory", lambda _: {"cpu": 60_000})
-
-
-def test_a_model_larger_than_memory_is_offloaded_and_gives_the_same(make_tiny_llama, small_memory):
-    """-device auto: the part that memory does not hold is read from disk, in extraction and evaluation alike."""
     folder = make_tiny_llama(zeros=0.5)
     assert placement(folder, torch.float32, "cpu") == "auto"
     whole, spread = (load_model(folder, torch.float32, device, "-b") for device in ("cpu", "auto"))
@@ -109,6 +84,19 @@ def test_a_model_larger_than_memory_is_offloaded_and_gives_the_same(make_tiny_ll
     assert scores[0] == scores[1]
     windows = torch.arange(40).view(2, 20)
     assert window_losses(spread, windows, 1, "") == window_losses(whole, windows, 1, "")
+    plain, restoration = probe_logits(whole, TOKENS), learned(folder, "restorelcc everywhere")
+    for model in (whole, spread):
+        restoration.attach(model)
+    for _ in range(2):  # what is kept of the first time is right the second
+        found, expected = probe_logits(spread, TOKENS), probe_logits(whole, TOKENS)
+        assert all(map(torch.equal, found, expected)) and not torch.allclose(found[0], plain[0], atol=1e-2)
+    assert validate(spread, SAMPLES) == validate(whole, SAMPLES)
+    reference = record_logits(spread, restoration, Checkpoint(folder), TOKENS, "auto")
+    assert all(map(torch.equal, reference.logits, expected))
+    source, common = saved(folder, restoration, tmp_path), {"tokenizer_from": folder, "reference": reference}
+    proof = merge_and_prove(folder, source, tmp_path / "merged", **common)
+    # The model that was proved would look for its weights under the name that its folder has given up.
+    assert proof.record["passed"] and not proof.record["logits_must_be_equal"] and proof.model is None
 
 
 @pytest.mark.parametrize("pickled", [False, True])
@@ -127,29 +115,6 @@ def test_a_repository_of_shards_is_downloaded_whole(make_tiny_llama, tmp_path, m
     folder = resolve("owner/model", FLAG, tmp_path / "cache")
     assert len(Checkpoint(folder, FLAG).files) > 2
     assert Checkpoint(folder, FLAG).survey().sha256 == Checkpoint(whole, FLAG).survey().sha256
-
-
-def test_a_model_that_is_partly_on_disk_is_restored_and_proved_like_a_whole_one(
-    make_tiny_llama, tmp_path, small_memory
-):
-    folder, ids = make_tiny_llama(zeros=0.5), [[5, 6, 7, 250]]
-    given = MethodInputs(load_config(folder, "-b"), 1, Checkpoint(folder).read, HEADS, orthonormal())
-    restoration = scaled(Restoration.start("restorelcc", Options("both", train_norms=True), given), 200)
-    whole, spread = (restoration.attach(load_model(folder, torch.float32, on, "-b")) for on in ("cpu", "auto"))
-    assert "disk" in spread.hf_device_map.values()
-    plain = probe_logits(load_model(folder, torch.float32, "cpu", "-b"), ids)
-    for _ in range(2):  # what is kept of the first time is right the second
-        (found,), (expected,) = probe_logits(spread, ids), probe_logits(whole, ids)
-        assert torch.equal(found, expected) and not torch.allclose(found, plain[0], atol=1e-2)
-    valid = [Encoded([5, 6, 7, 250], 1), Encoded([9, 8, 3], 2)]
-    assert validate(spread, valid) == validate(whole, valid)
-    reference = record_logits(spread, restoration, Checkpoint(folder), ids, "auto")
-    assert torch.equal(reference.logits[0], expected)
-    save_restoration(tmp_path / "restoration", restoration, {})
-    common = {"tokenizer_from": folder, "reference": reference}
-    proof = merge_and_prove(folder, tmp_path / "restoration", tmp_path / "merged", **common)
-    # The model that was proved would look for its weights under the name that its folder has given up.
-    assert proof.record["passed"] and not proof.record["logits_must_be_equal"] and proof.model is None
 
 
 @pytest.mark.parametrize(
