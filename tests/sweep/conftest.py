@@ -10,6 +10,7 @@ import pytest
 
 import utils.sweep.__main__ as command
 from utils.common.commands import run
+from utils.sweep.grid import SweepRow, read_sweep
 
 FILE = """
 flags: {data_path: SAMPLES, num_train_samples: 20}
@@ -29,13 +30,17 @@ class World:
     file: Path
     output: Path
 
-    def write(self, text: str = FILE) -> None:
+    def write(self, text: str) -> None:
         self.file.write_text(text.replace("SAMPLES", str(self.root / "samples.jsonl")))
+
+    def rows(self, text: str) -> list[SweepRow]:
+        """What a file of this text comes to."""
+        self.write(text)
+        return read_sweep(self.file)
 
     def calls(self) -> list[str]:
         """What the entry point was called for, each as `method rate seed`."""
-        path = self.root / "calls"
-        return path.read_text().splitlines() if path.exists() else []
+        return (self.root / "calls").read_text().splitlines()
 
     def text(self) -> str:
         return (self.output / "table.md").read_text()
@@ -49,8 +54,7 @@ class World:
         """A sweep in a process of its own."""
 
         def main() -> None:
-            words = [self.file, "-output_dir", self.output, "-cache_dir", self.root / "cache", *flags]
-            sys.argv = ["", *map(str, words)]
+            sys.argv = ["", str(self.file), "-output_dir", str(self.output), "-cache_dir", str(self.root), *flags]
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             run(command.main)
 
@@ -68,8 +72,9 @@ class World:
 @pytest.fixture
 def world(tmp_path, monkeypatch) -> World:
     (tmp_path / "samples.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    (tmp_path / "calls").touch()
     monkeypatch.setenv("PYTHONPATH", str(command.ENTRY.parent))
     monkeypatch.setattr(command, "ENTRY", Path(__file__).with_name("entry.py"))
     made = World(tmp_path, tmp_path / "sweep.yaml", tmp_path / "out")
-    made.write()
+    made.write(FILE)
     return made
