@@ -3,7 +3,6 @@
 import multiprocessing
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,13 +21,14 @@ configurations:
 """
 
 
-@dataclass
 class World:
     """Samples, a sweep's file and its output folder."""
 
-    root: Path
-    file: Path
-    output: Path
+    def __init__(self, root: Path) -> None:
+        self.root, self.file, self.output = root, root / "sweep.yaml", root / "out"
+        (root / "samples.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+        (root / "calls").touch()
+        self.write(FILE)
 
     def write(self, text: str) -> None:
         self.file.write_text(text.replace("SAMPLES", str(self.root / "samples.jsonl")))
@@ -54,7 +54,8 @@ class World:
         """A sweep in a process of its own."""
 
         def main() -> None:
-            sys.argv = ["", str(self.file), "-output_dir", str(self.output), "-cache_dir", str(self.root), *flags]
+            words = [self.file, "-output_dir", self.output, "-cache_dir", self.root / "cache", *flags]
+            sys.argv = ["", *map(str, words)]
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             run(command.main)
 
@@ -71,10 +72,6 @@ class World:
 
 @pytest.fixture
 def world(tmp_path, monkeypatch) -> World:
-    (tmp_path / "samples.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
-    (tmp_path / "calls").touch()
     monkeypatch.setenv("PYTHONPATH", str(command.ENTRY.parent))
     monkeypatch.setattr(command, "ENTRY", Path(__file__).with_name("entry.py"))
-    made = World(tmp_path, tmp_path / "sweep.yaml", tmp_path / "out")
-    made.write(FILE)
-    return made
+    return World(tmp_path)
