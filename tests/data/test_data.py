@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -70,17 +71,11 @@ def test_a_folder_brings_its_validation_file(tmp_path, name):
 
 
 def test_hub_ids_go_to_the_hub_which_may_be_out_of_reach(monkeypatch):
-    asked = []
-
-    def load_dataset(name, split):
-        asked.append((name, split))
-        if name == "no/route":
-            raise ConnectionError("no route\nto host")
-        return alpaca(9)
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    hub = Mock(return_value=alpaca(9))
+    monkeypatch.setattr("datasets.load_dataset", hub)
     assert responses(load_samples("someone/alpaca", 2, 1)) == [["Number 0.", "Number 1."], ["Number 2."]]
-    assert asked == [("someone/alpaca", "train")]
+    hub.assert_called_once_with("someone/alpaca", split="train")
+    hub.side_effect = ConnectionError("no route\nto host")
     assert "cannot get 'no/route' from the hub (no route)" in error_of("no/route", 1, 1)
 
 
@@ -88,9 +83,8 @@ def test_wrong_paths_are_named_before_anything_is_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.csv").write_text("x")
     (tmp_path / "empty").mkdir()
-    missing = dict.fromkeys(("gone.jsonl", "/no/such/folder", "alpaca"), "does not exist")
-    others = {"a.csv": "is none of .jsonl, .json, .pt", "empty": "holds no train.jsonl"}
-    for path, says in {**missing, **others}.items():
+    wrong = dict.fromkeys(("gone.jsonl", "/no/such/folder", "alpaca"), "does not exist")
+    for path, says in (wrong | {"a.csv": "is none of .jsonl, .json, .pt", "empty": "holds no train.jsonl"}).items():
         with pytest.raises(UserError, match=f"^-data_path: {path} {says}"):
             check_data_path(path)
 

@@ -1,6 +1,8 @@
 """The right weights go, exactly as many as asked, and only where they may; calibration sets are as they are asked."""
 
 import json
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -184,14 +186,11 @@ def test_a_wrong_flag_is_named_before_a_model_loads(make_tiny_llama, flag, chang
     assert "\n" not in str(error.value)
 
 
-def test_magnitude_asks_for_no_calibration_set_and_pruning_for_a_device_with_fp64(make_tiny_llama, prune, tmp_path):
+def test_magnitude_asks_for_no_calibration_set_and_no_pruner_takes_any_device(make_tiny_llama, prune):
     _, record = prune(make_tiny_llama(), "magnitude", calib_data="nowhere.jsonl")
     assert record["calibration"] == {}
-    before = sorted(tmp_path.iterdir())
-    for device in ("cuda:99", "meta"):
-        with pytest.raises(UserError, match=r"^-device: "):
-            prune(make_tiny_llama(), "sparsegpt", device=device)
-    assert sorted(tmp_path.iterdir()) == before
+    with pytest.raises(UserError, match=r"^-device: "):
+        prune(make_tiny_llama(), "sparsegpt", device="meta")
 
 
 def test_what_is_not_finite_or_singular_names_its_layer(make_tiny_llama, prune, monkeypatch, tmp_path):
@@ -241,18 +240,12 @@ def test_command_line_prunes_overwrites_only_when_told_and_touches_no_input(make
 # Calibration sets
 
 
-@pytest.fixture
-def load(tmp_path):
-    """load(documents, samples, length, suffix) -> the windows as texts; documents: what a .jsonl or .json holds."""
-
-    def make(documents: list, samples: int, length: int, suffix: str = ".jsonl") -> list[str]:
-        path, tokenizer = tmp_path / f"documents{suffix}", byte_tokenizer()
-        path.write_text(json.dumps(documents) if suffix == ".json" else "\n".join(map(json.dumps, documents)))
-        tokens = calibration.load(str(path), samples, length, tokenizer, seed=0)
-        assert tokens.shape == (samples, length) and tokens.dtype == torch.int64
-        return [tokenizer.decode(row) for row in tokens]
-
-    return make
+def windows(path: Path, documents: list, samples: int, length: int) -> list[str]:
+    """The windows drawn from a .jsonl or .json file that holds these documents, as texts."""
+    path.write_text(json.dumps(documents) if path.suffix == ".json" else "\n".join(map(json.dumps, documents)))
+    tokens = calibration.load(str(path), samples, length, byte_tokenizer(), seed=0)
+    assert tokens.shape == (samples, length) and tokens.dtype == torch.int64
+    return [byte_tokenizer().decode(row) for row in tokens]
 
 
 def letters(*lengths: int) -> list[dict]:
@@ -260,41 +253,34 @@ def letters(*lengths: int) -> list[dict]:
     return [{"text": letter * length} for letter, length in zip("abcdef", lengths, strict=False)]
 
 
-def test_long_documents_give_one_window_each_and_short_ones_are_joined_which_is_said(load, capsys):
-    assert sorted(load(letters(50, 3, 60, 30, 5, 80), 4, 30)) == ["a" * 30, "c" * 30, "d" * 30, "f" * 30]
+def test_long_documents_give_one_window_each_and_short_ones_are_joined_which_is_said(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    assert sorted(windows(path, letters(50, 3, 60, 30, 5, 80), 4, 30)) == ["a" * 30, "c" * 30, "d" * 30, "f" * 30]
     assert not capsys.readouterr().out
-    assert all(len(set(window)) > 1 for window in load(letters(8, 9, 10, 11, 12), 7, 30))
+    assert all(len(set(window)) > 1 for window in windows(path, letters(8, 9, 10, 11, 12), 7, 30))
     said = capsys.readouterr().out
     assert "joined" in said and said.count("\n") == 1
     with pytest.raises(UserError, match=r"^-calib_data: .*17 tokens.*-calib_length"):
-        load(letters(8, 9), 2, 18)  # what else can be wrong: tests/inputs
+        windows(path, letters(8, 9), 2, 18)  # what else can be wrong: tests/inputs
 
 
 @pytest.mark.parametrize("documents", [200, 1])
-def test_windows_start_anywhere(load, documents):
-    assert {window[0] for window in load(["0123456789" * 3] * documents, 200, 11)} == set("0123456789")
+def test_windows_start_anywhere(tmp_path, documents):
+    found = windows(tmp_path / "a.jsonl", ["0123456789" * 3] * documents, 200, 11)
+    assert {window[0] for window in found} == set("0123456789")
 
 
-def test_json_lists_of_texts_and_of_objects_are_read(load):
-    assert set(load(["x" * 40, {"text": "y" * 40}, ""], 2, 20, ".json")) == {"x" * 20, "y" * 20}
+def test_json_lists_of_texts_and_of_objects_are_read(tmp_path):
+    assert set(windows(tmp_path / "a.json", ["x" * 40, {"text": "y" * 40}, ""], 2, 20)) == {"x" * 20, "y" * 20}
 
 
 def test_c4_is_streamed_and_shuffled_from_the_hub_which_may_be_out_of_reach(monkeypatch):
-    calls = []
-
-    class Rows(list):
-        def shuffle(self, **how) -> "Rows":
-            calls.append(how["buffer_size"])
-            return self
-
-    def load_dataset(name, *, split, data_files, streaming) -> Rows:
-        if len(calls) > 1:
-            raise ConnectionError("no route")
-        calls.append(name)
-        return Rows([{"text": "ab" * 20}] * 9)
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    hub = Mock()
+    hub.return_value.shuffle.return_value = [{"text": "ab" * 20}] * 9
+    monkeypatch.setattr("datasets.load_dataset", hub)
     assert calibration.load("c4", 3, 20, byte_tokenizer(), seed=0).shape == (3, 20)
-    assert calls == ["allenai/c4", 10_000]
+    assert hub.call_args.args == ("allenai/c4",) and hub.call_args.kwargs["streaming"]
+    assert hub.return_value.shuffle.call_args.kwargs["buffer_size"] == 10_000
+    hub.side_effect = ConnectionError("no route")
     with pytest.raises(UserError, match=r"^-calib_data: cannot get 'allenai/c4' from the hub \(no route\); give 'bund"):
         calibration.load("c4", 3, 20, byte_tokenizer(), seed=0)

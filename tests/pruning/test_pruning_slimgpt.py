@@ -26,8 +26,7 @@ def refitted(weight: torch.Tensor, hessian: torch.Tensor, gone: list[int]) -> tu
     kept = [column for column in range(weight.shape[1]) if column not in gone]
     best = torch.zeros_like(weight)
     best[:, kept] = torch.linalg.solve(hessian[kept][:, kept], hessian[kept] @ weight.T).T
-    change = weight - best
-    return best, ((change @ hessian) * change).sum().item()
+    return best, (((weight - best) @ hessian) * (weight - best)).sum().item()
 
 
 def slim_problem(size: int, units: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -167,15 +166,13 @@ def test_attention_is_pruned_before_the_ffns_hessian_is_collected(make_tiny_llam
 def test_compact_folder_loads_alone_with_its_own_code(both, tmp_path):
     """In a process that knows nothing of this project; without trust_remote_code it is refused, not misread."""
     code = (
-        "import sys, torch; from transformers import AutoModelForCausalLM\n"
-        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[2] == 'yes')\n"
+        "import sys, torch; from transformers import AutoModelForCausalLM as Auto\n"
+        "model = Auto.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[2] == 'yes')\n"
         "print(model(torch.arange(20)[None]).logits.sum().item())\n"
     )
-    options = {"env": os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}, "cwd": tmp_path}
-    trusted, refused = (
-        subprocess.run([sys.executable, "-c", code, both[2], trust], capture_output=True, text=True, **options)
-        for trust in ("yes", "no")
-    )
+    how = {"env": os.environ | {"HF_MODULES_CACHE": str(tmp_path)}, "cwd": tmp_path, "capture_output": True}
+    words = [sys.executable, "-c", code, both[2]]
+    trusted, refused = (subprocess.run([*words, trust], text=True, **how) for trust in ("yes", "no"))
     (here,) = loaded(both[2])
     assert float(trusted.stdout) == pytest.approx(here(torch.arange(20)[None]).logits.sum().item(), rel=1e-4)
     assert refused.returncode != 0 and "trust_remote_code" in refused.stderr
