@@ -108,7 +108,7 @@ def loaded(*folders: Path) -> list[torch.nn.Module]:
     return [load_model(folder, torch.float32, "cpu", "-x") for folder in folders]
 
 
-def test_masked_compact_and_expanded_give_the_same_logits_with_heads_where_they_stood(both, tmp_path):
+def test_masked_compact_and_expanded_are_one_model_that_lost_whole_heads_and_channels(both, tmp_path):
     """Expanded: the compact model in the dense shapes; compacted again, it has the same tensors."""
     ids = torch.randint(0, 250, (3, 17), generator=torch.Generator().manual_seed(0))
     folder, small = models.compact.in_dense_shapes(both[2], tmp_path / "cache")
@@ -124,15 +124,12 @@ def test_masked_compact_and_expanded_give_the_same_logits_with_heads_where_they_
     assert len({len(kept) for kept in small.config.kept_kv_heads}) > 1, "the layers of this model should differ in size"
     generated = [model.generate(ids[:1], max_new_tokens=8, do_sample=False) for model in (slim, small)]
     assert torch.equal(*generated)  # with a key-value cache of a different size in every layer
-    after = expanded.state_dict()
-    assert all(torch.equal(after[n], tensor) for n, tensor in slim.state_dict().items() if "self_attn" in n)
-    small, again = small.state_dict(), again.state_dict()
+    small, again, before, after, masked = (each.state_dict() for each in (small, again, dense, expanded, slim))
     assert small.keys() == again.keys() and all(torch.equal(small[name], again[name]) for name in small)
-
-
-def test_removed_heads_and_channels_are_zero_in_every_matrix_and_bias(both):
-    """Heads as the expanded compact model has them, in the test above."""
-    dense, slim = loaded(*both[:2])
+    assert all(torch.equal(after[name], tensor) for name, tensor in masked.items() if "self_attn" in name)
+    kept = [name for name in before if not any(linear in name for linear in LINEARS)]
+    assert all(torch.equal(before[name], masked[name]) for name in kept)
+    # Removed heads and channels are zero in every matrix and bias.
     config = load_config(both[2], "-x")
     for index, (before, after) in enumerate(zip(dense.model.layers, slim.model.layers, strict=True)):
         dead = (after.mlp.down_proj.weight == 0).all(0)
@@ -144,8 +141,6 @@ def test_removed_heads_and_channels_are_zero_in_every_matrix_and_bias(both):
         read = after.self_attn.o_proj.weight.unflatten(1, (4, -1)).ne(0).any(0).any(-1)
         assert read.nonzero().flatten().tolist() == config.kept_kv_heads[index]
         assert torch.equal(after.self_attn.o_proj.bias, before.self_attn.o_proj.bias)
-    names = [name for name in dense.state_dict() if not any(linear in name for linear in LINEARS)]
-    assert all(torch.equal(dense.state_dict()[name], slim.state_dict()[name]) for name in names)
 
 
 def test_attention_is_pruned_before_the_ffns_hessian_is_collected(make_tiny_llama, prune, text):

@@ -21,9 +21,8 @@ def test_a_table_is_what_its_runs_say(name):
 
 def written(value: dict | float | None, digits: int, times: float) -> str:
     """A mean and its error as the document has them."""
-    found = value if isinstance(value, dict) else {"value": value, "stderr": None}
-    error = "" if found["stderr"] is None else f" ± {found['stderr'] * times:.{digits}f}"
-    return "" if found["value"] is None else f"{found['value'] * times:.{digits}f}{error}"
+    parts = (value["value"], value["stderr"]) if isinstance(value, dict) else (value,)
+    return " ± ".join(f"{part * times:.{digits}f}" for part in parts if part is not None)
 
 
 def cells_of(text: str) -> list[list[str]]:

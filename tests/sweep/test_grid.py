@@ -12,7 +12,6 @@ START = "flags: {num_train_samples: 20}\nseeds: [1]\nlr: [1e-3]\n"
 CONFIGURATIONS = {
     "{learning: 1}": "configuration 1: unrecognized arguments: -learning=1",
     "{method: [lora, dora]}": "configuration 1: method is",
-    "{lora_rank: none}": "configuration 1: -lora_rank",
     "{method: lorra}": "configuration 1: -method",
     "lora": "configuration 1: lora is no set of flags",
     "{lr: fast}": "configuration 1: -lr",
@@ -26,7 +25,6 @@ CONFIGURATIONS = {
     "": "configurations: give a list",
 }
 FILES = {
-    "flags: {sede: 1}\nseeds: [1]\nconfigurations: [{}]": "unrecognized arguments: -sede=1",
     "flags: {lr: 1e-3}\nseeds: [1]\nconfigurations: [{}]": "lr: the sweep gives it",
     "configuration: []": "is no sweep; give a mapping of flags, prunings",
     "flags: {a: [1, 2}": "is no YAML in line 1",

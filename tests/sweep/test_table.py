@@ -55,7 +55,7 @@ def rows(tmp_path) -> list[SweepRow]:
             for name, each in named.items()]  # fmt: skip
 
 
-def test_means_and_standard_errors_over_seeds(rows):
+def test_means_are_over_seeds_and_differences_over_the_questions_and_seeds_that_both_have(rows):
     table = build_table(rows)
     ours = table["rows"][0]
     assert ours["valid_loss"] == {"value": pytest.approx(2.1), "stderr": pytest.approx(0.1), "n": 2}
@@ -64,13 +64,6 @@ def test_means_and_standard_errors_over_seeds(rows):
     assert ours["recovered"]["value"] == pytest.approx(0.6) and ours["recovered"]["stderr"] == pytest.approx(0.1)
     assert (ours["zeros_kept"], ours["trained_parameters"], ours["class"], ours["minutes"]) == (0.75, 120, "mask", 1)
     assert [(each["model"], each["perplexity"]) for each in table["models"]] == [("dense", 5), ("pruned", 20)]
-    table = build_table([row_of("ours", rows[0].finals[0])])
-    assert "| n=1 | 2.000 |" in markdown(table) and "Δ |" not in markdown(table)
-    assert table["rows"][0]["recovered"]["stderr_questions"] == pytest.approx(0.09 / 0.9)
-
-
-def test_differences_are_paired_over_the_questions_and_seeds_that_both_have(rows):
-    table = build_table(rows)
     # Of `one`: 1/2-1, 1-1/2, 1-1, 1-0; of `two`: 1, 0. The seed that only theirs have is left out.
     first, middle = [-1 / 2, 1 / 2, 0, 1], 1 / 4
     error = math.sqrt(sum((value - middle) ** 2 for value in first) / 3 / 4)
@@ -83,6 +76,9 @@ def test_differences_are_paired_over_the_questions_and_seeds_that_both_have(rows
     assert against["task_mean"]["stderr_seeds"] == pytest.approx(0.125)
     assert against["perplexity"]["stderr_seeds"] == pytest.approx((math.e**3 - math.e**2) / 2)
     assert f"+37.5 ± {100 * against['task_mean']['stderr']:.1f} ± 12.5" in markdown(table)
+    table = build_table([row_of("ours", rows[0].finals[0])])
+    assert "| n=1 | 2.000 |" in markdown(table) and "Δ |" not in markdown(table)
+    assert table["rows"][0]["recovered"]["stderr_questions"] == pytest.approx(0.09 / 0.9)
 
 
 @pytest.mark.parametrize(
