@@ -9,7 +9,7 @@ from utils.sweep.grid import CONTROL, read_sweep
 
 START = "flags: {num_train_samples: 20}\nseeds: [1]\nlr: [1e-3]\n"
 
-CONFIGURATIONS = {
+WRONG = {
     "{learning: 1}": "configuration 1: unrecognized arguments: -learning=1",
     "{method: [lora, dora]}": "configuration 1: method is",
     "{method: lorra}": "configuration 1: -method",
@@ -24,7 +24,7 @@ CONFIGURATIONS = {
     "{overwrite: true}": "overwrite: the sweep gives it",
     "": "configurations: give a list",
 }
-FILES = {
+WRONG = {f"{START}configurations: [{text}]": expected for text, expected in WRONG.items()} | {
     "flags: {lr: 1e-3}\nseeds: [1]\nconfigurations: [{}]": "lr: the sweep gives it",
     "configuration: []": "is no sweep; give a mapping of flags, prunings",
     "flags: {a: [1, 2}": "is no YAML in line 1",
@@ -32,7 +32,6 @@ FILES = {
     "search: {num_valid_samples: 0}\nseeds: [1]\nlr: [1, 2]\nconfigurations: [{}]": "rates are chosen on",
     START + "compare_to: x\nconfigurations: [{method: lora}]": "no configuration is named 'x'",
 }
-WRONG = {f"{START}configurations: [{text}]": expected for text, expected in CONFIGURATIONS.items()} | FILES
 
 
 @pytest.mark.parametrize("text", WRONG)
@@ -62,15 +61,16 @@ def test_values_are_what_they_would_be_on_the_command_line_and_can_be_taken_back
 
 
 def test_every_pruning_has_every_configuration_and_what_is_not_trained_has_no_rate_and_runs_once(world):
+    assert len(read_sweep(ENTRY.parent / "docs" / "sweep.yaml")) == 7  # the documents' example
     untrained = "  - {name: nothing, method: none}\n  - {name: no steps, num_epoch: 0}\n"
     rows = world.rows(FILE + untrained + "prunings: [{sparsity: 0.5}, {sparsity: 2:4, prune_method: sparsegpt}]\n")
     names, prunings = ("ours", "theirs", "nothing", "no steps"), ("wanda 0.5", "sparsegpt 2:4")
     assert [(row.name, row.pruning, row.compare_to) for row in rows] == [
         (name, pruning, "ours") for pruning in prunings for name in names
     ]
-    rates, run = [1e-3, 1e-2], [(2, 4), (2, 4), (0, 1), (0, 1)]
-    assert [row.rates for row in rows] == [rates, rates, [], []] * 2
-    assert [(len(row.searches), len(row.finals)) for row in rows] == run * 2
+    trained, untrained = (2, 4, [1e-3, 1e-2]), (0, 1, [])
+    found = [(len(row.searches), len(row.finals), row.rates) for row in rows]
+    assert found == [trained, trained, untrained, untrained] * 2
 
 
 def test_a_control_is_run_at_the_rate_that_the_pruned_model_chose(world):
@@ -96,7 +96,3 @@ def test_a_run_is_known_by_its_arguments_and_by_the_content_of_what_it_reads(wor
     assert len({identity(), *(identity(**{name: value}) for name, value in changes.items())}) == 1 + len(changes)
     one, moved, other = (identity(pruned_model_path=model) for model in models)
     assert one == moved != other
-
-
-def test_the_example_of_the_documents_is_a_sweep():
-    assert len(read_sweep(ENTRY.parent / "docs" / "sweep.yaml")) == 7

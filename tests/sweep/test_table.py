@@ -79,16 +79,12 @@ def test_means_are_over_seeds_and_differences_over_the_questions_and_seeds_that_
     table = build_table([row_of("ours", rows[0].finals[0])])
     assert "| n=1 | 2.000 |" in markdown(table) and "Δ |" not in markdown(table)
     assert table["rows"][0]["recovered"]["stderr_questions"] == pytest.approx(0.09 / 0.9)
-
-
-@pytest.mark.parametrize(
-    ("mine", "other", "difference"),
-    [((0, 1), (1, 2), 7 / 8 - 5 / 8), ((0,), (0, 1, 2), 1 - 1 / 2), ((0, 1), (2,), 7 / 8 - (1 / 2 + 5 / 8) / 2)],
-)
-def test_one_shared_seed_is_compared_alone_and_all_are_where_none_is_shared(rows, mine, other, difference):
-    some = [row_of(row.name, *(row.finals[n] for n in seeds)) for row, seeds in zip(rows, (mine, other), strict=True)]
-    against = build_table(some)["rows"][1]["against"]["task_mean"]
-    assert (against["difference"], against["stderr_seeds"]) == (pytest.approx(difference), None)
+    # One shared seed is compared alone; all are where none is shared.
+    apart = [((0, 1), (1, 2), 7 / 8 - 5 / 8), ((0,), (0, 1, 2), 1 - 1 / 2), ((0, 1), (2,), 7 / 8 - (1 / 2 + 5 / 8) / 2)]
+    for *pair, difference in apart:
+        some = [row_of(row.name, *(row.finals[n] for n in seeds)) for row, seeds in zip(rows, pair, strict=True)]
+        against = build_table(some)["rows"][1]["against"]["task_mean"]
+        assert (against["difference"], against["stderr_seeds"]) == (pytest.approx(difference), None)
 
 
 def test_validation_losses_and_answers_are_held_against_each_other_row_by_row(tmp_path):
@@ -118,12 +114,6 @@ def test_validation_losses_and_answers_are_held_against_each_other_row_by_row(tm
     assert "| 12.5 | – |" in markdown(table)
 
 
-def test_other_questions_are_not_compared_and_the_table_says_so(tmp_path, rows):
-    table = build_table([rows[0], row_of("other", write_run(tmp_path, "other", 1, THEIRS[1], asked="others"))])
-    assert "task_mean" not in table["rows"][1]["against"]
-    assert any("not held against ours" in note and "different rows" in note for note in table["notes"])
-
-
 def test_the_rate_is_that_of_the_lowest_validation_loss_and_an_edge_is_told(rows):
     searches = tuple(replace(run, rate=rate) for run, rate in zip(rows[1].finals, (0.1, 0.2, 0.3), strict=True))
     finals = [replace(rows[0].finals[0], rate=rate) for rate in (0.1, 0.2, 0.3)]
@@ -142,7 +132,10 @@ def test_a_control_is_the_dense_model_after_the_same_training(tmp_path, rows):
     assert [(each["of"], each["valid_loss"]) for each in table["models"]] == [("half", 1.0), ("half", 3.0)]
 
 
-def test_runs_that_are_not_alike_are_told(tmp_path, rows):
+def test_other_questions_are_not_compared_and_runs_that_are_not_alike_are_told(tmp_path, rows):
+    table = build_table([rows[0], row_of("other", write_run(tmp_path, "other", 1, THEIRS[1], asked="others"))])
+    assert "task_mean" not in table["rows"][1]["against"]
+    assert any("not held against ours" in note and "different rows" in note for note in table["notes"])
     told = [{"versions": {"torch": version}, "inputs": {"pruned model": version * 64}} for version in ("1", "2")]
     runs = [write_run(tmp_path, f"run{place}", 1, OURS[1], **more) for place, more in enumerate(told)]
     assert build_table([row_of(run.id, run) for run in runs])["notes"] == [
