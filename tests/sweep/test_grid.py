@@ -44,13 +44,6 @@ def test_a_mistake_is_one_line_that_names_the_file(tmp_path, text):
     assert WRONG[text] in line and line.startswith(f"{path}: ") and "\n" not in line
 
 
-def test_a_mistake_ends_the_command_before_anything_is_written(world, capfd):
-    world.write(START + "configurations: [{method: lorra}]")
-    assert world.sweep() == 2
-    (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"error: {world.file}: configuration 1: -method") and not world.output.exists()
-
-
 def test_values_are_what_they_would_be_on_the_command_line_and_can_be_taken_back(world):
     text = "flags: {sparsity: 2:4, eval_limit: 5, train_norms: true}\nseeds: [1]\nlr: 1e-3\nconfigurations:\n"
     rows = world.rows(text + "  - {name: a}\n  - {name: b, eval_limit: ~, train_norms: false}")

@@ -53,6 +53,13 @@ def test_each_method_runs_all_seeds_at_its_own_best_rate_once_and_one_file_gives
     assert world.sweep() == 0 and world.text() == whole and len(world.calls()) == 7
 
 
+def test_a_mistake_ends_the_command_before_anything_is_written(world, capfd):
+    world.write(FILE.replace("lora,", "lorra,"))
+    assert world.sweep() == 2 and not world.output.exists()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: {world.file}: configuration 2: -method")
+
+
 def test_a_search_with_flags_of_its_own_is_no_run_and_the_table_names_them(world):
     world.write(FILE + "search: {num_train_samples: 10}\n")
     assert world.sweep("-keep_models") == 0
