@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -43,26 +44,22 @@ def responses(split) -> list[list[str]]:
 
 def test_every_format_gives_the_same_samples_in_the_templates_words_and_the_files_order(tmp_path):
     rows = alpaca(5)
+    rows[2]["output"] = "  Two."  # of its spaces only the one before a label goes
     expected = load_samples(write_jsonl(tmp_path / "a.jsonl", rows), 3, 2)
-    assert expected.train[:2] == [
+    assert expected.train == [
         Sample("### Instruction:\nSay 0.\n\n### Response:", "Number 0."),
         Sample("### Instruction:\nSay 1.\n\n### Input:\nLoudly.\n\n### Response:", "Number 1."),
+        Sample("### Instruction:\nSay 2.\n\n### Response:", "  Two."),
     ]
-    assert responses(expected) == [["Number 0.", "Number 1.", "Number 2."], ["Number 3.", "Number 4."]]
-    (tmp_path / "b.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert responses(expected)[1] == ["Number 3.", "Number 4."]
+    without_inputs = [{name: value for name, value in row.items() if value} for row in rows]
+    (tmp_path / "b.json").write_text(json.dumps(without_inputs), encoding="utf-8")
     texts = [{"text": s.prompt, "label": f" {s.response}"} for s in [*expected.train, *expected.valid]]
     torch.save(texts, tmp_path / "c.pt")
-    write_jsonl(tmp_path / "d.jsonl", [{**row, "response": row.pop("output")} for row in rows])
+    no_inputs = [{**row, "input": row["input"] or None, "response": row.pop("output")} for row in rows]
+    write_jsonl(tmp_path / "d.jsonl", no_inputs)
     for name in ("b.json", "c.pt", "d.jsonl"):
         assert load_samples(str(tmp_path / name), 3, 2) == expected, name
-
-
-def test_a_response_loses_one_leading_space_only_and_input_may_be_missing(tmp_path):
-    torch.save([{"text": "Q:", "label": "  code"}], tmp_path / "a.pt")
-    assert load_samples(str(tmp_path / "a.pt"), 1, 0).train == [Sample("Q:", " code")]
-    for extra in ({}, {"input": None}):
-        path = write_jsonl(tmp_path / "a.jsonl", [{"instruction": "Go.", "output": "Gone."} | extra])
-        assert load_samples(path, 1, 0).train == [Sample("### Instruction:\nGo.\n\n### Response:", "Gone.")]
 
 
 @pytest.mark.parametrize("name", ["valid", "validation", "val"])
@@ -74,17 +71,11 @@ def test_a_folder_brings_its_validation_file(tmp_path, name):
 
 
 def test_hub_ids_go_to_the_hub_which_may_be_out_of_reach(monkeypatch):
-    asked = []
-
-    def load_dataset(name, split):
-        asked.append((name, split))
-        if name == "no/route":
-            raise ConnectionError("no route\nto host")
-        return alpaca(9)
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    hub = Mock(return_value=alpaca(9))
+    monkeypatch.setattr("datasets.load_dataset", hub)
     assert responses(load_samples("someone/alpaca", 2, 1)) == [["Number 0.", "Number 1."], ["Number 2."]]
-    assert asked == [("someone/alpaca", "train")]
+    hub.assert_called_once_with("someone/alpaca", split="train")
+    hub.side_effect = ConnectionError("no route\nto host")
     assert "cannot get 'no/route' from the hub (no route)" in error_of("no/route", 1, 1)
 
 
@@ -92,25 +83,25 @@ def test_wrong_paths_are_named_before_anything_is_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.csv").write_text("x")
     (tmp_path / "empty").mkdir()
-    missing = dict.fromkeys(("gone.jsonl", "/no/such/folder", "alpaca"), "does not exist")
-    others = {"a.csv": "is none of .jsonl, .json, .pt", "empty": "holds no train.jsonl"}
-    for path, says in {**missing, **others}.items():
+    wrong = dict.fromkeys(("gone.jsonl", "/no/such/folder", "alpaca"), "does not exist")
+    for path, says in (wrong | {"a.csv": "is none of .jsonl, .json, .pt", "empty": "holds no train.jsonl"}).items():
         with pytest.raises(UserError, match=f"^-data_path: {path} {says}"):
             check_data_path(path)
 
 
-def test_damaged_rows_are_named_with_file_and_row(tmp_path):
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"instruction": "a", "output": 7}, "field 'output' is no text"),
+        ({"instruction": "a", "output": "b", "input": []}, "field 'input' is no text"),
+        ({"instruction": "  ", "output": "b"}, "field 'instruction' is empty"),
+        ({"instruction": "a"}, "field 'output' is missing (it has: instruction)"),
+    ],
+)
+def test_damaged_rows_are_named_with_file_and_row(tmp_path, row, says):
     """More of them, and of files: tests/inputs."""
-    good = {"instruction": "a", "output": "b"}
-    for changed, says in (
-        ({"output": 7}, "field 'output' is no text"),
-        ({"input": []}, "field 'input' is no text"),
-        ({"instruction": "  "}, "field 'instruction' is empty"),
-        ({"output": ...}, "field 'output' is missing (it has: instruction)"),
-    ):
-        row = {name: value for name, value in {**good, **changed}.items() if value is not ...}
-        (tmp_path / "a.jsonl").write_text(f"{json.dumps(good)}\n\n{json.dumps(row)}\n")
-        assert error_of(str(tmp_path / "a.jsonl"), 3, 0).startswith(f"-data_path: {tmp_path}/a.jsonl:3: {says}")
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(alpaca(1)[0])}\n\n{json.dumps(row)}\n")
+    assert error_of(str(tmp_path / "a.jsonl"), 3, 0).startswith(f"-data_path: {tmp_path}/a.jsonl:3: {says}")
 
 
 def test_samples_with_an_empty_response_are_left_out_and_too_few_are_counted(tmp_path, capsys):
@@ -127,11 +118,6 @@ def test_samples_with_an_empty_response_are_left_out_and_too_few_are_counted(tmp
     assert f"{valid} has 1 samples, but -num_valid_samples asks for 2" in error_of(str(tmp_path), 4, 2)
 
 
-def test_real_alpaca_loads(shared):
-    loaded = load_samples(str(shared / "data" / "alpaca"), 2000, 250)
-    assert (len(loaded.train), len(loaded.valid)) == (2000, 250)
-
-
 # The bundled set
 
 
@@ -141,21 +127,6 @@ def bundled() -> dict[str, list[dict]]:
     files = [BUNDLED_FOLDER / f"{name}.jsonl" for name in SIZES]
     files += [BUNDLED_FOLDER.parent / "tasks" / f"{name}.jsonl" for name in TASKS]
     return {file.stem: [json.loads(line) for line in file.read_text("utf-8").splitlines()] for file in files}
-
-
-def test_bundled_files_have_the_promised_sizes_and_load(bundled):
-    assert {name: len(rows) for name, rows in bundled.items()} == {**SIZES, **TASKS}
-    loaded = load_samples("bundled", 2000, 250)
-    assert (len(loaded.train), len(loaded.valid)) == (2000, 250)
-    assert bundled_text() == [f"{s.prompt} {s.response}" for s in loaded.train]
-
-
-def test_nothing_is_asked_twice_and_no_heldout_answer_is_a_training_answer_of_its_family(bundled):
-    rows = [row for name in SIZES for row in bundled[name]]
-    assert len({(row["instruction"], row["input"]) for row in rows}) == len(rows)
-    assert all(row["output"].strip() for row in rows)
-    trained, heldout = ({(row["family"], row["output"]) for row in part} for part in (rows[:2250], rows[2250:]))
-    assert not trained & heldout
 
 
 def numbers(text: str) -> list[int]:
@@ -172,13 +143,23 @@ FAMILIES = {
 }
 
 
-def test_bundled_answers_are_right(bundled):
-    rows = [row for name in SIZES for row in bundled[name] if row["family"] in FAMILIES]
-    right = [FAMILIES[row["family"]](row["instruction"], row["input"], row["output"]) for row in rows]
-    assert all(right) and len(right) == 123
+def test_the_bundled_set_is_whole_right_asks_nothing_twice_and_holds_out_answers(bundled):
+    """No held-out answer is a training answer of its family."""
+    assert {name: len(rows) for name, rows in bundled.items()} == {**SIZES, **TASKS}
+    loaded = load_samples("bundled", 2000, 250)
+    assert (len(loaded.train), len(loaded.valid)) == (2000, 250)
+    assert bundled_text() == [f"{s.prompt} {s.response}" for s in loaded.train]
+    rows = [row for name in SIZES for row in bundled[name]]
+    assert len({(row["instruction"], row["input"]) for row in rows}) == len(rows)
+    assert all(row["output"].strip() for row in rows)
+    trained, heldout = ({(row["family"], row["output"]) for row in part} for part in (rows[:2250], rows[2250:]))
+    assert not trained & heldout
+    computed = [row for row in rows if row["family"] in FAMILIES]
+    assert all(FAMILIES[row["family"]](row["instruction"], row["input"], row["output"]) for row in computed)
+    assert len(computed) == 123
 
 
-def test_choices_differ_and_the_right_one_is_anywhere_and_right(bundled):
+def test_choices_differ_and_the_right_one_is_anywhere_and_nothing_was_trained_on(bundled):
     for name in list(TASKS)[:3]:
         rows = bundled[name]
         assert len({(row["prompt"], *sorted(row["choices"])) for row in rows}) == len(rows)
@@ -191,13 +172,10 @@ def test_choices_differ_and_the_right_one_is_anywhere_and_right(bundled):
         assert row["choices"][row["answer"]] == str(result)
     own = {alpaca_prompt(row["instruction"], row["input"]): row["output"] for row in bundled["heldout"]}
     assert all(row["choices"][row["answer"]] == own[row["prompt"]] for row in bundled["bundled_response"])
-
-
-def test_tasks_are_disjoint_from_training_and_from_each_other(bundled):
-    loaded = load_samples("bundled", 2000, 250)
+    # Tasks are disjoint from training and from each other.
+    rows = bundled["train"] + bundled["valid"]
     prompts = [{row["prompt"] for row in bundled[name]} for name in ("bundled_response", "bundled_heldout")]
-    prompts.append({sample.prompt for sample in (*loaded.train, *loaded.valid)})
+    prompts.append({alpaca_prompt(row["instruction"], row["input"]) for row in rows})
     assert len(set.union(*prompts)) == sum(map(len, prompts))
-    texts = " ".join(f"{row['instruction']} {row['output']}" for row in bundled["train"] + bundled["valid"])
-    texts = f" {texts}".replace("×", "*")
+    texts = "".join(f" {row['instruction']} {row['output']}" for row in rows).replace("×", "*")
     assert not [row for row in bundled["bundled_arithmetic"] if f" {row['prompt'].splitlines()[-1]}" in texts]

@@ -1,6 +1,8 @@
-"""Magnitude, Wanda and SparseGPT: the right weights go, exactly as many as asked, and only where they may."""
+"""The right weights go, exactly as many as asked, and only where they may; calibration sets are as they are asked."""
 
 import json
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,10 +18,8 @@ from pruning.layers import LINEARS_BY_INPUT
 from pruning.pattern import Pattern
 from pruning.prune_model import check, prune_layers
 from pruning.pruners import METHODS
+from tests.builders import byte_tokenizer, rewrite
 from utils.common.errors import UserError
-
-CPU = torch.device("cpu")
-UNSTRUCTURED = ("magnitude", "wanda", "sparsegpt")
 
 
 def problem(out: int = 7, width: int = 24, tokens: int = 90) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,14 +46,12 @@ def test_magnitude_ranks_the_weights_of_the_matrix_and_wanda_weight_times_input_
         assert torch.equal(pruned[~gone], weight[~gone])
 
 
-@pytest.mark.parametrize("method", UNSTRUCTURED)
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
 @pytest.mark.parametrize("asked", ["1:4", "2:4", "3:4", "4:8", "2:3", "0.1", "0.37", "0.5", "0.81"])
 def test_a_pattern_is_exact_in_every_group_and_a_share_to_rounding(method, asked):
     weight, inputs = problem(out=5, width=264)  # longer than one block of SparseGPT, and no multiple of it
-    pattern = Pattern.parse(asked)
-    if not pattern.m:
-        weight[:, :40] = 0.5  # ties may not prune more or less
-    zeros = pruned_by(method, weight, inputs, asked) == 0
+    weight[:, :40] = 0.5  # ties may not prune more or less
+    pattern, zeros = Pattern.parse(asked), pruned_by(method, weight, inputs, asked) == 0
     if pattern.m:
         assert (zeros.unflatten(1, (-1, pattern.m)).sum(-1) == pattern.m - pattern.n).all()
     elif method == "wanda":
@@ -73,11 +71,13 @@ def test_statistics_gathered_in_batches_are_those_of_the_whole():
 
 
 @pytest.mark.parametrize("pattern", ["0.5", "2:4"])
-def test_sparsegpt_equals_brute_force_optimal_brain_surgery(pattern):
+@pytest.mark.parametrize("block", [128, 8])
+def test_sparsegpt_in_any_blocks_equals_brute_force_optimal_brain_surgery(monkeypatch, pattern, block):
     """Each column in turn: its pruned weights go, and the columns after it move to where least squares puts them.
 
     Of four, the two with the lowest saliency go, the columns before them frozen.
     """
+    monkeypatch.setattr(sparsegpt, "BLOCK", block)
     weight, inputs = problem(out=4, width=12)
     hessian = inputs.T @ inputs
     pruned = pruned_by("sparsegpt", weight, inputs, pattern)
@@ -99,14 +99,6 @@ def test_sparsegpt_equals_brute_force_optimal_brain_surgery(pattern):
     torch.testing.assert_close(pruned.double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_sparsegpt_in_blocks_equals_sparsegpt_in_one_block(monkeypatch):
-    """The lazy update between blocks changes nothing but the order of the arithmetic."""
-    weight, inputs = problem(width=40)
-    whole = pruned_by("sparsegpt", weight, inputs, "2:4")
-    monkeypatch.setattr(sparsegpt, "BLOCK", 8)
-    torch.testing.assert_close(pruned_by("sparsegpt", weight, inputs, "2:4"), whole)
-
-
 def test_dead_inputs_are_pruned_and_few_tokens_suffice_but_dampening_has_an_end():
     weight, inputs = problem()
     inputs *= 0.01  # so that a dead column, were it kept, would look dearer than a live one
@@ -122,27 +114,28 @@ def test_dead_inputs_are_pruned_and_few_tokens_suffice_but_dampening_has_an_end(
 
 @pytest.mark.parametrize(
     ("method", "sparsity", "dtype"),
-    [*zip(UNSTRUCTURED, ("0.37", "2:4", "4:8"), (torch.bfloat16, torch.float32, torch.bfloat16), strict=True)],
+    [("magnitude", "0.37", torch.bfloat16), ("wanda", "2:4", torch.float32), ("sparsegpt", "4:8", torch.bfloat16)],
 )
 def test_checkpoint_is_sparse_where_it_may_be_and_untouched_elsewhere(make_tiny_llama, prune, method, sparsity, dtype):
     base, pattern = make_tiny_llama(attention_bias=True, mlp_bias=True, dtype=dtype), Pattern.parse(sparsity)
-    folder, record = prune(base, method, sparsity, dtype=dtype)
+    unasked = {"calib_data": "nowhere.jsonl"} if method == "magnitude" else {}  # which asks for no calibration set
+    folder, record = prune(base, method, sparsity, dtype=dtype, **unasked)
     dense, pruned = (AutoModelForCausalLM.from_pretrained(place) for place in (base, folder))
-    linears = {f"model.layers.{layer}.{name}.weight" for layer in range(3) for name in LINEARS}
-    weights = dict(pruned.named_parameters())
-    for name, before in dense.named_parameters():
-        assert weights[name].dtype == dtype
-        if name in linears:
-            share = (weights[name] == 0).float().mean().item()
-            assert share == pytest.approx(pattern.ratio, abs=0.5 / weights[name].shape[1])
+    for (name, before), after in zip(dense.named_parameters(), pruned.parameters(), strict=True):
+        assert after.dtype == dtype
+        if name.endswith(tuple(f"{linear}.weight" for linear in LINEARS)):
+            assert (after == 0).float().mean().item() == pytest.approx(pattern.ratio, abs=0.5 / after.shape[1])
         else:
-            assert torch.equal(weights[name], before), name
-    ids = [AutoTokenizer.from_pretrained(place)("abc").input_ids for place in (base, folder)]
-    assert ids[0] == ids[1]
+            assert torch.equal(after, before), name
+    one, other = (AutoTokenizer.from_pretrained(place)("abc").input_ids for place in (base, folder))
+    assert one == other
     assert record == json.loads((folder / "pruning.json").read_text())
     assert record["sparsity_reached"] == pytest.approx(pattern.ratio, abs=0.01)
     errors = [layer.get("error") for layer in record["layers"]]
-    assert errors == [None] * 3 if method == "magnitude" else all(0 < error < 1 for error in errors)
+    if method == "magnitude":
+        assert (errors, record["calibration"]) == ([None] * 3, {})
+    else:
+        assert all(0 < error < 1 for error in errors)
     assert "python -m pruning" in (folder / "README.md").read_text()
 
 
@@ -172,16 +165,15 @@ def test_the_same_seed_gives_the_same_checkpoint_and_another_one_another(make_ti
     for seed in (3, 3, 4):
         folder, record = prune(base, "wanda", seed=seed)
         found.append((record["calibration"]["tokens_sha256"], (folder / "model.safetensors").read_bytes()))
-    assert found[0] == found[1]
-    assert all(one != other for one, other in zip(found[0], found[2], strict=True))
+    one, same, other = found
+    assert one == same and one[0] != other[0] and one[1] != other[1]
 
 
 @pytest.mark.parametrize(
     ("flag", "changed"),
     [
         ("-prune_method", {"method": "lottery"}),
-        *(("-sparsity", {"sparsity": text}) for text in ("0", "1.0", "nan", "half", "4:4", "0:4")),
-        ("-sparsity", {"sparsity": "2:16"}),  # 24 and 56 are no multiples of 16
+        *(("-sparsity", {"sparsity": text}) for text in ("0", "1.0", "nan", "half", "4:4", "0:4", "2:16")),  # of 24, 56
         ("-sparsity", {"method": "slimgpt", "sparsity": "2:4"}),
         ("-sparsity", {"method": "slimgpt", "sparsity": "0.99"}),
         ("-calib_data", {"calib_data": "wikipedia"}),
@@ -197,51 +189,31 @@ def test_a_wrong_flag_is_named_before_a_model_loads(make_tiny_llama, flag, chang
     assert "\n" not in str(error.value)
 
 
-def test_magnitude_asks_for_no_calibration_set_and_pruning_for_a_device_with_fp64(make_tiny_llama, prune, tmp_path):
+def test_what_is_not_finite_or_singular_names_its_layer(make_tiny_llama, prune, monkeypatch, tmp_path):
     base = make_tiny_llama()
-    _, record = prune(base, "magnitude", calib_data="nowhere.jsonl")
-    assert record["calibration"] == {}
-    before = sorted(tmp_path.iterdir())
-    for device in ("cuda:99", "meta"):
-        with pytest.raises(UserError, match=r"^-device: "):
-            prune(base, "sparsegpt", device=device)
-    assert sorted(tmp_path.iterdir()) == before
-
-
-def test_weights_that_are_not_finite_name_their_layer(make_tiny_llama, prune):
-    base = make_tiny_llama()
-    model = AutoModelForCausalLM.from_pretrained(base)
-    for value, dtype, says in (
-        (float("nan"), torch.float32, r"layers\.2\.mlp\.up_proj\.weight .* NaN or infinity"),
-        (1e5, torch.float16, r"^-dtype: the weight of layer 2 \(mlp.up_proj\) is not finite"),
-    ):
-        model.model.layers[2].mlp.up_proj.weight.data[1, -1] = value
-        model.save_pretrained(base)
-        with pytest.raises(UserError, match=says):
-            prune(base, "magnitude", dtype=dtype)
-
-
-def test_one_bad_window_is_enough_to_name_the_layer(make_tiny_llama):
-    model = load_model(make_tiny_llama(), torch.float32, "cpu", "-x")
+    model = load_model(base, torch.float32, "cpu", "-x")
     model.model.embed_tokens.weight[7] = float("nan")
     tokens = torch.full((20, 8), 3)
-    tokens[-1, 5] = 7
-    by_layer = METHODS["wanda"].by_layer(Pattern(0.5), model.config)
+    tokens[-1, 5] = 7  # one bad window is enough
     with pytest.raises(UserError, match=r"input of layer 0 \(self_attn.q_proj\)"):
-        prune_layers(model, tokens, by_layer, CPU)
-
-
-def test_a_singular_hessian_names_its_layer(make_tiny_llama, prune, monkeypatch, tmp_path):
+        prune_layers(model, tokens, METHODS["wanda"].by_layer(Pattern(0.5), model.config), torch.device("cpu"))
     monkeypatch.setattr(sparsegpt, "DAMPENING", -1.0)  # no dampening of this sign can help
     with pytest.raises(UserError, match=r"^-calib_data: the Hessian of layer 0 is singular"):
-        prune(make_tiny_llama(), "sparsegpt")
+        prune(base, "sparsegpt")
+    for value, dtype, says in (
+        (1e5, torch.float16, r"^-dtype: the weight of layer 2 \(mlp.up_proj\) is not finite"),
+        (float("nan"), torch.float32, r"layers\.2\.mlp\.up_proj\.weight .* NaN or infinity"),
+    ):
+        rewrite(base, lambda tensors, value=value: tensors["model.layers.2.mlp.up_proj.weight"][1].fill_(value))
+        with pytest.raises(UserError, match=says):
+            prune(base, "magnitude", dtype=dtype)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
 def test_command_line_prunes_overwrites_only_when_told_and_touches_no_input(make_tiny_llama, text, tmp_path, capsys):
     base, good, cache = make_tiny_llama(), tmp_path / "good", tmp_path / "cache"
-    given = {"base_model_name": base, "calib_data": text, "calib_samples": 6, "calib_length": 40, "cache_dir": cache}
-    flags = [word for name, value in given.items() for word in (f"-{name}", str(value))]
+    flags = ["-base_model_name", str(base), "-calib_data", text, "-cache_dir", str(cache)]
+    flags += ["-calib_samples", "6", "-calib_length", "40"]
     main([*flags, "-sparsity", "2:4", "--output_dir", str(good)])
     assert "50.00% zeros" in capsys.readouterr().out
     kept = {path.name: path.read_bytes() for path in good.iterdir()}
@@ -253,9 +225,54 @@ def test_command_line_prunes_overwrites_only_when_told_and_touches_no_input(make
         ([str(base / "pruned")], r"-output_dir: .* what -base_model_name names"),
         ([str(tmp_path), "-overwrite"], r"-output_dir: .* what -calib_data names"),
         ([str(cache / "out")], r"-output_dir: .* what -cache_dir names"),
-        ([str(tmp_path / "bad"), "-mode", "tiny"], r"-mode/--mode: invalid choice: 'tiny'"),
         ([str(tmp_path / "bad"), "-sparsity", "5:4"], r"-sparsity: '5:4' needs"),
+        ([str(tmp_path / "bad"), "-device", "meta"], r"-device: "),
     ):
         with pytest.raises(UserError, match=f"^{says}"):
             main([*flags, "-output_dir", *words])
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("bad")]
+
+
+# Calibration sets
+
+
+def windows(path: Path, documents: list, samples: int, length: int) -> list[str]:
+    """The windows drawn from a .jsonl or .json file that holds these documents, as texts."""
+    path.write_text(json.dumps(documents) if path.suffix == ".json" else "\n".join(map(json.dumps, documents)))
+    tokens = calibration.load(str(path), samples, length, byte_tokenizer(), seed=0)
+    assert tokens.shape == (samples, length) and tokens.dtype == torch.int64
+    return [byte_tokenizer().decode(row) for row in tokens]
+
+
+def letters(*lengths: int) -> list[dict]:
+    """The n-th document repeats the n-th letter so many times."""
+    return [{"text": letter * length} for letter, length in zip("abcdef", lengths, strict=False)]
+
+
+def test_long_documents_give_one_window_each_and_short_ones_are_joined_which_is_said(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    assert sorted(windows(path, letters(50, 3, 60, 30, 5, 80), 4, 30)) == ["a" * 30, "c" * 30, "d" * 30, "f" * 30]
+    assert not capsys.readouterr().out
+    assert all(len(set(window)) > 1 for window in windows(path, letters(8, 9, 10, 11, 12), 7, 30))
+    said = capsys.readouterr().out
+    assert "joined" in said and said.count("\n") == 1
+    with pytest.raises(UserError, match=r"^-calib_data: .*17 tokens.*-calib_length"):
+        windows(path, letters(8, 9), 2, 18)  # what else can be wrong: tests/inputs
+
+
+@pytest.mark.parametrize("documents", [200, 1])
+def test_windows_start_anywhere_in_a_list_of_texts_and_of_objects(tmp_path, documents):
+    found = windows(tmp_path / "a.json", ["0123456789" * 3, {"text": "abc" * 10}, ""] * documents, 400, 11)
+    assert {window[0] for window in found} == set("0123456789abc")
+
+
+def test_c4_is_streamed_and_shuffled_from_the_hub_which_may_be_out_of_reach(monkeypatch):
+    hub = Mock()
+    hub.return_value.shuffle.return_value = [{"text": "ab" * 20}] * 9
+    monkeypatch.setattr("datasets.load_dataset", hub)
+    assert calibration.load("c4", 3, 20, byte_tokenizer(), seed=0).shape == (3, 20)
+    assert hub.call_args.args == ("allenai/c4",) and hub.call_args.kwargs["streaming"]
+    assert hub.return_value.shuffle.call_args.kwargs["buffer_size"] == 10_000
+    hub.side_effect = ConnectionError("no route")
+    with pytest.raises(UserError, match=r"^-calib_data: cannot get 'allenai/c4' from the hub \(no route\); give 'bund"):
+        calibration.load("c4", 3, 20, byte_tokenizer(), seed=0)

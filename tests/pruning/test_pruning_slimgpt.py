@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoTokenizer, LlamaConfig
 
 import models.compact
 from models.checkpoint import LINEARS
@@ -26,8 +26,7 @@ def refitted(weight: torch.Tensor, hessian: torch.Tensor, gone: list[int]) -> tu
     kept = [column for column in range(weight.shape[1]) if column not in gone]
     best = torch.zeros_like(weight)
     best[:, kept] = torch.linalg.solve(hessian[kept][:, kept], hessian[kept] @ weight.T).T
-    change = weight - best
-    return best, ((change @ hessian) * change).sum().item()
+    return best, (((weight - best) @ hessian) * (weight - best)).sum().item()
 
 
 def slim_problem(size: int, units: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -72,8 +71,7 @@ def test_dead_inputs_are_the_first_to_go_and_steps_shrink_from_1024_to_8():
 def test_ratio_grows_with_depth_as_in_the_paper():
     """LLaMA-7B at 20 %: 0.0625 in the first layer, 0.25 in the last, growing with the logarithm of the depth."""
     ratios = slimgpt.ratios(32, 0.2)
-    assert ratios[0] == pytest.approx(0.0625)
-    assert ratios[-1] == pytest.approx(0.25, abs=1e-3)
+    assert (ratios[0], ratios[-1]) == (pytest.approx(0.0625), pytest.approx(0.25, abs=1e-3))
     assert ratios[7] - ratios[3] == pytest.approx(ratios[15] - ratios[7])
     assert sum(ratios) / 32 == pytest.approx(0.2)
     assert slimgpt.ratios(1, 0.3) == [0.3]
@@ -82,11 +80,9 @@ def test_ratio_grows_with_depth_as_in_the_paper():
 @pytest.mark.parametrize("total", [0.05, 0.5, 0.9])
 @pytest.mark.parametrize("shape", [(32, 4096, 11008, 32, 32), (30, 576, 1536, 9, 3), (5, 64, 172, 8, 4)])
 def test_incremental_ratio_reaches_the_total(shape, total):
+    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
     layers, width, channels, queries, keys = shape
-    config = LlamaConfig(
-        num_hidden_layers=layers, hidden_size=width, intermediate_size=channels,
-        num_attention_heads=queries, num_key_value_heads=keys,
-    )  # fmt: skip
+    config = LlamaConfig(**dict(zip(names, shape, strict=True)))
     head, channel = config.head_dim * width * 2 * (queries // keys + 1), 3 * width
     removals = slimgpt.plan(config, total)
     gone = sum(removal.kv_heads * head + removal.channels * channel for removal in removals)
@@ -112,21 +108,28 @@ def loaded(*folders: Path) -> list[torch.nn.Module]:
     return [load_model(folder, torch.float32, "cpu", "-x") for folder in folders]
 
 
-def test_masked_and_compact_give_the_same_logits(both):
+def test_masked_compact_and_expanded_are_one_model_that_lost_whole_heads_and_channels(both, tmp_path):
+    """Expanded: the compact model in the dense shapes; compacted again, it has the same tensors."""
     ids = torch.randint(0, 250, (3, 17), generator=torch.Generator().manual_seed(0))
-    dense, slim, small = loaded(*both)
+    folder, small = models.compact.in_dense_shapes(both[2], tmp_path / "cache")
+    compact_checkpoint(folder, tmp_path / "again")
+    assert small and (folder / "pruning.json").is_file()
+    dense, slim, small, expanded, again = loaded(*both, folder, tmp_path / "again")
     assert isinstance(small, CompactLlamaForCausalLM)
-    torch.testing.assert_close(small(ids).logits, slim(ids).logits, rtol=1e-4, atol=1e-5)
+    assert type(expanded) is type(slim) and expanded.config.model_type == "llama"
+    for model in (small, expanded):
+        torch.testing.assert_close(model(ids).logits, slim(ids).logits, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(dense(ids).logits, slim(ids).logits, atol=1e-2)
     assert small.num_parameters() < 0.8 * dense.num_parameters()
     assert len({len(kept) for kept in small.config.kept_kv_heads}) > 1, "the layers of this model should differ in size"
     generated = [model.generate(ids[:1], max_new_tokens=8, do_sample=False) for model in (slim, small)]
     assert torch.equal(*generated)  # with a key-value cache of a different size in every layer
-
-
-def test_removed_heads_and_channels_are_zero_in_every_matrix_and_bias(both):
-    """Heads as the expanded compact model has them, in the test below."""
-    dense, slim = loaded(*both[:2])
+    small, again, before, after, masked = (each.state_dict() for each in (small, again, dense, expanded, slim))
+    assert small.keys() == again.keys() and all(torch.equal(small[name], again[name]) for name in small)
+    assert all(torch.equal(after[name], tensor) for name, tensor in masked.items() if "self_attn" in name)
+    kept = [name for name in before if not any(linear in name for linear in LINEARS)]
+    assert all(torch.equal(before[name], masked[name]) for name in kept)
+    # Removed heads and channels are zero in every matrix and bias.
     config = load_config(both[2], "-x")
     for index, (before, after) in enumerate(zip(dense.model.layers, slim.model.layers, strict=True)):
         dead = (after.mlp.down_proj.weight == 0).all(0)
@@ -138,8 +141,6 @@ def test_removed_heads_and_channels_are_zero_in_every_matrix_and_bias(both):
         read = after.self_attn.o_proj.weight.unflatten(1, (4, -1)).ne(0).any(0).any(-1)
         assert read.nonzero().flatten().tolist() == config.kept_kv_heads[index]
         assert torch.equal(after.self_attn.o_proj.bias, before.self_attn.o_proj.bias)
-    names = [name for name in dense.state_dict() if not any(linear in name for linear in LINEARS)]
-    assert all(torch.equal(dense.state_dict()[name], slim.state_dict()[name]) for name in names)
 
 
 def test_attention_is_pruned_before_the_ffns_hessian_is_collected(make_tiny_llama, prune, text):
@@ -160,49 +161,28 @@ def test_attention_is_pruned_before_the_ffns_hessian_is_collected(make_tiny_llam
 def test_compact_folder_loads_alone_with_its_own_code(both, tmp_path):
     """In a process that knows nothing of this project; without trust_remote_code it is refused, not misread."""
     code = (
-        "import sys, torch; from transformers import AutoModelForCausalLM\n"
-        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[2] == 'yes')\n"
+        "import sys, torch; from transformers import AutoModelForCausalLM as Auto\n"
+        "model = Auto.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[2] == 'yes')\n"
         "print(model(torch.arange(20)[None]).logits.sum().item())\n"
     )
-    options = {"env": os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}, "cwd": tmp_path}
-    trusted, refused = (
-        subprocess.run([sys.executable, "-c", code, both[2], trust], capture_output=True, text=True, **options)
-        for trust in ("yes", "no")
-    )
+    how = {"env": os.environ | {"HF_MODULES_CACHE": str(tmp_path)}, "cwd": tmp_path, "capture_output": True}
+    words = [sys.executable, "-c", code, both[2]]
+    trusted, refused = (subprocess.run([*words, trust], text=True, **how) for trust in ("yes", "no"))
     (here,) = loaded(both[2])
     assert float(trusted.stdout) == pytest.approx(here(torch.arange(20)[None]).logits.sum().item(), rel=1e-4)
     assert refused.returncode != 0 and "trust_remote_code" in refused.stderr
 
 
-def test_expanding_a_compact_model_gives_the_masked_one_back(both, tmp_path):
-    """The same logits, heads where they stood in the dense model; compacted again, the same tensors."""
-    _, masked, compact = both
-    folder, small = models.compact.in_dense_shapes(compact, tmp_path / "cache")
-    slim, expanded = (AutoModelForCausalLM.from_pretrained(place) for place in (masked, folder))
-    assert small and type(expanded) is type(slim) and expanded.config.model_type == "llama"
-    assert (folder / "pruning.json").is_file()
-    ids = torch.arange(30)[None]
-    torch.testing.assert_close(expanded(ids).logits, slim(ids).logits, rtol=1e-4, atol=1e-5)
-    after = expanded.state_dict()
-    assert all(torch.equal(after[n], tensor) for n, tensor in slim.state_dict().items() if "self_attn" in n)
-    compact_checkpoint(folder, tmp_path / "again")
-    small, again = (model.state_dict() for model in loaded(compact, tmp_path / "again"))
-    assert small.keys() == again.keys()
-    assert all(torch.equal(small[name], again[name]) for name in small)
-
-
 def test_compacting_an_ordinary_model_leaves_it_whole(make_tiny_llama):
     (model,) = loaded(make_tiny_llama(zeros=0.5))
     small = models.compact.compact(model)
-    assert small.num_parameters() == model.num_parameters()
-    assert small.config.kept_kv_heads == [[0, 1]] * 3
+    assert (small.num_parameters(), small.config.kept_kv_heads) == (model.num_parameters(), [[0, 1]] * 3)
 
 
 def test_record_says_what_went_and_what_it_cost_and_a_compact_model_is_not_pruned_again(make_tiny_llama, prune):
     folder, record = prune(make_tiny_llama(num_hidden_layers=5), "slimgpt", "0.3", mode="compact")
     assert record["sparsity_reached"] == pytest.approx(0.3, abs=0.02)
-    assert record["parameters"]["pruned"] < record["parameters"]["dense"]
-    assert record["parameters"]["pruned"] == loaded(folder)[0].num_parameters()
+    assert record["parameters"]["dense"] > record["parameters"]["pruned"] == loaded(folder)[0].num_parameters()
     assert all(0 < layer["error"] < 1 for layer in record["layers"])
     assert "trust_remote_code=True" in (folder / "README.md").read_text()
     for method in ("slimgpt", "wanda"):

@@ -3,13 +3,13 @@
 import multiprocessing
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import utils.sweep.__main__ as command
 from utils.common.commands import run
+from utils.sweep.grid import SweepRow, read_sweep
 
 FILE = """
 flags: {data_path: SAMPLES, num_train_samples: 20}
@@ -21,21 +21,26 @@ configurations:
 """
 
 
-@dataclass
 class World:
     """Samples, a sweep's file and its output folder."""
 
-    root: Path
-    file: Path
-    output: Path
+    def __init__(self, root: Path) -> None:
+        self.root, self.file, self.output = root, root / "sweep.yaml", root / "out"
+        (root / "samples.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+        (root / "calls").touch()
+        self.write(FILE)
 
-    def write(self, text: str = FILE) -> None:
+    def write(self, text: str) -> None:
         self.file.write_text(text.replace("SAMPLES", str(self.root / "samples.jsonl")))
+
+    def rows(self, text: str) -> list[SweepRow]:
+        """What a file of this text comes to."""
+        self.write(text)
+        return read_sweep(self.file)
 
     def calls(self) -> list[str]:
         """What the entry point was called for, each as `method rate seed`."""
-        path = self.root / "calls"
-        return path.read_text().splitlines() if path.exists() else []
+        return (self.root / "calls").read_text().splitlines()
 
     def text(self) -> str:
         return (self.output / "table.md").read_text()
@@ -67,9 +72,6 @@ class World:
 
 @pytest.fixture
 def world(tmp_path, monkeypatch) -> World:
-    (tmp_path / "samples.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
     monkeypatch.setenv("PYTHONPATH", str(command.ENTRY.parent))
     monkeypatch.setattr(command, "ENTRY", Path(__file__).with_name("entry.py"))
-    made = World(tmp_path, tmp_path / "sweep.yaml", tmp_path / "out")
-    made.write()
-    return made
+    return World(tmp_path)

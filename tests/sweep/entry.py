@@ -27,11 +27,10 @@ def main() -> None:
         sys.exit(2)
     best = 0.01 if args.method == "restorelcc" else 0.001
     loss = 2 + abs(args.lr - best) + args.train_seed / 100
-    method = {"parameters": 12, "kind": "constants"}
-    about = {"method": method, "arguments": args.as_json(), "seeds": {"training": args.train_seed}}
+    about = {"method": {"parameters": 12, "kind": "constants"}, "seeds": {"training": args.train_seed}}
     args.output_dir.mkdir()
     (args.output_dir / "model").mkdir()
-    write_json(args.output_dir / "run.json", about)
+    write_json(args.output_dir / "run.json", about | {"arguments": args.as_json()})
     write_json(args.output_dir / "results.json", {"validation": {"restored": loss}})
 
 

@@ -9,10 +9,9 @@ from utils.sweep.grid import CONTROL, read_sweep
 
 START = "flags: {num_train_samples: 20}\nseeds: [1]\nlr: [1e-3]\n"
 
-CONFIGURATIONS = {
+WRONG = {
     "{learning: 1}": "configuration 1: unrecognized arguments: -learning=1",
     "{method: [lora, dora]}": "configuration 1: method is",
-    "{lora_rank: none}": "configuration 1: -lora_rank",
     "{method: lorra}": "configuration 1: -method",
     "lora": "configuration 1: lora is no set of flags",
     "{lr: fast}": "configuration 1: -lr",
@@ -25,8 +24,7 @@ CONFIGURATIONS = {
     "{overwrite: true}": "overwrite: the sweep gives it",
     "": "configurations: give a list",
 }
-FILES = {
-    "flags: {sede: 1}\nseeds: [1]\nconfigurations: [{}]": "unrecognized arguments: -sede=1",
+WRONG = {f"{START}configurations: [{text}]": expected for text, expected in WRONG.items()} | {
     "flags: {lr: 1e-3}\nseeds: [1]\nconfigurations: [{}]": "lr: the sweep gives it",
     "configuration: []": "is no sweep; give a mapping of flags, prunings",
     "flags: {a: [1, 2}": "is no YAML in line 1",
@@ -34,7 +32,6 @@ FILES = {
     "search: {num_valid_samples: 0}\nseeds: [1]\nlr: [1, 2]\nconfigurations: [{}]": "rates are chosen on",
     START + "compare_to: x\nconfigurations: [{method: lora}]": "no configuration is named 'x'",
 }
-WRONG = {f"{START}configurations: [{text}]": expected for text, expected in CONFIGURATIONS.items()} | FILES
 
 
 @pytest.mark.parametrize("text", WRONG)
@@ -47,64 +44,48 @@ def test_a_mistake_is_one_line_that_names_the_file(tmp_path, text):
     assert WRONG[text] in line and line.startswith(f"{path}: ") and "\n" not in line
 
 
-def test_a_mistake_ends_the_command_before_anything_is_written(world, capfd):
-    world.write(START + "configurations: [{method: lorra}]")
-    assert world.sweep() == 2
-    (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"error: {world.file}: configuration 1: -method") and not world.output.exists()
-
-
 def test_values_are_what_they_would_be_on_the_command_line_and_can_be_taken_back(world):
     text = "flags: {sparsity: 2:4, eval_limit: 5, train_norms: true}\nseeds: [1]\nlr: 1e-3\nconfigurations:\n"
-    world.write(text + "  - {name: a}\n  - {name: b, eval_limit: ~, train_norms: false}")
-    one, other = (row.finals[0] for row in read_sweep(world.file))
+    rows = world.rows(text + "  - {name: a}\n  - {name: b, eval_limit: ~, train_norms: false}")
+    one, other = (row.finals[0] for row in rows)
     given = [[run.arguments[name] for name in ("sparsity", "eval_limit", "train_norms")] for run in (one, other)]
     assert given == [["2:4", 5, True], ["2:4", None, False]]
     assert (one.rate, one.seed, one.words[-2:]) == (1e-3, 1, ("-lr=1e-3", "-train_seed=1"))
 
 
-def test_what_is_not_trained_has_no_rate_and_runs_once(world):
-    world.write(FILE + "  - {name: nothing, method: none}\n  - {name: no steps, num_epoch: 0}\n")
-    rows = read_sweep(world.file)
-    assert [(len(row.searches), len(row.finals)) for row in rows] == [(2, 4), (2, 4), (0, 1), (0, 1)]
-    assert [row.rate for row in rows[2:]] == [None, None]
-
-
-def test_every_pruning_has_every_configuration(world):
-    world.write(FILE + "prunings: [{sparsity: 0.5}, {sparsity: 2:4, prune_method: sparsegpt}]\n")
-    assert [(row.name, row.pruning, row.compare_to) for row in read_sweep(world.file)] == [
-        (name, pruning, "ours") for pruning in ("wanda 0.5", "sparsegpt 2:4") for name in ("ours", "theirs")
+def test_every_pruning_has_every_configuration_and_what_is_not_trained_has_no_rate_and_runs_once(world):
+    assert len(read_sweep(ENTRY.parent / "docs" / "sweep.yaml")) == 7  # the documents' example
+    untrained = "  - {name: nothing, method: none}\n  - {name: no steps, num_epoch: 0}\n"
+    rows = world.rows(FILE + untrained + "prunings: [{sparsity: 0.5}, {sparsity: 2:4, prune_method: sparsegpt}]\n")
+    names, prunings = ("ours", "theirs", "nothing", "no steps"), ("wanda 0.5", "sparsegpt 2:4")
+    assert [(row.name, row.pruning, row.compare_to) for row in rows] == [
+        (name, pruning, "ours") for pruning in prunings for name in names
     ]
+    trained, untrained = (2, 4, [1e-3, 1e-2]), (0, 1, [])
+    found = [(len(row.searches), len(row.finals), row.rates) for row in rows]
+    assert found == [trained, trained, untrained, untrained] * 2
 
 
 def test_a_control_is_run_at_the_rate_that_the_pruned_model_chose(world):
     dense = "{method: lora, lora_rank: 2, name: theirs, pruned_model_path: embedded, allow_dense: true"
-    world.write(FILE + f"  - {dense}}}\n")
-    _, theirs, control = read_sweep(world.file)
+    _, theirs, control = world.rows(FILE + f"  - {dense}}}\n")
     assert control.pruning == CONTROL and control.searches == theirs.searches and control.finals != theirs.finals
-    world.write(FILE + f"  - {dense}, lr: [1, 2]}}\n")
-    _, theirs, control = read_sweep(world.file)
+    _, theirs, control = world.rows(FILE + f"  - {dense}, lr: [1, 2]}}\n")
     assert control.searches != theirs.searches
 
 
-def test_a_run_is_known_by_its_arguments_and_by_the_content_of_what_it_reads(tmp_path):
+def test_a_run_is_known_by_its_arguments_and_by_the_content_of_what_it_reads(world):
     def identity(**flags) -> str:
-        path = tmp_path / "sweep.yaml"
         given = "".join(f"  {name}: {value}\n" for name, value in flags.items())
-        path.write_text(f"seeds: [1]\nlr: 1e-2\nconfigurations: [{{method: lora}}]\nflags:\n  dtype: float32\n{given}")
-        return read_sweep(path)[0].finals[0].id
+        text = f"seeds: [1]\nlr: 1e-2\nconfigurations: [{{method: lora}}]\nflags:\n  dtype: float32\n{given}"
+        return world.rows(text)[0].finals[0].id
 
-    for place, text in (("a", "x"), ("deep/b", "x"), ("c", "y")):
-        model = tmp_path / place / "model"
+    models = [world.root / place / "model" for place in ("a", "deep/b", "c")]
+    for model, text in zip(models, "xxy", strict=True):
         model.mkdir(parents=True)
         (model / "weights").write_text(text)
-        (model / "pruning.json").write_text(place)  # how long it took
+        (model / "pruning.json").write_text(str(model))  # how long it took
     changes = {"lora_rank": 3, "sparsity": "2:4", "eval_limit": 5, "train_norms": "true", "max_length": 99}
     assert len({identity(), *(identity(**{name: value}) for name, value in changes.items())}) == 1 + len(changes)
-    one, moved, other = (identity(pruned_model_path=tmp_path / place / "model") for place in ("a", "deep/b", "c"))
+    one, moved, other = (identity(pruned_model_path=model) for model in models)
     assert one == moved != other
-
-
-def test_the_example_of_the_documents_is_a_sweep():
-    docs = ENTRY.parent / "docs"
-    assert len(read_sweep(docs / "sweep.yaml")) == 7

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+import utils.sweep.__main__ as command
+from tests.sweep.conftest import FILE
 from utils.common.names import DIVERGED
-from utils.sweep.grid import SweepRow, SweepRun
 from utils.sweep.sweep_files import FILE as RUNS_FILE
-from utils.sweep.sweep_files import look
+from utils.sweep.sweep_files import read
 
 RUNS = [
     "restorelcc 0.001 1", "restorelcc 0.01 1", "restorelcc 0.01 2", "lora 0.001 1", "lora 0.01 1", "lora 0.001 2",
@@ -52,26 +53,23 @@ def test_each_method_runs_all_seeds_at_its_own_best_rate_once_and_one_file_gives
     assert world.sweep() == 0 and world.text() == whole and len(world.calls()) == 7
 
 
+def test_a_mistake_ends_the_command_before_anything_is_written(world, capfd):
+    world.write(FILE.replace("lora,", "lorra,"))
+    assert world.sweep() == 2 and not world.output.exists()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: {world.file}: configuration 2: -method")
+
+
 def test_a_search_with_flags_of_its_own_is_no_run_and_the_table_names_them(world):
-    world.write(world.file.read_text() + "search: {num_train_samples: 10}\n")
+    world.write(FILE + "search: {num_train_samples: 10}\n")
     assert world.sweep("-keep_models") == 0
     assert world.calls()[:4] == ["restorelcc 0.001 1", "restorelcc 0.01 1", "restorelcc 0.01 1", RUNS[2]]
     assert len(world.calls()) == 8 == len(list(world.output.glob("*/model")))
     assert "with one seed and num_train_samples 10." in world.text()
 
 
-@pytest.mark.parametrize(
-    ("said", "diverged"),
-    [(f"-lr: the loss {DIVERGED} 3", True), (f"-dtype: the loss {DIVERGED} 3", False), ("-lr: no memory", False)],
-)
-def test_only_a_loss_that_is_no_number_at_a_rate_is_the_rates_fault(tmp_path, said, diverged):
-    (tmp_path / "run.log").write_text(f"step 3\nerror: {said}\n")
-    (row,) = look([SweepRow("a", "b", "", "", (), (SweepRun("run", 0.1, 1),))], tmp_path)
-    assert (row.finals[0].diverged, row.finals[0].said) == (diverged, f"error: {said}")
-
-
-def test_what_failed_by_something_else_is_no_rate_that_failed_and_is_tried_again(world, capfd):
-    said = "-lr: no memory"
+@pytest.mark.parametrize("said", ["-lr: no memory", f"-dtype: the loss {DIVERGED} 3"])
+def test_what_failed_by_something_else_is_no_rate_that_failed_and_is_tried_again(world, capfd, said):
     (world.root / "fail").write_text(f"restorelcc 0.01\n{said}")  # the best one
     assert world.sweep() == 1
     assert "1 runs failed" in capfd.readouterr().err.splitlines()[-1]
@@ -112,3 +110,29 @@ def test_a_second_sweep_is_refused_and_a_stopped_one_goes_on_with_the_same_comma
     assert world.sweep() == 0
     assert world.calls() == (RUNS if number == signal.SIGKILL else [RUNS[0], *RUNS])
     assert [row[6] for row in world.table()] == ["n=2", "n=2"]
+
+
+REAL = """
+flags: {base_model_name: MODEL, prune_method: magnitude, sparsity: 2:4, num_train_samples: 12, num_valid_samples: 4,
+  max_length: 96, num_epoch: 1, batch_size: 4, data_path: bundled,
+  eval_tasks: "bundled_facts,bundled_arithmetic", eval_limit: 6, dtype: float32, device: cpu}
+seeds: [1]
+lr: [1e-3, 1e30]
+configurations: [{name: LoRA, method: masked_lora}, {name: none, method: none}]
+compare_to: none
+"""
+
+
+@pytest.mark.slow
+def test_of_real_runs_a_rate_that_diverges_is_passed_over_and_the_rest_is_in_the_table(world, stories, monkeypatch):
+    """The entry point itself, on a real Llama of 260,032 parameters."""
+    monkeypatch.setattr(command, "ENTRY", Path(command.__file__).parents[2] / "RestoreLCC_train.py")
+    world.write(REAL.replace("MODEL", str(stories)))
+    assert world.sweep() == 0, world.text()
+    lora, none = read(world.output / RUNS_FILE)
+    assert [(run.rate, run.diverged) for run in lora.searches] == [(1e-3, False), (1e30, True)]
+    assert (lora.rate, none.rate, len(lora.outcomes), len(none.outcomes)) == (1e-3, None, 1, 1)
+    cells = {cell for row in world.table() for cell in row}
+    assert {"LoRA", "none", "inside the mask", "0.001", "100.0 %"} <= cells
+    assert " ± " in world.table()[0][8]  # its validation loss against none's, over samples
+    assert "at rate 1e+30 diverged (error: -lr: the " in world.text()

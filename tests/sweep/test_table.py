@@ -1,7 +1,6 @@
 """The table's numbers are those that a hand finds: means, errors over seeds, paired differences over questions."""
 
 import gzip
-import json
 import math
 from dataclasses import replace
 
@@ -10,11 +9,10 @@ import pytest
 from tests.report import made
 from tests.report.made import kept, make_results, task
 from utils.common.errors import UserError
-from utils.common.files import read_json
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.outcomes import read_outcome
 from utils.sweep.grid import CONTROL, SweepRow, SweepRun
-from utils.sweep.sweep_files import each_run, read, write
+from utils.sweep.sweep_files import read, write
 from utils.sweep.table import build_table, markdown
 
 OURS = {1: ([1, 0, 1, 0], [0, 1], [1.0, 3.0]), 2: ([1, 1, 1, 0], [0, 1], [2.0, 4.0])}
@@ -26,8 +24,8 @@ SAME, OTHER = [[0.0, -1.0]] * 4, [[-1.0, 0.0]] * 2 + [[0.0, -1.0]] * 2
 """Log-likelihoods of choices as the dense model has them, and with the first two questions' answers flipped."""
 
 
-def write_run(output, name: str, seed: int, rows, asked="asked", **more) -> SweepRun:
-    """A finished run, as its files tell. more: of run.json."""
+def write_run(output, name: str, seed: int, rows, asked="asked", own=None, told=None, **more) -> SweepRun:
+    """A finished run, as its files tell. own: more rows of its model; told: of results.json; more: of run.json."""
     means, perplexity = [sum(values) / len(values) for values in rows[:2]], PERPLEXITIES[seed]
     one, two = (task(0.9, 0.0, mean) for mean in means)
     results = make_results(one=one, two=two, text=task(5.0, 20.0, perplexity, "token_perplexity"))
@@ -40,38 +38,14 @@ def write_run(output, name: str, seed: int, rows, asked="asked", **more) -> Swee
     run = {"method": method, "device": "cpu", "seeds": {"training": seed}, "stages": [{"seconds": 60}]} | more
     questions = {"one": {"acc": kept(rows[0], asked=asked)}, "two": {"acc": kept(rows[1])}}
     questions["text"] = {"token_perplexity": kept(rows[2], "exp_mean", False)}
+    questions |= {name: questions.get(name, {}) | metrics for name, metrics in (own or {}).items()}
     dense = {"one": {"choices": kept(SAME, None, None)}}
-    made.write_run(output / name, results, run, restored=questions, dense=dense)
+    made.write_run(output / name, results | (told or {}), run, restored=questions, dense=dense)
     return SweepRun(name, None, seed, outcome=read_outcome(output / name))
-
-
-def change(output, name: str, rows: dict | None = None, **more) -> None:
-    """Change results.json of a run, and add to the restored model's rows."""
-    results, run = (read_json(output / name / f"{part}.json") for part in ("results", "run"))
-    questions = json.loads(gzip.decompress((output / name / "logs" / "rows.json.gz").read_bytes()))
-    for task_name, metrics in (rows or {}).items():
-        questions["restored"].setdefault(task_name, {}).update(metrics)
-    made.write_run(output / name, results | more, run, **questions)
-
-
-def with_answers(output, name: str, bits: list[list[float]], choices: list[list[float]], asked="asked") -> None:
-    """Let a run say of `one` what answers came to as well."""
-    answers = {"tasks": ["one"], "recovered": 0.5, "scores": {"restored": {"value": 0.75}}}
-    told = {ANSWER_BITS: kept(bits, "bits_per_byte", False, asked), "choices": kept(choices, None, None, asked)}
-    change(output, name, {"one": told}, answers=answers, agreement={"restored": {"all": {"flipped": {"value": 0.125}}}})
 
 
 def row_of(name: str, *runs: SweepRun, pruning: str = "half", searches: tuple[SweepRun, ...] = ()) -> SweepRow:
     return SweepRow(name, pruning, "", "ours", searches, runs)
-
-
-def read_again(output, rows: list[SweepRow]) -> list[SweepRow]:
-    """The rows with what their runs' files say now, in one file too."""
-    rows = [
-        each_run(row, lambda run: replace(run, outcome=run.outcome and read_outcome(output / run.id))) for row in rows
-    ]
-    write(rows, output / "runs.json.gz")
-    return rows
 
 
 @pytest.fixture
@@ -81,7 +55,7 @@ def rows(tmp_path) -> list[SweepRow]:
             for name, each in named.items()]  # fmt: skip
 
 
-def test_means_and_standard_errors_over_seeds(rows):
+def test_means_are_over_seeds_and_differences_over_the_questions_and_seeds_that_both_have(rows):
     table = build_table(rows)
     ours = table["rows"][0]
     assert ours["valid_loss"] == {"value": pytest.approx(2.1), "stderr": pytest.approx(0.1), "n": 2}
@@ -90,13 +64,6 @@ def test_means_and_standard_errors_over_seeds(rows):
     assert ours["recovered"]["value"] == pytest.approx(0.6) and ours["recovered"]["stderr"] == pytest.approx(0.1)
     assert (ours["zeros_kept"], ours["trained_parameters"], ours["class"], ours["minutes"]) == (0.75, 120, "mask", 1)
     assert [(each["model"], each["perplexity"]) for each in table["models"]] == [("dense", 5), ("pruned", 20)]
-    table = build_table([row_of("ours", rows[0].finals[0])])
-    assert "| n=1 | 2.000 |" in markdown(table) and "Δ |" not in markdown(table)
-    assert table["rows"][0]["recovered"]["stderr_questions"] == pytest.approx(0.09 / 0.9)
-
-
-def test_differences_are_paired_over_the_questions_and_seeds_that_both_have(rows):
-    table = build_table(rows)
     # Of `one`: 1/2-1, 1-1/2, 1-1, 1-0; of `two`: 1, 0. The seed that only theirs have is left out.
     first, middle = [-1 / 2, 1 / 2, 0, 1], 1 / 4
     error = math.sqrt(sum((value - middle) ** 2 for value in first) / 3 / 4)
@@ -109,25 +76,31 @@ def test_differences_are_paired_over_the_questions_and_seeds_that_both_have(rows
     assert against["task_mean"]["stderr_seeds"] == pytest.approx(0.125)
     assert against["perplexity"]["stderr_seeds"] == pytest.approx((math.e**3 - math.e**2) / 2)
     assert f"+37.5 ± {100 * against['task_mean']['stderr']:.1f} ± 12.5" in markdown(table)
+    table = build_table([row_of("ours", rows[0].finals[0])])
+    assert "| n=1 | 2.000 |" in markdown(table) and "Δ |" not in markdown(table)
+    assert table["rows"][0]["recovered"]["stderr_questions"] == pytest.approx(0.09 / 0.9)
+    # One shared seed is compared alone; all are where none is shared.
+    apart = [((0, 1), (1, 2), 7 / 8 - 5 / 8), ((0,), (0, 1, 2), 1 - 1 / 2), ((0, 1), (2,), 7 / 8 - (1 / 2 + 5 / 8) / 2)]
+    for *pair, difference in apart:
+        some = [row_of(row.name, *(row.finals[n] for n in seeds)) for row, seeds in zip(rows, pair, strict=True)]
+        against = build_table(some)["rows"][1]["against"]["task_mean"]
+        assert (against["difference"], against["stderr_seeds"]) == (pytest.approx(difference), None)
 
 
-@pytest.mark.parametrize(
-    ("mine", "other", "difference"),
-    [((0, 1), (1, 2), 7 / 8 - 5 / 8), ((0,), (0, 1, 2), 1 - 1 / 2), ((0, 1), (2,), 7 / 8 - (1 / 2 + 5 / 8) / 2)],
-)
-def test_one_shared_seed_is_compared_alone_and_all_are_where_none_is_shared(rows, mine, other, difference):
-    some = [row_of(row.name, *(row.finals[n] for n in seeds)) for row, seeds in zip(rows, (mine, other), strict=True)]
-    against = build_table(some)["rows"][1]["against"]["task_mean"]
-    assert (against["difference"], against["stderr_seeds"]) == (pytest.approx(difference), None)
-
-
-def test_validation_losses_and_answers_are_held_against_each_other_row_by_row(tmp_path, rows):
-    for name, nats in (("ours1", (6.0, 1.0, 2.0)), ("theirs1", (8.0, 2.0, 2.0))):  # of 3, 1 and 2 tokens
+def test_validation_losses_and_answers_are_held_against_each_other_row_by_row(tmp_path):
+    told = {"answers": {"tasks": ["one"], "recovered": 0.5, "scores": {"restored": {"value": 0.75}}}}
+    told["agreement"] = {"restored": {"all": {"flipped": {"value": 0.125}}}}
+    rows = []
+    for name, first, nats, bits, choices in (
+        ("ours", OURS[1], (6.0, 1.0, 2.0), [[-1.0, 2.0]] * 4, SAME),
+        ("theirs", THEIRS[1], (8.0, 2.0, 2.0), [[-2.0, 2.0]] * 2 + [[-1.0, 2.0]] * 2, OTHER),
+    ):
         losses = kept([[each, tokens] for each, tokens in zip(nats, (3.0, 1.0, 2.0), strict=True)], "mean", False)
-        change(tmp_path, name, {"validation": {"loss": losses}})
-    with_answers(tmp_path, "ours1", [[-1.0, 2.0]] * 4, SAME)
-    with_answers(tmp_path, "theirs1", [[-2.0, 2.0], [-2.0, 2.0], [-1.0, 2.0], [-1.0, 2.0]], OTHER)
-    table = build_table(read_again(tmp_path, [row_of(row.name, row.finals[0]) for row in rows]))
+        answers = {ANSWER_BITS: kept(bits, "bits_per_byte", False), "choices": kept(choices, None, None)}
+        own = {"validation": {"loss": losses}, "one": answers}
+        rows.append(row_of(name, write_run(tmp_path, name, 1, first, own=own, told=told)))
+    table = build_table(rows)
+    write(rows, tmp_path / "runs.json.gz")
     assert build_table(read(tmp_path / "runs.json.gz")) == table
     against = table["rows"][1]["against"]
     left_out = [(4 - 3) / 3, (10 - 8) / 5, (10 - 7) / 4]
@@ -141,12 +114,6 @@ def test_validation_losses_and_answers_are_held_against_each_other_row_by_row(tm
     assert "| 12.5 | – |" in markdown(table)
 
 
-def test_other_questions_are_not_compared_and_the_table_says_so(tmp_path, rows):
-    table = build_table([rows[0], row_of("other", write_run(tmp_path, "other", 1, THEIRS[1], asked="others"))])
-    assert "task_mean" not in table["rows"][1]["against"]
-    assert any("not held against ours" in note and "different rows" in note for note in table["notes"])
-
-
 def test_the_rate_is_that_of_the_lowest_validation_loss_and_an_edge_is_told(rows):
     searches = tuple(replace(run, rate=rate) for run, rate in zip(rows[1].finals, (0.1, 0.2, 0.3), strict=True))
     finals = [replace(rows[0].finals[0], rate=rate) for rate in (0.1, 0.2, 0.3)]
@@ -157,16 +124,18 @@ def test_the_rate_is_that_of_the_lowest_validation_loss_and_an_edge_is_told(rows
 
 
 def test_a_control_is_the_dense_model_after_the_same_training(tmp_path, rows):
-    change(tmp_path, "theirs1", validation={"pruned": 1.0, "restored": 1.5})
-    control = row_of("ours", *rows[1].finals[:2], pruning=CONTROL)
-    table = build_table(read_again(tmp_path, [row_of("ours", rows[0].finals[0]), control]))
+    first = write_run(tmp_path, "control", 1, THEIRS[1], told={"validation": {"pruned": 1.0, "restored": 1.5}})
+    table = build_table([row_of("ours", rows[0].finals[0]), row_of("ours", first, rows[1].finals[1], pruning=CONTROL)])
     # Losses (3 - 2) / (3 - 1.5), perplexities both from 20 to 10: of the seed that both have.
     assert table["rows"][0]["control"] == {"valid_loss": pytest.approx(1 / 1.5), "perplexity": 1.0, "answer_bits": None}
     assert table["rows"][1]["control"] is None and "67 % / 100 % / –" in markdown(table)
     assert [(each["of"], each["valid_loss"]) for each in table["models"]] == [("half", 1.0), ("half", 3.0)]
 
 
-def test_runs_that_are_not_alike_are_told(tmp_path, rows):
+def test_other_questions_are_not_compared_and_runs_that_are_not_alike_are_told(tmp_path, rows):
+    table = build_table([rows[0], row_of("other", write_run(tmp_path, "other", 1, THEIRS[1], asked="others"))])
+    assert "task_mean" not in table["rows"][1]["against"]
+    assert any("not held against ours" in note and "different rows" in note for note in table["notes"])
     told = [{"versions": {"torch": version}, "inputs": {"pruned model": version * 64}} for version in ("1", "2")]
     runs = [write_run(tmp_path, f"run{place}", 1, OURS[1], **more) for place, more in enumerate(told)]
     assert build_table([row_of(run.id, run) for run in runs])["notes"] == [
@@ -176,9 +145,7 @@ def test_runs_that_are_not_alike_are_told(tmp_path, rows):
     assert build_table(rows)["notes"] == []
 
 
-@pytest.mark.parametrize(
-    "content", [b"", gzip.compress(b"[1]"), gzip.compress(b'[{"name": 1}]')], ids=["empty", "numbers", "no runs"]
-)
+@pytest.mark.parametrize("content", [b"", gzip.compress(b"[1]"), gzip.compress(b'[{"name": 1}]')], ids=range(3))
 def test_a_file_that_no_sweep_wrote_is_one_line(tmp_path, content):
     (tmp_path / "runs.json.gz").write_bytes(content)
     with pytest.raises(UserError, match=r"runs\.json\.gz: cannot be read as a sweep's"):
