@@ -8,8 +8,6 @@ import torch
 
 from utils.common.errors import UserError
 
-MODELS = ("dense", "pruned", "restored")
-
 ACCURACY = {"aggregation": "mean", "higher_is_better": True}
 BITS = {"aggregation": "bits_per_byte", "higher_is_better": False}
 LOSSES = {"aggregation": "exp_mean", "higher_is_better": False}
@@ -31,12 +29,9 @@ ROWS = {
         for label in "031"
     ],
     "winogrande": [
-        {"sentence": sentence, "option1": one, "option2": two, "answer": answer}
-        for sentence, one, two, answer in (
-            ("The cup broke the plate because _ was heavy.", "cup", "plate", "1"),
-            ("Ann thanked Eve since _ had helped.", "Ann", "Eve", "2"),
-            ("The rope held the stone as _ was strong.", "rope", "stone", "1"),
-        )
+        {"sentence": "A cup broke the plate because _ was heavy.", "option1": "cup", "option2": "plate", "answer": "1"},
+        {"sentence": "Ann thanked Eve since _ had helped.", "option1": "Ann", "option2": "Eve", "answer": "2"},
+        {"sentence": "The rope held the stone as _ was strong.", "option1": "rope", "option2": "stone", "answer": "1"},
     ],
     "arc_easy": [
         {"question": "What melts?", "answerKey": key,
@@ -83,10 +78,6 @@ def winogrande(row: dict) -> Question:
     return [(before + option, " " + after.strip()) for option in options], {"1": 0, "2": 1}[row["answer"]]
 
 
-def bundled(row: dict) -> Question:
-    return [(row["prompt"], f" {choice}") for choice in row["choices"]], row["answer"]
-
-
 QUESTIONS = {
     "boolq": two_words(lambda row: f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:", ("no", "yes")),
     "rte": two_words(
@@ -94,8 +85,7 @@ QUESTIONS = {
     ),
     "hellaswag": hellaswag,
     "winogrande": winogrande,
-    "arc_easy": of_letters(lambda row: f"Question: {row['question']}\nAnswer:"),
-    "arc_challenge": of_letters(lambda row: f"Question: {row['question']}\nAnswer:"),
+    **dict.fromkeys(("arc_easy", "arc_challenge"), of_letters(lambda row: f"Question: {row['question']}\nAnswer:")),
     "openbookqa": of_letters(lambda row: row["question_stem"]),
 }
 """Each of the seven as its rows are read here, not by lm_eval."""

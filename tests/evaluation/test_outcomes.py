@@ -25,17 +25,14 @@ def test_rows_come_back_as_they_were_scored_and_pair_two_runs_as_two_models_of_o
         values = {task: {m: rows.values for m, rows in metrics.items()} for task, metrics in first[name].items()}
         assert {task: values[task].pop(CHOICES) for task in evaluation.choices} == evaluation.choices
         assert values == evaluation.samples
-    rows = first["dense"]["hellaswag"]["acc"]
-    asked = dense.provenance["tasks"]["hellaswag"]["rows_sha256"]
+    rows, asked = first["dense"]["hellaswag"]["acc"], dense.provenance["tasks"]["hellaswag"]["rows_sha256"]
     assert (rows.aggregation, rows.higher_is_better, rows.sha256) == ("mean", True, asked)
     write_rows(tmp_path / "other", {"restored": other})
-    same = (tmp_path / "other").read_bytes()
     monkeypatch.setattr("time.time", lambda: 1e9)
-    write_rows(tmp_path / "other", {"restored": other})
-    assert (tmp_path / "other").read_bytes() == same
+    write_rows(tmp_path / "later", {"restored": other})
+    assert (tmp_path / "other").read_bytes() == (tmp_path / "later").read_bytes()
     second = read_rows(tmp_path / "other")
-    summary = summarise({"dense": dense, "pruned": other, "restored": one})
-    for task, metrics in summary["paired"].items():
+    for task, metrics in summarise({"dense": dense, "pruned": other, "restored": one})["paired"].items():
         for metric, expected in metrics.items():
             pair = pair_rows(first["restored"], second["restored"], task, metric)
             found = paired_difference(*(rows.values for rows in pair), pair[0].aggregation)
@@ -58,9 +55,6 @@ def test_other_rows_are_refused(data, tiny, tmp_path):
     assert windows["hellaswag"] == limited["hellaswag"]
     assert windows[WIKITEXT]["word_perplexity"].sha256 == limited[WIKITEXT]["word_perplexity"].sha256
     refused(limited, windows, WIKITEXT, TOKEN_PERPLEXITY, "different rows", "-ppl_window")
-    file = data / "hellaswag" / "validation.jsonl"
-    file.write_text(file.read_text().replace("paints a wall", "paints a door"))
-    refused(before, kept(), "hellaswag", "acc", "different rows")
 
 
 def test_a_damaged_file_is_named(tmp_path):

@@ -14,7 +14,8 @@ from lm_eval.models.huggingface import HFLM
 
 import utils.evaluation
 from models.loading import tokenizer_digest
-from tests.evaluation.material import BITS, QUESTIONS, ROWS, WIKI, Question, bits, bundled, jackknife, log_likelihood
+from tests.evaluation.material import ACCURACY, BITS, QUESTIONS, ROWS, WIKI, Question
+from tests.evaluation.material import bits, jackknife, log_likelihood, one_line
 from utils.common.cache import Cache, code_version
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.in_memory_lm import InMemoryLM, share_contexts
@@ -26,26 +27,25 @@ from utils.stages.measure import scores
 
 
 def assert_by_hand(found: Evaluation, task: str, tiny, questions: list[Question]) -> None:
-    choices = [[log_likelihood(*tiny, *request) for request in requests] for requests, _ in questions]
-    answers, right, right_by_length = [], [], []
-    for sums, (requests, gold) in zip(choices, questions, strict=True):
-        answers.append([sums[gold], float(len(requests[gold][1].encode("utf-8")))])
-        right.append(float(sums.index(max(sums)) == gold))
+    golds = [gold for _, gold in questions]
+    choices, by_length, answers = [], [], []
+    for requests, gold in questions:
+        sums = [log_likelihood(*tiny, *request) for request in requests]
+        choices.append(sums)
         # The text without the space before it, by characters.
-        by_length = [total / (len(text) - 1) for total, (_, text) in zip(sums, requests, strict=True)]
-        right_by_length.append(float(by_length.index(max(by_length)) == gold))
-    for kept, expected in ((found.choices[task], choices), (found.samples[task][ANSWER_BITS], answers)):
-        assert [len(row) for row in kept] == [len(row) for row in expected]
-        for row, wanted in zip(kept, expected, strict=True):
-            assert row == pytest.approx(wanted, rel=1e-5)
+        by_length.append([total / (len(text) - 1) for total, (_, text) in zip(sums, requests, strict=True)])
+        answers.append([sums[gold], float(len(requests[gold][1].encode("utf-8")))])
+    assert found.choices[task] == [pytest.approx(row, rel=1e-5) for row in choices]
+    assert found.samples[task][ANSWER_BITS] == [pytest.approx(row, rel=1e-5) for row in answers]
     score = found.scores[task][ANSWER_BITS]
     assert score["value"] == pytest.approx(bits(answers), rel=1e-5)
     assert score["stderr"] == pytest.approx(jackknife(lambda tables: bits(tables[0]), [np.array(answers)]), rel=1e-4)
-    for metric, rows in (("acc", right), ("acc_norm", right_by_length)):
+    for metric, rows in (("acc", choices), ("acc_norm", by_length)):
         if metric in found.samples[task]:
-            assert found.samples[task][metric] == rows
-            spread = np.std(rows, ddof=1) / math.sqrt(len(rows))
-            assert found.scores[task][metric] == pytest.approx({"value": np.mean(rows), "stderr": spread})
+            right = [float(row.index(max(row)) == gold) for row, gold in zip(rows, golds, strict=True)]
+            assert found.samples[task][metric] == right
+            spread = np.std(right, ddof=1) / math.sqrt(len(right))
+            assert found.scores[task][metric] == pytest.approx({"value": np.mean(right), "stderr": spread})
     assert found.metrics[task][ANSWER_BITS] == BITS
 
 
@@ -57,11 +57,12 @@ def test_each_of_the_seven_is_what_plain_logits_give_without_the_network(data, t
         assert_by_hand(found, task, tiny, [question(row) for row in ROWS[task]])
         assert MAIN_METRIC[task] in found.scores[task]
         config = found.provenance["tasks"][task]["config"]
+        assert config["doc_to_text"] is not None
         # Rows of the hub and of a folder are one key.
-        assert config["doc_to_text"] is not None and not {"dataset_path", "validation_split", "test_split"} & set(
-            config
-        )
+        assert not {"dataset_path", "validation_split", "test_split"} & set(config)
     assert set(found.choices) == set(PAPER_TASKS)
+    assert found.metrics["hellaswag"]["acc_norm"] == ACCURACY
+    assert not any(kind["higher_is_better"] for kind in found.metrics[WIKITEXT].values())
     assert found.samples["arc_easy"]["acc"] != found.samples["arc_easy"]["acc_norm"]
     assert list(found.scores[WIKITEXT]) == ["token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"]
     assert any("boolq: 3 rows" in line for line in plan.describe())
@@ -74,14 +75,13 @@ def test_the_bundled_group_is_its_four_tasks_as_plain_logits_give_them(tiny):
     assert set(found.choices) == set(tasks)
     assert set(found.scores) == {*tasks, "bundled_heldout"}
     assert all(metrics[MAIN_METRIC[task]]["stderr"] is not None for task, metrics in found.scores.items())
+    texts = {task: (BUNDLED_FOLDER / f"{task}.jsonl").read_text(encoding="utf-8") for task in found.scores}
+    rows = {task: [json.loads(line) for line in text.splitlines()[:3]] for task, text in texts.items()}
     for task in tasks:
-        lines = (BUNDLED_FOLDER / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()[:3]
-        assert_by_hand(found, task, tiny, [bundled(json.loads(line)) for line in lines])
-    rows = map(json.loads, (BUNDLED_FOLDER / "bundled_heldout.jsonl").read_text(encoding="utf-8").splitlines()[:3])
-    alone = [
-        bits([[log_likelihood(*tiny, row["prompt"], f" {row['response']}"), len(row["response"].encode())]])
-        for row in rows
-    ]
+        questions = [([(row["prompt"], f" {text}") for text in row["choices"]], row["answer"]) for row in rows[task]]
+        assert_by_hand(found, task, tiny, questions)
+    pairs = [(row["prompt"], row["response"]) for row in rows["bundled_heldout"]]
+    alone = [bits([[log_likelihood(*tiny, asked, f" {text}"), len(text.encode())]]) for asked, text in pairs]
     assert found.scores["bundled_heldout"]["bits_per_byte"]["value"] == pytest.approx(sum(alone) / 3, rel=1e-4)
 
 
@@ -107,29 +107,30 @@ def test_perplexities_are_of_whole_windows_and_of_every_pages_words(data, tiny):
     assert found.scores[WIKITEXT]["word_perplexity"]["value"] == pytest.approx(math.exp(-total / words))
 
 
-def test_limits_take_the_first_rows_and_windows(data, tiny):
-    plan = plan_tasks("rte,wikitext2_tokens", data, 2, 40, windows=3)
-    assert any("the first 2 of 3 rows" in line for line in plan.describe())
-    limited, whole = (evaluate(*tiny, each, "x") for each in (plan, plan_tasks("rte,wikitext2", data, 3, 40)))
-    assert list(limited.scores[WIKITEXT]) == [TOKEN_PERPLEXITY] != list(whole.scores[WIKITEXT])
-    assert len(limited.samples[WIKITEXT][TOKEN_PERPLEXITY]) == 3 and len(limited.samples["rte"]["acc"]) == 2
-    for task, metric in ((WIKITEXT, TOKEN_PERPLEXITY), ("rte", "acc")):
-        rows = limited.samples[task][metric]
-        assert rows == whole.samples[task][metric][: len(rows)]
-    assert plan_tasks("wikitext2_tokens", data, 2, 40, windows=2).key() != plan.parts()[1].key()
-
-
-def test_parts_of_a_plan_score_as_the_whole_and_read_back_equal(data, tiny):
-    plan = plan_tasks("rte,arc_easy,wikitext2", data, None, 32)
-    parts = [evaluate(*tiny, part, label="x") for part in plan.parts()]
+def test_limits_take_the_first_rows_and_parts_of_a_plan_score_as_the_whole_and_read_back_equal(data, tiny):
+    model, _ = tiny
+    model.config.max_position_embeddings = 40  # no less than a window
+    plan, some = plan_tasks("rte,wikitext2", data, 3, 40), plan_tasks("rte,wikitext2_tokens", data, 2, 40, windows=3)
+    parts, limited = [evaluate(*tiny, part, "x") for part in plan.parts()], evaluate(*tiny, some, "x")
     assert [Evaluation(**json.loads(json.dumps(asdict(part)))) for part in parts] == parts
-    assert Evaluation.joined(parts) == evaluate(*tiny, plan, label="x")
-    assert [next(iter(part.key())) for part in plan.parts()] == ["rte", "arc_easy", WIKITEXT]
+    whole = Evaluation.joined(parts)
+    assert whole == evaluate(*tiny, plan, "x") and [next(iter(part.key())) for part in plan.parts()] == [
+        "rte",
+        WIKITEXT,
+    ]
+    assert any("the first 2 of 3 rows" in line for line in some.describe())
+    assert list(limited.scores[WIKITEXT]) == [TOKEN_PERPLEXITY] != list(whole.scores[WIKITEXT])
+    for task, metric, count in ((WIKITEXT, TOKEN_PERPLEXITY, 3), ("rte", "acc", 2)):
+        rows = limited.samples[task][metric]
+        assert len(rows) == count and rows == whole.samples[task][metric][:count]
+    assert plan_tasks("wikitext2_tokens", data, 2, 40, windows=2).key() != some.parts()[1].key()
     nothing = plan_tasks("none", None, None, 64)
-    assert nothing.describe() == nothing.parts() == [] and evaluate(*tiny, nothing, label="x").scores == {}
+    assert nothing.describe() == nothing.parts() == [] and evaluate(*tiny, nothing, "x").scores == {}
+    model.config.max_position_embeddings = 39
+    one_line(lambda: evaluate(*tiny, plan, "x"), "-ppl_window", "40", "39 or less")
 
 
-def test_every_score_has_lm_evals_direction_a_group_and_a_metric_without_rows_too(data, tiny):
+def test_a_group_and_a_metric_without_rows_have_lm_evals_direction_too(data, tiny):
     tasks = {part.name: part.tasks[part.name] for part in plan_tasks("rte,boolq", data, None, 64).planned}
     for task in tasks.values():
         task._aggregation_list["acc"] = max  # nothing here resamples it
@@ -142,15 +143,9 @@ def test_every_score_has_lm_evals_direction_a_group_and_a_metric_without_rows_to
     planned = plan_task(tasks, {"outer": outer, "inner": inner}, None, "here")
     found = evaluate(*tiny, EvalPlan((planned,), None, 64), label="x")
     accuracy = {"acc": {"aggregation": None, "higher_is_better": False}}
-    assert found.metrics == {
-        **{task: {**accuracy, ANSWER_BITS: BITS} for task in ("rte", "boolq")},
-        **dict.fromkeys(("inner", "outer"), accuracy),
-    }
-    assert [list(found.samples[task]) for task in ("rte", "boolq")] == [[ANSWER_BITS]] * 2
-    found = evaluate(*tiny, plan_tasks("hellaswag,wikitext2", data, None, 32), label="x").metrics
-    assert found["hellaswag"]["acc_norm"] == {"aggregation": "mean", "higher_is_better": True}
-    assert list(found[WIKITEXT]) == [TOKEN_PERPLEXITY, "word_perplexity", "byte_perplexity", "bits_per_byte"]
-    assert not any(kind["higher_is_better"] for kind in found[WIKITEXT].values())
+    groups, members = (dict.fromkeys(names, accuracy) for names in (("inner", "outer"), ("rte", "boolq")))
+    assert found.metrics == groups | {task: {**accuracy, ANSWER_BITS: BITS} for task in members}
+    assert [list(found.samples[task]) for task in members] == [[ANSWER_BITS]] * 2
 
 
 def test_answers_that_lm_eval_does_not_look_up_itself_have_no_bits(data, tiny):
