@@ -34,13 +34,11 @@ ROWS = {
         {"sentence": "The rope held the stone as _ was strong.", "option1": "rope", "option2": "stone", "answer": "1"},
     ],
     "arc_easy": [
-        {"question": "What melts?", "answerKey": key,
-         "choices": {"text": ["ice", "hot sand", "air"], "label": ["A", "B", "C"]}}
+        {"question": "What melts?", "answerKey": key, "choices": {"text": ["ice", "hot oil", "air"], "label": [*"ABC"]}}
         for key in "ABC"
     ],
     "openbookqa": [
-        {"question_stem": "Ein Vogel ist", "answerKey": key,
-         "choices": {"text": ["blau", "größer"], "label": ["A", "B"]}}
+        {"question_stem": "Ein Vogel ist", "answerKey": key, "choices": {"text": ["blau", "größer"], "label": [*"AB"]}}
         for key in "BAB"
     ],
 }  # fmt: skip
@@ -55,38 +53,34 @@ Question = tuple[list[tuple[str, str]], int]
 """(context, continuation) of each choice, and which is right."""
 
 
-def two_words(context, words):
-    return lambda row: ([(context(row), f" {word}") for word in words], row["label"])
-
-
-def of_letters(context):
-    def question(row: dict) -> Question:
-        choices = row["choices"]
-        return [(context(row), f" {text}") for text in choices["text"]], choices["label"].index(row["answerKey"])
-
-    return question
+def question(context: str, texts: list[str], right: int) -> Question:
+    return [(context, f" {text}") for text in texts], right
 
 
 def hellaswag(row: dict) -> Question:
     context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
-    return [(context, " " + ending.replace("[step] ", "")) for ending in row["endings"]], int(row["label"])
+    return question(context, [ending.replace("[step] ", "") for ending in row["endings"]], int(row["label"]))
 
 
 def winogrande(row: dict) -> Question:
     before, after = row["sentence"].split("_")
-    options = row["option1"], row["option2"]
-    return [(before + option, " " + after.strip()) for option in options], {"1": 0, "2": 1}[row["answer"]]
+    return [(before + row[name], " " + after.strip()) for name in ("option1", "option2")], int(row["answer"]) - 1
+
+
+def lettered(context: str, row: dict) -> Question:
+    return question(context, row["choices"]["text"], row["choices"]["label"].index(row["answerKey"]))
 
 
 QUESTIONS = {
-    "boolq": two_words(lambda row: f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:", ("no", "yes")),
-    "rte": two_words(
-        lambda row: f"{row['sentence1']}\nQuestion: {row['sentence2']} True or False?\nAnswer:", ("True", "False")
+    "boolq": lambda r: question(f"{r['passage']}\nQuestion: {r['question']}?\nAnswer:", ["no", "yes"], r["label"]),
+    "rte": lambda r: question(
+        f"{r['sentence1']}\nQuestion: {r['sentence2']} True or False?\nAnswer:", ["True", "False"], r["label"]
     ),
     "hellaswag": hellaswag,
     "winogrande": winogrande,
-    **dict.fromkeys(("arc_easy", "arc_challenge"), of_letters(lambda row: f"Question: {row['question']}\nAnswer:")),
-    "openbookqa": of_letters(lambda row: row["question_stem"]),
+    "arc_easy": lambda r: lettered(f"Question: {r['question']}\nAnswer:", r),
+    "arc_challenge": lambda r: lettered(f"Question: {r['question']}\nAnswer:", r),
+    "openbookqa": lambda r: lettered(r["question_stem"], r),
 }
 """Each of the seven as its rows are read here, not by lm_eval."""
 
@@ -119,6 +113,4 @@ def one_line(call, *parts: str) -> None:
     with pytest.raises(UserError) as caught:
         call()
     message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
+    assert "\n" not in message and all(part in message for part in parts), message

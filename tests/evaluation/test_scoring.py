@@ -14,8 +14,7 @@ from lm_eval.models.huggingface import HFLM
 
 import utils.evaluation
 from models.loading import tokenizer_digest
-from tests.evaluation.material import ACCURACY, BITS, QUESTIONS, ROWS, WIKI, Question
-from tests.evaluation.material import bits, jackknife, log_likelihood, one_line
+from tests.evaluation.material import BITS, QUESTIONS, ROWS, WIKI, bits, jackknife, log_likelihood, one_line, question
 from utils.common.cache import Cache, code_version
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.in_memory_lm import InMemoryLM, share_contexts
@@ -26,7 +25,7 @@ from utils.packing import PromptWithContinuations
 from utils.stages.measure import scores
 
 
-def assert_by_hand(found: Evaluation, task: str, tiny, questions: list[Question]) -> None:
+def assert_by_hand(found: Evaluation, task: str, tiny, questions: list) -> None:
     golds = [gold for _, gold in questions]
     choices, by_length, answers = [], [], []
     for requests, gold in questions:
@@ -53,15 +52,15 @@ def test_each_of_the_seven_is_what_plain_logits_give_without_the_network(data, t
     plan = plan_tasks("paper", data, None, 64)
     found = evaluate(*tiny, plan, label="x")
     assert list(found.scores) == [*PAPER_TASKS, WIKITEXT]
-    for task, question in QUESTIONS.items():
-        assert_by_hand(found, task, tiny, [question(row) for row in ROWS[task]])
+    for task, of in QUESTIONS.items():
+        assert_by_hand(found, task, tiny, list(map(of, ROWS[task])))
         assert MAIN_METRIC[task] in found.scores[task]
         config = found.provenance["tasks"][task]["config"]
         assert config["doc_to_text"] is not None
         # Rows of the hub and of a folder are one key.
         assert not {"dataset_path", "validation_split", "test_split"} & set(config)
     assert set(found.choices) == set(PAPER_TASKS)
-    assert found.metrics["hellaswag"]["acc_norm"] == ACCURACY
+    assert found.metrics["hellaswag"]["acc_norm"] == {"aggregation": "mean", "higher_is_better": True}
     assert not any(kind["higher_is_better"] for kind in found.metrics[WIKITEXT].values())
     assert found.samples["arc_easy"]["acc"] != found.samples["arc_easy"]["acc_norm"]
     assert list(found.scores[WIKITEXT]) == ["token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"]
@@ -78,7 +77,7 @@ def test_the_bundled_group_is_its_four_tasks_as_plain_logits_give_them(tiny):
     texts = {task: (BUNDLED_FOLDER / f"{task}.jsonl").read_text(encoding="utf-8") for task in found.scores}
     rows = {task: [json.loads(line) for line in text.splitlines()[:3]] for task, text in texts.items()}
     for task in tasks:
-        questions = [([(row["prompt"], f" {text}") for text in row["choices"]], row["answer"]) for row in rows[task]]
+        questions = [question(row["prompt"], row["choices"], row["answer"]) for row in rows[task]]
         assert_by_hand(found, task, tiny, questions)
     pairs = [(row["prompt"], row["response"]) for row in rows["bundled_heldout"]]
     alone = [bits([[log_likelihood(*tiny, asked, f" {text}"), len(text.encode())]]) for asked, text in pairs]
@@ -135,10 +134,8 @@ def test_a_group_and_a_metric_without_rows_have_lm_evals_direction_too(data, tin
     for task in tasks.values():
         task._aggregation_list["acc"] = max  # nothing here resamples it
         task._higher_is_better["acc"] = False  # as a task's definition may say
-    outer, inner = (
-        Group(name, aggregate_metric_list=[AggMetricConfig(metric="acc")], metadata={"version": 1})
-        for name in ("outer", "inner")
-    )
+    means = [AggMetricConfig(metric="acc")]
+    outer, inner = (Group(name, aggregate_metric_list=means, metadata={"version": 1}) for name in ("outer", "inner"))
     inner.add(tasks["rte"]), inner.add(tasks["boolq"]), outer.add(inner)
     planned = plan_task(tasks, {"outer": outer, "inner": inner}, None, "here")
     found = evaluate(*tiny, EvalPlan((planned,), None, 64), label="x")

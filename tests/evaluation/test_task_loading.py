@@ -13,7 +13,7 @@ from tests.evaluation.material import QUESTIONS, ROWS, one_line
 from utils.common.flags import parse_arguments
 from utils.common.names import SPEC_TASKS
 from utils.evaluation import task_loading
-from utils.evaluation.task_loading import EvalPlan, load_texts, plan_task, plan_tasks
+from utils.evaluation.task_loading import load_texts, plan_tasks
 from utils.evaluation.tasks import DEFINITIONS, PAPER_TASKS, WIKITEXT
 
 
@@ -41,19 +41,7 @@ def test_key_follows_rows_limit_and_window_but_not_the_place(data, tmp_path):
     assert changed() == {"rte"}
 
 
-def test_other_rows_that_examples_are_drawn_from_are_another_key(data):
-    def key(examples: list[dict]) -> dict:
-        task = plan_tasks("rte", data, None, 64).planned[0].tasks["rte"]
-        task.set_config("num_fewshot", 2)
-        task.fewshot_docs = lambda: examples
-        return EvalPlan((plan_task({"rte": task}, {}, None, "here"),), None, 64).key()["rte"]
-
-    one, other = key(ROWS["rte"][:2]), key(ROWS["rte"][1:])
-    assert one == key(ROWS["rte"][:2])
-    assert {name for name, value in other.items() if value != one[name]} == {"examples_sha256"}
-
-
-def test_tags_groups_and_examples_are_read_from_the_folder(data, monkeypatch):
+def test_tags_groups_and_examples_are_read_from_the_folder_and_other_examples_are_another_key(data, monkeypatch):
     easy, acc = str(DEFINITIONS / "arc" / "arc_easy.yaml"), [{"metric": "acc", "weight_by_size": True}]
     shots = {"task": "arc_shots", "include": easy, "num_fewshot": 2, "tag": None}
     both = {"group": "arc_both", "task": ["arc_easy", "arc_challenge"], "aggregate_metric_list": acc}
@@ -74,8 +62,12 @@ def test_tags_groups_and_examples_are_read_from_the_folder(data, monkeypatch):
     write(data, "arc_shots", ROWS["arc_easy"], "test")
     one_line(lambda: planned("arc_shots"), "-eval_data_dir", "train split of arc_shots")
     write(data, "arc_shots", ROWS["arc_easy"] * 2, "train")
-    (task,) = plan_tasks("arc_shots", data, None, 64).planned[0].tasks.values()
+    plan = plan_tasks("arc_shots", data, None, 64)
+    (task,) = plan.planned[0].tasks.values()
     assert len(list(task.fewshot_docs())) == 6 and len(task.eval_docs) == 3
+    write(data, "arc_shots", ROWS["arc_easy"], "train")
+    one, other = (each.key()["arc_shots"] for each in (plan, plan_tasks("arc_shots", data, None, 64)))
+    assert {name for name, value in one.items() if value != other[name]} == {"examples_sha256"}
 
 
 def test_what_the_folder_or_a_row_lacks_and_a_hub_out_of_reach_are_one_line(data, monkeypatch):
