@@ -102,10 +102,9 @@ def bits(rows) -> float:
 def jackknife(statistic, tasks: list[np.ndarray]) -> float:
     """Standard error of a statistic of independent tables of rows, by leaving out each row of each in turn."""
     variance = 0.0
-    for index, rows in enumerate(tasks):
-        n = len(rows)
-        left_out = [statistic([*tasks[:index], np.delete(rows, i, axis=0), *tasks[index + 1 :]]) for i in range(n)]
-        variance += (n - 1) / n * sum((value - np.mean(left_out)) ** 2 for value in left_out)
+    for place, rows in enumerate(tasks):
+        some = ([*tasks[:place], np.delete(rows, i, axis=0), *tasks[place + 1 :]] for i in range(len(rows)))
+        variance += (len(rows) - 1) * np.var(list(map(statistic, some)))
     return math.sqrt(variance)
 
 

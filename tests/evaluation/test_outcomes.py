@@ -45,7 +45,7 @@ def test_other_rows_are_refused(data, tiny, tmp_path):
         one_line(lambda: pair_rows(first, second, task, metric), f"{task}, {metric}", *parts)
 
     before, limited, windows = kept(), kept(limit=2), kept(limit=2, window=31)
-    refused(before, before, "rte", "acc", "first run", "-eval_tasks")
+    refused({}, before, "hellaswag", "acc", "first run", "-eval_tasks")
     refused(before, {}, "hellaswag", "acc", "second run")
     refused(before, limited, "hellaswag", "acc", "different rows", "-eval_limit")
     # As many windows of the same pages, but of other tokens.

@@ -70,9 +70,8 @@ def test_each_of_the_seven_is_what_plain_logits_give_without_the_network(data, t
 def test_the_bundled_group_is_its_four_tasks_as_plain_logits_give_them(tiny):
     tiny[0].config.max_position_embeddings = 512  # all of these rows fit
     found = evaluate(*tiny, plan_tasks("bundled", None, 3, 64), label="x")
-    tasks = ("bundled_response", "bundled_facts", "bundled_arithmetic")
-    assert set(found.choices) == set(tasks)
-    assert set(found.scores) == {*tasks, "bundled_heldout"}
+    tasks = {"bundled_response", "bundled_facts", "bundled_arithmetic"}
+    assert set(found.choices) == tasks and set(found.scores) == {*tasks, "bundled_heldout"}
     assert all(metrics[MAIN_METRIC[task]]["stderr"] is not None for task, metrics in found.scores.items())
     texts = {task: (BUNDLED_FOLDER / f"{task}.jsonl").read_text(encoding="utf-8") for task in found.scores}
     rows = {task: [json.loads(line) for line in text.splitlines()[:3]] for task, text in texts.items()}
@@ -98,11 +97,9 @@ def test_perplexities_are_of_whole_windows_and_of_every_pages_words(data, tiny):
     assert score["stderr"] == pytest.approx(delta_method, rel=0.05)
     assert found.provenance["tasks"][WIKITEXT]["max_length"] == 40  # of both kinds of windows
     # The first pages that hold as many words as these windows hold tokens.
-    pages = found.samples[WIKITEXT]["word_perplexity"]
-    assert len(pages) == 3
     totals = [plan_tasks(WIKITEXT, data, n, 20).planned[0].records[WIKITEXT]["rows"] for n in (1, 2, 3, None)]
     assert totals == [2, 2, 3, 3]  # of 26 words each
-    total, words = (sum(page[i] for page in pages) for i in (0, 1))
+    total, words = np.sum(found.samples[WIKITEXT]["word_perplexity"], axis=0)
     assert found.scores[WIKITEXT]["word_perplexity"]["value"] == pytest.approx(math.exp(-total / words))
 
 
@@ -155,11 +152,9 @@ def test_answers_that_lm_eval_does_not_look_up_itself_have_no_bits(data, tiny):
 
     usual = scored()
     assert ANSWER_BITS in usual.scores["arc_easy"]
-    for found in (
-        scored(process_results=lambda doc, results: {"acc": 1.0}),
-        scored(doc_to_target=lambda doc: -1),
-        scored({"multiple_target": 2}, doc_to_target=lambda doc: [0, 1]),
-    ):
+    several = scored({"multiple_target": 2}, doc_to_target=lambda doc: [0, 1])
+    own = scored(process_results=lambda doc, results: {"acc": 1.0})
+    for found in (own, several, scored(doc_to_target=lambda doc: -1)):
         assert ANSWER_BITS not in found.scores["arc_easy"] and ANSWER_BITS not in found.samples["arc_easy"]
         assert found.choices == usual.choices
     as_text = scored(doc_to_target=lambda doc: doc["choices"]["text"][doc["choices"]["label"].index(doc["answerKey"])])
@@ -195,11 +190,9 @@ def test_sharing_respects_the_budget_and_the_length_of_the_model():
     long, short = list(range(50)), list(range(4))
     requests = [(long, [1, 2])] * 5 + [(short, [1, 2, 3, 4, 5, 6])] * 2 + [(short, long)]
     prompts, owners, cut = share_contexts(requests, max_length=40, budget=42)
-    assert cut == 6
-    assert prompts[-1] == PromptWithContinuations([9], [list(range(10, 49))])
-    assert owners == [[0, 1, 2], [3, 4], [5], [6], [7]]
+    assert cut == 6 and prompts[-1] == PromptWithContinuations([9], [list(range(10, 49))])
+    assert owners == [[0, 1, 2], [3, 4], [5], [6], [7]] and all(len(row) <= 42 for row in prompts)
     assert all(len(row.prompt) + len(ids) <= 40 for row in prompts for ids in row.continuations)
-    assert all(len(row) <= 42 for row in prompts)
 
 
 def test_scores_are_kept_by_weights_rows_device_tokenizer_code_and_libraries(data, tmp_path):
@@ -215,8 +208,8 @@ def test_scores_are_kept_by_weights_rows_device_tokenizer_code_and_libraries(dat
     assert str(tmp_path) not in json.dumps(key())
 
 
-def test_every_file_of_a_tokenizer_counts_but_not_where_it_was_saved_from(load, saved, tmp_path):
-    load(0)[1].save_pretrained(tmp_path)
+def test_every_file_of_a_tokenizer_counts_but_not_where_it_was_saved_from(tiny, saved, tmp_path):
+    tiny[1].save_pretrained(tmp_path)
     config = tmp_path / "tokenizer_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "name_or_path": "/somewhere/else"}))
     digests = [tokenizer_digest(tmp_path)]
