@@ -34,7 +34,6 @@ def files(make_tiny_llama, tmp_path):
 
 
 def command(monkeypatch, main, output, *more: str) -> dict:
-    """The results that lm_eval's command line writes, by task."""
     words = ["lm_eval", "--include_path", str(BUNDLED_FOLDER), "--tasks", TASKS, "--limit", str(ROWS)]
     # Indexing all of lm_eval's own tasks takes ten seconds.
     monkeypatch.setattr(TaskManager, "__init__", partialmethod(TaskManager.__init__, include_defaults=False))

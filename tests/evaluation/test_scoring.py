@@ -172,16 +172,13 @@ def test_shared_contexts_give_the_log_likelihoods_of_single_requests(data, tiny,
     model, tokenizer = tiny
     model.config.max_position_embeddings = max_length
     plan, answers = plan_tasks("hellaswag,arc_easy,winogrande,rte,wikitext2", data, None, 32), []
+    *tasks, text = (planned.tasks[planned.name] for planned in plan.planned)
+    for task in (*tasks, text):
+        task.build_all_requests(limit=None)
     for lm in (InMemoryLM(model, tokenizer, "tiny", None), HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)):
         assert lm.max_length == max_length
-        values = []
-        for planned in plan.planned:
-            (task,) = planned.tasks.values()
-            task.build_all_requests(limit=None)
-            if planned.name == WIKITEXT:
-                values += [(value, True) for value in lm.loglikelihood_rolling(task.instances)]
-            else:
-                values += lm.loglikelihood(task.instances)
+        values = [pair for task in tasks for pair in lm.loglikelihood(task.instances)]
+        values += [(value, True) for value in lm.loglikelihood_rolling(text.instances)]
         answers.append(torch.tensor(values, dtype=torch.float64))
     torch.testing.assert_close(*answers, rtol=1e-5, atol=1e-5)
 
