@@ -43,11 +43,8 @@ ROWS = {
     ],
 }  # fmt: skip
 ROWS["arc_challenge"] = ROWS["arc_easy"]
-WIKI = "".join(
-    f" \n = Title {letter} = \n \n The {letter} article has some words , a few of them rare . \n \n"
-    " = = Part = = \n \n End of it . \n"
-    for letter in "ABC"
-)
+PAGE = " \n = Page {0} = \n \n The {0} text has two words , a few of them rare . \n \n = = Bit = = \n \n End of it . \n"
+WIKI = "".join(map(PAGE.format, "ABC"))
 
 Question = tuple[list[tuple[str, str]], int]
 """(context, continuation) of each choice, and which is right."""

@@ -71,7 +71,6 @@ def test_mistakes_in_the_model_types_arguments_are_one_line(files, make_tiny_lla
 
 
 def test_a_compact_checkpoint_is_scored_with_the_restoration_trained_on_it(make_tiny_llama, tmp_path, monkeypatch):
-    """Its layers have other widths than what was restored: it is put into the dense model's shapes again."""
     monkeypatch.setattr(restored_lm, "DEFAULT_CACHE", tmp_path / "cache")
     small, place = tmp_path / "small", tmp_path / "restoration"
     compact_checkpoint(make_tiny_llama(zeros=0.5), small)

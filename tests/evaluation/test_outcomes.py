@@ -36,7 +36,7 @@ def test_rows_come_back_as_they_were_scored_and_pair_two_runs(data, load, tmp_pa
             assert [rows.values for rows in pair] == [each.samples[task][metric] for each in (one, other)]
 
 
-def test_other_rows_are_refused(data, tiny, tmp_path):
+def test_other_rows_and_a_damaged_file_are_refused(data, tiny, tmp_path):
     def kept(limit: int | None = None, window: int = 32):
         write_rows(tmp_path / "kept", {"restored": evaluate(*tiny, plan_tasks(TASKS, data, limit, window), label="x")})
         return read_rows(tmp_path / "kept")["restored"]
@@ -52,9 +52,6 @@ def test_other_rows_are_refused(data, tiny, tmp_path):
     assert windows["hellaswag"] == limited["hellaswag"]
     assert windows[WIKITEXT]["word_perplexity"].sha256 == limited[WIKITEXT]["word_perplexity"].sha256
     refused(limited, windows, WIKITEXT, TOKEN_PERPLEXITY, "different rows", "-ppl_window")
-
-
-def test_a_damaged_file_is_named(tmp_path):
     path = tmp_path / "rows.json.gz"
     one_line(lambda: read_rows(path), str(path))
     for content in (b"", b"plain", gzip.compress(b"[1]"), gzip.compress(b'{"a": {"b": {"c": {}}}}')):

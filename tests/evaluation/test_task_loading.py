@@ -63,7 +63,7 @@ def test_tags_groups_and_examples_are_read_from_the_folder_and_other_examples_ar
     one_line(lambda: planned("arc_shots"), "-eval_data_dir", "train split of arc_shots")
     write(data, "arc_shots", ROWS["arc_easy"] * 2, "train")
     plan = plan_tasks("arc_shots", data, None, 64)
-    (task,) = plan.planned[0].tasks.values()
+    task = plan.planned[0].tasks["arc_shots"]
     assert len(list(task.fewshot_docs())) == 6 and len(task.eval_docs) == 3
     write(data, "arc_shots", ROWS["arc_easy"], "train")
     one, other = (each.key()["arc_shots"] for each in (plan, plan_tasks("arc_shots", data, None, 64)))
@@ -105,8 +105,8 @@ def test_a_tokenizer_that_tells_no_words_apart_is_refused(data, tasks):
 
 
 def drawn(data, task: str, count: int, seed: int) -> list[Sample]:
-    words = {"spec_task": task, "eval_data_dir": data, "num_train_samples": count, "data_seed": seed}
-    split = load_texts(parse_arguments([word for flag, value in words.items() for word in (f"-{flag}", str(value))]))
+    words = "-spec_task", task, "-eval_data_dir", data, "-num_train_samples", count, "-data_seed", seed
+    split = load_texts(parse_arguments([str(word) for word in words]))
     assert split.valid == []
     return split.train
 

@@ -107,8 +107,8 @@ def test_a_sweeps_lines_are_its_tables_over_the_seeds_that_both_have(tmp_path):
     sweep_files.write(rows, tmp_path / sweep_files.FILE)
     found, notes = compare.read_runs([tmp_path])
     assert notes == compare.read_runs([tmp_path / sweep_files.FILE])[1] == ["waiting, half: no run is done yet"]
-    lines, table = compare.lines_of(found), build_table(rows)["rows"]
-    assert [line.cells["task_mean"].value for line in lines] == [100 * row["task_mean"]["value"] for row in table[:2]]
+    lines, table = compare.lines_of(found), build_table(rows)["rows"][:2]
+    assert [line.cells["task_mean"].value for line in lines] == [100 * row["task_mean"]["value"] for row in table]
     assert (lines[0].n, lines[0].cells["task_mean"]) == (2, Score(62.5, pytest.approx(12.5)))
     (apart,) = (each for each in compare.pairs_of(found)[0, 1] if each.what.startswith("one"))
     assert (apart.value, apart.seeds) == (-25, pytest.approx(25))  # seeds 1 and 2: -1/2 and 0
