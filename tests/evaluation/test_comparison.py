@@ -128,7 +128,6 @@ def test_agreement_is_the_share_of_flips_and_the_mean_divergence_with_their_erro
     assert list(agreement({name: Evaluation(choices=each) for name, each in choices.items()})["pruned"]) == ["b", "all"]
     # Of equal choices the first, as lm_eval's acc takes it; what is impossible diverges.
     assert flips([[-1.0, -1.0]] * 2, [[-1.0, -2.0], [-2.0, -1.0]]) == [0.0, 1.0]
-    unsure = [[0.0, 0.0]]
-    assert divergences([[0.0, -math.inf]], unsure)[0] == pytest.approx(math.log(2))
-    assert divergences(unsure, [[0.0, -math.inf]])[0] == math.inf
-    assert math.isnan(divergences(unsure, [[math.nan, 0.0]])[0])
+    assert divergences([[0.0, -math.inf]], [[0.0, 0.0]]) == pytest.approx([math.log(2)])
+    impossible, collapsed = divergences([[0.0, 0.0]] * 2, [[0.0, -math.inf], [math.nan, 0.0]])
+    assert impossible == math.inf and math.isnan(collapsed)

@@ -71,12 +71,10 @@ def test_tags_groups_and_examples_are_read_from_the_folder_and_other_examples_ar
 
 
 def test_what_the_folder_or_a_row_lacks_and_a_hub_out_of_reach_are_one_line(data, monkeypatch):
-    """More of them: tests/inputs. `paper` without WikiText runs the seven and says so."""
-
     def refused(tasks: str, *parts: str, folder=data) -> None:
         one_line(lambda: plan_tasks(tasks, folder, None, 64), *parts)
 
-    (data / WIKITEXT / "test.txt").unlink()
+    (data / WIKITEXT / "test.txt").unlink()  # without which `paper` is the seven
     plan = plan_tasks("paper", data, None, 64)
     assert [planned.name for planned in plan.planned] == list(PAPER_TASKS)
     assert "wikitext2: left out" in plan.describe()[-1]
