@@ -15,8 +15,6 @@ from utils.evaluation.tasks import PAPER_TASKS, WIKITEXT
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Any attempt to reach another machine fails the test."""
-
     def refuse(*args, **kwargs):
         raise AssertionError(f"asked the network: {args}")
 

@@ -8,8 +8,6 @@ import torch
 
 from utils.common.errors import UserError
 
-MODELS = ("dense", "pruned", "restored")
-
 ACCURACY = {"aggregation": "mean", "higher_is_better": True}
 BITS = {"aggregation": "bits_per_byte", "higher_is_better": False}
 LOSSES = {"aggregation": "exp_mean", "higher_is_better": False}
@@ -31,72 +29,55 @@ ROWS = {
         for label in "031"
     ],
     "winogrande": [
-        {"sentence": sentence, "option1": one, "option2": two, "answer": answer}
-        for sentence, one, two, answer in (
-            ("The cup broke the plate because _ was heavy.", "cup", "plate", "1"),
-            ("Ann thanked Eve since _ had helped.", "Ann", "Eve", "2"),
-            ("The rope held the stone as _ was strong.", "rope", "stone", "1"),
-        )
+        {"sentence": "A cup broke the plate because _ was heavy.", "option1": "cup", "option2": "plate", "answer": "1"},
+        {"sentence": "Ann thanked Eve since _ had helped.", "option1": "Ann", "option2": "Eve", "answer": "2"},
+        {"sentence": "The rope held the stone as _ was strong.", "option1": "rope", "option2": "stone", "answer": "1"},
     ],
     "arc_easy": [
-        {"question": "What melts?", "answerKey": key,
-         "choices": {"text": ["ice", "hot sand", "air"], "label": ["A", "B", "C"]}}
+        {"question": "What melts?", "answerKey": key, "choices": {"text": ["ice", "hot oil", "air"], "label": [*"ABC"]}}
         for key in "ABC"
     ],
     "openbookqa": [
-        {"question_stem": "Ein Vogel ist", "answerKey": key,
-         "choices": {"text": ["blau", "größer"], "label": ["A", "B"]}}
+        {"question_stem": "Ein Vogel ist", "answerKey": key, "choices": {"text": ["blau", "größer"], "label": [*"AB"]}}
         for key in "BAB"
     ],
 }  # fmt: skip
 ROWS["arc_challenge"] = ROWS["arc_easy"]
-WIKI = "".join(
-    f" \n = Title {letter} = \n \n The {letter} article has some words , a few of them rare . \n \n"
-    " = = Part = = \n \n End of it . \n"
-    for letter in "ABC"
-)
+PAGE = " \n = Page {0} = \n \n The {0} text has two words , a few of them rare . \n \n = = Bit = = \n \n End of it . \n"
+WIKI = "".join(map(PAGE.format, "ABC"))
 
 Question = tuple[list[tuple[str, str]], int]
 """(context, continuation) of each choice, and which is right."""
 
 
-def two_words(context, words):
-    return lambda row: ([(context(row), f" {word}") for word in words], row["label"])
-
-
-def of_letters(context):
-    def question(row: dict) -> Question:
-        choices = row["choices"]
-        return [(context(row), f" {text}") for text in choices["text"]], choices["label"].index(row["answerKey"])
-
-    return question
+def question(context: str, texts: list[str], right: int) -> Question:
+    return [(context, f" {text}") for text in texts], right
 
 
 def hellaswag(row: dict) -> Question:
     context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
-    return [(context, " " + ending.replace("[step] ", "")) for ending in row["endings"]], int(row["label"])
+    return question(context, [ending.replace("[step] ", "") for ending in row["endings"]], int(row["label"]))
 
 
 def winogrande(row: dict) -> Question:
     before, after = row["sentence"].split("_")
-    options = row["option1"], row["option2"]
-    return [(before + option, " " + after.strip()) for option in options], {"1": 0, "2": 1}[row["answer"]]
+    return [(before + row[name], " " + after.strip()) for name in ("option1", "option2")], int(row["answer"]) - 1
 
 
-def bundled(row: dict) -> Question:
-    return [(row["prompt"], f" {choice}") for choice in row["choices"]], row["answer"]
+def lettered(context: str, row: dict) -> Question:
+    return question(context, row["choices"]["text"], row["choices"]["label"].index(row["answerKey"]))
 
 
 QUESTIONS = {
-    "boolq": two_words(lambda row: f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:", ("no", "yes")),
-    "rte": two_words(
-        lambda row: f"{row['sentence1']}\nQuestion: {row['sentence2']} True or False?\nAnswer:", ("True", "False")
+    "boolq": lambda r: question(f"{r['passage']}\nQuestion: {r['question']}?\nAnswer:", ["no", "yes"], r["label"]),
+    "rte": lambda r: question(
+        f"{r['sentence1']}\nQuestion: {r['sentence2']} True or False?\nAnswer:", ["True", "False"], r["label"]
     ),
     "hellaswag": hellaswag,
     "winogrande": winogrande,
-    "arc_easy": of_letters(lambda row: f"Question: {row['question']}\nAnswer:"),
-    "arc_challenge": of_letters(lambda row: f"Question: {row['question']}\nAnswer:"),
-    "openbookqa": of_letters(lambda row: row["question_stem"]),
+    "arc_easy": lambda r: lettered(f"Question: {r['question']}\nAnswer:", r),
+    "arc_challenge": lambda r: lettered(f"Question: {r['question']}\nAnswer:", r),
+    "openbookqa": lambda r: lettered(r["question_stem"], r),
 }
 """Each of the seven as its rows are read here, not by lm_eval."""
 
@@ -118,10 +99,9 @@ def bits(rows) -> float:
 def jackknife(statistic, tasks: list[np.ndarray]) -> float:
     """Standard error of a statistic of independent tables of rows, by leaving out each row of each in turn."""
     variance = 0.0
-    for index, rows in enumerate(tasks):
-        n = len(rows)
-        left_out = [statistic([*tasks[:index], np.delete(rows, i, axis=0), *tasks[index + 1 :]]) for i in range(n)]
-        variance += (n - 1) / n * sum((value - np.mean(left_out)) ** 2 for value in left_out)
+    for place, rows in enumerate(tasks):
+        some = ([*tasks[:place], np.delete(rows, i, axis=0), *tasks[place + 1 :]] for i in range(len(rows)))
+        variance += (len(rows) - 1) * np.var(list(map(statistic, some)))
     return math.sqrt(variance)
 
 
@@ -129,6 +109,4 @@ def one_line(call, *parts: str) -> None:
     with pytest.raises(UserError) as caught:
         call()
     message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
+    assert "\n" not in message and all(part in message for part in parts), message

@@ -16,13 +16,12 @@ from models.merge import merge, probe_logits
 from models.restoration import save_restoration
 from tests.builders import compact_checkpoint, trained
 from utils.common.errors import UserError
-from utils.common.names import ANSWER_BITS
 from utils.evaluation import restored_lm
 from utils.evaluation.scoring import evaluate
 from utils.evaluation.task_loading import plan_tasks
 from utils.evaluation.tasks import BUNDLED_FOLDER
 
-TASKS, ROWS = "bundled_response,bundled_facts,bundled_arithmetic", 6
+TASKS, METRICS, ROWS = "bundled_response,bundled_facts,bundled_arithmetic", ("acc", "acc_norm"), 6
 
 
 @pytest.fixture
@@ -35,34 +34,25 @@ def files(make_tiny_llama, tmp_path):
 
 
 def command(monkeypatch, main, output, *more: str) -> dict:
-    """The scores that lm_eval's command line writes, in the form of Evaluation.scores."""
     words = ["lm_eval", "--include_path", str(BUNDLED_FOLDER), "--tasks", TASKS, "--limit", str(ROWS)]
     # Indexing all of lm_eval's own tasks takes ten seconds.
     monkeypatch.setattr(TaskManager, "__init__", partialmethod(TaskManager.__init__, include_defaults=False))
     monkeypatch.setattr(sys, "argv", [*words, "--device", "cpu", "--output_path", str(output), *more])
     main()
     (written,) = output.rglob("results_*.json")
-    results = json.loads(written.read_text())["results"]
-    return {
-        task: {
-            metric: {"value": results[task][f"{metric},none"], "stderr": results[task][f"{metric}_stderr,none"]}
-            for metric in ("acc", "acc_norm")
-        }
-        for task in TASKS.split(",")
-    }
+    return json.loads(written.read_text())["results"]
 
 
 def test_lm_evals_command_line_gives_the_scores_in_memory(files, monkeypatch, tmp_path):
     pruned, restoration, merged = files
     model = trained().attach(load_model(pruned, "auto", "cpu", "-p"))
     found = evaluate(model, load_tokenizer(pruned, "-p"), plan_tasks(TASKS, None, ROWS, 64), label="restored").scores
-    expected = {
-        task: {metric: pytest.approx(score) for metric, score in scores.items() if metric != ANSWER_BITS}
-        for task, scores in found.items()
-    }
+    expected = [pytest.approx(list(found[task][metric].values())) for task in TASKS.split(",") for metric in METRICS]
 
-    def scores(name: str, main, *words: str) -> dict:
-        return command(monkeypatch, main, tmp_path / name, *words)
+    def scores(name: str, main, *words: str) -> list[list[float]]:
+        results = command(monkeypatch, main, tmp_path / name, *words)
+        keys = [(f"{metric},none", f"{metric}_stderr,none") for metric in METRICS]
+        return [[results[task][key] for key in two] for task in TASKS.split(",") for two in keys]
 
     plain = lm_eval.__main__.cli_evaluate
     assert scores("merged", plain, "--model_args", f"pretrained={merged}") == expected
@@ -73,16 +63,14 @@ def test_lm_evals_command_line_gives_the_scores_in_memory(files, monkeypatch, tm
 
 def test_mistakes_in_the_model_types_arguments_are_one_line(files, make_tiny_llama, monkeypatch, tmp_path, capsys):
     words = ("--model", "restorelcc", "--model_args", f"pruned={files[0]},restoration={tmp_path}/absent")
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit, match="2"):
         command(monkeypatch, restored_lm.main, tmp_path, *words)
-    assert ended.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: restoration: ")
     with pytest.raises(UserError, match=r"restoration: .* is not the pruned checkpoint"):
         restored_lm.RestoredLM(str(make_tiny_llama(seed=3)), str(files[1]), device="cpu")
 
 
 def test_a_compact_checkpoint_is_scored_with_the_restoration_trained_on_it(make_tiny_llama, tmp_path, monkeypatch):
-    """Its layers have other widths than what was restored: it is put into the dense model's shapes again."""
     monkeypatch.setattr(restored_lm, "DEFAULT_CACHE", tmp_path / "cache")
     small, place = tmp_path / "small", tmp_path / "restoration"
     compact_checkpoint(make_tiny_llama(zeros=0.5), small)

@@ -11,10 +11,11 @@ import torch
 from utils.common.files import without_nan, write_json
 from utils.report.page import Record
 from utils.report.records import heads_record, spectrum_record
+from utils.report.tables import MODELS
 
+SPACE = "{http://www.w3.org/2000/svg}"
 LAYERS, HEADS, DIM = 5, 3, 8
 TRAINED = [(4, 0), (2, 2)]
-MODELS = ("dense", "pruned", "restored")
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=2'>\"><svg onload=hacked=3>"
 
 
@@ -28,15 +29,14 @@ def task(dense, pruned, restored, metric="acc", stderr=0.02, paired_stderr=0.01,
 def make_results(**tasks: dict) -> dict:
     results = {"scores": {}, "metrics": {}, "paired": {}, "recovered": {}, "main_metric": {}}
     for name, t in tasks.items():
-        dense, pruned, restored = t["values"]
+        (dense, pruned, restored), metric = t["values"], t["metric"]
         for model, value in zip(MODELS, t["values"], strict=True):
-            results["scores"].setdefault(model, {})[name] = {t["metric"]: {"value": value, "stderr": t["stderr"]}}
-        known = None not in t["values"]
-        difference = {"difference": restored - pruned if known else None, "stderr": t["paired_stderr"]}
-        results["paired"][name] = {t["metric"]: difference}
-        results["recovered"][name] = {t["metric"]: (restored - pruned) / (dense - pruned) if known else None}
-        results["main_metric"][name] = t["metric"]
-        results["metrics"][name] = {t["metric"]: {"higher_is_better": t["higher"], "aggregation": None}}
+            results["scores"].setdefault(model, {})[name] = {metric: {"value": value, "stderr": t["stderr"]}}
+        gain = None if None in t["values"] else restored - pruned
+        results["paired"][name] = {metric: {"difference": gain, "stderr": t["paired_stderr"]}}
+        results["recovered"][name] = {metric: gain and gain / (dense - pruned)}
+        results["main_metric"][name] = metric
+        results["metrics"][name] = {metric: {"higher_is_better": t["higher"], "aggregation": None}}
     return results
 
 
@@ -72,16 +72,16 @@ def with_answers() -> dict:
     }  # fmt: skip
     results["agreement"] = {"pruned": {}, "restored": {}, "paired": {}}
     for name, pruned, restored in (("a", 0.3, 0.2), ("b", 0.2, 0.25), ("all", 0.25, 0.22)):
-        told = {"pruned": {"value": pruned, "stderr": 0.03}, "restored": {"value": restored, "stderr": 0.03}}
-        told["paired"] = {"difference": restored - pruned, "stderr": 0.02}
-        for part, found in told.items():
+        told = ({"value": pruned, "stderr": 0.03}, {"value": restored, "stderr": 0.03})
+        paired = {"difference": restored - pruned, "stderr": 0.02}
+        for part, found in zip(results["agreement"], (*told, paired), strict=True):
             results["agreement"][part][name] = {"flipped": found, "kl": {key: 2 * found[key] for key in found}}
     return results
 
 
-def stage(name: str, seconds: float, memory: int) -> dict:
-    more = {"detail": "", "reused": [], "peak_gpu_memory_bytes": None}
-    return {"name": name, "seconds": seconds, "peak_memory_bytes": memory, **more}
+def stage(name: str, seconds: float, memory: int, detail: str = "", reused: tuple[str, ...] = ()) -> dict:
+    told = {"detail": detail, "reused": reused, "peak_gpu_memory_bytes": None}
+    return {"name": name, "seconds": seconds, "peak_memory_bytes": memory, **told}
 
 
 PROOF = {
@@ -96,18 +96,10 @@ PROOF = {
 }  # fmt: skip
 RUN = {
     "command": "/home/ann/venv/bin/python /home/ann/code/RestoreLCC_train.py -pruned_model_path /data/ann/wanda-50",
-    "arguments": {
-        "num_epoch": 3, "num_train_samples": 2000, "data_path": "/home/ann/alpaca.jsonl", "num_components": 4,
-    },
-    "versions": {"torch": "2.13.0"},
-    "inputs": {"training samples": "173c87a5"},
-    "seed": 42,
-    "stages": [
-        stage("probing", 4.7, 2**30), stage("training", 100.25, 3 * 2**30),
-    ],
-    "device": "cpu",
-    "models": {"dense": "embedded", "pruned": "/data/ann/wanda-50"},
-    "pruning": None, "method": {"parameters": 1234},
+    "arguments": {"num_epoch": 3, "num_train_samples": 900, "data_path": "/home/ann/alpaca.jsonl", "num_components": 4},
+    "stages": [stage("probing", 4.7, 2**30), stage("training", 100.25, 3 * 2**30)],
+    "models": {"dense": "embedded", "pruned": "/data/ann/wanda-50"}, "pruning": None, "method": {"parameters": 1234},
+    "versions": {"torch": "2.13.0"}, "inputs": {"training samples": "173c87a5"}, "seed": 42, "device": "cpu",
     "started": "2026-01-02T03:04:05",
 }  # fmt: skip
 HISTORY = [{"step": 0, "valid_loss": 3.0}, *({"step": n, "loss": 3 - n / 200} for n in range(1, 200))]
@@ -121,9 +113,8 @@ def examples(text: str = "an answer") -> dict:
         "pruned": {"text": "a" * 300, "tokens": 48, "ended": False, "loss": 2.5},
         "restored": {"text": " ", "tokens": 3, "ended": False, "loss": None},
     }
-    prompts = [f"### Instruction:\nCount to {n}.\n{text}\n\n### Response:" for n in range(3)]
-    told = [{"prompt": prompt, "response": text, "answers": answers} for prompt in prompts]
-    return {"most_tokens": 48, "prompts": told}
+    asked = [f"### Instruction:\nCount to {n}.\n{text}\n\n### Response:" for n in range(3)]
+    return {"most_tokens": 48, "prompts": [{"prompt": each, "response": text, "answers": answers} for each in asked]}
 
 
 @cache
@@ -150,7 +141,6 @@ def hostile() -> Record:
         **RUN, "command": shlex.join(["python", HOSTILE]), "device": HOSTILE, "models": {"dense": HOSTILE},
         "arguments": {**RUN["arguments"], "output_dir": HOSTILE, "eval_limit": 3},
         "method": {"title": HOSTILE, "parameters": 3, "about": HOSTILE}, "versions": {HOSTILE: HOSTILE},
-        "inputs": {HOSTILE: HOSTILE},
-        "stages": [{**stage(HOSTILE, 1.0, 5), "detail": HOSTILE, "reused": [HOSTILE]}],
+        "inputs": {HOSTILE: HOSTILE}, "stages": [stage(HOSTILE, 1.0, 5, HOSTILE, (HOSTILE,))],
     }  # fmt: skip
     return Record(results, run, HISTORY, examples(HOSTILE))

@@ -10,7 +10,7 @@ import pytest
 
 from tests.browser import NARROW, look
 from tests.report import made
-from tests.report.made import HOSTILE, kept, make_results, task
+from tests.report.made import HOSTILE, SPACE, kept, make_results, task
 from utils import compare
 from utils.common.errors import UserError
 from utils.common.files import write_json
@@ -29,24 +29,22 @@ def write_run(folder: Path, answers: list[float], losses: list[float], seed=1, a
     scores = {"dense": {"value": 0.9}, "pruned": {"value": 0.0}, "restored": {"value": mean}}
     results |= {"mean": {"tasks": ["one"], "scores": scores, "recovered": None}, "validation": {"restored": 2.25}}
     results |= {"proof": {"zeros_pruned": 8, "zeros_lost": 2}}
-    run = {"method": {"parameters": 100 * arguments.get("lora_rank", 12), "kind": "mask", "restores": True}}
-    run |= {"seeds": {"training": seed}, "arguments": {"lr": 0.3, **arguments}, "models": {"pruned": "/x/half"}}
-    rows = {"one": {"acc": kept(answers, "mean", None, asked)}}
-    rows["text"] = {"token_perplexity": kept(losses, "exp_mean", None, asked)}
-    made.write_run(folder, results, {**run, "stages": [{"seconds": 60}]}, restored=rows, pruned=rows)
+    method = {"parameters": 100 * arguments.get("lora_rank", 12), "kind": "mask", "restores": True}
+    run = {"method": method, "arguments": {"lr": 0.3, **arguments}, "models": {"pruned": "/x/half"}}
+    run |= {"seeds": {"training": seed}, "stages": [{"seconds": 60}]}
+    rows = {"acc": kept(answers, "mean", None, asked)}, {"token_perplexity": kept(losses, "exp_mean", None, asked)}
+    made.write_run(folder, results, run, restored=dict(zip(("one", "text"), rows, strict=True)))
     return folder
 
 
 @pytest.fixture
 def runs(tmp_path) -> list[Path]:
-    """Two runs of the same questions."""
     ours = write_run(tmp_path / "ours", [1, 0, 1, 0], [1.0, 3.0], lora_rank=4, lr=0.1, output_dir="a", on=True)
     theirs = write_run(tmp_path / "theirs", [1, 1, 1, 1], [2.0, 2.0], lora_rank=8, lr=0.2, output_dir="b", on=False)
     return [ours, theirs]
 
 
 def with_failed(runs: list[Path]) -> list[SweepRow]:
-    """What is read of the runs, and a row whose run failed."""
     run = SweepRun("bad", None, 1, said=f"exit status 1: {HOSTILE}")
     return [*compare.read_runs(runs)[0], SweepRow("bad", "", "", "", (), (run,))]
 
@@ -60,7 +58,7 @@ def text_of(found: list[SweepRow]) -> str:
     return compared_page(compare.lines_of(found), compare.pairs_of(found), [], "all")
 
 
-def test_lines_hold_the_runs_numbers(runs):
+def test_lines_hold_the_runs_numbers_and_no_rounding_hides_a_lost_zero(runs):
     ours, theirs, bad = compare.lines_of(with_failed(runs))
     wanted = {
         "trained_parameters": 400,
@@ -74,6 +72,14 @@ def test_lines_hold_the_runs_numbers(runs):
     assert (ours.pruning, ours.kind, ours.n, ours.kept) == ("half", "inside the mask", 1, False)
     assert theirs.cells["trained_parameters"] == Score(800)
     assert (bad.n, bad.cells, bad.failed) == (0, {}, [f"exit status 1: {HOSTILE}"])
+    lines = [Line("a", "a", cells={"zeros_kept": Score(kept)}) for kept in (100, 99.99)]
+    assert [line.text("zeros_kept") for line in lines] == ["100.0", "< 100"]
+
+
+def test_folders_are_told_apart_and_shown_once(runs, tmp_path):
+    assert len(compare.read_runs([runs[0], tmp_path / "theirs" / ".." / "ours"])[0]) == 1
+    folders = [write_run(tmp_path / place / "out", [1, 0], [1.0]) for place in "ab"]
+    assert [each.name for each in compare.read_runs([*folders, runs[0]])[0]] == ["a/out", "b/out", "ours"]
 
 
 def test_pairs_are_over_the_same_rows_and_others_are_left_out(runs, tmp_path):
@@ -91,13 +97,8 @@ def test_pairs_are_over_the_same_rows_and_others_are_left_out(runs, tmp_path):
 
 
 def test_a_sweeps_lines_are_its_tables_over_the_seeds_that_both_have(tmp_path):
-    answers = {
-        "ours": [[1, 0, 1, 0], [1, 1, 1, 0]],
-        "theirs": [[1, 1, 1, 1], [0, 1, 1, 1], [1, 1, 0, 1]],
-        "waiting": [],
-    }
-    rows = []
-    for name, seeds in answers.items():
+    rows, answers = [], {"ours": [[1, 0, 1, 0], [1, 1, 1, 0]], "theirs": [[1, 1, 1, 1], [0, 1, 1, 1], [1, 1, 0, 1]]}
+    for name, seeds in (answers | {"waiting": []}).items():
         for seed, given in enumerate(seeds, start=1):
             write_run(tmp_path / f"{name}{seed}", given, [1.0, 2.0], seed)
         members = tuple(SweepRun(f"{name}{seed}", None, seed) for seed in range(1, max(2, len(seeds) + 1)))
@@ -106,66 +107,59 @@ def test_a_sweeps_lines_are_its_tables_over_the_seeds_that_both_have(tmp_path):
     sweep_files.write(rows, tmp_path / sweep_files.FILE)
     found, notes = compare.read_runs([tmp_path])
     assert notes == compare.read_runs([tmp_path / sweep_files.FILE])[1] == ["waiting, half: no run is done yet"]
-    lines, table = compare.lines_of(found), build_table(rows)["rows"]
-    assert [line.cells["task_mean"].value for line in lines] == [100 * row["task_mean"]["value"] for row in table[:2]]
+    lines, table = compare.lines_of(found), build_table(rows)["rows"][:2]
+    assert [line.cells["task_mean"].value for line in lines] == [100 * row["task_mean"]["value"] for row in table]
     assert (lines[0].n, lines[0].cells["task_mean"]) == (2, Score(62.5, pytest.approx(12.5)))
     (apart,) = (each for each in compare.pairs_of(found)[0, 1] if each.what.startswith("one"))
     assert (apart.value, apart.seeds) == (-25, pytest.approx(25))  # seeds 1 and 2: -1/2 and 0
 
 
-@pytest.mark.parametrize(
-    ("value", "error", "seeds", "lower", "text", "verdict"),
-    [
-        (3.0, 1.0, None, False, "+3.0 ± 1.0", "better"),
-        (3.0, 1.0, 1.0, True, "+3.0 ± 1.0 ± 1.0", "worse"),
-        (3.0, 1.0, 1.2, True, "+3.0 ± 1.0 ± 1.2", "within noise"),  # beyond either error, but not both together
-        (-0.0123, 0.0011, None, None, "−0.0123 ± 0.0011", "differs"),
-        (2.0, None, None, True, "+2.000", "no standard error"),
-    ],
-)
-def test_a_difference_must_be_beyond_both_of_its_errors(value, error, seeds, lower, text, verdict):
-    found = Difference("what", value, error, seeds, 4, lower)
-    assert (found.text, found.verdict) == (text, verdict)
-
-
-def test_no_rounding_hides_a_lost_zero():
-    lines = [Line("a", "a", cells={"zeros_kept": Score(kept)}) for kept in (100, 99.99)]
-    assert [line.text("zeros_kept") for line in lines] == ["100.0", "< 100"]
+def test_a_difference_must_be_beyond_both_of_its_errors():
+    for numbers, lower, shown in (
+        ((3.0, 1.0, None), False, "+3.0 ± 1.0: better"),
+        ((3.0, 1.0, 1.0), True, "+3.0 ± 1.0 ± 1.0: worse"),
+        ((3.0, 1.0, 1.2), True, "+3.0 ± 1.0 ± 1.2: within noise"),  # beyond either error, but not both together
+        ((-0.0123, 0.0011, None), None, "−0.0123 ± 0.0011: differs"),
+        ((2.0, None, None), True, "+2.000: no standard error"),
+    ):
+        found = Difference("what", *numbers, 4, lower)
+        assert f"{found.text}: {found.verdict}" == shown
 
 
 def test_the_page_is_one_file_of_the_lines_numbers_and_hostile_text_is_text(runs):
     found = with_failed(runs)
     text = text_of(found)
-    for value in ("50.0", "2.25", "3.5", "400"):
-        assert re.search(rf'data-value="{value}', text)
+    assert all(f'data-value="{value}' in text for value in ("50.0", "2.25", "3.5", "400"))
     assert "2 configurations compared, 1 with failed runs" in text and "No two of these" not in text
     assert "<img" not in text and text.count("<script") == text.count("</script>") == 2
     assert "failed: exit status 1: &lt;/script&gt;" in text
-    assert not re.findall(r"(?:src|action)=\"|@import|url\(", text)
+    assert not re.search(r"(?:src|action)=\"|@import|url\(", text)
     assert "No two of these were scored on the same questions" in text_of(found[:1])
     assert "No configuration is done, 1 with failed runs" in text_of(found[2:])
 
 
-def test_the_command_writes_its_files_and_again_over_its_own(runs, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_its_files_again_over_its_own_and_never_over_a_users(runs, tmp_path, monkeypatch, capsys):
+    def files() -> dict[str, str]:
+        return {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()}
+
+    words = *runs, "-output", tmp_path / "all.html"
     for _ in range(2):
-        call(monkeypatch, *runs, "-output", tmp_path / "all.html")
+        call(monkeypatch, *words)
         assert capsys.readouterr().out == f"page: {tmp_path / 'all.html'}\n"
-    files = {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()}
-    assert set(files) == {"all.html", "all.csv", "all-pairs.csv", "all.svg"}
-    assert all(f'href="{name}"' in files["all.html"] for name in ("all.csv", "all-pairs.csv", "all.svg"))
-    rows = [(row["name"], row["n"], row["task_mean"]) for row in csv.DictReader(files["all.csv"].splitlines())]
+    written = files()
+    assert set(written) == {"all.html", "all.csv", "all-pairs.csv", "all.svg"}
+    assert all(f'href="{name}"' in written["all.html"] for name in ("all.csv", "all-pairs.csv", "all.svg"))
+    rows = [(row["name"], row["n"], row["task_mean"]) for row in csv.DictReader(written["all.csv"].splitlines())]
     assert rows == [("ours", "1", "50.0"), ("theirs", "1", "100.0")]
-    (pair,) = (row for row in csv.DictReader(files["all-pairs.csv"].splitlines()) if "acc" in row["over_the_same_rows"])
+    pairs = csv.DictReader(written["all-pairs.csv"].splitlines())
+    (pair,) = (row for row in pairs if "acc" in row["over_the_same_rows"])
     assert (pair["name"], pair["minus"], pair["difference"], pair["n"]) == ("ours", "theirs", "-50.0", "4")
-
-
-@pytest.mark.parametrize("name", ["all.html", "all.csv", "all-pairs.csv", "all.svg"])
-def test_a_users_file_is_never_written_over(runs, tmp_path, monkeypatch, name):
-    (tmp_path / name).write_text("mine")
-    with pytest.raises(UserError, match=f"-output: .*{name} is no earlier page or file of this command"):
-        call(monkeypatch, *runs, "-output", tmp_path / "all.html")
-    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {name}
-    assert (tmp_path / name).read_text() == "mine"
+    for name in written:
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(UserError, match=f"-output: .*{name} is no earlier page or file of this command"):
+            call(monkeypatch, *words)
+        assert files() == {**written, name: "mine"}
+        (tmp_path / name).write_text(written[name])
 
 
 @pytest.mark.parametrize(
@@ -187,39 +181,29 @@ def test_a_mistake_is_one_line(runs, tmp_path, monkeypatch, words, said):
     assert not (tmp_path / "a.html").exists()
 
 
-def test_folders_are_told_apart_and_shown_once(runs, tmp_path):
-    assert len(compare.read_runs([runs[0], tmp_path / "theirs" / ".." / "ours"])[0]) == 1
-    for place in "ab":
-        write_run(tmp_path / place / "out", [1, 0], [1.0])
-    found, _ = compare.read_runs([tmp_path / "a" / "out", tmp_path / "b" / "out", runs[0]])
-    assert [each.name for each in found] == ["a/out", "b/out", "ours"]
-
-
-def test_the_front_is_what_nothing_beats_in_both():
+def test_the_front_is_what_nothing_beats_in_both_and_the_picture_has_every_point_and_marks_lost_zeros():
     places = {"a": (1, 1), "b": (2, 3), "c": (3, 3), "d": (3, 5), "e": (1, 0)}
     points = [Point(name, x, y) for name, (x, y) in places.items()]
     assert [point.name for point in front(points, lower_y=False)] == ["a", "b", "d"]
     assert [point.name for point in front(points, lower_y=True)] == ["e"]
     assert [point.name for point in front([*points, points[4]], True)] == ["e", "e"]  # equals both stand
-
-
-def test_the_picture_has_every_point_and_marks_lost_zeros():
     points = [Point("none", 0, 1.0), Point("few", 100, 3.0, 0.5), Point("many", 90_000, 2.0, None, kept=False)]
     root = ElementTree.fromstring(front_picture(points, "trained parameters", "share", False).svg(alone=True))
-    marks = [mark for mark in root.iter("{http://www.w3.org/2000/svg}circle") if len(mark)]
-    assert [mark.get("class") for mark in marks] == ["restored", "restored", "lost"]
-    tips = [mark[0].text for mark in marks]
-    assert tips == ["none: 1 at 0", "few: 3 ± 0.5 at 100", "many: 2 at 90,000"]
+    marks = [mark for mark in root.iter(f"{SPACE}circle") if len(mark)]
+    told = [(mark.get("class"), mark[0].text) for mark in marks]
+    assert told == [("restored", "none: 1 at 0"), ("restored", "few: 3 ± 0.5 at 100"), ("lost", "many: 2 at 90,000")]
     across, up = ([float(mark.get(name)) for mark in marks] for name in ("cx", "cy"))
     assert across == sorted(across) and up[1] < up[2] < up[0]
-    (joined,) = (path for path in root.iter("{http://www.w3.org/2000/svg}path") if path.get("class") == "front")
+    (joined,) = root.iterfind(f".//{SPACE}path[@class='front']")
     assert joined.get("d") == f"M{across[0]:g},{up[0]:g}L{across[1]:g},{up[1]:g}"
+
+
+def test_the_first_picture_is_of_what_most_lines_have_and_a_recovered_share_before_others():
     names = {"trained_parameters", "valid_loss", "kl", "recovered", "recovered_answers", "rate"}
-    few = names - {"recovered", "valid_loss"}  # what most lines have is first, a recovered share before others
-    lines = [Line("n", "n", n=1, cells=dict.fromkeys(some, Score(1))) for some in (names, few)]
+    some = names - {"recovered", "valid_loss"}
+    lines = [Line("n", "n", n=1, cells=dict.fromkeys(each, Score(1))) for each in (names, some)]
     shown = [label.removesuffix(" against trained parameters") for label in pictures_of(lines)]
-    whats = ["recovered of right answers, %", "recovered of tasks, %", "KL from dense ↓", "validation loss ↓"]
-    assert shown == whats
+    assert shown == ["recovered of right answers, %", "recovered of tasks, %", "KL from dense ↓", "validation loss ↓"]
 
 
 def test_names_are_beside_their_marks_and_over_nothing_else():
@@ -240,8 +224,8 @@ def test_a_browser_filters_sorts_and_turns_pairs_and_pictures(runs, tmp_path, wi
       const pair = () => [...byId("differences").rows].map((row) => [...row.cells].map((cell) => cell.textContent));
       const found = [pair()];
       set("one", "0", "change"); set("other", "1", "change"); found.push(pair());
-      byId("lines").tHead.rows[0].cells[2].querySelector("button").click();
-      byId("lines").tHead.rows[0].cells[2].querySelector("button").click(); found.push(names());
+      const sort = byId("lines").tHead.rows[0].cells[2].querySelector("button");
+      sort.click(); sort.click(); found.push(names());
       set("filter", "THEIRS half", "input"); found.push(names());
       const shown = () => [...byId("pictures").children].map((figure) => !figure.hidden);
       found.push(shown()); byId("shown").selectedIndex = 1; byId("shown").dispatchEvent(new Event("change"));
