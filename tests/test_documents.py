@@ -13,27 +13,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.checkpoint import Checkpoint, fingerprint
-from models.contract import MethodInputs
-from models.loading import load_config, load_model, load_tokenizer
-from models.merge import merge_and_prove, record_logits
-from models.restoration import Restoration, save_restoration
-from tests.builders import SAMPLES, save_tiny_llama
-from utils.activations import last_token_activations
+from models.loading import load_model
+from tests.builders import save_tiny_llama
+from tests.runs import ROOT, flags, prepared
 from utils.common.flags import build_parser
-from utils.common.methods import METHODS, MethodSpec, Options
-from utils.components import lost_components
-from utils.packing import PromptWithContinuations
-from utils.prompts import encode_all
-from utils.training import TrainingSettings, train
+from utils.common.methods import METHODS, MethodSpec
+from utils.stages.train import merge, train_restoration
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("data/*.md")])
 NAMES = [str(document.relative_to(ROOT)) for document in DOCUMENTS]
 ENTRY = "RestoreLCC_train"
 PARSERS = (ENTRY, "pruning", "models.merge", "utils.sweep", "utils.report", "utils.compare", "benchmarks.run")
 LM_EVALS = ("utils.evaluation.restored_lm", "tests/run.sh")
 """Ours, with the flags of lm_eval and of pytest."""
+MODULES = (
+    "models.checkpoint", "models.contract", "models.loading", "models.merge", "models.restoration", "utils.activations",
+    "utils.common.methods", "utils.components", "utils.packing", "utils.prompts", "utils.training",
+)  # fmt: skip
+"""What docs/architecture.md takes its names from."""
 
 
 def fenced(text: str) -> Iterator[tuple[str, str]]:
@@ -41,10 +38,14 @@ def fenced(text: str) -> Iterator[tuple[str, str]]:
     yield from re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
+def outside(text: str) -> str:
+    """The text without its fenced blocks."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
 def inline(text: str) -> list[str]:
     """Code within lines, also where it goes on in the next one."""
-    outside = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", outside)]
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", outside(text))]
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -84,8 +85,7 @@ def flags_of(name: str) -> set[str]:
 
 def anchors(document: Path) -> set[str]:
     """What GitHub calls a document's headings."""
-    outside = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    titles = re.findall(r"^#+ (.+)$", outside, re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", outside(document.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
@@ -110,12 +110,9 @@ def in_python(name: str) -> list[str]:
 
 def test_what_the_documents_do_from_python_restores_and_proves(tmp_path):
     (code,) = in_python("docs/architecture.md")
-    names = [
-        load_tokenizer, load_model, encode_all, PromptWithContinuations, last_token_activations, lost_components,
-        Restoration, Options, MethodInputs, train, TrainingSettings, save_restoration, fingerprint, record_logits,
-        Checkpoint, merge_and_prove,
-    ]  # fmt: skip
-    given = {each.__name__: each for each in names} | {"torch": torch, "OUT": tmp_path / "out"}
+    given = {"torch": torch, "OUT": tmp_path / "out"}
+    for module in MODULES:
+        given |= vars(importlib.import_module(module))
     for name, seed, zeros in (("DENSE", 0, 0.0), ("PRUNED", 0, 0.5)):
         given[name] = save_tiny_llama(tmp_path / name, seed, zeros)
     given |= {"PROMPTS": [f"Say {n}." for n in range(12)], "RESPONSES": [f"{n} it is" for n in range(12)]}
@@ -124,10 +121,6 @@ def test_what_the_documents_do_from_python_restores_and_proves(tmp_path):
     assert given["restoration"].heads == [(0, 1), (2, 0)]
     assert given["restoration"].of_heads("magnitudes").abs().min() > 0
     assert load_model(tmp_path / "out" / "model", torch.float32, "cpu", "it").config.attention_bias
-
-
-def test_the_readme_is_short_enough_to_be_read():
-    assert len(text_of("README.md").splitlines()) <= 120
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -157,44 +150,33 @@ def test_every_command_names_what_there_is_and_flags_that_it_takes(name):
     assert [*wrong, *set().union(*map(flags_in, in_lines)) - ours] == []
 
 
-def test_every_method_is_in_the_documents():
+def test_every_method_is_in_the_documents_and_the_readme_is_short_enough_to_be_read():
     assert [method for method in METHODS if f"`{method}`" not in text_of("docs/methods.md")] == []
-
-
-@pytest.fixture
-def example(tmp_path, monkeypatch) -> str:
-    """The method that CONTRIBUTING.md writes out, in the table by the line that it gives; its name."""
-    code, line, *_ = in_python("CONTRIBUTING.md")
-    name, described = next(iter(eval("{" + line + "}", {"MethodSpec": MethodSpec}).items()))
-    module = described.made_by.partition(":")[0].rpartition(".")[2]
-    (tmp_path / "more").mkdir()
-    (tmp_path / "more" / f"{module}.py").write_text(code, encoding="utf-8")
-    baselines = importlib.import_module("baselines")
-    monkeypatch.setattr(baselines, "__path__", [*baselines.__path__, str(tmp_path / "more")])
-    monkeypatch.delitem(sys.modules, f"baselines.{module}", raising=False)
-    monkeypatch.setitem(METHODS, name, described)
-    return name
+    assert len(text_of("README.md").splitlines()) <= 120
 
 
 @pytest.mark.parametrize("shape", [{}, {"mlp_bias": True}])
-def test_the_example_of_a_method_trains_merges_and_is_proved(example, make_tiny_llama, tmp_path, shape):
-    folder = make_tiny_llama(zeros=0.5, **shape)
-    inputs = MethodInputs(load_config(folder, "-pruned_model_path"), 1)
-    restoration = Restoration.start(example, Options("both"), inputs)
-    model = restoration.attach(load_model(folder, torch.float32, "cpu", "-pruned_model_path"))
-    ids = torch.tensor([[5, 9, 77, 30]])
-    before = model(ids).logits
-    result = train(model, SAMPLES, [], TrainingSettings(lr=0.1, epochs=2), "cpu", tmp_path / "checkpoints")
-    assert len(result.history) == 2 and not torch.equal(model(ids).logits, before)
-    save_restoration(tmp_path / "restoration", restoration, {"pruned_sha256": fingerprint(folder)})
-    reference = record_logits(model, restoration, Checkpoint(folder), ids.tolist(), "cpu")
-    saved, merged = tmp_path / "restoration", tmp_path / "merged"
-    proof = merge_and_prove(folder, saved, merged, tokenizer_from=folder, reference=reference)
-    assert proof.record["passed"]
-    assert "model.layers.2.mlp.down_proj.bias" in proof.record["nonzero_new_tensors"] + proof.record["changed_tensors"]
-
-
-def test_the_example_has_three_lines_of_body():
-    code, *_ = in_python("CONTRIBUTING.md")
+def test_the_example_of_a_method_has_three_lines_of_body_trains_merges_and_is_proved(
+    world, tmp_path, monkeypatch, shape
+):
+    """The method that CONTRIBUTING.md writes out, in the table by the line that it gives."""
+    code, line, *_ = in_python("CONTRIBUTING.md")
     (function,) = [node for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)]
     assert len(function.body) <= 3
+    name, described = next(iter(eval("{" + line + "}", {"MethodSpec": MethodSpec}).items()))
+    module = described.made_by.partition(":")[0].rpartition(".")[2]
+    (tmp_path / f"{module}.py").write_text(code, encoding="utf-8")
+    baselines = importlib.import_module("baselines")
+    monkeypatch.setattr(baselines, "__path__", [*baselines.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, f"baselines.{module}", raising=False)
+    monkeypatch.setitem(METHODS, name, described)
+    folders = {"base_model_name": tmp_path / "dense", "pruned_model_path": tmp_path / "pruned"}
+    for folder, zeros in zip(folders.values(), (0.0, 0.5), strict=True):
+        save_tiny_llama(folder, zeros=zeros, **shape)
+    given = flags(world, tmp_path / "out", method=name, eval_tasks="none", **folders)
+    run, models, samples, _ = prepared(given)
+    with run.stage("train"):
+        trained = train_restoration(run, models, samples, None)
+    _, (proof,) = merge(run, models, trained)
+    assert proof["passed"] and trained.training.history[-1]["valid_loss"] < trained.training.history[0]["valid_loss"]
+    assert "model.layers.2.mlp.down_proj.bias" in proof["nonzero_new_tensors"] + proof["changed_tensors"]
