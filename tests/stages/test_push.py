@@ -35,15 +35,18 @@ def pushing(output, name: str = "thing"):
 
 def test_a_run_asks_first_and_one_that_cannot_upload_leaves_the_result_and_says_how(world, tmp_path, hub, monkeypatch):
     output = tmp_path / "my out"
+    again = f"the result is whole: hf upload thing '{output}/model' uploads it"
     hub.upload_folder.side_effect = OSError("403 Forbidden\nno")
     monkeypatch.setattr(RestoreLCC_train, "restore", lambda _, __, folder: save_tiny_llama(folder / "model"))
     with pytest.raises(UserError) as found:
         run(monkeypatch, flags(world, output, push_to_hub="thing"))
-    assert str(found.value) == (
-        "-push_to_hub: the model was not uploaded (403 Forbidden); the result is whole: "
-        f"hf upload thing '{output}/model' uploads it"
-    )
+    assert str(found.value) == f"-push_to_hub: the model was not uploaded (403 Forbidden); {again}"
     assert asked(hub) == ["whoami", "create_repo", "upload_folder"] and (output / "model").is_dir()
+    for stop, number in ((KeyboardInterrupt(), signal.SIGINT), (Stopped(signal.SIGTERM), signal.SIGTERM)):
+        hub.upload_folder.side_effect = stop
+        with pytest.raises(Stopped) as ended:
+            push(pushing(output))
+        assert (ended.value.number, ended.value.then) == (number, again)
     hub.upload_folder.side_effect = None
     push(pushing(output))
     hub.create_repo.assert_called_with("thing", exist_ok=True)
@@ -51,23 +54,14 @@ def test_a_run_asks_first_and_one_that_cannot_upload_leaves_the_result_and_says_
     assert (sent["repo_id"], sent["folder_path"]) == ("ann/thing", output / "model")
 
 
-def test_stopped_while_it_uploads_the_result_stands_and_it_is_said_so(tmp_path, hub):
-    for stop, number in ((KeyboardInterrupt(), signal.SIGINT), (Stopped(signal.SIGTERM), signal.SIGTERM)):
-        hub.upload_folder.side_effect = stop
-        with pytest.raises(Stopped) as found:
-            push(pushing(tmp_path))
-        assert found.value.number == number
-    assert found.value.then == f"the result is whole: hf upload thing {tmp_path}/model uploads it"
-
-
 OFFLINE = [(True, "hf_secret", "offline mode is enabled"), (False, "hf_secret", "refused"), (False, "", "Token is")]
 
 
 @pytest.mark.parametrize(("offline", "token", "says"), OFFLINE)
 def test_a_hub_out_of_reach_or_no_token_ends_the_run_at_once(world, tmp_path, monkeypatch, offline, token, says):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    own = {"HF_HUB_OFFLINE": offline, "ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN_PATH": str(tmp_path / "none")}
+    for name, value in own.items():
+        monkeypatch.setattr(constants, name, value)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("HF_TOKEN", token)
     monkeypatch.setattr(RestoreLCC_train, "Processes", lambda *_: pytest.fail("the run began"))
