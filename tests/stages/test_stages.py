@@ -58,9 +58,6 @@ def test_the_head_that_pruning_silenced_is_found(world, tmp_path, begin):
     assert found.scores[2, silenced] > 0 and int((found.scores != 0).sum()) == 1
 
 
-# What is kept, by what
-
-
 def test_an_ablation_reuses_everything_but_training(world, finished, tmp_path, no_model):
     run, *rest = prepared(flags(world, tmp_path / "out", lr=1e-3, method="bias_only", train_seed=7))
     heads = ranked(run, *rest).heads
@@ -70,29 +67,6 @@ def test_an_ablation_reuses_everything_but_training(world, finished, tmp_path, n
     assert [list(pair) for pair in heads] == kept["heads"]
 
 
-KEYS = [
-    ({"lr": 1, "method": "magnitudes_only", "train_seed": 7}, set()),
-    ({"data_seed": 7}, {"components"}),
-    ({"num_train_samples": 29}, {"embeddings", "activations", "components", "examples"}),
-    ({"dtype": "bfloat16"}, {"activations", "components", "scores", "examples"}),
-    ({"ppl_window": 32}, {"scores"}),
-]
-
-
-@pytest.mark.parametrize(("changes", "made"), KEYS)
-def test_what_is_kept_is_made_again_for_just_what_it_depends_on(world, finished, tmp_path, changes, made):
-    shutil.copytree(world / "cache", tmp_path / "cache")
-    kinds = ("embeddings", "activations", "components", "scores", "examples")
-
-    def entries() -> dict[str, set]:
-        return {kind: {path.name for path in (tmp_path / "cache" / kind).iterdir()} for kind in kinds}
-
-    before = entries()
-    ranked(*prepared(flags(world, tmp_path / "out", cache_dir=tmp_path / "cache", **changes)))
-    after = entries()
-    assert {kind for kind in kinds if after[kind] != before[kind]} == made
-
-
 def begin_with_bos(folder) -> None:
     """Give the model in `folder` a tokenizer that begins each text with <s>."""
     tokenizer = byte_tokenizer()
@@ -100,26 +74,34 @@ def begin_with_bos(folder) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def test_another_pruned_model_or_tokenizer_never_gets_the_first_ones(world, finished, tmp_path):
-    other = shutil.copytree(world / "pruned", tmp_path / "other")
-    rewrite(other, lambda tensors: tensors["model.layers.0.self_attn.v_proj.weight"][:8].zero_())
-    first = ranked(*prepared(flags(world, tmp_path / "out")))
-    second = ranked(*prepared(flags(world, tmp_path / "out", pruned_model_path=other)))
-    assert not torch.equal(first.basis, second.basis)
-    dense = shutil.copytree(world / "dense", tmp_path / "dense")
+def test_what_is_kept_is_made_again_for_just_what_it_depends_on(world, finished, tmp_path):
+    """Each change is held against all that was kept before it."""
+    cache = shutil.copytree(world / "cache", tmp_path / "cache")
+    dense, other = (shutil.copytree(world / name, tmp_path / name) for name in ("dense", "pruned"))
     begin_with_bos(dense)
-    run, *rest = prepared(flags(world, tmp_path / "out", base_model_name=dense))
-    ranked(run, *rest)
-    assert run.cache.reused == ["embeddings", *["activations"] * 3]  # which the components read, just made
+    rewrite(other, lambda tensors: tensors["model.layers.0.self_attn.v_proj.weight"][:8].zero_())
+    read = {"activations", "components", "scores", "examples"}
+    for changes, made in (
+        ({"lr": 1, "method": "magnitudes_only", "train_seed": 7}, set()),
+        ({"data_seed": 7}, {"components"}),
+        ({"num_train_samples": 29}, {"embeddings", "activations", "components", "examples"}),
+        ({"dtype": "bfloat16"}, read),
+        ({"ppl_window": 32}, {"scores"}),
+        ({"pruned_model_path": other}, read),
+        ({"base_model_name": dense}, read),
+    ):
+        before = set(cache.glob("*/*"))
+        ranked(*prepared(flags(world, tmp_path / "out", cache_dir=cache, **changes)))
+        assert {entry.parent.name for entry in set(cache.glob("*/*")) - before} == made, changes
 
 
 def test_pruning_is_kept_by_its_text_and_tokenizer_wherever_they_lie(world, tmp_path, begin, monkeypatch):
     common = {"pruned_model_path": None, "calib_data": tmp_path / "text.txt", "cache_dir": tmp_path / "cache"}
-    # What is in the folder is not what this is about.
-    monkeypatch.setattr(
-        "pruning.prune_model.prune_into",
-        lambda dense, folder, *_, **__: shutil.copytree(dense, folder, dirs_exist_ok=True),
-    )
+
+    def copied(dense, folder, *_, **__) -> None:
+        shutil.copytree(dense, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr("pruning.prune_model.prune_into", copied)
 
     def place(**changes) -> str:
         run, models, *_ = begin(**CALIBRATED | common | changes)
@@ -140,32 +122,13 @@ def test_pruning_is_kept_by_its_text_and_tokenizer_wherever_they_lie(world, tmp_
     assert len(found) == 7
 
 
-STARTS = [
-    ({"calib_seed": 5}, True),
-    ({"calib_samples": 5}, True),
-    ({"first": "eora", "lora_rank": 3}, True),
-    ({"first": "eora", "lora_rank": 4}, True),
-    ({"apply_to": "ffn"}, True),
-    ({"train_seed": 7}, False),
-    ({"first": "reconstruct"}, True),
-    ({"first": "reconstruct", "train_seed": 7}, True),
-    ({"method": "eora", "lora_rank": 3}, True),
-    ({"method": "eora", "lora_rank": 3, "first": "reconstruct"}, True),
-    ({"lora_rank": 3}, False),
-    ({"method": "output_bias", "apply_to": "both"}, False),
-    ({"num_epoch": 0}, False),
-]
-"""What is changed, and whether the closed form's start is another one."""
-
-
 def test_a_closed_form_is_kept_by_all_that_it_depends_on(world, tmp_path, begin, monkeypatch):
     """Each change is held against all starts before it: what is new makes another one, what isn't makes none."""
-    common = {"method": "masked_lora", "lora_rank": 2, "first": "flap_bias", **CALIBRATED}
+    common = {"method": "masked_lora", "lora_rank": 2, "first": "flap_bias", "cache_dir": tmp_path / "cache"}
     monkeypatch.setattr("baselines.reconstruct.EPOCHS", 1)
-    common |= {"calib_data": world / "text.txt", "cache_dir": tmp_path / "cache"}
 
     def starts(**changes) -> set[str]:
-        run, models, *_ = begin(**common | changes)
+        run, models, *_ = begin(calib_data=world / "text.txt", **CALIBRATED | common | changes)
         starting(run, models, None)
         return {path.name for path in (tmp_path / "cache" / "starts").iterdir()}
 
@@ -174,13 +137,24 @@ def test_a_closed_form_is_kept_by_all_that_it_depends_on(world, tmp_path, begin,
     with monkeypatch.context() as patch:
         patch.setattr("utils.stages.context.load_model", lambda *_: pytest.fail("a model was read again"))
         assert starts() == kept
-    for changes, another in STARTS:
+    for changes, another in (
+        ({"calib_seed": 5}, True),
+        ({"calib_samples": 5}, True),
+        ({"first": "eora", "lora_rank": 3}, True),
+        ({"first": "eora", "lora_rank": 4}, True),
+        ({"apply_to": "ffn"}, True),
+        ({"train_seed": 7}, False),
+        ({"first": "reconstruct"}, True),
+        ({"first": "reconstruct", "train_seed": 7}, True),
+        ({"method": "eora", "lora_rank": 3}, True),
+        ({"method": "eora", "lora_rank": 3, "first": "reconstruct"}, True),
+        ({"lora_rank": 3}, False),
+        ({"method": "output_bias", "apply_to": "both"}, False),
+        ({"num_epoch": 0}, False),
+    ):
         found = starts(**changes)
         assert len(found - kept) == another, changes
         kept |= found
-
-
-# From the heads on
 
 
 NORM = "model.norm.weight"
@@ -263,16 +237,15 @@ def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path, begin
     known = load_teacher(run, models, samples)
     assert known.head is not None and run.cache.reused[-2:] == ["teacher", "teacher"]
     student, teacher = (AutoModelForCausalLM.from_pretrained(folder) for folder in (given, world / "dense"))
-    total, count = 0.0, 0
+    divergences = []
     for sample in samples.valid:
         ids, places = torch.tensor([sample.ids]), slice(sample.prompt_length - 1, -1)
         with torch.no_grad():
             mine, other = (model(ids).logits[0, places].double().log_softmax(-1) for model in (student, teacher))
-        total += float((other.exp() * (other - mine)).sum())
-        count += len(other)
+        divergences.append((other.exp() * (other - mine)).sum(-1))
     rows = [row for row in trained.training.history if "valid_kl" in row]
     assert len(rows) == 2 and all("valid_loss" in row for row in rows)
-    assert rows[0]["valid_kl"] == pytest.approx(total / count, rel=1e-4)
+    assert rows[0]["valid_kl"] == pytest.approx(float(torch.cat(divergences).mean()), rel=1e-4)
     assert method_record(run, trained)["loss"] == "0.5 cross-entropy + 0.5 KL to the dense model"
 
 
@@ -301,9 +274,6 @@ def test_the_validation_record_counts_the_tokens_of_the_loss_and_a_loss_that_ros
     assert verdict({"validation": record}, {}).endswith("; the validation loss rose from 2.500 to 2.600.")
 
 
-# What is told
-
-
 def test_memory_that_runs_out_names_the_stage_and_its_flags(begin):
     run, *_ = begin()
     says = r"^out of memory in 'training' \(MemoryError\); lower -batch_size .* \(-plan here tells what fits\)$"
@@ -323,24 +293,21 @@ def test_little_room_and_a_dense_model_are_warnings_where_it_is_allowed(world, b
     assert re.fullmatch(f"      warning: {said}", capsys.readouterr().err)
 
 
-def test_no_minilm_is_said_with_the_command_that_installs_it(begin, monkeypatch):
+def test_no_minilm_and_closed_forms_on_a_compact_checkpoint_or_a_wrong_calibration_are_refused(
+    world, tmp_path, begin, monkeypatch
+):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"-head_selection: contrastive probing needs MiniLM; run: pip install"):
-        begin()
-
-
-def test_closed_forms_refuse_a_compact_checkpoint_and_a_wrong_calibration(world, tmp_path, begin):
     compact_checkpoint(world / "pruned", tmp_path / "small")
-    common = {"method": "flap_bias", "calib_data": world / "text.txt", **CALIBRATED}
     small, refused = {"pruned_model_path": tmp_path / "small"}, ".* compact .*; prune with -mode masked"
     for wrong, says in (
         (small, f"^-method: flap_bias {refused}"),
         ({**small, "method": "lora", "first": "flap_bias"}, f"^-method: lora with -first flap_bias {refused}"),
         ({"calib_data": tmp_path / "none.txt"}, r"^-calib_data: \S+none.txt does not exist"),
         ({"calib_length": 257}, r"^-calib_length: 257 tokens; give at least 2 and at most 256"),
+        ({"method": "restorelcc"}, r"^-head_selection: contrastive probing needs MiniLM; run: pip install"),
     ):
         with pytest.raises(UserError, match=says):
-            begin(**common | wrong)
+            begin(**{"method": "flap_bias", "calib_data": world / "text.txt", **CALIBRATED, **wrong})
 
 
 def test_a_window_beyond_the_models_positions_is_refused(world, tmp_path, begin):
