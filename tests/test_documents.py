@@ -7,21 +7,19 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 
-from models.loading import load_model
 from tests.builders import save_tiny_llama
 from tests.runs import ROOT, flags, prepared
 from utils.common.flags import build_parser
 from utils.common.methods import METHODS, MethodSpec
 from utils.stages.train import merge, train_restoration
 
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("data/*.md")])
-NAMES = [str(document.relative_to(ROOT)) for document in DOCUMENTS]
+NAMES = sorted(str(file.relative_to(ROOT)) for folder in (".", "docs", "data") for file in (ROOT / folder).glob("*.md"))
 ENTRY = "RestoreLCC_train"
 PARSERS = (ENTRY, "pruning", "models.merge", "utils.sweep", "utils.report", "utils.compare", "benchmarks.run")
 LM_EVALS = ("utils.evaluation.restored_lm", "tests/run.sh")
@@ -33,9 +31,9 @@ MODULES = (
 """What docs/architecture.md takes its names from."""
 
 
-def fenced(text: str) -> Iterator[tuple[str, str]]:
+def fenced(text: str) -> list[tuple[str, str]]:
     """(language, content) of each fenced block."""
-    yield from re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def outside(text: str) -> str:
@@ -50,11 +48,8 @@ def inline(text: str) -> list[str]:
 
 def commands(text: str) -> Iterator[list[str]]:
     """The words of each command line, in blocks and within lines."""
-    lines = list(inline(text))
-    for language, content in fenced(text):
-        if language in ("", "bash"):
-            lines += content.replace("\\\n", " ").splitlines()
-    for line in lines:
+    blocks = [content.replace("\\\n", " ") for language, content in fenced(text) if language in ("", "bash")]
+    for line in (*inline(text), *"\n".join(blocks).splitlines()):
         if re.match(r"(python|bash|accelerate|torchrun) ", line):
             yield shlex.split(line, comments=True)
 
@@ -83,20 +78,17 @@ def flags_of(name: str) -> set[str]:
     return set(re.findall(r"\.(?:flag|switch|add_argument)\(\s*\"-*(\w+)\"", code))
 
 
-def anchors(document: Path) -> set[str]:
+def anchors(text: str) -> set[str]:
     """What GitHub calls a document's headings."""
-    titles = re.findall(r"^#+ (.+)$", outside(document.read_text(encoding="utf-8")), re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", outside(text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def stands(target: str) -> bool:
     """Whether there is such a file, or such a module; looking for one imports the packages that it would be in."""
-    if target.endswith((".py", ".sh")):
-        return (ROOT / target).is_file()
-    try:
-        return importlib.util.find_spec(target) is not None
-    except ModuleNotFoundError:
-        return False
+    with suppress(ModuleNotFoundError):
+        return (ROOT / target).is_file() or importlib.util.find_spec(target) is not None
+    return False
 
 
 def text_of(name: str) -> str:
@@ -104,7 +96,6 @@ def text_of(name: str) -> str:
 
 
 def in_python(name: str) -> list[str]:
-    """The document's blocks of Python."""
     return [content for language, content in fenced(text_of(name)) if language == "python"]
 
 
@@ -120,34 +111,26 @@ def test_what_the_documents_do_from_python_restores_and_proves(tmp_path):
     assert given["proof"].record["passed"] and given["proof"].record["zeros_lost"] == 0
     assert given["restoration"].heads == [(0, 1), (2, 0)]
     assert given["restoration"].of_heads("magnitudes").abs().min() > 0
-    assert load_model(tmp_path / "out" / "model", torch.float32, "cpu", "it").config.attention_bias
+    assert given["load_model"](tmp_path / "out" / "model", torch.float32, "cpu", "it").config.attention_bias
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_link_leads_somewhere(name):
-    broken = []
-    for link in re.findall(r"\]\(([^)\s]+)\)", text_of(name)):
-        if re.match(r"[a-z]+:", link):
-            continue
+    for link in re.findall(r"\]\((?![a-z]+:)([^)\s]+)\)", text_of(name)):
         path, _, anchor = link.partition("#")
         target = (ROOT / name).parent / path if path else ROOT / name
-        if not target.exists() or (anchor and anchor not in anchors(target)):
-            broken.append(link)
-    assert broken == []
+        assert target.exists() and (not anchor or anchor in anchors(target.read_text(encoding="utf-8"))), link
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_names_what_there_is_and_flags_that_it_takes(name):
-    wrong = []
     for words in commands(text_of(name)):
         target, rest = called(words)
-        if not stands(target):
-            wrong.append(" ".join(words))
-        elif target not in LM_EVALS and flags_in(rest):
-            wrong += [f"{target}: -{flag}" for flag in flags_in(rest) - flags_of(target)]
-    ours = {"flag"}.union(*map(flags_of, PARSERS))
+        assert stands(target), words
+        if flags_in(rest) and target not in LM_EVALS:
+            assert flags_in(rest) <= flags_of(target), words
     in_lines = [code.split() for code in inline(text_of(name)) if re.match(r"-[a-zA-Z]", code)]
-    assert [*wrong, *set().union(*map(flags_in, in_lines)) - ours] == []
+    assert set().union(*map(flags_in, in_lines)) <= {"flag"}.union(*map(flags_of, PARSERS))
 
 
 def test_every_method_is_in_the_documents_and_the_readme_is_short_enough_to_be_read():
@@ -173,8 +156,7 @@ def test_the_example_of_a_method_has_three_lines_of_body_trains_merges_and_is_pr
     folders = {"base_model_name": tmp_path / "dense", "pruned_model_path": tmp_path / "pruned"}
     for folder, zeros in zip(folders.values(), (0.0, 0.5), strict=True):
         save_tiny_llama(folder, zeros=zeros, **shape)
-    given = flags(world, tmp_path / "out", method=name, eval_tasks="none", **folders)
-    run, models, samples, _ = prepared(given)
+    run, models, samples, _ = prepared(flags(world, tmp_path / "out", method=name, eval_tasks="none", **folders))
     with run.stage("train"):
         trained = train_restoration(run, models, samples, None)
     _, (proof,) = merge(run, models, trained)

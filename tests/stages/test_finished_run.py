@@ -25,16 +25,14 @@ def results(finished) -> dict:
 
 
 def test_a_run_leaves_the_whole_result_and_nothing_beside_it(world, finished, results):
-    made = {"model", "restoration", "results.json", "run.json", "report.html", "logs"}
-    assert {path.name for path in finished.iterdir()} - {"figures"} == made
-    assert not list(world.glob("out.*"))
-    assert set(results["scores"]) == MODELS
+    names = {path.name for path in finished.iterdir()} - {"figures"}
+    assert names == {"model", "restoration", "results.json", "run.json", "report.html", "logs"}
+    assert not list(world.glob("out.*")) and set(results["scores"]) == MODELS and results["proof"]["passed"]
     for scores in results["scores"].values():
         perplexity = scores["wikitext2"]["token_perplexity"]
         assert perplexity["value"] > 1 and perplexity["stderr"] > 0
         assert set(scores["wikitext2"]) == set(results["metrics"]["wikitext2"])
     assert not results["metrics"]["wikitext2"]["token_perplexity"]["higher_is_better"]
-    assert results["proof"]["passed"]
     assert results["answers"] is None and results["agreement"] is None  # nothing of multiple choice was asked
 
 
@@ -47,8 +45,9 @@ def test_stages_and_arguments_are_recorded_and_the_result_and_what_to_run_next_e
     assert [stage["name"] for stage in record["stages"]] == names
     assert record["stages"][6]["detail"] == f"β and b of {HEADS} heads"
     lines = (world / "stdout.txt").read_text().strip().splitlines()
-    announced = [line for line in lines if line.startswith("[")]
-    assert announced == [f"[{number}/{len(names)}] {name}" for number, name in enumerate(names, start=1)]
+    assert [line for line in lines if line.startswith("[")] == [
+        f"[{number}/{len(names)}] {name}" for number, name in enumerate(names, start=1)
+    ]
     assert lines[-1].startswith("next:") and "lm_eval" in lines[-1]
     assert str(finished / "model") in lines[-2] and "report.html" in lines[-3]
     assert " ".join(lines[-7:-4]).strip().endswith(verdict(results, record))
@@ -60,13 +59,12 @@ def test_losses_rows_and_their_means_agree(finished, results):
     history = [json.loads(line) for line in (finished / "logs" / "history.jsonl").read_text().splitlines()]
     losses = [row["valid_loss"] for row in history if "valid_loss" in row]
     assert len(losses) == 3 and losses[0] != losses[-1]
-    validation = results["validation"]
-    assert (validation["start"], validation["restored"]) == (losses[0], losses[-1]) and validation["tokens"] > 0
-    assert losses[0] == pytest.approx(validation["pruned"], rel=1e-5)
-    assert losses[0] != validation["pruned"]  # b is not 0
+    pruned, start, restored, tokens = results["validation"].values()
+    assert (start, restored) == (losses[0], losses[-1]) and tokens > 0
+    assert start == pytest.approx(pruned, rel=1e-5) and start != pruned  # b is not 0
     validated = rows["restored"][VALIDATION][LOSS]
-    assert aggregate(validated.values, validated.aggregation) == pytest.approx(losses[-1], rel=1e-12)
-    assert sum(tokens for _, tokens in validated.values) == validation["tokens"]
+    assert aggregate(validated.values, validated.aggregation) == pytest.approx(restored, rel=1e-12)
+    assert sum(count for _, count in validated.values) == tokens
 
 
 def test_the_report_is_drawn_from_the_files_alone_and_shows_what_each_model_answers(finished, results):
