@@ -130,12 +130,10 @@ def learned_in(model: LlamaForCausalLM) -> dict[str, Tensor]:
 def masks_of(model: LlamaForCausalLM) -> list[Tensor | None]:
     """A list that the mask of each layer's attention is added to from now on; None is plain causal attention."""
     seen = []
-
-    def see(_module, _inputs, named) -> None:
-        seen.append(named["attention_mask"])
-
     for layer in model.model.layers:
-        layer.self_attn.register_forward_pre_hook(see, with_kwargs=True)
+        layer.self_attn.register_forward_pre_hook(
+            lambda _module, _inputs, named: seen.append(named["attention_mask"]), with_kwargs=True
+        )
     return seen
 
 

@@ -46,7 +46,6 @@ def write_samples(path: Path, rows: list[dict]) -> Path:
 
 
 def flags(world: Path, output: Path, **changes) -> list[str]:
-    """The flags of a small whole run."""
     values = {
         "base_model_name": world / "dense", "pruned_model_path": world / "pruned", "data_path": world / "samples.jsonl",
         "num_train_samples": 30, "num_valid_samples": 8, "num_probe_samples": 20, "use_topk_heads": HEADS,
@@ -78,6 +77,5 @@ def ranked(run: Run, models: Models, samples: Samples, plan: EvalPlan) -> Ranked
 
 
 def run(monkeypatch, arguments: list[str]) -> None:
-    """A run in this process."""
     monkeypatch.setattr("sys.argv", ["RestoreLCC_train.py", *arguments])
     RestoreLCC_train.main()

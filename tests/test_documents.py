@@ -1,7 +1,6 @@
 """What the documents say can be followed: links resolve, commands exist, flags are flags, the example is a method."""
 
 import ast
-import importlib
 import importlib.util
 import re
 import shlex
@@ -63,7 +62,6 @@ def called(words: list[str]) -> tuple[str, list[str]]:
 
 
 def flags_in(words: list[str]) -> set[str]:
-    """Names of the flags among a command's words, without dashes."""
     return {word.lstrip("-") for word in words if re.match(r"--?[a-zA-Z]", word)}
 
 
@@ -115,15 +113,11 @@ def test_what_the_documents_do_from_python_restores_and_proves(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_link_leads_somewhere(name):
+def test_every_link_leads_somewhere_and_every_command_names_what_there_is_and_flags_that_it_takes(name):
     for link in re.findall(r"\]\((?![a-z]+:)([^)\s]+)\)", text_of(name)):
         path, _, anchor = link.partition("#")
         target = (ROOT / name).parent / path if path else ROOT / name
         assert target.exists() and (not anchor or anchor in anchors(target.read_text(encoding="utf-8"))), link
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_command_names_what_there_is_and_flags_that_it_takes(name):
     for words in commands(text_of(name)):
         target, rest = called(words)
         assert stands(target), words

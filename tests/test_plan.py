@@ -28,7 +28,9 @@ def by_key(*flags: str, **how) -> dict:
     return dict(zip([stage.key for stage in STAGES], plan(*flags, **how).stages(), strict=True))
 
 
-def test_what_a_method_does_not_need_costs_nothing():
+def test_every_method_has_a_plan_and_what_it_does_not_need_costs_nothing():
+    for method in METHODS:
+        assert all(stage.seconds >= 0 and stage.host_bytes > 0 for stage in plan("-method", method).stages()), method
     heads, bias, nothing = (by_key("-method", name) for name in ("restorelcc", "output_bias", "none"))
     assert heads["rank"].seconds > 0 == bias["rank"].seconds and heads["negatives"].seconds > 0
     assert heads["dense"].seconds > bias["dense"].seconds
@@ -42,11 +44,6 @@ def test_what_a_method_does_not_need_costs_nothing():
     assert both.host_bytes - once.host_bytes == 8 * weights  # what it found for each, twice in fp32
     kept, teacher = (by_key("-method", "lora", "-loss", loss)["train"] for loss in ("response", "distill"))
     assert teacher.seconds > kept.seconds and teacher.host_bytes - kept.host_bytes > 209 * 140 * 24 * 2
-
-
-def test_every_method_has_a_plan():
-    for method in METHODS:
-        assert all(stage.seconds >= 0 and stage.host_bytes > 0 for stage in plan("-method", method).stages()), method
 
 
 def test_a_steps_memory_and_operations_are_those_of_its_tensors():

@@ -28,8 +28,9 @@ CALIBRATED = {"calib_samples": 6, "calib_length": 32}
 @pytest.fixture
 def begin(world, tmp_path):
     """The first stage of a run of one epoch without evaluation, with changes to its flags."""
-    quick = {"eval_tasks": "none", "num_epoch": 1}
-    return lambda **changes: prepared(flags(world, tmp_path / "out", **quick | changes))
+    return lambda **changes: prepared(
+        flags(world, tmp_path / "out", **{"eval_tasks": "none", "num_epoch": 1} | changes)
+    )
 
 
 @pytest.fixture
@@ -55,7 +56,6 @@ def test_an_ablation_reuses_everything_but_training(world, finished, tmp_path, n
 
 
 def begin_with_bos(folder) -> None:
-    """Give the model in `folder` a tokenizer that begins each text with <s>."""
     tokenizer = byte_tokenizer()
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
     tokenizer.save_pretrained(folder)
@@ -123,20 +123,13 @@ def test_a_closed_form_is_kept_by_all_that_it_depends_on(world, tmp_path, begin,
         patch.setattr("utils.stages.context.load_model", lambda *_: pytest.fail("a model was read again"))
         assert starts() == kept
     for changes, another in (
-        ({"calib_seed": 5}, True),
-        ({"calib_samples": 5}, True),
-        ({"first": "eora", "lora_rank": 3}, True),
-        ({"first": "eora", "lora_rank": 4}, True),
-        ({"apply_to": "ffn"}, True),
-        ({"train_seed": 7}, False),
-        ({"first": "reconstruct"}, True),
-        ({"first": "reconstruct", "train_seed": 7}, True),
-        ({"method": "eora", "lora_rank": 3}, True),
-        ({"method": "eora", "lora_rank": 3, "first": "reconstruct"}, True),
-        ({"lora_rank": 3}, False),
-        ({"method": "output_bias", "apply_to": "both"}, False),
-        ({"num_epoch": 0}, False),
-    ):
+        ({"calib_seed": 5}, True), ({"calib_samples": 5}, True),
+        ({"first": "eora", "lora_rank": 3}, True), ({"first": "eora", "lora_rank": 4}, True),
+        ({"apply_to": "ffn"}, True), ({"train_seed": 7}, False),
+        ({"first": "reconstruct"}, True), ({"first": "reconstruct", "train_seed": 7}, True),
+        ({"method": "eora", "lora_rank": 3}, True), ({"method": "eora", "lora_rank": 3, "first": "reconstruct"}, True),
+        ({"lora_rank": 3}, False), ({"method": "output_bias", "apply_to": "both"}, False), ({"num_epoch": 0}, False),
+    ):  # fmt: skip
         found = starts(**changes)
         assert len(found - kept) == another, changes
         kept |= found
@@ -171,11 +164,8 @@ def test_every_kind_of_method_comes_to_a_proved_checkpoint(world, begin, name):
     assert proof["zeros"] == ("reported" if name in ("LoRA", "EoRA") else "kept")
     left = proof["zeros_restored"] / proof["zeros_pruned"]
     assert left == 1 if proof["zeros"] == "kept" else left < 0.1
-
-    def kinds(names: list[str]) -> set[str]:
-        return {re.sub(r"^model\.layers\.\d+\.", "", name) for name in names}
-
-    assert kinds(proof["nonzero_new_tensors"]) == added and kinds(proof["changed_tensors"]) == changed
+    for names, expected in ((proof["nonzero_new_tensors"], added), (proof["changed_tensors"], changed)):
+        assert {re.sub(r"^model\.layers\.\d+\.", "", each) for each in names} == expected
     assert (trained.parameters > 0) == (name not in UNTRAINED)
     history = trained.training.history
     assert any("loss" in row for row in history) == (name not in UNTRAINED) and "valid_loss" in history[-1]

@@ -209,8 +209,8 @@ def test_another_family_is_pruned_restored_merged_proved_and_scored(world, famil
     dense = made(tmp_path / "dense", family, max_position_embeddings=256)
     pruning = {"pruned_model_path": None, "prune_method": "wanda", "sparsity": "0.5", **how}
     pruning |= {"calib_data": world / "text.txt", "calib_samples": 6, "calib_length": 24}
-    changes = {"base_model_name": dense, "cache_dir": tmp_path / "cache", "lr": 3e-2}
-    run(monkeypatch, flags(world, tmp_path / "out", **changes, **pruning))
+    pruning |= {"base_model_name": dense, "cache_dir": tmp_path / "cache", "lr": 3e-2}
+    run(monkeypatch, flags(world, tmp_path / "out", **pruning))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["proof"]["passed"] and results["proof"]["zeros_lost"] == 0
     assert results["validation"]["restored"] < results["validation"]["start"]
