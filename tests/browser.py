@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--hide-scrollbars",
@@ -42,9 +41,7 @@ NARROW, A4 = 500, 687
 """CSS pixels of Chromium's narrowest window, and between margins of 14 mm on paper."""
 
 
-def look(
-    page: Path, folder: Path, width: int = 1000, dark: bool = False, more: str = "", printed: bool = False
-) -> dict:
+def look(page: Path, folder: Path, width=1000, dark: bool = False, more: str = "", printed: bool = False) -> dict:
     """What the page looks like in a window of that width: PROBE's answers, and "console", the lines written there.
 
     folder: an empty one. more: the body of a function of the page, whose answer comes as "extra". printed: by its rules
@@ -56,8 +53,7 @@ def look(
     if printed:
         text = text.replace("@media print", "@media all").replace("@media screen", "@media not all")
     # The page itself but for what asks it: first in its head, and last in its body.
-    last = PROBE.replace("/* MORE */", more)
-    asked = folder / "asked.html"
+    asked, last = folder / "asked.html", PROBE.replace("/* MORE */", more)
     asked.write_text(text.replace("<head>", f"<head>{EARLY}", 1).replace("</body>", f"{last}</body>"), encoding="utf-8")
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     own = [f"--window-size={width},900", f"--user-data-dir={folder / 'profile'}"]

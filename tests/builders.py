@@ -1,8 +1,8 @@
 """What tests of all packages build: tiny lopsided Llamas, a byte tokenizer, restorations, samples."""
 
-import json
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -21,26 +21,17 @@ from utils.common.methods import Options
 from utils.prompts import Encoded, collate
 
 LOPSIDED = {
-    "vocab_size": 300,
-    "hidden_size": 24,
-    "intermediate_size": 56,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "bos_token_id": 256,
-    "eos_token_id": 257,
-    "pad_token_id": 257,
-}
+    "vocab_size": 300, "hidden_size": 24, "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256,
+    "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 257,
+}  # fmt: skip
 """Layers ≠ heads ≠ KV heads and head_dim·heads (48) ≠ hidden (24), so that a wrong axis cannot pass."""
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte: 256 of them, then <s> and </s>."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
-    vocabulary |= {"<s>": 256, "</s>": 257}
+    vocabulary = {symbol: index for index, symbol in enumerate([*alphabet, "<s>", "</s>"])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -68,8 +59,9 @@ def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Path
     """Apply `change` to the tensors of a folder with one safetensors file: in place, or it gives a new dictionary."""
     tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
     changed = change(tensors)
-    tensors = changed if isinstance(changed, dict) else tensors
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        changed if isinstance(changed, dict) else tensors, folder / "model.safetensors", metadata={"format": "pt"}
+    )
     return folder
 
 
@@ -79,22 +71,20 @@ def shard(folder: Path, pickled: bool = False) -> list[str]:
     (folder / "model.safetensors").unlink()
     names = sorted(path.name for path in folder.glob("model-*.safetensors"))
     if pickled:
-        index = json.loads((folder / "model.safetensors.index.json").read_text())
         for name in names:
             torch.save(load_file(folder / name), folder / f"pytorch_{Path(name).stem}.bin")
             (folder / name).unlink()
-        index["weight_map"] = {n: f"pytorch_{Path(f).stem}.bin" for n, f in index["weight_map"].items()}
-        (folder / "model.safetensors.index.json").unlink()
-        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        index = folder / "model.safetensors.index.json"
+        text = index.read_text().replace('"model-', '"pytorch_model-').replace(".safetensors", ".bin")
+        index.rename(folder / "pytorch_model.bin.index.json").write_text(text)
     return names
 
 
 def inputs_of(dense: Path, pruned: Path, tokens: Tensor, dtype=torch.float32, seed: int = 0, **more) -> MethodInputs:
     """What a closed form starts from, given a dense and a pruned folder and the calibration set."""
     loads = [partial(load_model, folder, dtype, "cpu", "-p") for folder in (dense, pruned)]
-    read, teacher = Checkpoint(pruned).read, Checkpoint(dense).read
-    own = {"teacher": teacher, "tokens": tokens, "dense": loads[0], "pruned": loads[1]}
-    return MethodInputs(load_config(pruned, "-p"), seed, read, **own, **more)
+    own = {"teacher": Checkpoint(dense).read, "tokens": tokens, "dense": loads[0], "pruned": loads[1]}
+    return MethodInputs(load_config(pruned, "-p"), seed, Checkpoint(pruned).read, **own, **more)
 
 
 HEADS = [(2, 5), (0, 1), (2, 0)]
@@ -108,9 +98,8 @@ def orthonormal(layers: int = 3, heads: int = 6, width: int = 8) -> Tensor:
 
 def compensation(heads, basis: Tensor, method: str = "restorelcc", seed: int = 1) -> Restoration:
     """A restoration of these heads before training."""
-    return Restoration.start(
-        method, Options(), MethodInputs(config=LlamaConfig(**LOPSIDED), seed=seed, heads=list(heads), basis=basis)
-    )
+    inputs = MethodInputs(LlamaConfig(**LOPSIDED), seed, heads=list(heads), basis=basis)
+    return Restoration.start(method, Options(), inputs)
 
 
 def trained(method: str = "restorelcc") -> Restoration:
@@ -121,7 +110,7 @@ def trained(method: str = "restorelcc") -> Restoration:
 @torch.no_grad()
 def scaled(restoration: Restoration, by: float) -> Restoration:
     """The same with all that is trained times a number, in place."""
-    for term in (term for some in restoration.terms.values() for term in some):
+    for term in chain.from_iterable(restoration.terms.values()):
         for parameter in term.parameters():
             parameter.mul_(by)
     return restoration
@@ -152,7 +141,6 @@ SAMPLES = [Encoded([5, 9, 77, 30], 2), Encoded([8, 1, 2, 3, 4, 60, 61], 3), Enco
 
 
 def batch(samples: list[Encoded]) -> dict[str, Tensor]:
-    """The samples as one padded batch."""
     return collate(samples, 257)
 
 

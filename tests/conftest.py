@@ -14,22 +14,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 
 from tests.builders import save_tiny_llama
-from tests.runs import flags, make_world, run
+from tests.runs import ROOT, flags, make_world, run
 
 # A shell that starts tests in the background has them ignore Ctrl-C, and whatever they start; some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture
 def make_tiny_llama(tmp_path_factory) -> Callable[..., Path]:
     """make_tiny_llama(seed=0, zeros=0.0, dtype=fp32, **config overrides) -> folder."""
-
-    def make(**options) -> Path:
-        return save_tiny_llama(tmp_path_factory.mktemp("tiny") / "model", **options)
-
-    return make
+    return lambda **options: save_tiny_llama(tmp_path_factory.mktemp("tiny") / "model", **options)
 
 
 @pytest.fixture(scope="session")
@@ -50,9 +44,9 @@ def finished(world) -> Path:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data beside the checkout."""
-    if not SHARED.is_dir():
+    if not (folder := ROOT.parent / "shared").is_dir():
         pytest.skip("needs ../shared (real data, not part of the project)")
-    return SHARED
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,11 @@
 """Tiny runs: a world of inputs, the flags of a whole run on them, and the run itself. Fixtures are in conftest.py."""
 
 import json
+import shutil
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM
-
 import RestoreLCC_train
-from tests.builders import save_tiny_llama
+from tests.builders import rewrite, save_tiny_llama
 from utils.common.flags import parse_arguments
 from utils.common.processes import Processes
 from utils.evaluation.task_loading import EvalPlan
@@ -24,51 +22,37 @@ HEADS = 5
 def make_world(root: Path) -> Path:
     """A dense and a pruned tiny Llama, samples, a text to calibrate on and one to score."""
     dense = save_tiny_llama(root / "dense")
-    model = AutoModelForCausalLM.from_pretrained(dense)
-    with torch.no_grad():
-        for layer in model.model.layers:
-            for linear in (*layer.self_attn.children(), *layer.mlp.children()):
-                if isinstance(linear, torch.nn.Linear):
-                    linear.weight[linear.weight.abs() < linear.weight.abs().median()] = 0
-    model.save_pretrained(root / "pruned")
+
+    def halve(tensors: dict) -> None:
+        for linear in (tensor for name, tensor in tensors.items() if "_proj" in name):
+            linear[linear.abs() < linear.abs().median()] = 0
+
+    rewrite(shutil.copytree(dense, root / "pruned", ignore=shutil.ignore_patterns("tokenizer*")), halve)
     rows = [
         {"instruction": f"Count to {n}.", "input": "" if n % 2 else f"from {n // 2}", "output": f"{n} is {n * n % 97}"}
         for n in range(40)
     ]
     write_samples(root / "samples.jsonl", rows)
     (root / "text.txt").write_text(" ".join(f"Sentence {n} of a text." for n in range(60)))
-    (root / "tasks" / "wikitext2").mkdir(parents=True)
-    (root / "tasks" / "wikitext2" / "test.txt").write_text(" \n = Title = \n \n" + " Some words to score . \n" * 20)
+    (scored := root / "tasks" / "wikitext2").mkdir(parents=True)
+    (scored / "test.txt").write_text(" \n = Title = \n \n" + " Some words to score . \n" * 20)
     return root
 
 
 def write_samples(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
 def flags(world: Path, output: Path, **changes) -> list[str]:
-    """The flags of a small whole run."""
     values = {
-        "base_model_name": world / "dense",
-        "pruned_model_path": world / "pruned",
-        "data_path": world / "samples.jsonl",
-        "num_train_samples": 30,
-        "num_valid_samples": 8,
-        "num_probe_samples": 20,
-        "use_topk_heads": HEADS,
-        "num_epoch": 2,
-        "lr": 1e-2,
-        "eval_tasks": "wikitext2",
-        "eval_data_dir": world / "tasks",
-        "ppl_window": 64,
-        "dtype": "float32",
-        "device": "cpu",
-        "output_dir": output,
-        "cache_dir": world / "cache",
-        **changes,
-    }
-    return in_words(values)
+        "base_model_name": world / "dense", "pruned_model_path": world / "pruned", "data_path": world / "samples.jsonl",
+        "num_train_samples": 30, "num_valid_samples": 8, "num_probe_samples": 20, "use_topk_heads": HEADS,
+        "num_epoch": 2, "lr": 1e-2, "eval_tasks": "wikitext2", "eval_data_dir": world / "tasks", "ppl_window": 64,
+        "dtype": "float32", "device": "cpu", "output_dir": output, "cache_dir": world / "cache",
+    }  # fmt: skip
+    return in_words(values | changes)
 
 
 def in_words(values: dict) -> list[str]:
@@ -93,6 +77,5 @@ def ranked(run: Run, models: Models, samples: Samples, plan: EvalPlan) -> Ranked
 
 
 def run(monkeypatch, arguments: list[str]) -> None:
-    """A run in this process."""
     monkeypatch.setattr("sys.argv", ["RestoreLCC_train.py", *arguments])
     RestoreLCC_train.main()

@@ -3,25 +3,13 @@
 import ast
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
-    ["utils.common"],
-    ["data"],
-    ["models"],
-    ["pruning"],
-    ["utils"],
-    ["baselines"],
-    ["utils.evaluation"],
-    ["utils.report"],
-    ["utils.plan"],
-    ["utils.stages"],
-    ["utils.sweep"],
-    ["utils.compare"],
+    ["utils.common"], ["data"], ["models"], ["pruning"], ["utils"], ["baselines"], ["utils.evaluation"],
+    ["utils.report"], ["utils.plan"], ["utils.stages"], ["utils.sweep"], ["utils.compare"],
     ["RestoreLCC_train", "benchmarks"],
-]
+]  # fmt: skip
 """Lowest first. Packages of one layer don't import each other; `utils` is without its subpackages."""
 
 LEVEL = {package: number for number, packages in enumerate(LAYERS) for package in packages}
@@ -32,13 +20,6 @@ def package_of(module: str) -> str | None:
     parts = module.split(".")
     names = (".".join(parts[:length]) for length in (2, 1) if length <= len(parts))
     return next((name for name in names if name in LEVEL), None)
-
-
-def modules() -> dict[str, Path]:
-    files = [ROOT / "RestoreLCC_train.py"]
-    for folder in ("utils", "models", "pruning", "data", "baselines", "benchmarks"):
-        files += sorted((ROOT / folder).rglob("*.py"))
-    return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
 
 
 def imported(text: str) -> set[str]:
@@ -55,37 +36,27 @@ def imported(text: str) -> set[str]:
 def upward(module: str, text: str) -> list[str]:
     """Imports of `module` that lead to its own layer's other packages, or up."""
     home = package_of(module)
-    wrong = []
-    for name in sorted(imported(text)):
-        package = package_of(name)
-        if package and package != home and LEVEL[package] >= LEVEL[home]:
-            wrong.append(name)
-    return wrong
+    packages = {name: package_of(name) for name in sorted(imported(text))}
+    return [name for name, package in packages.items() if package not in (None, home) and LEVEL[package] >= LEVEL[home]]
 
 
-@pytest.mark.parametrize("module", modules())
-def test_imports_lead_down(module):
-    assert upward(module, modules()[module].read_text(encoding="utf-8")) == []
+def test_every_file_has_a_package_and_imports_lead_down_from_an_entry_point_of_a_page():
+    assert len((ROOT / "RestoreLCC_train.py").read_text(encoding="utf-8").splitlines()) <= 200
+    assert len(list((ROOT / "utils").glob("*.py"))) <= 15  # the method's own
+    files = [ROOT / "RestoreLCC_train.py"]
+    for package in {name.partition(".")[0] for name in LEVEL}:
+        files += (ROOT / package).rglob("*.py")
+    for file in files:
+        module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        assert package_of(module) and upward(module, file.read_text(encoding="utf-8")) == [], module
 
 
-def test_every_file_has_a_package():
-    assert all(package_of(module) for module in modules())
-
-
-@pytest.mark.parametrize(
-    ("module", "text"),
-    [
+def test_an_import_that_leads_up_is_seen():
+    for module, text in (
         ("utils.common.files", "from utils import probing"),
         ("models.merge", "def f():\n    from baselines.lora import dora"),
         ("utils.probing", "import utils.evaluation.scoring as s"),
         ("utils.report.page", "from utils.plan import Plan"),
         ("benchmarks.run", "from RestoreLCC_train import read_samples"),
-    ],
-)
-def test_an_import_that_leads_up_is_seen(module, text):
-    assert upward(module, text)
-
-
-def test_the_entry_point_is_a_page_and_the_method_has_its_package():
-    assert len((ROOT / "RestoreLCC_train.py").read_text(encoding="utf-8").splitlines()) <= 200
-    assert len(list((ROOT / "utils").glob("*.py"))) <= 15
+    ):
+        assert upward(module, text)

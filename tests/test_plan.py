@@ -1,29 +1,25 @@
 """What -plan prints follows from the model's shapes, counts of tokens and the machine; nothing is read or written."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
 from transformers import LlamaConfig
 
-import RestoreLCC_train
+from tests.builders import LOPSIDED
+from tests.runs import in_words, run
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
 from utils.common.methods import METHODS
 from utils.common.record import STAGES
 from utils.plan import HERE, Machine, Plan, Texts, count_samples, count_tasks
 
-SHAPE = {
-    "hidden_size": 24, "intermediate_size": 56, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8,
-    "vocab_size": 300,
-}  # fmt: skip
-LOPSIDED = LlamaConfig(**SHAPE, num_hidden_layers=3)
 CPU = Machine("cpu", False, 10**12, 5e10, 5e10, "")
 SAMPLES = [(30, 170)] * 200
 
 
-def plan(*flags: str, machine: Machine = CPU, config: LlamaConfig = LOPSIDED) -> Plan:
+def plan(*flags: str, machine: Machine = CPU, layers: int = 3) -> Plan:
+    config = LlamaConfig(**LOPSIDED | {"num_hidden_layers": layers})
     args = parse_arguments(["-base_model_name=a/b", "-pruned_model_path=a/c", *flags])
     return Plan(args, config, machine, SAMPLES, SAMPLES[:9], count_tasks(args)[0])
 
@@ -32,7 +28,9 @@ def by_key(*flags: str, **how) -> dict:
     return dict(zip([stage.key for stage in STAGES], plan(*flags, **how).stages(), strict=True))
 
 
-def test_what_a_method_does_not_need_costs_nothing():
+def test_every_method_has_a_plan_and_what_it_does_not_need_costs_nothing():
+    for method in METHODS:
+        assert all(stage.seconds >= 0 and stage.host_bytes > 0 for stage in plan("-method", method).stages()), method
     heads, bias, nothing = (by_key("-method", name) for name in ("restorelcc", "output_bias", "none"))
     assert heads["rank"].seconds > 0 == bias["rank"].seconds and heads["negatives"].seconds > 0
     assert heads["dense"].seconds > bias["dense"].seconds
@@ -40,19 +38,12 @@ def test_what_a_method_does_not_need_costs_nothing():
     assert read == [3 * 200 * 3 * 48 * 2, 200 * 3 * 48 * 2]  # z of every sample, in the dense model of both answers too
     assert bias["train"].seconds > 10 * nothing["train"].seconds
     assert by_key("-method", "lofit")["rank"].seconds == pytest.approx(by_key("-method", "lofit")["train"].seconds)
-    once, both = (
-        by_key("-method", "none", *more)["train"] for more in (("-first", "flap_bias"), ("-first", "reconstruct"))
-    )
+    once, both = (by_key("-method", "none", "-first", form)["train"] for form in ("flap_bias", "reconstruct"))
     assert nothing["train"].seconds < once.seconds < both.seconds
     weights = 3 * (2 * 24 * 48 + 2 * 24 * 16 + 3 * 24 * 56)
     assert both.host_bytes - once.host_bytes == 8 * weights  # what it found for each, twice in fp32
     kept, teacher = (by_key("-method", "lora", "-loss", loss)["train"] for loss in ("response", "distill"))
     assert teacher.seconds > kept.seconds and teacher.host_bytes - kept.host_bytes > 209 * 140 * 24 * 2
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_has_a_plan(method):
-    assert all(stage.seconds >= 0 and stage.host_bytes > 0 for stage in plan("-method", method).stages())
 
 
 def test_a_steps_memory_and_operations_are_those_of_its_tensors():
@@ -68,7 +59,7 @@ def test_a_steps_memory_and_operations_are_those_of_its_tensors():
         "masked_full": 3 * 8 * 170 * lora + 16 * (matrices - 3 * outputs) + 3 * matrices,
     }
     assert {name: plan("-method", name).training_bytes() - constants for name in more} == pytest.approx(more)
-    one_layer, two = (plan("-method", "output_bias", config=LlamaConfig(**SHAPE, num_hidden_layers=n)) for n in (1, 2))
+    one_layer, two = (plan("-method", "output_bias", layers=n) for n in (1, 2))
     assert two.training_bytes() - one_layer.training_bytes() == 8 * 170 * token + 16 * outputs
     uneven = replace(plan("-method", "output_bias"), samples=[(30, 170)] * 100 + [(30, 85)] * 100)
     assert uneven.training_bytes() - constants == 0.25 * 3 * 8 * 170 * token
@@ -86,69 +77,52 @@ def test_memory_and_time_grow_with_what_is_asked_for():
     assert CPU.fits(0.95e12) and not CPU.fits(0.96e12) and not CPU._replace(on_card=True).fits(0, 0.96e12)
 
 
-def test_limits_and_known_tasks_are_counted():
-    args = parse_arguments(["-eval_tasks", "paper,bundled,mmlu", "-eval_limit", "30"])
-    tasks, unknown = count_tasks(args)
-    assert len(tasks) == 7 + 1 + 4 and unknown == ["mmlu"]
-    assert sum(task.rows == 30 for task in tasks) == 11
-
-
-def test_samples_out_of_reach_are_taken_as_long_as_alpacas():
+def test_limits_and_known_tasks_are_counted_and_samples_out_of_reach_taken_as_long_as_alpacas():
+    tasks, unknown = count_tasks(parse_arguments(["-eval_tasks", "paper,bundled,mmlu", "-eval_limit", "30"]))
+    assert len(tasks) == 7 + 1 + 4 and unknown == ["mmlu"] and sum(task.rows == 30 for task in tasks) == 11
     args = parse_arguments(["-base_model_name", "llama_7B", "-max_length", "300"])
     samples, valid, said = count_samples(args, None)
-    assert (len(samples), len(valid), max(length for _, length in samples)) == (
-        2000,
-        250,
-        300,
-    ) and "not at hand" in said
+    assert len(samples) == 2000 and len(valid) == 250 and max(length for _, length in samples) == 300
+    assert "not at hand" in said
 
 
-def run(monkeypatch, arguments: list[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["RestoreLCC_train.py", *arguments])
-    RestoreLCC_train.main()
+@pytest.fixture
+def printed(tmp_path, monkeypatch, capsys):
+    """What -plan prints for a folder that holds a configuration alone, spaces of any kind as one."""
+
+    def print_plan(config: dict, **flags) -> str:
+        (tmp_path / "config.json").write_text(json.dumps(LlamaConfig(**config).to_dict()))
+        run(monkeypatch, in_words({"base_model_name": tmp_path, "calib_length": 128, **flags}))
+        return " ".join(capsys.readouterr().out.split())
+
+    return print_plan
 
 
-@pytest.mark.parametrize("card", ["A100-40GB", HERE])
-def test_the_flag_needs_a_configuration_only_and_writes_nothing(monkeypatch, capsys, tmp_path, card):
-    (tmp_path / "config.json").write_text(json.dumps(LOPSIDED.to_dict()))
-    before = sorted(tmp_path.rglob("*"))
-    flags = ["-base_model_name", str(tmp_path), "-eval_tasks", "paper", "-output_dir", str(tmp_path / "out")]
-    run(
-        monkeypatch,
-        [*flags, "-cache_dir", str(tmp_path / "cache"), "-calib_length", "128", "-device", "cpu", "-plan", card],
-    )
-    printed = capsys.readouterr().out
-    assert "training: restorelcc, 4 heads" in printed and "all stages fit" in printed and "assumed" in printed
-    assert sorted(tmp_path.rglob("*")) == before
+def test_the_flag_needs_a_configuration_only_and_writes_nothing(printed, tmp_path):
+    output = {"output_dir": tmp_path / "out", "cache_dir": tmp_path / "cache"}
+    for card in ("A100-40GB", HERE):
+        told = printed(LOPSIDED, eval_tasks="paper", device="cpu", plan=card, **output)
+        assert "training: restorelcc, 4 heads" in told and "all stages fit" in told and "assumed" in told
+    assert [path.name for path in tmp_path.rglob("*")] == ["config.json"]
 
 
-@pytest.mark.parametrize(
-    ("layers", "said"),
-    [(36, "try -gradient_checkpointing, or a smaller -batch_size"), (90, "try more memory, or several GPUs")],
-)
-def test_what_does_not_fit_is_said_with_what_would(monkeypatch, capsys, tmp_path, layers, said):
-    sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": layers, "vocab_size": 32000}
-    heads = {"num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128}
-    (tmp_path / "config.json").write_text(json.dumps(LlamaConfig(**sizes, **heads).to_dict()))
-    run(monkeypatch, ["-base_model_name", str(tmp_path), "-plan", "h100-80gb", "-calib_length", "128"])
-    printed = " ".join(capsys.readouterr().out.split())
-    assert f"training: does not fit; {said}" in printed and "NO" in printed
-    for method, ends in (
-        ("masked_full", "training: does not fit; try more memory"),
-        ("lofit", f"ranking: does not fit; {said}"),
-    ):
-        run(monkeypatch, ["-base_model_name", str(tmp_path), "-plan", "H100-80GB", "-method", method])
-        assert ends in " ".join(capsys.readouterr().out.split())
+def test_what_does_not_fit_is_said_with_what_would(printed):
+    sizes = {"hidden_size": 8192, "intermediate_size": 28672, "vocab_size": 32000}
+    sizes |= {"num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128}
+    less, more = "try -gradient_checkpointing, or a smaller -batch_size", "try more memory, or several GPUs"
+    for layers, said in ((36, less), (90, more)):
+        sizes["num_hidden_layers"] = layers
+        told = printed(sizes, plan="h100-80gb")
+        assert f"training: does not fit; {said}" in told and "NO" in told
+        assert f"training: does not fit; {more}" in printed(sizes, plan="H100-80GB", method="masked_full")
+        assert f"ranking: does not fit; {said}" in printed(sizes, plan="H100-80GB", method="lofit")
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["-base_model_name", "embedded", "-plan", "H900"], "^-plan: unknown card 'H900'; give here or one of"),
-        (["-base_model_name", "nobody/nothing", "-plan", "L4"], "^-base_model_name: cannot get 'nobody/nothing' from"),
-    ],
-)
-def test_what_cannot_be_planned_is_one_line(monkeypatch, flags, message):
+def test_what_cannot_be_planned_is_one_line(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=message):
-        run(monkeypatch, flags)
+    for name, card, message in (
+        ("embedded", "H900", "^-plan: unknown card 'H900'; give here or one of"),
+        ("nobody/nothing", "L4", "^-base_model_name: cannot get 'nobody/nothing' from"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(monkeypatch, ["-base_model_name", name, "-plan", card])

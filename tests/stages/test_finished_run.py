@@ -16,61 +16,67 @@ from utils.evaluation.paired_statistics import aggregate
 from utils.report.page import write_report
 from utils.report.summary import verdict
 
+MODELS = {"dense", "pruned", "restored"}
+
 
 @pytest.fixture
 def results(finished) -> dict:
     return json.loads((finished / "results.json").read_text())
 
 
-@pytest.fixture
-def record(finished) -> dict:
-    return json.loads((finished / "run.json").read_text())
-
-
-def test_a_run_leaves_the_whole_result_and_nothing_beside_it(world, finished, results, record):
-    made = {"model", "restoration", "results.json", "run.json", "report.html", "logs"}
-    assert {path.name for path in finished.iterdir()} - {"figures"} == made
-    assert not [path for path in world.iterdir() if path.name.startswith("out.")]
-    assert set(results["scores"]) == {"dense", "pruned", "restored"}
+def test_a_run_leaves_the_whole_result_and_nothing_beside_it(world, finished, results):
+    names = {path.name for path in finished.iterdir()} - {"figures"}
+    assert names == {"model", "restoration", "results.json", "run.json", "report.html", "logs"}
+    assert not list(world.glob("out.*")) and set(results["scores"]) == MODELS and results["proof"]["passed"]
     for scores in results["scores"].values():
-        assert scores["wikitext2"]["token_perplexity"]["value"] > 1
-        assert scores["wikitext2"]["token_perplexity"]["stderr"] > 0
+        perplexity = scores["wikitext2"]["token_perplexity"]
+        assert perplexity["value"] > 1 and perplexity["stderr"] > 0
         assert set(scores["wikitext2"]) == set(results["metrics"]["wikitext2"])
     assert not results["metrics"]["wikitext2"]["token_perplexity"]["higher_is_better"]
-    assert results["proof"]["passed"]
     assert results["answers"] is None and results["agreement"] is None  # nothing of multiple choice was asked
+
+
+def test_stages_and_arguments_are_recorded_and_the_result_and_what_to_run_next_end_the_output(world, finished, results):
+    record, names = json.loads((finished / "run.json").read_text()), [stage.name for stage in STAGES]
     assert record["arguments"]["lr"] == 1e-2 and "RestoreLCC_train.py" in record["command"]
     again = parse_arguments(["-config", str(finished / "run.json"), "--output_dir", "elsewhere"])
     assert again.as_json() == {**record["arguments"], "output_dir": "elsewhere"}
     assert all(stage["seconds"] >= 0 and stage["peak_memory_bytes"] > 0 for stage in record["stages"])
+    assert [stage["name"] for stage in record["stages"]] == names
+    assert record["stages"][6]["detail"] == f"β and b of {HEADS} heads"
+    lines = (world / "stdout.txt").read_text().strip().splitlines()
+    assert [line for line in lines if line.startswith("[")] == [
+        f"[{number}/{len(names)}] {name}" for number, name in enumerate(names, start=1)
+    ]
+    assert lines[-1].startswith("next:") and "lm_eval" in lines[-1]
+    assert str(finished / "model") in lines[-2] and "report.html" in lines[-3]
+    assert " ".join(lines[-7:-4]).strip().endswith(verdict(results, record))
 
 
 def test_losses_rows_and_their_means_agree(finished, results):
     rows = read_rows(finished / "logs" / "rows.json.gz")
-    assert set(rows) == {"dense", "pruned", "restored"} and rows["dense"]["wikitext2"]["token_perplexity"].values
+    assert set(rows) == MODELS and rows["dense"]["wikitext2"]["token_perplexity"].values
     history = [json.loads(line) for line in (finished / "logs" / "history.jsonl").read_text().splitlines()]
     losses = [row["valid_loss"] for row in history if "valid_loss" in row]
     assert len(losses) == 3 and losses[0] != losses[-1]
-    validation = results["validation"]
-    assert (validation["start"], validation["restored"]) == (losses[0], losses[-1]) and validation["tokens"] > 0
-    assert losses[0] == pytest.approx(validation["pruned"], rel=1e-5)
-    assert losses[0] != validation["pruned"]  # b is not 0
+    pruned, start, restored, tokens = results["validation"].values()
+    assert (start, restored) == (losses[0], losses[-1]) and tokens > 0
+    assert start == pytest.approx(pruned, rel=1e-5) and start != pruned  # b is not 0
     validated = rows["restored"][VALIDATION][LOSS]
-    assert aggregate(validated.values, validated.aggregation) == pytest.approx(losses[-1], rel=1e-12)
-    assert sum(tokens for _, tokens in validated.values) == validation["tokens"]
+    assert aggregate(validated.values, validated.aggregation) == pytest.approx(restored, rel=1e-12)
+    assert sum(count for _, count in validated.values) == tokens
 
 
 def test_the_report_is_drawn_from_the_files_alone_and_shows_what_each_model_answers(finished, results):
-    examples = json.loads((finished / "logs" / "examples.json").read_text())
-    assert len(examples["prompts"]) == 5 and "Count to 30" in examples["prompts"][0]["prompt"]
-    for each in examples["prompts"]:
-        assert set(each["answers"]) == {"dense", "pruned", "restored"} and each["response"]
-        losses = [answer["loss"] for answer in each["answers"].values()]
-        assert len(set(losses)) == 3 and min(losses) > 0
-    page = (finished / "report.html").read_bytes()
-    shape = len(results["heads"]["scores"]), len(results["heads"]["scores"][0])
-    assert shape == (3, 6) and len(results["heads"]["magnitude_sizes"]) == len(results["heads"]["bias_sizes"]) == HEADS
-    assert len(results["spectrum"]["layers"]) == 3 and results["spectrum"]["mean"][-1] == pytest.approx(1)
+    examples = json.loads((finished / "logs" / "examples.json").read_text())["prompts"]
+    assert len(examples) == 5 and "Count to 30" in examples[0]["prompt"]
+    for each in examples:
+        losses = {answer["loss"] for answer in each["answers"].values()}
+        assert set(each["answers"]) == MODELS and each["response"] and len(losses) == 3 and min(losses) > 0
+    page, heads, spectrum = (finished / "report.html").read_bytes(), results["heads"], results["spectrum"]
+    assert len(heads["scores"]) == 3 and len(heads["scores"][0]) == 6
+    assert len(heads["magnitude_sizes"]) == len(heads["bias_sizes"]) == HEADS
+    assert len(spectrum["layers"]) == 3 and spectrum["mean"][-1] == pytest.approx(1)
     write_report(finished)
     assert (finished / "report.html").read_bytes() == page and b"Count to 30" in page
 
@@ -80,24 +86,9 @@ def test_the_result_is_the_pruned_model_plus_o_proj_bias_of_the_heads_in_the_rec
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert {name.rsplit(".", 2)[-1] for name in set(after) - set(before)} == {"bias"}
     assert count_zeros(world / "pruned") == count_zeros(finished / "model")
-    kept = json.loads((finished / "restoration" / "restoration.json").read_text())
-    assert results["heads"]["trained"] == kept["heads"]
-    assert len(kept["heads"]) == HEADS and results["heads"]["count"] == 3 * 6
-    touched = {f"model.layers.{layer}.self_attn.o_proj.bias" for layer, _ in kept["heads"]}
+    heads = json.loads((finished / "restoration" / "restoration.json").read_text())["heads"]
+    assert results["heads"]["trained"] == heads and len(heads) == HEADS and results["heads"]["count"] == 3 * 6
+    touched = {f"model.layers.{layer}.self_attn.o_proj.bias" for layer, _ in heads}
     assert set(results["proof"]["nonzero_new_tensors"]) == touched
     model = AutoModelForCausalLM.from_pretrained(finished / "model")
-    assert touched == {name for name, own in model.named_parameters() if name.endswith("bias") and own.any()}
-
-
-def test_stages_are_announced_and_recorded_and_the_result_and_what_to_run_next_end_the_output(
-    world, finished, results, record
-):
-    names = [stage.name for stage in STAGES]
-    assert [stage["name"] for stage in record["stages"]] == names
-    assert record["stages"][6]["detail"] == f"β and b of {HEADS} heads"
-    lines = (world / "stdout.txt").read_text().strip().splitlines()
-    announced = [line for line in lines if line.startswith("[")]
-    assert announced == [f"[{number}/{len(names)}] {name}" for number, name in enumerate(names, start=1)]
-    assert lines[-1].startswith("next:") and "lm_eval" in lines[-1]
-    assert str(finished / "model") in lines[-2] and "report.html" in lines[-3]
-    assert " ".join(lines[-7:-4]).strip().endswith(verdict(results, record))
+    assert touched == {name for name, own in model.named_parameters() if name not in before and own.any()}

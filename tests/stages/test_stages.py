@@ -18,47 +18,32 @@ from utils.common.flags import build_parser
 from utils.common.record import STAGES
 from utils.prompts import IGNORED, Encoded, collate
 from utils.report.summary import verdict
+from utils.stages import train
 from utils.stages.prepare import pruned_checkpoint
 from utils.stages.results import method_record
-from utils.stages.train import (
-    load_teacher,
-    merge,
-    starting,
-    train_restoration,
-    validation_record,
-    warnings_of,
-    with_model,
-)
 
-QUICK = {"eval_tasks": "none", "num_epoch": 1}
 CALIBRATED = {"calib_samples": 6, "calib_length": 32}
 
 
 @pytest.fixture
 def begin(world, tmp_path):
     """The first stage of a run of one epoch without evaluation, with changes to its flags."""
-    return lambda **changes: prepared(flags(world, tmp_path / "out", **QUICK | changes))
+    return lambda **changes: prepared(
+        flags(world, tmp_path / "out", **{"eval_tasks": "none", "num_epoch": 1} | changes)
+    )
 
 
 @pytest.fixture
 def no_model(monkeypatch):
-    """Within the test no model is loaded."""
     monkeypatch.setattr("utils.stages.context.load_model", lambda *_: pytest.fail("a model was loaded"))
 
 
 def test_the_head_that_pruning_silenced_is_found(world, tmp_path, begin):
     """From both models' activations on: one query head of the last layer has no queries left, so only its z differs."""
-    model, silenced = AutoModelForCausalLM.from_pretrained(world / "dense"), 4
-    width = model.config.head_dim
-    with torch.no_grad():
-        model.model.layers[2].self_attn.q_proj.weight[silenced * width : (silenced + 1) * width] = 0
-    model.save_pretrained(tmp_path / "silenced")
-    found = ranked(*begin(head_selection="gap", use_topk_heads=1, pruned_model_path=tmp_path / "silenced"))
-    assert found.heads == [(2, silenced)]
-    assert found.scores[2, silenced] > 0 and int((found.scores != 0).sum()) == 1
-
-
-# What is kept, by what
+    silenced = shutil.copytree(world / "dense", tmp_path / "silenced")
+    rewrite(silenced, lambda tensors: tensors["model.layers.2.self_attn.q_proj.weight"][4 * 8 : 5 * 8].zero_())
+    found = ranked(*begin(head_selection="gap", use_topk_heads=1, pruned_model_path=silenced))
+    assert found.heads == [(2, 4)] and found.scores[2, 4] > 0 and int((found.scores != 0).sum()) == 1
 
 
 def test_an_ablation_reuses_everything_but_training(world, finished, tmp_path, no_model):
@@ -70,61 +55,43 @@ def test_an_ablation_reuses_everything_but_training(world, finished, tmp_path, n
     assert [list(pair) for pair in heads] == kept["heads"]
 
 
-KEYS = [
-    ({"lr": 1, "method": "magnitudes_only", "train_seed": 7}, set()),
-    ({"data_seed": 7}, {"components"}),
-    ({"num_train_samples": 29}, {"embeddings", "activations", "components", "examples"}),
-    ({"dtype": "bfloat16"}, {"activations", "components", "scores", "examples"}),
-    ({"ppl_window": 32}, {"scores"}),
-]
-
-
-@pytest.mark.parametrize(("changes", "made"), KEYS)
-def test_what_is_kept_is_made_again_for_just_what_it_depends_on(world, finished, tmp_path, changes, made):
-    shutil.copytree(world / "cache", tmp_path / "cache")
-    kinds = ("embeddings", "activations", "components", "scores", "examples")
-
-    def entries() -> dict[str, set]:
-        return {kind: {path.name for path in (tmp_path / "cache" / kind).iterdir()} for kind in kinds}
-
-    before = entries()
-    ranked(*prepared(flags(world, tmp_path / "out", cache_dir=tmp_path / "cache", **changes)))
-    after = entries()
-    assert {kind for kind in kinds if after[kind] != before[kind]} == made
-
-
 def begin_with_bos(folder) -> None:
-    """Give the model in `folder` a tokenizer that begins each text with <s>."""
     tokenizer = byte_tokenizer()
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
     tokenizer.save_pretrained(folder)
 
 
-def test_another_pruned_model_or_tokenizer_never_gets_the_first_ones(world, finished, tmp_path):
-    other = shutil.copytree(world / "pruned", tmp_path / "other")
-    rewrite(other, lambda tensors: tensors["model.layers.0.self_attn.v_proj.weight"][:8].zero_())
-    first = ranked(*prepared(flags(world, tmp_path / "out")))
-    second = ranked(*prepared(flags(world, tmp_path / "out", pruned_model_path=other)))
-    assert not torch.equal(first.basis, second.basis)
-    dense = shutil.copytree(world / "dense", tmp_path / "dense")
+def test_what_is_kept_is_made_again_for_just_what_it_depends_on(world, finished, tmp_path):
+    """Each change is held against all that was kept before it."""
+    cache = shutil.copytree(world / "cache", tmp_path / "cache")
+    dense, other = (shutil.copytree(world / name, tmp_path / name) for name in ("dense", "pruned"))
     begin_with_bos(dense)
-    run, *rest = prepared(flags(world, tmp_path / "out", base_model_name=dense))
-    ranked(run, *rest)
-    assert run.cache.reused == ["embeddings", *["activations"] * 3]  # which the components read, just made
+    rewrite(other, lambda tensors: tensors["model.layers.0.self_attn.v_proj.weight"][:8].zero_())
+    read = {"activations", "components", "scores", "examples"}
+    for changes, made in (
+        ({"data_seed": 7}, {"components"}),
+        ({"num_train_samples": 29}, {"embeddings", "activations", "components", "examples"}),
+        ({"dtype": "bfloat16"}, read),
+        ({"ppl_window": 32}, {"scores"}),
+        ({"pruned_model_path": other}, read),
+        ({"base_model_name": dense}, read),
+    ):
+        before = set(cache.glob("*/*"))
+        ranked(*prepared(flags(world, tmp_path / "out", cache_dir=cache, **changes)))
+        assert {entry.parent.name for entry in set(cache.glob("*/*")) - before} == made, changes
 
 
 def test_pruning_is_kept_by_its_text_and_tokenizer_wherever_they_lie(world, tmp_path, begin, monkeypatch):
     common = {"pruned_model_path": None, "calib_data": tmp_path / "text.txt", "cache_dir": tmp_path / "cache"}
-    # What is in the folder is not what this is about.
-    monkeypatch.setattr(
-        "pruning.prune_model.prune_into",
-        lambda dense, folder, *_, **__: shutil.copytree(dense, folder, dirs_exist_ok=True),
-    )
+
+    def copied(dense, folder, *_, **__) -> None:
+        shutil.copytree(dense, folder, dirs_exist_ok=True)
 
     def place(**changes) -> str:
         run, models, *_ = begin(**CALIBRATED | common | changes)
         return pruned_checkpoint(run, models).pruned.folder.name
 
+    monkeypatch.setattr("pruning.prune_model.prune_into", copied)
     shutil.copy(world / "text.txt", tmp_path)
     dense = shutil.copytree(world / "dense", tmp_path / "dense")
     first = place()
@@ -140,33 +107,14 @@ def test_pruning_is_kept_by_its_text_and_tokenizer_wherever_they_lie(world, tmp_
     assert len(found) == 7
 
 
-STARTS = [
-    ({"calib_seed": 5}, True),
-    ({"calib_samples": 5}, True),
-    ({"first": "eora", "lora_rank": 3}, True),
-    ({"first": "eora", "lora_rank": 4}, True),
-    ({"apply_to": "ffn"}, True),
-    ({"train_seed": 7}, False),
-    ({"first": "reconstruct"}, True),
-    ({"first": "reconstruct", "train_seed": 7}, True),
-    ({"method": "eora", "lora_rank": 3}, True),
-    ({"method": "eora", "lora_rank": 3, "first": "reconstruct"}, True),
-    ({"lora_rank": 3}, False),
-    ({"method": "output_bias", "apply_to": "both"}, False),
-    ({"num_epoch": 0}, False),
-]
-"""What is changed, and whether the closed form's start is another one."""
-
-
 def test_a_closed_form_is_kept_by_all_that_it_depends_on(world, tmp_path, begin, monkeypatch):
     """Each change is held against all starts before it: what is new makes another one, what isn't makes none."""
-    common = {"method": "masked_lora", "lora_rank": 2, "first": "flap_bias", **CALIBRATED}
+    common = {"method": "masked_lora", "lora_rank": 2, "first": "flap_bias", "cache_dir": tmp_path / "cache"}
     monkeypatch.setattr("baselines.reconstruct.EPOCHS", 1)
-    common |= {"calib_data": world / "text.txt", "cache_dir": tmp_path / "cache"}
 
     def starts(**changes) -> set[str]:
-        run, models, *_ = begin(**common | changes)
-        starting(run, models, None)
+        run, models, *_ = begin(calib_data=world / "text.txt", **CALIBRATED | common | changes)
+        train.starting(run, models, None)
         return {path.name for path in (tmp_path / "cache" / "starts").iterdir()}
 
     kept = starts()
@@ -174,19 +122,23 @@ def test_a_closed_form_is_kept_by_all_that_it_depends_on(world, tmp_path, begin,
     with monkeypatch.context() as patch:
         patch.setattr("utils.stages.context.load_model", lambda *_: pytest.fail("a model was read again"))
         assert starts() == kept
-    for changes, another in STARTS:
+    for changes, another in (
+        ({"calib_seed": 5}, True), ({"calib_samples": 5}, True),
+        ({"first": "eora", "lora_rank": 3}, True), ({"first": "eora", "lora_rank": 4}, True),
+        ({"apply_to": "ffn"}, True), ({"train_seed": 7}, False),
+        ({"first": "reconstruct"}, True), ({"first": "reconstruct", "train_seed": 7}, True),
+        ({"method": "eora", "lora_rank": 3}, True), ({"method": "eora", "lora_rank": 3, "first": "reconstruct"}, True),
+        ({"lora_rank": 3}, False), ({"method": "output_bias", "apply_to": "both"}, False), ({"num_epoch": 0}, False),
+    ):  # fmt: skip
         found = starts(**changes)
         assert len(found - kept) == another, changes
         kept |= found
 
 
-# From the heads on
-
-
 NORM = "model.norm.weight"
 NORMS = {"input_layernorm.weight", "post_attention_layernorm.weight", NORM}
-BOTH, ALL = {"self_attn.o_proj.bias", "mlp.down_proj.bias"}, {f"{name}.weight" for name in LINEARS}
-BIASES = {f"{name}.bias" for name in LINEARS}
+BOTH = {"self_attn.o_proj.bias", "mlp.down_proj.bias"}
+ALL, BIASES = ({f"{name}.{kind}" for name in LINEARS} for kind in ("weight", "bias"))
 METHODS = {
     "bias alone": ({"method": "bias_only", "head_selection": "random"}, {"self_attn.o_proj.bias"}, set()),
     "restorelcc everywhere": ({"apply_to": "both", "train_norms": True}, BOTH, NORMS),
@@ -206,18 +158,14 @@ def test_every_kind_of_method_comes_to_a_proved_checkpoint(world, begin, name):
     changes, added, changed = METHODS[name]
     run, models, samples, plan = begin(calib_data=world / "text.txt", **changes)
     with run.stage("train"):
-        trained = train_restoration(run, models, samples, ranked(run, models, samples, plan))
-    _, (proof,) = merge(run, models, trained)
+        trained = train.train_restoration(run, models, samples, ranked(run, models, samples, plan))
+    _, (proof,) = train.merge(run, models, trained)
     assert proof["passed"] and proof["zeros_pruned"] > 0
-    if name in ("LoRA", "EoRA"):
-        assert proof["zeros"] == "reported" and proof["zeros_restored"] < proof["zeros_pruned"] / 10
-    else:
-        assert proof["zeros"] == "kept" and proof["zeros_pruned"] == proof["zeros_restored"]
-
-    def kinds(names: list[str]) -> set[str]:
-        return {re.sub(r"^model\.layers\.\d+\.", "", name) for name in names}
-
-    assert kinds(proof["nonzero_new_tensors"]) == added and kinds(proof["changed_tensors"]) == changed
+    assert proof["zeros"] == ("reported" if name in ("LoRA", "EoRA") else "kept")
+    left = proof["zeros_restored"] / proof["zeros_pruned"]
+    assert left == 1 if proof["zeros"] == "kept" else left < 0.1
+    for names, expected in ((proof["nonzero_new_tensors"], added), (proof["changed_tensors"], changed)):
+        assert {re.sub(r"^model\.layers\.\d+\.", "", each) for each in names} == expected
     assert (trained.parameters > 0) == (name not in UNTRAINED)
     history = trained.training.history
     assert any("loss" in row for row in history) == (name not in UNTRAINED) and "valid_loss" in history[-1]
@@ -232,17 +180,17 @@ def test_no_heads_are_looked_for_by_a_method_that_has_none(tmp_path, begin, no_m
 
 
 def test_a_compact_checkpoint_is_restored_and_stays_compact(world, tmp_path, begin):
-    masked, small = shutil.copytree(world / "pruned", tmp_path / "masked"), tmp_path / "small"
 
     def narrow(tensors: dict) -> None:
         tensors["model.layers.1.self_attn.o_proj.weight"][:, 3 * 8 :] = 0  # the second of two KV groups of three heads
         tensors["model.layers.2.mlp.down_proj.weight"][:, :16] = 0
 
-    compact_checkpoint(rewrite(masked, narrow), small)
+    small = tmp_path / "small"
+    compact_checkpoint(rewrite(shutil.copytree(world / "pruned", tmp_path / "masked"), narrow), small)
     run, models, samples, plan = begin(pruned_model_path=small, use_topk_heads=15)
     found = ranked(run, models, samples, plan)
     assert sorted(head for layer, head in found.heads if layer == 1) == [0, 1, 2]
-    _, proofs = merge(run, models, train_restoration(run, models, samples, found))
+    _, proofs = train.merge(run, models, train.train_restoration(run, models, samples, found))
     assert [proof["passed"] for proof in proofs] == [True, True]
     plain = AutoModelForCausalLM.from_pretrained(run.folder / "model")
     restored = run.load(Checkpoint(run.folder / "compact"))
@@ -257,51 +205,47 @@ def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path, begin
     changes = {"loss": "distill", "method": "output_bias", "pruned_model_path": given}
     run, models, samples, _ = begin(cache_dir=tmp_path / "cache", **changes)
     with run.stage("train"):
-        trained = train_restoration(run, models, samples, None)
+        trained = train.train_restoration(run, models, samples, None)
     assert re.search(r"teacher: the dense model's states at response tokens, \S+ GB; ", run.record.stages[0]["detail"])
     assert "teacher" not in run.record.stages[0]["reused"]
-    known = load_teacher(run, models, samples)
+    known = train.load_teacher(run, models, samples)
     assert known.head is not None and run.cache.reused[-2:] == ["teacher", "teacher"]
     student, teacher = (AutoModelForCausalLM.from_pretrained(folder) for folder in (given, world / "dense"))
-    total, count = 0.0, 0
+    divergences = []
     for sample in samples.valid:
-        ids, places = torch.tensor([sample.ids]), slice(sample.prompt_length - 1, -1)
         with torch.no_grad():
-            mine, other = (model(ids).logits[0, places].double().log_softmax(-1) for model in (student, teacher))
-        total += float((other.exp() * (other - mine)).sum())
-        count += len(other)
+            logits = (model(torch.tensor([sample.ids])).logits[0].double() for model in (student, teacher))
+            mine, other = (each[sample.prompt_length - 1 : -1].log_softmax(-1) for each in logits)
+        divergences.append((other.exp() * (other - mine)).sum(-1))
     rows = [row for row in trained.training.history if "valid_kl" in row]
     assert len(rows) == 2 and all("valid_loss" in row for row in rows)
-    assert rows[0]["valid_kl"] == pytest.approx(total / count, rel=1e-4)
+    assert rows[0]["valid_kl"] == pytest.approx(float(torch.cat(divergences).mean()), rel=1e-4)
     assert method_record(run, trained)["loss"] == "0.5 cross-entropy + 0.5 KL to the dense model"
 
 
 def test_a_teacher_too_large_to_keep_runs_beside(tmp_path, begin, capsys, monkeypatch):
     monkeypatch.setattr("utils.stages.train.KEPT", 1000)
     run, models, samples, _ = begin(loss="distill", cache_dir=tmp_path / "cache")
-    teacher = load_teacher(run, models, samples)
+    teacher = train.load_teacher(run, models, samples)
     told = r"teacher: its states would take \S+ GB, above 1e-06; the dense model runs beside"
     assert re.search(told, capsys.readouterr().out) and not (tmp_path / "cache" / "teacher").exists()
-    assert teacher.train is teacher.head is None and with_model(run, models, teacher).model is not None
+    assert teacher.train is teacher.head is None and train.with_model(run, models, teacher).model is not None
 
 
 def test_the_validation_record_counts_the_tokens_of_the_loss_and_a_loss_that_rose_is_told_in_the_verdicts_words():
     history = [{"step": 0, "valid_loss": 2.5}, {"step": 1, "loss": 9.0}, {"step": 1, "valid_loss": 2.6}]
     samples = [Encoded([5, 9, 77, 30], 1), Encoded([8, 1, 2], 2), Encoded([7, 7, 9], 0)]
     labelled = int((collate(samples, 0)["labels"][:, 1:] != IGNORED).sum())
-    record = validation_record([{"valid_loss": 2.4}], history, samples)
+    record = train.validation_record([{"valid_loss": 2.4}], history, samples)
     assert record == {"pruned": 2.4, "start": 2.5, "restored": 2.6, "tokens": labelled} and labelled == 3 + 1 + 2
-    assert validation_record([], history, samples) == {**record, "pruned": None}
-    assert validation_record([], history[1:2], samples) is None
+    assert train.validation_record([], history, samples) == {**record, "pruned": None}
+    assert train.validation_record([], history[1:2], samples) is None
     said = "warning: the validation loss rose from 2.500 to 2.600; try a smaller -lr or fewer epochs"
     harm = "warning: after the closed form the validation loss rose from 2.400 to 2.500, before any training; "
-    assert warnings_of(record, False) == warnings_of({**record, "pruned": 2.5}, True) == [said]
-    assert warnings_of(record, True) == [said, harm + "try without it"]
-    assert warnings_of({**record, "pruned": None, "restored": 2.4}, True) == warnings_of(None, True) == []
+    assert train.warnings_of(record, False) == train.warnings_of({**record, "pruned": 2.5}, True) == [said]
+    assert train.warnings_of(record, True) == [said, harm + "try without it"]
+    assert train.warnings_of({**record, "pruned": None, "restored": 2.4}, True) == train.warnings_of(None, True) == []
     assert verdict({"validation": record}, {}).endswith("; the validation loss rose from 2.500 to 2.600.")
-
-
-# What is told
 
 
 def test_memory_that_runs_out_names_the_stage_and_its_flags(begin):
@@ -318,39 +262,36 @@ def test_memory_that_runs_out_names_the_stage_and_its_flags(begin):
 def test_little_room_and_a_dense_model_are_warnings_where_it_is_allowed(world, begin, monkeypatch, capsys):
     monkeypatch.setattr("utils.stages.prepare.free_bytes", lambda folder: 10_000)
     begin(pruned_model_path=world / "dense", allow_dense=True)
-    said = "the pruned model has no zeros; going on because of -allow_dense\n"
-    said += r"      warning: -output_dir: 10 kB are free, and the restored model takes 1\d\d kB\n"
-    assert re.fullmatch(f"      warning: {said}", capsys.readouterr().err)
+    dense, room = capsys.readouterr().err.splitlines()
+    assert dense == "      warning: the pruned model has no zeros; going on because of -allow_dense"
+    assert re.fullmatch(r" +warning: -output_dir: 10 kB are free, and the restored model takes 1\d\d kB", room)
 
 
-def test_no_minilm_is_said_with_the_command_that_installs_it(begin, monkeypatch):
+def test_no_minilm_and_closed_forms_on_a_compact_checkpoint_or_a_wrong_calibration_are_refused(
+    world, tmp_path, begin, monkeypatch
+):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"-head_selection: contrastive probing needs MiniLM; run: pip install"):
-        begin()
-
-
-def test_closed_forms_refuse_a_compact_checkpoint_and_a_wrong_calibration(world, tmp_path, begin):
     compact_checkpoint(world / "pruned", tmp_path / "small")
-    common = {"method": "flap_bias", "calib_data": world / "text.txt", **CALIBRATED}
     small, refused = {"pruned_model_path": tmp_path / "small"}, ".* compact .*; prune with -mode masked"
     for wrong, says in (
         (small, f"^-method: flap_bias {refused}"),
         ({**small, "method": "lora", "first": "flap_bias"}, f"^-method: lora with -first flap_bias {refused}"),
         ({"calib_data": tmp_path / "none.txt"}, r"^-calib_data: \S+none.txt does not exist"),
         ({"calib_length": 257}, r"^-calib_length: 257 tokens; give at least 2 and at most 256"),
+        ({"method": "restorelcc"}, r"^-head_selection: contrastive probing needs MiniLM; run: pip install"),
     ):
         with pytest.raises(UserError, match=says):
-            begin(**common | wrong)
+            begin(**{"method": "flap_bias", "calib_data": world / "text.txt", **CALIBRATED, **wrong})
 
 
 def test_a_window_beyond_the_models_positions_is_refused(world, tmp_path, begin):
     dense, given = (shutil.copytree(world / name, tmp_path / name) for name in ("dense", "pruned"))
     changes = {"base_model_name": dense, "pruned_model_path": given}
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
     for most in (256, 512):
         with pytest.raises(UserError, match=rf"^-ppl_window: {most + 1} tokens .* {most} positions; give"):
             begin(ppl_window=most + 1, eval_tasks="wikitext2", **changes)
         for folder in (dense, given):
-            config = json.loads((folder / "config.json").read_text())
-            rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
-            (folder / "config.json").write_text(json.dumps({**config, "rope_parameters": rope}))
+            config = folder / "config.json"
+            config.write_text(json.dumps({**json.loads(config.read_text()), "rope_parameters": rope}))
     begin(ppl_window=513, **changes)

@@ -1,4 +1,4 @@
-"""Whole runs: interrupted, killed, told to end, and what they leave. Few, since each takes seconds."""
+"""Whole runs: interrupted, killed, told to end, of other families. Few, since each takes seconds."""
 
 import json
 import multiprocessing
@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 import models.merge
 import pruning.__main__
@@ -20,6 +22,7 @@ from models.checkpoint import fingerprint
 from models.restoration import save_restoration
 from tests.builders import trained
 from tests.common.test_disk import no_file_above
+from tests.models.test_families import made
 from tests.runs import ROOT, flags, in_words, run, write_samples
 from utils.common.commands import run as command
 from utils.common.errors import Stopped, UserError
@@ -44,48 +47,50 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bits_and_with_no_other_flags(world, finished, tmp_path, monkeypatch):
-    original, calls = ResponseLoss.forward, []
+@contextmanager
+def stopped_before_its_place(monkeypatch, output: Path, stop: BaseException) -> Iterator[None]:
+    """What happens within it is stopped, as it must be, before a finished folder is renamed to `output`."""
+    rename = Path.rename
 
-    def stop_in_second_epoch(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) > 6:
+    def stopping(self, target):
+        if Path(target) == output:
+            raise stop
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(type(stop)):
+        patch.setattr(Path, "rename", stopping)
+        yield
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits_and_with_no_other_flags(world, finished, tmp_path, monkeypatch):
+    original, steps, output = ResponseLoss.forward, [], tmp_path / "out"
+
+    def counted(self, *args, **kwargs):
+        steps.append(1)
+        if len(steps) == 7:
             raise KeyboardInterrupt
         return original(self, *args, **kwargs)
 
-    output = tmp_path / "out"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ResponseLoss, "forward", stop_in_second_epoch)
-        run(patch, flags(world, output))
+    monkeypatch.setattr(ResponseLoss, "forward", counted)
+    with pytest.raises(KeyboardInterrupt):  # in the second epoch
+        run(monkeypatch, flags(world, output))
     assert names(tmp_path) == {"out.partial"} and names(tmp_path / "out.partial") == {"checkpoints", UNFINISHED}
     with pytest.raises(UserError, match=r"^-lr: 0\.001 now, 0\.01 before; give the flags of the interrupted run"):
         run(monkeypatch, flags(world, output, lr=1e-3))
-    steps = []
-    monkeypatch.setattr(ResponseLoss, "forward", lambda self, *a, **b: (steps.append(1), original(self, *a, **b))[1])
     run(monkeypatch, flags(world, output, cache_dir=tmp_path / "cache"))
-    assert bits(output) == bits(finished) and names(tmp_path) == {"out", "cache"}
-    assert names(output) == names(finished)
-    assert len(steps) < 12, "it went on, and did not begin anew"
+    assert bits(output) == bits(finished) and names(tmp_path) == {"out", "cache"} and names(output) == names(finished)
+    assert len(steps) < 7 + 12, "it went on, and did not begin anew"
 
 
 def test_a_run_prunes_for_itself_and_leaves_what_was_there(world, tmp_path, monkeypatch, capsys):
     """Killed between its two renamings, it is ended by the same command, which computes nothing."""
-    output = tmp_path / "out"
-    output.mkdir()
+    (output := tmp_path / "out").mkdir()
     (output / "thesis.tex").write_text("years of work")
-    changes = {"pruned_model_path": None, "sparsity": "2:4", "calib_data": world / "text.txt", "calib_samples": 4}
-    changes |= {"calib_length": 64, "num_epoch": 1, "eval_tasks": "none"}
+    changes = {"pruned_model_path": None, "sparsity": "2:4", "num_epoch": 1, "eval_tasks": "none"}
+    changes |= {"calib_data": world / "text.txt", "calib_samples": 4, "calib_length": 64}
     given = [*flags(world, output, **changes), "-overwrite"]
-
-    def killed(self, target):
-        if Path(target) == output:
-            raise KeyboardInterrupt
-        return rename(self, target)
-
-    rename = Path.rename
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Path, "rename", killed)
-        run(patch, given)
+    with stopped_before_its_place(monkeypatch, output, KeyboardInterrupt()):
+        run(monkeypatch, given)
     assert names(tmp_path) == {"out.1", "out.partial"}
     with monkeypatch.context() as patch:
         patch.setattr("utils.stages.prepare.prepare", lambda *_: pytest.fail("it begins anew"))
@@ -101,22 +106,19 @@ def test_a_run_prunes_for_itself_and_leaves_what_was_there(world, tmp_path, monk
 def test_a_task_trains_on_its_own_training_split(world, tmp_path, monkeypatch, capsys):
     for split, count in (("train", 30), ("validation", 6)):
         rows = [{"sentence1": f"It is {n}.", "sentence2": f"It is {n % 3}.", "label": n % 2} for n in range(count)]
-        (tmp_path / "tasks" / "rte").mkdir(parents=True, exist_ok=True)
         write_samples(tmp_path / "tasks" / "rte" / f"{split}.jsonl", rows)
-    changes = {"data_path": None, "spec_task": "rte", "eval_tasks": "rte", "num_epoch": 1}
-    changes |= {"eval_data_dir": tmp_path / "tasks"}
-    run(monkeypatch, flags(world, tmp_path / "out", num_train_samples=24, **changes))
+    changes = {"data_path": None, "spec_task": "rte", "eval_tasks": "rte", "eval_data_dir": tmp_path / "tasks"}
+    run(monkeypatch, flags(world, tmp_path / "out", num_epoch=1, num_train_samples=24, **changes))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert 0 <= results["scores"]["restored"]["rte"]["acc"]["value"] <= 1 and results["validation"] is None
     kept = read_rows(tmp_path / "out" / "logs" / "rows.json.gz")
     assert VALIDATION not in kept["restored"]
-    pair = pair_rows(kept["dense"], kept["restored"], "rte", CHOICES)
-    divergence = divergences(*(rows.values for rows in pair))
+    divergence = divergences(*(rows.values for rows in pair_rows(kept["dense"], kept["restored"], "rte", CHOICES)))
     assert len(divergence) == 6 and sum(divergence) > 0
     assert results["agreement"]["restored"]["rte"]["kl"]["value"] == pytest.approx(sum(divergence) / 6)
+    changes |= {"data_path": world / "samples.jsonl", "num_train_samples": 31}
     with pytest.raises(UserError, match=r"-num_train_samples: 31 asked for"):
-        given = {**changes, "data_path": world / "samples.jsonl", "num_train_samples": 31}
-        run(monkeypatch, flags(world, tmp_path / "more", **given))
+        run(monkeypatch, flags(world, tmp_path / "more", **changes))
     told = "-data_path is not used: -spec_task trains on rte's own training split"
     assert capsys.readouterr().out.count(told) == 1 and not (tmp_path / "more").exists()
 
@@ -124,7 +126,7 @@ def test_a_task_trains_on_its_own_training_split(world, tmp_path, monkeypatch, c
 def test_a_command_keeps_the_users_files_whenever_it_ends_and_leaves_nothing_on_a_full_disk(
     world, tmp_path, monkeypatch
 ):
-    saved, rename = tmp_path / "in" / "restoration", Path.rename
+    saved = tmp_path / "in" / "restoration"
     save_restoration(saved, trained(), {"pruned_sha256": fingerprint(world / "pruned")})
     common = {"dtype": "float32", "cache_dir": tmp_path / "in" / "cache"}
     prune = {"base_model_name": world / "dense", "prune_method": "magnitude"}
@@ -137,14 +139,7 @@ def test_a_command_keeps_the_users_files_whenever_it_ends_and_leaves_nothing_on_
         assert not list(output.parent.iterdir())
         output.mkdir()
         (output / "config.json").write_text("mine")
-
-        def stopping(self, target, output=output):
-            if Path(target) == output:
-                raise Stopped(signal.SIGTERM)
-            return rename(self, target)
-
-        with monkeypatch.context() as patch, pytest.raises(Stopped):
-            patch.setattr(Path, "rename", stopping)
+        with stopped_before_its_place(monkeypatch, output, Stopped(signal.SIGTERM)):
             main(given)
         assert names(output.parent) == {"out.1", "out.partial"}
         main(given)
@@ -157,9 +152,6 @@ def test_help_groups_the_flags_with_their_defaults_before_torch_is_imported():
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and "(default: 0.001)" in done.stdout and "\ntraining:\n" in done.stdout
     assert "import time" in done.stderr and "torch" not in done.stderr
-
-
-# Kills of whole processes
 
 
 def forked(monkeypatch, given: list[str], log: Path) -> BaseProcess:
@@ -189,8 +181,7 @@ def test_a_run_killed_at_any_moment_is_ended_by_the_same_command_to_the_same_bit
     """SIGKILL or SIGTERM, once to three times, at moments drawn from a whole run's length; the last one is let end."""
     draw, output, cache, log = random.Random(seed), tmp_path / "out", tmp_path / "cache", tmp_path / "log"
     given = [*flags(world, output, cache_dir=cache), "-overwrite"]
-    took = json.loads((finished / "run.json").read_text())["stages"]
-    length = sum(stage["seconds"] for stage in took) + 4
+    length = 4 + sum(stage["seconds"] for stage in json.loads((finished / "run.json").read_text())["stages"])
     hits = []
     for _ in range(draw.randint(1, 3)):
         child, number = forked(monkeypatch, given, log), draw.choice([signal.SIGKILL, signal.SIGTERM])
@@ -199,22 +190,32 @@ def test_a_run_killed_at_any_moment_is_ended_by_the_same_command_to_the_same_bit
         hits.append((number, ended(child)))
         assert hits[-1][1] in (0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM), log.read_text()
     assert ended(forked(monkeypatch, given, log)) == 0, log.read_text()
-    assert bits(output) == bits(finished), hits
-    assert names(output) == names(finished)
+    assert bits(output) == bits(finished) and names(output) == names(finished), hits
     left = names(tmp_path) - {"out", "cache", "log"} - {f"out.{n}" for n in range(1, 4)}
     assert left <= {"out.lock"} and not [path for path in cache.rglob("*") if "partial" in path.name], left
 
 
 @pytest.mark.slow
-def test_a_disk_full_at_any_size_of_file_is_one_line_and_the_same_command_goes_on(
-    world, finished, tmp_path, monkeypatch
-):
-    """The system's own limit on files, ever higher: each run ends at the first that is larger, and the next goes on."""
-    output, cache = tmp_path / "out", tmp_path / "cache"
-    for size in (4_500, 9_000, 20_000, 40_000, 100_000):
-        says = r"^\S+ cannot be written \(.*; \S+ \S+ are free\); make room"
-        with pytest.raises(UserError, match=says), no_file_above(size):
-            run(monkeypatch, flags(world, output, cache_dir=cache))
-        assert not output.exists() and not [path for path in cache.rglob("*") if "partial" in path.name]
-    run(monkeypatch, flags(world, output, cache_dir=cache))
-    assert bits(output) == bits(finished)
+@pytest.mark.parametrize(
+    ("family", "how"),
+    [
+        ("qwen2", {"recipe": "inside_mask_admm"}),
+        ("mistral", {"recipe": "biases", "prune_method": "slimgpt", "sparsity": "0.25"}),
+        ("qwen3", {}),
+        ("gemma3_text", {"recipe": "inside_mask"}),
+    ],
+)
+def test_another_family_is_pruned_restored_merged_proved_and_scored(world, family, how, tmp_path, monkeypatch, capfd):
+    dense = made(tmp_path / "dense", family, max_position_embeddings=256)
+    pruning = {"pruned_model_path": None, "prune_method": "wanda", "sparsity": "0.5", **how}
+    pruning |= {"calib_data": world / "text.txt", "calib_samples": 6, "calib_length": 24}
+    pruning |= {"base_model_name": dense, "cache_dir": tmp_path / "cache", "lr": 3e-2}
+    run(monkeypatch, flags(world, tmp_path / "out", **pruning))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["proof"]["passed"] and results["proof"]["zeros_lost"] == 0
+    assert results["validation"]["restored"] < results["validation"]["start"]
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").config.model_type
+    assert written == ("llama" if family in ("qwen2", "mistral") else family)
+    card = (tmp_path / "out" / "model" / "README.md").read_text()
+    assert ("written as" in card) == (written != family) and f"- {family}" in card
+    assert ("vLLM drops" in capfd.readouterr().out) == (family == "qwen3")
