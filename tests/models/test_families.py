@@ -244,6 +244,8 @@ def test_biases_that_a_family_cannot_carry_are_refused_or_left_out(models, famil
     for method, sites in [("output_bias", "ffn"), ("output_bias", "all"), ("lora", "both")]:
         with pytest.raises(UserError, match=rf"-apply_to: a {family} .*mlp\.down_proj.*inside_mask"):
             carried_parts(method, Options(sites), config)
+    with pytest.raises(UserError, match=f"-method: reconstruct computes Llama's own layer, .* a {family} model"):
+        carried_parts("reconstruct", Options(), config)
     *_, constants, _ = carried_parts(*METHODS["inside the mask"], config)
     assert constants.sites == {"q", "k", "v", "attention"}
 
