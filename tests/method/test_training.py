@@ -6,7 +6,7 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from itertools import chain, count, product
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 
 from models.cpu_attention import NAME
 from models.loading import load_model, load_tokenizer
-from tests.builders import SAMPLES, batch, learned_in, masks_of, save_tiny_llama, trained, zeroed
+from tests.builders import SAMPLES, learned_in, save_tiny_llama, trained, zeroed
 from utils.common.commands import ENDING
 from utils.common.errors import Stopped, UserError
 from utils.common.files import workspace
@@ -71,26 +71,6 @@ def test_a_model_that_is_not_trained_has_the_validation_loss_that_training_would
         model.model.norm.weight.fill_(torch.nan)
     with pytest.raises(UserError, match="no finite number before any training"):
         validate(model, samples)
-
-
-def test_loss_and_gradient_equal_those_of_full_logits_of_unpadded_samples(model, monkeypatch):
-    monkeypatch.setattr("utils.losses.CHUNK", 3)
-    parameters = [p for p in trained().attach(model).parameters() if p.requires_grad]
-    nats = []
-    for sample in SAMPLES:
-        logits = model(torch.tensor([sample.ids])).logits[0].log_softmax(-1)
-        places = range(sample.prompt_length, len(sample.ids))
-        nats.append(torch.stack([-logits[place - 1, sample.ids[place]] for place in places]))
-    mean, seen = torch.cat(nats).mean(), masks_of(model)
-    loss = ResponseLoss(model)(**batch(SAMPLES))["loss"]
-    assert float(loss.detach()) == pytest.approx(float(mean.detach()), abs=1e-5)
-    assert seen == [None] * 3  # rows are padded, and need no mask
-    for mine, other in zip(*(torch.autograd.grad(each, parameters) for each in (loss, mean)), strict=True):
-        assert torch.allclose(mine, other, rtol=1e-4, atol=1e-7)
-    of_twenty = ResponseLoss(model)(**batch(SAMPLES), num_items_in_batch=20)["loss"]
-    assert float(of_twenty.detach()) == pytest.approx(float(mean.detach()) * 8 / 20, abs=1e-5)
-    rows = response_loss(ResponseLoss(model).eval(), SAMPLES, 257, "").float()
-    assert torch.allclose(rows, torch.tensor([[float(own.detach().sum()), len(own)] for own in nats]), atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:.pin_memory.")
@@ -167,12 +147,15 @@ def test_losses_and_scores_are_summed_on_devices_without_fp64(model):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_training_lowers_the_loss_and_moves_only_beta_and_b(make_tiny_llama, tmp_path, checkpointing):
+def test_training_lowers_the_loss_and_moves_only_beta_and_b(make_tiny_llama, tmp_path, monkeypatch, checkpointing):
+    orders, original = [], _ProcessBatches.order
+    monkeypatch.setattr(_ProcessBatches, "order", lambda self: orders.append(original(self)) or orders[-1])
     folder = make_tiny_llama(zeros=0.5)
     model, samples = attached(folder, restoration=zeroed(trained())), encoded(folder, 20)
     before = {name: p.clone() for name, p in model.named_parameters()}
     how = settings(gradient_checkpointing=checkpointing)
     result = train(model, samples, samples[:6], how, "cpu", tmp_path)
+    assert len(orders) == 2 and orders[0] != orders[1]  # each epoch has its own
     rates = [row["learning_rate"] for row in result.history if "loss" in row]
     assert rates == pytest.approx([0.01 * (1 - step / 10) for step in range(10)])
     losses = [row["valid_loss"] for row in result.history if "valid_loss" in row]
@@ -201,25 +184,23 @@ def before_each_pass(do: Callable[[bool], object]) -> Iterator[None]:
 
 
 class Cut:
-    """A training of 12 samples in epochs of 3 steps, and the same one cut off and continued."""
+    """A training of 12 samples in epochs of 3 steps; of its copies the same one is cut off in `output` and goes on."""
 
-    output: Path
-    """Where it is cut off."""
-
-    def __init__(self, folder: Path, place: Path, grouped: bool, epochs: float):
-        self.folder, self.how = folder, settings(group_by_length=grouped, epochs=epochs)
+    def __init__(self, folder: Path, output: Path, grouped: bool, epochs: float):
+        self.folder, self.output, self.how = folder, output, settings(group_by_length=grouped, epochs=epochs)
         self.samples = encoded(folder, 12)
-        self.whole, self.complete = self.train(place)
+        self.learned, self.complete = self.train()
 
-    def train(self, place: Path, belongs: str = "this"):
+    def train(self, belongs: str = "this") -> tuple[dict[str, Tensor], TrainingResult]:
         model = attached(self.folder, restoration=zeroed(trained()))
-        return model, train(model, self.samples, self.samples[:4], self.how, "cpu", place, belongs=belongs)
+        result = train(model, self.samples, self.samples[:4], self.how, "cpu", self.output, belongs=belongs)
+        return learned_in(model), result
 
     def cut(self, call: int, event: Callable[[], None], ends: type[BaseException]) -> None:
         """Train until the given forward pass, at which the event happens, and the training ends by that exception."""
         passes = count(1)
         with before_each_pass(lambda _: next(passes) == call and event()), pytest.raises(ends):
-            self.train(self.output)
+            self.train()
 
     @property
     def checkpoints(self) -> list[str]:
@@ -229,11 +210,9 @@ class Cut:
         """Steps that the continued training took; its restoration and history are those of the whole one."""
         steps = []
         with before_each_pass(steps.append):
-            model, result = self.train(self.output)
-        found, wanted = (learned_in(each) for each in (model, self.whole))
-        assert all(torch.equal(found[name], wanted[name]) for name in ("magnitudes", "component"))
-        assert json.dumps(result.history) == json.dumps(self.complete.history)
-        assert result.valid_rows == self.complete.valid_rows and len(result.valid_rows) == 4
+            learned, result = self.train()
+        assert all(torch.equal(tensor, self.learned[name]) for name, tensor in learned.items())
+        assert json.dumps(vars(result)) == json.dumps(vars(self.complete)) and len(result.valid_rows) == 4
         return sum(steps)
 
 
@@ -255,23 +234,20 @@ def fails() -> None:
     raise RuntimeError("no power")
 
 
-def interrupts() -> None:
-    signal.raise_signal(signal.SIGINT)
+interrupts, terminates, is_preempted = (
+    partial(signal.raise_signal, number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+)
 
 
-def ends_by(number: int) -> Callable[[], None]:
-    return lambda: signal.raise_signal(number)
+def never(*_) -> None:
+    raise AssertionError("the signal was not kept")
 
 
 @pytest.fixture
-def handlers() -> Iterator[dict]:
+def handlers() -> Iterator[None]:
     """Handlers of the signals to end, as a command has them; here they are not to be called."""
-
-    def never(*_) -> None:
-        raise AssertionError("the signal was not kept")
-
     before = {number: signal.signal(number, never) for number in ENDING}
-    yield dict.fromkeys(ENDING, never)
+    yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -283,8 +259,8 @@ def handlers() -> Iterator[dict]:
         ((True, 2), 3, fails, RuntimeError, [], 6),
         ((True, 2), 5, fails, RuntimeError, [3], 3),
         ((True, 2), 9, fails, RuntimeError, [3, 6], 0),
-        ((True, 2), 7, ends_by(signal.SIGTERM), Stopped, [3, 5], 1),
-        ((False, 2), 7, ends_by(signal.SIGUSR1), Stopped, [3, 5], 1),
+        ((True, 2), 7, terminates, Stopped, [3, 5], 1),
+        ((False, 2), 7, is_preempted, Stopped, [3, 5], 1),
         ((False, 2), 7, interrupts, KeyboardInterrupt, [3, 5], 1),
         ((True, 2), 7, lambda: (interrupts(), interrupts()), KeyboardInterrupt, [3], 3),
         ((True, 2), 9, interrupts, KeyboardInterrupt, [3, 6], 0),
@@ -296,7 +272,7 @@ def handlers() -> Iterator[dict]:
 def test_a_training_that_was_ended_goes_on_to_the_same_bits(cut, handlers, call, event, ends, kept, steps):
     """Told once it loses no step, told twice it ends at once; a fraction of an epoch goes on without another step."""
     cut.cut(call, event, ends)
-    assert all(signal.getsignal(number) is handler for number, handler in handlers.items())
+    assert {signal.getsignal(number) for number in ENDING} == {never}
     assert cut.checkpoints == [f"checkpoint-{step}" for step in kept]
     assert cut.continues_to_the_same() == steps
 
@@ -335,14 +311,6 @@ def test_a_process_that_has_no_sample_of_a_step_computes_one_that_counts_nothing
     found = _RestorationTrainer(model, SAMPLES, [], settings(), arguments, taught, None, False, "").batch([])
     assert found["input_ids"].tolist() == [[5, 9]] and found["labels"].tolist() == [[IGNORED] * 2]
     assert found["teacher"].shape == (0, 24)
-
-
-def test_each_epoch_has_an_order_of_its_own(make_tiny_llama, tmp_path, monkeypatch):
-    orders, original = [], _ProcessBatches.order
-    monkeypatch.setattr(_ProcessBatches, "order", lambda self: orders.append(original(self)) or orders[-1])
-    folder = make_tiny_llama()
-    train(attached(folder), encoded(folder, 9), [], settings(epochs=3, group_by_length=False), "cpu", tmp_path)
-    assert len({str(order) for order in orders}) == len(orders) == 3
 
 
 def gradient(folder: Path, dtype: torch.dtype, monkeypatch, narrow: float = float("inf")) -> tuple[Tensor, list[float]]:
@@ -395,7 +363,7 @@ def test_a_loss_that_is_no_number_names_step_samples_and_the_last_good_checkpoin
 
     with monkeypatch.context() as patched, pytest.raises(UserError) as found:
         patched.setattr(ResponseLoss, "forward", broken)
-        cut.train(cut.output)
+        cut.train()
     good = rf"the last good checkpoint is {cut.output / kept}" if kept else "there is no checkpoint before it"
     place = rf"step {step} of 6, on training samples (.*)"
     said = rf"-lr: the loss is no finite number at {place}; lower it \(now 0.01\), .*; {good}"
@@ -407,14 +375,11 @@ def test_a_loss_that_is_no_number_names_step_samples_and_the_last_good_checkpoin
 
 
 def test_a_validation_loss_that_is_no_number_ends_the_training(cut, monkeypatch):
-    values = iter([1.0, float("inf")])
-    found = lambda *_: torch.tensor([[next(values), 1]], dtype=torch.float64)  # noqa: E731
-    monkeypatch.setattr("utils.training.response_loss", found)
-    with pytest.raises(UserError, match=r"^-lr: the validation loss is no finite number at step 3 of 6; lower it"):
-        cut.train(cut.output)
-    values = iter([float("nan")])
-    with pytest.raises(UserError, match=r"^-dtype: the validation loss is no finite number before any training"):
-        cut.train(cut.output / "other")
+    values = iter([float("nan"), 1.0, float("inf")])
+    monkeypatch.setattr("utils.training.response_loss", lambda *_: torch.tensor([[next(values), 1]]).double())
+    for said in ("-dtype: {} before any training", "-lr: {} at step 3 of 6; lower it"):
+        with pytest.raises(UserError, match="^" + said.format("the validation loss is no finite number")):
+            cut.train()
 
 
 def test_a_restoration_that_is_not_finite_is_no_checkpoint(cut, monkeypatch):
@@ -425,7 +390,7 @@ def test_a_restoration_that_is_not_finite_is_no_checkpoint(cut, monkeypatch):
     save = _RestorationTrainer._save_checkpoint
     monkeypatch.setattr(_RestorationTrainer, "_save_checkpoint", lambda self, *a: (spoil(self), save(self, *a)))
     with pytest.raises(UserError, match=r"^-lr: the restoration is no finite number at step 3; .* no checkpoint"):
-        cut.train(cut.output)
+        cut.train()
     assert cut.checkpoints == []
 
 
@@ -436,24 +401,21 @@ def test_minutes_of_training_are_saved_within_an_epoch(cut, monkeypatch):
     assert cut.continues_to_the_same() == 1
 
 
-def test_a_checkpoint_that_is_damaged_or_of_another_training_is_named_and_passed_over(cut, capsys):
-    cut.cut(7, interrupts, KeyboardInterrupt)
-    file = cut.output / "checkpoint-5" / "optimizer.pt"
-    file.write_bytes(file.read_bytes()[:-1])
-    assert cut.continues_to_the_same() == 3
-    assert "checkpoint-5 is damaged (optimizer.pt)" in "".join(capsys.readouterr())
-    _, result = cut.train(cut.output, belongs="other heads")
-    assert "checkpoint-6 is of other samples, weights, heads or processes" in "".join(capsys.readouterr())
-    assert len([row for row in result.history if "loss" in row]) == 6
-
-
-def test_what_a_kill_left_unfinished_is_never_taken_for_a_checkpoint(cut, monkeypatch, capsys):
-    with monkeypatch.context() as patched:
-        patched.setattr("utils.training.write_manifest", lambda *_, **__: fails())
-        with pytest.raises(RuntimeError, match="no power"):
-            cut.train(cut.output)
+def test_a_checkpoint_that_is_unfinished_damaged_or_of_another_training_is_named_and_passed_over(
+    cut, monkeypatch, capsys
+):
+    with monkeypatch.context() as killed, pytest.raises(RuntimeError, match="no power"):
+        killed.setattr("utils.training.write_manifest", lambda *_, **__: fails())
+        cut.train()
     assert cut.continues_to_the_same() == 6
     assert "checkpoint checkpoint-3 is incomplete (no whole manifest.json)" in "".join(capsys.readouterr())
+    file = cut.output / "checkpoint-6" / "optimizer.pt"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert cut.continues_to_the_same() == 3
+    assert "checkpoint-6 is damaged (optimizer.pt)" in "".join(capsys.readouterr())
+    _, result = cut.train(belongs="other heads")
+    assert "checkpoint-6 is of other samples, weights, heads or processes" in "".join(capsys.readouterr())
+    assert len([row for row in result.history if "loss" in row]) == 6
 
 
 def test_settings_that_nobody_gave_are_those_of_the_flags():
