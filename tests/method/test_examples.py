@@ -1,5 +1,6 @@
 """Greedy answers are the model's own likeliest tokens, and the loss is that of the sample's response."""
 
+import pytest
 import torch
 from transformers import LlamaForCausalLM
 
@@ -7,36 +8,29 @@ from utils.examples import ends_of, greedy, response_nats
 from utils.prompts import Encoded
 
 
-def load(make_tiny_llama, **options) -> LlamaForCausalLM:
-    return LlamaForCausalLM.from_pretrained(make_tiny_llama(**options)).eval()
+@pytest.fixture
+def model(make_tiny_llama) -> LlamaForCausalLM:
+    return LlamaForCausalLM.from_pretrained(make_tiny_llama(max_position_embeddings=12)).eval()
 
 
-def likeliest(model: LlamaForCausalLM, ids: list[int]) -> int:
-    """The next id, from the whole sequence read at once."""
-    return int(model(torch.tensor([ids])).logits[0, -1].argmax())
-
-
-def test_an_answer_is_the_likeliest_ids_whatever_the_checkpoint_asks_generation_to_do(make_tiny_llama):
-    model = load(make_tiny_llama)
+def test_an_answer_is_the_likeliest_ids_whatever_the_checkpoint_asks_generation_to_do(model):
     model.generation_config.repetition_penalty, model.generation_config.do_sample = 5.0, True
     expected = [5, 9, 77]
     for _ in range(7):
-        expected.append(likeliest(model, expected))
+        expected.append(int(model(torch.tensor([expected])).logits[0, -1].argmax()))
     assert greedy(model, [5, 9, 77], 7, frozenset()) == (expected[3:], False)
 
 
-def test_an_answer_stops_before_what_ends_a_text_and_at_the_models_last_position(make_tiny_llama):
-    model = load(make_tiny_llama, max_position_embeddings=8)
+def test_an_answer_stops_before_what_ends_a_text_and_at_the_models_last_position(model):
     made, _ = greedy(model, [5, 9, 77], 48, frozenset())
-    assert len(made) == 8 - 3
+    assert len(made) == 12 - 3
     end = made[2]
     assert greedy(model, [5, 9, 77], 48, frozenset([end])) == (made[: made.index(end)], True)
-    assert greedy(model, [5] * 9, 48, frozenset()) == ([], False)
+    assert greedy(model, [5] * 13, 48, frozenset()) == ([], False)
     assert ends_of(model) == {257}
 
 
-def test_the_loss_is_of_the_response_alone(make_tiny_llama):
-    model = load(make_tiny_llama)
+def test_the_loss_is_of_the_response_alone(model):
     ids = [5, 9, 77, 30, 8]
     odds = model(torch.tensor([ids])).logits[0].log_softmax(-1)
     loss, tokens = response_nats(model, Encoded(ids, 3))

@@ -46,13 +46,9 @@ def test_a_batch_gives_the_ids_of_one_by_one(request, kind, max_length):
     assert prompt_ids == [tokenizer(prompt.strip()).input_ids for prompt in prompts]
     assert answered(tokenizer, prompts, responses, max_length) == [sample.ids for sample in samples]
     assert encode_all(tokenizer, [], [], max_length) == ([], [])
+    assert common_prefix([[1, 2, 3], [1, 2, 4, 5], [1, 2]]) == 2 and common_prefix([[1], [2]]) == 0
     if kind == "merging" and max_length == 500:
         assert samples[0].prompt_length == len(prompt_ids[0]) - 1
-
-
-def test_common_prefix_stops_at_the_first_difference():
-    assert common_prefix([[1, 2, 3], [1, 2, 4, 5], [1, 2]]) == 2
-    assert common_prefix([[1], [2]]) == 0
 
 
 def read(train: list[str], valid: list[str] = (), wrong: list[tuple[str, ...]] | None = None):
@@ -83,13 +79,17 @@ def test_a_tenth_of_too_long_prompts_is_left_out_with_a_count_and_the_rest_stays
     assert alone.wrong_choices is None and alone.to_prove() == [sample.ids for sample in alone.train]
 
 
-@pytest.mark.parametrize("what", ["training", "validation"])
-def test_more_than_a_tenth_stops_the_run(what):
-    many, few = [LONG] * 2 + [SHORT] * 17, [SHORT] * 10
-    with pytest.raises(UserError, match=rf"^-max_length: 2 {what} samples .*\(samples 1, 2\), more than a tenth of 19"):
-        read(*((many, few) if what == "training" else (few, many)))
+MANY, FEW = [LONG] * 2 + [SHORT] * 17, [SHORT] * 10
 
 
-def test_a_run_of_no_samples_is_no_run():
-    with pytest.raises(UserError, match=r"^-max_length: 1 training samples have room"):
-        read([SHORT])
+@pytest.mark.parametrize(
+    ("train", "valid", "said"),
+    [
+        (MANY, FEW, r"2 training samples .*\(samples 1, 2\), more than a tenth of 19"),
+        (FEW, MANY, r"2 validation samples .*\(samples 1, 2\), more than a tenth of 19"),
+        ([SHORT], [], "1 training samples have room"),
+    ],
+)
+def test_more_than_a_tenth_too_long_or_fewer_than_two_left_stop_the_run(train, valid, said):
+    with pytest.raises(UserError, match=rf"^-max_length: {said}"):
+        read(train, valid)

@@ -6,7 +6,8 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from dataclasses import replace
+from functools import partial
 from itertools import chain, count, product
 from pathlib import Path
 
@@ -73,29 +74,15 @@ def test_a_model_that_is_not_trained_has_the_validation_loss_that_training_would
         validate(model, samples)
 
 
-@pytest.mark.filterwarnings("ignore:.pin_memory.")
-def test_training_with_its_own_attention_is_the_same_training(make_tiny_llama, tmp_path, monkeypatch):
-    folder = make_tiny_llama(zeros=0.5)
-    samples, histories = encoded(folder, 10), []
-    # Under FSDP a model that is trained on cards is on the CPU when training begins; here it stays there.
-    monkeypatch.setattr("utils.training._OneDevice", lambda place, **more: _OneDevice(place="cpu", **more))
-    for device, attention in (("cpu", NAME), ("cuda:0", "sdpa")):
-        used, model = [], attached(folder)
-        model.model.layers[1].self_attn.register_forward_hook(
-            lambda module, *_, used=used: used.append(module.config._attn_implementation)
-        )
-        result = train(model, samples, samples[:3], settings(), device, tmp_path / attention)
-        assert set(used) == {attention}
-        histories.append([row.get("loss", row.get("valid_loss")) for row in result.history])
-    assert histories[1] == pytest.approx(histories[0], rel=1e-4)
-
-
-def test_training_is_on_the_device_that_was_named(make_tiny_llama, tmp_path, monkeypatch):
+def test_training_is_on_the_device_that_was_named_with_the_attention_of_that_device(
+    make_tiny_llama, tmp_path, monkeypatch
+):
     """The meta device stands for one that nothing chooses by itself, and that must do without fp64."""
-    places = []
+    found = []
 
     def train_nothing(self, resume_from_checkpoint):
-        places.extend([self.args.device, self.accelerator.device, *{p.device for p in self.model.parameters()}])
+        places = {self.args.device, self.accelerator.device, *(p.device for p in self.model.parameters())}
+        found.append((*map(str, places), self.model.model.config._attn_implementation))
         assert self.args.ddp_broadcast_buffers is False  # frozen buffers are not sent before each step
         self.evaluate()
 
@@ -103,8 +90,10 @@ def test_training_is_on_the_device_that_was_named(make_tiny_llama, tmp_path, mon
     monkeypatch.setattr("utils.training.response_loss", lambda *_: torch.tensor([[3.0, 2.0]], dtype=torch.float64))
     folder = make_tiny_llama()
     samples = encoded(folder, 4)
-    result = train(attached(folder), samples, samples, settings(), "meta", tmp_path)
-    assert places == [torch.device("meta")] * 3 and result.history[0]["valid_loss"] == 1.5
+    for device in ("meta", "cpu"):
+        result = train(attached(folder), samples, samples, settings(), device, tmp_path)
+        assert result.history[0]["valid_loss"] == 1.5
+    assert found == [("meta", "sdpa"), ("cpu", NAME)]
 
 
 def test_the_second_gpu_is_not_taken_for_the_first(tmp_path, monkeypatch):
@@ -216,16 +205,15 @@ class Cut:
         return sum(steps)
 
 
-@pytest.fixture(scope="module")
-def whole_once(tmp_path_factory) -> Callable[..., Cut]:
-    """Whole trainings, each made once."""
+@pytest.fixture(scope="module", params=[(True, 2)], ids=str)
+def whole(request, tmp_path_factory) -> Cut:
     folder = save_tiny_llama(tmp_path_factory.mktemp("cut") / "model", zeros=0.5)
-    return cache(lambda grouped, epochs: Cut(folder, tmp_path_factory.mktemp("cut"), grouped, epochs))
+    return Cut(folder, tmp_path_factory.mktemp("cut"), *request.param)
 
 
-@pytest.fixture(params=[(True, 2)], ids=str)
-def cut(request, whole_once, tmp_path) -> Cut:
-    found = copy.copy(whole_once(*request.param))
+@pytest.fixture
+def cut(whole, tmp_path) -> Cut:
+    found = copy.copy(whole)
     found.output = tmp_path
     return found
 
@@ -239,22 +227,9 @@ interrupts, terminates, is_preempted = (
 )
 
 
-def never(*_) -> None:
-    raise AssertionError("the signal was not kept")
-
-
-@pytest.fixture
-def handlers() -> Iterator[None]:
-    """Handlers of the signals to end, as a command has them; here they are not to be called."""
-    before = {number: signal.signal(number, never) for number in ENDING}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 # The first forward pass validates the start, 2 to 4 are steps, 5 validates, 6 to 8 are steps, 9 validates.
 @pytest.mark.parametrize(
-    ("cut", "call", "event", "ends", "kept", "steps"),
+    ("whole", "call", "event", "ends", "kept", "steps"),
     [
         ((True, 2), 3, fails, RuntimeError, [], 6),
         ((True, 2), 5, fails, RuntimeError, [3], 3),
@@ -267,42 +242,41 @@ def handlers() -> Iterator[None]:
         ((True, 1.5), 7, interrupts, KeyboardInterrupt, [3, 5], 0),
         ((True, 1.5), 8, fails, RuntimeError, [3, 5], 0),
     ],
-    indirect=["cut"],
+    indirect=["whole"],
 )
-def test_a_training_that_was_ended_goes_on_to_the_same_bits(cut, handlers, call, event, ends, kept, steps):
+def test_a_training_that_was_ended_goes_on_to_the_same_bits(request, cut, call, event, ends, kept, steps):
     """Told once it loses no step, told twice it ends at once; a fraction of an epoch goes on without another step."""
+
+    def never(*_) -> None:
+        raise AssertionError("the signal was not kept")
+
+    for number in ENDING:  # the handlers that a command has
+        request.addfinalizer(partial(signal.signal, number, signal.signal(number, never)))
     cut.cut(call, event, ends)
     assert {signal.getsignal(number) for number in ENDING} == {never}
     assert cut.checkpoints == [f"checkpoint-{step}" for step in kept]
     assert cut.continues_to_the_same() == steps
 
 
-@pytest.mark.parametrize("grouped", [True, False])
-def test_no_seed_has_the_batches_of_another_seed_in_another_epoch(grouped):
-    orders = []
-    for seed, epoch in product(range(4), range(4)):
-        drawn = _ProcessBatches([5 + n % 7 for n in range(23)], settings(seed=seed, group_by_length=grouped), 0, 1)
-        drawn.epoch = epoch
-        assert sorted(chain(*drawn)) == list(range(23)) and list(drawn) == list(drawn)
-        orders.append(str(list(drawn)))
-    assert len(set(orders)) == 16
-
-
-def test_the_batches_of_several_processes_are_those_of_one():
+def test_the_batches_of_several_processes_are_those_of_one_and_of_no_other_seed_or_epoch():
     lengths = [5 + n % 7 for n in range(49)]
     for processes, size, accumulation, grouped in ((2, 4, 1, True), (3, 2, 2, False), (8, 1, 3, True)):
-        how = settings(batch_size=size, accumulation=accumulation, group_by_length=grouped)
-        alone = _ProcessBatches(lengths, settings(**{**vars(how), "batch_size": size * processes}), 0, 1)
-        parts = [_ProcessBatches(lengths, how, process, processes) for process in range(processes)]
-        for epoch in range(2):
+        orders = []
+        for seed, epoch in product(range(4), range(4)):
+            how = settings(seed=seed, batch_size=size, accumulation=accumulation, group_by_length=grouped)
+            alone = _ProcessBatches(lengths, replace(how, batch_size=size * processes), 0, 1)
+            parts = [_ProcessBatches(lengths, how, process, processes) for process in range(processes)]
             for part in (alone, *parts):
                 part.epoch = epoch
             together = [sorted(chain(*batches)) for batches in zip(*parts, strict=True)]
             assert together == [sorted(batch) for batch in alone] and len(together) == len(alone) == len(parts[0])
+            assert sorted(chain(*alone)) == list(range(49))
             per_epoch = -(-len(alone) // accumulation)
             steps = [parts[1].of_step(epoch * per_epoch + step) for step in range(1, per_epoch + 1)]
             made = [sorted(chain(*together[n : n + accumulation])) for n in range(0, len(together), accumulation)]
             assert [sorted(step) for step in steps] == made
+            orders.append(str(list(alone)))
+        assert len(set(orders)) == 16
 
 
 def test_a_process_that_has_no_sample_of_a_step_computes_one_that_counts_nothing(model, tmp_path):

@@ -9,76 +9,54 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from torch import Tensor
 from torch.distributed.fsdp._fully_shard import _fsdp_param
 from torch.distributed.tensor import DTensor
+from transformers import LlamaForCausalLM
 
 from baselines.lofit import scale_norms
 from models.loading import load_model
 from models.merge import probe_logits
-from models.restoration import load_restoration, save_restoration
+from models.restoration import Restoration, load_restoration, save_restoration
 from tests.builders import learned_in, trained
 from tests.method.test_training import attached, before_each_pass, encoded, settings
 from utils.common.errors import Stopped, UserError
 from utils.distillation import Distillation, by_sample, teacher_states
 from utils.prompts import Encoded
-from utils.training import TrainingResult, TrainingSettings, check_gathered, train
-
-LOPSIDED = 17, settings(batch_size=4, accumulation=2, group_by_length=False)
-"""Number of samples, of which an epoch's last step has one, and settings of each of two processes."""
+from utils.training import TrainingResult, check_gathered, train
 
 CUT_AT = 8
 """Of 12 steps in two epochs."""
 
-L1 = 0.05
-"""LoFiT's penalty, large enough to be seen."""
+
+def training(folder: Path, place: Path) -> tuple[TrainingResult, dict[str, Tensor]]:
+    """Train HEADS of the model; what it says and learned."""
+    samples, model = encoded(folder, 24), attached(folder)
+    return train(model, samples, samples[:7], settings(batch_size=2), "cpu", place), learned_in(model)
 
 
-def distilling(dense: Path, samples: list[Encoded], valid: int = 9) -> Distillation:
-    """That model as a teacher of all samples and of the first, that validate; its head larger so that it is sure."""
-    model = load_model(dense, torch.float32, "cpu", "-b")
-    states = by_sample(teacher_states(model, samples, ""), samples)
-    return Distillation(0.5, 20 * model.lm_head.weight, states, states[:valid])
-
-
-def training(
-    folder: Path, dense: Path | None, count: int, how: TrainingSettings, place: Path
-) -> tuple[TrainingResult, dict]:
-    """Train HEADS of the model on so many samples, the first seven of which validate; what it says and learned."""
-    samples, model = encoded(folder, count), attached(folder)
-    taught = dense and distilling(dense, samples, 7)
-    result = train(model, samples, samples[:7], how, "cpu", place, distillation=taught)
-    return result, learned_in(model)
-
-
-def cut_off(*given) -> None:
-    """The same training, but the first process is told to end within a step of the second epoch."""
-    steps = []
+def cut(output: Path, folder: Path) -> None:
+    """A whole training, and one whose first process is told to end within a step of the second epoch, and goes on."""
+    state, place, steps = PartialState(cpu=True), output / "cut", []
 
     def tell(trains: bool) -> None:
         steps.extend([1] * trains)
-        if len(steps) == CUT_AT and trains and PartialState().is_main_process:
+        if len(steps) == CUT_AT and trains and state.is_main_process:
             signal.raise_signal(signal.SIGINT)
 
+    whole = training(folder, output / "whole")
     with suppress(KeyboardInterrupt, Stopped), before_each_pass(tell):
-        training(*given)
-
-
-def parted(output: Path, folder: Path, dense: Path) -> None:
-    """Epochs that don't divide, and a training that is cut off within one and goes on."""
-    state = PartialState(cpu=True)
-    found = {"lopsided": training(folder, dense, *LOPSIDED, output / "lopsided")}
-    how, place = settings(batch_size=2), output / "cut"
-    found["whole"] = training(folder, None, 24, how, output / "whole")
-    cut_off(folder, None, 24, how, place)
+        training(folder, place)
     state.wait_for_everyone()
-    found["checkpoints"] = sorted(path.name for path in place.glob("checkpoint-*"))
-    found["continued"] = training(folder, None, 24, how, place)
+    checkpoints = sorted(path.name for path in place.glob("checkpoint-*"))
+    continued = training(folder, place)
     if state.is_main_process:
-        torch.save(found, output / "found.pt")
+        torch.save({"whole": whole, "checkpoints": checkpoints, "continued": continued}, output / "found.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -100,16 +78,38 @@ def choose_fsdp_on_cpus() -> None:
     _fsdp_param.free_storage = lambda tensor: None
 
 
+def distilling(dense: Path, samples: list[Encoded]) -> Distillation:
+    """That model as a teacher; its head larger so that it is sure."""
+    model = load_model(dense, torch.float32, "cpu", "-b")
+    states = by_sample(teacher_states(model, samples, ""), samples)
+    return Distillation(0.5, 20 * model.lm_head.weight, states, states[:9])
+
+
+def restored(
+    restoration: Restoration,
+    folder: Path,
+    dtype: torch.dtype,
+    dense: Path | None = None,
+    *,
+    place: Path,
+    size: int,
+    sharded: bool = False,
+) -> tuple[Tensor, TrainingResult, LlamaForCausalLM, list[Encoded]]:
+    """LoFiT's norms by a penalty that is large enough to be seen, then a training: both of that size of batches."""
+    samples, scaled = encoded(folder, 24), load_model(folder, dtype, "cpu", "-p")
+    norms = scale_norms(scaled, samples, settings(lr=0.05, batch_size=size), 0.05, "cpu", sharded=sharded)
+    model, how = attached(folder, dtype, restoration), settings(lr=0.1, batch_size=size)
+    taught = dense and distilling(dense, samples)
+    result = train(model, samples, samples[:9], how, "cpu", place, sharded=sharded, distillation=taught)
+    return norms, result, model, samples
+
+
 def sharded(output: Path, folder: Path, dtype: torch.dtype, dense: Path | None = None) -> None:
-    """LoFiT's first step, then a training, gathered, saved, and checked as a run does."""
+    """What was trained, gathered, saved, and checked as a run does."""
     choose_fsdp_on_cpus()
     state = PartialState(cpu=True)  # before loading, which asks whether there are several processes
-    samples, restoration = encoded(folder, 24), trained()
-    norms = scale_norms(load_model(folder, dtype, "cpu", "-p"), samples, settings(lr=0.05), L1, "cpu", sharded=True)
-    model, place = attached(folder, dtype, restoration), output / "checkpoints"
-    taught = distilling(dense, samples) if dense else None
-    how = settings(lr=0.1)
-    result = train(model, samples, samples[:9], how, "cpu", place, sharded=True, distillation=taught)
+    restoration, place = trained(), output / "checkpoints"
+    norms, result, model, samples = restored(restoration, folder, dtype, dense, place=place, size=4, sharded=True)
     assert all(isinstance(parameter, DTensor) for parameter in model.model.layers.parameters())
     assert not list(place.glob("checkpoint-*"))
     restoration = restoration.gathered()
@@ -118,22 +118,19 @@ def sharded(output: Path, folder: Path, dtype: torch.dtype, dense: Path | None =
     if not is_main:
         return
     save_restoration(output / "restoration", restoration, {})
-    again, _ = load_restoration(output / "restoration")
-    whole = attached(folder, dtype, again)
+    whole = attached(folder, dtype, load_restoration(output / "restoration")[0])
     check_gathered(whole, samples[:9], result)
-    seen = "nothing"
-    try:
+    with pytest.raises(UserError) as seen:
         check_gathered(attached(folder, dtype), samples[:9], result)  # what was never trained
-    except UserError as error:
-        seen = str(error)
     logits = probe_logits(whole, [samples[0].ids])
-    found = {"result": result, "restoration": restoration, "logits": logits, "norms": norms, "seen": seen}
+    found = {"result": result, "restoration": restoration, "logits": logits, "norms": norms, "seen": str(seen.value)}
     torch.save(found, output / "found.pt")
 
 
 if __name__ == "__main__":
-    kind, output, folder, *more = sys.argv[1:]
-    if kind == "parted":
-        parted(Path(output), Path(folder), *map(Path, more))
+    kind, *folders = sys.argv[1:]
+    output, folder, *dense = map(Path, folders)
+    if kind == "cut":
+        cut(output, folder)
     else:
-        sharded(Path(output), Path(folder), getattr(torch, kind), *map(Path, more))
+        sharded(output, folder, getattr(torch, kind), *dense)
