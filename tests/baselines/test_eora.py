@@ -70,24 +70,15 @@ def test_small_singular_values_take_directions_that_stay_orthogonal(out):
     assert torch.allclose(up @ down, lost, atol=1e-9)
 
 
-def test_a_huge_feature_hides_no_small_one():
-    """As the massive activations of a language model do: eigenvalues 1e-9 of the largest hold half of what is lost."""
-    lost, second = draw(OUT, IN), torch.eye(IN, dtype=torch.float64)
+def test_a_huge_feature_hides_no_small_one_and_nothing_lost_or_seen_gives_zeros():
+    """Massive activations of a language model are huge: eigenvalues 1e-9 of the largest hold half of what is lost."""
+    lost, second, nothing = draw(OUT, IN), torch.eye(IN, dtype=torch.float64), torch.zeros(OUT, IN, dtype=torch.float64)
+    for empty in (low_rank(nothing, second, 3), low_rank(lost, 0 * second, 3)):
+        assert [part.shape for part in empty] == [(3, IN), (OUT, 3)] and not any(part.any() for part in empty)
     second[0, 0] = 1e9
     lost[:, 0] *= 1e-5
     down, up = low_rank(lost, second, OUT)
-    assert error(lost, up @ down, second) < 1e-9 * error(lost, torch.zeros_like(lost), second)
-
-
-def test_nothing_lost_and_nothing_seen_give_zeros():
-    nothing = torch.zeros(OUT, IN, dtype=torch.float64)
-    for lost, second in ((nothing, moment()), (draw(OUT, IN), torch.zeros(IN, IN, dtype=torch.float64))):
-        down, up = low_rank(lost, second, 3)
-        assert down.shape == (3, IN) and up.shape == (OUT, 3)
-        assert not down.any() and not up.any()
-
-
-# On a model.
+    assert error(lost, up @ down, second) < 1e-9 * error(lost, nothing, second)
 
 
 TOKENS = torch.randint(0, 256, (6, 31), generator=torch.Generator().manual_seed(2))
