@@ -6,17 +6,17 @@ from torch import Tensor
 
 from baselines.admm_update import admm
 from models.restoration import Restoration
-from tests.baselines.test_closed_forms import inputs_seen
+from tests.baselines.test_closed_forms import TOKENS, inputs_seen
 from tests.builders import inputs_of
 from utils.common.methods import SITES, Options
 
-OUT, IN, TOKENS = 7, 13, 90
+OUT, IN = 7, 13
 
 
 def problem() -> tuple[Tensor, Tensor, Tensor]:
-    """W0 (out, in), a mask of half of it, and correlated inputs (tokens, in) of very different sizes; fp64."""
+    """W0 (out, in), a mask of half of it, and correlated inputs (90, in) of very different sizes; fp64."""
     generator = torch.Generator().manual_seed(5)
-    mixed = torch.randn(TOKENS, IN, generator=generator) @ torch.randn(IN, IN, generator=generator) + 1
+    mixed = torch.randn(90, IN, generator=generator) @ torch.randn(IN, IN, generator=generator) + 1
     inputs = mixed.double() * torch.logspace(-2, 2, IN, dtype=torch.float64)
     weight = torch.randn(OUT, IN, generator=generator).double() / torch.logspace(-2, 2, IN, dtype=torch.float64)
     return weight, torch.rand(OUT, IN, generator=generator) < 0.5, inputs
@@ -69,17 +69,14 @@ def test_an_input_that_is_never_fed_leaves_its_weights_and_the_others_whatever_t
         assert torch.allclose(each[:, dead], (weight * mask)[:, dead])
 
 
-CALIBRATION = torch.randint(0, 256, (9, 23), generator=torch.Generator().manual_seed(2))
-
-
 def test_each_layer_is_fitted_to_what_the_restored_model_feeds_it(make_tiny_llama, monkeypatch):
     """The two models have other values inside the mask too."""
     monkeypatch.setattr("pruning.layers.BATCH_TOKENS", 50)  # two windows at a time
     folders = make_tiny_llama(attention_bias=True), make_tiny_llama(seed=3, zeros=0.5, attention_bias=True)
-    start = inputs_of(*folders, CALIBRATION)
+    start = inputs_of(*folders, TOKENS)
     restoration = Restoration.start("admm_update", Options(), start)
     # A layer's inputs depend on the layers before it alone, so the finished model gives them as they were.
-    seen = inputs_seen(restoration.attach(start.pruned()), CALIBRATION)
+    seen = inputs_seen(restoration.attach(start.pruned()), TOKENS)
     for name in (f"model.layers.{layer}.{site}" for layer in range(3) for site in SITES.values()):
         weight, pruned = (read(f"{name}.weight").double() for read in (start.teacher, start.read))
         inputs = seen[name]

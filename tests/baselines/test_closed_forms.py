@@ -15,7 +15,7 @@ from models.restoration import Restoration
 from tests.builders import inputs_of
 from utils.common.methods import SITES, Options, parts_of
 
-TOKENS = torch.randint(0, 256, (5, 23), generator=torch.Generator().manual_seed(2))
+TOKENS = torch.randint(0, 256, (7, 23), generator=torch.Generator().manual_seed(2))
 
 
 def started(dense: Path, pruned: Path, apply_to: str, method="flap_bias", **options) -> Restoration:
@@ -63,14 +63,10 @@ def test_the_bias_is_the_best_constant_on_the_dense_models_inputs(make_tiny_llam
 
 def test_few_passes_over_the_set_and_no_model_that_is_not_read(make_tiny_llama):
     start, passes = inputs_of(make_tiny_llama(), make_tiny_llama(zeros=0.5), TOKENS), []
-
-    def counting():
-        model = start.dense()
-        for layer in model.model.layers:
-            layer.register_forward_pre_hook(lambda *_: passes.append(1))
-        return model
-
-    Restoration.start("flap_bias", Options("all"), replace(start, dense=counting, pruned=None))
+    dense = start.dense()
+    for layer in dense.model.layers:
+        layer.register_forward_pre_hook(lambda *_: passes.append(1))
+    Restoration.start("flap_bias", Options("all"), replace(start, dense=lambda: dense, pruned=None))
     assert len(passes) == 2 * 3 - 1  # nobody needs what the last layer gives
 
 

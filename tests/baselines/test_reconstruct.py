@@ -8,12 +8,12 @@ import torch
 from baselines.reconstruct import HalfLayer
 from models.restoration import Restoration
 from pruning.layers import walk
+from tests.baselines.test_closed_forms import TOKENS
 from tests.builders import inputs_of
 from utils.common.errors import UserError
 from utils.common.methods import Options
 
 CPU = torch.device("cpu")
-TOKENS = torch.randint(0, 256, (9, 23), generator=torch.Generator().manual_seed(2))
 
 
 @pytest.fixture
