@@ -8,12 +8,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.checkpoint import Checkpoint
-from models.contract import MethodInputs
-from models.loading import load_config, load_model
+from models.loading import load_model
 from models.merge import merge
 from models.restoration import Restoration
 from tests.builders import inputs_of
-from utils.common.methods import SITES, Options, parts_of
+from utils.common.methods import SITES, Options
 
 TOKENS = torch.randint(0, 256, (7, 23), generator=torch.Generator().manual_seed(2))
 
@@ -68,14 +67,6 @@ def test_few_passes_over_the_set_and_no_model_that_is_not_read(make_tiny_llama):
         layer.register_forward_pre_hook(lambda *_: passes.append(1))
     Restoration.start("flap_bias", Options("all"), replace(start, dense=lambda: dense, pruned=None))
     assert len(passes) == 2 * 3 - 1  # nobody needs what the last layer gives
-
-
-@pytest.mark.parametrize("method", ["output_bias", "norms_biases"])
-def test_a_trained_bias_starts_at_zero_and_reads_nothing(make_tiny_llama, method):
-    assert not any(part.needs.calibration or part.needs.teacher for part in parts_of(method, Options()))
-    given = MethodInputs(load_config(make_tiny_llama(zeros=0.5), "-p"), 0)
-    tensors = Restoration.start(method, Options(), given).tensors()
-    assert tensors and not any(tensor.any() for tensor in tensors.values())
 
 
 def test_a_second_closed_form_takes_what_the_first_one_left(make_tiny_llama, tmp_path):

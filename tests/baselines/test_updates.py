@@ -11,7 +11,7 @@ from models.restoration import Restoration
 from models.terms import DoRA, LowRank, MaskedChange
 from tests.builders import rewrite
 from utils.common.flags import parse_arguments
-from utils.common.methods import LINEAR_NAMES, Options
+from utils.common.methods import LINEAR_NAMES, Options, parts_of
 
 IDS = torch.tensor([[5, 9, 77, 30, 200, 41], [250, 8, 17, 17, 3, 99]])
 RANK, ALPHA = 3, 6.0
@@ -126,13 +126,15 @@ def test_steps_numbers_and_merged_weights_are_pefts(make_tiny_llama, method):
         assert not torch.allclose(read(name), wanted, rtol=1e-3), name
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_it_starts_at_the_pruned_model_and_moves_off_it(folder, method):
+@pytest.mark.parametrize("method", [*METHODS, "output_bias", "norms_biases"])
+def test_it_starts_at_the_pruned_model_reads_nothing_and_moves_off_it(folder, method):
     """DoRA's magnitudes are offsets: another change before it must not be undone by the norms of the pruned weight."""
     plain = load_model(folder, torch.float32, "cpu", "-p")(IDS).logits
+    assert not any(part.needs.calibration or part.needs.teacher for part in parts_of(method, OPTIONS))
     restoration = started(folder, method)
-    for name, (term,) in restoration.terms.items():
-        assert not term.exact()(3 * Checkpoint(folder).read(name).double()).any()
+    for name, (term,) in restoration.terms.items() if method in METHODS else ():
+        changed = 3 * Checkpoint(folder).read(name)
+        assert not term(changed).any() and not term.exact()(changed.double()).any()
     model = attached(folder, restoration)
     for context in (torch.enable_grad(), torch.no_grad()):
         with context:
@@ -185,31 +187,24 @@ def test_a_step_that_computes_something_else_than_is_merged_is_found(folder, mon
 
 SIZES = {"q": (48, 24), "k": (16, 24), "v": (16, 24), "o": (24, 48), "gate": (56, 24), "up": (56, 24), "down": (24, 56)}
 """(out, in) of each linear layer of a tiny Llama."""
-ROWS, RANKED = sum(out for out, _ in SIZES.values()), RANK * sum(map(sum, SIZES.values()))
-CHOSEN = RANK * (sum(SIZES["q"]) + sum(SIZES["up"]))
-COUNTS = {
-    ("lora", None): 3 * RANKED,
-    ("dora", None): 3 * (RANKED + ROWS),
-    ("masked_lora", None): 3 * RANKED,
-    ("masked_dora", None): 3 * (RANKED + ROWS),
-    ("norms_biases", None): 3 * (ROWS + 2 * 24) + 24,
-    ("lora", " up_proj, q_proj"): 3 * CHOSEN,
-    ("masked_dora", " up_proj, q_proj"): 3 * (CHOSEN + 48 + 56),
-}
 
 
-@pytest.mark.parametrize(("method", "targets"), [*COUNTS, ("masked_full", None)])
+@pytest.mark.parametrize(
+    ("method", "targets"),
+    [*((method, None) for method in (*METHODS, "norms_biases")), ("lora", "up, q"), ("masked_dora", "up, q")],
+)
 def test_numbers_trained_are_those_of_the_targets_without_what_was_computed_before(folder, method, targets):
-    args = parse_arguments(["-lora_rank", str(RANK), *(["-lora_targets", targets] if targets else [])])
-    assert args.lora_targets == (targets and "q_proj,up_proj")
-    assert list(LINEAR_NAMES) == [f"{name}_proj" for name in SIZES]
-    restoration, read = started(folder, method, Options.of(args)), Checkpoint(folder).read
-    if targets:
-        assert {name.split(".")[-2] for name in restoration.terms} == {"q_proj", "up_proj"}
+    names, typed = (("q", "up"), ["-lora_targets", " up_proj, q_proj"]) if targets else (tuple(SIZES), [])
+    options = Options.of(parse_arguments(["-lora_rank", str(RANK), *typed]))
+    restoration, read = started(folder, method, options), Checkpoint(folder).read
+    rows = sum(SIZES[name][0] for name in names)
+    count = 3 * (RANK * sum(sum(SIZES[name]) for name in names) + rows * method.endswith("dora"))
     if method == "masked_full":
         count = sum(int((read(name) != 0).sum()) for name in restoration.terms)
+    elif method == "norms_biases":
+        count = 3 * (rows + 2 * 24) + 24
     else:
-        count = COUNTS[method, targets]
+        assert {name.split(".")[-2] for name in restoration.terms} == {f"{name}_proj" for name in names}
     assert numbers_trained(attached(folder, restoration)) == count
     fixed = MaskedChange(torch.ones(56, 24)).requires_grad_(False)
     restoration.terms.setdefault("model.layers.2.mlp.up_proj.weight", []).insert(0, fixed)

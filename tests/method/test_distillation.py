@@ -22,12 +22,6 @@ def dense(make_tiny_llama):
     return load_model(make_tiny_llama(seed=3), torch.float32, "cpu", "-b")
 
 
-@pytest.fixture
-def pruned(make_tiny_llama):
-    """Of other random weights, but the dense model's head."""
-    return load_model(make_tiny_llama(seed=3, zeros=0.5), torch.float32, "cpu", "-p")
-
-
 def at_responses(model, samples: list[Encoded]) -> torch.Tensor:
     """Log-probabilities where response tokens are predicted (n, V), from each sample alone; of the first none is."""
     logits = [model(torch.tensor([s.ids])).logits[0, max(0, s.prompt_length - 1) : -1] for s in samples]
@@ -38,7 +32,7 @@ def at_responses(model, samples: list[Encoded]) -> torch.Tensor:
     ("weight", "chunk", "own_head", "size"),
     [(0, 3, False, 1), (0.25, 1, False, 1), (0.5, 3, True, 1), (1.0, 256, True, 1), (0.5, 3, False, 30)],
 )
-def test_loss_and_gradient_are_those_of_full_logits(dense, pruned, monkeypatch, weight, chunk, own_head, size):
+def test_loss_and_gradient_are_those_of_full_logits(make_tiny_llama, dense, monkeypatch, weight, chunk, own_head, size):
     """The teacher's final norm is its own, though the student's is trained. size: of logits that overflow nothing.
 
     Validation is cross-entropy whatever was trained on, with the divergence beside it.
@@ -46,6 +40,7 @@ def test_loss_and_gradient_are_those_of_full_logits(dense, pruned, monkeypatch, 
     monkeypatch.setattr("utils.losses.CHUNK", chunk)
     monkeypatch.setattr("utils.distillation.CPU_TOKENS_A_BATCH", 9)
     samples = [*SAMPLES, Encoded([4, 4, 2, 1], 0)]
+    pruned = load_model(make_tiny_llama(seed=3, zeros=0.5), torch.float32, "cpu", "-p")
     with torch.no_grad():
         pruned.lm_head.weight.mul_(size)
         dense.lm_head.weight.mul_(size * (1 + own_head))

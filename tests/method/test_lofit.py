@@ -1,7 +1,6 @@
 """LoFiT: scales of all heads are trained and penalised, and b is trained where they grew most."""
 
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -130,19 +129,18 @@ def test_v_of_a_head_that_lofit_chose_is_not_asked_of_b_alone(make_tiny_llama):
 def test_norms_are_kept_for_what_they_depend_on_and_for_nothing_else(make_tiny_llama, tmp_path, monkeypatch):
     trained, original = [], baselines.lofit.scale_norms
     monkeypatch.setattr(baselines.lofit, "scale_norms", lambda *a: trained.append(original(*a)) or trained[-1])
-    here, elsewhere = (make_tiny_llama(zeros=0.5, seed=seed) for seed in (0, 3))
+    models, samples = SimpleNamespace(pruned=Checkpoint(make_tiny_llama(zeros=0.5))), SimpleNamespace(train=SAMPLES * 4)
 
-    def norms(*words: str, folder: Path = here, samples: list[Encoded] = SAMPLES * 4) -> torch.Tensor:
+    def norms(*words: str) -> torch.Tensor:
         words = ["-method", "lofit", "-dtype", "float32", "-num_epoch", "1", "-cache_dir", str(tmp_path), *words]
-        run, models = (
-            Run(parse_arguments(words), Processes("cpu"), None, "cpu"),
-            SimpleNamespace(pruned=Checkpoint(folder)),
-        )
-        return head_norms(run, models, SimpleNamespace(train=samples))
+        return head_norms(Run(parse_arguments(words), Processes("cpu"), None, "cpu"), models, samples)
 
     first = norms()
     for same in (("-lr", "0.5"), ("-use_topk_heads", "3"), ("-method", "restorelcc", "-head_selection", "lofit")):
         assert torch.equal(norms(*same), first)
     assert len(trained) == 1
-    others = norms("-train_seed", "1"), norms("-dtype", "bfloat16"), norms(folder=elsewhere), norms(samples=SAMPLES * 5)
+    models.pruned = Checkpoint(make_tiny_llama(zeros=0.5, seed=3))
+    others = [norms()]
+    samples.train = SAMPLES * 5
+    others += [norms(), norms("-train_seed", "1"), norms("-dtype", "bfloat16")]
     assert len(trained) == 5 and not any(torch.equal(other, first) for other in others)

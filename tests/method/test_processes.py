@@ -1,25 +1,124 @@
-"""Two processes train what one would, sharded or not; one of them writes and speaks."""
+"""Two processes over gloo train what one would, sharded or not; one of them writes and speaks.
+
+Run as a program this file is what each of two processes does. Their environment is the one that `accelerate launch
+--use_fsdp` makes. accelerate chooses FSDP for the processes of accelerators only: that one choice is made here for
+CPUs, and all that follows is accelerate's and the Trainer's own.
+"""
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
+from torch import Tensor
+from torch.distributed.fsdp._fully_shard import _fsdp_param
+from torch.distributed.tensor import DTensor
 
+from baselines.lofit import scale_norms
+from models.loading import load_model
 from models.merge import probe_logits
+from models.restoration import load_restoration, save_restoration
 from tests.builders import learned_in, trained
-from tests.method.workers import restored
+from tests.method.test_training import attached, before_each_pass, encoded, settings
 from tests.runs import ROOT, flags
-from utils.common.errors import UserError
-from utils.common.processes import Processes
+from utils.common.commands import run
+from utils.common.errors import Stopped, UserError
+from utils.common.processes import Processes, is_main_process
+from utils.distillation import Distillation, by_sample, teacher_states
+from utils.training import TrainingResult, check_gathered, train
 
-WORKERS = Path(__file__).with_name("workers.py")
+
+def training(folder: Path, place: Path) -> tuple[TrainingResult, dict[str, Tensor]]:
+    """Train HEADS of the model; what it says and learned."""
+    samples, model = encoded(folder, 24), attached(folder)
+    return train(model, samples, samples[:7], settings(batch_size=2), "cpu", place), learned_in(model)
+
+
+def cut(output: Path, folder: Path) -> None:
+    """A whole training, and one whose first process is told to end within a step of the second epoch, and goes on."""
+    state, place, steps = PartialState(cpu=True), output / "cut", []
+
+    def tell(trains: bool) -> None:
+        steps.extend([1] * trains)
+        if len(steps) == 8 and trains and state.is_main_process:  # of 12 in two epochs
+            signal.raise_signal(signal.SIGINT)
+
+    whole = training(folder, output / "whole")
+    with suppress(KeyboardInterrupt, Stopped), before_each_pass(tell):
+        training(folder, place)
+    state.wait_for_everyone()
+    checkpoints = sorted(path.name for path in place.glob("checkpoint-*"))
+    continued = training(folder, place)
+    if state.is_main_process:
+        torch.save({"whole": whole, "checkpoints": checkpoints, "continued": continued}, output / "found.pt")
+    torch.distributed.destroy_process_group()
+
+
+def choose_fsdp_on_cpus() -> None:
+    """Make accelerate's state say FSDP wherever it was given a plugin for it.
+
+    And let gathered parameters lie where they lay before, as a GPU's allocator, which keeps what was freed, often does:
+    an address then doesn't tell whether a parameter is still what it was.
+    """
+    begin = AcceleratorState.__init__
+
+    def begin_sharded(self, *args, fsdp_plugin=None, **kwargs) -> None:
+        begin(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = begin_sharded
+    _fsdp_param.free_storage = lambda tensor: None
+
+
+def restored(folder: Path, dtype: torch.dtype, dense: Path | None, place: Path, size: int, sharded: bool) -> tuple:
+    """LoFiT's norms, by a penalty that is large enough to be seen; then a training: its result, restoration, model and
+    samples. size: of the batches of both."""
+    samples, scaled = encoded(folder, 24), load_model(folder, dtype, "cpu", "-p")
+    norms = scale_norms(scaled, samples, settings(lr=0.05, batch_size=size), 0.05, "cpu", sharded=sharded)
+    restoration, how, taught = trained(), settings(lr=0.1, batch_size=size), None
+    if dense:
+        teacher = load_model(dense, torch.float32, "cpu", "-b")
+        states = by_sample(teacher_states(teacher, samples, ""), samples)
+        taught = Distillation(0.5, 20 * teacher.lm_head.weight, states, states[:9])  # larger, so that it is sure
+    model = attached(folder, dtype, restoration)
+    result = train(model, samples, samples[:9], how, "cpu", place, sharded=sharded, distillation=taught)
+    return norms, result, restoration, model, samples
+
+
+def sharded(output: Path, folder: Path, dtype: torch.dtype, dense: Path | None = None) -> None:
+    """What was trained, gathered, saved, and checked as a run does."""
+    choose_fsdp_on_cpus()
+    PartialState(cpu=True)  # before loading, which asks whether there are several processes
+    place = output / "checkpoints"
+    norms, result, restoration, model, samples = restored(folder, dtype, dense, place, size=4, sharded=True)
+    assert all(isinstance(parameter, DTensor) for parameter in model.model.layers.parameters())
+    assert not list(place.glob("checkpoint-*"))
+    restoration = restoration.gathered()
+    torch.distributed.destroy_process_group()
+    if not is_main_process():
+        return
+    save_restoration(output / "restoration", restoration, {})
+    whole = attached(folder, dtype, load_restoration(output / "restoration")[0])
+    check_gathered(whole, samples[:9], result)
+    with pytest.raises(UserError, match="with the restoration that was gathered and saved the validation loss is"):
+        check_gathered(attached(folder, dtype), samples[:9], result)  # what was never trained
+    logits = probe_logits(whole, [samples[0].ids])
+    found = {"result": result, "restoration": restoration, "logits": logits, "norms": norms}
+    torch.save(found, output / "found.pt")
 
 
 def launch(*words, count: int = 2, environment: dict | None = None) -> subprocess.CompletedProcess:
@@ -38,8 +137,8 @@ def launch(*words, count: int = 2, environment: dict | None = None) -> subproces
 
 
 def found_by(*words, environment: dict | None = None) -> dict:
-    """What two processes of workers.py kept in the folder that is the second word."""
-    done = launch(WORKERS, *words, environment=environment)
+    """What two processes of this file kept in the folder that is the second word."""
+    done = launch(__file__, *words, environment=environment)
     assert done.returncode == 0, done.stderr
     return torch.load(words[1] / "found.pt", weights_only=False)
 
@@ -47,23 +146,22 @@ def found_by(*words, environment: dict | None = None) -> dict:
 @pytest.mark.slow
 def test_two_processes_of_four_samples_train_what_one_of_eight_does(world, tmp_path):
     """Though an epoch's last step has one sample, and thus nothing for the second process."""
-    done, histories, records, results, saved = [], [], [], [], []
+    done, histories, results, saved = [], [], [], []
     for processes in (1, 2):
         output = tmp_path / str(processes)
-        given = {"method": "lofit", "loss": "distill", "use_topk_heads": 4, "eval_tasks": "none", "max_length": 60}
+        given = {"method": "lofit", "loss": "distill", "use_topk_heads": 4, "eval_tasks": "none"}
         given |= {"num_train_samples": 17, "batch_size": 8 // processes, "gradient_accumulation": 2}
         words = flags(world, output, cache_dir=tmp_path / "cache", **given)
         done.append(launch(ROOT / "RestoreLCC_train.py", *words, count=processes))
         assert done[-1].returncode == 0, done[-1].stderr
         histories.append([json.loads(line) for line in (output / "logs" / "history.jsonl").read_text().splitlines()])
-        records.append(json.loads((output / "run.json").read_text()))
+        assert json.loads((output / "run.json").read_text())["processes"] == processes
         results.append(json.loads((output / "results.json").read_text()))
         saved.append(load_file(output / "restoration" / "restoration.safetensors"))
     assert "deprecated" not in done[1].stderr
     for name, count in (("loss", 4), ("valid_loss", 3), ("valid_kl", 3)):
         wanted, found = ([row[name] for row in history if name in row] for history in histories)
         assert len(found) == len(wanted) == count and found == pytest.approx(wanted, rel=1e-5)
-    assert [record["processes"] for record in records] == [1, 2]
     assert done[1].stdout.count("[1/9]") == done[1].stdout.count("next:") == 1
     # LoFiT's first step chose the same heads, by the norms alone, for b alone.
     assert results[0]["heads"] == results[1]["heads"] and results[1]["proof"]["passed"]
@@ -100,41 +198,28 @@ FSDP = {
 )
 def test_sharded_training_equals_unsharded(tmp_path, make_tiny_llama, dtype, tied, efficient, distils):
     folder = make_tiny_llama(zeros=0.5, tie_word_embeddings=tied)
-    dense = [make_tiny_llama(seed=5)] * distils
+    dense = make_tiny_llama(seed=5) if distils else None
     environment = {**FSDP, "FSDP_CPU_RAM_EFFICIENT_LOADING": efficient}
-    found = found_by(dtype, tmp_path, folder, *dense, environment=environment)
-    alone = {"place": tmp_path / "whole", "size": 8}
-    norms, result, model, samples = restored(trained(), folder, getattr(torch, dtype), *dense, **alone)
-    # In bf16, batches of other shapes round differently.
-    close = {"rel": 1e-5} if dtype == "float32" else {"rel": 2e-2}
+    found = found_by(dtype, tmp_path, folder, *[dense] * distils, environment=environment)
+    alone = restored(folder, getattr(torch, dtype), dense, tmp_path / "whole", size=8, sharded=False)
+    norms, result, restoration, model, samples = alone
+    tolerance = 1e-5 if dtype == "float32" else 2e-2  # in bf16, batches of other shapes round differently
     for name, count in (("loss", 6), ("valid_loss", 3), *[("valid_kl", 3)] * distils):
         sharded, whole = ([row[name] for row in r.history if name in row] for r in (found["result"], result))
         assert len(sharded) == len(whole) == count
-        assert sharded == pytest.approx(whole, **close)
+        assert sharded == pytest.approx(whole, rel=tolerance)
         assert abs(whole[-1] - whole[0]) > (0.01 if distils else 0.1)
-    tolerance = 1e-5 if dtype == "float32" else 2e-2
     assert torch.allclose(found["norms"], norms, atol=tolerance)
-    assert found["restoration"].heads == trained().heads
-    for name, tensor in learned_in(model).items():
-        assert torch.allclose(found["restoration"].of_heads(name), tensor, atol=tolerance)
+    assert found["restoration"].heads == restoration.heads
+    for name in ("magnitudes", "component"):
+        assert torch.allclose(found["restoration"].of_heads(name), restoration.of_heads(name), atol=tolerance)
     (reattached,), (trained_logits,) = found["logits"], probe_logits(model, [samples[0].ids])
-    assert "with the restoration that was gathered and saved the validation loss is" in found["seen"]
     assert torch.allclose(reattached, trained_logits, atol=tolerance * float(trained_logits.abs().max()))
 
 
 @pytest.mark.slow
-def test_a_mistake_is_told_though_the_process_that_tells_it_is_the_last_to_meet_it(tmp_path):
-    script = tmp_path / "late.py"
-    script.write_text(
-        "import os, time\n"
-        "from utils.common.commands import run\n"
-        "from utils.common.errors import UserError\n"
-        "def main():\n"
-        "    time.sleep(4 * (os.environ['RANK'] == '0'))\n"
-        "    raise UserError('-lr: wrong')\n"
-        "run(main)\n"
-    )
-    done = launch(script)
+def test_a_mistake_is_told_though_the_process_that_tells_it_is_the_last_to_meet_it():
+    done = launch(__file__, "late", "no", "folders")
     assert done.returncode != 0
     assert done.stderr.count("error: -lr: wrong") == 1
 
@@ -160,3 +245,19 @@ def test_what_processes_cannot_do_together_is_refused(monkeypatch, device, envir
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=said):
         Processes(device)
+
+
+def late() -> None:
+    time.sleep(4 * is_main_process())
+    raise UserError("-lr: wrong")
+
+
+if __name__ == "__main__":
+    kind, *folders = sys.argv[1:]
+    output, folder, *dense = map(Path, folders)
+    if kind == "late":
+        run(late)
+    elif kind == "cut":
+        cut(output, folder)
+    else:
+        sharded(output, folder, getattr(torch, kind), *dense)
