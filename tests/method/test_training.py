@@ -74,15 +74,12 @@ def test_a_model_that_is_not_trained_has_the_validation_loss_that_training_would
         validate(model, samples)
 
 
-def test_training_is_on_the_device_that_was_named_with_the_attention_of_that_device(
-    make_tiny_llama, tmp_path, monkeypatch
-):
+def test_training_is_on_the_device_that_was_named(make_tiny_llama, tmp_path, monkeypatch):
     """The meta device stands for one that nothing chooses by itself, and that must do without fp64."""
-    found = []
+    places = []
 
     def train_nothing(self, resume_from_checkpoint):
-        places = {self.args.device, self.accelerator.device, *(p.device for p in self.model.parameters())}
-        found.append((*map(str, places), self.model.model.config._attn_implementation))
+        places.extend([self.args.device, self.accelerator.device, *{p.device for p in self.model.parameters()}])
         assert self.args.ddp_broadcast_buffers is False  # frozen buffers are not sent before each step
         self.evaluate()
 
@@ -90,10 +87,20 @@ def test_training_is_on_the_device_that_was_named_with_the_attention_of_that_dev
     monkeypatch.setattr("utils.training.response_loss", lambda *_: torch.tensor([[3.0, 2.0]], dtype=torch.float64))
     folder = make_tiny_llama()
     samples = encoded(folder, 4)
-    for device in ("meta", "cpu"):
-        result = train(attached(folder), samples, samples, settings(), device, tmp_path)
-        assert result.history[0]["valid_loss"] == 1.5
-    assert found == [("meta", "sdpa"), ("cpu", NAME)]
+    result = train(attached(folder), samples, samples, settings(), "meta", tmp_path)
+    assert places == [torch.device("meta")] * 3 and result.history[0]["valid_loss"] == 1.5
+
+
+def test_attention_is_that_of_the_device_though_a_model_to_be_sharded_is_still_on_the_cpu(
+    make_tiny_llama, tmp_path, monkeypatch
+):
+    found, folder = [], make_tiny_llama()
+    chosen = lambda self, **_: found.append(self.model.model.config._attn_implementation)  # noqa: E731
+    monkeypatch.setattr(_RestorationTrainer, "train", chosen)
+    monkeypatch.setattr("utils.training._OneDevice", lambda place, **more: _OneDevice(place="cpu", **more))
+    for device in ("cpu", "meta"):
+        train(attached(folder), encoded(folder, 4), [], settings(), device, tmp_path)
+    assert found == [NAME, "sdpa"]
 
 
 def test_the_second_gpu_is_not_taken_for_the_first(tmp_path, monkeypatch):
