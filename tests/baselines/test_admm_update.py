@@ -6,28 +6,20 @@ from torch import Tensor
 
 from baselines.admm_update import admm
 from models.restoration import Restoration
-from tests.baselines.test_closed_forms import inputs_seen
+from tests.baselines.test_closed_forms import TOKENS, inputs_seen
 from tests.builders import inputs_of
 from utils.common.methods import SITES, Options
 
-OUT, IN, TOKENS = 7, 13, 90
+OUT, IN = 7, 13
 
 
 def problem() -> tuple[Tensor, Tensor, Tensor]:
-    """W0 (out, in), a mask of half of it, and correlated inputs (tokens, in) of very different sizes; fp64."""
+    """W0 (out, in), a mask of half of it, and correlated inputs (90, in) of very different sizes; fp64."""
     generator = torch.Generator().manual_seed(5)
-    mixed = torch.randn(TOKENS, IN, generator=generator) @ torch.randn(IN, IN, generator=generator) + 1
+    mixed = torch.randn(90, IN, generator=generator) @ torch.randn(IN, IN, generator=generator) + 1
     inputs = mixed.double() * torch.logspace(-2, 2, IN, dtype=torch.float64)
     weight = torch.randn(OUT, IN, generator=generator).double() / torch.logspace(-2, 2, IN, dtype=torch.float64)
     return weight, torch.rand(OUT, IN, generator=generator) < 0.5, inputs
-
-
-def exact(mask: Tensor, inputs: Tensor, wanted: Tensor) -> Tensor:
-    """The best weights inside the mask, one row's support at a time: inputs (n, in), wanted (n, out)."""
-    best = torch.zeros(mask.shape, dtype=torch.float64)
-    for row, support in enumerate(mask):
-        best[row, support] = torch.linalg.lstsq(inputs[:, support], wanted[:, row]).solution
-    return best
 
 
 def error(weight: Tensor, inputs: Tensor, wanted: Tensor) -> float:
@@ -42,7 +34,10 @@ def test_many_steps_reach_the_exact_solution_inside_the_mask(damping):
     # Damping is a few inputs more, one for each column.
     rows = torch.cat([inputs, damping**0.5 * torch.diag(inputs.norm(dim=0))])
     wanted = rows @ weight.T
-    best, start = error(exact(mask, rows, wanted), rows, wanted), error(weight * mask, rows, wanted)
+    exact = torch.zeros_like(weight)
+    for row, support in enumerate(mask):
+        exact[row, support] = torch.linalg.lstsq(rows[:, support], wanted[:, row]).solution
+    best, start = error(exact, rows, wanted), error(weight * mask, rows, wanted)
     assert 0 < best < 0.8 * start
     assert error(found, rows, wanted) < 1.01 * best
 
@@ -59,36 +54,29 @@ def test_steps_are_those_of_the_source():
     assert torch.allclose(admm(weight, mask, hessian, 3, rho=2.0), (free + dual) * mask)
 
 
-def test_an_input_that_is_never_fed_leaves_its_weights_and_the_others():
-    weight, mask, inputs = problem()
-    dead = torch.tensor([2, 9])
-    alive = torch.ones(IN, dtype=torch.bool).index_fill(0, dead, False)
-    inputs[:, dead] = 0
-    found = admm(weight, mask, inputs.T @ inputs, damping=0.0)
-    assert torch.allclose(found[:, dead], (weight * mask)[:, dead])
-    small = inputs[:, alive]
-    assert torch.allclose(found[:, alive], admm(weight[:, alive], mask[:, alive], small.T @ small, damping=0.0))
-    assert torch.allclose(admm(weight, mask, inputs.T @ inputs)[:, dead], (weight * mask)[:, dead])
-
-
-def test_the_scale_of_an_input_makes_no_difference():
+def test_an_input_that_is_never_fed_leaves_its_weights_and_the_others_whatever_the_inputs_scales():
     weight, mask, inputs = problem()
     scale = torch.logspace(3, -2, IN, dtype=torch.float64)
     scaled = admm(weight / scale, mask, (inputs * scale).T @ (inputs * scale))
     assert torch.allclose(scaled * scale, admm(weight, mask, inputs.T @ inputs), rtol=1e-6)
-
-
-CALIBRATION = torch.randint(0, 256, (9, 23), generator=torch.Generator().manual_seed(2))
+    dead = torch.tensor([2, 9])
+    alive = torch.ones(IN, dtype=torch.bool).index_fill(0, dead, False)
+    inputs[:, dead] = 0
+    found = admm(weight, mask, inputs.T @ inputs, damping=0.0)
+    small = inputs[:, alive]
+    assert torch.allclose(found[:, alive], admm(weight[:, alive], mask[:, alive], small.T @ small, damping=0.0))
+    for each in (found, admm(weight, mask, inputs.T @ inputs)):
+        assert torch.allclose(each[:, dead], (weight * mask)[:, dead])
 
 
 def test_each_layer_is_fitted_to_what_the_restored_model_feeds_it(make_tiny_llama, monkeypatch):
     """The two models have other values inside the mask too."""
     monkeypatch.setattr("pruning.layers.BATCH_TOKENS", 50)  # two windows at a time
     folders = make_tiny_llama(attention_bias=True), make_tiny_llama(seed=3, zeros=0.5, attention_bias=True)
-    start = inputs_of(*folders, CALIBRATION)
+    start = inputs_of(*folders, TOKENS)
     restoration = Restoration.start("admm_update", Options(), start)
     # A layer's inputs depend on the layers before it alone, so the finished model gives them as they were.
-    seen = inputs_seen(restoration.attach(start.pruned()), CALIBRATION)
+    seen = inputs_seen(restoration.attach(start.pruned()), TOKENS)
     for name in (f"model.layers.{layer}.{site}" for layer in range(3) for site in SITES.values()):
         weight, pruned = (read(f"{name}.weight").double() for read in (start.teacher, start.read))
         inputs = seen[name]

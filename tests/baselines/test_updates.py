@@ -8,10 +8,10 @@ from models.contract import MethodInputs
 from models.loading import load_config, load_model
 from models.modeling_llama import max_rounding_error, numbers_trained, restored_layers
 from models.restoration import Restoration
-from models.terms import DoRA, LowRank, MaskedChange, MaskedDoRA
+from models.terms import DoRA, LowRank, MaskedChange
 from tests.builders import rewrite
 from utils.common.flags import parse_arguments
-from utils.common.methods import LINEAR_NAMES, Options
+from utils.common.methods import LINEAR_NAMES, Options, parts_of
 
 IDS = torch.tensor([[5, 9, 77, 30, 200, 41], [250, 8, 17, 17, 3, 99]])
 RANK, ALPHA = 3, 6.0
@@ -102,9 +102,8 @@ def test_steps_numbers_and_merged_weights_are_pefts(make_tiny_llama, method):
     peft = pytest.importorskip("peft")
     folder = make_tiny_llama(zeros=0.5, attention_bias=True)
     restoration, model = moved(started(folder, method)), load_model(folder, torch.float32, "cpu", "-p")
-    plain, targets = model(IDS, labels=IDS).loss, [name.split(".")[1] for name in LINEARS]
-    own = {"r": RANK, "lora_alpha": ALPHA, "use_dora": method == "dora"}
-    theirs = peft.get_peft_model(model, peft.LoraConfig(target_modules=targets, task_type="CAUSAL_LM", **own))
+    plain, own = model(IDS, labels=IDS).loss, {"r": RANK, "lora_alpha": ALPHA, "use_dora": method == "dora"}
+    theirs = peft.get_peft_model(model, peft.LoraConfig(target_modules=LINEAR_NAMES, task_type="CAUSAL_LM", **own))
     for name, (term,) in restoration.terms.items():
         layer = model.get_submodule(name.removesuffix(".weight"))
         layer.lora_A["default"].weight.data.copy_(term.down)
@@ -127,10 +126,15 @@ def test_steps_numbers_and_merged_weights_are_pefts(make_tiny_llama, method):
         assert not torch.allclose(read(name), wanted, rtol=1e-3), name
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_it_starts_at_the_pruned_model_and_moves_off_it(folder, method):
+@pytest.mark.parametrize("method", [*METHODS, "output_bias", "norms_biases"])
+def test_it_starts_at_the_pruned_model_reads_nothing_and_moves_off_it(folder, method):
+    """DoRA's magnitudes are offsets: another change before it must not be undone by the norms of the pruned weight."""
     plain = load_model(folder, torch.float32, "cpu", "-p")(IDS).logits
+    assert not any(part.needs.calibration or part.needs.teacher for part in parts_of(method, OPTIONS))
     restoration = started(folder, method)
+    for name, (term,) in restoration.terms.items() if method in METHODS else ():
+        changed = 3 * Checkpoint(folder).read(name)
+        assert not term(changed).any() and not term.exact()(changed.double()).any()
     model = attached(folder, restoration)
     for context in (torch.enable_grad(), torch.no_grad()):
         with context:
@@ -167,52 +171,42 @@ def test_what_trains_is_what_is_merged_and_inside_the_mask_no_zero_is_lost(folde
 
 @pytest.mark.parametrize(("method", "kind"), [("lora", LowRank), ("dora", DoRA)])
 def test_a_step_that_computes_something_else_than_is_merged_is_found(folder, monkeypatch, method, kind):
-    model = attached(folder, moved(started(folder, method)))
-    through, forward = kind.through, kind.forward
-    monkeypatch.setattr(kind, "through", lambda term, z, weight: through(term, z, weight * (1 + 3e-5)))
-    assert max_rounding_error(model) > 1
-    monkeypatch.setattr(kind, "through", through)
-    assert max_rounding_error(model) <= 1
+    model, through, forward = attached(folder, moved(started(folder, method))), kind.through, kind.forward
     wrong = {torch.float32: 3e-5, torch.float64: 0}
-    monkeypatch.setattr(kind, "forward", lambda term, weight: forward(term, weight) + wrong[weight.dtype] * weight)
-    assert max_rounding_error(model) > 1
-    monkeypatch.setattr(kind, "forward", lambda term, weight: forward(term, weight) * float("nan"))
-    assert not max_rounding_error(model) <= 1
+    broken = [
+        ("through", lambda term, z, weight: through(term, z, weight * (1 + 3e-5))),
+        ("forward", lambda term, weight: forward(term, weight) + wrong[weight.dtype] * weight),
+        ("forward", lambda term, weight: forward(term, weight) * float("nan")),
+    ]
+    for name, other in broken:
+        assert max_rounding_error(model) <= 1
+        with monkeypatch.context() as patched:
+            patched.setattr(kind, name, other)
+            assert not max_rounding_error(model) <= 1
 
 
-def test_dora_starts_at_the_weight_as_it_is_by_then(make_tiny_llama):
-    """Its magnitudes are offsets: another change before it must not be undone by the norms of the pruned weight."""
-    weight = 3 * load_model(make_tiny_llama(zeros=0.5), torch.float32, "cpu", "-p").model.layers[0].mlp.up_proj.weight
-    term = MaskedDoRA(torch.randn(3, 24), torch.zeros(56, 3), torch.zeros(56), torch.tensor(2.0))
-    for found in (term(weight), term.exact()(weight.double())):
-        assert torch.equal(found, torch.zeros_like(found))
+SIZES = {"q": (48, 24), "k": (16, 24), "v": (16, 24), "o": (24, 48), "gate": (56, 24), "up": (56, 24), "down": (24, 56)}
+"""(out, in) of each linear layer of a tiny Llama."""
 
 
-COUNT = RANK * (2 * (24 + 48) + 2 * (24 + 16) + 3 * (24 + 56))  # q, o; k, v; gate, up, down
-ROWS = 48 + 16 + 16 + 24 + 56 + 56 + 24
-
-
-@pytest.mark.parametrize("method", [*METHODS, "norms_biases"])
-def test_numbers_trained_are_counted_without_what_was_computed_before(folder, method):
-    restoration, read = started(folder, method), Checkpoint(folder).read
-    count = 3 * (COUNT + ROWS * method.endswith("dora"))
+@pytest.mark.parametrize(
+    ("method", "targets"),
+    [*((method, None) for method in (*METHODS, "norms_biases")), ("lora", "up, q"), ("masked_dora", "up, q")],
+)
+def test_numbers_trained_are_those_of_the_targets_without_what_was_computed_before(folder, method, targets):
+    names, typed = (("q", "up"), ["-lora_targets", " up_proj, q_proj"]) if targets else (tuple(SIZES), [])
+    options = Options.of(parse_arguments(["-lora_rank", str(RANK), *typed]))
+    restoration, read = started(folder, method, options), Checkpoint(folder).read
+    rows = sum(SIZES[name][0] for name in names)
+    count = 3 * (RANK * sum(sum(SIZES[name]) for name in names) + rows * method.endswith("dora"))
     if method == "masked_full":
         count = sum(int((read(name) != 0).sum()) for name in restoration.terms)
     elif method == "norms_biases":
-        count = 3 * (ROWS + 2 * 24) + 24
+        count = 3 * (rows + 2 * 24) + 24
+    else:
+        assert {name.split(".")[-2] for name in restoration.terms} == {f"{name}_proj" for name in names}
     assert numbers_trained(attached(folder, restoration)) == count
     fixed = MaskedChange(torch.ones(56, 24)).requires_grad_(False)
     restoration.terms.setdefault("model.layers.2.mlp.up_proj.weight", []).insert(0, fixed)
     assert numbers_trained(attached(folder, restoration)) == count
     assert restoration.untrained().terms == {"model.layers.2.mlp.up_proj.weight": [fixed]}
-
-
-@pytest.mark.parametrize("method", ["lora", "masked_dora"])
-def test_targets_choose_the_weights_that_change(folder, method):
-    args = parse_arguments(["-lora_targets", " up_proj, q_proj", "-lora_rank", "2"])
-    assert args.lora_targets == "q_proj,up_proj" and [n.split(".")[1] for n in LINEARS] == list(LINEAR_NAMES)
-    restoration = started(folder, method, Options.of(args))
-    chosen = {f"model.layers.{n}.{name}.weight" for n in range(3) for name in ("self_attn.q_proj", "mlp.up_proj")}
-    assert set(restoration.terms) == chosen
-    widths = (24 + 48) + (24 + 56)
-    assert numbers_trained(attached(folder, restoration)) == 3 * (2 * widths + (48 + 56 if "dora" in method else 0))

@@ -1,30 +1,124 @@
-"""Two processes train what one would, sharded or not; one of them writes and speaks."""
+"""Two processes over gloo train what one would, sharded or not; one of them writes and speaks.
+
+Run as a program this file is what each of two processes does. Their environment is the one that `accelerate launch
+--use_fsdp` makes. accelerate chooses FSDP for the processes of accelerators only: that one choice is made here for
+CPUs, and all that follows is accelerate's and the Trainer's own.
+"""
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-from dataclasses import replace
+import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
+from torch import Tensor
+from torch.distributed.fsdp._fully_shard import _fsdp_param
+from torch.distributed.tensor import DTensor
 
 from baselines.lofit import scale_norms
 from models.loading import load_model
 from models.merge import probe_logits
-from tests.builders import learned_in, save_tiny_llama, trained
-from tests.method.test_training import attached, encoded, settings
-from tests.method.workers import L1, LOPSIDED, distilling, training
-from utils.common.errors import UserError
-from utils.common.processes import Processes
-from utils.training import train
+from models.restoration import load_restoration, save_restoration
+from tests.builders import learned_in, trained
+from tests.method.test_training import attached, before_each_pass, encoded, settings
+from tests.runs import ROOT, flags
+from utils.common.commands import run
+from utils.common.errors import Stopped, UserError
+from utils.common.processes import Processes, is_main_process
+from utils.distillation import Distillation, by_sample, teacher_states
+from utils.training import TrainingResult, check_gathered, train
 
-ROOT = Path(__file__).resolve().parents[2]
-WORKERS = Path(__file__).with_name("workers.py")
+
+def training(folder: Path, place: Path) -> tuple[TrainingResult, dict[str, Tensor]]:
+    """Train HEADS of the model; what it says and learned."""
+    samples, model = encoded(folder, 24), attached(folder)
+    return train(model, samples, samples[:7], settings(batch_size=2), "cpu", place), learned_in(model)
+
+
+def cut(output: Path, folder: Path) -> None:
+    """A whole training, and one whose first process is told to end within a step of the second epoch, and goes on."""
+    state, place, steps = PartialState(cpu=True), output / "cut", []
+
+    def tell(trains: bool) -> None:
+        steps.extend([1] * trains)
+        if len(steps) == 8 and trains and state.is_main_process:  # of 12 in two epochs
+            signal.raise_signal(signal.SIGINT)
+
+    whole = training(folder, output / "whole")
+    with suppress(KeyboardInterrupt, Stopped), before_each_pass(tell):
+        training(folder, place)
+    state.wait_for_everyone()
+    checkpoints = sorted(path.name for path in place.glob("checkpoint-*"))
+    continued = training(folder, place)
+    if state.is_main_process:
+        torch.save({"whole": whole, "checkpoints": checkpoints, "continued": continued}, output / "found.pt")
+    torch.distributed.destroy_process_group()
+
+
+def choose_fsdp_on_cpus() -> None:
+    """Make accelerate's state say FSDP wherever it was given a plugin for it.
+
+    And let gathered parameters lie where they lay before, as a GPU's allocator, which keeps what was freed, often does:
+    an address then doesn't tell whether a parameter is still what it was.
+    """
+    begin = AcceleratorState.__init__
+
+    def begin_sharded(self, *args, fsdp_plugin=None, **kwargs) -> None:
+        begin(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = begin_sharded
+    _fsdp_param.free_storage = lambda tensor: None
+
+
+def restored(folder: Path, dtype: torch.dtype, dense: Path | None, place: Path, size: int, sharded: bool) -> tuple:
+    """LoFiT's norms, by a penalty that is large enough to be seen; then a training: its result, restoration, model and
+    samples. size: of the batches of both."""
+    samples, scaled = encoded(folder, 24), load_model(folder, dtype, "cpu", "-p")
+    norms = scale_norms(scaled, samples, settings(lr=0.05, batch_size=size), 0.05, "cpu", sharded=sharded)
+    restoration, how, taught = trained(), settings(lr=0.1, batch_size=size), None
+    if dense:
+        teacher = load_model(dense, torch.float32, "cpu", "-b")
+        states = by_sample(teacher_states(teacher, samples, ""), samples)
+        taught = Distillation(0.5, 20 * teacher.lm_head.weight, states, states[:9])  # larger, so that it is sure
+    model = attached(folder, dtype, restoration)
+    result = train(model, samples, samples[:9], how, "cpu", place, sharded=sharded, distillation=taught)
+    return norms, result, restoration, model, samples
+
+
+def sharded(output: Path, folder: Path, dtype: torch.dtype, dense: Path | None = None) -> None:
+    """What was trained, gathered, saved, and checked as a run does."""
+    choose_fsdp_on_cpus()
+    PartialState(cpu=True)  # before loading, which asks whether there are several processes
+    place = output / "checkpoints"
+    norms, result, restoration, model, samples = restored(folder, dtype, dense, place, size=4, sharded=True)
+    assert all(isinstance(parameter, DTensor) for parameter in model.model.layers.parameters())
+    assert not list(place.glob("checkpoint-*"))
+    restoration = restoration.gathered()
+    torch.distributed.destroy_process_group()
+    if not is_main_process():
+        return
+    save_restoration(output / "restoration", restoration, {})
+    whole = attached(folder, dtype, load_restoration(output / "restoration")[0])
+    check_gathered(whole, samples[:9], result)
+    with pytest.raises(UserError, match="with the restoration that was gathered and saved the validation loss is"):
+        check_gathered(attached(folder, dtype), samples[:9], result)  # what was never trained
+    logits = probe_logits(whole, [samples[0].ids])
+    found = {"result": result, "restoration": restoration, "logits": logits, "norms": norms}
+    torch.save(found, output / "found.pt")
 
 
 def launch(*words, count: int = 2, environment: dict | None = None) -> subprocess.CompletedProcess:
@@ -42,71 +136,52 @@ def launch(*words, count: int = 2, environment: dict | None = None) -> subproces
     )
 
 
-def losses(folder: Path, name: str) -> list[float]:
-    rows = [json.loads(line) for line in (folder / "logs" / "history.jsonl").read_text().splitlines()]
-    return [row[name] for row in rows if name in row]
+def found_by(*words, environment: dict | None = None) -> dict:
+    """What two processes of this file kept in the folder that is the second word."""
+    done = launch(__file__, *words, environment=environment)
+    assert done.returncode == 0, done.stderr
+    return torch.load(words[1] / "found.pt", weights_only=False)
 
 
 @pytest.mark.slow
-def test_two_processes_of_four_samples_train_what_one_of_eight_does(tmp_path, make_tiny_llama):
-    data = tmp_path / "data.jsonl"
-    rows = ({"instruction": f"say {n}" + " w" * (n % 7), "output": "abc " * (n % 5 + 1)} for n in range(66))
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    common = f"""{ROOT / "RestoreLCC_train.py"} -base_model_name {make_tiny_llama()}
-        -pruned_model_path {make_tiny_llama(zeros=0.5)} -data_path {data} -num_train_samples 57 -num_valid_samples 9
-        -max_length 60 -eval_tasks none -num_epoch 2 -lr 1e-2 -dtype float32 -device cpu -loss distill -method lofit
-        -use_topk_heads 4 -cache_dir {tmp_path / "cache"}""".split()
-    two = launch(*common, "-batch_size", 4, "-output_dir", tmp_path / "two")
-    assert two.returncode == 0, two.stderr
-    assert "deprecated" not in two.stderr
-    one = [sys.executable, *common, "-batch_size", "8", "-output_dir", str(tmp_path / "one")]
-    subprocess.run(one, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    for name, count in (("loss", 16), ("valid_loss", 3), ("valid_kl", 3)):
-        found, wanted = losses(tmp_path / "two", name), losses(tmp_path / "one", name)
+def test_two_processes_of_four_samples_train_what_one_of_eight_does(world, tmp_path, make_tiny_llama):
+    """Though an epoch's last step has one sample, and thus nothing for the second process."""
+    folders = {"base_model_name": make_tiny_llama(), "pruned_model_path": make_tiny_llama(zeros=0.5)}
+    done, histories, results, saved = [], [], [], []
+    for processes in (1, 2):
+        output = tmp_path / str(processes)
+        given = {"method": "lofit", "loss": "distill", "use_topk_heads": 4, "eval_tasks": "none"}
+        given |= {"num_train_samples": 17, "batch_size": 8 // processes, "gradient_accumulation": 2}
+        words = flags(world, output, cache_dir=tmp_path / "cache", **folders, **given)
+        done.append(launch(ROOT / "RestoreLCC_train.py", *words, count=processes))
+        assert done[-1].returncode == 0, done[-1].stderr
+        histories.append([json.loads(line) for line in (output / "logs" / "history.jsonl").read_text().splitlines()])
+        assert json.loads((output / "run.json").read_text())["processes"] == processes
+        results.append(json.loads((output / "results.json").read_text()))
+        saved.append(load_file(output / "restoration" / "restoration.safetensors"))
+    assert "deprecated" not in done[1].stderr
+    for name, count in (("loss", 4), ("valid_loss", 3), ("valid_kl", 3)):
+        wanted, found = ([row[name] for row in history if name in row] for history in histories)
         assert len(found) == len(wanted) == count and found == pytest.approx(wanted, rel=1e-5)
-    records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two")]
-    assert [record["processes"] for record in records] == [1, 2]
-    assert two.stdout.count("[1/9]") == two.stdout.count("next:") == 1
+    assert done[1].stdout.count("[1/9]") == done[1].stdout.count("next:") == 1
     # LoFiT's first step chose the same heads, by the norms alone, for b alone.
-    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
     assert results[0]["heads"] == results[1]["heads"] and results[1]["proof"]["passed"]
     kept = [load_file(file)["norms"] for file in (tmp_path / "cache" / "lofit").rglob("*.safetensors")]
     assert len(kept) == 2 and torch.allclose(*kept, atol=1e-5)
     best = sorted([*divmod(int(place), 6)] for place in kept[0].flatten().argsort(descending=True)[:4])
     assert results[1]["heads"]["trained"] == best and results[1]["heads"]["selection"] == "lofit"
     assert not {"activations", "components"} & {path.name for path in (tmp_path / "cache").iterdir()}
-    saved = load_file(tmp_path / "two" / "restoration" / "restoration.safetensors")
-    assert {name.rpartition(".")[2] for name in saved} == {"heads", "basis", "component"}
-
-
-@pytest.fixture(scope="module")
-def parted(tmp_path_factory) -> dict:
-    """What two processes of tests.method.workers trained, and the models that they trained on."""
-    output = tmp_path_factory.mktemp("parted")
-    pruned, dense = save_tiny_llama(output / "pruned", zeros=0.5), save_tiny_llama(output / "dense", seed=5)
-    done = launch(WORKERS, "parted", output, pruned, dense)
-    assert done.returncode == 0, done.stderr
-    return {"pruned": pruned, "dense": dense, **torch.load(output / "found.pt", weights_only=False)}
+    assert {name.rpartition(".")[2] for name in saved[1]} == {"heads", "basis", "component"}
+    assert all(torch.allclose(tensor, saved[0][name], atol=1e-5) for name, tensor in saved[1].items())
 
 
 @pytest.mark.slow
-def test_an_epoch_that_does_not_divide_ends_with_the_step_of_one_process(tmp_path, parted):
-    count, how = LOPSIDED
-    alone = replace(how, batch_size=2 * how.batch_size)
-    wanted, state = training(parted["pruned"], parted["dense"], count, alone, tmp_path)
-    found, learned = parted["lopsided"]
-    assert [row.keys() for row in found.history] == [row.keys() for row in wanted.history]
-    for mine, other in zip(found.history, wanted.history, strict=True):
-        assert list(mine.values()) == pytest.approx(list(other.values()), rel=1e-5)
-    assert all(torch.allclose(learned[part], state[part], atol=1e-5) for part in ("magnitudes", "component"))
-
-
-@pytest.mark.slow
-def test_two_processes_that_go_on_within_an_epoch_train_what_was_left_of_it(parted):
-    assert parted["checkpoints"] == ["checkpoint-6", "checkpoint-8"]
-    (found, learned), (wanted, state) = parted["continued"], parted["whole"]
-    assert found.history == wanted.history
-    assert all(torch.equal(learned[part], state[part]) for part in ("magnitudes", "component"))
+def test_two_processes_that_go_on_within_an_epoch_train_what_was_left_of_it(tmp_path, make_tiny_llama):
+    found = found_by("cut", tmp_path, make_tiny_llama(zeros=0.5))
+    assert found["checkpoints"] == ["checkpoint-6", "checkpoint-8"]
+    (wanted, state), (continued, learned) = found["whole"], found["continued"]
+    assert continued.history == wanted.history
+    assert all(torch.equal(tensor, state[part]) for part, tensor in learned.items())
 
 
 FSDP = {
@@ -124,53 +199,33 @@ FSDP = {
 )
 def test_sharded_training_equals_unsharded(tmp_path, make_tiny_llama, dtype, tied, efficient, distils):
     folder = make_tiny_llama(zeros=0.5, tie_word_embeddings=tied)
-    dense = [make_tiny_llama(seed=5)] * distils
+    dense = make_tiny_llama(seed=5) if distils else None
     environment = {**FSDP, "FSDP_CPU_RAM_EFFICIENT_LOADING": efficient}
-    done = launch(WORKERS, dtype, tmp_path, folder, *dense, environment=environment)
-    assert done.returncode == 0, done.stderr
-    found = torch.load(tmp_path / "found.pt", weights_only=False)
-    model, samples = attached(folder, getattr(torch, dtype)), encoded(folder, 24)
-    distillation = distilling(dense[0], samples) if distils else None
-    how = settings(lr=0.1, batch_size=8)
-    result = train(model, samples, samples[:9], how, "cpu", tmp_path / "whole", distillation=distillation)
-    scaled = load_model(folder, getattr(torch, dtype), "cpu", "-p")
-    norms = scale_norms(scaled, samples, settings(lr=0.05, batch_size=8), L1, "cpu")
-    # In bf16, batches of other shapes round differently.
-    close = {"rel": 1e-5} if dtype == "float32" else {"rel": 2e-2}
+    found = found_by(dtype, tmp_path, folder, *[dense] * distils, environment=environment)
+    alone = restored(folder, getattr(torch, dtype), dense, tmp_path / "whole", size=8, sharded=False)
+    norms, result, restoration, model, samples = alone
+    tolerance = 1e-5 if dtype == "float32" else 2e-2  # in bf16, batches of other shapes round differently
     for name, count in (("loss", 6), ("valid_loss", 3), *[("valid_kl", 3)] * distils):
         sharded, whole = ([row[name] for row in r.history if name in row] for r in (found["result"], result))
         assert len(sharded) == len(whole) == count
-        assert sharded == pytest.approx(whole, **close)
+        assert sharded == pytest.approx(whole, rel=tolerance)
         assert abs(whole[-1] - whole[0]) > (0.01 if distils else 0.1)
-    after = learned_in(model)
-    tolerance = 1e-5 if dtype == "float32" else 2e-2
     assert torch.allclose(found["norms"], norms, atol=tolerance)
-    assert found["restoration"].heads == trained().heads
+    assert found["restoration"].heads == restoration.heads
     for name in ("magnitudes", "component"):
-        assert torch.allclose(found["restoration"].of_heads(name), after[name], atol=tolerance)
+        assert torch.allclose(found["restoration"].of_heads(name), restoration.of_heads(name), atol=tolerance)
     (reattached,), (trained_logits,) = found["logits"], probe_logits(model, [samples[0].ids])
-    assert "with the restoration that was gathered and saved the validation loss is" in found["seen"]
     assert torch.allclose(reattached, trained_logits, atol=tolerance * float(trained_logits.abs().max()))
 
 
 @pytest.mark.slow
-def test_a_mistake_is_told_though_the_process_that_tells_it_is_the_last_to_meet_it(tmp_path):
-    script = tmp_path / "late.py"
-    script.write_text(
-        "import os, time\n"
-        "from utils.common.commands import run\n"
-        "from utils.common.errors import UserError\n"
-        "def main():\n"
-        "    time.sleep(4 * (os.environ['RANK'] == '0'))\n"
-        "    raise UserError('-lr: wrong')\n"
-        "run(main)\n"
-    )
-    done = launch(script)
+def test_a_mistake_is_told_though_the_process_that_tells_it_is_the_last_to_meet_it():
+    done = launch(__file__, "late", "no", "folders")
     assert done.returncode != 0
     assert done.stderr.count("error: -lr: wrong") == 1
 
 
-SHARDED = {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}
+SHARDED = {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": "no"}
 
 
 @pytest.mark.parametrize(
@@ -181,6 +236,7 @@ SHARDED = {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}
         ("cpu", SHARDED, "launch: FSDP version 1.*add --fsdp_version 2"),
         ("cpu", {**SHARDED, "FSDP_VERSION": "1"}, "launch: FSDP version 1.*add --fsdp_version 2"),
         ("cpu", {**SHARDED, "FSDP_VERSION": "2"}, "FSDP shards over GPUs only"),
+        ("cpu", {"ACCELERATE_MIXED_PRECISION": "bf16"}, "is 'bf16' .accelerate launch .* --mixed_precision no, or un"),
     ],
 )
 def test_what_processes_cannot_do_together_is_refused(monkeypatch, device, environment, said):
@@ -192,9 +248,17 @@ def test_what_processes_cannot_do_together_is_refused(monkeypatch, device, envir
         Processes(device)
 
 
-def test_mixed_precision_is_refused_with_who_may_have_asked_for_it(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    with pytest.raises(UserError, match=r"is 'bf16' .accelerate launch .* --mixed_precision no, or unset it"):
-        Processes("cpu")
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    Processes("cpu")
+def late() -> None:
+    time.sleep(4 * is_main_process())
+    raise UserError("-lr: wrong")
+
+
+if __name__ == "__main__":
+    kind, *folders = sys.argv[1:]
+    output, folder, *dense = map(Path, folders)
+    if kind == "late":
+        run(late)
+    elif kind == "cut":
+        cut(output, folder)
+    else:
+        sharded(output, folder, getattr(torch, kind), *dense)

@@ -1,14 +1,19 @@
-"""Samples are tokenized once, in batches, with the same ids as one by one; those without a response are counted."""
+"""Samples are tokenized once, in batches, with the same ids as one by one; those without a response are counted.
+
+Greedy answers are the model's own likeliest tokens, and the loss is that of the sample's response.
+"""
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from data.sources import Sample, Split
 from models.loading import load_tokenizer
 from tests.builders import byte_tokenizer
 from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
+from utils.examples import ends_of, greedy, response_nats
 from utils.prompts import Encoded, answered, common_prefix, encode_all
 from utils.samples import PROOF_SAMPLES, read_samples
 
@@ -46,13 +51,9 @@ def test_a_batch_gives_the_ids_of_one_by_one(request, kind, max_length):
     assert prompt_ids == [tokenizer(prompt.strip()).input_ids for prompt in prompts]
     assert answered(tokenizer, prompts, responses, max_length) == [sample.ids for sample in samples]
     assert encode_all(tokenizer, [], [], max_length) == ([], [])
+    assert common_prefix([[1, 2, 3], [1, 2, 4, 5], [1, 2]]) == 2 and common_prefix([[1], [2]]) == 0
     if kind == "merging" and max_length == 500:
         assert samples[0].prompt_length == len(prompt_ids[0]) - 1
-
-
-def test_common_prefix_stops_at_the_first_difference():
-    assert common_prefix([[1, 2, 3], [1, 2, 4, 5], [1, 2]]) == 2
-    assert common_prefix([[1], [2]]) == 0
 
 
 def read(train: list[str], valid: list[str] = (), wrong: list[tuple[str, ...]] | None = None):
@@ -83,13 +84,48 @@ def test_a_tenth_of_too_long_prompts_is_left_out_with_a_count_and_the_rest_stays
     assert alone.wrong_choices is None and alone.to_prove() == [sample.ids for sample in alone.train]
 
 
-@pytest.mark.parametrize("what", ["training", "validation"])
-def test_more_than_a_tenth_stops_the_run(what):
-    many, few = [LONG] * 2 + [SHORT] * 17, [SHORT] * 10
-    with pytest.raises(UserError, match=rf"^-max_length: 2 {what} samples .*\(samples 1, 2\), more than a tenth of 19"):
-        read(*((many, few) if what == "training" else (few, many)))
+MANY, FEW = [LONG] * 2 + [SHORT] * 17, [SHORT] * 10
 
 
-def test_a_run_of_no_samples_is_no_run():
-    with pytest.raises(UserError, match=r"^-max_length: 1 training samples have room"):
-        read([SHORT])
+@pytest.mark.parametrize(
+    ("train", "valid", "said"),
+    [
+        (MANY, FEW, r"2 training samples .*\(samples 1, 2\), more than a tenth of 19"),
+        (FEW, MANY, r"2 validation samples .*\(samples 1, 2\), more than a tenth of 19"),
+        ([SHORT], [], "1 training samples have room"),
+    ],
+)
+def test_more_than_a_tenth_too_long_or_fewer_than_two_left_stop_the_run(train, valid, said):
+    with pytest.raises(UserError, match=rf"^-max_length: {said}"):
+        read(train, valid)
+
+
+@pytest.fixture
+def model(make_tiny_llama) -> LlamaForCausalLM:
+    return LlamaForCausalLM.from_pretrained(make_tiny_llama(max_position_embeddings=12)).eval()
+
+
+def test_an_answer_is_the_likeliest_ids_whatever_the_checkpoint_asks_generation_to_do(model):
+    model.generation_config.repetition_penalty, model.generation_config.do_sample = 5.0, True
+    expected = [5, 9, 77]
+    for _ in range(7):
+        expected.append(int(model(torch.tensor([expected])).logits[0, -1].argmax()))
+    assert greedy(model, [5, 9, 77], 7, frozenset()) == (expected[3:], False)
+
+
+def test_an_answer_stops_before_what_ends_a_text_and_at_the_models_last_position(model):
+    made, _ = greedy(model, [5, 9, 77], 48, frozenset())
+    assert len(made) == 12 - 3
+    end = made[2]
+    assert greedy(model, [5, 9, 77], 48, frozenset([end])) == (made[: made.index(end)], True)
+    assert greedy(model, [5] * 13, 48, frozenset()) == ([], False)
+    assert ends_of(model) == {257}
+
+
+def test_the_loss_is_of_the_response_alone(model):
+    ids = [5, 9, 77, 30, 8]
+    odds = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    loss, tokens = response_nats(model, Encoded(ids, 3))
+    assert tokens == 2
+    assert abs(loss + (odds[2, 30] + odds[3, 8]).item() / 2) < 1e-6
+    assert response_nats(model, Encoded(ids, 0))[1] == 4  # nothing predicts the first

@@ -6,7 +6,8 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from dataclasses import replace
+from functools import partial
 from itertools import chain, count, product
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from transformers import LlamaForCausalLM
 
 from models.cpu_attention import NAME
 from models.loading import load_model, load_tokenizer
-from tests.builders import SAMPLES, batch, learned_in, masks_of, save_tiny_llama, trained, zeroed
+from tests.builders import SAMPLES, learned_in, save_tiny_llama, trained, zeroed
 from utils.common.commands import ENDING
 from utils.common.errors import Stopped, UserError
 from utils.common.files import workspace
@@ -73,43 +74,6 @@ def test_a_model_that_is_not_trained_has_the_validation_loss_that_training_would
         validate(model, samples)
 
 
-def test_loss_and_gradient_equal_those_of_full_logits_of_unpadded_samples(model, monkeypatch):
-    monkeypatch.setattr("utils.losses.CHUNK", 3)
-    parameters = [p for p in trained().attach(model).parameters() if p.requires_grad]
-    nats = []
-    for sample in SAMPLES:
-        logits = model(torch.tensor([sample.ids])).logits[0].log_softmax(-1)
-        places = range(sample.prompt_length, len(sample.ids))
-        nats.append(torch.stack([-logits[place - 1, sample.ids[place]] for place in places]))
-    mean, seen = torch.cat(nats).mean(), masks_of(model)
-    loss = ResponseLoss(model)(**batch(SAMPLES))["loss"]
-    assert float(loss.detach()) == pytest.approx(float(mean.detach()), abs=1e-5)
-    assert seen == [None] * 3  # rows are padded, and need no mask
-    for mine, other in zip(*(torch.autograd.grad(each, parameters) for each in (loss, mean)), strict=True):
-        assert torch.allclose(mine, other, rtol=1e-4, atol=1e-7)
-    of_twenty = ResponseLoss(model)(**batch(SAMPLES), num_items_in_batch=20)["loss"]
-    assert float(of_twenty.detach()) == pytest.approx(float(mean.detach()) * 8 / 20, abs=1e-5)
-    rows = response_loss(ResponseLoss(model).eval(), SAMPLES, 257, "").float()
-    assert torch.allclose(rows, torch.tensor([[float(own.detach().sum()), len(own)] for own in nats]), atol=1e-4)
-
-
-@pytest.mark.filterwarnings("ignore:.pin_memory.")
-def test_training_with_its_own_attention_is_the_same_training(make_tiny_llama, tmp_path, monkeypatch):
-    folder = make_tiny_llama(zeros=0.5)
-    samples, histories = encoded(folder, 10), []
-    # Under FSDP a model that is trained on cards is on the CPU when training begins; here it stays there.
-    monkeypatch.setattr("utils.training._OneDevice", lambda place, **more: _OneDevice(place="cpu", **more))
-    for device, attention in (("cpu", NAME), ("cuda:0", "sdpa")):
-        used, model = [], attached(folder)
-        model.model.layers[1].self_attn.register_forward_hook(
-            lambda module, *_, used=used: used.append(module.config._attn_implementation)
-        )
-        result = train(model, samples, samples[:3], settings(), device, tmp_path / attention)
-        assert set(used) == {attention}
-        histories.append([row.get("loss", row.get("valid_loss")) for row in result.history])
-    assert histories[1] == pytest.approx(histories[0], rel=1e-4)
-
-
 def test_training_is_on_the_device_that_was_named(make_tiny_llama, tmp_path, monkeypatch):
     """The meta device stands for one that nothing chooses by itself, and that must do without fp64."""
     places = []
@@ -125,6 +89,18 @@ def test_training_is_on_the_device_that_was_named(make_tiny_llama, tmp_path, mon
     samples = encoded(folder, 4)
     result = train(attached(folder), samples, samples, settings(), "meta", tmp_path)
     assert places == [torch.device("meta")] * 3 and result.history[0]["valid_loss"] == 1.5
+
+
+def test_attention_is_that_of_the_device_though_a_model_to_be_sharded_is_still_on_the_cpu(
+    make_tiny_llama, tmp_path, monkeypatch
+):
+    found, folder = [], make_tiny_llama()
+    chosen = lambda self, **_: found.append(self.model.model.config._attn_implementation)  # noqa: E731
+    monkeypatch.setattr(_RestorationTrainer, "train", chosen)
+    monkeypatch.setattr("utils.training._OneDevice", lambda place, **more: _OneDevice(place="cpu", **more))
+    for device in ("cpu", "meta"):
+        train(attached(folder), encoded(folder, 4), [], settings(), device, tmp_path)
+    assert found == [NAME, "sdpa"]
 
 
 def test_the_second_gpu_is_not_taken_for_the_first(tmp_path, monkeypatch):
@@ -167,12 +143,15 @@ def test_losses_and_scores_are_summed_on_devices_without_fp64(model):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_training_lowers_the_loss_and_moves_only_beta_and_b(make_tiny_llama, tmp_path, checkpointing):
+def test_training_lowers_the_loss_and_moves_only_beta_and_b(make_tiny_llama, tmp_path, monkeypatch, checkpointing):
+    orders, original = [], _ProcessBatches.order
+    monkeypatch.setattr(_ProcessBatches, "order", lambda self: orders.append(original(self)) or orders[-1])
     folder = make_tiny_llama(zeros=0.5)
     model, samples = attached(folder, restoration=zeroed(trained())), encoded(folder, 20)
     before = {name: p.clone() for name, p in model.named_parameters()}
     how = settings(gradient_checkpointing=checkpointing)
     result = train(model, samples, samples[:6], how, "cpu", tmp_path)
+    assert len(orders) == 2 and orders[0] != orders[1]  # each epoch has its own
     rates = [row["learning_rate"] for row in result.history if "loss" in row]
     assert rates == pytest.approx([0.01 * (1 - step / 10) for step in range(10)])
     losses = [row["valid_loss"] for row in result.history if "valid_loss" in row]
@@ -201,25 +180,31 @@ def before_each_pass(do: Callable[[bool], object]) -> Iterator[None]:
 
 
 class Cut:
-    """A training of 12 samples in epochs of 3 steps, and the same one cut off and continued."""
+    """A training of 12 samples in epochs of 3 steps; of its copies the same one is cut off in `output` and goes on."""
 
-    output: Path
-    """Where it is cut off."""
-
-    def __init__(self, folder: Path, place: Path, grouped: bool, epochs: float):
-        self.folder, self.how = folder, settings(group_by_length=grouped, epochs=epochs)
+    def __init__(self, folder: Path, output: Path, grouped: bool, epochs: float):
+        self.folder, self.output, self.how = folder, output, settings(group_by_length=grouped, epochs=epochs)
         self.samples = encoded(folder, 12)
-        self.whole, self.complete = self.train(place)
+        self.learned, self.complete = self.train()
 
-    def train(self, place: Path, belongs: str = "this"):
+    def train(self, belongs: str = "this") -> tuple[dict[str, Tensor], TrainingResult]:
         model = attached(self.folder, restoration=zeroed(trained()))
-        return model, train(model, self.samples, self.samples[:4], self.how, "cpu", place, belongs=belongs)
+        result = train(model, self.samples, self.samples[:4], self.how, "cpu", self.output, belongs=belongs)
+        return learned_in(model), result
 
-    def cut(self, call: int, event: Callable[[], None], ends: type[BaseException]) -> None:
-        """Train until the given forward pass, at which the event happens, and the training ends by that exception."""
+    def cut(self, call: int, signals: tuple[int, ...], ends: type[BaseException]) -> None:
+        """Train until the given forward pass, at which signals come, or else the power fails; it ends by `ends`."""
         passes = count(1)
-        with before_each_pass(lambda _: next(passes) == call and event()), pytest.raises(ends):
-            self.train(self.output)
+
+        def end(_) -> None:
+            if next(passes) == call:
+                for number in signals:
+                    signal.raise_signal(number)
+                if not signals:
+                    raise RuntimeError("no power")
+
+        with before_each_pass(end), pytest.raises(ends):
+            self.train()
 
     @property
     def checkpoints(self) -> list[str]:
@@ -229,104 +214,75 @@ class Cut:
         """Steps that the continued training took; its restoration and history are those of the whole one."""
         steps = []
         with before_each_pass(steps.append):
-            model, result = self.train(self.output)
-        found, wanted = (learned_in(each) for each in (model, self.whole))
-        assert all(torch.equal(found[name], wanted[name]) for name in ("magnitudes", "component"))
-        assert json.dumps(result.history) == json.dumps(self.complete.history)
-        assert result.valid_rows == self.complete.valid_rows and len(result.valid_rows) == 4
+            learned, result = self.train()
+        assert all(torch.equal(tensor, self.learned[name]) for name, tensor in learned.items())
+        assert json.dumps(vars(result)) == json.dumps(vars(self.complete)) and len(result.valid_rows) == 4
         return sum(steps)
 
 
-@pytest.fixture(scope="module")
-def whole_once(tmp_path_factory) -> Callable[..., Cut]:
-    """Whole trainings, each made once."""
+@pytest.fixture(scope="module", params=[(True, 2)], ids=str)
+def whole(request, tmp_path_factory) -> Cut:
     folder = save_tiny_llama(tmp_path_factory.mktemp("cut") / "model", zeros=0.5)
-    return cache(lambda grouped, epochs: Cut(folder, tmp_path_factory.mktemp("cut"), grouped, epochs))
+    return Cut(folder, tmp_path_factory.mktemp("cut"), *request.param)
 
 
-@pytest.fixture(params=[(True, 2)], ids=str)
-def cut(request, whole_once, tmp_path) -> Cut:
-    found = copy.copy(whole_once(*request.param))
+@pytest.fixture
+def cut(whole, tmp_path) -> Cut:
+    found = copy.copy(whole)
     found.output = tmp_path
     return found
 
 
-def fails() -> None:
-    raise RuntimeError("no power")
-
-
-def interrupts() -> None:
-    signal.raise_signal(signal.SIGINT)
-
-
-def ends_by(number: int) -> Callable[[], None]:
-    return lambda: signal.raise_signal(number)
-
-
-@pytest.fixture
-def handlers() -> Iterator[dict]:
-    """Handlers of the signals to end, as a command has them; here they are not to be called."""
+# The first forward pass validates the start, 2 to 4 are steps, 5 validates, 6 to 8 are steps, 9 validates.
+@pytest.mark.parametrize(
+    ("whole", "call", "signals", "ends", "kept", "steps"),
+    [
+        ((True, 2), 3, (), RuntimeError, [], 6),
+        ((True, 2), 5, (), RuntimeError, [3], 3),
+        ((True, 2), 9, (), RuntimeError, [3, 6], 0),
+        ((True, 2), 7, (signal.SIGTERM,), Stopped, [3, 5], 1),
+        ((False, 2), 7, (signal.SIGUSR1,), Stopped, [3, 5], 1),
+        ((False, 2), 7, (signal.SIGINT,), KeyboardInterrupt, [3, 5], 1),
+        ((True, 2), 7, (signal.SIGINT, signal.SIGINT), KeyboardInterrupt, [3], 3),
+        ((True, 2), 9, (signal.SIGINT,), KeyboardInterrupt, [3, 6], 0),
+        ((True, 1.5), 7, (signal.SIGINT,), KeyboardInterrupt, [3, 5], 0),
+        ((True, 1.5), 8, (), RuntimeError, [3, 5], 0),
+    ],
+    indirect=["whole"],
+)
+def test_a_training_that_was_ended_goes_on_to_the_same_bits(request, cut, call, signals, ends, kept, steps):
+    """Told once it loses no step, told twice it ends at once; a fraction of an epoch goes on without another step."""
 
     def never(*_) -> None:
         raise AssertionError("the signal was not kept")
 
-    before = {number: signal.signal(number, never) for number in ENDING}
-    yield dict.fromkeys(ENDING, never)
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-# The first forward pass validates the start, 2 to 4 are steps, 5 validates, 6 to 8 are steps, 9 validates.
-@pytest.mark.parametrize(
-    ("cut", "call", "event", "ends", "kept", "steps"),
-    [
-        ((True, 2), 3, fails, RuntimeError, [], 6),
-        ((True, 2), 5, fails, RuntimeError, [3], 3),
-        ((True, 2), 9, fails, RuntimeError, [3, 6], 0),
-        ((True, 2), 7, ends_by(signal.SIGTERM), Stopped, [3, 5], 1),
-        ((False, 2), 7, ends_by(signal.SIGUSR1), Stopped, [3, 5], 1),
-        ((False, 2), 7, interrupts, KeyboardInterrupt, [3, 5], 1),
-        ((True, 2), 7, lambda: (interrupts(), interrupts()), KeyboardInterrupt, [3], 3),
-        ((True, 2), 9, interrupts, KeyboardInterrupt, [3, 6], 0),
-        ((True, 1.5), 7, interrupts, KeyboardInterrupt, [3, 5], 0),
-        ((True, 1.5), 8, fails, RuntimeError, [3, 5], 0),
-    ],
-    indirect=["cut"],
-)
-def test_a_training_that_was_ended_goes_on_to_the_same_bits(cut, handlers, call, event, ends, kept, steps):
-    """Told once it loses no step, told twice it ends at once; a fraction of an epoch goes on without another step."""
-    cut.cut(call, event, ends)
-    assert all(signal.getsignal(number) is handler for number, handler in handlers.items())
+    for number in ENDING:  # the handlers that a command has
+        request.addfinalizer(partial(signal.signal, number, signal.signal(number, never)))
+    cut.cut(call, signals, ends)
+    assert {signal.getsignal(number) for number in ENDING} == {never}
     assert cut.checkpoints == [f"checkpoint-{step}" for step in kept]
     assert cut.continues_to_the_same() == steps
 
 
-@pytest.mark.parametrize("grouped", [True, False])
-def test_no_seed_has_the_batches_of_another_seed_in_another_epoch(grouped):
-    orders = []
-    for seed, epoch in product(range(4), range(4)):
-        drawn = _ProcessBatches([5 + n % 7 for n in range(23)], settings(seed=seed, group_by_length=grouped), 0, 1)
-        drawn.epoch = epoch
-        assert sorted(chain(*drawn)) == list(range(23)) and list(drawn) == list(drawn)
-        orders.append(str(list(drawn)))
-    assert len(set(orders)) == 16
-
-
-def test_the_batches_of_several_processes_are_those_of_one():
+def test_the_batches_of_several_processes_are_those_of_one_and_of_no_other_seed_or_epoch():
     lengths = [5 + n % 7 for n in range(49)]
     for processes, size, accumulation, grouped in ((2, 4, 1, True), (3, 2, 2, False), (8, 1, 3, True)):
-        how = settings(batch_size=size, accumulation=accumulation, group_by_length=grouped)
-        alone = _ProcessBatches(lengths, settings(**{**vars(how), "batch_size": size * processes}), 0, 1)
-        parts = [_ProcessBatches(lengths, how, process, processes) for process in range(processes)]
-        for epoch in range(2):
+        orders = []
+        for seed, epoch in product(range(4), range(4)):
+            how = settings(seed=seed, batch_size=size, accumulation=accumulation, group_by_length=grouped)
+            alone = _ProcessBatches(lengths, replace(how, batch_size=size * processes), 0, 1)
+            parts = [_ProcessBatches(lengths, how, process, processes) for process in range(processes)]
             for part in (alone, *parts):
                 part.epoch = epoch
             together = [sorted(chain(*batches)) for batches in zip(*parts, strict=True)]
             assert together == [sorted(batch) for batch in alone] and len(together) == len(alone) == len(parts[0])
+            assert sorted(chain(*alone)) == list(range(49))
             per_epoch = -(-len(alone) // accumulation)
             steps = [parts[1].of_step(epoch * per_epoch + step) for step in range(1, per_epoch + 1)]
             made = [sorted(chain(*together[n : n + accumulation])) for n in range(0, len(together), accumulation)]
             assert [sorted(step) for step in steps] == made
+            orders.append(str(list(alone)))
+        assert len(set(orders)) == 16
 
 
 def test_a_process_that_has_no_sample_of_a_step_computes_one_that_counts_nothing(model, tmp_path):
@@ -335,14 +291,6 @@ def test_a_process_that_has_no_sample_of_a_step_computes_one_that_counts_nothing
     found = _RestorationTrainer(model, SAMPLES, [], settings(), arguments, taught, None, False, "").batch([])
     assert found["input_ids"].tolist() == [[5, 9]] and found["labels"].tolist() == [[IGNORED] * 2]
     assert found["teacher"].shape == (0, 24)
-
-
-def test_each_epoch_has_an_order_of_its_own(make_tiny_llama, tmp_path, monkeypatch):
-    orders, original = [], _ProcessBatches.order
-    monkeypatch.setattr(_ProcessBatches, "order", lambda self: orders.append(original(self)) or orders[-1])
-    folder = make_tiny_llama()
-    train(attached(folder), encoded(folder, 9), [], settings(epochs=3, group_by_length=False), "cpu", tmp_path)
-    assert len({str(order) for order in orders}) == len(orders) == 3
 
 
 def gradient(folder: Path, dtype: torch.dtype, monkeypatch, narrow: float = float("inf")) -> tuple[Tensor, list[float]]:
@@ -358,13 +306,12 @@ def gradient(folder: Path, dtype: torch.dtype, monkeypatch, narrow: float = floa
         passed.append(float(values.abs().max()))
         return values.masked_fill(values.abs() > narrow, float("inf"))
 
-    def keep(self, args, state, control, model, **_) -> None:
-        found.extend(p.grad.clone() for name, p in model.named_parameters() if name.endswith("component"))
-
     model = attached(folder, dtype)
+    components = [p for name, p in model.named_parameters() if name.endswith("component")]
     model.model.layers[-1].register_forward_hook(lambda *given: given[2].register_hook(pass_back) and None)
     how = settings(epochs=1, batch_size=11, accumulation=2, max_grad_norm=1e9)
     with monkeypatch.context() as patched, workspace("gradient") as place:
+        keep = lambda *_, **__: found.extend(p.grad.clone() for p in components)  # noqa: E731
         patched.setattr(_RestorationTrainer, "on_pre_optimizer_step", keep)
         train(model, samples, [], how, "cpu", place)
     return torch.cat(found), passed
@@ -395,7 +342,7 @@ def test_a_loss_that_is_no_number_names_step_samples_and_the_last_good_checkpoin
 
     with monkeypatch.context() as patched, pytest.raises(UserError) as found:
         patched.setattr(ResponseLoss, "forward", broken)
-        cut.train(cut.output)
+        cut.train()
     good = rf"the last good checkpoint is {cut.output / kept}" if kept else "there is no checkpoint before it"
     place = rf"step {step} of 6, on training samples (.*)"
     said = rf"-lr: the loss is no finite number at {place}; lower it \(now 0.01\), .*; {good}"
@@ -407,14 +354,11 @@ def test_a_loss_that_is_no_number_names_step_samples_and_the_last_good_checkpoin
 
 
 def test_a_validation_loss_that_is_no_number_ends_the_training(cut, monkeypatch):
-    values = iter([1.0, float("inf")])
-    found = lambda *_: torch.tensor([[next(values), 1]], dtype=torch.float64)  # noqa: E731
-    monkeypatch.setattr("utils.training.response_loss", found)
-    with pytest.raises(UserError, match=r"^-lr: the validation loss is no finite number at step 3 of 6; lower it"):
-        cut.train(cut.output)
-    values = iter([float("nan")])
-    with pytest.raises(UserError, match=r"^-dtype: the validation loss is no finite number before any training"):
-        cut.train(cut.output / "other")
+    values = iter([float("nan"), 1.0, float("inf")])
+    monkeypatch.setattr("utils.training.response_loss", lambda *_: torch.tensor([[next(values), 1]]).double())
+    for said in ("-dtype: {} before any training", "-lr: {} at step 3 of 6; lower it"):
+        with pytest.raises(UserError, match="^" + said.format("the validation loss is no finite number")):
+            cut.train()
 
 
 def test_a_restoration_that_is_not_finite_is_no_checkpoint(cut, monkeypatch):
@@ -425,35 +369,30 @@ def test_a_restoration_that_is_not_finite_is_no_checkpoint(cut, monkeypatch):
     save = _RestorationTrainer._save_checkpoint
     monkeypatch.setattr(_RestorationTrainer, "_save_checkpoint", lambda self, *a: (spoil(self), save(self, *a)))
     with pytest.raises(UserError, match=r"^-lr: the restoration is no finite number at step 3; .* no checkpoint"):
-        cut.train(cut.output)
+        cut.train()
     assert cut.checkpoints == []
 
 
 def test_minutes_of_training_are_saved_within_an_epoch(cut, monkeypatch):
     monkeypatch.setattr("utils.training.SAVED_EVERY", -1)
-    cut.cut(8, fails, RuntimeError)
+    cut.cut(8, (), RuntimeError)
     assert cut.checkpoints == ["checkpoint-4", "checkpoint-5"]
     assert cut.continues_to_the_same() == 1
 
 
-def test_a_checkpoint_that_is_damaged_or_of_another_training_is_named_and_passed_over(cut, capsys):
-    cut.cut(7, interrupts, KeyboardInterrupt)
-    file = cut.output / "checkpoint-5" / "optimizer.pt"
-    file.write_bytes(file.read_bytes()[:-1])
-    assert cut.continues_to_the_same() == 3
-    assert "checkpoint-5 is damaged (optimizer.pt)" in "".join(capsys.readouterr())
-    _, result = cut.train(cut.output, belongs="other heads")
-    assert "checkpoint-6 is of other samples, weights, heads or processes" in "".join(capsys.readouterr())
-    assert len([row for row in result.history if "loss" in row]) == 6
-
-
-def test_what_a_kill_left_unfinished_is_never_taken_for_a_checkpoint(cut, monkeypatch, capsys):
-    with monkeypatch.context() as patched:
-        patched.setattr("utils.training.write_manifest", lambda *_, **__: fails())
-        with pytest.raises(RuntimeError, match="no power"):
-            cut.train(cut.output)
+def test_a_checkpoint_that_is_unfinished_damaged_or_of_another_training_is_passed_over(cut, monkeypatch, capsys):
+    with monkeypatch.context() as killed, pytest.raises(TypeError):
+        killed.setattr("utils.training.write_manifest", None)  # the last that is written
+        cut.train()
     assert cut.continues_to_the_same() == 6
     assert "checkpoint checkpoint-3 is incomplete (no whole manifest.json)" in "".join(capsys.readouterr())
+    file = cut.output / "checkpoint-6" / "optimizer.pt"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert cut.continues_to_the_same() == 3
+    assert "checkpoint-6 is damaged (optimizer.pt)" in "".join(capsys.readouterr())
+    _, result = cut.train(belongs="other heads")
+    assert "checkpoint-6 is of other samples, weights, heads or processes" in "".join(capsys.readouterr())
+    assert len([row for row in result.history if "loss" in row]) == 6
 
 
 def test_settings_that_nobody_gave_are_those_of_the_flags():

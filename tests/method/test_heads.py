@@ -1,0 +1,142 @@
+"""What heads compute, what they lost, and which tell right from wrong.
+
+z is the input of o_proj by head at the last token, however samples are batched, padded or shared. Lost components are
+what Eqs. 3-4 say, for all heads at once. Probes rank the heads.
+"""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from benchmarks.run import head_by_head
+from models.loading import load_model
+from tests.baselines.test_closed_forms import inputs_seen
+from tests.builders import masks_of
+from utils.activations import last_token_activations
+from utils.components import lost_components, random_basis
+from utils.packing import PromptWithContinuations, by_length, pack
+from utils.probing import ProbeScores, order_randomly, probe_heads, rank_by_score, rank_heads
+
+LAYERS, HEADS, SAMPLES, WIDTH = 3, 5, 120, 7
+EVERYTHING = torch.ones(2, 3, dtype=torch.bool)
+
+
+def direct(model, ids: list[int]) -> torch.Tensor:
+    """One sequence alone through the whole model: (L, H, d)."""
+    seen = inputs_seen(model, torch.tensor([ids]))
+    return torch.stack([seen[f"model.layers.{n}.self_attn.o_proj"][-1] for n in range(3)]).unflatten(-1, (6, 8)).float()
+
+
+def sequences(count: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(5)
+    lengths = torch.randint(3, 40, (count,), generator=generator).tolist()
+    return [torch.randint(0, 256, (length,), generator=generator).tolist() for length in lengths]
+
+
+def test_continuations_that_share_a_prompt_equal_separate_sequences(make_tiny_llama, monkeypatch):
+    monkeypatch.setattr("utils.activations.CPU_TOKENS_A_BATCH", 150)
+    scaled = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    prompts, right, wrong = sequences(7), sequences(8)[1:], sequences(9)[2:]
+    rows = [PromptWithContinuations(prompt, [[], a, b]) for prompt, a, b in zip(prompts, right, wrong, strict=True)]
+    for shape in ({}, {"attention_bias": True, "rope_parameters": scaled}):
+        model = load_model(make_tiny_llama(**shape), torch.float32, "cpu", "-base_model_name")
+        before = model(torch.tensor([[1, 2, 3]])).logits
+        z = last_token_activations(model, rows, "z")
+        assert z.shape == (3, 3, 6, 7, 8)
+        for row, (prompt, a, b) in enumerate(zip(prompts, right, wrong, strict=True)):
+            for number, ids in enumerate([prompt, prompt + a, prompt + b]):
+                assert torch.allclose(z[number, :, :, row], direct(model, ids), atol=1e-5)
+        assert torch.equal(before, model(torch.tensor([[1, 2, 3]])).logits)  # no hook stays
+
+
+def test_single_continuations_need_no_mask_though_rows_are_padded(make_tiny_llama, monkeypatch):
+    """With torch's own attention, which on a card is a fused kernel if no mask is handed over."""
+    model = load_model(make_tiny_llama(), torch.float32, "cpu", "-base_model_name")
+    monkeypatch.setattr("utils.activations.cpu_attention", nullcontext)
+    seen, rows = masks_of(model), sequences(7)
+    z = last_token_activations(model, [PromptWithContinuations(ids, [[]]) for ids in rows], "z")
+    assert set(seen) == {None} and len(seen) == 3
+    last_token_activations(model, [PromptWithContinuations([1, 2], [[], [3]])], "z")
+    assert seen[-1] is not None
+    for row, ids in enumerate(rows):
+        assert torch.allclose(z[0, :, :, row], direct(model, ids), atol=1e-5)
+
+
+def test_a_shared_prompt_is_read_once_and_continuations_do_not_see_each_other(make_tiny_llama):
+    rows = [PromptWithContinuations(list(range(8)), [[20, 21], [], [40]]), PromptWithContinuations([9], [[]])]
+    batch = pack(rows)
+    assert batch.ids.tolist() == [[*range(8), 20, 21, 40], [9] + [0] * 10]
+    assert batch.positions[0].tolist() == [*range(8), 8, 9, 8]
+    assert batch.columns == [[[7, 8, 9], [7], [7, 10]], [[0]]]
+    sees = [batch.visible[0, query].nonzero().flatten().tolist() for query in (4, 9, 10)]
+    assert sees == [[*range(5)], [*range(8), 8, 9], [*range(8), 10]]
+    model = load_model(make_tiny_llama(), torch.bfloat16, "cpu", "-p")
+    mask = batch.inputs(model, torch.device("cpu"))["attention_mask"]
+    assert mask.shape == (2, 1, 11, 11) and mask.dtype == torch.bfloat16
+    assert torch.equal(mask.squeeze(1) == 0, batch.visible) and batch.visible.any(-1).all()
+
+
+def test_batches_hold_a_budget_of_padded_tokens_longest_first():
+    rows = [[0] * length for length in (3, 90, 7, 7, 20)]
+    assert by_length(rows, 42) == [[1], [4, 2], [3, 0]]
+
+
+@pytest.mark.parametrize("samples", [40, 4])
+@pytest.mark.parametrize("count", [1, 3, WIDTH])
+def test_component_and_basis_are_those_of_a_direct_svd_and_a_random_basis_is_seeded(samples, count):
+    gap = torch.randn(LAYERS, HEADS, samples, WIDTH, generator=torch.Generator().manual_seed(1)) + 0.5
+    found = lost_components(gap, count)
+    u, sigma, v = torch.linalg.svd(gap.double(), full_matrices=False)
+    mean = (u * sigma.unsqueeze(2)).mean(2)[..., None, :count] @ v[..., :count, :]
+    assert torch.allclose(found.component.double(), mean.squeeze(2), atol=1e-5)
+    overlap = (found.basis.double()[..., : v.shape[2], :] @ v.mT).abs()
+    assert torch.allclose(overlap, torch.eye(v.shape[2]).double().expand_as(overlap), atol=1e-3)
+    drawn = random_basis(found.basis, 3)
+    assert torch.equal(drawn, random_basis(found.basis, 3)) and not torch.equal(drawn, random_basis(found.basis, 4))
+    for basis in (found.basis, drawn):  # of fewer samples than directions too
+        assert torch.allclose(basis @ basis.mT, torch.eye(WIDTH).expand_as(basis), atol=1e-5)
+    assert (found.explained.diff(dim=-1) <= 1e-6).all()
+    assert torch.allclose(found.explained.sum(-1), torch.ones(LAYERS, HEADS), atol=1e-5)
+    if count == WIDTH:
+        assert torch.allclose(found.component, gap.mean(2), atol=1e-5)
+    gap[1, 3] = 0
+    nothing_lost = lost_components(gap, count)
+    assert not nothing_lost.component[1, 3].any() and not nothing_lost.explained[1, 3].any()
+
+
+def features(planted: tuple[int, int], strength: float = 3.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noise everywhere; in one head right answers are shifted one way and wrong ones the other."""
+    generator = torch.Generator().manual_seed(0)
+    shared, right, wrong = (torch.randn(LAYERS, HEADS, SAMPLES, WIDTH, generator=generator) for _ in range(3))
+    right[planted] += strength
+    wrong[planted] -= strength
+    return shared, right, wrong
+
+
+@pytest.mark.parametrize("planted", [(0, 4), (2, 0)])
+def test_the_planted_head_is_ranked_first(planted):
+    scores = probe_heads(*features(planted), seed=42)
+    assert rank_heads(scores, torch.ones(LAYERS, HEADS, dtype=torch.bool))[0] == planted
+    assert scores.accuracy.shape == (LAYERS, HEADS) and scores.accuracy[planted] > 0.95
+    assert scores.accuracy.flatten().median() < 0.7
+
+
+def test_batched_probes_equal_one_torch_module_a_head():
+    shared, right, wrong = features((1, 2), strength=0.4)
+    scores = probe_heads(shared, right, wrong, seed=7)
+    _, plain = head_by_head(shared, shared, right, wrong, 1, seed=7)  # no gap, so no component
+    assert torch.allclose(scores.loss, plain.loss, atol=1e-4)
+    assert (scores.accuracy - plain.accuracy).abs().max() < 1.5 / (0.3 * 2 * SAMPLES)
+
+
+def test_ties_go_to_the_lower_loss_and_heads_that_cannot_be_restored_are_left_out():
+    accuracy = torch.tensor([[0.5, 0.5, 0.9], [0.5, 0.5, 0.5]])
+    scores = ProbeScores(accuracy, torch.tensor([[0.3, 0.1, 0.7], [0.2, 0.6, 0.5]]))
+    assert rank_heads(scores, EVERYTHING) == [(0, 2), (0, 1), (1, 0), (0, 0), (1, 2), (1, 1)]
+    norms = torch.tensor([[1.0, 5.0, 2.0], [9.0, 0.0, 3.0]])
+    assert rank_by_score(norms, EVERYTHING) == [(1, 0), (0, 1), (1, 2), (0, 2), (0, 0), (1, 1)]
+    assert order_randomly(EVERYTHING, 1) == order_randomly(EVERYTHING, 1) != order_randomly(EVERYTHING, 2)
+    usable = torch.tensor([[True, False, True], [False, True, True]])
+    for heads in (rank_heads(scores, usable), rank_by_score(norms, usable), order_randomly(usable, 0)):
+        assert sorted(heads) == [(0, 0), (0, 2), (1, 1), (1, 2)]
