@@ -14,7 +14,9 @@ from models.loading import load_model
 from tests.baselines.test_closed_forms import inputs_seen
 from tests.builders import masks_of
 from utils.activations import last_token_activations
+from utils.common.errors import UserError
 from utils.components import lost_components, random_basis
+from utils.negatives import most_similar_choice, most_similar_other
 from utils.packing import PromptWithContinuations, by_length, pack
 from utils.probing import ProbeScores, order_randomly, probe_heads, rank_by_score, rank_heads
 
@@ -140,3 +142,13 @@ def test_ties_go_to_the_lower_loss_and_heads_that_cannot_be_restored_are_left_ou
     usable = torch.tensor([[True, False, True], [False, True, True]])
     for heads in (rank_heads(scores, usable), rank_by_score(norms, usable), order_randomly(usable, 0)):
         assert sorted(heads) == [(0, 0), (0, 2), (1, 1), (1, 2)]
+
+
+def test_the_wrong_answer_is_the_most_similar_one_of_another_text():
+    angles = torch.tensor([0.0, 0.1, 0.0, 0.8, 3.0])
+    embeddings = torch.stack([angles.cos(), angles.sin()], dim=1)
+    assert most_similar_other(embeddings, ["a", "b", "a", "c", "d"]) == [1, 0, 1, 1, 3]  # never its own text again
+    with pytest.raises(UserError, match=r"^-data_path: all responses are the same"):
+        most_similar_other(embeddings[:2], ["a", "a"])
+    right, wrong = embeddings[:2], (embeddings[3:], embeddings[[4, 0]])
+    assert most_similar_choice(right, wrong, [["c", "d"], ["d", "a"]]) == ["c", "a"]
