@@ -131,6 +131,8 @@ class Checkpoint:
                 visit(name, tensor)
         if (config := self.folder / "config.json").is_file():
             whole.update(config.read_bytes())
+        for file in self.files:
+            self._open(file)  # maps it anew: the pages that were read are given back
         found.sha256 = whole.hexdigest()
         _SURVEYS[state] = found
         return found

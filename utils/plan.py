@@ -57,7 +57,7 @@ CARDS = {
 FITS, REACHED, DISK = 0.95, 0.4, 1e9
 """Assumed: shares of a memory that may be filled and of a card's rate that decoders reach; bytes a second of a disk."""
 
-PROCESS, CONTEXT, REQUEST = int(0.8 * GIB), int(0.6 * GIB), 0.001
+PROCESS, CONTEXT, REQUEST = int(0.6 * GIB), int(0.6 * GIB), 0.001
 """Measured on a CPU: bytes of a run before any weight, lm_eval's seconds. Assumed: CUDA's bytes, twice on the host."""
 
 CLOSED_FORMS = {"flap_bias": (2, 0), "eora": (2, 0), "admm_update": (6, 2 * FP32), "reconstruct": (12, 2 * FP32)}
@@ -218,7 +218,7 @@ class Plan:
         ranks = self.stage("rank", ranking, width * (4 * count + 2 * self.config.head_dim))
         lofit = self.needs.heads and self.args.head_selection == "lofit"
         return [
-            self.stage("samples", 5),
+            self.stage("samples", 5, self.file),  # which is read and hashed
             self._pruning(),
             self.stage("negatives", **encoder),
             self._reading("dense", branched, self.file, count + 2 * self.probes),
