@@ -57,7 +57,7 @@ CARDS = {
 FITS, REACHED, DISK = 0.95, 0.4, 1e9
 """Assumed: shares of a memory that may be filled and of a card's rate that decoders reach; bytes a second of a disk."""
 
-PROCESS, CONTEXT, REQUEST = int(0.6 * GIB), int(0.6 * GIB), 0.001
+PROCESS, CONTEXT, REQUEST = int(0.75 * GIB), int(0.6 * GIB), 0.001
 """Measured on a CPU: bytes of a run before any weight, lm_eval's seconds. Assumed: CUDA's bytes, twice on the host."""
 
 CLOSED_FORMS = {"flap_bias": (2, 0), "eora": (2, 0), "admm_update": (6, 2 * FP32), "reconstruct": (12, 2 * FP32)}
