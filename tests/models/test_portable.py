@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Gemma3TextConfig
 
 from models.loading import load_config, load_model, tokenizer_files
 from models.portable import portable, save_tokenizer
@@ -37,7 +37,7 @@ TEXTS = ["In 1984, 12,345\n\n1. of 67 %", "def f(x):\n    return x[12:345]  # " 
 
 ASK = """
 import json, sys, torch, transformers
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 assert transformers.__version__.startswith("4.57.")
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[2])
 # A compact checkpoint brings its own class.
@@ -101,3 +101,12 @@ def test_a_tokenizer_of_ours_has_a_class_that_both_versions_know(tmp_path):
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert AutoTokenizer.from_pretrained(tmp_path)(TEXTS).input_ids == tokenizer(TEXTS).input_ids
+
+
+def test_ropes_of_two_types_of_layers_are_told_in_version_4s_words():
+    ropes = {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}}
+    written = portable({"rope_parameters": ropes | {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}})
+    linear = {"rope_type": "linear", "factor": 8.0}
+    assert written == {"rope_local_base_freq": 1e4, "rope_theta": 1e6, "rope_scaling": linear}
+    again = Gemma3TextConfig(**written).rope_parameters
+    assert again["full_attention"] == ropes["full_attention"] and again["sliding_attention"]["rope_theta"] == 1e4
