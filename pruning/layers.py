@@ -112,7 +112,12 @@ def layer_inputs(model: PreTrainedModel, tokens: Tensor, device: torch.device) -
             row.copy_(asked.seen[0][0][0])
     finally:
         model.model.layers = layers
-    return hidden, [send_to_device(kwargs, device) for _, kwargs in asked.seen]
+    sent: dict[tuple[int, ...], dict] = {}  # layers of one type are given the same tensors: once on the device
+    given = [(tuple(map(id, kwargs.values())), kwargs) for _, kwargs in asked.seen]
+    for key, kwargs in given:
+        if key not in sent:
+            sent[key] = send_to_device(kwargs, device)
+    return hidden, [sent[key] for key, _ in given]
 
 
 class _Asked(nn.Module):

@@ -12,6 +12,7 @@ from lm_eval.api.group import AggMetricConfig, Group
 from lm_eval.filters import build_filter_ensemble
 from lm_eval.models.huggingface import HFLM
 
+import models.families
 import utils.evaluation
 from models.loading import tokenizer_digest
 from tests.evaluation.material import BITS, QUESTIONS, ROWS, WIKI, bits, jackknife, log_likelihood, one_line, question
@@ -198,7 +199,7 @@ def test_scores_are_kept_by_weights_rows_device_tokenizer_code_and_libraries(dat
     for changed in ({"model": "others"}, {"part": other}, {"device": "cuda"}, {"tokenizer_sha256": "others"}):
         assert key(**changed) != key() == key(part=plan_tasks("rte", data, 3, 64))
     assert {"lm_eval", "transformers", "tokenizers", "torch"} <= set(PACKAGES) == set(key()["libraries"])
-    assert key()["code"][1] == code_version(utils.evaluation, utils.packing)
+    assert key()["code"][1] == code_version(utils.evaluation, utils.packing, models.families)
     assert str(tmp_path) not in json.dumps(key())
     # A tokenizer's digest is of every file, but not of where it was saved from.
     tiny[1].save_pretrained(tmp_path)

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 import utils.evaluation
-from models import cpu_attention
+from models import cpu_attention, families
 from models.checkpoint import Checkpoint
 from utils import activations, examples, negatives, packing
 from utils.common.cache import Kept, cached
@@ -99,7 +99,7 @@ def measure(
     return Measured(kept, Evaluation.joined(parts), answers)
 
 
-@cached("activations", code=(activations, packing, cpu_attention))
+@cached("activations", code=(activations, packing, cpu_attention, families))
 def last_activations(model: LazyModel, trees: list[PromptWithContinuations]) -> dict[str, Tensor]:
     """z (branches, L, H, N, d) in the model's dtype, which holds it exactly.
 
@@ -110,7 +110,7 @@ def last_activations(model: LazyModel, trees: list[PromptWithContinuations]) -> 
     return {"z": found.to(model.run.dtype)}
 
 
-@cached("scores", code=(utils.evaluation, packing), libraries=PACKAGES)
+@cached("scores", code=(utils.evaluation, packing, families), libraries=PACKAGES)
 def scores(
     model: LazyModel, part: EvalPlan, device: str, tokenizer_sha256: str, *, tokenizer: PreTrainedTokenizerBase
 ) -> dict:
@@ -118,7 +118,7 @@ def scores(
     return asdict(evaluate(model(), tokenizer, part, model.label))
 
 
-@cached("examples", code=(examples, cpu_attention), libraries=("torch", "transformers", "tokenizers"))
+@cached("examples", code=(examples, cpu_attention, families), libraries=("torch", "transformers", "tokenizers"))
 def answers_to(
     model: LazyModel, asked: list[Encoded], device: str, tokenizer_sha256: str, *, tokenizer: PreTrainedTokenizerBase
 ) -> dict:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pruning.prune_model
+from models import families
 from models.checkpoint import Checkpoint, check_weights
 from models.compact import in_dense_shapes
 from models.families import carried_parts
@@ -98,7 +99,7 @@ def pruned_checkpoint(run: Run, models: Models) -> Models:
     return replace(models, given=found, pruned=found, config=load_config(found.folder, found.flag))
 
 
-@cached("pruned", code=(pruning,))
+@cached("pruned", code=(pruning, families))
 def prune(
     folder: Path, dense: Checkpoint, tokenizer: str, method: str, pattern: str, texts: list, dtype: str, *, run: Run
 ) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from baselines import lofit
-from models import cpu_attention, modeling_llama, terms
+from models import cpu_attention, families, modeling_llama, terms
 from models.checkpoint import Checkpoint, restorable_heads
 from utils import compensation, components, losses, probing, training
 from utils.common.cache import Kept, cached
@@ -111,7 +111,7 @@ def head_norms(run: Run, models: Models, samples: Samples) -> Tensor:
 
 @cached(
     "lofit",
-    code=(lofit, cpu_attention, modeling_llama, terms, compensation, losses, training),
+    code=(lofit, cpu_attention, families, modeling_llama, terms, compensation, losses, training),
     libraries=("torch", "transformers", "accelerate"),
 )
 def lofit_norms(

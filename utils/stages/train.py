@@ -10,7 +10,7 @@ from torch import Tensor
 import baselines
 import models
 import pruning
-from models import cpu_attention
+from models import cpu_attention, families
 from models.checkpoint import Checkpoint
 from models.contract import MethodInputs
 from models.loading import has_tokenizer
@@ -187,7 +187,7 @@ def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | N
     return replace(teacher, valid=valid, train=train)
 
 
-@cached("teacher", code=(distillation, activations, packing, cpu_attention))
+@cached("teacher", code=(distillation, activations, packing, cpu_attention, families))
 def states(model: LazyModel, samples: list[Encoded], device: str) -> dict[str, Tensor]:
     """The teacher's states; token ids say all about data, template and length."""
     return {"states": teacher_states(model(), samples, "teacher's states")}
