@@ -57,8 +57,7 @@ def check_inputs(args: Arguments) -> None:
     check_found(args.base_model_name, "-base_model_name")
     if args.pruned_model_path:
         check_found(args.pruned_model_path, "-pruned_model_path")
-    else:
-        check_calib_data(args.calib_data)
+    check_calib_data(args.calib_data)
     if not args.spec_task:
         check_data_path(args.data_path)
     if args.eval_data_dir and not args.eval_data_dir.is_dir():

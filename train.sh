@@ -22,6 +22,7 @@ NUM_VALID_SAMPLES=64        # paper: 250
 MAX_LENGTH=500              # paper: 500 tokens
 SPEC_TASK=                  # paper: empty, or boolq, rte, arc_easy, arc_challenge for task-specific recovery
 
+RECIPE=                     # paper: empty; inside_mask: the best that keeps every zero; biases: every weight keeps its bits
 NUM_COMPONENTS=10           # paper: 1; original release: 10
 HEAD_SELECTION=             # paper: empty, which is contrastive, or with -method lofit its own; controls: gap, random
 NUM_PROBE_SAMPLES=256       # paper: 1000
@@ -46,7 +47,8 @@ cd "$(dirname "$0")"
 arguments=" $* "
 typed() { [[ $arguments =~ \ --?$1[\ =] ]]; }
 typed config && exec python RestoreLCC_train.py "$@"
-typed recipe && LR=  # which has a rate of its own
+typed recipe && RECIPE=
+typed recipe || [ -n "$RECIPE" ] && LR=  # a recipe has a rate of its own
 typed spec_task && SPEC_TASK= DATA_PATH= NUM_TRAIN_SAMPLES=  # which has its own samples, and a number of them
 [ -z "$SPEC_TASK" ] || DATA_PATH=
 exec python RestoreLCC_train.py \
@@ -55,7 +57,7 @@ exec python RestoreLCC_train.py \
   -calib_data "$CALIB_DATA" -calib_samples "$CALIB_SAMPLES" -calib_length "$CALIB_LENGTH" \
   ${DATA_PATH:+-data_path "$DATA_PATH"} ${SPEC_TASK:+-spec_task "$SPEC_TASK"} \
   ${NUM_TRAIN_SAMPLES:+-num_train_samples "$NUM_TRAIN_SAMPLES"} -num_valid_samples "$NUM_VALID_SAMPLES" \
-  -max_length "$MAX_LENGTH" -num_components "$NUM_COMPONENTS" \
+  -max_length "$MAX_LENGTH" ${RECIPE:+-recipe "$RECIPE"} -num_components "$NUM_COMPONENTS" \
   ${HEAD_SELECTION:+-head_selection "$HEAD_SELECTION"} -num_probe_samples "$NUM_PROBE_SAMPLES" \
   -use_topk_heads "$USE_TOPK_HEADS" ${LR:+-lr "$LR"} -num_epoch "$NUM_EPOCH" -batch_size "$BATCH_SIZE" -seed "$SEED" \
   -eval_tasks "$EVAL_TASKS" ${EVAL_LIMIT:+-eval_limit "$EVAL_LIMIT"} \

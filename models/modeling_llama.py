@@ -55,6 +55,7 @@ class RestoredLayer(nn.Module):
     """A frozen layer, its weight and bias the stock layer's own, with terms added to them.
 
     stored: the dtypes in which a checkpoint keeps weight and bias, once known: inference then rounds to them first.
+    started: the weight as fixed terms leave it, where a training keeps it for the term that it trains beside them.
     """
 
     def begin(self, stock: nn.Module) -> None:
@@ -63,6 +64,7 @@ class RestoredLayer(nn.Module):
         self.weight, self.bias = stock.weight, getattr(stock, "bias", None)
         self.bias_terms, self.weight_terms = nn.ModuleList(), nn.ModuleList()
         self.stored: dict[str, torch.dtype] = {}
+        self.started: Tensor | None = None
         self._kept: tuple[tuple, dict[str, Tensor]] | None = None
 
     def terms(self, part: str) -> nn.ModuleList:
@@ -132,14 +134,24 @@ class RestoredLinear(RestoredLayer, nn.Linear):
         bias = None if bias is None else bias.to(z.dtype)
         if not self.weight_terms[-1].beside:
             return F.linear(z, self.trained("weight").to(z.dtype), bias)
-        output = self.beside(z)
+        output = self.beside(z, self.started)
         return output if bias is None else output + bias
 
-    def beside(self, z: Tensor) -> Tensor:
-        """The weight's share of a step's output, its last term computed beside it."""
+    def beside(self, z: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The weight's share of a step's output, its last term computed beside it. weight: as the others leave it."""
         *before, last = self.weight_terms
-        weight = restored(self.weight.float(), before).to(z.dtype) if before else self.weight.to(z.dtype)
+        if weight is None:
+            weight = restored(self.weight.float(), before) if before else self.weight
         return last.through(z, weight)
+
+    def keep(self) -> None:
+        """Compute once, not each step, what training needs of the frozen weight and of the terms that are fixed."""
+        for term in self.bias_terms:
+            term.keep(self.weight)
+        *before, last = self.weight_terms or [None]
+        if before and last.beside and not any(p.requires_grad for term in before for p in term.parameters()):
+            with torch.no_grad():
+                self.started = restored(self.weight.float(), before).to(self.weight.dtype)
 
 
 class RestoredNorm(RestoredLayer):
@@ -187,11 +199,11 @@ def restored_layers(model: PreTrainedModel) -> list[RestoredLayer]:
     return [module for module in model.modules() if isinstance(module, RestoredLayer)]
 
 
-def keep_columns(model: PreTrainedModel) -> None:
-    """Convert what training needs of frozen weights to fp32 once, not each step; not for a model to be sharded."""
-    for layer in restored_layers(model):
-        for term in layer.bias_terms:
-            term.keep(layer.weight)
+def keep_frozen(model: nn.Module) -> None:
+    """Convert what training needs of frozen weights once, not each step; not for a model to be sharded."""
+    for layer in model.modules():
+        if isinstance(layer, RestoredLinear):
+            layer.keep()
 
 
 def numbers_trained(model: PreTrainedModel) -> int:

@@ -197,14 +197,43 @@ class LowRank(Term):
     def through(self, z: Tensor, weight: Tensor) -> Tensor:
         """z (W + scale · B A)ᵀ in z's dtype: z (…, in), weight (out, in)."""
         down, up = self.down.to(z.dtype), (self.scale * self.up).to(z.dtype)
-        return F.linear(z, weight) + F.linear(F.linear(z, down), up)
+        return F.linear(z, weight.to(z.dtype)) + F.linear(F.linear(z, down), up)
 
 
 class MaskedLowRank(LowRank):
     """The same where the weight is not zero: scale · M ⊙ (B A)."""
 
-    keeps_zeros, masked, beside = True, True, False
+    keeps_zeros, masked = True, True
     what = "low-rank updates, inside the mask,"
+
+    def through(self, z: Tensor, weight: Tensor) -> Tensor:
+        """z (W + scale · M ⊙ (B A))ᵀ in z's dtype, without the sum and its mask being kept for the backward pass."""
+        return _InsideMask.apply(z, weight, self.scale * self.up, self.down)
+
+
+class _InsideMask(torch.autograd.Function):
+    """z (W + M ⊙ (B A))ᵀ for a frozen W (out, in), M its mask. The sum is computed again in the backward pass.
+
+    Products and sum are rounded to z's dtype.
+    """
+
+    @staticmethod
+    def forward(ctx, z: Tensor, weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        ctx.save_for_backward(z, weight, up, down)
+        return F.linear(z, _InsideMask.changed(z, weight, up, down))
+
+    @staticmethod
+    def changed(z: Tensor, weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        own, up, down = (tensor.to(z.dtype) for tensor in (weight, up, down))
+        return torch.addmm(own, up, down).masked_fill_(weight == 0, 0)  # where W is zero, W + M ⊙ (B A) is
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None, Tensor, Tensor]:
+        z, weight, up, down = ctx.saved_tensors
+        grad_z = grad @ _InsideMask.changed(z, weight, up, down) if ctx.needs_input_grad[0] else None
+        of_weight = (grad.flatten(0, -2).mT @ z.flatten(0, -2)).masked_fill_(weight == 0, 0)
+        of_up = (of_weight @ down.to(z.dtype).mT).to(up.dtype)
+        return grad_z, None, of_up, (up.to(z.dtype).mT @ of_weight).to(down.dtype)
 
 
 class DoRA(LowRank):

@@ -30,8 +30,9 @@ class Distillation:
     """The dense model as a teacher.
 
     weight: w of (1 - w)·CE + w·KL, in (0, 1]. head: the dense model's output head (V, D) where training runs; None
-    where it is the pruned model's. train, valid: the states (n_i, D) of each sample; None where `model` gives them, a
-    batch at a time.
+    where it is the pruned model's. text: windows of plain text, with prompts of no tokens; each batch has one of them,
+    on which the loss is KL alone. train, valid, of_text: the states (n_i, D) of each sample and window; None where
+    `model` gives them, a batch at a time.
     """
 
     weight: float
@@ -39,6 +40,8 @@ class Distillation:
     train: list[Tensor] | None = None
     valid: list[Tensor] | None = None
     model: LlamaForCausalLM | None = None
+    text: tuple[Encoded, ...] = ()
+    of_text: list[Tensor] | None = None
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Cross-entropy and distillation at response tokens only, without ever holding all logits."""
+"""Cross-entropy and distillation at response tokens, and at all of a text, without ever holding all logits."""
 
 from collections.abc import Callable
 
@@ -125,6 +125,7 @@ class ResponseLoss(nn.Module):
     No attention mask: rows are padded on the right, and causal attention never looks there.
 
     penalty: what is added to that mean in training, asked for after each forward pass; validation has none.
+    batches_a_step: batches, of all processes, whose gradients are summed for a step.
     """
 
     accepts_loss_kwargs = True
@@ -135,8 +136,10 @@ class ResponseLoss(nn.Module):
         model: LlamaForCausalLM,
         distillation: Distillation | None = None,
         penalty: Callable[[], Tensor] | None = None,
+        batches_a_step: int = 1,
     ):
         super().__init__()
+        self.batches_a_step = batches_a_step
         self.model = model
         self.distillation = distillation
         self._no_split_modules = model._no_split_modules
@@ -154,14 +157,33 @@ class ResponseLoss(nn.Module):
         labels: Tensor,
         num_items_in_batch: Tensor | int | None = None,
         teacher: Tensor | None = None,
+        text: Tensor | None = None,
+        of_text: Tensor | None = None,
     ) -> dict:
         """input_ids, labels: (B, T) int64, labels -100 where not trained on; returns {"loss": scalar fp32}.
 
         The loss is the sum over labelled tokens / num_items_in_batch, by default the labels of this batch. teacher:
         (n, D), the dense model's last hidden states where labelled tokens are predicted, row by row of the batch; by
-        default the teacher's own model gives them. An evaluation, whose loss is cross-entropy, returns "tokens" too:
-        (1, n) fp32, each labelled token's, row by row of the batch; (2, n) with a teacher, from whom the second is KL.
+        default the teacher's own model gives them. text: (1, T), on which the mean KL is added to the loss; of_text:
+        its states (T - 1, D). An evaluation, whose loss is cross-entropy, returns "tokens" too: (1, n) fp32, each
+        labelled token's, row by row of the batch; (2, n) with a teacher, from whom the second is KL.
         """
+        labelled = int((labels[:, 1:] != IGNORED).sum())
+        total, tokens = self._summed(input_ids, labels, teacher, self.distillation and self.distillation.weight)
+        if self._penalty is not None and self.training:
+            # Once a labelled token: the batches and processes that share a step then share one penalty.
+            total = total + labelled * self._penalty()
+        count = labelled if num_items_in_batch is None else num_items_in_batch
+        loss = total / count if self.training else tokens[0].sum() / count
+        if text is not None:
+            summed, _ = self._summed(text, text, of_text, 1.0)
+            loss = loss + summed / (text[:, 1:].numel() * self.batches_a_step)
+        return {"loss": loss} if self.training else {"loss": loss, "tokens": tokens}
+
+    def _summed(
+        self, input_ids: Tensor, labels: Tensor, teacher: Tensor | None, share: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """The summed loss of a batch, KL having this share of it, and its tokens' own losses."""
         # The last layer of a model that is spread may be elsewhere.
         hidden = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state.to(labels.device)
         targets = labels[:, 1:]
@@ -173,11 +195,6 @@ class ResponseLoss(nn.Module):
             if teacher is None:
                 teacher = last_states(self.distillation.model, input_ids)[:, :-1][labelled]
             own = self.distillation.head
-            target = teacher if scale == 1 else teacher / scale, head if own is None else own, self.distillation.weight
+            target = teacher if scale == 1 else teacher / scale, head if own is None else own, share
         hidden = hidden if scale == 1 else hidden / scale
-        total, tokens = _FrozenHeadLoss.apply(hidden, head, targets[labelled], self._space, cap, *target)
-        if self._penalty is not None and self.training:
-            # Once a labelled token: the batches and processes that share a step then share one penalty.
-            total = total + labelled.sum() * self._penalty()
-        count = labelled.sum() if num_items_in_batch is None else num_items_in_batch
-        return {"loss": total / count} if self.training else {"loss": tokens[0].sum() / count, "tokens": tokens}
+        return _FrozenHeadLoss.apply(hidden, head, targets[labelled], self._space, cap, *target)

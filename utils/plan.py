@@ -180,7 +180,7 @@ class Plan:
     def training_bytes(self) -> float:
         """What a step holds beside the weights."""
         args, method, longest = self.args, self.args.method, max(end for _, end in self.samples)
-        batch = args.batch_size * longest
+        batch = args.batch_size * longest + args.calib_length * (args.loss == DISTILL)
         # The norms' inputs in fp32; of the MLP its gate, that after SiLU, and its other factor; q, k, v and z.
         a_token = 2 * FP32 * self.hidden + (3 * self.inner + 2 * self.queries + 2 * self.keys) * self.size
         if method.endswith(("lora", "dora", "masked_full")):  # a weight's gradient needs what the weight is fed
@@ -192,7 +192,7 @@ class Plan:
             kept = kept / self.layers + self.layers * batch * self.hidden * self.size
         if not self.machine.on_card:  # shorter batches leave gaps in a heap: as much as they are shorter was measured
             kept *= 2 - Texts.of(self.samples).tokens / longest
-        if method.startswith("masked"):  # the changed weight and its mask; under DoRA its direction, too
+        if method in ("masked_full", "masked_dora"):  # the changed weight and its mask; under DoRA its direction, too
             kept += self.matrices * (self.size + 1 + FP32 * (method == "masked_dora"))
         # What is trained, its gradient, AdamW's two moments; the heads' columns of W_O.
         kept += FP32 * (4 * self.trained + self.heads * self.hidden * self.config.head_dim)
@@ -261,13 +261,16 @@ class Plan:
         if args.num_epoch and self.needs.training:
             read += (2 + args.num_epoch) * self.operations(valid)
             # Beside both passes, gradients of weights: of those that change, or of what is trained beside them.
-            step = (2 + args.gradient_checkpointing) * self.operations(samples)
-            update = 2 * self.matrices if args.method.startswith("masked") else 6 * self.trained
-            step += samples.rows * samples.tokens * update
+            taught = [samples]
             device = max(device, self.training_bytes())
-            if args.loss == DISTILL:  # the teacher's states are kept
-                read += self.operations(samples) + self.operations(valid)
-                host += (samples.rows * samples.scored + valid.rows * valid.scored) * self.hidden * self.size
+            if args.loss == DISTILL:  # the teacher's states are kept; each batch has a window of text
+                text = Texts(args.calib_samples, args.calib_length, args.calib_length)
+                taught.append(text._replace(rows=math.ceil(samples.rows / args.batch_size)))
+                read += sum(map(self.operations, (samples, valid, text)))
+                host += sum(each.rows * each.scored for each in (samples, valid, text)) * self.hidden * self.size
+            step = (2 + args.gradient_checkpointing) * sum(map(self.operations, taught))
+            update = 2 * self.matrices if args.method.startswith("masked") else 6 * self.trained
+            step += sum(texts.rows * texts.tokens for texts in taught) * update
         seconds = read / machine.inference + args.num_epoch * step / machine.training + 2 * self.weights / DISK
         return self.stage(key, seconds, host, self.weights + device)
 

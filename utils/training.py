@@ -23,7 +23,7 @@ from transformers.trainer_utils import sort_checkpoints
 
 from models.cpu_attention import cpu_attention
 from models.loading import input_device
-from models.modeling_llama import keep_columns
+from models.modeling_llama import keep_frozen
 from models.terms import whole
 from utils.common.commands import ENDING
 from utils.common.errors import Stopped, UserError
@@ -100,8 +100,8 @@ def train(
 ) -> TrainingResult:
     """Train what requires gradients in `model`, in place, together with the other processes of `accelerate launch`.
 
-    The loss is cross-entropy at response tokens, with `distillation` mixed with, or replaced by, the divergence from
-    the dense model.
+    The loss is cross-entropy at response tokens; with `distillation` mixed with, or replaced by, the divergence from
+    the dense model, which is added on the text that it brings.
 
     device: where this process trains, an index included; under FSDP where its part of the model goes.
     checkpoints: a folder for the trained parameters and the optimizer's state, at the end of each epoch, before its
@@ -139,7 +139,7 @@ def train(
         ddp_broadcast_buffers=False,  # all are frozen, and alike on all processes
     )
     if not sharded:
-        keep_columns(model)
+        keep_frozen(model)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     trainer = _RestorationTrainer(
@@ -277,8 +277,10 @@ class _ProcessBatches(Sampler[list[int]]):
     such a batch is p modulo the number of processes. Where an epoch ends that may be none: [].
     """
 
-    def __init__(self, lengths: list[int], settings: TrainingSettings, process: int, processes: int):
+    def __init__(self, lengths: list[int], settings: TrainingSettings, process: int, processes: int, windows: int = 0):
+        """windows: of text. Each batch ends with one of them, in turn: numbers that go on after the samples'."""
         self.lengths, self.settings, self.process, self.processes = lengths, settings, process, processes
+        self.windows = windows
         self.of_all = settings.batch_size * processes
         self.epoch = 0
         self.over = False
@@ -303,8 +305,10 @@ class _ProcessBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         order = [] if self.over else self.order()
-        for first in range(0, len(order), self.of_all):
-            yield order[first : first + self.of_all][self.process :: self.processes]
+        for batch, first in enumerate(range(0, len(order), self.of_all), start=self.epoch * len(self)):
+            mine = order[first : first + self.of_all][self.process :: self.processes]
+            place = batch * self.processes + self.process
+            yield [*mine, len(order) + place % self.windows] if self.windows else mine
 
 
 class _RestorationTrainer(Trainer, TrainerCallback):
@@ -327,20 +331,21 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         sharded: bool,
         belongs: str,
     ):
-        self.samples, self.states = samples, distillation and distillation.train
+        self.samples, self.distillation = samples, distillation
+        self.text = distillation.text if distillation else ()
         self.pad_id = model.config.pad_token_id or 0
         super().__init__(
-            model=ResponseLoss(model, distillation, penalty),
+            model=ResponseLoss(model, distillation, penalty, settings.accumulation * arguments.world_size),
             args=arguments,
             data_collator=self.batch,
-            train_dataset=range(len(samples)),
+            train_dataset=range(len(samples) + len(self.text)),
             eval_dataset=valid,
             callbacks=[self],
         )
         self.remove_callback(PrinterCallback)
         lengths = [len(sample.ids) for sample in samples]
-        self.batches = _ProcessBatches(lengths, settings, arguments.process_index, arguments.world_size)
-        self.valid_states = distillation and distillation.valid
+        place = arguments.process_index, arguments.world_size
+        self.batches = _ProcessBatches(lengths, settings, *place, len(self.text))
         self.settings, self.sharded, self.belongs = settings, sharded, belongs
         self.valid_rows: list[list[float]] = []
         self.signal, self.saved = 0, time.monotonic()
@@ -357,10 +362,17 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         return DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator, pin_memory=pin)
 
     def batch(self, rows: list[int]) -> dict[str, Tensor]:
-        """These samples, with what they are taught; of none one that counts nothing."""
+        """These samples, with what they are taught, and the window of text; of no samples one that counts nothing."""
+        text, known = {}, self.distillation and self.distillation.train
+        if self.text:
+            *rows, window = rows
+            window -= len(self.samples)
+            text["text"] = torch.tensor([self.text[window].ids])
+            if known:
+                text["of_text"] = self.distillation.of_text[window]
         samples = [self.samples[row] for row in rows] or [Encoded(self.samples[0].ids[:2], 2)]
-        states = self.states and ([self.states[row] for row in rows] or [self.states[0][:0]])
-        return collate(samples, self.pad_id, states)
+        states = known and ([known[row] for row in rows] or [known[0][:0]])
+        return collate(samples, self.pad_id, states) | text
 
     def training_step(self, model, inputs: dict[str, Tensor], count: Tensor | None = None) -> Tensor:
         """A batch's loss; under fp16 the step's gradient is computed whole with its last batch, and unscaled.
@@ -398,7 +410,8 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         module = self.model_wrapped.eval()  # a sharded model runs as a whole only; each step calls train()
         part, parts = self.args.process_index, self.args.world_size
         of_all = self.eval_dataset, self.pad_id, "validation loss"
-        rows = self.over_processes(response_loss(module, *of_all, part, parts, self.valid_states))
+        states = self.distillation and self.distillation.valid
+        rows = self.over_processes(response_loss(module, *of_all, part, parts, states))
         self.valid_rows = rows[:, :2].tolist()
         total, count, *divergence = rows.sum(0).tolist()
         metrics = {"valid_loss": total / count, **({"valid_kl": divergence[0] / count} if divergence else {})}

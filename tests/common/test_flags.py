@@ -31,8 +31,8 @@ def test_a_recipe_is_its_flags_and_what_is_typed_wins(tmp_path, name):
     typed = parse_arguments(as_flags(name).split())
     assert made == replace(typed, recipe=name) != replace(parse_arguments([]), recipe=name)
     assert parse_arguments(["-lr", "0.5", "-recipe", name]).lr == 0.5
-    run = {"arguments": parse_arguments(["-recipe", "constants", "-lr", "0.25"]).as_json()}
-    assert from_config(tmp_path, run) == replace(parse_arguments(["-recipe", "constants"]), lr=0.25)
+    run = {"arguments": parse_arguments(["-recipe", "biases", "-lr", "0.25"]).as_json()}
+    assert from_config(tmp_path, run) == replace(parse_arguments(["-recipe", "biases"]), lr=0.25)
     assert from_config(tmp_path, run, "-recipe", name).lr == made.lr
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -51,9 +52,12 @@ def test_the_head_is_where_values_are_edited_and_arguments_win_over_it(runs):
 
 def test_a_recipe_a_method_and_a_task_bring_values_of_their_own(runs):
     plain = runs()
-    for name, words in zip(RECIPES, ("-recipe {}", "--recipe {}", "-recipe={}", "-recipe {} -lr 3e-4"), strict=True):
-        rate = {"lr": 3e-4} if "-lr" in words else {}
-        assert runs(*words.format(name).split()) == replace(plain, recipe=name, **RECIPES[name] | rate)
+    words = ("-recipe {}", "--recipe {}", "-recipe={}", "-recipe {} -lr 3e-4")
+    for name, typed in product(RECIPES, words):
+        rate = {"lr": 3e-4} if "-lr" in typed else {}
+        assert runs(*typed.format(name).split()) == replace(plain, recipe=name, **RECIPES[name] | rate)
+    of_head = replace(plain, recipe="inside_mask", **RECIPES["inside_mask"])
+    assert runs(RECIPE="inside_mask", LR="1e-4") == of_head == runs("-recipe", "inside_mask", RECIPE="biases")
     for method in ("bias_only", "lofit"):
         assert runs("-method", method) == replace(plain, method=method, head_selection=METHODS[method].selection)
     assert runs("-method", "lofit", HEAD_SELECTION="gap") == replace(plain, method="lofit", head_selection="gap")
@@ -63,6 +67,6 @@ def test_a_recipe_a_method_and_a_task_bring_values_of_their_own(runs):
 
 def test_a_file_of_flags_is_not_overridden(runs, tmp_path):
     file = tmp_path / "flags.json"
-    file.write_text('{"lr": 2e-4, "num_components": 3, "recipe": "constants", "dtype": "float32"}')
+    file.write_text('{"lr": 2e-4, "num_components": 3, "recipe": "biases", "dtype": "float32"}')
     for words in (["-config", str(file)], [f"--config={file}"]):
         assert runs(*words, "-seed", "7") == replace(parse_arguments(words), seed=7)

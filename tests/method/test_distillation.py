@@ -100,8 +100,10 @@ def test_each_sample_learns_from_its_own_states_however_batches_are_made(make_ti
         how, place = settings(**changes), tmp_path / name
         return train(model, samples, valid, how, "cpu", place, distillation=distillation).history, learned_in(model)
 
-    history, learned = distil("kept", Distillation(1.0, None, *kept))
-    computed, other = distil("computed", Distillation(1.0, model=dense))
+    text = tuple(Encoded(sample.ids[:7], 0) for sample in encoded(folder, 24)[19:])
+    of_text = by_sample(teacher_states(dense, list(text), ""), list(text))
+    history, learned = distil("kept", Distillation(1.0, None, *kept, text=text, of_text=of_text))
+    computed, other = distil("computed", Distillation(1.0, model=dense, text=text))
     assert len(history) == len(computed)
     for mine, row in zip(history, computed, strict=True):
         assert mine == pytest.approx(row, rel=1e-4)
@@ -109,6 +111,32 @@ def test_each_sample_learns_from_its_own_states_however_batches_are_made(make_ti
     # It brings the pruned model closer to the dense one, and not with the states of other tokens.
     divergences = [row["valid_kl"] for row in history if "valid_loss" in row]
     assert len(divergences) == 3 and divergences[2] < divergences[1] < divergences[0]
-    swapped, _ = distil("swapped", Distillation(1.0, None, [states.flip(0) for states in kept[0]], kept[1]))
-    losses = [[row["loss"] for row in rows if "loss" in row] for rows in (swapped, history)]
-    assert losses[0] != pytest.approx(losses[1], rel=1e-2)
+    swapped = {
+        "samples": Distillation(1.0, None, [states.flip(0) for states in kept[0]], kept[1], None, text, of_text),
+        "windows": Distillation(1.0, None, *kept, None, text, of_text[1:] + of_text[:1]),
+        "no text": Distillation(1.0, None, *kept),
+    }
+    wanted = [row["loss"] for row in history if "loss" in row]
+    for name, other in swapped.items():
+        rows, _ = distil(name, other)
+        assert [row["loss"] for row in rows if "loss" in row] != pytest.approx(wanted, rel=1e-3), name
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["kept states", "dense model beside"])
+def test_a_window_of_text_adds_its_mean_divergence(make_tiny_llama, dense, beside):
+    text, states = Encoded([7, 3, 3, 9, 200, 4], 0), teacher_states(dense, SAMPLES, "")
+    pruned = trained().attach(load_model(make_tiny_llama(seed=3, zeros=0.5), torch.float32, "cpu", "-p"))
+    student, teacher = (at_responses(model, [text]) for model in (pruned, dense))
+    divergence = F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1).mean()
+    loss = ResponseLoss(pruned, Distillation(0.25, model=dense if beside else None), batches_a_step=3).train()
+    given = {"teacher": states, "num_items_in_batch": 20}
+    taught = {} if beside else {"of_text": teacher_states(dense, [text], "")}
+    plain, found = (
+        loss(**batch(SAMPLES), **given, **more)["loss"] for more in ({}, {"text": torch.tensor([text.ids]), **taught})
+    )
+    assert float((found - plain).detach()) == pytest.approx(float(divergence.detach()) / 3, rel=1e-4)
+    parameters = [p for p in pruned.parameters() if p.requires_grad]
+    for mine, other in zip(
+        torch.autograd.grad(found - plain, parameters), torch.autograd.grad(divergence / 3, parameters), strict=True
+    ):
+        assert torch.allclose(mine, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))

@@ -25,7 +25,7 @@ from models.merge import (
     prove_compact,
     record_logits,
 )  # fmt: skip
-from models.modeling_llama import keep_columns
+from models.modeling_llama import keep_frozen
 from models.restoration import ABOUT, TENSORS, Restoration, load_restoration, save_restoration
 from models.terms import LowRank
 from tests.builders import HEADS, compact_checkpoint, inputs_of, orthonormal, rewrite, save_tiny_llama, shard
@@ -333,7 +333,7 @@ def test_what_was_trained_is_held_against_what_is_merged(tmp_path, spoil):
     """Inference computes the bias as a merge does; the path of the gradients is another, and could be another bias."""
     folder, place, restoration, _ = right_merge(tmp_path)
     model = restoration.attach(load_model(folder, torch.float32, "cpu", "-p"))
-    keep_columns(model)
+    keep_frozen(model)
     for (term,) in restoration.terms.values():
         spoil(term.columns)
     reference = record_logits(model, restoration, Checkpoint(folder), TOKENS, "cpu")

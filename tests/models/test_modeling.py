@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from models.loading import load_model
-from models.terms import learned_compensation
+from models.modeling_llama import RestoredLinear, keep_frozen
+from models.terms import MaskedChange, MaskedLowRank, learned_compensation, restored
 from tests.builders import HEADS, orthonormal, trained
 
 IDS = torch.tensor([[5, 9, 77, 30, 200, 41]])
@@ -98,3 +100,37 @@ def test_without_what_is_trained_nothing_is_restored_and_tied_embeddings_stay_ti
     assert torch.equal(trained().untrained().attach(model)(IDS).logits, before)
     assert not torch.equal(trained().attach(model)(IDS).logits, before)
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("before", [False, True], ids=["alone", "after a closed form"])
+def test_inside_the_mask_a_step_keeps_no_second_weight_and_has_the_gradients_of_one(dtype, allowed, before):
+    drawn = torch.Generator().manual_seed(1)
+    weight, z, up, down, wanted, change = (
+        torch.randn(shape, generator=drawn) for shape in ((40, 24), (2, 7, 24), (40, 3), (3, 24), (2, 7, 40), (40, 24))
+    )
+    linear = nn.Linear(24, 40, bias=False, dtype=dtype)
+    linear.weight.data = weight.masked_fill(weight > 0.5, 0).to(dtype)
+    layer = RestoredLinear(linear)
+    layer.requires_grad_(False)
+    term = MaskedLowRank(down=down, up=up, scale=torch.tensor(2.0))
+    layer.weight_terms.extend([MaskedChange(change).requires_grad_(False)] * before + [term])
+    z, wanted = z.to(dtype).requires_grad_(), wanted.to(dtype)
+    learned, kept = [z, term.up, term.down], []
+    keep_frozen(layer)  # the closed form's weight, once
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.numel() >= weight.numel():
+            kept.append(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = layer(z)
+    assert kept == [(layer.started if before else layer.weight).data_ptr()]
+    found = torch.autograd.grad((output * wanted).sum(), learned)
+    whole = restored(layer.weight.float(), layer.weight_terms)
+    assert bool((whole[layer.weight == 0] == 0).all())
+    exact = z.float() @ whole.T
+    expected = torch.autograd.grad((exact * wanted.float()).sum(), learned)
+    for mine, other in zip([output, *found], [exact, *expected], strict=True):
+        assert float((mine.float() - other.float()).abs().max()) < allowed * float(other.float().abs().max())

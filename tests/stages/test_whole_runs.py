@@ -199,7 +199,7 @@ def test_a_run_killed_at_any_moment_is_ended_by_the_same_command_to_the_same_bit
 @pytest.mark.parametrize(
     ("family", "how"),
     [
-        ("qwen2", {"recipe": "inside_mask_admm"}),
+        ("qwen2", {"recipe": "inside_mask"}),
         ("mistral", {"recipe": "biases", "prune_method": "slimgpt", "sparsity": "0.25"}),
         ("qwen3", {}),
         ("gemma3_text", {"recipe": "inside_mask"}),

@@ -31,15 +31,19 @@ SPEC_TRAIN_SAMPLES = 100
 
 NOT_REPEATED = ("overwrite", "plan", "config", "push_to_hub")  # how a run is started: not in run.json, nor in a -config
 
-_INSIDE_MASK = {"method": "masked_lora", "apply_to": "all", "train_norms": True, "loss": "distill", "lr": 2e-3}
 RECIPES = {
     "biases": {"method": "output_bias", "apply_to": "all", "loss": "distill", "lr": 4e-3},
-    "constants": {"method": "norms_biases", "loss": "distill", "lr": 4e-3},
-    "inside_mask": _INSIDE_MASK,
-    "inside_mask_admm": {"first": "admm_update", **_INSIDE_MASK},
+    "inside_mask": {
+        "first": "admm_update",
+        "method": "masked_lora",
+        "apply_to": "all",
+        "train_norms": True,
+        "loss": "distill",
+        "lr": 2e-3,
+    },
 }
-"""What -recipe takes. `biases`: every weight keeps its bits. `constants`: all but scales of norms do. `inside_mask`:
-all zeros stay; with `_admm` the weights are first fitted to the dense model's outputs on the calibration set."""
+"""What -recipe takes. `biases`: every weight keeps its bits. `inside_mask`: every zero stays; the weights are first
+fitted to the dense model's outputs on the calibration set. Without a recipe a run is the paper's."""
 
 
 def as_flags(name: str) -> str:
@@ -142,7 +146,9 @@ class Arguments:
     random_batches: bool = flag(False, "mix short and long samples in a batch, as the original release does")
     gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
     loss: str = flag(
-        RESPONSE, "cross-entropy at response tokens, or distill: forward KL to the dense model too", (RESPONSE, DISTILL)
+        RESPONSE,
+        "cross-entropy at response tokens, or distill: KL to the dense model too, there and on a window of -calib_data",
+        (RESPONSE, DISTILL),
     )
 
     eval_tasks: str = flag(
@@ -236,7 +242,7 @@ def build_parser() -> Parser:
         "to 50 % and restored with the paper's sizes; `bash train.sh` does it smaller. Examples:\n\n"
         "  python RestoreLCC_train.py -base_model_name llama_7B -pruned_model_path PRUNED -lr 1e-3\n"
         "  python RestoreLCC_train.py -base_model_name DENSE -prune_method sparsegpt -sparsity 2:4 -plan here\n"
-        "  python RestoreLCC_train.py -config OUT/run.json -recipe constants -output_dir OUT2",
+        "  python RestoreLCC_train.py -config OUT/run.json -recipe biases -output_dir OUT2",
     )
     parser.flag("config", type=folder_path, metavar="FILE", help="defaults: flags in JSON or YAML, or a run's run.json")
     for declared in fields(Arguments):

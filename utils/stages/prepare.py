@@ -16,6 +16,7 @@ from utils.common.errors import UserError
 from utils.common.files import as_bytes, free_bytes
 from utils.common.flags import Arguments, as_flags
 from utils.common.methods import Options
+from utils.common.names import DISTILL
 from utils.evaluation.task_loading import EvalPlan, load_texts, plan_tasks
 from utils.negatives import locate_encoder
 from utils.samples import Samples, read_samples
@@ -50,7 +51,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
         config = load_config(pruned.folder, "-pruned_model_path")
     else:
         pruning.prune_model.check(args.prune_method, args.sparsity, *calibration_set, config)
-    if run.needs.calibration:
+    if run.needs.calibration or args.loss == DISTILL:
         calibration.check(*calibration_set, config.max_position_embeddings)
     plan = plan_tasks(args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window, args.ppl_windows)
     rope = config.rope_parameters or {}

@@ -1,6 +1,7 @@
 """Last: results.json, run.json, the rows, the report and the model's card; the tables go to the terminal."""
 
 import json
+import math
 import shlex
 import sys
 import textwrap
@@ -11,7 +12,7 @@ from models.families import FAMILIES, dropped_by
 from utils.common.commands import WIDTH
 from utils.common.files import digest, read_json, without_nan, write_json, write_text
 from utils.common.methods import METHODS, NORMS
-from utils.common.names import RESPONSE
+from utils.common.names import DISTILL
 from utils.common.record import device_name, versions
 from utils.distillation import WEIGHT
 from utils.evaluation.comparison import summarise
@@ -87,8 +88,8 @@ def method_record(run: Run, trained: Trained) -> dict:
     elif weights:  # `mask` is weights, but no zeros of theirs
         kind = "mask" if any(pruned_layer(name) is not None for name in weights) else "norms"
     loss = "cross-entropy"
-    if run.args.loss != RESPONSE:
-        loss = f"{1 - WEIGHT:g} cross-entropy + {WEIGHT:g} KL to the dense model"
+    if run.args.loss == DISTILL:
+        loss = f"{1 - WEIGHT:g} cross-entropy + {WEIGHT:g} KL to the dense model, + KL on calibration text"
     return {
         "name": run.args.method,
         "title": " and ".join([line.title, *(NORMS.title for _ in range(run.args.train_norms or line.norms))]),
@@ -99,6 +100,14 @@ def method_record(run: Run, trained: Trained) -> dict:
         "zeros": restoration.zeros,
         "kind": kind,
     }
+
+
+def trained_tokens(run: Run, samples: Samples) -> int:
+    """The tokens that training read: all of its samples', and of a window of text for each batch under distillation."""
+    args, processes = run.args, run.processes.count
+    batches = processes * math.ceil(len(samples.train) / (args.batch_size * processes))
+    text = batches * args.calib_length * (args.loss == DISTILL)
+    return round(args.num_epoch * (sum(len(sample.ids) for sample in samples.train) + text))
 
 
 def run_record(
@@ -126,6 +135,6 @@ def run_record(
             "pruned model": models.given.fingerprint,
             "training samples": digest([samples.prompts, samples.responses]),
         },
-        "training": {"tokens": round(args.num_epoch * sum(len(sample.ids) for sample in samples.train))},
+        "training": {"tokens": trained_tokens(run, samples)},
         "stages": run.record.stages,
     }

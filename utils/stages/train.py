@@ -77,7 +77,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
             run.folder / "checkpoints",
             sharded=sharded,
             distillation=teacher and with_model(run, models, teacher),
-            belongs=belongs(run, models, samples, start),
+            belongs=belongs(run, models, samples, start, teacher),
         )
     else:
         training = validate(model, asked)
@@ -104,10 +104,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
 
 def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
     """The restoration before training; with -num_epoch 0 without what would be trained."""
-    args, options, tokens = run.args, Options.of(run.args), None
-    if calibrates := run.needs.calibration:
-        sizes = args.calib_samples, args.calib_length
-        tokens = calibration.load(args.calib_data, *sizes, models.tokenizer, args.calibration_seed)
+    args, options, calibrates = run.args, Options.of(run.args), run.needs.calibration
     inputs = MethodInputs(
         config=models.config,
         seed=args.training_seed,
@@ -115,7 +112,7 @@ def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
         heads=ranked.heads if ranked else None,
         basis=ranked.basis if ranked else None,
         teacher=models.dense.read if run.needs.teacher else None,
-        tokens=tokens,
+        tokens=calibration_windows(run, models) if calibrates else None,
         # On the CPU, since one layer at a time is computed; a method may change the model that it is given.
         dense=(lambda: run.load(models.dense, "cpu")) if calibrates else None,
         pruned=(lambda: run.load(models.pruned, "cpu")) if calibrates else None,
@@ -158,8 +155,17 @@ def check_teacher(run: Run, hidden_size: int, samples: Samples) -> None:
 
 
 def bytes_of_states(run: Run, hidden_size: int, samples: Samples) -> int:
-    """Of the teacher's states for all training and validation samples."""
-    return sum(map(predicted, samples.train + samples.valid)) * hidden_size * run.dtype.itemsize
+    """Of the teacher's states for all training and validation samples, and for the calibration set."""
+    tokens = sum(map(predicted, samples.train + samples.valid)) + run.args.calib_samples * (run.args.calib_length - 1)
+    return tokens * hidden_size * run.dtype.itemsize
+
+
+def calibration_windows(run: Run, models: Models) -> Tensor:
+    """The windows (S, T) that pruners, closed forms and the teacher read."""
+    args = run.args
+    return calibration.load(
+        args.calib_data, args.calib_samples, args.calib_length, models.tokenizer, args.calibration_seed
+    )
 
 
 def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | None:
@@ -170,7 +176,8 @@ def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | N
     if run.args.loss != DISTILL or not run.args.num_epoch:
         return None
     own, other = (output_head(checkpoint).to(run.dtype) for checkpoint in (models.dense, models.pruned))
-    teacher = Distillation(WEIGHT, None if torch.equal(own, other) else own.to(run.device))
+    text = tuple(Encoded(ids, 0) for ids in calibration_windows(run, models).tolist())
+    teacher = Distillation(WEIGHT, None if torch.equal(own, other) else own.to(run.device), text=text)
     size = bytes_of_states(run, models.config.hidden_size, samples)
     if size > KEPT:
         run.record.tell(
@@ -178,13 +185,13 @@ def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | N
             "the dense model runs beside the pruned one at every step"
         )
         return teacher
-    run.record.tell(f"teacher: the dense model's states at response tokens, {size / GB:.3g} GB")
+    run.record.tell(f"teacher: the dense model's states at response tokens and calibration text, {size / GB:.3g} GB")
     model = LazyModel(run, "dense", models.dense)
-    valid, train = (
+    valid, train, of_text = (
         by_sample(states(run.cache, model, part, run.kind_of_device)["states"], part)
-        for part in (samples.valid, samples.train)
+        for part in (samples.valid, samples.train, list(text))
     )
-    return replace(teacher, valid=valid, train=train)
+    return replace(teacher, valid=valid, train=train, of_text=of_text)
 
 
 @cached("teacher", code=(distillation, activations, packing, cpu_attention, families))
@@ -211,9 +218,10 @@ def output_head(stored: Checkpoint) -> Tensor:
     return stored.read("lm_head.weight" if "lm_head.weight" in stored else "model.embed_tokens.weight")
 
 
-def belongs(run: Run, models: Models, samples: Samples, start: Restoration) -> str:
+def belongs(run: Run, models: Models, samples: Samples, start: Restoration, teacher: Distillation | None) -> str:
     """Digest of all that a checkpoint of this training can be continued with."""
-    encoded = [[sample.ids, sample.prompt_length] for sample in (*samples.train, *samples.valid)]
+    text = teacher.text if teacher else ()
+    encoded = [[sample.ids, sample.prompt_length] for sample in (*samples.train, *samples.valid, *text)]
     learned = digest_tensors(start.tensors())
     how = [asdict(settings(run.args)), run.args.dtype, run.args.loss, run.processes.count]
     return digest(models.dense.fingerprint, models.pruned.fingerprint, learned, encoded, how)
