@@ -37,6 +37,7 @@ from utils.common.commands import run
 from utils.common.errors import Stopped, UserError
 from utils.common.processes import Processes, is_main_process
 from utils.distillation import Distillation, by_sample, teacher_states
+from utils.prompts import Encoded
 from utils.training import TrainingResult, check_gathered, train
 
 
@@ -93,7 +94,10 @@ def restored(folder: Path, dtype: torch.dtype, dense: Path | None, place: Path, 
     if dense:
         teacher = load_model(dense, torch.float32, "cpu", "-b")
         states = by_sample(teacher_states(teacher, samples, ""), samples)
-        taught = Distillation(0.5, 20 * teacher.lm_head.weight, states, states[:9])  # larger, so that it is sure
+        text = [Encoded(samples[0].ids, 0)]  # one, since two processes read two windows a step
+        texts = {"text": tuple(text), "of_text": by_sample(teacher_states(teacher, text, ""), text)}
+        head = 20 * teacher.lm_head.weight  # so large that it is sure
+        taught = Distillation(0.5, head, states, states[:9], **texts)
     model = attached(folder, dtype, restoration)
     result = train(model, samples, samples[:9], how, "cpu", place, sharded=sharded, distillation=taught)
     return norms, result, restoration, model, samples

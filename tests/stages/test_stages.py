@@ -1,8 +1,10 @@
 """What each stage makes of what it is given, what it keeps, and what it refuses: stages called one by one."""
 
 import json
+import math
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from utils.prompts import IGNORED, Encoded, collate
 from utils.report.summary import verdict
 from utils.stages import train
 from utils.stages.prepare import pruned_checkpoint
-from utils.stages.results import method_record
+from utils.stages.results import method_record, trained_tokens
 
 CALIBRATED = {"calib_samples": 6, "calib_length": 32}
 
@@ -203,13 +205,17 @@ def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path, begin
     given = shutil.copytree(world / "pruned", tmp_path / "pruned")
     rewrite(given, lambda t: {**t, "lm_head.weight": t["lm_head.weight"].flip(0), NORM: 2 * t[NORM]})
     changes = {"loss": "distill", "method": "output_bias", "pruned_model_path": given}
+    changes |= {"calib_data": "bundled", **CALIBRATED}
     run, models, samples, _ = begin(cache_dir=tmp_path / "cache", **changes)
     with run.stage("train"):
         trained = train.train_restoration(run, models, samples, None)
-    assert re.search(r"teacher: the dense model's states at response tokens, \S+ GB; ", run.record.stages[0]["detail"])
+    told = r"teacher: the dense model's states at response tokens and calibration text, \S+ GB; "
+    assert re.search(told, run.record.stages[0]["detail"])
     assert "teacher" not in run.record.stages[0]["reused"]
     known = train.load_teacher(run, models, samples)
-    assert known.head is not None and run.cache.reused[-2:] == ["teacher", "teacher"]
+    assert known.head is not None and run.cache.reused[-3:] == ["teacher"] * 3
+    windows = train.calibration_windows(run, models)
+    assert [window.ids for window in known.text] == windows.tolist() and len(windows) == run.args.calib_samples
     student, teacher = (AutoModelForCausalLM.from_pretrained(folder) for folder in (given, world / "dense"))
     divergences = []
     for sample in samples.valid:
@@ -220,12 +226,18 @@ def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path, begin
     rows = [row for row in trained.training.history if "valid_kl" in row]
     assert len(rows) == 2 and all("valid_loss" in row for row in rows)
     assert rows[0]["valid_kl"] == pytest.approx(float(torch.cat(divergences).mean()), rel=1e-4)
-    assert method_record(run, trained)["loss"] == "0.5 cross-entropy + 0.5 KL to the dense model"
+    said = "0.5 cross-entropy + 0.5 KL to the dense model, + KL on calibration text"
+    assert method_record(run, trained)["loss"] == said
+    own, batches = sum(len(sample.ids) for sample in samples.train), math.ceil(len(samples.train) / run.args.batch_size)
+    assert trained_tokens(run, samples) == run.args.num_epoch * (own + batches * run.args.calib_length)
+    start = train.starting(run, models, None)
+    teachers = known, replace(known, text=known.text[1:])
+    assert len({train.belongs(run, models, samples, start, teacher) for teacher in teachers}) == 2
 
 
 def test_a_teacher_too_large_to_keep_runs_beside(tmp_path, begin, capsys, monkeypatch):
     monkeypatch.setattr("utils.stages.train.KEPT", 1000)
-    run, models, samples, _ = begin(loss="distill", cache_dir=tmp_path / "cache")
+    run, models, samples, _ = begin(loss="distill", cache_dir=tmp_path / "cache", calib_data="bundled", **CALIBRATED)
     teacher = train.load_teacher(run, models, samples)
     told = r"teacher: its states would take \S+ GB, above 1e-06; the dense model runs beside"
     assert re.search(told, capsys.readouterr().out) and not (tmp_path / "cache" / "teacher").exists()
