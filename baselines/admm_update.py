@@ -16,20 +16,22 @@ from pruning.layers import LINEARS_BY_INPUT, walk
 def admm_update(inputs: MethodInputs) -> dict[str, MaskedChange]:
     """For each linear layer the weights inside the mask that minimise ‖(W - W0) X‖² + damping, W0 the dense weight.
 
-    X: the layer's inputs in the restored model. Layers in order, and within a layer in the order of the forward pass,
-    each on what the updated ones before it give. errors: relative ones.
+    X: the layer's inputs in the restored model; a decoder layer is fed by the restored ones before it, and read once,
+    before its own weights change. errors: relative ones.
     """
     terms = {}
     for each in walk(inputs.pruned(), inputs.tokens, torch.device(inputs.device), "ADMM"):
-        for first, names in LINEARS_BY_INPUT.items():
-            hessian = each.gather((first,), Hessian)[first]
-            for name in names:
-                full = f"model.layers.{each.index}.{name}.weight"
-                dense, pruned = (read(full).to(hessian.device).float() for read in (inputs.teacher, inputs.read))
-                new = admm(dense, pruned != 0, hessian)
-                errors = torch.tensor([relative_error(dense, weight, hessian) for weight in (pruned, new)])
-                terms[full] = MaskedChange((new - pruned).cpu(), errors=errors)
-                each.layer.get_submodule(name).weight.copy_(new)
+        for first, hessian in each.gather(LINEARS_BY_INPUT, Hessian).items():
+            names = [f"model.layers.{each.index}.{name}.weight" for name in LINEARS_BY_INPUT[first]]
+            dense, pruned = (
+                [read(name).to(hessian.device).float() for name in names] for read in (inputs.teacher, inputs.read)
+            )
+            # Rows are independent: layers that share an input are one problem, with one factorisation.
+            found = admm(torch.cat(dense), torch.cat(pruned) != 0, hessian).split([len(rows) for rows in dense])
+            for name, wanted, old, new in zip(names, dense, pruned, found, strict=True):
+                errors = torch.tensor([relative_error(wanted, weight, hessian) for weight in (old, new)])
+                terms[name] = MaskedChange((new - old).cpu(), errors=errors)
+                each.layer.get_parameter(name.split(".", 3)[3]).copy_(new)
     return terms
 
 
