@@ -146,6 +146,24 @@ def training_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argpar
     return compared("training", "reference", 2.5, turns, flops, **about)
 
 
+def inside_mask_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse.Namespace) -> dict[str, dict]:
+    """Row `inside_mask_vs_lora`: LoRA's time over that of LoRA inside the mask, which here holds all weights."""
+    batches = in_batches(samples[: args.samples])
+    inputs = MethodInputs(config=model.config, seed=args.seed)
+    loops = {
+        name: restoring_loop(model, Restoration.start(name, Options(), inputs)) for name in ("lora", "masked_lora")
+    }
+    works = {name: lambda loop=loop: loop.run(batches) for name, loop in loops.items()}
+    for loop in loops.values():
+        loop.run(batches[:1])
+    turns = turn_by_turn(works, args.repeats)
+    losses = [turn.found for some in turns.values() for turn in some]
+    assert_close(losses, losses[:1] * len(losses), rtol=tolerance(model.dtype), atol=0)
+    return {
+        "inside_mask_vs_lora": spread(speedup(turns["lora"], turns["masked_lora"]), goal=0.87, samples=args.samples)
+    }
+
+
 def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse.Namespace) -> dict[str, dict]:
     """Rows `extraction_vs_loop` and `extraction_vs_limit`: q, q + r⁺ and q + r⁻, which is the next sample's answer."""
     samples = samples[: args.samples]
@@ -442,6 +460,7 @@ def main(argv: list[str] | None = None) -> None:
     rows, lines, refused = {}, [], []
     for part, measured, what in (
         ("training", training_speed, [samples]),
+        ("inside the mask", inside_mask_speed, [samples]),
         ("extraction", extraction_speed, [samples]),
         ("probes", probes_speed, []),
         ("inference", inference_speed, [tokenizer]),

@@ -11,7 +11,9 @@ from models.loading import load_config, load_model
 from utils.prompts import Encoded
 
 PROMISED = {"training_vs_reference", "training_vs_limit", "extraction_vs_loop", "extraction_vs_limit", "probes_vs_loop"}
-PROMISED |= {f"{part}_{how}" for part in ("inference", "attached", "slimgpt_compact") for how in ("prefill", "decode")}
+PROMISED |= {"inside_mask_vs_lora"} | {
+    f"{part}_{how}" for part in ("inference", "attached", "slimgpt_compact") for how in ("prefill", "decode")
+}
 
 
 def test_the_plain_loop_and_ours_give_the_same_loss_and_gradients(make_tiny_llama):
@@ -49,7 +51,7 @@ def test_every_promised_ratio_is_written_and_none_where_the_losses_differ(make_t
         assert found[name]["repeats"] == [found[name]["median"]] and found[name]["min"] > 0
     another = visible_restoration(load_model(base, torch.float32, "cpu", "-b"), seed=7)
     monkeypatch.setattr(benchmark, "restoring_loop", lambda model, _: restoring_loop(model, another))
-    for part in ("extraction", "probes", "inference"):
+    for part in ("inside_mask", "extraction", "probes", "inference"):
         monkeypatch.setattr(benchmark, f"{part}_speed", lambda *_: {})
     with pytest.raises(SystemExit):
         benchmark.main(words)
