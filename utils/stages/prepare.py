@@ -43,10 +43,12 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     if args.pruned_model_path:
         given, pruned = given_checkpoint(args, folder)
         if run.needs.teacher and pruned is not given:
-            asked = f"{args.method} with -first {args.first}" if args.first else args.method
+            asked, cure = args.method, "prune with -mode masked"
+            if args.first:
+                asked, cure = f"{asked} with -first {args.first}", f"{cure}, or give -first none"
             raise UserError(
                 f"-method: {asked} holds pruned weights against the dense ones, and a compact "
-                "checkpoint doesn't say which channels are left; prune with -mode masked"
+                f"checkpoint doesn't say which channels are left; {cure}"
             )
         config = load_config(pruned.folder, "-pruned_model_path")
     else:
