@@ -36,6 +36,7 @@ RECIPES = {
     "inside_mask": {
         "first": "admm_update",
         "method": "masked_lora",
+        "lora_rank": 32,
         "apply_to": "all",
         "train_norms": True,
         "loss": "distill",
