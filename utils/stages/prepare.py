@@ -53,7 +53,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
         config = load_config(pruned.folder, "-pruned_model_path")
     else:
         pruning.prune_model.check(args.prune_method, args.sparsity, *calibration_set, config)
-    if run.needs.calibration or args.loss == DISTILL:
+    if run.needs.calibration or (args.loss == DISTILL and run.needs.training):
         calibration.check(*calibration_set, config.max_position_embeddings)
     plan = plan_tasks(args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window, args.ppl_windows)
     rope = config.rope_parameters or {}
