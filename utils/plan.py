@@ -60,7 +60,7 @@ FITS, REACHED, DISK = 0.95, 0.4, 1e9
 PROCESS, CONTEXT, REQUEST = int(0.75 * GIB), int(0.6 * GIB), 0.001
 """Measured on a CPU: bytes of a run before any weight, lm_eval's seconds. Assumed: CUDA's bytes, twice on the host."""
 
-CLOSED_FORMS = {"flap_bias": (2, 0), "eora": (2, 0), "admm_update": (6, 2 * FP32), "reconstruct": (12, 2 * FP32)}
+CLOSED_FORMS = {"flap_bias": (2, 0), "eora": (2, 0), "admm_update": (4, 2 * FP32), "reconstruct": (12, 2 * FP32)}
 """How many forward passes over the calibration set their time is worth, and bytes for each weight: what they found."""
 
 CURES = {  # what helps a stage that does not fit, by its key; beyond that only MORE
@@ -262,7 +262,9 @@ class Plan:
             read += (2 + args.num_epoch) * self.operations(valid)
             # Beside both passes, gradients of weights: of those that change, or of what is trained beside them.
             taught = [samples]
-            device = max(device, self.training_bytes())
+            # On a card a weight's change by a closed form, and the weight with it.
+            begun = self.machine.on_card * any(each for _, each in forms) * self.matrices * (FP32 + self.size)
+            device = max(device, self.training_bytes() + begun)
             if args.loss == DISTILL:  # the teacher's states are kept; each batch has a window of text
                 text = Texts(args.calib_samples, args.calib_length, args.calib_length)
                 taught.append(text._replace(rows=math.ceil(samples.rows / args.batch_size)))
