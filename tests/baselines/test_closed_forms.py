@@ -105,10 +105,15 @@ class Card(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("method", "first"), [("norms_biases", "reconstruct"), ("admm_update", None), ("flap_bias", None)]
+    ("method", "options"),
+    [
+        ("output_bias", Options("all", train_norms=True, first="reconstruct")),
+        ("admm_update", Options()),
+        ("flap_bias", Options()),
+    ],
 )
-def test_all_of_a_layer_is_on_the_device_that_computes_it(make_tiny_llama, method, first):
+def test_all_of_a_layer_is_on_the_device_that_computes_it(make_tiny_llama, method, options):
     inputs = inputs_of(make_tiny_llama(), make_tiny_llama(zeros=0.5), TOKENS, device="meta")
     with Card():
-        restoration = Restoration.start(method, Options(first=first), inputs)
+        restoration = Restoration.start(method, options, inputs)
     assert all(tensor.device.type == "cpu" for tensor in restoration.tensors().values())

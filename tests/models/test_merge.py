@@ -52,7 +52,7 @@ METHODS = {
     "bias_only after flap_bias": Options("both", first="flap_bias"),
     "masked_lora after flap_bias": Options("all", first="flap_bias", train_norms=True),
     "flap_bias after eora": Options("all", first="eora", lora_rank=2),
-    "norms_biases": Options(),
+    "output_bias and norms": Options("all", train_norms=True),
     "eora": Options(lora_rank=3),
     "lora after eora": Options("ffn", first="eora", lora_rank=2),
     "lora in places": Options(lora_rank=2, lora_targets="k_proj,down_proj"),
@@ -61,7 +61,7 @@ METHODS = {
     "masked_full": Options(),
     "admm_update": Options(),
     "masked_lora after admm_update": Options(first="admm_update", lora_rank=2),
-    "norms_biases after reconstruct": Options(first="reconstruct"),
+    "output_bias after reconstruct": Options("all", train_norms=True, first="reconstruct"),
     "none": Options(),
     "none and norms": Options(train_norms=True),
 }

@@ -141,12 +141,13 @@ NORM = "model.norm.weight"
 NORMS = {"input_layernorm.weight", "post_attention_layernorm.weight", NORM}
 BOTH = {"self_attn.o_proj.bias", "mlp.down_proj.bias"}
 ALL, BIASES = ({f"{name}.{kind}" for name in LINEARS} for kind in ("weight", "bias"))
+EVERYWHERE = {"method": "output_bias", "apply_to": "all", "train_norms": True}
 METHODS = {
     "bias alone": ({"method": "bias_only", "head_selection": "random"}, {"self_attn.o_proj.bias"}, set()),
     "restorelcc everywhere": ({"apply_to": "both", "train_norms": True}, BOTH, NORMS),
     "output_bias": ({"method": "output_bias", "apply_to": "ffn"}, {"mlp.down_proj.bias"}, set()),
     "masked LoRA": ({"method": "masked_lora", "lora_rank": 2, "first": "flap_bias", **CALIBRATED}, BOTH, ALL),
-    "norms": ({"method": "norms_biases", "first": "flap_bias", **CALIBRATED}, BIASES, NORMS),
+    "norms": (EVERYWHERE | {"first": "flap_bias", **CALIBRATED}, BIASES, NORMS),
     "EoRA": ({"method": "eora", "lora_rank": 2, **CALIBRATED}, set(), ALL),
     "LoRA": ({"method": "lora", "lora_rank": 2}, set(), ALL),
     "nothing": ({"method": "none"}, set(), set()),

@@ -41,9 +41,9 @@ class MethodSpec:
     """One method: `module:function` (from MethodInputs to terms by parameter), what --help says, its name in a report.
 
     needs: a method that trains nothing is a closed form, and may stand before another. sites: where it adds constants,
-    as -apply_to says it; moves: whether -apply_to decides instead. norms: whether the scales of all norms are trained
-    too. takes: all flags that it heeds, or seeds: what a closed form restores is kept in the cache by them. selection:
-    -head_selection, if nothing is said. llama_only: it computes Llama's own decoder layer. about: for the model's card.
+    as -apply_to says it; moves: whether -apply_to decides instead. takes: all flags that it heeds, or seeds: what a
+    closed form restores is kept in the cache by them. selection: -head_selection, if nothing is said. llama_only: it
+    computes Llama's own decoder layer. about: for the model's card.
     """
 
     made_by: str
@@ -52,7 +52,6 @@ class MethodSpec:
     needs: Needs = Needs(training=True)
     sites: str | None = None
     moves: bool = False
-    norms: bool = False
     takes: tuple[str, ...] = ()
     selection: str = "contrastive"
     llama_only: bool = False
@@ -71,7 +70,6 @@ PAPER = (
 )
 
 _HEADS = {"sites": "attention", "about": PAPER}
-_ALL = {"sites": "all", "moves": True}
 _BETA = Needs(heads=True, basis=True, training=True)
 _B = Needs(heads=True, training=True)
 _RANK, _LORA = ("lora_rank",), ("lora_rank", "lora_targets")
@@ -95,9 +93,6 @@ METHODS = {
     ),
     "lofit": MethodSpec(
         "utils.compensation:bias_only", "LoFiT: b of heads that it selects", "LoFiT", _B, "attention", selection="lofit"
-    ),
-    "norms_biases": MethodSpec(
-        _BIAS, "biases of all linear layers, scales of all norms", "biases of all linear layers", **_ALL, norms=True
     ),
     "flap_bias": MethodSpec(
         "baselines.flap_bias:flap_bias", f"FLAP's bias {_FROM}", "FLAP's bias", _CLOSED, "attention", moves=True
@@ -183,7 +178,7 @@ def parts_of(method: str, options: Options) -> tuple[Part, ...]:
         parts.insert(0, Part(first, METHODS[first], wanted or RESIDUAL))
     if more := wanted - own:
         parts.append(Part("constants", CONSTANTS, more))
-    if options.train_norms or spec.norms:
+    if options.train_norms:
         parts.append(Part("norms", NORMS, frozenset()))
     return tuple(parts)
 
