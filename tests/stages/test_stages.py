@@ -231,6 +231,7 @@ def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path, begin
     assert method_record(run, trained)["loss"] == said
     own, batches = sum(len(sample.ids) for sample in samples.train), math.ceil(len(samples.train) / run.args.batch_size)
     assert trained_tokens(run, samples) == run.args.num_epoch * (own + batches * run.args.calib_length)
+    assert trained_tokens(begin(method="none")[0], samples) == 0
     start = train.starting(run, models, None)
     teachers = known, replace(known, text=known.text[1:])
     assert len({train.belongs(run, models, samples, start, teacher) for teacher in teachers}) == 2

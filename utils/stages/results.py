@@ -107,7 +107,8 @@ def trained_tokens(run: Run, samples: Samples) -> int:
     args, processes = run.args, run.processes.count
     batches = processes * math.ceil(len(samples.train) / (args.batch_size * processes))
     text = batches * args.calib_length * (args.loss == DISTILL)
-    return round(args.num_epoch * (sum(len(sample.ids) for sample in samples.train) + text))
+    a_pass = sum(len(sample.ids) for sample in samples.train) + text
+    return round(args.num_epoch * a_pass) if run.needs.training else 0
 
 
 def run_record(
