@@ -149,13 +149,17 @@ def found_by(*words, environment: dict | None = None) -> dict:
 
 @pytest.mark.slow
 def test_two_processes_of_four_samples_train_what_one_of_eight_does(world, tmp_path, make_tiny_llama):
-    """Though an epoch's last step has one sample, and thus nothing for the second process."""
+    """Though an epoch's last step has one sample, and thus nothing for the second process.
+
+    Of text there is one window, since two processes read two at a time.
+    """
     folders = {"base_model_name": make_tiny_llama(), "pruned_model_path": make_tiny_llama(zeros=0.5)}
     done, histories, results, saved = [], [], [], []
     for processes in (1, 2):
         output = tmp_path / str(processes)
         given = {"method": "lofit", "loss": "distill", "use_topk_heads": 4, "eval_tasks": "none"}
         given |= {"num_train_samples": 17, "batch_size": 8 // processes, "gradient_accumulation": 2}
+        given |= {"calib_data": "bundled", "calib_samples": 1, "calib_length": 32}
         words = flags(world, output, cache_dir=tmp_path / "cache", **folders, **given)
         done.append(launch(ROOT / "RestoreLCC_train.py", *words, count=processes))
         assert done[-1].returncode == 0, done[-1].stderr
