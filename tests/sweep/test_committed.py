@@ -45,7 +45,8 @@ def known_rows(names: list[str], columns: list[tuple[str, int, float]]) -> set[t
     for table in map(table_of, names):
         for row in [*table["rows"], *table["models"]]:
             # What trained nothing was not validated by an earlier version: its loss is the pruned model's.
-            row = row | {"valid_loss": row["valid_loss"] or table["models"][1]["valid_loss"]}
+            if row.get("trained_parameters") == 0:
+                row = row | {"valid_loss": row["valid_loss"] or table["models"][1]["valid_loss"]}
             found.add(tuple(written(row.get(column), *how) for column, *how in columns))
     return found
 
@@ -63,7 +64,7 @@ def test_the_document_and_the_readme_say_what_the_tables_say():
                 values = tuple(cells[head.index(heading)] for heading in headings)
                 assert values in known_rows(names, [COLUMNS[heading] for heading in headings]), cells
                 checked += 1
-    assert checked >= 40
+    assert checked >= 35
     pairs = known_rows(["wanda-50"], [("perplexity", 1, 1), ("valid_loss", 3, 1)])
     means = {tuple(value.split(" ±")[0] for value in pair) for pair in pairs}
     rows = cells_of((RESULTS.parents[1] / "README.md").read_text("utf-8"))
