@@ -215,7 +215,7 @@ def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path, begin
     assert "teacher" not in run.record.stages[0]["reused"]
     known = train.load_teacher(run, models, samples)
     assert known.head is not None and run.cache.reused[-3:] == ["teacher"] * 3
-    windows = train.calibration_windows(run, models)
+    windows = run.calibration_windows(models.tokenizer)
     assert [window.ids for window in known.text] == windows.tolist() and len(windows) == run.args.calib_samples
     student, teacher = (AutoModelForCausalLM.from_pretrained(folder) for folder in (given, world / "dense"))
     divergences = []

@@ -5,11 +5,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from data.sources import bundled_text
 from models.checkpoint import Checkpoint
 from models.loading import DTYPES, load_model, placement
+from pruning import calibration
 from utils.common.cache import Cache
 from utils.common.errors import OutOfRoom, UserError, shortage
 from utils.common.files import digest, digest_files
@@ -35,9 +37,18 @@ class Run:
         if processes.is_main:
             self.cache.clean()
         self.record = RunRecord(self.cache.reused)
+        self._windows: Tensor | None = None
         self.dtype, self.kind_of_device = DTYPES[args.dtype], device.partition(":")[0]
         self.needs = needs_of(args.method, Options.of(args))
         self.reads_activations = self.needs.heads and (self.needs.basis or args.head_selection != "lofit")
+
+    def calibration_windows(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        """The windows (S, T) int64 that pruners, closed forms and the teacher read; drawn once."""
+        if self._windows is None:
+            args = self.args
+            sizes = args.calib_samples, args.calib_length
+            self._windows = calibration.load(args.calib_data, *sizes, tokenizer, args.calibration_seed)
+        return self._windows
 
     @contextmanager
     def stage(self, key: str, main_first: bool = False) -> Iterator[None]:

@@ -17,7 +17,6 @@ from models.loading import has_tokenizer
 from models.merge import Reference, compact_and_prove, merge_and_prove, record_logits
 from models.modeling_llama import numbers_trained
 from models.restoration import Restoration, Terms, load_restoration, packed, save_restoration, unpacked
-from pruning import calibration
 from utils import activations, distillation, packing
 from utils.common.cache import cached, digest_tensors
 from utils.common.errors import UserError
@@ -112,7 +111,7 @@ def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
         heads=ranked.heads if ranked else None,
         basis=ranked.basis if ranked else None,
         teacher=models.dense.read if run.needs.teacher else None,
-        tokens=calibration_windows(run, models) if calibrates else None,
+        tokens=run.calibration_windows(models.tokenizer) if calibrates else None,
         # On the CPU, since one layer at a time is computed; a method may change the model that it is given.
         dense=(lambda: run.load(models.dense, "cpu")) if calibrates else None,
         pruned=(lambda: run.load(models.pruned, "cpu")) if calibrates else None,
@@ -160,14 +159,6 @@ def bytes_of_states(run: Run, hidden_size: int, samples: Samples) -> int:
     return tokens * hidden_size * run.dtype.itemsize
 
 
-def calibration_windows(run: Run, models: Models) -> Tensor:
-    """The windows (S, T) that pruners, closed forms and the teacher read."""
-    args = run.args
-    return calibration.load(
-        args.calib_data, args.calib_samples, args.calib_length, models.tokenizer, args.calibration_seed
-    )
-
-
 def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | None:
     """The teacher with its states, made or from the cache; without them where they are too large.
 
@@ -176,7 +167,7 @@ def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | N
     if run.args.loss != DISTILL or not run.args.num_epoch:
         return None
     own, other = (output_head(checkpoint).to(run.dtype) for checkpoint in (models.dense, models.pruned))
-    text = tuple(Encoded(ids, 0) for ids in calibration_windows(run, models).tolist())
+    text = tuple(Encoded(ids, 0) for ids in run.calibration_windows(models.tokenizer).tolist())
     teacher = Distillation(WEIGHT, None if torch.equal(own, other) else own.to(run.device), text=text)
     size = bytes_of_states(run, models.config.hidden_size, samples)
     if size > KEPT:
