@@ -126,12 +126,14 @@ def test_steps_numbers_and_merged_weights_are_pefts(make_tiny_llama, method):
         assert not torch.allclose(read(name), wanted, rtol=1e-3), name
 
 
-@pytest.mark.parametrize("method", [*METHODS, "output_bias"])
+@pytest.mark.parametrize("method", [*METHODS, "output_bias", "output_bias everywhere"])
 def test_it_starts_at_the_pruned_model_reads_nothing_and_moves_off_it(folder, method):
     """DoRA's magnitudes are offsets: another change before it must not be undone by the norms of the pruned weight."""
     plain = load_model(folder, torch.float32, "cpu", "-p")(IDS).logits
-    assert not any(part.needs.calibration or part.needs.teacher for part in parts_of(method, OPTIONS))
-    restoration = started(folder, method)
+    method, _, everywhere = method.partition(" ")
+    options = Options("all", train_norms=True) if everywhere else OPTIONS
+    assert not any(part.needs.calibration or part.needs.teacher for part in parts_of(method, options))
+    restoration = started(folder, method, options)
     for name, (term,) in restoration.terms.items() if method in METHODS else ():
         changed = 3 * Checkpoint(folder).read(name)
         assert not term(changed).any() and not term.exact()(changed.double()).any()
@@ -191,16 +193,19 @@ SIZES = {"q": (48, 24), "k": (16, 24), "v": (16, 24), "o": (24, 48), "gate": (56
 
 @pytest.mark.parametrize(
     ("method", "targets"),
-    [*((method, None) for method in METHODS), ("lora", "up, q"), ("masked_dora", "up, q")],
+    [*((method, None) for method in (*METHODS, "output_bias")), ("lora", "up, q"), ("masked_dora", "up, q")],
 )
 def test_numbers_trained_are_those_of_the_targets_without_what_was_computed_before(folder, method, targets):
     names, typed = (("q", "up"), ["-lora_targets", " up_proj, q_proj"]) if targets else (tuple(SIZES), [])
+    typed += ["-apply_to", "all", "-train_norms"] * (method == "output_bias")
     options = Options.of(parse_arguments(["-lora_rank", str(RANK), *typed]))
     restoration, read = started(folder, method, options), Checkpoint(folder).read
     rows = sum(SIZES[name][0] for name in names)
     count = 3 * (RANK * sum(sum(SIZES[name]) for name in names) + rows * method.endswith("dora"))
     if method == "masked_full":
         count = sum(int((read(name) != 0).sum()) for name in restoration.terms)
+    elif method == "output_bias":
+        count = 3 * (rows + 2 * 24) + 24
     else:
         assert {name.split(".")[-2] for name in restoration.terms} == {f"{name}_proj" for name in names}
     assert numbers_trained(attached(folder, restoration)) == count

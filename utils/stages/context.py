@@ -43,7 +43,7 @@ class Run:
         self.reads_activations = self.needs.heads and (self.needs.basis or args.head_selection != "lofit")
 
     def calibration_windows(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-        """The windows (S, T) int64 that pruners, closed forms and the teacher read; drawn once."""
+        """The calibration set (S, T) int64, drawn once for closed forms and the teacher; pruning draws the same."""
         if self._windows is None:
             args = self.args
             sizes = args.calib_samples, args.calib_length
