@@ -16,7 +16,7 @@ from utils.common.commands import quiet_libraries, run
 from utils.common.errors import UserError
 from utils.common.files import check_writable
 from utils.common.flags import Arguments, parse_arguments
-from utils.common.processes import Processes, is_main_process
+from utils.common.processes import Processes, is_main_process, leave
 from utils.common.run_folder import RunFolder, check_apart
 from utils.stages.push import check_push, push
 
@@ -50,6 +50,8 @@ def main() -> None:
             folder.finish()
     if processes.is_main:
         push(args)
+    if processes.count > 1:
+        leave()
 
 
 def check_inputs(args: Arguments) -> None:

@@ -35,7 +35,7 @@ from tests.method.test_training import attached, before_each_pass, encoded, sett
 from tests.runs import ROOT, flags
 from utils.common.commands import run
 from utils.common.errors import Stopped, UserError
-from utils.common.processes import Processes, is_main_process
+from utils.common.processes import Processes, is_main_process, leave
 from utils.distillation import Distillation, by_sample, teacher_states
 from utils.prompts import Encoded
 from utils.training import TrainingResult, check_gathered, train
@@ -270,3 +270,4 @@ if __name__ == "__main__":
         cut(output, folder)
     else:
         sharded(output, folder, getattr(torch, kind), *dense)
+    leave()

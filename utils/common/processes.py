@@ -1,9 +1,11 @@
 """One process, or the several of `accelerate launch`: the main one runs a stage, the others find what it left."""
 
+import atexit
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from typing import NoReturn
 
 from utils.common.errors import UserError, shortened
 from utils.common.progress import OFF
@@ -70,3 +72,11 @@ class Processes:
 def is_main_process() -> bool:
     """Whether this process prints: all of them meet a user's mistake, and one line about it is enough."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def leave() -> NoReturn:
+    """End this process, one of several, at once: gloo's threads outlive its group, and Python's own end can abort."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
