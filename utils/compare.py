@@ -47,6 +47,7 @@ class Column:
 
 NUMBERS = {  # by the names that a sweep's table has for them
     "trained_parameters": Column("trained parameters", ",.0f", True),
+    "trained_tokens": Column("trained tokens", ",.0f", True),
     "zeros_kept": Column("zeros kept, %", factor=100),
     "rate": Column("rate", "g", None),
     "recovered": Column("recovered of tasks, %", factor=100, measured=True),
@@ -61,6 +62,10 @@ NUMBERS = {  # by the names that a sweep's table has for them
     "kl": Column("KL from dense ↓", ",.3f", True, measured=True),
     "minutes": Column("minutes", lower=True),
 }
+
+
+COSTS = ("trained_parameters", "trained_tokens", "minutes")
+"""What a picture may show measures against."""
 
 
 @dataclass
@@ -125,6 +130,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=folder_path, metavar="RUN", help="folders of runs, or of sweeps")
     beside = "the page; FILE.csv, FILE-pairs.csv and FILE.svg are beside it"
     parser.flag("output", type=folder_path, required=True, metavar="FILE.html", help=beside)
+    parser.flag("against", choices=COSTS, default=COSTS[0], help="what the pictures show each measure against")
     args = parser.parse_args()
     if args.output.suffix != ".html":
         raise UserError(f"-output: {args.output} is no page's name; give one that ends in .html")
@@ -136,8 +142,10 @@ def main() -> None:
     if not rows:
         raise UserError(f"RUN: no run in {args.folders[0]} is done; wait for one, or give other folders")
     lines, pairs = lines_of(rows), pairs_of(rows)
-    first = next((picture.svg(alone=True) for picture in pictures_of(lines).values()), "")
-    texts = [table_csv(lines), pairs_csv(lines, pairs), first, compared_page(lines, pairs, notes, args.output.stem)]
+    pictures = pictures_of(lines, args.against)
+    first = next((picture.svg(alone=True) for picture in pictures.values()), "")
+    page = compared_page(lines, pairs, pictures, notes, args.output.stem)
+    texts = [table_csv(lines), pairs_csv(lines, pairs), first, page]
     try:
         for path, text in zip(files.values(), texts, strict=True):
             if text:
@@ -238,13 +246,15 @@ def _measures(outcome: Outcome) -> dict[Measure, Column]:
     return found
 
 
-def compared_page(lines: Sequence[Line], pairs: Pairs, notes: Sequence[str], stem: str) -> str:
+def compared_page(
+    lines: Sequence[Line], pairs: Pairs, pictures: dict[str, Drawing], notes: Sequence[str], stem: str
+) -> str:
     """The HTML file. stem: what the names of the files beside it begin with."""
     done, failed = sum(line.n > 0 for line in lines), sum(bool(line.failed) for line in lines)
     title = f"{done} configuration{'s' * (done > 1)} compared" if done else "No configuration is done"
     title += f", {failed} with failed runs" if failed else ""
     told = [[*two, [(d.what, d.text, f"{d.n:,}", d.verdict) for d in found]] for two, found in pairs.items()]
-    content = {"title": title, "lines": lines, "columns": columns_of(lines), "pictures": pictures_of(lines)}
+    content = {"title": title, "lines": lines, "columns": columns_of(lines), "pictures": pictures}
     content["data"] = {"names": [line.label for line in lines], "pairs": told}
     return render("compare.html.j2", {**content, "notes": notes, "stem": stem})
 
@@ -254,9 +264,9 @@ def columns_of(lines: Sequence[Line]) -> dict[str, Column]:
     return {name: column for name, column in NUMBERS.items() if any(name in line.cells for line in lines)}
 
 
-def pictures_of(lines: Sequence[Line]) -> dict[str, Drawing]:
-    """By what they show: each measure against the trained parameters; recovered shares, and what most have, first."""
-    x, columns, drawn = "trained_parameters", columns_of(lines), []
+def pictures_of(lines: Sequence[Line], x: str) -> dict[str, Drawing]:
+    """By what they show: each measure against x, one of COSTS; recovered shares, and what most have, first."""
+    columns, drawn = columns_of(lines), []
     measures = [name for name, column in columns.items() if column.measured]
     for y in sorted(measures, key=lambda y: (not y.startswith("recovered"), -sum(y in line.cells for line in lines))):
         points, both = [], [line for line in lines if {x, y} <= set(line.cells)]

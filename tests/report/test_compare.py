@@ -31,7 +31,7 @@ def write_run(folder: Path, answers: list[float], losses: list[float], seed=1, a
     results |= {"proof": {"zeros_pruned": 8, "zeros_lost": 2}}
     method = {"parameters": 100 * arguments.get("lora_rank", 12), "kind": "mask", "restores": True}
     run = {"method": method, "arguments": {"lr": 0.3, **arguments}, "models": {"pruned": "/x/half"}}
-    run |= {"seeds": {"training": seed}, "stages": [{"seconds": 60}]}
+    run |= {"seeds": {"training": seed}, "stages": [{"seconds": 60}], "training": {"tokens": 7000}}
     rows = {"acc": kept(answers, "mean", None, asked)}, {"token_perplexity": kept(losses, "exp_mean", None, asked)}
     made.write_run(folder, results, run, restored=dict(zip(("one", "text"), rows, strict=True)))
     return folder
@@ -55,13 +55,15 @@ def call(monkeypatch, *words: object) -> None:
 
 
 def text_of(found: list[SweepRow]) -> str:
-    return compared_page(compare.lines_of(found), compare.pairs_of(found), [], "all")
+    lines = compare.lines_of(found)
+    return compared_page(lines, compare.pairs_of(found), pictures_of(lines, "trained_parameters"), [], "all")
 
 
 def test_lines_hold_the_runs_numbers_and_no_rounding_hides_a_lost_zero(runs):
     ours, theirs, bad = compare.lines_of(with_failed(runs))
     wanted = {
         "trained_parameters": 400,
+        "trained_tokens": 7000,
         "zeros_kept": 75,
         "task_mean": 50,
         "rate": 0.1,
@@ -199,10 +201,11 @@ def test_the_front_is_what_nothing_beats_in_both_and_the_picture_has_every_point
 
 
 def test_the_first_picture_is_of_what_most_lines_have_and_a_recovered_share_before_others():
-    names = {"trained_parameters", "valid_loss", "kl", "recovered", "recovered_answers", "rate"}
+    names = {"trained_parameters", "valid_loss", "kl", "recovered", "recovered_answers", "rate", "minutes"}
     some = names - {"recovered", "valid_loss"}
     lines = [Line("n", "n", n=1, cells=dict.fromkeys(each, Score(1))) for each in (names, some)]
-    shown = [label.removesuffix(" against trained parameters") for label in pictures_of(lines)]
+    shown = [label.removesuffix(" against minutes") for label in pictures_of(lines, "minutes")]
+    assert list(pictures_of(lines, "trained_parameters")) == [f"{what} against trained parameters" for what in shown]
     assert shown == ["recovered of right answers, %", "recovered of tasks, %", "KL from dense ↓", "validation loss ↓"]
 
 

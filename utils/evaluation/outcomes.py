@@ -27,7 +27,7 @@ COMPARED = ("valid_loss", "perplexity", "answer_bits", "kl", "flipped", "task_me
 
 Measure = str | tuple[str, str]  # one of COMPARED, or (task, metric)
 RESULTS = ("scores", "metrics", "main_metric", "paired", "recovered", "mean", "answers", "agreement", "validation")
-RUN = ("arguments", "method", "models", "pruning", "seeds", "device", "versions", "inputs", "stages")
+RUN = ("arguments", "method", "models", "pruning", "seeds", "device", "versions", "inputs", "stages", "training")
 """What is kept of results.json, beside its proof, and of run.json."""
 
 
@@ -117,6 +117,11 @@ class Outcome:
     def minutes(self) -> float:
         """How long its stages took."""
         return sum(stage["seconds"] for stage in self.run.get("stages", [])) / 60
+
+    @property
+    def trained_tokens(self) -> int | None:
+        """The tokens that training read, of samples and of text."""
+        return self.run.get("training", {}).get("tokens")
 
     @property
     def perplexity(self) -> tuple[str, str] | None:
