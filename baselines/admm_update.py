@@ -22,16 +22,17 @@ def admm_update(inputs: MethodInputs) -> dict[str, MaskedChange]:
     terms = {}
     for each in walk(inputs.pruned(), inputs.tokens, torch.device(inputs.device), "ADMM"):
         for first, hessian in each.gather(LINEARS_BY_INPUT, Hessian).items():
-            names = [f"model.layers.{each.index}.{name}.weight" for name in LINEARS_BY_INPUT[first]]
+            linears = LINEARS_BY_INPUT[first]
+            names = [f"model.layers.{each.index}.{linear}.weight" for linear in linears]
             dense, pruned = (
                 [read(name).to(hessian.device).float() for name in names] for read in (inputs.teacher, inputs.read)
             )
             # Rows are independent: layers that share an input are one problem, with one factorisation.
             found = admm(torch.cat(dense), torch.cat(pruned) != 0, hessian).split([len(rows) for rows in dense])
-            for name, wanted, old, new in zip(names, dense, pruned, found, strict=True):
+            for name, linear, wanted, old, new in zip(names, linears, dense, pruned, found, strict=True):
                 errors = torch.tensor([relative_error(wanted, weight, hessian) for weight in (old, new)])
                 terms[name] = MaskedChange((new - old).cpu(), errors=errors)
-                each.layer.get_parameter(name.split(".", 3)[3]).copy_(new)
+                each.layer.get_submodule(linear).weight.copy_(new)
     return terms
 
 

@@ -127,6 +127,7 @@ def test_a_closed_form_is_kept_by_all_that_it_depends_on(world, tmp_path, begin,
     for changes, another in (
         ({"calib_seed": 5}, True), ({"calib_samples": 5}, True),
         ({"first": "eora", "lora_rank": 3}, True), ({"first": "eora", "lora_rank": 4}, True),
+        ({"first": "eora", "lora_rank": 4, "apply_to": "all"}, False), ({"first": "eora", "lora_rank": 3}, False),
         ({"apply_to": "ffn"}, True), ({"train_seed": 7}, False),
         ({"first": "reconstruct"}, True), ({"first": "reconstruct", "train_seed": 7}, True),
         ({"method": "eora", "lora_rank": 3}, True), ({"method": "eora", "lora_rank": 3, "first": "reconstruct"}, True),

@@ -173,9 +173,10 @@ def parts_of(method: str, options: Options) -> tuple[Part, ...]:
     if first := options.first:
         if first == method:
             raise UserError(f"-first: {first} is the method itself; name another closed form, or leave it out")
-        if METHODS[first].needs.training:
+        closed = METHODS[first]
+        if closed.needs.training:
             raise UserError(f"-first: {first} is trained; give a closed form, which needs no training")
-        parts.insert(0, Part(first, METHODS[first], wanted or RESIDUAL))
+        parts.insert(0, Part(first, closed, wanted or RESIDUAL if closed.moves else APPLIED[closed.sites]))
     if more := wanted - own:
         parts.append(Part("constants", CONSTANTS, more))
     if options.train_norms:
