@@ -156,6 +156,7 @@ def markdown(table: dict) -> str:
         ("zeros kept", [_share(row["zeros_kept"], 1) for row in rows]),
         ("rate", [DASH if row["rate"] is None else f"{row['rate']:g}" for row in rows]),
         ("seeds", [f"n={row['done']}" + f" of {row['seeds']}" * (row["done"] != row["seeds"]) for row in rows]),
+        ("tokens", [_fixed(row["trained_tokens"], 0) for row in rows]),
     ]
     for name, title, digits, factor, sign in SHOWN:
         columns.append((title, [_spread(row[name], digits, factor, sign) for row in rows]))
