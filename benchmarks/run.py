@@ -150,18 +150,16 @@ def inside_mask_speed(model: LlamaForCausalLM, samples: list[Encoded], args: arg
     """Row `inside_mask_vs_lora`: LoRA's time over that of LoRA inside the mask, which here holds all weights."""
     batches = in_batches(samples[: args.samples])
     inputs = MethodInputs(config=model.config, seed=args.seed)
-    loops = {
-        name: restoring_loop(model, Restoration.start(name, Options(), inputs)) for name in ("lora", "masked_lora")
-    }
+    starts = {name: Restoration.start(name, Options(), inputs) for name in ("lora", "masked_lora")}
+    loops = {name: restoring_loop(model, start) for name, start in starts.items()}
     works = {name: lambda loop=loop: loop.run(batches) for name, loop in loops.items()}
     for loop in loops.values():
         loop.run(batches[:1])
     turns = turn_by_turn(works, args.repeats)
     losses = [turn.found for some in turns.values() for turn in some]
     assert_close(losses, losses[:1] * len(losses), rtol=tolerance(model.dtype), atol=0)
-    return {
-        "inside_mask_vs_lora": spread(speedup(turns["lora"], turns["masked_lora"]), goal=0.87, samples=args.samples)
-    }
+    times = speedup(turns["lora"], turns["masked_lora"])
+    return {"inside_mask_vs_lora": spread(times, goal=0.87, samples=args.samples)}
 
 
 def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse.Namespace) -> dict[str, dict]:

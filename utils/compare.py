@@ -246,9 +246,7 @@ def _measures(outcome: Outcome) -> dict[Measure, Column]:
     return found
 
 
-def compared_page(
-    lines: Sequence[Line], pairs: Pairs, pictures: dict[str, Drawing], notes: Sequence[str], stem: str
-) -> str:
+def compared_page(lines: Sequence[Line], pairs: Pairs, pictures: dict, notes: Sequence[str], stem: str) -> str:
     """The HTML file. stem: what the names of the files beside it begin with."""
     done, failed = sum(line.n > 0 for line in lines), sum(bool(line.failed) for line in lines)
     title = f"{done} configuration{'s' * (done > 1)} compared" if done else "No configuration is done"
