@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Restore a pruned Llama: bash train.sh [-flag value ...]
 #
-# As it stands this prunes SmolLM2-135M (from its PyPI package) to 50 % by Wanda, restores it, merges, proves, evaluates
+# As it stands this prunes SmolLM2-135M-Instruct (from a PyPI package) to 50 % by Wanda, restores it, merges, proves, evaluates
 # and reports: about 6 minutes on two CPU cores after installation. It shows that all works; it is not the paper's
 # setting. For that, on a GPU node, put the value after "paper:" on each line. Arguments are passed on and win over
 # what stands here, as in:  bash train.sh -lr 5e-4 -use_topk_heads 128
@@ -20,7 +20,7 @@ DATA_PATH=bundled           # paper: tatsu-lab/alpaca
 NUM_TRAIN_SAMPLES=512       # paper: 2000
 NUM_VALID_SAMPLES=64        # paper: 250
 MAX_LENGTH=500              # paper: 500 tokens
-SPEC_TASK=                  # paper: empty, or boolq, rte, arc_easy, arc_challenge for task-specific recovery
+SPEC_TASK=                  # paper: empty, or boolq, rte, arc_easy, arc_challenge, with NUM_TRAIN_SAMPLES= (its 100 samples)
 
 RECIPE=                     # paper: empty; inside_mask: the best that keeps every zero; biases: every weight keeps its bits
 NUM_COMPONENTS=10           # paper: 1; original release: 10

@@ -454,7 +454,8 @@ class _RestorationTrainer(Trainer, TrainerCallback):
             if self.signal:
                 handlers[number](number, frame)
             self.signal = number
-            tqdm.write(f"      {signal.Signals(number).name}: this step, then a checkpoint, then the end")
+            then = "the end, without a checkpoint: FSDP writes none" if self.sharded else "a checkpoint, then the end"
+            tqdm.write(f"      {signal.Signals(number).name}: this step, then {then}")
 
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
         handlers = {number: handler for number, handler in before.items() if callable(handler)}

@@ -68,7 +68,7 @@ class Arguments:
     """The flags of a run: each with its default, what --help says of it, and what it may be."""
 
     base_model_name: str = flag(
-        EMBEDDED, "dense: folder, hub id, GGUF, llama_7B, … or embedded (SmolLM2-135M)", name_or_path, group="models"
+        EMBEDDED, "dense: folder, hub id, GGUF, … or embedded (SmolLM2-135M-Instruct)", name_or_path, group="models"
     )
     pruned_model_path: str | None = flag(
         None, "the pruned checkpoint to restore; without it -prune_method makes one", name_or_path
@@ -239,8 +239,8 @@ def build_parser() -> Parser:
         prog="RestoreLCC_train.py",
         usage="python RestoreLCC_train.py [-flag value …]",
         description="Restore a pruned Llama by lost component compensation, keep every zero, prove it, evaluate it.",
-        epilog="All flags take one or two dashes. Without any, SmolLM2-135M from its PyPI package is pruned by Wanda\n"
-        "to 50 % and restored with the paper's sizes; `bash train.sh` does it smaller. Examples:\n\n"
+        epilog="All flags take one or two dashes. Without any, SmolLM2-135M-Instruct (a PyPI package) is pruned by\n"
+        "Wanda to 50 % and restored with the paper's sizes; `bash train.sh` does it smaller. Examples:\n\n"
         "  python RestoreLCC_train.py -base_model_name llama_7B -pruned_model_path PRUNED -lr 1e-3\n"
         "  python RestoreLCC_train.py -base_model_name DENSE -prune_method sparsegpt -sparsity 2:4 -plan here\n"
         "  python RestoreLCC_train.py -config OUT/run.json -recipe biases -output_dir OUT2",
