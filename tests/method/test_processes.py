@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from textwrap import dedent
 from types import SimpleNamespace
 
 import pytest
@@ -231,6 +232,15 @@ def test_a_mistake_is_told_though_the_process_that_tells_it_is_the_last_to_meet_
     done = launch(__file__, "late", "no", "folders")
     assert done.returncode != 0
     assert done.stderr.count("error: -lr: wrong") == 1
+
+
+def test_a_process_that_leaves_runs_its_exit_handlers_and_says_all_it_had_to_say_and_nothing_after():
+    program = """
+        import atexit; from utils.common.processes import leave
+        atexit.register(print, "handled"); print("said", end=" "); leave(); print("never")
+    """
+    done = subprocess.run([sys.executable, "-c", dedent(program)], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("said handled\n", "")
 
 
 SHARDED = {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": "no"}
