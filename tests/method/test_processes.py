@@ -239,7 +239,9 @@ def test_a_process_that_leaves_runs_its_exit_handlers_and_says_all_it_had_to_say
         import atexit; from utils.common.processes import leave
         atexit.register(print, "handled"); print("said", end=" "); leave(); print("never")
     """
-    done = subprocess.run([sys.executable, "-c", dedent(program)], cwd=ROOT, capture_output=True, text=True, check=True)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    words = [sys.executable, "-c", dedent(program)]
+    done = subprocess.run(words, cwd=ROOT, env=buffered, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("said handled\n", "")
 
 
