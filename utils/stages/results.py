@@ -92,7 +92,7 @@ def method_record(run: Run, trained: Trained) -> dict:
         loss = f"{1 - WEIGHT:g} cross-entropy + {WEIGHT:g} KL to the dense model, + KL on calibration text"
     return {
         "name": run.args.method,
-        "title": " and ".join([line.title, *(NORMS.title for _ in range(run.args.train_norms))]),
+        "title": " and ".join([line.title, *[NORMS.title] * run.args.train_norms]),
         "about": line.about,
         "parameters": trained.parameters,
         "loss": loss if trained.parameters else None,
