@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.checkpoint import Checkpoint, fingerprint
 from utils.common import cache as module
+from utils.common import run_folder
 from utils.common.cache import Cache, Kept, cached, identity
 from utils.common.files import MANIFEST
 
@@ -129,8 +130,8 @@ def test_whatever_is_damaged_is_told_and_made_again(tmp_path, capsys, ask, spoil
     assert same(ask(cache, "a", ROWS), first) and len(MADE) == times and cache.reused
 
 
-def test_two_that_want_the_same_make_it_once_and_neither_removes_the_others(tmp_path, capsys):
-    begun, go_on = threading.Event(), threading.Event()
+def test_two_that_want_the_same_make_it_once_and_neither_removes_the_others(tmp_path, monkeypatch):
+    begun, waits, go_on = threading.Event(), threading.Event(), threading.Event()
 
     def make(folder: Path) -> None:
         MADE.append("")
@@ -138,13 +139,18 @@ def test_two_that_want_the_same_make_it_once_and_neither_removes_the_others(tmp_
         begun.set()
         assert go_on.wait(30)
 
+    def told(line: str, **_) -> None:
+        assert "waiting for another process" in line
+        waits.set()
+
+    # Not capsys: a line that is printed while another thread reads what was printed can be lost.
+    monkeypatch.setattr(run_folder, "print", told, raising=False)
     kept = Kept(Cache(tmp_path), "kind", {}, make)
     with ThreadPoolExecutor(2) as pool:
         found = [pool.submit(kept.entry)]
         assert begun.wait(30)
         found.append(pool.submit(kept.entry))
-        while "waiting for another process" not in capsys.readouterr().out:
-            pass
+        assert waits.wait(30)
         go_on.set()
     assert {each.result() for each in found} == {kept.path} == set((tmp_path / "kind").iterdir())
     assert (kept.path / "a").read_text() == "whole" and len(MADE) == 1
