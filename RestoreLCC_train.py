@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data.sources import check_calib_data, check_data_path
 from models.model_names import check_found
-from utils.common.commands import quiet_libraries, run
+from utils.common.commands import run
 from utils.common.errors import UserError
 from utils.common.files import check_writable
 from utils.common.flags import Arguments, parse_arguments
@@ -70,7 +70,7 @@ def check_inputs(args: Arguments) -> None:
 
 def restore(args: Arguments, processes: Processes, folder: Path) -> None:
     """All stages in their order; what comes of them is in `folder`."""
-    from models.loading import usable_device
+    from models.loading import quiet_libraries, usable_device
     from utils.stages.context import LazyModel, Run
     from utils.stages.measure import measure, probe_trees, prompt_trees
     from utils.stages.prepare import prepare, pruned_checkpoint

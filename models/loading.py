@@ -5,6 +5,7 @@ import gc
 import json
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 import psutil
@@ -22,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.utils import logging
 
 import models.compact_llama  # noqa: F401 - makes its class known to transformers
 from models.checkpoint import Checkpoint, check_weights
@@ -56,6 +58,17 @@ _DEQUANTIZED = {
 
 _SHARE_FOR_WEIGHTS = 0.8
 """Of a device's free memory; activations, gradients and logits need the rest."""
+
+
+def quiet_libraries() -> None:
+    """Libraries' own bars and notes would bury the run's; errors still show."""
+    import datasets  # here alone, since it takes a second
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    # What the Trainer's ddp_broadcast_buffers becomes
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
 
 
 def resolve(name: str, flag: str, cache_dir: Path) -> Path:

@@ -71,6 +71,7 @@ from models.loading import (
     load_config,
     load_model,
     load_tokenizer,
+    quiet_libraries,
     resolve,
     usable_device,
     written_settings,
@@ -447,6 +448,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def merge_saved(args: Namespace, output: Path) -> None:
     """Merge and prove what -restoration holds, to the folder `output`, which is there."""
+    quiet_libraries()
     device = usable_device(args.device)
     restoration, about = load_restoration(args.restoration)
     given = resolve(args.pruned_model_path, "-pruned_model_path", args.cache_dir)

@@ -11,16 +11,13 @@ from utils.common.run_folder import RunFolder, check_apart
 def parser() -> Parser:
     """Every flag of the command line."""
     flags = Parser(prog="python -m pruning", description=__doc__)
-    flags.flag(
-        "base_model_name", type=name_or_path, required=True, help="folder, hub id, GGUF file, short name or 'embedded'"
-    )
+    flags.flag("base_model_name", type=name_or_path, required=True, help="short name, hub id, folder, GGUF or embedded")
     flags.flag("output_dir", required=True, type=folder_path, help="folder to write the pruned model to")
     flags.flag("prune_method", default="wanda", help="wanda, sparsegpt, slimgpt or magnitude")
     flags.flag("sparsity", default="0.5", help="share of zeros, 0 to 1, or N:M to keep N of every M weights")
-    help_text = "slimgpt: masked keeps the shapes, compact writes a smaller model"
-    flags.flag("mode", default="masked", choices=("masked", "compact"), help=help_text)
-    help_text = "'bundled', 'c4' (hub), or a .jsonl, .json or .txt file"
-    flags.flag("calib_data", type=name_or_path, default=BUNDLED, help=help_text)
+    modes = ("masked", "compact")
+    flags.flag("mode", default=modes[0], choices=modes, help="slimgpt: masked keeps the shapes, compact is smaller")
+    flags.flag("calib_data", type=name_or_path, default=BUNDLED, help="bundled, c4 (hub), a .jsonl, .json or .txt file")
     flags.flag("calib_samples", default=128, type=at_least(1), help="calibration windows")
     flags.flag("calib_length", default=2048, type=at_least(1), help="tokens in a window")
     flags.flag("dtype", default="bfloat16", choices=DTYPE_NAMES, help="the model's, one of %(choices)s")
@@ -43,20 +40,21 @@ def main(argv: list[str] | None = None) -> None:
             check_found(args.base_model_name, "-base_model_name")
             check_calib_data(args.calib_data)
             check_writable(args.cache_dir, "-cache_dir")
-            from models.loading import DTYPES, resolve
+            from models.loading import DTYPES, quiet_libraries, resolve
             from pruning.prune_model import prune_into
 
+            quiet_libraries()
             base = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
             names = ("calib_data", "calib_samples", "calib_length", "device", "seed", "mode")
-            options = {name: getattr(args, name) for name in names}
-            options |= {"dtype": DTYPES[args.dtype], "base_name": args.base_model_name}
-            prune_into(base, folder.partial, args.prune_method, args.sparsity, **options)
+            how = {name: getattr(args, name) for name in names} | {"dtype": DTYPES[args.dtype]}
+            prune_into(base, folder.partial, args.prune_method, args.sparsity, base_name=args.base_model_name, **how)
         folder.finish()
     record = read_json(args.output_dir / RECORD)
     state = "removed" if args.mode == "compact" else "zeros"
     print(
         f"{args.output_dir}: {record['sparsity_reached']:.2%} {state}, {record['seconds']['prune']:.0f} s, "
-        f"peak memory {record['peak_memory_bytes'] / 2**30:.2f} GiB"
+        f"peak memory {record['peak_memory_bytes'] / 2**30:.2f} GiB\n"
+        f"next: python RestoreLCC_train.py -base_model_name {args.base_model_name} -pruned_model_path {args.output_dir}"
     )
 
 

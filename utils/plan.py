@@ -22,7 +22,7 @@ from models import loading, model_names
 from models.contract import linear_shapes
 from models.cpu_attention import cpu_attention
 from models.gguf_reading import gguf_tokenizer
-from utils.common.commands import WIDTH, quiet_libraries
+from utils.common.commands import WIDTH
 from utils.common.errors import UserError, first_line
 from utils.common.flags import Arguments
 from utils.common.hub import no_waiting
@@ -279,7 +279,7 @@ class Plan:
 
 def print_plan(args: Arguments) -> None:
     """Check the flags, count what will be read, print each stage's time and memory; UserError as a run raises it."""
-    quiet_libraries()
+    loading.quiet_libraries()
     config, tokenizer, stored = read_shape(args.base_model_name)
     if args.pruned_model_path:
         model_names.check_name(args.pruned_model_path, "-pruned_model_path")

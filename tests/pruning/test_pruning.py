@@ -7,6 +7,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import enable_progress_bar
 
 from models.checkpoint import LINEARS
 from models.compact import RECORD
@@ -214,8 +215,10 @@ def test_command_line_prunes_overwrites_only_when_told_and_touches_no_input(make
     base, good, cache = make_tiny_llama(), tmp_path / "good", tmp_path / "cache"
     flags = ["-base_model_name", str(base), "-calib_data", text, "-cache_dir", str(cache)]
     flags += ["-calib_samples", "6", "-calib_length", "40"]
+    enable_progress_bar()
     main([*flags, "-sparsity", "2:4", "--output_dir", str(good)])
-    assert "50.00% zeros" in capsys.readouterr().out
+    printed, noise = capsys.readouterr()
+    assert "50.00% zeros" in printed and f"-pruned_model_path {good}\n" in printed and not noise
     kept = {path.name: path.read_bytes() for path in good.iterdir()}
     main([*flags, "-output_dir", str(good), "-overwrite"])
     assert json.loads((good / RECORD).read_text())["sparsity"] == "0.5"

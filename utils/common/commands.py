@@ -7,7 +7,6 @@ import signal
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
@@ -143,18 +142,6 @@ def _let_go_of_stdout() -> None:
 
 def _stop(number: int, _) -> None:
     raise Stopped(number)
-
-
-def quiet_libraries() -> None:
-    """Libraries' own bars and notes would bury the run's; errors still show."""
-    import datasets
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    # What the Trainer's ddp_broadcast_buffers becomes
-    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
 
 
 def text(given: str) -> str:
