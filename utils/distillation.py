@@ -30,9 +30,9 @@ class Distillation:
     """The dense model as a teacher.
 
     weight: w of (1 - w)·CE + w·KL, in (0, 1]. head: the dense model's output head (V, D) where training runs; None
-    where it is the pruned model's. text: windows of plain text, with prompts of no tokens; each batch has one of them,
-    on which the loss is KL alone. train, valid, of_text: the states (n_i, D) of each sample and window; None where
-    `model` gives them, a batch at a time.
+    where it is the pruned model's. text: windows of plain text, with prompts of no tokens; each step of a process has
+    one of them, on which the loss is KL alone. train, valid, of_text: the states (n_i, D) of each sample and window;
+    None where `model` gives them, a batch at a time.
     """
 
     weight: float

@@ -125,7 +125,7 @@ class ResponseLoss(nn.Module):
     No attention mask: rows are padded on the right, and causal attention never looks there.
 
     penalty: what is added to that mean in training, asked for after each forward pass; validation has none.
-    batches_a_step: batches, of all processes, whose gradients are summed for a step.
+    processes: how many there are. Each has a window of text in a step, and the step the mean of their KL.
     """
 
     accepts_loss_kwargs = True
@@ -136,10 +136,10 @@ class ResponseLoss(nn.Module):
         model: LlamaForCausalLM,
         distillation: Distillation | None = None,
         penalty: Callable[[], Tensor] | None = None,
-        batches_a_step: int = 1,
+        processes: int = 1,
     ):
         super().__init__()
-        self.batches_a_step = batches_a_step
+        self.processes = processes
         self.model = model
         self.distillation = distillation
         self._no_split_modules = model._no_split_modules
@@ -177,7 +177,7 @@ class ResponseLoss(nn.Module):
         loss = total / count if self.training else tokens[0].sum() / count
         if text is not None:
             summed, _ = self._summed(text, text, of_text, 1.0)
-            loss = loss + summed / (text[:, 1:].numel() * self.batches_a_step)
+            loss = loss + summed / (text[:, 1:].numel() * self.processes)
         return {"loss": loss} if self.training else {"loss": loss, "tokens": tokens}
 
     def _summed(

@@ -265,9 +265,10 @@ class Plan:
             # On a card a weight's change by a closed form, and the weight with it.
             begun = self.machine.on_card * any(each for _, each in forms) * self.matrices * (FP32 + self.size)
             device = max(device, self.training_bytes() + begun)
-            if args.loss == DISTILL:  # the teacher's states are kept; each batch has a window of text
+            if args.loss == DISTILL:  # the teacher's states are kept; each step has a window of text
                 text = Texts(args.calib_samples, args.calib_length, args.calib_length)
-                taught.append(text._replace(rows=math.ceil(samples.rows / args.batch_size)))
+                a_step = args.batch_size * args.gradient_accumulation
+                taught.append(text._replace(rows=math.ceil(samples.rows / a_step)))
                 read += sum(map(self.operations, (samples, valid, text)))
                 host += sum(each.rows * each.scored for each in (samples, valid, text)) * self.hidden * self.size
             step = (2 + args.gradient_checkpointing) * sum(map(self.operations, taught))

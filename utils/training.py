@@ -278,7 +278,7 @@ class _ProcessBatches(Sampler[list[int]]):
     """
 
     def __init__(self, lengths: list[int], settings: TrainingSettings, process: int, processes: int, windows: int = 0):
-        """windows: of text. Each batch ends with one of them, in turn: numbers that go on after the samples'."""
+        """windows: of text. A step's first batch ends with one, in turn: numbers that go on after the samples'."""
         self.lengths, self.settings, self.process, self.processes = lengths, settings, process, processes
         self.windows = windows
         self.of_all = settings.batch_size * processes
@@ -305,10 +305,12 @@ class _ProcessBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         order = [] if self.over else self.order()
-        for batch, first in enumerate(range(0, len(order), self.of_all), start=self.epoch * len(self)):
+        before = self.epoch * math.ceil(len(self) / self.settings.accumulation)
+        for batch, first in enumerate(range(0, len(order), self.of_all)):
             mine = order[first : first + self.of_all][self.process :: self.processes]
-            place = batch * self.processes + self.process
-            yield [*mine, len(order) + place % self.windows] if self.windows else mine
+            step, within = divmod(batch, self.settings.accumulation)
+            place = (before + step) * self.processes + self.process
+            yield [*mine, len(order) + place % self.windows] if self.windows and not within else mine
 
 
 class _RestorationTrainer(Trainer, TrainerCallback):
@@ -335,7 +337,7 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         self.text = distillation.text if distillation else ()
         self.pad_id = model.config.pad_token_id or 0
         super().__init__(
-            model=ResponseLoss(model, distillation, penalty, settings.accumulation * arguments.world_size),
+            model=ResponseLoss(model, distillation, penalty, arguments.world_size),
             args=arguments,
             data_collator=self.batch,
             train_dataset=range(len(samples) + len(self.text)),
@@ -362,11 +364,11 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         return DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator, pin_memory=pin)
 
     def batch(self, rows: list[int]) -> dict[str, Tensor]:
-        """These samples, with what they are taught, and the window of text; of no samples one that counts nothing."""
+        """These samples, with what they are taught, and a window of text; of no samples one that counts nothing."""
         text, known = {}, self.distillation and self.distillation.train
-        if self.text:
-            *rows, window = rows
-            window -= len(self.samples)
+        if rows and rows[-1] >= len(self.samples):
+            window = rows[-1] - len(self.samples)
+            rows = rows[:-1]
             text["text"] = torch.tensor([self.text[window].ids])
             if known:
                 text["of_text"] = self.distillation.of_text[window]

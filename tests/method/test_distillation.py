@@ -120,8 +120,8 @@ def test_each_sample_learns_from_its_own_states_however_batches_are_made(make_ti
     wanted = [row["loss"] for row in history if "loss" in row]
     for name, found in losses.items():
         assert found != pytest.approx(wanted, rel=1e-3), name
-    # Before the first step nothing is restored yet: text adds the mean over its windows, one a batch.
-    windows = text[: changes.get("accumulation", 1)]
+    # Before the first step nothing is restored yet: text adds the mean over a window, one a step.
+    windows = text[:1]
     states = teacher_states(dense, list(windows), "")
     plain = ResponseLoss(load_model(folder, torch.float32, "cpu", "-p"), Distillation(1.0)).train()
     added = plain(**batch(list(windows)), teacher=states)["loss"]
@@ -134,7 +134,7 @@ def test_a_window_of_text_adds_its_mean_divergence(make_tiny_llama, dense, besid
     pruned = trained().attach(load_model(make_tiny_llama(seed=3, zeros=0.5), torch.float32, "cpu", "-p"))
     student, teacher = (at_responses(model, [text]) for model in (pruned, dense))
     divergence = F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1).mean()
-    loss = ResponseLoss(pruned, Distillation(0.25, model=dense if beside else None), batches_a_step=3).train()
+    loss = ResponseLoss(pruned, Distillation(0.25, model=dense if beside else None), processes=3).train()
     given = {"teacher": states, "num_items_in_batch": 20}
     taught = {} if beside else {"of_text": teacher_states(dense, [text], "")}
     plain, found = (

@@ -293,17 +293,21 @@ def test_a_process_that_has_no_sample_of_a_step_computes_one_that_counts_nothing
     assert found["teacher"].shape == (0, 24)
 
 
-@pytest.mark.parametrize("processes", [1, 3])
-def test_windows_of_text_follow_each_other_over_batches_processes_and_epochs(processes):
-    parts = [_ProcessBatches([9] * 21, settings(batch_size=4), each, processes, windows=5) for each in range(processes)]
+@pytest.mark.parametrize(("processes", "accumulation"), [(1, 1), (3, 1), (1, 4), (3, 2)])
+def test_windows_of_text_follow_each_other_over_steps_processes_and_epochs(processes, accumulation):
+    """One a step and process, however many batches the step has."""
+    how = settings(batch_size=4, accumulation=accumulation)
+    parts = [_ProcessBatches([9] * 21, how, each, processes, windows=5) for each in range(processes)]
     windows = []
     for epoch in range(3):
         for part in parts:
             part.epoch = epoch
-        batches = list(zip(*parts, strict=True))
-        windows += [rows[-1] for together in batches for rows in together]
-        assert sorted(row for together in batches for rows in together for row in rows[:-1]) == list(range(21))
-    assert windows == [21 + place % 5 for place in range(len(windows))] and len(windows) >= 18
+        rows = [list(chain(*together)) for together in zip(*parts, strict=True)]
+        drawn = [[row for row in batch if row >= 21] for batch in rows]
+        assert [len(each) for each in drawn] == [processes * (n % accumulation == 0) for n in range(len(drawn))]
+        windows += chain(*drawn)
+        assert sorted(row for row in chain(*rows) if row < 21) == list(range(21))
+    assert windows == [21 + place % 5 for place in range(len(windows))] and len(windows) >= 6
 
 
 def gradient(folder: Path, dtype: torch.dtype, monkeypatch, narrow: float = float("inf")) -> tuple[Tensor, list[float]]:

@@ -207,7 +207,7 @@ def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path, begin
     given = shutil.copytree(world / "pruned", tmp_path / "pruned")
     rewrite(given, lambda t: {**t, "lm_head.weight": t["lm_head.weight"].flip(0), NORM: 2 * t[NORM]})
     changes = {"loss": "distill", "method": "output_bias", "pruned_model_path": given}
-    changes |= {"calib_data": "bundled", **CALIBRATED}
+    changes |= {"calib_data": "bundled", "batch_size": 2, "gradient_accumulation": 3, **CALIBRATED}
     run, models, samples, _ = begin(cache_dir=tmp_path / "cache", **changes)
     with run.stage("train"):
         trained = train.train_restoration(run, models, samples, None)
@@ -230,8 +230,8 @@ def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path, begin
     assert rows[0]["valid_kl"] == pytest.approx(float(torch.cat(divergences).mean()), rel=1e-4)
     said = "0.5 cross-entropy + 0.5 KL to the dense model, + KL on calibration text"
     assert method_record(run, trained)["loss"] == said
-    own, batches = sum(len(sample.ids) for sample in samples.train), math.ceil(len(samples.train) / run.args.batch_size)
-    assert trained_tokens(run, samples) == run.args.num_epoch * (own + batches * run.args.calib_length)
+    own, steps = sum(len(sample.ids) for sample in samples.train), math.ceil(len(samples.train) / 6)
+    assert trained_tokens(run, samples) == run.args.num_epoch * (own + steps * run.args.calib_length)
     assert trained_tokens(begin(method="none")[0], samples) == 0
     start = train.starting(run, models, None)
     teachers = known, replace(known, text=known.text[1:])

@@ -103,10 +103,10 @@ def method_record(run: Run, trained: Trained) -> dict:
 
 
 def trained_tokens(run: Run, samples: Samples) -> int:
-    """The tokens that training read: all of its samples', and of a window of text for each batch under distillation."""
+    """The tokens that training read: all of its samples', and under distillation a window of text each step."""
     args, processes = run.args, run.processes.count
-    batches = processes * math.ceil(len(samples.train) / (args.batch_size * processes))
-    text = batches * args.calib_length * (args.loss == DISTILL)
+    steps = math.ceil(len(samples.train) / (args.batch_size * args.gradient_accumulation * processes))
+    text = steps * processes * args.calib_length * (args.loss == DISTILL)
     a_pass = sum(len(sample.ids) for sample in samples.train) + text
     return round(args.num_epoch * a_pass) if run.needs.training else 0
 
