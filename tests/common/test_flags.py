@@ -34,6 +34,19 @@ def test_a_recipe_is_its_flags_and_what_is_typed_wins(tmp_path, name):
     run = {"arguments": parse_arguments(["-recipe", "biases", "-lr", "0.25"]).as_json()}
     assert from_config(tmp_path, run) == replace(parse_arguments(["-recipe", "biases"]), lr=0.25)
     assert from_config(tmp_path, run, "-recipe", name).lr == made.lr
+    for other in RECIPES:
+        run = {"arguments": parse_arguments(["-recipe", name, "-seed", "3", "-use_topk_heads", "5"]).as_json()}
+        assert from_config(tmp_path, run, "-recipe", other) == replace(
+            parse_arguments(["-recipe", other]), seed=3, use_topk_heads=5
+        )
+
+
+def test_another_method_than_a_runs_ranks_heads_as_it_does_unless_the_run_was_told(tmp_path):
+    of_lofit = {"arguments": parse_arguments(["-method", "lofit"]).as_json()}
+    assert from_config(tmp_path, of_lofit, "-method", "restorelcc") == parse_arguments([])
+    told = {"arguments": parse_arguments(["-head_selection", "gap"]).as_json()}
+    assert from_config(tmp_path, told, "-method", "lofit").head_selection == "gap"
+    assert from_config(tmp_path, of_lofit) == parse_arguments(["-method", "lofit"])
 
 
 JSON, YAML = "config.json", "config.yml"

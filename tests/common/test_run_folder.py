@@ -67,6 +67,10 @@ def test_the_old_result_stays_when_the_new_one_fails_and_what_is_of_no_use_goes(
     finish(tmp_path / "out", OLD)
     finish(tmp_path / "out", NEW, stop, overwrite=True)
     assert content(tmp_path / "out") == OLD and names(tmp_path) == {"out"}
+    with pytest.raises(type(stop)), result(tmp_path / "new") as folder:
+        (folder.partial / "checkpoints").mkdir()  # as the Trainer does before its first step
+        raise stop
+    assert names(tmp_path) == {"out"}
 
 
 def test_the_same_command_continues_and_another_one_or_a_damaged_mark_loses_nothing(tmp_path):

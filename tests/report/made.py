@@ -99,8 +99,8 @@ RUN = {
     "arguments": {"num_epoch": 3, "num_train_samples": 900, "data_path": "/home/ann/alpaca.jsonl", "num_components": 4},
     "stages": [stage("probing", 4.7, 2**30), stage("training", 100.25, 3 * 2**30)],
     "models": {"dense": "embedded", "pruned": "/data/ann/wanda-50"}, "pruning": None, "method": {"parameters": 1234},
-    "versions": {"torch": "2.13.0"}, "inputs": {"training samples": "173c87a5"}, "seed": 42, "device": "cpu",
-    "started": "2026-01-02T03:04:05",
+    "versions": {"torch": "2.13.0"}, "inputs": {"training samples": "173c87a5"}, "device": "cpu",
+    "seeds": {"training": 42}, "started": "2026-01-02T03:04:05",
 }  # fmt: skip
 HISTORY = [{"step": 0, "valid_loss": 3.0}, *({"step": n, "loss": 3 - n / 200} for n in range(1, 200))]
 HISTORY += [{"step": 199, "valid_loss": 2.1}]

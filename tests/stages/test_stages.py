@@ -143,18 +143,22 @@ NORMS = {"input_layernorm.weight", "post_attention_layernorm.weight", NORM}
 BOTH = {"self_attn.o_proj.bias", "mlp.down_proj.bias"}
 ALL, BIASES = ({f"{name}.{kind}" for name in LINEARS} for kind in ("weight", "bias"))
 EVERYWHERE = {"method": "output_bias", "apply_to": "all", "train_norms": True}
+AFTER_FLAP = {"method": "masked_lora", "lora_rank": 2, "first": "flap_bias", **CALIBRATED}
 METHODS = {
-    "bias alone": ({"method": "bias_only", "head_selection": "random"}, {"self_attn.o_proj.bias"}, set()),
-    "restorelcc everywhere": ({"apply_to": "both", "train_norms": True}, BOTH, NORMS),
-    "output_bias": ({"method": "output_bias", "apply_to": "ffn"}, {"mlp.down_proj.bias"}, set()),
-    "masked LoRA": ({"method": "masked_lora", "lora_rank": 2, "first": "flap_bias", **CALIBRATED}, BOTH, ALL),
-    "norms": (EVERYWHERE | {"first": "flap_bias", **CALIBRATED}, BIASES, NORMS),
+    "RestoreLCC (b alone)": ({"method": "bias_only", "head_selection": "random"}, {"self_attn.o_proj.bias"}, set()),
+    "RestoreLCC, biases, norm scales": ({"apply_to": "both", "train_norms": True}, BOTH, NORMS),
+    "a bias of whole projections": ({"method": "output_bias", "apply_to": "ffn"}, {"mlp.down_proj.bias"}, set()),
+    "FLAP's bias, masked LoRA": (AFTER_FLAP, BOTH, ALL),
+    "FLAP's bias, a bias of whole projections, norm scales": (AFTER_FLAP | EVERYWHERE, BIASES, NORMS),
+    "FLAP's bias": (AFTER_FLAP | {"num_epoch": 0}, BOTH, set()),
     "EoRA": ({"method": "eora", "lora_rank": 2, **CALIBRATED}, set(), ALL),
     "LoRA": ({"method": "lora", "lora_rank": 2}, set(), ALL),
     "nothing": ({"method": "none"}, set(), set()),
-    "no epochs": ({"num_epoch": 0}, set(), set()),
+    "nothing, for no epochs": ({"num_epoch": 0}, set(), set()),
 }
-UNTRAINED = ("nothing", "no epochs", "EoRA")
+"""By their titles."""
+NOTHING = ("nothing", "nothing, for no epochs")
+UNTRAINED = (*NOTHING, "EoRA", "FLAP's bias")
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -174,8 +178,13 @@ def test_every_kind_of_method_comes_to_a_proved_checkpoint(world, begin, name):
     history = trained.training.history
     assert any("loss" in row for row in history) == (name not in UNTRAINED) and "valid_loss" in history[-1]
     pruned, start, restored, _ = trained.validation.values()
-    assert (pruned == start == history[0]["valid_loss"]) == (name in ("nothing", "no epochs", "LoRA", "output_bias"))
-    assert (start == restored) == (name in UNTRAINED)
+    same = start == pruned == history[0]["valid_loss"]
+    assert same == (name in (*NOTHING, "LoRA", "a bias of whole projections")) and (start == restored) == (
+        name in UNTRAINED
+    )
+    record = method_record(run, trained)
+    assert record["title"] == name.partition(", for")[0] and record["restores"] == (name not in NOTHING)
+    assert bool(record["about"]) == (name == "RestoreLCC (b alone)"), "what it says of all weights is of heads alone"
 
 
 def test_no_heads_are_looked_for_by_a_method_that_has_none(tmp_path, begin, no_model):

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import inspect
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
@@ -26,18 +27,31 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from utils.common.errors import UserError
-from utils.common.files import PARTIAL, digest, read_json, read_manifest, whole_folder, write_json, write_manifest
+from utils.common.files import (
+    MANIFEST,
+    PARTIAL,
+    digest,
+    read_json,
+    read_manifest,
+    whole_folder,
+    write_json,
+    write_manifest,
+)
 from utils.common.run_folder import locked
 
 TENSORS, DOCUMENT = "tensors.safetensors", "document.json"  # what a return value is kept in, if it isn't a folder
 
 
 class Cache:
-    """Folders with a manifest, each found by the digest of a key. reused: the kinds that were found, as asked for."""
+    """Folders with a manifest, each found by the digest of a key.
+
+    reused: the kinds that were found, as asked for. saved: the seconds that making them took.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.reused: list[str] = []
+        self.saved = 0.0
 
     def clean(self) -> None:
         """Remove what killed processes were writing; what living ones write is locked."""
@@ -76,11 +90,13 @@ class Kept:
                     if self.path.exists():
                         print(f"      cache: {self.path} is damaged or incomplete; it is made again")
                         shutil.rmtree(self.path)
+                    began = time.perf_counter()
                     with whole_folder(self.path) as partial:
                         self.write(partial)
-                        write_manifest(partial, key=self.key)
+                        write_manifest(partial, key=self.key, seconds=time.perf_counter() - began)
                     return self.path
         self.cache.reused.append(self.kind)
+        self.cache.saved += read_json(self.path / MANIFEST).get("seconds", 0)  # unknown of older versions' entries
         return self.path
 
     def __call__(self) -> dict | Path:

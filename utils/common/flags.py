@@ -140,7 +140,7 @@ class Arguments:
     basis: str = flag("svd", "V of Eq. 8: the lost components', or a random orthogonal one", ("svd", "random"))
 
     lr: float = flag(1e-3, "AdamW's, falling linearly to 0", rate, metavar="RATE", group="training")
-    num_epoch: float = flag(3.0, "passes over the samples; 0 restores nothing", at_least(0.0))
+    num_epoch: float = flag(3.0, "passes over the samples; 0 trains nothing", at_least(0.0))
     batch_size: int = flag(8, "samples a step and process", at_least(1))
     gradient_accumulation: int = flag(1, "batches whose gradients make one step", at_least(1))
     max_grad_norm: float = flag(1.0, "gradients are clipped to it; 0: never", at_least(0.0), metavar="NORM")
@@ -211,6 +211,11 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     typed, parser = sys.argv[1:] if argv is None else argv, build_parser()
     chosen = parser.parse_args(typed)
     of_file = read_config(chosen.config, parser) if chosen.config else {}
+    # A run.json holds what its method and recipe brought, too: no wish where another one is typed.
+    own = METHODS.get(str(of_file.get("method")))
+    brought = {"head_selection": own.selection} if own else {}
+    brought |= RECIPES.get(str(of_file.get("recipe")), {}) if chosen.recipe else {}
+    of_file = {name: value for name, value in of_file.items() if name not in brought or brought[name] != value}
     if recipe := chosen.recipe or of_file.get("recipe"):
         # A run.json names its recipe and the flags that it ran with; one that is typed is asked for now.
         of_recipe = {"recipe": recipe, **RECIPES.get(str(recipe), {})}

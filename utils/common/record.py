@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import torch
 
+from utils.common.cache import Cache
+
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "lm-eval", "numpy", "safetensors", "gguf")
 
 
@@ -48,12 +50,12 @@ STAGES = (
 
 
 class RunRecord:
-    """Stages as they are done. reused: a cache's list of what it answered from, which goes on growing."""
+    """Stages as they are done. cache: what tells of each stage what was found in it."""
 
-    def __init__(self, reused: list[str]):
+    def __init__(self, cache: Cache):
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self.stages: list[dict] = []
-        self.reused = reused
+        self.cache = cache
         self._details: list[str] = []
 
     def tell(self, detail: str) -> None:
@@ -68,7 +70,7 @@ class RunRecord:
         print(f"[{number}/{len(STAGES)}] {stage.name}", flush=True)
         self._details = []
         reset_peak_memory()
-        found, began = len(self.reused), time.perf_counter()
+        found, saved, began = len(self.cache.reused), self.cache.saved, time.perf_counter()
         yield stage
         entry = {
             "name": stage.name,
@@ -76,7 +78,8 @@ class RunRecord:
             "seconds": time.perf_counter() - began,
             "peak_memory_bytes": peak_memory(),
             "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-            "reused": self.reused[found:],
+            "reused": self.cache.reused[found:],
+            "saved_seconds": self.cache.saved - saved,
         }
         self.stages.append(entry)
         print(f"      {entry['seconds']:.1f} s, peak memory {entry['peak_memory_bytes'] / 2**30:.2f} GiB", flush=True)

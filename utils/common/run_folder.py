@@ -121,7 +121,8 @@ class RunFolder:
         self.whole = whole
 
     def _kept(self) -> bool:
-        return any((self.partial / name).exists() for name in self._keep)
+        # The Trainer makes the folder before there is anything in it.
+        return any(any((self.partial / name).glob("*")) for name in self._keep)
 
 
 def check_apart(output: Path, inputs: dict[str, Path | str | None]) -> None:

@@ -65,7 +65,7 @@ def title(run: dict, proof: dict) -> str:
 
 
 def restores_nothing(run: dict) -> bool:
-    """Whether the run was asked to restore nothing (-method none, or -num_epoch 0 of a method that is trained)."""
+    """Whether nothing was restored (-method none, or -num_epoch 0 of a method that is trained)."""
     return not (run.get("method") or {}).get("restores", True)
 
 
@@ -123,7 +123,8 @@ def headline(results: dict) -> tuple[str, ScoreRow] | None:
 
 def shown_facts(run: dict) -> list[tuple[str, str]]:
     """(what, value): seed, device, models, versions, and hashes of the inputs."""
-    facts = {name: run.get(name) for name in ("seed", "device", "started")}
+    facts = {name: run.get(name) for name in ("device", "started")}
+    facts |= {f"seed of {name}": value for name, value in (run.get("seeds") or {}).items()}
     facts |= {f"{name} model": shown_name(value) for name, value in (run.get("models") or {}).items() if value}
     facts |= {f"version of {name}": value for name, value in (run.get("versions") or {}).items()}
     facts |= {f"SHA-256 of {name}": value for name, value in (run.get("inputs") or {}).items()}

@@ -36,7 +36,7 @@ class Run:
         self.cache = Cache(args.cache_dir)
         if processes.is_main:
             self.cache.clean()
-        self.record = RunRecord(self.cache.reused)
+        self.record = RunRecord(self.cache)
         self._windows: Tensor | None = None
         self.dtype, self.kind_of_device = DTYPES[args.dtype], device.partition(":")[0]
         self.needs = needs_of(args.method, Options.of(args))

@@ -11,7 +11,7 @@ from models.compact import RECORD
 from models.families import FAMILIES, dropped_by
 from utils.common.commands import WIDTH
 from utils.common.files import digest, read_json, without_nan, write_json, write_text
-from utils.common.methods import METHODS, NORMS
+from utils.common.methods import METHODS, Options, parts_of
 from utils.common.names import DISTILL
 from utils.common.record import device_name, versions
 from utils.distillation import WEIGHT
@@ -80,7 +80,9 @@ def write_results(
 
 def method_record(run: Run, trained: Trained) -> dict:
     """How the model was restored, in words and numbers."""
-    line, restoration = METHODS[run.args.method], trained.restoration
+    restoration = trained.restoration
+    parts = parts_of(run.args.method, Options.of(run.args))
+    done = [part.spec for part in parts if trained.parameters or not part.needs.training]  # else a closed form stays
     weights = [name for name in restoration.terms if name.endswith(".weight")]
     kind = "constants" if restoration.terms else "nothing"  # what a merge touches
     if restoration.zeros == "reported":
@@ -92,11 +94,11 @@ def method_record(run: Run, trained: Trained) -> dict:
         loss = f"{1 - WEIGHT:g} cross-entropy + {WEIGHT:g} KL to the dense model, + KL on calibration text"
     return {
         "name": run.args.method,
-        "title": " and ".join([line.title, *[NORMS.title] * run.args.train_norms]),
-        "about": line.about,
+        "title": ", ".join(spec.title for spec in done if spec is not METHODS["none"]) or "nothing",
+        "about": done[0].about if len(done) == 1 else "",
         "parameters": trained.parameters,
         "loss": loss if trained.parameters else None,
-        "restores": trained.parameters > 0 or (len(restoration.terms) > 0 and not run.needs.training),
+        "restores": len(restoration.terms) > 0,
         "zeros": restoration.zeros,
         "kind": kind,
     }
@@ -120,7 +122,6 @@ def run_record(
     return {
         "command": shlex.join(["python", *sys.argv]),
         "arguments": args.as_json(),
-        "seed": args.seed,
         "seeds": {"calibration": args.calibration_seed, "data": args.samples_seed, "training": args.training_seed},
         "started": run.record.started,
         "device": device_name(run.device),
@@ -136,6 +137,6 @@ def run_record(
             "pruned model": models.given.fingerprint,
             "training samples": digest([samples.prompts, samples.responses]),
         },
-        "training": {"tokens": trained_tokens(run, samples)},
+        "training": {"samples": len(samples.train), "tokens": trained_tokens(run, samples)},
         "stages": run.record.stages,
     }
