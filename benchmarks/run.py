@@ -1,4 +1,4 @@
-"""Speed of training, activations, probes and inference, as ratios measured side by side in one run.
+"""Speed of training and of reading activations, as ratios measured side by side in one run.
 
 python benchmarks/run.py -json speed.json
 
@@ -22,18 +22,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.testing import assert_close
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from data.sources import load_samples
-from models.checkpoint import LINEARS
-from models.compact import compact
 from models.contract import MethodInputs, linear_shapes
 from models.cpu_attention import cpu_attention
 from models.loading import DTYPES, head_shape, load_model, load_tokenizer, resolve, usable_device
-from models.modeling_llama import explicit_biases
 from models.restoration import Restoration
-from pruning import calibration
-from pruning.slimgpt import plan
 from utils.activations import last_token_activations
 from utils.common.commands import DEFAULT_CACHE, Parser, at_least, run
 from utils.common.errors import UserError
@@ -41,18 +36,13 @@ from utils.common.files import write_json
 from utils.common.methods import Options
 from utils.common.names import BUNDLED, EMBEDDED
 from utils.common.record import device_name, versions
-from utils.components import lost_components
 from utils.losses import ResponseLoss
 from utils.packing import PromptWithContinuations
-from utils.probing import EPOCHS, LEARNING_RATE, TRAIN_SHARE, ProbeScores, order_randomly, probe_heads
+from utils.probing import order_randomly
 from utils.prompts import Encoded, collate, encode_all
 from utils.report.tables import markdown_table
 
 TRAIN_SAMPLES, MAX_LENGTH, BATCH_SIZE, SHARE_OF_HEADS = 2000, 500, 8, 0.25
-PROBE_SAMPLES, COMPONENTS = 300, 10
-READ_LENGTH, WRITE_AFTER, NEW = 512, 64, 24
-"""Tokens read at once, tokens of the prompt that is written after, and tokens written."""
-INFERENCE_TURNS = 3  # turns that make one repeat; the best counts, since all that disturbs a turn makes it slower
 VISIBLE = 100  # how many times larger than training starts with β and b are drawn
 
 
@@ -189,82 +179,6 @@ def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argp
     return compared("extraction", "loop", 2.0, turns, flops, **about)
 
 
-def probes_speed(model: LlamaForCausalLM, args: argparse.Namespace) -> dict[str, dict]:
-    """Row `probes_vs_loop`: components and probes of all heads, on the CPU, from activations (L, H, N, d) made up so
-    that the gap has strong and weak directions, and later heads tell right from wrong better."""
-    layers, heads, width = head_shape(model.config)
-    generator = torch.Generator().manual_seed(args.seed)
-    shape = layers, heads, PROBE_SAMPLES, width
-    dense, gap, right, wrong = (torch.randn(shape, generator=generator) for _ in range(4))
-    gap = (gap + 1) * torch.linspace(2, 0.1, width)
-    step = torch.linspace(0, 1, layers * heads).view(layers, heads, 1, 1) / width**0.5
-    z = [dense, dense - gap, dense + right + step, dense + wrong - step]
-
-    def ours(dense: Tensor, pruned: Tensor, right: Tensor, wrong: Tensor) -> tuple[Tensor, ProbeScores]:
-        component = lost_components(dense - pruned, COMPONENTS).component
-        return component, probe_heads(pruned + component.unsqueeze(2), right, wrong, args.seed)
-
-    ours(*(each[:1] for each in z))
-    works = {"ours": lambda: ours(*z), "loop": lambda: head_by_head(*z, COMPONENTS, args.seed)}
-    turns = turn_by_turn(works, args.repeats)
-    (component, scores), (expected, plain) = (turns[name][0].found for name in works)
-    # One held-out feature may lie on the boundary, and 200 steps of Adam carry fp32 rounding along.
-    one = 1.5 / (2 * (PROBE_SAMPLES - int(TRAIN_SHARE * PROBE_SAMPLES)))
-    assert_close(component, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
-    assert_close(scores.accuracy, plain.accuracy, rtol=0, atol=one)
-    assert_close(scores.loss, plain.loss, rtol=0, atol=1e-3)
-    seconds = {name: spread(turn.seconds for turn in found) for name, found in turns.items()}
-    about = {"heads": layers * heads, "samples": PROBE_SAMPLES, "seconds": seconds}
-    return {"probes_vs_loop": spread(speedup(turns["loop"], turns["ours"]), goal=4.0, **about)}
-
-
-@torch.no_grad()
-def inference_forms(model: LlamaForCausalLM, seed: int) -> dict[str, LlamaForCausalLM]:
-    """The model, `restored` (with a merged one's biases), `attached` (not merged), and `compact`, as by SlimGPT."""
-    # Speed depends on shapes only: the first heads and channels may go.
-    masked, config = copy.deepcopy(model), model.config
-    width = config.head_dim * config.num_attention_heads // config.num_key_value_heads
-    for layer, removal in zip(masked.model.layers, plan(config, 0.2), strict=True):
-        layer.self_attn.o_proj.weight[:, : removal.kv_heads * width] = 0
-        layer.mlp.down_proj.weight[:, : removal.channels] = 0
-    attention = [f"model.layers.{n}.{name}.bias" for n in range(config.num_hidden_layers) for name in LINEARS[:4]]
-    attached = visible_restoration(model, seed).attach(sharing_weights(model)).requires_grad_(False)
-    restored = explicit_biases(sharing_weights(model), attention)
-    return {"model": model, "restored": restored, "attached": attached, "compact": compact(masked)}
-
-
-@torch.no_grad()
-def inference_speed(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
-) -> dict[str, dict]:
-    """Rows `inference_*` (restored ÷ pruned), `attached_*` (attached ÷ pruned) and `slimgpt_compact_*` (÷ dense).
-
-    prefill: the decoder on all of a prompt. decode: reading its first WRITE_AFTER tokens, and NEW more, greedily.
-    """
-    length = min(READ_LENGTH, model.config.max_position_embeddings)
-    prompt = calibration.load(BUNDLED, 1, length, tokenizer, args.seed).to(model.device)
-    start = prompt[:, :WRITE_AFTER]
-    exactly = {"min_new_tokens": NEW, "max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
-    exactly["attention_mask"] = torch.ones_like(start)
-    works, tokens = {}, {"prefill": prompt.numel(), "decode": NEW}
-    for name, each in inference_forms(model, args.seed).items():
-        works[name, "prefill"] = lambda each=each: float(each.model(prompt, use_cache=False)[0][0, 0, 0])
-        works[name, "decode"] = lambda each=each: each.generate(start, **exactly)
-    turn_by_turn(works, 1)  # warming up
-    rates: dict[tuple[str, str], list[float]] = {key: [] for key in works}
-    for _ in range(args.repeats):
-        for key, turns in turn_by_turn(works, INFERENCE_TURNS).items():
-            rates[key].append(tokens[key[1]] / min(turn.seconds for turn in turns))
-    rows = {}
-    for name, row in {"restored": "inference", "attached": "attached", "compact": "slimgpt_compact"}.items():
-        about = {"base": "dense"} if name == "compact" else {"base": "pruned", "goal": 0.98}
-        for kind in tokens:
-            mine, other = rates[name, kind], rates["model", kind]
-            both = {"tokens_per_second": spread(mine), "base_tokens_per_second": spread(other), **about}
-            rows[f"{row}_{kind}"] = spread((a / b for a, b in zip(mine, other, strict=True)), **both)
-    return rows
-
-
 def sharing_weights(model: LlamaForCausalLM) -> LlamaForCausalLM:
     """A second model that can be patched by itself; the weights stay the first one's tensors."""
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
@@ -342,16 +256,17 @@ def in_batches(samples: list[Encoded]) -> list[list[Encoded]]:
 
 
 def useful_flops(config: LlamaConfig, tokens: int, lowest: int | None = None, labelled: int = 0) -> float:
-    """FLOPs of the matrix products that a forward pass can't do without; training too, if `lowest` is its lowest layer.
+    """FLOPs of the matrix products that reading z of all layers can't do without; or training, from layer `lowest` on.
 
     2 a weight and non-padding token forward, and 2 for the gradient of its input where a trained head is below: not in
     the layers under the lowest one, nor in that layer's own attention. The output head's 2 + 2 are at labelled tokens.
     """
     sizes = {name: out * width for name, (out, width) in linear_shapes(config).items()}
     layer, mlp = sum(sizes.values()), sum(size for name, size in sizes.items() if name.startswith("mlp"))
-    backward = 0 if lowest is None else (config.num_hidden_layers - 1 - lowest) * layer + mlp
+    # Of the last layer, z needs neither o_proj nor the MLP.
+    more = -mlp - sizes["self_attn.o_proj"] if lowest is None else (config.num_hidden_layers - 1 - lowest) * layer + mlp
     head = config.vocab_size * config.hidden_size * labelled
-    return 2.0 * (config.num_hidden_layers * layer + backward) * tokens + 4.0 * head
+    return 2.0 * (config.num_hidden_layers * layer + more) * tokens + 4.0 * head
 
 
 def add_to_every_token(model: LlamaForCausalLM, restoration: Restoration) -> list[nn.Parameter]:
@@ -395,39 +310,6 @@ def one_by_one(model: LlamaForCausalLM, trees: list[PromptWithContinuations]) ->
     return found
 
 
-def head_by_head(
-    dense: Tensor, pruned: Tensor, right: Tensor, wrong: Tensor, components: int, seed: int
-) -> tuple[Tensor, ProbeScores]:
-    """c (L, H, d) and scores as `probe_heads` has them, from z (L, H, N, d) each: an SVD, a Linear, an Adam a head."""
-    layers, heads, samples, width = dense.shape
-    generator = torch.Generator().manual_seed(seed)
-    parts = torch.randperm(samples, generator=generator).tensor_split([int(TRAIN_SHARE * samples)])
-    bound = (2 * width) ** -0.5
-    weights, biases = (torch.empty(heads, n).uniform_(-bound, bound, generator=generator) for n in (2 * width, 1))
-    component = torch.empty(layers, heads, width)
-    accuracy, losses = torch.empty(2, layers, heads)
-    loss = nn.functional.binary_cross_entropy_with_logits
-    for layer in range(layers):
-        for head in range(heads):
-            u, s, v = torch.linalg.svd(dense[layer, head] - pruned[layer, head], full_matrices=False)
-            component[layer, head] = (u * s).mean(0)[:components] @ v[:components]
-            shared = pruned[layer, head] + component[layer, head]
-            features = [torch.cat([shared, answer[layer, head]], dim=1) for answer in (right, wrong)]
-            train, held_out = (torch.cat([each[rows] for each in features]) for rows in parts)
-            labels, judged = (torch.arange(2 * len(rows)) < len(rows) for rows in parts)
-            probe = nn.Linear(2 * width, 1)
-            probe.load_state_dict({"weight": weights[head : head + 1], "bias": biases[head]})
-            optimizer = torch.optim.Adam(probe.parameters(), lr=LEARNING_RATE)
-            for _ in range(EPOCHS):
-                optimizer.zero_grad()
-                loss(probe(train).squeeze(1), labels.float()).backward()
-                optimizer.step()
-            logits = probe(held_out).squeeze(1).detach()
-            losses[layer, head] = loss(logits, judged.float())
-            accuracy[layer, head] = ((logits > 0) == judged).float().mean()
-    return component, ProbeScores(accuracy, losses)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Measure what is asked for, print the table, and write -json if it is named; exit status 1 where ways disagree."""
     flags = Parser(prog="python benchmarks/run.py", description=__doc__.splitlines()[0])
@@ -437,7 +319,7 @@ def main(argv: list[str] | None = None) -> None:
     flags.flag("repeats", default=3, type=at_least(1), help="turns of each measurement")
     flags.flag("samples", default=24, type=at_least(1), help="bundled samples in a pass, of training in whole batches")
     flags.flag("json", type=Path, metavar="FILE", help="JSON file for all figures")
-    flags.flag("seed", default=42, type=int, help="of heads, batches and synthetic activations")
+    flags.flag("seed", default=42, type=int, help="of heads and batches")
     flags.flag("cache_dir", default=DEFAULT_CACHE, type=Path, metavar="DIR", help="where GGUF models are unpacked")
     args = flags.parse_args(argv)
     device = usable_device(args.device)
@@ -456,15 +338,13 @@ def main(argv: list[str] | None = None) -> None:
     about["matmul_flops_per_second"] = matmul_rate(model)
     print(f"{about['device']}, {args.dtype}: matrix product {about['matmul_flops_per_second'] / 1e12:.3f} TFLOP/s")
     rows, lines, refused = {}, [], []
-    for part, measured, what in (
-        ("training", training_speed, [samples]),
-        ("inside the mask", inside_mask_speed, [samples]),
-        ("extraction", extraction_speed, [samples]),
-        ("probes", probes_speed, []),
-        ("inference", inference_speed, [tokenizer]),
+    for part, measured in (
+        ("training", training_speed),
+        ("inside the mask", inside_mask_speed),
+        ("extraction", extraction_speed),
     ):
         try:
-            rows |= measured(model, *what, args)
+            rows |= measured(model, samples, args)
         except AssertionError as error:  # two ways that should compute the same do not
             refused.append(part)
             print(f"{part}: no ratio, because the two ways do not compute the same: {error}", flush=True)

@@ -8,8 +8,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from torch import nn
 
-from benchmarks.run import head_by_head
 from models.loading import load_model
 from tests.baselines.test_closed_forms import inputs_seen
 from tests.builders import masks_of
@@ -18,7 +18,16 @@ from utils.common.errors import UserError
 from utils.components import lost_components, random_basis
 from utils.negatives import most_similar_choice, most_similar_other
 from utils.packing import PromptWithContinuations, by_length, pack
-from utils.probing import ProbeScores, order_randomly, probe_heads, rank_by_score, rank_heads
+from utils.probing import (
+    EPOCHS,
+    LEARNING_RATE,
+    TRAIN_SHARE,
+    ProbeScores,
+    order_randomly,
+    probe_heads,
+    rank_by_score,
+    rank_heads,
+)
 
 LAYERS, HEADS, SAMPLES, WIDTH = 3, 5, 120, 7
 EVERYTHING = torch.ones(2, 3, dtype=torch.bool)
@@ -124,10 +133,37 @@ def test_the_planted_head_is_ranked_first(planted):
     assert scores.accuracy.flatten().median() < 0.7
 
 
+def head_by_head(shared: torch.Tensor, right: torch.Tensor, wrong: torch.Tensor, seed: int) -> ProbeScores:
+    """Scores as `probe_heads` has them, from z (L, H, N, d) each: a Linear and an Adam a head."""
+    layers, heads, samples, width = shared.shape
+    generator = torch.Generator().manual_seed(seed)
+    parts = torch.randperm(samples, generator=generator).tensor_split([int(TRAIN_SHARE * samples)])
+    bound = (2 * width) ** -0.5
+    weights, biases = (torch.empty(heads, n).uniform_(-bound, bound, generator=generator) for n in (2 * width, 1))
+    accuracy, losses = torch.empty(2, layers, heads)
+    loss = nn.functional.binary_cross_entropy_with_logits
+    for layer in range(layers):
+        for head in range(heads):
+            features = [torch.cat([shared[layer, head], answer[layer, head]], dim=1) for answer in (right, wrong)]
+            train, held_out = (torch.cat([each[rows] for each in features]) for rows in parts)
+            labels, judged = (torch.arange(2 * len(rows)) < len(rows) for rows in parts)
+            probe = nn.Linear(2 * width, 1)
+            probe.load_state_dict({"weight": weights[head : head + 1], "bias": biases[head]})
+            optimizer = torch.optim.Adam(probe.parameters(), lr=LEARNING_RATE)
+            for _ in range(EPOCHS):
+                optimizer.zero_grad()
+                loss(probe(train).squeeze(1), labels.float()).backward()
+                optimizer.step()
+            logits = probe(held_out).squeeze(1).detach()
+            losses[layer, head] = loss(logits, judged.float())
+            accuracy[layer, head] = ((logits > 0) == judged).float().mean()
+    return ProbeScores(accuracy, losses)
+
+
 def test_batched_probes_equal_one_torch_module_a_head():
     shared, right, wrong = features((1, 2), strength=0.4)
     scores = probe_heads(shared, right, wrong, seed=7)
-    _, plain = head_by_head(shared, shared, right, wrong, 1, seed=7)  # no gap, so no component
+    plain = head_by_head(shared, right, wrong, seed=7)
     assert torch.allclose(scores.loss, plain.loss, atol=1e-4)
     assert (scores.accuracy - plain.accuracy).abs().max() < 1.5 / (0.3 * 2 * SAMPLES)
 
