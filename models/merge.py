@@ -439,8 +439,9 @@ def main(argv: list[str] | None = None) -> None:
         folder.finish()
     found = read_json(args.output_dir / PROOF)
     print(
-        f"{found['tensors_identical']} of {found['tensors_compared']} weights bit-identical, "
-        f"{found['zeros_restored']:,} zeros kept, logits differ by {found['logits_relative_difference']:.1e}"
+        f"{found['tensors_identical']} of {found['tensors_compared']} untouched tensors bit-identical, "
+        f"{len(found['changed_tensors'])} changed and {len(found['new_tensors'])} new; {found['zeros_pruned']:,} zeros "
+        f"before, {found['zeros_restored']:,} after; logits differ by {found['logits_relative_difference']:.1e}"
     )
     loading = f"pretrained={args.output_dir}" + (",trust_remote_code=True" if "compact" in found else "")
     print(f"merged checkpoint: {args.output_dir}; evaluate it with: lm_eval --model hf --model_args {loading}")

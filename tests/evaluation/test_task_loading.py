@@ -13,6 +13,7 @@ from tests.evaluation.material import QUESTIONS, ROWS, one_line
 from utils.common.flags import parse_arguments
 from utils.common.names import SPEC_TASKS
 from utils.evaluation import task_loading
+from utils.evaluation.scoring import evaluate
 from utils.evaluation.task_loading import load_texts, plan_tasks
 from utils.evaluation.tasks import DEFINITIONS, PAPER_TASKS, WIKITEXT
 
@@ -41,7 +42,7 @@ def test_key_follows_rows_limit_and_window_but_not_the_place(data, tmp_path):
     assert changed() == {"rte"}
 
 
-def test_tags_groups_and_examples_are_read_from_the_folder_and_other_examples_are_another_key(data, monkeypatch):
+def test_tags_groups_and_examples_are_read_from_the_folder_and_other_examples_are_another_key(data, tiny, monkeypatch):
     easy, acc = str(DEFINITIONS / "arc" / "arc_easy.yaml"), [{"metric": "acc", "weight_by_size": True}]
     shots = {"task": "arc_shots", "include": easy, "num_fewshot": 2, "tag": None}
     both = {"group": "arc_both", "task": ["arc_easy", "arc_challenge"], "aggregate_metric_list": acc}
@@ -68,6 +69,8 @@ def test_tags_groups_and_examples_are_read_from_the_folder_and_other_examples_ar
     write(data, "arc_shots", ROWS["arc_easy"], "train")
     one, other = (each.key()["arc_shots"] for each in (plan, plan_tasks("arc_shots", data, None, 64)))
     assert {name for name, value in one.items() if value != other[name]} == {"examples_sha256"}
+    found = [evaluate(*tiny, plan, label="x").choices for _ in range(3)]
+    assert found[0] == found[1] == found[2], "each model is shown the same examples"
 
 
 def test_what_the_folder_or_a_row_lacks_and_a_hub_out_of_reach_are_one_line(data, monkeypatch):

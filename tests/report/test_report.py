@@ -93,7 +93,7 @@ def test_other_metrics_means_and_agreement_have_rows_of_their_own():
 @pytest.mark.parametrize(
     ("broken", "promise"),
     [
-        ({"tensors_identical": 37}, "weights bit-identical"),
+        ({"tensors_identical": 37}, "untouched tensors bit-identical"),
         ({"zeros_restored": 12344}, "every zero"),
         ({"sparsity_restored": [0.5, 0.5, 0.4, 0.5, 0.5]}, "no layer has fewer"),
         ({"zeros_lost": 1}, "every zero"),

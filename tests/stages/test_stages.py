@@ -203,6 +203,7 @@ def test_a_compact_checkpoint_is_restored_and_stays_compact(world, tmp_path, beg
     run, models, samples, plan = begin(pruned_model_path=small, use_topk_heads=15)
     found = ranked(run, models, samples, plan)
     assert sorted(head for layer, head in found.heads if layer == 1) == [0, 1, 2]
+    assert found.scores.isfinite().tolist() == [[True] * 6, [True] * 3 + [False] * 3, [True] * 6]
     _, proofs = train.merge(run, models, train.train_restoration(run, models, samples, found))
     assert [proof["passed"] for proof in proofs] == [True, True]
     plain = AutoModelForCausalLM.from_pretrained(run.folder / "model")

@@ -16,7 +16,7 @@ from utils.common.files import digest, read_json, whole_file
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.paired_statistics import AGREEMENT, Row, mean_difference
 from utils.evaluation.scoring import Evaluation
-from utils.evaluation.tasks import TOKEN_PERPLEXITY
+from utils.evaluation.tasks import TOKEN_PERPLEXITY, WIKITEXT
 
 CHOICES = "choices"  # in a metric's place: what a multiple-choice task's answers were chosen from
 
@@ -84,7 +84,8 @@ def pair_rows(first: Kept, second: Kept, task: str, metric: str) -> tuple[KeptRo
     if (one.sha256, one.aggregation, len(one.values)) != (other.sha256, other.aggregation, len(other.values)):
         rows = " and ".join(f"{len(each.values)} of {each.sha256[:8]}" for each in (one, other))
         flags = "-eval_tasks, -eval_limit, -eval_data_dir and -ppl_window"
-        raise UserError(f"{task}, {metric}: the two runs were scored on different rows ({rows}); give both one {flags}")
+        said = f"{task}, {metric}: the two runs were scored on different rows or another definition of them ({rows})"
+        raise UserError(f"{said}; give both one {flags}, and one version of lm_eval")
     return one, other
 
 
@@ -94,10 +95,16 @@ def _kept(evaluation: Evaluation) -> Kept:
     for task, metrics in evaluation.samples.items():
         for metric, values in metrics.items():
             record = evaluation.provenance[metric] if metric == TOKEN_PERPLEXITY else records[task]
-            kept[task][metric] = KeptRows(values, **evaluation.metrics[task][metric], sha256=record["rows_sha256"])
+            kept[task][metric] = KeptRows(values, **evaluation.metrics[task][metric], sha256=_asked(task, record))
     for task, rows in evaluation.choices.items():
-        kept.setdefault(task, {})[CHOICES] = KeptRows(rows, None, None, records[task]["rows_sha256"])
+        kept.setdefault(task, {})[CHOICES] = KeptRows(rows, None, None, _asked(task, records[task]))
     return kept
+
+
+def _asked(task: str, record: dict) -> str:
+    """The digest of rows, template, examples and version of a task; of WikiText-2's pages, of the window too."""
+    told = ["rows_sha256", "version", "config", "num_fewshot", "examples_sha256"] + ["max_length"] * (task == WIKITEXT)
+    return digest([record.get(name) for name in told])
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ class RestoredLM(HFLM):
     tokenizer: where it is, if the pruned folder has none. All other arguments are HFLM's (dtype, device, ...).
     """
 
-    def __init__(self, pruned: str, restoration: str, tokenizer: str | None = None, **kwargs):
+    def __init__(self, pruned: str = "", restoration: str = "", tokenizer: str | None = None, **kwargs):
+        if not (pruned and restoration):
+            raise UserError("--model_args: give pruned=PRUNED,restoration=OUT/restoration")
         folder = resolve(pruned, "pruned", DEFAULT_CACHE)
         load_config(folder, "pruned")
         learned, about = load_restoration(Path(restoration).expanduser(), "restoration")

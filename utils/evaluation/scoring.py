@@ -60,8 +60,7 @@ class Evaluation:
 
 
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plan: EvalPlan, label: str) -> Evaluation:
-    """Score a loaded model on every task of the plan. label: names the model in bars."""
-    plan.check_model(tokenizer, model.config.max_position_embeddings)
+    """Score a loaded model on every task of the plan, which fits it. label: names the model in bars."""
     result = Evaluation(provenance={"tasks": {}})
     circumstances = {
         "versions": {package: version(package) for package in PACKAGES},
@@ -92,6 +91,8 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plan: E
 def _score(lm: InMemoryLM, planned: PlannedTask, circumstances: dict, result: Evaluation) -> None:
     # The jackknife covers every metric that is a mean or a perplexity; lm_eval's bootstrap would take minutes of CPU.
     known = all(fn in _AGGREGATIONS for task in planned.tasks.values() for fn in task.aggregation().values())
+    for task in planned.tasks.values():  # each model gets the same examples, those that lm_eval's command draws
+        task.set_fewshot_seed(1234)
     with quiet():
         found = lm_eval.evaluator.evaluate(
             lm,

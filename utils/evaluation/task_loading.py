@@ -262,7 +262,6 @@ def plan_task(tasks: dict[str, Task], groups: dict[str, Group], limit: int | Non
     for name, task in tasks.items():
         if task.config.num_fewshot is None:
             task.set_config("num_fewshot", 0)
-        task.set_fewshot_seed(1234)  # lm_eval's own default
         docs = task.eval_docs
         scored = min(limit or len(docs), len(docs))
         config = {name: value for name, value in task.dump_config().items() if name not in dropped}

@@ -153,7 +153,7 @@ def proof_rows(proof: dict) -> list[tuple[str, str, bool]]:
         return []
     rows = []
     for same, of, what in (
-        ("tensors_identical", "tensors_compared", "weights bit-identical to the pruned ones"),
+        ("tensors_identical", "tensors_compared", "untouched tensors bit-identical"),
         ("tensors_recomputed", "tensors_touched", "restored tensors as saved, bit for bit"),
     ):
         rows.append((what, f"{proof[same]:,} of {proof[of]:,} tensors", proof[same] == proof[of]))

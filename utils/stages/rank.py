@@ -26,8 +26,9 @@ SCORE_NAMES = {
 
 @dataclass(frozen=True)
 class Ranked:
-    """heads: the chosen pairs (layer, head), ascending. scores: (L, H), what ranked them. basis: V of all heads
-    (L, H, d, d). explained: (L, H, d), the share of the gap that each direction carries. sizes: ‖c‖ (L, H).
+    """heads: the chosen pairs (layer, head), ascending. scores: (L, H), what ranked them; NaN of heads that cannot be
+    restored. basis: V of all heads (L, H, d, d). explained: (L, H, d), the share of the gap that each direction
+    carries. sizes: ‖c‖ (L, H).
 
     The last three are None where neither the method nor -head_selection reads activations.
     """
@@ -67,7 +68,7 @@ def rank(run: Run, models: Models, samples: Samples, dense: list[Kept], pruned: 
             f"-use_topk_heads: {wanted} heads asked for, but {len(heads)} can be restored "
             "(the o_proj columns of the others are all zero); give a smaller count"
         )
-    heads = sorted(heads[:wanted])
+    heads, scores = sorted(heads[:wanted]), scores.masked_fill(~usable, torch.nan)
     if not found:
         return Ranked(heads, scores)
     basis = components.random_basis(found["basis"], args.training_seed) if args.basis == "random" else found["basis"]

@@ -49,7 +49,8 @@ def write_results(
         **dict(zip(("proof", "proof_compact"), proofs, strict=False)),
     }
     if ranked:
-        selection, found = run.args.head_selection, (ranked.scores, ranked.heads, ranked.sizes)
+        chosen = ranked.heads if trained.parameters else []
+        selection, found = run.args.head_selection, (ranked.scores, chosen, ranked.sizes)
         heads = heads_record(*found, trained.restoration.of_heads)
         results["heads"] = {"selection": selection, "score_name": SCORE_NAMES[selection], **heads}
         if ranked.explained is not None and (spectrum := spectrum_record(ranked.explained)):
