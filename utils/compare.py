@@ -108,7 +108,7 @@ class Difference:
     def text(self) -> str:
         """The difference and its errors, with as many decimals as show two digits of the first."""
         scale = self.error or abs(self.value) / 100 or 1
-        digits = min(6, max(0, 1 - math.floor(math.log10(scale))))
+        digits = min(6, max(0, 1 - math.floor(math.log10(scale)))) if math.isfinite(scale) else 3
         errors = [f" ± {error:.{digits}f}" for error in (self.error, self.seeds) if error is not None]
         return f"{self.value:{'+' * bool(self.value)}.{digits}f}".replace("-", "−") + "".join(errors)
 

@@ -508,7 +508,7 @@ class _RestorationTrainer(Trainer, TrainerCallback):
             if not math.isfinite(logs.get(name, 0.0)):
                 numbers = sorted(row + 1 for row in self.batches.of_step(state.global_step))
                 listed = ", ".join(map(str, numbers[:16])) + (", …" if len(numbers) > 16 else "")
-                self.diverged(what, f" of {state.max_steps}, on training samples {listed}")
+                self.diverged(what, f" of {state.max_steps}, on training samples {listed} of those kept")
         self.bar.set_postfix(loss=f"{logs['loss']:.3f}", lr=f"{logs['learning_rate']:.1e}", refresh=False)
 
     def on_train_end(self, args, state, control, **_) -> None:

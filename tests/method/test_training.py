@@ -361,7 +361,7 @@ def test_a_loss_that_is_no_number_names_step_samples_and_the_last_good_checkpoin
         patched.setattr(ResponseLoss, "forward", broken)
         cut.train()
     good = rf"the last good checkpoint is {cut.output / kept}" if kept else "there is no checkpoint before it"
-    place = rf"step {step} of 6, on training samples (.*)"
+    place = rf"step {step} of 6, on training samples (.*) of those kept"
     said = rf"-lr: the loss is no finite number at {place}; lower it \(now 0.01\), .*; {good}"
     numbers = re.fullmatch(said, str(found.value))[1].split(", ")
     rows = {tuple(row[row != 257].tolist()) for row in seen[-1]}

@@ -123,6 +123,7 @@ def test_a_difference_must_be_beyond_both_of_its_errors():
         ((3.0, 1.0, 1.2), True, "+3.0 ± 1.0 ± 1.2: within noise"),  # beyond either error, but not both together
         ((-0.0123, 0.0011, None), None, "−0.0123 ± 0.0011: differs"),
         ((2.0, None, None), True, "+2.000: no standard error"),
+        ((2.0, float("nan"), None), True, "+2.000 ± nan: within noise"),
     ):
         found = Difference("what", *numbers, 4, lower)
         assert f"{found.text}: {found.verdict}" == shown

@@ -31,6 +31,7 @@ WRONG = {f"{START}configurations: [{text}]": expected for text, expected in WRON
     "configurations: [{}]": "seeds: give a list",
     "search: {num_valid_samples: 0}\nseeds: [1]\nlr: [1, 2]\nconfigurations: [{}]": "rates are chosen on",
     START + "compare_to: x\nconfigurations: [{method: lora}]": "no configuration is named 'x'",
+    START + "compare_to: [x]\nconfigurations: [{method: lora}]": "no configuration is named ['x']",
 }
 
 
@@ -72,6 +73,13 @@ def test_a_control_is_run_at_the_rate_that_the_pruned_model_chose(world):
     assert control.pruning == CONTROL and control.searches == theirs.searches and control.finals != theirs.finals
     _, theirs, control = world.rows(FILE + f"  - {dense}, lr: [1, 2]}}\n")
     assert control.searches != theirs.searches
+    (pruned,) = world.rows("seeds: [1]\nlr: 1e-3\nconfigurations: [{allow_dense: true}]")
+    assert pruned.pruning == "wanda 0.5", "it may be dense, and isn't"
+
+
+def test_a_closed_form_that_draws_by_the_seed_has_a_run_of_each(world):
+    named = "seeds: [1, 2, 3]\nconfigurations: [{method: reconstruct}, {method: admm_update}]"
+    assert [[run.seed for run in row.finals] for row in world.rows(named)] == [[1, 2, 3], [1]]
 
 
 def test_a_run_is_known_by_its_arguments_and_by_the_content_of_what_it_reads(world):

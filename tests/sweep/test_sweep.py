@@ -51,6 +51,8 @@ def test_each_method_runs_all_seeds_at_its_own_best_rate_once_and_one_file_gives
     world.file = world.root / "moved.json.gz"
     shutil.rmtree(world.output)
     assert world.sweep() == 0 and world.text() == whole and len(world.calls()) == 7
+    world.output = world.file
+    assert world.sweep() == 2 and world.file.read_bytes() == kept
 
 
 def test_a_mistake_ends_the_command_before_anything_is_written(world, capfd):

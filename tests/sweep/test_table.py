@@ -130,6 +130,11 @@ def test_a_control_is_the_dense_model_after_the_same_training(tmp_path, rows):
     assert table["rows"][0]["control"] == {"valid_loss": pytest.approx(1 / 1.5), "perplexity": 1.0, "answer_bits": None}
     assert table["rows"][1]["control"] is None and "67 % / 100 % / –" in markdown(table)
     assert [(each["of"], each["valid_loss"]) for each in table["models"]] == [("half", 1.0), ("half", 3.0)]
+    same, other = (replace(rows[0].finals[0], rate=rate) for rate in (0.1, 0.2))
+    control = row_of("ours", replace(first, rate=0.1), pruning=CONTROL)
+    assert build_table([row_of("ours", same), control])["rows"][0]["control"]["perplexity"] == 1.0
+    apart = build_table([row_of("ours", other), control])
+    assert apart["rows"][0]["control"] is None and "at another rate, 0.1" in apart["notes"][0]
 
 
 def test_other_questions_are_not_compared_and_runs_that_are_not_alike_are_told(tmp_path, rows):

@@ -194,5 +194,5 @@ def code_version(*modules: ModuleType) -> str:
     files: set[Path] = set()
     for module in modules:
         file = Path(inspect.getsourcefile(module))
-        files.update(file.parent.glob("*.py") if hasattr(module, "__path__") else [file])
+        files.update(file.parent.rglob("*.py") if hasattr(module, "__path__") else [file])
     return digest(*(file.read_text(encoding="utf-8") for file in sorted(files)))[:16]

@@ -194,8 +194,8 @@ def at_least(bound: float) -> Callable[[str], float]:
     )
 
 
-rate = _number(float, lambda value: 0 < value < 3.4e38, "number above 0", "above 0")
-"""An argparse type: a number above 0 that fp32 holds."""
+rate = _number(float, lambda value: 0 < value < 3.4e37, "number above 0", "above 0")
+"""An argparse type: a number above 0 that fp32 holds, with room for what an optimizer makes of it."""
 
 seed_number = _number(int, lambda value: 0 <= value < 2**32, f"whole number, 0 to {2**32 - 1}")
 """An argparse type: a whole number that every library takes for a seed."""

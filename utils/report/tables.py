@@ -91,7 +91,7 @@ def judged(difference: Score | None, higher_is_better: bool | None) -> str:
         return "equal"
     if difference.stderr is None:
         return "no standard error"
-    if abs(difference.value) <= 2 * difference.stderr:
+    if not abs(difference.value) > 2 * difference.stderr:  # NaN is no number of them
         return "within noise"
     if higher_is_better is None:
         return "differs"

@@ -5,10 +5,12 @@ import math
 import shlex
 import sys
 import textwrap
+from importlib import import_module
 
 from models.checkpoint import pruned_layer
 from models.compact import RECORD
 from models.families import FAMILIES, dropped_by
+from utils.common.cache import code_version
 from utils.common.commands import WIDTH
 from utils.common.files import digest, read_json, without_nan, write_json, write_text
 from utils.common.methods import METHODS, Options, parts_of
@@ -28,6 +30,9 @@ from utils.stages.context import Models, Run
 from utils.stages.measure import Measured, examples_record
 from utils.stages.rank import SCORE_NAMES, Ranked
 from utils.stages.train import Trained
+
+CODE = ("baselines", "data", "models", "pruning", "utils")
+"""Packages whose source is this project's version."""
 
 
 def write_results(
@@ -127,7 +132,7 @@ def run_record(
         "started": run.record.started,
         "device": device_name(run.device),
         "processes": run.processes.count,
-        "versions": versions(),
+        "versions": {**versions(), "restorelcc": code_version(*map(import_module, CODE))},
         "models": {"dense": args.base_model_name, "pruned": args.pruned_model_path},
         "family": family,
         "written_as": "LlamaForCausalLM" if FAMILIES[family].as_llama is not None else None,

@@ -35,8 +35,9 @@ def main() -> None:
     parser.switch("keep_models", "keep each run's model/, compact/ and restoration/, which are removed otherwise")
     args = parser.parse_args()
     if args.file.suffix == ".gz":
-        rows, kept = [], args.file
-        write_text(args.output_dir / "table.md", markdown(build_table(read(args.file))))
+        rows, kept, text = [], args.file, markdown(build_table(read(args.file)))
+        check_writable(args.output_dir, "-output_dir")
+        write_text(args.output_dir / "table.md", text)
     else:
         rows, kept = read_sweep(args.file), args.output_dir
         check_writable(args.output_dir, "-output_dir")

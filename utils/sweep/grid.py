@@ -8,7 +8,7 @@ from models.model_names import RECORD
 from utils.common.errors import UserError
 from utils.common.files import digest, digest_files
 from utils.common.flags import NOT_REPEATED, parse_arguments, read_yaml
-from utils.common.methods import Options, needs_of
+from utils.common.methods import Options, needs_of, parts_of
 from utils.common.names import BUNDLED, C4, EMBEDDED
 from utils.evaluation.outcomes import Outcome
 
@@ -93,7 +93,7 @@ def read_sweep(path: Path) -> list[SweepRow]:
         if len(counts) > 1:
             said = ", ".join(f"{name} chooses from {count} rates" for count, name in counts.items())
             raise UserError(f"{said}; a fair comparison gives every one the same number")
-        if compare_to not in {None, *dict(names)}:
+        if compare_to not in [None, *dict(names)]:
             raise UserError(f"compare_to: no configuration is named {compare_to!r}")
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
@@ -109,7 +109,8 @@ def _row(content: dict, pruning: object, entry: object) -> SweepRow:
     rates = rates if isinstance(rates, list) else [rates]
     flags = {**_flags(content.get("flags")), **_flags(pruning), **own}
     args = parse_arguments(_words(flags))
-    trains = needs_of(args.method, Options.of(args)).training and args.num_epoch > 0
+    options = Options.of(args)
+    trains = needs_of(args.method, options).training and args.num_epoch > 0
     if trains and not rates:
         raise UserError("is trained, and has no rate; give 'lr: [RATE, …]', in it or for all")
     search = _flags(content.get("search"))
@@ -117,15 +118,17 @@ def _row(content: dict, pruning: object, entry: object) -> SweepRow:
     if searches and (searches[0].arguments["spec_task"] or searches[0].arguments["num_valid_samples"] == 0):
         why = "-spec_task or num_valid_samples 0 leaves no validation samples"
         raise UserError(f"rates are chosen on validation loss, and {why}; give one rate, or such samples")
-    # What trains nothing draws nothing by -train_seed: one run says all.
-    every = [(seed, rate) for rate in rates for seed in seeds] if trains else [(seeds[0], None)]
+    # Of what draws nothing by -train_seed one run says all.
+    draws = trains or any("training_seed" in part.spec.takes for part in parts_of(args.method, options))
+    every = [(seed, rate) for rate in (rates if trains else [None]) for seed in (seeds if draws else seeds[:1])]
     finals = [_run(flags, *each) for each in every]
     if len({run.id for run in finals}) < len(finals):
         raise UserError("give each rate and each seed once")
     name = given or " ".join([args.method, *(f"{flag}={text}" for flag, text in own.items() if flag != "method")])
     pruned = Path(args.pruned_model_path).name if args.pruned_model_path else f"{args.prune_method} {args.sparsity}"
     told = ", ".join(f"{flag} {text}" for flag, text in search.items()) if searches else ""
-    return SweepRow(name, CONTROL if args.allow_dense else pruned, told, "", tuple(searches), tuple(finals))
+    dense = args.allow_dense and args.pruned_model_path == args.base_model_name
+    return SweepRow(name, CONTROL if dense else pruned, told, "", tuple(searches), tuple(finals))
 
 
 def _flags(content: object, but: tuple[str, ...] = ()) -> dict[str, str]:

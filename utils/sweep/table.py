@@ -42,10 +42,14 @@ def build_table(rows: list[SweepRow]) -> dict:
     """{"rows": a `table_row` each, with "against" and "control", "models": dense and pruned ones, "notes": texts}."""
     notes: list[str] = []
     found = {(row.name, row.pruning): row.outcomes for row in rows}
+    rates = {row.name: row.rate for row in rows if row.pruning == CONTROL}
     table = []
     for row in rows:
         others = found.get((row.compare_to, row.pruning), []) if row.compare_to != row.name else []
         controls = found.get((row.name, CONTROL), []) if row.pruning != CONTROL else []
+        if controls and row.outcomes and row.rate not in (None, rates[row.name]):
+            notes.append(f"{row.name}, {row.pruning}: its control was trained at another rate, {rates[row.name]:g}")
+            controls = []
         entry = table_row(row)
         entry["against"] = {"name": row.compare_to} if row.outcomes and others else None
         for measure in COMPARED if entry["against"] else ():
