@@ -41,7 +41,8 @@ STAGES = (
     Stage(
         "train",
         "training",
-        "-batch_size (with more -gradient_accumulation) or -max_length, or give -gradient_checkpointing",
+        "-batch_size (with more -gradient_accumulation), -max_length or, under -loss distill, -calib_length; or give "
+        "-gradient_checkpointing",
     ),
     Stage("merge", "merge and proof", "-max_length"),
     Stage("restored", "restored model: scores", "-ppl_window"),
