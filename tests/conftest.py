@@ -1,23 +1,38 @@
 """Fixtures that all packages share; what they are built of is in tests/builders.py."""
 
+import ctypes
 import os
 import signal
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
+from threading import RLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from tqdm import tqdm
 
 from tests.builders import save_tiny_llama
 from tests.runs import ROOT, flags, make_world, run
 
 # A shell that starts tests in the background has them ignore Ctrl-C, and whatever they start; some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Not tqdm's own, a semaphore that forks share: one that is killed would leave it locked for all.
+tqdm.set_lock(RLock())
+
+
+def _end_with_parent() -> None:
+    """A fork holds the pipe by which xdist sees its worker's end; Linux alone can end it then."""
+    with suppress(AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+os.register_at_fork(after_in_child=_end_with_parent)
 
 
 @pytest.fixture

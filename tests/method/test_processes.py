@@ -8,7 +8,6 @@ CPUs, and all that follows is accelerate's and the Trainer's own.
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -128,10 +127,7 @@ def sharded(output: Path, folder: Path, dtype: torch.dtype, dense: Path | None =
 
 def launch(*words, count: int = 2, environment: dict | None = None) -> subprocess.CompletedProcess:
     """`count` processes over gloo; accelerate starts its own the same way, but on GPUs only."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = ["--nproc_per_node", count, "--master_port", port, *words]
+    words = ["--nproc_per_node", count, "--standalone", "--local_addr", "127.0.0.1", *words]
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *map(str, words)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(environment or {})},
