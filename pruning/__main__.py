@@ -1,5 +1,7 @@
 """Prune a Llama: python -m pruning -base_model_name embedded -prune_method wanda -sparsity 0.5 -output_dir pruned."""
 
+import shlex
+
 from data.sources import check_calib_data
 from models.model_names import RECORD, check_found
 from utils.common.commands import DEFAULT_CACHE, Parser, at_least, folder_path, name_or_path, run, seed_number
@@ -53,9 +55,10 @@ def main(argv: list[str] | None = None) -> None:
     state = "removed" if args.mode == "compact" else "zeros"
     print(
         f"{args.output_dir}: {record['sparsity_reached']:.2%} {state}, {record['seconds']['prune']:.0f} s, "
-        f"peak memory {record['peak_memory_bytes'] / 2**30:.2f} GiB\n"
-        f"next: python RestoreLCC_train.py -base_model_name {args.base_model_name} -pruned_model_path {args.output_dir}"
+        f"peak memory {record['peak_memory_bytes'] / 2**30:.2f} GiB"
     )
+    flags = ["-base_model_name", args.base_model_name, "-pruned_model_path", str(args.output_dir)]
+    print(f"next: {shlex.join(['python', 'RestoreLCC_train.py', *flags])}")
 
 
 if __name__ == "__main__":

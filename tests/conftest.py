@@ -27,7 +27,7 @@ tqdm.set_lock(RLock())
 
 
 def _end_with_parent() -> None:
-    """A fork holds the pipe by which xdist sees its worker's end; Linux alone can end it then."""
+    """A fork holds the pipe by which xdist sees its worker's end; Linux can end it with the thread that forked it."""
     with suppress(AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 

@@ -65,7 +65,8 @@ CLOSED_FORMS = {"flap_bias": (2, 0), "eora": (2, 0), "admm_update": (4, 2 * FP32
 
 CURES = {  # what helps a stage that does not fit, by its key; beyond that only MORE
     "prune": "fewer -calib_samples, a smaller -calib_length, or a -pruned_model_path made elsewhere",
-    "train": "-gradient_checkpointing, or a smaller -batch_size with more -gradient_accumulation",
+    "train": "-gradient_checkpointing, a smaller -batch_size with more -gradient_accumulation or, under -loss distill, "
+    "a smaller -calib_length",
 }
 MORE = "more memory, or several GPUs (-device auto; to train, accelerate launch --use_fsdp --fsdp_version 2)"
 
@@ -294,7 +295,8 @@ def print_plan(args: Arguments) -> None:
     notes = [machine.source, counted, f"training: {args.method}" + (f", {plan.heads} heads" if plan.heads else "")]
     notes += [f"not planned, since their size is not known: {', '.join(unknown)}"] if unknown else []
     cures, rows, stages = [], [], plan.stages()
-    smallest = replace(plan, args=replace(args, batch_size=1, gradient_checkpointing=True)).stages()
+    least = replace(args, batch_size=1, gradient_checkpointing=True, calib_length=1)
+    smallest = replace(plan, args=least).stages()
     for known, (name, seconds, host, card), (*_, least_host, least_card) in zip(STAGES, stages, smallest, strict=True):
         fits, enough = machine.fits(host, card), known.key == "prune" or machine.fits(least_host, least_card)
         cure = CURES.get(known.key, CURES["train"]) if enough else MORE

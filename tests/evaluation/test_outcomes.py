@@ -1,6 +1,7 @@
 """What each question came to is kept beside the scores, and pairs two runs that asked the same."""
 
 import gzip
+from dataclasses import replace
 
 from tests.evaluation.material import one_line
 from utils.evaluation.outcomes import CHOICES, KeptRows, pair_rows, read_rows, write_rows
@@ -23,8 +24,8 @@ def test_rows_come_back_as_they_were_scored_and_pair_two_runs(data, load, tmp_pa
         values = {task: {m: rows.values for m, rows in metrics.items()} for task, metrics in first[name].items()}
         assert {task: values[task].pop(CHOICES) for task in evaluation.choices} == evaluation.choices
         assert values == evaluation.samples
-    rows = first["dense"]["hellaswag"]["acc"]
-    assert (rows.aggregation, rows.higher_is_better) == ("mean", True)
+    rows, asked = first["dense"]["hellaswag"]["acc"], dense.provenance["tasks"]["hellaswag"]["rows_sha256"]
+    assert (rows.aggregation, rows.higher_is_better, rows.sha256) == ("mean", True, asked)
     write_rows(tmp_path / "other", {"restored": other})
     monkeypatch.setattr("time.time", lambda: 1e9)
     write_rows(tmp_path / "later", {"restored": other})
@@ -53,9 +54,13 @@ def test_other_rows_and_a_damaged_file_are_refused(data, tiny, tmp_path):
     refused(before, limited, "hellaswag", "acc", "different rows", "-eval_limit")
     # As many windows of the same pages, but of other tokens.
     assert windows["hellaswag"] == limited["hellaswag"]
-    for metric in (TOKEN_PERPLEXITY, "word_perplexity"):
-        refused(limited, windows, WIKITEXT, metric, "different rows", "-ppl_window")
-    refused(limited, kept(limit=2, version=9), "hellaswag", "acc", "or another definition of them", "lm_eval")
+    refused(limited, windows, WIKITEXT, TOKEN_PERPLEXITY, "different rows", "-ppl_window")
+    refused(limited, windows, WIKITEXT, "word_perplexity", "windows of the same rows", "-ppl_window")
+    for changed in ({"version": 9}, {"num_fewshot": 1}, {"config": {}}, {"examples_sha256": ""}):
+        again = kept(limit=2, **changed)
+        refused(limited, again, "hellaswag", "acc", "other templates, examples", "lm_eval")
+    older = {"hellaswag": {"acc": replace(again["hellaswag"]["acc"], definition=None)}}  # which didn't tell
+    assert pair_rows(limited, older, "hellaswag", "acc")[1] is older["hellaswag"]["acc"]
     path = tmp_path / "rows.json.gz"
     one_line(lambda: read_rows(path), str(path))
     for content in (b"", b"plain", gzip.compress(b"[1]"), gzip.compress(b'{"a": {"b": {"c": {}}}}')):

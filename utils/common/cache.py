@@ -45,13 +45,13 @@ TENSORS, DOCUMENT = "tensors.safetensors", "document.json"  # what a return valu
 class Cache:
     """Folders with a manifest, each found by the digest of a key.
 
-    reused: the kinds that were found, as asked for. saved: the seconds that making them took.
+    reused: the kinds that were found, as asked for. saved: the seconds that earlier runs took to make them, each once.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.reused: list[str] = []
-        self.saved = 0.0
+        self.saved, self.counted = 0.0, set[Path]()
 
     def clean(self) -> None:
         """Remove what killed processes were writing; what living ones write is locked."""
@@ -63,12 +63,16 @@ class Cache:
 
 @dataclass(frozen=True)
 class Kept:
-    """A call whose result is in the cache, or made by `write` when asked for; its key stands for it in others' keys."""
+    """A call whose result is in the cache, or made by `write` when asked for; its key stands for it in others' keys.
+
+    before: the seconds that were spent on it before that.
+    """
 
     cache: Cache
     kind: str
     key: dict
     write: Callable[[Path], None]
+    before: float = 0.0
 
     @property
     def path(self) -> Path:
@@ -93,10 +97,13 @@ class Kept:
                     began = time.perf_counter()
                     with whole_folder(self.path) as partial:
                         self.write(partial)
-                        write_manifest(partial, key=self.key, seconds=time.perf_counter() - began)
+                        write_manifest(partial, key=self.key, seconds=self.before + time.perf_counter() - began)
+                    self.cache.counted.add(self.path)
                     return self.path
         self.cache.reused.append(self.kind)
-        self.cache.saved += read_json(self.path / MANIFEST).get("seconds", 0)  # unknown of older versions' entries
+        if self.path not in self.cache.counted:
+            self.cache.counted.add(self.path)
+            self.cache.saved += read_json(self.path / MANIFEST).get("seconds", 0)  # unknown of older versions' entries
         return self.path
 
     def __call__(self) -> dict | Path:

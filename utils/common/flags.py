@@ -23,7 +23,7 @@ from utils.common.commands import (
 )
 from utils.common.errors import UserError, first_line, shortened
 from utils.common.files import parse_json
-from utils.common.methods import LINEAR_NAMES, METHODS
+from utils.common.methods import LINEAR_NAMES, METHODS, Options
 from utils.common.names import BUNDLED, C4, DISTILL, DTYPE_NAMES, EMBEDDED, RESPONSE, SPEC_TASKS
 
 HUB_ALPACA = "tatsu-lab/alpaca"
@@ -211,11 +211,9 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     typed, parser = sys.argv[1:] if argv is None else argv, build_parser()
     chosen = parser.parse_args(typed)
     of_file = read_config(chosen.config, parser) if chosen.config else {}
-    # A run.json holds what its method and recipe brought, too: no wish where another one is typed.
-    own = METHODS.get(str(of_file.get("method")))
-    brought = {"head_selection": own.selection} if own else {}
-    brought |= RECIPES.get(str(of_file.get("recipe")), {}) if chosen.recipe else {}
-    of_file = {name: value for name, value in of_file.items() if name not in brought or brought[name] != value}
+    if chosen.recipe:  # it says what restores, instead of the file
+        restores = {"method", "head_selection", *(field.name for field in fields(Options))}
+        of_file = {name: value for name, value in of_file.items() if name not in restores}
     if recipe := chosen.recipe or of_file.get("recipe"):
         # A run.json names its recipe and the flags that it ran with; one that is typed is asked for now.
         of_recipe = {"recipe": recipe, **RECIPES.get(str(recipe), {})}
@@ -289,6 +287,10 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
             said = f"cannot read {path} ({first_line(error)}); give a JSON object of flags, or a run.json"
             raise UserError(f"-config: {said}") from error
     given = content.get("arguments", content) if isinstance(content, dict) else content
+    if given is not content and isinstance(given, dict):  # a run.json, with what followed from its method
+        own = METHODS.get(str(given.get("method")))
+        if own and given.get("head_selection") == own.selection:
+            given = {name: value for name, value in given.items() if name != "head_selection"}
     if not isinstance(given, dict):
         raise UserError(f"-config: {path} holds no flags; give a JSON object or YAML mapping of them, or a run.json")
     if found := [name for name in given if name in NOT_REPEATED]:

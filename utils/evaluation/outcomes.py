@@ -38,7 +38,8 @@ class KeptRows:
     values: list[Row]  # under CHOICES, of each question the log-likelihoods (nats) of its choices
     aggregation: str | None
     higher_is_better: bool | None
-    sha256: str  # of what was asked: the task's rows, or a text's windows of token ids
+    sha256: str  # of the task's rows, or a text's windows of token ids
+    definition: str | None = None  # digest of what else decides what was asked; older runs don't tell
 
 
 Kept = dict[str, dict[str, KeptRows]]  # task -> metric -> rows of one model
@@ -84,8 +85,10 @@ def pair_rows(first: Kept, second: Kept, task: str, metric: str) -> tuple[KeptRo
     if (one.sha256, one.aggregation, len(one.values)) != (other.sha256, other.aggregation, len(other.values)):
         rows = " and ".join(f"{len(each.values)} of {each.sha256[:8]}" for each in (one, other))
         flags = "-eval_tasks, -eval_limit, -eval_data_dir and -ppl_window"
-        said = f"{task}, {metric}: the two runs were scored on different rows or another definition of them ({rows})"
-        raise UserError(f"{said}; give both one {flags}, and one version of lm_eval")
+        raise UserError(f"{task}, {metric}: the two runs were scored on different rows ({rows}); give both one {flags}")
+    if None not in (told := (one.definition, other.definition)) and told[0] != told[1]:
+        said = f"{task}, {metric}: the two runs were scored by other templates, examples or windows of the same rows"
+        raise UserError(f"{said}; give both one -eval_data_dir, one -ppl_window and one version of lm_eval")
     return one, other
 
 
@@ -95,16 +98,16 @@ def _kept(evaluation: Evaluation) -> Kept:
     for task, metrics in evaluation.samples.items():
         for metric, values in metrics.items():
             record = evaluation.provenance[metric] if metric == TOKEN_PERPLEXITY else records[task]
-            kept[task][metric] = KeptRows(values, **evaluation.metrics[task][metric], sha256=_asked(task, record))
+            kept[task][metric] = KeptRows(values, **evaluation.metrics[task][metric], **_asked(task, record))
     for task, rows in evaluation.choices.items():
-        kept.setdefault(task, {})[CHOICES] = KeptRows(rows, None, None, _asked(task, records[task]))
+        kept.setdefault(task, {})[CHOICES] = KeptRows(rows, None, None, **_asked(task, records[task]))
     return kept
 
 
-def _asked(task: str, record: dict) -> str:
-    """The digest of rows, template, examples and version of a task; of WikiText-2's pages, of the window too."""
-    told = ["rows_sha256", "version", "config", "num_fewshot", "examples_sha256"] + ["max_length"] * (task == WIKITEXT)
-    return digest([record.get(name) for name in told])
+def _asked(task: str, record: dict) -> dict[str, str]:
+    """The digests of the rows, and of template, examples and version of a task, or the window of WikiText-2's pages."""
+    told = ["version", "config", "num_fewshot", "examples_sha256"] + ["max_length"] * (task == WIKITEXT)
+    return {"sha256": record["rows_sha256"], "definition": digest([record.get(name) for name in told])}
 
 
 @dataclass(frozen=True)

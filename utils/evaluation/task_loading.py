@@ -265,6 +265,7 @@ def plan_task(tasks: dict[str, Task], groups: dict[str, Group], limit: int | Non
         docs = task.eval_docs
         scored = min(limit or len(docs), len(docs))
         config = {name: value for name, value in task.dump_config().items() if name not in dropped}
+        config["fewshot_config"] = {k: v for k, v in (config.get("fewshot_config") or {}).items() if k != "split"}
         config["metadata"] = {k: v for k, v in (config.get("metadata") or {}).items() if k != "config_source"}
         records[name] = {
             "version": task.VERSION,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from data.sources import bundled_text
 from models.checkpoint import Checkpoint
 from models.loading import DTYPES, load_model, placement
 from pruning import calibration
-from utils.common.cache import Cache
+from utils.common.cache import Cache, code_version
 from utils.common.errors import OutOfRoom, UserError, shortage
 from utils.common.files import digest, digest_files
 from utils.common.flags import Arguments
@@ -28,7 +29,7 @@ class Run:
 
     folder: where it writes. device: where models run, as torch names it. kind_of_device: `cpu`, `cuda`, …, what
     rounding depends on, so that it belongs in keys. needs: the method's. reads_activations: whether z of both models is
-    needed, to rank heads or for V of those that are chosen.
+    needed, to rank heads or for V of those that are chosen. version: of this project's source.
     """
 
     def __init__(self, args: Arguments, processes: Processes, folder: Path, device: str):
@@ -37,6 +38,7 @@ class Run:
         if processes.is_main:
             self.cache.clean()
         self.record = RunRecord(self.cache)
+        self.version = code_version(*map(import_module, ("baselines", "data", "models", "pruning", "utils")))
         self._windows: Tensor | None = None
         self.dtype, self.kind_of_device = DTYPES[args.dtype], device.partition(":")[0]
         self.needs = needs_of(args.method, Options.of(args))

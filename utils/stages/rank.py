@@ -1,5 +1,6 @@
 """Lost components of all heads, and the heads in the order in which they are chosen."""
 
+import time
 from dataclasses import dataclass, replace
 
 import torch
@@ -101,13 +102,14 @@ def head_norms(run: Run, models: Models, samples: Samples) -> Tensor:
     how = replace(settings(run.args), lr=lofit.LR, flag="-head_selection")
     alike = [processes.count, processes.sharded, run.args.dtype, run.kind_of_device]
     kept = lofit_norms.later(run.cache, models.pruned, samples.train, how, alike, made=made)
+    began = time.perf_counter()
     # Asked together: a process that trained alone would wait for the others for ever.
     if processes.any(not kept.known()):
         model = run.load(models.pruned, run.training_device(models.pruned, how.epochs > 0))
         run.record.tell("LoFiT's first step: a scale of every head")
         made.append(lofit.scale_norms(model, samples.train, how, lofit.L1, run.device, processes.sharded))
     with processes.main_first():
-        return kept()["norms"]
+        return replace(kept, before=time.perf_counter() - began)()["norms"]
 
 
 @cached(

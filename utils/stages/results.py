@@ -5,15 +5,13 @@ import math
 import shlex
 import sys
 import textwrap
-from importlib import import_module
 
 from models.checkpoint import pruned_layer
 from models.compact import RECORD
 from models.families import FAMILIES, dropped_by
-from utils.common.cache import code_version
 from utils.common.commands import WIDTH
 from utils.common.files import digest, read_json, without_nan, write_json, write_text
-from utils.common.methods import METHODS, Options, parts_of
+from utils.common.methods import Options, parts_of
 from utils.common.names import DISTILL
 from utils.common.record import device_name, versions
 from utils.distillation import WEIGHT
@@ -30,9 +28,6 @@ from utils.stages.context import Models, Run
 from utils.stages.measure import Measured, examples_record
 from utils.stages.rank import SCORE_NAMES, Ranked
 from utils.stages.train import Trained
-
-CODE = ("baselines", "data", "models", "pruning", "utils")
-"""Packages whose source is this project's version."""
 
 
 def write_results(
@@ -88,7 +83,8 @@ def method_record(run: Run, trained: Trained) -> dict:
     """How the model was restored, in words and numbers."""
     restoration = trained.restoration
     parts = parts_of(run.args.method, Options.of(run.args))
-    done = [part.spec for part in parts if trained.parameters or not part.needs.training]  # else a closed form stays
+    # Of what was not trained a closed form alone stays.
+    done = [part.spec for part in parts if part.name != "none" and (trained.parameters or not part.needs.training)]
     weights = [name for name in restoration.terms if name.endswith(".weight")]
     kind = "constants" if restoration.terms else "nothing"  # what a merge touches
     if restoration.zeros == "reported":
@@ -100,7 +96,7 @@ def method_record(run: Run, trained: Trained) -> dict:
         loss = f"{1 - WEIGHT:g} cross-entropy + {WEIGHT:g} KL to the dense model, + KL on calibration text"
     return {
         "name": run.args.method,
-        "title": ", ".join(spec.title for spec in done if spec is not METHODS["none"]) or "nothing",
+        "title": ", ".join(spec.title for spec in done) or "nothing",
         "about": done[0].about if len(done) == 1 else "",
         "parameters": trained.parameters,
         "loss": loss if trained.parameters else None,
@@ -132,7 +128,7 @@ def run_record(
         "started": run.record.started,
         "device": device_name(run.device),
         "processes": run.processes.count,
-        "versions": {**versions(), "restorelcc": code_version(*map(import_module, CODE))},
+        "versions": {**versions(), "restorelcc": run.version},
         "models": {"dense": args.base_model_name, "pruned": args.pruned_model_path},
         "family": family,
         "written_as": "LlamaForCausalLM" if FAMILIES[family].as_llama is not None else None,

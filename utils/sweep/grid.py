@@ -127,7 +127,7 @@ def _row(content: dict, pruning: object, entry: object) -> SweepRow:
     name = given or " ".join([args.method, *(f"{flag}={text}" for flag, text in own.items() if flag != "method")])
     pruned = Path(args.pruned_model_path).name if args.pruned_model_path else f"{args.prune_method} {args.sparsity}"
     told = ", ".join(f"{flag} {text}" for flag, text in search.items()) if searches else ""
-    dense = args.allow_dense and args.pruned_model_path == args.base_model_name
+    dense = args.allow_dense and args.pruned_model_path
     return SweepRow(name, CONTROL if dense else pruned, told, "", tuple(searches), tuple(finals))
 
 

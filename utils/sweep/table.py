@@ -47,7 +47,7 @@ def build_table(rows: list[SweepRow]) -> dict:
     for row in rows:
         others = found.get((row.compare_to, row.pruning), []) if row.compare_to != row.name else []
         controls = found.get((row.name, CONTROL), []) if row.pruning != CONTROL else []
-        if controls and row.outcomes and row.rate not in (None, rates[row.name]):
+        if controls and None not in (row.rate, rates[row.name]) and row.rate != rates[row.name]:
             notes.append(f"{row.name}, {row.pruning}: its control was trained at another rate, {rates[row.name]:g}")
             controls = []
         entry = table_row(row)
