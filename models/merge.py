@@ -444,7 +444,7 @@ def main(argv: list[str] | None = None) -> None:
         f"before, {found['zeros_restored']:,} after; logits differ by {found['logits_relative_difference']:.1e}"
     )
     loading = f"pretrained={args.output_dir}" + (",trust_remote_code=True" if "compact" in found else "")
-    print(f"merged checkpoint: {args.output_dir}; evaluate it with: lm_eval --model hf --model_args {loading}")
+    print(f"merged checkpoint: {args.output_dir}\nnext: lm_eval --model hf --model_args {loading} --tasks arc_easy")
 
 
 def merge_saved(args: Namespace, output: Path) -> None:

@@ -113,7 +113,7 @@ def train(
     again it ends at once.
     """
     last, passed_over = last_whole(checkpoints, belongs)
-    for line in passed_over:
+    for line in [*passed_over, *([f"continues from {last.name}"] if last else [])]:
         tqdm.write(f"      {line}")
     arguments = _OneDevice(
         place=device,

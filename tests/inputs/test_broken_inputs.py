@@ -24,7 +24,7 @@ from data.sources import load_samples
 from models.loading import check_model, load_config, load_model, resolve, usable_device
 from pruning import calibration
 from tests.builders import byte_tokenizer, rewrite
-from tests.runs import ROOT, flags, in_words, prepared
+from tests.runs import ROOT, flags, in_words, prepared, write_samples
 from utils.common.errors import UserError
 from utils.common.flags import Arguments, parse_arguments
 from utils.evaluation.task_loading import load_texts, plan_tasks
@@ -288,6 +288,10 @@ RUNS: dict[str, tuple[dict[str, object] | Spoil, str]] = {
     "a teacher of nothing": ({"loss": "distill", "method": "none"}, "-loss: distill is a loss of training, and none"),
     "too few samples": ({"num_train_samples": 100}, "-data_path: "),
     "prompts too long": ({"max_length": 60}, "-max_length: 1"),
+    "a text out of reach": (
+        {"method": "output_bias", "loss": "distill", "calib_data": "c4", "calib_length": 32},
+        "-calib_data: cannot get 'allenai/c4' from the hub",
+    ),
     "unknown pruning": ({"pruned_model_path": None, "prune_method": "wonder"}, "-prune_method"),
 }
 
@@ -302,6 +306,14 @@ def test_what_cannot_be_run_or_is_another_models_is_told_before_any_model_loads(
         changes(folder)
         changes = {"pruned_model_path": folder}
     assert re.match(says, said(prepared, flags(world, tmp_path / "out", **changes)))
+
+
+def test_a_sample_beyond_the_models_positions_is_told(world, tmp_path):
+    rows = [{"instruction": "a", "output": "b" * (700 if n == 4 else 30)} for n in range(12)]
+    write_samples(tmp_path / "rows.jsonl", rows)
+    given = {"data_path": tmp_path / "rows.jsonl", "num_train_samples": 8, "num_valid_samples": 4, "max_length": 600}
+    told = said(prepared, flags(world, tmp_path / "out", **given))
+    assert re.match("-max_length: a sample of 600 tokens is beyond the model's longest context; give 256 or less", told)
 
 
 RUN, PRUNE, MERGE = "RestoreLCC_train", "pruning", "models.merge"

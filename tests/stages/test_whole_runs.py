@@ -62,7 +62,9 @@ def stopped_before_its_place(monkeypatch, output: Path, stop: BaseException) -> 
         yield
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bits_and_with_no_other_flags(world, finished, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_to_the_same_bits_and_with_no_other_flags(
+    world, finished, tmp_path, monkeypatch, capsys
+):
     original, steps, output = ResponseLoss.forward, [], tmp_path / "out"
 
     def counted(self, *args, **kwargs):
@@ -80,6 +82,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits_and_with_no_other_flags(wor
     run(monkeypatch, flags(world, output, cache_dir=tmp_path / "cache"))
     assert bits(output) == bits(finished) and names(tmp_path) == {"out", "cache"} and names(output) == names(finished)
     assert len(steps) < 7 + 12, "it went on, and did not begin anew"
+    assert capsys.readouterr().out.count("      continues from checkpoint-") == 1
 
 
 def test_a_run_prunes_for_itself_and_leaves_what_was_there(world, tmp_path, monkeypatch, capsys):

@@ -55,7 +55,8 @@ class Parser(argparse.ArgumentParser):
         if unknown := message.partition("unrecognized arguments: -")[2].split():
             flags = [action.option_strings[0][1:] for action in self._actions if action.option_strings]
             given = unknown[0].lstrip("-").partition("=")[0]
-            message += "".join(f"; did you mean -{near}?" for near in get_close_matches(given, flags, 1))
+            near = get_close_matches(given, flags, 1)
+            message += f"; did you mean -{near[0]}?" if near else "; --help has all flags"
         raise UserError(message.replace("argument ", "", 1))
 
 

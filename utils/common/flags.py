@@ -296,7 +296,7 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
     if found := [name for name in given if name in NOT_REPEATED]:
         raise UserError(f"-config: {path}: {', '.join(found)}: given on the command line only; take it out of the file")
     if unknown := given.keys() - ({action.dest for action in parser._actions} - {"help"}):
-        raise UserError(f"-config: {path} names unknown flags: {', '.join(sorted(unknown))}")
+        raise UserError(f"-config: {path} names unknown flags: {', '.join(sorted(unknown))}; --help has all")
     return given
 
 

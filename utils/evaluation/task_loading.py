@@ -301,14 +301,14 @@ def wikitext_rows(data_dir: Path | None) -> tuple[list[str], str]:
     return [line if line.strip() else "" for line in text.splitlines(keepends=True)], str(file)
 
 
-def _from_hub(load: Callable, name: str):
+def _from_hub(load: Callable, name: str, flag: str = TASKS_FLAG, instead: str = "use -eval_tasks bundled"):
     try:
         with no_waiting():
             return load()
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(
-            f"{TASKS_FLAG}: cannot get the data of '{name}' from the hub ({first_line(error)}); offline, set HF_HOME "
-            f"to a folder that holds it and HF_HUB_OFFLINE=1, give {DATA_FLAG} DIR, or use -eval_tasks bundled"
+            f"{flag}: cannot get the data of '{name}' from the hub ({first_line(error)}); offline, set HF_HOME "
+            f"to a folder that holds it and HF_HUB_OFFLINE=1, give {DATA_FLAG} DIR, or {instead}"
         ) from error
 
 
@@ -330,7 +330,8 @@ def load_texts(args: Arguments) -> Split:
         print(f"      -data_path is not used: -spec_task trains on {task}'s own training split")
     with quiet(logging.ERROR):
         if data_dir is None:
-            known = _from_hub(lambda: _manager(task).load([task]), task)["tasks"][task]
+            told = "-spec_task", "train on -data_path instead"
+            known = _from_hub(lambda: _manager(task).load([task]), task, *told)["tasks"][task]
             rows = known.dataset["train"]
         else:
             known = _from_folder(task, data_dir, "train")["tasks"][task]

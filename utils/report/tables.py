@@ -167,7 +167,7 @@ def proof_rows(proof: dict) -> list[tuple[str, str, bool]]:
         shares = f"{before / weights:.1%} before, {after / weights:.1%} after"
         rows.append(("zeros (reported, not promised)", shares, True))
     new, nonzero, changed = (len(proof[f"{name}_tensors"]) for name in ("new", "nonzero_new", "changed"))
-    numbers = f"{new} new, all zero but {nonzero}; {changed} changed"
+    numbers = f"{new} new, {nonzero} of them not zero; {changed} changed"
     rows.append(("nothing else is new or changed", numbers, not proof["unexplained_tensors"]))
     error, allowed, numbers = proof["logits_relative_difference"], proof["logits_tolerance"], "NaN or infinity"
     if error is not None:

@@ -55,11 +55,16 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
         pruning.prune_model.check(args.prune_method, args.sparsity, *calibration_set, config)
     if run.needs.calibration or (args.loss == DISTILL and run.needs.training):
         calibration.check(*calibration_set, config.max_position_embeddings)
+        run.calibration_windows(tokenizer)  # a text that cannot be had is told of now
     plan = plan_tasks(args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window, args.ppl_windows)
     rope = config.rope_parameters or {}
     longer = rope.get("factor", 1) if rope.get("rope_type") in ("linear", "dynamic") else 1
-    plan.check_model(tokenizer, int(config.max_position_embeddings * longer))
+    positions = int(config.max_position_embeddings * longer)
+    plan.check_model(tokenizer, positions)
     samples = read_samples(args, tokenizer, load_texts(args))
+    if (longest := max(len(sample.ids) for sample in samples.train + samples.valid)) > positions:
+        said = f"-max_length: a sample of {longest} tokens is beyond the model's longest context"
+        raise UserError(f"{said}; give {positions} or less")
     check_teacher(run, config.hidden_size, samples)
     for line in plan.describe():
         print(f"      {line}")

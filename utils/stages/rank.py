@@ -73,7 +73,8 @@ def rank(run: Run, models: Models, samples: Samples, dense: list[Kept], pruned: 
     if not found:
         return Ranked(heads, scores)
     basis = components.random_basis(found["basis"], args.training_seed) if args.basis == "random" else found["basis"]
-    first = float(found["explained"][..., : args.num_components].sum(-1).mean())
+    shares = found["explained"][found["explained"].sum(-1) > 0]  # of heads that have a gap
+    first = float(shares[:, : args.num_components].sum(-1).mean())
     kept = min(args.num_components, basis.shape[-1])
     print(f"      the first {kept} of {basis.shape[-1]} directions carry {first:.1%} of the gap")
     return Ranked(heads, scores, basis, found["explained"], found["size"])

@@ -69,7 +69,8 @@ def run_all(rows: list[SweepRow], output: Path, cache: Path, keep: bool) -> list
         began, folder = time.monotonic(), output / run.id
         words = [*run.words, "-output_dir", str(folder), "-cache_dir", str(cache)]
         status = call([sys.executable, str(ENTRY), *words], output / f"{run.id}.log")
-        ended = "done" if status == 0 else f"exit status {status}, see {folder}.log"
+        said = Path(f"{folder}.log").read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+        ended = "done" if status == 0 else f"exit status {status}, see {folder}.log: {said}"
         print(f"      {(time.monotonic() - began) / 60:.1f} min, {ended}", flush=True)
         for name in () if keep else ("model", "compact", "restoration"):  # no table needs them
             shutil.rmtree(folder / name, ignore_errors=True)
