@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
-from transformers.utils.logging import enable_progress_bar
 
 from models.checkpoint import Checkpoint, fingerprint, same_bits
 from models.compact import in_dense_shapes
@@ -391,7 +390,7 @@ def test_a_damaged_restoration_is_one_line(make_tiny_llama, tmp_path, case):
     assert "\n" not in str(told.value)
 
 
-def test_a_later_merge_deletes_nothing_and_takes_no_other_model(make_tiny_llama, tmp_path, capsys):
+def test_a_later_merge_deletes_nothing_and_takes_no_other_model(make_tiny_llama, tmp_path, monkeypatch, capsys):
     folder, run = make_tiny_llama(zeros=0.5), tmp_path / "run"
     saved(folder, learned(folder), run)
     flags = ["-pruned_model_path", str(folder), "-restoration", str(run / "restoration"), "-dtype", "float32"]
@@ -404,7 +403,7 @@ def test_a_later_merge_deletes_nothing_and_takes_no_other_model(make_tiny_llama,
     with pytest.raises(UserError, match="is not the pruned checkpoint"):
         main(["--pruned_model_path", str(make_tiny_llama(zeros=0.5, seed=3)), *flags[2:], "-output_dir", str(output)])
     assert not output.exists()
-    enable_progress_bar()
+    monkeypatch.setattr("transformers.utils.logging._tqdm_active", True)
     main([*flags, "-output_dir", str(output)])
     assert not capsys.readouterr().err
     assert json.loads((output / PROOF).read_text())["passed"]

@@ -7,7 +7,6 @@ from unittest.mock import Mock
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.logging import enable_progress_bar
 
 from models.checkpoint import LINEARS
 from models.compact import RECORD
@@ -211,11 +210,13 @@ def test_what_is_not_finite_or_singular_names_its_layer(make_tiny_llama, prune, 
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
-def test_command_line_prunes_overwrites_only_when_told_and_touches_no_input(make_tiny_llama, text, tmp_path, capsys):
+def test_command_line_prunes_overwrites_only_when_told_and_touches_no_input(
+    make_tiny_llama, text, tmp_path, monkeypatch, capsys
+):
     base, good, cache = make_tiny_llama(), tmp_path / "good", tmp_path / "cache"
     flags = ["-base_model_name", str(base), "-calib_data", text, "-cache_dir", str(cache)]
     flags += ["-calib_samples", "6", "-calib_length", "40"]
-    enable_progress_bar()
+    monkeypatch.setattr("transformers.utils.logging._tqdm_active", True)
     main([*flags, "-sparsity", "2:4", "--output_dir", str(good)])
     printed, noise = capsys.readouterr()
     assert "50.00% zeros" in printed and f"-pruned_model_path {good}\n" in printed and not noise
