@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -27,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from data.sources import load_samples
 from models.contract import MethodInputs, linear_shapes
 from models.cpu_attention import cpu_attention
-from models.loading import DTYPES, head_shape, load_model, load_tokenizer, resolve, usable_device
+from models.loading import DTYPES, head_shape, load_model, load_tokenizer, quiet_libraries, resolve, usable_device
 from models.restoration import Restoration
 from utils.activations import last_token_activations
 from utils.common.commands import DEFAULT_CACHE, Parser, at_least, run
@@ -325,8 +324,7 @@ def main(argv: list[str] | None = None) -> None:
     device = usable_device(args.device)
     if args.json and args.json.is_dir():
         raise UserError(f"-json: {args.json} is a folder; give a file")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet_libraries()
     base = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
     tokenizer = load_tokenizer(base, "-base_model_name")
     texts = load_samples(BUNDLED, TRAIN_SAMPLES, 0).train

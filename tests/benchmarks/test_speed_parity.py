@@ -36,9 +36,8 @@ def test_useful_flops_count_no_backward_below_the_lowest_trained_head(make_tiny_
     for lowest, backward in {0: 3 * mlp + 2 * attention, 1: 2 * mlp + attention, 2: mlp}.items():
         found = useful_flops(config, tokens=10, lowest=lowest, labelled=4)
         assert found == 2 * (3 * (attention + mlp) + backward) * 10 + 4 * head * 4
-    assert (
-        useful_flops(config, tokens=10) == 2 * (3 * attention - 48 * 24 + 2 * mlp) * 10
-    )  # z of the last layer, no more
+    # Of the last layer z, and no more.
+    assert useful_flops(config, tokens=10) == 2 * (3 * attention - 48 * 24 + 2 * mlp) * 10
 
 
 @pytest.mark.slow

@@ -179,9 +179,8 @@ def test_every_kind_of_method_comes_to_a_proved_checkpoint(world, begin, name):
     assert any("loss" in row for row in history) == (name not in UNTRAINED) and "valid_loss" in history[-1]
     pruned, start, restored, _ = trained.validation.values()
     same = start == pruned == history[0]["valid_loss"]
-    assert same == (name in (*NOTHING, "LoRA", "a bias of whole projections")) and (start == restored) == (
-        name in UNTRAINED
-    )
+    assert same == (name in (*NOTHING, "LoRA", "a bias of whole projections"))
+    assert (start == restored) == (name in UNTRAINED)
     record = method_record(run, trained)
     assert record["title"] == name.partition(", for")[0] and record["restores"] == (name not in NOTHING)
     assert bool(record["about"]) == (name == "RestoreLCC (b alone)"), "what it says of all weights is of heads alone"

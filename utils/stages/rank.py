@@ -13,6 +13,7 @@ from utils import compensation, components, losses, probing, training
 from utils.common.cache import Kept, cached
 from utils.common.errors import UserError
 from utils.prompts import Encoded
+from utils.report.records import spectrum_record
 from utils.samples import Samples
 from utils.stages.context import Models, Run, settings
 
@@ -73,10 +74,10 @@ def rank(run: Run, models: Models, samples: Samples, dense: list[Kept], pruned: 
     if not found:
         return Ranked(heads, scores)
     basis = components.random_basis(found["basis"], args.training_seed) if args.basis == "random" else found["basis"]
-    shares = found["explained"][found["explained"].sum(-1) > 0]  # of heads that have a gap
-    first = float(shares[:, : args.num_components].sum(-1).mean())
-    kept = min(args.num_components, basis.shape[-1])
-    print(f"      the first {kept} of {basis.shape[-1]} directions carry {first:.1%} of the gap")
+    if spectrum := spectrum_record(found["explained"]):
+        kept = min(args.num_components, basis.shape[-1])
+        first = spectrum["mean"][kept - 1]
+        print(f"      the first {kept} of {basis.shape[-1]} directions carry {first:.1%} of the gap")
     return Ranked(heads, scores, basis, found["explained"], found["size"])
 
 

@@ -20,7 +20,7 @@ from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, run
 from utils.common.errors import UserError
 from utils.common.files import check_writable, write_text
 from utils.sweep.grid import SweepRow, SweepRun, read_sweep
-from utils.sweep.sweep_files import FILE, look, read, write
+from utils.sweep.sweep_files import FILE, look, printed, read, write
 from utils.sweep.table import build_table, markdown
 
 ENTRY = Path(__file__).resolve().parents[2] / "RestoreLCC_train.py"
@@ -68,9 +68,8 @@ def run_all(rows: list[SweepRow], output: Path, cache: Path, keep: bool) -> list
         print(f"{row.name}, {row.pruning}{rate}, seed {run.seed}: {run.id} ({len(left)} left)", flush=True)
         began, folder = time.monotonic(), output / run.id
         words = [*run.words, "-output_dir", str(folder), "-cache_dir", str(cache)]
-        status = call([sys.executable, str(ENTRY), *words], output / f"{run.id}.log")
-        said = Path(f"{folder}.log").read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
-        ended = "done" if status == 0 else f"exit status {status}, see {folder}.log: {said}"
+        status = call([sys.executable, str(ENTRY), *words], log := output / f"{run.id}.log")
+        ended = "done" if status == 0 else f"exit status {status}, see {log}: {printed(log)[-1]}"
         print(f"      {(time.monotonic() - began) / 60:.1f} min, {ended}", flush=True)
         for name in () if keep else ("model", "compact", "restoration"):  # no table needs them
             shutil.rmtree(folder / name, ignore_errors=True)

@@ -28,9 +28,14 @@ def _looked_up(run: SweepRun, folder: Path, log: Path) -> SweepRun:
         done = False
     if done or not log.is_file():
         return replace(run, outcome=_read_once(folder) if done else None, said=None, diverged=False)
-    lines = re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace").strip())
+    lines = printed(log)
     diverged = any(line.startswith("error: -lr: ") and DIVERGED in line for line in lines)
     return replace(run, said=lines[-1], diverged=diverged)
+
+
+def printed(log: Path) -> list[str]:
+    """The lines that a run printed, each state of a bar one."""
+    return re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace").strip())
 
 
 def write(rows: list[SweepRow], path: Path) -> None:
