@@ -115,13 +115,13 @@ def test_the_flag_needs_a_configuration_only_and_writes_nothing(printed, tmp_pat
 def test_what_does_not_fit_is_said_with_what_would(printed):
     sizes = {"hidden_size": 8192, "intermediate_size": 28672, "vocab_size": 32000}
     sizes |= {"num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128}
-    less, more = "try -gradient_checkpointing, a smaller -batch_size", "try more memory, or several GPUs"
-    for layers, said in ((36, less), (90, more)):
+    more = "take more memory, or several GPUs"
+    for layers, ranks, trains in ((36, "lower -num_train_samples", "lower -batch_size"), (90, more, more)):
         sizes["num_hidden_layers"] = layers
         told = printed(sizes, plan="h100-80gb")
-        assert f"training: does not fit; {said}" in told and "NO" in told
+        assert f"training: does not fit; {trains}" in told and "NO" in told
         assert f"training: does not fit; {more}" in printed(sizes, plan="H100-80GB", method="masked_full")
-        assert f"ranking: does not fit; {said}" in printed(sizes, plan="H100-80GB", method="lofit")
+        assert f"ranking: does not fit; {ranks}" in printed(sizes, plan="H100-80GB", method="lofit")
 
 
 def test_what_cannot_be_planned_is_one_line(monkeypatch):

@@ -63,12 +63,8 @@ PROCESS, CONTEXT, REQUEST = int(0.75 * GIB), int(0.6 * GIB), 0.001
 CLOSED_FORMS = {"flap_bias": (2, 0), "eora": (2, 0), "admm_update": (4, 2 * FP32), "reconstruct": (12, 2 * FP32)}
 """How many forward passes over the calibration set their time is worth, and bytes for each weight: what they found."""
 
-CURES = {  # what helps a stage that does not fit, by its key; beyond that only MORE
-    "prune": "fewer -calib_samples, a smaller -calib_length, or a -pruned_model_path made elsewhere",
-    "train": "-gradient_checkpointing, a smaller -batch_size with more -gradient_accumulation or, under -loss distill, "
-    "a smaller -calib_length",
-}
-MORE = "more memory, or several GPUs (-device auto; to train, accelerate launch --use_fsdp --fsdp_version 2)"
+MORE = "take more memory, or several GPUs (-device auto; to train, accelerate launch --use_fsdp --fsdp_version 2)"
+"""What helps a stage that no lower flags fit."""
 
 
 class Texts(NamedTuple):
@@ -299,8 +295,8 @@ def print_plan(args: Arguments) -> None:
     smallest = replace(plan, args=least).stages()
     for known, (name, seconds, host, card), (*_, least_host, least_card) in zip(STAGES, stages, smallest, strict=True):
         fits, enough = machine.fits(host, card), known.key == "prune" or machine.fits(least_host, least_card)
-        cure = CURES.get(known.key, CURES["train"]) if enough else MORE
-        cures += [] if fits else [f"{name}: does not fit; try {cure}"]
+        cure = f"lower {known.lighter}" if enough and known.lighter else MORE
+        cures += [] if fits else [f"{name}: does not fit; {cure}"]
         sizes = [f"{size / GIB:.2f} GiB" for size in ([card, host] if machine.on_card else [host])]
         rows.append([name, f"{timedelta(seconds=round(seconds))}", *sizes, "yes" if fits else "NO"])
     total = timedelta(seconds=round(sum(stage.seconds for stage in stages)))

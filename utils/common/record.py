@@ -37,7 +37,11 @@ STAGES = (
     Stage("negatives", "contrastive negatives", "-num_train_samples"),
     Stage("dense", "dense model: activations and scores", "-max_length or -ppl_window"),
     Stage("pruned", "pruned model: activations and scores", "-max_length or -ppl_window"),
-    Stage("rank", "lost components and head ranking", "-num_train_samples or -num_probe_samples"),
+    Stage(
+        "rank",
+        "lost components and head ranking",
+        "-num_train_samples, -num_probe_samples or, under -head_selection lofit, -batch_size",
+    ),
     Stage(
         "train",
         "training",
