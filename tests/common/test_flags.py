@@ -116,3 +116,17 @@ def test_each_seed_follows_seed_unless_it_is_given():
     for words, seeds in {"-seed 7 -calib_seed 0": (0, 7, 7), "-data_seed 1 -train_seed 2": (42, 1, 2)}.items():
         args = parse_arguments(words.split())
         assert (args.calibration_seed, args.samples_seed, args.training_seed) == seeds
+
+
+def test_a_flag_that_the_run_has_no_use_for_is_named():
+    for words, says in (
+        ("", []),
+        ("-recipe inside_mask -prune_method sparsegpt", []),
+        ("-recipe biases -lora_rank 16 -use_topk_heads 8", ["-use_topk_heads", "-lora_rank"]),
+        ("-pruned_model_path FOLDER -sparsity 2:4", ["-sparsity"]),
+        ("-head_selection gap -num_probe_samples 50 -basis random", ["-num_probe_samples"]),
+        ("-method lofit -basis random", ["-basis"]),
+        ("-method lora -head_selection random", ["-head_selection"]),
+        ("-method output_bias -first eora -lora_rank 4", []),
+    ):
+        assert parse_arguments(words.split()).unused() == says, words

@@ -23,7 +23,7 @@ from utils.common.commands import (
 )
 from utils.common.errors import UserError, first_line, shortened
 from utils.common.files import parse_json
-from utils.common.methods import LINEAR_NAMES, METHODS, Options
+from utils.common.methods import LINEAR_NAMES, METHODS, Options, needs_of, parts_of
 from utils.common.names import BUNDLED, C4, DISTILL, DTYPE_NAMES, EMBEDDED, RESPONSE, SPEC_TASKS
 
 HUB_ALPACA = "tatsu-lab/alpaca"
@@ -199,6 +199,24 @@ class Arguments:
         """Flag → what it names, of all that a run reads, or keeps for later runs."""
         names = ("base_model_name", "pruned_model_path", "calib_data", "data_path", "eval_data_dir", "cache_dir")
         return {f"-{name}": getattr(self, name) for name in names}
+
+    def unused(self) -> list[str]:
+        """The flags that are set, and that this run has no use for."""
+        options = Options.of(self)
+        needs, parts = needs_of(self.method, options), parts_of(self.method, options)
+        used = {
+            "prune_method": not self.pruned_model_path,
+            "sparsity": not self.pruned_model_path,
+            "use_topk_heads": needs.heads,
+            "head_selection": needs.heads,
+            "num_components": needs.heads,
+            "num_probe_samples": needs.heads and self.head_selection == "contrastive",
+            "basis": needs.basis,
+            "lora_rank": any("lora_rank" in part.spec.takes for part in parts),
+        }
+        defaults = {each.name: each.default for each in fields(self)}
+        defaults["head_selection"] = METHODS[self.method].selection
+        return [f"-{name}" for name, use in used.items() if not use and getattr(self, name) != defaults[name]]
 
     def as_json(self) -> dict:
         """The flags as run.json keeps them, for `-config run.json` to repeat; how a run is started is no part of it."""

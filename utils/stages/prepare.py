@@ -29,6 +29,8 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     args = run.args
     if args.recipe:
         print(f"      recipe {args.recipe}: {as_flags(args.recipe)}")
+    if unused := args.unused():
+        print(f"      not used in this run: {', '.join(unused)}")
     # Sentence embeddings are not needed where a task has but one wrong answer.
     if run.needs.heads and args.head_selection == "contrastive" and args.spec_task not in ("boolq", "rte"):
         locate_encoder()
