@@ -89,11 +89,9 @@ def verdict(results: dict, run: dict) -> str:
         return f"Nothing was scored on both the pruned and the restored model: whether it is better is not known{end}"
     better, worse = verdicts.count("better"), verdicts.count("worse")
     tasks = f"{len(verdicts)} task{'s' * (len(verdicts) > 1)}"
+    whole = "the task" if len(verdicts) == 1 else f"any of {tasks}"
     text = {
-        (
-            False,
-            False,
-        ): f"No measurable effect on the score of {'the task' if len(verdicts) == 1 else f'any of {tasks}'}",
+        (False, False): f"No measurable effect on the score of {whole}",
         (True, True): f"The result is mixed: better on {better} of {tasks}, worse on {worse}",
         (True, False): f"Restoring helped: better on {better} of {tasks}, worse on none",
         (False, True): f"Restoring made the model worse on {worse} of {tasks}, and better on none",
