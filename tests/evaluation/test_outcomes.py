@@ -4,7 +4,7 @@ import gzip
 from dataclasses import replace
 
 from tests.evaluation.material import one_line
-from utils.evaluation.outcomes import CHOICES, KeptRows, pair_rows, read_rows, write_rows
+from utils.evaluation.outcomes import CHOICES, KeptRows, Outcome, pair_rows, read_rows, write_rows
 from utils.evaluation.scoring import evaluate
 from utils.evaluation.task_loading import plan_tasks
 from utils.evaluation.tasks import TOKEN_PERPLEXITY, WIKITEXT
@@ -66,3 +66,9 @@ def test_other_rows_and_a_damaged_file_are_refused(data, tiny, tmp_path):
     for content in (b"", b"plain", gzip.compress(b"[1]"), gzip.compress(b'{"a": {"b": {"c": {}}}}')):
         path.write_bytes(content)
         one_line(lambda: read_rows(path), str(path), "rows.json.gz")
+
+
+def test_minutes_count_what_the_cache_knew_and_are_not_known_of_a_run_that_did_not_tell():
+    stages = [{"seconds": 60, "reused": ["starts"], "saved_seconds": 120}, {"seconds": 30, "reused": []}]
+    assert Outcome({}, {"stages": stages}, {}).minutes == 3.5
+    assert Outcome({}, {"stages": [{"seconds": 60, "reused": ["starts"]}]}, {}).minutes is None

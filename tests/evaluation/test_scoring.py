@@ -17,6 +17,7 @@ import utils.evaluation
 from models.loading import tokenizer_digest
 from tests.evaluation.material import BITS, QUESTIONS, ROWS, WIKI, bits, jackknife, log_likelihood, one_line, question
 from utils.common.cache import Cache, code_version
+from utils.common.errors import UserError
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.in_memory_lm import InMemoryLM, share_contexts
 from utils.evaluation.scoring import PACKAGES, Evaluation, choice_rows, evaluate
@@ -137,6 +138,8 @@ def test_a_group_and_a_metric_without_rows_have_lm_evals_direction_too(data, tin
     groups, members = (dict.fromkeys(names, accuracy) for names in (("inner", "outer"), ("rte", "boolq")))
     assert found.metrics == groups | {task: {**accuracy, ANSWER_BITS: BITS} for task in members}
     assert [list(found.samples[task]) for task in members] == [[ANSWER_BITS]] * 2
+    alone = plan_task(tasks, {}, None, "here")  # whose scores lack the group's
+    assert len({str(EvalPlan((each,), None, 64).key()) for each in (planned, alone)}) == 2
 
 
 def test_answers_that_lm_eval_does_not_look_up_itself_have_no_bits(data, tiny):
@@ -182,11 +185,13 @@ def test_shared_contexts_give_the_log_likelihoods_of_single_requests(data, tiny,
 
 def test_sharing_respects_the_budget_and_the_length_of_the_model():
     long, short = list(range(50)), list(range(4))
-    requests = [(long, [1, 2])] * 5 + [(short, [1, 2, 3, 4, 5, 6])] * 2 + [(short, long)]
+    requests = [(long, [1, 2])] * 5 + [(short, [1, 2, 3, 4, 5, 6])] * 2 + [(short, long[:40])]
     prompts, owners, cut = share_contexts(requests, max_length=40, budget=42)
-    assert cut == 6 and prompts[-1] == PromptWithContinuations([9], [list(range(10, 49))])
+    assert cut == 6 and prompts[-1] == PromptWithContinuations([3], [list(range(39))])
     assert owners == [[0, 1, 2], [3, 4], [5], [6], [7]] and all(len(row) <= 42 for row in prompts)
     assert all(len(row.prompt) + len(ids) <= 40 for row in prompts for ids in row.continuations)
+    with pytest.raises(UserError, match=r"^-eval_tasks: a continuation of 50 tokens is longer than the model's 40 pos"):
+        share_contexts([(short, long)], max_length=40, budget=42)
 
 
 def test_scores_are_kept_by_weights_rows_device_tokenizer_code_and_libraries(data, tiny, saved, tmp_path):

@@ -23,6 +23,8 @@ LOSSES, SHARES, PERPLEXITIES = {1: 2.0, 2: 2.2, 3: 2.1}, {1: 0.5, 2: 0.7, 3: 0.3
 SAME, OTHER = [[0.0, -1.0]] * 4, [[-1.0, 0.0]] * 2 + [[0.0, -1.0]] * 2
 """Log-likelihoods of choices as the dense model has them, and with the first two questions' answers flipped."""
 
+TEMPLATE = {"definition": "one"}  # what else decides what was asked
+
 
 def write_run(output, name: str, seed: int, rows, asked="asked", own=None, told=None, **more) -> SweepRun:
     """A finished run, as its files tell. own: more rows of its model; told: of results.json; more: of run.json."""
@@ -96,7 +98,7 @@ def test_validation_losses_and_answers_are_held_against_each_other_row_by_row(tm
         ("theirs", THEIRS[1], (8.0, 2.0, 2.0), [[-2.0, 2.0]] * 2 + [[-1.0, 2.0]] * 2, OTHER),
     ):
         losses = kept([[each, tokens] for each, tokens in zip(nats, (3.0, 1.0, 2.0), strict=True)], "mean", False)
-        answers = {ANSWER_BITS: kept(bits, "bits_per_byte", False), "choices": kept(choices, None, None)}
+        answers = {ANSWER_BITS: kept(bits, "bits_per_byte", False), "choices": kept(choices, None, None) | TEMPLATE}
         own = {"validation": {"loss": losses}, "one": answers}
         rows.append(row_of(name, write_run(tmp_path, name, 1, first, own=own, told=told)))
     table = build_table(rows)
@@ -112,6 +114,10 @@ def test_validation_losses_and_answers_are_held_against_each_other_row_by_row(tm
     odds = math.log1p(math.exp(-1))
     assert against["kl"]["difference"] == pytest.approx(0.5 * (math.exp(-odds) - math.exp(-1 - odds)))
     assert "| 12.5 | – |" in markdown(table)
+    own = {"one": {"choices": kept(OTHER, None, None) | {"definition": "another"}}}
+    table = build_table([rows[0], row_of("other", write_run(tmp_path, "other", 1, THEIRS[1], own=own, told=told))])
+    assert "kl" not in table["rows"][1]["against"]
+    assert sum("kl: the two runs were scored by other templates" in note for note in table["notes"]) == 1
 
 
 def test_the_rate_is_that_of_the_lowest_validation_loss_and_an_edge_is_told(rows):

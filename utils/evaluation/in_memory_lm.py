@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.loading import input_device
+from utils.common.errors import UserError
 from utils.common.progress import progress
 from utils.evaluation.perplexity import token_scores
 from utils.packing import PromptWithContinuations, by_length, pack
@@ -80,16 +81,20 @@ def share_contexts(
 ) -> tuple[list[PromptWithContinuations], list[list[int]], int]:
     """What to read for all requests (context ids, continuation ids): prompts, whose continuations these are, cut ones.
 
-    A request too long for the model loses its left end, as in lm_eval. Sharing stops where a row would exceed `budget`
-    tokens, and where continuations outgrow the context: attention over what a token may not see costs too.
+    A request too long for the model loses the left end of its context, as in lm_eval; UserError if the continuation
+    alone is too long. Sharing stops where a row would exceed `budget` tokens, and where continuations outgrow the
+    context: attention over what a token may not see costs too.
     """
     latest: dict[tuple[int, ...], int] = {}
     prompts, owners, cut = [], [], 0
     for index, (context, continuation) in enumerate(requests):
+        if len(continuation) > max_length:
+            said = f"a continuation of {len(continuation)} tokens is longer than the model's {max_length} positions"
+            raise UserError(f"-eval_tasks: {said}; leave its task out")
         read = [*context, *continuation][:-1]
         cut += len(read) > max_length
         read = read[-max_length:]
-        start = len(read) - min(len(continuation), max_length) + 1
+        start = len(read) - len(continuation) + 1
         prompt, rest = read[:start], read[start:]
         row = latest.get(tuple(prompt))
         fits = len(rest) < len(prompt)

@@ -124,9 +124,12 @@ class Outcome:
         return self.run.get("seeds", {}).get("training", 0)
 
     @property
-    def minutes(self) -> float:
-        """How long its stages took, or would have without what the cache knew."""
-        return sum(stage["seconds"] + stage.get("saved_seconds", 0) for stage in self.run.get("stages", [])) / 60
+    def minutes(self) -> float | None:
+        """How long its stages took, or would have without what the cache knew; None where an older run doesn't tell."""
+        stages = self.run.get("stages", [])
+        if any(stage.get("reused") and "saved_seconds" not in stage for stage in stages):
+            return None
+        return sum(stage["seconds"] + stage.get("saved_seconds", 0) for stage in stages) / 60
 
     @property
     def trained_tokens(self) -> int | None:
@@ -213,9 +216,11 @@ def read_outcome(folder: Path) -> Outcome:
             outcome.rows.setdefault(task, {})[metric] = replace(rows, values=np.asarray(rows.values))
     if tasks := sorted(task for task in dense if CHOICES in dense[task] and CHOICES in restored.get(task, {})):
         asked = digest([[task, restored[task][CHOICES].sha256] for task in tasks])
+        definitions = [restored[task][CHOICES].definition for task in tasks]
+        definition = None if None in definitions else digest(definitions)
         sides = [(dense[task][CHOICES].values, restored[task][CHOICES].values) for task in tasks]
         for measure, rows_of in AGREEMENT.items():
-            rows = KeptRows(np.concatenate([rows_of(*side) for side in sides]), "mean", False, asked)
+            rows = KeptRows(np.concatenate([rows_of(*side) for side in sides]), "mean", False, asked, definition)
             outcome.rows.setdefault("agreement", {})[measure] = rows
     return outcome
 

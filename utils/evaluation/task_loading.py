@@ -110,6 +110,8 @@ class EvalPlan:
         for planned in self.planned:
             for name, record in planned.records.items():
                 key[name] = {part: value for part, value in record.items() if part != "source"}
+            for name, group in planned.groups.items():
+                key[f"group {name}"] = str(group.aggregate_metric_list)
             if planned.text is not None:
                 key[TOKEN_PERPLEXITY] = [digest(planned.text), self.ppl_window, self.windows]
         return key

@@ -67,6 +67,7 @@ def told(results: dict, run: dict) -> dict:
         "pruned_how": summary.pruned_how(run, proof), "restored_how": summary.restored_how(run),
         "restores": not summary.restores_nothing(run), "zeros_kept": proof.get("zeros", "kept") == "kept",
         "weights_changed": any(name.endswith("weight") for name in proof.get("changed_tensors", [])),
+        "verdicts": summary.verdicts_of(results),
         "rows": tables.score_rows(results), "means": tables.mean_rows(results),
         "others": [*tables.score_rows(results, main=False), *tables.agreement_rows(results)],
         "promises": tables.proof_rows(proof), "facts": summary.shown_facts(run),

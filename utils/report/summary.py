@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from utils.common.names import EMBEDDED, EMBEDDED_ID
-from utils.report.tables import ScoreRow, mean_rows, score_rows
+from utils.report.tables import JUDGED, ScoreRow, mean_rows, score_rows
 
 NAMES = {  # how models and pruners are written, by their names on the command line
     EMBEDDED: EMBEDDED_ID.partition("/")[2], "magnitude": "magnitude pruning", "wanda": "Wanda",
@@ -84,9 +84,9 @@ def verdict(results: dict, run: dict) -> str:
     # By a closed form, if not in training.
     rose = [loss_rose(losses.get(before), losses.get("restored")) for before in ("start", "pruned")]
     end = next((f"; {text}." for text in rose if text), ".")
-    verdicts = [row.verdict for row in score_rows(results) if row.verdict]
+    verdicts = verdicts_of(results)
     if not verdicts:
-        return f"Nothing was scored on both the pruned and the restored model: whether it is better is not known{end}"
+        return f"No task has paired scores of the pruned and the restored model: whether it is better is not known{end}"
     better, worse = verdicts.count("better"), verdicts.count("worse")
     tasks = f"{len(verdicts)} task{'s' * (len(verdicts) > 1)}"
     whole = "the task" if len(verdicts) == 1 else f"any of {tasks}"
@@ -102,6 +102,11 @@ def verdict(results: dict, run: dict) -> str:
     if any(row.metric.startswith("answer") and row.verdict == "worse" for row in mean_rows(results)):
         text += "; the right answers became less likely"
     return text + end
+
+
+def verdicts_of(results: dict) -> list[str]:
+    """Of each task whose main metric was judged."""
+    return [row.verdict for row in score_rows(results) if row.verdict in JUDGED]
 
 
 def loss_rose(before: float | None, after: float | None) -> str | None:

@@ -10,7 +10,7 @@ MODELS = ("dense", "pruned", "restored")
 COLUMNS = (*MODELS, "difference", "recovered")  # what a row of scores tells, by the names of its `texts`
 DASH = "–"
 AGREEMENT = {"flipped": "answers flipped", "kl": "KL from dense"}  # how they are shown, by results.json's names
-SHARES = ("acc", "exact_match", "f1", AGREEMENT["flipped"])  # begin the names of metrics shown in per cent
+SHARES = ("acc", "exact_match", AGREEMENT["flipped"])  # begin the names of metrics shown in per cent
 ARROWS = {True: " ↑", False: " ↓", None: ""}  # by whether higher is better, if that was recorded
 
 
@@ -81,6 +81,9 @@ class ScoreRow:
             texts[3] = f"+{texts[3]}"
         texts.append(DASH if self.recovered is None else f"{100 * self.recovered:.0f} %")
         return dict(zip(COLUMNS, texts, strict=True))
+
+
+JUDGED = ("better", "worse", "equal", "within noise")  # the verdicts of a known error and direction
 
 
 def judged(difference: Score | None, higher_is_better: bool | None) -> str:

@@ -3,11 +3,14 @@
 from collections import Counter
 
 from utils.common.errors import UserError
-from utils.evaluation.outcomes import COMPARED, Outcome, difference, mean_or_none, of_shared_seeds, spread
+from utils.evaluation.outcomes import COMPARED, KeptRows, Outcome, difference, mean_or_none, of_shared_seeds, spread
+from utils.evaluation.tasks import TOKEN_PERPLEXITY
 from utils.report.tables import DASH, markdown_table
 from utils.sweep.grid import CONTROL, SweepRow
 
 CONTROLLED = COMPARED[:3]  # what the share of a control is told of
+
+NONE = KeptRows([], None, None, "")  # of a measure whose rows were not kept
 
 RECOVERED = {"recovered_perplexity": "perplexity", "recovered_answers": "answer_bits", "recovered": "task_mean"}
 """Shares of the gap between the dense and the pruned model, and what each is a share of."""
@@ -81,8 +84,9 @@ def table_row(row: SweepRow) -> dict:
         "done": len(outcomes),
         "seeds": len({run.seed for run in row.finals}),
         "minutes": mean_or_none(outcome.minutes for outcome in outcomes),
-        "perplexity_of": first.perplexity,
+        "perplexity_of": _text_of(first),
         "tasks": [task for task, _ in first.accuracies],
+        "questions": sum(len(first.rows.get(task, {}).get(metric, NONE).values) for task, metric in first.accuracies),
         **{measure: spread(outcome.value(measure) for outcome in outcomes) for measure in COMPARED},
         "forgetting": spread(outcome.forgetting for outcome in outcomes),
     }
@@ -190,13 +194,26 @@ def markdown(table: dict) -> str:
 def _asked(table: dict) -> str:
     """What the rows were scored on, and how their rates were found."""
     rows = table["rows"]
-    told = {"Perplexity": sorted({" ".join(row["perplexity_of"]) for row in rows if row["perplexity_of"]})}
+    told = {"Perplexity": sorted({row["perplexity_of"] for row in rows if row["perplexity_of"]})}
     told["Tasks in the mean"] = list(dict.fromkeys(task for row in rows for task in row["tasks"]))
+    told["Questions in them"] = sorted({f"{row['questions']:,}" for row in rows if row["questions"]})
     text = "".join(f"{what}: {', '.join(names)}. " for what, names in told.items() if names)
     tried = max((row["rates"] for row in rows), default=1)
     searched = " and ".join(dict.fromkeys(["one seed", *(row["search"] for row in rows if row["search"])]))
     how = f"the best of {tried} in validation loss, with {searched}" if tried > 1 else "the one that its file gives"
     return f"{text}Rate: of each row that trains, {how}. "
+
+
+def _text_of(outcome: Outcome) -> str | None:
+    """What the perplexity is of, and how much of it was read."""
+    if outcome.perplexity is None:
+        return None
+    task, metric = outcome.perplexity
+    count = len(outcome.rows.get(task, {}).get(metric, NONE).values)
+    window, unit = outcome.run.get("arguments", {}).get("ppl_window"), "pages"
+    if metric == TOKEN_PERPLEXITY:
+        unit = f"windows of {window:,} tokens" if window else "windows"
+    return f"{task} {metric}" + f" over {count:,} {unit}" * (count > 0)
 
 
 def _table(columns: list[tuple[str, list[str]]], left: int) -> str:
