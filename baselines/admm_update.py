@@ -51,9 +51,9 @@ def admm(
     start = weight * norms
     ridge = damping * scaled.diagonal().mean()
     wanted = weight @ hessian / norms + ridge * start
-    damped = scaled.double()
+    damped = (scaled.cpu() if scaled.device.type == "mps" else scaled).double()  # which has no fp64
     damped.diagonal().add_(float(ridge) + rho)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped)).to(weight.dtype)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped)).to(weight)
     free, dual = start, torch.zeros_like(start)
     for _ in range(iterations):
         inside = (free + dual) * mask

@@ -6,10 +6,12 @@ import json
 import shutil
 import tempfile
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
 import torch
+from accelerate.utils import patch_environment
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
@@ -201,7 +203,9 @@ def load_model(folder: Path, dtype: torch.dtype | str, device: str, flag: str) -
     if device == "auto":
         options["offload_folder"] = _offload_folder().name
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+        # By this variable transformers knows FSDP, under which it would leave a spread model without its hooks.
+        with patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false") if device == "auto" else nullcontext():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
         raise UserError(f"{flag}: cannot load {folder} ({first_line(error)})") from error
     # As the first Llamas' files say that there is none; as an id it would be the last one of a torch embedding only.

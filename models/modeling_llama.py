@@ -56,6 +56,7 @@ class RestoredLayer(nn.Module):
 
     stored: the dtypes in which a checkpoint keeps weight and bias, once known: inference then rounds to them first.
     started: the weight as fixed terms leave it, where a training keeps it for the term that it trains beside them.
+    sharded: whether the terms are whole within a pass only, so that nothing of them can be kept for the next one.
     """
 
     def begin(self, stock: nn.Module) -> None:
@@ -65,6 +66,7 @@ class RestoredLayer(nn.Module):
         self.bias_terms, self.weight_terms = nn.ModuleList(), nn.ModuleList()
         self.stored: dict[str, torch.dtype] = {}
         self.started: Tensor | None = None
+        self.sharded = False
         self._kept: tuple[tuple, dict[str, Tensor]] | None = None
 
     def terms(self, part: str) -> nn.ModuleList:
@@ -85,7 +87,11 @@ class RestoredLayer(nn.Module):
         return merged(part, own if own is None else own.detach().cpu(), self.terms(part), self.weight.detach().cpu())
 
     def inferred(self, part: str, dtype: torch.dtype) -> Tensor | None:
-        """The parameter of inference: a merge's, computed again only after something that is learned changed."""
+        """The parameter of inference: a merge's, computed again only after something that is learned changed; of a
+        sharded layer, a step's."""
+        if self.sharded:
+            value = self.trained(part)
+            return value if value is None else value.to(dtype)
         learned = (*self.bias_terms.parameters(), *self.weight_terms.parameters())
         # The frozen weight may be elsewhere each time, in a model that is partly on disk.
         state = dtype, *self.stored.items(), self.weight.device, self.weight._version
@@ -134,7 +140,7 @@ class RestoredLinear(RestoredLayer, nn.Linear):
         bias = None if bias is None else bias.to(z.dtype)
         if not self.weight_terms[-1].beside:
             return F.linear(z, self.trained("weight").to(z.dtype), bias)
-        output = self.beside(z, self.started)
+        output = self.beside(z, self.begun() if self.started is None else self.started)
         return output if bias is None else output + bias
 
     def beside(self, z: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -144,6 +150,11 @@ class RestoredLinear(RestoredLayer, nn.Linear):
             weight = restored(self.weight.float(), before) if before else self.weight
         return last.through(z, weight)
 
+    def begun(self) -> Tensor:
+        """The weight as all terms but the last leave it, in its dtype."""
+        before = self.weight_terms[:-1]
+        return restored(self.weight.float(), before).to(self.weight.dtype) if len(before) else self.weight
+
     def keep(self) -> None:
         """Compute once, not each step, what training needs of the frozen weight and of the terms that are fixed."""
         for term in self.bias_terms:
@@ -151,7 +162,7 @@ class RestoredLinear(RestoredLayer, nn.Linear):
         *before, last = self.weight_terms or [None]
         if before and last.beside and not any(p.requires_grad for term in before for p in term.parameters()):
             with torch.no_grad():
-                self.started = restored(self.weight.float(), before).to(self.weight.dtype)
+                self.started = self.begun()
 
 
 class RestoredNorm(RestoredLayer):
@@ -199,10 +210,11 @@ def restored_layers(model: PreTrainedModel) -> list[RestoredLayer]:
     return [module for module in model.modules() if isinstance(module, RestoredLayer)]
 
 
-def keep_frozen(model: nn.Module) -> None:
-    """Convert what training needs of frozen weights once, not each step; not for a model to be sharded."""
-    for layer in model.modules():
-        if isinstance(layer, RestoredLinear):
+def keep_frozen(model: nn.Module, sharded: bool = False) -> None:
+    """Convert what training needs of frozen weights once, not each step; of a model to be sharded nothing is kept."""
+    for layer in restored_layers(model):
+        layer.sharded = sharded
+        if isinstance(layer, RestoredLinear) and not sharded:
             layer.keep()
 
 

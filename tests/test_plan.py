@@ -78,6 +78,8 @@ def test_memory_and_time_grow_with_what_is_asked_for():
     begun = by_key(*words, "admm_update", **on_card)["train"].card_bytes
     matrices = 3 * (2 * 24 * 48 + 2 * 24 * 16 + 3 * 24 * 56)  # its change in fp32, the weight with it in 16 bit
     assert begun - by_key(*words, "none", **on_card)["train"].card_bytes == 6 * matrices
+    alone, nothing = (by_key("-method", name, **on_card)["train"].card_bytes for name in ("admm_update", "none"))
+    assert alone - nothing == 6 * matrices
     short, long = (by_key("-loss", "distill", "-calib_length", length)["train"] for length in ("64", "512"))
     assert short.seconds < long.seconds and short.host_bytes < long.host_bytes
     assert CPU.fits(0.95e12) and not CPU.fits(0.96e12) and not CPU._replace(on_card=True).fits(0, 0.96e12)

@@ -18,7 +18,7 @@ from utils.packing import by_length
 from utils.prompts import IGNORED, Encoded, collate
 
 GB = 10**9
-KEPT = 4 * GB
+KEPT = 16 * GB
 """Bytes of the dense model's states that are kept in the cache; beyond, the model runs beside the pruned one."""
 
 WEIGHT = 0.5

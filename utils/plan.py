@@ -29,6 +29,7 @@ from utils.common.hub import no_waiting
 from utils.common.methods import Options, needs_of
 from utils.common.names import BUNDLED, DISTILL, EMBEDDED
 from utils.common.record import STAGES, device_name
+from utils.distillation import KEPT
 from utils.evaluation.task_loading import load_texts, task_names
 from utils.evaluation.tasks import TOKENS_ONLY, WIKITEXT
 from utils.losses import CHUNK
@@ -254,20 +255,25 @@ class Plan:
         forms = [CLOSED_FORMS[name] for name in (args.method, args.first) if name in CLOSED_FORMS]
         read = self.operations(Texts(args.calib_samples * sum(passes for passes, _ in forms), args.calib_length))
         step, host = 0.0, sum(self.weights + each * self.matrices for _, each in forms)  # the dense model, and theirs
-        device = max(self.reading_bytes(min(valid.rows * valid.tokens, self.budget)), self.proof)
-        if args.num_epoch and self.needs.training:
+        # On a card a weight's change by a closed form, and the weight with it; validation holds merged weights beside.
+        begun = machine.on_card * any(each for _, each in forms) * self.matrices * (FP32 + self.size)
+        trains = bool(args.num_epoch and self.needs.training)
+        changes = args.method.endswith(("lora", "dora", "masked_full"))
+        held = machine.on_card * trains * changes * self.matrices * self.size
+        device = begun + max(self.reading_bytes(min(valid.rows * valid.tokens, self.budget)) + held, self.proof)
+        if trains:
             read += (2 + args.num_epoch) * self.operations(valid)
             # Beside both passes, gradients of weights: of those that change, or of what is trained beside them.
             taught = [samples]
-            # On a card a weight's change by a closed form, and the weight with it.
-            begun = self.machine.on_card * any(each for _, each in forms) * self.matrices * (FP32 + self.size)
-            device = max(device, self.training_bytes() + begun)
-            if args.loss == DISTILL:  # the teacher's states are kept; each step has a window of text
+            device = max(device, begun + self.training_bytes())
+            if args.loss == DISTILL:  # each step has a window of text
                 text = Texts(args.calib_samples, args.calib_length, args.calib_length)
                 a_step = args.batch_size * args.gradient_accumulation
                 taught.append(text._replace(rows=math.ceil(samples.rows / a_step)))
                 read += sum(map(self.operations, (samples, valid, text)))
-                host += sum(each.rows * each.scored for each in (samples, valid, text)) * self.hidden * self.size
+                states = sum(each.rows * each.scored for each in (samples, valid, text)) * self.hidden * self.size
+                host += states * (states <= KEPT)
+                device += self.weights * (states > KEPT)  # the dense model itself
             step = (2 + args.gradient_checkpointing) * sum(map(self.operations, taught))
             update = 2 * self.matrices if args.method.startswith("masked") else 6 * self.trained
             step += sum(texts.rows * texts.tokens for texts in taught) * update

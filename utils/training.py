@@ -138,8 +138,7 @@ def train(
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,  # all are frozen, and alike on all processes
     )
-    if not sharded:
-        keep_frozen(model)
+    keep_frozen(model, sharded)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     trainer = _RestorationTrainer(

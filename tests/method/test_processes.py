@@ -30,6 +30,7 @@ from baselines.lofit import scale_norms
 from models.loading import load_model
 from models.merge import probe_logits
 from models.restoration import load_restoration, save_restoration
+from models.terms import MaskedChange, MaskedLowRank
 from tests.builders import learned_in, trained
 from tests.method.test_training import attached, before_each_pass, encoded, settings
 from tests.runs import ROOT, flags
@@ -91,6 +92,10 @@ def restored(folder: Path, dtype: torch.dtype, dense: Path | None, place: Path, 
     samples, scaled = encoded(folder, 24), load_model(folder, dtype, "cpu", "-p")
     norms = scale_norms(scaled, samples, settings(lr=0.05, batch_size=size), 0.05, "cpu", sharded=sharded)
     restoration, how, taught = trained(), settings(lr=0.1, batch_size=size), None
+    draw = torch.Generator().manual_seed(0)
+    change, down, up = (0.1 * torch.randn(shape, generator=draw) for shape in ((56, 24), (4, 24), (56, 4)))
+    beside = MaskedLowRank(down, up, torch.tensor(2.0))  # a closed form, and what is trained beside it
+    restoration.terms["model.layers.1.mlp.up_proj.weight"] = [MaskedChange(change).requires_grad_(False), beside]
     if dense:
         teacher = load_model(dense, torch.float32, "cpu", "-b")
         states = by_sample(teacher_states(teacher, samples, ""), samples)
@@ -219,6 +224,8 @@ def test_sharded_training_equals_unsharded(tmp_path, make_tiny_llama, dtype, tie
     assert found["restoration"].heads == restoration.heads
     for name in ("magnitudes", "component"):
         assert torch.allclose(found["restoration"].of_heads(name), restoration.of_heads(name), atol=tolerance)
+    ups = [each.terms["model.layers.1.mlp.up_proj.weight"][1].up for each in (found["restoration"], restoration)]
+    assert torch.allclose(*ups, atol=tolerance)
     (reattached,), (trained_logits,) = found["logits"], probe_logits(model, [samples[0].ids])
     assert torch.allclose(reattached, trained_logits, atol=tolerance * float(trained_logits.abs().max()))
 

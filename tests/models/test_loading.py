@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from models.checkpoint import Checkpoint
 from models.loading import check_name, head_shape, hub_name, load_model, load_tokenizer, placement, resolve
@@ -142,3 +143,19 @@ def test_what_an_earlier_stage_let_go_of_counts_as_free(make_tiny_llama, monkeyp
         assert placement(folder, torch.float32, "cuda:0") == "cuda:0"
     finally:
         gc.enable()
+
+
+def test_a_model_that_is_spread_is_no_model_of_fsdps(make_tiny_llama, monkeypatch):
+    """Under FSDP's variable transformers would leave it without hooks."""
+    seen, name = {}, "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    load = AutoModelForCausalLM.from_pretrained
+
+    def note(folder, device_map: str, **options):
+        seen[device_map] = os.environ[name]
+        return load(folder, **options)
+
+    monkeypatch.setenv(name, "true")
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", note)
+    for device in ("cpu", "auto"):
+        load_model(make_tiny_llama(), torch.float32, device, "-p")
+    assert seen == {"cpu": "true", "auto": "false"} and os.environ[name] == "true"

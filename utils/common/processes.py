@@ -43,8 +43,14 @@ class Processes:
         from accelerate import PartialState
 
         on_cpu = device == "cpu" or os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
+        if on_cpu:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else a barrier would take a card for each process
         self.state = PartialState(cpu=on_cpu, timeout=timedelta(days=7))  # the main one may prune and score for hours
         self.device = str(self.state.device)
+        if self.is_main and self.state.device.type != "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
+            import torch
+
+            torch.set_num_threads(len(os.sched_getaffinity(0)))  # the launcher's 1 is for processes that share cores
         if self.sharded and self.state.device.type == "cpu":
             raise UserError("accelerate launch: FSDP shards over GPUs only; leave out --use_fsdp")
 

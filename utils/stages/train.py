@@ -1,5 +1,6 @@
 """Train a restoration that is attached to the pruned model, save it, merge it, and prove the result."""
 
+import gc
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -94,6 +95,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
     if sharded:
         # What is left of the sharded model is a part of it: the saved restoration is attached to a whole one again.
         del model
+        gc.collect()  # the Trainer, which held it, is its own callback
         device = run.reading_device(models.pruned)
         model = restoration.attach(run.load(models.pruned, device))
         check_gathered(model, samples.valid, training)
