@@ -164,8 +164,8 @@ def load_tokenizer(folder: Path, flag: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        if not set(tokenizer("One text.").input_ids) - set(tokenizer.all_special_ids):
-            raise ValueError("it makes no tokens of a text, or none but special ones")
+        if len(set(tokenizer("One text.").input_ids) - set(tokenizer.all_special_ids)) < 2:
+            raise ValueError("it makes no two different tokens of a text")
         if tokenizer.pad_token_id is None:
             raise ValueError(f"it has no padding, end or unknown token: name one in {_TOKENIZER_CONFIG}")
     except Exception as error:  # whatever a damaged file makes transformers or tokenizers raise

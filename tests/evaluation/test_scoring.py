@@ -121,7 +121,7 @@ def test_limits_take_the_first_rows_and_parts_of_a_plan_score_as_the_whole_and_r
     assert plan_tasks("wikitext2_tokens", data, 2, 40, windows=2).key() != some.parts()[1].key()
     nothing = plan_tasks("none", None, None, 64)
     assert nothing.describe() == nothing.parts() == [] and evaluate(*tiny, nothing, "x").scores == {}
-    one_line(lambda: plan.check_model(tiny[1], 39), "-ppl_window", "40", "39 or less")
+    one_line(lambda: plan.check_model(39), "-ppl_window", "40", "39 or less")
 
 
 def test_a_group_and_a_metric_without_rows_have_lm_evals_direction_too(data, tiny):

@@ -4,9 +4,6 @@ import json
 
 import pytest
 from lm_eval.tasks import TaskManager
-from tokenizers import Tokenizer, models, pre_tokenizers
-from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
 
 from data.sources import Sample
 from tests.evaluation.material import QUESTIONS, ROWS, one_line
@@ -91,18 +88,6 @@ def test_what_the_folder_or_a_row_lacks_and_a_hub_out_of_reach_are_one_line(data
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(task_loading.datasets.config, "HF_HUB_OFFLINE", True)
     refused("rte", "-eval_tasks", "rte", "HF_HOME", "-eval_data_dir", folder=None)
-
-
-@pytest.mark.parametrize("tasks", ["rte", "wikitext2_tokens"])
-def test_a_tokenizer_that_tells_no_words_apart_is_refused(data, tasks):
-    plan = plan_tasks(tasks, data, None, 64)
-    for words in (models.BPE({"<s>": 0}, []), models.WordLevel({"<s>": 0, "<unk>": 1}, unk_token="<unk>"),
-                  models.WordLevel({"<s>": 0, "word": 1}, unk_token="<unk>")):  # fmt: skip
-        backend = Tokenizer(words)
-        backend.pre_tokenizer = pre_tokenizers.Whitespace()
-        backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
-        one_line(lambda other=tokenizer: plan.check_model(other, 256), "-base_model_name", "tokenizer")
 
 
 def drawn(data, task: str, count: int, seed: int) -> list[Sample]:

@@ -135,7 +135,7 @@ FILES: dict[str, tuple[Spoil, str]] = {
     "tied perhaps": (config(tie_word_embeddings="yes"), "tie_word_embeddings"),
     "quantized": (config(quantization_config={"quant_method": "bitsandbytes"}), "save what model.dequantize()"),
     "no tokenizer": (without("tokenizer.json", "tokenizer_config.json"), "no usable tokenizer"),
-    "a tokenizer of no words": (config("tokenizer.json", model=NO_WORDS), "makes no tokens of a text, or none but"),
+    "a tokenizer of no words": (config("tokenizer.json", model=NO_WORDS), "makes no two different tokens of a text"),
     "token ids beyond the vocabulary": (more_tokens(special=False), "'<more99>' with id 357, beyond"),
     "tokenizer of an unknown kind": (config("tokenizer.json", model={"type": "Mine"}), "no usable tokenizer"),
 }
@@ -239,12 +239,15 @@ def test_a_pt_runs_no_code_and_holds_texts(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("spoil", [with_mark, with_crlf])
 def test_a_byte_order_mark_and_lines_of_windows_are_no_mistakes(tmp_path, spoil):
-    """Of samples and texts: test_properties.py."""
     (tmp_path / "rte").mkdir()
     (tmp_path / "rte" / "validation.jsonl").write_text(f"{json.dumps(RTE)}\n" * 3)
     (tmp_path / "flags.json").write_text('{\n"lr": 0.5}')
-    for name in ("rte/validation.jsonl", "flags.json"):
+    samples = tmp_path / "samples.jsonl"
+    samples.write_text("".join(f'{{"instruction": "say {n}", "output": "now"}}\n' for n in range(3)))
+    expected = load_samples(str(samples), 2, 1)
+    for name in ("rte/validation.jsonl", "flags.json", samples.name):
         spoil(name)(tmp_path)
+    assert load_samples(str(samples), 2, 1) == expected
     plan_tasks("rte", tmp_path, None, 64)
     assert parse_arguments(["-config", str(tmp_path / "flags.json")]).lr == 0.5
 

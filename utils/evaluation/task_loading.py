@@ -18,7 +18,6 @@ from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
-from transformers import PreTrainedTokenizerBase
 
 from data.sources import Sample, Split, load_samples
 from utils.common.errors import UserError, first_line
@@ -54,7 +53,6 @@ class PlannedTask:
     groups: dict[str, Group]
     limit: int | None
     records: dict[str, dict]  # by task, what is needed to reproduce its numbers
-    first_rows: list[str]  # each task's, as text
     text: str | None = None  # WikiText-2's as pruning papers join it, where its token perplexity is asked for
 
 
@@ -87,22 +85,11 @@ class EvalPlan:
                 lines.append(f"{WIKITEXT}: {TOKEN_PERPLEXITY} over {some} whole windows of {self.ppl_window} tokens")
         return [*lines, *self.left_out]
 
-    def check_model(self, tokenizer: PreTrainedTokenizerBase, positions: int) -> None:
-        """UserError if a model of so many positions (max_position_embeddings) and its tokenizer cannot be scored so."""
-        long = [planned.text[:10_000] for planned in self.planned if planned.text is not None]
-        if long and self.ppl_window > positions:
+    def check_model(self, positions: int) -> None:
+        """UserError if a model of so many positions (max_position_embeddings) cannot be scored so."""
+        if self.ppl_window > positions and any(planned.text is not None for planned in self.planned):
             why = f"{self.ppl_window} tokens are more than the model's {positions} positions"
             raise UserError(f"-ppl_window: {why}; give {positions} or less")
-        for text in [*long, *(row for planned in self.planned for row in planned.first_rows)]:
-            try:
-                ids = set(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-            except Exception:  # what a vocabulary that lacks a word makes tokenizers raise
-                ids = set()
-            if len(ids) < 2:
-                raise UserError(
-                    f"-base_model_name: its tokenizer makes no two different tokens of {text[:60]!r}, so that no score "
-                    "would say anything; give the model with its own tokenizer"
-                )
 
     def key(self) -> dict:
         """What is asked, as JSON for the cache of scores; the same rows from the hub or a folder are one key."""
@@ -146,7 +133,7 @@ def plan_tasks(
                 planned.append(replace(plan_task(by_page, {}, None, source), text="\n\n".join(rows)))
             elif name == TOKENS_ONLY and WIKITEXT not in names:
                 text = "\n\n".join(wikitext_rows(eval_data_dir)[0])
-                planned.append(PlannedTask(name, {}, {}, None, {}, [], text))
+                planned.append(PlannedTask(name, {}, {}, None, {}, text))
             elif name != TOKENS_ONLY:
                 seen = {task for other in planned for task in other.tasks}
                 planned += [part for part in _load_tasks(name, eval_data_dir, limit) if not seen >= set(part.tasks)]
@@ -260,7 +247,7 @@ def plan_task(tasks: dict[str, Task], groups: dict[str, Group], limit: int | Non
     """Which rows of loaded tasks are scored: the first `limit` of each. groups: what they are in, the outer first."""
     # Of a definition not where its rows are: which splits exist differs between the hub and a folder.
     dropped = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", *SPLITS)
-    records, first_rows = {}, []
+    records = {}
     for name, task in tasks.items():
         if task.config.num_fewshot is None:
             task.set_config("num_fewshot", 0)
@@ -280,10 +267,9 @@ def plan_task(tasks: dict[str, Task], groups: dict[str, Group], limit: int | Non
         }
         if task.config.num_fewshot:
             records[name]["examples_sha256"] = digest(_jsonable(list(task.fewshot_docs())))
-        first_rows.append(str(docs[0]))
     # Inner groups first: lm_eval passes a metric's direction up from the members in this order.
     inner_first = dict(reversed(groups.items()))
-    return PlannedTask(next(iter(groups or tasks)), tasks, inner_first, limit, records, first_rows)
+    return PlannedTask(next(iter(groups or tasks)), tasks, inner_first, limit, records)
 
 
 def wikitext_rows(data_dir: Path | None) -> tuple[list[str], str]:

@@ -62,7 +62,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     rope = config.rope_parameters or {}
     longer = rope.get("factor", 1) if rope.get("rope_type") in ("linear", "dynamic") else 1
     positions = int(config.max_position_embeddings * longer)
-    plan.check_model(tokenizer, positions)
+    plan.check_model(positions)
     samples = read_samples(args, tokenizer, load_texts(args))
     if (longest := max(len(sample.ids) for sample in samples.train + samples.valid)) > positions:
         said = f"-max_length: a sample of {longest} tokens is beyond the model's longest context"

@@ -14,11 +14,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, run
-from utils.common.errors import UserError
 from utils.common.files import check_writable, write_text
+from utils.common.run_folder import locked
 from utils.sweep.grid import SweepRow, SweepRun, read_sweep
 from utils.sweep.sweep_files import FILE, look, printed, read, write
 from utils.sweep.table import build_table, markdown
@@ -41,11 +39,8 @@ def main() -> None:
     else:
         rows, kept = read_sweep(args.file), args.output_dir
         check_writable(args.output_dir, "-output_dir")
-        try:
-            with FileLock(args.output_dir / ".lock", timeout=0):
-                rows = run_all(rows, args.output_dir, args.cache_dir, args.keep_models)
-        except Timeout as error:
-            raise UserError(f"-output_dir: another sweep is at work in {kept}; wait, or give another folder") from error
+        with locked(kept / ".lock", f"-output_dir: {kept}"):
+            rows = run_all(rows, kept, args.cache_dir, args.keep_models)
     print(f"table: {args.output_dir / 'table.md'}\npage:  python -m utils.compare {kept} -output FILE.html")
     if left := needed(rows):
         print(f"{len(left)} runs failed: the table says how; the same command tries them again", file=sys.stderr)
