@@ -20,7 +20,7 @@ from utils.stages.train import merge, train_restoration
 
 NAMES = sorted(str(file.relative_to(ROOT)) for folder in (".", "docs", "data") for file in (ROOT / folder).glob("*.md"))
 ENTRY = "RestoreLCC_train"
-PARSERS = (ENTRY, "pruning", "models.merge", "utils.sweep", "utils.compare", "benchmarks.run")
+PARSERS = (ENTRY, "pruning", "models.merge", "utils.sweep", "utils.report", "utils.compare", "benchmarks.run")
 LM_EVALS = ("utils.evaluation.restored_lm", "tests/run.sh")
 """Ours, with the flags of lm_eval and of pytest."""
 MODULES = (

@@ -12,7 +12,9 @@ import torch
 from tests.browser import A4, NARROW, brightness, look
 from tests.report import made
 from tests.report.made import HISTORY, PROOF, RUN, SPACE, make_results, task
+from utils.common.errors import UserError
 from utils.common.files import write_json
+from utils.report import __main__ as command
 from utils.report import charts, page, records, summary, svg, tables
 
 
@@ -218,7 +220,7 @@ def test_every_part_of_the_record_is_on_the_page_and_no_private_folder_network_o
     for part in (
         summary.verdict(made.whole().results, RUN), "38 of 38 tensors", "version of torch", "173c87a5", "alpaca.jsonl",
         "python RestoreLCC_train.py -pruned_model_path wanda-50", "probing", "100.2", "total105.03.00 GiB", "an answer",
-        "loss 1.250", "loss –", "only blanks", "lm_eval --model hf", "answers flipped",
+        "loss 1.250", "loss –", "only blanks", "python -m utils.report", "lm_eval --model hf", "answers flipped",
         "One run with one seed (42)", "went from 3.000 before training to 2.100 at its end.", "of 12,345 zeros kept",
         "in 2 of its 15 attention heads (selected by chance), 1,234 trained parameters, trained on", "3.000 → 2.100",
         "50 %, the same before and after restoring", "kept every weight and every zero", "1,234trained parameters",
@@ -267,20 +269,45 @@ def test_next_steps_name_the_runs_folder_and_follow_what_was_found():
     assert "-config out/run.json -output_dir out-2" in failed and failed.count("<li>") == 1
 
 
-def test_a_run_is_drawn_from_its_files_alone_and_no_other_file_is_touched(drawn, tmp_path):
-    record = made.whole()
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A run's folder, and the command called with it."""
+    run, record = tmp_path / "out", made.whole()
     for name, content in {"results": record.results, "run": RUN, "logs/examples": record.examples}.items():
-        write_json(tmp_path / f"{name}.json", content)
-    (tmp_path / "logs" / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in HISTORY))
-    write_json(tmp_path / "figures" / "mine.svg", "mine")
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert page.write_report(tmp_path).read_text(encoding="utf-8") == drawn
-    pictures = {tmp_path / "figures" / f"{name}.svg" for name in ("scores", "heads", "spectrum", "loss")}
-    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert after.keys() == {*before, *pictures, tmp_path / "report.html"} and before.items() <= after.items()
+        write_json(run / f"{name}.json", content)
+    (run / "logs" / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in HISTORY))
+    monkeypatch.setattr("sys.argv", ["utils.report", str(run)])
+    return run
+
+
+def test_the_command_draws_the_same_page_from_the_files_alone_and_touches_no_other(folder, drawn, capsys):
+    write_json(folder / "figures" / "mine.svg", "mine")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    command.main()
+    assert capsys.readouterr().out == f"report: {folder / 'report.html'}\n"
+    assert (folder / "report.html").read_text(encoding="utf-8") == drawn
+    pictures = {folder / "figures" / f"{name}.svg" for name in ("scores", "heads", "spectrum", "loss")}
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert after.keys() == {*before, *pictures, folder / "report.html"} and before.items() <= after.items()
     for path in pictures:  # each stands alone
         assert ElementTree.parse(path).getroot().tag == f"{SPACE}svg" and f'href="figures/{path.name}"' in drawn
         assert "prefers-color-scheme: dark" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("results.json", None, "give the whole folder of a run"),
+        ("run.json", "[]", "holds no JSON object"),
+        ("logs/history.jsonl", "3", "history.jsonl: holds no JSON object"),
+        ("run.json", '{"stages": [{"name": "x"}]}', "its files hold what no run writes"),
+    ],
+)
+def test_a_folder_that_is_no_runs_is_one_line_and_nothing_is_written(folder, name, content, words):
+    (folder / name).unlink() if content is None else (folder / name).write_text(content)
+    with pytest.raises(UserError, match=words):
+        command.main()
+    assert not (folder / "report.html").exists() and not (folder / "figures").exists()
 
 
 @pytest.mark.slow

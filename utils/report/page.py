@@ -10,7 +10,8 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from utils.common.files import parse_json, read_json, write_text
+from utils.common.errors import UserError, first_line
+from utils.common.files import parse_json, write_text
 from utils.report import charts, summary, tables
 from utils.report.svg import TEMPLATES, Drawing, read_template
 
@@ -27,11 +28,21 @@ class Record(NamedTuple):
 
 
 def read_record(folder: Path) -> Record:
-    """The record in `folder`, as a run writes it."""
-    lines = (folder / HISTORY).read_text(encoding="utf-8").splitlines() if (folder / HISTORY).is_file() else []
-    examples = read_json(folder / EXAMPLES) if (folder / EXAMPLES).is_file() else None
-    results, run = (read_json(folder / name) for name in ("results.json", "run.json"))
-    return Record(results, run, [parse_json(line) for line in lines], examples)
+    """The record in `folder`; UserError if it is no run's, or a file of it is damaged."""
+    results, run = (_objects(folder / name)[0] for name in ("results.json", "run.json"))
+    history = _objects(folder / HISTORY, in_lines=True) if (folder / HISTORY).is_file() else []
+    return Record(results, run, history, _objects(folder / EXAMPLES)[0] if (folder / EXAMPLES).is_file() else None)
+
+
+def _objects(path: Path, in_lines: bool = False) -> list[dict]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        found = [parse_json(each) for each in (text.splitlines() if in_lines else [text])]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({first_line(error)}); give the whole folder of a run") from error
+    if not all(isinstance(each, dict) for each in found):
+        raise UserError(f"{path}: holds no JSON object; give the whole folder of a run")
+    return found
 
 
 def write_report(folder: Path) -> Path:

@@ -1,0 +1,28 @@
+"""The page of a run and its pictures once more, from its record alone: python -m utils.report OUT"""
+
+from jinja2 import UndefinedError
+
+from utils.common.commands import Parser, folder_path, run
+from utils.common.errors import UserError, first_line
+from utils.report.page import write_report
+
+
+def main() -> None:
+    """Read the record, draw the page."""
+    usage, what = "python -m utils.report OUT", "Draw report.html and figures/ of a run again, from what it recorded."
+    parser = Parser(prog="utils.report", usage=usage, description=what)
+    parser.add_argument("folder", type=folder_path, metavar="OUT", help="the -output_dir of a run")
+    folder = parser.parse_args().folder
+    if not folder.is_dir():
+        raise UserError(f"OUT: {folder} is not a folder; give the -output_dir of a run")
+    try:
+        print(f"report: {write_report(folder)}")
+    except (LookupError, TypeError, AttributeError, ValueError, UndefinedError) as error:
+        said = f"OUT: {folder}: its files hold what no run writes ({first_line(error)})"
+        raise UserError(f"{said}; copy the run's folder again") from error
+    except OSError as error:
+        raise UserError(f"OUT: {folder} cannot be written ({error.strerror}); copy it first") from error
+
+
+if __name__ == "__main__":
+    run(main)
