@@ -1,7 +1,7 @@
 """A checkpoint on disk, tensor by tensor: what its files hold, how many zeros, and what identifies it."""
 
 import hashlib
-import math
+import json
 import os
 import re
 from collections.abc import Callable
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -31,6 +30,7 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 """Where transformers looks for weights, in its order."""
 
 _SAFE_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_SAFE_NAMES = {dtype: name for name, dtype in _SAFE_DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,7 @@ class Checkpoint:
         """The headers of the tensors in `file`, whose reader is kept."""
         if file.suffix != ".safetensors":
             tensors = _load_pickle(file, self.flag)
-            # Tied ones share their storage, and no two tensors that are written may.
-            self._readers[file.name] = lambda name: tensors[name].clone()
+            self._readers[file.name] = tensors.__getitem__
             return {name: Header(file.name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
         try:
             opened = safe_open(file, framework="pt")
@@ -222,7 +221,7 @@ def check_weights(checkpoint: Checkpoint, config: LlamaConfig) -> None:
             "give a plain checkpoint"
         )
     for name, header in kept.items():
-        if header.dtype not in _SAFE_DTYPES.values():
+        if header.dtype not in _SAFE_NAMES:
             raise UserError(
                 f"{flag}: {name} in {folder} is {header.dtype}; RestoreLCC reads float16, bfloat16, float32 and "
                 "float64, so dequantize the checkpoint first"
@@ -249,25 +248,51 @@ def restorable_heads(folder: Path, layers: int, heads: int) -> Tensor:
 
 
 def write_checkpoint(output: Path, layout: dict[str, Header], read: Callable[[str], Tensor]) -> None:
-    """Write tensors to the safetensors files of their headers in the folder `output`, one file in memory at a time.
+    """Write tensors to the safetensors files of their headers in the folder `output`, one in memory at a time.
 
     With more than one file, or one that is not model.safetensors, an index is written too. read: the tensor of a name.
     """
-    files: dict[str, list[str]] = {}
+    shards: dict[str, list[tuple[str, Header]]] = {}
     for name, header in layout.items():
-        files.setdefault(header.file, []).append(name)
-    for file, names in files.items():
-        with whole_file(output / file) as partial:
-            save_file({name: read(name).contiguous() for name in names}, partial, {"format": "pt"})
-    if list(files) != [WEIGHTS[0]]:
+        shards.setdefault(header.file, []).append((name, header))
+    for file, tensors in shards.items():
+        _write_shard(output / file, tensors, read)
+    if list(shards) != [WEIGHTS[0]]:
         weight_map = {name: layout[name].file for name in sorted(layout)}
-        size = sum(math.prod(header.shape) * header.dtype.itemsize for header in layout.values())
+        size = sum(map(_bytes, layout.values()))
         write_json(output / WEIGHTS[1], {"metadata": {"total_size": size}, "weight_map": weight_map})
+
+
+def _write_shard(path: Path, tensors: list[tuple[str, Header]], read: Callable[[str], Tensor]) -> None:
+    """Its header first, which needs no data, then the tensors one by one."""
+    # Wider dtypes first, then by name, as the library does: each tensor is then aligned to its own size.
+    ordered = sorted(tensors, key=lambda entry: (-entry[1].dtype.itemsize, entry[0]))
+    table, place = {"__metadata__": {"format": "pt"}}, 0
+    for name, header in ordered:
+        table[name] = {
+            "dtype": _SAFE_NAMES[header.dtype],
+            "shape": list(header.shape),
+            "data_offsets": [place, place + _bytes(header)],
+        }
+        place += _bytes(header)
+    encoded = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name, header in ordered:
+            tensor = read(name)
+            if tensor.dtype != header.dtype or tuple(tensor.shape) != header.shape:
+                raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {header.dtype} {header.shape}")
+            file.write(raw_bytes(tensor).numpy())
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:
     """Whether two tensors agree in dtype, shape and every bit."""
     return left.dtype == right.dtype and left.shape == right.shape and torch.equal(raw_bytes(left), raw_bytes(right))
+
+
+def _bytes(header: Header) -> int:
+    return torch.Size(header.shape).numel() * header.dtype.itemsize
 
 
 def _load_pickle(file: Path, flag: str) -> dict[str, Tensor]:

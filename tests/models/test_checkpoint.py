@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.checkpoint import Checkpoint, check_weights, fingerprint, same_bits, weight_files, write_checkpoint
+from models.checkpoint import Checkpoint, Header, check_weights, fingerprint, weight_files, write_checkpoint
 from models.loading import load_config
 from tests.builders import rewrite
 from utils.common.errors import UserError
@@ -85,10 +85,20 @@ def test_one_pass_finds_zeros_and_is_not_repeated(make_tiny_llama, monkeypatch):
     assert Checkpoint(folder).survey() is survey
 
 
-def test_a_pickle_whose_tensors_share_memory_is_written_too(tmp_path):
-    wide, file = torch.randn(4, 6), "pytorch_model.bin"
-    torch.save({"head": wide, "embedding": wide, "turned": wide.T}, tmp_path / file)
-    stored = Checkpoint(tmp_path)
-    write_checkpoint(tmp_path / "out", stored.kept(), stored.read)
-    found = load_file(tmp_path / "out" / "model.safetensors")
-    assert all(same_bits(found[name], wide.T if name == "turned" else wide) for name in stored.headers)
+def test_tensors_are_written_as_the_library_reads_them(tmp_path):
+    tensors = {
+        "a": torch.randn(3, 5).bfloat16(),
+        "b": torch.randn(2, dtype=torch.float64),
+        "naïve": torch.tensor(2.0),
+        "none": torch.zeros(0, 4, dtype=torch.float16),
+        "view": torch.randn(4, 6).T,
+    }
+    layout = {name: Header("x.safetensors", tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write_checkpoint(tmp_path / "right", layout, tensors.__getitem__)
+    found = load_file(tmp_path / "right" / "x.safetensors")
+    assert set(found) == set(tensors)
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
+    with pytest.raises(ValueError, match=r"is torch\.float64"):
+        write_checkpoint(tmp_path / "wrong", layout, lambda name: tensors[name].double())
+    assert not list((tmp_path / "wrong").iterdir())
