@@ -23,26 +23,12 @@ Left = dict[str, tuple[int, Tensor]]
 """By name, the axis and the indices in the dense model that are left of whatever has another shape."""
 
 
-@torch.no_grad()
-def compact(model: LlamaForCausalLM) -> CompactLlamaForCausalLM:
-    """The model without the heads and channels that nothing reads: their o_proj or down_proj columns are all zero.
-
-    A head with only some zeros stays. Every layer keeps a KV head and a channel. The model given is left as it is.
-    """
-    state = model.state_dict()
-    small, left = _compact_config(state.__getitem__, model.config)
-    state = {name: chosen(tensor, left.get(name)) for name, tensor in state.items()}
-    with torch.device("meta"):
-        result = CompactLlamaForCausalLM(small)
-    result.load_state_dict(state, assign=True)
-    result.tie_weights()
-    # What no checkpoint holds.
-    result.model.rotary_emb, result.generation_config = model.model.rotary_emb, model.generation_config
-    return result.requires_grad_(False).eval()
-
-
 def write_compact(folder: Path, output: Path) -> None:
-    """`compact` of the checkpoint in `folder` into the folder `output`: each tensor in its stored dtype."""
+    """The checkpoint in `folder`, without the heads and channels that nothing reads, into the folder `output`.
+
+    Those are gone whose o_proj or down_proj columns are all zero; a head with only some zeros stays. Every layer keeps
+    a KV head and a channel, each tensor its stored dtype.
+    """
     stored, config = Checkpoint(folder), load_config(folder, "-pruned_model_path")
     small, left = _compact_config(stored.read, config)
     with torch.device("meta"):

@@ -1,15 +1,17 @@
 """From a dense model's folder to a pruned one's: the functions behind `python -m pruning`."""
 
 import hashlib
+import math
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from models.checkpoint import LINEARS
-from models.compact import RECORD, compact
+from models.checkpoint import LINEARS, Checkpoint
+from models.compact import RECORD, write_compact
 from models.compact_llama import CompactLlamaConfig
 from models.loading import check_model, copy_tokenizer, load_config, load_model, usable_device
 from models.portable import make_portable
@@ -84,15 +86,12 @@ def prune_into(
     seconds = time.perf_counter() - started
     linears = [[layer.get_submodule(name).weight for name in LINEARS] for layer in model.model.layers]
     reached = [sum((w == 0).sum().item() for w in each) / sum(w.numel() for w in each) for each in linears]
-    parameters = {"dense": model.num_parameters()}
-    if mode == "compact":
-        model = compact(model)
     record = {
         "method": method,
         "mode": mode,
         "sparsity": sparsity,
         "sparsity_reached": sum(reached) / len(reached),
-        "parameters": parameters | {"pruned": model.num_parameters()},
+        "parameters": {"dense": model.num_parameters()},
         "base_model": base_name or base.name,
         "dtype": str(dtype).removeprefix("torch."),
         "device": str(place),
@@ -103,10 +102,16 @@ def prune_into(
         "layers": [{"sparsity": share} | layer for share, layer in zip(reached, layers, strict=True)],
         "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
     }
-    with explain_disk_full(output):
-        model.save_pretrained(output)
-        make_portable(output)
-        copy_tokenizer(base, output)
+    output.mkdir(parents=True, exist_ok=True)
+    with explain_disk_full(output), TemporaryDirectory(dir=output) as within:
+        masked = Path(within) if mode == "compact" else output
+        model.save_pretrained(masked)
+        make_portable(masked)
+        copy_tokenizer(base, masked)
+        if mode == "compact":
+            write_compact(masked, output)
+        tensors = Checkpoint(output).headers.values()
+        record["parameters"]["pruned"] = sum(math.prod(tensor.shape) for tensor in tensors)
         write_json(output / RECORD, record)
         write_text(output / "README.md", _card(record))
     return record
