@@ -30,7 +30,10 @@ def write_compact(folder: Path, output: Path) -> None:
     a KV head and a channel, each tensor its stored dtype.
     """
     stored, config = Checkpoint(folder), load_config(folder, "-pruned_model_path")
-    small, left = _compact_config(stored.read, config)
+    kv_heads, channels = what_is_left(stored.read, config)
+    left = left_of(config, kv_heads, channels)
+    sizes = {"kept_kv_heads": kv_heads, "intermediate_sizes": [len(kept) for kept in channels]}
+    small = CompactLlamaConfig(**_settings(config), **sizes, architectures=[CompactLlamaForCausalLM.__name__])
     with torch.device("meta"):
         model = CompactLlamaForCausalLM(small)
     # As save_pretrained leaves them: the class's own code, and where its configuration finds it.
@@ -67,14 +70,6 @@ def _expanded(folder: Path, small: Checkpoint) -> None:
         return tensor.new_zeros(shapes[name]).index_copy(axis, indices, tensor)
 
     _write(small, plain, folder, widened)
-
-
-def _compact_config(read: Callable[[str], Tensor], config: LlamaConfig) -> tuple[CompactLlamaConfig, Left]:
-    """The configuration of the smaller model, and what is left of each tensor."""
-    kv_heads, channels = what_is_left(read, config)
-    sizes = {"kept_kv_heads": kv_heads, "intermediate_sizes": [len(kept) for kept in channels]}
-    small = CompactLlamaConfig(**_settings(config), **sizes, architectures=[CompactLlamaForCausalLM.__name__])
-    return small, left_of(config, kv_heads, channels)
 
 
 def what_is_left(read: Callable[[str], Tensor], config: LlamaConfig) -> tuple[list[list[int]], list[list[int]]]:

@@ -26,7 +26,7 @@ def parser() -> Parser:
     flags.flag("device", default="auto", help="where layers are pruned: cpu, cuda, cuda:1, … or auto")
     flags.flag("seed", default=42, type=seed_number, help="of the calibration windows")
     flags.flag("cache_dir", default=DEFAULT_CACHE, type=folder_path, help="where GGUF models are unpacked")
-    flags.switch("overwrite", "rename what is in -output_dir to DIR.1 when the pruned model is whole")
+    flags.flag("overwrite", default=False, help="rename what is in -output_dir to DIR.1 when the pruned model is whole")
     return flags
 
 

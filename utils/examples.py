@@ -31,11 +31,11 @@ def greedy(model: LlamaForCausalLM, prompt: list[int], most: int, ends: frozense
 
 
 @torch.no_grad()
-def response_nats(model: LlamaForCausalLM, sample: Encoded) -> tuple[float, int]:
-    """(mean loss in nats a token, tokens) of the sample's own response; nothing predicts a first token."""
+def response_nats(model: LlamaForCausalLM, sample: Encoded) -> float:
+    """Mean loss, nats a token, of the sample's own response; nothing predicts a first token."""
     first = max(1, sample.prompt_length)
     logits = model(torch.tensor([sample.ids], device=input_device(model))).logits[0, first - 1 : -1].float().cpu()
-    return float(cross_entropy(logits, torch.tensor(sample.ids[first:]))), len(sample.ids) - first
+    return float(cross_entropy(logits, torch.tensor(sample.ids[first:])))
 
 
 def ends_of(model: LlamaForCausalLM) -> frozenset[int]:

@@ -257,9 +257,8 @@ class Plan:
         step, host = 0.0, sum(self.weights + each * self.matrices for _, each in forms)  # the dense model, and theirs
         # On a card a weight's change by a closed form, and the weight with it; validation holds merged weights beside.
         begun = machine.on_card * any(each for _, each in forms) * self.matrices * (FP32 + self.size)
-        trains = bool(args.num_epoch and self.needs.training)
-        changes = args.method.endswith(("lora", "dora", "masked_full"))
-        held = machine.on_card * trains * changes * self.matrices * self.size
+        trains, merges = args.num_epoch and self.needs.training, args.method.endswith(("lora", "dora", "masked_full"))
+        held = machine.on_card * bool(trains and merges) * self.matrices * self.size
         device = begun + max(self.reading_bytes(min(valid.rows * valid.tokens, self.budget)) + held, self.proof)
         if trains:
             read += (2 + args.num_epoch) * self.operations(valid)

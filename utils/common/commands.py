@@ -43,10 +43,6 @@ class Parser(argparse.ArgumentParser):
             options = {"type": text, "metavar": getattr(options.get("type"), "metavar", None), **options}
         self._target.add_argument(f"-{name}", f"--{name}", **options)
 
-    def switch(self, name: str, help: str) -> None:
-        """-name and --name, off unless given."""
-        self.flag(name, default=False, help=help)
-
     def _get_option_tuples(self, option_string: str) -> list:
         """No abbreviations: `allow_abbrev` leaves those with one dash in."""
         return []

@@ -202,21 +202,17 @@ class Arguments:
 
     def unused(self) -> list[str]:
         """The flags that are set, and that this run has no use for."""
-        options = Options.of(self)
-        needs, parts = needs_of(self.method, options), parts_of(self.method, options)
+        options, plain = Options.of(self), Arguments(head_selection=METHODS[self.method].selection)
+        needs = needs_of(self.method, options)
         used = {
-            "prune_method": not self.pruned_model_path,
-            "sparsity": not self.pruned_model_path,
-            "use_topk_heads": needs.heads,
-            "head_selection": needs.heads,
-            "num_components": needs.heads,
+            "prune_method sparsity": not self.pruned_model_path,
+            "use_topk_heads head_selection num_components": needs.heads,
             "num_probe_samples": needs.heads and self.head_selection == "contrastive",
             "basis": needs.basis,
-            "lora_rank": any("lora_rank" in part.spec.takes for part in parts),
+            "lora_rank": any("lora_rank" in part.spec.takes for part in parts_of(self.method, options)),
         }
-        defaults = {each.name: each.default for each in fields(self)}
-        defaults["head_selection"] = METHODS[self.method].selection
-        return [f"-{name}" for name, use in used.items() if not use and getattr(self, name) != defaults[name]]
+        idle = " ".join(names for names, use in used.items() if not use).split()
+        return [f"-{name}" for name in idle if getattr(self, name) != getattr(plain, name)]
 
     def as_json(self) -> dict:
         """The flags as run.json keeps them, for `-config run.json` to repeat; how a run is started is no part of it."""

@@ -136,9 +136,7 @@ def shown_facts(run: dict) -> list[tuple[str, str]]:
 
 def shown_arguments(run: dict) -> list[tuple[str, str]]:
     """(flag, value), without this machine's folders."""
-    given = (run.get("arguments") or {}).items()
-    lists = [(f"-{name}", value if isinstance(value, list) else [value]) for name, value in given]
-    return [(name, " ".join(hide_path(str(part)) for part in value)) for name, value in lists]
+    return [(f"-{name}", hide_path(str(value))) for name, value in (run.get("arguments") or {}).items()]
 
 
 def share_text(share: float) -> str:

@@ -128,9 +128,10 @@ def answers_to(
         made, ended = examples.greedy(
             model(), sample.ids[: max(1, sample.prompt_length)], examples.MOST_TOKENS, examples.ends_of(model())
         )
-        loss, _ = examples.response_nats(model(), sample)
         text = tokenizer.decode(made, skip_special_tokens=True)
-        found.append({"text": text, "tokens": len(made), "ended": ended, "loss": loss})
+        found.append(
+            {"text": text, "tokens": len(made), "ended": ended, "loss": examples.response_nats(model(), sample)}
+        )
     return {"answers": found}
 
 

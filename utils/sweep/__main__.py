@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("file", type=folder_path, metavar="FILE", help=f"the sweep, a yaml file; or a sweep's {FILE}")
     parser.flag("output_dir", type=folder_path, default=Path("sweep"), metavar="DIR", help="for runs and table")
     parser.flag("cache_dir", type=folder_path, default=DEFAULT_CACHE, metavar="DIR", help="that all runs share")
-    parser.switch("keep_models", "keep each run's model/, compact/ and restoration/, which are removed otherwise")
+    parser.flag("keep_models", default=False, help="keep each run's model/, compact/ and restoration/")
     args = parser.parse_args()
     if args.file.suffix == ".gz":
         rows, kept, text = [], args.file, markdown(build_table(read(args.file)))

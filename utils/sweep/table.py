@@ -204,16 +204,13 @@ def _asked(table: dict) -> str:
     return f"{text}Rate: of each row that trains, {how}. "
 
 
-def _text_of(outcome: Outcome) -> str | None:
+def _text_of(outcome: Outcome) -> str:
     """What the perplexity is of, and how much of it was read."""
-    if outcome.perplexity is None:
-        return None
-    task, metric = outcome.perplexity
+    task, metric = outcome.perplexity or ("", "")
     count = len(outcome.rows.get(task, {}).get(metric, NONE).values)
-    window, unit = outcome.run.get("arguments", {}).get("ppl_window"), "pages"
-    if metric == TOKEN_PERPLEXITY:
-        unit = f"windows of {window:,} tokens" if window else "windows"
-    return f"{task} {metric}" + f" over {count:,} {unit}" * (count > 0)
+    window = outcome.run.get("arguments", {}).get("ppl_window")
+    size = f" over {count:,} windows of {window:,} tokens" if count and window and metric == TOKEN_PERPLEXITY else ""
+    return f"{task} {metric}{size}".strip()
 
 
 def _table(columns: list[tuple[str, list[str]]], left: int) -> str:
