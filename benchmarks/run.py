@@ -336,11 +336,8 @@ def main(argv: list[str] | None = None) -> None:
     about["matmul_flops_per_second"] = matmul_rate(model)
     print(f"{about['device']}, {args.dtype}: matrix product {about['matmul_flops_per_second'] / 1e12:.3f} TFLOP/s")
     rows, lines, refused = {}, [], []
-    for part, measured in (
-        ("training", training_speed),
-        ("inside the mask", inside_mask_speed),
-        ("extraction", extraction_speed),
-    ):
+    parts = {"training": training_speed, "inside the mask": inside_mask_speed, "extraction": extraction_speed}
+    for part, measured in parts.items():
         try:
             rows |= measured(model, samples, args)
         except AssertionError as error:  # two ways that should compute the same do not

@@ -63,7 +63,6 @@ NUMBERS = {  # by the names that a sweep's table has for them
     "minutes": Column("minutes", lower=True),
 }
 
-
 COSTS = ("trained_parameters", "trained_tokens", "minutes")
 """What a picture may show measures against."""
 

@@ -6,6 +6,8 @@ import re
 import signal
 from collections.abc import Iterator
 
+_NO_MEMORY = r"(?i)can(?:no|')t allocate memory|not enough memory|out of memory|bad_alloc|_ALLOC_FAILED|os error 12\)"
+
 
 class UserError(Exception):
     """A mistake the user can mend: one line that names the flag or file, says what is wrong and what to do.
@@ -47,9 +49,6 @@ def refusal(error: BaseException | None) -> str | None:
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             return os.strerror(number)
     return None
-
-
-_NO_MEMORY = r"(?i)can(?:no|')t allocate memory|not enough memory|out of memory|bad_alloc|_ALLOC_FAILED|os error 12\)"
 
 
 def shortage(error: BaseException | None) -> str | None:

@@ -11,7 +11,6 @@ import numpy as np
 
 Row = float | Sequence[float]
 
-
 AGGREGATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean": lambda mean: mean,
     # lm_eval's: rows are log-likelihoods.
