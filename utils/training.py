@@ -36,7 +36,6 @@ from utils.packing import by_length
 from utils.prompts import IGNORED, Encoded, collate
 
 VALID_TOKENS_A_BATCH = 4096
-
 SAVED_EVERY = 600
 """Seconds of training that a kill may cost."""
 
