@@ -6,7 +6,7 @@ from data.sources import check_calib_data
 from models.model_names import RECORD, check_found
 from utils.common.commands import DEFAULT_CACHE, Parser, at_least, folder_path, name_or_path, run, seed_number
 from utils.common.files import check_writable, read_json
-from utils.common.names import BUNDLED, DTYPE_NAMES
+from utils.common.names import BUNDLED, C4, DTYPE_NAMES, EMBEDDED
 from utils.common.run_folder import RunFolder, check_apart
 
 
@@ -19,7 +19,8 @@ def parser() -> Parser:
     flags.flag("sparsity", default="0.5", help="share of zeros, 0 to 1, or N:M to keep N of every M weights")
     modes = ("masked", "compact")
     flags.flag("mode", default=modes[0], choices=modes, help="slimgpt: masked keeps the shapes, compact is smaller")
-    flags.flag("calib_data", type=name_or_path, default=BUNDLED, help="bundled, c4 (hub), a .jsonl, .json or .txt file")
+    kinds = "bundled, c4 (hub), a .jsonl, .json or .txt file (default: bundled for the embedded model, else c4)"
+    flags.flag("calib_data", type=name_or_path, help=kinds)
     flags.flag("calib_samples", default=128, type=at_least(1), help="calibration windows")
     flags.flag("calib_length", default=2048, type=at_least(1), help="tokens in a window")
     flags.flag("dtype", default="bfloat16", choices=DTYPE_NAMES, help="the model's, one of %(choices)s")
@@ -33,8 +34,9 @@ def parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     args = parser().parse_args(argv)
-    inputs = ("base_model_name", "calib_data", "cache_dir")
-    check_apart(args.output_dir, {f"-{name}": getattr(args, name) for name in inputs})
+    args.calib_data = args.calib_data or (BUNDLED if args.base_model_name.lower() == EMBEDDED else C4)
+    inputs = {f"-{name}": getattr(args, name) for name in ("base_model_name", "calib_data", "cache_dir")}
+    check_apart(args.output_dir, inputs)
     arguments = {name: str(value) for name, value in vars(args).items() if name not in ("output_dir", "overwrite")}
     with RunFolder(args.output_dir, arguments, args.overwrite) as folder:
         if not folder.whole:
@@ -52,9 +54,9 @@ def main(argv: list[str] | None = None) -> None:
             prune_into(base, folder.partial, args.prune_method, args.sparsity, base_name=args.base_model_name, **how)
         folder.finish()
     record = read_json(args.output_dir / RECORD)
-    state = "removed" if args.mode == "compact" else "zeros"
     print(
-        f"{args.output_dir}: {record['sparsity_reached']:.2%} {state}, {record['seconds']['prune']:.0f} s, "
+        f"{args.output_dir}: {record['sparsity_reached']:.2%} {'removed' if args.mode == 'compact' else 'zeros'}, "
+        f"{record['seconds']['prune']:.0f} s, "
         f"peak memory {record['peak_memory_bytes'] / 2**30:.2f} GiB"
     )
     flags = ["-base_model_name", args.base_model_name, "-pruned_model_path", str(args.output_dir)]

@@ -237,6 +237,14 @@ def test_command_line_prunes_overwrites_only_when_told_and_touches_no_input(
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("bad")]
 
 
+def test_the_embedded_model_is_pruned_on_the_bundled_text_and_any_other_on_c4(tmp_path, monkeypatch):
+    monkeypatch.setattr("pruning.__main__.check_found", lambda *_: None)
+    for model, text in (("llama_7B", "c4"), ("Embedded", "bundled")):
+        monkeypatch.setattr("pruning.__main__.check_calib_data", lambda source: pytest.fail(source))
+        with pytest.raises(pytest.fail.Exception, match=f"^{text}$"):
+            main(["-base_model_name", model, "-output_dir", str(tmp_path / "out")])
+
+
 # Calibration sets
 
 
