@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from models.families import ATTENTION, FAMILIES, MLP
 from utils.common.cache import hash_tensor, raw_bytes
 from utils.common.errors import UserError, first_line
-from utils.common.files import read_json, whole_file, write_json
+from utils.common.files import read_json, sha256, whole_file, write_json
 
 LINEARS = ATTENTION + MLP
 """The seven linear layers of a decoder layer: what pruning methods prune."""
@@ -87,9 +87,9 @@ class Checkpoint:
         """SHA-256 (hex) of all tensors and of config.json: what stands for the checkpoint in keys and records."""
         return self.survey().sha256
 
-    def key(self) -> str:
-        """What it is in a cache's key."""
-        return self.fingerprint
+    def key(self) -> list[str]:
+        """What it is in a cache's key: its fingerprint, and how it generates."""
+        return [self.fingerprint, *map(sha256, self.folder.glob("generation_config.json"))]
 
     def read(self, name: str) -> Tensor:
         """The tensor, on the CPU, as it is stored; safetensors are mapped, not copied."""

@@ -14,10 +14,11 @@ from transformers.dynamic_module_utils import custom_object_save
 import models.compact_llama
 from models.checkpoint import Checkpoint, write_checkpoint
 from models.compact_llama import CompactLlamaConfig, CompactLlamaForCausalLM
-from models.loading import copy_tokenizer, load_config
+from models.loading import copy_tokenizer, load_config, tokenizer_digest
 from models.model_names import RECORD
 from models.portable import make_portable
 from utils.common.cache import Cache, cached
+from utils.common.files import sha256
 
 Left = dict[str, tuple[int, Tensor]]
 """By name, the axis and the indices in the dense model that are left of whatever has another shape."""
@@ -49,13 +50,14 @@ def in_dense_shapes(folder: Path, cache_dir: Path) -> tuple[Path, bool]:
     """
     if not isinstance(load_config(folder, "-pruned_model_path"), CompactLlamaConfig):
         return folder, False
-    return _expanded(Cache(cache_dir), Checkpoint(folder)), True
+    beside = [tokenizer_digest(folder), *map(sha256, folder.glob(RECORD))]
+    return _expanded(Cache(cache_dir), Checkpoint(folder), beside), True
 
 
 @cached("expanded", code=(sys.modules[__name__], models.compact_llama))
-def _expanded(folder: Path, small: Checkpoint) -> None:
+def _expanded(folder: Path, small: Checkpoint, beside: list[str]) -> None:
     """Heads stand where they stood in the dense model. Which channels were removed is not recorded, and makes no
-    difference: those that are left come first.
+    difference: those that are left come first. beside: digests of what is copied.
     """
     config = load_config(small.folder, small.flag)
     with torch.device("meta"):

@@ -10,14 +10,7 @@ from pathlib import Path
 import torch
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFReader, Keys, RopeScalingType, get_tensor_name_map
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig, PreTrainedTokenizerBase
 
 import models.portable
 from models.portable import make_portable, save_tokenizer
@@ -90,7 +83,7 @@ def unpack_gguf(folder: Path, content: str, *, file: Path, flag: str) -> None:
     # The loaded model still says it is quantized; one rebuilt from its configuration saves as a plain one.
     of_file = ("quantization_config", "_name_or_path", "dtype")
     settings = {name: value for name, value in packed.config.to_dict().items() if name not in of_file}
-    plain = LlamaForCausalLM(LlamaConfig(**settings))
+    plain = AutoModelForCausalLM.from_config(LlamaConfig(**settings))
     plain.load_state_dict(packed.state_dict())
     plain.tie_weights()
     with _quiet():

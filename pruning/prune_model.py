@@ -150,11 +150,10 @@ def prune_layers(
 
 
 def _card(record: dict) -> str:
-    calibrated, small = record["calibration"], record["mode"] == "compact"
-    names = ("sparsity", "mode", "dtype", "seed")
     flags = {"base_model_name": record["base_model"], "prune_method": record["method"]}
-    flags |= {name: record[name] for name in names} | {n: v for n, v in calibrated.items() if n.startswith("calib_")}
-    command = " ".join(f"-{name} {value}" for name, value in flags.items())
+    flags |= {name: record[name] for name in ("sparsity", "mode", "dtype", "seed")} | record["calibration"]
+    command = " ".join(f"-{name} {value}" for name, value in flags.items() if name != "tokens_sha256")
+    small = record["mode"] == "compact"
     loading = (
         "{pruned:,} of {dense:,} parameters are left. The layers differ in size, so the model has its own class:\n\n"
         "```python\nAutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)\n```\n\n"

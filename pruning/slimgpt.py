@@ -59,7 +59,8 @@ def plan(config: LlamaConfig, total: float) -> list[Removal]:
     wanted = ratios(config.num_hidden_layers, total)
     heads = [min(count, kv_heads - 1) for count in _whole(ratio * kv_heads for ratio in wanted)]
     weights = config.num_hidden_layers * (kv_heads * head_cost + channels * channel_cost)
-    left = (total * weights - sum(heads) * head_cost) / channel_cost
+    while (left := (total * weights - sum(heads) * head_cost) / channel_cost) < 0:  # few layers
+        heads[heads.index(max(heads))] -= 1
     most = channels - unit
     if left > most * config.num_hidden_layers:
         raise UserError(

@@ -197,7 +197,7 @@ def last_whole(checkpoints: Path, belongs: str) -> tuple[Path | None, list[str]]
         try:
             if read_manifest(folder)["belongs"] == belongs:
                 return folder, passed_over
-            fault = "is of other samples, weights, heads or processes"
+            fault = "is of other samples, weights, heads, processes, code or versions"
         except ValueError as error:
             fault = str(error)
         passed_over.append(f"checkpoint {folder.name} {fault}; it is passed over")

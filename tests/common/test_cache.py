@@ -3,8 +3,10 @@
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from models.checkpoint import Checkpoint, fingerprint
 from utils.common import cache as module
 from utils.common import run_folder
 from utils.common.cache import Cache, Kept, cached, identity
-from utils.common.files import MANIFEST, read_json
+from utils.common.files import MANIFEST, read_json, read_manifest, sha256, write_manifest
 
 MADE: list[str] = []
 
@@ -84,14 +86,28 @@ def test_nothing_is_reused_for_another_argument_code_or_library(tmp_path, monkey
     paths = {tensors.later(cache, *given).entry() for given in [("a", ROWS), *OTHERS]}
     for name in ("code_version", "version"):
         monkeypatch.setattr(module, name, lambda *_: "other")
-        paths.add(tensors.later(cache, "a", ROWS).entry())
+        again = cached("tensors")(tensors.__wrapped__)  # as another process has it
+        paths.add(again.later(cache, "a", ROWS).entry())
     assert len(paths) == len(OTHERS) + 3 == len(MADE)
+
+
+def test_the_code_in_a_key_is_that_which_runs_whatever_became_of_its_file(tmp_path, monkeypatch):
+    head = "from utils.common.cache import cached\n@cached('numbers')\n"
+    text = f"{head}def twice(n):\n    return {{n: 2 * n}}\n"
+    (tmp_path / "of_numbers.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    twice = import_module("of_numbers").twice
+    before = twice.later(Cache(tmp_path), 5).key
+    (tmp_path / "of_numbers.py").write_text(text.replace("2 *", "3 *"))
+    assert twice.later(Cache(tmp_path), 5).key == before
 
 
 def test_what_stands_for_itself_in_a_key(make_tiny_llama, tmp_path):
     folders = make_tiny_llama(zeros=0.5), make_tiny_llama(zeros=0.5), make_tiny_llama(zeros=0.5, seed=1)
     one, same, other = (identity(Checkpoint(folder)) for folder in folders)
-    assert one == same == fingerprint(folders[0]) != other
+    assert one == same == [fingerprint(folders[0]), sha256(folders[0] / "generation_config.json")] != other
+    (folders[1] / "generation_config.json").write_text('{"eos_token_id": 7}')
+    assert identity(Checkpoint(folders[1])) != one
     kept = tensors.later(Cache(tmp_path), "a", ROWS)
     assert identity([kept]) == [kept.key] and not MADE
     assert repr(frozenset([0, 8])) != repr(frozenset([8, 0])) and identity({8, 0}) == identity({0, 8}) == [0, 8]
@@ -129,6 +145,14 @@ def test_whatever_is_damaged_is_told_and_made_again(tmp_path, capsys, ask, spoil
             assert f"{file.parent}".startswith(capsys.readouterr().out.split()[1]), file
             assert file.name == MANIFEST or file.read_bytes() == before
     assert same(ask(cache, "a", ROWS), first) and len(MADE) == times and cache.reused
+
+
+def test_a_file_that_its_disk_does_not_give_is_damaged(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("whole")
+    write_manifest(tmp_path)
+    monkeypatch.setattr("utils.common.files.sha256", Mock(side_effect=OSError(5, "Input/output error")))
+    with pytest.raises(ValueError, match=r"^is damaged \(a\)$"):
+        read_manifest(tmp_path)
 
 
 def test_two_that_want_the_same_make_it_once_and_neither_removes_the_others(tmp_path, monkeypatch):

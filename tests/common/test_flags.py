@@ -8,6 +8,7 @@ import pytest
 
 from utils.common.errors import UserError
 from utils.common.flags import RECIPES, Arguments, as_flags, parse_arguments
+from utils.common.methods import Options, parts_of
 
 
 def from_config(folder: Path, content: object, *flags: str, name: str = "config.json") -> Arguments:
@@ -130,3 +131,10 @@ def test_a_flag_that_the_run_has_no_use_for_is_named():
         ("-method output_bias -first eora -lora_rank 4", []),
     ):
         assert parse_arguments(words.split()).unused() == says, words
+
+
+def test_a_closed_form_that_would_spoil_what_follows_is_refused():
+    for first, method in (("eora", "masked_lora"), ("eora", "admm_update"), ("flap_bias", "eora")):
+        with pytest.raises(UserError, match=f"^-first: {method} can't follow {first}, which"):
+            parts_of(method, Options(first=first))
+        assert [part.name for part in parts_of("flap_bias" if first == "eora" else "lora", Options(first=first))]

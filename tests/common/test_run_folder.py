@@ -4,6 +4,7 @@ import subprocess
 import sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -77,6 +78,11 @@ def test_the_same_command_continues_and_another_one_or_a_damaged_mark_loses_noth
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     finish(out, {"checkpoints/1": "state", "model/half": "half"}, KeyboardInterrupt())
     assert content(partial).keys() == {"checkpoints/1", "model/half", UNFINISHED}
+    with pytest.MonkeyPatch.context() as patch:  # stopped while it clears, with whatever comes first
+        patch.setattr("shutil.rmtree", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            result(out).__enter__()
+    assert UNFINISHED in names(partial)
     for overwrite in (False, True):
         with pytest.raises(UserError, match=r"^-lr: 0\.2 now, 0\.1 before; give the flags of the interrupted run"):
             finish(out, NEW, flags={**FLAGS, "lr": 0.2}, overwrite=overwrite)

@@ -203,7 +203,7 @@ def test_scores_are_kept_by_weights_rows_device_tokenizer_code_and_libraries(dat
     for changed in ({"model": "others"}, {"part": other}, {"device": "cuda"}, {"tokenizer_sha256": "others"}):
         assert key(**changed) != key() == key(part=plan_tasks("rte", data, 3, 64))
     assert {"lm_eval", "transformers", "tokenizers", "torch"} <= set(PACKAGES) == set(key()["libraries"])
-    assert key()["code"][1] == code_version(utils.evaluation, utils.packing, models.families)
+    assert key()["code"][1] == code_version(utils.evaluation, utils.packing, models)
     assert str(tmp_path) not in json.dumps(key())
     # A tokenizer's digest is of every file, but not of where it was saved from.
     tiny[1].save_pretrained(tmp_path)

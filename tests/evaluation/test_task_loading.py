@@ -1,6 +1,7 @@
 """Tasks, their rows and the model are checked before a model is loaded; one line says what is wrong."""
 
 import json
+from functools import partial
 
 import pytest
 from lm_eval.tasks import TaskManager
@@ -88,6 +89,11 @@ def test_what_the_folder_or_a_row_lacks_and_a_hub_out_of_reach_are_one_line(data
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(task_loading.datasets.config, "HF_HUB_OFFLINE", True)
     refused("rte", "-eval_tasks", "rte", "HF_HOME", "-eval_data_dir", folder=None)
+
+
+def test_a_function_whose_arguments_are_set_is_known_by_its_source_and_them():
+    one, same, other = (task_loading._jsonable(partial(drawn, seed=seed)) for seed in (1, 1, 2))
+    assert one == same != other and one[0].startswith("def drawn(") and one[2] == {"seed": 1}
 
 
 def drawn(data, task: str, count: int, seed: int) -> list[Sample]:

@@ -408,7 +408,7 @@ def test_a_checkpoint_that_is_unfinished_damaged_or_of_another_training_is_passe
     assert cut.continues_to_the_same() == 3
     assert "checkpoint-6 is damaged (optimizer.pt)" in "".join(capsys.readouterr())
     _, result = cut.train(belongs="other heads")
-    assert "checkpoint-6 is of other samples, weights, heads or processes" in "".join(capsys.readouterr())
+    assert "checkpoint-6 is of other samples, weights, heads, processes, code" in "".join(capsys.readouterr())
     assert len([row for row in result.history if "loss" in row]) == 6
 
 

@@ -1,6 +1,7 @@
 """SlimGPT: the cheapest heads and channels go, the rest makes up for them, and nothing is lost by compacting."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,13 @@ def test_incremental_ratio_reaches_the_total(shape, total):
     assert all(0 <= removal.kv_heads < keys and 0 <= removal.channels < channels for removal in removals)
 
 
+def test_a_head_larger_than_the_target_stays():
+    sizes = {"hidden_size": 256, "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 128}
+    (removal,) = slimgpt.plan(LlamaConfig(num_hidden_layers=1, intermediate_size=776, **sizes), 0.3)
+    whole = 2 * 128 * 256 * 2 * (8 + 1) + 776 * 3 * 256
+    assert removal.kv_heads == 0 and abs(removal.channels * 3 * 256 - 0.3 * whole) <= 4 * 3 * 256
+
+
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
 def both(request, tmp_path_factory) -> tuple[Path, Path, Path]:
     """(dense, masked, compact) folders of one model with biases everywhere, 40 % gone. To be read only."""
@@ -114,6 +122,9 @@ def test_masked_compact_and_expanded_are_one_model_that_lost_whole_heads_and_cha
     folder, small = models.compact.in_dense_shapes(both[2], tmp_path / "cache")
     compact_checkpoint(folder, tmp_path / "again")
     assert small and (folder / "pruning.json").is_file()
+    retold = shutil.copytree(both[2], tmp_path / "retold")  # the same weights, with another tokenizer
+    (retold / "chat_template.jinja").write_text("another")
+    assert models.compact.in_dense_shapes(retold, tmp_path / "cache")[0] != folder
     dense, slim, small, expanded, again = loaded(*both, folder, tmp_path / "again")
     assert isinstance(small, CompactLlamaForCausalLM)
     assert type(expanded) is type(slim) and expanded.config.model_type == "llama"

@@ -27,18 +27,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from utils.common.errors import UserError
-from utils.common.files import (
-    MANIFEST,
-    PARTIAL,
-    digest,
-    read_json,
-    read_manifest,
-    whole_folder,
-    write_json,
-    write_manifest,
-)
-from utils.common.run_folder import locked
+from utils.common.files import MANIFEST, digest, read_json, read_manifest, whole_folder, write_json, write_manifest
+from utils.common.run_folder import PARTIAL, locked
 
+LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "accelerate")  # whose versions may change a number
 TENSORS, DOCUMENT = "tensors.safetensors", "document.json"  # what a return value is kept in, if it isn't a folder
 
 
@@ -114,9 +106,7 @@ class Kept:
         return read_json(entry / DOCUMENT) if (entry / DOCUMENT).is_file() else entry
 
 
-def cached(
-    kind: str, code: tuple[ModuleType, ...] = (), libraries: tuple[str, ...] = ("torch", "transformers")
-) -> Callable:
+def cached(kind: str, code: tuple[ModuleType, ...] = (), libraries: tuple[str, ...] = LIBRARIES) -> Callable:
     """Keep what a function returns: tensors by name, a JSON document, or the new `folder` that is its first parameter.
 
     code: modules, besides the function itself, of which another version may give another result.
@@ -126,6 +116,8 @@ def cached(
         signature = inspect.signature(make)
         writes = next(iter(signature.parameters)) == "folder"
         positional = [name for name, each in signature.parameters.items() if each.kind != each.KEYWORD_ONLY]
+        # Of the code that runs: the files may change while it does.
+        source = [digest(inspect.getsource(make))[:16], code_version(*code)]
 
         def later(cache: Cache, *given: object, **how: object) -> Kept:
             bound = signature.bind(*[None] * writes, *given, **how)
@@ -140,7 +132,7 @@ def cached(
 
             key = {
                 "arguments": {name: identity(bound.arguments[name]) for name in positional[writes:]},
-                "code": [digest(inspect.getsource(make))[:16], code_version(*code)],
+                "code": source,
                 "libraries": {name: version(name) for name in libraries},
             }
             return Kept(cache, kind, key, write)

@@ -122,6 +122,12 @@ METHODS = {
 }
 """What -method takes."""
 
+NOT_AFTER = {
+    "eora": (("admm_update", "reconstruct", "masked_lora", "masked_dora", "masked_full"), "fills zeros that it keeps"),
+    "flap_bias": (("eora", "admm_update"), "restores a mean that it would restore again"),
+}
+"""By a closed form, the methods that it must not come before, and why."""
+
 CONSTANTS = MethodSpec(_BIAS, "biases where the method itself has none", "biases", moves=True)
 NORMS = MethodSpec("baselines.free_terms:norm_scales", "scales of all norms", "norm scales")
 
@@ -176,6 +182,9 @@ def parts_of(method: str, options: Options) -> tuple[Part, ...]:
         closed = METHODS[first]
         if closed.needs.training:
             raise UserError(f"-first: {first} is trained; give a closed form, which needs no training")
+        others, why = NOT_AFTER.get(first, ((), ""))
+        if method in others:
+            raise UserError(f"-first: {method} can't follow {first}, which {why}; name another, or leave it out")
         parts.insert(0, Part(first, closed, wanted or RESIDUAL if closed.moves else APPLIED[closed.sites]))
     if more := wanted - own:
         parts.append(Part("constants", CONSTANTS, more))

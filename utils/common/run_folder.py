@@ -104,7 +104,7 @@ class RunFolder:
         with explain_disk_full(self.final.parent):
             self.partial.mkdir(exist_ok=True)
             for entry in self.partial.iterdir():
-                if entry.name not in self._keep:
+                if entry.name not in (*self._keep, UNFINISHED):  # without its mark it could never be continued
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
             self._mark(whole=False)
 

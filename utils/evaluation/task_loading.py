@@ -253,7 +253,8 @@ def plan_task(tasks: dict[str, Task], groups: dict[str, Group], limit: int | Non
             task.set_config("num_fewshot", 0)
         docs = task.eval_docs
         scored = min(limit or len(docs), len(docs))
-        config = {name: value for name, value in task.dump_config().items() if name not in dropped}
+        config = task.config.to_dict(keep_callable=True)
+        config = {name: value for name, value in config.items() if name not in dropped}
         config["fewshot_config"] = {k: v for k, v in (config.get("fewshot_config") or {}).items() if k != "split"}
         config["metadata"] = {k: v for k, v in (config.get("metadata") or {}).items() if k != "config_source"}
         records[name] = {
@@ -301,8 +302,14 @@ def _from_hub(load: Callable, name: str, flag: str = TASKS_FLAG, instead: str = 
 
 
 def _jsonable(value: object) -> object:
-    """`value` with what json cannot write turned to text: functions to their source."""
-    return json.loads(json.dumps(value, default=lambda item: inspect.getsource(item) if callable(item) else str(item)))
+    """`value` with what json cannot write turned to text: functions to their source, with arguments that are set."""
+
+    def text(item: object) -> object:
+        if isinstance(item, functools.partial):
+            return [item.func, item.args, item.keywords]
+        return inspect.getsource(item) if callable(item) else str(item)
+
+    return json.loads(json.dumps(value, default=text))
 
 
 def load_texts(args: Arguments) -> Split:

@@ -9,16 +9,13 @@ from pathlib import Path
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from data.sources import bundled_text
 from models.checkpoint import Checkpoint
 from models.loading import DTYPES, load_model, placement
 from pruning import calibration
 from utils.common.cache import Cache, code_version
 from utils.common.errors import OutOfRoom, UserError, shortage
-from utils.common.files import digest, digest_files
 from utils.common.flags import Arguments
 from utils.common.methods import Options, needs_of
-from utils.common.names import BUNDLED
 from utils.common.processes import Processes
 from utils.common.record import RunRecord
 from utils.training import TrainingSettings
@@ -104,7 +101,7 @@ class LazyModel:
     loaded: LlamaForCausalLM | None = None
 
     def key(self) -> list[str]:
-        return [self.checkpoint.fingerprint, str(self.run.dtype)]
+        return [*self.checkpoint.key(), str(self.run.dtype)]
 
     def __call__(self) -> LlamaForCausalLM:
         self.loaded = self.loaded or self.run.load(self.checkpoint)
@@ -140,13 +137,3 @@ def settings(args: Arguments) -> TrainingSettings:
         gradient_checkpointing=args.gradient_checkpointing,
         seed=args.training_seed,
     )
-
-
-def calibration_key(args: Arguments) -> list:
-    """What decides which calibration windows are drawn: the text by its content, or by a published set's name."""
-    text: str = args.calib_data
-    if text == BUNDLED:
-        text = digest(bundled_text())
-    elif Path(text).is_file():
-        text = digest_files([Path(text)])
-    return [text, args.calib_samples, args.calib_length, args.calibration_seed]

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+import models
 import utils.evaluation
-from models import cpu_attention, families
 from models.checkpoint import Checkpoint
+from models.loading import tokenizer_digest
 from utils import activations, examples, negatives, packing
 from utils.common.cache import Kept, cached
 from utils.evaluation.scoring import PACKAGES, Evaluation, evaluate
@@ -57,11 +58,12 @@ def wrong_answers(run: Run, samples: Samples) -> list[str]:
 def embedded(run: Run, texts: list[str]) -> Tensor:
     """Sentence embeddings (N, E) of the texts."""
     encoder = Checkpoint(negatives.locate_encoder(), "-head_selection")
-    return embeddings(run.cache, encoder, texts, run.kind_of_device, place=run.device)["embeddings"]
+    how = tokenizer_digest(encoder.folder), texts, run.kind_of_device
+    return embeddings(run.cache, encoder, *how, place=run.device)["embeddings"]
 
 
 @cached("embeddings", code=(negatives,))
-def embeddings(encoder: Checkpoint, texts: list[str], device: str, *, place: str) -> dict[str, Tensor]:
+def embeddings(encoder: Checkpoint, tokenizer: str, texts: list[str], device: str, *, place: str) -> dict[str, Tensor]:
     """The texts' embeddings by the encoder, run at `place`, a device of the kind `device`."""
     return {"embeddings": negatives.sentence_embeddings(texts, encoder.folder, place)}
 
@@ -99,7 +101,7 @@ def measure(
     return Measured(kept, Evaluation.joined(parts), answers)
 
 
-@cached("activations", code=(activations, packing, cpu_attention, families))
+@cached("activations", code=(activations, packing, models))
 def last_activations(model: LazyModel, trees: list[PromptWithContinuations]) -> dict[str, Tensor]:
     """z (branches, L, H, N, d) in the model's dtype, which holds it exactly.
 
@@ -110,7 +112,7 @@ def last_activations(model: LazyModel, trees: list[PromptWithContinuations]) -> 
     return {"z": found.to(model.run.dtype)}
 
 
-@cached("scores", code=(utils.evaluation, packing, families), libraries=PACKAGES)
+@cached("scores", code=(utils.evaluation, packing, models), libraries=PACKAGES)
 def scores(
     model: LazyModel, part: EvalPlan, device: str, tokenizer_sha256: str, *, tokenizer: PreTrainedTokenizerBase
 ) -> dict:
@@ -118,7 +120,7 @@ def scores(
     return asdict(evaluate(model(), tokenizer, part, model.label))
 
 
-@cached("examples", code=(examples, cpu_attention, families), libraries=("torch", "transformers", "tokenizers"))
+@cached("examples", code=(examples, models))
 def answers_to(
     model: LazyModel, asked: list[Encoded], device: str, tokenizer_sha256: str, *, tokenizer: PreTrainedTokenizerBase
 ) -> dict:

@@ -4,8 +4,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import data.sources
+import models
 import pruning.prune_model
-from models import families
+from data.sources import bundled_text
 from models.checkpoint import Checkpoint, check_weights
 from models.compact import in_dense_shapes
 from models.families import carried_parts
@@ -13,14 +15,14 @@ from models.loading import check_model, check_pair, head_shape, load_config, res
 from pruning import calibration
 from utils.common.cache import cached
 from utils.common.errors import UserError
-from utils.common.files import as_bytes, free_bytes
+from utils.common.files import as_bytes, digest, digest_files, free_bytes
 from utils.common.flags import Arguments, as_flags
 from utils.common.methods import Options
-from utils.common.names import DISTILL
+from utils.common.names import BUNDLED, DISTILL
 from utils.evaluation.task_loading import EvalPlan, load_texts, plan_tasks
 from utils.negatives import locate_encoder
 from utils.samples import Samples, read_samples
-from utils.stages.context import Models, Run, calibration_key
+from utils.stages.context import Models, Run
 from utils.stages.train import check_teacher
 
 
@@ -103,17 +105,20 @@ def pruned_checkpoint(run: Run, models: Models) -> Models:
     if models.pruned:
         return models
     args = run.args
-    how = args.prune_method, args.sparsity, calibration_key(args), args.dtype
-    found = Checkpoint(prune(run.cache, models.dense, models.tokenizer_sha256, *how, run=run))
+    text: str = args.calib_data  # a file by its content, a published set by its name
+    if text == BUNDLED or Path(text).is_file():
+        text = digest(bundled_text()) if text == BUNDLED else digest_files([Path(text)])
+    how = args.prune_method, args.sparsity, [text, args.calib_samples, args.calib_length, args.calibration_seed]
+    found = Checkpoint(prune(run.cache, models.dense, models.tokenizer_sha256, *how, args.dtype, run=run))
     print(f"      {found.folder}")
     return replace(models, given=found, pruned=found, config=load_config(found.folder, found.flag))
 
 
-@cached("pruned", code=(pruning, families))
+@cached("pruned", code=(pruning, models, data.sources))
 def prune(
-    folder: Path, dense: Checkpoint, tokenizer: str, method: str, pattern: str, texts: list, dtype: str, *, run: Run
+    folder: Path, dense: Checkpoint, tokenizer: str, method: str, pattern: str, windows: list, dtype: str, *, run: Run
 ) -> None:
-    """Prune the dense model. texts: what `calibration_key` says of the run's flags."""
+    """Prune the dense model. windows: which calibration text, how many of it, their tokens, the seed."""
     args = run.args
     print(f"      {method} at {pattern}, {args.calib_samples} × {args.calib_length} tokens")
     calib = {name: getattr(args, name) for name in ("calib_data", "calib_samples", "calib_length")}

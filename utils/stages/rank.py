@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+import models
 from baselines import lofit
-from models import cpu_attention, families, modeling_llama, terms
 from models.checkpoint import Checkpoint, restorable_heads
-from utils import compensation, components, losses, probing, training
+from utils import compensation, components, losses, probing, prompts, training
 from utils.common.cache import Kept, cached
 from utils.common.errors import UserError
 from utils.prompts import Encoded
@@ -114,11 +114,7 @@ def head_norms(run: Run, models: Models, samples: Samples) -> Tensor:
         return replace(kept, before=time.perf_counter() - began)()["norms"]
 
 
-@cached(
-    "lofit",
-    code=(lofit, cpu_attention, families, modeling_llama, terms, compensation, losses, training),
-    libraries=("torch", "transformers", "accelerate"),
-)
+@cached("lofit", code=(lofit, models, compensation, losses, prompts, training))
 def lofit_norms(
     pruned: Checkpoint, samples: list[Encoded], how: training.TrainingSettings, alike: list, *, made: list[Tensor]
 ) -> dict[str, Tensor]:

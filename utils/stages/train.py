@@ -11,24 +11,24 @@ from torch import Tensor
 import baselines
 import models
 import pruning
-from models import cpu_attention, families
 from models.checkpoint import Checkpoint
 from models.contract import MethodInputs
 from models.loading import has_tokenizer
 from models.merge import Reference, compact_and_prove, merge_and_prove, record_logits
 from models.modeling_llama import numbers_trained
 from models.restoration import Restoration, Terms, load_restoration, packed, save_restoration, unpacked
-from utils import activations, distillation, packing
+from utils import activations, distillation, packing, prompts
 from utils.common.cache import cached, digest_tensors
 from utils.common.errors import UserError
 from utils.common.files import digest, write_text
 from utils.common.methods import Options, Part
 from utils.common.names import DISTILL
+from utils.common.record import versions
 from utils.distillation import GB, KEPT, WEIGHT, Distillation, by_sample, predicted, teacher_states
 from utils.prompts import Encoded
 from utils.report.summary import loss_rose
 from utils.samples import Samples
-from utils.stages.context import LazyModel, Models, Run, calibration_key, settings
+from utils.stages.context import LazyModel, Models, Run, settings
 from utils.stages.rank import Ranked
 from utils.training import TrainingResult, check_gathered, train, validate
 
@@ -125,7 +125,7 @@ def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
         if not part.needs.calibration:
             return make()
         closed.append([part.spec.made_by, part.sites, {flag: getattr(args, flag) for flag in part.spec.takes}])
-        how = [*calibration_key(args), models.tokenizer_sha256, args.dtype, run.kind_of_device]
+        how = [inputs.tokens, args.dtype, run.kind_of_device]
         tensors = closed_form(run.cache, models.dense, models.pruned, closed, how, make=lambda: packed(make()))
         return unpacked(tensors)
 
@@ -187,7 +187,7 @@ def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | N
     return replace(teacher, valid=valid, train=train, of_text=of_text)
 
 
-@cached("teacher", code=(distillation, activations, packing, cpu_attention, families))
+@cached("teacher", code=(distillation, activations, packing, prompts, models))
 def states(model: LazyModel, samples: list[Encoded], device: str) -> dict[str, Tensor]:
     """The teacher's states; token ids say all about data, template and length."""
     return {"states": teacher_states(model(), samples, "teacher's states")}
@@ -217,6 +217,7 @@ def belongs(run: Run, models: Models, samples: Samples, start: Restoration, teac
     encoded = [[sample.ids, sample.prompt_length] for sample in (*samples.train, *samples.valid, *text)]
     learned = digest_tensors(start.tensors())
     how = [asdict(settings(run.args)), run.args.dtype, run.args.loss, run.processes.count]
+    how += [run.version, versions()]
     return digest(models.dense.fingerprint, models.pruned.fingerprint, learned, encoded, how)
 
 
