@@ -84,7 +84,7 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of all tensors and of config.json: what stands for the checkpoint in keys and records."""
+        """SHA-256 (hex) of all tensors and of config.json: what a restoration and a record know the checkpoint by."""
         return self.survey().sha256
 
     def key(self) -> list[str]:

@@ -1,7 +1,6 @@
 """Between a model whose heads and channels were zeroed and the smaller one that computes the same, both ways."""
 
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +53,7 @@ def in_dense_shapes(folder: Path, cache_dir: Path) -> tuple[Path, bool]:
     return _expanded(Cache(cache_dir), Checkpoint(folder), beside), True
 
 
-@cached("expanded", code=(sys.modules[__name__], models.compact_llama))
+@cached("expanded", code=(models,))
 def _expanded(folder: Path, small: Checkpoint, beside: list[str]) -> None:
     """Heads stand where they stood in the dense model. Which channels were removed is not recorded, and makes no
     difference: those that are left come first. beside: digests of what is copied.

@@ -133,7 +133,7 @@ class RestoredLinear(RestoredLayer, nn.Linear):
     def forward(self, z: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return F.linear(z, self.inferred("weight", z.dtype), self.inferred("bias", z.dtype))
-        self._kept = None  # a step follows, which FSDP makes on a part of the terms that this layer doesn't see
+        self._kept = None  # which a step makes stale
         bias = self.trained("bias")
         if not len(self.weight_terms):
             return _LinearPlusBias.apply(z, self.weight, bias)

@@ -27,8 +27,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from utils.common.errors import UserError
-from utils.common.files import MANIFEST, digest, read_json, read_manifest, whole_folder, write_json, write_manifest
-from utils.common.run_folder import PARTIAL, locked
+from utils.common.files import PARTIAL, digest, read_json, read_manifest, whole_folder, write_json, write_manifest
+from utils.common.run_folder import locked
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "accelerate")  # whose versions may change a number
 TENSORS, DOCUMENT = "tensors.safetensors", "document.json"  # what a return value is kept in, if it isn't a folder
@@ -71,18 +71,17 @@ class Kept:
         """Where it is kept, once it was made."""
         return self.cache.folder / self.kind / digest(self.kind, self.key)[:24]
 
-    def known(self) -> bool:
-        """Whether the cache holds it whole; nothing is made."""
+    def known(self) -> dict | None:
+        """Its manifest, if the cache holds it whole; nothing is made."""
         with suppress(ValueError):
-            return bool(read_manifest(self.path))
-        return False
+            return read_manifest(self.path)
 
     def entry(self) -> Path:
         """Where the result is kept, verified but unread. One process makes what isn't there whole; others wait."""
-        if not self.known():
+        if not (manifest := self.known()):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with locked(self.path.with_suffix(".lock"), str(self.path), wait=True):
-                if not self.known():
+                if not (manifest := self.known()):
                     if self.path.exists():
                         print(f"      cache: {self.path} is damaged or incomplete; it is made again")
                         shutil.rmtree(self.path)
@@ -95,7 +94,7 @@ class Kept:
         self.cache.reused.append(self.kind)
         if self.path not in self.cache.counted:
             self.cache.counted.add(self.path)
-            self.cache.saved += read_json(self.path / MANIFEST).get("seconds", 0)  # unknown of older versions' entries
+            self.cache.saved += manifest.get("seconds", 0)  # unknown of older versions' entries
         return self.path
 
     def __call__(self) -> dict | Path:

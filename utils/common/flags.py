@@ -201,13 +201,13 @@ class Arguments:
         return {f"-{name}": getattr(self, name) for name in names}
 
     def unused(self) -> list[str]:
-        """The flags that are set, and that this run has no use for."""
+        """Flags of pruning, heads and rank that are set, and that this run has no use for."""
         options, plain = Options.of(self), Arguments(head_selection=METHODS[self.method].selection)
         needs = needs_of(self.method, options)
         used = {
             "prune_method sparsity": not self.pruned_model_path,
-            "use_topk_heads head_selection num_components": needs.heads,
-            "num_probe_samples": needs.heads and self.head_selection == "contrastive",
+            "use_topk_heads head_selection": needs.heads,
+            "num_components num_probe_samples": needs.heads and self.head_selection == "contrastive",
             "basis": needs.basis,
             "lora_rank": any("lora_rank" in part.spec.takes for part in parts_of(self.method, options)),
         }

@@ -33,14 +33,14 @@ class Stage(NamedTuple):
 
 STAGES = (
     Stage("samples", "reading samples, tokenizer and tasks"),
-    Stage("prune", "pruned checkpoint", "-calib_samples or -calib_length"),
+    Stage("prune", "pruned checkpoint", "-calib_samples or -calib_length; or prune elsewhere"),
     Stage("negatives", "contrastive negatives", "-num_train_samples"),
     Stage("dense", "dense model: activations and scores", "-max_length or -ppl_window"),
     Stage("pruned", "pruned model: activations and scores", "-max_length or -ppl_window"),
     Stage(
         "rank",
         "lost components and head ranking",
-        "-num_train_samples, -num_probe_samples or, under -head_selection lofit, -batch_size",
+        "-num_train_samples or -num_probe_samples; under -head_selection lofit as for training",
     ),
     Stage(
         "train",

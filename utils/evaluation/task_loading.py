@@ -7,7 +7,7 @@ import json
 import logging
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice
 from pathlib import Path
@@ -98,7 +98,7 @@ class EvalPlan:
             for name, record in planned.records.items():
                 key[name] = {part: value for part, value in record.items() if part != "source"}
             for name, group in planned.groups.items():
-                key[f"group {name}"] = str(group.aggregate_metric_list)
+                key[f"group {name}"] = _jsonable([vars(each) for each in group.aggregate_metric_list or ()])
             if planned.text is not None:
                 key[TOKEN_PERPLEXITY] = [digest(planned.text), self.ppl_window, self.windows]
         return key
@@ -307,7 +307,9 @@ def _jsonable(value: object) -> object:
     def text(item: object) -> object:
         if isinstance(item, functools.partial):
             return [item.func, item.args, item.keywords]
-        return inspect.getsource(item) if callable(item) else str(item)
+        with suppress(TypeError, OSError):
+            return inspect.getsource(item)
+        return getattr(item, "__qualname__", type(item).__qualname__) if callable(item) else str(item)
 
     return json.loads(json.dumps(value, default=text))
 

@@ -86,7 +86,7 @@ def verdict(results: dict, run: dict) -> str:
     end = next((f"; {text}." for text in rose if text), ".")
     verdicts = verdicts_of(results)
     if not verdicts:
-        return f"No task has paired scores of the pruned and the restored model: whether it is better is not known{end}"
+        return f"No score of the pruned and the restored model could be judged: whether it is better is not known{end}"
     better, worse = verdicts.count("better"), verdicts.count("worse")
     tasks = f"{len(verdicts)} task{'s' * (len(verdicts) > 1)}"
     whole = "the task" if len(verdicts) == 1 else f"any of {tasks}"

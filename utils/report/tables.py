@@ -83,7 +83,7 @@ class ScoreRow:
         return dict(zip(COLUMNS, texts, strict=True))
 
 
-JUDGED = ("better", "worse", "equal", "within noise")  # the verdicts of a known error and direction
+JUDGED = ("better", "worse", "equal", "within noise")  # verdicts that say something
 
 
 def judged(difference: Score | None, higher_is_better: bool | None) -> str:

@@ -15,7 +15,7 @@ from pruning import calibration
 from utils.common.cache import Cache, code_version
 from utils.common.errors import OutOfRoom, UserError, shortage
 from utils.common.flags import Arguments
-from utils.common.methods import Options, needs_of
+from utils.common.methods import Options, needs_of, parts_of
 from utils.common.processes import Processes
 from utils.common.record import RunRecord
 from utils.training import TrainingSettings
@@ -35,6 +35,8 @@ class Run:
         if processes.is_main:
             self.cache.clean()
         self.record = RunRecord(self.cache)
+        for part in parts_of(args.method, Options.of(args)):
+            part.spec.function()  # imported now: keys are of the code that runs, whatever becomes of its files
         self.version = code_version(*map(import_module, ("baselines", "data", "models", "pruning", "utils")))
         self._windows: Tensor | None = None
         self.dtype, self.kind_of_device = DTYPES[args.dtype], device.partition(":")[0]
