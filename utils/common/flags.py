@@ -47,9 +47,9 @@ RECIPES = {
 fitted to the dense model's outputs on the calibration set. Without a recipe a run is the paper's."""
 
 
-def as_flags(name: str) -> str:
-    """The recipe as it would be typed."""
-    return " ".join(f"-{flag}" if value is True else f"-{flag} {value}" for flag, value in RECIPES[name].items())
+def as_flags(values: dict[str, object]) -> str:
+    """Flags as they would be typed."""
+    return " ".join(f"-{flag}" if value is True else f"-{flag} {value}" for flag, value in values.items())
 
 
 def flag(default: object, help: str, values: Callable | Collection[str] | None = None, **options) -> Field:
@@ -119,7 +119,7 @@ class Arguments:
     recipe: str | None = flag(
         None,
         "a set of flags with a name (what was measured: docs/results.md); flags that are typed win over it. "
-        + "; ".join(f"{name}: {as_flags(name)}" for name in RECIPES),
+        + "; ".join(f"{name}: {as_flags(flags)}" for name, flags in RECIPES.items()),
         RECIPES,
     )
     method: str = flag("restorelcc", "; ".join(f"{name}: {line.what}" for name, line in METHODS.items()), METHODS)

@@ -16,7 +16,7 @@ from pruning import calibration
 from utils.common.cache import cached
 from utils.common.errors import UserError
 from utils.common.files import as_bytes, digest, digest_files, free_bytes
-from utils.common.flags import Arguments, as_flags
+from utils.common.flags import RECIPES, Arguments, as_flags
 from utils.common.methods import Options
 from utils.common.names import BUNDLED, DISTILL
 from utils.evaluation.task_loading import EvalPlan, load_texts, plan_tasks
@@ -30,7 +30,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     """The models' folders, the samples as token ids, and what will be evaluated; UserError for what is wrong."""
     args = run.args
     if args.recipe:
-        print(f"      recipe {args.recipe}: {as_flags(args.recipe)}")
+        print(f"      recipe {args.recipe}: {as_flags({flag: getattr(args, flag) for flag in RECIPES[args.recipe]})}")
     if unused := args.unused():
         print(f"      not used in this run: {', '.join(unused)}")
     # Sentence embeddings are not needed where a task has but one wrong answer.
