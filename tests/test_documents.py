@@ -23,11 +23,6 @@ ENTRY = "RestoreLCC_train"
 PARSERS = (ENTRY, "pruning", "models.merge", "utils.sweep", "utils.report", "utils.compare", "benchmarks.run")
 LM_EVALS = ("utils.evaluation.restored_lm", "tests/run.sh")
 """Ours, with the flags of lm_eval and of pytest."""
-MODULES = (
-    "models.checkpoint", "models.contract", "models.loading", "models.merge", "models.restoration", "utils.activations",
-    "utils.common.methods", "utils.components", "utils.packing", "utils.prompts", "utils.training",
-)  # fmt: skip
-"""What docs/architecture.md takes its names from."""
 
 
 def fenced(text: str) -> list[tuple[str, str]]:
@@ -99,9 +94,7 @@ def in_python(name: str) -> list[str]:
 
 def test_what_the_documents_do_from_python_restores_and_proves(tmp_path):
     (code,) = in_python("docs/architecture.md")
-    given = {"torch": torch, "OUT": tmp_path / "out"}
-    for module in MODULES:
-        given |= vars(importlib.import_module(module))
+    given = {"OUT": tmp_path / "out"}
     for name, seed, zeros in (("DENSE", 0, 0.0), ("PRUNED", 0, 0.5)):
         given[name] = save_tiny_llama(tmp_path / name, seed, zeros)
     given |= {"PROMPTS": [f"Say {n}." for n in range(12)], "RESPONSES": [f"{n} it is" for n in range(12)]}
