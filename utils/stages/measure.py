@@ -130,10 +130,8 @@ def answers_to(
         made, ended = examples.greedy(
             model(), sample.ids[: max(1, sample.prompt_length)], examples.MOST_TOKENS, examples.ends_of(model())
         )
-        text = tokenizer.decode(made, skip_special_tokens=True)
-        found.append(
-            {"text": text, "tokens": len(made), "ended": ended, "loss": examples.response_nats(model(), sample)}
-        )
+        text, loss = tokenizer.decode(made, skip_special_tokens=True), examples.response_nats(model(), sample)
+        found.append({"text": text, "tokens": len(made), "ended": ended, "loss": loss})
     return {"answers": found}
 
 

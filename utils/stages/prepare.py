@@ -7,7 +7,6 @@ from pathlib import Path
 import data.sources
 import models
 import pruning.prune_model
-from data.sources import bundled_text
 from models.checkpoint import Checkpoint, check_weights
 from models.compact import in_dense_shapes
 from models.families import carried_parts
@@ -106,8 +105,10 @@ def pruned_checkpoint(run: Run, models: Models) -> Models:
         return models
     args = run.args
     text: str = args.calib_data  # a file by its content, a published set by its name
-    if text == BUNDLED or Path(text).is_file():
-        text = digest(bundled_text()) if text == BUNDLED else digest_files([Path(text)])
+    if text == BUNDLED:
+        text = digest(data.sources.bundled_text())
+    elif Path(text).is_file():
+        text = digest_files([Path(text)])
     how = args.prune_method, args.sparsity, [text, args.calib_samples, args.calib_length, args.calibration_seed]
     found = Checkpoint(prune(run.cache, models.dense, models.tokenizer_sha256, *how, args.dtype, run=run))
     print(f"      {found.folder}")
