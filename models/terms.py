@@ -61,6 +61,11 @@ class Term(nn.Module):
         found = {name: getattr(self, name) for name in self.learned + self.fixed}
         return {name: whole(tensor) for name, tensor in found.items() if tensor is not None}
 
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return next(iter((*self.parameters(), *self.buffers()))).device
+
     def exact(self) -> "Term":
         """The same in fp64, on the CPU: what a merge computes with."""
         tensors = self.tensors()
@@ -91,12 +96,12 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def restored(value: Tensor, terms: Iterable[Term], weight: Tensor | None = None) -> Tensor:
-    """The parameter's value with all terms, each added to what the ones before it made of it.
+    """The parameter's value with all terms, each added to what the ones before it made of it, and computed where it is.
 
     weight: of a bias's layer; None for a parameter that is a weight itself.
     """
     for term in terms:
-        value = value + term(value if weight is None else weight)
+        value = value + term((value if weight is None else weight).to(term.device)).to(value.device)
     return value
 
 

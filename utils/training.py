@@ -137,7 +137,6 @@ def train(
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,  # all are frozen, and alike on all processes
     )
-    keep_frozen(model, sharded)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     trainer = _RestorationTrainer(
@@ -470,6 +469,7 @@ class _RestorationTrainer(Trainer, TrainerCallback):
             self._end()
 
     def on_train_begin(self, args, state, control, **_) -> None:
+        keep_frozen(self.model, self.sharded)  # not before: transformers and accelerate move all of a model
         self.bar = progress(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
         state.epoch = float(state.epoch)  # transformers begins with the int 0
         # Validate first: at the start of a training, and where a checkpoint was made just before an epoch's validation.
