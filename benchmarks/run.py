@@ -1,4 +1,4 @@
-"""Speed of training and of reading activations, as ratios measured side by side in one run.
+"""Speed of training, activations, probes and inference, as ratios measured side by side in one run.
 
 python benchmarks/run.py -json speed.json
 
@@ -13,6 +13,7 @@ if __name__ == "__main__" and not __package__:
 
 import argparse
 import copy
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -24,10 +25,13 @@ from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from data.sources import load_samples
+from models.compact_llama import CompactLlamaConfig, CompactLlamaForCausalLM
 from models.contract import MethodInputs, linear_shapes
 from models.cpu_attention import cpu_attention
 from models.loading import DTYPES, head_shape, load_model, load_tokenizer, quiet_libraries, resolve, usable_device
+from models.modeling_llama import explicit_biases
 from models.restoration import Restoration
+from pruning.slimgpt import plan
 from utils.activations import last_token_activations
 from utils.common.commands import DEFAULT_CACHE, Parser, at_least, run
 from utils.common.errors import UserError
@@ -35,13 +39,16 @@ from utils.common.files import write_json
 from utils.common.methods import Options
 from utils.common.names import BUNDLED, EMBEDDED
 from utils.common.record import device_name, versions
+from utils.components import lost_components
 from utils.losses import ResponseLoss
 from utils.packing import PromptWithContinuations
-from utils.probing import order_randomly
+from utils.probing import EPOCHS, LEARNING_RATE, TRAIN_SHARE, order_randomly, probe_heads
 from utils.prompts import Encoded, collate, encode_all
 from utils.report.tables import markdown_table
 
 TRAIN_SAMPLES, MAX_LENGTH, BATCH_SIZE, SHARE_OF_HEADS = 2000, 500, 8, 0.25
+PROBE_SAMPLES, COMPONENTS = 300, 10
+READ, WRITE_AFTER, NEW = 512, 64, 24  # tokens read at once, of the prompt written after, and written
 VISIBLE = 100  # how many times larger than training starts with β and b are drawn
 
 
@@ -176,6 +183,85 @@ def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argp
     separate = sum(len(tree.prompt) + len(branch) for tree in trees for branch in tree.continuations)
     about = {"samples": len(trees), "tokens": tokens, "tokens_of_separate_passes": separate, "relative_error": error}
     return compared("extraction", "loop", 2.0, turns, flops, **about)
+
+
+def probes_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse.Namespace) -> dict[str, dict]:
+    """Row `probes_vs_loop`: c and probes of all heads, from random activations (L, H, N, d), on the CPU."""
+    layers, heads, width = head_shape(model.config)
+    generator = torch.Generator().manual_seed(args.seed)
+    dense, gap, right, wrong = torch.randn(4, layers, heads, PROBE_SAMPLES, width, generator=generator)
+    gap = gap * torch.linspace(2, 0.1, width)  # strong and weak directions
+
+    def ours() -> list[Tensor]:
+        component = lost_components(gap, COMPONENTS).component
+        scores = probe_heads(dense - gap + component.unsqueeze(2), right, wrong, args.seed)
+        return [component, scores.accuracy, scores.loss]
+
+    works = {"ours": ours, "loop": lambda: head_by_head(dense - gap, gap, right, wrong, args.seed)}
+    turns = turn_by_turn(works, args.repeats)
+    # A held-out feature may lie on the boundary, and 200 steps of Adam carry fp32's rounding along.
+    bounds = 1e-3, 1.5 / (2 * (PROBE_SAMPLES - int(TRAIN_SHARE * PROBE_SAMPLES))), 1e-3
+    for mine, other, bound in zip(turns["ours"][0].found, turns["loop"][0].found, bounds, strict=True):
+        assert_close(mine, other, rtol=0, atol=bound)
+    return {"probes_vs_loop": spread(speedup(turns["loop"], turns["ours"]), goal=4.0, samples=PROBE_SAMPLES)}
+
+
+def head_by_head(pruned: Tensor, gap: Tensor, right: Tensor, wrong: Tensor, seed: int) -> list[Tensor]:
+    """The same c (L, H, d), accuracies and losses (L, H): an SVD, a Linear and an Adam for each head."""
+    layers, heads, _, width = gap.shape
+    generator = torch.Generator().manual_seed(seed)
+    parts = torch.randperm(PROBE_SAMPLES, generator=generator).tensor_split([int(TRAIN_SHARE * PROBE_SAMPLES)])
+    bound = (2 * width) ** -0.5
+    weights, biases = (torch.empty(heads, n).uniform_(-bound, bound, generator=generator) for n in (2 * width, 1))
+    components, (accuracy, losses) = torch.empty(layers, heads, width), torch.empty(2, layers, heads)
+    loss = nn.functional.binary_cross_entropy_with_logits
+    for place in itertools.product(range(layers), range(heads)):
+        u, s, v = torch.linalg.svd(gap[place], full_matrices=False)
+        components[place] = (u * s).mean(0)[:COMPONENTS] @ v[:COMPONENTS]
+        features = [torch.cat([pruned[place] + components[place], z[place]], dim=1) for z in (right, wrong)]
+        train, held_out = (torch.cat([each[rows] for each in features]) for rows in parts)
+        labels, judged = ((torch.arange(2 * len(rows)) < len(rows)).float() for rows in parts)
+        probe = nn.Linear(2 * width, 1)
+        probe.load_state_dict({"weight": weights[place[1]][None], "bias": biases[place[1]]})
+        optimizer = torch.optim.Adam(probe.parameters(), lr=LEARNING_RATE)
+        for _ in range(EPOCHS):
+            optimizer.zero_grad()
+            loss(probe(train).squeeze(1), labels).backward()
+            optimizer.step()
+        logits = probe(held_out).squeeze(1).detach()
+        accuracy[place], losses[place] = ((logits > 0) == judged.bool()).float().mean(), loss(logits, judged)
+    return [components, accuracy, losses]
+
+
+@torch.no_grad()
+def inference_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse.Namespace) -> dict[str, dict]:
+    """Rows `inference_*` (with a merged model's biases), `attached_*` and `slimgpt_compact_*`: speed over the model's.
+
+    prefill: the decoder on READ tokens. decode: reading WRITE_AFTER tokens, and NEW more, greedily.
+    """
+    config = model.config
+    biases = [f"model.layers.{layer}.self_attn.o_proj.bias" for layer in range(config.num_hidden_layers)]
+    left = [(config.num_key_value_heads - gone.kv_heads, gone.channels) for gone in plan(config, 0.2)]
+    sizes = {"kept_kv_heads": [list(range(heads)) for heads, _ in left]}
+    sizes["intermediate_sizes"] = [config.intermediate_size - channels for _, channels in left]
+    small = CompactLlamaConfig(**{k: v for k, v in config.to_dict().items() if k != "model_type"}, **sizes)
+    forms = {
+        "": model,
+        "inference": explicit_biases(sharing_weights(model), biases),
+        "attached": visible_restoration(model, args.seed).attach(sharing_weights(model)),
+        "slimgpt_compact": CompactLlamaForCausalLM(small).to(model.device, model.dtype).eval(),
+    }
+    ids = [token for sample in samples for token in sample.ids][: min(READ, config.max_position_embeddings)]
+    prompt, exactly = torch.tensor([ids], device=model.device), {"min_new_tokens": NEW, "max_new_tokens": NEW}
+    exactly |= {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(prompt[:, :WRITE_AFTER])}
+    works = {}
+    for name, each in forms.items():
+        works[name, "prefill"] = lambda each=each: float(each.model(prompt, use_cache=False)[0][0, 0, 0])
+        works[name, "decode"] = lambda each=each: each.generate(prompt[:, :WRITE_AFTER], **exactly)
+    turn_by_turn(works, 1)  # warming up
+    turns = turn_by_turn(works, 3 * args.repeats)
+    rows = {f"{name}_{kind}": speedup(turns["", kind], turns[name, kind]) for name, kind in works if name}
+    return {name: spread(times, **({} if "compact" in name else {"goal": 0.98})) for name, times in rows.items()}
 
 
 def sharing_weights(model: LlamaForCausalLM) -> LlamaForCausalLM:
@@ -337,6 +423,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{about['device']}, {args.dtype}: matrix product {about['matmul_flops_per_second'] / 1e12:.3f} TFLOP/s")
     rows, lines, refused = {}, [], []
     parts = {"training": training_speed, "inside the mask": inside_mask_speed, "extraction": extraction_speed}
+    parts |= {"probes": probes_speed, "inference": inference_speed}
     for part, measured in parts.items():
         try:
             rows |= measured(model, samples, args)
