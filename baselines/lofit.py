@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from models.modeling_llama import attach
+from models.modeling_llama import OfEveryToken, attach
 from models.terms import Term
 from utils.common.files import workspace
 from utils.common.methods import SITES
@@ -18,25 +18,6 @@ from utils.training import TrainingSettings, train
 
 LR, L1 = 5e-3, 5e-4
 """Its authors': AdamW's rate, falling linearly to 0, and the weight λ of Σ|A| in the loss."""
-
-
-class _ScaledHeads(torch.autograd.Function):
-    """(1 + A) ⊙ z, computed in fp32 and rounded to z's dtype once; the gradient of A is summed in fp32.
-
-    1 + A rounded to bf16 first would be 1 for every |A| below 0.004.
-    """
-
-    @staticmethod
-    def forward(ctx, z: Tensor, scales: Tensor) -> Tensor:
-        ctx.save_for_backward(z, scales)
-        return ((1 + scales) * z).to(z.dtype)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        z, scales = ctx.saved_tensors
-        grad_z = ((1 + scales) * grad).to(grad.dtype) if ctx.needs_input_grad[0] else None
-        grad_scales = (grad * z).flatten(0, -2).sum(0, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        return grad_z, grad_scales
 
 
 class HeadScale(Term):
@@ -51,9 +32,10 @@ class HeadScale(Term):
         return weight * self.scales.flatten()
 
     def through(self, z: Tensor, weight: Tensor) -> Tensor:
-        """(1 + A) ⊙ z through the layer."""
+        """(1 + A) ⊙ z, in fp32 and rounded once, through the layer: in bf16 1 + A would be 1 for |A| below 0.004."""
         self.size = self.scales.abs().sum()
-        return F.linear(_ScaledHeads.apply(z, self.scales.flatten()), weight)
+        gain = 1 + self.scales.flatten()
+        return F.linear((OfEveryToken.apply(gain.detach().expand_as(z), gain) * z).to(z.dtype), weight)
 
 
 def scale_norms(

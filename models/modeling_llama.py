@@ -19,36 +19,16 @@ PROBED = 64
 """Columns of a weight that a step's path beside it is asked for, to compare them with what is merged."""
 
 
-class _LinearPlusBias(torch.autograd.Function):
-    """z Wᵀ + bias with a frozen W: the bias is added in z's dtype, its gradient is summed in fp32."""
+class OfEveryToken(torch.autograd.Function):
+    """`values` (…, D) as they are. Each row has the parameter (D,) in it, whose gradient is summed in fp32."""
 
     @staticmethod
-    def forward(ctx, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(weight)
-        return F.linear(z, weight, bias.to(z.dtype))
+    def forward(ctx, values: Tensor, parameter: Tensor) -> Tensor:
+        return values.view_as(values)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
-        (weight,) = ctx.saved_tensors
-        grad_z = grad @ weight if ctx.needs_input_grad[0] else None
-        grad_bias = grad.flatten(0, -2).sum(0, dtype=torch.float32) if ctx.needs_input_grad[2] else None
-        return grad_z, None, grad_bias
-
-
-class _Scaled(torch.autograd.Function):
-    """scale · hidden in hidden's dtype; the gradient of the scale is summed in fp32."""
-
-    @staticmethod
-    def forward(ctx, hidden: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(hidden, scale)
-        return scale.to(hidden.dtype) * hidden
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        hidden, scale = ctx.saved_tensors
-        grad_hidden = grad * scale.to(grad.dtype) if ctx.needs_input_grad[0] else None
-        grad_scale = (grad * hidden).flatten(0, -2).sum(0, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        return grad_hidden, grad_scale
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        return grad, grad.flatten(0, -2).sum(0, dtype=torch.float32) if ctx.needs_input_grad[1] else None
 
 
 class RestoredLayer(nn.Module):
@@ -118,7 +98,8 @@ class RestoredLayer(nn.Module):
                 # A step doesn't compute this weight: of what it does, unit vectors show the columns.
                 columns = torch.linspace(0, exact.shape[1] - 1, min(PROBED, exact.shape[1])).long()
                 units = F.one_hot(columns, exact.shape[1]).to(self.weight.device, torch.float32)
-                differences.append(self.beside(units).T.cpu() - exact[:, columns])
+                found_columns = self.weight_terms[-1].through(units, self.begun(torch.float32)).T
+                differences.append(found_columns.cpu() - exact[:, columns])
             found += [float(each.abs().max()) / max(allowed, 1e-300) for each in differences]
         return found
 
@@ -136,33 +117,25 @@ class RestoredLinear(RestoredLayer, nn.Linear):
         self._kept = None  # which a step makes stale
         bias = self.trained("bias")
         if not len(self.weight_terms):
-            return _LinearPlusBias.apply(z, self.weight, bias)
+            return OfEveryToken.apply(F.linear(z, self.weight, bias.detach().to(z.dtype)), bias)
         bias = None if bias is None else bias.to(z.dtype)
         if not self.weight_terms[-1].beside:
             return F.linear(z, self.trained("weight").to(z.dtype), bias)
-        output = self.beside(z, self.begun() if self.started is None else self.started)
+        weight = self.begun(self.weight.dtype) if self.started is None else self.started
+        output = self.weight_terms[-1].through(z, weight)
         return output if bias is None else output + bias
 
-    def beside(self, z: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The weight's share of a step's output, its last term computed beside it. weight: as the others leave it."""
-        *before, last = self.weight_terms
-        if weight is None:
-            weight = restored(self.weight.float(), before) if before else self.weight
-        return last.through(z, weight)
-
-    def begun(self) -> Tensor:
-        """The weight as all terms but the last leave it, in its dtype."""
+    def begun(self, dtype: torch.dtype) -> Tensor:
+        """The weight as all terms but the last leave it; the layer's own where there is no other."""
         before = self.weight_terms[:-1]
-        return restored(self.weight.float(), before).to(self.weight.dtype) if len(before) else self.weight
+        return restored(self.weight.float(), before).to(dtype) if len(before) else self.weight
 
     def keep(self) -> None:
-        """Compute once, not each step, what training needs of the frozen weight and of the terms that are fixed."""
-        for term in self.bias_terms:
-            term.keep(self.weight)
+        """Compute once, not each step, the weight that training starts from, if the terms before it are fixed."""
         *before, last = self.weight_terms or [None]
         if before and last.beside and not any(p.requires_grad for term in before for p in term.parameters()):
             with torch.no_grad():
-                self.started = self.begun()
+                self.started = self.begun(self.weight.dtype)
             for term in before:  # no step needs them: of a 7B, what ADMM found is 26 GB
                 term.cpu()
 
@@ -184,7 +157,8 @@ class RestoredNorm(RestoredLayer):
             scale = self.inferred("weight", hidden_states.dtype)
         if self.in_fp32:
             return (normed * (self.offset + scale.float())).to(hidden_states.dtype)
-        return _Scaled.apply(normed.to(hidden_states.dtype), scale)
+        normed = normed.to(hidden_states.dtype)
+        return OfEveryToken.apply(scale.detach().to(normed.dtype).expand_as(normed), scale) * normed
 
 
 def attach(model: PreTrainedModel, terms: Mapping[str, Sequence[Term]]) -> PreTrainedModel:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
 
 
 def learned_compensation(basis: Tensor, magnitudes: Tensor | None, component: Tensor | None) -> Tensor:
@@ -75,9 +76,6 @@ class Term(nn.Module):
         """How many of its numbers training can't move."""
         return 0
 
-    def keep(self, weight: Tensor) -> None:
-        """Prepare for steps on a layer whose weight (out, in) is frozen."""
-
     @classmethod
     def describe(cls, terms: "list[Term]", places: str) -> str:
         """In words, for several terms of this kind: changes of 210 weights."""
@@ -134,24 +132,11 @@ class HeadConstant(Term):
     fixed = ("heads", "basis")
     what = "constants"
 
-    def __init__(self, *values: Tensor, **tensors: Tensor):
-        super().__init__(*values, **tensors)
-        self.register_buffer("columns", None, persistent=False)
-
-    def keep(self, weight: Tensor) -> None:
-        """Hold the heads' columns of W_O in fp32, as each step needs them."""
-        self.columns = self._columns(weight.detach())
-
     def forward(self, weight: Tensor) -> Tensor:
         """(D,), given W_O (D, H·d)."""
-        columns = self._columns(weight) if self.columns is None else self.columns
+        columns = weight.unflatten(1, (-1, self.basis.shape[-1])).transpose(0, 1)[self.heads]  # (n, D, d)
         learned = learned_compensation(self.basis, self.magnitudes, self.component)
-        return torch.einsum("nDd,nd->D", columns, learned)
-
-    def _columns(self, weight: Tensor) -> Tensor:
-        """W_O[:, h] of the heads: (n, D, d) in the basis's dtype."""
-        columns = weight.unflatten(1, (-1, self.basis.shape[-1])).transpose(0, 1)[self.heads]
-        return columns.to(self.basis.dtype)
+        return torch.einsum("nDd,nd->D", columns.to(self.basis.dtype), learned)
 
     @classmethod
     def describe(cls, terms: list[Term], places: str) -> str:
@@ -212,33 +197,13 @@ class MaskedLowRank(LowRank):
     what = "low-rank updates, inside the mask,"
 
     def through(self, z: Tensor, weight: Tensor) -> Tensor:
-        """z (W + scale · M ⊙ (B A))ᵀ in z's dtype, without the sum and its mask being kept for the backward pass."""
-        return _InsideMask.apply(z, weight, self.scale * self.up, self.down)
+        """z (W + scale · M ⊙ (B A))ᵀ in z's dtype; the sum is not kept for the backward pass, but computed again."""
 
+        def product(z: Tensor, up: Tensor, down: Tensor) -> Tensor:
+            own, up, down = (tensor.to(z.dtype) for tensor in (weight, up, down))
+            return F.linear(z, torch.addmm(own, up, down).masked_fill(weight == 0, 0))  # where W is zero, so is the sum
 
-class _InsideMask(torch.autograd.Function):
-    """z (W + M ⊙ (B A))ᵀ for a frozen W (out, in), M its mask. The sum is computed again in the backward pass.
-
-    Products and sum are rounded to z's dtype.
-    """
-
-    @staticmethod
-    def forward(ctx, z: Tensor, weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        ctx.save_for_backward(z, weight, up, down)
-        return F.linear(z, _InsideMask.changed(z, weight, up, down))
-
-    @staticmethod
-    def changed(z: Tensor, weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        own, up, down = (tensor.to(z.dtype) for tensor in (weight, up, down))
-        return torch.addmm(own, up, down).masked_fill_(weight == 0, 0)  # where W is zero, W + M ⊙ (B A) is
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None, Tensor, Tensor]:
-        z, weight, up, down = ctx.saved_tensors
-        grad_z = grad @ _InsideMask.changed(z, weight, up, down) if ctx.needs_input_grad[0] else None
-        of_weight = (grad.flatten(0, -2).mT @ z.flatten(0, -2)).masked_fill_(weight == 0, 0)
-        of_up = (of_weight @ down.to(z.dtype).mT).to(up.dtype)
-        return grad_z, None, of_up, (up.to(z.dtype).mT @ of_weight).to(down.dtype)
+        return checkpoint(product, z, self.scale * self.up, self.down, use_reentrant=False, preserve_rng_state=False)
 
 
 class DoRA(LowRank):

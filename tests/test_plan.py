@@ -76,7 +76,10 @@ def test_memory_and_time_grow_with_what_is_asked_for():
     assert card.card_bytes > 0 == by_key()["train"].card_bytes
     on_card = {"machine": CPU._replace(on_card=True)}
     matrices = 3 * (2 * 24 * 48 + 2 * 24 * 16 + 3 * 24 * 56)
-    for method, size in (("masked_lora", 2), ("masked_full", 4)):  # the weight with ADMM's change, or the change in fp32
+    for method, size in (
+        ("masked_lora", 2),
+        ("masked_full", 4),
+    ):  # the weight with ADMM's change, or the change in fp32
         begun, own = (by_key("-method", method, "-first", name, **on_card)["train"] for name in ("admm_update", "none"))
         assert begun.card_bytes - own.card_bytes == size * matrices
     alone, nothing = (by_key("-method", name, **on_card)["train"].card_bytes for name in ("admm_update", "none"))

@@ -256,10 +256,10 @@ class Plan:
         read = self.operations(Texts(args.calib_samples * sum(passes for passes, _ in forms), args.calib_length))
         step, host = 0.0, sum(self.weights + each * self.matrices for _, each in forms)  # the dense model, and theirs
         trains, weights = args.num_epoch and self.needs.training, ("lora", "masked_lora", "dora", "masked_full")
-        # On a card: what a closed form found, as training begins, then the weights with it; validation's merged weights.
+        # On a card: what a closed form found, then the weights with it; validation's merged weights.
         found = machine.on_card * bool(trains and any(each for _, each in forms)) * self.matrices
         begun = found * (self.size if args.method in weights[:3] else FP32)
-        merges = any(each for _, each in forms) or trains and args.method in (*weights, "masked_dora")
+        merges = any(each for _, each in forms) or (trains and args.method in (*weights, "masked_dora"))
         held = machine.on_card * bool(merges) * self.matrices * self.size
         device = begun + max(self.reading_bytes(min(valid.rows * valid.tokens, self.budget)) + held, self.proof)
         device = max(device, found * (FP32 + self.size))
