@@ -195,7 +195,7 @@ def probes_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse
     def ours() -> list[Tensor]:
         component = lost_components(gap, COMPONENTS).component
         scores = probe_heads(dense - gap + component.unsqueeze(2), right, wrong, args.seed)
-        return [component, scores.accuracy, scores.loss]
+        return [component, scores["accuracy"], scores["loss"]]
 
     works = {"ours": ours, "loop": lambda: head_by_head(dense - gap, gap, right, wrong, args.seed)}
     turns = turn_by_turn(works, args.repeats)
@@ -208,9 +208,9 @@ def probes_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse
 
 def head_by_head(pruned: Tensor, gap: Tensor, right: Tensor, wrong: Tensor, seed: int) -> list[Tensor]:
     """The same c (L, H, d), accuracies and losses (L, H): an SVD, a Linear and an Adam for each head."""
-    layers, heads, _, width = gap.shape
+    layers, heads, samples, width = gap.shape
     generator = torch.Generator().manual_seed(seed)
-    parts = torch.randperm(PROBE_SAMPLES, generator=generator).tensor_split([int(TRAIN_SHARE * PROBE_SAMPLES)])
+    parts = torch.randperm(samples, generator=generator).tensor_split([int(TRAIN_SHARE * samples)])
     bound = (2 * width) ** -0.5
     weights, biases = (torch.empty(heads, n).uniform_(-bound, bound, generator=generator) for n in (2 * width, 1))
     components, (accuracy, losses) = torch.empty(layers, heads, width), torch.empty(2, layers, heads)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, LlamaForCausalLM
 
 from models.families import causal_only
-from models.loading import input_device
 
 NAME = "restorelcc_cpu"
 """Its name in `config._attn_implementation`."""
@@ -37,7 +36,7 @@ def cpu_attention(model: LlamaForCausalLM) -> Iterator[None]:
     """
     config, before = model.config, model.config._attn_implementation
     able = causal_only(config) and not config.attention_dropout
-    if input_device(model).type == "cpu" and before == "sdpa" and able:
+    if model.device.type == "cpu" and before == "sdpa" and able:
         config._attn_implementation = NAME
     try:
         yield

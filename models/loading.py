@@ -21,7 +21,6 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -235,11 +234,6 @@ def placement(folder: Path, dtype: torch.dtype, device: str) -> str:
         model = AutoModelForCausalLM.from_config(load_config(folder, "-base_model_name"), dtype=dtype)
     needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     return device if needed <= _SHARE_FOR_WEIGHTS * _free_memory(device) else "auto"
-
-
-def input_device(model: PreTrainedModel) -> torch.device:
-    """Where the model's inputs go: to its embedding, which a model that is spread has in its fastest memory."""
-    return model.get_input_embeddings().weight.device
 
 
 def _free_memory(device: str) -> int:

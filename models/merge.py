@@ -69,7 +69,6 @@ from models.loading import (
     check_vocabulary,
     copy_tokenizer,
     has_tokenizer,
-    input_device,
     load_config,
     load_model,
     load_tokenizer,
@@ -288,7 +287,7 @@ class Proof:
 @torch.no_grad()
 def probe_logits(model: LlamaForCausalLM, token_ids: list[list[int]]) -> list[Tensor]:
     """fp32 logits (T, vocabulary) on the CPU for each sequence of ids, one at a time, so that nothing is padded."""
-    device = input_device(model)
+    device = model.device
     return [model(torch.tensor([ids], device=device)).logits[0].float().cpu() for ids in token_ids]
 
 

@@ -4,9 +4,10 @@ The hidden states of the calibration set are kept once and overwritten layer by 
 and statistics are on the device, so that all runs in the memory of one layer plus the set.
 """
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from accelerate.utils import send_to_device
@@ -29,7 +30,23 @@ BATCH_TOKENS = 4096
 
 
 class _Enough(Exception):
-    """The last input asked for was seen: the rest of the layer need not be computed."""
+    """The last input asked for was seen: the rest of the pass need not be computed."""
+
+
+@contextmanager
+def seen_inputs(linears: Mapping, see: Callable[[object, Tensor], None]) -> Iterator[None]:
+    """Within it `see` gets each linear layer's key and its input, in the layers' order; the pass ends at the last."""
+    *_, last = linears
+
+    def hook(key: object, _: nn.Module, args: tuple) -> None:
+        see(key, args[0])
+        if key == last:
+            raise _Enough
+
+    with ExitStack() as hooks, suppress(_Enough):
+        for key, linear in linears.items():
+            hooks.enter_context(linear.register_forward_pre_hook(partial(hook, key)))
+        yield
 
 
 @dataclass(frozen=True)
@@ -59,20 +76,12 @@ class LayerInputs:
         linears = {name: self.layer.get_submodule(name) for name in names}
         found = {name: statistic(linear.in_features, linear.weight.device) for name, linear in linears.items()}
 
-        def watch(name: str) -> Callable:
-            def hook(_: nn.Module, args: tuple) -> None:
-                found[name].add(args[0].flatten(0, -2))
-                if name == names[-1]:
-                    raise _Enough
+        def add(name: str, fed: Tensor) -> None:
+            found[name].add(fed.flatten(0, -2))
 
-            return hook
-
-        with ExitStack() as hooks:
-            for name, linear in linears.items():
-                hooks.callback(linear.register_forward_pre_hook(watch(name)).remove)
-            for batch in self.batches():
-                with suppress(_Enough):
-                    self.layer(batch, **self.kwargs)
+        for batch in self.batches():
+            with seen_inputs(linears, add):
+                self.layer(batch, **self.kwargs)
         return {name: finite(each.value(), f"the input of layer {self.index} ({name})") for name, each in found.items()}
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from models.cpu_attention import cpu_attention
-from models.loading import input_device
 from utils.activations import CPU_TOKENS_A_BATCH, TOKENS_A_BATCH
 from utils.common.progress import progress
 from utils.packing import by_length
@@ -53,7 +52,7 @@ def last_states(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
 
 def teacher_states(model: LlamaForCausalLM, samples: list[Encoded], description: str) -> Tensor:
     """The dense model's states that predict response tokens: (Σ n_i, D) in its dtype on the CPU, by sample."""
-    device = input_device(model)
+    device = model.device
     budget = CPU_TOKENS_A_BATCH if device.type == "cpu" else TOKENS_A_BATCH
     found = torch.empty(sum(map(predicted, samples)), model.config.hidden_size, dtype=model.dtype)
     places = found.split([predicted(sample) for sample in samples])

@@ -4,7 +4,6 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, LlamaForCausalLM
 
-from models.loading import input_device
 from utils.prompts import Encoded
 
 MOST_TOKENS = 48
@@ -17,7 +16,7 @@ def greedy(model: LlamaForCausalLM, prompt: list[int], most: int, ends: frozense
 
     A loop of its own, so that no penalty or temperature in a checkpoint's generation_config.json takes part.
     """
-    device = input_device(model)
+    device = model.device
     cache = DynamicCache(config=model.config)  # filled in place
     made, ids = [], prompt
     for _ in range(min(most, model.config.max_position_embeddings - len(prompt))):
@@ -34,7 +33,7 @@ def greedy(model: LlamaForCausalLM, prompt: list[int], most: int, ends: frozense
 def response_nats(model: LlamaForCausalLM, sample: Encoded) -> float:
     """Mean loss, nats a token, of the sample's own response; nothing predicts a first token."""
     first = max(1, sample.prompt_length)
-    logits = model(torch.tensor([sample.ids], device=input_device(model))).logits[0, first - 1 : -1].float().cpu()
+    logits = model(torch.tensor([sample.ids], device=model.device)).logits[0, first - 1 : -1].float().cpu()
     return float(cross_entropy(logits, torch.tensor(sample.ids[first:])))
 
 

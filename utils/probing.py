@@ -1,7 +1,5 @@
 """Contrastive probing: which heads tell the right answer from a similar wrong one, as in the paper."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,16 +13,8 @@ TRAIN_SHARE = 0.7
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 
-@dataclass(frozen=True)
-class ProbeScores:
-    """What the probes of all heads reached on held-out samples: accuracy and loss, each (L, H) fp32."""
-
-    accuracy: Tensor
-    loss: Tensor
-
-
-def probe_heads(restored: Tensor, right: Tensor, wrong: Tensor, seed: int, shown: bool = False) -> ProbeScores:
-    """Train one logistic probe a head, and score it on held-out samples.
+def probe_heads(restored: Tensor, right: Tensor, wrong: Tensor, seed: int, shown: bool = False) -> dict[str, Tensor]:
+    """Train one logistic probe a head: `accuracy` and `loss` of each on held-out samples, (L, H) fp32.
 
     restored: z_pruned(q) + c; right: z_dense(q + r⁺); wrong: z_dense(q + r⁻); each (L, H, N, d).
 
@@ -48,26 +38,22 @@ def probe_heads(restored: Tensor, right: Tensor, wrong: Tensor, seed: int, shown
         accuracy.append(((logits > 0) == labels).float().mean(-1))
         losses = binary_cross_entropy_with_logits(logits, labels.float().expand_as(logits), reduction="none")
         loss.append(losses.mean(-1))
-    return ProbeScores(torch.stack(accuracy), torch.stack(loss))
+    return {"accuracy": torch.stack(accuracy), "loss": torch.stack(loss)}
 
 
-def rank_heads(scores: ProbeScores, usable: Tensor) -> list[tuple[int, int]]:
-    """Pairs (layer, head), best first: by accuracy, ties by the lower loss, then by position.
+def rank_heads(scores: Tensor, usable: Tensor, losses: Tensor | None = None) -> list[tuple[int, int]]:
+    """Pairs (layer, head), best first: by falling score (L, H), ties by the lower loss, if given, then by position.
 
     usable: (L, H) bool; heads that nothing can restore (all their o_proj columns are zero) are left out.
     """
-    order = np.lexsort((scores.loss.flatten(), -scores.accuracy.flatten()))  # the last key counts first
+    ties = torch.zeros_like(scores) if losses is None else losses
+    order = np.lexsort((ties.flatten(), -scores.flatten()))  # the last key counts first
     return [pair for place in order if usable[pair := divmod(int(place), usable.shape[1])]]
-
-
-def rank_by_score(scores: Tensor, usable: Tensor) -> list[tuple[int, int]]:
-    """A control: pairs (layer, head) by falling score (L, H), the mean squared activation gap say."""
-    return rank_heads(ProbeScores(scores, torch.zeros_like(scores)), usable)
 
 
 def order_randomly(usable: Tensor, seed: int) -> list[tuple[int, int]]:
     """A control: pairs (layer, head) in random order."""
-    return rank_by_score(torch.rand(usable.shape, generator=torch.Generator().manual_seed(seed)), usable)
+    return rank_heads(torch.rand(usable.shape, generator=torch.Generator().manual_seed(seed)), usable)
 
 
 def _labels(count: int, device: torch.device) -> Tensor:

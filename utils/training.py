@@ -22,7 +22,6 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import sort_checkpoints
 
 from models.cpu_attention import cpu_attention
-from models.loading import input_device
 from models.modeling_llama import keep_frozen
 from models.terms import whole
 from utils.common.commands import ENDING
@@ -163,7 +162,7 @@ def validate(model: LlamaForCausalLM, valid: list[Encoded]) -> TrainingResult:
     if not valid:
         return TrainingResult()
     spread = hasattr(model, "hf_device_map")
-    head = align_module_device(model.lm_head, input_device(model)) if spread else nullcontext()
+    head = align_module_device(model.lm_head, model.device) if spread else nullcontext()
     with cpu_attention(model), head:
         rows = response_loss(ResponseLoss(model).eval(), valid, model.config.pad_token_id or 0, "validation loss")
     total, count = rows.sum(0).tolist()

@@ -8,8 +8,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from torch import nn
 
+from benchmarks.run import head_by_head
 from models.loading import load_model
 from tests.baselines.test_closed_forms import inputs_seen
 from tests.builders import masks_of
@@ -18,16 +18,7 @@ from utils.common.errors import UserError
 from utils.components import lost_components, random_basis
 from utils.negatives import most_similar_choice, most_similar_other
 from utils.packing import PromptWithContinuations, by_length, pack
-from utils.probing import (
-    EPOCHS,
-    LEARNING_RATE,
-    TRAIN_SHARE,
-    ProbeScores,
-    order_randomly,
-    probe_heads,
-    rank_by_score,
-    rank_heads,
-)
+from utils.probing import TRAIN_SHARE, order_randomly, probe_heads, rank_heads
 
 LAYERS, HEADS, SAMPLES, WIDTH = 3, 5, 120, 7
 EVERYTHING = torch.ones(2, 3, dtype=torch.bool)
@@ -127,56 +118,29 @@ def features(planted: tuple[int, int], strength: float = 3.0) -> tuple[torch.Ten
 
 @pytest.mark.parametrize("planted", [(0, 4), (2, 0)])
 def test_the_planted_head_is_ranked_first(planted):
-    scores = probe_heads(*features(planted), seed=42)
+    scores = probe_heads(*features(planted), seed=42)["accuracy"]
     assert rank_heads(scores, torch.ones(LAYERS, HEADS, dtype=torch.bool))[0] == planted
-    assert scores.accuracy.shape == (LAYERS, HEADS) and scores.accuracy[planted] > 0.95
-    assert scores.accuracy.flatten().median() < 0.7
-
-
-def head_by_head(shared: torch.Tensor, right: torch.Tensor, wrong: torch.Tensor, seed: int) -> ProbeScores:
-    """Scores as `probe_heads` has them, from z (L, H, N, d) each: a Linear and an Adam a head."""
-    layers, heads, samples, width = shared.shape
-    generator = torch.Generator().manual_seed(seed)
-    parts = torch.randperm(samples, generator=generator).tensor_split([int(TRAIN_SHARE * samples)])
-    bound = (2 * width) ** -0.5
-    weights, biases = (torch.empty(heads, n).uniform_(-bound, bound, generator=generator) for n in (2 * width, 1))
-    accuracy, losses = torch.empty(2, layers, heads)
-    loss = nn.functional.binary_cross_entropy_with_logits
-    for layer in range(layers):
-        for head in range(heads):
-            features = [torch.cat([shared[layer, head], answer[layer, head]], dim=1) for answer in (right, wrong)]
-            train, held_out = (torch.cat([each[rows] for each in features]) for rows in parts)
-            labels, judged = (torch.arange(2 * len(rows)) < len(rows) for rows in parts)
-            probe = nn.Linear(2 * width, 1)
-            probe.load_state_dict({"weight": weights[head : head + 1], "bias": biases[head]})
-            optimizer = torch.optim.Adam(probe.parameters(), lr=LEARNING_RATE)
-            for _ in range(EPOCHS):
-                optimizer.zero_grad()
-                loss(probe(train).squeeze(1), labels.float()).backward()
-                optimizer.step()
-            logits = probe(held_out).squeeze(1).detach()
-            losses[layer, head] = loss(logits, judged.float())
-            accuracy[layer, head] = ((logits > 0) == judged).float().mean()
-    return ProbeScores(accuracy, losses)
+    assert scores.shape == (LAYERS, HEADS) and scores[planted] > 0.95
+    assert scores.flatten().median() < 0.7
 
 
 def test_batched_probes_equal_one_torch_module_a_head():
     shared, right, wrong = features((1, 2), strength=0.4)
     scores = probe_heads(shared, right, wrong, seed=7)
-    plain = head_by_head(shared, right, wrong, seed=7)
-    assert torch.allclose(scores.loss, plain.loss, atol=1e-4)
-    assert (scores.accuracy - plain.accuracy).abs().max() < 1.5 / (0.3 * 2 * SAMPLES)
+    _, accuracy, losses = head_by_head(shared, torch.zeros_like(shared), right, wrong, seed=7)
+    assert torch.allclose(scores["loss"], losses, atol=1e-4)
+    assert (scores["accuracy"] - accuracy).abs().max() < 1.5 / ((1 - TRAIN_SHARE) * 2 * SAMPLES)
 
 
 def test_ties_go_to_the_lower_loss_and_heads_that_cannot_be_restored_are_left_out():
     accuracy = torch.tensor([[0.5, 0.5, 0.9], [0.5, 0.5, 0.5]])
-    scores = ProbeScores(accuracy, torch.tensor([[0.3, 0.1, 0.7], [0.2, 0.6, 0.5]]))
-    assert rank_heads(scores, EVERYTHING) == [(0, 2), (0, 1), (1, 0), (0, 0), (1, 2), (1, 1)]
+    losses = torch.tensor([[0.3, 0.1, 0.7], [0.2, 0.6, 0.5]])
+    assert rank_heads(accuracy, EVERYTHING, losses) == [(0, 2), (0, 1), (1, 0), (0, 0), (1, 2), (1, 1)]
     norms = torch.tensor([[1.0, 5.0, 2.0], [9.0, 0.0, 3.0]])
-    assert rank_by_score(norms, EVERYTHING) == [(1, 0), (0, 1), (1, 2), (0, 2), (0, 0), (1, 1)]
+    assert rank_heads(norms, EVERYTHING) == [(1, 0), (0, 1), (1, 2), (0, 2), (0, 0), (1, 1)]
     assert order_randomly(EVERYTHING, 1) == order_randomly(EVERYTHING, 1) != order_randomly(EVERYTHING, 2)
     usable = torch.tensor([[True, False, True], [False, True, True]])
-    for heads in (rank_heads(scores, usable), rank_by_score(norms, usable), order_randomly(usable, 0)):
+    for heads in (rank_heads(accuracy, usable, losses), rank_heads(norms, usable), order_randomly(usable, 0)):
         assert sorted(heads) == [(0, 0), (0, 2), (1, 1), (1, 2)]
 
 

@@ -12,7 +12,6 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from models.loading import input_device
 from utils.common.errors import UserError
 from utils.common.progress import progress
 from utils.evaluation.perplexity import token_scores
@@ -38,7 +37,7 @@ class InMemoryLM(HFLM):
         """label: names the model in bars. length: what no sequence is longer than; None for the model's own."""
         with quiet(logging.ERROR):
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=8, max_length=length)
-        self._device = input_device(model)
+        self._device = model.device
         self.label = label
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:

@@ -7,7 +7,6 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.families import final_logits
-from models.loading import input_device
 from utils.common.progress import progress
 
 CHUNK = 256  # positions whose logits exist at a time: they stay in the cache of a CPU, and cost a GPU few launches
@@ -52,7 +51,7 @@ def window_losses(model: PreTrainedModel, windows: torch.Tensor, batch_size: int
     losses = []
     with progress(total=len(windows), desc=description, unit="window") as bar:
         for batch in windows.split(batch_size):
-            batch = batch.to(input_device(model))
+            batch = batch.to(model.device)
             hidden = model.base_model(input_ids=batch, use_cache=False).last_hidden_state[:, :-1]
             scores, _ = token_scores(model, hidden.flatten(0, 1), batch[:, 1:].flatten())
             losses += (-scores.view(len(batch), -1).mean(dim=1)).tolist()

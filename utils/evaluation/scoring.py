@@ -8,7 +8,6 @@ import lm_eval.evaluator
 from lm_eval.api.task import ConfigurableTask, Task
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from models.loading import input_device
 from utils.common.files import digest
 from utils.common.names import ANSWER_BITS
 from utils.evaluation import perplexity
@@ -65,13 +64,13 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plan: E
     circumstances = {
         "versions": {package: version(package) for package in PACKAGES},
         "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(input_device(model)),
+        "device": str(model.device),
         "limit": plan.limit,
     }
     for planned in plan.planned:
         if planned.text is not None:
             windows = perplexity.token_windows(tokenizer, planned.text, plan.ppl_window, plan.windows)
-            batch = max(1, token_budget(input_device(model)) // windows.shape[1])
+            batch = max(1, token_budget(model.device) // windows.shape[1])
             losses = perplexity.window_losses(model, windows, batch, f"{label}: {WIKITEXT} {TOKEN_PERPLEXITY}")
             result.add(WIKITEXT, TOKEN_PERPLEXITY, losses, "exp_mean")
             result.provenance[TOKEN_PERPLEXITY] = {

@@ -10,6 +10,7 @@ import models
 import utils.evaluation
 from models.checkpoint import Checkpoint
 from models.loading import tokenizer_digest
+from pruning import layers
 from utils import activations, examples, negatives, packing
 from utils.common.cache import Kept, cached
 from utils.evaluation.scoring import PACKAGES, Evaluation, evaluate
@@ -101,7 +102,7 @@ def measure(
     return Measured(kept, Evaluation.joined(parts), answers)
 
 
-@cached("activations", code=(activations, packing, models))
+@cached("activations", code=(activations, packing, models, layers))
 def last_activations(model: LazyModel, trees: list[PromptWithContinuations]) -> dict[str, Tensor]:
     """z (branches, L, H, N, d) in the model's dtype, which holds it exactly.
 

@@ -58,12 +58,12 @@ def rank(run: Run, models: Models, samples: Samples, dense: list[Kept], pruned: 
     usable = restorable_heads(models.pruned.folder, *shape)
     if selection == "contrastive":
         scores = found["accuracy"]
-        heads = probing.rank_heads(probing.ProbeScores(scores, found["loss"]), usable)
+        heads = probing.rank_heads(scores, usable, found["loss"])
     elif selection == "random":
         scores, heads = found["gap"], probing.order_randomly(usable, args.training_seed)
     else:
         scores = head_norms(run, models, samples) if selection == "lofit" else found["gap"]
-        heads = probing.rank_by_score(scores, usable)
+        heads = probing.rank_heads(scores, usable)
     wanted = args.head_count(*shape)
     if wanted > len(heads):
         raise UserError(
@@ -93,8 +93,7 @@ def find_components(dense: list[Kept], pruned: list[Kept], count: int, probes_se
     if probes_seed is not None:
         _, right, wrong = of_dense[0]
         restored = of_pruned[:, :, : right.shape[2]] + lost.component.unsqueeze(2)
-        probes = probing.probe_heads(restored, right, wrong, probes_seed, shown=True)
-        found |= {"accuracy": probes.accuracy, "loss": probes.loss}
+        found |= probing.probe_heads(restored, right, wrong, probes_seed, shown=True)
     return found
 
 
