@@ -5,9 +5,9 @@ All weights inside the mask are Wanda's `dense_ft` (Sun et al., ICLR 2024): the 
 """
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from models.contract import MethodInputs, linear_shapes
-from models.families import norm_widths
 from models.terms import Constant, MaskedChange, Term
 from utils.common.methods import SITES
 
@@ -25,7 +25,10 @@ def output_bias(inputs: MethodInputs) -> dict[str, Constant]:
 
 def norm_scales(inputs: MethodInputs) -> dict[str, Constant]:
     """A change of the scale of every RMSNorm of the model: no weight of a matrix."""
-    return {f"{name}.weight": Constant(torch.zeros(width)) for name, width in norm_widths(inputs.config).items()}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(inputs.config)
+    norms = {name: module.weight for name, module in model.named_modules() if type(module).__name__.endswith("RMSNorm")}
+    return {f"{name}.weight": Constant(torch.zeros(scale.shape)) for name, scale in norms.items()}
 
 
 def masked_full(inputs: MethodInputs) -> dict[str, MaskedChange]:

@@ -181,11 +181,6 @@ def weight_files(folder: Path, flag: str = "-pruned_model_path") -> list[Path]:
     raise UserError(f"{flag}: {folder} holds no weights ({WEIGHTS[0]}, or an index and its shards)")
 
 
-def fingerprint(folder: Path) -> str:
-    """The fingerprint of the checkpoint in `folder`."""
-    return Checkpoint(folder).fingerprint
-
-
 def pruned_layer(name: str) -> int | None:
     """The decoder layer that `name` is a linear weight of; None for all other tensors."""
     match = _PRUNED_WEIGHT.fullmatch(name)

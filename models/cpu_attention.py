@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, LlamaForCausalLM
 
-from models.families import causal_only
-
 NAME = "restorelcc_cpu"
 """Its name in `config._attn_implementation`."""
 
@@ -35,8 +33,9 @@ def cpu_attention(model: LlamaForCausalLM) -> Iterator[None]:
     another shape here.
     """
     config, before = model.config, model.config._attn_implementation
-    able = causal_only(config) and not config.attention_dropout
-    if model.device.type == "cpu" and before == "sdpa" and able:
+    full = set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}
+    plain = full and not (getattr(config, "attn_logit_softcapping", None) or config.attention_dropout)
+    if model.device.type == "cpu" and before == "sdpa" and plain:
         config._attn_implementation = NAME
     try:
         yield
@@ -44,7 +43,7 @@ def cpu_attention(model: LlamaForCausalLM) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
+class _CausalAttention(torch.autograd.Function):
     """softmax(scaling · q kᵀ) v, where a query sees the keys up to its own position.
 
     query: (B, H, T, d); key, value: (B, KV, T, d), H a multiple of KV; all of one dtype, on the CPU. mask: (B, 1, T, T)
@@ -52,52 +51,51 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, 
     one. Returns (B, T, H, d). Scores are rounded to the dtype, as in attention written out; the softmax is computed in
     fp32.
     """
-    return _CausalAttention.apply(query, key, value, scaling, mask)
 
-
-class _CausalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
         ctx.scaling = scaling
         ctx.save_for_backward(query, key, value, mask)
         batch, heads, length, width = query.shape
         attended = query.new_empty(batch, length, heads, width)
         for rows, queries in _parts(query):
             _, _, values, probabilities = _block(query, key, value, scaling, mask, rows, queries)
-            output = torch.bmm(probabilities, values)
-            attended[rows, queries] = _by_head(output, key.shape[1], queries).transpose(1, 2)
+            attended[rows, queries] = _by_head(probabilities @ values, queries).transpose(1, 2)
         return attended
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value, mask = ctx.saved_tensors
-        key_heads, of_query = key.shape[1], query.new_empty(query.shape)
+        of_query = query.new_empty(query.shape)
         # In fp32, because every block adds to the keys before it.
         of_key, of_value = (key.new_zeros(key.shape, dtype=torch.float32) for _ in range(2))
         for rows, queries in _parts(query):
             scaled, keys, values, probabilities = _block(query, key, value, ctx.scaling, mask, rows, queries)
-            of_output = _grouped(gradient[rows, queries].transpose(1, 2), key_heads)
+            of_output = _by_key_head(gradient[rows, queries].transpose(1, 2), key.shape[1])
             seen = rows, slice(None), slice(queries.stop)
-            of_value[seen] += torch.bmm(probabilities.mT, of_output).unflatten(0, (-1, key_heads))
-            of_probabilities = torch.bmm(of_output, values.mT)
+            of_value[seen] += probabilities.mT @ of_output
+            of_probabilities = of_output @ values.mT
             of_scores = torch.ops.aten._softmax_backward_data(of_probabilities, probabilities, -1, query.dtype)
-            of_query[rows, :, queries] = _by_head(torch.bmm(of_scores, keys), key_heads, queries)
-            of_key[seen] += torch.bmm(of_scores.mT, scaled).unflatten(0, (-1, key_heads))
+            of_query[rows, :, queries] = _by_head(of_scores @ keys, queries)
+            of_key[seen] += of_scores.mT @ scaled
         return of_query.mul_(ctx.scaling), of_key.to(key.dtype), of_value.to(value.dtype), None, None
+
+
+causal_attention = _CausalAttention.apply
 
 
 def _block(
     query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None, rows: slice, queries: slice
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """n queries of r rows and the m keys that they may see, by row and key head in the first dimension.
+    """n queries of r rows and the m keys that they may see.
 
-    Returns the scaled query (r·KV, G·n, d), key and value (r·KV, m, d), probabilities (r·KV, G·n, m), G = H / KV.
+    Returns the scaled query (r, KV, G·n, d), key and value (r, KV, m, d), probabilities (r, KV, G·n, m), G = H / KV.
     """
-    key_heads, count = key.shape[1], queries.stop - queries.start
-    scaled = _grouped(query[rows, :, queries] * scaling, key_heads)
-    keys, values = (tensor[rows, :, : queries.stop].flatten(0, 1) for tensor in (key, value))
-    scores = torch.bmm(scaled, keys.mT)
-    by_row = scores.unflatten(1, (-1, count)).unflatten(0, (-1, key_heads))  # (r, KV, G, n, m)
+    count = queries.stop - queries.start
+    scaled = _by_key_head(query[rows, :, queries] * scaling, key.shape[1])
+    keys, values = (tensor[rows, :, : queries.stop] for tensor in (key, value))
+    scores = scaled @ keys.mT
+    by_row = scores.unflatten(2, (-1, count))  # (r, KV, G, n, m)
     if mask is None:
         by_row[..., queries.start :] += query.new_full((count, count), -torch.inf).triu(1)
     else:
@@ -105,15 +103,14 @@ def _block(
     return scaled, keys, values, scores.softmax(-1)
 
 
-def _by_head(tensor: Tensor, key_heads: int, queries: slice) -> Tensor:
-    """(r·KV, G·n, d) -> (r, H, n, d)."""
-    by_query = tensor.unflatten(1, (-1, queries.stop - queries.start))
-    return by_query.unflatten(0, (-1, key_heads)).flatten(1, 2)
+def _by_head(tensor: Tensor, queries: slice) -> Tensor:
+    """(r, KV, G·n, d) -> (r, H, n, d)."""
+    return tensor.unflatten(2, (-1, queries.stop - queries.start)).flatten(1, 2)
 
 
-def _grouped(tensor: Tensor, key_heads: int) -> Tensor:
-    """(r, H, n, d) -> (r·KV, G·n, d)."""
-    return tensor.unflatten(1, (key_heads, -1)).flatten(2, 3).flatten(0, 1)
+def _by_key_head(tensor: Tensor, key_heads: int) -> Tensor:
+    """(r, H, n, d) -> (r, KV, G·n, d)."""
+    return tensor.unflatten(1, (key_heads, -1)).flatten(2, 3)
 
 
 def _parts(query: Tensor) -> Iterator[tuple[slice, slice]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
+from transformers import LlamaConfig, PreTrainedConfig
 
 from models.model_names import COMPACT, LLAMA
 from utils.common.errors import UserError
@@ -119,14 +119,6 @@ def dropped_by(terms: Iterable[str], config: PreTrainedConfig) -> dict[str, str]
     return {runtime: ", ".join(lost) for runtime, linears in known if (lost := [n for n in linears if n in biased])}
 
 
-def norm_widths(config: PreTrainedConfig) -> dict[str, int]:
-    """The width of the scale of every RMSNorm, by its name, in the order of the model's modules."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    norms = {name: module for name, module in model.named_modules() if type(module).__name__.endswith("RMSNorm")}
-    return {name: len(norm.weight) for name, norm in norms.items()}
-
-
 def logits_scale(config: PreTrainedConfig) -> float:
     """What the output head's products are divided by."""
     return getattr(config, "logits_scaling", 1.0)
@@ -143,9 +135,3 @@ def final_logits(config: PreTrainedConfig, logits: Tensor) -> Tensor:
         logits = logits / scale
     cap = logits_cap(config)
     return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
-def causal_only(config: PreTrainedConfig) -> bool:
-    """Whether attention is plain causal softmax in every layer: no sliding window, and no capped scores."""
-    full = set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}
-    return full and not getattr(config, "attn_logit_softcapping", None)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.checkpoint import Checkpoint, fingerprint
+from models.checkpoint import Checkpoint
 from utils.common import cache as module
 from utils.common import run_folder
 from utils.common.cache import Cache, Kept, cached, identity
@@ -109,7 +109,7 @@ def test_the_code_in_a_key_is_that_which_runs_whatever_became_of_its_file(tmp_pa
 def test_what_stands_for_itself_in_a_key(make_tiny_llama, tmp_path):
     folders = make_tiny_llama(zeros=0.5), make_tiny_llama(zeros=0.5), make_tiny_llama(zeros=0.5, seed=1)
     one, same, other = (identity(Checkpoint(folder)) for folder in folders)
-    assert one == same == [fingerprint(folders[0]), sha256(folders[0] / "generation_config.json")] != other
+    assert one == same == [Checkpoint(folders[0]).fingerprint, sha256(folders[0] / "generation_config.json")] != other
     (folders[1] / "generation_config.json").write_text('{"eos_token_id": 7}')
     assert identity(Checkpoint(folders[1])) != one
     kept = tensors.later(Cache(tmp_path), "a", ROWS)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lm_eval.tasks import TaskManager
 
-from models.checkpoint import fingerprint
+from models.checkpoint import Checkpoint
 from models.compact import in_dense_shapes
 from models.loading import load_model, load_tokenizer
 from models.merge import merge, probe_logits
@@ -28,7 +28,7 @@ TASKS, METRICS, ROWS = "bundled_response,bundled_facts,bundled_arithmetic", ("ac
 def files(make_tiny_llama, tmp_path):
     """(pruned, restoration/, model/) of a run."""
     pruned, restoration = make_tiny_llama(zeros=0.5, max_position_embeddings=512), trained()
-    save_restoration(tmp_path / "restoration", restoration, {"pruned_sha256": fingerprint(pruned)})
+    save_restoration(tmp_path / "restoration", restoration, {"pruned_sha256": Checkpoint(pruned).fingerprint})
     merge(pruned, restoration, tmp_path / "model", pruned)
     return pruned, tmp_path / "restoration", tmp_path / "model"
 
@@ -78,7 +78,11 @@ def test_a_compact_checkpoint_is_scored_with_the_restoration_trained_on_it(make_
     small, place = tmp_path / "small", tmp_path / "restoration"
     compact_checkpoint(make_tiny_llama(zeros=0.5), small)
     expanded, _ = in_dense_shapes(small, tmp_path / "cache")
-    save_restoration(place, trained(), {"pruned_sha256": fingerprint(small), "expanded_sha256": fingerprint(expanded)})
+    save_restoration(
+        place,
+        trained(),
+        {"pruned_sha256": Checkpoint(small).fingerprint, "expanded_sha256": Checkpoint(expanded).fingerprint},
+    )
     model = restored_lm.RestoredLM(str(small), str(place), device="cpu", dtype="float32")
     whole = trained().attach(load_model(expanded, torch.float32, "cpu", "-p"))
     assert torch.equal(*(probe_logits(each, [[5, 9, 77]])[0] for each in (model.model, whole)))

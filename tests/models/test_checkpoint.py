@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.checkpoint import Checkpoint, Header, check_weights, fingerprint, weight_files, write_checkpoint
+from models.checkpoint import Checkpoint, Header, check_weights, weight_files, write_checkpoint
 from models.loading import load_config
 from tests.builders import rewrite
 from utils.common.errors import UserError
@@ -70,9 +70,9 @@ def test_a_fingerprint_is_of_the_content_of_what_transformers_reads(make_tiny_ll
     save_file({"other": torch.ones(2)}, copy / "adapter_model.safetensors")
     torch.save({"other": torch.ones(2)}, copy / "pytorch_model.bin")
     assert [file.name for file in weight_files(copy)] == ["model.safetensors"]
-    assert fingerprint(copy) == fingerprint(folder)
+    assert Checkpoint(copy).fingerprint == Checkpoint(folder).fingerprint
     rewrite(copy, lambda t: t[UP].view(torch.int32)[3:4, :1].bitwise_xor_(1))
-    assert fingerprint(copy) != fingerprint(folder)
+    assert Checkpoint(copy).fingerprint != Checkpoint(folder).fingerprint
 
 
 def test_one_pass_finds_zeros_and_is_not_repeated(make_tiny_llama, monkeypatch):

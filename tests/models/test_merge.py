@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from models.checkpoint import Checkpoint, fingerprint, same_bits
+from models.checkpoint import Checkpoint, same_bits
 from models.compact import in_dense_shapes
 from models.compact_llama import CompactLlamaConfig
 from models.loading import load_config, load_model
@@ -109,7 +109,7 @@ def asked(folder: Path, restoration: Restoration, dtype: torch.dtype = torch.flo
 
 
 def saved(folder: Path, restoration: Restoration, place: Path) -> Path:
-    save_restoration(place / "restoration", restoration, {"pruned_sha256": fingerprint(folder)})
+    save_restoration(place / "restoration", restoration, {"pruned_sha256": Checkpoint(folder).fingerprint})
     return place / "restoration"
 
 
@@ -399,7 +399,7 @@ def test_a_later_merge_deletes_nothing_and_takes_no_other_model(make_tiny_llama,
     for output in (run, tmp_path / "link", run / "restoration" / "merged", folder, folder.parent):
         with pytest.raises(UserError, match=r"^-output_dir: .* what -(restoration|pruned_model_path) names"):
             main([*flags, "-output_dir", str(output), "-overwrite"])
-    assert load_restoration(run / "restoration")[1]["pruned_sha256"] == fingerprint(folder)
+    assert load_restoration(run / "restoration")[1]["pruned_sha256"] == Checkpoint(folder).fingerprint
     output = tmp_path / "out"
     with pytest.raises(UserError, match="is not the pruned checkpoint"):
         main(["--pruned_model_path", str(make_tiny_llama(zeros=0.5, seed=3)), *flags[2:], "-output_dir", str(output)])
@@ -413,7 +413,10 @@ def test_a_later_merge_deletes_nothing_and_takes_no_other_model(make_tiny_llama,
 def test_a_later_merge_takes_the_compact_checkpoint_that_was_trained_on(make_tiny_llama, tmp_path):
     compact_checkpoint(rewrite(make_tiny_llama(zeros=0.5), mask_units), tmp_path / "small")
     folder, _ = in_dense_shapes(tmp_path / "small", tmp_path / "cache")
-    about = {"pruned_sha256": fingerprint(tmp_path / "small"), "expanded_sha256": fingerprint(folder)}
+    about = {
+        "pruned_sha256": Checkpoint(tmp_path / "small").fingerprint,
+        "expanded_sha256": Checkpoint(folder).fingerprint,
+    }
     save_restoration(tmp_path / "restoration", learned(folder), about)
     flags = ["-restoration", str(tmp_path / "restoration"), "-dtype", "float32", "-cache_dir", str(tmp_path / "cache")]
     main(["-pruned_model_path", str(tmp_path / "small"), "-output_dir", str(tmp_path / "out"), *flags])

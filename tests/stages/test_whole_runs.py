@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 import models.merge
 import pruning.__main__
-from models.checkpoint import fingerprint
+from models.checkpoint import Checkpoint
 from models.restoration import save_restoration
 from tests.builders import trained
 from tests.common.test_disk import no_file_above
@@ -130,7 +130,7 @@ def test_a_command_keeps_the_users_files_whenever_it_ends_and_leaves_nothing_on_
     world, tmp_path, monkeypatch
 ):
     saved = tmp_path / "in" / "restoration"
-    save_restoration(saved, trained(), {"pruned_sha256": fingerprint(world / "pruned")})
+    save_restoration(saved, trained(), {"pruned_sha256": Checkpoint(world / "pruned").fingerprint})
     common = {"dtype": "float32", "cache_dir": tmp_path / "in" / "cache"}
     prune = {"base_model_name": world / "dense", "prune_method": "magnitude"}
     merge = {"pruned_model_path": world / "pruned", "restoration": saved, "tokenizer": world / "dense"}
