@@ -3,6 +3,9 @@
 Its second step is b of Eq. 8 alone on these heads, `utils.compensation.bias_only`.
 """
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,7 +13,6 @@ from transformers import LlamaForCausalLM
 
 from models.modeling_llama import OfEveryToken, attach
 from models.terms import Term
-from utils.common.files import workspace
 from utils.common.methods import SITES
 from utils.compensation import INITIAL_STD
 from utils.prompts import Encoded
@@ -54,6 +56,6 @@ def scale_norms(
     options = {"sharded": sharded, "penalty": lambda: l1 * sum(own.size for own in scales)}
     if settings.epochs:
         # A is needed once and is cheap to train again: its checkpoints are nobody's.
-        with workspace("lofit") as checkpoints:
-            train(model, samples, [], settings, device, checkpoints, **options)
+        with TemporaryDirectory(prefix="restorelcc-lofit-", ignore_cleanup_errors=True) as place:
+            train(model, samples, [], settings, device, Path(place), **options)
     return torch.stack([own.tensors()["scales"].norm(dim=-1) for own in scales])

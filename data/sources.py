@@ -2,13 +2,13 @@
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.common.errors import UserError, first_line, shortened
 from utils.common.files import parse_json
+from utils.common.hub import HUB_ID
 from utils.common.names import BUNDLED, C4
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
@@ -18,8 +18,6 @@ SUFFIXES = (".jsonl", ".json", ".pt")
 
 CALIB_SUFFIXES = (".jsonl", ".json", ".txt")
 
-_VALID_NAMES = ("valid", "validation", "val")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _KINDS = f"give '{BUNDLED}', a .json, .jsonl or .pt file, a folder with a train file, or a hub id (owner/name)"
 
 
@@ -125,7 +123,7 @@ def check_data_path(name: str) -> tuple[Path | str, Path | None]:
     """
     path = BUNDLED_FOLDER if name == BUNDLED else Path(name).expanduser()
     if os.path.isdir(path):
-        train, valid = (_first_file(path, stems) for stems in (("train",), _VALID_NAMES))
+        train, valid = (_first_file(path, stems) for stems in (("train",), ("valid", "validation", "val")))
         if train is None:
             raise UserError(f"-data_path: {name} holds no train.jsonl, train.json or train.pt; {_KINDS}")
         return train, valid
@@ -133,7 +131,7 @@ def check_data_path(name: str) -> tuple[Path | str, Path | None]:
         if path.suffix not in SUFFIXES:
             raise UserError(f"-data_path: {name} is none of {', '.join(SUFFIXES)}; {_KINDS}")
         return path, None
-    if path.suffix in SUFFIXES or name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name):
+    if path.suffix in SUFFIXES or name.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name):
         raise UserError(f"-data_path: {name} does not exist; {_KINDS}")
     return name, None
 

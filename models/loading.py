@@ -12,8 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate.utils import patch_environment
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub import constants, snapshot_download
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -34,6 +33,7 @@ from models.model_names import check_name, hub_name
 from utils.common.cache import Cache
 from utils.common.errors import UserError, first_line, shortened
 from utils.common.files import digest, digest_files, read_json
+from utils.common.hub import offline
 from utils.common.names import DTYPE_NAMES
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
@@ -62,7 +62,8 @@ _SHARE_FOR_WEIGHTS = 0.8
 
 
 def quiet_libraries() -> None:
-    """Libraries' own bars and notes would bury the run's; errors still show."""
+    """Libraries' own bars and notes would bury the run's, and they retry for long where the hub is out of reach."""
+    constants.HF_HUB_OFFLINE = offline()  # which datasets reads when it is imported
     import datasets  # here alone, since it takes a second
 
     logging.set_verbosity_error()
@@ -83,7 +84,7 @@ def resolve(name: str, flag: str, cache_dir: Path) -> Path:
 def load_config(folder: Path, flag: str) -> LlamaConfig:
     """The configuration in `folder`; UserError if it is of no family that is known, or no model can be made of it."""
     path = folder / "config.json"
-    settings = _read_settings(path, flag)
+    settings = read_settings(path, flag)
     kind = settings.get("model_type")
     if not isinstance(kind, str):
         raise UserError(f"{flag}: {path} names no model_type, so it is no model's; give a Hugging Face model folder")
@@ -97,7 +98,7 @@ def load_config(folder: Path, flag: str) -> LlamaConfig:
             + _DEQUANTIZED.get(method, "give the checkpoint it was made from")
         )
     if (generation := folder / "generation_config.json").is_file():
-        _read_settings(generation, flag)  # at which transformers would stop when it has loaded the weights
+        read_settings(generation, flag)  # at which transformers would stop when it has loaded the weights
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if getattr(config, "head_dim", None) is None:  # which not every family's class sets
@@ -122,7 +123,8 @@ def written_settings(folder: Path, flag: str) -> dict:
     return json.loads(load_config(folder, flag).to_json_string(use_diff=False))
 
 
-def _read_settings(path: Path, flag: str) -> dict:
+def read_settings(path: Path, flag: str) -> dict:
+    """The JSON object in a file; UserError naming the flag if there is none."""
     try:
         if isinstance(settings := read_json(path), dict):
             return settings
@@ -296,7 +298,7 @@ def tokenizer_digest(folder: Path) -> str:
     """SHA-256 (hex) of the tokenizer in `folder`, by content; where it was once saved from does not count."""
     config = folder / _TOKENIZER_CONFIG
     files = [file for file in tokenizer_files(folder) if file != config]
-    settings = read_json(config) if config.is_file() else {}
+    settings = read_settings(config, "tokenizer") if config.is_file() else {}
     kept = {name: value for name, value in settings.items() if name not in _NO_TOKENIZATION}
     return digest([[str(file.relative_to(folder)), digest_files([file])] for file in files], kept)
 
@@ -304,10 +306,12 @@ def tokenizer_digest(folder: Path) -> str:
 def _download(hub_id: str, flag: str) -> Path:
     common = ["*.json", "*.model", "*.txt", "*.jinja"]
     try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=[*common, "*.safetensors"]))
+        # Some keep a second copy in their own format.
+        wanted = {"allow_patterns": [*common, "*.safetensors"], "ignore_patterns": ["consolidated*", "original/*"]}
+        folder = Path(snapshot_download(hub_id, **wanted))
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(hub_id, allow_patterns=[*common, "pytorch_model*.bin"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{flag}: cannot get '{hub_id}' from the model hub ({first_line(error)}); "
             "check the name and your access, or give a local folder"

@@ -51,11 +51,13 @@ if __name__ == "__main__":
     run(read_flags)  # before torch is imported, which takes seconds, so that a wrong path is answered at once
 
 import math
+import shlex
 import shutil
 from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -80,7 +82,7 @@ from models.loading import (
 from models.modeling_llama import explicit_biases, max_rounding_error
 from models.portable import portable
 from models.restoration import Restoration, check_belongs, load_restoration
-from utils.common.files import read_json, whole_folder, workspace, write_json
+from utils.common.files import read_json, whole_folder, write_json
 from utils.common.run_folder import RunFolder
 
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
@@ -444,7 +446,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{len(found['changed_tensors'])} changed and {len(found['new_tensors'])} new; {found['zeros_pruned']:,} zeros "
         f"before, {found['zeros_restored']:,} after; logits differ by {found['logits_relative_difference']:.1e}"
     )
-    loading = f"pretrained={args.output_dir}" + (",trust_remote_code=True" if "compact" in found else "")
+    loading = shlex.quote(f"pretrained={args.output_dir}" + ",trust_remote_code=True" * ("compact" in found))
     print(f"merged checkpoint: {args.output_dir}\nnext: lm_eval --model hf --model_args {loading} --tasks arc_easy")
 
 
@@ -454,6 +456,7 @@ def merge_saved(args: Namespace, output: Path) -> None:
     device = usable_device(args.device)
     restoration, about = load_restoration(args.restoration)
     given = resolve(args.pruned_model_path, "-pruned_model_path", args.cache_dir)
+    load_config(given, "-pruned_model_path")  # refuses what no run takes, quantized models say
     check_belongs(about, given, "-pruned_model_path")
     pruned, compact = in_dense_shapes(given, args.cache_dir)
     tokenizer_from = given
@@ -469,8 +472,9 @@ def merge_saved(args: Namespace, output: Path) -> None:
     reference = record_logits(model, restoration, Checkpoint(pruned), token_ids, device)
     del model
     # A compact checkpoint gets a compact result, by way of the dense shapes in which it was restored.
-    with workspace("merge") if compact else nullcontext(output) as place:
-        merged = place / "merged"
+    aside = TemporaryDirectory(prefix="restorelcc-merge-", ignore_cleanup_errors=True)
+    with aside if compact else nullcontext(output) as place:
+        merged = Path(place) / "merged"
         found = merge_and_prove(pruned, args.restoration, merged, tokenizer_from=tokenizer_from, reference=reference)
         record = found.record
         if compact:

@@ -2,11 +2,10 @@
 
 import importlib.util
 import os
-import re
 from pathlib import Path
 
 from utils.common.errors import UserError
-from utils.common.hub import check_at_hand
+from utils.common.hub import HUB_ID, check_at_hand
 from utils.common.names import EMBEDDED
 
 SHORT_NAMES = {
@@ -48,7 +47,6 @@ SHORT_NAMES = {
 }
 """Short names of the original release, and common models of the other families; upper and lower case are one."""
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 RECORD = "pruning.json"
 """The file in a pruned model's folder that says how it was made."""
@@ -66,7 +64,7 @@ def hub_name(name: str) -> str:
 def check_name(name: str, flag: str) -> Path | None:
     """The local folder or GGUF file behind `name`, None for a hub id; UserError if it is wrong by itself."""
     full = hub_name(name)
-    path = embedded_file(flag) if name == EMBEDDED else Path(os.path.expanduser(full))
+    path = embedded_file(flag) if name.lower() == EMBEDDED else Path(os.path.expanduser(full))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"{flag}: {name} holds no config.json; give a Hugging Face model folder")

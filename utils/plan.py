@@ -25,7 +25,6 @@ from models.gguf_reading import gguf_tokenizer
 from utils.common.commands import WIDTH
 from utils.common.errors import UserError, first_line
 from utils.common.flags import Arguments
-from utils.common.hub import no_waiting
 from utils.common.methods import Options, needs_of
 from utils.common.names import BUNDLED, DISTILL, EMBEDDED
 from utils.common.record import STAGES, device_name
@@ -320,7 +319,7 @@ def print_plan(args: Arguments) -> None:
 def read_shape(name: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase | None, int]:
     """(configuration, tokenizer if it is at hand, bytes of a stored parameter) of what -base_model_name names."""
     flag, full = "-base_model_name", model_names.hub_name(name)
-    path = model_names.embedded_file(flag) if name == EMBEDDED else Path(full).expanduser()
+    path = model_names.embedded_file(flag) if name.lower() == EMBEDDED else Path(full).expanduser()
     if path.is_file():
         try:
             return AutoConfig.from_pretrained(path.parent, gguf_file=path.name), gguf_tokenizer(path), FP32
@@ -329,8 +328,7 @@ def read_shape(name: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase | None, 
     tokenizer = loading.load_tokenizer(path, flag) if path.is_dir() and loading.has_tokenizer(path) else None
     if not path.is_dir():
         try:
-            with no_waiting():
-                path = Path(hf_hub_download(full, "config.json")).parent
+            path = Path(hf_hub_download(full, "config.json")).parent
         except (OSError, ValueError) as error:
             said = f"cannot get the configuration of '{full}' from the model hub ({first_line(error)})"
             raise UserError(f"{flag}: {said}; check the name and your access, or give a folder") from error

@@ -79,7 +79,10 @@ def test_what_the_folder_or_a_row_lacks_and_a_hub_out_of_reach_are_one_line(data
     plan = plan_tasks("paper", data, None, 64)
     assert [planned.name for planned in plan.planned] == list(PAPER_TASKS)
     assert "wikitext2: left out" in plan.describe()[-1]
-    refused(WIKITEXT, "-eval_data_dir", "test.txt")
+    for tasks in (WIKITEXT, "paper,wikitext2_tokens"):
+        refused(tasks, "-eval_data_dir", "test.txt")
+    (data / WIKITEXT / "test.txt").write_text("one\u2028row\x0b\n \nanother\n")
+    assert task_loading.wikitext_rows(data)[0] == ["one\u2028row\x0b\n", "", "another\n"]
     (data / WIKITEXT / "test.txt").write_text(" \n")
     refused(WIKITEXT, "-eval_data_dir", "test.txt", "empty")
     for wrong, says in (({"passage": None}, "'passage' is undefined"), ({"label": -1}, "of which -1 is right")):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain, count, product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -22,7 +23,6 @@ from models.loading import load_model, load_tokenizer
 from tests.builders import SAMPLES, learned_in, save_tiny_llama, trained, zeroed
 from utils.common.commands import ENDING
 from utils.common.errors import Stopped, UserError
-from utils.common.files import workspace
 from utils.common.flags import parse_arguments
 from utils.distillation import Distillation
 from utils.evaluation.perplexity import token_scores
@@ -327,10 +327,10 @@ def gradient(folder: Path, dtype: torch.dtype, monkeypatch, narrow: float = floa
     components = [p for name, p in model.named_parameters() if name.endswith("component")]
     model.model.layers[-1].register_forward_hook(lambda *given: given[2].register_hook(pass_back) and None)
     how = settings(epochs=1, batch_size=11, accumulation=2, max_grad_norm=1e9)
-    with monkeypatch.context() as patched, workspace("gradient") as place:
+    with monkeypatch.context() as patched, TemporaryDirectory() as place:
         keep = lambda *_, **__: found.extend(p.grad.clone() for p in components)  # noqa: E731
         patched.setattr(_RestorationTrainer, "on_pre_optimizer_step", keep)
-        train(model, samples, [], how, "cpu", place)
+        train(model, samples, [], how, "cpu", Path(place))
     return torch.cat(found), passed
 
 

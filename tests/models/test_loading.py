@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from transformers import AutoModelForCausalLM
 
 from models.checkpoint import Checkpoint
@@ -105,16 +106,19 @@ def test_a_repository_of_shards_is_downloaded_whole(make_tiny_llama, tmp_path, m
     """Both kinds of index are among the first files that come; the .bin shards come only where they are needed."""
     whole, here = make_tiny_llama(), tmp_path / "snapshot"
     shard(whole, pickled)
+    names = [file.name for file in whole.iterdir()]
+    (whole / "consolidated.safetensors").touch()
+    names += [] if pickled else ["consolidated.safetensors"]
 
-    def download(hub_id: str, allow_patterns: list[str]) -> str:
+    def download(hub_id: str, allow_patterns: list[str], ignore_patterns: list[str] | None = None) -> str:
         here.mkdir(exist_ok=True)
-        for file in {file for pattern in allow_patterns for file in whole.glob(pattern)}:
-            shutil.copy(file, here)
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            shutil.copy(whole / name, here)
         return str(here)
 
     monkeypatch.setattr("models.loading.snapshot_download", download)
     folder = resolve("owner/model", FLAG, tmp_path / "cache")
-    assert len(Checkpoint(folder, FLAG).files) > 2
+    assert len(Checkpoint(folder, FLAG).files) > 2 and not list(folder.glob("consolidated*"))
     assert Checkpoint(folder, FLAG).survey().sha256 == Checkpoint(whole, FLAG).survey().sha256
 
 

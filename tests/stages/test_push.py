@@ -70,9 +70,12 @@ def test_a_hub_out_of_reach_or_no_token_ends_the_run_at_once(world, tmp_path, mo
 def test_one_process_of_several_asks_and_refuses_a_token_that_may_only_read(tmp_path, hub, monkeypatch):
     for rank, calls in (("1", 0), ("0", 1)):
         monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
         check_push(pushing(tmp_path))
         assert hub.whoami.call_count == len(hub.method_calls) == calls
     hub.whoami.return_value["auth"]["accessToken"]["role"] = "read"
+    monkeypatch.setenv("RANK", "1")  # which is no process of several
+    monkeypatch.delenv("WORLD_SIZE")
     with pytest.raises(UserError, match=r"^-push_to_hub: the token may only read"):
         check_push(pushing(tmp_path))
 

@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import json
-import math
 import os
 import secrets
 import shutil
@@ -106,13 +105,6 @@ def first_free(path: Path) -> Path:
     return next(each for each in numbered if not os.path.lexists(each))
 
 
-@contextmanager
-def workspace(purpose: str) -> Iterator[Path]:
-    """A folder in the system's place for temporary files; gone after the block."""
-    with tempfile.TemporaryDirectory(prefix=f"restorelcc-{purpose}-", ignore_cleanup_errors=True) as place:
-        yield Path(place)
-
-
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, whole or not at all."""
     with whole_file(path) as partial:
@@ -143,12 +135,8 @@ def read_json(path: Path) -> object:
 
 
 def without_nan(content: object) -> object:
-    """`content` with None for each NaN and infinity, which JSON doesn't know."""
-    if isinstance(content, dict):
-        return {name: without_nan(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [without_nan(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+    """`content` as JSON has it, with None for each NaN and infinity, which JSON doesn't know."""
+    return json.loads(json.dumps(content), parse_constant=lambda _: None)
 
 
 def digest(*parts: object) -> str:

@@ -1,25 +1,15 @@
 """The model hub, where it may be out of reach."""
 
 import os
+import re
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from urllib.parse import urlparse
 
 from huggingface_hub import constants
 
 from utils.common.errors import UserError
 
-
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    """Where the hub's name does not resolve, look in the local cache only: the library would retry for long."""
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = offline()
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def offline() -> bool:

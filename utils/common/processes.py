@@ -30,7 +30,7 @@ class Processes:
         self.sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
         if self.sharded and os.environ.get("FSDP_VERSION", "1") != "2":
             raise UserError("accelerate launch: FSDP version 1, its default, is not served; add --fsdp_version 2")
-        self.is_main, self.state, self.device = self.count == 1 or is_main_process(), None, device
+        self.is_main, self.state, self.device = is_main_process(), None, device
         if self.count == 1:
             if self.sharded:
                 raise UserError("accelerate launch: FSDP needs several processes; give --num_processes 2 or more")
@@ -77,7 +77,7 @@ class Processes:
 
 def is_main_process() -> bool:
     """Whether this process prints: all of them meet a user's mistake, and one line about it is enough."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def leave() -> NoReturn:

@@ -132,11 +132,6 @@ class Outcome:
         return sum(stage["seconds"] + stage.get("saved_seconds", 0) for stage in stages) / 60
 
     @property
-    def trained_tokens(self) -> int | None:
-        """The tokens that training read, of samples and of text."""
-        return self.run.get("training", {}).get("tokens")
-
-    @property
     def perplexity(self) -> tuple[str, str] | None:
         """(task, metric) of the perplexity that stands in the table."""
         scores = (self._at("scores", "restored") or {}).items()

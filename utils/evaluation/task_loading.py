@@ -3,6 +3,7 @@
 import difflib
 import functools
 import inspect
+import io
 import json
 import logging
 import random
@@ -19,11 +20,10 @@ from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from data.sources import Sample, Split, load_samples
+from data.sources import Sample, Split, load_samples, read_text
 from utils.common.errors import UserError, first_line
 from utils.common.files import digest
 from utils.common.flags import Arguments
-from utils.common.hub import no_waiting
 from utils.common.names import BUNDLED
 from utils.evaluation import perplexity
 from utils.evaluation.in_memory_lm import quiet
@@ -113,8 +113,6 @@ def plan_tasks(
     as these hold tokens. UserError for an unknown task, a missing split, a damaged file, or a hub out of reach.
     """
     names, windows = task_names(eval_tasks), windows or limit
-    if eval_data_dir is not None and not eval_data_dir.is_dir():
-        raise UserError(f"{DATA_FLAG}: {eval_data_dir} is not a folder; give the folder of task data")
     planned, left_out = [], ()
     absent = eval_data_dir is not None and not (eval_data_dir / WIKITEXT_FILE).is_file()
     with quiet(logging.ERROR):
@@ -131,7 +129,7 @@ def plan_tasks(
                 with _rows_from(lambda *_, pages=pages: [{"page": page} for page in pages]):
                     by_page = {WIKITEXT: ConfigurableTask(config={**config, "task": WIKITEXT})}
                 planned.append(replace(plan_task(by_page, {}, None, source), text="\n\n".join(rows)))
-            elif name == TOKENS_ONLY and WIKITEXT not in names:
+            elif name == TOKENS_ONLY and (WIKITEXT not in names or left_out):
                 text = "\n\n".join(wikitext_rows(eval_data_dir)[0])
                 planned.append(PlannedTask(name, {}, {}, None, {}, text))
             elif name != TOKENS_ONLY:
@@ -280,20 +278,16 @@ def wikitext_rows(data_dir: Path | None) -> tuple[list[str], str]:
         rows = _from_hub(lambda: datasets.load_dataset(*name, split="test"), WIKITEXT)
         return rows["text"][:], "hub"
     file = data_dir / WIKITEXT_FILE
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{DATA_FLAG}: cannot read {file} ({error}); copy WikiText-2's raw test file there") from error
+    text = read_text(file, DATA_FLAG) if file.is_file() else ""
     if not text.strip():
-        raise UserError(f"{DATA_FLAG}: {file} is empty; copy WikiText-2's raw test file there")
+        raise UserError(f"{DATA_FLAG}: {file} is missing or empty; copy WikiText-2's raw test file there")
     # As the hub's wikitext-2-raw-v1 has them: lines kept whole, blank ones emptied.
-    return [line if line.strip() else "" for line in text.splitlines(keepends=True)], str(file)
+    return [line if line.strip() else "" for line in io.StringIO(text)], str(file)
 
 
 def _from_hub(load: Callable, name: str, flag: str = TASKS_FLAG, instead: str = "use -eval_tasks bundled"):
     try:
-        with no_waiting():
-            return load()
+        return load()
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(
             f"{flag}: cannot get the data of '{name}' from the hub ({first_line(error)}); offline, set HF_HOME "

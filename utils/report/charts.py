@@ -7,6 +7,7 @@ from itertools import product
 
 import numpy as np
 
+from utils.common.errors import shortened
 from utils.report.svg import Drawing, Scale, log_ticks, short, ticks
 from utils.report.tables import DASH, MODELS, ScoreRow
 
@@ -75,7 +76,7 @@ def scores_picture(rows: Sequence[ScoreRow]) -> Drawing | None:
 
 def _score_row(drawing: Drawing, row: ScoreRow, middle: float, x: Scale, factor: int) -> None:
     texts = row.texts
-    drawing.text(10, middle - 2, _cut(row.task, 28), "name strong" if row.is_mean else "name")
+    drawing.text(10, middle - 2, shortened(row.task, 28), "name strong" if row.is_mean else "name")
     drawing.text(10, middle + 13, row.metric, "unit")
     if row.recovered is None:
         drawing.text(WIDTH - 10, middle + 4, DASH, "none", "end")
@@ -91,10 +92,6 @@ def _score_row(drawing: Drawing, row: ScoreRow, middle: float, x: Scale, factor:
             more = f"; {texts['difference']} to pruned, {row.verdict}" if name == "restored" and row.verdict else ""
             tip = f"{row.task}, {name}: {texts[name]}{more}"
             drawing.mark(SHAPES[name], x(factor * score.value), y, 4.5, name, tip)
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def loss_picture(history: list[dict]) -> Drawing | None:
@@ -140,7 +137,7 @@ def heads_picture(record: dict) -> Drawing | None:
     # Gaps, unlike accuracies, span orders of magnitude between layers.
     shade = Scale(low, high, 0.08, 1, log=low > 0 and high > 100 * low)
     drawing = Drawing(WIDTH, bottom + 34, f"Score of each head ({name}) by layer; trained heads are ringed")
-    drawing.text(0, 12, _cut(name, 60), "key")
+    drawing.text(0, 12, shortened(name, 60), "key")
     looks = [{"class_": "cell", "fill_opacity": f"{0.08 + 0.92 * step / 11:.2f}"} for step in range(12)]
     x = _shades(drawing, 8 + min(6.4 * len(name), 352), 12, short(low), short(high), looks)
     marks = ("circle", "trained", f"trained ({len(trained)} of {scores.size})")
@@ -264,7 +261,7 @@ def names_beside(spots: Sequence[tuple], top: float, bottom: float) -> list[tupl
     found, taken = [], [(x - 6, y - 6, x + 6, y + 6) for x, y, _ in spots]
     for x, y, name in spots:
         for most, down, right in product((26, 13), (-7, 16), (True, False)):
-            text = _cut(name, most)
+            text = shortened(name, most)
             start = x + 9 if right else x - 9 - 7 * len(text)
             end, high, low = start + 7 * len(text), y + down - 10, y + down + 3
             inside = start >= 0 and end <= WIDTH and high >= top - 8 and low <= bottom

@@ -60,8 +60,6 @@ class Run:
         with self.record.stage(key) as stage, self.processes.main_first() if main_first else nullcontext():
             try:
                 yield
-            except OutOfRoom:
-                raise
             except Exception as error:
                 if (said := shortage(error)) is None:
                     raise

@@ -8,9 +8,9 @@ import data.sources
 import models
 import pruning.prune_model
 from models.checkpoint import Checkpoint, check_weights
-from models.compact import in_dense_shapes
+from models.compact import RECORD, in_dense_shapes
 from models.families import carried_parts
-from models.loading import check_model, check_pair, head_shape, load_config, resolve, tokenizer_digest
+from models.loading import check_model, check_pair, head_shape, load_config, read_settings, resolve, tokenizer_digest
 from pruning import calibration
 from utils.common.cache import cached
 from utils.common.errors import UserError
@@ -85,6 +85,8 @@ def given_checkpoint(args: Arguments, dense: Path) -> tuple[Checkpoint, Checkpoi
     given = Checkpoint(resolve(args.pruned_model_path, flag, args.cache_dir), flag)
     check_pair(dense, given.folder, flag)
     check_weights(given, load_config(given.folder, flag))
+    if (record := given.folder / RECORD).is_file():
+        read_settings(record, flag)  # which the run's record will quote
     expanded, compact = in_dense_shapes(given.folder, args.cache_dir)
     pruned = Checkpoint(expanded, flag) if compact else given
     zeros, weights = pruned.survey().counts()

@@ -1,6 +1,5 @@
 """Last: results.json, run.json, the rows, the report and the model's card; the tables go to the terminal."""
 
-import json
 import math
 import shlex
 import sys
@@ -76,7 +75,8 @@ def write_results(
     print(f"\nreport: {output / report.name}\nmodel:  {model}")
     for runtime, lost in dropped_by(trained.restoration.terms, models.config).items():
         print(f"note:   {runtime} drops what was restored in the biases of {lost} (docs/running.md)")
-    print(f"next:   lm_eval --model hf --model_args pretrained={model} --tasks arc_easy --device {run.device}")
+    loading = shlex.quote(f"pretrained={model}")
+    print(f"next:   lm_eval --model hf --model_args {loading} --tasks arc_easy --device {run.device}")
 
 
 def method_record(run: Run, trained: Trained) -> dict:
@@ -120,7 +120,11 @@ def run_record(
 ) -> dict:
     """What run.json keeps: what was run, on what, with what versions, and what it took."""
     args, family = run.args, read_json(models.dense.folder / "config.json")["model_type"]
-    pruning = models.pruned.folder / RECORD
+    record = models.pruned.folder / RECORD
+    pruning = read_json(record) if record.is_file() else None
+    if pruning and not args.pruned_model_path:  # the cache's, made by a run that may have named the same otherwise
+        pruning["base_model"] = args.base_model_name
+        pruning["calibration"] |= {"calib_data": args.calib_data} if pruning["calibration"] else {}
     return {
         "command": shlex.join(["python", *sys.argv]),
         "arguments": args.as_json(),
@@ -133,7 +137,7 @@ def run_record(
         "family": family,
         "written_as": "LlamaForCausalLM" if FAMILIES[family].as_llama is not None else None,
         "method": method_record(run, trained),
-        "pruning": json.loads(pruning.read_text(encoding="utf-8")) if pruning.is_file() else None,
+        "pruning": pruning,
         "inputs": {
             "dense model": models.dense.fingerprint,
             "pruned model": models.given.fingerprint,

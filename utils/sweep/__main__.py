@@ -7,6 +7,7 @@ Each run is a process of its own in OUT/ID, done when its results.json stands. W
 tried by the next call, except a rate that diverged. The table is made from the runs' files.
 """
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -41,7 +42,8 @@ def main() -> None:
         check_writable(args.output_dir, "-output_dir")
         with locked(kept / ".lock", f"-output_dir: {kept}"):
             rows = run_all(rows, kept, args.cache_dir, args.keep_models)
-    print(f"table: {args.output_dir / 'table.md'}\npage:  python -m utils.compare {kept} -output FILE.html")
+    page = shlex.join(["python", "-m", "utils.compare", str(kept), "-output", "FILE.html"])
+    print(f"table: {args.output_dir / 'table.md'}\npage:  {page}")
     if left := needed(rows):
         print(f"{len(left)} runs failed: the table says how; the same command tries them again", file=sys.stderr)
         sys.exit(1)

@@ -76,7 +76,7 @@ def table_row(row: SweepRow) -> dict:
         "pruning": row.pruning,
         "class": method.get("kind") if method.get("restores", True) else "nothing",
         "trained_parameters": method.get("parameters"),
-        "trained_tokens": mean_or_none(outcome.trained_tokens for outcome in outcomes),
+        "trained_tokens": mean_or_none(outcome.run.get("training", {}).get("tokens") for outcome in outcomes),
         "zeros_kept": mean_or_none(outcome.zeros_kept for outcome in outcomes),
         "rate": row.rate,
         "rates": len(row.searches) or 1,
