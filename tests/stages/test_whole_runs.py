@@ -105,7 +105,8 @@ def test_a_run_prunes_for_itself_and_leaves_what_was_there(world, tmp_path, monk
     assert proof["passed"] and proof["sparsity_restored"] == [0.5] * 3
     with pytest.raises(UserError, match=r"^-output_dir: \S+ already holds files"):
         run(monkeypatch, flags(world, output, **changes))
-    text = shutil.copy(world / "text.txt", tmp_path / "mine.txt")
+    (tmp_path / "mine").mkdir()
+    text = shutil.copy(world / "text.txt", tmp_path / "mine")
     run(monkeypatch, flags(world, tmp_path / "again", **changes | {"calib_data": text, "num_epoch": 0}))
     record = json.loads((tmp_path / "again" / "run.json").read_text())["pruning"]
     assert record["calibration"]["calib_data"] == str(text), "the names of this run, whose pruned model was known"
