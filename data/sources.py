@@ -8,7 +8,7 @@ from pathlib import Path
 
 from utils.common.errors import UserError, first_line, shortened
 from utils.common.files import parse_json
-from utils.common.hub import HUB_ID
+from utils.common.hub import HUB_ID, no_waiting
 from utils.common.names import BUNDLED, C4
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
@@ -228,7 +228,8 @@ def hub_rows(name: str, flag: str, hint: str, shuffled: dict | None = None, **op
     from datasets.exceptions import DatasetsError
 
     try:
-        rows = load_dataset(name, split="train", **options)
+        with no_waiting():
+            rows = load_dataset(name, split="train", **options)
         yield from rows.shuffle(**shuffled) if shuffled else rows
     except (DatasetsError, OSError, ValueError) as error:
         raise UserError(f"{flag}: cannot get '{name}' from the hub ({first_line(error)}); {hint}") from error

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate.utils import patch_environment
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -33,7 +33,6 @@ from models.model_names import check_name, hub_name
 from utils.common.cache import Cache
 from utils.common.errors import UserError, first_line, shortened
 from utils.common.files import digest, digest_files, read_json
-from utils.common.hub import offline
 from utils.common.names import DTYPE_NAMES
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
@@ -62,8 +61,7 @@ _SHARE_FOR_WEIGHTS = 0.8
 
 
 def quiet_libraries() -> None:
-    """Libraries' own bars and notes would bury the run's, and they retry for long where the hub is out of reach."""
-    constants.HF_HUB_OFFLINE = offline()  # which datasets reads when it is imported
+    """Libraries' own bars and notes would bury the run's; errors still show."""
     import datasets  # here alone, since it takes a second
 
     logging.set_verbosity_error()

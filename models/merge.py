@@ -472,8 +472,8 @@ def merge_saved(args: Namespace, output: Path) -> None:
     reference = record_logits(model, restoration, Checkpoint(pruned), token_ids, device)
     del model
     # A compact checkpoint gets a compact result, by way of the dense shapes in which it was restored.
-    aside = TemporaryDirectory(prefix="restorelcc-merge-", ignore_cleanup_errors=True)
-    with aside if compact else nullcontext(output) as place:
+    aside = {"prefix": "restorelcc-merge-", "ignore_cleanup_errors": True}
+    with TemporaryDirectory(**aside) if compact else nullcontext(output) as place:
         merged = Path(place) / "merged"
         found = merge_and_prove(pruned, args.restoration, merged, tokenizer_from=tokenizer_from, reference=reference)
         record = found.record

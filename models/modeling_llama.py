@@ -20,7 +20,10 @@ PROBED = 64
 
 
 class OfEveryToken(torch.autograd.Function):
-    """`values` (…, D) as they are. Each row has the parameter (D,) in it, whose gradient is summed in fp32."""
+    """`values` (…, D) as they are, in which the parameter (D,) is already, detached.
+
+    The backward pass gives the parameter the sum of the gradient over all tokens, in fp32.
+    """
 
     @staticmethod
     def forward(ctx, values: Tensor, parameter: Tensor) -> Tensor:
@@ -52,6 +55,11 @@ class RestoredLayer(nn.Module):
     def terms(self, part: str) -> nn.ModuleList:
         """Those of the `weight`, or of the `bias`."""
         return self.weight_terms if part == "weight" else self.bias_terms
+
+    @property
+    def beside(self) -> list[Term]:
+        """The last term of the weight, if it is computed beside it; else none."""
+        return [term for term in self.weight_terms[-1:] if term.beside]
 
     def trained(self, part: str) -> Tensor | None:
         """The parameter as a training step has it: fp32; the layer's own where nothing is added to it."""
@@ -94,11 +102,11 @@ class RestoredLayer(nn.Module):
             own = torch.zeros_like(exact) if own is None else own.cpu().double()
             allowed = float(own.abs().max() + (exact - own).abs().max()) * ROUNDINGS * torch.finfo(torch.float32).eps
             differences = [self.trained(part).cpu() - exact]
-            if part == "weight" and self.weight_terms[-1].beside:
-                # A step doesn't compute this weight: of what it does, unit vectors show the columns.
+            if part == "weight" and self.beside:
+                # A step doesn't use this weight: of what it does, unit vectors show the columns.
                 columns = torch.linspace(0, exact.shape[1] - 1, min(PROBED, exact.shape[1])).long()
                 units = F.one_hot(columns, exact.shape[1]).to(self.weight.device, torch.float32)
-                found_columns = self.weight_terms[-1].through(units, self.begun(torch.float32)).T
+                found_columns = self.beside[0].through(units, self.begun(torch.float32)).T
                 differences.append(found_columns.cpu() - exact[:, columns])
             found += [float(each.abs().max()) / max(allowed, 1e-300) for each in differences]
         return found
@@ -115,28 +123,30 @@ class RestoredLinear(RestoredLayer, nn.Linear):
         if not torch.is_grad_enabled():
             return F.linear(z, self.inferred("weight", z.dtype), self.inferred("bias", z.dtype))
         self._kept = None  # which a step makes stale
-        bias = self.trained("bias")
-        if not len(self.weight_terms):
-            return OfEveryToken.apply(F.linear(z, self.weight, bias.detach().to(z.dtype)), bias)
-        bias = None if bias is None else bias.to(z.dtype)
-        if not self.weight_terms[-1].beside:
-            return F.linear(z, self.trained("weight").to(z.dtype), bias)
-        weight = self.begun(self.weight.dtype) if self.started is None else self.started
-        output = self.weight_terms[-1].through(z, weight)
-        return output if bias is None else output + bias
+        bias, beside = self.trained("bias"), self.beside
+        own = None if bias is None else bias.detach().to(z.dtype)
+        weight = self.started
+        if weight is None:
+            weight = self.begun(self.weight.dtype) if beside else self.trained("weight").to(z.dtype)
+        if not beside:
+            output = F.linear(z, weight, own)
+        else:
+            output = beside[0].through(z, weight)
+            output = output if own is None else output + own
+        return output if bias is None else OfEveryToken.apply(output, bias)
 
     def begun(self, dtype: torch.dtype) -> Tensor:
-        """The weight as all terms but the last leave it; the layer's own where there is no other."""
-        before = self.weight_terms[:-1]
+        """The weight as all terms but the one that is computed beside it leave it; without others the layer's own."""
+        before = self.weight_terms[: len(self.weight_terms) - len(self.beside)]
         return restored(self.weight.float(), before).to(dtype) if len(before) else self.weight
 
     def keep(self) -> None:
-        """Compute once, not each step, the weight that training starts from, if the terms before it are fixed."""
-        *before, last = self.weight_terms or [None]
-        if before and last.beside and not any(p.requires_grad for term in before for p in term.parameters()):
+        """Compute once, not each step, what fixed terms make of the weight, unless a term that trains is in it."""
+        fixed = [term for term in self.weight_terms if not any(p.requires_grad for p in term.parameters())]
+        if fixed and [*fixed, *self.beside] == list(self.weight_terms):
             with torch.no_grad():
                 self.started = self.begun(self.weight.dtype)
-            for term in before:  # no step needs them: of a 7B, what ADMM found is 26 GB
+            for term in fixed:  # no step needs them: of a 7B, what ADMM found is 26 GB
                 term.cpu()
 
 

@@ -172,7 +172,8 @@ class _Saved(Mapping):
     def __getitem__(self, name: str) -> list[Term]:
         keys = self.keys_of[name]
         with safe_open(self.file, framework="pt") as opened:
-            return unpacked({key: opened.get_tensor(key) for key in keys})[name]
+            found = unpacked({key: opened.get_tensor(key) for key in keys})[name]
+        return [term.requires_grad_(False) for term in found]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys_of)

@@ -29,8 +29,8 @@ class Term(nn.Module):
 
     It is built from its tensors alone, so that a saved one is rebuilt from them. learned: names of its parameters.
     fixed: names of tensors that are not trained. Any of them may be None. keeps_zeros: whether zeros of the weight
-    stay. beside: whether it has `through(z, weight)`, which gives z (W + term)ᵀ without computing W + term, whose
-    gradient would cost as much as the forward pass. what: in words.
+    stay. beside: whether it has `through(z, weight)`, which gives z (W + term)ᵀ in less time or memory than the sum,
+    kept for the backward pass, would take. what: in words.
     """
 
     learned: ClassVar[tuple[str, ...]] = ()
@@ -94,7 +94,9 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def restored(value: Tensor, terms: Iterable[Term], weight: Tensor | None = None) -> Tensor:
-    """The parameter's value with all terms, each added to what the ones before it made of it, and computed where it is.
+    """The parameter's value with all terms, each added to what the ones before it made of it.
+
+    Each is computed on its own device, and brought to the value's.
 
     weight: of a bias's layer; None for a parameter that is a weight itself.
     """
@@ -201,7 +203,9 @@ class MaskedLowRank(LowRank):
 
         def product(z: Tensor, up: Tensor, down: Tensor) -> Tensor:
             own, up, down = (tensor.to(z.dtype) for tensor in (weight, up, down))
-            return F.linear(z, torch.addmm(own, up, down).masked_fill(weight == 0, 0))  # where W is zero, so is the sum
+            return F.linear(
+                z, torch.addmm(own, up, down).masked_fill_(weight == 0, 0)
+            )  # where W is zero, so is the sum
 
         return checkpoint(product, z, self.scale * self.up, self.down, use_reentrant=False, preserve_rng_state=False)
 

@@ -25,6 +25,7 @@ from models.gguf_reading import gguf_tokenizer
 from utils.common.commands import WIDTH
 from utils.common.errors import UserError, first_line
 from utils.common.flags import Arguments
+from utils.common.hub import no_waiting
 from utils.common.methods import Options, needs_of
 from utils.common.names import BUNDLED, DISTILL, EMBEDDED
 from utils.common.record import STAGES, device_name
@@ -191,8 +192,9 @@ class Plan:
             kept *= 2 - Texts.of(self.samples).tokens / longest
         if method in ("masked_full", "masked_dora"):  # the changed weight and its mask; under DoRA its direction, too
             kept += self.matrices * (self.size + 1 + FP32 * (method == "masked_dora"))
-        # What is trained, its gradient, AdamW's two moments; the heads' columns of W_O.
-        kept += FP32 * (4 * self.trained + self.heads * self.hidden * self.config.head_dim)
+        # What is trained, its gradient, AdamW's two moments; the heads' columns of W_O, which a backward pass needs.
+        columns = self.heads * self.hidden * self.config.head_dim
+        kept += FP32 * (4 * self.trained + columns / (self.layers if args.gradient_checkpointing else 1))
         return kept + self.reading_bytes(batch) + CHUNK * self.vocabulary * FP32 * (args.loss == DISTILL)
 
     def stage(self, key: str, seconds: float = 0, host: float = 0, device: float = 0) -> StagePlan:
@@ -255,13 +257,13 @@ class Plan:
         read = self.operations(Texts(args.calib_samples * sum(passes for passes, _ in forms), args.calib_length))
         step, host = 0.0, sum(self.weights + each * self.matrices for _, each in forms)  # the dense model, and theirs
         trains, weights = args.num_epoch and self.needs.training, ("lora", "masked_lora", "dora", "masked_full")
-        # On a card: what a closed form found, then the weights with it; validation's merged weights.
+        # On a card: what a closed form found, then, layer by layer, the weights with it; validation's merged weights.
         found = machine.on_card * bool(trains and any(each for _, each in forms)) * self.matrices
-        begun = found * (self.size if args.method in weights[:3] else FP32)
+        begun = found * (FP32 if args.method in ("masked_full", "masked_dora") else self.size)
         merges = any(each for _, each in forms) or (trains and args.method in (*weights, "masked_dora"))
         held = machine.on_card * bool(merges) * self.matrices * self.size
         device = begun + max(self.reading_bytes(min(valid.rows * valid.tokens, self.budget)) + held, self.proof)
-        device = max(device, found * (FP32 + self.size))
+        device = max(device, found * (FP32 + (self.size + 3 * FP32) / self.layers))
         if trains:
             read += (2 + args.num_epoch) * self.operations(valid)
             # Beside both passes, gradients of weights: of those that change, or of what is trained beside them.
@@ -328,7 +330,8 @@ def read_shape(name: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase | None, 
     tokenizer = loading.load_tokenizer(path, flag) if path.is_dir() and loading.has_tokenizer(path) else None
     if not path.is_dir():
         try:
-            path = Path(hf_hub_download(full, "config.json")).parent
+            with no_waiting():
+                path = Path(hf_hub_download(full, "config.json")).parent
         except (OSError, ValueError) as error:
             said = f"cannot get the configuration of '{full}' from the model hub ({first_line(error)})"
             raise UserError(f"{flag}: {said}; check the name and your access, or give a folder") from error

@@ -79,7 +79,7 @@ def test_what_the_folder_or_a_row_lacks_and_a_hub_out_of_reach_are_one_line(data
     plan = plan_tasks("paper", data, None, 64)
     assert [planned.name for planned in plan.planned] == list(PAPER_TASKS)
     assert "wikitext2: left out" in plan.describe()[-1]
-    for tasks in (WIKITEXT, "paper,wikitext2_tokens"):
+    for tasks in (WIKITEXT, "paper,wikitext2_tokens", "wikitext2_tokens,paper"):
         refused(tasks, "-eval_data_dir", "test.txt")
     (data / WIKITEXT / "test.txt").write_text("one\u2028row\x0b\n \nanother\n")
     assert task_loading.wikitext_rows(data)[0] == ["one\u2028row\x0b\n", "", "another\n"]

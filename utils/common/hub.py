@@ -3,6 +3,9 @@
 import os
 import re
 import socket
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlparse
 
 from huggingface_hub import constants
@@ -12,11 +15,22 @@ from utils.common.errors import UserError
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Where the hub's name does not resolve, look in the local cache only: the library would retry for long."""
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = offline()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def offline() -> bool:
     """Whether the hub is out of reach, because the environment says so or its name does not resolve."""
     if constants.HF_HUB_OFFLINE:
         return True
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+    if {"https", "all"} & urllib.request.getproxies().keys():
         return False
     try:
         return not socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)

@@ -124,7 +124,8 @@ def run_record(
     pruning = read_json(record) if record.is_file() else None
     if pruning and not args.pruned_model_path:  # the cache's, made by a run that may have named the same otherwise
         pruning["base_model"] = args.base_model_name
-        pruning["calibration"] |= {"calib_data": args.calib_data} if pruning["calibration"] else {}
+        if pruning["calibration"]:
+            pruning["calibration"]["calib_data"] = args.calib_data
     return {
         "command": shlex.join(["python", *sys.argv]),
         "arguments": args.as_json(),
