@@ -96,15 +96,10 @@ def orthonormal(layers: int = 3, heads: int = 6, width: int = 8) -> Tensor:
     return torch.linalg.qr(torch.randn(layers, heads, width, width, generator=torch.Generator().manual_seed(9)))[0]
 
 
-def compensation(heads, basis: Tensor, method: str = "restorelcc", seed: int = 1) -> Restoration:
-    """A restoration of these heads before training."""
-    inputs = MethodInputs(LlamaConfig(**LOPSIDED), seed, heads=list(heads), basis=basis)
-    return Restoration.start(method, Options(), inputs)
-
-
 def trained(method: str = "restorelcc") -> Restoration:
     """A restoration of HEADS with values large enough to see."""
-    return scaled(compensation(HEADS, orthonormal(), method), 200)
+    inputs = MethodInputs(LlamaConfig(**LOPSIDED), 1, heads=list(HEADS), basis=orthonormal())
+    return scaled(Restoration.start(method, Options(), inputs), 200)
 
 
 @torch.no_grad()
@@ -114,11 +109,6 @@ def scaled(restoration: Restoration, by: float) -> Restoration:
         for parameter in term.parameters():
             parameter.mul_(by)
     return restoration
-
-
-def zeroed(restoration: Restoration) -> Restoration:
-    """The same heads and bases, restoring nothing."""
-    return scaled(restoration.gathered(), 0)
 
 
 def learned_in(model: LlamaForCausalLM) -> dict[str, Tensor]:
@@ -142,11 +132,6 @@ SAMPLES = [Encoded([5, 9, 77, 30], 2), Encoded([8, 1, 2, 3, 4, 60, 61], 3), Enco
 
 def batch(samples: list[Encoded]) -> dict[str, Tensor]:
     return collate(samples, 257)
-
-
-def count_zeros(folder: Path) -> tuple[list[int], list[int]]:
-    """(zeros, weights) of the seven linear layers of each decoder layer."""
-    return Checkpoint(folder).survey().counts()
 
 
 def compact_checkpoint(folder: Path, output: Path) -> None:

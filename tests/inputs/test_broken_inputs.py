@@ -288,6 +288,7 @@ RUNS: dict[str, tuple[dict[str, object] | Spoil, str]] = {
     "other sizes": (config(intermediate_size=64), "-pruned_model_path: .*size is 64, but the base model's is 56"),
     "another tokenizer": (more_tokens(special=False), "-pruned_model_path: .*its tokenizer differs from the base"),
     "no zeros": (tensors(lambda t: [each.fill_(1) for each in t.values()]), "-pruned_model_path: .* has no zeros"),
+    "a weight missing": (tensors(lambda t: t.pop(NORM)), f"-pruned_model_path: .* {NORM}"),
     "a damaged record": (lambda f: (f / "pruning.json").write_text("[]"), "-pruned_model_path: .*it is no JSON object"),
     "too many heads": ({"use_topk_heads": 19}, "-use_topk_heads: 19 heads asked for, but the model has 18"),
     "targets of a method without": ({"lora_targets": "q_proj"}, "-lora_targets: restorelcc doesn't take it"),

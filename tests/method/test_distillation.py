@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from models.loading import load_model
 from models.modeling_llama import attach
 from models.terms import Constant
-from tests.builders import SAMPLES, batch, learned_in, masks_of, trained, zeroed
+from tests.builders import SAMPLES, batch, learned_in, masks_of, scaled, trained
 from tests.method.test_training import attached, encoded, settings
 from utils.distillation import Distillation, by_sample, teacher_states
 from utils.losses import ResponseLoss
@@ -70,13 +70,16 @@ def test_loss_and_gradient_are_those_of_full_logits(make_tiny_llama, dense, monk
     sums = [torch.stack([own.sum() for own in each.split(list(map(len, targets)))]) for each in tokens]
     sums.insert(1, torch.tensor(list(map(len, targets))))
     assert torch.allclose(rows.float(), torch.stack(sums, 1), rtol=1e-4, atol=1e-4 * size)
+    monkeypatch.setattr("utils.training.VALID_TOKENS_A_BATCH", 9)  # several, of which the two parts have not as many
+    parts = [response_loss(loss.eval(), samples, 257, "", part, 2, states) for part in (0, 1)]
+    assert torch.allclose(sum(parts), rows, rtol=1e-4, atol=1e-4 * size) and all(part.any() for part in parts)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_whole_dense_model_learns_nothing_from_its_own_states(make_tiny_llama, dtype):
     folder = make_tiny_llama(seed=3, dtype=dtype)
     states = teacher_states(load_model(folder, dtype, "cpu", "-b"), SAMPLES, "")
-    for restoration, equal in ((zeroed(trained()), True), (trained(), False)):
+    for restoration, equal in ((scaled(trained(), 0), True), (trained(), False)):
         model = restoration.attach(load_model(folder, dtype, "cpu", "-b"))
         loss = ResponseLoss(model, Distillation(1.0)).train()(**batch(SAMPLES), teacher=states)["loss"]
         loss.backward()
@@ -96,7 +99,7 @@ def test_each_sample_learns_from_its_own_states_however_batches_are_made(make_ti
     kept = [by_sample(teacher_states(dense, part, ""), part) for part in (samples, valid)]
 
     def distil(name: str, distillation: Distillation):
-        model = attached(folder, restoration=zeroed(trained()))
+        model = attached(folder, restoration=scaled(trained(), 0))
         how, place = settings(**changes), tmp_path / name
         return train(model, samples, valid, how, "cpu", place, distillation=distillation).history, learned_in(model)
 

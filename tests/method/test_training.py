@@ -20,7 +20,7 @@ from transformers import LlamaForCausalLM
 
 from models.cpu_attention import NAME
 from models.loading import load_model, load_tokenizer
-from tests.builders import SAMPLES, learned_in, save_tiny_llama, trained, zeroed
+from tests.builders import SAMPLES, learned_in, save_tiny_llama, scaled, trained
 from utils.common.commands import ENDING
 from utils.common.errors import Stopped, UserError
 from utils.common.flags import parse_arguments
@@ -147,7 +147,7 @@ def test_training_lowers_the_loss_and_moves_only_beta_and_b(make_tiny_llama, tmp
     orders, original = [], _ProcessBatches.order
     monkeypatch.setattr(_ProcessBatches, "order", lambda self: orders.append(original(self)) or orders[-1])
     folder = make_tiny_llama(zeros=0.5)
-    model, samples = attached(folder, restoration=zeroed(trained())), encoded(folder, 20)
+    model, samples = attached(folder, restoration=scaled(trained(), 0)), encoded(folder, 20)
     before = {name: p.clone() for name, p in model.named_parameters()}
     how = settings(gradient_checkpointing=checkpointing)
     result = train(model, samples, samples[:6], how, "cpu", tmp_path)
@@ -188,7 +188,7 @@ class Cut:
         self.learned, self.complete = self.train()
 
     def train(self, belongs: str = "this") -> tuple[dict[str, Tensor], TrainingResult]:
-        model = attached(self.folder, restoration=zeroed(trained()))
+        model = attached(self.folder, restoration=scaled(trained(), 0))
         result = train(model, self.samples, self.samples[:4], self.how, "cpu", self.output, belongs=belongs)
         return learned_in(model), result
 
@@ -414,3 +414,6 @@ def test_a_checkpoint_that_is_unfinished_damaged_or_of_another_training_is_passe
 
 def test_settings_that_nobody_gave_are_those_of_the_flags():
     assert of_flags(parse_arguments([])) == TrainingSettings()
+    words = "-lr .5 -num_epoch 1.5 -batch_size 3 -gradient_accumulation 4 -max_grad_norm 2 -random_batches"
+    given = of_flags(parse_arguments(f"{words} -gradient_checkpointing -train_seed 9".split()))
+    assert given == TrainingSettings(0.5, 1.5, 3, 4, 2.0, False, True, 9)

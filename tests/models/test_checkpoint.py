@@ -71,6 +71,10 @@ def test_a_fingerprint_is_of_the_content_of_what_transformers_reads(make_tiny_ll
     torch.save({"other": torch.ones(2)}, copy / "pytorch_model.bin")
     assert [file.name for file in weight_files(copy)] == ["model.safetensors"]
     assert Checkpoint(copy).fingerprint == Checkpoint(folder).fingerprint
+    config = (copy / "config.json").read_text()
+    (copy / "config.json").write_text(config + "\n")
+    assert Checkpoint(copy).fingerprint != Checkpoint(folder).fingerprint
+    (copy / "config.json").write_text(config)
     rewrite(copy, lambda t: t[UP].view(torch.int32)[3:4, :1].bitwise_xor_(1))
     assert Checkpoint(copy).fingerprint != Checkpoint(folder).fingerprint
 

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from models.checkpoint import Checkpoint, check_weights
-from models.families import FAMILIES, carried_parts
+from models.families import FAMILIES, carried_parts, dropped_by
 from models.loading import load_config, load_model
 from models.merge import probe_logits
 from models.restoration import Restoration
@@ -60,6 +60,10 @@ METHODS = {
     "inside the mask": ("masked_lora", Options("all", train_norms=True, lora_rank=2)),
     "inside the mask after ADMM": ("masked_lora", Options("all", train_norms=True, lora_rank=2, first="admm_update")),
 }
+
+BIASED = ["model.layers.0.self_attn.o_proj.bias", "model.layers.1.mlp.down_proj.bias"]
+DROPPED = {"llama": {"SGLang": "mlp.down_proj"}, "granite": {"SGLang": "self_attn.o_proj, mlp.down_proj"}}
+DROPPED |= {"qwen3": {"vLLM": "self_attn.o_proj"}}
 
 ASK = """
 import json, sys, torch
@@ -117,6 +121,11 @@ def restored(models, tmp_path_factory) -> dict[str, list[tuple[Path, Restoration
     folders = [str(folder) for some in found.values() for folder, *_ in some]
     subprocess.run([sys.executable, "-c", ASK, json.dumps(TOKENS), *folders], check=True, cwd=root)
     return found
+
+
+@FAMILY
+def test_runtimes_that_would_drop_biases_are_named(family):
+    assert dropped_by(BIASED, CONFIG_MAPPING[family]()) == DROPPED.get(family, {})
 
 
 @FAMILY

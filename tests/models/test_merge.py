@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,7 @@ def learned(folder: Path, name: str = "restorelcc") -> Restoration:
 def asked(folder: Path, restoration: Restoration, dtype: torch.dtype = torch.float32) -> Reference:
     """What the attached model answers."""
     model = restoration.attach(load_model(folder, dtype, "cpu", "-p"))
+    probe_logits(model, TOKENS[1:2])  # as a validation does, before it is known how the files keep each tensor
     return record_logits(model, restoration, Checkpoint(folder), TOKENS, "cpu")
 
 
@@ -366,8 +368,23 @@ def test_compact_is_proved_like_the_model_and_fails_if_it_differs_or_lost_a_valu
         spoiled = shutil.copytree(tmp_path / "compact", tmp_path / name)
         rewrite(spoiled, lambda tensors, name=name: tensors[name].view(-1)[:1].add_(1))
         assert not prove_compact(whole, spoiled, reference).record["passed"]
+    with pytest.raises(RuntimeError, match="failed its proof"):
+        compact_and_prove(whole, tmp_path / "again", replace(reference, logits=[one + 1 for one in reference.logits]))
+    assert not (tmp_path / "again").exists()
     rewrite(whole, lambda t: t["model.layers.1.self_attn.o_proj.weight"][:, -1].fill_(1))
     assert not prove_compact(whole, tmp_path / "compact", reference).record["passed"]
+
+
+def test_heads_of_a_saved_restoration_are_in_the_order_of_their_layers(tmp_path):
+    terms = {
+        f"model.layers.{n}.self_attn.o_proj.bias": [
+            HeadConstant(torch.full((1, 4), n / 1), None, torch.tensor([n % 3]), torch.eye(4)[None])
+        ]
+        for n in (2, 10)
+    }
+    save_restoration(tmp_path / "restoration", Restoration("restorelcc", terms), {})
+    found, _ = load_restoration(tmp_path / "restoration")
+    assert found.heads == [(2, 2), (10, 1)] and found.of_heads("magnitudes")[:, 0].tolist() == [2, 10]
 
 
 DAMAGED = {
@@ -416,11 +433,13 @@ def test_a_later_merge_takes_the_compact_checkpoint_that_was_trained_on(make_tin
     about = {
         "pruned_sha256": Checkpoint(tmp_path / "small").fingerprint,
         "expanded_sha256": Checkpoint(folder).fingerprint,
+        "arguments": {"dtype": "float32"},
     }
     save_restoration(tmp_path / "restoration", learned(folder), about)
-    flags = ["-restoration", str(tmp_path / "restoration"), "-dtype", "float32", "-cache_dir", str(tmp_path / "cache")]
+    flags = ["-restoration", str(tmp_path / "restoration"), "-cache_dir", str(tmp_path / "cache")]
     main(["-pruned_model_path", str(tmp_path / "small"), "-output_dir", str(tmp_path / "out"), *flags])
     assert isinstance(load_config(tmp_path / "out", "-o"), CompactLlamaConfig)
+    assert json.loads((tmp_path / "out" / PROOF).read_text())["dtype"] == "float32"  # the run's
     found = probe_logits(load_model(tmp_path / "out", torch.float32, "cpu", "-o"), TOKENS)
     for logits, expected in zip(found, asked(folder, learned(folder)).logits, strict=True):
         assert torch.allclose(logits, expected, atol=1e-4 * float(expected.abs().max()))

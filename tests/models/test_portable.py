@@ -73,6 +73,8 @@ def test_the_rope_is_told_in_words_of_transformers_4_and_a_users_tokenizer_passe
         assert "rope_parameters" not in settings and "rope_theta" in settings
         assert load_config(folder, "it").rope_parameters == load_config(dense, "it").rope_parameters
         assert [file.name for file in tokenizer_files(folder)] == [file.name for file in files]
+        generation = (place / "generation_config.json" for place in (folder, made[0]))
+        assert len({file.read_bytes() for file in generation}) == 1
         assert all((folder / file.name).read_bytes() == file.read_bytes() for file in files)
 
 

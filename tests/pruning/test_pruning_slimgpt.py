@@ -184,13 +184,6 @@ def test_compact_folder_loads_alone_with_its_own_code(both, tmp_path):
     assert refused.returncode != 0 and "trust_remote_code" in refused.stderr
 
 
-def test_compacting_an_ordinary_model_leaves_it_whole(make_tiny_llama, tmp_path):
-    folder = make_tiny_llama(zeros=0.5)
-    models.compact.write_compact(folder, tmp_path)
-    whole, small = loaded(folder, tmp_path)
-    assert (small.num_parameters(), small.config.kept_kv_heads) == (whole.num_parameters(), [[0, 1]] * 3)
-
-
 def test_record_says_what_went_and_what_it_cost_and_a_compact_model_is_not_pruned_again(make_tiny_llama, prune):
     folder, record = prune(make_tiny_llama(num_hidden_layers=5), "slimgpt", "0.3", mode="compact")
     assert record["sparsity_reached"] == pytest.approx(0.3, abs=0.02)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.builders import count_zeros
+from models.checkpoint import Checkpoint
 from tests.runs import HEADS
 from utils.common.flags import parse_arguments
 from utils.common.record import STAGES
@@ -85,7 +85,8 @@ def test_the_result_is_the_pruned_model_plus_o_proj_bias_of_the_heads_in_the_rec
     before, after = (load_file(folder / "model.safetensors") for folder in (world / "pruned", finished / "model"))
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert {name.rsplit(".", 2)[-1] for name in set(after) - set(before)} == {"bias"}
-    assert count_zeros(world / "pruned") == count_zeros(finished / "model")
+    before, after = (Checkpoint(folder).survey().counts() for folder in (world / "pruned", finished / "model"))
+    assert before == after
     heads = json.loads((finished / "restoration" / "restoration.json").read_text())["heads"]
     assert results["heads"]["trained"] == heads and len(heads) == HEADS and results["heads"]["count"] == 3 * 6
     touched = {f"model.layers.{layer}.self_attn.o_proj.bias" for layer, _ in heads}

@@ -1,10 +1,12 @@
 """What each stage makes of what it is given, what it keeps, and what it refuses: stages called one by one."""
 
+import copy
 import json
 import math
 import re
 import shutil
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from utils.common.flags import build_parser
 from utils.common.record import STAGES
 from utils.prompts import IGNORED, Encoded, collate
 from utils.report.summary import verdict
-from utils.stages import train
+from utils.stages import measure, train
 from utils.stages.prepare import pruned_checkpoint
 from utils.stages.results import method_record, trained_tokens
 
@@ -46,6 +48,20 @@ def test_the_head_that_pruning_silenced_is_found(world, tmp_path, begin):
     rewrite(silenced, lambda tensors: tensors["model.layers.2.self_attn.q_proj.weight"][4 * 8 : 5 * 8].zero_())
     found = ranked(*begin(head_selection="gap", use_topk_heads=1, pruned_model_path=silenced))
     assert found.heads == [(2, 4)] and found.scores[2, 4] > 0 and int((found.scores != 0).sum()) == 1
+
+
+def test_the_dense_model_reads_each_probes_question_right_and_wrong_answer(begin, monkeypatch):
+    run, models, samples, _ = begin()
+    trees = measure.probe_trees(run, models, samples)
+    assert [len(tree.continuations) for tree in trees] == [3] * 20 + [1] * 10
+    for row, tree in enumerate(trees):
+        question, *answers = ([*tree.prompt, *ids] for ids in tree.continuations)
+        assert question == samples.prompt_ids[row]
+        assert not answers or answers[0] == samples.train[row].ids != answers[1]
+    near = {"near": [1.0, 0.0], "far": [0.0, 1.0]}
+    monkeypatch.setattr(measure, "embedded", lambda run, texts: torch.tensor([near.get(t, [1.0, 0.1]) for t in texts]))
+    asked = replace(samples, wrong_choices=[["far", "near"], ["near", "far"], *[["far", "near"]] * 28])
+    assert measure.wrong_answers(run, asked) == ["near"] * 20
 
 
 def test_an_ablation_reuses_everything_but_training(world, finished, tmp_path, no_model):
@@ -99,14 +115,16 @@ def test_pruning_is_kept_by_its_text_and_tokenizer_wherever_they_lie(world, tmp_
     first = place()
     (dense / "note.txt").write_text("no part of the tokenizer")
     assert first == place(base_model_name=dense, calib_data=world / "text.txt", train_seed=3, data_seed=5)
-    found = {first, *(place(**other) for other in ({"calib_seed": 7}, {"calib_samples": 5}, {"sparsity": "2:4"}))}
+    changes = [{"calib_seed": 7}, {"calib_samples": 5}, {"calib_length": 33}, {"sparsity": "2:4"}]
+    changes += [{"dtype": "bfloat16"}, {"prune_method": "magnitude"}]
+    found = {first, *(place(**other) for other in changes)}
     (tmp_path / "text.txt").write_text("Another text. " * 90)
     found.add(place())
     begin_with_bos(dense)
     found.add(place(base_model_name=dense, calib_data=world / "text.txt"))
     monkeypatch.setattr(utils.common.cache, "version", lambda name: "0")
     found.add(place())
-    assert len(found) == 7
+    assert len(found) == 4 + len(changes)
 
 
 EORA = {"first": "eora", "method": "lora"}
@@ -122,13 +140,16 @@ def test_a_closed_form_is_kept_by_all_that_it_depends_on(world, tmp_path, begin,
         train.starting(run, models, None)
         return {path.name for path in (tmp_path / "cache" / "starts").iterdir()}
 
+    other = shutil.copytree(world / "dense", tmp_path / "other")
+    rewrite(other, lambda tensors: tensors["model.layers.0.self_attn.v_proj.weight"][:8].zero_())
     kept = starts()
     assert len(kept) == 1
     with monkeypatch.context() as patch:
         patch.setattr("utils.stages.context.load_model", lambda *_: pytest.fail("a model was read again"))
         assert starts() == kept
     for changes, another in (
-        ({"calib_seed": 5}, True), ({"calib_samples": 5}, True),
+        ({"calib_seed": 5}, True), ({"calib_samples": 5}, True), ({"dtype": "bfloat16"}, True),
+        ({"pruned_model_path": other}, True), ({"base_model_name": other, "pruned_model_path": other}, True),
         (EORA | {"lora_rank": 3}, True), (EORA | {"lora_rank": 4}, True),
         (EORA | {"lora_rank": 4, "apply_to": "all"}, False), (EORA | {"lora_rank": 3}, False),
         ({"apply_to": "ffn"}, True), ({"train_seed": 7}, False),
@@ -216,7 +237,7 @@ def test_a_compact_checkpoint_is_restored_and_stays_compact(world, tmp_path, beg
     assert torch.allclose(plain(ids).logits, restored(ids).logits, atol=1e-4)
 
 
-def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path, begin):
+def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path, begin, monkeypatch):
     given = shutil.copytree(world / "pruned", tmp_path / "pruned")
     rewrite(given, lambda t: {**t, "lm_head.weight": t["lm_head.weight"].flip(0), NORM: 2 * t[NORM]})
     changes = {"loss": "distill", "method": "output_bias", "pruned_model_path": given}
@@ -247,11 +268,18 @@ def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path, begin
     assert trained_tokens(run, samples) == run.args.num_epoch * (own + steps * run.args.calib_length)
     assert trained_tokens(begin(method="none")[0], samples) == 0
     start = train.starting(run, models, None)
-    teachers = known, replace(known, text=known.text[1:])
-    found = {train.belongs(run, models, samples, start, teacher) for teacher in teachers}
-    assert len(found) == 2
-    run.version = "of changed code"
-    assert len(found | {train.belongs(run, models, samples, start, teachers[0])}) == 3
+    given = {"run": run, "models": models, "samples": samples, "start": start, "teacher": known}
+    changes = [{"models": replace(models, pruned=models.dense)}, {"models": replace(models, dense=models.pruned)}]
+    changes += [{"samples": replace(samples, **{name: getattr(samples, name)[1:]})} for name in ("train", "valid")]
+    changes += [{"start": start.untrained()}, {"teacher": replace(known, text=known.text[1:])}]
+    args = [replace(run.args, **{name: value}) for name, value in (("lr", 0.5), ("dtype", "x"), ("loss", "response"))]
+    for name, value in [("version", "other"), ("processes", Mock(count=2)), *(("args", each) for each in args)]:
+        changes.append({"run": copy.copy(run)})
+        setattr(changes[-1]["run"], name, value)
+    found = {train.belongs(**given | change) for change in ({}, *changes)}
+    assert len(found) == 1 + len(changes)
+    monkeypatch.setattr(train, "versions", lambda: {"torch": "0"})
+    assert train.belongs(**given) not in found
 
 
 def test_a_teacher_too_large_to_keep_runs_beside(tmp_path, begin, capsys, monkeypatch):
