@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from models.loading import load_model
 from models.modeling_llama import RestoredLinear, keep_frozen
-from models.terms import MaskedChange, MaskedLowRank, learned_compensation, restored
+from models.terms import Constant, MaskedChange, MaskedLowRank, learned_compensation, restored
 from tests.builders import HEADS, orthonormal, trained
 
 IDS = torch.tensor([[5, 9, 77, 30, 200, 41]])
@@ -70,6 +70,23 @@ def test_only_beta_and_b_train_and_in_fp32(make_tiny_llama, dtype):
     model(IDS, labels=IDS).loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in training.values())
     assert all(p.grad is None for name, p in model.named_parameters() if name not in training)
+
+
+def test_a_fixed_change_is_folded_into_the_weight_and_a_bias_has_its_gradient_in_fp32():
+    drawn = torch.Generator().manual_seed(1)
+    linear, change = nn.Linear(24, 40, dtype=torch.bfloat16), torch.randn(40, 24, generator=drawn)
+    layer, z = RestoredLinear(linear), torch.randn(3, 500, 24, generator=drawn).bfloat16()
+    layer.requires_grad_(False)
+    layer.weight_terms.append(MaskedChange(change).requires_grad_(False))
+    layer.bias_terms.append(Constant(torch.randn(40, generator=drawn)))
+    expected = layer(z)
+    keep_frozen(layer)
+    assert torch.equal(layer.started, (linear.weight + change).bfloat16())
+    layer.weight_terms[0].change.fill_(torch.nan)  # which no step reads any more
+    output, gradient = layer(z), torch.randn(expected.shape, generator=drawn).bfloat16()
+    output.backward(gradient)
+    assert torch.equal(output, expected)
+    assert torch.equal(layer.bias_terms[0].change.grad, gradient.flatten(0, 1).sum(0, dtype=torch.float32))
 
 
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
