@@ -149,6 +149,8 @@ def main() -> None:
         for path, text in zip(files.values(), texts, strict=True):
             if text:
                 write_text(path, text)
+            else:
+                path.unlink(missing_ok=True)  # an earlier comparison's
     except OSError as error:
         raise UserError(f"-output: {args.output} cannot be written ({error.strerror}); name another file") from error
     print(f"page: {args.output}")
