@@ -34,11 +34,16 @@ class OfEveryToken(torch.autograd.Function):
         return grad, grad.flatten(0, -2).sum(0, dtype=torch.float32) if ctx.needs_input_grad[1] else None
 
 
+def trains(term: Term) -> bool:
+    """Whether any of its parameters is trained."""
+    return any(parameter.requires_grad for parameter in term.parameters())
+
+
 class RestoredLayer(nn.Module):
     """A frozen layer, its weight and bias the stock layer's own, with terms added to them.
 
     stored: the dtypes in which a checkpoint keeps weight and bias, once known: inference then rounds to them first.
-    started: the weight as fixed terms leave it, where a training keeps it for the term that it trains beside them.
+    started: the weight as fixed terms leave it, while a training keeps it.
     sharded: whether the terms are whole within a pass only, so that nothing of them can be kept for the next one.
     """
 
@@ -58,8 +63,8 @@ class RestoredLayer(nn.Module):
 
     @property
     def beside(self) -> list[Term]:
-        """The last term of the weight, if it is computed beside it; else none."""
-        return [term for term in self.weight_terms[-1:] if term.beside]
+        """The last term of the weight, if it trains and is computed beside it; else none."""
+        return [term for term in self.weight_terms[-1:] if term.beside and trains(term)]
 
     def trained(self, part: str) -> Tensor | None:
         """The parameter as a training step has it: fp32; the layer's own where nothing is added to it."""
@@ -127,9 +132,9 @@ class RestoredLinear(RestoredLayer, nn.Linear):
         own = None if bias is None else bias.detach().to(z.dtype)
         weight = self.started
         if weight is None:
-            weight = self.begun(self.weight.dtype) if beside else self.trained("weight").to(z.dtype)
+            weight = self.begun(self.weight.dtype) if beside else self.trained("weight")
         if not beside:
-            output = F.linear(z, weight, own)
+            output = F.linear(z, weight.to(z.dtype), own)
         else:
             output = beside[0].through(z, weight)
             output = output if own is None else output + own
@@ -142,7 +147,7 @@ class RestoredLinear(RestoredLayer, nn.Linear):
 
     def keep(self) -> None:
         """Compute once, not each step, what fixed terms make of the weight, unless a term that trains is in it."""
-        fixed = [term for term in self.weight_terms if not any(p.requires_grad for p in term.parameters())]
+        fixed = [term for term in self.weight_terms if not trains(term)]
         if fixed and [*fixed, *self.beside] == list(self.weight_terms):
             with torch.no_grad():
                 self.started = self.begun(self.weight.dtype)
@@ -190,8 +195,7 @@ def attach(model: PreTrainedModel, terms: Mapping[str, Sequence[Term]]) -> PreTr
             )
         at_hand = layer.weight.device.type != "meta"
         place = layer.weight.device if at_hand else layer._hf_hook.execution_device
-        trained = [any(parameter.requires_grad for parameter in term.parameters()) for term in some]
-        layer.terms(part).extend(term.to(place) if own else term for own, term in zip(trained, some, strict=True))
+        layer.terms(part).extend(term.to(place) if trains(term) else term for term in some)
     return model
 
 

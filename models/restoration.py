@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from models.checkpoint import Checkpoint
 from models.contract import MethodInputs
 from models.families import carried_parts
-from models.modeling_llama import attach, explicit_biases
+from models.modeling_llama import attach, explicit_biases, trains
 from models.terms import HeadConstant, Term, merged
 from utils.common.errors import UserError, first_line
 from utils.common.files import read_json, read_manifest, whole_folder, write_json, write_manifest
@@ -80,10 +80,7 @@ class Restoration:
 
     def untrained(self) -> "Restoration":
         """What is left if nothing is trained: the closed forms."""
-        fixed = {
-            name: [term for term in some if not any(p.requires_grad for p in term.parameters())]
-            for name, some in self.terms.items()
-        }
+        fixed = {name: [term for term in some if not trains(term)] for name, some in self.terms.items()}
         return Restoration(self.method, {name: some for name, some in fixed.items() if some})
 
     def tensors(self) -> dict[str, Tensor]:

@@ -82,8 +82,9 @@ def test_memory_and_time_grow_with_what_is_asked_for():
     ):  # the weight with ADMM's change, or the change in fp32
         begun, own = (by_key("-method", method, "-first", name, **on_card)["train"] for name in ("admm_update", "none"))
         assert begun.card_bytes - own.card_bytes == size * matrices
-    alone, nothing = (by_key("-method", name, **on_card)["train"].card_bytes for name in ("admm_update", "none"))
-    assert alone - nothing == 2 * matrices  # merged weights
+    names = "admm_update", "eora", "none"
+    *alone, nothing = (by_key("-method", name, **on_card)["train"].card_bytes for name in names)
+    assert [each - nothing for each in alone] == [2 * matrices] * 2  # merged weights
     short, long = (by_key("-loss", "distill", "-calib_length", length)["train"] for length in ("64", "512"))
     assert short.seconds < long.seconds and short.host_bytes < long.host_bytes
     assert CPU.fits(0.95e12) and not CPU.fits(0.96e12) and not CPU._replace(on_card=True).fits(0, 0.96e12)

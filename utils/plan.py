@@ -253,17 +253,21 @@ class Plan:
 
     def _training(self, key: str) -> StagePlan:
         args, machine, samples, valid = self.args, self.machine, Texts.of(self.samples), Texts.of(self.valid)
-        forms = [CLOSED_FORMS[name] for name in (args.method, args.first) if name in CLOSED_FORMS]
+        named = [name for name in (args.method, args.first) if name in CLOSED_FORMS]
+        forms, changed = [CLOSED_FORMS[name] for name in named], bool({*named} - {"flap_bias"})
         read = self.operations(Texts(args.calib_samples * sum(passes for passes, _ in forms), args.calib_length))
         step, host = 0.0, sum(self.weights + each * self.matrices for _, each in forms)  # the dense model, and theirs
         trains, weights = args.num_epoch and self.needs.training, ("lora", "masked_lora", "dora", "masked_full")
         # On a card: what a closed form found, then, layer by layer, the weights with it; validation's merged weights.
-        found = machine.on_card * bool(trains and any(each for _, each in forms)) * self.matrices
-        begun = found * (FP32 if args.method in ("masked_full", "masked_dora") else self.size)
-        merges = any(each for _, each in forms) or (trains and args.method in (*weights, "masked_dora"))
-        held = machine.on_card * bool(merges) * self.matrices * self.size
+        matrices = machine.on_card * self.matrices
+        found = matrices * bool(trains) * FP32 * sum(each > 0 for _, each in forms)
+        begun = (
+            found if args.method in ("masked_full", "masked_dora") else matrices * bool(trains and changed) * self.size
+        )
+        merges = changed or (trains and args.method in (*weights, "masked_dora"))
+        held = matrices * bool(merges) * self.size
         device = begun + max(self.reading_bytes(min(valid.rows * valid.tokens, self.budget)) + held, self.proof)
-        device = max(device, found * (FP32 + (self.size + 3 * FP32) / self.layers))
+        device = max(device, found + begun / self.layers + 3 * FP32 * matrices / self.layers)
         if trains:
             read += (2 + args.num_epoch) * self.operations(valid)
             # Beside both passes, gradients of weights: of those that change, or of what is trained beside them.
@@ -358,6 +362,7 @@ def count_samples(args: Arguments, tokenizer: PreTrainedTokenizerBase | None) ->
 def count_tasks(args: Arguments) -> tuple[list[Texts], list[str]]:
     """What one model's evaluation reads, and the names of tasks whose size is not known."""
     names = task_names(args.eval_tasks)
+    names = [name for name in names if name != TOKENS_ONLY or WIKITEXT not in names]
     bundled = [name for name in TASKS if name.startswith(f"{BUNDLED}_")] if BUNDLED in names else []
     windows = min(args.ppl_windows or args.eval_limit or math.inf, WIKITEXT_TOKENS // args.ppl_window or 1)
     text = Texts(windows, args.ppl_window, args.ppl_window)

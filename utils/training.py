@@ -22,7 +22,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import sort_checkpoints
 
 from models.cpu_attention import cpu_attention
-from models.modeling_llama import keep_frozen
+from models.modeling_llama import keep_frozen, restored_layers
 from models.terms import whole
 from utils.common.commands import ENDING
 from utils.common.errors import Stopped, UserError
@@ -145,6 +145,8 @@ def train(
     attention = cpu_attention(model) if device == "cpu" else nullcontext()
     with attention, trainer.listening():
         trainer.train(resume_from_checkpoint=last and str(last))
+    for layer in restored_layers(model):
+        layer.started = None  # of a 7B, 13 GB
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_disable()
     model.eval()

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from models.loading import load_model
 from models.modeling_llama import RestoredLinear, keep_frozen
-from models.terms import Constant, MaskedChange, MaskedLowRank, learned_compensation, restored
+from models.terms import Constant, LowRank, MaskedChange, MaskedLowRank, learned_compensation, restored
 from tests.builders import HEADS, orthonormal, trained
 
 IDS = torch.tensor([[5, 9, 77, 30, 200, 41]])
@@ -77,11 +77,13 @@ def test_a_fixed_change_is_folded_into_the_weight_and_a_bias_has_its_gradient_in
     linear, change = nn.Linear(24, 40, dtype=torch.bfloat16), torch.randn(40, 24, generator=drawn)
     layer, z = RestoredLinear(linear), torch.randn(3, 500, 24, generator=drawn).bfloat16()
     layer.requires_grad_(False)
-    layer.weight_terms.append(MaskedChange(change).requires_grad_(False))
+    lower = LowRank(torch.randn(2, 24, generator=drawn), torch.randn(40, 2, generator=drawn), torch.tensor(0.5))
+    layer.weight_terms.extend(term.requires_grad_(False) for term in (MaskedChange(change), lower))
     layer.bias_terms.append(Constant(torch.randn(40, generator=drawn)))
     expected = layer(z)
     keep_frozen(layer)
-    assert torch.equal(layer.started, (linear.weight + change).bfloat16())
+    assert not layer.beside  # a term that does not train may be on another device
+    assert torch.equal(layer.started, (linear.weight + change + 0.5 * lower.up @ lower.down).bfloat16())
     layer.weight_terms[0].change.fill_(torch.nan)  # which no step reads any more
     output, gradient = layer(z), torch.randn(expected.shape, generator=drawn).bfloat16()
     output.backward(gradient)

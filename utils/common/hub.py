@@ -30,7 +30,7 @@ def offline() -> bool:
     """Whether the hub is out of reach, because the environment says so or its name does not resolve."""
     if constants.HF_HUB_OFFLINE:
         return True
-    if {"https", "all"} & urllib.request.getproxies().keys():
+    if {urlparse(constants.ENDPOINT).scheme, "all"} & urllib.request.getproxies().keys():
         return False
     try:
         return not socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
