@@ -121,7 +121,6 @@ FILES: dict[str, tuple[Spoil, str]] = {
     "a pointer of git-lfs": (changed(lambda _: b"version https://git-lfs.github.com/spec/v1\nsize 9\n"), "cannot read"),
     "no weights": (without(WEIGHTS), "holds no weights"),
     "NaN": (tensors(lambda t: t[NORM].fill_(float("nan"))), "model.norm.weight in"),
-    "a weight too much": (tensors(lambda t: t.update(more=torch.ones(2))), "holds more that a model"),
     "a tensor in two shards with other values": (twice(1.0), "with other values, in b.safetensors"),
     "index outside": (index({"a": "../b"}), "not in the folder itself"),
     "index of what is not there": (index({"a": "b"}), "lacks b, which"),

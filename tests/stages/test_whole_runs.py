@@ -23,6 +23,7 @@ from models.checkpoint import Checkpoint
 from models.restoration import save_restoration
 from tests.builders import trained
 from tests.common.test_disk import no_file_above
+from tests.common.test_run_folder import names
 from tests.models.test_families import made
 from tests.runs import ROOT, flags, in_words, run, write_samples
 from utils.common.commands import run as command
@@ -42,10 +43,6 @@ def bits(output: Path) -> dict[str, bytes]:
 
 def content(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 @contextmanager
