@@ -257,14 +257,13 @@ class Plan:
         forms, changed = [CLOSED_FORMS[name] for name in named], bool({*named} - {"flap_bias"})
         read = self.operations(Texts(args.calib_samples * sum(passes for passes, _ in forms), args.calib_length))
         step, host = 0.0, sum(self.weights + each * self.matrices for _, each in forms)  # the dense model, and theirs
-        trains, weights = args.num_epoch and self.needs.training, ("lora", "masked_lora", "dora", "masked_full")
+        trains = args.num_epoch and self.needs.training
         # On a card: what a closed form found, then, layer by layer, the weights with it; validation's merged weights.
         matrices = machine.on_card * self.matrices
         found = matrices * bool(trains) * FP32 * sum(each > 0 for _, each in forms)
-        begun = (
-            found if args.method in ("masked_full", "masked_dora") else matrices * bool(trains and changed) * self.size
-        )
-        merges = changed or (trains and args.method in (*weights, "masked_dora"))
+        kept = args.method in ("masked_full", "masked_dora")  # what is found, since what trains is in the weight too
+        begun = found if kept else matrices * bool(trains and changed) * self.size
+        merges = changed or (trains and args.method.endswith(("lora", "dora", "masked_full")))
         held = matrices * bool(merges) * self.size
         device = begun + max(self.reading_bytes(min(valid.rows * valid.tokens, self.budget)) + held, self.proof)
         device = max(device, found + begun / self.layers + 3 * FP32 * matrices / self.layers)
