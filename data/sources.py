@@ -15,7 +15,6 @@ BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 """The set this project ships: 2,000 training and 250 validation samples."""
 
 SUFFIXES = (".jsonl", ".json", ".pt")
-
 CALIB_SUFFIXES = (".jsonl", ".json", ".txt")
 
 _KINDS = f"give '{BUNDLED}', a .json, .jsonl or .pt file, a folder with a train file, or a hub id (owner/name)"

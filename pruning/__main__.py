@@ -6,7 +6,7 @@ from data.sources import check_calib_data
 from models.model_names import RECORD, check_found
 from utils.common.commands import DEFAULT_CACHE, Parser, at_least, folder_path, name_or_path, run, seed_number
 from utils.common.files import check_writable, read_json
-from utils.common.names import BUNDLED, C4, DTYPE_NAMES, EMBEDDED
+from utils.common.names import C4, DTYPE_NAMES, bundled_or
 from utils.common.run_folder import RunFolder, check_apart
 
 
@@ -17,8 +17,7 @@ def parser() -> Parser:
     flags.flag("output_dir", required=True, type=folder_path, help="folder to write the pruned model to")
     flags.flag("prune_method", default="wanda", help="wanda, sparsegpt, slimgpt or magnitude")
     flags.flag("sparsity", default="0.5", help="share of zeros, 0 to 1, or N:M to keep N of every M weights")
-    modes = ("masked", "compact")
-    flags.flag("mode", default=modes[0], choices=modes, help="slimgpt: masked keeps the shapes, compact is smaller")
+    flags.flag("mode", default="masked", choices=("masked", "compact"), help="of slimgpt: the same shapes, or smaller")
     kinds = "bundled, c4 (hub), a .jsonl, .json or .txt file (default: bundled for the embedded model, else c4)"
     flags.flag("calib_data", type=name_or_path, help=kinds)
     flags.flag("calib_samples", default=128, type=at_least(1), help="calibration windows")
@@ -34,7 +33,7 @@ def parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     args = parser().parse_args(argv)
-    args.calib_data = args.calib_data or (BUNDLED if args.base_model_name.lower() == EMBEDDED else C4)
+    args.calib_data = args.calib_data or bundled_or(C4, args.base_model_name)
     inputs = {f"-{name}": getattr(args, name) for name in ("base_model_name", "calib_data", "cache_dir")}
     check_apart(args.output_dir, inputs)
     arguments = {name: str(value) for name, value in vars(args).items() if name not in ("output_dir", "overwrite")}

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -152,7 +153,8 @@ def prune_layers(
 def _card(record: dict) -> str:
     flags = {"base_model_name": record["base_model"], "prune_method": record["method"]}
     flags |= {name: record[name] for name in ("sparsity", "mode", "dtype", "seed")} | record["calibration"]
-    command = " ".join(f"-{name} {value}" for name, value in flags.items() if name != "tokens_sha256")
+    flags.pop("tokens_sha256", None)
+    command = shlex.join(word for name, value in flags.items() for word in (f"-{name}", str(value)))
     small = record["mode"] == "compact"
     loading = (
         "{pruned:,} of {dense:,} parameters are left. The layers differ in size, so the model has its own class:\n\n"

@@ -133,13 +133,13 @@ def test_a_group_and_a_metric_without_rows_have_lm_evals_direction_too(data, tin
     outer, inner = (Group(name, aggregate_metric_list=means, metadata={"version": 1}) for name in ("outer", "inner"))
     inner.add(tasks["rte"]), inner.add(tasks["boolq"]), outer.add(inner)
     planned = plan_task(tasks, {"outer": outer, "inner": inner}, None, "here")
-    found = evaluate(*tiny, EvalPlan((planned,), None, 64), label="x")
+    found = evaluate(*tiny, EvalPlan((planned,), 64), label="x")
     accuracy = {"acc": {"aggregation": None, "higher_is_better": False}}
     groups, members = (dict.fromkeys(names, accuracy) for names in (("inner", "outer"), ("rte", "boolq")))
     assert found.metrics == groups | {task: {**accuracy, ANSWER_BITS: BITS} for task in members}
     assert [list(found.samples[task]) for task in members] == [[ANSWER_BITS]] * 2
     alone = plan_task(tasks, {}, None, "here")  # whose scores lack the group's
-    assert len({str(EvalPlan((each,), None, 64).key()) for each in (planned, alone)}) == 2
+    assert len({str(EvalPlan((each,), 64).key()) for each in (planned, alone)}) == 2
 
 
 def test_answers_that_lm_eval_does_not_look_up_itself_have_no_bits(data, tiny):

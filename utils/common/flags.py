@@ -24,7 +24,7 @@ from utils.common.commands import (
 from utils.common.errors import UserError, first_line, shortened
 from utils.common.files import parse_json
 from utils.common.methods import LINEAR_NAMES, METHODS, Options, needs_of, parts_of
-from utils.common.names import BUNDLED, C4, DISTILL, DTYPE_NAMES, EMBEDDED, RESPONSE, SPEC_TASKS
+from utils.common.names import C4, DISTILL, DTYPE_NAMES, EMBEDDED, RESPONSE, SPEC_TASKS, bundled_or
 
 HUB_ALPACA = "tatsu-lab/alpaca"
 SPEC_TRAIN_SAMPLES = 100
@@ -237,12 +237,12 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     except UserError as error:  # what is typed was taken
         raise UserError(f"-config: {chosen.config}: {error}") from error
     del values["config"]
-    embedded, task = values["base_model_name"].lower() == EMBEDDED, values["spec_task"]
+    model, task = values["base_model_name"], values["spec_task"]
     chosen_by_others = {
-        "calib_data": BUNDLED if embedded else C4,
+        "calib_data": bundled_or(C4, model),
         # Under -spec_task it stays None unless it was given, so that a path that is not used can be told.
-        "data_path": None if task else BUNDLED if embedded else HUB_ALPACA,
-        "eval_tasks": BUNDLED if embedded else "paper",
+        "data_path": None if task else bundled_or(HUB_ALPACA, model),
+        "eval_tasks": bundled_or("paper", model),
         "head_selection": METHODS[values["method"]].selection,
         "num_train_samples": SPEC_TRAIN_SAMPLES if task else 2000,
     }

@@ -13,3 +13,8 @@ ANSWER_BITS = "answer_bits_per_byte"
 
 DIVERGED = "is no finite number at step"
 """In the line that a training ends with whose rate was too high: a sweep knows it by these words."""
+
+
+def bundled_or(other: str, base_model_name: str) -> str:
+    """The default of a flag that names a text or tasks: `bundled` for the embedded model, which needs no hub."""
+    return BUNDLED if base_model_name.lower() == EMBEDDED else other

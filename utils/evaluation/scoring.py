@@ -65,7 +65,6 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plan: E
         "versions": {package: version(package) for package in PACKAGES},
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
-        "limit": plan.limit,
     }
     for planned in plan.planned:
         if planned.text is not None:

@@ -62,7 +62,6 @@ class EvalPlan:
     """What will be run, checked; the same plan serves the dense, the pruned and the restored model."""
 
     planned: tuple[PlannedTask, ...]
-    limit: int | None
     ppl_window: int
     windows: int | None = None  # how many of a text, None for all
     left_out: tuple[str, ...] = ()  # what 'paper' would run but the data folder lacks, in words
@@ -137,7 +136,7 @@ def plan_tasks(
             elif name != TOKENS_ONLY:
                 seen = {task for other in planned for task in other.tasks}
                 planned += [part for part in _load_tasks(name, eval_data_dir, limit) if not seen >= set(part.tasks)]
-    return EvalPlan(tuple(planned), limit, ppl_window, windows, left_out)
+    return EvalPlan(tuple(planned), ppl_window, windows, left_out)
 
 
 def task_names(tasks: str) -> list[str]:
