@@ -1,6 +1,7 @@
 """The right weights go, exactly as many as asked, and only where they may; calibration sets are as they are asked."""
 
 import json
+import shlex
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -12,7 +13,7 @@ from models.checkpoint import LINEARS
 from models.compact import RECORD
 from models.loading import load_config, load_model
 from pruning import calibration, sparsegpt, wanda
-from pruning.__main__ import main
+from pruning.__main__ import main, parser
 from pruning.input_statistics import Hessian, InputMeans, InputNorms, relative_error
 from pruning.layers import LINEARS_BY_INPUT
 from pruning.pattern import Pattern
@@ -119,7 +120,7 @@ def test_dead_inputs_are_pruned_and_few_tokens_suffice_but_dampening_has_an_end(
 def test_checkpoint_is_sparse_where_it_may_be_and_untouched_elsewhere(make_tiny_llama, prune, method, sparsity, dtype):
     base, pattern = make_tiny_llama(attention_bias=True, mlp_bias=True, dtype=dtype), Pattern.parse(sparsity)
     unasked = {"calib_data": "nowhere.jsonl"} if method == "magnitude" else {}  # which asks for no calibration set
-    folder, record = prune(base, method, sparsity, dtype=dtype, **unasked)
+    folder, record = prune(base, method, sparsity, dtype=dtype, base_name="my own", **unasked)
     dense, pruned = (AutoModelForCausalLM.from_pretrained(place) for place in (base, folder))
     for (name, before), after in zip(dense.named_parameters(), pruned.parameters(), strict=True):
         assert after.dtype == dtype
@@ -136,7 +137,8 @@ def test_checkpoint_is_sparse_where_it_may_be_and_untouched_elsewhere(make_tiny_
         assert (errors, record["calibration"]) == ([None] * 3, {})
     else:
         assert all(0 < error < 1 for error in errors)
-    assert "python -m pruning" in (folder / "README.md").read_text()
+    words = shlex.split((folder / "README.md").read_text().split("```")[1])
+    assert words[:3] == ["python", "-m", "pruning"] and parser().parse_args(words[3:]).base_model_name == "my own"
 
 
 def test_each_layer_is_pruned_with_what_the_pruned_layers_before_it_give(make_tiny_llama, prune, text):
