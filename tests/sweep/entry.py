@@ -28,6 +28,7 @@ def main() -> None:
     best = 0.01 if args.method == "restorelcc" else 0.001
     loss = 2 + abs(args.lr - best) + args.train_seed / 100
     about = {"method": {"parameters": 12, "kind": "constants"}, "seeds": {"training": args.train_seed}}
+    about |= {"models": {"pruned": f"{world}/pruned"}, "pruning": {"a": [{"b": str(Path.home() / "kept")}]}}
     args.output_dir.mkdir()
     (args.output_dir / "model").mkdir()
     write_json(args.output_dir / "run.json", about | {"arguments": args.as_json()})

@@ -22,6 +22,7 @@ WRONG = {
     "{method: lora}, {name: a, lr: [1, 2]}": "lora chooses from 1 rates, a chooses from 2 rates",
     "{method: lora}, {method: lora}": "stands there twice",
     "{overwrite: true}": "overwrite: the sweep gives it",
+    "{method: lora, lr: [1e-2, null]}": "-lr: must be a number above 0, not null",
     "": "configurations: give a list",
 }
 WRONG = {f"{START}configurations: [{text}]": expected for text, expected in WRONG.items()} | {
@@ -29,6 +30,7 @@ WRONG = {f"{START}configurations: [{text}]": expected for text, expected in WRON
     "configuration: []": "is no sweep; give a mapping of flags, prunings",
     "flags: {a: [1, 2}": "is no YAML in line 1",
     "configurations: [{}]": "seeds: give a list",
+    "lr: 1e-2\nseeds: [42, ~]\nconfigurations: [{}]": "-train_seed: must be a whole number",
     "search: {num_valid_samples: 0}\nseeds: [1]\nlr: [1, 2]\nconfigurations: [{}]": "rates are chosen on",
     START + "compare_to: x\nconfigurations: [{method: lora}]": "no configuration is named 'x'",
     START + "compare_to: [x]\nconfigurations: [{method: lora}]": "no configuration is named ['x']",

@@ -10,7 +10,7 @@ from tests.report import made
 from tests.report.made import kept, make_results, task
 from utils.common.errors import UserError
 from utils.common.names import ANSWER_BITS
-from utils.evaluation.outcomes import read_outcome
+from utils.evaluation.outcomes import read_outcome, spread
 from utils.sweep.grid import CONTROL, SweepRow, SweepRun
 from utils.sweep.sweep_files import read, write
 from utils.sweep.table import build_table, markdown
@@ -61,6 +61,9 @@ def test_means_are_over_seeds_and_differences_over_the_questions_and_seeds_that_
     table = build_table(rows)
     ours = table["rows"][0]
     assert ours["valid_loss"] == {"value": pytest.approx(2.1), "stderr": pytest.approx(0.1), "n": 2}
+    assert math.isnan(spread([2.1, math.nan])["value"]) and math.isnan(
+        spread([2.1, math.nan])["stderr"]
+    )  # a collapsed model's
     assert ours["task_mean"] == {"value": pytest.approx(0.5625), "stderr": pytest.approx(0.0625), "n": 2}
     assert (ours["perplexity"]["value"], ours["forgetting"]["value"]) == (11, -9)
     assert ours["recovered"]["value"] == pytest.approx(0.6) and ours["recovered"]["stderr"] == pytest.approx(0.1)

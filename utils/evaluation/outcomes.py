@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
 
 import numpy as np
 
@@ -231,8 +230,8 @@ def spread(values: Iterable[float | None]) -> dict | None:
     known = list(values)
     if not known or None in known:
         return None
-    error = stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None
-    return {"value": mean(known), "stderr": error, "n": len(known)}
+    error = float(np.std(known, ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else None
+    return {"value": float(np.mean(known)), "stderr": error, "n": len(known)}
 
 
 def difference(outcomes: list[Outcome], others: list[Outcome], measure: Measure) -> dict | None:

@@ -33,14 +33,14 @@ def hide_path(text: str) -> str:
 
 def hide_paths(command: str) -> str:
     """A shell command with each absolute path in it, `-flag=/a/path` included, cut to its last name."""
-    words = (re.fullmatch(r"(-\w+=)?(.*)", word, re.DOTALL).groups("") for word in shlex.split(command))
+    words = (re.fullmatch(r"(--?\w+=)?(.*)", word, re.DOTALL).groups("") for word in shlex.split(command))
     return shlex.join(flag + hide_path(value) for flag, value in words)
 
 
 def hide_home(text: str) -> str:
     """A last guard: whatever path slipped through names no home directory."""
     home = str(Path.home())
-    return text if home == "/" else re.sub(re.escape(home) + r"(?=[/\s\"'`]|$)", "~", text)
+    return text if home == "/" else re.sub(re.escape(home) + r"(?![\w.-])", "~", text)
 
 
 def pruned_how(run: dict, proof: dict) -> str:

@@ -150,14 +150,14 @@ def _words(flags: dict[str, str]) -> list[str]:
 
 
 def _run(flags: dict[str, str], seed: object, rate: object) -> SweepRun:
-    flags = {**flags, **({} if rate is None else {"lr": str(rate)}), "train_seed": str(seed)}
-    args = parse_arguments(_words(flags))
+    words = [*_words(flags), *([] if rate is None else [f"-lr={rate}"]), f"-train_seed={seed}"]
+    args = parse_arguments(words)
     arguments = {name: value for name, value in args.as_json().items() if name not in PLACES}
     read = {flag.removeprefix("-") for flag in args.inputs()}.intersection(arguments)
     contents = {name: _content(str(value)) for name in read if (value := arguments.pop(name)) is not None}
     slug = "-".join([args.method, *([] if rate is None else [f"lr{args.lr:g}"]), f"seed{args.train_seed}"])
     name = f"{slug}-{digest(arguments, contents)[:10]}"
-    return SweepRun(name, None if rate is None else args.lr, args.train_seed, tuple(_words(flags)), arguments)
+    return SweepRun(name, None if rate is None else args.lr, args.train_seed, tuple(words), arguments)
 
 
 @cache

@@ -9,6 +9,7 @@ from pathlib import Path
 from utils.common.files import read_json
 from utils.common.names import DIVERGED
 from utils.evaluation.outcomes import Outcome, kept_rows, read_compressed, read_outcome, write_compressed
+from utils.report.summary import hide_path
 from utils.sweep.grid import SweepRow, SweepRun
 
 FILE = "runs.json.gz"  # in a sweep's folder: its rows, as `write` writes them
@@ -55,11 +56,18 @@ def each_run(row: SweepRow, change: Callable) -> SweepRow:
 
 def _moved(run: SweepRun) -> SweepRun:
     """The run without what only this machine knows."""
-    if run.outcome:
-        given = run.outcome.run.get("arguments", {}).items()
-        names = {name: Path(value).name if str(value).startswith(("/", "~")) else value for name, value in given}
-        run = replace(run, outcome=replace(run.outcome, run={**run.outcome.run, "arguments": names}))
-    return replace(run, words=(), arguments={})
+    outcome = run.outcome and replace(run.outcome, run=_named(run.outcome.run))
+    said = run.said and " ".join(map(hide_path, run.said.split(" ")))
+    return replace(run, words=(), arguments={}, outcome=outcome, said=said)
+
+
+def _named(value: object) -> object:
+    """The same, of each path its last name alone."""
+    if isinstance(value, dict):
+        return {name: _named(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return list(map(_named, value))
+    return hide_path(value) if isinstance(value, str) else value
 
 
 def _read(run: dict) -> SweepRun:
