@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from models.loading import head_shape
 from models.modeling_llama import OfEveryToken, attach
 from models.terms import Term
 from utils.common.methods import SITES
@@ -48,8 +49,7 @@ def scale_norms(
     A starts from N(0, 1e-3); it stays in the model, which is on `device`, or on the CPU if it is to be sharded. All
     processes train together, and all get the norms. With settings.epochs 0 they are those of the start.
     """
-    config = model.config
-    shape = config.num_hidden_layers, config.num_attention_heads, config.head_dim
+    shape = head_shape(model.config)
     start = INITIAL_STD * torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed))
     scales = [HeadScale(own) for own in start]
     attach(model, {f"model.layers.{n}.{SITES['attention']}.weight": [own] for n, own in enumerate(scales)})

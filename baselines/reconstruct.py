@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import get_linear_schedule_with_warmup
 
-from models.checkpoint import LINEARS
 from models.contract import MethodInputs
+from models.families import ATTENTION, MLP
 from models.terms import MaskedChange
 from pruning.layers import LayerInputs, walk
 from utils.common.errors import UserError
@@ -35,7 +35,7 @@ class HalfLayer(nn.Module):
     def __init__(self, layer: nn.Module, attention: bool):
         super().__init__()
         self.layer, self.attention = layer, attention
-        names = LINEARS[:4] if attention else LINEARS[4:]
+        names = ATTENTION if attention else MLP
         self.weights = {name: layer.get_submodule(name).weight.detach() for name in names}
 
     def forward(self, hidden: Tensor, **kwargs) -> Tensor:

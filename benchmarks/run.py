@@ -35,7 +35,7 @@ from pruning.slimgpt import plan
 from utils.activations import last_token_activations
 from utils.common.commands import DEFAULT_CACHE, Parser, at_least, folder_path, name_or_path, run
 from utils.common.errors import UserError
-from utils.common.files import write_json
+from utils.common.files import check_writable, write_json
 from utils.common.methods import Options
 from utils.common.names import BUNDLED, EMBEDDED
 from utils.common.record import device_name, versions
@@ -414,6 +414,8 @@ def main(argv: list[str] | None = None) -> None:
     device = usable_device(args.device)
     if args.json and args.json.is_dir():
         raise UserError(f"-json: {args.json} is a folder; give a file")
+    if args.json:
+        check_writable(args.json.parent, "-json")
     quiet_libraries()
     base = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
     tokenizer = load_tokenizer(base, "-base_model_name")

@@ -13,13 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from models.families import ATTENTION, FAMILIES, MLP
+from models.families import FAMILIES, LINEARS
 from utils.common.cache import hash_tensor, raw_bytes
 from utils.common.errors import UserError, first_line
 from utils.common.files import read_json, sha256, whole_file, write_json
-
-LINEARS = ATTENTION + MLP
-"""The seven linear layers of a decoder layer: what pruning methods prune."""
 
 _PRUNED_WEIGHT = re.compile(rf"model\.layers\.(\d+)\.(?:{'|'.join(map(re.escape, LINEARS))})\.weight")
 
@@ -122,7 +119,7 @@ class Checkpoint:
         for name in sorted(self.headers):
             tensor = self.read(name)
             hash_tensor(whole, name, tensor)
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            if tensor.dtype in _SAFE_NAMES and not bool(tensor.isfinite().all()):
                 found.not_finite.append(name)
             if (layer := pruned_layer(name)) is not None:
                 found.zeros[layer] = found.zeros.get(layer, 0) + int((tensor == 0).sum())

@@ -88,7 +88,8 @@ def left_of(config: LlamaConfig, kv_heads: list[list[int]], channels: list[list[
     """What is left if these KV heads and channels are, for each layer."""
     shared, left = config.num_attention_heads // config.num_key_value_heads, {}
     for index, (heads, kept) in enumerate(zip(kv_heads, channels, strict=True)):
-        keys, queries = (torch.tensor(_columns(heads, config.head_dim * count)) for count in (1, shared))
+        sizes = (config.head_dim, config.head_dim * shared)
+        keys, queries = (torch.arange(config.num_key_value_heads * n).view(-1, n)[heads].flatten() for n in sizes)
         kept = torch.tensor(kept)
         rows = {"self_attn.q": queries, "self_attn.k": keys, "self_attn.v": keys, "mlp.gate": kept, "mlp.up": kept}
         for name, indices in rows.items():
@@ -123,7 +124,3 @@ def _settings(config: LlamaConfig) -> dict:
 
 def _kept(alive: Tensor) -> list[int]:
     return alive.nonzero().flatten().tolist() or [0]
-
-
-def _columns(units: list[int], size: int) -> list[int]:
-    return [unit * size + offset for unit in units for offset in range(size)]

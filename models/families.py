@@ -14,8 +14,8 @@ from models.model_names import COMPACT, LLAMA
 from utils.common.errors import UserError
 from utils.common.methods import SITES, Options, Part, parts_of
 
-ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")
-MLP = tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down"))
+LINEARS = tuple(SITES.values())  # of a decoder layer: what pruning methods prune
+ATTENTION, MLP = LINEARS[:4], LINEARS[4:]
 
 BIASES = {"attention_bias": ATTENTION, "mlp_bias": MLP}
 """Switches in a config.json, and the linear layers of each decoder layer that all have a bias where it is on."""

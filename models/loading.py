@@ -29,7 +29,7 @@ import models.compact_llama  # noqa: F401 - makes its class known to transformer
 from models.checkpoint import Checkpoint, check_weights
 from models.families import FAMILIES, SUPPORTED, as_llama
 from models.gguf_reading import unpack_gguf
-from models.model_names import check_name, hub_name
+from models.model_names import COMPACT, check_name, hub_name
 from utils.common.cache import Cache
 from utils.common.errors import UserError, first_line, shortened
 from utils.common.files import digest, digest_files, read_json
@@ -262,6 +262,8 @@ def check_pair(dense: Path, pruned: Path, pruned_flag: str) -> None:
     A pruned folder without a tokenizer of its own is taken to use the dense model's.
     """
     configs = load_config(dense, "-base_model_name"), load_config(pruned, pruned_flag)
+    if configs[0].model_type == COMPACT:
+        raise UserError("-base_model_name: the model is compact already, slimgpt pruned it; give the dense model")
     sizes = [(name, *(getattr(config, name) for config in configs)) for name in _SIZES]
     differing = [
         f"{name} is {theirs}, but the base model's is {ours}" for name, ours, theirs in sizes if ours != theirs

@@ -186,7 +186,7 @@ def merge_and_prove(
     with whole_folder(output) as folder:
         merge(pruned, restoration, folder, tokenizer_from)
         proof = prove(pruned, folder, restoration, reference)
-        proof.check(f"what was trained is in {saved}")
+        proof.check()
         if "disk" in _places(proof.model):
             proof.model = None  # its weights are offloaded from the folder that is renamed now
     return proof
@@ -197,7 +197,7 @@ def compact_and_prove(merged: Path, output: Path, reference: "Reference") -> "Pr
     with whole_folder(output) as folder:
         write_compact(merged, folder)
         proof = prove_compact(merged, folder, reference)
-        proof.check(f"the same in the dense model's shapes is in {merged}")
+        proof.check()
     return proof
 
 
@@ -255,11 +255,10 @@ class Proof:
     failures: list[str] = field(default_factory=list)
     model: LlamaForCausalLM | None = None
 
-    def check(self, left: str) -> None:
-        """Raise RuntimeError if a promise is broken. left: in words, what the user still has."""
+    def check(self) -> None:
+        """Raise RuntimeError if a promise is broken."""
         if self.failures:
-            broken = "; ".join(self.failures)
-            raise RuntimeError(f"the merged checkpoint failed its proof and was not kept: {broken}; {left}")
+            raise RuntimeError(f"the merged checkpoint failed its proof and was not kept: {'; '.join(self.failures)}")
 
     def compare_tensors(
         self, found: Checkpoint, names: Collection[str], expected: Callable[[str], Tensor]

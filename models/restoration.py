@@ -172,6 +172,9 @@ class _Saved(Mapping):
             found = unpacked({key: opened.get_tensor(key) for key in keys})[name]
         return [term.requires_grad_(False) for term in found]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys_of  # else a term would be read to tell
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys_of)
 

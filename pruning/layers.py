@@ -94,7 +94,7 @@ def walk(model: PreTrainedModel, tokens: Tensor, device: torch.device, descripti
     hidden, kwargs = layer_inputs(model, tokens, device)
     layers = model.model.layers
     for index, layer in enumerate(progress(layers, desc=description, unit="layer")):
-        inputs = LayerInputs(index, layer.to(device), hidden, kwargs[index])
+        inputs = LayerInputs(index, layer.to(device), hidden, send_to_device(kwargs[index], device))
         yield inputs
         if index < len(layers) - 1:  # nobody reads what the last one gives
             with torch.no_grad():
@@ -121,12 +121,7 @@ def layer_inputs(model: PreTrainedModel, tokens: Tensor, device: torch.device) -
             row.copy_(asked.seen[0][0][0])
     finally:
         model.model.layers = layers
-    sent: dict[tuple[int, ...], dict] = {}  # layers of one type are given the same tensors: once on the device
-    given = [(tuple(map(id, kwargs.values())), kwargs) for _, kwargs in asked.seen]
-    for key, kwargs in given:
-        if key not in sent:
-            sent[key] = send_to_device(kwargs, device)
-    return hidden, [sent[key] for key, _ in given]
+    return hidden, [kwargs for _, kwargs in asked.seen]
 
 
 class _Asked(nn.Module):

@@ -11,9 +11,10 @@ from tempfile import TemporaryDirectory
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from models.checkpoint import LINEARS, Checkpoint
+from models.checkpoint import Checkpoint
 from models.compact import RECORD, write_compact
 from models.compact_llama import CompactLlamaConfig
+from models.families import LINEARS
 from models.loading import check_model, copy_tokenizer, load_config, load_model, usable_device
 from models.portable import make_portable
 from pruning import calibration

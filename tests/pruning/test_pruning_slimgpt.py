@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, LlamaConfig
 import models.compact
 from models.checkpoint import LINEARS
 from models.compact_llama import CompactLlamaForCausalLM
-from models.loading import load_config, load_model
+from models.loading import check_pair, load_config, load_model
 from pruning import calibration, slimgpt
 from pruning.prune_model import prune_into
 from pruning.sparsegpt import damped_inverse
@@ -193,3 +193,5 @@ def test_record_says_what_went_and_what_it_cost_and_a_compact_model_is_not_prune
     for method in ("slimgpt", "wanda"):
         with pytest.raises(UserError, match=r"^-base_model_name: .*compact already"):
             prune(folder, method)
+    with pytest.raises(UserError, match=r"^-base_model_name: .*compact already"):
+        check_pair(folder, folder, "-pruned_model_path")

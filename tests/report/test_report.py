@@ -142,10 +142,8 @@ def test_the_verdict_counts_only_what_is_beyond_noise(results, run, sentence):
 
 
 def test_paths_become_names_and_everything_else_stays():
-    line = (
-        "/usr/bin/python -data_path '/home/a b/x.jsonl' --output_dir=/tmp/out -lr 1e-3 -base_model_name me/model ../d"
-    )
-    hidden = "python -data_path x.jsonl --output_dir=out -lr 1e-3 -base_model_name me/model ../d"
+    line = "/usr/bin/python -data_path '/home/a b/x.jsonl' --output_dir=/tmp/out -lr 1e-3 -base_model_name me/m ../d"
+    hidden = "python -data_path x.jsonl --output_dir=out -lr 1e-3 -base_model_name me/m ../d"
     assert summary.hide_paths(line) == hidden and summary.hide_path("~/models/llama") == "llama"
     assert summary.shown_name("../models/llama") == summary.shown_name("some/deep/llama") == "llama"
     assert summary.shown_name("owner/Llama-2") == summary.hide_path("owner/Llama-2") == "owner/Llama-2"

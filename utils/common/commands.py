@@ -158,7 +158,7 @@ def name_or_path(given: str) -> str:
     if not path.strip():
         raise argparse.ArgumentTypeError("is empty; name something, or leave it out")
     longest = max(len(part.encode()) for part in path.split("/"))
-    if longest > 255 or len(path.encode()) > 4095:  # bytes that common file systems take
+    if longest > 224 or len(path.encode()) > 4000:  # bytes that file systems take, with room for ends such as .partial
         raise argparse.ArgumentTypeError(f"is longer than a path can be: {shortened(given)}")
     return path
 

@@ -43,6 +43,7 @@ from utils.evaluation.tasks import (
 TASKS_FLAG = "-eval_tasks"
 WIKITEXT_FILE = f"{WIKITEXT}/test.txt"
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
+REFUSED = ("UNSAFE_CODE", "MULTIMODAL")  # of tasks that lm_eval refuses only when it runs them
 
 
 @dataclass(frozen=True)
@@ -154,10 +155,12 @@ def _load_tasks(name: str, data_dir: Path | None, limit: int | None) -> list[Pla
     if name.startswith(BUNDLED):
         loaded, source = _manager(name).load([name]), "shipped with the project"
     elif data_dir is None:
-        loaded, source = _from_hub(lambda: _manager(name).load([name]), name), "hub"
+        loaded, source = _from_hub(functools.partial(_manager(name).load, [name]), name), "hub"
     else:
         loaded, source = _from_folder(name, data_dir), str(data_dir)
     tasks, groups = loaded["tasks"], loaded["groups"]
+    if refused := [task for task, own in tasks.items() if any(getattr(own, kind, False) for kind in REFUSED)]:
+        raise UserError(f"{TASKS_FLAG}: {refused[0]} runs code that a model writes, or shows it pictures; leave it out")
     if name in groups and groups[name].has_aggregation:
         return [plan_task(tasks, groups, limit, source)]
     return [plan_task({task: tasks[task]}, {}, limit, source) for task in tasks]
@@ -290,7 +293,7 @@ def _from_hub(load: Callable, name: str, flag: str = TASKS_FLAG, instead: str = 
     try:
         with no_waiting():
             return load()
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+    except Exception as error:  # a hub out of reach, a data set that is a script, a package that a task imports
         raise UserError(
             f"{flag}: cannot get the data of '{name}' from the hub ({first_line(error)}); offline, set HF_HOME "
             f"to a folder that holds it and HF_HUB_OFFLINE=1, give {DATA_FLAG} DIR, or {instead}"
@@ -324,7 +327,7 @@ def load_texts(args: Arguments) -> Split:
     with quiet(logging.ERROR):
         if data_dir is None:
             told = "-spec_task", "train on -data_path instead"
-            known = _from_hub(lambda: _manager(task).load([task]), task, *told)["tasks"][task]
+            known = _from_hub(functools.partial(_manager(task).load, [task]), task, *told)["tasks"][task]
             rows = known.dataset["train"]
         else:
             known = _from_folder(task, data_dir, "train")["tasks"][task]

@@ -82,7 +82,8 @@ def told(results: dict, run: dict) -> dict:
         "rows": tables.score_rows(results), "means": tables.mean_rows(results),
         "others": [*tables.score_rows(results, main=False), *tables.agreement_rows(results)],
         "promises": tables.proof_rows(proof), "facts": summary.shown_facts(run),
-        "command": summary.hide_paths(run.get("command") or ""), "arguments": summary.shown_arguments(run),
+        "command": summary.hide_paths(run.get("command") or ""),
+        "arguments": [(f"-{flag}", summary.hide_path(f"{own}")) for flag, own in (run.get("arguments") or {}).items()],
     }  # fmt: skip
 
 

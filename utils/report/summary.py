@@ -134,11 +134,6 @@ def shown_facts(run: dict) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in facts.items() if value is not None]
 
 
-def shown_arguments(run: dict) -> list[tuple[str, str]]:
-    """(flag, value), without this machine's folders."""
-    return [(f"-{name}", hide_path(str(value))) for name, value in (run.get("arguments") or {}).items()]
-
-
 def share_text(share: float) -> str:
     """A share of 1 in per cent."""
     return f"{100 * share:.1f}".removesuffix(".0") + " %"
