@@ -48,14 +48,6 @@ def commands(text: str) -> Iterator[list[str]]:
             yield shlex.split(line, comments=True)
 
 
-def called(words: list[str]) -> tuple[str, list[str]]:
-    """(module or file, what follows it) that a command runs."""
-    if words[:2] == ["python", "-m"]:
-        return words[2], words[3:]
-    place = next(place for place, word in enumerate(words) if word.endswith((".py", ".sh")))
-    return words[place], words[place + 1 :]
-
-
 def flags_in(words: list[str]) -> set[str]:
     return {word.lstrip("-") for word in words if re.match(r"--?[a-zA-Z]", word)}
 
@@ -112,7 +104,9 @@ def test_every_link_leads_somewhere_and_every_command_names_what_there_is_and_fl
         target = (ROOT / name).parent / path if path else ROOT / name
         assert target.exists() and (not anchor or anchor in anchors(target.read_text(encoding="utf-8"))), link
     for words in commands(text_of(name)):
-        target, rest = called(words)
+        files = (place for place, word in enumerate(words) if word.endswith((".py", ".sh")))
+        place = 2 if words[:2] == ["python", "-m"] else next(files)
+        target, rest = words[place], words[place + 1 :]
         assert stands(target), words
         if flags_in(rest) and target not in LM_EVALS:
             assert flags_in(rest) <= flags_of(target), words

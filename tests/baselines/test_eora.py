@@ -17,12 +17,6 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def moment(tokens: int = 400, seed: int = 1) -> torch.Tensor:
-    """E[x xᵀ] of inputs with features of very different sizes, mixed; singular for fewer tokens than IN."""
-    inputs = draw(tokens, IN, seed=seed) * torch.logspace(-1, 1, IN, dtype=torch.float64) @ draw(IN, IN, seed=9)
-    return inputs.T @ inputs / tokens
-
-
 def error(lost: torch.Tensor, update: torch.Tensor, second: torch.Tensor) -> float:
     """E‖(lost - update) x‖²."""
     return float(torch.einsum("oi,ij,oj->", lost - update, second, lost - update))
@@ -32,7 +26,9 @@ def error(lost: torch.Tensor, update: torch.Tensor, second: torch.Tensor) -> flo
     ("out", "tokens", "rank"), [(OUT, 400, 1), (34, 400, 7), (OUT, 8, 3), (34, 8, 13), (OUT, 8, 50)]
 )
 def test_the_error_is_what_the_rank_leaves_out_and_no_input_is_harmed(out, tokens, rank):
-    lost, second = draw(out, IN), moment(tokens)
+    # Features of very different sizes, mixed; E[x xᵀ] is singular for fewer tokens than IN.
+    inputs = draw(tokens, IN, seed=1) * torch.logspace(-1, 1, IN, dtype=torch.float64) @ draw(IN, IN, seed=9)
+    lost, second = draw(out, IN), inputs.T @ inputs / tokens
     down, up = low_rank(lost, second, rank)
     assert down.shape == (rank, IN) and up.shape == (out, rank)
     assert not up[:, tokens:].any()  # directions without data

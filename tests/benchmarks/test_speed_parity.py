@@ -13,9 +13,7 @@ from utils.prompts import Encoded
 
 PROMISED = {"training_vs_reference", "training_vs_limit", "extraction_vs_loop", "extraction_vs_limit"}
 PROMISED |= {"inside_mask_vs_lora", "probes_vs_loop"}
-PROMISED |= {
-    f"{form}_{kind}" for form in ("inference", "attached", "slimgpt_compact") for kind in ("prefill", "decode")
-}
+PROMISED |= {f"{of}_{kind}" for of in ("inference", "attached", "slimgpt_compact") for kind in ("prefill", "decode")}
 
 
 def test_the_plain_loop_and_ours_give_the_same_loss_and_gradients(make_tiny_llama):

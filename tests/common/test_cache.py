@@ -93,11 +93,8 @@ def test_nothing_is_reused_for_another_argument_code_or_library(tmp_path, monkey
 
 def test_the_code_in_a_key_is_that_which_runs_whatever_became_of_its_file(tmp_path, monkeypatch):
     text = "import of_maths\nfrom utils.common.cache import cached\n@cached('numbers', code=(of_maths,))\n"
-    for name, lines in (
-        ("of_maths", "factor = 2\n"),
-        ("of_numbers", f"{text}def twice(n):\n    return {{n: 2 * n}}\n"),
-    ):
-        (tmp_path / f"{name}.py").write_text(lines)
+    (tmp_path / "of_maths.py").write_text("factor = 2\n")
+    (tmp_path / "of_numbers.py").write_text(f"{text}def twice(n):\n    return {{n: 2 * n}}\n")
     monkeypatch.syspath_prepend(tmp_path)
     twice = import_module("of_numbers").twice
     before = twice.later(Cache(tmp_path), 5).key

@@ -68,7 +68,6 @@ WRONG = [
     (YAML, "lr: [1", "is no YAML in line "),
     (YAML, "lr: 1\nlr: 2", "'lr' stands there twice"),
     (YAML, "- lr", "holds no flags"),
-    (YAML, "num_epoch: null", "num_epoch is null"),
 ]
 
 

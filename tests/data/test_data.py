@@ -3,13 +3,13 @@
 import json
 import re
 from collections import Counter
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
 
 from data.sources import BUNDLED_FOLDER, Sample, alpaca_prompt, bundled_text, check_data_path, load_samples
+from tests.runs import write_samples
 from utils.common.errors import UserError
 
 SIZES = {"train": 2000, "valid": 250, "heldout": 520}
@@ -21,11 +21,6 @@ def alpaca(count: int, start: int = 0) -> list[dict]:
         {"instruction": f"Say {i}.", "input": "Loudly." if i % 2 else "", "output": f"Number {i}."}
         for i in range(start, start + count)
     ]
-
-
-def write_jsonl(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 def error_of(*arguments) -> str:
@@ -44,7 +39,7 @@ def responses(split) -> list[list[str]]:
 def test_every_format_gives_the_same_samples_in_the_templates_words_and_the_files_order(tmp_path):
     rows = alpaca(5)
     rows[2]["output"] = "  Two."  # of its spaces only the one before a label goes
-    expected = load_samples(write_jsonl(tmp_path / "a.jsonl", rows), 3, 2)
+    expected = load_samples(str(write_samples(tmp_path / "a.jsonl", rows)), 3, 2)
     assert expected.train == [
         Sample("### Instruction:\nSay 0.\n\n### Response:", "Number 0."),
         Sample("### Instruction:\nSay 1.\n\n### Input:\nLoudly.\n\n### Response:", "Number 1."),
@@ -56,14 +51,14 @@ def test_every_format_gives_the_same_samples_in_the_templates_words_and_the_file
     texts = [{"text": s.prompt, "label": f" {s.response}"} for s in [*expected.train, *expected.valid]]
     torch.save(texts, tmp_path / "c.pt")
     no_inputs = [{**row, "input": row["input"] or None, "response": row.pop("output")} for row in rows]
-    write_jsonl(tmp_path / "d.jsonl", no_inputs)
+    write_samples(tmp_path / "d.jsonl", no_inputs)
     for name in ("b.json", "c.pt", "d.jsonl"):
         assert load_samples(str(tmp_path / name), 3, 2) == expected, name
 
 
 @pytest.mark.parametrize("name", ["valid", "validation", "val"])
 def test_a_folder_brings_its_validation_file(tmp_path, name):
-    write_jsonl(tmp_path / "train.jsonl", alpaca(3))
+    write_samples(tmp_path / "train.jsonl", alpaca(3))
     (tmp_path / f"{name}.json").write_text(json.dumps(alpaca(2, start=10)), encoding="utf-8")
     found = responses(load_samples(str(tmp_path), 2, 2))
     assert found == [["Number 0.", "Number 1."], ["Number 10.", "Number 11."]]
@@ -107,13 +102,13 @@ def test_samples_with_an_empty_response_are_left_out_and_too_few_are_counted(tmp
     rows = alpaca(10)
     for row, empty in ((1, ""), (4, "  "), (6, None), (9, "")):  # the last one is beyond the split
         rows[row]["output"] = empty
-    path = write_jsonl(tmp_path / "train.jsonl", rows)
+    path = str(write_samples(tmp_path / "train.jsonl", rows))
     loaded = load_samples(path, 4, 2)
     assert responses(loaded) == [[f"Number {i}." for i in rows] for rows in ((0, 2, 3, 5), (7, 8))]
     assert capsys.readouterr().out == f"{path}: left out 3 samples with an empty response (rows 2, 5, 7)\n"
     few = "has 6 samples with a response, but -num_train_samples + -num_valid_samples asks for 5 + 2"
     assert error_of(path, 5, 2).startswith(f"-data_path: {path} {few}")
-    valid = write_jsonl(tmp_path / "valid.jsonl", alpaca(1))
+    valid = write_samples(tmp_path / "valid.jsonl", alpaca(1))
     assert f"{valid} has 1 samples, but -num_valid_samples asks for 2" in error_of(str(tmp_path), 4, 2)
 
 

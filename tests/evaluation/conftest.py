@@ -1,6 +1,5 @@
 """A tiny model and a folder of tasks' rows; nothing here may ask the network."""
 
-import json
 import socket
 from functools import cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.builders import save_tiny_llama
 from tests.evaluation.material import ROWS, WIKI
+from tests.runs import write_samples
 from utils.evaluation.tasks import PAPER_TASKS, WIKITEXT
 
 
@@ -29,9 +29,7 @@ def data(tmp_path) -> Path:
     """A plain folder of three-row copies of all seven tasks, and a WikiText of three pages."""
     folder = tmp_path / "rows"
     for task, rows in ROWS.items():
-        file = folder / task / f"{PAPER_TASKS[task].split}.jsonl"
-        file.parent.mkdir(parents=True)
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_samples(folder / task / f"{PAPER_TASKS[task].split}.jsonl", rows)
     (folder / WIKITEXT).mkdir()
     (folder / WIKITEXT / "test.txt").write_text(WIKI, encoding="utf-8")
     return folder

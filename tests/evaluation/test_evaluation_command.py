@@ -78,11 +78,8 @@ def test_a_compact_checkpoint_is_scored_with_the_restoration_trained_on_it(make_
     small, place = tmp_path / "small", tmp_path / "restoration"
     compact_checkpoint(make_tiny_llama(zeros=0.5), small)
     expanded, _ = in_dense_shapes(small, tmp_path / "cache")
-    save_restoration(
-        place,
-        trained(),
-        {"pruned_sha256": Checkpoint(small).fingerprint, "expanded_sha256": Checkpoint(expanded).fingerprint},
-    )
+    about = {"pruned_sha256": Checkpoint(small).fingerprint, "expanded_sha256": Checkpoint(expanded).fingerprint}
+    save_restoration(place, trained(), about)
     model = restored_lm.RestoredLM(str(small), str(place), device="cpu", dtype="float32")
     whole = trained().attach(load_model(expanded, torch.float32, "cpu", "-p"))
     assert torch.equal(*(probe_logits(each, [[5, 9, 77]])[0] for each in (model.model, whole)))

@@ -35,7 +35,6 @@ Spoil = Callable[[Path], object]
 DEEP = "[" * 100_000 + "]" * 100_000
 DIGITS = "9" * 10_000
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 
 def spoiling(change: Callable) -> Callable[..., Spoil]:
@@ -53,7 +52,7 @@ def changed(folder: Path, change: Callable[[bytes], bytes], name: str = WEIGHTS)
 
 @spoiling
 def index(folder: Path, weight_map: dict[str, str]) -> None:
-    (folder / WEIGHTS).rename(folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (folder / WEIGHTS).rename(folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
 @spoiling
@@ -189,7 +188,6 @@ BROKEN: list[tuple[str, object, str]] = [
     ("model.gguf", b"no such file" * 9, "cannot unpack"),
     ("model.gguf", struct.pack("<4sIQQ", b"GGUF", 3, 2**60, 1) + bytes(200), "cannot unpack"),
     ("model.gguf", struct.pack("<4sIQQ", b"GGUF", 3, 3, 2) + bytes(range(256)), "cannot unpack"),
-    ("samples.jsonl", DEEP, ":1: not valid JSON (nested too deeply)"),
     ("samples.jsonl", f'{{"instruction": {DIGITS}, "output": "b"}}', ":1: not valid JSON (Exceeds the limit"),
     ("samples.jsonl", '{"instruction": "\\ud800", "output": "b"}', ":1: not valid JSON (half of"),
     ("samples.jsonl", b'{"instruction": "caf\xe9", "output": "b"}', "check that it is UTF-8"),

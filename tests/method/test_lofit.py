@@ -51,10 +51,8 @@ def penalised(model, scaled: list[HeadScale], l1: float) -> ResponseLoss:
 
 def test_each_query_head_is_scaled_by_its_own_row_with_autograds_gradient(model):
     ids, scales = torch.tensor([[5, 9, 77, 30, 8, 1]]), drawn().requires_grad_()
-    scaled_by_hand = {
-        name: model.get_parameter(name) * (1 + own.flatten()) for name, own in zip(NAMES, scales, strict=True)
-    }
-    wanted, before = torch.func.functional_call(model, scaled_by_hand, (ids,)).logits, model(ids).logits
+    by_hand = {name: model.get_parameter(name) * (1 + own.flatten()) for name, own in zip(NAMES, scales, strict=True)}
+    wanted, before = torch.func.functional_call(model, by_hand, (ids,)).logits, model(ids).logits
     wanted.square().sum().backward()
     scaled = scale(model, scales.detach())
     found = model(ids).logits

@@ -18,7 +18,6 @@ from utils.prompts import Encoded, answered, common_prefix, encode_all
 from utils.samples import PROOF_SAMPLES, read_samples
 
 SHORT, LONG = "Say it.", "Say it again, and again, and again." * 2
-MAX_LENGTH = 40
 
 
 def merging_tokenizer() -> PreTrainedTokenizerFast:
@@ -28,12 +27,6 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[(":", " ")]))
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
-
-
-def one_by_one(tokenizer, prompt: str, response: str, max_length: int) -> Encoded:
-    alone = tokenizer(prompt.strip()).input_ids
-    whole = tokenizer(f"{prompt.strip()} {response}").input_ids
-    return Encoded(whole[:max_length], min(common_prefix([alone, whole]), max_length))
 
 
 @pytest.mark.parametrize(("kind", "max_length"), [("bytes", 9), ("merging", 9), ("merging", 500), ("real", 500)])
@@ -46,8 +39,9 @@ def test_a_batch_gives_the_ids_of_one_by_one(request, kind, max_length):
     prompts = ["Q:", "  Say it three times:  ", "A rather long question, is it not?", "x", "Q:\nA:", "x ### Response:"]
     responses = ["a", "it it it", " two spaces", "", "yes\nno", "### Response: y"]
     samples, prompt_ids = encode_all(tokenizer, prompts, responses, max_length)
-    pairs = list(zip(prompts, responses, strict=True))
-    assert samples == [one_by_one(tokenizer, *pair, max_length) for pair in pairs]
+    for sample, prompt, response in zip(samples, prompts, responses, strict=True):
+        alone, whole = (tokenizer(text).input_ids for text in (prompt.strip(), f"{prompt.strip()} {response}"))
+        assert sample == Encoded(whole[:max_length], min(common_prefix([alone, whole]), max_length))
     assert prompt_ids == [tokenizer(prompt.strip()).input_ids for prompt in prompts]
     assert answered(tokenizer, prompts, responses, max_length) == [sample.ids for sample in samples]
     assert encode_all(tokenizer, [], [], max_length) == ([], [])
@@ -61,7 +55,7 @@ def read(train: list[str], valid: list[str] = (), wrong: list[tuple[str, ...]] |
     own = wrong or [None] * len(train)
     texts = [Sample(prompt, f"yes {row}", own[row]) for row, prompt in enumerate(train)]
     split = Split(texts, [Sample(prompt, f"yes {row}") for row, prompt in enumerate(valid)])
-    return read_samples(parse_arguments(["-max_length", str(MAX_LENGTH)]), byte_tokenizer(), split)
+    return read_samples(parse_arguments(["-max_length", "40"]), byte_tokenizer(), split)
 
 
 def test_a_tenth_of_too_long_prompts_is_left_out_with_a_count_and_the_rest_stays_together(capsys):

@@ -34,7 +34,6 @@ def without(name: str) -> tuple:
 
 BROKEN = {
     "no projection": without("model.layers.2.self_attn.o_proj.weight"),
-    "no embedding": without("model.embed_tokens.weight"),
     "no head": without("lm_head.weight"),
     "another prefix": (lambda t: {f"base_model.{name}": tensor for name, tensor in t.items()}, "and 27 more"),
     "a bias of no Llama": (lambda t: {**t, BIAS: torch.ones(56)}, BIAS),

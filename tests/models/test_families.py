@@ -194,7 +194,6 @@ def test_layers_are_walked_and_packed_continuations_read_as_the_model_runs_them(
     tokens = torch.tensor([TOKENS[0], TOKENS[0][::-1]])
     expected = model.model(tokens, output_hidden_states=True, use_cache=False).hidden_states
     seen = [inputs.hidden.clone() for inputs in walk(model, tokens, torch.device("cpu"), "walk")]
-    assert len(seen) == 3
     for ours, theirs in zip(seen, expected[:3], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     prompt, ends = TOKENS[0], [[9, 8, 7, 6, 5, 4], [30]]

@@ -376,12 +376,10 @@ def test_compact_is_proved_like_the_model_and_fails_if_it_differs_or_lost_a_valu
 
 
 def test_heads_of_a_saved_restoration_are_in_the_order_of_their_layers(tmp_path):
-    terms = {
-        f"model.layers.{n}.self_attn.o_proj.bias": [
-            HeadConstant(torch.full((1, 4), n / 1), None, torch.tensor([n % 3]), torch.eye(4)[None])
-        ]
-        for n in (2, 10)
-    }
+    terms = {}
+    for n in (2, 10):
+        term = HeadConstant(torch.full((1, 4), n / 1), None, torch.tensor([n % 3]), torch.eye(4)[None])
+        terms[f"model.layers.{n}.self_attn.o_proj.bias"] = [term]
     save_restoration(tmp_path / "restoration", Restoration("restorelcc", terms), {})
     found, _ = load_restoration(tmp_path / "restoration")
     assert found.heads == [(2, 2), (10, 1)] and found.of_heads("magnitudes")[:, 0].tolist() == [2, 10]
@@ -430,11 +428,8 @@ def test_a_later_merge_deletes_nothing_and_takes_no_other_model(make_tiny_llama,
 def test_a_later_merge_takes_the_compact_checkpoint_that_was_trained_on(make_tiny_llama, tmp_path):
     compact_checkpoint(rewrite(make_tiny_llama(zeros=0.5), mask_units), tmp_path / "small")
     folder, _ = in_dense_shapes(tmp_path / "small", tmp_path / "cache")
-    about = {
-        "pruned_sha256": Checkpoint(tmp_path / "small").fingerprint,
-        "expanded_sha256": Checkpoint(folder).fingerprint,
-        "arguments": {"dtype": "float32"},
-    }
+    about = {"pruned_sha256": Checkpoint(tmp_path / "small").fingerprint, "arguments": {"dtype": "float32"}}
+    about |= {"expanded_sha256": Checkpoint(folder).fingerprint}
     save_restoration(tmp_path / "restoration", learned(folder), about)
     flags = ["-restoration", str(tmp_path / "restoration"), "-cache_dir", str(tmp_path / "cache")]
     main(["-pruned_model_path", str(tmp_path / "small"), "-output_dir", str(tmp_path / "out"), *flags])

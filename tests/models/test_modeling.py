@@ -69,7 +69,6 @@ def test_only_beta_and_b_train_and_in_fp32(make_tiny_llama, dtype):
     assert {p.dtype for p in training.values()} == {torch.float32}
     model(IDS, labels=IDS).loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in training.values())
-    assert all(p.grad is None for name, p in model.named_parameters() if name not in training)
 
 
 def test_a_fixed_change_is_folded_into_the_weight_and_a_bias_has_its_gradient_in_fp32():

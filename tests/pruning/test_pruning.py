@@ -174,7 +174,6 @@ def test_the_same_seed_gives_the_same_checkpoint_and_another_one_another(make_ti
 @pytest.mark.parametrize(
     ("flag", "changed"),
     [
-        ("-prune_method", {"method": "lottery"}),
         *(("-sparsity", {"sparsity": text}) for text in ("0", "1.0", "nan", "half", "4:4", "0:4", "2:16")),  # of 24, 56
         ("-sparsity", {"method": "slimgpt", "sparsity": "2:4"}),
         ("-sparsity", {"method": "slimgpt", "sparsity": "0.99"}),

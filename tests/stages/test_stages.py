@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 import utils.common.cache
 from models.checkpoint import LINEARS, Checkpoint
 from tests.builders import byte_tokenizer, compact_checkpoint, rewrite
+from tests.models.test_merge import mask_units
 from tests.runs import flags, prepared, ranked
 from utils.common.errors import OutOfRoom, UserError
 from utils.common.flags import build_parser
@@ -32,9 +33,8 @@ CALIBRATED = {"calib_samples": 6, "calib_length": 32}
 @pytest.fixture
 def begin(world, tmp_path):
     """The first stage of a run of one epoch without evaluation, with changes to its flags."""
-    return lambda **changes: prepared(
-        flags(world, tmp_path / "out", **{"eval_tasks": "none", "num_epoch": 1} | changes)
-    )
+    plain = {"eval_tasks": "none", "num_epoch": 1}
+    return lambda **changes: prepared(flags(world, tmp_path / "out", **plain | changes))
 
 
 @pytest.fixture
@@ -217,13 +217,8 @@ def test_no_heads_are_looked_for_by_a_method_that_has_none(tmp_path, begin, no_m
 
 
 def test_a_compact_checkpoint_is_restored_and_stays_compact(world, tmp_path, begin):
-
-    def narrow(tensors: dict) -> None:
-        tensors["model.layers.1.self_attn.o_proj.weight"][:, 3 * 8 :] = 0  # the second of two KV groups of three heads
-        tensors["model.layers.2.mlp.down_proj.weight"][:, :16] = 0
-
     small = tmp_path / "small"
-    compact_checkpoint(rewrite(shutil.copytree(world / "pruned", tmp_path / "masked"), narrow), small)
+    compact_checkpoint(rewrite(shutil.copytree(world / "pruned", tmp_path / "masked"), mask_units), small)
     run, models, samples, plan = begin(pruned_model_path=small, use_topk_heads=15)
     found = ranked(run, models, samples, plan)
     assert sorted(head for layer, head in found.heads if layer == 1) == [0, 1, 2]

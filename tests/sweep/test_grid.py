@@ -12,7 +12,6 @@ START = "flags: {num_train_samples: 20}\nseeds: [1]\nlr: [1e-3]\n"
 WRONG = {
     "{learning: 1}": "configuration 1: unrecognized arguments: -learning=1",
     "{method: [lora, dora]}": "configuration 1: method is",
-    "{method: lorra}": "configuration 1: -method",
     "lora": "configuration 1: lora is no set of flags",
     "{lr: fast}": "configuration 1: -lr",
     "{lr: []}": "configuration 1: is trained, and has no rate",
