@@ -398,18 +398,14 @@ def one_by_one(model: LlamaForCausalLM, trees: list[PromptWithContinuations]) ->
 def main(argv: list[str] | None = None) -> None:
     """Measure what is asked for, print the table, and write -json if it is named; exit status 1 where ways disagree."""
     flags = Parser(prog="python benchmarks/run.py", description=__doc__.splitlines()[0])
-    flags.flag(
-        "base_model_name", default=EMBEDDED, type=name_or_path, help="model: folder, hub id, GGUF file or short name"
-    )
+    flags.flag("base_model_name", default=EMBEDDED, type=name_or_path, help="folder, hub id, GGUF file or short name")
     flags.flag("device", default="auto", help="cpu, cuda, cuda:N; auto takes a GPU if there is one")
     flags.flag("dtype", default="bfloat16", choices=DTYPES, help="of model and matrix product, one of %(choices)s")
     flags.flag("repeats", default=3, type=at_least(1), help="turns of each measurement")
     flags.flag("samples", default=24, type=at_least(1), help="bundled samples in a pass, of training in whole batches")
     flags.flag("json", type=folder_path, metavar="FILE", help="JSON file for all figures")
     flags.flag("seed", default=42, type=int, help="of heads and batches")
-    flags.flag(
-        "cache_dir", default=DEFAULT_CACHE, type=folder_path, metavar="DIR", help="where GGUF models are unpacked"
-    )
+    flags.flag("cache_dir", default=DEFAULT_CACHE, type=folder_path, metavar="DIR", help="where a GGUF is unpacked")
     args = flags.parse_args(argv)
     device = usable_device(args.device)
     if args.json and args.json.is_dir():

@@ -195,9 +195,7 @@ def check_weights(checkpoint: Checkpoint, config: LlamaConfig) -> None:
         with torch.device("meta"):
             expected = AutoModelForCausalLM.from_config(config).state_dict()
     except Exception as error:  # whatever a setting that nothing else has checked makes a layer raise
-        raise UserError(
-            f"{flag}: {folder}/config.json makes no model ({first_line(error)}); copy the model again"
-        ) from error
+        raise UserError(f"{flag}: {folder}/config.json makes no model ({first_line(error)}); copy it again") from error
     kept, optional = checkpoint.kept(), {"lm_head.weight"} if config.tie_word_embeddings else set()
     if FAMILIES[read_json(folder / "config.json")["model_type"]].as_llama is not None:
         # Llama's switch stands for biases of all four projections; those that the family hasn't are zero.

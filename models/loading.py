@@ -168,9 +168,7 @@ def load_tokenizer(folder: Path, flag: str) -> PreTrainedTokenizerBase:
         if tokenizer.pad_token_id is None:
             raise ValueError(f"it has no padding, end or unknown token: name one in {_TOKENIZER_CONFIG}")
     except Exception as error:  # whatever a damaged file makes transformers or tokenizers raise
-        raise UserError(
-            f"{flag}: {folder} has no usable tokenizer ({first_line(error)}); copy its files again"
-        ) from error
+        raise UserError(f"{flag}: {folder} has no usable tokenizer ({first_line(error)}); copy it again") from error
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -265,16 +263,14 @@ def check_pair(dense: Path, pruned: Path, pruned_flag: str) -> None:
     if configs[0].model_type == COMPACT:
         raise UserError("-base_model_name: the model is compact already, slimgpt pruned it; give the dense model")
     sizes = [(name, *(getattr(config, name) for config in configs)) for name in _SIZES]
-    differing = [
-        f"{name} is {theirs}, but the base model's is {ours}" for name, ours, theirs in sizes if ours != theirs
-    ]
-    if has_tokenizer(pruned) and not differing:
+    wrong = [f"{name} is {theirs}, but the base model's is {ours}" for name, ours, theirs in sizes if ours != theirs]
+    if has_tokenizer(pruned) and not wrong:
         probe = "Two tokenizers agree: 3.14, naïve, [INST] don't </s>\n\n2023\n\tif x:"
         tokenizers = load_tokenizer(dense, "-base_model_name"), load_tokenizer(pruned, pruned_flag)
         ours, theirs = ((tokenizer.get_vocab(), tokenizer(probe).input_ids) for tokenizer in tokenizers)
-        differing += ["its tokenizer differs from the base model's"] if ours != theirs else []
-    if differing:
-        raise UserError(f"{pruned_flag}: {differing[0]}; -base_model_name must be the model that was pruned")
+        wrong += ["its tokenizer differs from the base model's"] if ours != theirs else []
+    if wrong:
+        raise UserError(f"{pruned_flag}: {wrong[0]}; -base_model_name must be the model that was pruned")
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -31,9 +31,7 @@ def read_flags(argv: list[str] | None = None) -> Namespace:
     parser.flag("tokenizer", help="whose tokenizer, if there is none beside the pruned checkpoint", **model)
     parser.flag("dtype", choices=DTYPE_NAMES, help="in which both models answer for the proof (default: the run's)")
     parser.flag("device", default="cpu", help="cpu, cuda, cuda:N, …")
-    parser.flag(
-        "overwrite", default=False, help="rename what is in -output_dir to DIR.1 when the merged model is whole"
-    )
+    parser.flag("overwrite", default=False, help="rename what is in -output_dir to DIR.1 when the result is whole")
     parser.flag("cache_dir", default=DEFAULT_CACHE, help="where a GGUF file is unpacked", **folder)
     args = parser.parse_args(argv)
     inputs = ("pruned_model_path", "restoration", "tokenizer", "cache_dir")

@@ -190,9 +190,8 @@ def attach(model: PreTrainedModel, terms: Mapping[str, Sequence[Term]]) -> PreTr
             stock = layer
             layer = RestoredLinear(stock) if isinstance(stock, nn.Linear) else RestoredNorm(stock, family)
             # Of a model that is spread, accelerate's hook brings the weight when it is needed.
-            model.set_submodule(
-                stem, add_hook_to_module(layer, stock._hf_hook) if hasattr(stock, "_hf_hook") else layer
-            )
+            hook = getattr(stock, "_hf_hook", None)
+            model.set_submodule(stem, add_hook_to_module(layer, hook) if hook else layer)
         at_hand = layer.weight.device.type != "meta"
         place = layer.weight.device if at_hand else layer._hf_hook.execution_device
         layer.terms(part).extend(term.to(place) if trains(term) else term for term in some)

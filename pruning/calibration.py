@@ -24,9 +24,7 @@ def check(source: str, length: int, longest: int) -> None:
     """
     check_calib_data(source)
     if not 2 <= length <= longest:
-        raise UserError(
-            f"-calib_length: {length} tokens; give at least 2 and at most {longest}, the model's longest context"
-        )
+        raise UserError(f"-calib_length: {length} tokens; give 2 to {longest}, the model's longest context")
 
 
 def load(source: str, samples: int, length: int, tokenizer: PreTrainedTokenizerBase, seed: int) -> Tensor:

@@ -89,11 +89,11 @@ def walk(model: PreTrainedModel, tokens: Tensor, device: torch.device, descripti
     """All decoder layers in order. Each is fed by the layers before it, as the caller has changed them.
 
     model: on the CPU. tokens: (S, T) int64, the calibration set, no padding. Only the layer whose turn it is, is on
-    the device.
+    the device. description: of the bar; none if it is empty.
     """
     hidden, kwargs = layer_inputs(model, tokens, device)
     layers = model.model.layers
-    for index, layer in enumerate(progress(layers, desc=description, unit="layer")):
+    for index, layer in enumerate(progress(layers, desc=description, unit="layer", disable=not description)):
         inputs = LayerInputs(index, layer.to(device), hidden, send_to_device(kwargs[index], device))
         yield inputs
         if index < len(layers) - 1:  # nobody reads what the last one gives

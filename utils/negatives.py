@@ -82,7 +82,5 @@ def most_similar_choice(right: Tensor, wrong: tuple[Tensor, ...], choices: list[
 
     right: (N, E); wrong: N tensors (C, E), in the order of `choices`; all of unit length.
     """
-    return [
-        texts[int((embeddings @ answer).argmax())]
-        for answer, embeddings, texts in zip(right, wrong, choices, strict=True)
-    ]
+    found = zip(right, wrong, choices, strict=True)
+    return [texts[int((embeddings @ answer).argmax())] for answer, embeddings, texts in found]

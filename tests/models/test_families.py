@@ -58,7 +58,7 @@ METHODS = {
     "attention biases": ("output_bias", Options("attention")),
     "biases": ("output_bias", Options("all")),
     "inside the mask": ("masked_lora", Options("all", train_norms=True, lora_rank=2)),
-    "inside the mask after ADMM": ("masked_lora", Options("all", train_norms=True, lora_rank=2, first="admm_update")),
+    "inside the mask after ADMM": ("masked_lora", Options("all", train_norms=True, lora_rank=2, first="admm_residual")),
 }
 
 BIASED = ["model.layers.0.self_attn.o_proj.bias", "model.layers.1.mlp.down_proj.bias"]

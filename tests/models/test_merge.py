@@ -60,6 +60,7 @@ METHODS = {
     "masked_dora after flap_bias": Options("all", lora_rank=2, first="flap_bias"),
     "masked_full": Options(),
     "admm_update": Options(),
+    "admm_residual": Options(),
     "masked_lora after admm_update": Options(first="admm_update", lora_rank=2),
     "output_bias after reconstruct": Options("all", train_norms=True, first="reconstruct"),
     "none": Options(),

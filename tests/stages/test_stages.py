@@ -331,7 +331,7 @@ def test_no_minilm_and_closed_forms_on_a_compact_checkpoint_or_a_wrong_calibrati
         (small, f"^-method: flap_bias {refused}"),
         ({**small, "method": "lora", "first": "flap_bias"}, f"^-method: lora with -first flap_bias {refused}"),
         ({"calib_data": tmp_path / "none.txt"}, r"^-calib_data: \S+none.txt does not exist"),
-        ({"calib_length": 257}, r"^-calib_length: 257 tokens; give at least 2 and at most 256"),
+        ({"calib_length": 257}, r"^-calib_length: 257 tokens; give 2 to 256"),
         ({"method": "restorelcc"}, r"^-head_selection: contrastive probing needs MiniLM; run: pip install"),
     ):
         with pytest.raises(UserError, match=says):

@@ -186,9 +186,7 @@ def _number(
 def at_least(bound: float) -> Callable[[str], float]:
     """An argparse type: a number not below `bound`, nor above MOST; a whole one if the bound is an int."""
     kind = "whole number" if isinstance(bound, int) else "number"
-    return _number(
-        type(bound), lambda value: bound <= value <= MOST, f"{kind}, {bound:g} to {MOST}", f"at least {bound:g}"
-    )
+    return _number(type(bound), lambda n: bound <= n <= MOST, f"{kind}, {bound:g} to {MOST}", f"at least {bound:g}")
 
 
 rate = _number(float, lambda value: 0 < value < 3.4e37, "number above 0", "above 0")

@@ -75,9 +75,7 @@ class Arguments:
     )
     allow_dense: bool = flag(False, "go on although the pruned model has no zeros")
     dtype: str = flag("bfloat16", "of both models; what is trained is always fp32", DTYPE_NAMES)
-    device: str = flag(
-        "auto", "cpu, cuda, cuda:N, mps; auto takes a GPU if there is one, and spreads a model that doesn't fit"
-    )
+    device: str = flag("auto", "cpu, cuda, cuda:N, mps; auto takes a GPU if there is one, and spreads what doesn't fit")
 
     prune_method: str = flag(
         "wanda", "wanda, sparsegpt, slimgpt or magnitude", group="pruning without -pruned_model_path, and calibration"
@@ -113,9 +111,7 @@ class Arguments:
         ("contrastive", "gap", "random", "lofit"),
     )
     num_probe_samples: int = flag(1000, "samples that train the probes", at_least(10))
-    use_topk_heads: int | float = flag(
-        0.25, "heads to train: a count, or a share (1.0: all heads; 1: one)", count_or_share
-    )
+    use_topk_heads: int | float = flag(0.25, "heads to train: a count, or a share (1.0: all; 1: one)", count_or_share)
     recipe: str | None = flag(
         None,
         "a set of flags with a name (what was measured: docs/results.md); flags that are typed win over it. "

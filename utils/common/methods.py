@@ -77,14 +77,13 @@ _CLOSED = Needs(calibration=True, teacher=True)
 _BIAS = "baselines.free_terms:output_bias"
 _FROM, _FILLS = "in closed form, from -calib_data", "merged, it fills the zeros"
 _INSIDE = "inside the mask, zeros kept"
+_ADMM = "baselines.admm_update"
 
 METHODS = {
     "restorelcc": MethodSpec(
         "utils.compensation:restorelcc", "β and b of Eq. 8 on chosen heads", "RestoreLCC", _BETA, **_HEADS
     ),
-    "bias_only": MethodSpec(
-        "utils.compensation:bias_only", "b of chosen heads alone", "RestoreLCC (b alone)", _B, **_HEADS
-    ),
+    "bias_only": MethodSpec("utils.compensation:bias_only", "b of chosen heads", "RestoreLCC (b alone)", _B, **_HEADS),
     "magnitudes_only": MethodSpec(
         "utils.compensation:magnitudes_only", "β of chosen heads alone", "RestoreLCC (β alone)", _BETA, **_HEADS
     ),
@@ -99,16 +98,13 @@ METHODS = {
     ),
     "masked_lora": MethodSpec("baselines.lora:masked_lora", f"LoRA {_INSIDE}", "masked LoRA", takes=_LORA),
     "masked_dora": MethodSpec("baselines.lora:masked_dora", f"DoRA {_INSIDE}", "masked DoRA", takes=_LORA),
-    "masked_full": MethodSpec(
-        "baselines.free_terms:masked_full", "all weights that are not zero", "masked full fine-tuning"
-    ),
+    "masked_full": MethodSpec("baselines.free_terms:masked_full", "all non-zero weights", "masked full fine-tuning"),
     "lora": MethodSpec("baselines.lora:lora", f"LoRA on all linear layers; {_FILLS}", "LoRA", takes=_LORA),
     "dora": MethodSpec("baselines.lora:dora", f"DoRA on all linear layers; {_FILLS}", "DoRA", takes=_LORA),
-    "eora": MethodSpec(
-        "baselines.eora:eora", f"EoRA's update of all layers {_FROM}; {_FILLS}", "EoRA", _CLOSED, takes=_RANK
-    ),
-    "admm_update": MethodSpec(
-        "baselines.admm_update:admm_update", f"ADMM {_FROM}, {_INSIDE}", "ADMM's weight update", _CLOSED
+    "eora": MethodSpec("baselines.eora:eora", f"EoRA's update {_FROM}; {_FILLS}", "EoRA", _CLOSED, takes=_RANK),
+    "admm_update": MethodSpec(f"{_ADMM}:admm_update", f"ADMM {_FROM}, {_INSIDE}", "ADMM's weight update", _CLOSED),
+    "admm_residual": MethodSpec(
+        f"{_ADMM}:admm_residual", f"ADMM, residual stream restored too, {_INSIDE}", "ADMM's residual update", _CLOSED
     ),
     "reconstruct": MethodSpec(
         "baselines.reconstruct:reconstruct",
@@ -122,9 +118,10 @@ METHODS = {
 }
 """What -method takes."""
 
+_BY_ADMM = ("admm_update", "admm_residual")
 NOT_AFTER = {
-    "eora": (("admm_update", "reconstruct", "masked_lora", "masked_dora", "masked_full"), "fills zeros that it keeps"),
-    "flap_bias": (("eora", "admm_update"), "restores a mean that it would restore again"),
+    "eora": ((*_BY_ADMM, "reconstruct", "masked_lora", "masked_dora", "masked_full"), "fills zeros that it keeps"),
+    "flap_bias": (("eora", *_BY_ADMM), "restores a mean that it would restore again"),
 }
 """By a closed form, the methods that it must not come before, and why."""
 

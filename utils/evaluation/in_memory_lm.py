@@ -31,12 +31,10 @@ class InMemoryLM(HFLM):
     that moves a log-likelihood by some 0.1 nats. Text is generated as HFLM does, eight sequences a batch.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: str, length: int | None = None
-    ):
-        """label: names the model in bars. length: what no sequence is longer than; None for the model's own."""
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: str, most: int | None = None):
+        """label: names the model in bars. most: what no sequence is longer than; None for the model's own length."""
         with quiet(logging.ERROR):
-            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=8, max_length=length)
+            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=8, max_length=most)
         self._device = model.device
         self.label = label
 

@@ -46,16 +46,14 @@ def mean_difference(
     return dict(zip(("difference", "stderr"), _mean_of(parts), strict=True))
 
 
-def share_recovered(
-    models: Sequence[Sequence[Sequence[Row]]], aggregation: str, higher_is_better: bool
-) -> float | None:
+def share_recovered(models: Sequence[Sequence[Sequence[Row]]], aggregation: str, higher: bool) -> float | None:
     """(restored - pruned) / (dense - pruned) of the mean over tasks. models: dense, pruned, restored, by task.
 
     None where the dense model is not better by more than two standard errors: a share of noise says nothing.
     """
     dense, pruned, restored = models
     gap, error = mean_difference(dense, pruned, aggregation).values()
-    if error is None or not (gap if higher_is_better else -gap) > 2 * error:
+    if error is None or not (gap if higher else -gap) > 2 * error:
         return None
     return mean_difference(restored, pruned, aggregation)["difference"] / gap
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.families import final_logits
@@ -13,9 +14,7 @@ CHUNK = 256  # positions whose logits exist at a time: they stay in the cache of
 _BEFORE_TOP_HEADING = re.compile(r"\n(?= ?= [^=\n].*[^=\n] = ?(?:\n|\Z))")
 
 
-def token_scores(
-    model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def token_scores(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """(P,) float64 log-probability (nats) of each target, and (P,) bool whether it is the likeliest; on the CPU.
 
     hidden: (P, D), the last hidden states that predict. targets: (P,) int64. The softmax is taken in fp32.
@@ -36,7 +35,7 @@ def pages(rows: Iterable[str]) -> list[str]:
     return [page for page in _BEFORE_TOP_HEADING.split(text) if page.strip()]
 
 
-def token_windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int, limit: int | None) -> torch.Tensor:
+def token_windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int, limit: int | None) -> Tensor:
     """(n, length) int64: the first `limit` whole windows of the text's tokens; a shorter text is one window."""
     # The tokenizer would warn that the sequence is longer than the model takes: it is cut right after.
     ids = torch.tensor(tokenizer(text, verbose=False).input_ids)
@@ -46,7 +45,7 @@ def token_windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int, li
 
 
 @torch.inference_mode()
-def window_losses(model: PreTrainedModel, windows: torch.Tensor, batch_size: int, description: str) -> list[float]:
+def window_losses(model: PreTrainedModel, windows: Tensor, batch_size: int, description: str) -> list[float]:
     """Mean negative log-likelihood (nats per token) of the tokens after the first of each of `windows` (n, length)."""
     losses = []
     with progress(total=len(windows), desc=description, unit="window") as bar:

@@ -125,7 +125,5 @@ def prune(
     args = run.args
     print(f"      {method} at {pattern}, {args.calib_samples} × {args.calib_length} tokens")
     calib = {name: getattr(args, name) for name in ("calib_data", "calib_samples", "calib_length")}
-    where = {"dtype": run.dtype, "device": run.device, "seed": args.calibration_seed}
-    pruning.prune_model.prune_into(
-        dense.folder, folder, method, pattern, **calib, **where, base_name=args.base_model_name
-    )
+    how = {"dtype": run.dtype, "device": run.device, "seed": args.calibration_seed, "base_name": args.base_model_name}
+    pruning.prune_model.prune_into(dense.folder, folder, method, pattern, **calib, **how)

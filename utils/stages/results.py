@@ -16,7 +16,6 @@ from utils.common.record import device_name, versions
 from utils.distillation import WEIGHT
 from utils.evaluation.comparison import summarise
 from utils.evaluation.outcomes import LOSS, VALIDATION, KeptRows, write_rows
-from utils.evaluation.scoring import Evaluation
 from utils.report.card import model_card
 from utils.report.page import EXAMPLES, write_report
 from utils.report.records import heads_record, spectrum_record
@@ -54,7 +53,7 @@ def write_results(
         results["heads"] = {"selection": selection, "score_name": SCORE_NAMES[selection], **heads}
         if ranked.explained is not None and (spectrum := spectrum_record(ranked.explained)):
             results["spectrum"] = spectrum
-    results, record = without_nan(results), without_nan(run_record(run, models, samples, trained, evaluations))
+    results, record = without_nan(results), without_nan(run_record(run, models, samples, trained))
     # Numbers first: a picture that cannot be drawn must not cost hours of training.
     write_json(run.folder / "run.json", record)
     write_json(run.folder / "results.json", results)
@@ -115,9 +114,7 @@ def trained_tokens(run: Run, samples: Samples) -> int:
     return round(args.num_epoch * a_pass) if run.needs.training else 0
 
 
-def run_record(
-    run: Run, models: Models, samples: Samples, trained: Trained, evaluations: dict[str, Evaluation]
-) -> dict:
+def run_record(run: Run, models: Models, samples: Samples, trained: Trained) -> dict:
     """What run.json keeps: what was run, on what, with what versions, and what it took."""
     args, family = run.args, read_json(models.dense.folder / "config.json")["model_type"]
     record = models.pruned.folder / RECORD
