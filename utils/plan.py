@@ -62,8 +62,8 @@ PROCESS, CONTEXT, REQUEST = int(0.75 * GIB), int(0.6 * GIB), 0.001
 """Measured on a CPU: bytes of a run before any weight, lm_eval's seconds. Assumed: CUDA's bytes, twice on the host."""
 
 CLOSED_FORMS = {"flap_bias": (2, 0), "eora": (2, 0), "reconstruct": (12, 2 * FP32)}
-CLOSED_FORMS |= {"admm_update": (4, 2 * FP32), "admm_residual": (7, 2 * FP32)}
-"""How many forward passes over the calibration set their time is worth, and bytes for each weight: what they found."""
+CLOSED_FORMS |= {"admm_update": (4, 2 * FP32), "admm_residual": (7, 2 * FP32 + 2)}
+"""Their time in forward passes over the calibration set; bytes a weight, of what they found and of a second model."""
 
 MORE = "take more memory, or several GPUs (-device auto; to train, accelerate launch --use_fsdp --fsdp_version 2)"
 """What helps a stage that no lower flags fit."""
