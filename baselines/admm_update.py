@@ -56,9 +56,9 @@ def admm_update(inputs: MethodInputs, returned: float = 0.0) -> dict[str, Masked
                 [read(name).to(hessian.device).float() for name in names] for read in (inputs.teacher, inputs.read)
             )
             # Rows are independent: layers that share an input are one problem, with one factorisation.
-            problem = torch.cat(dense), torch.cat(pruned) != 0, hessian
+            mask = torch.cat(pruned) != 0
             more = given_back if len(given_back) and first.endswith(("o_proj", "down_proj")) else 0.0
-            found = admm(*problem, more=more).split([len(rows) for rows in dense])
+            found = admm(torch.cat(dense), mask, hessian, more=more).split([len(rows) for rows in dense])
             for name, linear, wanted, old, new in zip(names, linears, dense, pruned, found, strict=True):
                 errors = torch.tensor([relative_error(wanted, weight, hessian) for weight in (old, new)])
                 terms[name] = MaskedChange((new - old).cpu(), errors=errors)

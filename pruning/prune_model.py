@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from pruning.pattern import Pattern
 from pruning.pruners import METHODS, PruneLayer
 from utils.common.errors import UserError
 from utils.common.files import explain_disk_full, write_json, write_text
+from utils.common.flags import as_flags
 from utils.common.progress import progress
 from utils.common.record import peak_memory
 
@@ -155,7 +155,6 @@ def _card(record: dict) -> str:
     flags = {"base_model_name": record["base_model"], "prune_method": record["method"]}
     flags |= {name: record[name] for name in ("sparsity", "mode", "dtype", "seed")} | record["calibration"]
     flags.pop("tokens_sha256", None)
-    command = shlex.join(word for name, value in flags.items() for word in (f"-{name}", str(value)))
     small = record["mode"] == "compact"
     loading = (
         "{pruned:,} of {dense:,} parameters are left. The layers differ in size, so the model has its own class:\n\n"
@@ -166,6 +165,6 @@ def _card(record: dict) -> str:
         f"{record['sparsity_reached']:.2%} of the decoder layers' linear weights are {'gone' if small else 'zero'}; "
         f"embeddings, norms and the output layer are untouched.\n\n"
         f"{loading.format(**record['parameters']) if small else ''}"
-        f"Made with:\n\n```\npython -m pruning {command} -output_dir …\n```\n\n"
+        f"Made with:\n\n```\npython -m pruning {as_flags(flags)} -output_dir …\n```\n\n"
         f"`{RECORD}` holds the sparsity and the error of every layer.\n"
     )

@@ -61,9 +61,8 @@ def test_means_are_over_seeds_and_differences_over_the_questions_and_seeds_that_
     table = build_table(rows)
     ours = table["rows"][0]
     assert ours["valid_loss"] == {"value": pytest.approx(2.1), "stderr": pytest.approx(0.1), "n": 2}
-    assert math.isnan(spread([2.1, math.nan])["value"]) and math.isnan(
-        spread([2.1, math.nan])["stderr"]
-    )  # a collapsed model's
+    collapsed = spread([2.1, math.nan])
+    assert math.isnan(collapsed["value"]) and math.isnan(collapsed["stderr"])
     assert ours["task_mean"] == {"value": pytest.approx(0.5625), "stderr": pytest.approx(0.0625), "n": 2}
     assert (ours["perplexity"]["value"], ours["forgetting"]["value"]) == (11, -9)
     assert ours["recovered"]["value"] == pytest.approx(0.6) and ours["recovered"]["stderr"] == pytest.approx(0.1)

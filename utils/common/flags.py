@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Collection
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
+from shlex import quote
 
 import yaml
 
@@ -49,7 +50,7 @@ fitted to the dense model's outputs on the calibration set. Without a recipe a r
 
 def as_flags(values: dict[str, object]) -> str:
     """Flags as they would be typed."""
-    return " ".join(f"-{flag}" if value is True else f"-{flag} {value}" for flag, value in values.items())
+    return " ".join(f"-{flag}" if value is True else f"-{flag} {quote(str(value))}" for flag, value in values.items())
 
 
 def flag(default: object, help: str, values: Callable | Collection[str] | None = None, **options) -> Field:
