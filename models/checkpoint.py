@@ -228,13 +228,10 @@ def check_weights(checkpoint: Checkpoint, config: LlamaConfig) -> None:
         )
 
 
-def restorable_heads(folder: Path, layers: int, heads: int) -> Tensor:
+def restorable_heads(pruned: Checkpoint, layers: int, heads: int) -> Tensor:
     """(L, H) bool: heads with any non-zero column in o_proj; what is added to the others reaches nothing."""
-    checkpoint, rows = Checkpoint(folder), []
-    for layer in range(layers):
-        weight = checkpoint.read(f"model.layers.{layer}.self_attn.o_proj.weight")
-        rows.append((weight != 0).any(0).unflatten(0, (heads, -1)).any(1))
-    return torch.stack(rows)
+    weights = (pruned.read(f"model.layers.{layer}.self_attn.o_proj.weight") for layer in range(layers))
+    return torch.stack([(weight != 0).any(0).unflatten(0, (heads, -1)).any(1) for weight in weights])
 
 
 def write_checkpoint(output: Path, layout: dict[str, Header], read: Callable[[str], Tensor]) -> None:

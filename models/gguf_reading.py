@@ -10,7 +10,14 @@ from pathlib import Path
 import torch
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFReader, Keys, RopeScalingType, get_tensor_name_map
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    LlamaConfig,
+    PreTrainedTokenizerBase,
+)
 
 import models.portable
 from models.portable import make_portable, save_tokenizer
@@ -48,6 +55,17 @@ def gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def read_gguf(file: Path, flag: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase]:
+    """The configuration and the tokenizer in the file; UserError if it is damaged, or no Llama's."""
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(file.parent, gguf_file=file.name), gguf_tokenizer(file)
+    except Exception as error:  # whatever a damaged file makes gguf or transformers raise
+        raise UserError(f"{flag}: cannot read {file.name} ({first_line(error)}); copy it again") from error
+    if (kind := config.model_type) != "llama":
+        raise UserError(f"{flag}: {file.name} is a '{kind}' model; RestoreLCC reads Llama's GGUF files only")
+    return config, tokenizer
+
+
 def left_out(file: Path, names: Iterable[str], layers: int) -> list[str]:
     """What a Llama's GGUF file holds beyond the tensors `names`, as transformers has them: biases, a scaled rope."""
     reader, table = GGUFReader(file), get_tensor_name_map(MODEL_ARCH.LLAMA, layers)
@@ -61,19 +79,15 @@ def left_out(file: Path, names: Iterable[str], layers: int) -> list[str]:
 def unpack_gguf(folder: Path, content: str, *, file: Path, flag: str) -> None:
     """The GGUF file, known by its digest `content`, as a Hugging Face folder in the cache."""
     print(f"unpacking {file.name} once")
+    _, tokenizer = read_gguf(file, flag)
     try:
         with _quiet():
             # A quantized file unpacks to more precision than bf16 holds; fp32 keeps all of it.
             packed = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
             )
-        tokenizer = gguf_tokenizer(file)
     except Exception as error:  # whatever a damaged file makes gguf or transformers raise
         raise UserError(f"{flag}: cannot unpack {file.name} ({first_line(error)}); copy it again") from error
-    if packed.config.model_type != "llama":
-        raise UserError(
-            f"{flag}: {file.name} is a '{packed.config.model_type}' model; RestoreLCC restores Llama architectures only"
-        )
     if left := left_out(file, packed.state_dict(), packed.config.num_hidden_layers):
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise UserError(
@@ -85,7 +99,6 @@ def unpack_gguf(folder: Path, content: str, *, file: Path, flag: str) -> None:
     settings = {name: value for name, value in packed.config.to_dict().items() if name not in of_file}
     plain = AutoModelForCausalLM.from_config(LlamaConfig(**settings))
     plain.load_state_dict(packed.state_dict())
-    plain.tie_weights()
     with _quiet():
         plain.save_pretrained(folder)
         make_portable(folder)

@@ -32,7 +32,7 @@ from models.gguf_reading import unpack_gguf
 from models.model_names import COMPACT, check_name, hub_name
 from utils.common.cache import Cache
 from utils.common.errors import UserError, first_line, shortened
-from utils.common.files import digest, digest_files, read_json
+from utils.common.files import digest, read_json, sha256
 from utils.common.names import DTYPE_NAMES
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
@@ -76,7 +76,7 @@ def resolve(name: str, flag: str, cache_dir: Path) -> Path:
     path = check_name(name, flag)
     if path is None:
         return _download(hub_name(name), flag)
-    return path if path.is_dir() else unpack_gguf(Cache(cache_dir), digest_files([path]), file=path, flag=flag)
+    return path if path.is_dir() else unpack_gguf(Cache(cache_dir), sha256(path), file=path, flag=flag)
 
 
 def load_config(folder: Path, flag: str) -> LlamaConfig:
@@ -296,7 +296,7 @@ def tokenizer_digest(folder: Path) -> str:
     files = [file for file in tokenizer_files(folder) if file != config]
     settings = read_settings(config, "tokenizer") if config.is_file() else {}
     kept = {name: value for name, value in settings.items() if name not in _NO_TOKENIZATION}
-    return digest([[str(file.relative_to(folder)), digest_files([file])] for file in files], kept)
+    return digest([[str(file.relative_to(folder)), sha256(file)] for file in files], kept)
 
 
 def _download(hub_id: str, flag: str) -> Path:

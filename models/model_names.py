@@ -64,7 +64,7 @@ def hub_name(name: str) -> str:
 def check_name(name: str, flag: str) -> Path | None:
     """The local folder or GGUF file behind `name`, None for a hub id; UserError if it is wrong by itself."""
     full = hub_name(name)
-    path = embedded_file(flag) if name.lower() == EMBEDDED else Path(os.path.expanduser(full))
+    path = embedded_file(flag) if name.lower() == EMBEDDED else Path(os.path.expanduser(name))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"{flag}: {name} holds no config.json; give a Hugging Face model folder")

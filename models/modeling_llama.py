@@ -187,10 +187,9 @@ def attach(model: PreTrainedModel, terms: Mapping[str, Sequence[Term]]) -> PreTr
         stem, _, part = name.rpartition(".")
         layer = model.get_submodule(stem)
         if not isinstance(layer, RestoredLayer):
-            stock = layer
-            layer = RestoredLinear(stock) if isinstance(stock, nn.Linear) else RestoredNorm(stock, family)
             # Of a model that is spread, accelerate's hook brings the weight when it is needed.
-            hook = getattr(stock, "_hf_hook", None)
+            hook = getattr(layer, "_hf_hook", None)
+            layer = RestoredLinear(layer) if isinstance(layer, nn.Linear) else RestoredNorm(layer, family)
             model.set_submodule(stem, add_hook_to_module(layer, hook) if hook else layer)
         at_hand = layer.weight.device.type != "meta"
         place = layer.weight.device if at_hand else layer._hf_hook.execution_device

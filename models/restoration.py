@@ -54,8 +54,8 @@ class Restoration:
 
             terms = keep(part, make) if keep else make()
             for name, some in terms.items():
-                found.setdefault(name, []).extend(term.requires_grad_(part.needs.training) for term in some)
-            if not part.needs.training:
+                found.setdefault(name, []).extend(term.requires_grad_(part.spec.needs.training) for term in some)
+            if not part.spec.needs.training:
                 inputs = inputs_after(inputs, terms)
         return cls(method, found)
 

@@ -90,7 +90,7 @@ def remove(
     remaining = weight
     while len(removed) < count:
         errors = unit_errors(remaining, inverse, size)
-        number = max(1, min(step(count - len(removed)), count - len(removed)))
+        number = min(step(count - len(removed)), count - len(removed))
         chosen = torch.topk(errors, number, largest=False).indices
         gone = torch.zeros(len(left), dtype=torch.bool, device=weight.device)
         gone[chosen] = True

@@ -38,6 +38,7 @@ def test_every_method_has_a_plan_and_what_it_does_not_need_costs_nothing():
     assert read == [3 * 200 * 3 * 48 * 2, 200 * 3 * 48 * 2]  # z of every sample, in the dense model of both answers too
     assert bias["train"].seconds > 10 * nothing["train"].seconds
     assert by_key("-method", "lofit")["rank"].seconds == pytest.approx(by_key("-method", "lofit")["train"].seconds)
+    assert by_key("-method", "lofit")["dense"] == nothing["dense"]  # it chooses heads without their activations
     once, both = (by_key("-method", "none", "-first", form)["train"] for form in ("flap_bias", "reconstruct"))
     assert nothing["train"].seconds < once.seconds < both.seconds
     weights = 3 * (2 * 24 * 48 + 2 * 24 * 16 + 3 * 24 * 56)

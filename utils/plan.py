@@ -15,19 +15,19 @@ from typing import NamedTuple
 import torch
 from huggingface_hub import hf_hub_download
 from torch.utils.benchmark import Timer
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerBase
 
 import pruning.prune_model
 from models import loading, model_names
 from models.contract import linear_shapes
 from models.cpu_attention import cpu_attention
-from models.gguf_reading import gguf_tokenizer
+from models.gguf_reading import read_gguf
 from utils.common.commands import WIDTH
 from utils.common.errors import UserError, first_line
 from utils.common.flags import Arguments
 from utils.common.hub import no_waiting
 from utils.common.methods import Options, needs_of
-from utils.common.names import BUNDLED, DISTILL, EMBEDDED
+from utils.common.names import BUNDLED, DISTILL
 from utils.common.record import STAGES, device_name
 from utils.distillation import KEPT
 from utils.evaluation.task_loading import load_texts, task_names
@@ -125,9 +125,8 @@ class Machine(NamedTuple):
 
 
 class StagePlan(NamedTuple):
-    """One stage: its name, seconds, peak bytes of the host, and of the card if there is one, else 0."""
+    """One stage: its seconds, peak bytes of the host, and of the card if there is one, else 0."""
 
-    name: str
     seconds: float
     host_bytes: float
     card_bytes: float
@@ -198,16 +197,17 @@ class Plan:
         kept += FP32 * (4 * self.trained + columns / (self.layers if args.gradient_checkpointing else 1))
         return kept + self.reading_bytes(batch) + CHUNK * self.vocabulary * FP32 * (args.loss == DISTILL)
 
-    def stage(self, key: str, seconds: float = 0, host: float = 0, device: float = 0) -> StagePlan:
+    def stage(self, seconds: float = 0, host: float = 0, device: float = 0) -> StagePlan:
         """host: bytes of the host in any case; device: of the card, or of the host where there is none."""
-        name = next(stage.name for stage in STAGES if stage.key == key)
         if self.machine.on_card:
-            return StagePlan(name, seconds, PROCESS + 2 * CONTEXT + host, CONTEXT + device)
-        return StagePlan(name, seconds, PROCESS + host + device, 0)
+            return StagePlan(seconds, PROCESS + 2 * CONTEXT + host, CONTEXT + device)
+        return StagePlan(seconds, PROCESS + host + device, 0)
 
     def stages(self) -> list[StagePlan]:
-        """One row a stage, in the order of a run."""
-        count, samples = len(self.samples) * self.needs.heads, Texts.of(self.samples)
+        """One row a stage, in the order of STAGES."""
+        lofit = self.needs.heads and self.args.head_selection == "lofit"
+        count = len(self.samples) * (self.needs.basis or (self.needs.heads and not lofit))
+        samples = Texts.of(self.samples)
         prompt = Texts(count, samples.tokens - samples.scored)
         # Of a probe's sample both answers; the wrong one is taken to be as long as the right one.
         branched = prompt._replace(tokens=prompt.tokens + 2 * samples.scored * self.probes / max(1, count))
@@ -215,24 +215,23 @@ class Plan:
         # Measured on two cores: 200 epochs read the probes' features, seven tenths of them, at 8e9 bytes a second.
         width = self.layers * self.queries * FP32 * self.needs.heads
         ranking = 2.5 * self.needs.heads + 200 * 6 * width * 0.7 * self.probes / 8e9
-        ranks = self.stage("rank", ranking, width * (4 * count + 2 * self.config.head_dim))
-        lofit = self.needs.heads and self.args.head_selection == "lofit"
+        ranks = self.stage(ranking, width * (4 * count + 2 * self.config.head_dim))
         return [
-            self.stage("samples", 5, self.file),  # which is read and hashed
+            self.stage(5, self.file),  # which is read and hashed
             self._pruning(),
-            self.stage("negatives", **encoder),
-            self._reading("dense", branched, self.file, count + 2 * self.probes),
-            self._reading("pruned", prompt, self.weights, count),
-            self._training("rank") if lofit else ranks,
-            self._training("train"),
-            self.stage("merge", 6 * self.weights / DISK, 2 * self.weights + self.proof, self.weights + self.proof),
-            self._reading("restored", Texts(0, 0), self.weights, 0),
+            self.stage(**encoder),
+            self._reading(branched, self.file, count + 2 * self.probes),
+            self._reading(prompt, self.weights, count),
+            self._training() if lofit else ranks,
+            self._training(),
+            self.stage(6 * self.weights / DISK, 2 * self.weights + self.proof, self.weights + self.proof),
+            self._reading(Texts(0, 0), self.weights, 0),
         ]
 
     def _pruning(self) -> StagePlan:
         args = self.args
         if args.pruned_model_path:
-            return self.stage("prune")
+            return self.stage()
         rows = args.calib_samples * (args.prune_method != "magnitude")
         tokens, scratch = rows * args.calib_length, 6 * FP32 * self.inner * self.hidden
         if args.prune_method in ("sparsegpt", "slimgpt"):  # products of the widest input, and their inverse
@@ -241,18 +240,18 @@ class Plan:
         seconds = 2 * self.operations(Texts(rows, args.calib_length)) / self.machine.inference + 4 * self.file / DISK
         held = tokens * self.hidden * self.size + self.reading_bytes(min(tokens, self.budget)) + scratch
         held += self.weights / self.layers * self.machine.on_card  # one layer at a time is there
-        return self.stage("prune", seconds, self.weights + self.file, held)
+        return self.stage(seconds, self.weights + self.file, held)
 
-    def _reading(self, key: str, texts: Texts, file: float, activations: int) -> StagePlan:
+    def _reading(self, texts: Texts, file: float, activations: int) -> StagePlan:
         """A model that reads texts for its activations, so many for each head, and the tasks."""
         read = [texts, *self.tasks]
         seconds = 2 * file / DISK + sum(map(self.operations, read)) / self.machine.inference
         seconds += REQUEST * sum(each.rows * each.requests for each in read)
         tokens = sum(each.rows * each.tokens for each in read)
         host = file + activations * self.layers * self.queries * self.size
-        return self.stage(key, seconds, host, self.weights + self.reading_bytes(min(tokens, self.budget)))
+        return self.stage(seconds, host, self.weights + self.reading_bytes(min(tokens, self.budget)))
 
-    def _training(self, key: str) -> StagePlan:
+    def _training(self) -> StagePlan:
         args, machine, samples, valid = self.args, self.machine, Texts.of(self.samples), Texts.of(self.valid)
         named = [name for name in (args.method, args.first) if name in CLOSED_FORMS]
         forms, changed = [CLOSED_FORMS[name] for name in named], bool({*named} - {"flap_bias"})
@@ -285,7 +284,7 @@ class Plan:
             update = 2 * self.matrices if args.method.startswith("masked") else 6 * self.trained
             step += sum(texts.rows * texts.tokens for texts in taught) * update
         seconds = read / machine.inference + args.num_epoch * step / machine.training + 2 * self.weights / DISK
-        return self.stage(key, seconds, host, self.weights + device)
+        return self.stage(seconds, host, self.weights + device)
 
 
 def print_plan(args: Arguments) -> None:
@@ -306,12 +305,12 @@ def print_plan(args: Arguments) -> None:
     cures, rows, stages = [], [], plan.stages()
     least = replace(args, batch_size=1, gradient_checkpointing=True, calib_length=1)
     smallest = replace(plan, args=least).stages()
-    for known, (name, seconds, host, card), (*_, least_host, least_card) in zip(STAGES, stages, smallest, strict=True):
+    for known, (seconds, host, card), (_, least_host, least_card) in zip(STAGES, stages, smallest, strict=True):
         fits, enough = machine.fits(host, card), known.key == "prune" or machine.fits(least_host, least_card)
         cure = f"lower {known.lighter}" if enough and known.lighter else MORE
-        cures += [] if fits else [f"{name}: does not fit; {cure}"]
+        cures += [] if fits else [f"{known.name}: does not fit; {cure}"]
         sizes = [f"{size / GIB:.2f} GiB" for size in ([card, host] if machine.on_card else [host])]
-        rows.append([name, f"{timedelta(seconds=round(seconds))}", *sizes, "yes" if fits else "NO"])
+        rows.append([known.name, f"{timedelta(seconds=round(seconds))}", *sizes, "yes" if fits else "NO"])
     total = timedelta(seconds=round(sum(stage.seconds for stage in stages)))
     rows.append(["total", f"{total}", *[""] * (len(rows[0]) - 2)])
     header = ["stage", "time", *(["GPU", "host"] if machine.on_card else ["memory"]), "fits"]
@@ -325,14 +324,11 @@ def print_plan(args: Arguments) -> None:
 def read_shape(name: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase | None, int]:
     """(configuration, tokenizer if it is at hand, bytes of a stored parameter) of what -base_model_name names."""
     flag, full = "-base_model_name", model_names.hub_name(name)
-    path = model_names.embedded_file(flag) if name.lower() == EMBEDDED else Path(full).expanduser()
-    if path.is_file():
-        try:
-            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name), gguf_tokenizer(path), FP32
-        except Exception as error:  # whatever a damaged file makes gguf or transformers raise
-            raise UserError(f"{flag}: cannot read {path.name} ({first_line(error)}); copy it again") from error
-    tokenizer = loading.load_tokenizer(path, flag) if path.is_dir() and loading.has_tokenizer(path) else None
-    if not path.is_dir():
+    path = model_names.check_name(name, flag)
+    if path and path.is_file():
+        return *read_gguf(path, flag), FP32
+    tokenizer = loading.load_tokenizer(path, flag) if path and loading.has_tokenizer(path) else None
+    if path is None:
         try:
             with no_waiting():
                 path = Path(hf_hub_download(full, "config.json")).parent

@@ -177,7 +177,7 @@ def check_gathered(model: LlamaForCausalLM, valid: list[Encoded], training: Trai
     """Raise UserError unless the whole model has the loss that the sharded one ended with: else what was gathered from
     the processes, and saved, is not what they trained."""
     losses = [row["valid_loss"] for row in training.history if "valid_loss" in row]
-    if not losses or not valid:
+    if not losses:
         return
     (found,) = validate(model, valid).history
     allowed = GATHERED_FP32 if model.dtype == torch.float32 else GATHERED_HALF

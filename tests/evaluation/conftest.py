@@ -8,9 +8,9 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.builders import save_tiny_llama
-from tests.evaluation.material import ROWS, WIKI
+from tests.evaluation.material import ROWS, SPLITS, WIKI
 from tests.runs import write_samples
-from utils.evaluation.tasks import PAPER_TASKS, WIKITEXT
+from utils.evaluation.tasks import WIKITEXT
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def data(tmp_path) -> Path:
     """A plain folder of three-row copies of all seven tasks, and a WikiText of three pages."""
     folder = tmp_path / "rows"
     for task, rows in ROWS.items():
-        write_samples(folder / task / f"{PAPER_TASKS[task].split}.jsonl", rows)
+        write_samples(folder / task / f"{SPLITS[task]}.jsonl", rows)
     (folder / WIKITEXT).mkdir()
     (folder / WIKITEXT / "test.txt").write_text(WIKI, encoding="utf-8")
     return folder

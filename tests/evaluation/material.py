@@ -43,6 +43,7 @@ ROWS = {
     ],
 }  # fmt: skip
 ROWS["arc_challenge"] = ROWS["arc_easy"]
+SPLITS = {task: "test" if task.startswith(("arc", "open")) else "validation" for task in ROWS}
 PAGE = " \n = Page {0} = \n \n The {0} text has two words , a few of them rare . \n \n = = Bit = = \n \n End of it . \n"
 WIKI = "".join(map(PAGE.format, "ABC"))
 

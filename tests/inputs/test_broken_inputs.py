@@ -185,9 +185,9 @@ RTE = {"sentence1": "It rains.", "sentence2": "It is wet.", "label": 0}
 ONE_CHOICE = {"question": "What?", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "A"}
 HELLASWAG = {"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "ctx": "b c", "endings": ["d", "e"], "label": "0"}
 BROKEN: list[tuple[str, object, str]] = [
-    ("model.gguf", b"no such file" * 9, "cannot unpack"),
-    ("model.gguf", struct.pack("<4sIQQ", b"GGUF", 3, 2**60, 1) + bytes(200), "cannot unpack"),
-    ("model.gguf", struct.pack("<4sIQQ", b"GGUF", 3, 3, 2) + bytes(range(256)), "cannot unpack"),
+    ("model.gguf", b"no such file" * 9, "cannot read"),
+    ("model.gguf", struct.pack("<4sIQQ", b"GGUF", 3, 2**60, 1) + bytes(200), "cannot read"),
+    ("model.gguf", struct.pack("<4sIQQ", b"GGUF", 3, 3, 2) + bytes(range(256)), "cannot read"),
     ("samples.jsonl", f'{{"instruction": {DIGITS}, "output": "b"}}', ":1: not valid JSON (Exceeds the limit"),
     ("samples.jsonl", '{"instruction": "\\ud800", "output": "b"}', ":1: not valid JSON (half of"),
     ("samples.jsonl", b'{"instruction": "caf\xe9", "output": "b"}', "check that it is UTF-8"),

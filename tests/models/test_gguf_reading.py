@@ -17,6 +17,7 @@ from models.loading import check_pair, head_shape, load_model, load_tokenizer, r
 from tests.builders import LOPSIDED
 from utils.common.errors import UserError
 from utils.common.names import EMBEDDED
+from utils.plan import read_shape
 
 FLAG = "-base_model_name"
 
@@ -66,12 +67,12 @@ def split_as(bpe: Tokenizer, splits, ignore_merges: bool = False) -> Tokenizer:
     return tokenizer
 
 
-def write_gguf(file: Path, bpe: Tokenizer, pre: str | None, more=(), scaling=None) -> LlamaForCausalLM:
+def write_gguf(file: Path, bpe: Tokenizer, pre: str | None, more=(), scaling=None, arch="llama") -> LlamaForCausalLM:
     """A tiny Llama with this tokenizer as a GGUF file, and with the tensors `more` of zeros."""
     inner = json.loads(bpe.to_str())["model"]
     torch.manual_seed(0)
     config = LlamaConfig(**LOPSIDED | {"vocab_size": len(inner["vocab"])}, rope_theta=500.0)
-    model, writer = LlamaForCausalLM(config), GGUFWriter(file, "llama")
+    model, writer = LlamaForCausalLM(config), GGUFWriter(file, arch)
     fields = {
         "block_count": config.num_hidden_layers,
         "embedding_length": config.hidden_size,
@@ -175,3 +176,10 @@ def test_the_embedded_model_has_the_tokenizer_it_was_trained_with(tmp_path, capf
     old.backend_tokenizer.pre_tokenizer, _ = SPLITS["gpt-2"]
     asked, right, old = ([each(text).input_ids for text in TEXTS] for each in (tokenizer, right, old))
     assert asked == right != old
+
+
+def test_a_gguf_file_of_another_architecture_is_one_line_in_a_run_and_in_a_plan(tmp_path, bpe):
+    write_gguf(tmp_path / "it.gguf", bpe, "qwen2", arch="qwen3")
+    for read in (lambda file: resolve(file, "-base_model_name", tmp_path / "cache"), read_shape):
+        with pytest.raises(UserError, match=r"^-base_model_name: it.gguf is a 'qwen3' model; RestoreLCC reads Llama's"):
+            read(str(tmp_path / "it.gguf"))

@@ -14,7 +14,7 @@ from models.checkpoint import Checkpoint
 from models.loading import check_name, head_shape, hub_name, load_model, load_tokenizer, placement, resolve
 from models.merge import merge_and_prove, probe_logits, record_logits
 from models.model_names import SHORT_NAMES
-from tests.builders import SAMPLES, shard
+from tests.builders import SAMPLES, save_tiny_llama, shard
 from tests.models.test_merge import TOKENS, learned, saved
 from utils.activations import last_token_activations
 from utils.common.errors import UserError
@@ -30,6 +30,12 @@ FLAG = "-base_model_name"
 def test_short_names_are_the_releases_in_any_case():
     for name, hub in {"LLAMA2_7b": "meta-llama/Llama-2-7b-hf", "llama_13B": "huggyllama/llama-13b"}.items():
         assert hub_name(name) == hub_name(hub) == hub and check_name(name, FLAG) is None
+
+
+def test_a_folder_at_hand_comes_before_a_short_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = save_tiny_llama(tmp_path / "llama_7B")
+    assert check_name("llama_7B", FLAG).absolute() == folder
 
 
 def test_a_wrong_name_is_one_line_that_names_the_flag_and_what_there_is(tmp_path):

@@ -144,14 +144,6 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def digest_files(paths: list[Path]) -> str:
-    """SHA-256 (hex) over the names and contents of the files, in the order of their names."""
-    whole = hashlib.sha256()
-    for path in sorted(paths, key=lambda p: p.name):
-        whole.update(f"{path.name}:{sha256(path)}\n".encode())
-    return whole.hexdigest()
-
-
 def write_manifest(folder: Path, **about: object) -> None:
     """List all files below `folder` in its manifest, beside what else is to be known. Written last."""
     files = {

@@ -153,11 +153,6 @@ class Part:
     spec: MethodSpec
     sites: frozenset[str]
 
-    @property
-    def needs(self) -> Needs:
-        """Of its line."""
-        return self.spec.needs
-
 
 def parts_of(method: str, options: Options) -> tuple[Part, ...]:
     """The method, and what the options add to it, in the order in which they restore; UserError if they don't fit."""
@@ -193,4 +188,4 @@ def parts_of(method: str, options: Options) -> tuple[Part, ...]:
 def needs_of(method: str, options: Options) -> Needs:
     """What the method and all that the options add to it need; UserError if they don't go together."""
     parts = parts_of(method, options)
-    return Needs(**{each.name: any(getattr(part.needs, each.name) for part in parts) for each in fields(Needs)})
+    return Needs(**{each.name: any(getattr(part.spec.needs, each.name) for part in parts) for each in fields(Needs)})

@@ -35,7 +35,6 @@ class InMemoryLM(HFLM):
         """label: names the model in bars. most: what no sequence is longer than; None for the model's own length."""
         with quiet(logging.ERROR):
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=8, max_length=most)
-        self._device = model.device
         self.label = label
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:

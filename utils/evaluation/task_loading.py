@@ -202,7 +202,7 @@ def _manager(name: str) -> TaskManager:
     """One that knows the task; of the bundled and the paper's ones, of their own folder alone."""
     folder = BUNDLED_FOLDER if name.startswith(BUNDLED) else None
     if name in PAPER_TASKS:
-        folder = (DEFINITIONS / PAPER_TASKS[name].definition).parent
+        folder = (DEFINITIONS / PAPER_TASKS[name]).parent
     manager = TaskManager(include_path=str(folder), include_defaults=False) if folder else every_task()
     if name not in manager.all_tasks:
         known = {*PAPER_TASKS, BUNDLED, "paper", WIKITEXT, TOKENS_ONLY, *manager.all_tasks}

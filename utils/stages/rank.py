@@ -29,8 +29,8 @@ SCORE_NAMES = {
 @dataclass(frozen=True)
 class Ranked:
     """heads: the chosen pairs (layer, head), ascending. scores: (L, H), what ranked them; NaN of heads that cannot be
-    restored. basis: V of all heads (L, H, d, d). explained: (L, H, d), the share of the gap that each direction
-    carries. sizes: ‖c‖ (L, H).
+    restored. basis: V of all heads (L, H, d, d). spectrum: what directions carry of the gap, None without one. sizes:
+    ‖c‖ (L, H).
 
     The last three are None where neither the method nor -head_selection reads activations.
     """
@@ -38,7 +38,7 @@ class Ranked:
     heads: list[tuple[int, int]]
     scores: Tensor
     basis: Tensor | None = None
-    explained: Tensor | None = None
+    spectrum: dict | None = None
     sizes: Tensor | None = None
 
 
@@ -55,7 +55,7 @@ def rank(run: Run, models: Models, samples: Samples, dense: list[Kept], pruned: 
             seed = args.samples_seed if selection == "contrastive" else None
             found = find_components(run.cache, dense, pruned, args.num_components, seed)
     shape = models.config.num_hidden_layers, models.config.num_attention_heads
-    usable = restorable_heads(models.pruned.folder, *shape)
+    usable = restorable_heads(models.pruned, *shape)
     if selection == "contrastive":
         scores = found["accuracy"]
         heads = probing.rank_heads(scores, usable, found["loss"])
@@ -74,11 +74,12 @@ def rank(run: Run, models: Models, samples: Samples, dense: list[Kept], pruned: 
     if not found:
         return Ranked(heads, scores)
     basis = components.random_basis(found["basis"], args.training_seed) if args.basis == "random" else found["basis"]
-    if spectrum := spectrum_record(found["explained"]):
+    spectrum = spectrum_record(found["explained"])
+    if spectrum:
         kept = min(args.num_components, basis.shape[-1])
         first = spectrum["mean"][kept - 1]
         print(f"      the first {kept} of {basis.shape[-1]} directions carry {first:.1%} of the gap")
-    return Ranked(heads, scores, basis, found["explained"], found["size"])
+    return Ranked(heads, scores, basis, spectrum, found["size"])
 
 
 @cached("components", code=(components, probing))

@@ -18,7 +18,7 @@ from utils.evaluation.comparison import summarise
 from utils.evaluation.outcomes import LOSS, VALIDATION, KeptRows, write_rows
 from utils.report.card import model_card
 from utils.report.page import EXAMPLES, write_report
-from utils.report.records import heads_record, spectrum_record
+from utils.report.records import heads_record
 from utils.report.summary import verdict
 from utils.report.tables import proof_table, score_table
 from utils.samples import Samples
@@ -51,8 +51,8 @@ def write_results(
         selection, found = run.args.head_selection, (ranked.scores, chosen, ranked.sizes)
         heads = heads_record(*found, trained.restoration.of_heads)
         results["heads"] = {"selection": selection, "score_name": SCORE_NAMES[selection], **heads}
-        if ranked.explained is not None and (spectrum := spectrum_record(ranked.explained)):
-            results["spectrum"] = spectrum
+        if ranked.spectrum:
+            results["spectrum"] = ranked.spectrum
     results, record = without_nan(results), without_nan(run_record(run, models, samples, trained))
     # Numbers first: a picture that cannot be drawn must not cost hours of training.
     write_json(run.folder / "run.json", record)
@@ -83,7 +83,7 @@ def method_record(run: Run, trained: Trained) -> dict:
     restoration = trained.restoration
     parts = parts_of(run.args.method, Options.of(run.args))
     # Of what was not trained a closed form alone stays.
-    done = [part.spec for part in parts if part.name != "none" and (trained.parameters or not part.needs.training)]
+    done = [part.spec for part in parts if part.name != "none" and (trained.parameters or not part.spec.needs.training)]
     weights = [name for name in restoration.terms if name.endswith(".weight")]
     kind = "constants" if restoration.terms else "nothing"  # what a merge touches
     if restoration.zeros == "reported":

@@ -122,7 +122,7 @@ def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
     closed = []
 
     def kept(part: Part, make: Callable[[], Terms]) -> Terms:
-        if not part.needs.calibration:
+        if not part.spec.needs.calibration:
             return make()
         closed.append([part.spec.made_by, part.sites, {flag: getattr(args, flag) for flag in part.spec.takes}])
         how = [inputs.tokens, args.dtype, run.kind_of_device]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from models.model_names import RECORD
 from utils.common.errors import UserError
-from utils.common.files import digest, digest_files
+from utils.common.files import digest, sha256
 from utils.common.flags import NOT_REPEATED, parse_arguments, read_yaml
 from utils.common.methods import Options, needs_of, parts_of
 from utils.common.names import BUNDLED, C4, EMBEDDED
@@ -168,4 +168,4 @@ def _content(name: str) -> str:
         return name
     files = [file for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
     # The same weights, pruned once more, are the same model.
-    return digest_files([file for file in files if file.name not in (RECORD, "README.md")])
+    return digest(*([file.name, sha256(file)] for file in files if file.name not in (RECORD, "README.md")))
