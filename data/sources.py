@@ -224,11 +224,10 @@ def _read_pt(path: Path) -> object:
 def hub_rows(name: str, flag: str, hint: str, shuffled: dict | None = None, **options) -> Iterator[dict]:
     """Rows of a training split on the hub, `shuffled` as datasets does it; UserError naming the flag without them."""
     from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
 
     try:
         with no_waiting():
             rows = load_dataset(name, split="train", **options)
         yield from rows.shuffle(**shuffled) if shuffled else rows
-    except (DatasetsError, OSError, ValueError) as error:
+    except Exception as error:  # the hub's client has its own for a connection that drops
         raise UserError(f"{flag}: cannot get '{name}' from the hub ({first_line(error)}); {hint}") from error

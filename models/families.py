@@ -102,7 +102,9 @@ def carried_parts(method: str, options: Options, config: PreTrainedConfig) -> tu
                 f"-method: {part.name} computes Llama's own layer, and this is a {config.model_type} model; give "
                 "admm_update, or -recipe inside_mask"
             )
-        if not part.sites <= able and (part.name == method or options.apply_to not in (None, "all")):
+        given, own = options.apply_to, part.name == method
+        narrowed = (given is None and part.sites & able) if own else given in (None, "all")
+        if not part.sites <= able and not narrowed:
             lacking = ", ".join(SITES[site] for site in SITES if site in part.sites - able)
             raise UserError(
                 f"-apply_to: a {config.model_type} checkpoint carries no bias of {lacking}; "

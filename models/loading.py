@@ -32,7 +32,7 @@ from models.gguf_reading import unpack_gguf
 from models.model_names import COMPACT, check_name, hub_name
 from utils.common.cache import Cache
 from utils.common.errors import UserError, first_line, shortened
-from utils.common.files import digest, read_json, sha256
+from utils.common.files import digest, read_json, sha256, write_json
 from utils.common.names import DTYPE_NAMES
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
@@ -109,7 +109,7 @@ def load_config(folder: Path, flag: str) -> LlamaConfig:
     except ValueError as error:
         raise UserError(f"{flag}: {path}: {error}; it is not supported") from error
     # Set in any case: a file may name one whose code is fetched from elsewhere. torch's kernel caps no scores.
-    config._attn_implementation = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+    config._attn_implementation = "eager" if config.model_type == "gemma2" else "sdpa"
     return config
 
 
@@ -288,6 +288,10 @@ def copy_tokenizer(folder: Path, output: Path) -> None:
     for file in tokenizer_files(folder):
         (output / file.relative_to(folder)).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, output / file.relative_to(folder))
+    config = output / _TOKENIZER_CONFIG
+    if FAMILIES[read_json(folder / "config.json")["model_type"]].as_llama is not None and config.is_file():
+        # By its own family's name transformers takes tokenizer.json as it is, by Llama's it may not.
+        write_json(config, {**read_json(config), "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def tokenizer_digest(folder: Path) -> str:
@@ -307,7 +311,7 @@ def _download(hub_id: str, flag: str) -> Path:
         folder = Path(snapshot_download(hub_id, **wanted))
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(hub_id, allow_patterns=[*common, "pytorch_model*.bin"]))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the hub's client has its own for a connection that drops
         raise UserError(
             f"{flag}: cannot get '{hub_id}' from the model hub ({first_line(error)}); "
             "check the name and your access, or give a local folder"

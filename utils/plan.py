@@ -21,6 +21,7 @@ import pruning.prune_model
 from models import loading, model_names
 from models.contract import linear_shapes
 from models.cpu_attention import cpu_attention
+from models.families import carried_parts
 from models.gguf_reading import read_gguf
 from utils.common.commands import WIDTH
 from utils.common.errors import UserError, first_line
@@ -291,6 +292,7 @@ def print_plan(args: Arguments) -> None:
     """Check the flags, count what will be read, print each stage's time and memory; UserError as a run raises it."""
     loading.quiet_libraries()
     config, tokenizer, stored = read_shape(args.base_model_name)
+    carried_parts(args.method, Options.of(args), config)
     if args.pruned_model_path:
         model_names.check_name(args.pruned_model_path, "-pruned_model_path")
     else:
@@ -332,7 +334,7 @@ def read_shape(name: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase | None, 
         try:
             with no_waiting():
                 path = Path(hf_hub_download(full, "config.json")).parent
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the hub's client has its own for a connection that drops
             said = f"cannot get the configuration of '{full}' from the model hub ({first_line(error)})"
             raise UserError(f"{flag}: {said}; check the name and your access, or give a folder") from error
     config = loading.load_config(path, flag)

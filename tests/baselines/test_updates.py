@@ -130,7 +130,7 @@ def test_it_starts_at_the_pruned_model_reads_nothing_and_moves_off_it(folder, me
     plain = load_model(folder, torch.float32, "cpu", "-p")(IDS).logits
     method, _, everywhere = method.partition(" ")
     options = Options("all", train_norms=True) if everywhere else OPTIONS
-    assert not any(part.spec.needs.calibration or part.spec.needs.teacher for part in parts_of(method, options))
+    assert not any(part.spec.needs.calibration for part in parts_of(method, options))
     restoration = started(folder, method, options)
     for name, (term,) in restoration.terms.items() if method in METHODS else ():
         changed = 3 * Checkpoint(folder).read(name)

@@ -71,6 +71,8 @@ def test_hub_ids_go_to_the_hub_which_may_be_out_of_reach(monkeypatch):
     hub.assert_called_once_with("someone/alpaca", split="train")
     hub.side_effect = ConnectionError("no route\nto host")
     assert "cannot get 'no/route' from the hub (no route)" in error_of("no/route", 1, 1)
+    hub.side_effect = RuntimeError("round and round")  # no OSError
+    assert "cannot get 'no/route' from the hub (round" in error_of("no/route", 1, 1)
 
 
 def test_wrong_paths_are_named_before_anything_is_read(tmp_path, monkeypatch):

@@ -53,6 +53,8 @@ def test_a_head_may_be_missing_or_repeated_where_it_is_tied_and_old_buffers_are_
     check(folder)
     check(rewrite(folder, lambda t: {**t, "lm_head.weight": t["model.embed_tokens.weight"].clone()}))
     check(rewrite(folder, lambda t: {**t, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
+    own = rewrite(folder, lambda t: {**t, "lm_head.weight": t["model.embed_tokens.weight"] + 1})
+    one_line(own, "lm_head.weight of its own", "set tie_word_embeddings to false")
 
 
 @pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": {"a": 1}}'])

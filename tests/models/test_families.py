@@ -165,6 +165,8 @@ def test_what_runs_as_llama_has_the_logits_of_its_own_class(models, family, tmp_
     merged(dense, tmp_path, zero)
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     assert written.config.model_type == "llama"
+    tokenizer = json.loads((tmp_path / "merged" / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"  # of which Llama's own is not made
     assert all(map(torch.equal, probe_logits(written.eval(), TOKENS), expected))
 
 
@@ -246,6 +248,11 @@ def test_five_steps_of_training_have_the_losses_they_had(models, family, tmp_pat
     assert [row["loss"] for row in history] == pytest.approx(LOSSES[family], abs=1e-4)
 
 
+def test_gemma_2_runs_without_a_cap_too(tmp_path):
+    folder = made(tmp_path / "it", "gemma2", attn_logit_softcapping=None)
+    assert load_model(folder, torch.float32, "cpu", "-p").config._attn_implementation == "eager"
+
+
 @pytest.mark.parametrize("family", ATTENTION_ONLY)
 def test_biases_that_a_family_cannot_carry_are_refused_or_left_out(models, family):
     config = load_config(models(family)[1], "-p")
@@ -254,6 +261,7 @@ def test_biases_that_a_family_cannot_carry_are_refused_or_left_out(models, famil
             carried_parts(method, Options(sites), config)
     with pytest.raises(UserError, match=f"-method: reconstruct computes Llama's own layer, .* a {family} model"):
         carried_parts("reconstruct", Options(), config)
+    assert [part.sites for part in carried_parts("flap_bias", Options(), config)] == [{"attention"}]
     *_, constants, _ = carried_parts(*METHODS["inside the mask"], config)
     assert constants.sites == {"q", "k", "v", "attention"}
 

@@ -219,7 +219,7 @@ def test_no_heads_are_looked_for_by_a_method_that_has_none(tmp_path, begin, no_m
 def test_a_compact_checkpoint_is_restored_and_stays_compact(world, tmp_path, begin):
     small = tmp_path / "small"
     compact_checkpoint(rewrite(shutil.copytree(world / "pruned", tmp_path / "masked"), mask_units), small)
-    run, models, samples, plan = begin(pruned_model_path=small, use_topk_heads=15)
+    run, models, samples, plan = begin(pruned_model_path=small, use_topk_heads=1.0)  # all that are left
     found = ranked(run, models, samples, plan)
     assert sorted(head for layer, head in found.heads if layer == 1) == [0, 1, 2]
     assert found.scores.isfinite().tolist() == [[True] * 6, [True] * 3 + [False] * 3, [True] * 6]
@@ -313,10 +313,12 @@ def test_memory_that_runs_out_names_the_stage_and_its_flags(begin):
     assert set(re.findall(r"-\w+", " ".join(stage.lighter for stage in STAGES))) <= known
 
 
-def test_little_room_and_a_dense_model_are_warnings_where_it_is_allowed(world, begin, monkeypatch, capsys):
+def test_little_room_and_a_dense_or_another_model_are_warnings(world, tmp_path, begin, monkeypatch, capsys):
+    other = rewrite(shutil.copytree(world / "dense", tmp_path / "it"), lambda t: t["model.embed_tokens.weight"].neg_())
     monkeypatch.setattr("utils.stages.prepare.free_bytes", lambda folder: 10_000)
-    begin(pruned_model_path=world / "dense", allow_dense=True)
-    dense, room = capsys.readouterr().err.splitlines()
+    begin(pruned_model_path=other, allow_dense=True)
+    unlike, dense, room = capsys.readouterr().err.splitlines()
+    assert unlike == "      warning: -pruned_model_path: its embeddings are not -base_model_name's: another model?"
     assert dense == "      warning: the pruned model has no zeros; going on because of -allow_dense"
     assert re.fullmatch(r" +warning: -output_dir: 10 kB are free, and the restored model takes 1\d\d kB", room)
 

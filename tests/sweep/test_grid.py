@@ -74,6 +74,10 @@ def test_a_control_is_run_at_the_rate_that_the_pruned_model_chose(world):
     assert control.pruning == CONTROL and control.searches == theirs.searches and control.finals != theirs.finals
     _, theirs, control = world.rows(FILE + f"  - {dense}, lr: [1, 2]}}\n")
     assert control.searches != theirs.searches
+    filled = world.rows(FILE + f"  - {dense}}}\n".replace("embedded", str(world.root)))[-1]
+    assert filled.pruning == world.root.name, "a model without zeros, and not the dense one"
+    two = world.rows(FILE + f"  - {dense}}}\nprunings: [{{calib_seed: 1, sparsity: 0.4}}, {{sparsity: 2:4}}]\n")
+    assert [row.pruning for row in two].count(CONTROL) == 1
     (pruned,) = world.rows("seeds: [1]\nlr: 1e-3\nconfigurations: [{allow_dense: true}]")
     assert pruned.pruning == "wanda 0.5", "it may be dense, and isn't"
 

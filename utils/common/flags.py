@@ -83,7 +83,7 @@ class Arguments:
     )
     sparsity: str = flag("0.5", "share of zeros in (0, 1), or N:M as in 2:4", metavar="RATIO|N:M")
     calib_data: str = flag(
-        None, "bundled, c4 (hub), .jsonl or .txt (default: bundled for the embedded model, else c4)", name_or_path
+        None, "bundled, c4 (hub), .jsonl, .json, .txt (default: bundled for the embedded model, else c4)", name_or_path
     )
     calib_samples: int = flag(128, "calibration windows", at_least(1))
     calib_length: int = flag(2048, "tokens in a window", at_least(1), metavar="TOKENS")

@@ -26,14 +26,13 @@ APPLIED = {site: frozenset({site}) for site in SITES} | {"both": RESIDUAL, "all"
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method needs: ranked heads, V of each (basis), the calibration set and both models to run it through,
-    training, and the dense checkpoint's weights, of the pruned one's shapes (teacher)."""
+    """What a method needs: ranked heads, V of each (basis), the calibration set with both models and the dense weights
+    of the pruned one's shapes, training."""
 
     heads: bool = False
     basis: bool = False
     calibration: bool = False
     training: bool = False
-    teacher: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ _HEADS = {"sites": "attention", "about": PAPER}
 _BETA = Needs(heads=True, basis=True, training=True)
 _B = Needs(heads=True, training=True)
 _RANK, _LORA = ("lora_rank",), ("lora_rank", "lora_targets")
-_CLOSED = Needs(calibration=True, teacher=True)
+_CLOSED = Needs(calibration=True)
 _BIAS = "baselines.free_terms:output_bias"
 _FROM, _FILLS = "in closed form, from -calib_data", "merged, it fills the zeros"
 _INSIDE = "inside the mask, zeros kept"
@@ -94,7 +93,7 @@ METHODS = {
         "utils.compensation:bias_only", "LoFiT: b of heads that it selects", "LoFiT", _B, "attention", selection="lofit"
     ),
     "flap_bias": MethodSpec(
-        "baselines.flap_bias:flap_bias", f"FLAP's bias {_FROM}", "FLAP's bias", _CLOSED, "attention", moves=True
+        "baselines.flap_bias:flap_bias", f"FLAP's bias {_FROM}", "FLAP's bias", _CLOSED, "both", moves=True
     ),
     "masked_lora": MethodSpec("baselines.lora:masked_lora", f"LoRA {_INSIDE}", "masked LoRA", takes=_LORA),
     "masked_dora": MethodSpec("baselines.lora:masked_dora", f"DoRA {_INSIDE}", "masked DoRA", takes=_LORA),

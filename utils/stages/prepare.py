@@ -4,6 +4,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 import data.sources
 import models
 import pruning.prune_model
@@ -45,7 +47,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     calibration_set = args.calib_data, args.calib_length
     if args.pruned_model_path:
         given, pruned = given_checkpoint(args, folder)
-        if run.needs.teacher and pruned is not given:
+        if run.needs.calibration and pruned is not given:
             asked, cure = args.method, "prune with -mode masked"
             if args.first:
                 asked, cure = f"{asked} with -first {args.first}", f"{cure}, or give -first none"
@@ -85,6 +87,9 @@ def given_checkpoint(args: Arguments, dense: Path) -> tuple[Checkpoint, Checkpoi
     given = Checkpoint(resolve(args.pruned_model_path, flag, args.cache_dir), flag)
     check_pair(dense, given.folder, flag)
     check_weights(given, load_config(given.folder, flag))
+    one, two = (each.read("model.embed_tokens.weight")[:256].double().flatten() for each in (Checkpoint(dense), given))
+    if torch.cosine_similarity(one, two, 0) < 0.9:
+        print(f"      warning: {flag}: its embeddings are not -base_model_name's: another model?", file=sys.stderr)
     if (record := given.folder / RECORD).is_file():
         read_settings(record, flag)  # which the run's record will quote
     expanded, compact = in_dense_shapes(given.folder, args.cache_dir)
