@@ -4,8 +4,9 @@ import shlex
 
 from data.sources import check_calib_data
 from models.model_names import RECORD, check_found
-from utils.common.commands import DEFAULT_CACHE, Parser, at_least, folder_path, name_or_path, run, seed_number
+from utils.common.commands import Parser, at_least, folder_path, name_or_path, run, seed_number
 from utils.common.files import check_writable, read_json
+from utils.common.flags import Arguments
 from utils.common.names import C4, DTYPE_NAMES, bundled_or
 from utils.common.run_folder import RunFolder, check_apart
 
@@ -15,17 +16,17 @@ def parser() -> Parser:
     flags = Parser(prog="python -m pruning", description=__doc__)
     flags.flag("base_model_name", type=name_or_path, required=True, help="short name, hub id, folder, GGUF or embedded")
     flags.flag("output_dir", required=True, type=folder_path, help="folder to write the pruned model to")
-    flags.flag("prune_method", default="wanda", help="wanda, sparsegpt, slimgpt or magnitude")
-    flags.flag("sparsity", default="0.5", help="share of zeros, 0 to 1, or N:M to keep N of every M weights")
+    flags.flag("prune_method", default=Arguments.prune_method, help="wanda, sparsegpt, slimgpt or magnitude")
+    flags.flag("sparsity", default=Arguments.sparsity, help="share of zeros, 0 to 1, or N:M: N of every M are kept")
     flags.flag("mode", default="masked", choices=("masked", "compact"), help="of slimgpt: the same shapes, or smaller")
     kinds = "bundled, c4 (hub), a .jsonl, .json or .txt file (default: bundled for the embedded model, else c4)"
     flags.flag("calib_data", type=name_or_path, help=kinds)
-    flags.flag("calib_samples", default=128, type=at_least(1), help="calibration windows")
-    flags.flag("calib_length", default=2048, type=at_least(1), help="tokens in a window")
-    flags.flag("dtype", default="bfloat16", choices=DTYPE_NAMES, help="the model's, one of %(choices)s")
-    flags.flag("device", default="auto", help="where layers are pruned: cpu, cuda, cuda:1, … or auto")
-    flags.flag("seed", default=42, type=seed_number, help="of the calibration windows")
-    flags.flag("cache_dir", default=DEFAULT_CACHE, type=folder_path, help="where GGUF models are unpacked")
+    flags.flag("calib_samples", default=Arguments.calib_samples, type=at_least(1), help="calibration windows")
+    flags.flag("calib_length", default=Arguments.calib_length, type=at_least(1), help="tokens in a window")
+    flags.flag("dtype", default=Arguments.dtype, choices=DTYPE_NAMES, help="the model's, one of %(choices)s")
+    flags.flag("device", default=Arguments.device, help="where layers are pruned: cpu, cuda, cuda:1, … or auto")
+    flags.flag("seed", default=Arguments.seed, type=seed_number, help="of the calibration windows")
+    flags.flag("cache_dir", default=Arguments.cache_dir, type=folder_path, help="where GGUF models are unpacked")
     flags.flag("overwrite", default=False, help="rename what is in -output_dir to DIR.1 when the pruned model is whole")
     return flags
 

@@ -207,8 +207,8 @@ class Plan:
     def stages(self) -> list[StagePlan]:
         """One row a stage, in the order of STAGES."""
         lofit = self.needs.heads and self.args.head_selection == "lofit"
-        count = len(self.samples) * (self.needs.basis or (self.needs.heads and not lofit))
-        samples = Texts.of(self.samples)
+        read = self.needs.basis or (self.needs.heads and not lofit)
+        count, samples = len(self.samples) * read, Texts.of(self.samples)
         prompt = Texts(count, samples.tokens - samples.scored)
         # Of a probe's sample both answers; the wrong one is taken to be as long as the right one.
         branched = prompt._replace(tokens=prompt.tokens + 2 * samples.scored * self.probes / max(1, count))
