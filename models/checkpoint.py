@@ -221,16 +221,16 @@ def check_weights(checkpoint: Checkpoint, config: LlamaConfig) -> None:
                 f"{flag}: {name} in {folder} has the shape {header.shape}, its config.json says "
                 f"{tuple(expected[name].shape)}"
             )
+    if wrong := checkpoint.survey().not_finite:
+        raise UserError(
+            f"{flag}: {_named(wrong)} in {folder} hold NaN or infinity; the checkpoint is damaged, or was saved in a "
+            "dtype that cannot hold it"
+        )
     head, embedding = "lm_head.weight", "model.embed_tokens.weight"
     if head in optional and head in kept and not torch.equal(checkpoint.read(head), checkpoint.read(embedding)):
         raise UserError(
             f"{flag}: {folder} holds an {head} of its own, which its config.json ties to the embedding; set "
             "tie_word_embeddings to false there"
-        )
-    if wrong := checkpoint.survey().not_finite:
-        raise UserError(
-            f"{flag}: {_named(wrong)} in {folder} hold NaN or infinity; the checkpoint is damaged, or was saved in a "
-            "dtype that cannot hold it"
         )
 
 

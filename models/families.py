@@ -102,8 +102,7 @@ def carried_parts(method: str, options: Options, config: PreTrainedConfig) -> tu
                 f"-method: {part.name} computes Llama's own layer, and this is a {config.model_type} model; give "
                 "admm_update, or -recipe inside_mask"
             )
-        given, own = options.apply_to, part.name == method
-        narrowed = (given is None and part.sites & able) if own else given in (None, "all")
+        narrowed = options.apply_to is None or (options.apply_to == "all" and part.name != method)
         if not part.sites <= able and not narrowed:
             lacking = ", ".join(SITES[site] for site in SITES if site in part.sites - able)
             raise UserError(

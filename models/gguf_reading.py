@@ -58,11 +58,12 @@ def gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
 def read_gguf(file: Path, flag: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase]:
     """The configuration and the tokenizer in the file; UserError if it is damaged, or no Llama's."""
     try:
-        config, tokenizer = AutoConfig.from_pretrained(file.parent, gguf_file=file.name), gguf_tokenizer(file)
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer = gguf_tokenizer(file) if config.model_type == "llama" else None
     except Exception as error:  # whatever a damaged file makes gguf or transformers raise
         raise UserError(f"{flag}: cannot read {file.name} ({first_line(error)}); copy it again") from error
-    if (kind := config.model_type) != "llama":
-        raise UserError(f"{flag}: {file.name} is a '{kind}' model; RestoreLCC reads Llama's GGUF files only")
+    if tokenizer is None:
+        raise UserError(f"{flag}: {file.name} is a '{config.model_type}' model; give a Llama's GGUF file, or a folder")
     return config, tokenizer
 
 

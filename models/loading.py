@@ -32,7 +32,7 @@ from models.gguf_reading import unpack_gguf
 from models.model_names import COMPACT, check_name, hub_name
 from utils.common.cache import Cache
 from utils.common.errors import UserError, first_line, shortened
-from utils.common.files import digest, read_json, sha256, write_json
+from utils.common.files import digest, read_json, sha256
 from utils.common.names import DTYPE_NAMES
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
@@ -288,10 +288,6 @@ def copy_tokenizer(folder: Path, output: Path) -> None:
     for file in tokenizer_files(folder):
         (output / file.relative_to(folder)).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, output / file.relative_to(folder))
-    config = output / _TOKENIZER_CONFIG
-    if FAMILIES[read_json(folder / "config.json")["model_type"]].as_llama is not None and config.is_file():
-        # By its own family's name transformers takes tokenizer.json as it is, by Llama's it may not.
-        write_json(config, {**read_json(config), "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def tokenizer_digest(folder: Path) -> str:

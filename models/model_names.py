@@ -66,9 +66,10 @@ def check_name(name: str, flag: str) -> Path | None:
     full = hub_name(name)
     path = embedded_file(flag) if name.lower() == EMBEDDED else Path(os.path.expanduser(name))
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if (path / "config.json").is_file():
+            return path
+        if full == name:
             raise UserError(f"{flag}: {name} holds no config.json; give a Hugging Face model folder")
-        return path
     if path.is_file():
         if path.suffix != ".gguf":
             raise UserError(f"{flag}: {name} is a file but no .gguf; give a model folder, a hub id or a GGUF file")

@@ -165,8 +165,6 @@ def test_what_runs_as_llama_has_the_logits_of_its_own_class(models, family, tmp_
     merged(dense, tmp_path, zero)
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     assert written.config.model_type == "llama"
-    tokenizer = json.loads((tmp_path / "merged" / "tokenizer_config.json").read_text())
-    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"  # of which Llama's own is not made
     assert all(map(torch.equal, probe_logits(written.eval(), TOKENS), expected))
 
 

@@ -181,5 +181,5 @@ def test_the_embedded_model_has_the_tokenizer_it_was_trained_with(tmp_path, capf
 def test_a_gguf_file_of_another_architecture_is_one_line_in_a_run_and_in_a_plan(tmp_path, bpe):
     write_gguf(tmp_path / "it.gguf", bpe, "qwen2", arch="qwen3")
     for read in (lambda file: resolve(file, "-base_model_name", tmp_path / "cache"), read_shape):
-        with pytest.raises(UserError, match=r"^-base_model_name: it.gguf is a 'qwen3' model; RestoreLCC reads Llama's"):
+        with pytest.raises(UserError, match=r"^-base_model_name: it.gguf is a 'qwen3' model; give a Llama's"):
             read(str(tmp_path / "it.gguf"))

@@ -58,5 +58,5 @@ def metadata(run: dict) -> ModelCardData:
 def _hub_id(name: str | None) -> str | None:
     """The hub id owner/name behind a model's name; None for a local folder or file."""
     full = EMBEDDED_ID if (name or "").lower() == EMBEDDED else hub_name(name or "")
-    is_local = Path(full).exists() or full.endswith(".gguf")
+    is_local = any(Path(each).exists() for each in (name or "", full)) or full.endswith(".gguf")
     return full if re.fullmatch(r"\w[\w.-]*/[\w.-]+", full, re.ASCII) and not is_local else None

@@ -46,7 +46,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     given, pruned = None, None
     calibration_set = args.calib_data, args.calib_length
     if args.pruned_model_path:
-        given, pruned = given_checkpoint(args, folder)
+        given, pruned = given_checkpoint(args, dense)
         if run.needs.calibration and pruned is not given:
             asked, cure = args.method, "prune with -mode masked"
             if args.first:
@@ -81,13 +81,13 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     return models, samples, plan
 
 
-def given_checkpoint(args: Arguments, dense: Path) -> tuple[Checkpoint, Checkpoint]:
+def given_checkpoint(args: Arguments, dense: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
     """(-pruned_model_path, the same in the dense model's shapes), checked; UserError if nothing in it is pruned."""
     flag = "-pruned_model_path"
     given = Checkpoint(resolve(args.pruned_model_path, flag, args.cache_dir), flag)
-    check_pair(dense, given.folder, flag)
+    check_pair(dense.folder, given.folder, flag)
     check_weights(given, load_config(given.folder, flag))
-    one, two = (each.read("model.embed_tokens.weight")[:256].double().flatten() for each in (Checkpoint(dense), given))
+    one, two = (each.read("model.embed_tokens.weight")[:256].double().flatten() for each in (dense, given))
     if torch.cosine_similarity(one, two, 0) < 0.9:
         print(f"      warning: {flag}: its embeddings are not -base_model_name's: another model?", file=sys.stderr)
     if (record := given.folder / RECORD).is_file():

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from models.model_names import RECORD
+from models.model_names import RECORD, hub_name
 from utils.common.errors import UserError
 from utils.common.files import digest, sha256
 from utils.common.flags import NOT_REPEATED, parse_arguments, read_yaml
@@ -84,13 +84,11 @@ def read_sweep(path: Path) -> list[SweepRow]:
         for pruning in content.get("prunings") or [{}]:
             for number, entry in enumerate(content["configurations"], start=1):
                 place = f"{path}: configuration {number}"
-                row = _row(content, pruning, entry)
-                rows += [] if row.pruning == CONTROL and row in rows else [row]  # a control is of no pruning
+                rows.append(_row(content, pruning, entry))
         place, compare_to = str(path), content.get("compare_to")
         names = [(row.name, row.pruning) for row in rows]
         if twice := [each for each in names if names.count(each) > 1]:
-            said = f"{' on '.join(twice[0])} stands there twice"
-            raise UserError(f"{said}; give each configuration its own 'name:', or each pruned folder its own name")
+            raise UserError(f"{' on '.join(twice[0])} stands there twice; give each configuration its own 'name:'")
         counts = {len(row.rates): row.name for row in rows if row.rates}
         if len(counts) > 1:
             said = ", ".join(f"{name} chooses from {count} rates" for count, name in counts.items())
@@ -109,7 +107,7 @@ def _row(content: dict, pruning: object, entry: object) -> SweepRow:
     own = dict(_flags(entry, but=("name", "lr")))
     given, rates, seeds = own.pop("name", None), own.pop("lr", content.get("lr") or []), content["seeds"]
     rates = rates if isinstance(rates, list) else [rates]
-    flags = {**_flags(content.get("flags")), **(_flags(pruning) if "pruned_model_path" not in own else {}), **own}
+    flags = {**_flags(content.get("flags")), **_flags(pruning), **own}
     args = parse_arguments(_words(flags))
     options = Options.of(args)
     trains = needs_of(args.method, options).training and args.num_epoch > 0
@@ -129,7 +127,8 @@ def _row(content: dict, pruning: object, entry: object) -> SweepRow:
     name = given or " ".join([args.method, *(f"{flag}={text}" for flag, text in own.items() if flag != "method")])
     pruned = Path(args.pruned_model_path).name if args.pruned_model_path else f"{args.prune_method} {args.sparsity}"
     told = ", ".join(f"{flag} {text}" for flag, text in search.items()) if searches else ""
-    dense = args.allow_dense and args.pruned_model_path == args.base_model_name
+    models = {str(Path(hub_name(each))).lower() for each in (args.base_model_name, args.pruned_model_path or "")}
+    dense = args.allow_dense and len(models) == 1
     return SweepRow(name, CONTROL if dense else pruned, told, "", tuple(searches), tuple(finals))
 
 
