@@ -36,6 +36,8 @@ def test_a_folder_at_hand_comes_before_a_short_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = save_tiny_llama(tmp_path / "llama_7B")
     assert check_name("llama_7B", FLAG).absolute() == folder
+    (tmp_path / "llama_13B").mkdir()  # which holds no model
+    assert check_name("llama_13B", FLAG) is None
 
 
 def test_a_wrong_name_is_one_line_that_names_the_flag_and_what_there_is(tmp_path):
