@@ -31,7 +31,7 @@ def load(source: str, samples: int, length: int, tokenizer: PreTrainedTokenizerB
     """`samples` windows of `length` tokens: (samples, length) int64.
 
     As in Wanda and SparseGPT: documents in random order, one random window from each that is long enough. When
-    those do not suffice, random windows over all documents joined end to end.
+    those do not suffice, windows of all documents joined end to end: as many as there are apart, then random ones.
     """
     generator = torch.Generator().manual_seed(seed)
     windows, seen = [], [torch.empty(0, dtype=torch.long)]
@@ -52,7 +52,9 @@ def load(source: str, samples: int, length: int, tokenizer: PreTrainedTokenizerB
         f"calibration: {len(windows)} documents of {source} have {length} tokens, {samples} are asked for: "
         f"drawing windows from all {len(seen) - 1} joined ({len(joined)} tokens)"
     )
-    return torch.stack([_window(joined, length, generator) for _ in range(samples)])
+    apart = joined[: len(joined) // length * length].view(-1, length)
+    apart = apart[torch.randperm(len(apart), generator=generator)[:samples]]
+    return torch.stack([*apart, *(_window(joined, length, generator) for _ in range(samples - len(apart)))])
 
 
 def _window(ids: Tensor, length: int, generator: torch.Generator) -> Tensor:

@@ -269,6 +269,7 @@ def test_long_documents_give_one_window_each_and_short_ones_are_joined_which_is_
     assert all(len(set(window)) > 1 for window in windows(path, letters(8, 9, 10, 11, 12), 7, 30))
     said = capsys.readouterr().out
     assert "joined" in said and said.count("\n") == 1
+    assert sorted("".join(windows(path, letters(4, 2, 4, 2), 5, 3)[:4])) == list("aaaabbccccdd"), "first each once"
     with pytest.raises(UserError, match=r"^-calib_data: .*17 tokens.*-calib_length"):
         windows(path, letters(8, 9), 2, 18)  # what else can be wrong: tests/inputs
 
