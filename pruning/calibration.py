@@ -31,7 +31,7 @@ def load(source: str, samples: int, length: int, tokenizer: PreTrainedTokenizerB
     """`samples` windows of `length` tokens: (samples, length) int64.
 
     As in Wanda and SparseGPT: documents in random order, one random window from each that is long enough. When
-    those do not suffice, windows of all documents joined end to end: as many as there are apart, then random ones.
+    those do not suffice, of all documents joined end to end (ours): windows that don't overlap, then random ones.
     """
     generator = torch.Generator().manual_seed(seed)
     windows, seen = [], [torch.empty(0, dtype=torch.long)]
