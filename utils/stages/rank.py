@@ -65,7 +65,7 @@ def rank(run: Run, models: Models, samples: Samples, dense: list[Kept], pruned: 
         scores = head_norms(run, models, samples) if selection == "lofit" else found["gap"]
         heads = probing.rank_heads(scores, usable)
     wanted = args.head_count(*shape)
-    if wanted > len(heads) and not isinstance(args.use_topk_heads, float):  # of a share, those that can be restored
+    if wanted > len(heads) and not (heads and isinstance(args.use_topk_heads, float)):  # a share is of what there is
         raise UserError(
             f"-use_topk_heads: {wanted} heads asked for, but {len(heads)} can be restored "
             "(the o_proj columns of the others are all zero); give a smaller count"
