@@ -97,8 +97,16 @@ def test_a_run_is_known_by_its_arguments_and_by_the_content_of_what_it_reads(wor
     for model, text in zip(models, "xxy", strict=True):
         model.mkdir(parents=True)
         (model / "weights").write_text(text)
+        (model / "test.jsonl").write_text(text)
         (model / "pruning.json").write_text(str(model))  # how long it took
     changes = {"lora_rank": 3, "sparsity": "2:4", "eval_limit": 5, "train_norms": "true", "max_length": 99}
     assert len({identity(), *(identity(**{name: value}) for name, value in changes.items())}) == 1 + len(changes)
     one, moved, other = (identity(pruned_model_path=model) for model in models)
+    assert one == moved != other
+    tasks = [world.root / place for place in ("x", "y", "z")]
+    for folder, text in zip(tasks, "xxy", strict=True):
+        (folder / "model").mkdir(parents=True)
+        (folder / "rte").symlink_to(models["xxy".index(text)])
+        (folder / "model" / "weights").write_text(str(folder))  # no task's
+    one, moved, other = (identity(eval_data_dir=folder) for folder in tasks)
     assert one == moved != other

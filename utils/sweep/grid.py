@@ -11,8 +11,10 @@ from utils.common.flags import NOT_REPEATED, parse_arguments, read_yaml
 from utils.common.methods import Options, needs_of, parts_of
 from utils.common.names import BUNDLED, C4, EMBEDDED
 from utils.evaluation.outcomes import Outcome
+from utils.evaluation.task_loading import WIKITEXT_FILE
 
 KEYS = ("flags", "prunings", "configurations", "seeds", "lr", "search", "compare_to")
+TASK_FILES = ("*/*.jsonl", "tasks/*/*.jsonl", WIKITEXT_FILE)  # what -eval_data_dir is read for
 PLACES = ("output_dir", "cache_dir")  # arguments that change no number
 
 TAKEN = ("lr", "train_seed", *PLACES, *NOT_REPEATED)  # flags that the sweep gives; a file may set any other
@@ -155,18 +157,23 @@ def _run(flags: dict[str, str], seed: object, rate: object) -> SweepRun:
     args = parse_arguments(words)
     arguments = {name: value for name, value in args.as_json().items() if name not in PLACES}
     read = {flag.removeprefix("-") for flag in args.inputs()}.intersection(arguments)
-    contents = {name: _content(str(value)) for name in read if (value := arguments.pop(name)) is not None}
+    contents = {
+        name: _content(str(value), TASK_FILES if name == "eval_data_dir" else ("**/*",))
+        for name in read
+        if (value := arguments.pop(name)) is not None
+    }
     slug = "-".join([args.method, *([] if rate is None else [f"lr{args.lr:g}"]), f"seed{args.train_seed}"])
     name = f"{slug}-{digest(arguments, contents)[:10]}"
     return SweepRun(name, None if rate is None else args.lr, args.train_seed, tuple(words), arguments)
 
 
 @cache
-def _content(name: str) -> str:
-    """A digest of the file of that name, or of all files of the folder; the name of what is no file here."""
+def _content(name: str, patterns: tuple[str, ...]) -> str:
+    """A digest of the file of that name, or of the folder's files that match; the name of what is no file here."""
     path = Path(name).expanduser()
     if name in (EMBEDDED, BUNDLED, C4) or not path.exists():
         return name
-    files = [file for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
+    found = sorted(file for pattern in patterns for file in path.glob(pattern)) if path.is_dir() else [path]
+    files = [file for file in found if file.is_file()]
     # The same weights, pruned once more, are the same model.
     return digest(*([file.name, sha256(file)] for file in files if file.name not in (RECORD, "README.md")))
