@@ -37,7 +37,7 @@ def main() -> None:
     check_apart(args.output_dir, args.inputs())
     flags = {name: value for name, value in args.as_json().items() if name not in MAY_DIFFER}
     # Of an interrupted run, what comes before its checkpoints is in the cache, and what comes after is made anew.
-    folder = RunFolder(args.output_dir, flags, args.overwrite, keep=("checkpoints",))
+    folder = RunFolder(args.output_dir, flags, args.overwrite, keep=("checkpoints", "lofit"))
     with folder if is_main_process() else nullcontext():
         if not folder.whole:
             check_inputs(args)

@@ -4,7 +4,6 @@ Its second step is b of Eq. 8 alone on these heads, `utils.compensation.bias_onl
 """
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
@@ -42,20 +41,25 @@ class HeadScale(Term):
 
 
 def scale_norms(
-    model: LlamaForCausalLM, samples: list[Encoded], settings: TrainingSettings, l1: float, device: str, sharded=False
+    model: LlamaForCausalLM,
+    samples: list[Encoded],
+    settings: TrainingSettings,
+    l1: float,
+    device: str,
+    checkpoints: Path,
+    **how,
 ) -> Tensor:
     """‖A‖₂ of every head, (L, H) fp32 on the CPU, after z ← (1 + A) ⊙ z was trained with loss + l1 · Σ|A|.
 
     A starts from N(0, 1e-3); it stays in the model, which is on `device`, or on the CPU if it is to be sharded. All
-    processes train together, and all get the norms. With settings.epochs 0 they are those of the start.
+    processes train together, and all get the norms. With settings.epochs 0 they are those of the start. checkpoints
+    and how, `sharded` and `belongs`: see `train`.
     """
     shape = head_shape(model.config)
     start = INITIAL_STD * torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed))
     scales = [HeadScale(own) for own in start]
     attach(model, {f"model.layers.{n}.{SITES['attention']}.weight": [own] for n, own in enumerate(scales)})
-    options = {"sharded": sharded, "penalty": lambda: l1 * sum(own.size for own in scales)}
     if settings.epochs:
-        # A is needed once and is cheap to train again: its checkpoints are nobody's.
-        with TemporaryDirectory(prefix="restorelcc-lofit-", ignore_cleanup_errors=True) as place:
-            train(model, samples, [], settings, device, Path(place), **options)
+        how["penalty"] = lambda: l1 * sum(own.size for own in scales)
+        train(model, samples, [], settings, device, checkpoints, **how)
     return torch.stack([own.tensors()["scales"].norm(dim=-1) for own in scales])

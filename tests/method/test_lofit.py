@@ -16,6 +16,7 @@ from models.restoration import Restoration
 from tests.builders import SAMPLES, batch, orthonormal
 from tests.method.test_training import settings
 from utils.common.errors import UserError
+from utils.common.files import read_manifest
 from utils.common.flags import parse_arguments
 from utils.common.methods import Options, needs_of
 from utils.common.processes import Processes
@@ -87,7 +88,7 @@ def test_batches_of_one_step_share_one_penalty(model):
     assert torch.allclose(*gradients, atol=1e-6)
 
 
-def test_the_head_that_must_be_scaled_is_found(make_tiny_llama):
+def test_the_head_that_must_be_scaled_is_found_and_an_interrupted_search_goes_on(make_tiny_llama, tmp_path):
     model = load_model(make_tiny_llama(), torch.float32, "cpu", "-p")
     ids = torch.randint(300, (48, 3), generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
@@ -96,22 +97,24 @@ def test_the_head_that_must_be_scaled_is_found(make_tiny_llama):
         model.lm_head.weight.mul_(10)  # sure of what it says, so that the loss is low until a head is damaged
         model.model.layers[1].self_attn.o_proj.weight[:, 4 * 8 : 5 * 8] *= 0.2
     samples = [Encoded(row, 3) for row in ids.tolist()]
-    norms = scale_norms(model, samples, settings(lr=5e-2, epochs=8, batch_size=8), 5e-4, "cpu")
+    norms = scale_norms(model, samples, settings(lr=5e-2, epochs=8, batch_size=8), 5e-4, "cpu", tmp_path, belongs="x")
     assert norms.shape == (3, 6) and divmod(int(norms.argmax()), 6) == (1, 4)
+    assert read_manifest(next(tmp_path.glob("checkpoint-*")))["belongs"] == "x"
 
 
-def test_a_larger_penalty_leaves_less_and_no_epochs_train_nothing(model, monkeypatch):
-    sizes = [float(scale_norms(model, SAMPLES * 4, settings(lr=1e-2), l1, "cpu").sum()) for l1 in (0, 1)]
+def test_a_larger_penalty_leaves_less_and_no_epochs_train_nothing(model, tmp_path, monkeypatch):
+    how = settings(lr=1e-2)
+    sizes = [float(scale_norms(model, SAMPLES * 4, how, l1, "cpu", tmp_path / str(l1)).sum()) for l1 in (0, 1)]
     assert sizes[1] < 0.7 * sizes[0]
     monkeypatch.setattr(baselines.lofit, "train", lambda *_, **__: pytest.fail("trained"))
-    start = scale_norms(model, SAMPLES, settings(epochs=0), 0, "cpu")
+    start = scale_norms(model, SAMPLES, settings(epochs=0), 0, "cpu", tmp_path)
     assert torch.equal(start, (1e-3 * torch.randn(3, 6, 8, generator=torch.Generator().manual_seed(42))).norm(dim=-1))
 
 
-def test_a_scaling_that_diverges_names_what_asked_for_it(model):
+def test_a_scaling_that_diverges_names_what_asked_for_it(model, tmp_path):
     said = r"^-head_selection: the (loss|gradient) is no finite number.*; choose another,"
     with pytest.raises(UserError, match=said):
-        scale_norms(model, SAMPLES * 8, settings(lr=1e37, flag="-head_selection", epochs=9), 0, "cpu")
+        scale_norms(model, SAMPLES * 8, settings(lr=1e37, flag="-head_selection", epochs=9), 0, "cpu", tmp_path)
 
 
 def test_v_of_a_head_that_lofit_chose_is_not_asked_of_b_alone(make_tiny_llama):
@@ -126,12 +129,12 @@ def test_v_of_a_head_that_lofit_chose_is_not_asked_of_b_alone(make_tiny_llama):
 
 def test_norms_are_kept_for_what_they_depend_on_and_for_nothing_else(make_tiny_llama, tmp_path, monkeypatch):
     trained, original = [], baselines.lofit.scale_norms
-    monkeypatch.setattr(baselines.lofit, "scale_norms", lambda *a: trained.append(original(*a)) or trained[-1])
+    monkeypatch.setattr(baselines.lofit, "scale_norms", lambda *a, **how: trained.append(original(*a, **how)) or trained[-1])
     models, samples = SimpleNamespace(pruned=Checkpoint(make_tiny_llama(zeros=0.5))), SimpleNamespace(train=SAMPLES * 4)
 
     def norms(*words: str) -> torch.Tensor:
         words = ["-method", "lofit", "-dtype", "float32", "-num_epoch", "1", "-cache_dir", str(tmp_path), *words]
-        return head_norms(Run(parse_arguments(words), Processes("cpu"), None, "cpu"), models, samples)
+        return head_norms(Run(parse_arguments(words), Processes("cpu"), tmp_path / "run", "cpu"), models, samples)
 
     first = norms()
     for same in (("-lr", "0.5"), ("-use_topk_heads", "3"), ("-method", "restorelcc", "-head_selection", "lofit")):

@@ -90,7 +90,8 @@ def restored(folder: Path, dtype: torch.dtype, dense: Path | None, place: Path, 
     """LoFiT's norms, by a penalty that is large enough to be seen; then a training: its result, restoration, model and
     samples. size: of the batches of both."""
     samples, scaled = encoded(folder, 24), load_model(folder, dtype, "cpu", "-p")
-    norms = scale_norms(scaled, samples, settings(lr=0.05, batch_size=size), 0.05, "cpu", sharded=sharded)
+    how = settings(lr=0.05, batch_size=size)
+    norms = scale_norms(scaled, samples, how, 0.05, "cpu", place / "lofit", sharded=sharded)
     restoration, how, taught = trained(), settings(lr=0.1, batch_size=size), None
     draw = torch.Generator().manual_seed(0)
     change, down, up = (0.1 * torch.randn(shape, generator=draw) for shape in ((56, 24), (4, 24), (56, 4)))

@@ -17,6 +17,8 @@ UNFINISHED = "unfinished.json"  # marks OUT.partial as ours: the command's argum
 @contextmanager
 def locked(file: Path, what: str, wait: bool = False) -> Iterator[None]:
     """Hold the lock `file` (flock: it ends with the process) on `what`; UserError, or wait, where another has it."""
+    if file.is_file() and file.stat().st_size:  # a lock is empty
+        raise UserError(f"{what}: its lock would be {file}, which is a file of yours; rename that, or give another")
     lock = FileLock(file)
     try:
         try:

@@ -115,7 +115,7 @@ def pruned_checkpoint(run: Run, models: Models) -> Models:
     if text == BUNDLED:
         text = digest(data.sources.bundled_text())
     elif Path(text).is_file():
-        text = sha256(Path(text))
+        text = Path(text).suffix + sha256(Path(text))  # which says how it is read
     how = args.prune_method, args.sparsity, [text, args.calib_samples, args.calib_length, args.calibration_seed]
     found = Checkpoint(prune(run.cache, models.dense, models.tokenizer_sha256, *how, args.dtype, run=run))
     print(f"      {found.folder}")

@@ -109,7 +109,8 @@ def head_norms(run: Run, models: Models, samples: Samples) -> Tensor:
     if processes.any(not kept.known()):
         model = run.load(models.pruned, run.training_device(models.pruned, how.epochs > 0))
         run.record.tell("LoFiT's first step: a scale of every head")
-        made.append(lofit.scale_norms(model, samples.train, how, lofit.L1, run.device, processes.sharded))
+        given = model, samples.train, how, lofit.L1, run.device, run.folder / "lofit"
+        made.append(lofit.scale_norms(*given, sharded=processes.sharded, belongs=kept.path.name))
     with processes.main_first():
         return replace(kept, before=time.perf_counter() - began)()["norms"]
 
