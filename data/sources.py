@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.common.errors import UserError, first_line, shortened
+from utils.common.errors import UserError, shortened
 from utils.common.files import parse_json
-from utils.common.hub import HUB_ID, no_waiting
+from utils.common.hub import HUB_ID, asking
 from utils.common.names import BUNDLED, C4
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
@@ -225,9 +225,6 @@ def hub_rows(name: str, flag: str, hint: str, shuffled: dict | None = None, **op
     """Rows of a training split on the hub, `shuffled` as datasets does it; UserError naming the flag without them."""
     from datasets import load_dataset
 
-    try:
-        with no_waiting():
-            rows = load_dataset(name, split="train", **options)
+    with asking(flag, f"'{name}' from the hub", hint):
+        rows = load_dataset(name, split="train", **options)
         yield from rows.shuffle(**shuffled) if shuffled else rows
-    except Exception as error:  # the hub's client has its own for a connection that drops
-        raise UserError(f"{flag}: cannot get '{name}' from the hub ({first_line(error)}); {hint}") from error

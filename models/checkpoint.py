@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from models.families import FAMILIES, LINEARS
 from utils.common.cache import hash_tensor, raw_bytes
-from utils.common.errors import UserError, first_line
+from utils.common.errors import UserError, explain, first_line
 from utils.common.files import read_json, sha256, whole_file, write_json
 
 _PRUNED_WEIGHT = re.compile(rf"model\.layers\.(\d+)\.(?:{'|'.join(map(re.escape, LINEARS))})\.weight")
@@ -140,11 +140,9 @@ class Checkpoint:
             tensors = _load_pickle(file, self.flag)
             self._readers[file.name] = tensors.__getitem__
             return {name: Header(file.name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-        try:
+        with explain(f"{self.flag}: cannot read {file}", "copy it again", (SafetensorError, OSError)):
             opened = safe_open(file, framework="pt")
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{self.flag}: cannot read {file} ({first_line(error)}); copy it again") from error
         self._readers[file.name] = opened.get_tensor
         dtypes = {name: _SAFE_DTYPES.get(part.get_dtype(), part.get_dtype()) for name, part in slices.items()}
         return {name: Header(file.name, dtypes[name], tuple(part.get_shape())) for name, part in slices.items()}
@@ -191,11 +189,8 @@ def check_weights(checkpoint: Checkpoint, config: LlamaConfig) -> None:
     be in the file or not.
     """
     flag, folder = checkpoint.flag, checkpoint.folder
-    try:
-        with torch.device("meta"):
-            expected = AutoModelForCausalLM.from_config(config).state_dict()
-    except Exception as error:  # whatever a setting that nothing else has checked makes a layer raise
-        raise UserError(f"{flag}: {folder}/config.json makes no model ({first_line(error)}); copy it again") from error
+    with explain(f"{flag}: {folder}/config.json makes no model", "copy it again"), torch.device("meta"):
+        expected = AutoModelForCausalLM.from_config(config).state_dict()
     kept, optional = checkpoint.kept(), {"lm_head.weight"} if config.tie_word_embeddings else set()
     if FAMILIES[read_json(folder / "config.json")["model_type"]].as_llama is not None:
         # Llama's switch stands for biases of all four projections; those that the family hasn't are zero.
@@ -289,13 +284,8 @@ def _bytes(header: Header) -> int:
 
 
 def _load_pickle(file: Path, flag: str) -> dict[str, Tensor]:
-    try:
+    with explain(f"{flag}: cannot read {file} as a PyTorch file of plain tensors", "give a safetensors checkpoint"):
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # whatever a damaged or evil pickle makes torch raise
-        raise UserError(
-            f"{flag}: cannot read {file} as a PyTorch file of plain tensors ({first_line(error)}); "
-            "give a safetensors checkpoint"
-        ) from error
     tensors = loaded if isinstance(loaded, dict) else {"": None}
     plain = all(isinstance(each, Tensor) and each.layout == torch.strided for each in tensors.values())
     if not plain or not all(isinstance(name, str) for name in tensors):

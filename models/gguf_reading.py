@@ -2,9 +2,8 @@
 
 import contextlib
 import io
-import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from transformers import (
 import models.portable
 from models.portable import make_portable, save_tokenizer
 from utils.common.cache import cached
-from utils.common.errors import UserError, first_line
+from utils.common.errors import UserError, explain
 
 _WORDS = ByteLevel(add_prefix_space=False)
 _SINGLE_DIGITS = Sequence([Digits(individual_digits=True), _WORDS])
@@ -57,11 +56,9 @@ def gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
 
 def read_gguf(file: Path, flag: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase]:
     """The configuration and the tokenizer in the file; UserError if it is damaged, or no Llama's."""
-    try:
+    with explain(f"{flag}: cannot read {file.name}", "copy it again"):
         config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
         tokenizer = gguf_tokenizer(file) if config.model_type == "llama" else None
-    except Exception as error:  # whatever a damaged file makes gguf or transformers raise
-        raise UserError(f"{flag}: cannot read {file.name} ({first_line(error)}); copy it again") from error
     if tokenizer is None:
         raise UserError(f"{flag}: {file.name} is a '{config.model_type}' model; give a Llama's GGUF file, or a folder")
     return config, tokenizer
@@ -81,37 +78,18 @@ def unpack_gguf(folder: Path, content: str, *, file: Path, flag: str) -> None:
     """The GGUF file, known by its digest `content`, as a Hugging Face folder in the cache."""
     print(f"unpacking {file.name} once")
     _, tokenizer = read_gguf(file, flag)
-    try:
-        with _quiet():
-            # A quantized file unpacks to more precision than bf16 holds; fp32 keeps all of it.
-            packed = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-            )
-    except Exception as error:  # whatever a damaged file makes gguf or transformers raise
-        raise UserError(f"{flag}: cannot unpack {file.name} ({first_line(error)}); copy it again") from error
+    hidden = contextlib.redirect_stderr(io.StringIO())  # the library's bar, which is tqdm's own
+    with explain(f"{flag}: cannot unpack {file.name}", "copy it again"), hidden:
+        # A quantized file unpacks to more precision than bf16 holds; fp32 keeps all of it.
+        packed = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
     if left := left_out(file, packed.state_dict(), packed.config.num_hidden_layers):
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise UserError(
             f"{flag}: {file.name} holds {left[0]}{more}, which transformers leaves out of a GGUF file; give the "
             "checkpoint that it was made from"
         )
-    # The loaded model still says it is quantized; one rebuilt from its configuration saves as a plain one.
-    of_file = ("quantization_config", "_name_or_path", "dtype")
-    settings = {name: value for name, value in packed.config.to_dict().items() if name not in of_file}
-    plain = AutoModelForCausalLM.from_config(LlamaConfig(**settings))
-    plain.load_state_dict(packed.state_dict())
-    with _quiet():
-        plain.save_pretrained(folder)
-        make_portable(folder)
-        save_tokenizer(tokenizer, folder)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Neither the library's bars, which tqdm draws on stderr, nor its warnings."""
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
+    packed.save_pretrained(folder)
+    make_portable(folder)
+    save_tokenizer(tokenizer, folder)

@@ -31,8 +31,9 @@ from models.families import FAMILIES, SUPPORTED, as_llama
 from models.gguf_reading import unpack_gguf
 from models.model_names import COMPACT, check_name, hub_name
 from utils.common.cache import Cache
-from utils.common.errors import UserError, first_line, shortened
+from utils.common.errors import UserError, explain, first_line, shortened
 from utils.common.files import digest, read_json, sha256
+from utils.common.hub import asking
 from utils.common.names import DTYPE_NAMES
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
@@ -159,7 +160,7 @@ def check_model(folder: Path, flag: str) -> tuple[Checkpoint, LlamaConfig, PreTr
 
 def load_tokenizer(folder: Path, flag: str) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`, padding on the right; no token is ever added to the vocabulary."""
-    try:
+    with explain(f"{flag}: {folder} has no usable tokenizer", "copy it again"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -167,8 +168,6 @@ def load_tokenizer(folder: Path, flag: str) -> PreTrainedTokenizerBase:
             raise ValueError("it makes no two different tokens of a text")
         if tokenizer.pad_token_id is None:
             raise ValueError(f"it has no padding, end or unknown token: name one in {_TOKENIZER_CONFIG}")
-    except Exception as error:  # whatever a damaged file makes transformers or tokenizers raise
-        raise UserError(f"{flag}: {folder} has no usable tokenizer ({first_line(error)}); copy it again") from error
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -215,12 +214,10 @@ def usable_device(name: str) -> str:
     """The torch device behind -device, "auto" for a GPU if there is one; UserError if it is not there."""
     if name == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
-    try:
+    with explain(f"-device: {name} cannot be used", "give cpu or auto"):
         one = torch.ones(1, device=name)
         float(one)  # meta, for one, takes a tensor and gives nothing back
         place = one.device
-    except Exception as error:  # each backend has its own, ImportError among them
-        raise UserError(f"-device: {name} cannot be used ({first_line(error)}); give cpu or auto") from error
     if place.type == "cuda":
         torch.cuda.set_device(place)  # libraries take the current one where none is named
     return str(place)
@@ -301,15 +298,10 @@ def tokenizer_digest(folder: Path) -> str:
 
 def _download(hub_id: str, flag: str) -> Path:
     common = ["*.json", "*.model", "*.txt", "*.jinja"]
-    try:
+    with asking(flag, f"'{hub_id}' from the model hub", "check the name and your access, or give a local folder"):
         # Some keep a second copy in their own format.
         wanted = {"allow_patterns": [*common, "*.safetensors"], "ignore_patterns": ["consolidated*", "original/*"]}
         folder = Path(snapshot_download(hub_id, **wanted))
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(hub_id, allow_patterns=[*common, "pytorch_model*.bin"]))
-    except Exception as error:  # the hub's client has its own for a connection that drops
-        raise UserError(
-            f"{flag}: cannot get '{hub_id}' from the model hub ({first_line(error)}); "
-            "check the name and your access, or give a local folder"
-        ) from error
     return folder

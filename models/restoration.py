@@ -16,7 +16,7 @@ from models.contract import MethodInputs
 from models.families import carried_parts
 from models.modeling_llama import attach, explicit_biases, trains
 from models.terms import HeadConstant, Term, merged
-from utils.common.errors import UserError, first_line
+from utils.common.errors import UserError, explain
 from utils.common.files import read_json, read_manifest, whole_folder, write_json, write_manifest
 from utils.common.methods import METHODS, Options, Part
 
@@ -198,22 +198,17 @@ def save_restoration(folder: Path, restoration: Restoration, about: dict) -> Non
 
 def load_restoration(folder: Path, flag: str = "-restoration") -> tuple[Restoration, dict]:
     """The restoration in `folder`, whose terms are read when they are asked for, and what its json says about it."""
-    try:
+    cure = "give OUT/restoration of a run"
+    with explain(f"{flag}: {folder} is no restoration folder", cure, (OSError, ValueError, AttributeError)):
         about = read_json(folder / ABOUT)
         written = about.get("format")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{flag}: {folder} is no restoration folder ({first_line(error)}); give OUT/restoration of a run"
-        ) from error
     if written != FORMAT:
         raise UserError(
             f"{flag}: {folder} has format {written}, this version reads {FORMAT}; merge it with the version that wrote "
             "it, or restore again"
         )
-    try:
+    with explain(f"{flag}: {folder} is damaged", "copy it again", ValueError):
         read_manifest(folder)  # so all else is as it was written
-    except ValueError as error:
-        raise UserError(f"{flag}: {folder} is damaged ({first_line(error)}); copy it again") from error
     if (method := about["method"]) in METHODS:
         METHODS[method].function()  # which brings the terms that only it has
     return Restoration(method, _Saved(folder / TENSORS)), about

@@ -13,7 +13,7 @@ from itertools import combinations
 from pathlib import Path
 
 from utils.common.commands import Parser, folder_path, run
-from utils.common.errors import UserError, first_line
+from utils.common.errors import UserError, explain
 from utils.common.files import write_text
 from utils.evaluation.outcomes import COMPARED, Measure, Outcome, difference, read_outcome
 from utils.report.charts import Point, front_picture
@@ -167,13 +167,11 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[SweepRow], list[str]]:
         # A run's own name, with as many of those above it as tell it from the others.
         ends = (whole.parts[-n:] for n in range(1, len(whole.parts) + 1))
         own = next(end for end in ends if all(o == whole or o.parts[-len(end) :] != end for o in given))
-        try:
+        kinds = OSError, ValueError, LookupError, TypeError, AttributeError
+        with explain(f"RUN: {folder}: its files hold what no run writes", "copy the folder again", kinds):
             rows = read(kept) if kept.is_file() else [_of_run(folder, "/".join(own))]
             lines_of(rows)  # whether they hold what they should
             pairs_of([row for row in rows if row.outcomes][:1] * 2)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            said = f"RUN: {folder}: its files hold what no run writes ({first_line(error)})"
-            raise UserError(f"{said}; copy the folder again") from error
         found += [row for row in rows if row.outcomes or failed(row)]
         notes += [f"{row.name}, {row.pruning}: no run is done yet" for row in rows if not row.outcomes + failed(row)]
     return found, list(dict.fromkeys(notes))

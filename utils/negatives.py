@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from models.loading import resolve
 from utils.common.commands import DEFAULT_CACHE
-from utils.common.errors import UserError, first_line
+from utils.common.errors import UserError, explain
 from utils.common.hub import check_at_hand
 from utils.common.progress import progress
 
@@ -40,11 +40,9 @@ def sentence_embeddings(texts: list[str], encoder: Path, device: str) -> Tensor:
 
     encoder: MiniLM's folder. Texts are cut to LONGEST tokens.
     """
-    try:
+    with explain(f"-head_selection: cannot load {encoder}", "copy it again"):
         tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
         model = AutoModel.from_pretrained(encoder, trust_remote_code=False, dtype=torch.float32).to(device).eval()
-    except Exception as error:  # whatever a damaged file makes transformers raise
-        raise UserError(f"-head_selection: cannot load {encoder} ({first_line(error)}); copy it again") from error
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     embeddings = torch.empty(len(texts), model.config.hidden_size)
     for begin in progress(range(0, len(order), BATCH_SIZE), desc="embedding answers", unit="batch"):

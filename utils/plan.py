@@ -24,9 +24,9 @@ from models.cpu_attention import cpu_attention
 from models.families import carried_parts
 from models.gguf_reading import read_gguf
 from utils.common.commands import WIDTH
-from utils.common.errors import UserError, first_line
+from utils.common.errors import UserError
 from utils.common.flags import Arguments
-from utils.common.hub import no_waiting
+from utils.common.hub import asking
 from utils.common.methods import Options, needs_of
 from utils.common.names import BUNDLED, DISTILL
 from utils.common.record import STAGES, device_name
@@ -331,12 +331,9 @@ def read_shape(name: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase | None, 
         return *read_gguf(path, flag), FP32
     tokenizer = loading.load_tokenizer(path, flag) if path and loading.has_tokenizer(path) else None
     if path is None:
-        try:
-            with no_waiting():
-                path = Path(hf_hub_download(full, "config.json")).parent
-        except Exception as error:  # the hub's client has its own for a connection that drops
-            said = f"cannot get the configuration of '{full}' from the model hub ({first_line(error)})"
-            raise UserError(f"{flag}: {said}; check the name and your access, or give a folder") from error
+        what = f"the configuration of '{full}' from the model hub"
+        with asking(flag, what, "check the name and your access, or give a folder"):
+            path = Path(hf_hub_download(full, "config.json")).parent
     config = loading.load_config(path, flag)
     return config, tokenizer, (config.dtype or torch.float16).itemsize
 

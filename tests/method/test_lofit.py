@@ -129,7 +129,9 @@ def test_v_of_a_head_that_lofit_chose_is_not_asked_of_b_alone(make_tiny_llama):
 
 def test_norms_are_kept_for_what_they_depend_on_and_for_nothing_else(make_tiny_llama, tmp_path, monkeypatch):
     trained, original = [], baselines.lofit.scale_norms
-    monkeypatch.setattr(baselines.lofit, "scale_norms", lambda *a, **how: trained.append(original(*a, **how)) or trained[-1])
+    monkeypatch.setattr(
+        baselines.lofit, "scale_norms", lambda *a, **how: trained.append(original(*a, **how)) or trained[-1]
+    )
     models, samples = SimpleNamespace(pruned=Checkpoint(make_tiny_llama(zeros=0.5))), SimpleNamespace(train=SAMPLES * 4)
 
     def norms(*words: str) -> torch.Tensor:

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 _NO_MEMORY = r"(?i)can(?:no|')t allocate memory|not enough memory|out of memory|bad_alloc|_ALLOC_FAILED|os error 12\)"
 
@@ -65,6 +66,15 @@ def first_line(error: Exception) -> str:
     """What an error says, or its type, in 200 characters at most; the next line too, where the first ends with ":"."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
     return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])[:200]
+
+
+@contextmanager
+def explain(what: str, cure: str, kinds: tuple[type[Exception], ...] | type[Exception] = Exception) -> Iterator[None]:
+    """Within it an error of these kinds is a UserError: what (the error's first line); cure."""
+    try:
+        yield
+    except kinds as error:
+        raise UserError(f"{what} ({first_line(error)}); {cure}") from error
 
 
 def shortened(text: str, most: int = 60) -> str:

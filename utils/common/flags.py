@@ -22,7 +22,7 @@ from utils.common.commands import (
     rate,
     seed_number,
 )
-from utils.common.errors import UserError, first_line, shortened
+from utils.common.errors import UserError, explain, first_line, shortened
 from utils.common.files import parse_json
 from utils.common.methods import LINEAR_NAMES, METHODS, Options, needs_of, parts_of
 from utils.common.names import C4, DISTILL, DTYPE_NAMES, EMBEDDED, RESPONSE, SPEC_TASKS, bundled_or
@@ -292,11 +292,9 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
     if path.suffix in (".yaml", ".yml"):
         content = read_yaml(path, "flags and their values, or a run.json", "-config: ")
     else:
-        try:
+        cure = "give a JSON object of flags, or a run.json"
+        with explain(f"-config: cannot read {path}", cure, (OSError, ValueError)):
             content = parse_json(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
-        except (OSError, ValueError) as error:
-            said = f"cannot read {path} ({first_line(error)}); give a JSON object of flags, or a run.json"
-            raise UserError(f"-config: {said}") from error
     given = content.get("arguments", content) if isinstance(content, dict) else content
     if given is not content and isinstance(given, dict):  # a run.json, with what followed from its method
         own = METHODS.get(str(given.get("method")))

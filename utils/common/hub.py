@@ -10,18 +10,22 @@ from urllib.parse import urlparse
 
 from huggingface_hub import constants
 
-from utils.common.errors import UserError
+from utils.common.errors import UserError, explain
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @contextmanager
-def no_waiting() -> Iterator[None]:
-    """Where the hub's name does not resolve, look in the local cache only: the library would retry for long."""
+def asking(flag: str, what: str, cure: str) -> Iterator[None]:
+    """Get something from the hub; UserError naming the flag where that fails.
+
+    Where the hub's name does not resolve, the local cache alone is looked at: the library would retry for long.
+    """
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = offline()
     try:
-        yield
+        with explain(f"{flag}: cannot get {what}", cure):  # its client has its own error for a connection that drops
+            yield
     finally:
         constants.HF_HUB_OFFLINE = before
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.common.errors import UserError, first_line
+from utils.common.errors import UserError, explain
 from utils.common.files import digest, read_json, whole_file
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.paired_statistics import AGREEMENT, Row, mean_difference
@@ -54,10 +54,9 @@ def write_compressed(path: Path, content: object) -> None:
 
 def read_compressed(path: Path, build: Callable, what: str):
     """What `build` makes of JSON that `write_compressed` wrote; UserError of one line if the file is no such."""
-    try:
+    kinds = OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError
+    with explain(f"{path}: cannot be read as {what}", "copy it again", kinds):
         return build(json.loads(gzip.decompress(path.read_bytes())))
-    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read as {what} ({first_line(error)}); copy it again") from error
 
 
 def write_rows(path: Path, evaluations: dict[str, Evaluation], more: dict[str, Kept] | None = None) -> None:

@@ -24,7 +24,7 @@ from data.sources import Sample, Split, load_samples, read_text
 from utils.common.errors import UserError, first_line
 from utils.common.files import digest
 from utils.common.flags import Arguments
-from utils.common.hub import no_waiting
+from utils.common.hub import asking
 from utils.common.names import BUNDLED
 from utils.evaluation import perplexity
 from utils.evaluation.in_memory_lm import quiet
@@ -290,14 +290,9 @@ def wikitext_rows(data_dir: Path | None) -> tuple[list[str], str]:
 
 
 def _from_hub(load: Callable, name: str, flag: str = TASKS_FLAG, instead: str = "use -eval_tasks bundled"):
-    try:
-        with no_waiting():
-            return load()
-    except Exception as error:  # a hub out of reach, a data set that is a script, a package that a task imports
-        raise UserError(
-            f"{flag}: cannot get the data of '{name}' from the hub ({first_line(error)}); offline, set HF_HOME "
-            f"to a folder that holds it and HF_HUB_OFFLINE=1, give {DATA_FLAG} DIR, or {instead}"
-        ) from error
+    cure = f"offline, set HF_HOME to a folder that holds it and HF_HUB_OFFLINE=1, give {DATA_FLAG} DIR, or {instead}"
+    with asking(flag, f"the data of '{name}' from the hub", cure):
+        return load()
 
 
 def _jsonable(value: object) -> object:

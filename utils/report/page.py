@@ -10,7 +10,7 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from utils.common.errors import UserError, first_line
+from utils.common.errors import UserError, explain
 from utils.common.files import parse_json, write_text
 from utils.report import charts, summary, tables
 from utils.report.svg import TEMPLATES, Drawing, read_template
@@ -35,11 +35,9 @@ def read_record(folder: Path) -> Record:
 
 
 def _objects(path: Path, in_lines: bool = False) -> list[dict]:
-    try:
+    with explain(f"{path}: cannot be read", "give the whole folder of a run", (OSError, ValueError)):
         text = path.read_text(encoding="utf-8-sig")
         found = [parse_json(each) for each in (text.splitlines() if in_lines else [text])]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({first_line(error)}); give the whole folder of a run") from error
     if not all(isinstance(each, dict) for each in found):
         raise UserError(f"{path}: holds no JSON object; give the whole folder of a run")
     return found
