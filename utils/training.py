@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -54,20 +54,22 @@ _IN_HISTORY = ("step", "epoch", "loss", "learning_rate", "valid_loss", "valid_kl
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """lr: peak, falling linearly to 0. epochs: may be fractional. batch_size: samples a step on one process.
-
-    flag: what the user changes where it diverges. Defaults are those of the flags.
-    """
+    """Flags of training, by their names. flag: what the user changes where it diverges."""
 
     lr: float = 1e-3
-    epochs: float = 3.0
+    num_epoch: float = 3.0
     batch_size: int = 8
-    accumulation: int = 1
+    gradient_accumulation: int = 1
     max_grad_norm: float = 1.0
-    group_by_length: bool = True
+    random_batches: bool = False
     gradient_checkpointing: bool = False
-    seed: int = 42
+    training_seed: int = 42
     flag: str = "-lr"
+
+    @classmethod
+    def of(cls, args: object) -> "TrainingSettings":
+        """What the flags say: attributes of these names."""
+        return cls(**{field.name: getattr(args, field.name) for field in fields(cls) if field.name != "flag"})
 
 
 @dataclass
@@ -117,14 +119,14 @@ def train(
         place=device,
         output_dir=str(checkpoints),
         learning_rate=settings.lr,
-        num_train_epochs=settings.epochs,
+        num_train_epochs=settings.num_epoch,
         per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulation,
+        gradient_accumulation_steps=settings.gradient_accumulation,
         max_grad_norm=settings.max_grad_norm,
         optim="adamw_torch",
         weight_decay=0.0,
         lr_scheduler_type="linear",
-        seed=settings.seed,
+        seed=settings.training_seed,
         use_cpu=device == "cpu",
         eval_strategy="epoch" if valid else "no",
         save_strategy="no",  # at other times than transformers'
@@ -289,24 +291,28 @@ class _ProcessBatches(Sampler[list[int]]):
 
     def order(self) -> list[int]:
         """The samples as they follow each other in the present epoch."""
-        (drawn,) = np.random.SeedSequence([self.settings.seed, self.epoch]).generate_state(1, np.uint64).tolist()
+        (drawn,) = (
+            np.random.SeedSequence([self.settings.training_seed, self.epoch]).generate_state(1, np.uint64).tolist()
+        )
         generator = torch.Generator().manual_seed(drawn)
-        if not self.settings.group_by_length:
+        if self.settings.random_batches:
             return torch.randperm(len(self.lengths), generator=generator).tolist()
-        return get_length_grouped_indices(self.lengths, self.of_all * self.settings.accumulation, generator=generator)
+        return get_length_grouped_indices(
+            self.lengths, self.of_all * self.settings.gradient_accumulation, generator=generator
+        )
 
     def of_step(self, step: int) -> list[int]:
         """All processes' samples of a step of the present epoch, the step counted from 1 over all epochs."""
-        size = self.of_all * self.settings.accumulation
+        size = self.of_all * self.settings.gradient_accumulation
         first = (step - 1) % math.ceil(len(self.lengths) / size) * size
         return self.order()[first : first + size]
 
     def __iter__(self) -> Iterator[list[int]]:
         order = [] if self.over else self.order()
-        before = self.epoch * math.ceil(len(self) / self.settings.accumulation)
+        before = self.epoch * math.ceil(len(self) / self.settings.gradient_accumulation)
         for batch, first in enumerate(range(0, len(order), self.of_all)):
             mine = order[first : first + self.of_all][self.process :: self.processes]
-            step, within = divmod(batch, self.settings.accumulation)
+            step, within = divmod(batch, self.settings.gradient_accumulation)
             place = (before + step) * self.processes + self.process
             yield [*mine, len(order) + place % self.windows] if self.windows and not within else mine
 

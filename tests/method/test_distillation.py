@@ -90,7 +90,7 @@ def test_a_whole_dense_model_learns_nothing_from_its_own_states(make_tiny_llama,
 
 @pytest.mark.parametrize(
     "changes",
-    [{"gradient_checkpointing": True}, {"group_by_length": False, "batch_size": 2, "accumulation": 3}],
+    [{"gradient_checkpointing": True}, {"random_batches": True, "batch_size": 2, "gradient_accumulation": 3}],
     ids=str,
 )
 def test_each_sample_learns_from_its_own_states_however_batches_are_made(make_tiny_llama, tmp_path, dense, changes):

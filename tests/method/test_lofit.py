@@ -97,7 +97,9 @@ def test_the_head_that_must_be_scaled_is_found_and_an_interrupted_search_goes_on
         model.lm_head.weight.mul_(10)  # sure of what it says, so that the loss is low until a head is damaged
         model.model.layers[1].self_attn.o_proj.weight[:, 4 * 8 : 5 * 8] *= 0.2
     samples = [Encoded(row, 3) for row in ids.tolist()]
-    norms = scale_norms(model, samples, settings(lr=5e-2, epochs=8, batch_size=8), 5e-4, "cpu", tmp_path, belongs="x")
+    norms = scale_norms(
+        model, samples, settings(lr=5e-2, num_epoch=8, batch_size=8), 5e-4, "cpu", tmp_path, belongs="x"
+    )
     assert norms.shape == (3, 6) and divmod(int(norms.argmax()), 6) == (1, 4)
     assert read_manifest(next(tmp_path.glob("checkpoint-*")))["belongs"] == "x"
 
@@ -107,14 +109,14 @@ def test_a_larger_penalty_leaves_less_and_no_epochs_train_nothing(model, tmp_pat
     sizes = [float(scale_norms(model, SAMPLES * 4, how, l1, "cpu", tmp_path / str(l1)).sum()) for l1 in (0, 1)]
     assert sizes[1] < 0.7 * sizes[0]
     monkeypatch.setattr(baselines.lofit, "train", lambda *_, **__: pytest.fail("trained"))
-    start = scale_norms(model, SAMPLES, settings(epochs=0), 0, "cpu", tmp_path)
+    start = scale_norms(model, SAMPLES, settings(num_epoch=0), 0, "cpu", tmp_path)
     assert torch.equal(start, (1e-3 * torch.randn(3, 6, 8, generator=torch.Generator().manual_seed(42))).norm(dim=-1))
 
 
 def test_a_scaling_that_diverges_names_what_asked_for_it(model, tmp_path):
     said = r"^-head_selection: the (loss|gradient) is no finite number.*; choose another,"
     with pytest.raises(UserError, match=said):
-        scale_norms(model, SAMPLES * 8, settings(lr=1e37, flag="-head_selection", epochs=9), 0, "cpu", tmp_path)
+        scale_norms(model, SAMPLES * 8, settings(lr=1e37, flag="-head_selection", num_epoch=9), 0, "cpu", tmp_path)
 
 
 def test_v_of_a_head_that_lofit_chose_is_not_asked_of_b_alone(make_tiny_llama):

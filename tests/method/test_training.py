@@ -28,7 +28,6 @@ from utils.distillation import Distillation
 from utils.evaluation.perplexity import token_scores
 from utils.losses import ResponseLoss
 from utils.prompts import IGNORED, Encoded, encode_all
-from utils.stages.train import settings as of_flags
 from utils.training import (
     TrainingResult,
     TrainingSettings,
@@ -47,7 +46,7 @@ def model(make_tiny_llama):
 
 
 def settings(**changes) -> TrainingSettings:
-    return TrainingSettings(**{"lr": 1e-2, "epochs": 2, "batch_size": 4, **changes})
+    return TrainingSettings(**{"lr": 1e-2, "num_epoch": 2, "batch_size": 4, **changes})
 
 
 def attached(folder: Path, dtype: torch.dtype = torch.float32, restoration=None) -> LlamaForCausalLM:
@@ -64,7 +63,7 @@ def test_a_model_that_is_not_trained_has_the_validation_loss_that_training_would
     folder = make_tiny_llama(zeros=0.5)
     samples, model = encoded(folder, 6), attached(folder)
     found = validate(model, samples[:3])
-    after = train(model, samples, samples[:3], settings(epochs=1), "cpu", tmp_path)
+    after = train(model, samples, samples[:3], settings(num_epoch=1), "cpu", tmp_path)
     assert found.history == [row for row in after.history if row["step"] == 0]
     assert found.valid_rows != after.valid_rows and len(found.valid_rows) == 3
     assert validate(model, []) == TrainingResult()
@@ -183,7 +182,7 @@ class Cut:
     """A training of 12 samples in epochs of 3 steps; of its copies the same one is cut off in `output` and goes on."""
 
     def __init__(self, folder: Path, output: Path, grouped: bool, epochs: float):
-        self.folder, self.output, self.how = folder, output, settings(group_by_length=grouped, epochs=epochs)
+        self.folder, self.output, self.how = folder, output, settings(random_batches=not grouped, num_epoch=epochs)
         self.samples = encoded(folder, 12)
         self.learned, self.complete = self.train()
 
@@ -269,7 +268,9 @@ def test_the_batches_of_several_processes_are_those_of_one_and_of_no_other_seed_
     for processes, size, accumulation, grouped in ((2, 4, 1, True), (3, 2, 2, False), (8, 1, 3, True)):
         orders = []
         for seed, epoch in product(range(4), range(4)):
-            how = settings(seed=seed, batch_size=size, accumulation=accumulation, group_by_length=grouped)
+            how = settings(
+                training_seed=seed, batch_size=size, gradient_accumulation=accumulation, random_batches=not grouped
+            )
             alone = _ProcessBatches(lengths, replace(how, batch_size=size * processes), 0, 1)
             parts = [_ProcessBatches(lengths, how, process, processes) for process in range(processes)]
             for part in (alone, *parts):
@@ -296,7 +297,7 @@ def test_a_process_that_has_no_sample_of_a_step_computes_one_that_counts_nothing
 @pytest.mark.parametrize(("processes", "accumulation"), [(1, 1), (3, 1), (1, 4), (3, 2)])
 def test_windows_of_text_follow_each_other_over_steps_processes_and_epochs(processes, accumulation):
     """One a step and process, however many batches the step has."""
-    how = settings(batch_size=4, accumulation=accumulation)
+    how = settings(batch_size=4, gradient_accumulation=accumulation)
     parts = [_ProcessBatches([9] * 21, how, each, processes, windows=5) for each in range(processes)]
     windows = []
     for epoch in range(3):
@@ -326,7 +327,7 @@ def gradient(folder: Path, dtype: torch.dtype, monkeypatch, narrow: float = floa
     model = attached(folder, dtype)
     components = [p for name, p in model.named_parameters() if name.endswith("component")]
     model.model.layers[-1].register_forward_hook(lambda *given: given[2].register_hook(pass_back) and None)
-    how = settings(epochs=1, batch_size=11, accumulation=2, max_grad_norm=1e9)
+    how = settings(num_epoch=1, batch_size=11, gradient_accumulation=2, max_grad_norm=1e9)
     with monkeypatch.context() as patched, TemporaryDirectory() as place:
         keep = lambda *_, **__: found.extend(p.grad.clone() for p in components)  # noqa: E731
         patched.setattr(_RestorationTrainer, "on_pre_optimizer_step", keep)
@@ -413,7 +414,4 @@ def test_a_checkpoint_that_is_unfinished_damaged_or_of_another_training_is_passe
 
 
 def test_settings_that_nobody_gave_are_those_of_the_flags():
-    assert of_flags(parse_arguments([])) == TrainingSettings()
-    words = "-lr .5 -num_epoch 1.5 -batch_size 3 -gradient_accumulation 4 -max_grad_norm 2 -random_batches"
-    given = of_flags(parse_arguments(f"{words} -gradient_checkpointing -train_seed 9".split()))
-    assert given == TrainingSettings(0.5, 1.5, 3, 4, 2.0, False, True, 9)
+    assert TrainingSettings.of(parse_arguments([])) == TrainingSettings()

@@ -241,7 +241,7 @@ def test_five_steps_of_training_have_the_losses_they_had(models, family, tmp_pat
     method, options = METHODS["inside the mask"]
     start = Restoration.start(method, options, inputs_of(dense, pruned, torch.tensor(TOKENS[:1]), seed=1))
     model = start.attach(load_model(pruned, torch.float32, "cpu", "-p"))
-    settings = TrainingSettings(lr=3e-2, epochs=5, batch_size=3)
+    settings = TrainingSettings(lr=3e-2, num_epoch=5, batch_size=3)
     history = train(model, SAMPLES, [], settings, "cpu", tmp_path / "checkpoints").history
     assert [row["loss"] for row in history] == pytest.approx(LOSSES[family], abs=1e-4)
 

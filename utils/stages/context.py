@@ -18,7 +18,6 @@ from utils.common.flags import Arguments
 from utils.common.methods import Options, needs_of, parts_of
 from utils.common.processes import Processes
 from utils.common.record import RunRecord
-from utils.training import TrainingSettings
 
 
 class Run:
@@ -123,17 +122,3 @@ class Models:
     tokenizer: PreTrainedTokenizerBase
     tokenizer_from: Path
     tokenizer_sha256: str
-
-
-def settings(args: Arguments) -> TrainingSettings:
-    """The flags of training."""
-    return TrainingSettings(
-        lr=args.lr,
-        epochs=args.num_epoch,
-        batch_size=args.batch_size,
-        accumulation=args.gradient_accumulation,
-        max_grad_norm=args.max_grad_norm,
-        group_by_length=not args.random_batches,
-        gradient_checkpointing=args.gradient_checkpointing,
-        seed=args.training_seed,
-    )

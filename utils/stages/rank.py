@@ -15,7 +15,7 @@ from utils.common.errors import UserError
 from utils.prompts import Encoded
 from utils.report.records import spectrum_record
 from utils.samples import Samples
-from utils.stages.context import Models, Run, settings
+from utils.stages.context import Models, Run
 
 SCORE_NAMES = {
     "contrastive": "validation accuracy of the probe",
@@ -101,13 +101,13 @@ def find_components(dense: list[Kept], pruned: list[Kept], count: int, probes_se
 def head_norms(run: Run, models: Models, samples: Samples) -> Tensor:
     """‖A‖₂ (L, H) fp32 of LoFiT's first step on the pruned model, trained by all processes together."""
     processes, made = run.processes, []
-    how = replace(settings(run.args), lr=lofit.LR, flag="-head_selection")
+    how = replace(training.TrainingSettings.of(run.args), lr=lofit.LR, flag="-head_selection")
     alike = [processes.count, processes.sharded, run.args.dtype, run.kind_of_device]
     kept = lofit_norms.later(run.cache, models.pruned, samples.train, how, alike, made=made)
     began = time.perf_counter()
     # Asked together: a process that trained alone would wait for the others for ever.
     if processes.any(not kept.known()):
-        model = run.load(models.pruned, run.training_device(models.pruned, how.epochs > 0))
+        model = run.load(models.pruned, run.training_device(models.pruned, how.num_epoch > 0))
         run.record.tell("LoFiT's first step: a scale of every head")
         given = model, samples.train, how, lofit.L1, run.device, run.folder / "lofit"
         made.append(lofit.scale_norms(*given, sharded=processes.sharded, belongs=kept.path.name))

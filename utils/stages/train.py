@@ -28,9 +28,9 @@ from utils.distillation import GB, KEPT, WEIGHT, Distillation, by_sample, predic
 from utils.prompts import Encoded
 from utils.report.summary import loss_rose
 from utils.samples import Samples
-from utils.stages.context import LazyModel, Models, Run, settings
+from utils.stages.context import LazyModel, Models, Run
 from utils.stages.rank import Ranked
-from utils.training import TrainingResult, check_gathered, train, validate
+from utils.training import TrainingResult, TrainingSettings, check_gathered, train, validate
 
 SAVED = "restoration"
 """The folder in the result that holds what was learned."""
@@ -72,7 +72,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
             model,
             samples.train,
             samples.valid,
-            settings(run.args),
+            TrainingSettings.of(run.args),
             run.device,
             run.folder / "checkpoints",
             sharded=sharded,
@@ -216,7 +216,7 @@ def belongs(run: Run, models: Models, samples: Samples, start: Restoration, teac
     text = teacher.text if teacher else ()
     encoded = [[sample.ids, sample.prompt_length] for sample in (*samples.train, *samples.valid, *text)]
     learned = digest_tensors(start.tensors())
-    how = [asdict(settings(run.args)), run.args.dtype, run.args.loss, run.processes.count]
+    how = [asdict(TrainingSettings.of(run.args)), run.args.dtype, run.args.loss, run.processes.count]
     how += [run.version, versions()]
     return digest(models.dense.fingerprint, models.pruned.fingerprint, learned, encoded, how)
 
