@@ -1,9 +1,5 @@
 """Restore a pruned Llama by lost component compensation: arguments, then the stages in order.
 
-    python RestoreLCC_train.py                                            SmolLM2-135M, pruned by Wanda to 50 %
-    python RestoreLCC_train.py -base_model_name llama_7B -pruned_model_path PRUNED
-    python RestoreLCC_train.py --help
-
 The stages are in utils/stages: what each reads, what the cache keeps of it by what, and what it hands on.
 """
 

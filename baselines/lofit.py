@@ -47,19 +47,19 @@ def scale_norms(
     l1: float,
     device: str,
     checkpoints: Path,
-    **how,
+    belongs: str = "",
 ) -> Tensor:
     """‖A‖₂ of every head, (L, H) fp32 on the CPU, after z ← (1 + A) ⊙ z was trained with loss + l1 · Σ|A|.
 
     A starts from N(0, 1e-3); it stays in the model, which is on `device`, or on the CPU if it is to be sharded. All
     processes train together, and all get the norms. With settings.num_epoch 0 they are those of the start. checkpoints
-    and how, `sharded` and `belongs`: see `train`.
+    and belongs: see `train`.
     """
     shape = head_shape(model.config)
     start = INITIAL_STD * torch.randn(shape, generator=torch.Generator().manual_seed(settings.training_seed))
     scales = [HeadScale(own) for own in start]
     attach(model, {f"model.layers.{n}.{SITES['attention']}.weight": [own] for n, own in enumerate(scales)})
     if settings.num_epoch:
-        how["penalty"] = lambda: l1 * sum(own.size for own in scales)
-        train(model, samples, [], settings, device, checkpoints, **how)
+        penalty = {"penalty": lambda: l1 * sum(own.size for own in scales)}
+        train(model, samples, [], settings, device, checkpoints, **penalty, belongs=belongs)
     return torch.stack([own.tensors()["scales"].norm(dim=-1) for own in scales])

@@ -145,9 +145,6 @@ class MergedLayout:
         return torch.zeros(header.shape, dtype=header.dtype) if name in self.zeros else pruned.read(name)
 
 
-# The merge.
-
-
 def merge(pruned: Path, restoration: Restoration, output: Path, tokenizer_from: Path) -> None:
     """Write the pruned checkpoint with what the restoration says to the folder `output`, a tensor at a time.
 
@@ -196,9 +193,6 @@ def compact_and_prove(merged: Path, output: Path, reference: "Reference") -> "Pr
         proof = prove_compact(merged, folder, reference)
         proof.check()
     return proof
-
-
-# The proof.
 
 
 @dataclass(frozen=True)
@@ -424,9 +418,6 @@ def _size(tensors: Iterable[Tensor]) -> tuple[float, float]:
 def _places(model: LlamaForCausalLM) -> set:
     """The devices that accelerate spread the model over, a disk among them; none if it did not."""
     return set((getattr(model, "hf_device_map", None) or {}).values())
-
-
-# The command.
 
 
 def main(argv: list[str] | None = None) -> None:

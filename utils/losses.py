@@ -165,20 +165,20 @@ class ResponseLoss(nn.Module):
         The loss is the sum over labelled tokens / num_items_in_batch, by default the labels of this batch. teacher:
         (n, D), the dense model's last hidden states where labelled tokens are predicted, row by row of the batch; by
         default the teacher's own model gives them. text: (1, T), on which the mean KL is added to the loss; of_text:
-        its states (T - 1, D). An evaluation, whose loss is cross-entropy, returns "tokens" too: (1, n) fp32, each
-        labelled token's, row by row of the batch; (2, n) with a teacher, from whom the second is KL.
+        its states (T - 1, D). An evaluation returns {"tokens": (1, n) fp32}, the cross-entropy of each labelled token,
+        row by row of the batch; (2, n) with a teacher, from whom the second is KL.
         """
-        labelled = int((labels[:, 1:] != IGNORED).sum())
         total, tokens = self._summed(input_ids, labels, teacher, self.distillation and self.distillation.weight)
-        if self._penalty is not None and self.training:
+        if not self.training:
+            return {"tokens": tokens}
+        if self._penalty is not None:
             # Once a labelled token: the batches and processes that share a step then share one penalty.
-            total = total + labelled * self._penalty()
-        count = labelled if num_items_in_batch is None else num_items_in_batch
-        loss = total / count if self.training else tokens[0].sum() / count
+            total = total + tokens.shape[1] * self._penalty()
+        loss = total / (tokens.shape[1] if num_items_in_batch is None else num_items_in_batch)
         if text is not None:
             summed, _ = self._summed(text, text, of_text, 1.0)
             loss = loss + summed / (text[:, 1:].numel() * self.processes)
-        return {"loss": loss} if self.training else {"loss": loss, "tokens": tokens}
+        return {"loss": loss}
 
     def _summed(
         self, input_ids: Tensor, labels: Tensor, teacher: Tensor | None, share: float | None

@@ -1,6 +1,7 @@
 """Which tokens of a sample belong to its response."""
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -58,12 +59,7 @@ def answered(
 
 def common_prefix(sequences: list[list[int]]) -> int:
     """The number of leading ids that all sequences share."""
-    length = 0
-    for column in zip(*sequences, strict=False):
-        if len(set(column)) > 1:
-            break
-        length += 1
-    return length
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*sequences, strict=False)))
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:

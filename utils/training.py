@@ -93,7 +93,6 @@ def train(
     device: str,
     checkpoints: Path,
     *,
-    sharded: bool = False,
     distillation: Distillation | None = None,
     penalty: Callable[[], Tensor] | None = None,
     belongs: str = "",
@@ -106,7 +105,7 @@ def train(
     device: where this process trains, an index included; under FSDP where its part of the model goes.
     checkpoints: a folder for the trained parameters and the optimizer's state, at the end of each epoch, before its
     validation, and every SAVED_EVERY seconds; the last whole one there is continued from. belongs: digest of what they
-    may be continued with: start, samples, settings, processes. sharded: under FSDP no checkpoints are written, since
+    may be continued with: start, samples, settings, processes. Under FSDP no checkpoints are written, since
     they would hold the whole model. penalty: what training adds to the mean loss, see ResponseLoss.
 
     Told to end by a signal it finishes the step, writes a checkpoint and raises Stopped, or KeyboardInterrupt; told so
@@ -140,9 +139,7 @@ def train(
     )
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    trainer = _RestorationTrainer(
-        model, samples, valid, settings, arguments, distillation, penalty, sharded=sharded, belongs=belongs
-    )
+    trainer = _RestorationTrainer(model, samples, valid, settings, arguments, distillation, penalty, belongs=belongs)
     # Asked of `device`: under FSDP a model is still on the CPU when its training on cards begins.
     attention = cpu_attention(model) if device == "cpu" else nullcontext()
     with attention, trainer.listening():
@@ -334,7 +331,6 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         arguments: _OneDevice,
         distillation: Distillation | None,
         penalty: Callable[[], Tensor] | None,
-        sharded: bool,
         belongs: str,
     ):
         self.samples, self.distillation = samples, distillation
@@ -352,7 +348,7 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         lengths = [len(sample.ids) for sample in samples]
         place = arguments.process_index, arguments.world_size
         self.batches = _ProcessBatches(lengths, settings, *place, len(self.text))
-        self.settings, self.sharded, self.belongs = settings, sharded, belongs
+        self.settings, self.sharded, self.belongs = settings, self.is_fsdp_enabled, belongs
         self.valid_rows: list[list[float]] = []
         self.signal, self.saved = 0, time.monotonic()
         self.half = model.dtype == torch.float16

@@ -33,9 +33,6 @@ def responses(split) -> list[list[str]]:
     return [[sample.response for sample in samples] for samples in (split.train, split.valid)]
 
 
-# Loading
-
-
 def test_every_format_gives_the_same_samples_in_the_templates_words_and_the_files_order(tmp_path):
     rows = alpaca(5)
     rows[2]["output"] = "  Two."  # of its spaces only the one before a label goes
@@ -112,9 +109,6 @@ def test_samples_with_an_empty_response_are_left_out_and_too_few_are_counted(tmp
     assert error_of(path, 5, 2).startswith(f"-data_path: {path} {few}")
     valid = write_samples(tmp_path / "valid.jsonl", alpaca(1))
     assert f"{valid} has 1 samples, but -num_valid_samples asks for 2" in error_of(str(tmp_path), 4, 2)
-
-
-# The bundled set
 
 
 @pytest.fixture(scope="module")

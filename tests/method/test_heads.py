@@ -17,7 +17,7 @@ from utils.activations import last_token_activations
 from utils.common.errors import UserError
 from utils.components import lost_components, random_basis
 from utils.negatives import most_similar_choice, most_similar_other
-from utils.packing import PromptWithContinuations, by_length, pack
+from utils.packing import PromptWithContinuations, by_length
 from utils.probing import TRAIN_SHARE, order_randomly, probe_heads, rank_heads
 
 LAYERS, HEADS, SAMPLES, WIDTH = 3, 5, 120, 7
@@ -63,20 +63,6 @@ def test_single_continuations_need_no_mask_though_rows_are_padded(make_tiny_llam
     assert seen[-1] is not None
     for row, ids in enumerate(rows):
         assert torch.allclose(z[0, :, :, row], direct(model, ids), atol=1e-5)
-
-
-def test_a_shared_prompt_is_read_once_and_continuations_do_not_see_each_other(make_tiny_llama):
-    rows = [PromptWithContinuations(list(range(8)), [[20, 21], [], [40]]), PromptWithContinuations([9], [[]])]
-    batch = pack(rows)
-    assert batch.ids.tolist() == [[*range(8), 20, 21, 40], [9] + [0] * 10]
-    assert batch.positions[0].tolist() == [*range(8), 8, 9, 8]
-    assert batch.columns == [[[7, 8, 9], [7], [7, 10]], [[0]]]
-    sees = [batch.visible[0, query].nonzero().flatten().tolist() for query in (4, 9, 10)]
-    assert sees == [[*range(5)], [*range(8), 8, 9], [*range(8), 10]]
-    model = load_model(make_tiny_llama(), torch.bfloat16, "cpu", "-p")
-    mask = batch.inputs(model, torch.device("cpu"))["attention_mask"]
-    assert mask.shape == (2, 1, 11, 11) and mask.dtype == torch.bfloat16
-    assert torch.equal(mask.squeeze(1) == 0, batch.visible) and batch.visible.any(-1).all()
 
 
 def test_batches_hold_a_budget_of_padded_tokens_longest_first():

@@ -24,7 +24,6 @@ from utils.losses import ResponseLoss
 from utils.prompts import Encoded
 from utils.stages.context import Run
 from utils.stages.rank import head_norms
-from utils.training import response_loss
 
 NAMES = [f"model.layers.{layer}.self_attn.o_proj.weight" for layer in range(3)]
 
@@ -64,7 +63,7 @@ def test_each_query_head_is_scaled_by_its_own_row_with_autograds_gradient(model)
         assert torch.allclose(heads.scales.grad, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
-def test_where_the_loss_is_flat_the_penalty_alone_pulls_and_validation_has_none(model):
+def test_where_the_loss_is_flat_the_penalty_alone_pulls(model):
     torch.nn.init.zeros_(model.lm_head.weight)
     scaled = scale(model, drawn())
     penalised(model, scaled, 0.03)(**batch(SAMPLES))["loss"].backward()
@@ -72,8 +71,6 @@ def test_where_the_loss_is_flat_the_penalty_alone_pulls_and_validation_has_none(
     assert moved == [f"{name}_terms.0.scales" for name in NAMES]
     for heads in scaled:
         assert torch.allclose(heads.scales.grad, 0.03 * heads.scales.detach().sign())
-    judged = [response_loss(m.eval(), SAMPLES, 0, "") for m in (ResponseLoss(model), penalised(model, scaled, 9.0))]
-    assert torch.equal(*judged)
 
 
 def test_batches_of_one_step_share_one_penalty(model):

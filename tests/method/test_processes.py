@@ -91,7 +91,7 @@ def restored(folder: Path, dtype: torch.dtype, dense: Path | None, place: Path, 
     samples. size: of the batches of both."""
     samples, scaled = encoded(folder, 24), load_model(folder, dtype, "cpu", "-p")
     how = settings(lr=0.05, batch_size=size)
-    norms = scale_norms(scaled, samples, how, 0.05, "cpu", place / "lofit", sharded=sharded)
+    norms = scale_norms(scaled, samples, how, 0.05, "cpu", place / "lofit")
     restoration, how, taught = trained(), settings(lr=0.1, batch_size=size), None
     draw = torch.Generator().manual_seed(0)
     change, down, up = (0.1 * torch.randn(shape, generator=draw) for shape in ((56, 24), (4, 24), (56, 4)))
@@ -105,7 +105,7 @@ def restored(folder: Path, dtype: torch.dtype, dense: Path | None, place: Path, 
         head = 20 * teacher.lm_head.weight  # so large that it is sure
         taught = Distillation(0.5, head, states, states[:9], **texts)
     model = attached(folder, dtype, restoration)
-    result = train(model, samples, samples[:9], how, "cpu", place, sharded=sharded, distillation=taught)
+    result = train(model, samples, samples[:9], how, "cpu", place, distillation=taught)
     return norms, result, restoration, model, samples
 
 

@@ -289,7 +289,7 @@ def test_the_batches_of_several_processes_are_those_of_one_and_of_no_other_seed_
 def test_a_process_that_has_no_sample_of_a_step_computes_one_that_counts_nothing(model, tmp_path):
     taught = Distillation(0.5, train=[torch.ones(2, 24)] * 3)
     arguments = _OneDevice(output_dir=str(tmp_path), use_cpu=True)
-    found = _RestorationTrainer(model, SAMPLES, [], settings(), arguments, taught, None, False, "").batch([])
+    found = _RestorationTrainer(model, SAMPLES, [], settings(), arguments, taught, None, "").batch([])
     assert found["input_ids"].tolist() == [[5, 9]] and found["labels"].tolist() == [[IGNORED] * 2]
     assert found["teacher"].shape == (0, 24)
 
@@ -356,7 +356,7 @@ def test_a_loss_that_is_no_number_names_step_samples_and_the_last_good_checkpoin
     def broken(self, *args, **kwargs):
         seen.append(kwargs.get("input_ids"))
         found = forward(self, *args, **kwargs)
-        return {**found, "loss": found["loss"] * (float("nan") if len(seen) == call else 1)}
+        return {name: value * (float("nan") if len(seen) == call else 1) for name, value in found.items()}
 
     with monkeypatch.context() as patched, pytest.raises(UserError) as found:
         patched.setattr(ResponseLoss, "forward", broken)

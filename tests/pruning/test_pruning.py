@@ -246,9 +246,6 @@ def test_the_embedded_model_is_pruned_on_the_bundled_text_and_any_other_on_c4(tm
             main(["-base_model_name", model, "-output_dir", str(tmp_path / "out")])
 
 
-# Calibration sets
-
-
 def windows(path: Path, documents: list, samples: int, length: int) -> list[str]:
     """The windows drawn from a .jsonl or .json file that holds these documents, as texts."""
     path.write_text(json.dumps(documents) if path.suffix == ".json" else "\n".join(map(json.dumps, documents)))

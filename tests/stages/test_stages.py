@@ -120,11 +120,13 @@ def test_pruning_is_kept_by_its_text_and_tokenizer_wherever_they_lie(world, tmp_
     found = {first, *(place(**other) for other in changes)}
     (tmp_path / "text.txt").write_text("Another text. " * 90)
     found.add(place())
+    other = (tmp_path / "text.txt").rename(tmp_path / "text.jsonl")  # it is read another way
+    found.add(place(calib_data=other))
     begin_with_bos(dense)
     found.add(place(base_model_name=dense, calib_data=world / "text.txt"))
     monkeypatch.setattr(utils.common.cache, "version", lambda name: "0")
-    found.add(place())
-    assert len(found) == 4 + len(changes)
+    found.add(place(calib_data=other))
+    assert len(found) == 5 + len(changes)
 
 
 EORA = {"first": "eora", "method": "lora"}

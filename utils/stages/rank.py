@@ -109,8 +109,8 @@ def head_norms(run: Run, models: Models, samples: Samples) -> Tensor:
     if processes.any(not kept.known()):
         model = run.load(models.pruned, run.training_device(models.pruned, how.num_epoch > 0))
         run.record.tell("LoFiT's first step: a scale of every head")
-        given = model, samples.train, how, lofit.L1, run.device, run.folder / "lofit"
-        made.append(lofit.scale_norms(*given, sharded=processes.sharded, belongs=kept.path.name))
+        place = run.folder / "lofit"
+        made.append(lofit.scale_norms(model, samples.train, how, lofit.L1, run.device, place, belongs=kept.path.name))
     with processes.main_first():
         return replace(kept, before=time.perf_counter() - began)()["norms"]
 

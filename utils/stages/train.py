@@ -75,7 +75,6 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
             TrainingSettings.of(run.args),
             run.device,
             run.folder / "checkpoints",
-            sharded=sharded,
             distillation=teacher and with_model(run, models, teacher),
             belongs=belongs(run, models, samples, start, teacher),
         )
