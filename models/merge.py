@@ -28,7 +28,7 @@ def read_flags(argv: list[str] | None = None) -> Namespace:
     parser.flag("pruned_model_path", required=True, help="that checkpoint: folder, hub id, GGUF file", **model)
     parser.flag("restoration", required=True, help="OUT/restoration of a run", **folder)
     parser.flag("output_dir", required=True, help="where the plain checkpoint goes", **folder)
-    parser.flag("tokenizer", help="whose tokenizer, if there is none beside the pruned checkpoint", **model)
+    parser.flag("tokenizer", help="whose tokenizer (default: the pruned checkpoint's)", **model)
     parser.flag("dtype", choices=DTYPE_NAMES, help="in which both models answer for the proof (default: the run's)")
     parser.flag("device", default="cpu", help="cpu, cuda, cuda:N, …")
     parser.flag("overwrite", default=False, help="rename what is in -output_dir to DIR.1 when the result is whole")

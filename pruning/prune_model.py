@@ -27,6 +27,13 @@ from utils.common.progress import progress
 from utils.common.record import peak_memory
 
 
+def check_names(method: str, sparsity: str) -> Pattern:
+    """What -sparsity says; UserError for a text that says nothing, or a method that there isn't."""
+    if method not in METHODS:
+        raise UserError(f"-prune_method: unknown method '{method}'; give one of {', '.join(METHODS)}")
+    return Pattern.parse(sparsity)
+
+
 def check(
     method: str, sparsity: str, calib_data: str, calib_length: int, config: LlamaConfig, mode: str = "masked"
 ) -> list[PruneLayer]:
@@ -34,13 +41,12 @@ def check(
 
     sparsity: the text of -sparsity, a share of zeros or N:M. config: the dense model's.
     """
-    if method not in METHODS:
-        raise UserError(f"-prune_method: unknown method '{method}'; give one of {', '.join(METHODS)}")
+    pattern = check_names(method, sparsity)
     if config.model_type == CompactLlamaConfig.model_type:
         raise UserError("-base_model_name: the model is compact already, slimgpt pruned it; give the dense model")
     if mode == "compact" and method != "slimgpt":
         raise UserError(f"-mode: only slimgpt makes a model smaller; {method} gives 'masked'")
-    by_layer = METHODS[method].by_layer(Pattern.parse(sparsity), config)
+    by_layer = METHODS[method].by_layer(pattern, config)
     if METHODS[method].statistic:
         calibration.check(calib_data, calib_length, config.max_position_embeddings)
     return by_layer

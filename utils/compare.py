@@ -126,7 +126,9 @@ def main() -> None:
     usage = "python -m utils.compare RUN… | SWEEP -output FILE.html"
     what = "Compare runs, or the rows of a sweep, on one page: a table, paired differences, and pictures."
     parser = Parser(prog="utils.compare", usage=usage, description=what)
-    parser.add_argument("folders", nargs="+", type=folder_path, metavar="RUN", help="folders of runs, or of sweeps")
+    parser.add_argument(
+        "folders", nargs="+", type=folder_path, metavar="RUN", help="folders of runs or sweeps, or runs.json.gz"
+    )
     beside = "the page; FILE.csv, FILE-pairs.csv and FILE.svg are beside it"
     parser.flag("output", type=folder_path, required=True, metavar="FILE.html", help=beside)
     parser.flag("against", choices=COSTS, default=COSTS[0], help="what the pictures show each measure against")

@@ -76,7 +76,9 @@ class Arguments:
     )
     allow_dense: bool = flag(False, "go on although the pruned model has no zeros")
     dtype: str = flag("bfloat16", "of both models; what is trained is always fp32", DTYPE_NAMES)
-    device: str = flag("auto", "cpu, cuda, cuda:N, mps; auto takes a GPU if there is one, and spreads what doesn't fit")
+    device: str = flag(
+        "auto", "cpu, cuda, cuda:N, mps (not to prune); auto: a GPU if there is one, and it spreads what doesn't fit"
+    )
 
     prune_method: str = flag(
         "wanda", "wanda, sparsegpt, slimgpt or magnitude", group="pruning without -pruned_model_path, and calibration"
@@ -111,7 +113,7 @@ class Arguments:
         "step scales most, which trains as long as the method itself (default: the method's, contrastive or lofit)",
         ("contrastive", "gap", "random", "lofit"),
     )
-    num_probe_samples: int = flag(1000, "samples that train the probes", at_least(10))
+    num_probe_samples: int = flag(1000, "samples for the probes: 70 % train them, 30 % judge", at_least(10))
     use_topk_heads: int | float = flag(0.25, "heads to train: a count, or a share (1.0: all; 1: one)", count_or_share)
     recipe: str | None = flag(
         None,
@@ -131,14 +133,17 @@ class Arguments:
         None, f"linear layers that these change, with commas (default: {','.join(LINEAR_NAMES)})", linear_names
     )
     first: str | None = flag(
-        None, "a closed form that restores first; only -method's own part is trained", METHODS, metavar="METHOD"
+        None,
+        "flap_bias, eora, admm_update, admm_residual or reconstruct, first; training adds to it",
+        METHODS,
+        metavar="METHOD",
     )
     train_norms: bool = flag(False, "train the scales of all RMSNorms too")
     basis: str = flag("svd", "V of Eq. 8: the lost components', or a random orthogonal one", ("svd", "random"))
 
     lr: float = flag(1e-3, "AdamW's, falling linearly to 0", rate, metavar="RATE", group="training")
     num_epoch: float = flag(3.0, "passes over the samples; 0 trains nothing", at_least(0.0))
-    batch_size: int = flag(8, "samples a step and process", at_least(1))
+    batch_size: int = flag(8, "samples a batch and process", at_least(1))
     gradient_accumulation: int = flag(1, "batches whose gradients make one step", at_least(1))
     max_grad_norm: float = flag(1.0, "gradients are clipped to it; 0: never", at_least(0.0), metavar="NORM")
     random_batches: bool = flag(False, "mix short and long samples in a batch, as the original release does")

@@ -14,6 +14,7 @@ from models.compact import RECORD, in_dense_shapes
 from models.families import carried_parts
 from models.loading import check_model, check_pair, head_shape, load_config, read_settings, resolve, tokenizer_digest
 from pruning import calibration
+from pruning.pruners import METHODS as PRUNERS
 from utils.common.cache import cached
 from utils.common.errors import UserError
 from utils.common.files import as_bytes, digest, free_bytes, sha256
@@ -37,6 +38,11 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     # Sentence embeddings are not needed where a task has but one wrong answer.
     if run.needs.heads and args.head_selection == "contrastive" and args.spec_task not in ("boolq", "rte"):
         locate_encoder()
+    if not args.pruned_model_path:
+        pruning.prune_model.check_names(args.prune_method, args.sparsity)
+    if args.loss == DISTILL and not run.needs.training:
+        raise UserError(f"-loss: {DISTILL} is a loss of training, and {args.method} trains nothing; leave it out")
+    plan = plan_tasks(args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window, args.ppl_windows)
     folder = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
     config = load_config(folder, "-base_model_name")
     carried_parts(args.method, Options.of(args), config)
@@ -61,7 +67,6 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     if run.needs.calibration or (args.loss == DISTILL and run.needs.training):
         calibration.check(*calibration_set, config.max_position_embeddings)
         run.calibration_windows(tokenizer)  # a text that cannot be had is told of now
-    plan = plan_tasks(args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window, args.ppl_windows)
     rope = config.rope_parameters or {}
     longer = rope.get("factor", 1) if rope.get("rope_type") in ("linear", "dynamic") else 1
     positions = int(config.max_position_embeddings * longer)
@@ -128,7 +133,8 @@ def prune(
 ) -> None:
     """Prune the dense model. windows: which calibration text, how many of it, their tokens, the seed."""
     args = run.args
-    print(f"      {method} at {pattern}, {args.calib_samples} × {args.calib_length} tokens")
+    windows = f", {args.calib_samples} × {args.calib_length} tokens" if PRUNERS[method].statistic else ""
+    print(f"      {method} at {pattern}{windows}")
     calib = {name: getattr(args, name) for name in ("calib_data", "calib_samples", "calib_length")}
     how = {"dtype": run.dtype, "device": run.device, "seed": args.calibration_seed, "base_name": args.base_model_name}
     pruning.prune_model.prune_into(dense.folder, folder, method, pattern, **calib, **how)

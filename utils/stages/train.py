@@ -139,14 +139,10 @@ def closed_form(dense: Checkpoint, pruned: Checkpoint, forms: list, how: list, *
 
 
 def check_teacher(run: Run, hidden_size: int, samples: Samples) -> None:
-    """UserError if nothing is trained; or if the teacher's states are too many to keep, and the model is to be sharded,
-    so that the dense model can't run beside it.
+    """UserError if the teacher's states are too many to keep, and the model is to be sharded, so that the dense model
+    can't run beside it.
     """
-    if run.args.loss != DISTILL:
-        return
-    if not run.needs.training:
-        raise UserError(f"-loss: {DISTILL} is a loss of training, and {run.args.method} trains nothing; leave it out")
-    size = bytes_of_states(run, hidden_size, samples)
+    size = bytes_of_states(run, hidden_size, samples) if run.args.loss == DISTILL else 0
     if run.processes.sharded and size > KEPT:
         raise UserError(
             f"-loss: the dense model's states take {size / GB:.3g} GB, above {KEPT / GB:g}, and under FSDP it "

@@ -74,8 +74,8 @@ class SweepRow:
 
 
 def read_sweep(path: Path) -> list[SweepRow]:
-    """The rows that a file describes; UserError, one line that names the file and the configuration, for whatever the
-    entry point would refuse before it reads a model, and for what makes rows not comparable."""
+    """The rows that a file describes; UserError, one line that names the file and the configuration, for flags that the
+    entry point's parser would refuse, and for what makes rows not comparable."""
     content, rows, place = read_yaml(path, "a sweep's yaml file"), [], str(path)
     try:
         if not isinstance(content, dict) or set(content) - set(KEYS):
@@ -116,6 +116,7 @@ def _row(content: dict, pruning: object, entry: object) -> SweepRow:
     if trains and not rates:
         raise UserError("is trained, and has no rate; give 'lr: [RATE, …]', in it or for all")
     search = _flags(content.get("search"))
+    parse_arguments(_words({**flags, **search}))
     searches = [_run({**flags, **search}, seeds[0], rate) for rate in rates] if trains and len(rates) > 1 else []
     if searches and (searches[0].arguments["spec_task"] or searches[0].arguments["num_valid_samples"] == 0):
         why = "-spec_task or num_valid_samples 0 leaves no validation samples"
