@@ -280,6 +280,7 @@ def test_a_device_that_is_not_there_is_told(device):
     assert said(usable_device, device).startswith(f"-device: {device} cannot be used")
 
 
+FAR = {"base_model_name": "no/body"}  # what needs no model is told of before it is fetched
 RUNS: dict[str, tuple[dict[str, object] | Spoil, str]] = {
     "a truncated copy": (truncated, "-pruned_model_path: cannot read"),
     "other sizes": (config(intermediate_size=64), "-pruned_model_path: .*size is 64, but the base model's is 56"),
@@ -289,14 +290,15 @@ RUNS: dict[str, tuple[dict[str, object] | Spoil, str]] = {
     "a damaged record": (lambda f: (f / "pruning.json").write_text("[]"), "-pruned_model_path: .*it is no JSON object"),
     "too many heads": ({"use_topk_heads": 19}, "-use_topk_heads: 19 heads asked for, but the model has 18"),
     "targets of a method without": ({"lora_targets": "q_proj"}, "-lora_targets: restorelcc doesn't take it"),
-    "a teacher of nothing": ({"loss": "distill", "method": "none"}, "-loss: distill is a loss of training, and none"),
+    "a teacher of nothing": ({"loss": "distill", "method": "none", **FAR}, "-loss: distill is a loss of training"),
     "too few samples": ({"num_train_samples": 100}, "-data_path: "),
     "prompts too long": ({"max_length": 60}, "-max_length: 1"),
     "a text out of reach": (
         {"method": "output_bias", "loss": "distill", "calib_data": "c4", "calib_length": 32},
         "-calib_data: cannot get 'allenai/c4' from the hub",
     ),
-    "unknown pruning": ({"pruned_model_path": None, "prune_method": "wonder"}, "-prune_method"),
+    "unknown pruning": ({"pruned_model_path": None, "prune_method": "wonder", **FAR}, "-prune_method"),
+    "an unknown task": ({"eval_tasks": "bolq", **FAR}, "-eval_tasks"),
 }
 
 

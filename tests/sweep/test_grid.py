@@ -31,6 +31,7 @@ WRONG = {f"{START}configurations: [{text}]": expected for text, expected in WRON
     "configurations: [{}]": "seeds: give a list",
     "lr: 1e-2\nseeds: [42, ~]\nconfigurations: [{}]": "-train_seed: must be a whole number",
     "search: {num_valid_samples: 0}\nseeds: [1]\nlr: [1, 2]\nconfigurations: [{}]": "rates are chosen on",
+    START + "search: {num_epoh: 1}\nconfigurations: [{method: lora}]": "num_epoh",
     START + "compare_to: x\nconfigurations: [{method: lora}]": "no configuration is named 'x'",
     START + "compare_to: [x]\nconfigurations: [{method: lora}]": "no configuration is named ['x']",
 }
