@@ -26,7 +26,8 @@ WRONG = {
 }
 WRONG = {f"{START}configurations: [{text}]": expected for text, expected in WRONG.items()} | {
     "flags: {lr: 1e-3}\nseeds: [1]\nconfigurations: [{}]": "lr: the sweep gives it",
-    "configuration: []": "is no sweep; give a mapping of flags, prunings",
+    "configuration: []": "configuration is no part of a sweep; give a mapping of flags, prunings",
+    f"{START}prunings: {{sparsity: 0.5}}\nconfigurations: [{{method: lora}}]": "prunings: give a list",
     "flags: {a: [1, 2}": "is no YAML in line 1",
     "configurations: [{}]": "seeds: give a list",
     "lr: 1e-2\nseeds: [42, ~]\nconfigurations: [{}]": "-train_seed: must be a whole number",

@@ -203,7 +203,7 @@ class Arguments:
         return {f"-{name}": getattr(self, name) for name in names}
 
     def unused(self) -> list[str]:
-        """Flags of pruning, heads and rank that are set, and that this run has no use for."""
+        """Flags of pruning, heads, rank and training that are set, and that this run has no use for."""
         options, plain = Options.of(self), Arguments(head_selection=METHODS[self.method].selection)
         needs = needs_of(self.method, options)
         used = {
@@ -211,6 +211,9 @@ class Arguments:
             "use_topk_heads head_selection": needs.heads,
             "num_components num_probe_samples": needs.heads and self.head_selection == "contrastive",
             "basis": needs.basis,
+            "lr num_epoch batch_size gradient_accumulation max_grad_norm random_batches": needs.training,
+            "gradient_checkpointing": needs.training,
+            "num_valid_samples": not self.spec_task,
             "lora_rank": any("lora_rank" in part.spec.takes for part in parts_of(self.method, options)),
         }
         idle = " ".join(names for names, use in used.items() if not use).split()

@@ -78,12 +78,14 @@ def read_sweep(path: Path) -> list[SweepRow]:
     entry point's parser would refuse, and for what makes rows not comparable."""
     content, rows, place = read_yaml(path, "a sweep's yaml file"), [], str(path)
     try:
-        if not isinstance(content, dict) or set(content) - set(KEYS):
-            raise UserError(f"is no sweep; give a mapping of {', '.join(KEYS)}, and no other key")
-        for name in ("seeds", "configurations"):
+        odd = [key for key in content if key not in KEYS] if isinstance(content, dict) else ["this"]
+        if odd:
+            raise UserError(f"{odd[0]} is no part of a sweep; give a mapping of {', '.join(KEYS)}, and no other key")
+        content["prunings"] = content.get("prunings") or [{}]
+        for name in ("seeds", "configurations", "prunings"):
             if not isinstance(content.get(name), list) or not content[name]:
                 raise UserError(f"{name}: give a list")
-        for pruning in content.get("prunings") or [{}]:
+        for pruning in content["prunings"]:
             for number, entry in enumerate(content["configurations"], start=1):
                 place = f"{path}: configuration {number}"
                 rows.append(_row(content, pruning, entry))
