@@ -15,7 +15,7 @@ import utils.sweep.__main__ as command
 from tests.sweep.conftest import FILE
 from utils.common.names import DIVERGED
 from utils.sweep.sweep_files import FILE as RUNS_FILE
-from utils.sweep.sweep_files import read
+from utils.sweep.sweep_files import _named, read
 
 RUNS = [
     "restorelcc 0.001 1", "restorelcc 0.01 1", "restorelcc 0.01 2", "lora 0.001 1", "lora 0.01 1", "lora 0.001 2",
@@ -38,6 +38,7 @@ def test_each_method_runs_all_seeds_at_its_own_best_rate_once_and_one_file_gives
     whole, kept = world.text(), (world.output / RUNS_FILE).read_bytes()
     text = gzip.decompress(kept).decode()  # without this machine's folders
     assert str(world.root) not in text and str(Path.home()) + "/" not in text and '"samples.jsonl"' in text
+    assert _named({"x": ["../a/b", "owner/model"]}) == {"x": ["b", "owner/model"]}
     (world.output / "table.md").unlink()
     assert world.sweep() == 0 and world.text() == whole and world.calls() == RUNS
     assert (world.output / RUNS_FILE).read_bytes() == kept and kept[4:8] == bytes(4)  # no time

@@ -67,7 +67,8 @@ def _named(value: object) -> object:
         return {name: _named(each) for name, each in value.items()}
     if isinstance(value, list):
         return list(map(_named, value))
-    return hide_path(value) if isinstance(value, str) else value
+    # A path of a folder above this one is hidden as an absolute one is.
+    return hide_path(value if value[:3] != "../" else f"/{value}") if isinstance(value, str) else value
 
 
 def _read(run: dict) -> SweepRun:
