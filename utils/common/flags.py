@@ -113,7 +113,7 @@ class Arguments:
         "step scales most, which trains as long as the method itself (default: the method's, contrastive or lofit)",
         ("contrastive", "gap", "random", "lofit"),
     )
-    num_probe_samples: int = flag(1000, "samples for the probes: 70 % train them, 30 % judge", at_least(10))
+    num_probe_samples: int = flag(1000, "samples for the probes: 7 of 10 train them, the rest judge", at_least(10))
     use_topk_heads: int | float = flag(0.25, "heads to train: a count, or a share (1.0: all; 1: one)", count_or_share)
     recipe: str | None = flag(
         None,
