@@ -90,6 +90,7 @@ def unpack_gguf(folder: Path, content: str, *, file: Path, flag: str) -> None:
             f"{flag}: {file.name} holds {left[0]}{more}, which transformers leaves out of a GGUF file; give the "
             "checkpoint that it was made from"
         )
-    packed.save_pretrained(folder)
+    with hidden:
+        packed.save_pretrained(folder)
     make_portable(folder)
     save_tokenizer(tokenizer, folder)

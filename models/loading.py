@@ -33,7 +33,6 @@ from models.model_names import COMPACT, check_name, hub_name
 from utils.common.cache import Cache
 from utils.common.errors import UserError, explain, first_line, shortened
 from utils.common.files import digest, read_json, sha256
-from utils.common.hub import asking
 from utils.common.names import DTYPE_NAMES
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
@@ -298,7 +297,8 @@ def tokenizer_digest(folder: Path) -> str:
 
 def _download(hub_id: str, flag: str) -> Path:
     common = ["*.json", "*.model", "*.txt", "*.jinja"]
-    with asking(flag, f"'{hub_id}' from the model hub", "check the name and your access, or give a local folder"):
+    cure = "check the name and your access, or give a local folder"
+    with explain(f"{flag}: cannot get '{hub_id}' from the model hub", cure):
         # Some keep a second copy in their own format.
         wanted = {"allow_patterns": [*common, "*.safetensors"], "ignore_patterns": ["consolidated*", "original/*"]}
         folder = Path(snapshot_download(hub_id, **wanted))

@@ -119,8 +119,8 @@ def _teach(
 class ResponseLoss(nn.Module):
     """A model as a function from tokens to its mean loss on the labelled ones.
 
-    distillation: the teacher, which in training has its share of the loss. In evaluation the loss is cross-entropy,
-    whatever was trained on, and the divergence from the teacher stands beside it.
+    distillation: the teacher, which in training has its share of the loss. An evaluation gives each token's
+    cross-entropy, whatever was trained on, and beside it the divergence from the teacher.
 
     No attention mask: rows are padded on the right, and causal attention never looks there.
 
@@ -160,7 +160,7 @@ class ResponseLoss(nn.Module):
         text: Tensor | None = None,
         of_text: Tensor | None = None,
     ) -> dict:
-        """input_ids, labels: (B, T) int64, labels -100 where not trained on; returns {"loss": scalar fp32}.
+        """input_ids, labels: (B, T) int64, labels -100 where not trained on; returns {"loss": scalar fp32} in training.
 
         The loss is the sum over labelled tokens / num_items_in_batch, by default the labels of this batch. teacher:
         (n, D), the dense model's last hidden states where labelled tokens are predicted, row by row of the batch; by

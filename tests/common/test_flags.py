@@ -128,7 +128,8 @@ def test_a_flag_that_the_run_has_no_use_for_is_named():
         ("-method lofit -basis random", ["-basis"]),
         ("-method lora -head_selection random", ["-head_selection"]),
         ("-method output_bias -first eora -lora_rank 4", []),
-        ("-method none -lr 0.1 -num_valid_samples 9", ["-lr"]),
+        ("-method none -lr 0.1 -num_valid_samples 9 -num_epoch 1", ["-num_epoch", "-lr"]),
+        ("-num_epoch 0 -batch_size 2", ["-batch_size"]),
         ("-spec_task rte -num_valid_samples 9", ["-num_valid_samples"]),
     ):
         assert parse_arguments(words.split()).unused() == says, words

@@ -82,21 +82,6 @@ def test_wrong_paths_are_named_before_anything_is_read(tmp_path, monkeypatch):
             check_data_path(path)
 
 
-@pytest.mark.parametrize(
-    ("row", "says"),
-    [
-        ({"instruction": "a", "output": 7}, "field 'output' is no text"),
-        ({"instruction": "a", "output": "b", "input": []}, "field 'input' is no text"),
-        ({"instruction": "  ", "output": "b"}, "field 'instruction' is empty"),
-        ({"instruction": "a"}, "field 'output' is missing (it has: instruction)"),
-    ],
-)
-def test_damaged_rows_are_named_with_file_and_row(tmp_path, row, says):
-    """More of them, and of files: tests/inputs."""
-    (tmp_path / "a.jsonl").write_text(f"{json.dumps(alpaca(1)[0])}\n\n{json.dumps(row)}\n")
-    assert error_of(str(tmp_path / "a.jsonl"), 3, 0).startswith(f"-data_path: {tmp_path}/a.jsonl:3: {says}")
-
-
 def test_samples_with_an_empty_response_are_left_out_and_too_few_are_counted(tmp_path, capsys):
     rows = alpaca(10)
     for row, empty in ((1, ""), (4, "  "), (6, None), (9, "")):  # the last one is beyond the split

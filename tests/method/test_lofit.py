@@ -1,5 +1,7 @@
 """LoFiT: scales of all heads are trained and penalised, and b is trained where they grew most."""
 
+import signal
+from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ from models.loading import load_config, load_model
 from models.modeling_llama import attach, max_rounding_error
 from models.restoration import Restoration
 from tests.builders import SAMPLES, batch, orthonormal
-from tests.method.test_training import settings
+from tests.method.test_training import before_each_pass, settings
 from utils.common.errors import UserError
 from utils.common.files import read_manifest
 from utils.common.flags import parse_arguments
@@ -94,11 +96,20 @@ def test_the_head_that_must_be_scaled_is_found_and_an_interrupted_search_goes_on
         model.lm_head.weight.mul_(10)  # sure of what it says, so that the loss is low until a head is damaged
         model.model.layers[1].self_attn.o_proj.weight[:, 4 * 8 : 5 * 8] *= 0.2
     samples = [Encoded(row, 3) for row in ids.tolist()]
-    norms = scale_norms(
-        model, samples, settings(lr=5e-2, num_epoch=8, batch_size=8), 5e-4, "cpu", tmp_path, belongs="x"
-    )
+    given, passes = (samples, settings(lr=5e-2, num_epoch=8, batch_size=8), 5e-4, "cpu"), []
+    norms = scale_norms(deepcopy(model), *given, tmp_path / "whole")
     assert norms.shape == (3, 6) and divmod(int(norms.argmax()), 6) == (1, 4)
-    assert read_manifest(next(tmp_path.glob("checkpoint-*")))["belongs"] == "x"
+
+    def stop(_: bool) -> None:
+        passes.append(1)
+        if len(passes) == 9:
+            signal.raise_signal(signal.SIGINT)
+
+    with before_each_pass(stop):
+        with pytest.raises(KeyboardInterrupt):
+            scale_norms(deepcopy(model), *given, tmp_path / "cut", belongs="x")
+        assert torch.equal(scale_norms(deepcopy(model), *given, tmp_path / "cut", belongs="x"), norms)
+    assert len(passes) == 6 * 8 and {read_manifest(each)["belongs"] for each in (tmp_path / "cut").iterdir()} == {"x"}
 
 
 def test_a_larger_penalty_leaves_less_and_no_epochs_train_nothing(model, tmp_path, monkeypatch):

@@ -116,7 +116,7 @@ def sharded(output: Path, folder: Path, dtype: torch.dtype, dense: Path | None =
     place = output / "checkpoints"
     norms, result, restoration, model, samples = restored(folder, dtype, dense, place, size=4, sharded=True)
     assert all(isinstance(parameter, DTensor) for parameter in model.model.layers.parameters())
-    assert not list(place.glob("checkpoint-*"))
+    assert not list(place.rglob("checkpoint-*"))
     restoration = restoration.gathered()
     torch.distributed.destroy_process_group()
     if not is_main_process():

@@ -121,7 +121,7 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
             said = f"out of memory ({reason}); " + (f"lower {lighter}" if lighter else "take a machine with more")
         elif isinstance(error, UserError):
             said = str(error)
-        elif isinstance(error, PermissionError) and error.filename:
+        elif isinstance(error, PermissionError) and error.filename and is_main_process():
             said = f"{error.filename}: {error.strerror}; change its permissions, or name another"
         else:
             raise

@@ -206,13 +206,14 @@ class Arguments:
         """Flags of pruning, heads, rank and training that are set, and that this run has no use for."""
         options, plain = Options.of(self), Arguments(head_selection=METHODS[self.method].selection)
         needs = needs_of(self.method, options)
+        trains = needs.training and self.num_epoch > 0
         used = {
             "prune_method sparsity": not self.pruned_model_path,
             "use_topk_heads head_selection": needs.heads,
             "num_components num_probe_samples": needs.heads and self.head_selection == "contrastive",
             "basis": needs.basis,
-            "lr num_epoch batch_size gradient_accumulation max_grad_norm random_batches": needs.training,
-            "gradient_checkpointing": needs.training,
+            "num_epoch": needs.training,
+            "lr batch_size gradient_accumulation max_grad_norm random_batches gradient_checkpointing": trains,
             "num_valid_samples": not self.spec_task,
             "lora_rank": any("lora_rank" in part.spec.takes for part in parts_of(self.method, options)),
         }

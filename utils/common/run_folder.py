@@ -17,7 +17,8 @@ UNFINISHED = "unfinished.json"  # marks OUT.partial as ours: the command's argum
 @contextmanager
 def locked(file: Path, what: str, wait: bool = False) -> Iterator[None]:
     """Hold the lock `file` (flock: it ends with the process) on `what`; UserError, or wait, where another has it."""
-    if file.is_file() and file.stat().st_size:  # a lock is empty
+    # Ours are empty, or begin with a process's number where the file system has no flock.
+    if file.is_file() and (kept := file.read_bytes()[:99]) and not kept.split(b"\n")[0].isdigit():
         raise UserError(f"{what}: its lock would be {file}, which is a file of yours; rename that, or give another")
     lock = FileLock(file)
     try:

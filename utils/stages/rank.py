@@ -1,5 +1,6 @@
 """Lost components of all heads, and the heads in the order in which they are chosen."""
 
+import shutil
 import time
 from dataclasses import dataclass, replace
 
@@ -112,7 +113,10 @@ def head_norms(run: Run, models: Models, samples: Samples) -> Tensor:
         place = run.folder / "lofit"
         made.append(lofit.scale_norms(model, samples.train, how, lofit.L1, run.device, place, belongs=kept.path.name))
     with processes.main_first():
-        return replace(kept, before=time.perf_counter() - began)()["norms"]
+        norms = replace(kept, before=time.perf_counter() - began)()["norms"]
+        if processes.is_main:  # the cache has them now, and flags may change again
+            shutil.rmtree(run.folder / "lofit", ignore_errors=True)
+    return norms
 
 
 @cached("lofit", code=(lofit, models, compensation, losses, prompts, training))
