@@ -10,7 +10,7 @@ import torch
 from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType, TokenType, get_tensor_name_map
 from tokenizers import Regex, Tokenizer, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, logging
 
 from models.gguf_reading import gguf_tokenizer
 from models.loading import check_pair, head_shape, load_model, load_tokenizer, resolve
@@ -111,6 +111,7 @@ def write_gguf(file: Path, bpe: Tokenizer, pre: str | None, more=(), scaling=Non
 
 def test_a_gguf_file_becomes_the_same_model_and_nothing_is_drawn(tmp_path, bpe, capfd):
     model = write_gguf(tmp_path / "it.gguf", bpe, "smollm")
+    logging.enable_progress_bar()
     folder = resolve(str(tmp_path / "it.gguf"), FLAG, tmp_path / "cache")
     assert capfd.readouterr() == ("unpacking it.gguf once\n", "")
     read = load_model(folder, torch.float32, "cpu", FLAG)
