@@ -10,7 +10,7 @@ import torch
 from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType, TokenType, get_tensor_name_map
 from tokenizers import Regex, Tokenizer, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, logging
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from models.gguf_reading import gguf_tokenizer
 from models.loading import check_pair, head_shape, load_model, load_tokenizer, resolve
@@ -109,9 +109,9 @@ def write_gguf(file: Path, bpe: Tokenizer, pre: str | None, more=(), scaling=Non
     return model
 
 
-def test_a_gguf_file_becomes_the_same_model_and_nothing_is_drawn(tmp_path, bpe, capfd):
+def test_a_gguf_file_becomes_the_same_model_and_nothing_is_drawn(tmp_path, bpe, capfd, monkeypatch):
     model = write_gguf(tmp_path / "it.gguf", bpe, "smollm")
-    logging.enable_progress_bar()
+    monkeypatch.setattr("transformers.utils.logging._tqdm_active", True)
     folder = resolve(str(tmp_path / "it.gguf"), FLAG, tmp_path / "cache")
     assert capfd.readouterr() == ("unpacking it.gguf once\n", "")
     read = load_model(folder, torch.float32, "cpu", FLAG)
