@@ -60,6 +60,9 @@ def scale_norms(
     scales = [HeadScale(own) for own in start]
     attach(model, {f"model.layers.{n}.{SITES['attention']}.weight": [own] for n, own in enumerate(scales)})
     if settings.num_epoch:
-        penalty = {"penalty": lambda: l1 * sum(own.size for own in scales)}
-        train(model, samples, [], settings, device, checkpoints, **penalty, belongs=belongs)
+
+        def penalty() -> Tensor:
+            return l1 * sum(own.size for own in scales)
+
+        train(model, samples, [], settings, device, checkpoints, penalty=penalty, belongs=belongs)
     return torch.stack([own.tensors()["scales"].norm(dim=-1) for own in scales])

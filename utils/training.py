@@ -288,15 +288,13 @@ class _ProcessBatches(Sampler[list[int]]):
 
     def order(self) -> list[int]:
         """The samples as they follow each other in the present epoch."""
-        (drawn,) = (
-            np.random.SeedSequence([self.settings.training_seed, self.epoch]).generate_state(1, np.uint64).tolist()
-        )
+        seeds = np.random.SeedSequence([self.settings.training_seed, self.epoch])
+        (drawn,) = seeds.generate_state(1, np.uint64).tolist()
         generator = torch.Generator().manual_seed(drawn)
         if self.settings.random_batches:
             return torch.randperm(len(self.lengths), generator=generator).tolist()
-        return get_length_grouped_indices(
-            self.lengths, self.of_all * self.settings.gradient_accumulation, generator=generator
-        )
+        of_step = self.of_all * self.settings.gradient_accumulation
+        return get_length_grouped_indices(self.lengths, of_step, generator=generator)
 
     def of_step(self, step: int) -> list[int]:
         """All processes' samples of a step of the present epoch, the step counted from 1 over all epochs."""

@@ -194,7 +194,7 @@ BROKEN: list[tuple[str, object, str]] = [
     ("samples.jsonl", line(0) + "\n" + line(1)[:20], ":2: not valid JSON"),
     ("samples.jsonl", "3\n", ":1: not an object"),
     ("samples.jsonl", '{"a\\nb\\nc": 1}\n', "field 'instruction' is missing (it has: a b c)"),
-    ("samples.jsonl", {"instruction": "a", "output": 7}, ":1: field 'output' is no text"),
+    ("samples.jsonl", f'{line(0)}\n\n{{"instruction": "a", "output": 7}}', ":3: field 'output' is no text"),
     ("samples.jsonl", {"instruction": "a", "output": "b", "input": []}, ":1: field 'input' is no text"),
     ("samples.jsonl", {"instruction": "  ", "output": "b"}, ":1: field 'instruction' is empty"),
     ("samples.json", '"text"', "holds no list of samples"),

@@ -122,6 +122,10 @@ def test_each_sample_learns_from_its_own_states_however_batches_are_made(make_ti
     wanted = [row["loss"] for row in history if "loss" in row]
     for name, found in losses.items():
         assert found != pytest.approx(wanted, rel=1e-3), name
+    # Before the first step nothing is restored yet: text adds the mean over a window, one a step.
+    plain = ResponseLoss(load_model(folder, torch.float32, "cpu", "-p"), Distillation(1.0)).train()
+    added = plain(**batch(list(text[:1])), teacher=teacher_states(dense, list(text[:1]), ""))["loss"]
+    assert wanted[0] - losses["no text"][0] == pytest.approx(float(added), rel=1e-2)
 
 
 @pytest.mark.parametrize("beside", [False, True], ids=["kept states", "dense model beside"])

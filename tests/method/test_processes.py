@@ -86,7 +86,7 @@ def choose_fsdp_on_cpus() -> None:
     _fsdp_param.free_storage = lambda tensor: None
 
 
-def restored(folder: Path, dtype: torch.dtype, dense: Path | None, place: Path, size: int, sharded: bool) -> tuple:
+def restored(folder: Path, dtype: torch.dtype, dense: Path | None, place: Path, size: int) -> tuple:
     """LoFiT's norms, by a penalty that is large enough to be seen; then a training: its result, restoration, model and
     samples. size: of the batches of both."""
     samples, scaled = encoded(folder, 24), load_model(folder, dtype, "cpu", "-p")
@@ -114,7 +114,7 @@ def sharded(output: Path, folder: Path, dtype: torch.dtype, dense: Path | None =
     choose_fsdp_on_cpus()
     PartialState(cpu=True)  # before loading, which asks whether there are several processes
     place = output / "checkpoints"
-    norms, result, restoration, model, samples = restored(folder, dtype, dense, place, size=4, sharded=True)
+    norms, result, restoration, model, samples = restored(folder, dtype, dense, place, size=4)
     assert all(isinstance(parameter, DTensor) for parameter in model.model.layers.parameters())
     assert not list(place.rglob("checkpoint-*"))
     restoration = restoration.gathered()
@@ -213,7 +213,7 @@ def test_sharded_training_equals_unsharded(tmp_path, make_tiny_llama, dtype, tie
     dense = make_tiny_llama(seed=5) if distils else None
     environment = {**FSDP, "FSDP_CPU_RAM_EFFICIENT_LOADING": efficient}
     found = found_by(dtype, tmp_path, folder, *[dense] * distils, environment=environment)
-    alone = restored(folder, getattr(torch, dtype), dense, tmp_path / "whole", size=8, sharded=False)
+    alone = restored(folder, getattr(torch, dtype), dense, tmp_path / "whole", size=8)
     norms, result, restoration, model, samples = alone
     tolerance = 1e-5 if dtype == "float32" else 2e-2  # in bf16, batches of other shapes round differently
     for name, count in (("loss", 6), ("valid_loss", 3), *[("valid_kl", 3)] * distils):

@@ -42,6 +42,8 @@ from utils.evaluation.tasks import (
 
 TASKS_FLAG = "-eval_tasks"
 WIKITEXT_FILE = f"{WIKITEXT}/test.txt"
+TASK_FILES = ("*/*.jsonl", "tasks/*/*.jsonl", WIKITEXT_FILE)
+"""All that is read below -eval_data_dir: what `task_rows` and `wikitext_rows` look for."""
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 REFUSED = ("UNSAFE_CODE", "MULTIMODAL")  # of tasks that lm_eval refuses only when it runs them
 

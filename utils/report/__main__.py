@@ -3,7 +3,7 @@
 from jinja2 import UndefinedError
 
 from utils.common.commands import Parser, folder_path, run
-from utils.common.errors import UserError, first_line
+from utils.common.errors import UserError, explain
 from utils.report.page import write_report
 
 
@@ -15,11 +15,10 @@ def main() -> None:
     folder = parser.parse_args().folder
     if not folder.is_dir():
         raise UserError(f"OUT: {folder} is not a folder; give the -output_dir of a run")
+    odd = LookupError, TypeError, AttributeError, ValueError, UndefinedError
     try:
-        print(f"report: {write_report(folder)}")
-    except (LookupError, TypeError, AttributeError, ValueError, UndefinedError) as error:
-        said = f"OUT: {folder}: its files hold what no run writes ({first_line(error)})"
-        raise UserError(f"{said}; copy the run's folder again") from error
+        with explain(f"OUT: {folder}: its files hold what no run writes", "copy the run's folder again", odd):
+            print(f"report: {write_report(folder)}")
     except OSError as error:
         raise UserError(f"OUT: {folder} cannot be written ({error.strerror}); copy it first") from error
 

@@ -101,7 +101,7 @@ def find_components(dense: list[Kept], pruned: list[Kept], count: int, probes_se
 
 def head_norms(run: Run, models: Models, samples: Samples) -> Tensor:
     """‖A‖₂ (L, H) fp32 of LoFiT's first step on the pruned model, trained by all processes together."""
-    processes, made = run.processes, []
+    processes, made, place = run.processes, [], run.folder / "lofit"
     how = replace(training.TrainingSettings.of(run.args), lr=lofit.LR, flag="-head_selection")
     alike = [processes.count, processes.sharded, run.args.dtype, run.kind_of_device]
     kept = lofit_norms.later(run.cache, models.pruned, samples.train, how, alike, made=made)
@@ -110,12 +110,11 @@ def head_norms(run: Run, models: Models, samples: Samples) -> Tensor:
     if processes.any(not kept.known()):
         model = run.load(models.pruned, run.training_device(models.pruned, how.num_epoch > 0))
         run.record.tell("LoFiT's first step: a scale of every head")
-        place = run.folder / "lofit"
         made.append(lofit.scale_norms(model, samples.train, how, lofit.L1, run.device, place, belongs=kept.path.name))
     with processes.main_first():
         norms = replace(kept, before=time.perf_counter() - began)()["norms"]
         if processes.is_main:  # the cache has them now, and flags may change again
-            shutil.rmtree(run.folder / "lofit", ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
     return norms
 
 

@@ -11,10 +11,9 @@ from utils.common.flags import NOT_REPEATED, parse_arguments, read_yaml
 from utils.common.methods import Options, needs_of, parts_of
 from utils.common.names import BUNDLED, C4, EMBEDDED
 from utils.evaluation.outcomes import Outcome
-from utils.evaluation.task_loading import WIKITEXT_FILE
+from utils.evaluation.task_loading import TASK_FILES
 
 KEYS = ("flags", "prunings", "configurations", "seeds", "lr", "search", "compare_to")
-TASK_FILES = ("*/*.jsonl", "tasks/*/*.jsonl", WIKITEXT_FILE)  # what -eval_data_dir is read for
 PLACES = ("output_dir", "cache_dir")  # arguments that change no number
 
 TAKEN = ("lr", "train_seed", *PLACES, *NOT_REPEATED)  # flags that the sweep gives; a file may set any other

@@ -57,7 +57,7 @@ def each_run(row: SweepRow, change: Callable) -> SweepRow:
 def _moved(run: SweepRun) -> SweepRun:
     """The run without what only this machine knows."""
     outcome = run.outcome and replace(run.outcome, run=_named(run.outcome.run))
-    said = run.said and " ".join(map(hide_path, run.said.split(" ")))
+    said = run.said and " ".join(_named(run.said.split(" ")))
     return replace(run, words=(), arguments={}, outcome=outcome, said=said)
 
 
