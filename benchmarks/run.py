@@ -40,6 +40,7 @@ from utils.common.methods import Options
 from utils.common.names import BUNDLED, EMBEDDED
 from utils.common.record import device_name, versions
 from utils.components import lost_components
+from utils.distillation import predicted
 from utils.losses import ResponseLoss
 from utils.packing import PromptWithContinuations
 from utils.probing import EPOCHS, LEARNING_RATE, TRAIN_SHARE, order_randomly, probe_heads
@@ -135,7 +136,7 @@ def training_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argpar
     expected, losses = turns["reference"][0].found, [turn.found for some in turns.values() for turn in some]
     assert_close(losses, [expected] * len(losses), rtol=tolerance(model.dtype), atol=0)
     about = {"samples": len(same), "tokens": sum(len(sample.ids) for sample in same), "mean_loss": losses[0]}
-    about["labelled_tokens"] = labelled(same)
+    about["labelled_tokens"] = sum(map(predicted, same))
     padded = {name: sum(len(b) * max(len(s.ids) for s in b) for b in some) for name, some in passes.items()}
     about["padded_to"] = {name: tokens / about["tokens"] for name, tokens in padded.items()}
     flops = useful_flops(model.config, about["tokens"], min(restoration.heads)[0], about["labelled_tokens"])
@@ -288,13 +289,8 @@ class Loop:
             loss.backward()
             nn.utils.clip_grad_norm_(self.trained, 1.0)
             self.optimizer.step()
-            total += loss.detach() * labelled(samples)
-        return float(total) / sum(map(labelled, batches))
-
-
-def labelled(samples: list[Encoded]) -> int:
-    """Tokens of their responses."""
-    return sum(len(sample.ids) - sample.prompt_length for sample in samples)
+            total += loss.detach() * sum(map(predicted, samples))
+        return float(total) / sum(predicted(sample) for samples in batches for sample in samples)
 
 
 def restoring_loop(model: LlamaForCausalLM, restoration: Restoration) -> Loop:

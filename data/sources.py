@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.common.errors import UserError, shortened
+from utils.common.errors import UserError, explain, shortened
 from utils.common.files import parse_json
 from utils.common.hub import HUB_ID, asking
 from utils.common.names import BUNDLED, C4
@@ -81,10 +81,8 @@ def bundled_text() -> list[str]:
 
 def read_text(path: Path, flag: str) -> str:
     """What a file of UTF-8 text holds; UserError naming the flag if it can't be read."""
-    try:
+    with explain(f"{flag}: cannot read {path}", "check that it is UTF-8 text", (OSError, UnicodeDecodeError)):
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{flag}: cannot read {path} ({error}); check that it is UTF-8 text") from error
 
 
 def json_rows(path: Path, flag: str) -> Iterator[tuple[int, object]]:

@@ -32,6 +32,7 @@ def write_compact(folder: Path, output: Path) -> None:
     stored, config = Checkpoint(folder), load_config(folder, "-pruned_model_path")
     kv_heads, channels = what_is_left(stored.read, config)
     left = left_of(config, kv_heads, channels)
+    output.mkdir(exist_ok=True)
     sizes = {"kept_kv_heads": kv_heads, "intermediate_sizes": [len(kept) for kept in channels]}
     small = CompactLlamaConfig(**_settings(config), **sizes, architectures=[CompactLlamaForCausalLM.__name__])
     with torch.device("meta"):

@@ -31,7 +31,7 @@ from models.families import FAMILIES, SUPPORTED, as_llama
 from models.gguf_reading import unpack_gguf
 from models.model_names import COMPACT, check_name, hub_name
 from utils.common.cache import Cache
-from utils.common.errors import UserError, explain, first_line, shortened
+from utils.common.errors import UserError, explain, shortened
 from utils.common.files import digest, read_json, sha256
 from utils.common.names import DTYPE_NAMES
 
@@ -97,17 +97,13 @@ def load_config(folder: Path, flag: str) -> LlamaConfig:
         )
     if (generation := folder / "generation_config.json").is_file():
         read_settings(generation, flag)  # at which transformers would stop when it has loaded the weights
-    try:
+    with explain(f"{flag}: {path}", "copy the model again"):  # whatever a damaged value makes transformers raise
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if getattr(config, "head_dim", None) is None:  # which not every family's class sets
             config.head_dim = config.hidden_size // config.num_attention_heads
         _check_settings(config)
-    except Exception as error:  # whatever a damaged value makes transformers raise
-        raise UserError(f"{flag}: {path}: {first_line(error)}; copy the model again") from error
-    try:
+    with explain(f"{flag}: {path} is not supported", "give another model", ValueError):
         config = as_llama(config)
-    except ValueError as error:
-        raise UserError(f"{flag}: {path}: {error}; it is not supported") from error
     # Set in any case: a file may name one whose code is fetched from elsewhere. torch's kernel caps no scores.
     config._attn_implementation = "eager" if config.model_type == "gemma2" else "sdpa"
     return config
@@ -123,12 +119,10 @@ def written_settings(folder: Path, flag: str) -> dict:
 
 def read_settings(path: Path, flag: str) -> dict:
     """The JSON object in a file; UserError naming the flag if there is none."""
-    try:
+    with explain(f"{flag}: cannot read {path}", "copy it again", (OSError, ValueError)):
         if isinstance(settings := read_json(path), dict):
             return settings
         raise ValueError("it is no JSON object")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{flag}: cannot read {path} ({error}); copy it again") from error
 
 
 def _check_settings(config: LlamaConfig) -> None:
@@ -197,12 +191,11 @@ def load_model(folder: Path, dtype: torch.dtype | str, device: str, flag: str) -
     options = {"device_map": device, "config": load_config(folder, flag)}
     if device == "auto":
         options["offload_folder"] = _offload_folder().name
-    try:
-        # By this variable transformers knows FSDP, under which it would leave a spread model without its hooks.
-        with patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false") if device == "auto" else nullcontext():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
-        raise UserError(f"{flag}: cannot load {folder} ({first_line(error)})") from error
+    kinds = OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError
+    # By this variable transformers knows FSDP, under which it would leave a spread model without its hooks.
+    known = patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false") if device == "auto" else nullcontext()
+    with explain(f"{flag}: cannot load {folder}", "copy the model again", kinds), known:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
     # As the first Llamas' files say that there is none; as an id it would be the last one of a torch embedding only.
     if (model.config.pad_token_id or 0) < 0:
         model.config.pad_token_id = None

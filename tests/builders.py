@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from models.checkpoint import Checkpoint
-from models.compact import write_compact
 from models.contract import MethodInputs
 from models.loading import load_config, load_model
 from models.modeling_llama import restored_layers
@@ -132,9 +131,3 @@ SAMPLES = [Encoded([5, 9, 77, 30], 2), Encoded([8, 1, 2, 3, 4, 60, 61], 3), Enco
 
 def batch(samples: list[Encoded]) -> dict[str, Tensor]:
     return collate(samples, 257)
-
-
-def compact_checkpoint(folder: Path, output: Path) -> None:
-    """The compact form of the checkpoint in `folder`, in a new folder `output`."""
-    output.mkdir()
-    write_compact(folder, output)

@@ -10,11 +10,11 @@ import torch
 from lm_eval.tasks import TaskManager
 
 from models.checkpoint import Checkpoint
-from models.compact import in_dense_shapes
+from models.compact import in_dense_shapes, write_compact
 from models.loading import load_model, load_tokenizer
 from models.merge import merge, probe_logits
 from models.restoration import save_restoration
-from tests.builders import compact_checkpoint, trained
+from tests.builders import trained
 from utils.common.errors import UserError
 from utils.evaluation import restored_lm
 from utils.evaluation.scoring import evaluate
@@ -76,7 +76,7 @@ def test_mistakes_in_the_model_types_arguments_are_one_line(files, make_tiny_lla
 def test_a_compact_checkpoint_is_scored_with_the_restoration_trained_on_it(make_tiny_llama, tmp_path, monkeypatch):
     monkeypatch.setattr(restored_lm, "DEFAULT_CACHE", tmp_path / "cache")
     small, place = tmp_path / "small", tmp_path / "restoration"
-    compact_checkpoint(make_tiny_llama(zeros=0.5), small)
+    write_compact(make_tiny_llama(zeros=0.5), small)
     expanded, _ = in_dense_shapes(small, tmp_path / "cache")
     about = {"pruned_sha256": Checkpoint(small).fingerprint, "expanded_sha256": Checkpoint(expanded).fingerprint}
     save_restoration(place, trained(), about)

@@ -29,7 +29,8 @@ from utils.common.errors import UserError
 from utils.common.flags import Arguments, parse_arguments
 from utils.evaluation.task_loading import load_texts, plan_tasks
 
-NORM = "model.norm.weight"
+NORM, HEAD = "model.norm.weight", "lm_head.weight"
+UP, BIAS = "model.layers.1.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.bias"
 Spoil = Callable[[Path], object]
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -51,8 +52,13 @@ def changed(folder: Path, change: Callable[[bytes], bytes], name: str = WEIGHTS)
 
 
 @spoiling
+def index_of(folder: Path, text: str) -> None:
+    (folder / WEIGHTS).rename(folder / f"{WEIGHTS}.index.json").write_text(text)
+
+
+@spoiling
 def index(folder: Path, weight_map: dict[str, str]) -> None:
-    (folder / WEIGHTS).rename(folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    index_of(json.dumps({"weight_map": weight_map}))(folder)
 
 
 @spoiling
@@ -66,6 +72,11 @@ def pickled(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None
 def without(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).unlink()
+
+
+@spoiling
+def tied(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    config(tie_word_embeddings=True)(rewrite(folder, change))
 
 
 @spoiling
@@ -121,6 +132,12 @@ FILES: dict[str, tuple[Spoil, str]] = {
     "no weights": (without(WEIGHTS), "holds no weights"),
     "NaN": (tensors(lambda t: t[NORM].fill_(float("nan"))), "model.norm.weight in"),
     "a tensor in two shards with other values": (twice(1.0), "with other values, in b.safetensors"),
+    "no projection": (tensors(lambda t: t.pop(UP)), f"lacks {UP} that its config.json asks for"),
+    "no head": (tensors(lambda t: t.pop(HEAD)), f"lacks {HEAD} that its config.json asks for"),
+    "another prefix": (tensors(lambda t: {f"base_model.{name}": each for name, each in t.items()}), "and 27 more"),
+    "a bias of no Llama": (tensors(lambda t: t | {BIAS: torch.ones(56)}), f"holds {BIAS} that"),
+    "another shape": (tensors(lambda t: t | {UP: t[UP][:-1].clone()}), "(55, 24), its config.json says (56, 24)"),
+    "a tied head of its own": (tied(lambda t: t[HEAD].add_(1)), "lm_head.weight of its own"),
     "index outside": (index({"a": "../b"}), "not in the folder itself"),
     "index of what is not there": (index({"a": "b"}), "lacks b, which"),
     ".bin evil": (pickled(lambda t: {NORM: Evil()}), "cannot read"),
@@ -128,7 +145,7 @@ FILES: dict[str, tuple[Spoil, str]] = {
     "config.json nested": (changed(lambda _: DEEP.encode(), "config.json"), "nested too deeply"),
     "another model_type": (config(model_type="gpt2"), "is a 'gpt2' model"),
     "heads that don't share": (config(num_key_value_heads=4), "cannot share 4"),
-    "head_dim odd": (config(head_dim=7), "config.json: "),
+    "head_dim odd": (config(head_dim=7), "config.json ("),
     "unknown old rope type": (config(rope_scaling={"type": "rope"}), "has the type 'rope'"),
     "rope of factor 0": (config(rope_scaling={"rope_type": "linear", "factor": 0}), "factor is 0"),
     "tied perhaps": (config(tie_word_embeddings="yes"), "tie_word_embeddings"),
@@ -147,6 +164,8 @@ VALUES = [
     ("attention_dropout", 2, "attention_dropout is 2"), ("pad_token_id", 300, "makes no model"),
 ]  # fmt: skip
 FILES |= {f"{name} {value}": (config(**{name: value}), says) for name, value, says in VALUES}
+INDEXES = ("{", "[]", "{}", '{"weight_map": {"a": 1}}')
+FILES |= {f"index {text}": (index_of(text), "no index of weights") for text in INDEXES}
 
 
 @pytest.mark.parametrize("case", FILES)
@@ -163,6 +182,9 @@ UNUSUAL = {
     "tokenizer_config.json with CRLF": with_crlf("tokenizer_config.json"),
     "special tokens beyond the vocabulary": more_tokens(special=True),
     "a tensor in two shards with the same values": twice(0.0),
+    "a tied head that is there": tied(lambda t: t | {HEAD: t["model.embed_tokens.weight"].clone()}),
+    "a tied head that is not": tied(lambda t: t.pop(HEAD)),
+    "buffers of old": tensors(lambda t: t | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from models.checkpoint import Checkpoint, same_bits
-from models.compact import in_dense_shapes
+from models.compact import in_dense_shapes, write_compact
 from models.compact_llama import CompactLlamaConfig
 from models.loading import load_config, load_model
 from models.merge import (
@@ -28,7 +28,7 @@ from models.merge import (
 )  # fmt: skip
 from models.restoration import ABOUT, TENSORS, Restoration, load_restoration, save_restoration
 from models.terms import HeadConstant, LowRank
-from tests.builders import HEADS, compact_checkpoint, inputs_of, orthonormal, rewrite, save_tiny_llama, shard
+from tests.builders import HEADS, inputs_of, orthonormal, rewrite, save_tiny_llama, shard
 from utils.common.errors import UserError
 from utils.common.methods import Options, needs_of
 
@@ -428,7 +428,7 @@ def test_a_later_merge_deletes_nothing_and_takes_no_other_model(make_tiny_llama,
 
 
 def test_a_later_merge_takes_the_compact_checkpoint_that_was_trained_on(make_tiny_llama, tmp_path):
-    compact_checkpoint(rewrite(make_tiny_llama(zeros=0.5), mask_units), tmp_path / "small")
+    write_compact(rewrite(make_tiny_llama(zeros=0.5), mask_units), tmp_path / "small")
     folder, _ = in_dense_shapes(tmp_path / "small", tmp_path / "cache")
     about = {"pruned_sha256": Checkpoint(tmp_path / "small").fingerprint, "arguments": {"dtype": "float32"}}
     about |= {"expanded_sha256": Checkpoint(folder).fingerprint}

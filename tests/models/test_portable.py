@@ -14,10 +14,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Gemma3TextConfig
 
+from models.compact import write_compact
 from models.loading import load_config, load_model, tokenizer_files
 from models.portable import portable, save_tokenizer
 from pruning.prune_model import prune_into
-from tests.builders import byte_tokenizer, compact_checkpoint, save_tiny_llama
+from tests.builders import byte_tokenizer, save_tiny_llama
 from tests.models.test_merge import learned, merged
 
 OLD_PYTHON = "RESTORELCC_OLD_PYTHON"
@@ -60,7 +61,7 @@ def world(request, tmp_path_factory) -> tuple[Path, list[Path]]:
     calibration = {"calib_data": "bundled", "calib_samples": 1, "calib_length": 16}
     prune_into(dense, pruned, "magnitude", "0.5", **calibration, dtype=torch.float32, device="cpu", seed=1)
     merged(pruned, work, learned(pruned))
-    compact_checkpoint(work / "merged", work / "compact")
+    write_compact(work / "merged", work / "compact")
     return dense, [pruned, work / "merged", work / "compact"]
 
 

@@ -15,10 +15,10 @@ from models.loading import load_config, load_model
 from pruning import calibration, sparsegpt, wanda
 from pruning.__main__ import main, parser
 from pruning.input_statistics import Hessian, InputMeans, InputNorms, relative_error
-from pruning.layers import LINEARS_BY_INPUT
 from pruning.pattern import Pattern
 from pruning.prune_model import check, prune_layers
 from pruning.pruners import METHODS
+from tests.baselines.test_closed_forms import inputs_seen
 from tests.builders import byte_tokenizer, rewrite
 from utils.common.errors import UserError
 
@@ -148,18 +148,13 @@ def test_each_layer_is_pruned_with_what_the_pruned_layers_before_it_give(make_ti
     tokens = calibration.load(text, 6, 40, AutoTokenizer.from_pretrained(base), 3)
     half, pruned = (load_model(place, torch.float32, "cpu", "-x") for place in (base, folder))
     for index in range(3):
-        layer, result, inputs = half.model.layers[index], pruned.model.layers[index], {}
-        for site in LINEARS_BY_INPUT:
-            layer.get_submodule(site).register_forward_pre_hook(
-                lambda _, args, site=site, inputs=inputs: inputs.update({site: args[0].flatten(0, 1)})
-            )
-        half(tokens)
-        for site, names in LINEARS_BY_INPUT.items():
-            for name in names:
-                weight = layer.get_submodule(name).weight
-                expected = wanda.prune(weight, inputs[site].norm(dim=0), Pattern(0.5))
-                assert torch.equal(expected == 0, result.get_submodule(name).weight == 0), f"{index} {name}"
-                weight.copy_(expected)
+        layer, result = half.model.layers[index], pruned.model.layers[index]
+        inputs = inputs_seen(half, tokens)
+        for name in LINEARS:
+            weight, norms = layer.get_submodule(name).weight, inputs[f"model.layers.{index}.{name}"].norm(dim=0)
+            expected = wanda.prune(weight, norms.float(), Pattern(0.5))
+            assert torch.equal(expected == 0, result.get_submodule(name).weight == 0), f"{index} {name}"
+            weight.copy_(expected)
 
 
 def test_the_same_seed_gives_the_same_checkpoint_and_another_one_another(make_tiny_llama, prune):

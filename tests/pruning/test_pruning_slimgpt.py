@@ -12,12 +12,13 @@ from transformers import AutoTokenizer, LlamaConfig
 
 import models.compact
 from models.checkpoint import LINEARS
+from models.compact import write_compact
 from models.compact_llama import CompactLlamaForCausalLM
 from models.loading import check_pair, load_config, load_model
 from pruning import calibration, slimgpt
 from pruning.prune_model import prune_into
 from pruning.sparsegpt import damped_inverse
-from tests.builders import compact_checkpoint, save_tiny_llama
+from tests.builders import save_tiny_llama
 from tests.pruning.test_pruning import problem
 from utils.common.errors import UserError
 
@@ -120,7 +121,7 @@ def test_masked_compact_and_expanded_are_one_model_that_lost_whole_heads_and_cha
     """Expanded: the compact model in the dense shapes; compacted again, it has the same tensors."""
     ids = torch.randint(0, 250, (3, 17), generator=torch.Generator().manual_seed(0))
     folder, small = models.compact.in_dense_shapes(both[2], tmp_path / "cache")
-    compact_checkpoint(folder, tmp_path / "again")
+    write_compact(folder, tmp_path / "again")
     assert small and (folder / "pruning.json").is_file()
     retold = shutil.copytree(both[2], tmp_path / "retold")  # the same weights, with another tokenizer
     (retold / "chat_template.jinja").write_text("another")

@@ -1,7 +1,5 @@
 """What the tests of pages read: records of runs, as results.json, run.json, the history and the examples hold them."""
 
-import gzip
-import json
 import shlex
 from functools import cache
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import torch
 
 from utils.common.files import without_nan, write_json
+from utils.evaluation.outcomes import write_compressed
 from utils.report.page import Record
 from utils.report.records import heads_record, spectrum_record
 from utils.report.tables import MODELS
@@ -49,8 +48,7 @@ def write_run(folder: Path, results: dict, run: dict, **rows: dict) -> None:
     """A finished run, as its files tell. rows: by model, task → metric → `kept`."""
     write_json(folder / "results.json", results)
     write_json(folder / "run.json", run)
-    (folder / "logs").mkdir(exist_ok=True)
-    (folder / "logs" / "rows.json.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
+    write_compressed(folder / "logs" / "rows.json.gz", rows)
 
 
 def with_answers() -> dict:

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 import utils.common.cache
 from models.checkpoint import LINEARS, Checkpoint
-from tests.builders import byte_tokenizer, compact_checkpoint, rewrite
+from models.compact import write_compact
+from tests.builders import byte_tokenizer, rewrite
 from tests.models.test_merge import mask_units
 from tests.runs import flags, prepared, ranked
 from utils.common.errors import OutOfRoom, UserError
@@ -220,7 +221,7 @@ def test_no_heads_are_looked_for_by_a_method_that_has_none(tmp_path, begin, no_m
 
 def test_a_compact_checkpoint_is_restored_and_stays_compact(world, tmp_path, begin):
     small = tmp_path / "small"
-    compact_checkpoint(rewrite(shutil.copytree(world / "pruned", tmp_path / "masked"), mask_units), small)
+    write_compact(rewrite(shutil.copytree(world / "pruned", tmp_path / "masked"), mask_units), small)
     run, models, samples, plan = begin(pruned_model_path=small, use_topk_heads=1.0)  # all that are left
     found = ranked(run, models, samples, plan)
     assert sorted(head for layer, head in found.heads if layer == 1) == [0, 1, 2]
@@ -329,7 +330,7 @@ def test_no_minilm_and_closed_forms_on_a_compact_checkpoint_or_a_wrong_calibrati
     world, tmp_path, begin, monkeypatch
 ):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    compact_checkpoint(world / "pruned", tmp_path / "small")
+    write_compact(world / "pruned", tmp_path / "small")
     small, refused = {"pruned_model_path": tmp_path / "small"}, ".* compact .*; prune with -mode masked"
     for wrong, says in (
         (small, f"^-method: flap_bias {refused}"),

@@ -24,6 +24,7 @@ from models.restoration import save_restoration
 from tests.builders import trained
 from tests.common.test_disk import no_file_above
 from tests.common.test_run_folder import names
+from tests.method.test_training import before_each_pass
 from tests.models.test_families import made
 from tests.runs import ROOT, flags, in_words, run, write_samples
 from utils.common.commands import run as command
@@ -31,7 +32,6 @@ from utils.common.errors import Stopped, UserError
 from utils.common.run_folder import UNFINISHED
 from utils.evaluation.outcomes import CHOICES, VALIDATION, pair_rows, read_rows
 from utils.evaluation.paired_statistics import divergences
-from utils.losses import ResponseLoss
 
 SAME = ("results.json", "model/", "restoration/restoration.safetensors", "logs/history.jsonl", "logs/rows.json.gz")
 """What the same command gives again bit by bit; the rest tells of seconds and of days."""
@@ -63,23 +63,22 @@ def stopped_before_its_place(monkeypatch, output: Path, stop: BaseException) -> 
 def test_an_interrupted_run_goes_on_to_the_same_bits_and_with_no_other_flags(
     world, finished, tmp_path, monkeypatch, capsys
 ):
-    original, steps, output = ResponseLoss.forward, [], tmp_path / "out"
+    passes, output = [], tmp_path / "out"
 
-    def counted(self, *args, **kwargs):
-        steps.append(1)
-        if len(steps) == 7:
+    def end(training: bool) -> None:
+        passes.append(training)
+        if len(passes) == 7:
             raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(ResponseLoss, "forward", counted)
-    with pytest.raises(KeyboardInterrupt):  # in the second epoch
-        run(monkeypatch, flags(world, output))
-    assert names(tmp_path) == {"out.partial"} and names(tmp_path / "out.partial") == {"checkpoints", UNFINISHED}
-    with pytest.raises(UserError, match=r"^-lr: 0\.001 now, 0\.01 before; give the flags of the interrupted run"):
-        run(monkeypatch, flags(world, output, lr=1e-3))
-    run(monkeypatch, flags(world, output, cache_dir=tmp_path / "cache"))
+    with before_each_pass(end):
+        with pytest.raises(KeyboardInterrupt):  # in the second epoch
+            run(monkeypatch, flags(world, output))
+        assert names(tmp_path) == {"out.partial"} and names(tmp_path / "out.partial") == {"checkpoints", UNFINISHED}
+        with pytest.raises(UserError, match=r"^-lr: 0\.001 now, 0\.01 before; give the flags of the interrupted run"):
+            run(monkeypatch, flags(world, output, lr=1e-3))
+        run(monkeypatch, flags(world, output, cache_dir=tmp_path / "cache"))
     assert bits(output) == bits(finished) and names(tmp_path) == {"out", "cache"} and names(output) == names(finished)
-    assert len(steps) < 7 + 12, "it went on, and did not begin anew"
+    assert len(passes) < 7 + 12, "it went on, and did not begin anew"
     assert capsys.readouterr().out.count("      continues from checkpoint-") == 1
 
 
