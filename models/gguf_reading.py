@@ -30,8 +30,9 @@ SPLITS = {"gpt-2": _WORDS, "smollm": _SINGLE_DIGITS, "refact": _SINGLE_DIGITS, "
 """What splits a text before byte-level BPE, by the file's `tokenizer.ggml.pre`: the names that transformers leaves to
 GPT-2's own way. Those that it knows (llama-bpe, qwen2, …) it sets itself."""
 
-WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
-"""Names under which a word that is a token stays whole, whatever the merges say (`ignore_merges`)."""
+LLAMA_3S = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken")
+"""Names under which a word that is a token stays whole, whatever the merges say (`ignore_merges`), and under which a
+text begins with BOS, unless the file says otherwise, as older ones do not."""
 
 
 def gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
@@ -50,7 +51,9 @@ def gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
             "made from",
             file=sys.stderr,
         )
-    inner.model.ignore_merges = name in WHOLE_WORDS
+    inner.model.ignore_merges = name in LLAMA_3S
+    if name in LLAMA_3S and Keys.Tokenizer.ADD_BOS not in fields:
+        tokenizer.add_bos_token = True
     return tokenizer
 
 

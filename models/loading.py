@@ -161,6 +161,11 @@ def load_tokenizer(folder: Path, flag: str) -> PreTrainedTokenizerBase:
             raise ValueError("it makes no two different tokens of a text")
         if tokenizer.pad_token_id is None:
             raise ValueError(f"it has no padding, end or unknown token: name one in {_TOKENIZER_CONFIG}")
+    if tokenizer("One text.").input_ids[-1] == tokenizer.eos_token_id:  # where a prompt's activations would be read
+        raise UserError(
+            f"{flag}: the tokenizer in {folder} ends every text with {tokenizer.eos_token}, and a prompt must end with "
+            "its own last token; set add_eos_token to false, or take it out of tokenizer.json's post_processor"
+        )
     tokenizer.padding_side = "right"
     return tokenizer
 

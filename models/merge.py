@@ -138,7 +138,7 @@ class MergedLayout:
         return cls(headers, new - set(touched), portable(settings))
 
     def value(self, name: str, pruned: Checkpoint, restoration: Restoration) -> Tensor:
-        """A tensor of the merged checkpoint: as it is stored, or stored + terms in fp64, rounded once."""
+        """A tensor of the merged checkpoint: as it is stored, or stored + terms in fp64, rounded to its dtype."""
         header = self.headers[name]
         if name in restoration.terms:
             return restoration.merged(name, pruned.read).to(header.dtype)

@@ -6,7 +6,7 @@ from transformers import LlamaForCausalLM
 
 from models.cpu_attention import cpu_attention
 from models.loading import head_shape
-from pruning.layers import seen_inputs
+from pruning.layers import finite, seen_inputs
 from utils.common.progress import progress
 from utils.packing import PromptWithContinuations, by_length, pack
 
@@ -21,7 +21,8 @@ def last_token_activations(model: LlamaForCausalLM, rows: list[PromptWithContinu
     """z[l, h], the input of o_proj by head, at the last token of every continuation: (C, L, H, N, d) fp32 on the CPU.
 
     All N prompts have the same number C of continuations. Those of a prompt share one pass over it, and z is what
-    separate passes give. Rows are batched by length; layers after the last o_proj's input are not run.
+    separate passes give. Rows are batched by length; layers after the last o_proj's input are not run. Raises UserError
+    if z overflows.
     """
     layers, heads, width = head_shape(model.config)
     found = torch.empty(len(rows[0].continuations), layers, heads, len(rows), width)
@@ -44,4 +45,4 @@ def last_token_activations(model: LlamaForCausalLM, rows: list[PromptWithContinu
             with seen_inputs(projections, see):
                 model.model(**batch.inputs(model, model.device), use_cache=False)
             bar.update(sum(len(rows[row]) for row in chosen))
-    return found
+    return finite(found, f"one of the {description}")

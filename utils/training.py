@@ -177,6 +177,7 @@ def check_gathered(model: LlamaForCausalLM, valid: list[Encoded], training: Trai
     the processes, and saved, is not what they trained."""
     losses = [row["valid_loss"] for row in training.history if "valid_loss" in row]
     if not losses:
+        print("      without validation samples the gathered model is not compared with the sharded one")
         return
     (found,) = validate(model, valid).history
     allowed = GATHERED_FP32 if model.dtype == torch.float32 else GATHERED_HALF

@@ -127,6 +127,12 @@ def line(number: int) -> str:
 
 NO_WORDS = {"type": "BPE", "vocab": {"<s>": 256, "</s>": 257}, "merges": [], "unk_token": "<s>"}
 ONE_WORD = {"type": "WordLevel", "vocab": {"<s>": 256, "</s>": 257, "x": 0}, "unk_token": "x"}
+ENDING = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"],
+    "special_tokens": {"</s>": {"id": "</s>", "ids": [257], "tokens": ["</s>"]}},
+}
 FILES: dict[str, tuple[Spoil, str]] = {
     "a pointer of git-lfs": (changed(lambda _: b"version https://git-lfs.github.com/spec/v1\nsize 9\n"), "cannot read"),
     "no weights": (without(WEIGHTS), "holds no weights"),
@@ -153,6 +159,7 @@ FILES: dict[str, tuple[Spoil, str]] = {
     "no tokenizer": (without("tokenizer.json", "tokenizer_config.json"), "no usable tokenizer"),
     "a tokenizer of no words": (config("tokenizer.json", model=NO_WORDS), "makes no two different tokens of a text"),
     "a tokenizer of one word": (config("tokenizer.json", model=ONE_WORD), "makes no two different tokens of a text"),
+    "a tokenizer that ends texts": (config("tokenizer.json", post_processor=ENDING), "ends every text with </s>"),
     "token ids beyond the vocabulary": (more_tokens(special=False), "'<more99>' with id 357, beyond"),
     "tokenizer of an unknown kind": (config("tokenizer.json", model={"type": "Mine"}), "no usable tokenizer"),
 }

@@ -65,6 +65,14 @@ def test_single_continuations_need_no_mask_though_rows_are_padded(make_tiny_llam
         assert torch.allclose(z[0, :, :, row], direct(model, ids), atol=1e-5)
 
 
+def test_activations_that_overflow_are_told(make_tiny_llama):
+    folder = rewrite(make_tiny_llama(), lambda t: [each.mul_(3000) for name, each in t.items() if "mlp" in name])
+    with pytest.raises(UserError, match="^-dtype: one of the dense activations is not finite; the model overflows"):
+        last_token_activations(
+            load_model(folder, torch.float16, "cpu", "-b"), [PromptWithContinuations([1, 2], [[]])], "dense activations"
+        )
+
+
 def test_batches_hold_a_budget_of_padded_tokens_longest_first():
     rows = [[0] * length for length in (3, 90, 7, 7, 20)]
     assert by_length(rows, 42) == [[1], [4, 2], [3, 0]]

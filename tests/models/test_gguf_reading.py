@@ -130,7 +130,12 @@ def test_texts_are_split_in_the_way_that_the_file_names_or_it_is_told(tmp_path, 
     if pre not in SPLITS:
         assert told.startswith(f"warning: it.gguf has tokenizer.ggml.pre {pre!r}, ") and told.count("\n") == 1
         return
-    ids = {name: [split_as(bpe, *own).encode(text).ids for text in TEXTS] for name, own in SPLITS.items()}
+    # Llama 3's begin with <s>, of which an older file does not tell.
+    first = {"llama-bpe": [0]}
+    ids = {
+        name: [first.get(name, []) + split_as(bpe, *own).encode(text).ids for text in TEXTS]
+        for name, own in SPLITS.items()
+    }
     assert [found(text).input_ids for text in TEXTS] == ids[pre] and not told
     assert list(ids.values()).count(ids[pre]) == 1  # or the tokens could not tell
 

@@ -25,6 +25,7 @@ from utils.common.record import STAGES
 from utils.prompts import IGNORED, Encoded, collate
 from utils.report.summary import verdict
 from utils.stages import measure, train
+from utils.stages.context import LazyModel
 from utils.stages.prepare import pruned_checkpoint
 from utils.stages.results import method_record, trained_tokens
 
@@ -63,6 +64,11 @@ def test_the_dense_model_reads_each_probes_question_right_and_wrong_answer(begin
     monkeypatch.setattr(measure, "embedded", lambda run, texts: torch.tensor([near.get(t, [1.0, 0.1]) for t in texts]))
     asked = replace(samples, wrong_choices=[["far", "near"], ["near", "far"], *[["far", "near"]] * 28])
     assert measure.wrong_answers(run, asked) == ["near"] * 20
+    models.config.max_position_embeddings = 50
+    assert (
+        max(len(tree.prompt) + len(tree.continuations[2]) for tree in measure.probe_trees(run, models, samples)[:20])
+        == 50
+    )
 
 
 def test_an_ablation_reuses_everything_but_training(world, finished, tmp_path, no_model):
@@ -72,6 +78,11 @@ def test_an_ablation_reuses_everything_but_training(world, finished, tmp_path, n
                                 *("activations", "scores", "examples"), "components"]  # fmt: skip
     kept = json.loads((finished / "restoration" / "restoration.json").read_text())
     assert [list(pair) for pair in heads] == kept["heads"]
+    models, samples, plan = rest
+    (record,) = plan.planned[0].records.values()
+    record["source"] = "elsewhere"  # the same rows, of which the kept scores don't know that
+    found = measure.measure(LazyModel(run, "dense", models.dense), models, samples, plan, []).evaluation
+    assert [told["source"] for told in found.provenance["tasks"].values()] == ["elsewhere"]
 
 
 def begin_with_bos(folder) -> None:

@@ -35,7 +35,8 @@ def probe_trees(run: Run, models: Models, samples: Samples) -> list[PromptWithCo
     if run.args.head_selection != "contrastive" or not plain:
         return plain
     wrong = wrong_answers(run, samples)
-    wrong_ids = answered(models.tokenizer, samples.prompts[: len(wrong)], wrong, run.args.max_length)
+    longest = min(run.args.max_length, models.config.max_position_embeddings)
+    wrong_ids = answered(models.tokenizer, samples.prompts[: len(wrong)], wrong, longest)
     trees = []
     for question, right, other in zip(samples.prompt_ids, samples.train, wrong_ids, strict=False):
         shared = common_prefix([question, right.ids, other])
@@ -95,11 +96,13 @@ def measure(
     for each in kept:
         each.entry()
     how, shown = (device, models.tokenizer_sha256), {"tokenizer": tokenizer}
-    parts = [Evaluation(**scores(cache, model, part, *how, **shown)) for part in plan.parts()]
+    found = Evaluation.joined([Evaluation(**scores(cache, model, part, *how, **shown)) for part in plan.parts()])
+    for name, told in found.provenance["tasks"].items():  # which another run may have had from elsewhere
+        told["source"] = next(each.records[name]["source"] for each in plan.planned if name in each.records)
     asked = samples.valid[:ASKED]
     answers = answers_to(cache, model, asked, *how, **shown)["answers"]
     model.loaded = None
-    return Measured(kept, Evaluation.joined(parts), answers)
+    return Measured(kept, found, answers)
 
 
 @cached("activations", code=(activations, packing, models, layers))
