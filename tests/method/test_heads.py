@@ -67,10 +67,9 @@ def test_single_continuations_need_no_mask_though_rows_are_padded(make_tiny_llam
 
 def test_activations_that_overflow_are_told(make_tiny_llama):
     folder = rewrite(make_tiny_llama(), lambda t: [each.mul_(3000) for name, each in t.items() if "mlp" in name])
-    with pytest.raises(UserError, match="^-dtype: one of the dense activations is not finite; the model overflows"):
-        last_token_activations(
-            load_model(folder, torch.float16, "cpu", "-b"), [PromptWithContinuations([1, 2], [[]])], "dense activations"
-        )
+    model, rows = load_model(folder, torch.float16, "cpu", "-b"), [PromptWithContinuations([1, 2], [[]])]
+    with pytest.raises(UserError, match=r"^-dtype: one of the dense activations is not finite; the model overflows"):
+        last_token_activations(model, rows, "dense activations")
 
 
 def test_batches_hold_a_budget_of_padded_tokens_longest_first():

@@ -65,10 +65,8 @@ def test_the_dense_model_reads_each_probes_question_right_and_wrong_answer(begin
     asked = replace(samples, wrong_choices=[["far", "near"], ["near", "far"], *[["far", "near"]] * 28])
     assert measure.wrong_answers(run, asked) == ["near"] * 20
     models.config.max_position_embeddings = 50
-    assert (
-        max(len(tree.prompt) + len(tree.continuations[2]) for tree in measure.probe_trees(run, models, samples)[:20])
-        == 50
-    )
+    trees = measure.probe_trees(run, models, samples)[:20]
+    assert max(len(tree.prompt) + len(tree.continuations[2]) for tree in trees) == 50
 
 
 def test_an_ablation_reuses_everything_but_training(world, finished, tmp_path, no_model):
