@@ -12,7 +12,7 @@ import torch
 from benchmarks.run import head_by_head
 from models.loading import load_model
 from tests.baselines.test_closed_forms import inputs_seen
-from tests.builders import masks_of
+from tests.builders import masks_of, rewrite
 from utils.activations import last_token_activations
 from utils.common.errors import UserError
 from utils.components import lost_components, random_basis
