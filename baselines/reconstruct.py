@@ -3,7 +3,7 @@
 Settings of ZIB-IOL/Free-Lunch-in-LLM-Compression (windows of attention and of MLP, AdamW at 1e-5, linear with 10 % of
 warm-up) and EBFT (10 epochs). Weight decay is 0; the norms are frozen. A step takes one batch of whole sequences, as
 many as one forward pass takes, the same ones in each epoch, in another order. Their rate and epochs do next to
-nothing on SmolLM2-135M (docs/results.md): here it is a hundred times theirs, for two epochs.
+nothing on SmolLM2-135M (docs/results/wanda-50-methods.md): here it is a hundred times theirs, for two epochs.
 """
 
 from dataclasses import replace

@@ -39,7 +39,7 @@ class InputMeans:
 
 
 class Hessian:
-    """XᵀX, (width, width) fp32: the Hessian, up to a factor, of ‖WX - ŴX‖² for every row of W."""
+    """X Xᵀ, (width, width) fp32, X (width, tokens): the Hessian, up to a factor, of ‖WX - ŴX‖² for every row of W."""
 
     def __init__(self, width: int, device: torch.device) -> None:
         self._sum = torch.zeros(width, width, dtype=torch.float32, device=device)
@@ -53,6 +53,6 @@ class Hessian:
 
 
 def relative_error(dense: Tensor, pruned: Tensor, hessian: Tensor) -> float:
-    """‖WX - ŴX‖² / ‖WX‖² from XᵀX. dense, pruned: (out, in); hessian: (in, in), all fp32."""
+    """‖WX - ŴX‖² / ‖WX‖² from X Xᵀ. dense, pruned: (out, in); hessian: (in, in), all fp32."""
     wrong, whole = (((matrix @ hessian) * matrix).sum().item() for matrix in (dense - pruned, dense))
     return wrong / max(whole, 1e-30)

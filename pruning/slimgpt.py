@@ -1,6 +1,6 @@
 """SlimGPT (Ling et al., NeurIPS 2024): whole heads and FFN channels go, the rest of their layer makes up for it.
 
-Optimal brain surgery on groups of columns S of a linear layer's weight W with H = XᵀX of its input: what the
+Optimal brain surgery on groups of columns S of a linear layer's weight W with H = X Xᵀ of its input: what the
 loss of S costs once all other columns have moved is tr(W_S [(H⁻¹)_SS]⁻¹ W_Sᵀ).
 """
 
