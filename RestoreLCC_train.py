@@ -6,15 +6,13 @@ The stages are in utils/stages: what each reads, what the cache keeps of it by w
 from contextlib import nullcontext
 from pathlib import Path
 
-from data.sources import check_calib_data, check_data_path
 from models.model_names import check_found
 from utils.common.commands import run
-from utils.common.errors import UserError
-from utils.common.files import check_writable
 from utils.common.flags import Arguments, parse_arguments
 from utils.common.processes import Processes, is_main_process, leave
 from utils.common.run_folder import RunFolder, check_apart
-from utils.stages.push import check_push, push
+from utils.stages.inputs import check_inputs
+from utils.stages.push import push
 
 MAY_DIFFER = ("output_dir", "cache_dir", "device")
 """Flags that may differ between an interrupted run and the one that continues it."""
@@ -48,20 +46,6 @@ def main() -> None:
         push(args)
     if processes.count > 1:
         leave()
-
-
-def check_inputs(args: Arguments) -> None:
-    """Raise UserError for what names, paths and the hub tell without torch, whose import takes seconds."""
-    check_found(args.base_model_name, "-base_model_name")
-    if args.pruned_model_path:
-        check_found(args.pruned_model_path, "-pruned_model_path")
-    check_calib_data(args.calib_data)
-    if not args.spec_task:
-        check_data_path(args.data_path)
-    if args.eval_data_dir and not args.eval_data_dir.is_dir():
-        raise UserError(f"-eval_data_dir: {args.eval_data_dir} is not a folder; give the folder of task data")
-    check_writable(args.cache_dir, "-cache_dir")
-    check_push(args)
 
 
 def restore(args: Arguments, processes: Processes, folder: Path) -> None:

@@ -1,0 +1,22 @@
+"""Before the first stage: what can be told of a run's inputs in a moment."""
+
+from data.sources import check_calib_data, check_data_path
+from models.model_names import check_found
+from utils.common.errors import UserError
+from utils.common.files import check_writable
+from utils.common.flags import Arguments
+from utils.stages.push import check_push
+
+
+def check_inputs(args: Arguments) -> None:
+    """Raise UserError for what names, paths and the hub tell without torch, whose import takes seconds."""
+    check_found(args.base_model_name, "-base_model_name")
+    if args.pruned_model_path:
+        check_found(args.pruned_model_path, "-pruned_model_path")
+    check_calib_data(args.calib_data)
+    if not args.spec_task:
+        check_data_path(args.data_path)
+    if args.eval_data_dir and not args.eval_data_dir.is_dir():
+        raise UserError(f"-eval_data_dir: {args.eval_data_dir} is not a folder; give the folder of task data")
+    check_writable(args.cache_dir, "-cache_dir")
+    check_push(args)
