@@ -12,7 +12,7 @@ from utils.common.commands import run
 from utils.sweep.grid import SweepRow, read_sweep
 
 FILE = """
-flags: {data_path: SAMPLES, num_train_samples: 20}
+flags: {base_model_name: ROOT/model, data_path: ROOT/samples.jsonl, num_train_samples: 20}
 seeds: [1, 2]
 lr: [1e-3, 1e-2]
 configurations:
@@ -27,11 +27,13 @@ class World:
     def __init__(self, root: Path) -> None:
         self.root, self.file, self.output = root, root / "sweep.yaml", root / "out"
         (root / "samples.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+        (root / "model").mkdir()
+        (root / "model" / "config.json").write_text("{}")
         (root / "calls").touch()
         self.write(FILE)
 
     def write(self, text: str) -> None:
-        self.file.write_text(text.replace("SAMPLES", str(self.root / "samples.jsonl")))
+        self.file.write_text(text.replace("ROOT", str(self.root)))
 
     def rows(self, text: str) -> list[SweepRow]:
         """What a file of this text comes to."""

@@ -71,12 +71,12 @@ def test_every_pruning_has_every_configuration_and_what_is_not_trained_has_no_ra
 
 
 def test_a_control_is_run_at_the_rate_that_the_pruned_model_chose(world):
-    dense = "{method: lora, lora_rank: 2, name: theirs, pruned_model_path: embedded, allow_dense: true"
+    dense = "{method: lora, lora_rank: 2, name: theirs, pruned_model_path: ROOT/model, allow_dense: true"
     _, theirs, control = world.rows(FILE + f"  - {dense}}}\n")
     assert control.pruning == CONTROL and control.searches == theirs.searches and control.finals != theirs.finals
     _, theirs, control = world.rows(FILE + f"  - {dense}, lr: [1, 2]}}\n")
     assert control.searches != theirs.searches
-    filled = world.rows(FILE + f"  - {dense}}}\n".replace("embedded", str(world.root)))[-1]
+    filled = world.rows(FILE + f"  - {dense}}}\n".replace("ROOT/model", "ROOT"))[-1]
     assert filled.pruning == world.root.name, "a model without zeros, and not the dense one"
     same = "  - {pruned_model_path: huggyllama/llama-7b, base_model_name: llama_7B, allow_dense: true}\n"
     assert world.rows(FILE + same)[-1].pruning == CONTROL

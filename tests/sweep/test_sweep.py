@@ -60,8 +60,11 @@ def test_each_method_runs_all_seeds_at_its_own_best_rate_once_and_one_file_gives
 def test_a_mistake_ends_the_command_before_anything_is_written(world, capfd):
     world.write(FILE.replace("lora,", "lorra,"))
     assert world.sweep() == 2 and not world.output.exists()
-    (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"error: {world.file}: configuration 2: -method")
+    world.write(FILE.replace("ROOT/s", "ROOT/no-s"))
+    assert world.sweep() == 2 and not world.calls()
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0].startswith(f"error: {world.file}: configuration 2: -method") and len(lines) == 2
+    assert lines[1].startswith(f"error: ours: -data_path: {world.root}/no-samples.jsonl does not exist")
 
 
 def test_a_search_with_flags_of_its_own_is_no_run_and_the_table_names_them(world):

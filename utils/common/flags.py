@@ -130,7 +130,9 @@ class Arguments:
     )
     lora_rank: int = flag(8, "of the updates of lora, dora, masked_lora, masked_dora, eora", at_least(1))
     lora_targets: str | None = flag(
-        None, f"linear layers that the first four of these change, with commas (default: {','.join(LINEAR_NAMES)})", linear_names
+        None,
+        f"linear layers that the first four of these change, with commas (default: {','.join(LINEAR_NAMES)})",
+        linear_names,
     )
     first: str | None = flag(
         None,

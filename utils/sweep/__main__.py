@@ -16,8 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, run
+from utils.common.errors import UserError
 from utils.common.files import check_writable, write_text
+from utils.common.flags import parse_arguments
 from utils.common.run_folder import locked
+from utils.stages.inputs import check_inputs
 from utils.sweep.grid import SweepRow, SweepRun, read_sweep
 from utils.sweep.sweep_files import FILE, look, printed, read, write
 from utils.sweep.table import build_table, markdown
@@ -41,12 +44,26 @@ def main() -> None:
         rows, kept = read_sweep(args.file), args.output_dir
         check_writable(args.output_dir, "-output_dir")
         with locked(kept / ".lock", f"-output_dir: {kept}"):
+            check_all(needed(look(rows, kept)), args.cache_dir)
             rows = run_all(rows, kept, args.cache_dir, args.keep_models)
     page = shlex.join(["python", "-m", "utils.compare", str(kept), "-output", "FILE.html"])
     print(f"table: {args.output_dir / 'table.md'}\npage:  {page}")
     if left := needed(rows):
         print(f"{len(left)} runs failed: the table says how; the same command tries them again", file=sys.stderr)
         sys.exit(1)
+
+
+def check_all(runs: list[tuple[SweepRow, SweepRun]], cache: Path) -> None:
+    """Raise UserError, naming the configuration, for an input that its run would refuse before it began."""
+    checked = []
+    for row, run in runs:
+        args = parse_arguments([*run.words, "-cache_dir", str(cache)])
+        if args.inputs() not in checked:
+            checked.append(args.inputs())
+            try:
+                check_inputs(args)
+            except UserError as error:
+                raise UserError(f"{row.name}: {error}") from error
 
 
 def run_all(rows: list[SweepRow], output: Path, cache: Path, keep: bool) -> list[SweepRow]:
