@@ -56,8 +56,8 @@ def main() -> None:
 def check_all(runs: list[tuple[SweepRow, SweepRun]], cache: Path) -> None:
     """Raise UserError, naming the configuration, for an input that its run would refuse before it began."""
     checked = []
-    for row, run in runs:
-        args = parse_arguments([*run.words, "-cache_dir", str(cache)])
+    for row, each in runs:
+        args = parse_arguments([*each.words, "-cache_dir", str(cache)])
         if args.inputs() not in checked:
             checked.append(args.inputs())
             try:
