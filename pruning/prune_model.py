@@ -46,6 +46,8 @@ def check(
         raise UserError("-base_model_name: the model is compact already, slimgpt pruned it; give the dense model")
     if mode == "compact" and method != "slimgpt":
         raise UserError(f"-mode: only slimgpt makes a model smaller; {method} gives 'masked'")
+    if not 0 < round(pattern.ratio * config.hidden_size) < config.hidden_size:
+        raise UserError(f"-sparsity: {sparsity} of {config.hidden_size} weights is none or all; give another share")
     by_layer = METHODS[method].by_layer(pattern, config)
     if METHODS[method].statistic:
         calibration.check(calib_data, calib_length, config.max_position_embeddings)

@@ -118,6 +118,8 @@ class Difference:
         return judged(Score(self.value, error), None if self.lower is None else not self.lower)
 
 
+UNLIKE = "not all were scored on the same questions: means over tasks compare only where a pair's difference is shown"
+
 Pairs = dict[tuple[int, int], list[Difference]]  # by the places of two lines, the first's minus the second's
 
 
@@ -155,7 +157,7 @@ def main() -> None:
                 path.unlink(missing_ok=True)  # an earlier comparison's
     except OSError as error:
         raise UserError(f"-output: {args.output} cannot be written ({error.strerror}); name another file") from error
-    print(f"page: {args.output}")
+    print(*(f"note: {note}\n" for note in notes), f"page: {args.output}", sep="")
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[SweepRow], list[str]]:
@@ -176,6 +178,9 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[SweepRow], list[str]]:
             pairs_of([row for row in rows if row.outcomes][:1] * 2)
         found += [row for row in rows if row.outcomes or failed(row)]
         notes += [f"{row.name}, {row.pruning}: no run is done yet" for row in rows if not row.outcomes + failed(row)]
+    asked = [(one.rows, one.accuracies) for one in (row.outcomes[0] for row in found if row.outcomes)]
+    if len({tuple(kept[task][metric].sha256 for task, metric in of if task in kept) for kept, of in asked} - {()}) > 1:
+        notes.append(UNLIKE)
     return found, list(dict.fromkeys(notes))
 
 

@@ -294,6 +294,7 @@ def test_the_command_draws_the_same_page_from_the_files_alone_and_touches_no_oth
     ("name", "content", "words"),
     [
         ("results.json", None, "give the whole folder of a run"),
+        ("results.json", "{}", "has no scores and no proof"),
         ("run.json", "[]", "holds no JSON object"),
         ("logs/history.jsonl", "3", "history.jsonl: holds no JSON object"),
         ("run.json", '{"stages": [{"name": "x"}]}', "its files hold what no run writes"),

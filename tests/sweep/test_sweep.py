@@ -62,8 +62,11 @@ def test_a_mistake_ends_the_command_before_anything_is_written(world, capfd):
     assert world.sweep() == 2 and not world.output.exists()
     world.write(FILE.replace("ROOT/s", "ROOT/no-s"))
     assert world.sweep() == 2 and not world.calls()
+    (world.output / "results.json").touch()
+    assert world.sweep() == 2
     lines = capfd.readouterr().err.splitlines()
-    assert lines[0].startswith(f"error: {world.file}: configuration 2: -method") and len(lines) == 2
+    assert lines[0].startswith(f"error: {world.file}: configuration 2: -method") and len(lines) == 3
+    assert lines[2].startswith(f"error: -output_dir: {world.output} is the folder of a run")
     assert lines[1].startswith(f"error: ours: -data_path: {world.root}/no-samples.jsonl does not exist")
 
 

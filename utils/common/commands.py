@@ -98,7 +98,8 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
         try:
             main()
         finally:
-            sys.stdout.flush()
+            if sys.stdout:  # not closed by the shell (`>&-`)
+                sys.stdout.flush()
     except (KeyboardInterrupt, Stopped) as end:
         number, then = getattr(end, "number", signal.SIGINT), getattr(end, "then", "") or then
         if is_main_process():

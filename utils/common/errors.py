@@ -64,7 +64,7 @@ def shortage(error: BaseException | None) -> str | None:
 
 def first_line(error: Exception) -> str:
     """What an error says, or its type, in 200 characters at most; the next line too, where the first ends with ":"."""
-    lines = (str(error).strip() or type(error).__name__).splitlines()
+    lines = ((getattr(error, "strerror", None) or str(error)).strip() or type(error).__name__).splitlines()
     return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])[:200]
 
 

@@ -88,7 +88,7 @@ class Arguments:
         None, "bundled, c4 (hub), .jsonl, .json, .txt (default: bundled for the embedded model, else c4)", name_or_path
     )
     calib_samples: int = flag(128, "calibration windows", at_least(1))
-    calib_length: int = flag(2048, "tokens in a window", at_least(1), metavar="TOKENS")
+    calib_length: int = flag(2048, "tokens in a window", at_least(2), metavar="TOKENS")
 
     data_path: str | None = flag(
         None,

@@ -145,7 +145,10 @@ def plan_tasks(
 def task_names(tasks: str) -> list[str]:
     """Names without repeats, in order, `paper` and `none` spelled out."""
     names = []
-    for name in (part.strip() for part in tasks.split(",")):
+    given = [part.strip() for part in tasks.split(",")]
+    if "none" in given and len(given) > 1:
+        raise UserError(f"{TASKS_FLAG}: '{tasks}' names tasks and none; give one of the two")
+    for name in given:
         names += {"paper": [*PAPER_TASKS, WIKITEXT], "none": []}.get(name, [name])
     if "" in names:
         raise UserError(f"{TASKS_FLAG}: '{tasks}' has an empty name; put one comma between names, or give 'none'")

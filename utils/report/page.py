@@ -30,6 +30,8 @@ class Record(NamedTuple):
 def read_record(folder: Path) -> Record:
     """The record in `folder`; UserError if it is no run's, or a file of it is damaged."""
     results, run = (_objects(folder / name)[0] for name in ("results.json", "run.json"))
+    if not {"scores", "proof"} <= results.keys():
+        raise UserError(f"{folder}/results.json: has no scores and no proof; give the whole folder of a run")
     history = _objects(folder / HISTORY, in_lines=True) if (folder / HISTORY).is_file() else []
     return Record(results, run, history, _objects(folder / EXAMPLES)[0] if (folder / EXAMPLES).is_file() else None)
 

@@ -42,6 +42,8 @@ def main() -> None:
         write_text(args.output_dir / "table.md", text)
     else:
         rows, kept = read_sweep(args.file), args.output_dir
+        if (kept / "results.json").exists():
+            raise UserError(f"-output_dir: {kept} is the folder of a run; give a sweep's, or a new one")
         check_writable(args.output_dir, "-output_dir")
         with locked(kept / ".lock", f"-output_dir: {kept}"):
             check_all(needed(look(rows, kept)), args.cache_dir)
@@ -55,15 +57,11 @@ def main() -> None:
 
 def check_all(runs: list[tuple[SweepRow, SweepRun]], cache: Path) -> None:
     """Raise UserError, naming the configuration, for an input that its run would refuse before it began."""
-    checked = []
     for row, each in runs:
-        args = parse_arguments([*each.words, "-cache_dir", str(cache)])
-        if args.inputs() not in checked:
-            checked.append(args.inputs())
-            try:
-                check_inputs(args)
-            except UserError as error:
-                raise UserError(f"{row.name}: {error}") from error
+        try:
+            check_inputs(parse_arguments([*each.words, "-cache_dir", str(cache)]))
+        except UserError as error:
+            raise UserError(f"{row.name}: {error}") from error
 
 
 def run_all(rows: list[SweepRow], output: Path, cache: Path, keep: bool) -> list[SweepRow]:

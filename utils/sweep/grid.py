@@ -83,7 +83,7 @@ def read_sweep(path: Path) -> list[SweepRow]:
         content["prunings"] = content.get("prunings") or [{}]
         for name in ("seeds", "configurations", "prunings"):
             if not isinstance(content.get(name), list) or not content[name]:
-                raise UserError(f"{name}: give a list")
+                raise UserError(f"{name}: give a list of one or more")
         for pruning in content["prunings"]:
             for number, entry in enumerate(content["configurations"], start=1):
                 place = f"{path}: configuration {number}"
