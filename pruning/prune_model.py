@@ -46,8 +46,6 @@ def check(
         raise UserError("-base_model_name: the model is compact already, slimgpt pruned it; give the dense model")
     if mode == "compact" and method != "slimgpt":
         raise UserError(f"-mode: only slimgpt makes a model smaller; {method} gives 'masked'")
-    if not 0 < round(pattern.ratio * config.hidden_size) < config.hidden_size:
-        raise UserError(f"-sparsity: {sparsity} of {config.hidden_size} weights is none or all; give another share")
     by_layer = METHODS[method].by_layer(pattern, config)
     if METHODS[method].statistic:
         calibration.check(calib_data, calib_length, config.max_position_embeddings)
@@ -96,6 +94,8 @@ def prune_into(
     seconds = time.perf_counter() - started
     linears = [[layer.get_submodule(name).weight for name in LINEARS] for layer in model.model.layers]
     reached = [sum((w == 0).sum().item() for w in each) / sum(w.numel() for w in each) for each in linears]
+    if sum(reached) in (0, len(reached)):
+        raise UserError(f"-sparsity: {sparsity} makes no weight zero, or all; give another share")
     record = {
         "method": method,
         "mode": mode,

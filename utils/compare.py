@@ -179,7 +179,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[SweepRow], list[str]]:
         found += [row for row in rows if row.outcomes or failed(row)]
         notes += [f"{row.name}, {row.pruning}: no run is done yet" for row in rows if not row.outcomes + failed(row)]
     asked = [(one.rows, one.accuracies) for one in (row.outcomes[0] for row in found if row.outcomes)]
-    if len({tuple(kept[task][metric].sha256 for task, metric in of if task in kept) for kept, of in asked} - {()}) > 1:
+    digests = {frozenset(kept[task][metric].sha256 for task, metric in of if task in kept) for kept, of in asked}
+    if len(digests - {frozenset()}) > 1:
         notes.append(UNLIKE)
     return found, list(dict.fromkeys(notes))
 

@@ -1,10 +1,7 @@
-"""What a model answers to a held-out prompt, greedily, and how likely it finds the answer that the sample has."""
+"""What a model answers to a held-out prompt, greedily."""
 
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, LlamaForCausalLM
-
-from utils.prompts import Encoded
 
 MOST_TOKENS = 48
 """Tokens of a greedy answer that are made at most: enough to see what a model does, and cheap on a CPU."""
@@ -27,14 +24,6 @@ def greedy(model: LlamaForCausalLM, prompt: list[int], most: int, ends: frozense
         made.append(likeliest)
         ids = [likeliest]
     return made, False
-
-
-@torch.no_grad()
-def response_nats(model: LlamaForCausalLM, sample: Encoded) -> float:
-    """Mean loss, nats a token, of the sample's own response; nothing predicts a first token."""
-    first = max(1, sample.prompt_length)
-    logits = model(torch.tensor([sample.ids], device=model.device)).logits[0, first - 1 : -1].float().cpu()
-    return float(cross_entropy(logits, torch.tensor(sample.ids[first:])))
 
 
 def ends_of(model: LlamaForCausalLM) -> frozenset[int]:

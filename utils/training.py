@@ -43,7 +43,7 @@ KEPT = 2
 
 NOT_FINITE = (
     "-dtype: the validation loss is no finite number before any training; try float32, or look at the validation "
-    "samples and the pruned model"
+    "samples and the models"
 )
 
 GATHERED_FP32, GATHERED_HALF = 1e-4, 2e-3

@@ -7,12 +7,29 @@ import pytest
 import torch
 
 from benchmarks import run as benchmark
-from benchmarks.run import restoring_loop, useful_flops, visible_restoration
+from benchmarks.run import in_batches, plain_loop, restoring_loop, useful_flops, visible_restoration
 from models.loading import load_config, load_model
+from utils.prompts import Encoded
 
 PROMISED = {"training_vs_reference", "training_vs_limit", "extraction_vs_loop", "extraction_vs_limit"}
 PROMISED |= {"inside_mask_vs_lora", "probes_vs_loop"}
 PROMISED |= {f"{of}_{kind}" for of in ("inference", "attached", "slimgpt_compact") for kind in ("prefill", "decode")}
+
+
+def test_the_plain_loop_and_ours_give_the_same_loss_and_gradients(make_tiny_llama):
+    model = load_model(make_tiny_llama(zeros=0.5), torch.float32, "cpu", "-b")
+    restoration = visible_restoration(model, seed=5)
+    generator = torch.Generator().manual_seed(3)
+    samples = [Encoded(torch.randint(0, 256, (n,), generator=generator).tolist(), n // 3) for n in range(4, 40, 4)]
+    ours, plain = restoring_loop(model, restoration), plain_loop(model, restoration)
+    for batch in in_batches(samples):  # a step each, whose gradients are clipped
+        loss, expected = (loop.run([batch]) for loop in (ours, plain))
+        assert loss == pytest.approx(expected, rel=1e-5)
+        for first in (0, 1):  # of β, of b
+            mine = torch.cat([parameter.grad for parameter in ours.trained[first::2]])
+            other = torch.stack([parameter.grad for parameter in plain.trained[first::2]])
+            assert mine.abs().max() > 0
+            assert torch.allclose(mine, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))
 
 
 def test_useful_flops_count_no_backward_below_the_lowest_trained_head(make_tiny_llama):

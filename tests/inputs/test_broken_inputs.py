@@ -332,7 +332,6 @@ RUNS: dict[str, tuple[dict[str, object] | Spoil, str]] = {
     "unknown pruning": ({"pruned_model_path": None, "prune_method": "wonder", **FAR}, "-prune_method"),
     "an unknown task": ({"eval_tasks": "bolq", **FAR}, "-eval_tasks"),
     "tasks and none": ({"eval_tasks": "none,rte", **FAR}, "-eval_tasks: 'none,rte' names tasks and none"),
-    "zeros nowhere": ({"pruned_model_path": None, "sparsity": "1e-9"}, "-sparsity: 1e-9 of 24 weights is none"),
 }
 
 

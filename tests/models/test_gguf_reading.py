@@ -67,7 +67,7 @@ def split_as(bpe: Tokenizer, splits, ignore_merges: bool = False) -> Tokenizer:
     return tokenizer
 
 
-def write_gguf(file: Path, bpe: Tokenizer, pre: str | None, more=(), scaling=None, arch="llama") -> LlamaForCausalLM:
+def write_gguf(file: Path, bpe: Tokenizer, pre: str | None, more=(), scaling=None, arch="llama", bos=None):
     """A tiny Llama with this tokenizer as a GGUF file, and with the tensors `more` of zeros."""
     inner = json.loads(bpe.to_str())["model"]
     torch.manual_seed(0)
@@ -91,6 +91,7 @@ def write_gguf(file: Path, bpe: Tokenizer, pre: str | None, more=(), scaling=Non
         "token_merges": [" ".join(merge) for merge in inner["merges"]],
         "bos_token_id": 0,
         "eos_token_id": 1,
+        "add_bos_token": bos,
     }
     for name, value in fields.items():
         if value is not None:
@@ -110,7 +111,7 @@ def write_gguf(file: Path, bpe: Tokenizer, pre: str | None, more=(), scaling=Non
 
 
 def test_a_gguf_file_becomes_the_same_model_and_nothing_is_drawn(tmp_path, bpe, capfd, monkeypatch):
-    model = write_gguf(tmp_path / "it.gguf", bpe, "smollm")
+    model = write_gguf(tmp_path / "it.gguf", bpe, "llama-bpe")
     monkeypatch.setattr("transformers.utils.logging._tqdm_active", True)
     folder = resolve(str(tmp_path / "it.gguf"), FLAG, tmp_path / "cache")
     assert capfd.readouterr() == ("unpacking it.gguf once\n", "")
@@ -118,9 +119,11 @@ def test_a_gguf_file_becomes_the_same_model_and_nothing_is_drawn(tmp_path, bpe, 
     assert read.state_dict().keys() == model.state_dict().keys()
     assert all(torch.equal(tensor, read.state_dict()[name]) for name, tensor in model.state_dict().items())
     assert read.config.rope_parameters == {"rope_type": "default", "rope_theta": 500.0}
-    tokenizer, expected = load_tokenizer(folder, FLAG), split_as(bpe, *SPLITS["smollm"])
-    assert [tokenizer(text).input_ids for text in TEXTS] == [expected.encode(text).ids for text in TEXTS]
+    tokenizer, expected = load_tokenizer(folder, FLAG), split_as(bpe, *SPLITS["llama-bpe"])
+    assert [tokenizer(text).input_ids for text in TEXTS] == [[0, *expected.encode(text).ids] for text in TEXTS]
     assert resolve(str(tmp_path / "it.gguf"), FLAG, tmp_path / "cache") == folder
+    write_gguf(tmp_path / "it.gguf", bpe, "llama-bpe", bos=False)
+    assert gguf_tokenizer(tmp_path / "it.gguf")(TEXTS[0]).input_ids == expected.encode(TEXTS[0]).ids
 
 
 @pytest.mark.parametrize("pre", [*SPLITS, "default", "some-bpe", None])

@@ -196,6 +196,8 @@ def test_what_is_not_finite_or_singular_names_its_layer(make_tiny_llama, prune, 
     monkeypatch.setattr(sparsegpt, "DAMPENING", -1.0)  # no dampening of this sign can help
     with pytest.raises(UserError, match=r"^-calib_data: the Hessian of layer 0 is singular"):
         prune(base, "sparsegpt")
+    with pytest.raises(UserError, match=r"^-sparsity: 1e-9 makes no weight zero"):
+        prune(base, "magnitude", "1e-9")
     for value, dtype, says in (
         (1e5, torch.float16, r"^-dtype: the weight of layer 2 \(mlp.up_proj\) is not finite"),
         (float("nan"), torch.float32, r"layers\.2\.mlp\.up_proj\.weight .* NaN or infinity"),

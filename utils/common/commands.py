@@ -88,6 +88,7 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
     os.environ.pop(TF32, None)  # fp32 is fp32, here and in what this process starts: proofs are held to its rounding
     if torch := sys.modules.get("torch"):  # which reads the variable when it is imported
         torch.set_float32_matmul_precision("highest")
+    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")  # closed by the shell (`>&-`)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Lines appear as they are written in a log too, where Python would hold back pages of them.
@@ -98,8 +99,7 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
         try:
             main()
         finally:
-            if sys.stdout:  # not closed by the shell (`>&-`)
-                sys.stdout.flush()
+            sys.stdout.flush()
     except (KeyboardInterrupt, Stopped) as end:
         number, then = getattr(end, "number", signal.SIGINT), getattr(end, "then", "") or then
         if is_main_process():

@@ -64,7 +64,7 @@ def shortage(error: BaseException | None) -> str | None:
 
 def first_line(error: Exception) -> str:
     """What an error says, or its type, in 200 characters at most; the next line too, where the first ends with ":"."""
-    lines = ((getattr(error, "strerror", None) or str(error)).strip() or type(error).__name__).splitlines()
+    lines = (str(error).strip() or type(error).__name__).splitlines()
     return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])[:200]
 
 
@@ -74,7 +74,8 @@ def explain(what: str, cure: str, kinds: tuple[type[Exception], ...] | type[Exce
     try:
         yield
     except kinds as error:
-        raise UserError(f"{what} ({first_line(error)}); {cure}") from error
+        named = isinstance(error, OSError) and error.filename and str(error.filename) in what
+        raise UserError(f"{what} ({error.strerror if named else first_line(error)}); {cure}") from error
 
 
 def shortened(text: str, most: int = 60) -> str:

@@ -11,7 +11,7 @@ import utils.evaluation
 from models.checkpoint import Checkpoint
 from models.loading import tokenizer_digest
 from pruning import layers
-from utils import activations, examples, negatives, packing
+from utils import activations, examples, losses, negatives, packing, training
 from utils.common.cache import Kept, cached
 from utils.evaluation.scoring import PACKAGES, Evaluation, evaluate
 from utils.evaluation.task_loading import EvalPlan
@@ -97,7 +97,7 @@ def measure(
         each.entry()
     how, shown = (device, models.tokenizer_sha256), {"tokenizer": tokenizer}
     found = Evaluation.joined([Evaluation(**scores(cache, model, part, *how, **shown)) for part in plan.parts()])
-    for name, told in found.provenance["tasks"].items():  # which another run may have had from elsewhere
+    for name, told in found.provenance.get("tasks", {}).items():  # which another run may have had from elsewhere
         told["source"] = next(each.records[name]["source"] for each in plan.planned if name in each.records)
     asked = samples.valid[:ASKED]
     answers = answers_to(cache, model, asked, *how, **shown)["answers"]
@@ -124,18 +124,18 @@ def scores(
     return asdict(evaluate(model(), tokenizer, part, model.label))
 
 
-@cached("examples", code=(examples, models))
+@cached("examples", code=(examples, training, losses, models))
 def answers_to(
     model: LazyModel, asked: list[Encoded], device: str, tokenizer_sha256: str, *, tokenizer: PreTrainedTokenizerBase
 ) -> dict:
     """Greedy answers to the samples' prompts; loss: on their own responses, nats a token."""
-    found = []
-    for sample in asked:
+    found, rows = [], training.validate(model(), asked).valid_rows if asked else []
+    for sample, (nats, count) in zip(asked, rows, strict=True):
         made, ended = examples.greedy(
             model(), sample.ids[: max(1, sample.prompt_length)], examples.MOST_TOKENS, examples.ends_of(model())
         )
-        text, loss = tokenizer.decode(made, skip_special_tokens=True), examples.response_nats(model(), sample)
-        found.append({"text": text, "tokens": len(made), "ended": ended, "loss": loss})
+        text = tokenizer.decode(made, skip_special_tokens=True)
+        found.append({"text": text, "tokens": len(made), "ended": ended, "loss": nats / count})
     return {"answers": found}
 
 

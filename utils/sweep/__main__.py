@@ -46,7 +46,7 @@ def main() -> None:
             raise UserError(f"-output_dir: {kept} is the folder of a run; give a sweep's, or a new one")
         check_writable(args.output_dir, "-output_dir")
         with locked(kept / ".lock", f"-output_dir: {kept}"):
-            check_all(needed(look(rows, kept)), args.cache_dir)
+            check_all(look(rows, kept), args.cache_dir)
             rows = run_all(rows, kept, args.cache_dir, args.keep_models)
     page = shlex.join(["python", "-m", "utils.compare", str(kept), "-output", "FILE.html"])
     print(f"table: {args.output_dir / 'table.md'}\npage:  {page}")
@@ -55,9 +55,10 @@ def main() -> None:
         sys.exit(1)
 
 
-def check_all(runs: list[tuple[SweepRow, SweepRun]], cache: Path) -> None:
-    """Raise UserError, naming the configuration, for an input that its run would refuse before it began."""
-    for row, each in runs:
+def check_all(rows: list[SweepRow], cache: Path) -> None:
+    """Raise UserError, naming the configuration, for an input that a run would refuse before it began."""
+    runs = [(row, each) for row in rows for each in (*row.searches, *row.finals) if not each.outcome]
+    for row, each in runs if needed(rows) else ():
         try:
             check_inputs(parse_arguments([*each.words, "-cache_dir", str(cache)]))
         except UserError as error:
