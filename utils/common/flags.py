@@ -98,7 +98,7 @@ class Arguments:
         group="samples",
     )
     spec_task: str | None = flag(
-        None, f"train on its training split ({SPEC_TRAIN_SAMPLES} samples), found as -eval_data_dir says", SPEC_TASKS
+        None, f"train on its training split ({SPEC_TRAIN_SAMPLES} samples), from -eval_data_dir, or the hub", SPEC_TASKS
     )
     num_train_samples: int = flag(None, "training samples, the first N in order (default: 2000)", at_least(2))
     num_valid_samples: int = flag(250, "validation samples; 0 for none", at_least(0))
@@ -136,7 +136,7 @@ class Arguments:
     )
     first: str | None = flag(
         None,
-        "flap_bias, eora, admm_update, admm_residual or reconstruct, first; training adds to it",
+        "flap_bias, eora, admm_update, admm_residual or reconstruct, first; training adds to it; none: off",
         METHODS,
         metavar="METHOD",
     )
