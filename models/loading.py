@@ -157,11 +157,12 @@ def load_tokenizer(folder: Path, flag: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        if len(set(tokenizer("One text.").input_ids) - set(tokenizer.all_special_ids)) < 2:
+        ids = tokenizer("One text.").input_ids
+        if len(set(ids) - set(tokenizer.all_special_ids)) < 2:
             raise ValueError("it makes no two different tokens of a text")
         if tokenizer.pad_token_id is None:
             raise ValueError(f"it has no padding, end or unknown token: name one in {_TOKENIZER_CONFIG}")
-    if tokenizer("One text.").input_ids[-1] == tokenizer.eos_token_id:  # where a prompt's activations would be read
+    if ids[-1] == tokenizer.eos_token_id:  # where a prompt's activations would be read
         raise UserError(
             f"{flag}: the tokenizer in {folder} ends every text with {tokenizer.eos_token}, and a prompt must end with "
             "its own last token; set add_eos_token to false, or take it out of tokenizer.json's post_processor"

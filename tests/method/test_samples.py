@@ -1,6 +1,6 @@
 """Samples are tokenized once, in batches, with the same ids as one by one; those without a response are counted.
 
-Greedy answers are the model's own likeliest tokens.
+Greedy answers are the model's own likeliest tokens, and the loss is that of the sample's response.
 """
 
 import pytest
@@ -16,6 +16,7 @@ from utils.common.flags import parse_arguments
 from utils.examples import ends_of, greedy
 from utils.prompts import Encoded, answered, common_prefix, encode_all
 from utils.samples import PROOF_SAMPLES, read_samples
+from utils.training import validate
 
 SHORT, LONG = "Say it.", "Say it again, and again, and again." * 2
 
@@ -114,3 +115,11 @@ def test_an_answer_stops_before_what_ends_a_text_and_at_the_models_last_position
     assert greedy(model, [5, 9, 77], 48, frozenset([end])) == (made[: made.index(end)], True)
     assert greedy(model, [5] * 13, 48, frozenset()) == ([], False)
     assert ends_of(model) == {257}
+
+
+def test_the_loss_is_of_the_response_alone(model):
+    ids = [5, 9, 77, 30, 8]
+    odds = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    predicted = [odds[place, token].item() for place, token in enumerate(ids[1:])]
+    for prompt, count in ((3, 2), (0, 4)):  # nothing predicts the first
+        assert validate(model, [Encoded(ids, prompt)]).valid_rows == [[pytest.approx(-sum(predicted[-count:])), count]]

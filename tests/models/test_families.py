@@ -221,15 +221,29 @@ def test_the_loss_and_the_scores_are_those_of_the_stock_logits(models, family):
     torch.testing.assert_close(scores, expected.gather(1, targets.unsqueeze(1)).squeeze(1), rtol=0, atol=1e-5)
 
 
+LOSSES = {
+    "llama": [5.72586, 5.63902, 5.57842, 5.53483, 5.50683],
+    "qwen2": [5.76317, 5.59402, 5.46692, 5.3844, 5.33267],
+    "mistral": [5.6896, 5.58188, 5.50694, 5.46306, 5.43461],
+    "granite": [5.71564, 5.65812, 5.61891, 5.59441, 5.58052],
+    "smollm3": [5.74441, 5.51791, 5.36196, 5.26351, 5.20452],
+    "qwen3": [5.68895, 5.57193, 5.51269, 5.46964, 5.43886],
+    "olmo2": [5.73272, 5.56398, 5.49521, 5.45115, 5.41815],
+    "gemma2": [5.73087, 5.58175, 5.50609, 5.46461, 5.43931],
+    "gemma3_text": [5.67209, 5.54563, 5.47127, 5.42505, 5.39631],
+}
+"""Of five steps inside the mask, of the models above."""
+
+
 @FAMILY
-def test_five_steps_inside_the_mask_lower_the_loss_each_time(models, family, tmp_path):
+def test_five_steps_of_training_have_the_losses_they_had(models, family, tmp_path):
     dense, pruned = models(family)
     method, options = METHODS["inside the mask"]
     start = Restoration.start(method, options, inputs_of(dense, pruned, torch.tensor(TOKENS[:1]), seed=1))
     model = start.attach(load_model(pruned, torch.float32, "cpu", "-p"))
     settings = TrainingSettings(lr=3e-2, num_epoch=5, batch_size=3)
-    losses = [row["loss"] for row in train(model, SAMPLES, [], settings, "cpu", tmp_path / "checkpoints").history]
-    assert losses == sorted(losses, reverse=True) and losses[0] - losses[-1] > 0.1
+    history = train(model, SAMPLES, [], settings, "cpu", tmp_path / "checkpoints").history
+    assert [row["loss"] for row in history] == pytest.approx(LOSSES[family], abs=1e-4)
 
 
 def test_gemma_2_runs_without_a_cap_too(tmp_path):

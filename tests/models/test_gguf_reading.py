@@ -111,7 +111,7 @@ def write_gguf(file: Path, bpe: Tokenizer, pre: str | None, more=(), scaling=Non
 
 
 def test_a_gguf_file_becomes_the_same_model_and_nothing_is_drawn(tmp_path, bpe, capfd, monkeypatch):
-    model = write_gguf(tmp_path / "it.gguf", bpe, "llama-bpe")
+    model = write_gguf(tmp_path / "it.gguf", bpe, "smollm")
     monkeypatch.setattr("transformers.utils.logging._tqdm_active", True)
     folder = resolve(str(tmp_path / "it.gguf"), FLAG, tmp_path / "cache")
     assert capfd.readouterr() == ("unpacking it.gguf once\n", "")
@@ -119,11 +119,16 @@ def test_a_gguf_file_becomes_the_same_model_and_nothing_is_drawn(tmp_path, bpe, 
     assert read.state_dict().keys() == model.state_dict().keys()
     assert all(torch.equal(tensor, read.state_dict()[name]) for name, tensor in model.state_dict().items())
     assert read.config.rope_parameters == {"rope_type": "default", "rope_theta": 500.0}
-    tokenizer, expected = load_tokenizer(folder, FLAG), split_as(bpe, *SPLITS["llama-bpe"])
-    assert [tokenizer(text).input_ids for text in TEXTS] == [[0, *expected.encode(text).ids] for text in TEXTS]
+    tokenizer, expected = load_tokenizer(folder, FLAG), split_as(bpe, *SPLITS["smollm"])
+    assert [tokenizer(text).input_ids for text in TEXTS] == [expected.encode(text).ids for text in TEXTS]
     assert resolve(str(tmp_path / "it.gguf"), FLAG, tmp_path / "cache") == folder
-    write_gguf(tmp_path / "it.gguf", bpe, "llama-bpe", bos=False)
-    assert gguf_tokenizer(tmp_path / "it.gguf")(TEXTS[0]).input_ids == expected.encode(TEXTS[0]).ids
+
+
+def test_llama_3s_texts_begin_with_bos_unless_the_file_says_otherwise(tmp_path, bpe):
+    file, own = tmp_path / "it.gguf", split_as(bpe, *SPLITS["llama-bpe"]).encode(TEXTS[0]).ids
+    for bos, expected in ((None, [0, *own]), (False, own)):
+        write_gguf(file, bpe, "llama-bpe", bos=bos)
+        assert load_tokenizer(resolve(str(file), FLAG, tmp_path / "cache"), FLAG)(TEXTS[0]).input_ids == expected
 
 
 @pytest.mark.parametrize("pre", [*SPLITS, "default", "some-bpe", None])
@@ -133,13 +138,9 @@ def test_texts_are_split_in_the_way_that_the_file_names_or_it_is_told(tmp_path, 
     if pre not in SPLITS:
         assert told.startswith(f"warning: it.gguf has tokenizer.ggml.pre {pre!r}, ") and told.count("\n") == 1
         return
-    # Llama 3's begin with <s>, of which an older file does not tell.
-    first = {"llama-bpe": [0]}
-    ids = {
-        name: [first.get(name, []) + split_as(bpe, *own).encode(text).ids for text in TEXTS]
-        for name, own in SPLITS.items()
-    }
-    assert [found(text).input_ids for text in TEXTS] == ids[pre] and not told
+    ids = {name: [split_as(bpe, *own).encode(text).ids for text in TEXTS] for name, own in SPLITS.items()}
+    bos = [0] * (pre == "llama-bpe")
+    assert [found(text).input_ids for text in TEXTS] == [bos + own for own in ids[pre]] and not told
     assert list(ids.values()).count(ids[pre]) == 1  # or the tokens could not tell
 
 
