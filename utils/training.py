@@ -138,7 +138,7 @@ def train(
         ddp_broadcast_buffers=False,  # all are frozen, and alike on all processes
     )
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable()
     trainer = _RestorationTrainer(model, samples, valid, settings, arguments, distillation, penalty, belongs=belongs)
     # Asked of `device`: under FSDP a model is still on the CPU when its training on cards begins.
     attention = cpu_attention(model) if device == "cpu" else nullcontext()
@@ -147,7 +147,7 @@ def train(
     for layer in restored_layers(model):
         layer.started = None  # of a 7B, 13 GB
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_disable()
+        model.activation_checkpointing_disable()
     model.eval()
     rows = [row for row in trainer.state.log_history if "loss" in row or "valid_loss" in row]
     history = [{name: row[name] for name in _IN_HISTORY if name in row} for row in rows]

@@ -76,7 +76,7 @@ def test_where_the_loss_is_flat_the_penalty_alone_pulls(model):
 
 
 def test_batches_of_one_step_share_one_penalty(model):
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable()
     scaled, gradients = scale(model, drawn(size=0.1)), []
     loss, labelled = penalised(model, scaled, 0.03), sum(len(s.ids) - s.prompt_length for s in SAMPLES)
     for parts in ([SAMPLES], [SAMPLES[:1], SAMPLES[1:]]):
