@@ -55,7 +55,7 @@ class RestoredLayer(nn.Module):
         self.stored: dict[str, torch.dtype] = {}
         self.started: Tensor | None = None
         self.sharded = False
-        self._kept: tuple[tuple, dict[str, Tensor]] | None = None
+        self._kept: dict[str, tuple[tuple, Tensor]] = {}
 
     def terms(self, part: str) -> nn.ModuleList:
         """Those of the `weight`, or of the `bias`."""
@@ -74,27 +74,30 @@ class RestoredLayer(nn.Module):
         own = own.float() if own is not None else torch.zeros_like(self.weight[:, 0], dtype=torch.float32)
         return restored(own, terms, None if part == "weight" else self.weight)
 
-    def merged(self, part: str) -> Tensor:
-        """The parameter as a merge has it: fp64, on the CPU."""
-        own = getattr(self, part)
-        return merged(part, own if own is None else own.detach().cpu(), self.terms(part), self.weight.detach().cpu())
+    def merged(self, part: str, place: str | torch.device) -> Tensor:
+        """The parameter as a merge on that device has it: fp64. One that lacks fp64 leaves it to the CPU."""
+        place = "cpu" if torch.device(place).type == "mps" else place
+        own, weight = (None if p is None else p.detach().to(place) for p in (getattr(self, part), self.weight))
+        return merged(part, own, self.terms(part), weight)
 
     def inferred(self, part: str, dtype: torch.dtype) -> Tensor | None:
         """The parameter of inference: a merge's, computed again only after something that is learned changed; of a
         sharded layer, a step's."""
-        if self.sharded:
+        terms = self.terms(part)
+        if self.sharded or not len(terms):
             value = self.trained(part)
             return value if value is None else value.to(dtype)
-        learned = (*self.bias_terms.parameters(), *self.weight_terms.parameters())
-        # The frozen weight may be elsewhere each time, in a model that is partly on disk.
+        # Of a model that is spread, accelerate brings the weight for each pass; a second one that stays has no room.
+        spread = hasattr(self, "_hf_hook")
+        place = "cpu" if self.stored and not spread else self.weight.device  # a checkpoint's bits are the CPU's
         state = dtype, *self.stored.items(), self.weight.device, self.weight._version
-        state += tuple((t.device, t.data_ptr(), t._version) for t in learned)
-        if self._kept is None or self._kept[0] != state:
-            values = {name: self.merged(name) for name in ("bias", "weight") if len(self.terms(name))}
-            for name, value in values.items():
-                values[name] = value.to(self.stored.get(name, dtype)).to(dtype).to(self.weight.device)
-            self._kept = state, values
-        return self._kept[1].get(part, getattr(self, part))
+        state += tuple((t.device, t.data_ptr(), t._version) for t in terms.parameters())
+        if spread or self._kept.get(part, (None,))[0] != state:
+            value = self.merged(part, place).to(self.stored.get(part, dtype)).to(dtype).to(self.weight.device)
+            if spread:
+                return value
+            self._kept[part] = state, value
+        return self._kept[part][1]
 
     @torch.no_grad()
     def rounding_errors(self) -> list[float]:
@@ -103,16 +106,16 @@ class RestoredLayer(nn.Module):
         for part in ("bias", "weight"):
             if not len(self.terms(part)):
                 continue
-            exact, own = self.merged(part), getattr(self, part)
-            own = torch.zeros_like(exact) if own is None else own.cpu().double()
+            exact, own = self.merged(part, self.weight.device), getattr(self, part)
+            own = torch.zeros_like(exact) if own is None else own.to(exact)
             allowed = float(own.abs().max() + (exact - own).abs().max()) * ROUNDINGS * torch.finfo(torch.float32).eps
-            differences = [self.trained(part).cpu() - exact]
+            differences = [self.trained(part).to(exact) - exact]
             if part == "weight" and self.beside:
                 # A step doesn't use this weight: of what it does, unit vectors show the columns.
                 columns = torch.linspace(0, exact.shape[1] - 1, min(PROBED, exact.shape[1])).long()
                 units = F.one_hot(columns, exact.shape[1]).to(self.weight.device, torch.float32)
                 found_columns = self.beside[0].through(units, self.begun(torch.float32)).T
-                differences.append(found_columns.cpu() - exact[:, columns])
+                differences.append(found_columns.to(exact) - exact[:, columns])
             found += [float(each.abs().max()) / max(allowed, 1e-300) for each in differences]
         return found
 
@@ -127,7 +130,7 @@ class RestoredLinear(RestoredLayer, nn.Linear):
     def forward(self, z: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return F.linear(z, self.inferred("weight", z.dtype), self.inferred("bias", z.dtype))
-        self._kept = None  # which a step makes stale
+        self._kept = {}  # which a step makes stale
         bias, beside = self.trained("bias"), self.beside
         own = None if bias is None else bias.detach().to(z.dtype)
         weight = self.started
@@ -167,7 +170,7 @@ class RestoredNorm(RestoredLayer):
         wide = hidden_states.float()
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.epsilon)
         if torch.is_grad_enabled():
-            scale, self._kept = self.trained("weight"), None
+            scale, self._kept = self.trained("weight"), {}
         else:
             scale = self.inferred("weight", hidden_states.dtype)
         if self.in_fp32:

@@ -66,9 +66,9 @@ class Term(nn.Module):
         """Where its tensors are."""
         return next(iter((*self.parameters(), *self.buffers()))).device
 
-    def exact(self) -> "Term":
-        """The same in fp64, on the CPU: what a merge computes with."""
-        tensors = self.tensors()
+    def exact(self, place: torch.device) -> "Term":
+        """The same in fp64, on that device: what a merge computes with."""
+        tensors = {name: tensor.to(place) for name, tensor in self.tensors().items()}
         return type(self)(**{name: t.double() if t.is_floating_point() else t for name, t in tensors.items()})
 
     def held(self, weight: Tensor) -> int:
@@ -106,9 +106,10 @@ def restored(value: Tensor, terms: Iterable[Term], weight: Tensor | None = None)
 
 @torch.no_grad()
 def merged(part: str, own: Tensor | None, terms: Iterable[Term], weight: Tensor) -> Tensor:
-    """A layer's weight or bias with all terms, fp64. own: None for a bias that is missing, and so zero before."""
-    own = torch.zeros(len(weight), dtype=torch.float64) if own is None else own.double()
-    return restored(own, map(Term.exact, terms), None if part == "weight" else weight)
+    """A layer's weight or bias with all terms, fp64, where its weight is. own: None for a bias that is missing, and so
+    zero before."""
+    own = weight.new_zeros(len(weight), dtype=torch.float64) if own is None else own.double()
+    return restored(own, (term.exact(weight.device) for term in terms), None if part == "weight" else weight)
 
 
 class Constant(Term):

@@ -134,7 +134,7 @@ def test_it_starts_at_the_pruned_model_reads_nothing_and_moves_off_it(folder, me
     restoration = started(folder, method, options)
     for name, (term,) in restoration.terms.items() if method in METHODS else ():
         changed = 3 * Checkpoint(folder).read(name)
-        assert not term(changed).any() and not term.exact()(changed.double()).any()
+        assert not term(changed).any() and not term.exact(changed.device)(changed.double()).any()
     model = attached(folder, restoration)
     for context in (torch.enable_grad(), torch.no_grad()):
         with context:

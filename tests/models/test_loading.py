@@ -14,6 +14,7 @@ from models.checkpoint import Checkpoint
 from models.loading import check_name, head_shape, hub_name, load_model, load_tokenizer, placement, resolve
 from models.merge import merge_and_prove, probe_logits, record_logits
 from models.model_names import SHORT_NAMES
+from models.modeling_llama import restored_layers
 from tests.builders import SAMPLES, save_tiny_llama, shard
 from tests.models.test_merge import TOKENS, learned, saved
 from utils.activations import last_token_activations
@@ -97,10 +98,11 @@ def test_a_model_larger_than_memory_is_read_restored_and_proved_like_a_whole_one
     plain, restoration = probe_logits(whole, TOKENS), learned(folder, "restorelcc everywhere")
     for model in (whole, spread):
         restoration.attach(model)
-    for _ in range(2):  # what is kept of the first time is right the second
+    for _ in range(2):  # what a whole model keeps of the first time is right the second
         found, expected = probe_logits(spread, TOKENS), probe_logits(whole, TOKENS)
         assert all(map(torch.equal, found, expected)) and not torch.allclose(found[0], plain[0], atol=1e-2)
     assert validate(spread, SAMPLES) == validate(whole, SAMPLES)
+    assert [any(layer._kept for layer in restored_layers(model)) for model in (spread, whole)] == [False, True]
     reference = record_logits(spread, restoration, Checkpoint(folder), TOKENS, "auto")
     assert all(map(torch.equal, reference.logits, expected))
     source, common = saved(folder, restoration, tmp_path), {"tokenizer_from": folder, "reference": reference}
