@@ -94,10 +94,8 @@ class RestoredLayer(nn.Module):
         state += tuple((t.device, t.data_ptr(), t._version) for t in terms.parameters())
         if spread or self._kept.get(part, (None,))[0] != state:
             value = self.merged(part, place).to(self.stored.get(part, dtype)).to(dtype).to(self.weight.device)
-            if spread:
-                return value
             self._kept[part] = state, value
-        return self._kept[part][1]
+        return (self._kept.pop(part) if spread else self._kept[part])[1]
 
     @torch.no_grad()
     def rounding_errors(self) -> list[float]:

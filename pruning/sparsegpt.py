@@ -20,12 +20,10 @@ def damped_inverse(hessian: torch.Tensor) -> torch.Tensor:
     A feature that is always zero (its diagonal is 0) is given the diagonal 1, which leaves it alone. Raises
     torch.linalg.LinAlgError if the matrix stays singular with DAMPENING·10³.
     """
-    base = hessian.double()
-    diagonal = base.diagonal()
-    dead = diagonal == 0
-    mean = diagonal.mean().clamp_min(torch.finfo(torch.float64).tiny)
+    diagonal = hessian.diagonal().double()
+    dead, mean = diagonal == 0, diagonal.mean().clamp_min(torch.finfo(torch.float64).tiny)
     for attempt in range(_ATTEMPTS):
-        damped = base.clone()
+        damped = hessian.to(torch.float64, copy=True)
         damped.diagonal().add_(DAMPENING * 10**attempt * mean)
         damped.diagonal()[dead] = 1
         factor, failed = torch.linalg.cholesky_ex(damped)

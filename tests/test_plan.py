@@ -14,7 +14,7 @@ from utils.common.methods import METHODS
 from utils.common.record import STAGES
 from utils.plan import HERE, Machine, Plan, Texts, count_samples, count_tasks
 
-CPU = Machine("cpu", False, 10**12, 5e10, 5e10, "")
+CPU = Machine("cpu", False, 10**12, 5e10, 5e10, 5e10, "")
 SAMPLES = [(30, 170)] * 200
 
 
@@ -35,7 +35,7 @@ def test_every_method_has_a_plan_and_what_it_does_not_need_costs_nothing():
     assert heads["rank"].seconds > 0 == bias["rank"].seconds and heads["negatives"].seconds > 0
     assert heads["dense"].seconds > bias["dense"].seconds
     read = [heads[key].host_bytes - bias[key].host_bytes for key in ("dense", "pruned")]
-    assert read == [3 * 200 * 3 * 48 * 2, 200 * 3 * 48 * 2]  # z of every sample, in the dense model of both answers too
+    assert read == [3 * 200 * 3 * 48 * 6, 200 * 3 * 48 * 6]  # z of every sample, in the dense model of both answers too
     assert bias["train"].seconds > 10 * nothing["train"].seconds
     assert by_key("-method", "lofit")["rank"].seconds == pytest.approx(by_key("-method", "lofit")["train"].seconds)
     assert by_key("-method", "lofit")["dense"] == nothing["dense"]  # it chooses heads without their activations
@@ -60,6 +60,7 @@ def test_a_steps_memory_and_operations_are_those_of_its_tensors():
         "masked_full": 3 * 8 * 170 * lora + 16 * (matrices - 3 * outputs) + 3 * matrices,
     }
     assert {name: plan("-method", name).training_bytes() - constants for name in more} == pytest.approx(more)
+    assert plan("-method", "output_bias", "-train_norms").training_bytes() - constants == 3 * 8 * 170 * 2 * 24 * 2
     one_layer, two = (plan("-method", "output_bias", layers=n) for n in (1, 2))
     assert two.training_bytes() - one_layer.training_bytes() == 8 * 170 * token + 16 * outputs
     uneven = replace(plan("-method", "output_bias"), samples=[(30, 170)] * 100 + [(30, 85)] * 100)
@@ -73,6 +74,9 @@ def test_memory_and_time_grow_with_what_is_asked_for():
     assert by_key("-gradient_checkpointing")["train"].host_bytes < by_key()["train"].host_bytes
     assert by_key("-num_epoch", "6")["train"].seconds > 1.8 * by_key("-num_epoch", "3")["train"].seconds
     assert by_key(machine=CPU._replace(inference=2e11))["dense"].seconds < by_key()["dense"].seconds
+    slow = CPU._replace(fp32=5e9)  # products of a closed form's inputs are of fp32
+    fast, slower = (by_key("-method", "admm_update", machine=each)["train"].seconds for each in (CPU, slow))
+    assert slower > 2 * fast
     card = by_key(machine=CPU._replace(on_card=True))["train"]
     assert card.card_bytes > 0 == by_key()["train"].card_bytes
     on_card = {"machine": CPU._replace(on_card=True)}

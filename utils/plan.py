@@ -62,9 +62,9 @@ FITS, REACHED, DISK = 0.95, 0.4, 1e9
 PROCESS, CONTEXT, REQUEST = int(0.75 * GIB), int(0.6 * GIB), 0.001
 """Measured on a CPU: bytes of a run before any weight, lm_eval's seconds. Assumed: CUDA's bytes, twice on the host."""
 
-CLOSED_FORMS = {"flap_bias": (2, 0), "eora": (2, 0), "reconstruct": (12, 2 * FP32)}
-CLOSED_FORMS |= {"admm_update": (4, 2 * FP32), "admm_residual": (7, 2 * FP32 + 2)}
-"""Their time in forward passes over the calibration set; bytes a weight, of what they found and of a second model."""
+CLOSED_FORMS = {"flap_bias": (2, 0, 0), "eora": (1, 1, 0), "reconstruct": (12, 0, 2 * FP32)}
+CLOSED_FORMS |= {"admm_update": (2.5, 1.5, 2 * FP32), "admm_residual": (5, 2, 2 * FP32 + 2)}
+"""Forward passes over the calibration set that they take, and fp32 ones; bytes a weight, found and a second model's."""
 
 MORE = "take more memory, or several GPUs (-device auto; to train, accelerate launch --use_fsdp --fsdp_version 2)"
 """What helps a stage that no lower flags fit."""
@@ -109,13 +109,14 @@ ALPACA = 30, 143  # mean tokens of prompt and response of 2,000 Alpaca training 
 
 class Machine(NamedTuple):
     """What a run is planned for: memory in bytes, of the card if there is one, with host_memory beside it, if known;
-    FLOP/s of a decoder in a forward pass (inference) and in a training step."""
+    FLOP/s of a decoder in a forward pass (inference) and in a training step, and of fp32 products."""
 
     name: str
     on_card: bool
     memory: float
     inference: float
     training: float
+    fp32: float
     source: str
     host_memory: float = math.inf
 
@@ -186,6 +187,7 @@ class Plan:
             a_token += (2 * self.hidden + self.inner) * self.size
         if method.endswith("dora"):  # a magnitude's, what the layer gives
             a_token += self.outputs * self.size
+        a_token += 2 * self.hidden * self.size * args.train_norms  # a scale's, the normed
         kept = self.layers * batch * a_token
         if args.gradient_checkpointing:
             kept = kept / self.layers + self.layers * batch * self.hidden * self.size
@@ -237,8 +239,9 @@ class Plan:
         tokens, scratch = rows * args.calib_length, 6 * FP32 * self.inner * self.hidden
         if args.prune_method in ("sparsegpt", "slimgpt"):  # products of the widest input, and their inverse
             scratch += 9 * FP32 * self.inner**2
-        # Each layer runs twice: for its inputs' statistics, and with its zeros.
-        seconds = 2 * self.operations(Texts(rows, args.calib_length)) / self.machine.inference + 4 * self.file / DISK
+        # Each layer runs twice: for its inputs' statistics, and with its zeros. Products of inputs take about a pass.
+        passes = 2 / self.machine.inference + (args.prune_method in ("sparsegpt", "slimgpt")) / self.machine.fp32
+        seconds = passes * self.operations(Texts(rows, args.calib_length)) + 4 * self.file / DISK
         held = tokens * self.hidden * self.size + self.reading_bytes(min(tokens, self.budget)) + scratch
         held += self.weights / self.layers * self.machine.on_card  # one layer at a time is there
         return self.stage(seconds, self.weights + self.file, held)
@@ -249,19 +252,20 @@ class Plan:
         seconds = 2 * file / DISK + sum(map(self.operations, read)) / self.machine.inference
         seconds += REQUEST * sum(each.rows * each.requests for each in read)
         tokens = sum(each.rows * each.tokens for each in read)
-        host = file + activations * self.layers * self.queries * self.size
+        host = file + activations * self.layers * self.queries * (FP32 + self.size)
         return self.stage(seconds, host, self.weights + self.reading_bytes(min(tokens, self.budget)))
 
     def _training(self) -> StagePlan:
         args, machine, samples, valid = self.args, self.machine, Texts.of(self.samples), Texts.of(self.valid)
         named = [name for name in (args.method, args.first) if name in CLOSED_FORMS]
         forms, changed = [CLOSED_FORMS[name] for name in named], bool({*named} - {"flap_bias"})
-        read = self.operations(Texts(args.calib_samples * sum(passes for passes, _ in forms), args.calib_length))
-        step, host = 0.0, sum(self.weights + each * self.matrices for _, each in forms)  # the dense model, and theirs
+        passes = [args.calib_samples * sum(form[place] for form in forms) for place in (0, 1)]
+        read, wide = (self.operations(Texts(each, args.calib_length)) for each in passes)
+        step, host = 0.0, sum(self.weights + each * self.matrices for *_, each in forms)  # the dense model, and theirs
         trains = args.num_epoch and self.needs.training
         # On a card: what a closed form found, then, layer by layer, the weights with it; validation's merged weights.
         matrices = machine.on_card * self.matrices
-        found = matrices * bool(trains) * FP32 * sum(each > 0 for _, each in forms)
+        found = matrices * bool(trains) * FP32 * sum(each > 0 for *_, each in forms)
         kept = args.method in ("masked_full", "masked_dora")  # what is found, since what trains is in the weight too
         begun = found if kept else matrices * bool(trains and changed) * self.size
         merges = changed or (trains and args.method.endswith(("lora", "dora", "masked_full")))
@@ -284,7 +288,8 @@ class Plan:
             step = (2 + args.gradient_checkpointing) * sum(map(self.operations, taught))
             update = 2 * self.matrices if args.method.startswith("masked") else 6 * self.trained
             step += sum(texts.rows * texts.tokens for texts in taught) * update
-        seconds = read / machine.inference + args.num_epoch * step / machine.training + 2 * self.weights / DISK
+        seconds = read / machine.inference + wide / machine.fp32 + args.num_epoch * step / machine.training
+        seconds += (2 * self.weights + 3 * FP32 * self.matrices * sum(each > 0 for *_, each in forms)) / DISK
         return self.stage(seconds, host, self.weights + device)
 
 
@@ -377,7 +382,7 @@ def target_machine(args: Arguments, config: LlamaConfig) -> Machine:
     memory, half, fp32 = cards[args.plan.upper()]
     rate = fp32 if args.dtype == "float32" else half
     source = f"datasheet: {rate:g} TFLOP/s dense; assumed, not measured: {REACHED:.0%} of it, disk at 1 GB/s"
-    return Machine(args.plan, True, memory * 1e9, REACHED * rate * 1e12, REACHED * rate * 1e12, source)
+    return Machine(args.plan, True, memory * 1e9, *[REACHED * each * 1e12 for each in (rate, rate, fp32)], source)
 
 
 def measured_machine(config: LlamaConfig, dtype: torch.dtype, device: str) -> Machine:
@@ -396,12 +401,14 @@ def measured_machine(config: LlamaConfig, dtype: torch.dtype, device: str) -> Ma
         steps = Timer(f"{work}.sum().backward()", **timer).blocked_autorange(min_run_time=0.3)
         with torch.no_grad():
             passes = Timer(work, **timer).blocked_autorange(min_run_time=0.3)
+        side = torch.randn(2048, 2048, device=device)
+        products = Timer("side @ side", globals={"side": side}).blocked_autorange(min_run_time=0.3)
     # Of the fastest: what else runs on the machine only ever slows one down.
-    inference, training = operations / min(passes.times), 2 * operations / min(steps.times)
-    rates = f"{inference / 1e9:.0f} GFLOP/s forward, {training / 1e9:.0f} in a training step"
+    speed = operations / min(passes.times), 2 * operations / min(steps.times), 2 * 2048**3 / min(products.times)
+    rates = f"{speed[0] / 1e9:.0f} GFLOP/s forward, {speed[1] / 1e9:.0f} in a training step"
     source = f"measured now: a decoder layer reaches {rates}; assumed: disk at 1 GB/s"
     ram, name = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), f"this machine's {device_name(device)}"
     if not device.startswith("cuda"):
-        return Machine(name, False, ram, inference, training, source)
+        return Machine(name, False, ram, *speed, source)
     memory = torch.cuda.get_device_properties(device).total_memory
-    return Machine(name, True, memory, inference, training, source, ram)
+    return Machine(name, True, memory, *speed, source, ram)
