@@ -23,7 +23,7 @@ from utils.report.svg import Drawing
 from utils.report.tables import ARROWS, DASH, SHARES, Score, judged
 from utils.sweep.grid import SweepRow, SweepRun
 from utils.sweep.sweep_files import FILE, read
-from utils.sweep.table import CLASSES, table_row
+from utils.sweep.table import CLASSES, apart, table_row
 
 # Ends of the names of the files that this command writes, the page last, and what stands at the beginning of each.
 OURS = {
@@ -182,7 +182,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[SweepRow], list[str]]:
     digests = {frozenset(kept[task][metric].sha256 for task, metric in of if task in kept) for kept, of in asked}
     if len(digests - {frozenset()}) > 1:
         notes.append(UNLIKE)
-    return found, list(dict.fromkeys(notes))
+    unlike = apart({(str(number), row.pruning): row.outcomes for number, row in enumerate(found)})
+    return found, list(dict.fromkeys(notes + unlike))
 
 
 def failed(row: SweepRow) -> list[str]:

@@ -63,7 +63,7 @@ def most_similar_other(embeddings: Tensor, answers: list[str]) -> list[int]:
     """
     groups = {text: index for index, text in enumerate(dict.fromkeys(answers))}
     if len(groups) < 2:
-        raise UserError("-data_path: all responses are the same, so no sample has a wrong answer to contrast with")
+        raise UserError("-data_path: all responses are the same, so none is wrong; give others, or -head_selection gap")
     same = torch.tensor([groups[text] for text in answers])
     nearest = []
     for begin in range(0, len(answers), CHUNK):

@@ -394,15 +394,15 @@ def measured_machine(config: LlamaConfig, dtype: torch.dtype, device: str) -> Ma
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(single, dtype=dtype).requires_grad_(False)
         hidden = torch.randn(4, 128, config.hidden_size, dtype=dtype, requires_grad=True)  # about as long as samples
+        side = torch.randn(2048, 2048)
     operations = 2 * hidden[..., 0].numel() * sum(out * width for out, width in linear_shapes(config).values())
-    timer = {"globals": {"model": model.model, "hidden": hidden}, "num_threads": torch.get_num_threads()}
+    timer = {"globals": {"model": model.model, "hidden": hidden, "side": side}, "num_threads": torch.get_num_threads()}
     work = "model(inputs_embeds=hidden, use_cache=False)[0]"
     with cpu_attention(model):
         steps = Timer(f"{work}.sum().backward()", **timer).blocked_autorange(min_run_time=0.3)
         with torch.no_grad():
             passes = Timer(work, **timer).blocked_autorange(min_run_time=0.3)
-        side = torch.randn(2048, 2048, device=device)
-        products = Timer("side @ side", globals={"side": side}).blocked_autorange(min_run_time=0.3)
+        products = Timer("side @ side", **timer).blocked_autorange(min_run_time=0.3)
     # Of the fastest: what else runs on the machine only ever slows one down.
     speed = operations / min(passes.times), 2 * operations / min(steps.times), 2 * 2048**3 / min(products.times)
     rates = f"{speed[0] / 1e9:.0f} GFLOP/s forward, {speed[1] / 1e9:.0f} in a training step"

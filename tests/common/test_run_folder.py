@@ -153,12 +153,14 @@ REFUSED = [
     ({"file": "mine"}, "file/out", r"\S+ cannot be written"),
     ({"loop": Path("loop")}, "loop", r"\S+ is no folder"),
     *(({}, place, f"{place} is where a disk begins") for place in ("/", "/proc")),
+    ({"project/utils/code.py": "mine"}, "project", r"\S+ is where a disk begins, or holds this project's code; give"),
 ]
 
 
 @pytest.mark.parametrize(("there", "output", "says"), REFUSED, ids=range(len(REFUSED)))
-def test_what_this_project_did_not_make_is_refused_in_one_line_and_stays(tmp_path, there, output, says):
+def test_what_this_project_did_not_make_is_refused_in_one_line_and_stays(tmp_path, monkeypatch, there, output, says):
     write(tmp_path, {f"away/{UNFINISHED}": "{}", **there})
+    monkeypatch.setattr("utils.common.run_folder.__file__", str(tmp_path / "project" / "utils" / "code.py"))
     before = names(tmp_path), content(tmp_path)
     with pytest.raises(UserError, match=f"^-output_dir: {says}") as found:
         finish(tmp_path / output, NEW, overwrite=True)

@@ -31,6 +31,7 @@ def write_run(folder: Path, answers: list[float], losses: list[float], seed=1, a
     results |= {"proof": {"zeros_pruned": 8, "zeros_lost": 2}}
     method = {"parameters": 100 * arguments.get("lora_rank", 12), "kind": "mask", "restores": True}
     run = {"method": method, "arguments": {"lr": 0.3, **arguments}, "models": {"pruned": "/x/half"}}
+    run |= {"inputs": {"pruned model": asked}}
     run |= {"seeds": {"training": seed}, "stages": [{"seconds": 60}], "training": {"tokens": 7000}}
     rows = {"acc": kept(answers, "mean", None, asked)}, {"token_perplexity": kept(losses, "exp_mean", None, asked)}
     made.write_run(folder, results, run, restored=dict(zip(("one", "text"), rows, strict=True)))
@@ -86,7 +87,9 @@ def test_pairs_are_over_the_same_rows_and_others_are_left_out(runs, tmp_path):
     assert set(found) == {"one, acc, % ↑", "perplexity ↓"} and found["perplexity ↓"][3] == 2  # one task is no mean
     other = write_run(tmp_path / "other", [1, 1, 1, 1], [1.0, 1.0], asked="something else")
     rows, notes = compare.read_runs([runs[0], other])
-    assert compare.pairs_of(rows) == {} and notes == [compare.UNLIKE] and compare.read_runs(runs)[1] == []
+    assert compare.pairs_of(rows) == {} and compare.read_runs(runs)[1] == []
+    apart = "the runs are of several weights of half: asked (1 runs), something else (1 runs)"
+    assert notes == [compare.UNLIKE, apart]
     nothing = {name: {} for name in ("scores", "metrics", "main_metric")} | {"validation": {"restored": 2.0}}
     write_json(other / "results.json", nothing)  # of a run with -eval_tasks none
     assert compare.lines_of(compare.read_runs([runs[0], other])[0])[1].cells["valid_loss"] == Score(2.0)

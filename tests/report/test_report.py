@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from xml.etree import ElementTree
@@ -68,6 +69,7 @@ def test_a_verdict_follows_the_paired_difference_and_the_recorded_direction(meas
     results = make_results(t=measured)
     (row,) = tables.score_rows(results)
     assert (row.label, row.verdict) == (label, word)
+    assert replace(row, mcnemar_p=0.06).verdict == {"better": "within noise", "worse": "within noise"}.get(word, word)
     assert tables.score_rows({**results, "metrics": {}})[0].verdict not in ("better", "worse")
     (row,) = tables.score_rows({**results, "paired": {}})
     assert row.difference.value == measured["values"][2] - measured["values"][1]  # shown, and not judged

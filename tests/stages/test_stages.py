@@ -161,7 +161,8 @@ def test_a_closed_form_is_kept_by_all_that_it_depends_on(world, tmp_path, begin,
         assert starts() == kept
     for changes, another in (
         ({"calib_seed": 5}, True), ({"calib_samples": 5}, True), ({"dtype": "bfloat16"}, True),
-        ({"pruned_model_path": other}, True), ({"base_model_name": other, "pruned_model_path": other}, True),
+        ({"pruned_model_path": other}, True),
+        ({"base_model_name": other, "pruned_model_path": other, "allow_dense": True}, True),
         (EORA | {"lora_rank": 3}, True), (EORA | {"lora_rank": 4}, True),
         (EORA | {"lora_rank": 4, "apply_to": "all"}, False), (EORA | {"lora_rank": 3}, False),
         ({"apply_to": "ffn"}, True), ({"train_seed": 7}, False),
@@ -333,6 +334,8 @@ def test_little_room_and_a_dense_or_another_model_are_warnings(world, tmp_path, 
     assert unlike == "      warning: -pruned_model_path: its embeddings are not -base_model_name's: another model?"
     assert dense == "      warning: the pruned model has no zeros; going on because of -allow_dense"
     assert re.fullmatch(r" +warning: -output_dir: 10 kB are free, and the restored model takes 1\d\d kB", room)
+    with pytest.raises(UserError, match=r"^-pruned_model_path: \S+ is -base_model_name's model itself; give"):
+        begin(base_model_name=other, pruned_model_path=other)
 
 
 def test_no_minilm_and_closed_forms_on_a_compact_checkpoint_or_a_wrong_calibration_are_refused(

@@ -54,8 +54,9 @@ class ScoreRow:
 
     @property
     def verdict(self) -> str:
-        """What the difference says about the restored model; see `judged`."""
-        return judged(self.difference, self.higher_is_better)
+        """What the difference says about the restored model; see `judged`. Few questions ask for an exact test, too."""
+        found = judged(self.difference, self.higher_is_better)
+        return "within noise" if found in ("better", "worse") and (self.mcnemar_p or 0) > 0.05 else found
 
     @property
     def texts(self) -> dict[str, str]:
@@ -79,7 +80,7 @@ class ScoreRow:
         texts = [" ± ".join(map(written, cell)) or DASH for cell in cells]
         if cells[3] and not texts[3].startswith("-"):
             texts[3] = f"+{texts[3]}"
-        texts.append(DASH if self.recovered is None else f"{100 * self.recovered:.0f} %")
+        texts.append(DASH if self.recovered is None else f"{100 * self.recovered:z.0f} %")
         return dict(zip(COLUMNS, texts, strict=True))
 
 

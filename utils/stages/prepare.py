@@ -103,11 +103,10 @@ def given_checkpoint(args: Arguments, dense: Checkpoint) -> tuple[Checkpoint, Ch
     expanded, compact = in_dense_shapes(given.folder, args.cache_dir)
     pruned = Checkpoint(expanded, flag) if compact else given
     zeros, weights = pruned.survey().counts()
-    if not sum(zeros) and not args.allow_dense:
-        raise UserError(
-            f"{flag}: {args.pruned_model_path} has no zeros, so nothing seems pruned; "
-            "give the pruned checkpoint, or -allow_dense to go on"
-        )
+    same = given.fingerprint == dense.fingerprint
+    if (same or not sum(zeros)) and not args.allow_dense:
+        found = "is -base_model_name's model itself" if same else "has no zeros, so nothing seems pruned"
+        raise UserError(f"{flag}: {args.pruned_model_path} {found}; give the pruned one, or -allow_dense to go on")
     print(f"      pruned model: {sum(zeros) / sum(weights):.2%} zeros in its {len(zeros)} layers")
     if not sum(zeros):
         print("      warning: the pruned model has no zeros; going on because of -allow_dense", file=sys.stderr)

@@ -72,13 +72,12 @@ def run_all(rows: list[SweepRow], output: Path, cache: Path, keep: bool) -> list
         rows = look(rows, output)
         write_text(output / "table.md", markdown(build_table(rows)))
         write(rows, output / FILE)
-        left = [each for each in needed(rows) if each[1].id not in tried]
-        if not left:
+        row, run = next((each for each in needed(rows) if each[1].id not in tried), (None, None))
+        if run is None:
             return rows
-        row, run = left[0]
         tried.add(run.id)
         rate = "" if run.rate is None else f", rate {run.rate:g}"
-        print(f"{row.name}, {row.pruning}{rate}, seed {run.seed}: {run.id} ({len(left)} left)", flush=True)
+        print(f"{row.name}, {row.pruning}{rate}, seed {run.seed}: {run.id}", flush=True)
         began, folder = time.monotonic(), output / run.id
         words = [*run.words, "-output_dir", str(folder), "-cache_dir", str(cache)]
         status = call([sys.executable, str(ENTRY), *words], log := output / f"{run.id}.log")

@@ -63,7 +63,7 @@ def build_table(rows: list[SweepRow]) -> dict:
         entry["control"] = _of_control(row.outcomes, controls) if row.outcomes and controls else None
         table.append(entry)
         notes += _of_runs(row)
-    return {"rows": table, "models": _models(found), "notes": [*dict.fromkeys(notes), *_apart(found)]}
+    return {"rows": table, "models": _models(found), "notes": [*dict.fromkeys(notes), *apart(found)]}
 
 
 def table_row(row: SweepRow) -> dict:
@@ -141,7 +141,7 @@ def _of_runs(row: SweepRow) -> list[str]:
     return notes
 
 
-def _apart(found: dict[tuple[str, str], list[Outcome]]) -> list[str]:
+def apart(found: dict[tuple[str, str], list[Outcome]]) -> list[str]:
     """Notes on reported runs that are not alike: of several versions of a package, devices, or pruned models."""
     seen: dict[str, Counter[str]] = {}
     for pruning, run in [(pruning, each.run) for (_, pruning), outcomes in found.items() for each in outcomes]:
