@@ -75,7 +75,7 @@ class RestoredLayer(nn.Module):
         return restored(own, terms, None if part == "weight" else self.weight)
 
     def merged(self, part: str, place: str | torch.device) -> Tensor:
-        """The parameter as a merge on that device has it: fp64. One that lacks fp64 leaves it to the CPU."""
+        """The parameter as a merge on that device has it: fp64. mps, which lacks fp64, leaves it to the CPU."""
         place = "cpu" if torch.device(place).type == "mps" else place
         own, weight = (None if p is None else p.detach().to(place) for p in (getattr(self, part), self.weight))
         return merged(part, own, self.terms(part), weight)
@@ -105,15 +105,15 @@ class RestoredLayer(nn.Module):
             if not len(self.terms(part)):
                 continue
             exact, own = self.merged(part, self.weight.device), getattr(self, part)
-            own = torch.zeros_like(exact) if own is None else own.to(exact)
+            own = torch.zeros_like(exact) if own is None else own.to(exact.device).double()
             allowed = float(own.abs().max() + (exact - own).abs().max()) * ROUNDINGS * torch.finfo(torch.float32).eps
-            differences = [self.trained(part).to(exact) - exact]
+            differences = [self.trained(part).to(exact.device) - exact]
             if part == "weight" and self.beside:
                 # A step doesn't use this weight: of what it does, unit vectors show the columns.
                 columns = torch.linspace(0, exact.shape[1] - 1, min(PROBED, exact.shape[1])).long()
                 units = F.one_hot(columns, exact.shape[1]).to(self.weight.device, torch.float32)
                 found_columns = self.beside[0].through(units, self.begun(torch.float32)).T
-                differences.append(found_columns.to(exact) - exact[:, columns])
+                differences.append(found_columns.to(exact.device) - exact[:, columns])
             found += [float(each.abs().max()) / max(allowed, 1e-300) for each in differences]
         return found
 

@@ -56,10 +56,10 @@ class Term(nn.Module):
             value = tensors.get(name)
             self.register_buffer(name, None if value is None else _copy(value), persistent=False)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All it is built from, on the CPU; of a sharded model, by all processes."""
+    def tensors(self, place: str | torch.device = "cpu") -> dict[str, Tensor]:
+        """All it is built from, on that device; of a sharded model, by all processes."""
         found = {name: getattr(self, name) for name in self.learned + self.fixed}
-        return {name: whole(tensor) for name, tensor in found.items() if tensor is not None}
+        return {name: whole(tensor, place) for name, tensor in found.items() if tensor is not None}
 
     @property
     def device(self) -> torch.device:
@@ -68,8 +68,8 @@ class Term(nn.Module):
 
     def exact(self, place: torch.device) -> "Term":
         """The same in fp64, on that device: what a merge computes with."""
-        tensors = {name: tensor.to(place) for name, tensor in self.tensors().items()}
-        return type(self)(**{name: t.double() if t.is_floating_point() else t for name, t in tensors.items()})
+        tensors = self.tensors(place).items()
+        return type(self)(**{name: t.double() if t.is_floating_point() else t for name, t in tensors})
 
     def held(self, weight: Tensor) -> int:
         """How many of its numbers training can't move."""
@@ -86,10 +86,10 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A term's tensor on the CPU; gathered, if FSDP keeps a part of it in each process."""
+def whole(tensor: Tensor, place: str | torch.device = "cpu") -> Tensor:
+    """A term's tensor on that device; gathered, if FSDP keeps a part of it in each process."""
     tensor = tensor.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).to(place)
 
 
 def restored(value: Tensor, terms: Iterable[Term], weight: Tensor | None = None) -> Tensor:

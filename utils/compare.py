@@ -174,7 +174,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[SweepRow], list[str]]:
         kinds = OSError, ValueError, LookupError, TypeError, AttributeError
         with explain(f"RUN: {folder}: its files hold what no run writes", "copy the folder again", kinds):
             rows = read(kept) if kept.is_file() else [_of_run(folder, "/".join(own))]
-            lines_of(rows)  # whether they hold what they should
+            lines_of(rows), apart(rows)  # whether they hold what they should
             pairs_of([row for row in rows if row.outcomes][:1] * 2)
         found += [row for row in rows if row.outcomes or failed(row)]
         notes += [f"{row.name}, {row.pruning}: no run is done yet" for row in rows if not row.outcomes + failed(row)]
@@ -182,8 +182,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[SweepRow], list[str]]:
     digests = {frozenset(kept[task][metric].sha256 for task, metric in of if task in kept) for kept, of in asked}
     if len(digests - {frozenset()}) > 1:
         notes.append(UNLIKE)
-    unlike = apart({(str(number), row.pruning): row.outcomes for number, row in enumerate(found)})
-    return found, list(dict.fromkeys(notes + unlike))
+    return found, list(dict.fromkeys(notes + apart(found)))
 
 
 def failed(row: SweepRow) -> list[str]:

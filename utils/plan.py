@@ -263,13 +263,13 @@ class Plan:
         read, wide = (self.operations(Texts(each, args.calib_length)) for each in passes)
         step, host = 0.0, sum(self.weights + each * self.matrices for *_, each in forms)  # the dense model, and theirs
         trains = args.num_epoch and self.needs.training
-        # On a card: what a closed form found, then, layer by layer, the weights with it; validation's merged weights.
+        # On a card: what a closed form found, then, layer by layer, the weights with it; merged ones, and one in fp64.
         matrices = machine.on_card * self.matrices
         found = matrices * bool(trains) * FP32 * sum(each > 0 for *_, each in forms)
         kept = args.method in ("masked_full", "masked_dora")  # what is found, since what trains is in the weight too
         begun = found if kept else matrices * bool(trains and changed) * self.size
         merges = changed or (trains and args.method.endswith(("lora", "dora", "masked_full")))
-        held = matrices * bool(merges) * self.size
+        held = bool(merges) * (matrices * self.size + 36 * machine.on_card * self.inner * self.hidden)
         device = begun + max(self.reading_bytes(min(valid.rows * valid.tokens, self.budget)) + held, self.proof)
         device = max(device, found + begun / self.layers + 3 * FP32 * matrices / self.layers)
         if trains:

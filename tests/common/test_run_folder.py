@@ -153,7 +153,10 @@ REFUSED = [
     ({"file": "mine"}, "file/out", r"\S+ cannot be written"),
     ({"loop": Path("loop")}, "loop", r"\S+ is no folder"),
     *(({}, place, f"{place} is where a disk begins") for place in ("/", "/proc")),
-    ({"project/utils/code.py": "mine"}, "project", r"\S+ is where a disk begins, or holds this project's code; give"),
+    *(
+        ({"project/utils/__init__.py": ""}, name, r"\S+ .*, or holds code; give an")
+        for name in ("project", "project/utils")
+    ),
 ]
 
 

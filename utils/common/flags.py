@@ -74,7 +74,7 @@ class Arguments:
     pruned_model_path: str | None = flag(
         None, "the pruned checkpoint to restore; without it -prune_method makes one", name_or_path
     )
-    allow_dense: bool = flag(False, "go on although the pruned model has no zeros")
+    allow_dense: bool = flag(False, "go on although the pruned model has no zeros, or is the dense one")
     dtype: str = flag("bfloat16", "of both models; what is trained is always fp32", DTYPE_NAMES)
     device: str = flag(
         "auto", "cpu, cuda, cuda:N, mps (not to prune); auto: a GPU if there is one, and it spreads what doesn't fit"

@@ -75,7 +75,7 @@ def restored_how(run: dict) -> str:
 
 
 def verdict(results: dict, run: dict) -> str:
-    """What the run came to, in one plain sentence; only what is beyond 2 standard errors counts as better or worse."""
+    """What the run came to, in one plain sentence; only what is beyond noise counts as better or worse."""
     losses = results.get("validation") or {}
     if restores_nothing(run):
         return "Nothing was restored: this is the pruned model."

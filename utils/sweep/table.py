@@ -63,7 +63,7 @@ def build_table(rows: list[SweepRow]) -> dict:
         entry["control"] = _of_control(row.outcomes, controls) if row.outcomes and controls else None
         table.append(entry)
         notes += _of_runs(row)
-    return {"rows": table, "models": _models(found), "notes": [*dict.fromkeys(notes), *apart(found)]}
+    return {"rows": table, "models": _models(found), "notes": [*dict.fromkeys(notes), *apart(rows)]}
 
 
 def table_row(row: SweepRow) -> dict:
@@ -141,10 +141,10 @@ def _of_runs(row: SweepRow) -> list[str]:
     return notes
 
 
-def apart(found: dict[tuple[str, str], list[Outcome]]) -> list[str]:
+def apart(rows: list[SweepRow]) -> list[str]:
     """Notes on reported runs that are not alike: of several versions of a package, devices, or pruned models."""
     seen: dict[str, Counter[str]] = {}
-    for pruning, run in [(pruning, each.run) for (_, pruning), outcomes in found.items() for each in outcomes]:
+    for pruning, run in [(row.pruning, each.run) for row in rows for each in row.outcomes]:
         told = {"devices": run.get("device"), f"weights of {pruning}": run.get("inputs", {}).get("pruned model")}
         told |= {f"versions of {package}": version for package, version in run.get("versions", {}).items()}
         for what in filter(told.get, told):
