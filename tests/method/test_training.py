@@ -90,9 +90,7 @@ def test_training_is_on_the_device_that_was_named(make_tiny_llama, tmp_path, mon
     assert places == [torch.device("meta")] * 3 and result.history[0]["valid_loss"] == 1.5
 
 
-def test_attention_is_that_of_the_device_though_a_model_to_be_sharded_is_still_on_the_cpu(
-    make_tiny_llama, tmp_path, monkeypatch
-):
+def test_attention_is_the_devices_though_a_model_to_be_sharded_is_on_the_cpu(make_tiny_llama, tmp_path, monkeypatch):
     found, folder = [], make_tiny_llama()
     chosen = lambda self, **_: found.append(self.model.model.config._attn_implementation)  # noqa: E731
     monkeypatch.setattr(_RestorationTrainer, "train", chosen)

@@ -78,9 +78,7 @@ def test_models_load_frozen_and_tokenizers_gain_no_token(make_tiny_llama):
     assert load_model(make_tiny_llama(pad_token_id=-1), torch.float32, "cpu", FLAG).config.pad_token_id is None
 
 
-def test_a_model_larger_than_memory_is_read_restored_and_proved_like_a_whole_one(
-    make_tiny_llama, tmp_path, monkeypatch
-):
+def test_a_model_larger_than_memory_is_read_restored_and_proved_as_a_whole(make_tiny_llama, tmp_path, monkeypatch):
     """-device auto: the part that memory does not hold is read from disk."""
     monkeypatch.setattr("models.loading._free_memory", lambda device: 60_000)
     monkeypatch.setattr("transformers.integrations.accelerate.get_max_memory", lambda _: {"cpu": 60_000})

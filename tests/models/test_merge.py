@@ -129,9 +129,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("name", "shape", "stored", "run_dtype"), CASES)
-def test_merged_equals_attached_and_changes_exactly_what_has_terms(
-    make_tiny_llama, tmp_path, name, shape, stored, run_dtype
-):
+def test_merged_is_attached_and_changes_just_what_has_terms(make_tiny_llama, tmp_path, name, shape, stored, run_dtype):
     """A tensor keeps its file's dtype, whatever config.json says. Where the run's holds that, logits are the same."""
     folder = make_tiny_llama(zeros=0.5, dtype=stored, **SHAPES[shape])
     config = json.loads((folder / "config.json").read_text())

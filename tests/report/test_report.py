@@ -318,9 +318,7 @@ def test_a_folder_that_is_no_runs_is_one_line_and_nothing_is_written(folder, nam
         (A4, True, True, (250, 255), (0, 10)),
     ],
 )
-def test_a_browser_shows_it_whole_and_sorts_and_paper_has_all_that_is_folded_away(
-    drawn, tmp_path, width, dark, printed, paper, ink
-):
+def test_a_browser_shows_it_whole_and_sorts_and_paper_has_all(drawn, tmp_path, width, dark, printed, paper, ink):
     (tmp_path / "report.html").write_text(drawn, encoding="utf-8")
     more = """
       const table = document.querySelector("table.sortable");

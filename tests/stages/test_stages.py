@@ -338,9 +338,7 @@ def test_little_room_and_a_dense_or_another_model_are_warnings(world, tmp_path, 
         begin(base_model_name=other, pruned_model_path=other)
 
 
-def test_no_minilm_and_closed_forms_on_a_compact_checkpoint_or_a_wrong_calibration_are_refused(
-    world, tmp_path, begin, monkeypatch
-):
+def test_no_minilm_and_closed_forms_on_a_compact_checkpoint_are_refused(world, tmp_path, begin, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     write_compact(world / "pruned", tmp_path / "small")
     small, refused = {"pruned_model_path": tmp_path / "small"}, ".* compact .*; prune with -mode masked"

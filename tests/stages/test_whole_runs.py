@@ -128,9 +128,7 @@ def test_a_task_trains_on_its_own_training_split(world, tmp_path, monkeypatch, c
     assert capsys.readouterr().out.count(told) == 1 and not (tmp_path / "more").exists()
 
 
-def test_a_command_keeps_the_users_files_whenever_it_ends_and_leaves_nothing_on_a_full_disk(
-    world, tmp_path, monkeypatch
-):
+def test_a_command_keeps_the_users_files_and_leaves_nothing_on_a_full_disk(world, tmp_path, monkeypatch):
     saved = tmp_path / "in" / "restoration"
     save_restoration(saved, trained(), {"pruned_sha256": Checkpoint(world / "pruned").fingerprint})
     common = {"dtype": "float32", "cache_dir": tmp_path / "in" / "cache"}
