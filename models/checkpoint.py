@@ -173,7 +173,7 @@ def weight_files(folder: Path, flag: str = "-pruned_model_path") -> list[Path]:
         if missing := [shard for shard in shards if not os.path.isfile(folder / shard)]:
             raise UserError(f"{flag}: {folder} lacks {missing[0]}, which {name} names; copy it again")
         return [folder / shard for shard in shards]
-    raise UserError(f"{flag}: {folder} holds no weights ({WEIGHTS[0]}, or an index and its shards)")
+    raise UserError(f"{flag}: {folder} holds no weights ({WEIGHTS[0]}, {WEIGHTS[2]}, or an index and its shards)")
 
 
 def pruned_layer(name: str) -> int | None:

@@ -265,7 +265,7 @@ def check_pair(dense: Path, pruned: Path, pruned_flag: str) -> None:
         ours, theirs = ((tokenizer.get_vocab(), tokenizer(probe).input_ids) for tokenizer in tokenizers)
         wrong += ["its tokenizer differs from the base model's"] if ours != theirs else []
     if wrong:
-        raise UserError(f"{pruned_flag}: {wrong[0]}; -base_model_name must be the model that was pruned")
+        raise UserError(f"{pruned_flag}: {wrong[0]}; it must be -base_model_name's model, pruned, with no token added")
 
 
 def has_tokenizer(folder: Path) -> bool:
