@@ -89,13 +89,13 @@ class RestoredLayer(nn.Module):
             return value if value is None else value.to(dtype)
         # Of a model that is spread, accelerate brings the weight for each pass; a second one that stays has no room.
         spread = hasattr(self, "_hf_hook")
+        kept = {} if spread else self._kept
         place = "cpu" if self.stored and not spread else self.weight.device  # a checkpoint's bits are the CPU's
         state = dtype, *self.stored.items(), self.weight.device, self.weight._version
         state += tuple((t.device, t.data_ptr(), t._version) for t in terms.parameters())
-        if spread or self._kept.get(part, (None,))[0] != state:
-            value = self.merged(part, place).to(self.stored.get(part, dtype)).to(dtype).to(self.weight.device)
-            self._kept[part] = state, value
-        return (self._kept.pop(part) if spread else self._kept[part])[1]
+        if kept.get(part, (None,))[0] != state:
+            kept[part] = state, self.merged(part, place).to(self.stored.get(part, dtype)).to(self.weight.device, dtype)
+        return kept[part][1]
 
     @torch.no_grad()
     def rounding_errors(self) -> list[float]:

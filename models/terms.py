@@ -68,8 +68,7 @@ class Term(nn.Module):
 
     def exact(self, place: torch.device) -> "Term":
         """The same in fp64, on that device: what a merge computes with."""
-        tensors = self.tensors(place).items()
-        return type(self)(**{name: t.double() if t.is_floating_point() else t for name, t in tensors})
+        return type(self)(**{n: t.double() if t.is_floating_point() else t for n, t in self.tensors(place).items()})
 
     def held(self, weight: Tensor) -> int:
         """How many of its numbers training can't move."""
@@ -106,8 +105,7 @@ def restored(value: Tensor, terms: Iterable[Term], weight: Tensor | None = None)
 
 @torch.no_grad()
 def merged(part: str, own: Tensor | None, terms: Iterable[Term], weight: Tensor) -> Tensor:
-    """A layer's weight or bias with all terms, fp64, where its weight is. own: None for a bias that is missing, and so
-    zero before."""
+    """A layer's weight or bias with all terms, fp64, where its weight is. own: None for a missing bias: zero before."""
     own = weight.new_zeros(len(weight), dtype=torch.float64) if own is None else own.double()
     return restored(own, (term.exact(weight.device) for term in terms), None if part == "weight" else weight)
 

@@ -87,9 +87,8 @@ def test_memory_and_time_grow_with_what_is_asked_for():
         assert begun.card_bytes - own.card_bytes == size * matrices
     names = "admm_update", "eora", "none"
     *alone, nothing = (by_key("-method", name, **on_card)["train"].card_bytes for name in names)
-    assert [each - nothing for each in alone] == [
-        2 * matrices + 36 * 24 * 56
-    ] * 2  # merged weights, and one of them in fp64
+    merged = 2 * matrices + 36 * 24 * 56  # all weights, and one of them in fp64
+    assert [each - nothing for each in alone] == [merged] * 2
     short, long = (by_key("-loss", "distill", "-calib_length", length)["train"] for length in ("64", "512"))
     assert short.seconds < long.seconds and short.host_bytes < long.host_bytes
     assert CPU.fits(0.95e12) and not CPU.fits(0.96e12) and not CPU._replace(on_card=True).fits(0, 0.96e12)

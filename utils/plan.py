@@ -265,7 +265,8 @@ class Plan:
         trains = args.num_epoch and self.needs.training
         # On a card: what a closed form found, then, layer by layer, the weights with it; merged ones, and one in fp64.
         matrices = machine.on_card * self.matrices
-        found = matrices * bool(trains) * FP32 * sum(each > 0 for *_, each in forms)
+        files = FP32 * self.matrices * sum(each > 0 for *_, each in forms)
+        found = machine.on_card * bool(trains) * files
         kept = args.method in ("masked_full", "masked_dora")  # what is found, since what trains is in the weight too
         begun = found if kept else matrices * bool(trains and changed) * self.size
         merges = changed or (trains and args.method.endswith(("lora", "dora", "masked_full")))
@@ -289,7 +290,7 @@ class Plan:
             update = 2 * self.matrices if args.method.startswith("masked") else 6 * self.trained
             step += sum(texts.rows * texts.tokens for texts in taught) * update
         seconds = read / machine.inference + wide / machine.fp32 + args.num_epoch * step / machine.training
-        seconds += (2 * self.weights + 3 * FP32 * self.matrices * sum(each > 0 for *_, each in forms)) / DISK
+        seconds += (2 * self.weights + 3 * files) / DISK
         return self.stage(seconds, host, self.weights + device)
 
 

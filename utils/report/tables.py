@@ -54,9 +54,8 @@ class ScoreRow:
 
     @property
     def verdict(self) -> str:
-        """What the difference says about the restored model; see `judged`. Few questions ask for an exact test, too."""
-        found = judged(self.difference, self.higher_is_better)
-        return "within noise" if found in ("better", "worse") and (self.mcnemar_p or 0) > 0.05 else found
+        """What the difference says about the restored model; see `judged`."""
+        return judged(self.difference, self.higher_is_better, self.mcnemar_p)
 
     @property
     def texts(self) -> dict[str, str]:
@@ -87,8 +86,8 @@ class ScoreRow:
 JUDGED = ("better", "worse", "equal", "within noise")  # verdicts that say something
 
 
-def judged(difference: Score | None, higher_is_better: bool | None) -> str:
-    """ "better" or "worse" only beyond 2 standard errors; "differs" where nobody recorded which direction is better."""
+def judged(difference: Score | None, higher_is_better: bool | None, p: float | None = None) -> str:
+    """ "better" or "worse" only beyond 2 standard errors, at an exact test's p ≤ 0.05; "differs": direction unknown."""
     if difference is None:
         return ""
     if difference.value == 0:
@@ -99,6 +98,8 @@ def judged(difference: Score | None, higher_is_better: bool | None) -> str:
         return "within noise"
     if higher_is_better is None:
         return "differs"
+    if p is not None and p > 0.05:
+        return "within noise"
     return "better" if (difference.value > 0) == higher_is_better else "worse"
 
 
