@@ -1,7 +1,6 @@
 """A checkpoint on disk, tensor by tensor: what its files hold, how many zeros, and what identifies it."""
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -27,7 +27,6 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 """Where transformers looks for weights, in its order."""
 
 _SAFE_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_SAFE_NAMES = {dtype: name for name, dtype in _SAFE_DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ class Checkpoint:
         for name in sorted(self.headers):
             tensor = self.read(name)
             hash_tensor(whole, name, tensor)
-            if tensor.dtype in _SAFE_NAMES and not bool(tensor.isfinite().all()):
+            if tensor.dtype in _SAFE_DTYPES.values() and not bool(tensor.isfinite().all()):
                 found.not_finite.append(name)
             if (layer := pruned_layer(name)) is not None:
                 found.zeros[layer] = found.zeros.get(layer, 0) + int((tensor == 0).sum())
@@ -138,7 +137,7 @@ class Checkpoint:
         """The headers of the tensors in `file`, whose reader is kept."""
         if file.suffix != ".safetensors":
             tensors = _load_pickle(file, self.flag)
-            self._readers[file.name] = tensors.__getitem__
+            self._readers[file.name] = lambda name: tensors[name].clone()  # tied ones are apart, as in safetensors
             return {name: Header(file.name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
         with explain(f"{self.flag}: cannot read {file}", "copy it again", (SafetensorError, OSError)):
             opened = safe_open(file, framework="pt")
@@ -206,7 +205,7 @@ def check_weights(checkpoint: Checkpoint, config: LlamaConfig) -> None:
             "give a plain checkpoint"
         )
     for name, header in kept.items():
-        if header.dtype not in _SAFE_NAMES:
+        if header.dtype not in _SAFE_DTYPES.values():
             raise UserError(
                 f"{flag}: {name} in {folder} is {header.dtype}; RestoreLCC reads float16, bfloat16, float32 and "
                 "float64, so dequantize the checkpoint first"
@@ -236,51 +235,26 @@ def restorable_heads(pruned: Checkpoint, layers: int, heads: int) -> Tensor:
 
 
 def write_checkpoint(output: Path, layout: dict[str, Header], read: Callable[[str], Tensor]) -> None:
-    """Write tensors to the safetensors files of their headers in the folder `output`, one in memory at a time.
+    """Write tensors to the safetensors files of their headers in the folder `output`, one file's in memory at a time.
 
     With more than one file, or one that is not model.safetensors, an index is written too. read: the tensor of a name.
     """
-    shards: dict[str, list[tuple[str, Header]]] = {}
-    for name, header in layout.items():
-        shards.setdefault(header.file, []).append((name, header))
-    for file, tensors in shards.items():
-        _write_shard(output / file, tensors, read)
-    if list(shards) != [WEIGHTS[0]]:
-        weight_map = {name: layout[name].file for name in sorted(layout)}
-        size = sum(map(_bytes, layout.values()))
+    for file in dict.fromkeys(header.file for header in layout.values()):
+        with whole_file(output / file) as partial:
+            tensors = {name: read(name).contiguous() for name, header in layout.items() if header.file == file}
+            for name, tensor in tensors.items():
+                if (tensor.dtype, tuple(tensor.shape)) != (layout[name].dtype, layout[name].shape):
+                    raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {layout[name]}")
+            save_file(tensors, partial, metadata={"format": "pt"})
+    weight_map = {name: layout[name].file for name in sorted(layout)}
+    if {*weight_map.values()} != {WEIGHTS[0]}:
+        size = sum(torch.Size(header.shape).numel() * header.dtype.itemsize for header in layout.values())
         write_json(output / WEIGHTS[1], {"metadata": {"total_size": size}, "weight_map": weight_map})
-
-
-def _write_shard(path: Path, tensors: list[tuple[str, Header]], read: Callable[[str], Tensor]) -> None:
-    """Its header first, which needs no data, then the tensors one by one."""
-    # Wider dtypes first, then by name, as the library does: each tensor is then aligned to its own size.
-    ordered = sorted(tensors, key=lambda entry: (-entry[1].dtype.itemsize, entry[0]))
-    table, place = {"__metadata__": {"format": "pt"}}, 0
-    for name, header in ordered:
-        table[name] = {
-            "dtype": _SAFE_NAMES[header.dtype],
-            "shape": list(header.shape),
-            "data_offsets": [place, place + _bytes(header)],
-        }
-        place += _bytes(header)
-    encoded = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with whole_file(path) as partial, partial.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name, header in ordered:
-            tensor = read(name)
-            if tensor.dtype != header.dtype or tuple(tensor.shape) != header.shape:
-                raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {header.dtype} {header.shape}")
-            file.write(raw_bytes(tensor).numpy())
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:
     """Whether two tensors agree in dtype, shape and every bit."""
     return left.dtype == right.dtype and left.shape == right.shape and torch.equal(raw_bytes(left), raw_bytes(right))
-
-
-def _bytes(header: Header) -> int:
-    return torch.Size(header.shape).numel() * header.dtype.itemsize
 
 
 def _load_pickle(file: Path, flag: str) -> dict[str, Tensor]:

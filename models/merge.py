@@ -146,7 +146,7 @@ class MergedLayout:
 
 
 def merge(pruned: Path, restoration: Restoration, output: Path, tokenizer_from: Path) -> None:
-    """Write the pruned checkpoint with what the restoration says to the folder `output`, a tensor at a time.
+    """Write the pruned checkpoint with what the restoration says to the folder `output`, a file at a time.
 
     Buffers that transformers drops are left out. Raises UserError if a restored value is no finite number.
     """
