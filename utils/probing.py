@@ -10,7 +10,6 @@ from utils.common.progress import progress
 LEARNING_RATE = 0.01
 EPOCHS = 200
 TRAIN_SHARE = 0.7
-_BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 
 def probe_heads(restored: Tensor, right: Tensor, wrong: Tensor, seed: int, shown: bool = False) -> dict[str, Tensor]:
@@ -20,8 +19,8 @@ def probe_heads(restored: Tensor, right: Tensor, wrong: Tensor, seed: int, shown
 
     A probe reads [restored ; right] as positive and [restored ; wrong] as negative: linear, sigmoid, cross-entropy,
     Adam at 0.01, 200 full-batch epochs; 70 % of the samples train it, both features of a sample on one side of the
-    split. The probes of a layer train together as one tensor problem: the gradient is one matrix product, and Adam
-    works element by element, so heads don't touch each other.
+    split. The probes of a layer train together as one tensor problem: Adam works element by element, so heads don't
+    touch each other.
     """
     _, heads, samples, width = restored.shape
     generator = torch.Generator().manual_seed(seed)
@@ -36,8 +35,7 @@ def probe_heads(restored: Tensor, right: Tensor, wrong: Tensor, seed: int, shown
         logits = _logits(*(x[:, held_out].float().contiguous() for x in layer), weight, bias)
         labels = _labels(logits.shape[1], logits.device)
         accuracy.append(((logits > 0) == labels).float().mean(-1))
-        losses = binary_cross_entropy_with_logits(logits, labels.float().expand_as(logits), reduction="none")
-        loss.append(losses.mean(-1))
+        loss.append(_losses(logits))
     return {"accuracy": torch.stack(accuracy), "loss": torch.stack(loss)}
 
 
@@ -63,31 +61,23 @@ def _labels(count: int, device: torch.device) -> Tensor:
 
 def _logits(shared: Tensor, positive: Tensor, negative: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """(H, n, d) features and (H, 2d) weights -> logits (H, 2n); the shared half is multiplied once."""
-    on_shared, on_own = weight.unsqueeze(-1).chunk(2, dim=1)
-    common = shared @ on_shared
-    return torch.cat([common + positive @ on_own, common + negative @ on_own], dim=1).squeeze(-1) + bias
+    on_shared, on_own = weight.unsqueeze(1).chunk(2, dim=2)
+    common = on_shared @ shared.mT
+    return torch.cat([common + on_own @ own.mT for own in (positive, negative)], dim=2).squeeze(1) + bias
 
 
-def _train(shared: Tensor, positive: Tensor, negative: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Full-batch Adam by hand: the gradient of the logistic loss is Xᵀ(σ(Xw + b) - y) / rows."""
-    parameters = torch.cat([weight, bias], dim=1)
-    first, second = torch.zeros_like(parameters), torch.zeros_like(parameters)
-    target = _labels(2 * shared.shape[1], shared.device).float()
-    for step in range(1, EPOCHS + 1):
-        logits = _logits(shared, positive, negative, parameters[:, :-1], parameters[:, -1:])
-        error = ((logits.sigmoid() - target) / logits.shape[1]).unsqueeze(1)
-        on_positive, on_negative = error.chunk(2, dim=2)
-        gradient = torch.cat(
-            [
-                ((on_positive + on_negative) @ shared).squeeze(1),
-                (on_positive @ positive + on_negative @ negative).squeeze(1),
-                error.sum(2),
-            ],
-            dim=1,
-        )
-        first.lerp_(gradient, 1 - _BETAS[0])
-        second.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
-        step_size = LEARNING_RATE / (1 - _BETAS[0] ** step)
-        root = (second / (1 - _BETAS[1] ** step)).sqrt_().add_(_EPSILON)
-        parameters = parameters.addcdiv(first, root, value=-step_size)
-    return parameters[:, :-1], parameters[:, -1:]
+def _train(shared: Tensor, positive: Tensor, negative: Tensor, *start: Tensor) -> tuple[Tensor, Tensor]:
+    """(weight, bias) after full-batch Adam from `start`. The sum of all heads' losses gives each its own gradient."""
+    weight, bias = (each.clone().requires_grad_() for each in start)
+    optimizer = torch.optim.Adam([weight, bias], lr=LEARNING_RATE)
+    for _ in range(EPOCHS):
+        optimizer.zero_grad()
+        _losses(_logits(shared, positive, negative, weight, bias)).sum().backward()
+        optimizer.step()
+    return weight.detach(), bias.detach()
+
+
+def _losses(logits: Tensor) -> Tensor:
+    """(H, 2n) logits -> the mean cross-entropy of each head."""
+    labels = _labels(logits.shape[1], logits.device).float().expand_as(logits)
+    return binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
