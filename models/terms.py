@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
 
 
 def learned_compensation(basis: Tensor, magnitudes: Tensor | None, component: Tensor | None) -> Tensor:
@@ -197,33 +198,14 @@ class MaskedLowRank(LowRank):
     what = "low-rank updates, inside the mask,"
 
     def through(self, z: Tensor, weight: Tensor) -> Tensor:
-        """z (W + scale · M ⊙ (B A))ᵀ in z's dtype, without the sum and its mask being kept for the backward pass."""
-        return _InsideMask.apply(z, weight, self.scale * self.up, self.down)
+        """z (W + scale · M ⊙ (B A))ᵀ in z's dtype; the sum and its mask are computed again in the backward pass."""
+        tensors = z, weight, self.scale * self.up, self.down
+        return checkpoint(_inside_mask, *tensors, use_reentrant=False, preserve_rng_state=False)
 
 
-class _InsideMask(torch.autograd.Function):
-    """z (W + M ⊙ (B A))ᵀ for a frozen W (out, in), M its mask. The sum is computed again in the backward pass.
-
-    Products and sum are rounded to z's dtype.
-    """
-
-    @staticmethod
-    def forward(ctx, z: Tensor, weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        ctx.save_for_backward(z, weight, up, down)
-        return F.linear(z, _InsideMask.changed(z, weight, up, down))
-
-    @staticmethod
-    def changed(z: Tensor, weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        own, up, down = (tensor.to(z.dtype) for tensor in (weight, up, down))
-        return torch.addmm(own, up, down).masked_fill_(weight == 0, 0)  # where W is zero, W + M ⊙ (B A) is
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None, Tensor, Tensor]:
-        z, weight, up, down = ctx.saved_tensors
-        grad_z = grad @ _InsideMask.changed(z, weight, up, down) if ctx.needs_input_grad[0] else None
-        of_weight = (grad.flatten(0, -2).mT @ z.flatten(0, -2)).masked_fill_(weight == 0, 0)
-        of_up = (of_weight @ down.to(z.dtype).mT).to(up.dtype)
-        return grad_z, None, of_up, (up.to(z.dtype).mT @ of_weight).to(down.dtype)
+def _inside_mask(z: Tensor, weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    own, up, down = (tensor.to(z.dtype) for tensor in (weight, up, down))
+    return F.linear(z, torch.addmm(own, up, down).masked_fill(weight == 0, 0))  # where W is zero, W + M ⊙ (B A) is
 
 
 class DoRA(LowRank):
