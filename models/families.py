@@ -120,19 +120,9 @@ def dropped_by(terms: Iterable[str], config: PreTrainedConfig) -> dict[str, str]
     return {runtime: ", ".join(lost) for runtime, linears in known if (lost := [n for n in linears if n in biased])}
 
 
-def logits_scale(config: PreTrainedConfig) -> float:
-    """What the output head's products are divided by."""
-    return getattr(config, "logits_scaling", 1.0)
-
-
-def logits_cap(config: PreTrainedConfig) -> float | None:
-    """The bound of the final logits, softly: cap·tanh(logits / cap); None where there is none."""
-    return getattr(config, "final_logit_softcapping", None)
-
-
 def final_logits(config: PreTrainedConfig, logits: Tensor) -> Tensor:
-    """Logits of any shape from what the output head gives, as the stock classes compute them."""
-    if (scale := logits_scale(config)) != 1:
+    """Logits of any shape from what the output head gives, as the stock classes compute them: scaled, softly capped."""
+    if (scale := getattr(config, "logits_scaling", 1.0)) != 1:
         logits = logits / scale
-    cap = logits_cap(config)
+    cap = getattr(config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap

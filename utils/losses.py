@@ -1,119 +1,72 @@
 """Cross-entropy and distillation at response tokens, and at all of a text, without ever holding all logits."""
 
 from collections.abc import Callable
+from itertools import repeat
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedConfig
 
-from models.families import logits_cap, logits_scale
+from models.families import final_logits
 from utils.distillation import Distillation, last_states
 from utils.prompts import IGNORED
 
-CHUNK = 256
+CHUNK = 128
 """Labelled tokens whose logits are in memory at once: enough for a CPU's full rate; not measured on a card."""
 
 
-class _LogitsSpace:
-    """Memory for chunks of logits, the same for all chunks of all steps.
+class _Known(torch.autograd.Function):
+    """A scalar whose gradient with respect to `hidden` is known."""
 
-    Without it each step would ask the system for tens of megabytes anew, which a CPU pays for with more time than the
-    softmax takes.
-    """
+    @staticmethod
+    def forward(ctx, hidden: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
 
-    def __init__(self):
-        self._kept: dict[str, Tensor] = {}
-
-    def rows(self, use: str, count: int, head: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Uninitialized (count, V), for an output head (V, D)."""
-        kept = self._kept.get(use)
-        if kept is None or (kept.shape[1], kept.dtype, kept.device) != (len(head), dtype, head.device):
-            kept = self._kept[use] = head.new_empty(CHUNK, len(head), dtype=dtype)
-        return kept[:count]
+    @staticmethod
+    def backward(ctx, scale: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * scale, None, None
 
 
-class _FrozenHeadLoss(torch.autograd.Function):
-    """Summed loss of hidden states under a frozen output head; beside it each token's cross-entropy and divergence.
+def frozen_head_loss(
+    hidden: Tensor,
+    head: Tensor,
+    labels: Tensor,
+    config: PreTrainedConfig,
+    taught: Tensor | None = None,
+    teachers_head: Tensor | None = None,
+    share: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Summed loss of hidden states (n, D) under a frozen output head (V, D), and each token's own.
 
     Without a teacher that is cross-entropy. With one, its hidden states (n, D) of the same tokens and its head (V, D),
-    it is (1 - w)·CE + w·KL(teacher ‖ student), w the share, and the gradient at the logits softmax - (w·softmax of the
-    teacher + (1 - w)·one-hot). The tokens' own are (1, n) fp32, the cross-entropies, or (2, n) with the divergences.
+    it is (1 - w)·CE + w·KL(teacher ‖ student), w the share. The tokens' own are (1, n) fp32, the cross-entropies, or
+    (2, n) with the divergences.
 
     The head needs no gradient, so a chunk's gradient with respect to the hidden states is computed while its logits
-    are still there: nothing is recomputed, and no more than one chunk of logits exists. cap: see `logits_cap`.
+    are still there: nothing is recomputed, and no more than one chunk of logits exists.
     """
-
-    @staticmethod
-    def forward(
-        ctx,
-        hidden: Tensor,
-        weight: Tensor,
-        labels: Tensor,
-        space: _LogitsSpace,
-        cap: float | None = None,
-        taught: Tensor | None = None,
-        teachers_head: Tensor | None = None,
-        share: float = 0.0,
-    ) -> tuple[Tensor, Tensor]:
-        total, divergence = torch.zeros(2, dtype=torch.float32, device=hidden.device)
-        has_teacher = taught is not None
-        tokens = torch.empty(1 + has_teacher, len(hidden), dtype=torch.float32, device=hidden.device)
-        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for begin in range(0, len(hidden), CHUNK):
-            part = slice(begin, begin + CHUNK)
-            wanted = torch.arange(len(hidden[part]), device=hidden.device), labels[part]
-            logits = space.rows("logits", len(hidden[part]), weight, weight.dtype)
-            softmax = logits if logits.dtype == torch.float32 else space.rows("fp32", len(logits), weight)
-            if has_teacher:
-                teacher, entropy = _teach(taught[part], teachers_head, space, cap, logits, softmax)
-            torch.mm(hidden[part], weight.T, out=logits)
-            if cap:
-                logits.div_(cap).tanh_()
-                slope = 1 - logits.float().square()
-                logits.mul_(cap)
-            labelled = logits[wanted].float()
-            highest = logits.amax(-1, keepdim=True).float()
-            softmax.copy_(logits).sub_(highest)
-            if has_teacher:
-                shared = torch.linalg.vecdot(teacher, softmax)
-            summed = softmax.exp_().sum(-1, keepdim=True)
-            if has_teacher:
-                divergence += torch.sub(summed.squeeze(1).log() - shared, entropy, out=tokens[1, part]).sum()
-            total += torch.sub(highest.squeeze(1) + summed.squeeze(1).log(), labelled, out=tokens[0, part]).sum()
-            if gradient is not None:
-                softmax.div_(summed)[wanted] -= 1 - share
-                if has_teacher:
-                    softmax.sub_(teacher, alpha=share)
-                if cap:
-                    softmax.mul_(slope)
-                torch.mm(logits.copy_(softmax), weight, out=gradient[part])
-        ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(tokens)
-        return (1 - share) * total + share * divergence, tokens
-
-    @staticmethod
-    def backward(ctx, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * scale, *(None for _ in ctx.needs_input_grad[1:])
+    tokens, gradients = [], []
+    by_chunk = [repeat(None) if each is None else each.split(CHUNK) for each in (hidden.detach(), labels, taught)]
+    for states, wanted, teacher in zip(*by_chunk, strict=False):
+        student = _log_probabilities(states.requires_grad_(hidden.requires_grad), head, config)
+        losses = [F.nll_loss(student, wanted, reduction="none")]
+        if teacher is not None:
+            target = _log_probabilities(teacher, teachers_head, config)
+            losses.append(F.kl_div(student, target, log_target=True, reduction="none").sum(-1))
+        if hidden.requires_grad:
+            gradients += torch.autograd.grad(((1 - share) * losses[0] + share * losses[-1]).sum(), states)
+        tokens.append(torch.stack(losses).detach())
+    own = torch.cat(tokens, 1)
+    total = ((1 - share) * own[0] + share * own[-1]).sum()
+    return _Known.apply(hidden, total, torch.cat(gradients)) if gradients else total, own
 
 
-def _teach(
-    hidden: Tensor, head: Tensor, space: _LogitsSpace, cap: float | None, logits: Tensor, scratch: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The teacher's softmax (n, V) of a chunk, fp32, and its entropy (n,) in nats.
-
-    logits, scratch: the memory that the student's logits will take next. The entropy is summed by the operations that
-    sum the cross-entropy of teacher and student, so that a student that is the teacher has no divergence.
-    """
-    torch.mm(hidden, head.T, out=logits)
-    if cap:
-        logits.div_(cap).tanh_().mul_(cap)
-    softmax = space.rows("teacher", len(logits), head)
-    softmax.copy_(logits).sub_(logits.amax(-1, keepdim=True).float())
-    scratch.copy_(softmax)
-    summed = softmax.exp_().sum(-1, keepdim=True)
-    softmax.div_(summed)
-    return softmax, summed.squeeze(1).log() - torch.linalg.vecdot(softmax, scratch)
+def _log_probabilities(hidden: Tensor, head: Tensor, config: PreTrainedConfig) -> Tensor:
+    """(n, V) fp32."""
+    return final_logits(config, F.linear(hidden, head)).log_softmax(-1, torch.float32)
 
 
 class ResponseLoss(nn.Module):
@@ -144,7 +97,6 @@ class ResponseLoss(nn.Module):
         self.distillation = distillation
         self._no_split_modules = model._no_split_modules
         """What FSDP shards as one unit; embeddings, last norm and head stay with this module."""
-        self._space = _LogitsSpace()
         self._penalty = penalty
 
     def tie_weights(self) -> None:
@@ -189,12 +141,10 @@ class ResponseLoss(nn.Module):
         targets = labels[:, 1:]
         labelled = targets != IGNORED
         head = self.model.lm_head.weight
-        scale, cap = logits_scale(self.model.config), logits_cap(self.model.config)
         hidden, target = hidden[:, :-1][labelled], ()
         if self.distillation:
             if teacher is None:
                 teacher = last_states(self.distillation.model, input_ids)[:, :-1][labelled]
             own = self.distillation.head
-            target = teacher if scale == 1 else teacher / scale, head if own is None else own, share
-        hidden = hidden if scale == 1 else hidden / scale
-        return _FrozenHeadLoss.apply(hidden, head, targets[labelled], self._space, cap, *target)
+            target = teacher, head if own is None else own, share
+        return frozen_head_loss(hidden, head, targets[labelled], self.model.config, *target)

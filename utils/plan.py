@@ -173,9 +173,9 @@ class Plan:
         return texts.rows * (decoder * texts.tokens + 2 * self.hidden * self.vocabulary * texts.scored)
 
     def reading_bytes(self, tokens: float) -> float:
-        """What a batch holds at its fullest: the residual stream, a layer's widest part, a chunk of logits."""
+        """What a batch holds at its fullest: the residual stream, a layer's widest part, two chunks of logits."""
         layer = tokens * (3 * self.inner + 6 * self.hidden) * self.size
-        return layer + CHUNK * self.vocabulary * (self.size + FP32)
+        return layer + 2 * CHUNK * self.vocabulary * (self.size + FP32)
 
     def training_bytes(self) -> float:
         """What a step holds beside the weights."""
@@ -198,7 +198,7 @@ class Plan:
         # What is trained, its gradient, AdamW's two moments; the heads' columns of W_O, which a backward pass needs.
         columns = self.heads * self.hidden * self.config.head_dim
         kept += FP32 * (4 * self.trained + columns / (self.layers if args.gradient_checkpointing else 1))
-        return kept + self.reading_bytes(batch) + CHUNK * self.vocabulary * FP32 * (args.loss == DISTILL)
+        return kept + self.reading_bytes(batch) + 2 * CHUNK * self.vocabulary * FP32 * (args.loss == DISTILL)
 
     def stage(self, seconds: float = 0, host: float = 0, device: float = 0) -> StagePlan:
         """host: bytes of the host in any case; device: of the card, or of the host where there is none."""
