@@ -19,7 +19,7 @@ def lora(inputs: MethodInputs, kind: type[LowRank] = LowRank) -> dict[str, LowRa
     """An update of rank r for each chosen linear layer: A (r, in) drawn as a linear layer is, B zero."""
     options, config = inputs.options, inputs.config
     targets = options.lora_targets and options.lora_targets.split(",")
-    generator, scale = torch.Generator().manual_seed(inputs.seed), torch.tensor(SCALE)
+    generator = torch.Generator().manual_seed(inputs.seed)
     terms = {}
     for name, (out, width) in linear_shapes(config).items():
         if targets and name.split(".")[1] not in targets:
@@ -29,7 +29,7 @@ def lora(inputs: MethodInputs, kind: type[LowRank] = LowRank) -> dict[str, LowRa
         for layer, down in enumerate(drawn):
             rest = {"magnitudes": torch.zeros(out)} if "magnitudes" in kind.learned else {}
             up = torch.zeros(out, options.lora_rank)
-            terms[f"model.layers.{layer}.{name}.weight"] = kind(down=down, up=up, scale=scale, **rest)
+            terms[f"model.layers.{layer}.{name}.weight"] = kind(down=down, up=up, scale=torch.tensor(SCALE), **rest)
     return terms
 
 

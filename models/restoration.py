@@ -1,13 +1,12 @@
 """A restoration: a dictionary from parameters' names to their terms, and the `restoration/` folder that keeps it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -75,8 +74,8 @@ class Restoration:
         return torch.cat(values) if values and values[0] is not None else None
 
     def _of_heads(self) -> list[tuple[int, HeadConstant]]:
-        found = ((int(name.split(".")[2]), self.terms[name]) for name in self.terms if name.endswith("o_proj.bias"))
-        return [(layer, term) for layer, some in found for term in some if isinstance(term, HeadConstant)]
+        layers = sorted((int(name.split(".")[2]), name) for name in self.terms if name.endswith("o_proj.bias"))
+        return [(layer, term) for layer, name in layers for term in self.terms[name] if isinstance(term, HeadConstant)]
 
     def untrained(self) -> "Restoration":
         """What is left if nothing is trained: the closed forms."""
@@ -89,7 +88,7 @@ class Restoration:
 
     def gathered(self) -> "Restoration":
         """The same, independent of the model that it is attached to; of a sharded one, by all processes."""
-        return Restoration(self.method, unpacked(self.tensors()))
+        return Restoration(self.method, unpacked({name: tensor.clone() for name, tensor in self.tensors().items()}))
 
     def attach(self, model: LlamaForCausalLM) -> LlamaForCausalLM:
         """Attach the terms to the pruned model, in place; only what they train requires gradients afterwards."""
@@ -143,43 +142,15 @@ def packed(terms: Terms) -> dict[str, Tensor]:
 
 
 def unpacked(tensors: dict[str, Tensor]) -> dict[str, list[Term]]:
-    """The terms of `packed`."""
+    """The terms of `packed`, with these very tensors, frozen."""
     parts: dict[tuple[str, int], tuple[str, dict[str, Tensor]]] = {}
     for full, tensor in tensors.items():
         name, place, kind, key = full.rsplit(".", 3)
         parts.setdefault((name, int(place)), (kind, {}))[1][key] = tensor
     terms: dict[str, list[Term]] = {}
     for (name, _), (kind, own) in sorted(parts.items(), key=lambda part: part[0][1]):
-        terms.setdefault(name, []).append(Term.kinds[kind](**own))
+        terms.setdefault(name, []).append(Term.kinds[kind](**own).requires_grad_(False))
     return terms
-
-
-class _Saved(Mapping):
-    """The terms in a safetensors file, each read when it is asked for, and kept by nobody."""
-
-    def __init__(self, file: Path):
-        self.file, keys = file, {}
-        with safe_open(file, framework="pt") as opened:
-            for full in opened.keys():  # noqa: SIM118
-                keys.setdefault(full.rsplit(".", 3)[0], []).append(full)
-        # As the layers are, so that heads are in their order.
-        names = sorted(keys, key=lambda name: [int(p) if p.isdigit() else -1 for p in name.split(".")])
-        self.keys_of = {name: keys[name] for name in names}
-
-    def __getitem__(self, name: str) -> list[Term]:
-        keys = self.keys_of[name]
-        with safe_open(self.file, framework="pt") as opened:
-            found = unpacked({key: opened.get_tensor(key) for key in keys})[name]
-        return [term.requires_grad_(False) for term in found]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.keys_of  # else a term would be read to tell
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys_of)
-
-    def __len__(self) -> int:
-        return len(self.keys_of)
 
 
 def save_restoration(folder: Path, restoration: Restoration, about: dict) -> None:
@@ -197,7 +168,7 @@ def save_restoration(folder: Path, restoration: Restoration, about: dict) -> Non
 
 
 def load_restoration(folder: Path, flag: str = "-restoration") -> tuple[Restoration, dict]:
-    """The restoration in `folder`, whose terms are read when they are asked for, and what its json says about it."""
+    """The restoration in `folder`, its tensors mapped, so that each is read when it is used, and what its json says."""
     cure = "give OUT/restoration of a run"
     with explain(f"{flag}: {folder} is no restoration folder", cure, (OSError, ValueError, AttributeError)):
         about = read_json(folder / ABOUT)
@@ -211,7 +182,7 @@ def load_restoration(folder: Path, flag: str = "-restoration") -> tuple[Restorat
         read_manifest(folder)  # so all else is as it was written
     if (method := about["method"]) in METHODS:
         METHODS[method].function()  # which brings the terms that only it has
-    return Restoration(method, _Saved(folder / TENSORS)), about
+    return Restoration(method, unpacked(load_file(folder / TENSORS))), about
 
 
 def check_belongs(about: dict, given: Path, flag: str) -> None:

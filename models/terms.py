@@ -52,10 +52,10 @@ class Term(nn.Module):
             raise ValueError(f"{type(self).__name__} has no {', '.join(sorted(unknown))}")
         for name in self.learned:
             value = tensors.get(name)
-            self.register_parameter(name, None if value is None else nn.Parameter(_copy(value)))
+            self.register_parameter(name, None if value is None else nn.Parameter(value.detach().contiguous()))
         for name in self.fixed:
             value = tensors.get(name)
-            self.register_buffer(name, None if value is None else _copy(value), persistent=False)
+            self.register_buffer(name, None if value is None else value.detach().contiguous(), persistent=False)
 
     def tensors(self, place: str | torch.device = "cpu") -> dict[str, Tensor]:
         """All it is built from, on that device; of a sharded model, by all processes."""
@@ -79,11 +79,6 @@ class Term(nn.Module):
     def describe(cls, terms: "list[Term]", places: str) -> str:
         """In words, for several terms of this kind: changes of 210 weights."""
         return f"{cls.what} of {len(terms)} {places}"
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    """A contiguous copy, laid out as it will be when it is read from a file."""
-    return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def whole(tensor: Tensor, place: str | torch.device = "cpu") -> Tensor:

@@ -40,7 +40,7 @@ SAVED = "restoration"
 class Trained:
     """What is left of the attached model once it is gone: what was learned, what it answered, and how it went.
 
-    restoration: as it was saved; its terms are read when they are asked for. parameters: how many numbers were trained.
+    restoration: as it was saved; its tensors are mapped, not in memory. parameters: how many numbers were trained.
     validation: see `validation_record`.
     """
 
