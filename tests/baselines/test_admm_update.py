@@ -54,6 +54,7 @@ def test_steps_are_those_of_the_source():
         dual = dual + free - inside
         free = (weight @ damped + 2.0 * (inside - dual)) @ torch.linalg.inv(damped + 2.0 * torch.eye(IN).double())
     assert torch.allclose(admm(weight, mask, hessian, 3, rho=2.0), (free + dual) * mask)
+    assert torch.equal(admm(weight, mask, hessian), admm(weight, mask, hessian, 20, 1.0, 0.1))
 
 
 def test_an_input_that_is_never_fed_leaves_its_weights_and_the_others_whatever_the_inputs_scales():

@@ -15,7 +15,7 @@ from torch import Tensor
 from models.checkpoint import Checkpoint
 from utils.common import cache as module
 from utils.common import run_folder
-from utils.common.cache import Cache, Kept, cached, identity
+from utils.common.cache import Cache, Kept, cached, digest_tensors, identity
 from utils.common.files import MANIFEST, read_json, read_manifest, sha256, write_manifest
 
 MADE: list[str] = []
@@ -112,6 +112,8 @@ def test_what_stands_for_itself_in_a_key(make_tiny_llama, tmp_path):
     kept = tensors.later(Cache(tmp_path), "a", ROWS)
     assert identity([kept]) == [kept.key] and not MADE
     assert repr(frozenset([0, 8])) != repr(frozenset([8, 0])) and identity({8, 0}) == identity({0, 8}) == [0, 8]
+    zeros = torch.zeros(4).half(), torch.zeros(4).bfloat16(), torch.zeros(2, 2).half()
+    assert len({digest_tensors({"": each}) for each in zeros}) == 3
     for unknown in (tmp_path, object(), lambda: None):
         with pytest.raises(TypeError, match="can't be in a key"):
             identity({"a": [unknown]})

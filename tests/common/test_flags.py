@@ -80,6 +80,7 @@ def test_a_wrong_value_is_one_line_that_names_file_and_flag(tmp_path, name, cont
 
 
 def test_a_share_of_one_is_all_heads_and_a_count_of_one_is_one(tmp_path):
+    assert parse_arguments([]).head_count(30, 9) == 68  # of 270 a quarter
     for given, heads in (("1", 1), ("7", 7), ("0.5", 12), ("1.0", 24), (1.0, 24), (1, 1)):
         args = from_config(tmp_path, {"use_topk_heads": given})
         again = from_config(tmp_path, {"use_topk_heads": args.as_json()["use_topk_heads"]})

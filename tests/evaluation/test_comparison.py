@@ -10,7 +10,7 @@ import torch
 from tests.evaluation.material import ACCURACY, BITS, LOSSES, bits, jackknife
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.comparison import MODELS, agreement, summarise
-from utils.evaluation.paired_statistics import divergences, flips
+from utils.evaluation.paired_statistics import divergences, flips, mcnemar_p
 from utils.evaluation.scoring import Evaluation, evaluate
 from utils.evaluation.task_loading import plan_tasks
 from utils.evaluation.tasks import MAIN_METRIC, PAPER_TASKS, WIKITEXT
@@ -67,6 +67,11 @@ def test_the_mean_takes_main_accuracies_with_rows_only_and_two_at_least():
                          (ACCURACY | {"higher_is_better": None}, "acc")):  # fmt: skip
         assert mean(both, scored(kind, metric, w=[1.0, 2.0])) == mean(both)
     assert mean(scored(t=[1.0, 0.0])) is None and mean() is None
+    rows = {"acc": [1.0, 0.0], "acc_norm": [0.0, 0.0]}  # acc stands for winogrande, acc_norm for hellaswag
+    parts = [scored(metric=metric, winogrande=each, hellaswag=each) for metric, each in rows.items()]
+    one = Evaluation(*({t: getattr(parts[0], k)[t] | getattr(parts[1], k)[t] for t in parts[0].scores}
+                       for k in ("scores", "samples", "metrics")))  # fmt: skip
+    assert mean(one)["scores"]["dense"]["value"] == (0.5 + 0.0) / 2
 
 
 def test_a_recovered_share_has_the_right_sign_and_is_silent_on_noise_and_unknown_direction():
@@ -78,10 +83,17 @@ def test_a_recovered_share_has_the_right_sign_and_is_silent_on_noise_and_unknown
     assert share(dense, pruned, half) == pytest.approx((0.5 - 0.1) / 0.8)
     assert share(pruned, dense, half) is None
     assert share([1.0, *pruned[1:]], pruned, half) is None  # 0.1 ± 0.1
+    assert share(half, [0.0] * 5 + [1.0] + [0.0] * 4, half) is None  # 0.4 ± 0.22
     assert share(dense, pruned, half, kind=ACCURACY | {"higher_is_better": None}) is None
     losses = [[2.0, 2.1, 2.05], [3.0, 3.1, 3.02], [2.5, 2.6, 2.55]]
     values = [math.exp(sum(rows) / 3) for rows in losses]
     assert share(*losses, kind=LOSSES) == pytest.approx((values[2] - values[1]) / (values[0] - values[1]))
+
+
+def test_mcnemars_p_is_the_exact_two_sided_binomial_test_of_the_rows_that_differ():
+    one, other = [1.0] * 7 + [0.0] * 2 + [1.0] * 5, [0.0] * 7 + [1.0] * 2 + [1.0] * 5
+    assert mcnemar_p(one, other) == mcnemar_p(other, one) == pytest.approx(2 * (1 + 9 + 36) / 2**9)
+    assert mcnemar_p(one, one) == 1 and mcnemar_p([0.5, 1.0], [0.0, 1.0]) is None
 
 
 def test_scores_of_three_models_are_paired_and_accuracy_stands_for_a_task(data, load):

@@ -14,15 +14,17 @@ from lm_eval.models.huggingface import HFLM
 
 import models.families
 import utils.evaluation
-from models.loading import tokenizer_digest
+from models.loading import load_model, tokenizer_digest
 from tests.evaluation.material import BITS, QUESTIONS, ROWS, WIKI, bits, jackknife, log_likelihood, one_line, question
 from utils.common.cache import Cache, code_version
 from utils.common.errors import UserError
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.in_memory_lm import InMemoryLM, share_contexts
+from utils.evaluation.perplexity import token_scores
 from utils.evaluation.scoring import PACKAGES, Evaluation, choice_rows, evaluate
 from utils.evaluation.task_loading import EvalPlan, plan_task, plan_tasks
 from utils.evaluation.tasks import BUNDLED_FOLDER, MAIN_METRIC, PAPER_TASKS, TOKEN_PERPLEXITY, WIKITEXT
+from utils.examples import greedy
 from utils.packing import PromptWithContinuations
 from utils.stages.measure import scores
 
@@ -179,6 +181,23 @@ def test_shared_contexts_give_the_log_likelihoods_of_single_requests(data, tiny,
         values += [(value, True) for value in lm.loglikelihood_rolling(text.instances)]
         answers.append(torch.tensor(values, dtype=torch.float64))
     torch.testing.assert_close(*answers, rtol=1e-5, atol=1e-5)
+
+
+def test_a_continuation_is_greedy_only_if_each_of_its_tokens_is_the_likeliest(tiny):
+    model, tokenizer = tiny
+    asked = [5, 9, 77]
+    right, _ = greedy(model, asked, 3, frozenset())
+    wrong = [right[0] + 1, greedy(model, [*asked, right[0] + 1], 1, frozenset())[0][0]]
+    requests = [(("", ""), asked, ids) for ids in (right, wrong)]
+    found = InMemoryLM(model, tokenizer, "tiny", None)._loglikelihood_tokens(requests)
+    assert [is_greedy for _, is_greedy in found] == [True, False]
+
+
+def test_tokens_are_scored_in_fp32(make_tiny_llama):
+    model = load_model(make_tiny_llama(), torch.bfloat16, "cpu", "-p")
+    hidden, targets = torch.randn(5, 24, generator=torch.Generator().manual_seed(0)).bfloat16(), torch.arange(5)
+    exact = model.lm_head(hidden).double().log_softmax(1).gather(1, targets[:, None]).squeeze(1)
+    assert torch.allclose(token_scores(model, hidden, targets)[0], exact, atol=1e-5)
 
 
 def test_sharing_respects_the_budget_and_the_length_of_the_model():

@@ -117,8 +117,14 @@ def test_a_larger_penalty_leaves_less_and_no_epochs_train_nothing(model, tmp_pat
     sizes = [float(scale_norms(model, SAMPLES * 4, how, l1, "cpu", tmp_path / str(l1)).sum()) for l1 in (0, 1)]
     assert sizes[1] < 0.7 * sizes[0]
     monkeypatch.setattr(baselines.lofit, "train", lambda *_, **__: pytest.fail("trained"))
-    start = scale_norms(model, SAMPLES, settings(num_epoch=0), 0, "cpu", tmp_path)
-    assert torch.equal(start, (1e-3 * torch.randn(3, 6, 8, generator=torch.Generator().manual_seed(42))).norm(dim=-1))
+    start = scale_norms(model, SAMPLES, settings(num_epoch=0, training_seed=7), 0, "cpu", tmp_path)
+    assert torch.equal(start, drawn(seed=7, size=1e-3).norm(dim=-1))
+
+
+def test_small_scales_are_no_ones_in_bf16():
+    z, weight = (torch.ones(1, 4, 48) * torch.linspace(1.5, 1.99, 48)).bfloat16(), torch.eye(48).bfloat16()
+    found = HeadScale(torch.full((6, 8), 0.003)).through(z, weight)
+    assert torch.equal(found, (1.003 * z.double()).bfloat16()) and not torch.equal(found, z)
 
 
 def test_a_scaling_that_diverges_names_what_asked_for_it(model, tmp_path):
@@ -138,15 +144,20 @@ def test_v_of_a_head_that_lofit_chose_is_not_asked_of_b_alone(make_tiny_llama):
 
 
 def test_norms_are_kept_for_what_they_depend_on_and_for_nothing_else(make_tiny_llama, tmp_path, monkeypatch):
-    trained, original = [], baselines.lofit.scale_norms
-    monkeypatch.setattr(
-        baselines.lofit, "scale_norms", lambda *a, **how: trained.append(original(*a, **how)) or trained[-1]
-    )
+    trained, original = [], scale_norms
+
+    def recorded(*given, **how) -> torch.Tensor:
+        trained.append((given[2].lr, given[3]))
+        return original(*given, **how)
+
+    monkeypatch.setattr(baselines.lofit, "scale_norms", recorded)
     models, samples = SimpleNamespace(pruned=Checkpoint(make_tiny_llama(zeros=0.5))), SimpleNamespace(train=SAMPLES * 4)
 
-    def norms(*words: str) -> torch.Tensor:
+    def norms(*words: str, device: str = "cpu", count: int = 1) -> torch.Tensor:
         words = ["-method", "lofit", "-dtype", "float32", "-num_epoch", "1", "-cache_dir", str(tmp_path), *words]
-        return head_norms(Run(parse_arguments(words), Processes("cpu"), tmp_path / "run", "cpu"), models, samples)
+        run = Run(parse_arguments(words), Processes("cpu"), tmp_path / "run", "cpu")
+        run.kind_of_device, run.processes.count = device, count
+        return head_norms(run, models, samples)
 
     first = norms()
     assert not (tmp_path / "run" / "lofit").exists()  # the cache has them, so no checkpoint binds the next run's flags
@@ -158,3 +169,5 @@ def test_norms_are_kept_for_what_they_depend_on_and_for_nothing_else(make_tiny_l
     samples.train = SAMPLES * 5
     others += [norms(), norms("-train_seed", "1"), norms("-dtype", "bfloat16")]
     assert len(trained) == 5 and not any(torch.equal(other, first) for other in others)
+    norms(device="cuda"), norms(count=2)
+    assert trained == [(5e-3, 5e-4)] * 7  # the rate and the penalty of the source

@@ -20,10 +20,12 @@ from transformers import LlamaForCausalLM
 
 from models.cpu_attention import NAME
 from models.loading import load_model, load_tokenizer
-from tests.builders import SAMPLES, learned_in, save_tiny_llama, scaled, trained
+from models.restoration import Restoration
+from tests.builders import SAMPLES, inputs_of, learned_in, rewrite, save_tiny_llama, scaled, trained
 from utils.common.commands import ENDING
 from utils.common.errors import Stopped, UserError
 from utils.common.flags import parse_arguments
+from utils.common.methods import Options
 from utils.distillation import Distillation
 from utils.evaluation.perplexity import token_scores
 from utils.losses import ResponseLoss
@@ -409,6 +411,24 @@ def test_a_checkpoint_that_is_unfinished_damaged_or_of_another_training_is_passe
     _, result = cut.train(belongs="other heads")
     assert "checkpoint-6 is of other samples, weights, heads, processes, code" in "".join(capsys.readouterr())
     assert len([row for row in result.history if "loss" in row]) == 6
+
+
+def test_what_has_no_gradient_does_not_decay_and_gradients_are_clipped(make_tiny_llama, tmp_path, monkeypatch):
+    flat = rewrite(make_tiny_llama(zeros=0.5), lambda tensors: tensors["lm_head.weight"].zero_())
+    start, norms = Restoration.start("lora", Options(lora_rank=2), inputs_of(flat, flat, None, seed=1)), []
+    before = start.gathered().tensors()
+    train(attached(flat, restoration=start), encoded(flat, 8), [], settings(), "cpu", tmp_path / "flat")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in start.tensors().items())
+
+    def keep(self, *_, **__) -> None:
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.requires_grad]))
+
+    monkeypatch.setattr(_RestorationTrainer, "on_pre_optimizer_step", keep, raising=False)
+    folder = make_tiny_llama(zeros=0.5)
+    for most in (1e-3, 0):
+        how = settings(num_epoch=1, max_grad_norm=most)
+        train(attached(folder), encoded(folder, 4), [], how, "cpu", tmp_path / f"{most}")
+    assert norms[0] == pytest.approx(1e-3, rel=1e-3) and norms[1] > 2e-3
 
 
 def test_settings_that_nobody_gave_are_those_of_the_flags():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.checkpoint import Checkpoint, Header, weight_files, write_checkpoint
+from models.checkpoint import Checkpoint, Header, restorable_heads, weight_files, write_checkpoint
 from tests.builders import rewrite
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -54,3 +54,10 @@ def test_tensors_are_written_as_the_library_reads_them(tmp_path):
     with pytest.raises(ValueError, match=r"is torch\.float64"):
         write_checkpoint(tmp_path / "wrong", layout, lambda name: tensors[name].double())
     assert not list((tmp_path / "wrong").iterdir())
+
+
+def test_a_head_can_be_restored_while_one_of_its_columns_is_left(make_tiny_llama):
+    name, expected = "model.layers.1.self_attn.o_proj.weight", torch.ones(3, 6, dtype=torch.bool)
+    folder = rewrite(make_tiny_llama(), lambda tensors: tensors[name][:, :15].zero_())  # one and seven eighths
+    expected[1, 0] = False
+    assert torch.equal(restorable_heads(Checkpoint(folder), 3, 6), expected)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from models.checkpoint import Checkpoint, check_weights
@@ -25,9 +25,11 @@ from tests.models.test_merge import TOKENS, drawn, merged
 from utils.activations import last_token_activations
 from utils.common.errors import UserError
 from utils.common.methods import Options, parts_of
+from utils.distillation import Distillation
 from utils.evaluation.perplexity import token_scores
 from utils.losses import ResponseLoss
 from utils.packing import PromptWithContinuations
+from utils.prompts import IGNORED
 from utils.training import TrainingSettings, train
 
 OWN_HEAD_DIM = {name: value for name, value in LOPSIDED.items() if name != "head_dim"} | {"hidden_size": 48}
@@ -233,6 +235,17 @@ LOSSES = {
     "gemma3_text": [5.67209, 5.54563, 5.47127, 5.42505, 5.39631],
 }
 """Of five steps inside the mask, of the models above."""
+
+
+@FAMILY
+def test_distillation_is_the_divergence_of_stock_logits(models, family):
+    teacher, student = (load_model(folder, torch.float32, "cpu", "-b") for folder in models(family))
+    given = batch(SAMPLES)
+    found = ResponseLoss(student, Distillation(1.0, teacher.lm_head.weight, model=teacher)).train()(**given)["loss"]
+    predicting = given["labels"][:, 1:] != IGNORED
+    mine, other = (each(given["input_ids"]).logits[:, :-1][predicting].log_softmax(-1) for each in (student, teacher))
+    wanted = kl_div(mine, other, log_target=True, reduction="batchmean")
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
 
 @FAMILY

@@ -61,14 +61,17 @@ def test_a_pattern_is_exact_in_every_group_and_a_share_to_rounding(method, asked
         assert zeros.sum() == round(5 * 264 * pattern.ratio)
 
 
-def test_statistics_gathered_in_batches_are_those_of_the_whole():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_statistics_gathered_in_batches_are_those_of_the_whole_in_fp32(dtype):
     _, inputs = problem(tokens=3000)
-    expected = {InputNorms: inputs.norm(dim=0), Hessian: inputs.T @ inputs, InputMeans: inputs.double().mean(0)}
+    inputs = (300 + 100 * inputs).to(dtype)  # whose squares fp16 has no room for
+    exact = inputs.double()
+    expected = {InputNorms: exact.norm(dim=0), Hessian: exact.T @ exact, InputMeans: exact.mean(0)}
     for statistic, whole in expected.items():
         gathered = statistic(24, inputs.device)
         for batch in inputs.split(1300):
             gathered.add(batch)
-        torch.testing.assert_close(gathered.value(), whole, rtol=1e-4, atol=1e-2)
+        torch.testing.assert_close(gathered.value().double(), whole, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("pattern", ["0.5", "2:4"])
@@ -284,3 +287,24 @@ def test_c4_is_streamed_and_shuffled_from_the_hub_which_may_be_out_of_reach(monk
     hub.side_effect = ConnectionError("no route")
     with pytest.raises(UserError, match=r"^-calib_data: cannot get 'allenai/c4' from the hub \(no route\); give 'bund"):
         calibration.load("c4", 3, 20, byte_tokenizer(), seed=0)
+
+
+def test_the_seed_chooses_among_documents_and_a_window_may_end_with_the_last_token(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([character * 9 + "!" for character in "abcdefghijklmnopqrst"]))
+    drawn = [calibration.load(str(path), 3, 10, byte_tokenizer(), seed) for seed in range(4)]
+    assert len({str(each.tolist()) for each in drawn}) == 4
+    assert any(row.endswith("!") for row in windows(path, ["aaaa!"] * 30, 30, 3))
+
+
+def test_a_layers_error_is_the_share_of_what_it_adds_that_is_wrong(make_tiny_llama, prune, text):
+    base, outputs = make_tiny_llama(num_hidden_layers=1), []
+    folder, record = prune(base, "wanda")
+    window = calibration.load(text, 6, 40, AutoTokenizer.from_pretrained(base), 3)[:1]
+    for each in (base, folder):
+        model = load_model(each, torch.float32, "cpu", "-b")
+        model.model.layers[0].register_forward_hook(lambda _, given, output: outputs.append((given[0], output)))
+        model(window)
+    (fed, dense), (_, pruned) = outputs
+    wanted = (dense - pruned).square().sum() / (dense - fed).square().sum()
+    assert record["layers"][0]["error"] == pytest.approx(float(wanted), rel=1e-4)

@@ -61,7 +61,7 @@ def test_losses_rows_and_their_means_agree(finished, results):
     assert len(losses) == 3 and losses[0] != losses[-1]
     pruned, start, restored, tokens = results["validation"].values()
     assert (start, restored) == (losses[0], losses[-1]) and tokens > 0
-    assert start == pytest.approx(pruned, rel=1e-5) and start != pruned  # b is not 0
+    assert start == pytest.approx(pruned, rel=1e-4) and start != pruned  # b is not 0
     validated = rows["restored"][VALIDATION][LOSS]
     assert aggregate(validated.values, validated.aggregation) == pytest.approx(restored, rel=1e-12)
     assert sum(count for _, count in validated.values) == tokens

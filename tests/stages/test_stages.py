@@ -16,17 +16,19 @@ from transformers import AutoModelForCausalLM
 import utils.common.cache
 from models.checkpoint import LINEARS, Checkpoint
 from models.compact import write_compact
-from tests.builders import byte_tokenizer, rewrite
+from tests.builders import byte_tokenizer, orthonormal, rewrite
 from tests.models.test_merge import mask_units
 from tests.runs import flags, prepared, ranked
 from utils.common.errors import OutOfRoom, UserError
 from utils.common.flags import build_parser
 from utils.common.record import STAGES
+from utils.components import lost_components, random_basis
 from utils.prompts import IGNORED, Encoded, collate
 from utils.report.summary import verdict
 from utils.stages import measure, train
 from utils.stages.context import LazyModel
 from utils.stages.prepare import pruned_checkpoint
+from utils.stages.rank import Ranked, find_components, rank
 from utils.stages.results import method_record, trained_tokens
 
 CALIBRATED = {"calib_samples": 6, "calib_length": 32}
@@ -64,9 +66,38 @@ def test_the_dense_model_reads_each_probes_question_right_and_wrong_answer(begin
     monkeypatch.setattr(measure, "embedded", lambda run, texts: torch.tensor([near.get(t, [1.0, 0.1]) for t in texts]))
     asked = replace(samples, wrong_choices=[["far", "near"], ["near", "far"], *[["far", "near"]] * 28])
     assert measure.wrong_answers(run, asked) == ["near"] * 20
-    models.config.max_position_embeddings = 50
-    trees = measure.probe_trees(run, models, samples)[:20]
-    assert max(len(tree.prompt) + len(tree.continuations[2]) for tree in trees) == 50
+    for place, name, most in ((run.args, "max_length", 50), (models.config, "max_position_embeddings", 40)):
+        object.__setattr__(place, name, most)
+        trees = measure.probe_trees(run, models, samples)[:20]
+        assert max(len(tree.prompt) + len(tree.continuations[2]) for tree in trees) == most
+
+
+def test_probes_read_what_is_left_with_c_beside_the_dense_models_right_and_wrong_answers(monkeypatch):
+    draw, seen = torch.Generator().manual_seed(0), []
+    z = [torch.randn(c, 2, 3, n, 4, generator=draw).bfloat16() for c, n in ((3, 8), (1, 4), (1, 12))]
+    monkeypatch.setattr("utils.probing.probe_heads", lambda *given, **_: seen.extend(given) or {})
+    kept = [lambda each=each: {"z": each} for each in z]
+    found, (dense, more, pruned) = find_components.__wrapped__(kept[:2], kept[2:], 1, 7), map(torch.Tensor.float, z)
+    gap = torch.cat([dense[0], more[0]], dim=2) - pruned[0]
+    assert torch.equal(found["gap"], gap.square().mean((2, 3)))
+    c = lost_components(gap, 1).component.unsqueeze(2)
+    assert all(map(torch.equal, seen[:3], (pruned[0, :, :, :8] + c, dense[1], dense[2]))) and seen[3] == 7
+
+
+def test_heads_are_ranked_and_drawn_as_the_flags_say(begin, monkeypatch):
+    asked, worst = [], torch.arange(18.0).view(3, 6)
+    found = {"accuracy": torch.full((3, 6), 0.5), "loss": worst.flip(0), "gap": worst, "size": worst}
+    found |= {"basis": orthonormal(), "explained": torch.rand(3, 6, 8)}
+    monkeypatch.setattr("utils.stages.rank.find_components", lambda _, *given: asked.append(given[2:]) or found)
+
+    def ranks(**changes) -> Ranked:
+        return rank(*begin(use_topk_heads=1, **changes)[:3], [], [])
+
+    assert ranks(num_components=3, data_seed=5).heads == [(2, 0)] and asked == [(3, 5)]
+    assert ranks(head_selection="gap").heads == [(2, 5)] and torch.equal(ranks().basis, found["basis"])
+    assert len({str(ranks(head_selection="random", train_seed=seed).heads) for seed in range(4)}) > 1
+    for seed in (1, 2):
+        assert torch.equal(ranks(basis="random", train_seed=seed).basis, random_basis(found["basis"], seed))
 
 
 def test_an_ablation_reuses_everything_but_training(world, finished, tmp_path, no_model):
@@ -107,12 +138,18 @@ def test_what_is_kept_is_made_again_for_just_what_it_depends_on(world, finished,
         before = set(cache.glob("*/*"))
         ranked(*prepared(flags(world, tmp_path / "out", cache_dir=cache, **changes)))
         assert {entry.parent.name for entry in set(cache.glob("*/*")) - before} == made, changes
+    run, *rest = prepared(flags(world, tmp_path / "out", cache_dir=cache))
+    before, run.kind_of_device = set(cache.glob("*/*")), "cuda"
+    ranked(run, *rest)
+    assert {entry.parent.name for entry in set(cache.glob("*/*")) - before} == {"embeddings", "scores", "examples"}
 
 
 def test_pruning_is_kept_by_its_text_and_tokenizer_wherever_they_lie(world, tmp_path, begin, monkeypatch):
     common = {"pruned_model_path": None, "calib_data": tmp_path / "text.txt", "cache_dir": tmp_path / "cache"}
+    seeds = []
 
-    def copied(dense, folder, *_, **__) -> None:
+    def copied(dense, folder, *_, seed: int, **__) -> None:
+        seeds.append(seed)
         shutil.copytree(dense, folder, dirs_exist_ok=True)
 
     def place(**changes) -> str:
@@ -128,6 +165,7 @@ def test_pruning_is_kept_by_its_text_and_tokenizer_wherever_they_lie(world, tmp_
     changes = [{"calib_seed": 7}, {"calib_samples": 5}, {"calib_length": 33}, {"sparsity": "2:4"}]
     changes += [{"dtype": "bfloat16"}, {"prune_method": "magnitude"}]
     found = {first, *(place(**other) for other in changes)}
+    assert seeds == [42, 7, *[42] * 5]
     (tmp_path / "text.txt").write_text("Another text. " * 90)
     found.add(place())
     other = (tmp_path / "text.txt").rename(tmp_path / "text.jsonl")  # it is read another way
@@ -147,8 +185,9 @@ def test_a_closed_form_is_kept_by_all_that_it_depends_on(world, tmp_path, begin,
     common = {"method": "masked_lora", "lora_rank": 2, "first": "flap_bias", "cache_dir": tmp_path / "cache"}
     monkeypatch.setattr("baselines.reconstruct.EPOCHS", 1)
 
-    def starts(**changes) -> set[str]:
+    def starts(device: str = "cpu", **changes) -> set[str]:
         run, models, *_ = begin(calib_data=world / "text.txt", **CALIBRATED | common | changes)
+        run.kind_of_device = device
         train.starting(run, models, None)
         return {path.name for path in (tmp_path / "cache" / "starts").iterdir()}
 
@@ -174,6 +213,19 @@ def test_a_closed_form_is_kept_by_all_that_it_depends_on(world, tmp_path, begin,
         found = starts(**changes)
         assert len(found - kept) == another, changes
         kept |= found
+    assert len(starts("cuda") - kept) == 1
+
+
+@pytest.mark.parametrize("method", ["bias_only", "lora"])
+def test_training_begins_from_its_own_seed_and_each_layer_differs(begin, method):
+    def start(**seeds) -> torch.Tensor:
+        run, models, *_ = begin(method=method, lora_rank=2, **seeds)
+        tensors = train.starting(run, models, Ranked([(0, 4), (1, 2), (2, 2)], torch.zeros(3, 6))).tensors()
+        return torch.cat([t.flatten() for name, t in tensors.items() if name.endswith((".component", ".down"))])
+
+    one = start(train_seed=3)
+    assert torch.equal(one, start(seed=3)) and not (one == start(seed=3, train_seed=4)).any()
+    assert len(one.unique()) == one.numel()
 
 
 NORM = "model.norm.weight"
@@ -258,6 +310,7 @@ def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path, begin
     assert "teacher" not in run.record.stages[0]["reused"]
     known = train.load_teacher(run, models, samples)
     assert known.head is not None and run.cache.reused[-3:] == ["teacher"] * 3
+    assert known.weight == train.WEIGHT == 0.5
     windows = run.calibration_windows(models.tokenizer)
     assert [window.ids for window in known.text] == windows.tolist() and len(windows) == run.args.calib_samples
     student, teacher = (AutoModelForCausalLM.from_pretrained(folder) for folder in (given, world / "dense"))
@@ -279,7 +332,9 @@ def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path, begin
     given = {"run": run, "models": models, "samples": samples, "start": start, "teacher": known}
     changes = [{"models": replace(models, pruned=models.dense)}, {"models": replace(models, dense=models.pruned)}]
     changes += [{"samples": replace(samples, **{name: getattr(samples, name)[1:]})} for name in ("train", "valid")]
-    changes += [{"start": start.untrained()}, {"teacher": replace(known, text=known.text[1:])}]
+    first, *others = samples.train
+    others = replace(samples, train=[replace(first, prompt_length=first.prompt_length + 1), *others])
+    changes += [{"samples": others}, {"start": start.untrained()}, {"teacher": replace(known, text=known.text[1:])}]
     args = [replace(run.args, **{name: value}) for name, value in (("lr", 0.5), ("dtype", "x"), ("loss", "response"))]
     for name, value in [("version", "other"), ("processes", Mock(count=2)), *(("args", each) for each in args)]:
         changes.append({"run": copy.copy(run)})
@@ -288,6 +343,9 @@ def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path, begin
     assert len(found) == 1 + len(changes)
     monkeypatch.setattr(train, "versions", lambda: {"torch": "0"})
     assert train.belongs(**given) not in found
+    run.kind_of_device, known = "cuda", run.cache.reused.count("teacher")
+    train.load_teacher(run, models, samples)
+    assert run.cache.reused.count("teacher") == known
 
 
 def test_a_teacher_too_large_to_keep_runs_beside(tmp_path, begin, capsys, monkeypatch):

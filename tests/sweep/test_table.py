@@ -20,7 +20,7 @@ THEIRS = {seed: (one, [1, 1], [2.0, 2.0]) for seed, one in ((1, [1, 1, 1, 1]), (
 """Seed → rows of two tasks, and of a text's windows (nats a token)."""
 
 LOSSES, SHARES, PERPLEXITIES = {1: 2.0, 2: 2.2, 3: 2.1}, {1: 0.5, 2: 0.7, 3: 0.3}, {1: 10.0, 2: 12.0, 3: 14.0}
-SAME, OTHER = [[0.0, -1.0]] * 4, [[-1.0, 0.0]] * 2 + [[0.0, -1.0]] * 2
+SAME, OTHER = [[0.0, -1.0]] * 4, [[-3.0, 0.0]] * 2 + [[0.0, -1.0]] * 2
 """Log-likelihoods of choices as the dense model has them, and with the first two questions' answers flipped."""
 
 TEMPLATE = {"definition": "one"}  # what else decides what was asked
@@ -113,8 +113,9 @@ def test_validation_losses_and_answers_are_held_against_each_other_row_by_row(tm
     assert against["valid_loss"] == loss
     assert against["answer_bits"]["difference"] == pytest.approx((6 - 4) / 8 / math.log(2))  # nats over bytes
     assert (against["flipped"]["difference"], against["flipped"]["n"]) == (0.5, 4)
-    odds = math.log1p(math.exp(-1))
-    assert against["kl"]["difference"] == pytest.approx(0.5 * (math.exp(-odds) - math.exp(-1 - odds)))
+    odds, others = math.log1p(math.exp(-1)), math.log1p(math.exp(-3))
+    divergence = math.exp(-odds) * (3 + others - odds) + math.exp(-1 - odds) * (others - 1 - odds)
+    assert against["kl"]["difference"] == pytest.approx(0.5 * divergence)
     assert "| 12.5 | – |" in markdown(table)
     own = {"one": {"choices": kept(OTHER, None, None) | {"definition": "another"}}}
     table = build_table([rows[0], row_of("other", write_run(tmp_path, "other", 1, THEIRS[1], own=own, told=told))])
