@@ -156,7 +156,7 @@ def _take(source: Path | str, asked: list[tuple[str, int]]) -> list[Sample]:
         left = " with a response" if empty else ""
         raise UserError(
             f"-data_path: {source} has {len(good)} samples{left}, but {flags} asks for {counts}; "
-            "lower -num_train_samples or -num_valid_samples, or give a larger set"
+            f"lower {flags.replace(' + ', ' or ')}, or give a larger set"
         )
     return good
 

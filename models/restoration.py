@@ -106,13 +106,13 @@ class Restoration:
         return merged(part, own, self.terms[name], weight)
 
     def describe(self) -> str:
-        """What it holds, in words: "β and b of 68 heads and changes of 30 biases"."""
-        found: dict[tuple[type[Term], str], list[Term]] = {}
+        """What it holds, in words: "β and b of 68 heads; changes of 30 biases"."""
+        found: dict[tuple[type[Term], str], dict[str, Term]] = {}
         for name, some in self.terms.items():
             places = "biases" if name.endswith("bias") else "norms" if "norm" in name else "weights"
             for term in some:
-                found.setdefault((type(term), places), []).append(term)
-        return " and ".join(kind.describe(terms, places) for (kind, places), terms in found.items()) or "nothing"
+                found.setdefault((type(term), places), {})[name] = term  # a second one there is of the same weights
+        return "; ".join(kind.describe([*of.values()], places) for (kind, places), of in found.items()) or "nothing"
 
 
 def inputs_after(inputs: MethodInputs, terms: Terms) -> MethodInputs:
@@ -178,7 +178,7 @@ def load_restoration(folder: Path, flag: str = "-restoration") -> tuple[Restorat
             f"{flag}: {folder} has format {written}, this version reads {FORMAT}; merge it with the version that wrote "
             "it, or restore again"
         )
-    with explain(f"{flag}: {folder} is damaged", "copy it again", ValueError):
+    with explain(f"{flag}: {folder} is not as it was written", "copy it again", ValueError):
         read_manifest(folder)  # so all else is as it was written
     if (method := about["method"]) in METHODS:
         METHODS[method].function()  # which brings the terms that only it has

@@ -47,7 +47,7 @@ def read_samples(args: Arguments, tokenizer: PreTrainedTokenizerBase, texts: Spl
     if len(kept) < 2:
         raise UserError(
             f"-max_length: {len(kept)} training samples have room for a response within {args.max_length} tokens; "
-            "give a larger one"
+            "give a larger one, or shorter prompts"
         )
     tokens = sum(len(sample.ids) for sample in training)
     print(f"      {len(training)} training and {len(valid)} validation samples, {tokens:,} tokens")
@@ -76,7 +76,9 @@ def _encode(
             f"or more, which leaves no response (samples {named})"
         )
         if len(long) > MAY_GO * len(rows):
-            raise UserError(f"-max_length: {message}, more than a tenth of {len(rows)}; give a larger one")
+            raise UserError(
+                f"-max_length: {message}, more than a tenth of {len(rows)}; give a larger one, or shorter prompts"
+            )
         print(f"      left out {message}")
     kept = [row for row in rows if row[0].prompt_length < args.max_length]
     if cut := sum(len(sample.ids) == args.max_length for sample, _, _ in kept):

@@ -63,6 +63,7 @@ WRONG = [
     (JSON, {"learning_rate": 1, "help": True}, "names unknown flags: help, learning_rate"),
     (JSON, {"lr": 1, "push_to_hub": 0}, "push_to_hub: given on the command line only"),
     (JSON, "null", "holds no flags"),
+    (JSON, "{}", "holds no flags"),
     (JSON, "{", "cannot read"),
     (JSON, '{"lr": 1, "seed": 2, "lr": 3}', "cannot read .*'lr' stands there twice"),
     (YAML, "lr: [1", "is no YAML in line "),

@@ -387,9 +387,9 @@ def test_heads_of_a_saved_restoration_are_in_the_order_of_their_layers(tmp_path)
 
 DAMAGED = {
     "half a json": (ABOUT, b"{", "no restoration folder"),
-    "no method": (ABOUT, b'{"format": 3}', "is damaged"),
+    "no method": (ABOUT, b'{"format": 3}', "is not as it was written"),
     "an earlier format": (ABOUT, b'{"format": 2}', "format 2, .* merge it with the version that wrote"),
-    "a bit": (TENSORS, None, "is damaged .*copy it again"),
+    "a bit": (TENSORS, None, "is not as it was written .*copy it again"),
 }
 
 

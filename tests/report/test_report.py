@@ -100,7 +100,7 @@ def test_other_metrics_means_and_agreement_have_rows_of_their_own():
         ({"sparsity_restored": [0.5, 0.5, 0.4, 0.5, 0.5]}, "no layer has fewer"),
         ({"zeros_lost": 1}, "every zero"),
         ({"tensors_recomputed": 0}, "restored tensors as saved"),
-        ({"unexplained_tensors": ["model.layers.0.self_attn.q_proj.bias"]}, "nothing else is new"),
+        ({"unexplained_tensors": ["model.layers.0.self_attn.q_proj.bias"]}, "only what was restored is changed"),
         ({"logits_relative_difference": 2e-4}, "same logits"),
         ({"logits_relative_difference": None}, "same logits"),
     ],
@@ -113,7 +113,13 @@ def test_the_proof_says_no_to_the_broken_promise_alone(broken, promise):
 
 def test_the_proof_shows_its_numbers_and_calls_zeros_that_nobody_promised_a_finding():
     table = tables.proof_table({**PROOF, "new_tensors": [], "changed_tensors": ["model.norm.weight"]})
-    for part in ("38 of 38 tensors", "12,345 of 24,690", "5 of 5 layers", "3.1e-06, allowed 1.0e-04", "100.0 %"):
+    for part in (
+        "38 of 38 tensors",
+        "12,345 in 24,690 weights",
+        "5 of 5 layers",
+        "3.1e-06, allowed 1.0e-04",
+        "100.0 %",
+    ):
         assert part in table and "NO" not in table
     big = {"zeros_pruned": 34_000_000_000, "zeros_restored": 33_999_999_999, "weights": 68_000_000_000}
     assert max(map(len, tables.proof_table({**PROOF, **big}).splitlines())) <= 100
@@ -129,6 +135,7 @@ BETTER, WORSE = make_results(a=task(0.65, 0.5, 0.6)), make_results(a=task(0.65, 
     [
         ({}, RUN, "is not known."),
         ({"validation": {"pruned": 2.5, "start": 2.7, "restored": 2.6}}, RUN, "loss rose from 2.500 to 2.600."),
+        ({"validation": {"pruned": 2.5, "start": 2.5, "restored": 2.5004}}, RUN, "is not known."),
         ({**WORSE, "validation": {"start": 2.5, "restored": 2.4}}, RUN, "worse on 1 of 1 task, and better on none."),
         (BETTER, {"method": {"restores": False}}, "Nothing was restored"),
         (BETTER, RUN, "on 1 of 1 task, worse on none, with 67 % of the gap in a’s acc"),
@@ -197,6 +204,8 @@ def test_scales_and_ticks_are_round_and_within_and_the_mean_of_the_loss_is_over_
 
 def test_pictures_and_page_survive_what_was_not_measured():
     before = {"step": 0, "valid_loss": 2.0}
+    distilled = charts.loss_picture([{"step": 1, "loss": 2}, {"step": 2, "valid_loss": 2, "valid_kl": 1}]).svg()
+    assert "training, distilled" in distilled and ">0.5<" not in distilled
     assert charts.loss_picture([before]) is None and charts.scores_picture([]) is None
     assert charts.loss_picture([before, {**before, "step": 9}]) and charts.loss_picture([{"step": 1, "loss": 2}])
     assert charts.heads_picture({"scores": [[None]], "trained": [], "score_name": "accuracy"})
@@ -240,7 +249,7 @@ def test_every_part_of_the_record_is_on_the_page_and_no_private_folder_network_o
 
 def test_the_page_says_what_became_of_the_zeros_and_what_its_record_lacks():
     for proof, said in (
-        ({"changed_tensors": ["model.layers.0.mlp.up_proj.weight"]}, "kept every zero of the pruned one, and nothing"),
+        ({"changed_tensors": ["model.layers.0.mlp.up_proj.weight"]}, "every zero of the pruned one, and only what was"),
         ({"zeros": "reported", "zeros_restored": 247}, "Merging it filled zeros: 50 % of the linear weights were zero"),
         ({"sparsity_restored": [0.4, 0.5, 0.5, 0.5, 0.5]}, "50 %, and 40 % to 50 % after restoring: not the same."),
         ({"zeros_lost": 1, "zeros_pruned": 10**9}, "< 100 %of 1,000,000,000 zeros kept"),
@@ -252,6 +261,7 @@ def test_the_page_says_what_became_of_the_zeros_and_what_its_record_lacks():
     pruned = {"validation": {"pruned": 2.6}}
     assert "Validation loss is 3.000; the pruned model's is 2.600." in words_of(draw(pruned, RUN, HISTORY[:1]))
     assert "2.100 at its end; the pruned model's is 2.600." in words_of(draw(pruned))
+    assert "2.600 → 2.100" in words_of(draw(pruned)) and "3.000 → 2.100" in words_of(draw({}))
     assert "the pruned model's is" not in words_of(draw({"validation": {"pruned": 2.999}}))  # as near as b at its start
 
 

@@ -12,7 +12,7 @@ from utils.common.commands import run
 from utils.sweep.grid import SweepRow, read_sweep
 
 FILE = """
-flags: {base_model_name: ROOT/model, data_path: ROOT/samples.jsonl, num_train_samples: 20}
+flags: {base_model_name: ROOT/model, data_path: ROOT/samples.jsonl, num_train_samples: 20, eval_tasks: none}
 seeds: [1, 2]
 lr: [1e-3, 1e-2]
 configurations:

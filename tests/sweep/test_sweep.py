@@ -62,11 +62,15 @@ def test_a_mistake_ends_the_command_before_anything_is_written(world, capfd):
     assert world.sweep() == 2 and not world.output.exists()
     world.write(FILE.replace("ROOT/s", "ROOT/no-s"))
     assert world.sweep() == 2 and not world.calls()
+    for wrong in ("sparsity: '1.5'", "eval_data_dir: ROOT, eval_tasks: no-such"):
+        world.write(FILE.replace("eval_tasks: none", wrong))
+        assert world.sweep() == 2 and not world.calls()
     (world.output / "results.json").touch()
     assert world.sweep() == 2
     lines = capfd.readouterr().err.splitlines()
-    assert lines[0].startswith(f"error: {world.file}: configuration 2: -method") and len(lines) == 3
-    assert lines[2].startswith(f"error: -output_dir: {world.output} is the folder of a run")
+    assert lines[0].startswith(f"error: {world.file}: configuration 2: -method") and len(lines) == 5
+    assert lines[2].startswith("error: ours: -sparsity: '1.5' is no") and "unknown task 'no-such'" in lines[3]
+    assert lines[4].startswith(f"error: -output_dir: {world.output} is the folder of a run")
     assert lines[1].startswith(f"error: ours: -data_path: {world.root}/no-samples.jsonl does not exist")
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -95,10 +96,13 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
             stream.reconfigure(errors="replace", line_buffering=True)
     for number in ENDING:
         signal.signal(number, _stop)
+    sys.unraisablehook = _send_again
     try:
         try:
             main()
         finally:
+            for number in ENDING:
+                signal.signal(number, signal.SIG_DFL)
             sys.stdout.flush()
     except (KeyboardInterrupt, Stopped) as end:
         number, then = getattr(end, "number", signal.SIGINT), getattr(end, "then", "") or then
@@ -129,8 +133,6 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
         if is_main_process():
             print(f"error: {said}", file=sys.stderr)
         else:  # a launcher ends all processes once one has ended: the main one must have met the same mistake by then
-            for number in ENDING:
-                signal.signal(number, signal.SIG_DFL)
             time.sleep(PATIENCE)
         sys.exit(2)
 
@@ -142,6 +144,15 @@ def _let_go_of_stdout() -> None:
 
 def _stop(number: int, _) -> None:
     raise Stopped(number)
+
+
+def _send_again(dropped: "sys.UnraisableHookArgs") -> None:
+    """Python drops what is raised while an object is finalized; a signal that came then is sent once more."""
+    if not isinstance(dropped.exc_value, (KeyboardInterrupt, Stopped)):
+        sys.__unraisablehook__(dropped)
+        return
+    number = getattr(dropped.exc_value, "number", signal.SIGINT)
+    threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
 
 
 def text(given: str) -> str:

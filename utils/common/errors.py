@@ -65,7 +65,7 @@ def shortage(error: BaseException | None) -> str | None:
 def first_line(error: Exception) -> str:
     """What an error says, or its type, in 200 characters at most; the next line too, where the first ends with ":"."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
-    return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])[:200]
+    return " ".join(line.strip() for line in lines[: 1 + lines[0].rstrip().endswith(":")])[:200]
 
 
 @contextmanager

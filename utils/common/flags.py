@@ -311,7 +311,7 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
         own = METHODS.get(str(given.get("method")))
         if own and given.get("head_selection") == own.selection:
             given = {name: value for name, value in given.items() if name != "head_selection"}
-    if not isinstance(given, dict):
+    if not isinstance(given, dict) or not given:
         raise UserError(f"-config: {path} holds no flags; give a JSON object or YAML mapping of them, or a run.json")
     if found := [name for name in given if name in NOT_REPEATED]:
         raise UserError(f"-config: {path}: {', '.join(found)}: given on the command line only; take it out of the file")

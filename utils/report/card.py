@@ -36,6 +36,7 @@ def as_markdown(value: object) -> Markup:
     if isinstance(value, Markup):
         return value
     text = str(escape(" ".join(str(value).split()))).replace("± ", "±\u00a0")
+    text = text.replace("&#34;", '"').replace("&#39;", "'")  # which are markup in attributes alone
     return Markup(re.sub(r"[\[\]|`\\]", lambda found: f"&#{ord(found[0])};", text))
 
 

@@ -106,15 +106,16 @@ def loss_picture(history: list[dict]) -> Drawing | None:
     low, high = widened([*most, *(loss for _, loss in valid)], 0.05)
     last, window, before = max(step for step, _ in training + valid), len(training) // 20, valid and valid[0][0] == 0
     lines = [("line", "dashed", "before training", [(0, valid[0][1]), (last, valid[0][1])] if before else [])]
-    lines.append(("line", "faint" if window > 1 else "curve", "training", training))
+    what = "training, distilled" if any("valid_kl" in row for row in history) else "training"
+    lines.append(("line", "faint" if window > 1 else "curve", what, training))
     lines.append(("circle", "curve restored", "validation", valid))
     if window > 1:
         over, counted = (np.convolve(each, np.ones(window), "same") for each in (losses, np.ones(len(losses))))
         smoothed = zip((step for step, _ in training), (over / counted).tolist(), strict=True)
         lines.append(("line", "curve", f"mean of {window} steps", list(smoothed)))
     lines, names, across = [line for line in lines if line[3]], ("optimiser step", "nats per token"), (0, max(last, 1))
-    entries = [line[:3] for line in lines]
-    plot = Plot(300, "Training and validation loss by step", across, (low, high), names, entries, ticks(*across, 8))
+    entries, steps = [line[:3] for line in lines], [step for step in ticks(*across, 8) if step == int(step)]
+    plot = Plot(300, "Training and validation loss by step", across, (low, high), names, entries, steps)
     for _, kind, _, points in lines:
         plot.curve([(step, min(max(loss, low), high)) for step, loss in points], kind)
     for step, loss in valid:

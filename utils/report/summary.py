@@ -109,7 +109,7 @@ def verdicts_of(results: dict) -> list[str]:
 
 def loss_rose(before: float | None, after: float | None) -> str | None:
     """What is said of a validation loss that is higher after training than before; None of another, or one unknown."""
-    if before is None or after is None or after <= before:
+    if before is None or after is None or round(after, 3) <= round(before, 3):  # as they are shown
         return None
     return f"the validation loss rose from {before:.3f} to {after:.3f}"
 

@@ -164,7 +164,7 @@ def proof_rows(proof: dict) -> list[tuple[str, str, bool]]:
         rows.append((what, f"{proof[same]:,} of {proof[of]:,} tensors", proof[same] == proof[of]))
     before, after, weights = (proof[name] for name in ("zeros_pruned", "zeros_restored", "weights"))
     if proof["zeros"] == "kept":
-        numbers = f"{before:,} of {weights:,}" if before == after else f"{before:,} before, {after:,} after"
+        numbers = f"{before:,} in {weights:,} weights" if before == after else f"{before:,} before, {after:,} after"
         rows.append(("every zero still a zero", numbers, before <= after and not proof["zeros_lost"]))
         layers = [one <= two for one, two in zip(proof["sparsity_pruned"], proof["sparsity_restored"], strict=True)]
         rows.append(("no layer has fewer zeros", f"{sum(layers)} of {len(layers)} layers", all(layers)))
@@ -173,7 +173,7 @@ def proof_rows(proof: dict) -> list[tuple[str, str, bool]]:
         rows.append(("zeros (reported, not promised)", shares, True))
     new, nonzero, changed = (len(proof[f"{name}_tensors"]) for name in ("new", "nonzero_new", "changed"))
     numbers = f"{new} new, {nonzero} of them not zero; {changed} changed"
-    rows.append(("nothing else is new or changed", numbers, not proof["unexplained_tensors"]))
+    rows.append(("only what was restored is changed", numbers, not proof["unexplained_tensors"]))
     error, allowed, numbers = proof["logits_relative_difference"], proof["logits_tolerance"], "NaN or infinity"
     if error is not None:
         numbers = f"error {error:.1e}, allowed {allowed:.1e}; top token {100 * proof['top1_agreement']:.1f} %"

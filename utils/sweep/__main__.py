@@ -15,11 +15,13 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from pruning.pattern import Pattern
 from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, run
 from utils.common.errors import UserError
 from utils.common.files import check_writable, write_text
 from utils.common.flags import parse_arguments
 from utils.common.run_folder import locked
+from utils.evaluation.task_loading import plan_tasks
 from utils.stages.inputs import check_inputs
 from utils.sweep.grid import SweepRow, SweepRun, read_sweep
 from utils.sweep.sweep_files import FILE, look, printed, read, write
@@ -58,9 +60,17 @@ def main() -> None:
 def check_all(rows: list[SweepRow], cache: Path) -> None:
     """Raise UserError, naming the configuration, for an input that a run would refuse before it began."""
     runs = [(row, each) for row in rows for each in (*row.searches, *row.finals) if not each.outcome]
+    planned = set()
     for row, each in runs if needed(rows) else ():
         try:
-            check_inputs(parse_arguments([*each.words, "-cache_dir", str(cache)]))
+            args = parse_arguments([*each.words, "-cache_dir", str(cache)])
+            check_inputs(args)
+            if not args.pruned_model_path:
+                Pattern.parse(args.sparsity)
+            asked = args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window, args.ppl_windows
+            if asked not in planned:
+                planned.add(asked)
+                plan_tasks(*asked)
         except UserError as error:
             raise UserError(f"{row.name}: {error}") from error
 

@@ -142,10 +142,15 @@ def _of_runs(row: SweepRow) -> list[str]:
 
 
 def apart(rows: list[SweepRow]) -> list[str]:
-    """Notes on reported runs that are not alike: of several versions of a package, devices, or pruned models."""
+    """Notes on reported runs that are not alike: of several versions of a package, devices, texts or pruned models."""
     seen: dict[str, Counter[str]] = {}
-    for pruning, run in [(row.pruning, each.run) for row in rows for each in row.outcomes]:
-        told = {"devices": run.get("device"), f"weights of {pruning}": run.get("inputs", {}).get("pruned model")}
+    for pruning, outcome in [(row.pruning, each) for row in rows for each in row.outcomes]:
+        run = outcome.run
+        told = {
+            "devices": run.get("device"),
+            "texts of perplexity": _text_of(outcome),
+            f"weights of {pruning}": run.get("inputs", {}).get("pruned model"),
+        }
         told |= {f"versions of {package}": version for package, version in run.get("versions", {}).items()}
         for what in filter(told.get, told):
             seen.setdefault(what, Counter())[told[what] if len(told[what]) < 64 else told[what][:8]] += 1
