@@ -151,11 +151,11 @@ def test_other_questions_are_not_compared_and_runs_that_are_not_alike_are_told(t
     assert "task_mean" not in table["rows"][1]["against"]
     assert any("not held against ours" in note and "different rows" in note for note in table["notes"])
     told = [{"versions": {"torch": version}, "inputs": {"pruned model": version * 64}} for version in ("1", "2")]
-    told = [each | {"arguments": {"ppl_window": 10**n}} for n, each in enumerate(told)]
+    told = [each | {"arguments": {"ppl_window": 10 ** (12 * n)}} for n, each in enumerate(told)]
     runs = [write_run(tmp_path, f"run{place}", 1, OURS[1], **more) for place, more in enumerate(told)]
     text = "text token_perplexity over 2 windows of"
     assert build_table([row_of(run.id, run) for run in runs])["notes"] == [
-        f"the runs are of several texts of perplexity: {text} 1 tokens (1 runs), {text} 10 tokens (1 runs)",
+        f"the runs are of several texts of perplexity: {text} 1 tokens (1 runs), {text} {10**12:,} tokens (1 runs)",
         "the runs are of several weights of half: 11111111 (1 runs), 22222222 (1 runs)",
         "the runs are of several versions of torch: 1 (1 runs), 2 (1 runs)",
     ]

@@ -199,6 +199,11 @@ class Arguments:
     samples_seed = _or_seed("data_seed")
     training_seed = _or_seed("train_seed")
 
+    @property
+    def evaluation(self) -> tuple:
+        """What `plan_tasks` takes."""
+        return self.eval_tasks, self.eval_data_dir, self.eval_limit, self.ppl_window, self.ppl_windows
+
     def inputs(self) -> dict[str, Path | str | None]:
         """Flag → what it names, of all that a run reads, or keeps for later runs."""
         names = ("base_model_name", "pruned_model_path", "calib_data", "data_path", "eval_data_dir", "cache_dir")

@@ -42,9 +42,8 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
         pruning.prune_model.check_names(args.prune_method, args.sparsity)
     if args.loss == DISTILL and not run.needs.training:
         raise UserError(f"-loss: {DISTILL} is a loss of training, and {args.method} trains nothing; leave it out")
-    asked = args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window, args.ppl_windows
     # Told of before a model is fetched, and after one that is at hand, which is sooner read.
-    plan = None if Path(args.base_model_name).exists() else plan_tasks(*asked)
+    plan = None if Path(args.base_model_name).exists() else plan_tasks(*args.evaluation)
     folder = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
     config = load_config(folder, "-base_model_name")
     carried_parts(args.method, Options.of(args), config)
@@ -69,7 +68,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     if run.needs.calibration or (args.loss == DISTILL and run.needs.training):
         calibration.check(*calibration_set, config.max_position_embeddings)
         run.calibration_windows(tokenizer)  # a text that cannot be had is told of now
-    plan = plan or plan_tasks(*asked)
+    plan = plan or plan_tasks(*args.evaluation)
     rope = config.rope_parameters or {}
     longer = rope.get("factor", 1) if rope.get("rope_type") in ("linear", "dynamic") else 1
     positions = int(config.max_position_embeddings * longer)

@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from pruning.pattern import Pattern
+from pruning.prune_model import check_names
 from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, run
 from utils.common.errors import UserError
 from utils.common.files import check_writable, write_text
@@ -66,11 +66,10 @@ def check_all(rows: list[SweepRow], cache: Path) -> None:
             args = parse_arguments([*each.words, "-cache_dir", str(cache)])
             check_inputs(args)
             if not args.pruned_model_path:
-                Pattern.parse(args.sparsity)
-            asked = args.eval_tasks, args.eval_data_dir, args.eval_limit, args.ppl_window, args.ppl_windows
-            if asked not in planned:
-                planned.add(asked)
-                plan_tasks(*asked)
+                check_names(args.prune_method, args.sparsity)
+            if args.evaluation not in planned:
+                planned.add(args.evaluation)
+                plan_tasks(*args.evaluation)
         except UserError as error:
             raise UserError(f"{row.name}: {error}") from error
 

@@ -146,14 +146,12 @@ def apart(rows: list[SweepRow]) -> list[str]:
     seen: dict[str, Counter[str]] = {}
     for pruning, outcome in [(row.pruning, each) for row in rows for each in row.outcomes]:
         run = outcome.run
-        told = {
-            "devices": run.get("device"),
-            "texts of perplexity": _text_of(outcome),
-            f"weights of {pruning}": run.get("inputs", {}).get("pruned model"),
-        }
+        weights = run.get("inputs", {}).get("pruned model") or ""
+        told = {"devices": run.get("device"), "texts of perplexity": _text_of(outcome)}
+        told[f"weights of {pruning}"] = weights if len(weights) < 64 else weights[:8]
         told |= {f"versions of {package}": version for package, version in run.get("versions", {}).items()}
         for what in filter(told.get, told):
-            seen.setdefault(what, Counter())[told[what] if len(told[what]) < 64 else told[what][:8]] += 1
+            seen.setdefault(what, Counter())[told[what]] += 1
     several = {what: [f"{value} ({n} runs)" for value, n in count.items()] for what, count in seen.items()}
     return [f"the runs are of several {what}: {', '.join(of)}" for what, of in several.items() if len(of) > 1]
 
