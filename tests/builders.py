@@ -5,6 +5,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -16,6 +17,7 @@ from models.contract import MethodInputs
 from models.loading import load_config, load_model
 from models.modeling_llama import restored_layers
 from models.restoration import Restoration
+from utils.common.errors import UserError
 from utils.common.methods import Options
 from utils.prompts import Encoded, collate
 
@@ -25,6 +27,15 @@ LOPSIDED = {
     "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 257,
 }  # fmt: skip
 """Layers ≠ heads ≠ KV heads and head_dim·heads (48) ≠ hidden (24), so that a wrong axis cannot pass."""
+
+
+def mistake(says: str | None, ask: Callable, *given: object, **named: object) -> str:
+    """The one line by which `ask` refuses what it is given; says: a pattern in it."""
+    with pytest.raises(UserError, match=says) as found:
+        ask(*given, **named)
+    line = str(found.value)
+    assert "\n" not in line and len(line) < 1100, line
+    return line
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

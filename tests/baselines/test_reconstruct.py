@@ -9,8 +9,7 @@ from baselines.reconstruct import HalfLayer
 from models.restoration import Restoration
 from pruning.layers import walk
 from tests.baselines.test_closed_forms import TOKENS
-from tests.builders import inputs_of
-from utils.common.errors import UserError
+from tests.builders import inputs_of, mistake
 from utils.common.methods import Options
 
 
@@ -70,5 +69,4 @@ def test_the_seed_draws_the_order_of_the_batches(folders):
 
 def test_outputs_that_are_not_finite_are_one_line(folders, monkeypatch):
     monkeypatch.setattr(HalfLayer, "loss", lambda *_: torch.tensor(float("nan")))
-    with pytest.raises(UserError, match=r"^-dtype: layer 0 is not finite on the calibration set; try bfloat16"):
-        reconstructed(folders)
+    mistake(r"^-dtype: layer 0 is not finite on the calibration set; try bfloat16", reconstructed, folders)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.common.errors import UserError
+from tests.builders import mistake
 from utils.common.flags import RECIPES, Arguments, as_flags, parse_arguments
 from utils.common.methods import Options, parts_of
 
@@ -74,10 +74,8 @@ WRONG = [
 
 @pytest.mark.parametrize(("name", "content", "says"), WRONG)
 def test_a_wrong_value_is_one_line_that_names_file_and_flag(tmp_path, name, content, says):
-    with pytest.raises(UserError, match=says) as found:
-        from_config(tmp_path, content, name=name)
-    line = str(found.value)
-    assert line.startswith("-config: ") and name in line and "\n" not in line and len(line) < 400
+    line = mistake(says, from_config, tmp_path, content, name=name)
+    assert line.startswith("-config: ") and name in line and len(line) < 400
 
 
 def test_a_share_of_one_is_all_heads_and_a_count_of_one_is_one(tmp_path):
@@ -99,10 +97,8 @@ def test_yaml_is_read_as_it_is_written_and_json_as_the_flag_takes_it(tmp_path):
 def test_an_unknown_flag_names_the_nearest_one():
     meant = {"-lrr": "-lr", "--use_top_heads=3": "-use_topk_heads", "-num_train": "-num_train_samples"}
     for given, near in {**meant, "-xyzzy": None, "word": None}.items():
-        with pytest.raises(UserError) as raised:
-            parse_arguments([given])
         asked = f"; did you mean {near}?" if near else "; --help has all flags" * given.startswith("-")
-        assert str(raised.value) == f"unrecognized arguments: {given}{asked}"
+        assert mistake(None, parse_arguments, [given]) == f"unrecognized arguments: {given}{asked}"
 
 
 def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
@@ -139,6 +135,5 @@ def test_a_flag_that_the_run_has_no_use_for_is_named():
 
 def test_a_closed_form_that_would_spoil_what_follows_is_refused():
     for first, method in (("eora", "masked_lora"), ("eora", "admm_update"), ("flap_bias", "eora")):
-        with pytest.raises(UserError, match=f"^-first: {method} can't follow {first}, which"):
-            parts_of(method, Options(first=first))
+        mistake(f"^-first: {method} can't follow {first}, which", parts_of, method, Options(first=first))
         assert [part.name for part in parts_of("flap_bias" if first == "eora" else "lora", Options(first=first))]

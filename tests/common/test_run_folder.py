@@ -8,6 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from tests.builders import mistake
 from tests.runs import ROOT
 from utils.common.errors import Stopped, UserError
 from utils.common.run_folder import UNFINISHED, RunFolder, check_apart
@@ -53,8 +54,7 @@ def test_a_result_is_renamed_once_and_an_earlier_one_is_kept_under_another_name(
     (tmp_path / "link").symlink_to(out)
     finish(tmp_path / "deep" / ".." / "link", OLD)  # the folder itself, by whatever name
     write(out, MINE)
-    with pytest.raises(UserError, match=r"^-output_dir: \S+out already holds files; .* -overwrite, which renames"):
-        finish(out, NEW)
+    mistake(r"^-output_dir: \S+out already holds files; .* -overwrite, which renames", finish, out, NEW)
     assert content(out) == OLD | MINE
     finish(out, NEW, overwrite=True)
     assert content(out) == NEW and content(out.with_name("out.1")) == OLD | MINE
@@ -91,8 +91,7 @@ def test_the_same_command_continues_and_another_one_or_a_damaged_mark_loses_noth
     mark = (partial / UNFINISHED).read_text()
     for damaged in ("", "[" * 100_000, "3", '{"arguments": 3}'):
         write(partial, {UNFINISHED: damaged})
-        with pytest.raises(UserError, match=r"^-lr: 0.1 now, None before; give the flags of"):
-            finish(out, NEW)
+        mistake(r"^-lr: 0.1 now, None before; give the flags of", finish, out, NEW)
     write(partial, {UNFINISHED: mark})
     with result(out) as folder:
         assert content(folder.partial).keys() == {"checkpoints/1", UNFINISHED}, "only what it continues from is kept"
@@ -121,8 +120,7 @@ def test_killed_at_any_renaming_the_same_command_and_no_other_ends_what_was_left
             patch.setattr(Path, "rename", dying)
             folder.finish()
     if (tmp_path / "out.partial").exists():
-        with pytest.raises(UserError, match=r"^-seed: 7 now, 1 before"):
-            finish(out, MINE, flags={**FLAGS, "seed": 7}, overwrite=overwrite)
+        mistake(r"^-seed: 7 now, 1 before", finish, out, MINE, flags={**FLAGS, "seed": 7}, overwrite=overwrite)
         with result(out, overwrite=overwrite) as folder:
             assert folder.whole == (at > 0), "once all is written, nothing is computed again"
             if not folder.whole:
@@ -165,9 +163,8 @@ def test_what_this_project_did_not_make_is_refused_in_one_line_and_stays(tmp_pat
     write(tmp_path, {f"away/{UNFINISHED}": "{}", **there})
     monkeypatch.setattr("utils.common.run_folder.__file__", str(tmp_path / "project" / "utils" / "code.py"))
     before = names(tmp_path), content(tmp_path)
-    with pytest.raises(UserError, match=f"^-output_dir: {says}") as found:
-        finish(tmp_path / output, NEW, overwrite=True)
-    assert "\n" not in str(found.value) and (names(tmp_path), content(tmp_path)) == before
+    mistake(f"^-output_dir: {says}", finish, tmp_path / output, NEW, overwrite=True)
+    assert (names(tmp_path), content(tmp_path)) == before
 
 
 HOLD = """

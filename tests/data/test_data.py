@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from data.sources import BUNDLED_FOLDER, Sample, alpaca_prompt, bundled_text, check_data_path, load_samples
+from tests.builders import mistake
 from tests.runs import write_samples
-from utils.common.errors import UserError
 
 SIZES = {"train": 2000, "valid": 250, "heldout": 520}
 TASKS = {"bundled_response": 280, "bundled_facts": 373, "bundled_arithmetic": 300, "bundled_heldout": 220}
@@ -21,12 +21,6 @@ def alpaca(count: int, start: int = 0) -> list[dict]:
         {"instruction": f"Say {i}.", "input": "Loudly." if i % 2 else "", "output": f"Number {i}."}
         for i in range(start, start + count)
     ]
-
-
-def error_of(*arguments) -> str:
-    with pytest.raises(UserError) as caught:
-        load_samples(*arguments)
-    return str(caught.value)
 
 
 def responses(split) -> list[list[str]]:
@@ -67,9 +61,9 @@ def test_hub_ids_go_to_the_hub_which_may_be_out_of_reach(monkeypatch):
     assert responses(load_samples("someone/alpaca", 2, 1)) == [["Number 0.", "Number 1."], ["Number 2."]]
     hub.assert_called_once_with("someone/alpaca", split="train")
     hub.side_effect = ConnectionError("no route\nto host")
-    assert "cannot get 'no/route' from the hub (no route)" in error_of("no/route", 1, 1)
+    mistake(r"cannot get 'no/route' from the hub \(no route\)", load_samples, "no/route", 1, 1)
     hub.side_effect = RuntimeError("round and round")  # no OSError
-    assert "cannot get 'no/route' from the hub (round" in error_of("no/route", 1, 1)
+    mistake(r"cannot get 'no/route' from the hub \(round", load_samples, "no/route", 1, 1)
 
 
 def test_wrong_paths_are_named_before_anything_is_read(tmp_path, monkeypatch):
@@ -78,8 +72,7 @@ def test_wrong_paths_are_named_before_anything_is_read(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     wrong = dict.fromkeys(("gone.jsonl", "/no/such/folder", "alpaca"), "does not exist")
     for path, says in (wrong | {"a.csv": "is none of .jsonl, .json, .pt", "empty": "holds no train.jsonl"}).items():
-        with pytest.raises(UserError, match=f"^-data_path: {path} {says}"):
-            check_data_path(path)
+        mistake(f"^-data_path: {path} {says}", check_data_path, path)
 
 
 def test_samples_with_an_empty_response_are_left_out_and_too_few_are_counted(tmp_path, capsys):
@@ -91,9 +84,9 @@ def test_samples_with_an_empty_response_are_left_out_and_too_few_are_counted(tmp
     assert responses(loaded) == [[f"Number {i}." for i in rows] for rows in ((0, 2, 3, 5), (7, 8))]
     assert capsys.readouterr().out == f"{path}: left out 3 samples with an empty response (rows 2, 5, 7)\n"
     few = "has 6 samples with a response, but -num_train_samples + -num_valid_samples asks for 5 + 2"
-    assert error_of(path, 5, 2).startswith(f"-data_path: {path} {few}")
+    assert mistake(None, load_samples, path, 5, 2).startswith(f"-data_path: {path} {few}")
     valid = write_samples(tmp_path / "valid.jsonl", alpaca(1))
-    assert f"{valid} has 1 samples, but -num_valid_samples asks for 2" in error_of(str(tmp_path), 4, 2)
+    mistake(f"{valid} has 1 samples, but -num_valid_samples asks for 2", load_samples, str(tmp_path), 4, 2)
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,9 @@
 import math
 
 import numpy as np
-import pytest
 import torch
 
-from utils.common.errors import UserError
+from tests.builders import mistake
 
 ACCURACY = {"aggregation": "mean", "higher_is_better": True}
 BITS = {"aggregation": "bits_per_byte", "higher_is_better": False}
@@ -107,7 +106,5 @@ def jackknife(statistic, tasks: list[np.ndarray]) -> float:
 
 
 def one_line(call, *parts: str) -> None:
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message and all(part in message for part in parts), message
+    message = mistake(None, call)
+    assert all(part in message for part in parts), message

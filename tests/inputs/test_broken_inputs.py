@@ -5,7 +5,6 @@ Tables over the functions that check: no run, no process, no model loaded.
 
 import json
 import os
-import re
 import shutil
 import struct
 import subprocess
@@ -24,9 +23,8 @@ from torch import Tensor
 from data.sources import load_samples
 from models.loading import check_model, load_config, load_model, resolve, usable_device
 from pruning import calibration
-from tests.builders import byte_tokenizer, rewrite
+from tests.builders import byte_tokenizer, mistake, rewrite
 from tests.runs import ROOT, flags, in_words, prepared, write_samples
-from utils.common.errors import UserError
 from utils.common.flags import Arguments, parse_arguments
 from utils.evaluation.task_loading import load_texts, plan_tasks
 
@@ -113,15 +111,6 @@ class Evil:
         return (Path.touch, (Path("ran"),))
 
 
-def said(ask: Callable, *given: object) -> str:
-    """The one line by which `ask` refuses what it is given."""
-    with pytest.raises(UserError) as found:
-        ask(*given)
-    line = str(found.value)
-    assert "\n" not in line and len(line) < 1100
-    return line
-
-
 def line(number: int) -> str:
     return json.dumps({"instruction": f"Count to {number}.", "output": f"{number} is it."})
 
@@ -177,9 +166,8 @@ def test_a_broken_model_is_told_of_the_flag_that_named_it(make_tiny_llama, tmp_p
     spoil, says = FILES[case]
     folder = make_tiny_llama()
     spoil(folder)
-    told = said(check_model, folder, "-base_model_name")
-    assert told.startswith("-base_model_name: ") and not (tmp_path / "ran").exists()
-    assert all(part in told for part in says.split(" … "))
+    told = mistake("^-base_model_name: ", check_model, folder, "-base_model_name")
+    assert all(part in told for part in says.split(" … ")) and not (tmp_path / "ran").exists()
 
 
 UNUSUAL = {
@@ -252,8 +240,7 @@ def test_a_broken_file_is_told_of_the_flag_that_named_it(tmp_path, name, content
     path.write_bytes(raw if isinstance(raw, bytes) else raw.encode())
     rows = "-eval_data_dir", lambda path: plan_tasks(path.parent.name, tmp_path, None, 64)
     flag, read = READERS.get(path.stem, rows)
-    told = said(read, path)
-    assert told.startswith(f"{flag}: ") and says in told
+    assert says in mistake(f"^{flag}: ", read, path)
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
 
 
@@ -261,8 +248,8 @@ def test_a_pt_runs_no_code_and_holds_texts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     surrogate = [{"text": "a \ud800", "label": "b"}], ":1: field 'text' holds half of a surrogate pair"
     for content, says in (([Evil()], "as a PyTorch file of plain lists"), (torch.ones(3), "holds no list"), surrogate):
-        torch.save(content, tmp_path / "samples.pt")
-        assert says in said(load_samples, str(tmp_path / "samples.pt"), 8, 2) and not (tmp_path / "ran").exists()
+        torch.save(content, "samples.pt")
+        assert says in mistake(None, load_samples, "samples.pt", 8, 2) and not Path("ran").exists()
 
 
 @pytest.mark.parametrize("spoil", [with_mark, with_crlf])
@@ -298,15 +285,14 @@ FLAGS = [
 
 @pytest.mark.parametrize(("name", "value", "says"), FLAGS)
 def test_a_flag_that_cannot_be_is_told(name, value, says):
-    told = said(parse_arguments, [f"-{name}", str(value)])
-    assert told.startswith(f"-{name}/--{name}: {says}") and len(told) < 500
+    assert len(mistake(f"^-{name}/--{name}: {says}", parse_arguments, [f"-{name}", str(value)])) < 500
 
 
 @pytest.mark.parametrize("device", ["meta", "mps", "gpu", "cuda", "cuda:99"])
 def test_a_device_that_is_not_there_is_told(device):
     if torch.cuda.is_available() and device == "cuda":
         pytest.skip("there is one")
-    assert said(usable_device, device).startswith(f"-device: {device} cannot be used")
+    mistake(f"^-device: {device} cannot be used", usable_device, device)
 
 
 FAR = {"base_model_name": "no/body"}  # what needs no model is told of before it is fetched
@@ -341,15 +327,15 @@ def test_what_cannot_be_run_or_is_another_models_is_told_before_any_model_loads(
         folder = shutil.copytree(world / "pruned", tmp_path / "model")
         changes(folder)
         changes = {"pruned_model_path": folder}
-    assert re.match(says, said(prepared, flags(world, tmp_path / "out", **changes)))
+    mistake(f"^{says}", prepared, flags(world, tmp_path / "out", **changes))
 
 
 def test_a_sample_beyond_the_models_positions_is_told(world, tmp_path):
     rows = [{"instruction": "a", "output": "b" * (700 if n == 4 else 30)} for n in range(12)]
     write_samples(tmp_path / "rows.jsonl", rows)
     given = {"data_path": tmp_path / "rows.jsonl", "num_train_samples": 8, "num_valid_samples": 4, "max_length": 600}
-    told = said(prepared, flags(world, tmp_path / "out", **given))
-    assert re.match("-max_length: a sample of 600 tokens is beyond the model's longest context; give 256 or less", told)
+    says = "^-max_length: a sample of 600 tokens is beyond the model's longest context; give 256 or less"
+    mistake(says, prepared, flags(world, tmp_path / "out", **given))
 
 
 RUN, PRUNE, MERGE = "RestoreLCC_train", "pruning", "models.merge"

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 from benchmarks.run import head_by_head
 from models.loading import load_model
 from tests.baselines.test_closed_forms import inputs_seen
-from tests.builders import masks_of, rewrite
+from tests.builders import masks_of, mistake, rewrite
 from utils.activations import last_token_activations
 from utils.common.errors import UserError
 from utils.components import lost_components, random_basis
@@ -142,8 +142,7 @@ def test_the_wrong_answer_is_the_most_similar_one_of_another_text():
     angles = torch.tensor([0.0, 0.1, 0.0, 0.8, 3.0])
     embeddings = torch.stack([angles.cos(), angles.sin()], dim=1)
     assert most_similar_other(embeddings, ["a", "b", "a", "c", "d"]) == [1, 0, 1, 1, 3]  # never its own text again
-    with pytest.raises(UserError, match=r"^-data_path: all responses are the same"):
-        most_similar_other(embeddings[:2], ["a", "a"])
+    mistake(r"^-data_path: all responses are the same", most_similar_other, embeddings[:2], ["a", "a"])
     right, wrong = embeddings[:2], (embeddings[3:], embeddings[[4, 0]])
     assert most_similar_choice(right, wrong, [["c", "d"], ["d", "a"]]) == ["c", "a"]
 

@@ -31,7 +31,7 @@ from models.loading import load_model
 from models.merge import probe_logits
 from models.restoration import load_restoration, save_restoration
 from models.terms import MaskedChange, MaskedLowRank
-from tests.builders import learned_in, trained
+from tests.builders import learned_in, mistake, trained
 from tests.method.test_training import attached, before_each_pass, encoded, settings
 from tests.runs import ROOT, flags
 from utils.common.commands import run
@@ -268,8 +268,7 @@ def test_what_processes_cannot_do_together_is_refused(monkeypatch, device, envir
     monkeypatch.setattr("accelerate.PartialState", lambda **_: SimpleNamespace(device=torch.device(device)))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=said):
-        Processes(device)
+    mistake(said, Processes, device)
 
 
 def late() -> None:

@@ -10,8 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from data.sources import Sample, Split
 from models.loading import load_tokenizer
-from tests.builders import byte_tokenizer
-from utils.common.errors import UserError
+from tests.builders import byte_tokenizer, mistake
 from utils.common.flags import parse_arguments
 from utils.examples import ends_of, greedy
 from utils.prompts import Encoded, answered, common_prefix, encode_all
@@ -91,8 +90,7 @@ MANY, FEW = [LONG] * 2 + [SHORT] * 17, [SHORT] * 10
     ],
 )
 def test_more_than_a_tenth_too_long_or_fewer_than_two_left_stop_the_run(train, valid, said):
-    with pytest.raises(UserError, match=rf"^-max_length: {said}"):
-        read(train, valid)
+    mistake(rf"^-max_length: {said}", read, train, valid)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM
 from models.cpu_attention import NAME
 from models.loading import load_model, load_tokenizer
 from models.restoration import Restoration
-from tests.builders import SAMPLES, inputs_of, learned_in, rewrite, save_tiny_llama, scaled, trained
+from tests.builders import SAMPLES, inputs_of, learned_in, mistake, rewrite, save_tiny_llama, scaled, trained
 from utils.common.commands import ENDING
 from utils.common.errors import Stopped, UserError
 from utils.common.flags import parse_arguments
@@ -71,8 +71,7 @@ def test_a_model_that_is_not_trained_has_the_validation_loss_that_training_would
     assert validate(model, []) == TrainingResult()
     with torch.no_grad():
         model.model.norm.weight.fill_(torch.nan)
-    with pytest.raises(UserError, match="no finite number before any training"):
-        validate(model, samples)
+    mistake("no finite number before any training", validate, model, samples)
 
 
 def test_training_is_on_the_device_that_was_named(make_tiny_llama, tmp_path, monkeypatch):
@@ -375,8 +374,7 @@ def test_a_validation_loss_that_is_no_number_ends_the_training(cut, monkeypatch)
     values = iter([float("nan"), 1.0, float("inf")])
     monkeypatch.setattr("utils.training.response_loss", lambda *_: torch.tensor([[next(values), 1]]).double())
     for said in ("-dtype: {} before any training", "-lr: {} at step 3 of 6; lower it"):
-        with pytest.raises(UserError, match="^" + said.format("the validation loss is no finite number")):
-            cut.train()
+        mistake("^" + said.format("the validation loss is no finite number"), cut.train)
 
 
 def test_a_restoration_that_is_not_finite_is_no_checkpoint(cut, monkeypatch):
@@ -386,8 +384,7 @@ def test_a_restoration_that_is_not_finite_is_no_checkpoint(cut, monkeypatch):
 
     save = _RestorationTrainer._save_checkpoint
     monkeypatch.setattr(_RestorationTrainer, "_save_checkpoint", lambda self, *a: (spoil(self), save(self, *a)))
-    with pytest.raises(UserError, match=r"^-lr: the restoration is no finite number at step 3; .* no checkpoint"):
-        cut.train()
+    mistake(r"^-lr: the restoration is no finite number at step 3; .* no checkpoint", cut.train)
     assert cut.checkpoints == []
 
 

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from models.gguf_reading import gguf_tokenizer
 from models.loading import check_pair, head_shape, load_model, load_tokenizer, resolve
-from tests.builders import LOPSIDED
+from tests.builders import LOPSIDED, mistake
 from utils.common.errors import UserError
 from utils.common.names import EMBEDDED
 from utils.plan import read_shape
@@ -191,5 +191,4 @@ def test_the_embedded_model_has_the_tokenizer_it_was_trained_with(tmp_path, capf
 def test_a_gguf_file_of_another_architecture_is_one_line_in_a_run_and_in_a_plan(tmp_path, bpe):
     write_gguf(tmp_path / "it.gguf", bpe, "qwen2", arch="qwen3")
     for read in (lambda file: resolve(file, "-base_model_name", tmp_path / "cache"), read_shape):
-        with pytest.raises(UserError, match=r"^-base_model_name: it.gguf is a 'qwen3' model; give a Llama's"):
-            read(str(tmp_path / "it.gguf"))
+        mistake(r"^-base_model_name: it.gguf is a 'qwen3' model; give a Llama's", read, str(tmp_path / "it.gguf"))

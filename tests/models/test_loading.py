@@ -15,10 +15,9 @@ from models.loading import check_name, head_shape, hub_name, load_model, load_to
 from models.merge import merge_and_prove, probe_logits, record_logits
 from models.model_names import SHORT_NAMES
 from models.modeling_llama import restored_layers
-from tests.builders import SAMPLES, save_tiny_llama, shard
+from tests.builders import SAMPLES, mistake, save_tiny_llama, shard
 from tests.models.test_merge import TOKENS, learned, saved
 from utils.activations import last_token_activations
-from utils.common.errors import UserError
 from utils.common.names import EMBEDDED
 from utils.evaluation.in_memory_lm import InMemoryLM
 from utils.evaluation.perplexity import window_losses
@@ -47,23 +46,18 @@ def test_a_wrong_name_is_one_line_that_names_the_flag_and_what_there_is(tmp_path
     wrong |= {str(tmp_path): "holds no config.json", str(tmp_path / "weights.bin"): "is a file but no .gguf"}
     wrong |= {"llama7": ", ".join(SHORT_NAMES), "lama_7B": EMBEDDED}
     for name, words in wrong.items():
-        with pytest.raises(UserError, match=f"^{FLAG}: ") as found:
-            check_name(name, FLAG)
-        assert words in str(found.value) and "\n" not in str(found.value)
+        assert words in mistake(f"^{FLAG}: ", check_name, name, FLAG)
 
 
 def test_an_unreachable_hub_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="cannot get 'nobody/nothing' from the model hub") as found:
-        resolve("nobody/nothing", FLAG, tmp_path)
-    assert "\n" not in str(found.value)
+    mistake("cannot get 'nobody/nothing' from the model hub", resolve, "nobody/nothing", FLAG, tmp_path)
 
 
 def test_a_weight_file_that_was_damaged_since_it_was_checked_is_one_line(make_tiny_llama):
     folder = make_tiny_llama()
     os.truncate(folder / "model.safetensors", 1000)
-    with pytest.raises(UserError, match="cannot load"):
-        load_model(folder, torch.float32, "cpu", FLAG)
+    mistake("cannot load", load_model, folder, torch.float32, "cpu", FLAG)
 
 
 def test_models_load_frozen_and_tokenizers_gain_no_token(make_tiny_llama):

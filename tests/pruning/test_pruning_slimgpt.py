@@ -18,9 +18,8 @@ from models.loading import check_pair, load_config, load_model
 from pruning import calibration, slimgpt
 from pruning.prune_model import prune_into
 from pruning.sparsegpt import damped_inverse
-from tests.builders import save_tiny_llama
+from tests.builders import mistake, save_tiny_llama
 from tests.pruning.test_pruning import problem
-from utils.common.errors import UserError
 
 
 def refitted(weight: torch.Tensor, hessian: torch.Tensor, gone: list[int]) -> tuple[torch.Tensor, float]:
@@ -192,7 +191,5 @@ def test_record_says_what_went_and_what_it_cost_and_a_compact_model_is_not_prune
     assert all(0 < layer["error"] < 1 for layer in record["layers"])
     assert "trust_remote_code=True" in (folder / "README.md").read_text()
     for method in ("slimgpt", "wanda"):
-        with pytest.raises(UserError, match=r"^-base_model_name: .*compact already"):
-            prune(folder, method)
-    with pytest.raises(UserError, match=r"^-base_model_name: .*compact already"):
-        check_pair(folder, folder, "-pruned_model_path")
+        mistake(r"^-base_model_name: .*compact already", prune, folder, method)
+    mistake(r"^-base_model_name: .*compact already", check_pair, folder, folder, "-pruned_model_path")

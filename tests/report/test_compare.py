@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.browser import NARROW, look
+from tests.builders import mistake
 from tests.report import made
 from tests.report.made import HOSTILE, SPACE, kept, make_results, task
 from utils import compare
-from utils.common.errors import UserError
 from utils.common.files import write_json
 from utils.compare import Difference, Line, compared_page, pictures_of
 from utils.report.charts import Point, front, front_picture, names_beside
@@ -156,8 +156,7 @@ def test_the_command_writes_its_files_again_over_its_own_and_never_over_a_users(
     assert (pair["name"], pair["minus"], pair["difference"], pair["n"]) == ("ours", "theirs", "-50.0", "4")
     for name in written:
         (tmp_path / name).write_text("mine")
-        with pytest.raises(UserError, match=f"-output: .*{name} is no earlier page or file of this command"):
-            call(monkeypatch, *words)
+        mistake(f"-output: .*{name} is no earlier page or file of this command", call, monkeypatch, *words)
         assert files() == {**written, name: "mine"}
         (tmp_path / name).write_text(written[name])
 
@@ -176,8 +175,7 @@ def test_a_mistake_is_one_line(runs, tmp_path, monkeypatch, words, said):
     for name in ("results.json", "run.json"):
         write_json(tmp_path / "strange" / name, {"method": 3, "scores": 3})
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=said):
-        call(monkeypatch, *words)
+    mistake(said, call, monkeypatch, *words)
     assert not (tmp_path / "a.html").exists()
 
 

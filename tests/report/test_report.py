@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tests.browser import A4, NARROW, brightness, look
+from tests.builders import mistake
 from tests.report import made
 from tests.report.made import HISTORY, PROOF, RUN, SPACE, make_results, task
-from utils.common.errors import UserError
 from utils.common.files import write_json
 from utils.report import __main__ as command
 from utils.report import charts, page, records, summary, svg, tables
@@ -308,8 +308,7 @@ def test_the_command_draws_the_same_page_from_the_files_alone_and_touches_no_oth
 )
 def test_a_folder_that_is_no_runs_is_one_line_and_nothing_is_written(folder, name, content, words):
     (folder / name).unlink() if content is None else (folder / name).write_text(content)
-    with pytest.raises(UserError, match=words):
-        command.main()
+    mistake(words, command.main)
     assert not (folder / "report.html").exists() and not (folder / "figures").exists()
 
 

@@ -8,9 +8,9 @@ import pytest
 from huggingface_hub import constants
 
 import RestoreLCC_train
-from tests.builders import save_tiny_llama
+from tests.builders import mistake, save_tiny_llama
 from tests.runs import flags, run
-from utils.common.errors import Stopped, UserError
+from utils.common.errors import Stopped
 from utils.common.flags import parse_arguments
 from utils.stages.push import check_push, push
 
@@ -34,9 +34,8 @@ def test_a_run_asks_first_and_one_that_cannot_upload_leaves_the_result_and_says_
     again = f"the result is whole: hf upload thing '{output}/model' uploads it"
     hub.upload_folder.side_effect = OSError("403 Forbidden\nno")
     monkeypatch.setattr(RestoreLCC_train, "restore", lambda _, __, folder: save_tiny_llama(folder / "model"))
-    with pytest.raises(UserError) as found:
-        run(monkeypatch, flags(world, output, push_to_hub="thing"))
-    assert str(found.value) == f"-push_to_hub: the model was not uploaded (403 Forbidden); {again}"
+    told = mistake(None, run, monkeypatch, flags(world, output, push_to_hub="thing"))
+    assert told == f"-push_to_hub: the model was not uploaded (403 Forbidden); {again}"
     assert [name for name, *_ in hub.method_calls] == ["whoami", "create_repo", "upload_folder"]
     assert (output / "model").is_dir()
     for stop, number in ((KeyboardInterrupt(), signal.SIGINT), (Stopped(signal.SIGTERM), signal.SIGTERM)):
@@ -62,9 +61,9 @@ def test_a_hub_out_of_reach_or_no_token_ends_the_run_at_once(world, tmp_path, mo
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("HF_TOKEN", token)
     monkeypatch.setattr(RestoreLCC_train, "Processes", lambda *_: pytest.fail("the run began"))
-    with pytest.raises(UserError, match=rf"^-push_to_hub: http://127.0.0.1:9 does not tell .*{says}") as found:
-        run(monkeypatch, flags(world, tmp_path / "out", push_to_hub="Guild/thing"))
-    assert "secret" not in str(found.value) and not (tmp_path / "out").exists()
+    says = rf"^-push_to_hub: http://127.0.0.1:9 does not tell .*{says}"
+    told = mistake(says, run, monkeypatch, flags(world, tmp_path / "out", push_to_hub="Guild/thing"))
+    assert "secret" not in told and not (tmp_path / "out").exists()
 
 
 def test_one_process_of_several_asks_and_refuses_a_token_that_may_only_read(tmp_path, hub, monkeypatch):
@@ -76,13 +75,10 @@ def test_one_process_of_several_asks_and_refuses_a_token_that_may_only_read(tmp_
     hub.whoami.return_value["auth"]["accessToken"]["role"] = "read"
     monkeypatch.setenv("RANK", "1")  # which is no process of several
     monkeypatch.delenv("WORLD_SIZE")
-    with pytest.raises(UserError, match=r"^-push_to_hub: the token may only read"):
-        check_push(pushing(tmp_path))
+    mistake(r"^-push_to_hub: the token may only read", check_push, pushing(tmp_path))
 
 
 def test_a_name_that_no_hub_has_is_refused_where_it_is_read(tmp_path):
     for name in ("a/b/c", "", "/a", "a b", "-a", "a..b", "a.git", "ü/a", "a" * 97, "./out", "a\n"):
-        with pytest.raises(UserError, match="-push_to_hub: must be owner/name or name") as found:
-            pushing(tmp_path, name)
-        assert len(str(found.value)) < 400
+        assert len(mistake("-push_to_hub: must be owner/name or name", pushing, tmp_path, name)) < 400
     assert pushing(tmp_path, "Me.2/a_b-c.1").push_to_hub == "Me.2/a_b-c.1"

@@ -21,7 +21,7 @@ import models.merge
 import pruning.__main__
 from models.checkpoint import Checkpoint
 from models.restoration import save_restoration
-from tests.builders import trained
+from tests.builders import mistake, trained
 from tests.common.test_disk import no_file_above
 from tests.common.test_run_folder import names
 from tests.method.test_training import before_each_pass
@@ -99,8 +99,7 @@ def test_a_run_prunes_for_itself_and_leaves_what_was_there(world, tmp_path, monk
     assert capsys.readouterr().out.count("[1/9]") == 1
     proof = json.loads((output / "results.json").read_text())["proof"]
     assert proof["passed"] and proof["sparsity_restored"] == [0.5] * 3
-    with pytest.raises(UserError, match=r"^-output_dir: \S+ already holds files"):
-        run(monkeypatch, flags(world, output, **changes))
+    mistake(r"^-output_dir: \S+ already holds files", run, monkeypatch, flags(world, output, **changes))
     (tmp_path / "mine").mkdir()
     text = shutil.copy(world / "text.txt", tmp_path / "mine")
     run(monkeypatch, flags(world, tmp_path / "again", **changes | {"calib_data": text, "num_epoch": 0}))
@@ -122,8 +121,7 @@ def test_a_task_trains_on_its_own_training_split(world, tmp_path, monkeypatch, c
     assert len(divergence) == 6 and sum(divergence) > 0
     assert results["agreement"]["restored"]["rte"]["kl"]["value"] == pytest.approx(sum(divergence) / 6)
     changes |= {"data_path": world / "samples.jsonl", "num_train_samples": 31}
-    with pytest.raises(UserError, match=r"-num_train_samples: 31 asked for"):
-        run(monkeypatch, flags(world, tmp_path / "more", **changes))
+    mistake(r"-num_train_samples: 31 asked for", run, monkeypatch, flags(world, tmp_path / "more", **changes))
     told = "-data_path is not used: -spec_task trains on rte's own training split"
     assert capsys.readouterr().out.count(told) == 1 and not (tmp_path / "more").exists()
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from tests.builders import mistake
 from tests.sweep.conftest import FILE
-from utils.common.errors import UserError
 from utils.sweep.__main__ import ENTRY
 from utils.sweep.grid import CONTROL, read_sweep
 
@@ -42,10 +42,7 @@ WRONG = {f"{START}configurations: [{text}]": expected for text, expected in WRON
 def test_a_mistake_is_one_line_that_names_the_file(tmp_path, text):
     path = tmp_path / "sweep.yaml"
     path.write_text(text)
-    with pytest.raises(UserError) as caught:
-        read_sweep(path)
-    line = str(caught.value)
-    assert WRONG[text] in line and line.startswith(f"{path}: ") and "\n" not in line
+    assert WRONG[text] in mistake(f"^{path}: ", read_sweep, path)
 
 
 def test_values_are_what_they_would_be_on_the_command_line_and_can_be_taken_back(world):

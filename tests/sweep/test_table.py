@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from tests.builders import mistake
 from tests.report import made
 from tests.report.made import kept, make_results, task
-from utils.common.errors import UserError
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.outcomes import read_outcome, spread
 from utils.sweep.grid import CONTROL, SweepRow, SweepRun
@@ -165,5 +165,4 @@ def test_other_questions_are_not_compared_and_runs_that_are_not_alike_are_told(t
 @pytest.mark.parametrize("content", [b"", gzip.compress(b"[1]"), gzip.compress(b'[{"name": 1}]')], ids=range(3))
 def test_a_file_that_no_sweep_wrote_is_one_line(tmp_path, content):
     (tmp_path / "runs.json.gz").write_bytes(content)
-    with pytest.raises(UserError, match=r"runs\.json\.gz: cannot be read as a sweep's"):
-        read(tmp_path / "runs.json.gz")
+    mistake(r"runs\.json\.gz: cannot be read as a sweep's", read, tmp_path / "runs.json.gz")
