@@ -4,6 +4,7 @@ The states are those after the dense model's own final norm, so that they stay r
 trained to have. They are D numbers a token where logits would be V.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +17,6 @@ from utils.common.progress import progress
 from utils.packing import by_length
 from utils.prompts import IGNORED, Encoded, collate
 
-GB = 10**9
-KEPT = 16 * GB
-"""Bytes of the dense model's states that are kept in the cache; beyond, the model runs beside the pruned one."""
-
 WEIGHT = 0.5
 """Of the KL divergence in the mixed loss; measured: a quarter trades perplexity for loss, KL alone is no better."""
 
@@ -29,27 +26,19 @@ class Distillation:
     """The dense model as a teacher.
 
     weight: w of (1 - w)·CE + w·KL, in (0, 1]. head: the dense model's output head (V, D) where training runs; None
-    where it is the pruned model's. text: windows of plain text, with prompts of no tokens; each step of a process has
-    one of them, on which the loss is KL alone. train, valid, of_text: the states (n_i, D) of each sample and window;
-    None where `model` gives them, a batch at a time.
+    where it is the pruned model's. train, valid: the states (n_i, D) of each sample. text: windows of plain text, with
+    prompts of no tokens; each step of a process has one of them, on which the loss is KL alone. of_text: its states.
     """
 
     weight: float
     head: Tensor | None = None
-    train: list[Tensor] | None = None
-    valid: list[Tensor] | None = None
-    model: LlamaForCausalLM | None = None
+    train: Sequence[Tensor] = ()
+    valid: Sequence[Tensor] = ()
     text: tuple[Encoded, ...] = ()
-    of_text: list[Tensor] | None = None
+    of_text: Sequence[Tensor] = ()
 
 
 @torch.no_grad()
-def last_states(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
-    """The last hidden states (B, T, D), after the final norm, of rows (B, T) int64 that are padded on the right."""
-    with cpu_attention(model):
-        return model.model(input_ids=ids, use_cache=False).last_hidden_state
-
-
 def teacher_states(model: LlamaForCausalLM, samples: list[Encoded], description: str) -> Tensor:
     """The dense model's states that predict response tokens: (Σ n_i, D) in its dtype on the CPU, by sample."""
     device = model.device
@@ -60,7 +49,8 @@ def teacher_states(model: LlamaForCausalLM, samples: list[Encoded], description:
     with progress(total=tokens, desc=description, unit="tok", unit_scale=True) as bar:
         for rows in by_length([sample.ids for sample in samples], budget):
             batch = collate([samples[row] for row in rows], 0)
-            states = last_states(model, batch["input_ids"].to(device))[:, :-1]
+            with cpu_attention(model):
+                states = model.model(batch["input_ids"].to(device), use_cache=False).last_hidden_state[:, :-1]
             predicting = batch["labels"][:, 1:] != IGNORED
             for row, own, chosen in zip(rows, states, predicting, strict=True):
                 places[row].copy_(own[chosen.to(device)])

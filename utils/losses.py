@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedConfig
 
 from models.families import final_logits
-from utils.distillation import Distillation, last_states
+from utils.distillation import Distillation
 from utils.prompts import IGNORED
 
 CHUNK = 128
@@ -115,10 +115,10 @@ class ResponseLoss(nn.Module):
         """input_ids, labels: (B, T) int64, labels -100 where not trained on; returns {"loss": scalar fp32} in training.
 
         The loss is the sum over labelled tokens / num_items_in_batch, by default the labels of this batch. teacher:
-        (n, D), the dense model's last hidden states where labelled tokens are predicted, row by row of the batch; by
-        default the teacher's own model gives them. text: (1, T), on which the mean KL is added to the loss; of_text:
-        its states (T - 1, D). An evaluation returns {"tokens": (1, n) fp32}, the cross-entropy of each labelled token,
-        row by row of the batch; (2, n) with a teacher, from whom the second is KL.
+        (n, D), the dense model's last hidden states where labelled tokens are predicted, row by row of the batch.
+        text: (1, T), on which the mean KL is added to the loss; of_text: its states (T - 1, D). An evaluation returns
+        {"tokens": (1, n) fp32}, the cross-entropy of each labelled token, row by row of the batch; (2, n) with a
+        teacher, from whom the second is KL.
         """
         total, tokens = self._summed(input_ids, labels, teacher, self.distillation and self.distillation.weight)
         if not self.training:
@@ -143,8 +143,6 @@ class ResponseLoss(nn.Module):
         head = self.model.lm_head.weight
         hidden, target = hidden[:, :-1][labelled], ()
         if self.distillation:
-            if teacher is None:
-                teacher = last_states(self.distillation.model, input_ids)[:, :-1][labelled]
             own = self.distillation.head
             target = teacher, head if own is None else own, share
         return frozen_head_loss(hidden, head, targets[labelled], self.model.config, *target)

@@ -30,7 +30,6 @@ from utils.common.hub import asking
 from utils.common.methods import Options, needs_of
 from utils.common.names import BUNDLED, DISTILL
 from utils.common.record import STAGES, device_name
-from utils.distillation import KEPT
 from utils.evaluation.task_loading import load_texts, task_names
 from utils.evaluation.tasks import TOKENS_ONLY, WIKITEXT
 from utils.losses import CHUNK
@@ -283,9 +282,7 @@ class Plan:
                 a_step = args.batch_size * args.gradient_accumulation
                 taught.append(text._replace(rows=math.ceil(samples.rows / a_step)))
                 read += sum(map(self.operations, (samples, valid, text)))
-                states = sum(each.rows * each.scored for each in (samples, valid, text)) * self.hidden * self.size
-                host += states * (states <= KEPT)
-                device += self.weights * (states > KEPT)  # the dense model itself
+                host += sum(each.rows * each.scored for each in (samples, valid, text)) * self.hidden * self.size
             step = (2 + args.gradient_checkpointing) * sum(map(self.operations, taught))
             update = 2 * self.matrices if args.method.startswith("masked") else 6 * self.trained
             step += sum(texts.rows * texts.tokens for texts in taught) * update

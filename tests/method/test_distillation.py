@@ -13,7 +13,7 @@ from tests.builders import SAMPLES, batch, learned_in, masks_of, scaled, trained
 from tests.method.test_training import attached, encoded, settings
 from utils.distillation import Distillation, by_sample, teacher_states
 from utils.losses import ResponseLoss
-from utils.prompts import Encoded
+from utils.prompts import IGNORED, Encoded
 from utils.training import response_loss, train
 
 
@@ -93,10 +93,21 @@ def test_a_whole_dense_model_learns_nothing_from_its_own_states(make_tiny_llama,
     [{"gradient_checkpointing": True}, {"random_batches": True, "batch_size": 2, "gradient_accumulation": 3}],
     ids=str,
 )
-def test_each_sample_learns_from_its_own_states_however_batches_are_made(make_tiny_llama, tmp_path, dense, changes):
+def test_each_sample_learns_from_its_own_states_however_batches_are_made(
+    make_tiny_llama, tmp_path, dense, monkeypatch, changes
+):
     folder = make_tiny_llama(seed=3, zeros=0.5)
     samples, valid = encoded(folder, 13), encoded(folder, 19)[13:]
     kept = [by_sample(teacher_states(dense, part, ""), part) for part in (samples, valid)]
+
+    class OfTheBatch(ResponseLoss):
+        """The dense model itself says what is taught."""
+
+        def forward(self, input_ids, labels, text=None, **given):
+            with torch.no_grad():
+                given["teacher"] = dense.model(input_ids).last_hidden_state[:, :-1][labels[:, 1:] != IGNORED]
+                given["of_text"] = None if text is None else dense.model(text).last_hidden_state[0, :-1]
+            return super().forward(input_ids, labels, text=text, **given)
 
     def distil(name: str, distillation: Distillation):
         model = attached(folder, restoration=scaled(trained(), 0))
@@ -105,8 +116,11 @@ def test_each_sample_learns_from_its_own_states_however_batches_are_made(make_ti
 
     text = tuple(Encoded(sample.ids[:7], 0) for sample in encoded(folder, 24)[19:])
     of_text = by_sample(teacher_states(dense, list(text), ""), list(text))
-    history, learned = distil("kept", Distillation(1.0, None, *kept, text=text, of_text=of_text))
-    computed, other = distil("computed", Distillation(1.0, model=dense, text=text))
+    taught = Distillation(1.0, None, *kept, text, of_text)
+    history, learned = distil("kept", taught)
+    with monkeypatch.context() as patched:
+        patched.setattr("utils.training.ResponseLoss", OfTheBatch)
+        computed, other = distil("computed", taught)
     for mine, row in zip(history, computed, strict=True):
         assert mine == pytest.approx(row, rel=1e-4)
     assert all(torch.allclose(tensor, other[name], atol=1e-5) for name, tensor in learned.items())
@@ -114,8 +128,8 @@ def test_each_sample_learns_from_its_own_states_however_batches_are_made(make_ti
     divergences = [row["valid_kl"] for row in history if "valid_loss" in row]
     assert len(divergences) == 3 and divergences[2] < divergences[1] < divergences[0]
     changed = {
-        "other samples": Distillation(1.0, None, [states.flip(0) for states in kept[0]], kept[1], None, text, of_text),
-        "other windows": Distillation(1.0, None, *kept, None, text, of_text[1:] + of_text[:1]),
+        "other samples": Distillation(1.0, None, [states.flip(0) for states in kept[0]], kept[1], text, of_text),
+        "other windows": Distillation(1.0, None, *kept, text, of_text[1:] + of_text[:1]),
         "no text": Distillation(1.0, None, *kept),
     }
     losses = {name: [row["loss"] for row in distil(name, each)[0] if "loss" in row] for name, each in changed.items()}
@@ -128,18 +142,15 @@ def test_each_sample_learns_from_its_own_states_however_batches_are_made(make_ti
     assert wanted[0] - losses["no text"][0] == pytest.approx(float(added), rel=1e-2)
 
 
-@pytest.mark.parametrize("beside", [False, True], ids=["kept states", "dense model beside"])
-def test_a_window_of_text_adds_its_mean_divergence(make_tiny_llama, dense, beside):
+def test_a_window_of_text_adds_its_mean_divergence(make_tiny_llama, dense):
     text, states = Encoded([7, 3, 3, 9, 200, 4], 0), teacher_states(dense, SAMPLES, "")
     pruned = trained().attach(load_model(make_tiny_llama(seed=3, zeros=0.5), torch.float32, "cpu", "-p"))
     student, teacher = (at_responses(model, [text]) for model in (pruned, dense))
     divergence = F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1).mean()
-    loss = ResponseLoss(pruned, Distillation(0.25, model=dense if beside else None), processes=3).train()
+    loss = ResponseLoss(pruned, Distillation(0.25), processes=3).train()
     given = {"teacher": states, "num_items_in_batch": 20}
-    taught = {} if beside else {"of_text": teacher_states(dense, [text], "")}
-    plain, found = (
-        loss(**batch(SAMPLES), **given, **more)["loss"] for more in ({}, {"text": torch.tensor([text.ids]), **taught})
-    )
+    window = {"text": torch.tensor([text.ids]), "of_text": teacher_states(dense, [text], "")}
+    plain, found = (loss(**batch(SAMPLES), **given, **more)["loss"] for more in ({}, window))
     assert float((found - plain).detach()) == pytest.approx(float(divergence.detach()) / 3, rel=1e-4)
     parameters = [p for p in pruned.parameters() if p.requires_grad]
     for mine, other in zip(

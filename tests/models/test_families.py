@@ -25,7 +25,7 @@ from tests.models.test_merge import TOKENS, drawn, merged
 from utils.activations import last_token_activations
 from utils.common.errors import UserError
 from utils.common.methods import Options, parts_of
-from utils.distillation import Distillation
+from utils.distillation import Distillation, teacher_states
 from utils.evaluation.perplexity import token_scores
 from utils.losses import ResponseLoss
 from utils.packing import PromptWithContinuations
@@ -241,7 +241,8 @@ LOSSES = {
 def test_distillation_is_the_divergence_of_stock_logits(models, family):
     teacher, student = (load_model(folder, torch.float32, "cpu", "-b") for folder in models(family))
     given = batch(SAMPLES)
-    found = ResponseLoss(student, Distillation(1.0, teacher.lm_head.weight, model=teacher)).train()(**given)["loss"]
+    loss = ResponseLoss(student, Distillation(1.0, teacher.lm_head.weight)).train()
+    found = loss(**given, teacher=teacher_states(teacher, SAMPLES, ""))["loss"]
     predicting = given["labels"][:, 1:] != IGNORED
     mine, other = (each(given["input_ids"]).logits[:, :-1][predicting].log_softmax(-1) for each in (student, teacher))
     wanted = kl_div(mine, other, log_target=True, reduction="batchmean")

@@ -25,7 +25,6 @@ from utils.evaluation.task_loading import EvalPlan, load_texts, plan_tasks
 from utils.negatives import locate_encoder
 from utils.samples import Samples, read_samples
 from utils.stages.context import Models, Run
-from utils.stages.train import check_teacher
 
 
 def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
@@ -77,7 +76,6 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     if (longest := max(len(sample.ids) for sample in samples.train + samples.valid)) > positions:
         said = f"-max_length: a sample of {longest} tokens is beyond the model's longest context"
         raise UserError(f"{said}; give {positions} or less")
-    check_teacher(run, config.hidden_size, samples)
     for line in plan.describe():
         print(f"      {line}")
     needed, free = sum(file.stat().st_size for file in (pruned or dense).files), free_bytes(args.output_dir)

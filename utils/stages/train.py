@@ -3,7 +3,7 @@
 import gc
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -19,12 +19,11 @@ from models.modeling_llama import numbers_trained
 from models.restoration import Restoration, Terms, load_restoration, packed, save_restoration, unpacked
 from utils import activations, distillation, packing, prompts
 from utils.common.cache import cached, digest_tensors
-from utils.common.errors import UserError
-from utils.common.files import digest, write_text
+from utils.common.files import as_bytes, digest, write_text
 from utils.common.methods import Options, Part
 from utils.common.names import DISTILL
 from utils.common.record import versions
-from utils.distillation import GB, KEPT, WEIGHT, Distillation, by_sample, predicted, teacher_states
+from utils.distillation import WEIGHT, Distillation, by_sample, predicted, teacher_states
 from utils.prompts import Encoded
 from utils.report.summary import loss_rose
 from utils.samples import Samples
@@ -75,7 +74,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
             TrainingSettings.of(run.args),
             run.device,
             run.folder / "checkpoints",
-            distillation=teacher and with_model(run, models, teacher),
+            distillation=teacher,
             belongs=belongs(run, models, samples, start, teacher),
         )
     else:
@@ -138,67 +137,27 @@ def closed_form(dense: Checkpoint, pruned: Checkpoint, forms: list, how: list, *
     return make()
 
 
-def check_teacher(run: Run, hidden_size: int, samples: Samples) -> None:
-    """UserError if the teacher's states are too many to keep, and the model is to be sharded, so that the dense model
-    can't run beside it.
-    """
-    size = bytes_of_states(run, hidden_size, samples) if run.args.loss == DISTILL else 0
-    if run.processes.sharded and size > KEPT:
-        raise UserError(
-            f"-loss: the dense model's states take {size / GB:.3g} GB, above {KEPT / GB:g}, and under FSDP it "
-            "can't run beside instead; give fewer -num_train_samples, or -loss response"
-        )
-
-
-def bytes_of_states(run: Run, hidden_size: int, samples: Samples) -> int:
-    """Of the teacher's states for all training and validation samples, and for the calibration set."""
-    tokens = sum(map(predicted, samples.train + samples.valid)) + run.args.calib_samples * (run.args.calib_length - 1)
-    return tokens * hidden_size * run.dtype.itemsize
-
-
 def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | None:
-    """The teacher with its states, made or from the cache; without them where they are too large.
-
-    None where the loss has no teacher.
-    """
+    """The teacher with its states, made or from the cache; None where the loss has no teacher."""
     if run.args.loss != DISTILL or not run.args.num_epoch:
         return None
     own, other = (output_head(checkpoint).to(run.dtype) for checkpoint in (models.dense, models.pruned))
+    head = None if torch.equal(own, other) else own.to(run.device)
     text = tuple(Encoded(ids, 0) for ids in run.calibration_windows(models.tokenizer).tolist())
-    teacher = Distillation(WEIGHT, None if torch.equal(own, other) else own.to(run.device), text=text)
-    size = bytes_of_states(run, models.config.hidden_size, samples)
-    if size > KEPT:
-        run.record.tell(
-            f"teacher: its states would take {size / GB:.3g} GB, above {KEPT / GB:g}; "
-            "the dense model runs beside the pruned one at every step"
-        )
-        return teacher
-    run.record.tell(f"teacher: the dense model's states at response tokens and calibration text, {size / GB:.3g} GB")
+    parts = samples.valid, samples.train, list(text)
+    size = as_bytes(sum(predicted(sample) for part in parts for sample in part) * other[0].nbytes)
+    run.record.tell(f"teacher: the dense model's states at response tokens and calibration text, {size}")
     model = LazyModel(run, "dense", models.dense)
     valid, train, of_text = (
-        by_sample(states(run.cache, model, part, run.kind_of_device)["states"], part)
-        for part in (samples.valid, samples.train, list(text))
+        by_sample(states(run.cache, model, part, run.kind_of_device)["states"], part) for part in parts
     )
-    return replace(teacher, valid=valid, train=train, of_text=of_text)
+    return Distillation(WEIGHT, head, train, valid, text, of_text)
 
 
 @cached("teacher", code=(distillation, activations, packing, prompts, models))
 def states(model: LazyModel, samples: list[Encoded], device: str) -> dict[str, Tensor]:
     """The teacher's states; token ids say all about data, template and length."""
     return {"states": teacher_states(model(), samples, "teacher's states")}
-
-
-def with_model(run: Run, models: Models, teacher: Distillation) -> Distillation:
-    """The teacher with the dense model itself where it has no states; UserError if there is no room for it."""
-    if teacher.train is not None:
-        return teacher
-    device = run.reading_device(models.dense)
-    if device == "auto":
-        raise UserError(
-            f"-loss: the dense model doesn't fit into {run.device} beside the pruned one; give fewer "
-            "-num_train_samples, so that its states are kept instead"
-        )
-    return replace(teacher, model=run.load(models.dense, device))
 
 
 def output_head(stored: Checkpoint) -> Tensor:
