@@ -1,7 +1,9 @@
 """Tiny runs: a world of inputs, the flags of a whole run on them, and the run itself. Fixtures are in conftest.py."""
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import RestoreLCC_train
@@ -74,6 +76,13 @@ def ranked(run: Run, models: Models, samples: Samples, plan: EvalPlan) -> Ranked
     dense = measure(LazyModel(run, "dense", models.dense), *given, trees)
     pruned = measure(LazyModel(run, "pruned", models.pruned), *given, prompt_trees(run, samples))
     return rank(run, models, samples, dense.activations, pruned.activations)
+
+
+def program(*words: object, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess:
+    """What a program says in the end that finds this project, with these environment variables besides the present."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    command = list(map(str, words))
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
 
 
 def run(monkeypatch, arguments: list[str]) -> None:

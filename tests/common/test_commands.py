@@ -1,14 +1,13 @@
 """What every command does before it begins, how it tells of long work, and how it ends."""
 
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
 from psutil import Process
 
-from tests.runs import ROOT
+from tests.runs import program
 from utils.common.commands import TF32, run
 from utils.common.progress import EVERY, OFF, progress
 from utils.common.record import reset_peak_memory
@@ -57,8 +56,7 @@ ENDS = {
 def test_a_command_ends_in_one_line_at_most_and_a_status(case):
     code, to, status, says = ENDS[case]
     command = ["bash", "-o", "pipefail", "-c", f'"$0" -c "$1" {to}', sys.executable, COMMAND.format(code)]
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = program(*command, PYTHONIOENCODING="ascii")
     assert done.returncode == status and done.stderr.startswith(says) and done.stderr.count("\n") == bool(says)
 
 

@@ -1,14 +1,13 @@
 """What train.sh runs: its head's values, but what arguments, a recipe, a method, a task or a file decide."""
 
 import os
-import subprocess
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 
-from tests.runs import ROOT
+from tests.runs import ROOT, program
 from utils.common.flags import RECIPES, SPEC_TRAIN_SAMPLES, Arguments, parse_arguments
 from utils.common.methods import METHODS
 
@@ -31,8 +30,8 @@ def runs(tmp_path):
             (place,) = (number for number, line in enumerate(lines) if line.startswith(f"{name}="))
             lines[place] = f"{name}={value}"
         (here / "train.sh").write_text("\n".join(lines))
-        variables = {**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}", "VIRTUAL_ENV": str(tmp_path)}
-        done = subprocess.run(["bash", "train.sh", *words], capture_output=True, text=True, cwd=here, env=variables)
+        variables = {"PATH": f"{bin_}:{os.environ['PATH']}", "VIRTUAL_ENV": str(tmp_path)}
+        done = program("bash", "train.sh", *words, cwd=here, **variables)
         assert done.returncode == 0, done.stderr
         script, *typed = done.stdout.removesuffix("\0").split("\0")
         assert script.splitlines()[-1] == "RestoreLCC_train.py"

@@ -4,10 +4,8 @@ Tables over the functions that check: no run, no process, no model loaded.
 """
 
 import json
-import os
 import shutil
 import struct
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -24,7 +22,7 @@ from data.sources import load_samples
 from models.loading import check_model, load_config, load_model, resolve, usable_device
 from pruning import calibration
 from tests.builders import byte_tokenizer, mistake, rewrite
-from tests.runs import ROOT, flags, in_words, prepared, write_samples
+from tests.runs import flags, in_words, prepared, program, write_samples
 from utils.common.flags import Arguments, parse_arguments
 from utils.evaluation.task_loading import load_texts, plan_tasks
 
@@ -372,9 +370,8 @@ def test_a_wrong_path_or_no_hub_is_told_before_what_takes_long_is_imported(tmp_p
     (tmp_path / "in" / "file.csv").write_text("mine")
     common = {"output_dir": "out", "cache_dir": "cache"}
     given = [(module, in_words({**common, **others, name: value})) for module, name, value, others in EARLY]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     words = [sys.executable, "-W", "ignore", "-c", BLIND, json.dumps(given)]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path / "in", env=environment)
+    done = program(*words, cwd=tmp_path / "in", HF_HUB_OFFLINE="1")
     assert done.stdout == "2\n" * len(EARLY), done.stderr
     for (_, name, *_), told in zip(EARLY, done.stderr.splitlines(), strict=True):
         assert told.startswith(f"error: -{name}: ")

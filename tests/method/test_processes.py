@@ -6,13 +6,12 @@ CPUs, and all that follows is accelerate's and the Trainer's own.
 """
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from subprocess import CompletedProcess
 from textwrap import dedent
 from types import SimpleNamespace
 
@@ -33,7 +32,7 @@ from models.restoration import load_restoration, save_restoration
 from models.terms import MaskedChange, MaskedLowRank
 from tests.builders import learned_in, mistake, trained
 from tests.method.test_training import attached, before_each_pass, encoded, settings
-from tests.runs import ROOT, flags
+from tests.runs import ROOT, flags, program
 from utils.common.commands import run
 from utils.common.errors import Stopped, UserError
 from utils.common.processes import Processes, is_main_process, leave
@@ -131,21 +130,15 @@ def sharded(output: Path, folder: Path, dtype: torch.dtype, dense: Path | None =
     torch.save(found, output / "found.pt")
 
 
-def launch(*words, count: int = 2, environment: dict | None = None) -> subprocess.CompletedProcess:
+def launch(*words, count: int = 2, **variables: str) -> CompletedProcess:
     """`count` processes over gloo; accelerate starts its own the same way, but on GPUs only."""
     words = ["--nproc_per_node", count, "--standalone", "--local_addr", "127.0.0.1", *words]
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(environment or {})},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return program(sys.executable, "-m", "torch.distributed.run", *words, **{"OMP_NUM_THREADS": "1", **variables})
 
 
-def found_by(*words, environment: dict | None = None) -> dict:
+def found_by(*words, **variables: str) -> dict:
     """What two processes of this file kept in the folder that is the second word."""
-    done = launch(__file__, *words, environment=environment)
+    done = launch(__file__, *words, **variables)
     assert done.returncode == 0, done.stderr
     return torch.load(words[1] / "found.pt", weights_only=False)
 
@@ -211,8 +204,7 @@ FSDP = {
 def test_sharded_training_equals_unsharded(tmp_path, make_tiny_llama, dtype, tied, efficient, distils):
     folder = make_tiny_llama(zeros=0.5, tie_word_embeddings=tied)
     dense = make_tiny_llama(seed=5) if distils else None
-    environment = {**FSDP, "FSDP_CPU_RAM_EFFICIENT_LOADING": efficient}
-    found = found_by(dtype, tmp_path, folder, *[dense] * distils, environment=environment)
+    found = found_by(dtype, tmp_path, folder, *[dense] * distils, **FSDP, FSDP_CPU_RAM_EFFICIENT_LOADING=efficient)
     alone = restored(folder, getattr(torch, dtype), dense, tmp_path / "whole", size=8)
     norms, result, restoration, model, samples = alone
     tolerance = 1e-5 if dtype == "float32" else 2e-2  # in bf16, batches of other shapes round differently
@@ -239,14 +231,12 @@ def test_a_mistake_is_told_though_the_process_that_tells_it_is_the_last_to_meet_
 
 
 def test_a_process_that_leaves_runs_its_exit_handlers_and_says_all_it_had_to_say_and_nothing_after():
-    program = """
+    code = """
         import atexit; from utils.common.processes import leave
         atexit.register(print, "handled"); print("said", end=" "); leave(); print("never")
     """
-    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    words = [sys.executable, "-c", dedent(program)]
-    done = subprocess.run(words, cwd=ROOT, env=buffered, capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("said handled\n", "")
+    done = program(sys.executable, "-c", dedent(code), PYTHONUNBUFFERED="")  # as if that were not set
+    assert (done.returncode, done.stdout, done.stderr) == (0, "said handled\n", "")
 
 
 SHARDED = {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": "no"}

@@ -1,8 +1,6 @@
 """SlimGPT: the cheapest heads and channels go, the rest makes up for them, and nothing is lost by compacting."""
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from pruning.prune_model import prune_into
 from pruning.sparsegpt import damped_inverse
 from tests.builders import mistake, save_tiny_llama
 from tests.pruning.test_pruning import problem
+from tests.runs import program
 
 
 def refitted(weight: torch.Tensor, hessian: torch.Tensor, gone: list[int]) -> tuple[torch.Tensor, float]:
@@ -176,9 +175,8 @@ def test_compact_folder_loads_alone_with_its_own_code(both, tmp_path):
         "model = Auto.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[2] == 'yes')\n"
         "print(model(torch.arange(20)[None]).logits.sum().item())\n"
     )
-    how = {"env": os.environ | {"HF_MODULES_CACHE": str(tmp_path)}, "cwd": tmp_path, "capture_output": True}
-    words = [sys.executable, "-c", code, both[2]]
-    trusted, refused = (subprocess.run([*words, trust], text=True, **how) for trust in ("yes", "no"))
+    words, how = [sys.executable, "-c", code, both[2]], {"PYTHONPATH": "", "HF_MODULES_CACHE": str(tmp_path)}
+    trusted, refused = (program(*words, trust, cwd=tmp_path, **how) for trust in ("yes", "no"))
     (here,) = loaded(both[2])
     assert float(trusted.stdout) == pytest.approx(here(torch.arange(20)[None]).logits.sum().item(), rel=1e-4)
     assert refused.returncode != 0 and "trust_remote_code" in refused.stderr

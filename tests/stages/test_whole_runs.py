@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from tests.common.test_disk import no_file_above
 from tests.common.test_run_folder import names
 from tests.method.test_training import before_each_pass
 from tests.models.test_families import made
-from tests.runs import ROOT, flags, in_words, run, write_samples
+from tests.runs import flags, in_words, program, run, write_samples
 from utils.common.commands import run as command
 from utils.common.errors import Stopped, UserError
 from utils.common.run_folder import UNFINISHED
@@ -149,8 +148,7 @@ def test_a_command_keeps_the_users_files_and_leaves_nothing_on_a_full_disk(world
 
 
 def test_help_groups_the_flags_with_their_defaults_before_torch_is_imported():
-    words = [sys.executable, "-X", "importtime", "RestoreLCC_train.py", "--help"]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    done = program(sys.executable, "-X", "importtime", "RestoreLCC_train.py", "--help")
     assert done.returncode == 0 and "(above 0; default: 0.001)" in done.stdout and "\ntraining:\n" in done.stdout
     assert "import time" in done.stderr and "torch" not in done.stderr
 
