@@ -57,14 +57,8 @@ def finished(world) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of real data beside the checkout."""
-    if not (folder := ROOT.parent / "shared").is_dir():
+def stories() -> Path:
+    """stories260K, a real Llama of 260,032 parameters, in the folder of real data beside the checkout."""
+    if not (shared := ROOT.parent / "shared").is_dir():
         pytest.skip("needs ../shared (real data, not part of the project)")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def stories(shared) -> Path:
-    """stories260K, a real Llama of 260,032 parameters."""
     return shared / "models" / "stories260K"

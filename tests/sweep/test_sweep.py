@@ -139,7 +139,6 @@ compare_to: none
 
 @pytest.mark.slow
 def test_of_real_runs_a_rate_that_diverges_is_passed_over_and_the_rest_is_in_the_table(world, stories, monkeypatch):
-    """The entry point itself, on a real Llama of 260,032 parameters."""
     monkeypatch.setattr(command, "ENTRY", Path(command.__file__).parents[2] / "RestoreLCC_train.py")
     world.write(REAL.replace("MODEL", str(stories)))
     assert world.sweep() == 0, world.text()
