@@ -54,11 +54,6 @@ def index_of(folder: Path, text: str) -> None:
 
 
 @spoiling
-def index(folder: Path, weight_map: dict[str, str]) -> None:
-    index_of(json.dumps({"weight_map": weight_map}))(folder)
-
-
-@spoiling
 def pickled(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     """What this makes of the tensors, as a .bin in place of the weights."""
     torch.save(change(load_file(folder / WEIGHTS)), folder / "pytorch_model.bin")
@@ -90,14 +85,13 @@ def twice(folder: Path, more: float) -> None:
     loaded = load_file(folder / WEIGHTS)
     save_file(loaded, folder / "a.safetensors")
     save_file({NORM: loaded[NORM] + more}, folder / "b.safetensors")
-    index(dict.fromkeys(loaded, "a.safetensors") | {NORM: "b.safetensors"})(folder)
+    index_of(json.dumps({"weight_map": dict.fromkeys(loaded, "a.safetensors") | {NORM: "b.safetensors"}}))(folder)
 
 
 def config(name: str = "config.json", **changes: object) -> Spoil:
     return changed(lambda data: json.dumps({**json.loads(data), **changes}).encode(), name)
 
 
-truncated = changed(lambda data: data[:1000])
 with_mark = partial(changed, lambda data: b"\xef\xbb\xbf" + data)  # UTF-8's byte order mark, and a file's name to come
 with_crlf = partial(changed, lambda data: data.replace(b"\n", b"\r\n"))
 
@@ -107,10 +101,6 @@ class Evil:
 
     def __reduce__(self):
         return (Path.touch, (Path("ran"),))
-
-
-def line(number: int) -> str:
-    return json.dumps({"instruction": f"Count to {number}.", "output": f"{number} is it."})
 
 
 NO_WORDS = {"type": "BPE", "vocab": {"<s>": 256, "</s>": 257}, "merges": [], "unk_token": "<s>"}
@@ -127,8 +117,8 @@ FILES: dict[str, tuple[Spoil, str]] = {
     "a bias of no Llama": (tensors(lambda t: t | {BIAS: torch.ones(56)}), f"holds {BIAS} that"),
     "another shape": (tensors(lambda t: t | {UP: t[UP][:-1].clone()}), f"{UP} … (55, 24), … says (56, 24)"),
     "a tied head of its own": (tied(lambda t: t[HEAD].add_(1)), f"{HEAD} of its own … tie_word_embeddings to false"),
-    "index outside": (index({"a": "../b"}), "not in the folder itself"),
-    "index of what is not there": (index({"a": "b"}), "lacks b, which"),
+    "index outside": (index_of('{"weight_map": {"a": "../b"}}'), "not in the folder itself"),
+    "index of what is not there": (index_of('{"weight_map": {"a": "b"}}'), "lacks b, which"),
     ".bin evil": (pickled(lambda t: {NORM: Evil()}), "cannot read"),
     ".bin of a sparse tensor": (pickled(lambda t: t | {NORM: t[NORM].to_sparse()}), "no plain tensors"),
     "config.json nested": (changed(lambda _: DEEP.encode(), "config.json"), "nested too deeply"),
@@ -193,6 +183,7 @@ def test_attention_is_torchs_own_whatever_a_config_names(make_tiny_llama):
     assert load_model(folder, torch.float32, "cpu", "-p").config._attn_implementation == "sdpa"
 
 
+ONE, OTHER = (json.dumps({"instruction": f"Count to {number}.", "output": f"{number} is it."}) for number in (0, 1))
 RTE = {"sentence1": "It rains.", "sentence2": "It is wet.", "label": 0}
 ONE_CHOICE = {"question": "What?", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "A"}
 HELLASWAG = {"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "ctx": "b c", "endings": ["d", "e"], "label": "0"}
@@ -203,14 +194,14 @@ BROKEN: list[tuple[str, object, str]] = [
     ("samples.jsonl", f'{{"instruction": {DIGITS}, "output": "b"}}', ":1: not valid JSON (Exceeds the limit"),
     ("samples.jsonl", '{"instruction": "\\ud800", "output": "b"}', ":1: not valid JSON (half of"),
     ("samples.jsonl", b'{"instruction": "caf\xe9", "output": "b"}', "check that it is UTF-8"),
-    ("samples.jsonl", line(0) + "\n" + line(1)[:20], ":2: not valid JSON"),
+    ("samples.jsonl", f"{ONE}\n{OTHER[:20]}", ":2: not valid JSON"),
     ("samples.jsonl", "3\n", ":1: not an object"),
     ("samples.jsonl", '{"a\\nb\\nc": 1}\n', "field 'instruction' is missing (it has: a b c)"),
-    ("samples.jsonl", f'{line(0)}\n\n{{"instruction": "a", "output": 7}}', ":3: field 'output' is no text"),
+    ("samples.jsonl", f'{ONE}\n\n{{"instruction": "a", "output": 7}}', ":3: field 'output' is no text"),
     ("samples.jsonl", {"instruction": "a", "output": "b", "input": []}, ":1: field 'input' is no text"),
     ("samples.jsonl", {"instruction": "  ", "output": "b"}, ":1: field 'instruction' is empty"),
     ("samples.json", '"text"', "holds no list of samples"),
-    ("samples.json", f"{line(0)}\n{line(1)}", ":2: not valid JSON (Extra data); one object a line belongs in a .jsonl"),
+    ("samples.json", f"{ONE}\n{OTHER}", ":2: not valid JSON (Extra data); one object a line belongs in a .jsonl"),
     ("text.jsonl", DEEP, ":1: not valid JSON (nested too deeply)"),
     ("text.jsonl", '{"texts": "a"}', "document 1"),
     ("rte/validation.jsonl", RTE | {"label": 1.0}, "two texts or more, of which 1.0 is right)"),
@@ -295,7 +286,7 @@ def test_a_device_that_is_not_there_is_told(device):
 
 FAR = {"base_model_name": "no/body"}  # what needs no model is told of before it is fetched
 RUNS: dict[str, tuple[dict[str, object] | Spoil, str]] = {
-    "a truncated copy": (truncated, "-pruned_model_path: cannot read"),
+    "a truncated copy": (changed(lambda data: data[:1000]), "-pruned_model_path: cannot read"),
     "other sizes": (config(intermediate_size=64), "-pruned_model_path: .*size is 64, but the base model's is 56"),
     "another tokenizer": (more_tokens(special=False), "-pruned_model_path: .*its tokenizer differs from the base"),
     "no zeros": (tensors(lambda t: [each.fill_(1) for each in t.values()]), "-pruned_model_path: .* has no zeros"),
