@@ -227,9 +227,7 @@ def test_shards_stay_shards(make_tiny_llama, tmp_path, pickled):
     assert set(placed) == set(after) and placed[LAST] == placed[LAST.replace("bias", "weight")]
 
 
-def right_merge(
-    place: Path, name: str = "restorelcc", dtype=torch.float32, change=None, **shape
-) -> tuple[Path, Path, Restoration, Reference]:
+def right_merge(place: Path, name="restorelcc", dtype=torch.float32, change=None, **shape) -> tuple:
     """(pruned, merged, restoration, reference). change: of the pruned checkpoint's tensors."""
     folder = save_tiny_llama(place / "pruned", zeros=0.5, dtype=dtype, **shape)
     if change:

@@ -206,9 +206,7 @@ def test_what_is_not_finite_or_singular_names_its_layer(make_tiny_llama, prune, 
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
-def test_command_line_prunes_overwrites_only_when_told_and_touches_no_input(
-    make_tiny_llama, text, tmp_path, monkeypatch, capsys
-):
+def test_the_command_prunes_and_overwrites_only_what_it_may(make_tiny_llama, text, tmp_path, monkeypatch, capsys):
     base, good, cache = make_tiny_llama(), tmp_path / "good", tmp_path / "cache"
     flags = ["-base_model_name", str(base), "-calib_data", text, "-cache_dir", str(cache)]
     flags += ["-calib_samples", "6", "-calib_length", "40"]

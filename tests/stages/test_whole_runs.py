@@ -59,9 +59,7 @@ def stopped_before_its_place(monkeypatch, output: Path, stop: BaseException) -> 
         yield
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bits_and_with_no_other_flags(
-    world, finished, tmp_path, monkeypatch, capsys
-):
+def test_an_interrupted_run_goes_on_to_the_same_bits_by_the_same_flags(world, finished, tmp_path, monkeypatch, capsys):
     passes, output = [], tmp_path / "out"
 
     def end(training: bool) -> None:
@@ -178,9 +176,7 @@ def ended(child: BaseProcess) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
-def test_a_run_killed_at_any_moment_is_ended_by_the_same_command_to_the_same_bits(
-    world, finished, tmp_path, monkeypatch, seed
-):
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(world, finished, tmp_path, monkeypatch, seed):
     """SIGKILL or SIGTERM, once to three times, at moments drawn from a whole run's length; the last one is let end."""
     draw, output, cache, log = random.Random(seed), tmp_path / "out", tmp_path / "cache", tmp_path / "log"
     given = [*flags(world, output, cache_dir=cache), "-overwrite"]
