@@ -16,7 +16,7 @@ from models.loading import load_config, load_model
 from models.modeling_llama import attach, max_rounding_error
 from models.restoration import Restoration
 from tests.builders import SAMPLES, batch, orthonormal
-from tests.method.test_training import before_each_pass, settings
+from tests.method.test_training import forward_passes, settings
 from utils.common.errors import UserError
 from utils.common.files import read_manifest
 from utils.common.flags import parse_arguments
@@ -96,16 +96,10 @@ def test_the_head_that_must_be_scaled_is_found_and_an_interrupted_search_goes_on
         model.lm_head.weight.mul_(10)  # sure of what it says, so that the loss is low until a head is damaged
         model.model.layers[1].self_attn.o_proj.weight[:, 4 * 8 : 5 * 8] *= 0.2
     samples = [Encoded(row, 3) for row in ids.tolist()]
-    given, passes = (samples, settings(lr=5e-2, num_epoch=8, batch_size=8), 5e-4, "cpu"), []
+    given = samples, settings(lr=5e-2, num_epoch=8, batch_size=8), 5e-4, "cpu"
     norms = scale_norms(deepcopy(model), *given, tmp_path / "whole")
     assert norms.shape == (3, 6) and divmod(int(norms.argmax()), 6) == (1, 4)
-
-    def stop(_: bool) -> None:
-        passes.append(1)
-        if len(passes) == 9:
-            signal.raise_signal(signal.SIGINT)
-
-    with before_each_pass(stop):
+    with forward_passes(9, lambda: signal.raise_signal(signal.SIGINT)) as passes:
         with pytest.raises(KeyboardInterrupt):
             scale_norms(deepcopy(model), *given, tmp_path / "cut", belongs="x")
         assert torch.equal(scale_norms(deepcopy(model), *given, tmp_path / "cut", belongs="x"), norms)

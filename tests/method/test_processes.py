@@ -31,7 +31,7 @@ from models.merge import probe_logits
 from models.restoration import load_restoration, save_restoration
 from models.terms import MaskedChange, MaskedLowRank
 from tests.builders import learned_in, mistake, trained
-from tests.method.test_training import attached, before_each_pass, encoded, settings
+from tests.method.test_training import attached, encoded, forward_passes, settings
 from tests.runs import ROOT, flags, program
 from utils.common.commands import run
 from utils.common.errors import Stopped, UserError
@@ -49,15 +49,11 @@ def training(folder: Path, place: Path) -> tuple[TrainingResult, dict[str, Tenso
 
 def cut(output: Path, folder: Path) -> None:
     """A whole training, and one whose first process is told to end within a step of the second epoch, and goes on."""
-    state, place, steps = PartialState(cpu=True), output / "cut", []
-
-    def tell(trains: bool) -> None:
-        steps.extend([1] * trains)
-        if len(steps) == 8 and trains and state.is_main_process:  # of 12 in two epochs
-            signal.raise_signal(signal.SIGINT)
-
+    state, place = PartialState(cpu=True), output / "cut"
     whole = training(folder, output / "whole")
-    with suppress(KeyboardInterrupt, Stopped), before_each_pass(tell):
+    tell = lambda: state.is_main_process and signal.raise_signal(signal.SIGINT)  # noqa: E731
+    # Of 12 steps the eighth: passes 1 and 8 validate.
+    with suppress(KeyboardInterrupt, Stopped), forward_passes(10, tell):
         training(folder, place)
     state.wait_for_everyone()
     checkpoints = sorted(path.name for path in place.glob("checkpoint-*"))

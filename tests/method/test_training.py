@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import chain, count, product
+from itertools import chain, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -164,17 +164,19 @@ def test_training_lowers_the_loss_and_moves_only_beta_and_b(make_tiny_llama, tmp
 
 
 @contextmanager
-def before_each_pass(do: Callable[[bool], object]) -> Iterator[None]:
-    """Within it, `do` is called before each forward pass, with whether that trains."""
-    original = ResponseLoss.forward
+def forward_passes(at: int = 0, do: Callable[[], object] | None = None) -> Iterator[list[bool]]:
+    """The forward passes within it, each by whether it trains; `do` is called before the one with the number `at`."""
+    passes, original = [], ResponseLoss.forward
 
     def forward(self, *args, **kwargs):
-        do(self.training)
+        passes.append(self.training)
+        if len(passes) == at:
+            do()
         return original(self, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ResponseLoss, "forward", forward)
-        yield
+        yield passes
 
 
 class Cut:
@@ -192,16 +194,14 @@ class Cut:
 
     def cut(self, call: int, signals: tuple[int, ...], ends: type[BaseException]) -> None:
         """Train until the given forward pass, at which signals come, or else the power fails; it ends by `ends`."""
-        passes = count(1)
 
-        def end(_) -> None:
-            if next(passes) == call:
-                for number in signals:
-                    signal.raise_signal(number)
-                if not signals:
-                    raise RuntimeError("no power")
+        def end() -> None:
+            for number in signals:
+                signal.raise_signal(number)
+            if not signals:
+                raise RuntimeError("no power")
 
-        with before_each_pass(end), pytest.raises(ends):
+        with forward_passes(call, end), pytest.raises(ends):
             self.train()
 
     @property
@@ -210,12 +210,11 @@ class Cut:
 
     def continues_to_the_same(self) -> int:
         """Steps that the continued training took; its restoration and history are those of the whole one."""
-        steps = []
-        with before_each_pass(steps.append):
+        with forward_passes() as passes:
             learned, result = self.train()
         assert all(torch.equal(tensor, self.learned[name]) for name, tensor in learned.items())
         assert json.dumps(vars(result)) == json.dumps(vars(self.complete)) and len(result.valid_rows) == 4
-        return sum(steps)
+        return sum(passes)
 
 
 @pytest.fixture(scope="module", params=[(True, 2)], ids=str)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -23,7 +24,7 @@ from models.restoration import save_restoration
 from tests.builders import mistake, trained
 from tests.common.test_disk import no_file_above
 from tests.common.test_run_folder import names
-from tests.method.test_training import before_each_pass
+from tests.method.test_training import forward_passes
 from tests.models.test_families import made
 from tests.runs import flags, in_words, program, run, write_samples
 from utils.common.commands import run as command
@@ -60,14 +61,8 @@ def stopped_before_its_place(monkeypatch, output: Path, stop: BaseException) -> 
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits_by_the_same_flags(world, finished, tmp_path, monkeypatch, capsys):
-    passes, output = [], tmp_path / "out"
-
-    def end(training: bool) -> None:
-        passes.append(training)
-        if len(passes) == 7:
-            raise KeyboardInterrupt
-
-    with before_each_pass(end):
+    output = tmp_path / "out"
+    with forward_passes(7, Mock(side_effect=KeyboardInterrupt)) as passes:
         with pytest.raises(KeyboardInterrupt):  # in the second epoch
             run(monkeypatch, flags(world, output))
         assert names(tmp_path) == {"out.partial"} and names(tmp_path / "out.partial") == {"checkpoints", UNFINISHED}
