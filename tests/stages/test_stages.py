@@ -379,9 +379,14 @@ def test_memory_that_runs_out_names_the_stage_and_its_flags(begin):
 
 def test_little_room_and_a_dense_or_another_model_are_warnings(world, tmp_path, begin, monkeypatch, capsys):
     other = rewrite(shutil.copytree(world / "dense", tmp_path / "it"), lambda t: t["model.embed_tokens.weight"].neg_())
+    config = json.loads((other / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 5e5
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
     monkeypatch.setattr("utils.stages.prepare.free_bytes", lambda folder: 10_000)
     begin(pruned_model_path=other, allow_dense=True)
-    unlike, dense, room = capsys.readouterr().err.splitlines()
+    settings, unlike, dense, room = capsys.readouterr().err.splitlines()
+    says = "its config.json has other rope_parameters, rms_norm_eps than -base_model_name's"
+    assert settings == f"      warning: -pruned_model_path: {says}"
     assert unlike == "      warning: -pruned_model_path: its embeddings are not -base_model_name's: another model?"
     assert dense == "      warning: the pruned model has no zeros; going on because of -allow_dense"
     assert re.fullmatch(r" +warning: -output_dir: 10 kB are free, and the restored model takes 1\d\d kB", room)
