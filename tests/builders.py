@@ -112,6 +112,11 @@ def trained(method: str = "restorelcc") -> Restoration:
     return scaled(Restoration.start(method, Options(), inputs), 200)
 
 
+def attached(folder: Path, restoration: Restoration | None = None, dtype=torch.float32) -> LlamaForCausalLM:
+    """The model in the folder, restored: as `trained`, if nothing else is given."""
+    return (restoration or trained()).attach(load_model(folder, dtype, "cpu", "-p"))
+
+
 @torch.no_grad()
 def scaled(restoration: Restoration, by: float) -> Restoration:
     """The same with all that is trained times a number, in place."""

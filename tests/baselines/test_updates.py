@@ -9,7 +9,7 @@ from models.loading import load_config, load_model
 from models.modeling_llama import max_rounding_error, numbers_trained, restored_layers
 from models.restoration import Restoration
 from models.terms import DoRA, LowRank, MaskedChange
-from tests.builders import rewrite
+from tests.builders import attached, rewrite
 from utils.common.flags import parse_arguments
 from utils.common.methods import LINEAR_NAMES, Options, parts_of
 
@@ -33,10 +33,6 @@ def moved(restoration: Restoration, times: float = 1.0) -> Restoration:
             if name != "down":
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1 * times)
     return restoration
-
-
-def attached(folder, restoration: Restoration, dtype=torch.float32):
-    return restoration.attach(load_model(folder, dtype, "cpu", "-p"))
 
 
 def formula(method: str, weight: torch.Tensor, parts: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -14,7 +14,7 @@ from models.compact import in_dense_shapes, write_compact
 from models.loading import load_model, load_tokenizer
 from models.merge import merge, probe_logits
 from models.restoration import save_restoration
-from tests.builders import trained
+from tests.builders import attached, trained
 from utils.common.errors import UserError
 from utils.evaluation import restored_lm
 from utils.evaluation.scoring import evaluate
@@ -81,5 +81,5 @@ def test_a_compact_checkpoint_is_scored_with_the_restoration_trained_on_it(make_
     about = {"pruned_sha256": Checkpoint(small).fingerprint, "expanded_sha256": Checkpoint(expanded).fingerprint}
     save_restoration(place, trained(), about)
     model = restored_lm.RestoredLM(str(small), str(place), device="cpu", dtype="float32")
-    whole = trained().attach(load_model(expanded, torch.float32, "cpu", "-p"))
+    whole = attached(expanded)
     assert torch.equal(*(probe_logits(each, [[5, 9, 77]])[0] for each in (model.model, whole)))

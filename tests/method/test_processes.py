@@ -30,8 +30,8 @@ from models.loading import load_model
 from models.merge import probe_logits
 from models.restoration import load_restoration, save_restoration
 from models.terms import MaskedChange, MaskedLowRank
-from tests.builders import learned_in, mistake, trained
-from tests.method.test_training import attached, encoded, forward_passes, settings
+from tests.builders import attached, learned_in, mistake, trained
+from tests.method.test_training import encoded, forward_passes, settings
 from tests.runs import ROOT, flags, program
 from utils.common.commands import run
 from utils.common.errors import Stopped, UserError
@@ -99,7 +99,7 @@ def restored(folder: Path, dtype: torch.dtype, dense: Path | None, place: Path, 
         texts = {"text": tuple(text), "of_text": by_sample(teacher_states(teacher, text, ""), text)}
         head = 20 * teacher.lm_head.weight  # so large that it is sure
         taught = Distillation(0.5, head, states, states[:9], **texts)
-    model = attached(folder, dtype, restoration)
+    model = attached(folder, restoration, dtype)
     result = train(model, samples, samples[:9], how, "cpu", place, distillation=taught)
     return norms, result, restoration, model, samples
 
@@ -117,10 +117,10 @@ def sharded(output: Path, folder: Path, dtype: torch.dtype, dense: Path | None =
     if not is_main_process():
         return
     save_restoration(output / "restoration", restoration, {})
-    whole = attached(folder, dtype, load_restoration(output / "restoration")[0])
+    whole = attached(folder, load_restoration(output / "restoration")[0], dtype)
     check_gathered(whole, samples[:9], result)
     with pytest.raises(UserError, match="with the restoration that was gathered and saved the validation loss is"):
-        check_gathered(attached(folder, dtype), samples[:9], result)  # what was never trained
+        check_gathered(attached(folder, dtype=dtype), samples[:9], result)  # what was never trained
     logits = probe_logits(whole, [samples[0].ids])
     found = {"result": result, "restoration": restoration, "logits": logits, "norms": norms}
     torch.save(found, output / "found.pt")

@@ -16,12 +16,11 @@ import pytest
 import torch
 from accelerate import PartialState
 from torch import Tensor
-from transformers import LlamaForCausalLM
 
 from models.cpu_attention import NAME
 from models.loading import load_model, load_tokenizer
 from models.restoration import Restoration
-from tests.builders import SAMPLES, inputs_of, learned_in, mistake, rewrite, save_tiny_llama, scaled, trained
+from tests.builders import SAMPLES, attached, inputs_of, learned_in, mistake, rewrite, save_tiny_llama, scaled, trained
 from utils.common.commands import ENDING
 from utils.common.errors import Stopped, UserError
 from utils.common.flags import parse_arguments
@@ -49,10 +48,6 @@ def model(make_tiny_llama):
 
 def settings(**changes) -> TrainingSettings:
     return TrainingSettings(**{"lr": 1e-2, "num_epoch": 2, "batch_size": 4, **changes})
-
-
-def attached(folder: Path, dtype: torch.dtype = torch.float32, restoration=None) -> LlamaForCausalLM:
-    return (restoration or trained()).attach(load_model(folder, dtype, "cpu", "-p"))
 
 
 def encoded(model_folder, number: int) -> list[Encoded]:
@@ -145,7 +140,7 @@ def test_training_lowers_the_loss_and_moves_only_beta_and_b(make_tiny_llama, tmp
     orders, original = [], _ProcessBatches.order
     monkeypatch.setattr(_ProcessBatches, "order", lambda self: orders.append(original(self)) or orders[-1])
     folder = make_tiny_llama(zeros=0.5)
-    model, samples = attached(folder, restoration=scaled(trained(), 0)), encoded(folder, 20)
+    model, samples = attached(folder, scaled(trained(), 0)), encoded(folder, 20)
     before = {name: p.clone() for name, p in model.named_parameters()}
     how = settings(gradient_checkpointing=checkpointing)
     result = train(model, samples, samples[:6], how, "cpu", tmp_path)
@@ -188,7 +183,7 @@ class Cut:
         self.learned, self.complete = self.train()
 
     def train(self, belongs: str = "this") -> tuple[dict[str, Tensor], TrainingResult]:
-        model = attached(self.folder, restoration=scaled(trained(), 0))
+        model = attached(self.folder, scaled(trained(), 0))
         result = train(model, self.samples, self.samples[:4], self.how, "cpu", self.output, belongs=belongs)
         return learned_in(model), result
 
@@ -322,7 +317,7 @@ def gradient(folder: Path, dtype: torch.dtype, monkeypatch, narrow: float = floa
         passed.append(float(values.abs().max()))
         return values.masked_fill(values.abs() > narrow, float("inf"))
 
-    model = attached(folder, dtype)
+    model = attached(folder, dtype=dtype)
     components = [p for name, p in model.named_parameters() if name.endswith("component")]
     model.model.layers[-1].register_forward_hook(lambda *given: given[2].register_hook(pass_back) and None)
     how = settings(num_epoch=1, batch_size=11, gradient_accumulation=2, max_grad_norm=1e9)
@@ -413,7 +408,7 @@ def test_what_has_no_gradient_does_not_decay_and_gradients_are_clipped(make_tiny
     flat = rewrite(make_tiny_llama(zeros=0.5), lambda tensors: tensors["lm_head.weight"].zero_())
     start, norms = Restoration.start("lora", Options(lora_rank=2), inputs_of(flat, flat, None, seed=1)), []
     before = start.gathered().tensors()
-    train(attached(flat, restoration=start), encoded(flat, 8), [], settings(), "cpu", tmp_path / "flat")
+    train(attached(flat, start), encoded(flat, 8), [], settings(), "cpu", tmp_path / "flat")
     assert all(torch.equal(tensor, before[name]) for name, tensor in start.tensors().items())
 
     def keep(self, *_, **__) -> None:

@@ -28,7 +28,7 @@ from models.merge import (
 )  # fmt: skip
 from models.restoration import ABOUT, TENSORS, Restoration, load_restoration, save_restoration
 from models.terms import HeadConstant, LowRank
-from tests.builders import HEADS, inputs_of, mistake, orthonormal, rewrite, save_tiny_llama, shard
+from tests.builders import HEADS, attached, inputs_of, mistake, orthonormal, rewrite, save_tiny_llama, shard
 from utils.common.errors import UserError
 from utils.common.methods import Options, needs_of
 
@@ -106,7 +106,7 @@ def learned(folder: Path, name: str = "restorelcc") -> Restoration:
 
 def asked(folder: Path, restoration: Restoration, dtype: torch.dtype = torch.float32) -> Reference:
     """What the attached model answers."""
-    model = restoration.attach(load_model(folder, dtype, "cpu", "-p"))
+    model = attached(folder, restoration, dtype)
     probe_logits(model, TOKENS[1:2])  # as a validation does, before it is known how the files keep each tensor
     return record_logits(model, restoration, Checkpoint(folder), TOKENS, "cpu")
 
@@ -329,7 +329,7 @@ def test_values_that_no_dtype_holds_are_one_line(make_tiny_llama, tmp_path):
 def test_what_was_trained_is_held_against_what_is_merged(tmp_path, monkeypatch, spoil):
     """Inference computes the bias as a merge does; the path of the gradients is another, and could be another bias."""
     folder, place, restoration, _ = right_merge(tmp_path)
-    model = restoration.attach(load_model(folder, torch.float32, "cpu", "-p"))
+    model = attached(folder, restoration)
     right = HeadConstant.forward
 
     def forward(term: HeadConstant, weight: torch.Tensor) -> torch.Tensor:
