@@ -86,10 +86,9 @@ def in_python(name: str) -> list[str]:
 
 def test_what_the_documents_do_from_python_restores_and_proves(tmp_path):
     (code,) = in_python("docs/architecture.md")
-    given = {"OUT": tmp_path / "out"}
-    for name, seed, zeros in (("DENSE", 0, 0.0), ("PRUNED", 0, 0.5)):
-        given[name] = save_tiny_llama(tmp_path / name, seed, zeros)
+    given = {name: save_tiny_llama(tmp_path / name, zeros=zeros) for name, zeros in (("DENSE", 0.0), ("PRUNED", 0.5))}
     given |= {"PROMPTS": [f"Say {n}." for n in range(12)], "RESPONSES": [f"{n} it is" for n in range(12)]}
+    given["OUT"] = tmp_path / "out"
     exec(code, given)
     assert given["proof"].record["passed"] and given["proof"].record["zeros_lost"] == 0
     assert given["restoration"].heads == [(0, 1), (2, 0)]

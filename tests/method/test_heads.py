@@ -101,17 +101,11 @@ def test_component_and_basis_are_those_of_a_direct_svd_and_a_random_basis_is_see
     assert not nothing_lost.component[1, 3].any() and not nothing_lost.explained[1, 3].any()
 
 
-def features(planted: tuple[int, int], strength: float = 3.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Noise everywhere; in one head right answers are shifted one way and wrong ones the other."""
+def test_batched_probes_equal_one_torch_module_a_head():
     generator = torch.Generator().manual_seed(0)
     shared, right, wrong = (torch.randn(LAYERS, HEADS, SAMPLES, WIDTH, generator=generator) for _ in range(3))
-    right[planted] += strength
-    wrong[planted] -= strength
-    return shared, right, wrong
-
-
-def test_batched_probes_equal_one_torch_module_a_head():
-    shared, right, wrong = features((1, 2), strength=0.4)
+    right[1, 2] += 0.4  # noise everywhere, but in this head right answers lie one way and wrong ones the other
+    wrong[1, 2] -= 0.4
     scores = probe_heads(shared, right, wrong, seed=7)
     _, accuracy, losses = head_by_head(shared, torch.zeros_like(shared), right, wrong, seed=7)
     assert torch.allclose(scores["loss"], losses, atol=1e-4)

@@ -4,6 +4,7 @@ import signal
 from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -138,13 +139,8 @@ def test_v_of_a_head_that_lofit_chose_is_not_asked_of_b_alone(make_tiny_llama):
 
 
 def test_norms_are_kept_for_what_they_depend_on_and_for_nothing_else(make_tiny_llama, tmp_path, monkeypatch):
-    trained, original = [], scale_norms
-
-    def recorded(*given, **how) -> torch.Tensor:
-        trained.append((given[2].lr, given[3]))
-        return original(*given, **how)
-
-    monkeypatch.setattr(baselines.lofit, "scale_norms", recorded)
+    scaling = Mock(side_effect=scale_norms)
+    monkeypatch.setattr(baselines.lofit, "scale_norms", scaling)
     models, samples = SimpleNamespace(pruned=Checkpoint(make_tiny_llama(zeros=0.5))), SimpleNamespace(train=SAMPLES * 4)
 
     def norms(*words: str, device: str = "cpu", count: int = 1) -> torch.Tensor:
@@ -157,11 +153,12 @@ def test_norms_are_kept_for_what_they_depend_on_and_for_nothing_else(make_tiny_l
     assert not (tmp_path / "run" / "lofit").exists()  # the cache has them, so no checkpoint binds the next run's flags
     for same in (("-lr", "0.5"), ("-use_topk_heads", "3"), ("-method", "restorelcc", "-head_selection", "lofit")):
         assert torch.equal(norms(*same), first)
-    assert len(trained) == 1
+    assert scaling.call_count == 1
     models.pruned = Checkpoint(make_tiny_llama(zeros=0.5, seed=3))
     others = [norms()]
     samples.train = SAMPLES * 5
     others += [norms(), norms("-train_seed", "1"), norms("-dtype", "bfloat16")]
-    assert len(trained) == 5 and not any(torch.equal(other, first) for other in others)
+    assert scaling.call_count == 5 and not any(torch.equal(other, first) for other in others)
     norms(device="cuda"), norms(count=2)
-    assert trained == [(5e-3, 5e-4)] * 7  # the rate and the penalty of the source
+    rates = [(how.lr, penalty) for _, _, how, penalty, *_ in (call.args for call in scaling.call_args_list)]
+    assert rates == [(5e-3, 5e-4)] * 7  # the rate and the penalty of the source
