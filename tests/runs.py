@@ -81,8 +81,7 @@ def ranked(run: Run, models: Models, samples: Samples, plan: EvalPlan) -> Ranked
 def program(*words: object, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess:
     """What a program says in the end that finds this project, with these environment variables besides the present."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    command = list(map(str, words))
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
+    return subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
 
 
 def run(monkeypatch, arguments: list[str]) -> None:

@@ -16,6 +16,7 @@ from utils.plan import HERE, Machine, Plan, Texts, count_samples, count_tasks
 
 CPU = Machine("cpu", False, 10**12, 5e10, 5e10, 5e10, "")
 SAMPLES = [(30, 170)] * 200
+MATRICES = 3 * (2 * 24 * 48 + 2 * 24 * 16 + 3 * 24 * 56)  # linear weights of three layers
 
 
 def plan(*flags: str, machine: Machine = CPU, layers: int = 3) -> Plan:
@@ -41,8 +42,7 @@ def test_every_method_has_a_plan_and_what_it_does_not_need_costs_nothing():
     assert by_key("-method", "lofit")["dense"] == nothing["dense"]  # it chooses heads without their activations
     once, both = (by_key("-method", "none", "-first", form)["train"] for form in ("flap_bias", "reconstruct"))
     assert nothing["train"].seconds < once.seconds < both.seconds
-    weights = 3 * (2 * 24 * 48 + 2 * 24 * 16 + 3 * 24 * 56)
-    assert both.host_bytes - once.host_bytes == 8 * weights  # what it found for each, twice in fp32
+    assert both.host_bytes - once.host_bytes == 8 * MATRICES  # what it found for each, twice in fp32
     kept, teacher = (by_key("-method", "lora", "-loss", loss)["train"] for loss in ("response", "distill"))
     assert teacher.seconds > kept.seconds and teacher.host_bytes - kept.host_bytes > 209 * 140 * 24 * 2
 
@@ -50,14 +50,14 @@ def test_every_method_has_a_plan_and_what_it_does_not_need_costs_nothing():
 def test_a_steps_memory_and_operations_are_those_of_its_tensors():
     # A token of a layer: two norms' inputs in fp32; gate, SiLU of it, up; q and z; k and v. 16 bit, 8 samples of 170.
     token, lora = 2 * 4 * 24 + 2 * (3 * 56 + 2 * 48 + 2 * 16), 2 * (2 * 24 + 56)
-    outputs, matrices = 48 + 2 * 16 + 24 + 2 * 56 + 24, 3 * (2 * 24 * 48 + 2 * 24 * 16 + 3 * 24 * 56)
+    outputs = 48 + 2 * 16 + 24 + 2 * 56 + 24
     low_rank = 8 * (2 * (24 + 48) + 2 * (24 + 16) + 3 * (24 + 56))
     constants = plan("-method", "output_bias").training_bytes()
     more = {
         "lora": 3 * 8 * 170 * lora + 16 * 3 * (low_rank - outputs),
         "dora": 3 * 8 * 170 * (lora + 2 * outputs) + 16 * 3 * (low_rank - outputs),
         "masked_lora": 3 * 8 * 170 * lora + 16 * 3 * (low_rank - outputs),
-        "masked_full": 3 * 8 * 170 * lora + 16 * (matrices - 3 * outputs) + 3 * matrices,
+        "masked_full": 3 * 8 * 170 * lora + 16 * (MATRICES - 3 * outputs) + 3 * MATRICES,
     }
     assert {name: plan("-method", name).training_bytes() - constants for name in more} == pytest.approx(more)
     assert plan("-method", "output_bias", "-train_norms").training_bytes() - constants == 3 * 8 * 170 * 2 * 24 * 2
@@ -65,7 +65,7 @@ def test_a_steps_memory_and_operations_are_those_of_its_tensors():
     assert two.training_bytes() - one_layer.training_bytes() == 8 * 170 * token + 16 * outputs
     uneven = replace(plan("-method", "output_bias"), samples=[(30, 170)] * 100 + [(30, 85)] * 100)
     assert uneven.training_bytes() - constants == 0.25 * 3 * 8 * 170 * token
-    assert plan().operations(Texts(5, 10, 4)) == 5 * (10 * (2 * matrices + 2 * 3 * 48 * 10) + 2 * 24 * 300 * 4)
+    assert plan().operations(Texts(5, 10, 4)) == 5 * (10 * (2 * MATRICES + 2 * 3 * 48 * 10) + 2 * 24 * 300 * 4)
 
 
 def test_memory_and_time_grow_with_what_is_asked_for():
@@ -77,18 +77,15 @@ def test_memory_and_time_grow_with_what_is_asked_for():
     slow = CPU._replace(fp32=5e9)  # products of a closed form's inputs are of fp32
     fast, slower = (by_key("-method", "admm_update", machine=each)["train"].seconds for each in (CPU, slow))
     assert slower > 2 * fast
-    card = by_key(machine=CPU._replace(on_card=True))["train"]
-    assert card.card_bytes > 0 == by_key()["train"].card_bytes
     on_card = {"machine": CPU._replace(on_card=True)}
-    matrices = 3 * (2 * 24 * 48 + 2 * 24 * 16 + 3 * 24 * 56)
+    assert by_key(**on_card)["train"].card_bytes > 0 == by_key()["train"].card_bytes
     # The weight with ADMM's change, or the change in fp32.
     for method, size in (("masked_lora", 2), ("masked_full", 4)):
         begun, own = (by_key("-method", method, "-first", name, **on_card)["train"] for name in ("admm_update", "none"))
-        assert begun.card_bytes - own.card_bytes == size * matrices
-    names = "admm_update", "eora", "none"
-    *alone, nothing = (by_key("-method", name, **on_card)["train"].card_bytes for name in names)
-    merged = 2 * matrices + 36 * 24 * 56  # all weights, and one of them in fp64
-    assert [each - nothing for each in alone] == [merged] * 2
+        assert begun.card_bytes - own.card_bytes == size * MATRICES
+    *two, nothing = (by_key("-method", name, **on_card)["train"].card_bytes for name in ("admm_update", "eora", "none"))
+    merged = 2 * MATRICES + 36 * 24 * 56  # all weights, and one of them in fp64
+    assert [each - nothing for each in two] == [merged] * 2
     short, long = (by_key("-loss", "distill", "-calib_length", length)["train"] for length in ("64", "512"))
     assert short.seconds < long.seconds and short.host_bytes < long.host_bytes
     assert CPU.fits(0.95e12) and not CPU.fits(0.96e12) and not CPU._replace(on_card=True).fits(0, 0.96e12)
@@ -97,8 +94,7 @@ def test_memory_and_time_grow_with_what_is_asked_for():
 def test_limits_and_known_tasks_are_counted_and_samples_out_of_reach_taken_as_long_as_alpacas():
     tasks, unknown = count_tasks(parse_arguments(["-eval_tasks", "paper,bundled,mmlu", "-eval_limit", "30"]))
     assert len(tasks) == 7 + 1 + 4 and unknown == ["mmlu"] and sum(task.rows == 30 for task in tasks) == 11
-    args = parse_arguments(["-base_model_name", "llama_7B", "-max_length", "300"])
-    samples, valid, said = count_samples(args, None)
+    samples, valid, said = count_samples(parse_arguments(["-base_model_name", "llama_7B", "-max_length", "300"]), None)
     assert len(samples) == 2000 and len(valid) == 250 and max(length for _, length in samples) == 300
     assert "not at hand" in said
 

@@ -54,8 +54,7 @@ def test_the_bias_is_the_best_constant_on_the_dense_models_inputs(make_tiny_llam
         for read in (Checkpoint(dense).read, Checkpoint(pruned).read):
             own = read(f"{name}.bias").double() if shape else 0
             outputs.append(inputs[name] @ read(f"{name}.weight").double().T + own)
-        lost = outputs[0] - outputs[1]
-        wanted = lost.mean(0)  # the least squares of a constant
+        wanted = (outputs[0] - outputs[1]).mean(0)  # the least squares of a constant
         assert wanted.abs().max() > 1e-2
         assert torch.allclose(bias.double(), wanted, atol=2e-5 * float(wanted.abs().max())), name
 

@@ -35,8 +35,7 @@ def test_a_recipe_is_its_flags_and_what_is_typed_wins(tmp_path, name):
     run = {"arguments": parse_arguments(["-recipe", "biases", "-lr", "0.25"]).as_json()}
     assert from_config(tmp_path, run) == replace(parse_arguments(["-recipe", "biases"]), lr=0.25)
     assert from_config(tmp_path, run, "-recipe", name).lr == made.lr
-    of_hand = "-method lora -first eora -lora_targets q_proj -lora_rank 3"
-    for before in (f"-recipe {name}", of_hand):
+    for before in (f"-recipe {name}", "-method lora -first eora -lora_targets q_proj -lora_rank 3"):
         run = {"arguments": parse_arguments([*before.split(), "-seed", "3", "-use_topk_heads", "5"]).as_json()}
         for other in RECIPES:
             wanted = replace(parse_arguments(["-recipe", other]), seed=3, use_topk_heads=5)

@@ -51,8 +51,7 @@ def test_the_head_is_where_values_are_edited_and_arguments_win_over_it(runs):
 
 def test_a_recipe_a_method_and_a_task_bring_values_of_their_own(runs):
     plain = runs()
-    words = ("-recipe {}", "--recipe {}", "-recipe={}", "-recipe {} -lr 3e-4")
-    for name, typed in product(RECIPES, words):
+    for name, typed in product(RECIPES, ("-recipe {}", "--recipe {}", "-recipe={}", "-recipe {} -lr 3e-4")):
         rate = {"lr": 3e-4} if "-lr" in typed else {}
         assert runs(*typed.format(name).split()) == replace(plain, recipe=name, **RECIPES[name] | rate)
     of_head = replace(plain, recipe="inside_mask", **RECIPES["inside_mask"])

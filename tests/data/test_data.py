@@ -51,8 +51,7 @@ def test_every_format_gives_the_same_samples_in_the_templates_words_and_the_file
 def test_a_folder_brings_its_validation_file(tmp_path, name):
     write_samples(tmp_path / "train.jsonl", alpaca(3))
     (tmp_path / f"{name}.json").write_text(json.dumps(alpaca(2, start=10)), encoding="utf-8")
-    found = responses(load_samples(str(tmp_path), 2, 2))
-    assert found == [["Number 0.", "Number 1."], ["Number 10.", "Number 11."]]
+    assert responses(load_samples(str(tmp_path), 2, 2)) == [["Number 0.", "Number 1."], ["Number 10.", "Number 11."]]
 
 
 def test_hub_ids_go_to_the_hub_which_may_be_out_of_reach(monkeypatch):
@@ -80,8 +79,7 @@ def test_samples_with_an_empty_response_are_left_out_and_too_few_are_counted(tmp
     for row, empty in ((1, ""), (4, "  "), (6, None), (9, "")):  # the last one is beyond the split
         rows[row]["output"] = empty
     path = str(write_samples(tmp_path / "train.jsonl", rows))
-    loaded = load_samples(path, 4, 2)
-    assert responses(loaded) == [[f"Number {i}." for i in rows] for rows in ((0, 2, 3, 5), (7, 8))]
+    assert responses(load_samples(path, 4, 2)) == [[f"Number {i}." for i in rows] for rows in ((0, 2, 3, 5), (7, 8))]
     assert capsys.readouterr().out == f"{path}: left out 3 samples with an empty response (rows 2, 5, 7)\n"
     few = "has 6 samples with a response, but -num_train_samples + -num_valid_samples asks for 5 + 2"
     assert mistake(None, load_samples, path, 5, 2).startswith(f"-data_path: {path} {few}")

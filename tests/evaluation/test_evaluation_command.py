@@ -81,5 +81,4 @@ def test_a_compact_checkpoint_is_scored_with_the_restoration_trained_on_it(make_
     about = {"pruned_sha256": Checkpoint(small).fingerprint, "expanded_sha256": Checkpoint(expanded).fingerprint}
     save_restoration(place, trained(), about)
     model = restored_lm.RestoredLM(str(small), str(place), device="cpu", dtype="float32")
-    whole = attached(expanded)
-    assert torch.equal(*(probe_logits(each, [[5, 9, 77]])[0] for each in (model.model, whole)))
+    assert torch.equal(*(probe_logits(each, [[5, 9, 77]])[0] for each in (model.model, attached(expanded))))

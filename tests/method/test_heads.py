@@ -74,8 +74,7 @@ def test_activations_that_overflow_are_told(make_tiny_llama):
 
 
 def test_batches_hold_a_budget_of_padded_tokens_longest_first():
-    rows = [[0] * length for length in (3, 90, 7, 7, 20)]
-    assert by_length(rows, 42) == [[1], [4, 2], [3, 0]]
+    assert by_length([[0] * length for length in (3, 90, 7, 7, 20)], 42) == [[1], [4, 2], [3, 0]]
 
 
 @pytest.mark.parametrize("samples", [40, 4])

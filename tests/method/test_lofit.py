@@ -96,8 +96,7 @@ def test_the_head_that_must_be_scaled_is_found_and_an_interrupted_search_goes_on
             ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
         model.lm_head.weight.mul_(10)  # sure of what it says, so that the loss is low until a head is damaged
         model.model.layers[1].self_attn.o_proj.weight[:, 4 * 8 : 5 * 8] *= 0.2
-    samples = [Encoded(row, 3) for row in ids.tolist()]
-    given = samples, settings(lr=5e-2, num_epoch=8, batch_size=8), 5e-4, "cpu"
+    given = [Encoded(row, 3) for row in ids.tolist()], settings(lr=5e-2, num_epoch=8, batch_size=8), 5e-4, "cpu"
     norms = scale_norms(deepcopy(model), *given, tmp_path / "whole")
     assert norms.shape == (3, 6) and divmod(int(norms.argmax()), 6) == (1, 4)
     with forward_passes(9, lambda: signal.raise_signal(signal.SIGINT)) as passes:

@@ -122,8 +122,7 @@ def sharded(output: Path, folder: Path, dtype: torch.dtype, dense: Path | None =
     with pytest.raises(UserError, match="with the restoration that was gathered and saved the validation loss is"):
         check_gathered(attached(folder, dtype=dtype), samples[:9], result)  # what was never trained
     logits = probe_logits(whole, [samples[0].ids])
-    found = {"result": result, "restoration": restoration, "logits": logits, "norms": norms}
-    torch.save(found, output / "found.pt")
+    torch.save({"result": result, "restoration": restoration, "logits": logits, "norms": norms}, output / "found.pt")
 
 
 def launch(*words, count: int = 2, **variables: str) -> CompletedProcess:

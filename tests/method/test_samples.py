@@ -22,8 +22,7 @@ SHORT, LONG = "Say it.", "Say it again, and again, and again." * 2
 
 def merging_tokenizer() -> PreTrainedTokenizerFast:
     """Characters, <s> before each text, and ': ' as one token: a prompt's last token merges with what follows."""
-    symbols = ["<s>", ": ", *map(chr, range(32, 127))]
-    vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
+    vocabulary = {symbol: index for index, symbol in enumerate(["<s>", ": ", *map(chr, range(32, 127))])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[(":", " ")]))
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")

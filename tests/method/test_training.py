@@ -142,8 +142,7 @@ def test_training_lowers_the_loss_and_moves_only_beta_and_b(make_tiny_llama, tmp
     folder = make_tiny_llama(zeros=0.5)
     model, samples = attached(folder, scaled(trained(), 0)), encoded(folder, 20)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    how = settings(gradient_checkpointing=checkpointing)
-    result = train(model, samples, samples[:6], how, "cpu", tmp_path)
+    result = train(model, samples, samples[:6], settings(gradient_checkpointing=checkpointing), "cpu", tmp_path)
     assert len(orders) == 2 and orders[0] != orders[1]  # each epoch has its own
     rates = [row["learning_rate"] for row in result.history if "loss" in row]
     assert rates == pytest.approx([0.01 * (1 - step / 10) for step in range(10)])

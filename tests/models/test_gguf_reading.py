@@ -52,10 +52,8 @@ def bpe() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = Split(Regex(r"\w+[ \n]*|\W+"), "isolated")
     tokenizer.pre_tokenizer = Sequence([tokenizer.pre_tokenizer, ByteLevel(False, use_regex=False)])
-    alphabet = sorted(ByteLevel.alphabet())
-    words = {"vocab_size": 498, "initial_alphabet": alphabet, "special_tokens": ["<s>", "</s>"]}
-    trainer = trainers.BpeTrainer(**words, show_progress=False)
-    tokenizer.train_from_iterator(WORDS, trainer)
+    words = {"vocab_size": 498, "initial_alphabet": sorted(ByteLevel.alphabet()), "special_tokens": ["<s>", "</s>"]}
+    tokenizer.train_from_iterator(WORDS, trainers.BpeTrainer(**words, show_progress=False))
     inner = json.loads(tokenizer.to_str())
     inner["model"]["vocab"]["Ġreturn"] = len(inner["model"]["vocab"])  # a word that no merges make
     return Tokenizer.from_str(json.dumps(inner))
@@ -164,8 +162,7 @@ def test_a_pruned_copy_with_the_same_vocabulary_and_another_split_is_refused(mak
     once = Tokenizer(models.BPE({token: place for place, token in enumerate(alphabet)}, [("Ċ", "Ċ")]))
     folders = make_tiny_llama(), make_tiny_llama(zeros=0.5)
     for folder, pre in zip(folders, ("smollm", "gpt-2"), strict=True):
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=split_as(once, *SPLITS[pre]), eos_token="!")
-        tokenizer.save_pretrained(folder)
+        PreTrainedTokenizerFast(tokenizer_object=split_as(once, *SPLITS[pre]), eos_token="!").save_pretrained(folder)
     with pytest.raises(UserError, match="-pruned_model_path: its tokenizer differs from the base model's"):
         check_pair(*folders, "-pruned_model_path")
 

@@ -177,8 +177,7 @@ def test_what_transformers_generates_and_saves_and_peft_trains_on_is_the_same(ma
     before, after = tensors_of(place), tensors_of(again)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     peft, ids = pytest.importorskip("peft"), torch.tensor([TOKENS[0]])
-    config = peft.LoraConfig(r=2, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM")
-    model = peft.get_peft_model(model, config)
+    model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM"))
     optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=1.0)
     loss = model(ids, labels=ids).loss
     loss.backward()

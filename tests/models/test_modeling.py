@@ -23,8 +23,7 @@ def test_one_bias_a_step_equals_adding_to_every_token_and_so_do_gradients(make_t
     untouched, trains = plain(IDS).logits, restoration.attach(model)(IDS, labels=IDS)
     for (layer, head), c in zip(restoration.heads, learned, strict=True):
         own = torch.zeros(48).index_copy(0, torch.arange(head * 8, head * 8 + 8), c)
-        o_proj = plain.model.layers[layer].self_attn.o_proj
-        o_proj.register_forward_pre_hook(lambda _, inputs, own=own: inputs[0] + own)
+        plain.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(lambda _, inputs, own=own: inputs[0] + own)
     expected = plain(IDS, labels=IDS)
     with torch.no_grad():
         inferred = model(IDS).logits

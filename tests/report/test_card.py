@@ -61,8 +61,7 @@ def test_a_base_model_is_named_only_by_its_hub_id(models, base, license, tmp_pat
 
 def test_the_card_holds_table_proof_way_of_use_and_no_private_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ann")
-    title = "what is in /home/ann/notes"
-    text = model_card(FOUND, {**RUN, "method": {"title": title, "restores": True}})
+    text = model_card(FOUND, {**RUN, "method": {"title": "what is in /home/ann/notes", "restores": True}})
     for part in ("| a<br>acc | 70.00 ±\u00a06.00 |", "| -0.100 ±\u00a00.007 | 33 % | better |", "**worse**"):
         assert part in text
     assert all(f"| {promise} | {numbers} | yes |" in text for promise, numbers, _ in proof_rows(PROOF))

@@ -145,7 +145,6 @@ def test_of_real_runs_a_rate_that_diverges_is_passed_over_and_the_rest_is_in_the
     lora, none = read(world.output / RUNS_FILE)
     assert [(run.rate, run.diverged) for run in lora.searches] == [(1e-3, False), (1e30, True)]
     assert (lora.rate, none.rate, len(lora.outcomes), len(none.outcomes)) == (1e-3, None, 1, 1)
-    cells = {cell for row in world.table() for cell in row}
-    assert {"LoRA", "none", "inside the mask", "0.001", "100.0 %"} <= cells
+    assert {"LoRA", "none", "inside the mask", "0.001", "100.0 %"} <= {cell for row in world.table() for cell in row}
     assert " ± " in world.table()[0][9]  # its validation loss against none's, over samples
     assert "at rate 1e+30 diverged (error: -lr: the " in world.text()

@@ -52,9 +52,8 @@ def row_of(name: str, *runs: SweepRun, pruning: str = "half", searches: tuple[Sw
 
 @pytest.fixture
 def rows(tmp_path) -> list[SweepRow]:
-    named = {"ours": OURS, "theirs": THEIRS}
     return [row_of(name, *(write_run(tmp_path, f"{name}{seed}", seed, rows) for seed, rows in each.items()))
-            for name, each in named.items()]  # fmt: skip
+            for name, each in {"ours": OURS, "theirs": THEIRS}.items()]  # fmt: skip
 
 
 def test_means_are_over_seeds_and_differences_over_the_questions_and_seeds_that_both_have(rows):
