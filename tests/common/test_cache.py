@@ -14,7 +14,6 @@ from torch import Tensor
 
 from models.checkpoint import Checkpoint
 from utils.common import cache as module
-from utils.common import run_folder
 from utils.common.cache import Cache, Kept, cached, digest_tensors, identity
 from utils.common.files import MANIFEST, read_json, read_manifest, sha256, write_manifest
 
@@ -172,7 +171,7 @@ def test_two_that_want_the_same_make_it_once_and_neither_removes_the_others(tmp_
         waits.set()
 
     # Not capsys: a line that is printed while another thread reads what was printed can be lost.
-    monkeypatch.setattr(run_folder, "print", told, raising=False)
+    monkeypatch.setattr("utils.common.run_folder.print", told, raising=False)
     kept = Kept(Cache(tmp_path), "kind", {}, make)
     with ThreadPoolExecutor(2) as pool:
         found = [pool.submit(kept.entry)]

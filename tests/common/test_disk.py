@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from utils.common import files
 from utils.common.cache import Cache, Kept
 from utils.common.errors import OutOfRoom, UserError, refusal, shortage
 from utils.common.files import check_writable, explain_disk_full, whole_file, whole_folder, write_json
@@ -48,7 +47,7 @@ def test_what_torch_makes_of_a_full_disk_is_known_by_the_room_that_is_left(tmp_p
     """torch.save tells of positions in its file, and of no reason."""
     full = OutOfRoom, "No space left on device; 999 bytes are free"
     for left, (error, says) in ((999, full), (10**9, (RuntimeError, "unexpected pos"))):
-        monkeypatch.setattr(files, "free_bytes", lambda folder, left=left: left)
+        monkeypatch.setattr("utils.common.files.free_bytes", lambda folder, left=left: left)
         with pytest.raises(error, match=says), explain_disk_full(tmp_path):
             raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
 

@@ -9,7 +9,6 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-import baselines.lofit
 from baselines.lofit import HeadScale, scale_norms
 from models.checkpoint import Checkpoint
 from models.contract import MethodInputs
@@ -110,7 +109,7 @@ def test_a_larger_penalty_leaves_less_and_no_epochs_train_nothing(model, tmp_pat
     how = settings(lr=1e-2)
     sizes = [float(scale_norms(model, SAMPLES * 4, how, l1, "cpu", tmp_path / str(l1)).sum()) for l1 in (0, 1)]
     assert sizes[1] < 0.7 * sizes[0]
-    monkeypatch.setattr(baselines.lofit, "train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("baselines.lofit.train", lambda *_, **__: pytest.fail("trained"))
     start = scale_norms(model, SAMPLES, settings(num_epoch=0, training_seed=7), 0, "cpu", tmp_path)
     assert torch.equal(start, drawn(seed=7, size=1e-3).norm(dim=-1))
 
@@ -139,7 +138,7 @@ def test_v_of_a_head_that_lofit_chose_is_not_asked_of_b_alone(make_tiny_llama):
 
 def test_norms_are_kept_for_what_they_depend_on_and_for_nothing_else(make_tiny_llama, tmp_path, monkeypatch):
     scaling = Mock(side_effect=scale_norms)
-    monkeypatch.setattr(baselines.lofit, "scale_norms", scaling)
+    monkeypatch.setattr("baselines.lofit.scale_norms", scaling)
     models, samples = SimpleNamespace(pruned=Checkpoint(make_tiny_llama(zeros=0.5))), SimpleNamespace(train=SAMPLES * 4)
 
     def norms(*words: str, device: str = "cpu", count: int = 1) -> torch.Tensor:

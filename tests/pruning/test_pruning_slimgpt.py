@@ -8,9 +8,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig
 
-import models.compact
 from models.checkpoint import LINEARS
-from models.compact import write_compact
+from models.compact import in_dense_shapes, write_compact
 from models.compact_llama import CompactLlamaForCausalLM
 from models.loading import check_pair, load_config, load_model
 from pruning import calibration, slimgpt
@@ -117,12 +116,12 @@ def loaded(*folders: Path) -> list[torch.nn.Module]:
 def test_masked_compact_and_expanded_are_one_model_that_lost_whole_heads_and_channels(both, tmp_path):
     """Expanded: the compact model in the dense shapes; compacted again, it has the same tensors."""
     ids = torch.randint(0, 250, (3, 17), generator=torch.Generator().manual_seed(0))
-    folder, small = models.compact.in_dense_shapes(both[2], tmp_path / "cache")
+    folder, small = in_dense_shapes(both[2], tmp_path / "cache")
     write_compact(folder, tmp_path / "again")
     assert small and (folder / "pruning.json").is_file()
     retold = shutil.copytree(both[2], tmp_path / "retold")  # the same weights, with another tokenizer
     (retold / "chat_template.jinja").write_text("another")
-    assert models.compact.in_dense_shapes(retold, tmp_path / "cache")[0] != folder
+    assert in_dense_shapes(retold, tmp_path / "cache")[0] != folder
     dense, slim, small, expanded, again = loaded(*both, folder, tmp_path / "again")
     assert isinstance(small, CompactLlamaForCausalLM)
     assert type(expanded) is type(slim) and expanded.config.model_type == "llama"

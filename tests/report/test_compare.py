@@ -10,8 +10,7 @@ import pytest
 
 from tests.browser import NARROW, look
 from tests.builders import mistake
-from tests.report import made
-from tests.report.made import HOSTILE, SPACE, kept, make_results, task
+from tests.report.made import HOSTILE, SPACE, kept, make_results, task, write_run
 from utils import compare
 from utils.common.files import write_json
 from utils.compare import Difference, Line, compared_page, pictures_of
@@ -22,7 +21,7 @@ from utils.sweep.grid import SweepRow, SweepRun
 from utils.sweep.table import build_table
 
 
-def write_run(folder: Path, answers: list[float], losses: list[float], seed=1, asked="asked", **arguments) -> Path:
+def finished_run(folder: Path, answers: list[float], losses: list[float], seed=1, asked="asked", **arguments) -> Path:
     """A finished run that answered one task's questions and a text's windows (nats a token)."""
     mean = sum(answers) / len(answers)
     results = make_results(one=task(0.9, 0.0, mean), text=task(2.0, 20.0, 3.5, "token_perplexity"))
@@ -34,14 +33,14 @@ def write_run(folder: Path, answers: list[float], losses: list[float], seed=1, a
     run |= {"inputs": {"pruned model": asked}}
     run |= {"seeds": {"training": seed}, "stages": [{"seconds": 60}], "training": {"tokens": 7000}}
     rows = {"acc": kept(answers, "mean", None, asked)}, {"token_perplexity": kept(losses, "exp_mean", None, asked)}
-    made.write_run(folder, results, run, restored=dict(zip(("one", "text"), rows, strict=True)))
+    write_run(folder, results, run, restored=dict(zip(("one", "text"), rows, strict=True)))
     return folder
 
 
 @pytest.fixture
 def runs(tmp_path) -> list[Path]:
-    ours = write_run(tmp_path / "ours", [1, 0, 1, 0], [1.0, 3.0], lora_rank=4, lr=0.1, output_dir="a", on=True)
-    theirs = write_run(tmp_path / "theirs", [1, 1, 1, 1], [2.0, 2.0], lora_rank=8, lr=0.2, output_dir="b", on=False)
+    ours = finished_run(tmp_path / "ours", [1, 0, 1, 0], [1.0, 3.0], lora_rank=4, lr=0.1, output_dir="a", on=True)
+    theirs = finished_run(tmp_path / "theirs", [1, 1, 1, 1], [2.0, 2.0], lora_rank=8, lr=0.2, output_dir="b", on=False)
     return [ours, theirs]
 
 
@@ -74,7 +73,7 @@ def test_lines_hold_the_runs_numbers_and_no_rounding_hides_a_lost_zero(runs):
 
 def test_folders_are_told_apart_and_shown_once(runs, tmp_path):
     assert len(compare.read_runs([runs[0], tmp_path / "theirs" / ".." / "ours"])[0]) == 1
-    folders = [write_run(tmp_path / place / "out", [1, 0], [1.0]) for place in "ab"]
+    folders = [finished_run(tmp_path / place / "out", [1, 0], [1.0]) for place in "ab"]
     assert [each.name for each in compare.read_runs([*folders, runs[0]])[0]] == ["a/out", "b/out", "ours"]
 
 
@@ -85,7 +84,7 @@ def test_pairs_are_over_the_same_rows_and_others_are_left_out(runs, tmp_path):
     error = 100 * math.sqrt(4 * 0.25 / 3 / 4)  # of 0, -1, 0, -1
     assert found["one, acc, % ↑"] == (-50, pytest.approx(error, rel=1e-6), None, 4, False)
     assert set(found) == {"one, acc, % ↑", "perplexity ↓"} and found["perplexity ↓"][3] == 2  # one task is no mean
-    other = write_run(tmp_path / "other", [1, 1, 1, 1], [1.0, 1.0], asked="something else")
+    other = finished_run(tmp_path / "other", [1, 1, 1, 1], [1.0, 1.0], asked="something else")
     rows, notes = compare.read_runs([runs[0], other])
     assert compare.pairs_of(rows) == {} and compare.read_runs(runs)[1] == []
     assert notes == [compare.UNLIKE, "the runs are of several weights of half: asked (1 runs), something else (1 runs)"]
@@ -98,7 +97,7 @@ def test_a_sweeps_lines_are_its_tables_over_the_seeds_that_both_have(tmp_path):
     rows, answers = [], {"ours": [[1, 0, 1, 0], [1, 1, 1, 0]], "theirs": [[1, 1, 1, 1], [0, 1, 1, 1], [1, 1, 0, 1]]}
     for name, seeds in (answers | {"waiting": []}).items():
         for seed, given in enumerate(seeds, start=1):
-            write_run(tmp_path / f"{name}{seed}", given, [1.0, 2.0], seed)
+            finished_run(tmp_path / f"{name}{seed}", given, [1.0, 2.0], seed)
         members = tuple(SweepRun(f"{name}{seed}", None, seed) for seed in range(1, max(2, len(seeds) + 1)))
         rows.append(SweepRow(name, "half", "", "theirs", (), members))
     rows = sweep_files.look(rows, tmp_path)

@@ -12,8 +12,7 @@ import torch
 
 from tests.browser import A4, NARROW, brightness, look
 from tests.builders import mistake
-from tests.report import made
-from tests.report.made import HISTORY, PROOF, RUN, SPACE, make_results, task
+from tests.report.made import HISTORY, PROOF, RUN, SPACE, hostile, make_results, task, whole, with_answers
 from utils.common.files import write_json
 from utils.report import __main__ as command
 from utils.report import charts, page, records, summary, svg, tables
@@ -31,7 +30,7 @@ def words_of(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def drawn() -> str:
-    return page.draw(made.whole())[0]
+    return page.draw(whole())[0]
 
 
 def test_a_table_shows_the_values_given_dashes_for_what_is_missing_and_no_two_alike_that_differ():
@@ -77,7 +76,7 @@ def test_a_verdict_follows_the_paired_difference_and_the_recorded_direction(meas
 
 
 def test_other_metrics_means_and_agreement_have_rows_of_their_own():
-    results, bits = made.with_answers(), "answer_bits_per_byte"
+    results, bits = with_answers(), "answer_bits_per_byte"
     main, others = ([(row.task, row.metric) for row in tables.score_rows(results, kind)] for kind in (True, False))
     assert main == [("a", "acc"), ("b", "acc"), ("c", "token_perplexity")] and others == [("a", bits), ("b", bits)]
     (mean,) = tables.mean_rows(results)
@@ -136,7 +135,7 @@ BETTER, WORSE = make_results(a=task(0.65, 0.5, 0.6)), make_results(a=task(0.65, 
         (make_results(a=task(0.6, 0.05, 0.55, "mcc", paired_stderr=None)), RUN, "whether it is better is not known."),
         (make_results(a=task(0.65, 0.5, 0.515)), RUN, "No measurable effect on the score of the task."),
         (make_results(a=task(0.65, 0.5, 0.6), b=task(0.65, 0.5, 0.4)), RUN, "better on 1 of 2 tasks, worse on 1."),
-        ({**made.with_answers(), **make_results(a=task(0.65, 0.5, 0.51))}, RUN, "but 33 % of the gap in the right"),
+        ({**with_answers(), **make_results(a=task(0.65, 0.5, 0.51))}, RUN, "but 33 % of the gap in the right"),
     ],
 )
 def test_the_verdict_counts_only_what_is_beyond_noise(results, run, sentence):
@@ -152,7 +151,7 @@ def test_paths_become_names_and_everything_else_stays():
 
 
 def test_a_record_keeps_each_number_at_its_layer_and_head():
-    heads = made.whole().results["heads"]
+    heads = whole().results["heads"]
     assert heads["scores"][3][1] is None and heads["component_sizes"][4][1] == pytest.approx(2 * heads["scores"][4][1])
     assert (heads["magnitude_sizes"], heads["bias_sizes"]) == ([2.8284] * 2, [5.6569] * 2)
     shares = (torch.linspace(1, 0.1, 8) / 4.4).repeat(5, 3, 1)
@@ -165,7 +164,7 @@ def test_a_record_keeps_each_number_at_its_layer_and_head():
 
 
 def test_marks_stand_where_their_numbers_are():
-    root = ElementTree.fromstring(charts.heads_picture(made.whole().results["heads"]).svg(alone=True))
+    root = ElementTree.fromstring(charts.heads_picture(whole().results["heads"]).svg(alone=True))
     rings = [ring for ring in root.iter(f"{SPACE}circle") if ring.get("class") == "trained"][1:]  # after the legend's
     cells = {cell.findtext(f"{SPACE}title"): cell for cell in root.iter(f"{SPACE}rect") if len(cell)}
 
@@ -204,11 +203,11 @@ def test_pictures_and_page_survive_what_was_not_measured():
     assert charts.loss_picture([before, {**before, "step": 9}]) and charts.loss_picture([{"step": 1, "loss": 2}])
     assert charts.heads_picture({"scores": [[None]], "trained": [], "score_name": "accuracy"})
     odd = make_results(w=task(24.0, None, None, "token_perplexity", None, None))
-    assert ">24.00<" in draw({**made.whole().results, **odd})
+    assert ">24.00<" in draw({**whole().results, **odd})
 
 
 def test_every_number_of_the_tables_is_results_jsons(drawn):
-    results, found = made.whole().results, {}
+    results, found = whole().results, {}
     for row in re.findall(r"<tr>\n<td>[abc]<span class.*?</tr>", drawn, re.DOTALL):
         key = re.match(r"<tr>\n<td>(.)<span class=\"unit\">(\S+?)[ <]", row).groups()
         found[key] = [float(value) if value else None for value in re.findall(r'data-value="([^"]*)"', row)]
@@ -222,7 +221,7 @@ def test_every_number_of_the_tables_is_results_jsons(drawn):
 def test_every_part_of_the_record_is_on_the_page_and_no_private_folder_network_or_markup(drawn):
     words = words_of(drawn)
     for part in (
-        summary.verdict(made.whole().results, RUN), "38 of 38 tensors", "version of torch", "173c87a5", "alpaca.jsonl",
+        summary.verdict(whole().results, RUN), "38 of 38 tensors", "version of torch", "173c87a5", "alpaca.jsonl",
         "python RestoreLCC_train.py -pruned_model_path wanda-50", "probing", "100.2", "total105.03.00 GiB", "an answer",
         "loss 1.250", "loss –", "only blanks", "python -m utils.report", "lm_eval --model hf", "answers flipped",
         "One run with one seed (42)", "went from 3.000 before training to 2.100 at its end.", "of 12,345 zeros kept",
@@ -232,13 +231,13 @@ def test_every_part_of_the_record_is_on_the_page_and_no_private_folder_network_o
     ):  # fmt: skip
         assert part in words, part
     home = str(Path.home())
-    text = draw(made.whole().results, {**RUN, "arguments": {**RUN["arguments"], "note": f"see {home}/notes"}})
+    text = draw(whole().results, {**RUN, "arguments": {**RUN["arguments"], "note": f"see {home}/notes"}})
     assert not re.search(r"/home/ann|/data/ann", drawn) and f"{home}/" not in text
     assert not re.findall(r"(?:src|action)=|@import|url\(|<(?:img|iframe|object|embed|base|form)\b", drawn)
     links = set(re.findall(r"href=\"([^\"]*)\"", drawn))
     assert all(re.match(r"#|figures/\w+\.svg$|data:,$", link) for link in links) and "default-src 'none'" in drawn
-    hostile = page.draw(made.hostile())[0]
-    assert not re.search("<img|<svg onload", hostile) and hostile.count("<script") == hostile.count("</script>") == 1
+    drawn = page.draw(hostile())[0]
+    assert not re.search("<img|<svg onload", drawn) and drawn.count("<script") == drawn.count("</script>") == 1
 
 
 def test_the_page_says_what_became_of_the_zeros_and_what_its_record_lacks():
@@ -274,7 +273,7 @@ def test_next_steps_name_the_runs_folder_and_follow_what_was_found():
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """A run's folder, and the command called with it."""
-    run, record = tmp_path / "out", made.whole()
+    run, record = tmp_path / "out", whole()
     for name, content in {"results": record.results, "run": RUN, "logs/examples": record.examples}.items():
         write_json(run / f"{name}.json", content)
     (run / "logs" / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in HISTORY))

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.builders import mistake
-from tests.report import made
-from tests.report.made import kept, make_results, task
+from tests.report.made import kept, make_results, task, write_run
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.outcomes import read_outcome, spread
 from utils.sweep.grid import CONTROL, SweepRow, SweepRun
@@ -26,7 +25,7 @@ SAME, OTHER = [[0.0, -1.0]] * 4, [[-3.0, 0.0]] * 2 + [[0.0, -1.0]] * 2
 TEMPLATE = {"definition": "one"}  # what else decides what was asked
 
 
-def write_run(output, name: str, seed: int, rows, asked="asked", own=None, told=None, **more) -> SweepRun:
+def finished_run(output, name: str, seed: int, rows, asked="asked", own=None, told=None, **more) -> SweepRun:
     """A finished run, as its files tell. own: more rows of its model; told: of results.json; more: of run.json."""
     means, perplexity = [sum(values) / len(values) for values in rows[:2]], PERPLEXITIES[seed]
     one, two = (task(0.9, 0.0, mean) for mean in means)
@@ -42,7 +41,7 @@ def write_run(output, name: str, seed: int, rows, asked="asked", own=None, told=
     questions["text"] = {"token_perplexity": kept(rows[2], "exp_mean", False)}
     questions |= {name: questions.get(name, {}) | metrics for name, metrics in (own or {}).items()}
     dense = {"one": {"choices": kept(SAME, None, None)}}
-    made.write_run(output / name, results | (told or {}), run, restored=questions, dense=dense)
+    write_run(output / name, results | (told or {}), run, restored=questions, dense=dense)
     return SweepRun(name, None, seed, outcome=read_outcome(output / name))
 
 
@@ -52,7 +51,7 @@ def row_of(name: str, *runs: SweepRun, pruning: str = "half", searches: tuple[Sw
 
 @pytest.fixture
 def rows(tmp_path) -> list[SweepRow]:
-    return [row_of(name, *(write_run(tmp_path, f"{name}{seed}", seed, rows) for seed, rows in each.items()))
+    return [row_of(name, *(finished_run(tmp_path, f"{name}{seed}", seed, rows) for seed, rows in each.items()))
             for name, each in {"ours": OURS, "theirs": THEIRS}.items()]  # fmt: skip
 
 
@@ -101,7 +100,7 @@ def test_validation_losses_and_answers_are_held_against_each_other_row_by_row(tm
         losses = kept([[each, tokens] for each, tokens in zip(nats, (3.0, 1.0, 2.0), strict=True)], "mean", False)
         answers = {ANSWER_BITS: kept(bits, "bits_per_byte", False), "choices": kept(choices, None, None) | TEMPLATE}
         own = {"validation": {"loss": losses}, "one": answers}
-        rows.append(row_of(name, write_run(tmp_path, name, 1, first, own=own, told=told)))
+        rows.append(row_of(name, finished_run(tmp_path, name, 1, first, own=own, told=told)))
     table = build_table(rows)
     write(rows, tmp_path / "runs.json.gz")
     assert build_table(read(tmp_path / "runs.json.gz")) == table
@@ -117,7 +116,7 @@ def test_validation_losses_and_answers_are_held_against_each_other_row_by_row(tm
     assert against["kl"]["difference"] == pytest.approx(0.5 * divergence)
     assert "| 12.5 | – |" in markdown(table)
     own = {"one": {"choices": kept(OTHER, None, None) | {"definition": "another"}}}
-    table = build_table([rows[0], row_of("other", write_run(tmp_path, "other", 1, THEIRS[1], own=own, told=told))])
+    table = build_table([rows[0], row_of("other", finished_run(tmp_path, "other", 1, THEIRS[1], own=own, told=told))])
     assert "kl" not in table["rows"][1]["against"]
     assert sum("kl: the two runs were scored by other templates" in note for note in table["notes"]) == 1
 
@@ -132,7 +131,7 @@ def test_the_rate_is_that_of_the_lowest_validation_loss_and_an_edge_is_told(rows
 
 
 def test_a_control_is_the_dense_model_after_the_same_training(tmp_path, rows):
-    first = write_run(tmp_path, "control", 1, THEIRS[1], told={"validation": {"pruned": 1.0, "restored": 1.5}})
+    first = finished_run(tmp_path, "control", 1, THEIRS[1], told={"validation": {"pruned": 1.0, "restored": 1.5}})
     table = build_table([row_of("ours", rows[0].finals[0]), row_of("ours", first, rows[1].finals[1], pruning=CONTROL)])
     # Losses (3 - 2) / (3 - 1.5), perplexities both from 20 to 10: of the seed that both have.
     assert table["rows"][0]["control"] == {"valid_loss": pytest.approx(1 / 1.5), "perplexity": 1.0, "answer_bits": None}
@@ -146,12 +145,12 @@ def test_a_control_is_the_dense_model_after_the_same_training(tmp_path, rows):
 
 
 def test_other_questions_are_not_compared_and_runs_that_are_not_alike_are_told(tmp_path, rows):
-    table = build_table([rows[0], row_of("other", write_run(tmp_path, "other", 1, THEIRS[1], asked="others"))])
+    table = build_table([rows[0], row_of("other", finished_run(tmp_path, "other", 1, THEIRS[1], asked="others"))])
     assert "task_mean" not in table["rows"][1]["against"]
     assert any("not held against ours" in note and "different rows" in note for note in table["notes"])
     told = [{"versions": {"torch": version}, "inputs": {"pruned model": version * 64}} for version in ("1", "2")]
     told = [each | {"arguments": {"ppl_window": 10 ** (12 * n)}} for n, each in enumerate(told)]
-    runs = [write_run(tmp_path, f"run{place}", 1, OURS[1], **more) for place, more in enumerate(told)]
+    runs = [finished_run(tmp_path, f"run{place}", 1, OURS[1], **more) for place, more in enumerate(told)]
     text = "text token_perplexity over 2 windows of"
     assert build_table([row_of(run.id, run) for run in runs])["notes"] == [
         f"the runs are of several texts of perplexity: {text} 1 tokens (1 runs), {text} {10**12:,} tokens (1 runs)",
