@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
@@ -16,8 +17,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 from tqdm import tqdm
 
-from tests.builders import save_tiny_llama
-from tests.runs import ROOT, flags, make_world, run
+from tests.builders import rewrite, save_tiny_llama
+from tests.runs import ROOT, flags, run, write_samples
 
 # A shell that starts tests in the background has them ignore Ctrl-C, and whatever they start; some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -43,8 +44,24 @@ def make_tiny_llama(tmp_path_factory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> Path:
-    """Inputs of tiny runs, and their cache: tests/runs.py. To be read only."""
-    return make_world(tmp_path_factory.mktemp("world"))
+    """Inputs of tiny runs, to be read only, and their cache: a dense and a pruned tiny Llama, samples, two texts."""
+    root = tmp_path_factory.mktemp("world")
+
+    def halve(tensors: dict) -> None:
+        for linear in (tensor for name, tensor in tensors.items() if "_proj" in name):
+            linear[linear.abs() < linear.abs().median()] = 0
+
+    dense, no_tokenizer = save_tiny_llama(root / "dense"), shutil.ignore_patterns("tokenizer*")
+    rewrite(shutil.copytree(dense, root / "pruned", ignore=no_tokenizer), halve)
+    rows = [
+        {"instruction": f"Count to {n}.", "input": "" if n % 2 else f"from {n // 2}", "output": f"{n} is {n * n % 97}"}
+        for n in range(40)
+    ]
+    write_samples(root / "samples.jsonl", rows)
+    (root / "text.txt").write_text(" ".join(f"Sentence {n} of a text." for n in range(60)))
+    (scored := root / "tasks" / "wikitext2").mkdir(parents=True)
+    (scored / "test.txt").write_text(" \n = Title = \n \n" + " Some words to score . \n" * 20)
+    return root
 
 
 @pytest.fixture(scope="session")

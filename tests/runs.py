@@ -1,13 +1,11 @@
-"""Tiny runs: a world of inputs, the flags of a whole run on them, and the run itself. Fixtures are in conftest.py."""
+"""Tiny runs: the flags of a whole run on the inputs of the fixture `world`, its stages, and the run itself."""
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import RestoreLCC_train
-from tests.builders import rewrite, save_tiny_llama
 from utils.common.flags import parse_arguments
 from utils.common.processes import Processes
 from utils.evaluation.task_loading import EvalPlan
@@ -19,26 +17,6 @@ from utils.stages.rank import Ranked, rank
 
 ROOT = Path(RestoreLCC_train.__file__).parent
 HEADS = 5
-
-
-def make_world(root: Path) -> Path:
-    """A dense and a pruned tiny Llama, samples, a text to calibrate on and one to score."""
-    dense = save_tiny_llama(root / "dense")
-
-    def halve(tensors: dict) -> None:
-        for linear in (tensor for name, tensor in tensors.items() if "_proj" in name):
-            linear[linear.abs() < linear.abs().median()] = 0
-
-    rewrite(shutil.copytree(dense, root / "pruned", ignore=shutil.ignore_patterns("tokenizer*")), halve)
-    rows = [
-        {"instruction": f"Count to {n}.", "input": "" if n % 2 else f"from {n // 2}", "output": f"{n} is {n * n % 97}"}
-        for n in range(40)
-    ]
-    write_samples(root / "samples.jsonl", rows)
-    (root / "text.txt").write_text(" ".join(f"Sentence {n} of a text." for n in range(60)))
-    (scored := root / "tasks" / "wikitext2").mkdir(parents=True)
-    (scored / "test.txt").write_text(" \n = Title = \n \n" + " Some words to score . \n" * 20)
-    return root
 
 
 def write_samples(path: Path, rows: list[dict]) -> Path:
