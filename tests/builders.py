@@ -126,6 +126,16 @@ def scaled(restoration: Restoration, by: float) -> Restoration:
     return restoration
 
 
+@torch.no_grad()
+def moved(restoration: Restoration, by: float) -> Restoration:
+    """The same with random numbers of about that size added to all that is trained, in place."""
+    generator = torch.Generator().manual_seed(3)
+    for term in chain.from_iterable(restoration.terms.values()):
+        for parameter in term.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=by)
+    return restoration
+
+
 def learned_in(model: LlamaForCausalLM) -> dict[str, Tensor]:
     """β and b of all heads of a model that restores nothing else, by name: (n, d)."""
     terms = [layer.bias_terms[0].tensors() for layer in restored_layers(model)]

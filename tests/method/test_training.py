@@ -11,6 +11,7 @@ from functools import partial
 from itertools import chain, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -64,8 +65,7 @@ def test_a_model_that_is_not_trained_has_the_validation_loss_that_training_would
     assert found.history == [row for row in after.history if row["step"] == 0]
     assert found.valid_rows != after.valid_rows and len(found.valid_rows) == 3
     assert validate(model, []) == TrainingResult()
-    with torch.no_grad():
-        model.model.norm.weight.fill_(torch.nan)
+    model.model.norm.weight.data.fill_(torch.nan)
     mistake("no finite number before any training", validate, model, samples)
 
 
@@ -243,10 +243,7 @@ def cut(whole, tmp_path) -> Cut:
 )
 def test_a_training_that_was_ended_goes_on_to_the_same_bits(request, cut, call, signals, ends, kept, steps):
     """Told once it loses no step, told twice it ends at once; a fraction of an epoch goes on without another step."""
-
-    def never(*_) -> None:
-        raise AssertionError("the signal was not kept")
-
+    never = Mock(side_effect=AssertionError("the signal was not kept"))
     for number in ENDING:  # the handlers that a command has
         request.addfinalizer(partial(signal.signal, number, signal.signal(number, never)))
     cut.cut(call, signals, ends)
@@ -372,8 +369,7 @@ def test_a_validation_loss_that_is_no_number_ends_the_training(cut, monkeypatch)
 
 def test_a_restoration_that_is_not_finite_is_no_checkpoint(cut, monkeypatch):
     def spoil(self) -> None:
-        with torch.no_grad():
-            next(p for p in self.model.parameters() if p.requires_grad).fill_(float("inf"))
+        next(p for p in self.model.parameters() if p.requires_grad).data.fill_(float("inf"))
 
     save = _RestorationTrainer._save_checkpoint
     monkeypatch.setattr(_RestorationTrainer, "_save_checkpoint", lambda self, *a: (spoil(self), save(self, *a)))

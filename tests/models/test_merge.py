@@ -28,7 +28,7 @@ from models.merge import (
 )  # fmt: skip
 from models.restoration import ABOUT, TENSORS, Restoration, load_restoration, save_restoration
 from models.terms import HeadConstant, LowRank
-from tests.builders import HEADS, attached, inputs_of, mistake, orthonormal, rewrite, save_tiny_llama, shard
+from tests.builders import HEADS, attached, inputs_of, mistake, moved, orthonormal, rewrite, save_tiny_llama, shard
 from utils.common.errors import UserError
 from utils.common.methods import Options, needs_of
 
@@ -90,13 +90,7 @@ of any dtype in a run of any other."""
 def drawn(dense: Path, pruned: Path, method: str, options: Options) -> Restoration:
     """A restoration with random values, large enough to see."""
     inputs = inputs_of(dense, pruned, torch.tensor(TOKENS[:1]), seed=1, heads=HEADS, basis=orthonormal())
-    restoration = Restoration.start(method, options, inputs)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for some in restoration.terms.values():
-            for parameter in (parameter for term in some for parameter in term.parameters()):
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
-    return restoration
+    return moved(Restoration.start(method, options, inputs), 0.2)
 
 
 def learned(folder: Path, name: str = "restorelcc") -> Restoration:
@@ -312,8 +306,7 @@ def test_a_failed_proof_leaves_nothing_and_tells_the_cause_that_a_wider_checkpoi
 def test_values_that_no_dtype_holds_are_one_line(make_tiny_llama, tmp_path):
     folder = make_tiny_llama(zeros=0.5, dtype=torch.float16)
     restoration = learned(folder)
-    with torch.no_grad():
-        restoration.terms[LAST][0].component.fill_(1e38)
+    restoration.terms[LAST][0].component.data.fill_(1e38)
     place = saved(folder, restoration, tmp_path)
     flags = ["-pruned_model_path", str(folder), "-restoration", str(place), "-output_dir", str(tmp_path / "out")]
     for dtype in ("float32", "bfloat16"):
