@@ -19,9 +19,9 @@ ROOT = Path(RestoreLCC_train.__file__).parent
 HEADS = 5
 
 
-def write_samples(path: Path, rows: list[dict]) -> Path:
+def write_samples(path: Path, rows: list[dict], encoding: str = "utf-8") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding=encoding)
     return path
 
 

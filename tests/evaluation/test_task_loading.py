@@ -9,6 +9,7 @@ from lm_eval.tasks import TaskManager
 
 from data.sources import Sample
 from tests.evaluation.material import QUESTIONS, ROWS, SPLITS, one_line
+from tests.runs import write_samples
 from utils.common.flags import parse_arguments
 from utils.common.names import SPEC_TASKS
 from utils.evaluation import task_loading
@@ -18,8 +19,7 @@ from utils.evaluation.tasks import DEFINITIONS, PAPER_TASKS, WIKITEXT
 
 
 def write(data, task: str, rows: list[dict], split: str | None = None) -> None:
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (data / task / f"{split or SPLITS[task]}.jsonl").write_text(text, encoding="utf-8-sig")  # a mark too
+    write_samples(data / task / f"{split or SPLITS[task]}.jsonl", rows, encoding="utf-8-sig")  # a mark too
 
 
 def test_key_follows_rows_limit_and_window_but_not_the_place(data, tmp_path):

@@ -1,8 +1,4 @@
-"""What heads compute, what they lost, and which tell right from wrong.
-
-z is the input of o_proj by head at the last token, however samples are batched, padded or shared. Lost components are
-what Eqs. 3-4 say, for all heads at once. Probes rank the heads.
-"""
+"""What heads compute (z), what they lost by pruning (Eqs. 3-4), and which tell right from wrong."""
 
 from contextlib import nullcontext
 

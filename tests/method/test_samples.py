@@ -1,7 +1,4 @@
-"""Samples are tokenized once, in batches, with the same ids as one by one; those without a response are counted.
-
-Greedy answers are the model's own likeliest tokens, and the loss is that of the sample's response.
-"""
+"""Samples are tokenized in batches as one by one, answers are the likeliest tokens, and the loss is the response's."""
 
 import pytest
 import torch
@@ -97,15 +94,13 @@ def model(make_tiny_llama) -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(make_tiny_llama(max_position_embeddings=12)).eval()
 
 
-def test_an_answer_is_the_likeliest_ids_whatever_the_checkpoint_asks_generation_to_do(model):
+def test_an_answer_is_the_likeliest_ids_until_what_ends_a_text_or_the_models_last_position(model):
+    """Whatever the checkpoint asks generation to do."""
     model.generation_config.repetition_penalty, model.generation_config.do_sample = 5.0, True
     expected = [5, 9, 77]
     for _ in range(7):
         expected.append(int(model(torch.tensor([expected])).logits[0, -1].argmax()))
     assert greedy(model, [5, 9, 77], 7, frozenset()) == (expected[3:], False)
-
-
-def test_an_answer_stops_before_what_ends_a_text_and_at_the_models_last_position(model):
     made, _ = greedy(model, [5, 9, 77], 48, frozenset())
     assert len(made) == 12 - 3
     end = made[2]

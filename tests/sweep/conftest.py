@@ -48,7 +48,6 @@ class World:
         return (self.output / "table.md").read_text()
 
     def table(self) -> list[list[str]]:
-        """The cells of the table's rows."""
         lines = self.text().split("\n\n")[1].splitlines()
         return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 

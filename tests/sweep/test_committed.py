@@ -26,7 +26,6 @@ def written(value: dict | float | None, digits: int, times: float) -> str:
 
 
 def cells_of(text: str) -> list[list[str]]:
-    """The cells of Markdown table lines."""
     return [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in text.split("\n") if line[:2] == "| "]
 
 
