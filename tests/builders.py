@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from models.checkpoint import Checkpoint
 from models.contract import MethodInputs
@@ -50,16 +50,21 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def save_tiny_llama(folder: Path, seed: int = 0, zeros: float = 0.0, dtype=torch.float32, **overrides) -> Path:
     """A random Llama folder with a byte tokenizer; `zeros` is the share of its linear weights set to zero."""
+    return save_tiny(folder, LlamaConfig(**{**LOPSIDED, **overrides}), seed, zeros, dtype)
+
+
+@torch.no_grad()
+def save_tiny(folder: Path, config, seed: int, zeros: float, dtype=torch.float32, norms: float = 0.0) -> Path:
+    """Such a model of any family. norms: the size of random numbers that are added to norms, and are its biases."""
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**{**LOPSIDED, **overrides})).to(dtype)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(dtype)
     generator = torch.Generator().manual_seed(seed + 1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(0, 0.1, generator=generator)
-            if parameter.dim() == 2 and "layers" in name:
-                parameter.normal_(0, 0.15, generator=generator)
-                parameter[torch.rand(parameter.shape, generator=generator) < zeros] = 0
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1 and (norms or name.endswith("bias")):
+            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=dtype), alpha=norms or 0.1)
+        elif parameter.dim() == 2 and "layers" in name:
+            parameter.normal_(0, 0.15, generator=generator)
+            parameter[torch.rand(parameter.shape, generator=generator) < zeros] = 0
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder

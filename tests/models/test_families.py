@@ -20,7 +20,7 @@ from models.merge import probe_logits
 from models.restoration import Restoration
 from pruning.layers import walk
 from pruning.prune_model import prune_into
-from tests.builders import LOPSIDED, SAMPLES, batch, byte_tokenizer, inputs_of
+from tests.builders import LOPSIDED, SAMPLES, batch, inputs_of, save_tiny
 from tests.models.test_merge import TOKENS, drawn, merged
 from utils.activations import last_token_activations
 from utils.common.errors import UserError
@@ -81,20 +81,7 @@ for folder in sys.argv[2:]:
 
 def made(folder: Path, family: str, zeros: float = 0.0, dtype=torch.float32, **changes) -> Path:
     """A random model of the family, its norms and biases random too, in `folder`."""
-    torch.manual_seed(3)
-    config = CONFIG_MAPPING[family](**SETTINGS[family] | changes)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(4)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 1:
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
-            elif "layers" in name:
-                parameter.normal_(0, 0.15, generator=generator)
-                parameter[torch.rand(parameter.shape, generator=generator) < zeros] = 0
-    model.to(dtype).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+    return save_tiny(folder, CONFIG_MAPPING[family](**SETTINGS[family] | changes), 3, zeros, dtype, norms=0.2)
 
 
 @pytest.fixture(scope="module")
