@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from models.loading import load_model
 from models.modeling_llama import attach
 from models.terms import Constant
-from tests.builders import SAMPLES, batch, learned_in, masks_of, scaled, trained
-from tests.method.test_training import attached, encoded, settings
+from tests.builders import SAMPLES, attached, batch, learned_in, masks_of, scaled, trained
+from tests.method.test_training import encoded, settings
 from utils.distillation import Distillation, by_sample, teacher_states
 from utils.losses import ResponseLoss
 from utils.prompts import IGNORED, Encoded
@@ -41,9 +41,8 @@ def test_loss_and_gradient_are_those_of_full_logits(make_tiny_llama, dense, monk
     monkeypatch.setattr("utils.distillation.CPU_TOKENS_A_BATCH", 9)
     samples = [*SAMPLES, Encoded([4, 4, 2, 1], 0)]
     pruned = load_model(make_tiny_llama(seed=3, zeros=0.5), torch.float32, "cpu", "-p")
-    with torch.no_grad():
-        pruned.lm_head.weight.mul_(size)
-        dense.lm_head.weight.mul_(size * (1 + own_head))
+    pruned.lm_head.weight.data.mul_(size)
+    dense.lm_head.weight.data.mul_(size * (1 + own_head))
     attach(pruned, {**trained().terms, "model.norm.weight": [Constant(3 - pruned.model.norm.weight)]})
     parameters = [p for p in pruned.parameters() if p.requires_grad]
     student, teacher = (at_responses(model, samples) for model in (pruned, dense))
@@ -93,9 +92,7 @@ def test_a_whole_dense_model_learns_nothing_from_its_own_states(make_tiny_llama,
     [{"gradient_checkpointing": True}, {"random_batches": True, "batch_size": 2, "gradient_accumulation": 3}],
     ids=str,
 )
-def test_each_sample_learns_from_its_own_states_however_batches_are_made(
-    make_tiny_llama, tmp_path, dense, monkeypatch, changes
-):
+def test_each_sample_learns_from_its_own_states_in_any_batches(make_tiny_llama, tmp_path, dense, monkeypatch, changes):
     folder = make_tiny_llama(seed=3, zeros=0.5)
     samples, valid = encoded(folder, 13), encoded(folder, 19)[13:]
     kept = [by_sample(teacher_states(dense, part, ""), part) for part in (samples, valid)]
@@ -110,7 +107,7 @@ def test_each_sample_learns_from_its_own_states_however_batches_are_made(
             return super().forward(input_ids, labels, text=text, **given)
 
     def distil(name: str, distillation: Distillation):
-        model = attached(folder, restoration=scaled(trained(), 0))
+        model = attached(folder, scaled(trained(), 0))
         how, place = settings(**changes), tmp_path / name
         return train(model, samples, valid, how, "cpu", place, distillation=distillation).history, learned_in(model)
 
@@ -144,7 +141,7 @@ def test_each_sample_learns_from_its_own_states_however_batches_are_made(
 
 def test_a_window_of_text_adds_its_mean_divergence(make_tiny_llama, dense):
     text, states = Encoded([7, 3, 3, 9, 200, 4], 0), teacher_states(dense, SAMPLES, "")
-    pruned = trained().attach(load_model(make_tiny_llama(seed=3, zeros=0.5), torch.float32, "cpu", "-p"))
+    pruned = attached(make_tiny_llama(seed=3, zeros=0.5))
     student, teacher = (at_responses(model, [text]) for model in (pruned, dense))
     divergence = F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1).mean()
     loss = ResponseLoss(pruned, Distillation(0.25), processes=3).train()
@@ -153,7 +150,6 @@ def test_a_window_of_text_adds_its_mean_divergence(make_tiny_llama, dense):
     plain, found = (loss(**batch(SAMPLES), **given, **more)["loss"] for more in ({}, window))
     assert float((found - plain).detach()) == pytest.approx(float(divergence.detach()) / 3, rel=1e-4)
     parameters = [p for p in pruned.parameters() if p.requires_grad]
-    for mine, other in zip(
-        torch.autograd.grad(found - plain, parameters), torch.autograd.grad(divergence / 3, parameters), strict=True
-    ):
+    gradients = [torch.autograd.grad(each, parameters) for each in (found - plain, divergence / 3)]
+    for mine, other in zip(*gradients, strict=True):
         assert torch.allclose(mine, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))

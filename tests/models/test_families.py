@@ -20,7 +20,7 @@ from models.merge import probe_logits
 from models.restoration import Restoration
 from pruning.layers import walk
 from pruning.prune_model import prune_into
-from tests.builders import LOPSIDED, SAMPLES, batch, inputs_of, save_tiny
+from tests.builders import LOPSIDED, SAMPLES, attached, batch, inputs_of, mistake, save_tiny
 from tests.models.test_merge import TOKENS, drawn, merged
 from utils.activations import last_token_activations
 from utils.common.errors import UserError
@@ -121,12 +121,12 @@ def test_runtimes_that_would_drop_biases_are_named(family):
 def test_what_is_restored_is_what_the_stock_class_reads(models, restored, family):
     _, pruned = models(family)
     before, given = logits_of(pruned), load_file(pruned / "model.safetensors")
-    for folder, restoration, proof, attached in restored[family]:
+    for folder, restoration, proof, reference in restored[family]:
         assert proof["passed"] and proof["logits_must_be_equal"]
         assert proof["zeros"] == "kept" and proof["zeros_lost"] == 0
-        assert all((old - new).abs().max() > 1e-3 for old, new in zip(before, attached, strict=True))
+        assert all((old - new).abs().max() > 1e-3 for old, new in zip(before, reference, strict=True))
         answered = load_file(folder / "logits.safetensors")
-        assert all(torch.equal(answered[str(n)], logits) for n, logits in enumerate(attached)), folder
+        assert all(torch.equal(answered[str(n)], logits) for n, logits in enumerate(reference)), folder
         norms = {name for name in given if "norm" in name} if "inside" in folder.parent.name else set()
         assert norms == {name for name in restoration.terms if "norm" in name}
         tensors = load_file(folder / "model.safetensors")
@@ -183,8 +183,7 @@ def test_layers_are_walked_and_packed_continuations_read_as_the_model_runs_them(
     tokens = torch.tensor([TOKENS[0], TOKENS[0][::-1]])
     expected = model.model(tokens, output_hidden_states=True, use_cache=False).hidden_states
     seen = [inputs.hidden.clone() for inputs in walk(model, tokens, torch.device("cpu"), "walk")]
-    for ours, theirs in zip(seen, expected[:3], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(seen, list(expected[:3]), rtol=0, atol=1e-5)
     prompt, ends = TOKENS[0], [[9, 8, 7, 6, 5, 4], [30]]
     packed = last_token_activations(model, [PromptWithContinuations(prompt, ends)], "packed")
     for number, end in enumerate(ends):
@@ -193,8 +192,8 @@ def test_layers_are_walked_and_packed_continuations_read_as_the_model_runs_them(
 
 
 @FAMILY
-def test_the_loss_and_the_scores_are_those_of_the_stock_logits(models, family):
-    model = load_model(models(family)[0], torch.float32, "cpu", "-b")
+def test_the_loss_the_scores_and_the_divergence_are_those_of_the_stock_logits(models, family):
+    model, student = (load_model(folder, torch.float32, "cpu", "-b") for folder in models(family))
     given, scale = batch(SAMPLES), model.model.norm.weight
     scale.requires_grad_(True)
     found = ResponseLoss(model).train()(**{name: given[name] for name in ("input_ids", "labels")})["loss"]
@@ -208,6 +207,12 @@ def test_the_loss_and_the_scores_are_those_of_the_stock_logits(models, family):
     scores, _ = token_scores(model, hidden, targets)
     expected = logits[0, :-1].detach().double().log_softmax(-1)
     torch.testing.assert_close(scores, expected.gather(1, targets.unsqueeze(1)).squeeze(1), rtol=0, atol=1e-5)
+    taught = ResponseLoss(student, Distillation(1.0, model.lm_head.weight)).train()
+    found = taught(**given, teacher=teacher_states(model, SAMPLES, ""))["loss"]
+    predicting = given["labels"][:, 1:] != IGNORED
+    mine, other = (each(given["input_ids"]).logits[:, :-1][predicting].log_softmax(-1) for each in (student, model))
+    wanted = kl_div(mine, other, log_target=True, reduction="batchmean")
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
 
 LOSSES = {
@@ -225,25 +230,11 @@ LOSSES = {
 
 
 @FAMILY
-def test_distillation_is_the_divergence_of_stock_logits(models, family):
-    teacher, student = (load_model(folder, torch.float32, "cpu", "-b") for folder in models(family))
-    given = batch(SAMPLES)
-    loss = ResponseLoss(student, Distillation(1.0, teacher.lm_head.weight)).train()
-    found = loss(**given, teacher=teacher_states(teacher, SAMPLES, ""))["loss"]
-    predicting = given["labels"][:, 1:] != IGNORED
-    mine, other = (each(given["input_ids"]).logits[:, :-1][predicting].log_softmax(-1) for each in (student, teacher))
-    wanted = kl_div(mine, other, log_target=True, reduction="batchmean")
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
-
-
-@FAMILY
 def test_five_steps_of_training_have_the_losses_they_had(models, family, tmp_path):
     dense, pruned = models(family)
-    method, options = METHODS["inside the mask"]
-    start = Restoration.start(method, options, inputs_of(dense, pruned, torch.tensor(TOKENS[:1]), seed=1))
-    model = start.attach(load_model(pruned, torch.float32, "cpu", "-p"))
+    start = Restoration.start(*METHODS["inside the mask"], inputs_of(dense, pruned, torch.tensor(TOKENS[:1]), seed=1))
     settings = TrainingSettings(lr=3e-2, num_epoch=5, batch_size=3)
-    history = train(model, SAMPLES, [], settings, "cpu", tmp_path / "checkpoints").history
+    history = train(attached(pruned, start), SAMPLES, [], settings, "cpu", tmp_path / "checkpoints").history
     assert [row["loss"] for row in history] == pytest.approx(LOSSES[family], abs=1e-4)
 
 
@@ -256,8 +247,7 @@ def test_gemma_2_runs_without_a_cap_too(tmp_path):
 def test_biases_that_a_family_cannot_carry_are_refused_or_left_out(models, family):
     config = load_config(models(family)[1], "-p")
     for method, sites in [("output_bias", "ffn"), ("output_bias", "all"), ("lora", "both")]:
-        with pytest.raises(UserError, match=rf"-apply_to: a {family} .*mlp\.down_proj.*inside_mask"):
-            carried_parts(method, Options(sites), config)
+        mistake(rf"-apply_to: a {family} .*mlp\.down_proj.*inside_mask", carried_parts, method, Options(sites), config)
     with pytest.raises(UserError, match=f"-method: reconstruct computes Llama's own layer, .* a {family} model"):
         carried_parts("reconstruct", Options(), config)
     assert parts_of("flap_bias", Options())[0].sites == {"attention", "ffn"}
@@ -278,5 +268,4 @@ def test_biases_that_a_family_cannot_carry_are_refused_or_left_out(models, famil
 def test_other_families_and_what_llama_cannot_say_are_refused_by_name(kind, change, said, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind} | SETTINGS.get(kind, {}) | change))
     said = said or f"'{kind}' model; RestoreLCC restores Llama, Qwen2, .*Gemma 3"
-    with pytest.raises(UserError, match=f"-b: .*{said}"):
-        load_config(tmp_path, "-b")
+    mistake(f"-b: .*{said}", load_config, tmp_path, "-b")

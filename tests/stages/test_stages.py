@@ -13,10 +13,9 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 
-import utils.common.cache
 from models.checkpoint import LINEARS, Checkpoint
 from models.compact import write_compact
-from tests.builders import byte_tokenizer, orthonormal, rewrite
+from tests.builders import byte_tokenizer, mistake, orthonormal, rewrite
 from tests.models.test_merge import mask_units
 from tests.runs import flags, prepared, ranked
 from utils.common.errors import OutOfRoom, UserError
@@ -147,17 +146,13 @@ def test_what_is_kept_is_made_again_for_just_what_it_depends_on(world, finished,
 
 def test_pruning_is_kept_by_its_text_and_tokenizer_wherever_they_lie(world, tmp_path, begin, monkeypatch):
     common = {"pruned_model_path": None, "calib_data": tmp_path / "text.txt", "cache_dir": tmp_path / "cache"}
-    seeds = []
-
-    def copied(dense, folder, *_, seed: int, **__) -> None:
-        seeds.append(seed)
-        shutil.copytree(dense, folder, dirs_exist_ok=True)
+    pruning = Mock(side_effect=lambda dense, folder, *_, **__: shutil.copytree(dense, folder, dirs_exist_ok=True))
+    monkeypatch.setattr("pruning.prune_model.prune_into", pruning)
 
     def place(**changes) -> str:
         run, models, *_ = begin(**CALIBRATED | common | changes)
         return pruned_checkpoint(run, models).pruned.folder.name
 
-    monkeypatch.setattr("pruning.prune_model.prune_into", copied)
     shutil.copy(world / "text.txt", tmp_path)
     dense = shutil.copytree(world / "dense", tmp_path / "dense")
     first = place()
@@ -166,14 +161,14 @@ def test_pruning_is_kept_by_its_text_and_tokenizer_wherever_they_lie(world, tmp_
     changes = [{"calib_seed": 7}, {"calib_samples": 5}, {"calib_length": 33}, {"sparsity": "2:4"}]
     changes += [{"dtype": "bfloat16"}, {"prune_method": "magnitude"}]
     found = {first, *(place(**other) for other in changes)}
-    assert seeds == [42, 7, *[42] * 5]
+    assert [call.kwargs["seed"] for call in pruning.call_args_list] == [42, 7, *[42] * 5]
     (tmp_path / "text.txt").write_text("Another text. " * 90)
     found.add(place())
     other = (tmp_path / "text.txt").rename(tmp_path / "text.jsonl")  # it is read another way
     found.add(place(calib_data=other))
     begin_with_bos(dense)
     found.add(place(base_model_name=dense, calib_data=world / "text.txt"))
-    monkeypatch.setattr(utils.common.cache, "version", lambda name: "0")
+    monkeypatch.setattr("utils.common.cache.version", lambda name: "0")
     found.add(place(calib_data=other))
     assert len(found) == 5 + len(changes)
 
@@ -269,8 +264,7 @@ def test_every_kind_of_method_comes_to_a_proved_checkpoint(world, begin, name):
     history = trained.training.history
     assert any("loss" in row for row in history) == (name not in UNTRAINED) and "valid_loss" in history[-1]
     pruned, start, restored, _ = trained.validation.values()
-    same = start == pruned == history[0]["valid_loss"]
-    assert same == (name in (*NOTHING, "LoRA", "a bias of whole projections"))
+    assert (start == pruned == history[0]["valid_loss"]) == (name in (*NOTHING, "LoRA", "a bias of whole projections"))
     assert (start == restored) == (name in UNTRAINED)
     record = method_record(run, trained)
     assert record["title"] == name.partition(", for")[0] and record["restores"] == (name not in NOTHING)
@@ -405,8 +399,7 @@ def test_no_minilm_and_closed_forms_on_a_compact_checkpoint_are_refused(world, t
         ({"calib_length": 257}, r"^-calib_length: 257 tokens; give 2 to 256"),
         ({"method": "restorelcc"}, r"^-head_selection: contrastive probing needs MiniLM; run: pip install"),
     ):
-        with pytest.raises(UserError, match=says):
-            begin(**{"method": "flap_bias", "calib_data": world / "text.txt", **CALIBRATED, **wrong})
+        mistake(says, begin, **{"method": "flap_bias", "calib_data": world / "text.txt", **CALIBRATED, **wrong})
 
 
 def test_a_window_beyond_the_models_positions_is_refused(world, tmp_path, begin):
