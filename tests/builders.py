@@ -80,6 +80,16 @@ def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Path
     return folder
 
 
+def write_files(folder: Path, files: dict[str, str | Path]) -> None:
+    """Files by their names in the folder: texts are content, paths are what links lead to."""
+    for name, given in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(given, Path):
+            (folder / name).symlink_to(given)
+        else:
+            (folder / name).write_text(given, encoding="utf-8")
+
+
 def shard(folder: Path, pickled: bool = False) -> list[str]:
     """Save the model in the folder again as shards, of PyTorch's own format if `pickled`: their safetensors names."""
     LlamaForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="8KB")

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from tests.builders import mistake
+from tests.builders import mistake, write_files
 from tests.runs import ROOT
 from utils.common.errors import Stopped, UserError
 from utils.common.run_folder import UNFINISHED, RunFolder, check_apart
@@ -16,16 +16,6 @@ from utils.common.run_folder import UNFINISHED, RunFolder, check_apart
 FLAGS = {"lr": 0.1, "seed": 1}
 OLD, NEW = {"model/config.json": "old", "report.html": "old"}, {"model/config.json": "new", "figures/a.svg": "new"}
 MINE = {"note.txt": "mine", "model/note.txt": "mine", "figures/holiday.png": "mine"}
-
-
-def write(folder: Path, files: dict[str, str | Path]) -> None:
-    """Texts are files' content, paths are what links lead to."""
-    for name, given in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(given, Path):
-            (folder / name).symlink_to(given)
-        else:
-            (folder / name).write_text(given)
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -38,7 +28,7 @@ def result(output: Path, flags: dict = FLAGS, **how) -> RunFolder:
 
 def finish(output: Path, files: dict[str, str], stop: BaseException | None = None, **how) -> None:
     with pytest.raises(type(stop)) if stop else nullcontext(), result(output, **how) as folder:
-        write(folder.partial, files)
+        write_files(folder.partial, files)
         if stop:
             raise stop
         folder.finish()
@@ -53,7 +43,7 @@ def test_a_result_is_renamed_once_and_an_earlier_one_is_kept_under_another_name(
     out.mkdir(parents=True)  # an empty folder is as good as none
     (tmp_path / "link").symlink_to(out)
     finish(tmp_path / "deep" / ".." / "link", OLD)  # the folder itself, by whatever name
-    write(out, MINE)
+    write_files(out, MINE)
     mistake(r"^-output_dir: \S+out already holds files; .* -overwrite, which renames", finish, out, NEW)
     assert content(out) == OLD | MINE
     finish(out, NEW, overwrite=True)
@@ -90,12 +80,12 @@ def test_the_same_command_continues_and_another_one_or_a_damaged_mark_loses_noth
             finish(out, NEW, flags={**FLAGS, "lr": 0.2}, overwrite=overwrite)
     mark = (partial / UNFINISHED).read_text()
     for damaged in ("", "[" * 100_000, "3", '{"arguments": 3}'):
-        write(partial, {UNFINISHED: damaged})
+        write_files(partial, {UNFINISHED: damaged})
         mistake(r"^-lr: 0.1 now, None before; give the flags of", finish, out, NEW)
-    write(partial, {UNFINISHED: mark})
+    write_files(partial, {UNFINISHED: mark})
     with result(out) as folder:
         assert content(folder.partial).keys() == {"checkpoints/1", UNFINISHED}, "only what it continues from is kept"
-        write(folder.partial, NEW)
+        write_files(folder.partial, NEW)
         folder.finish()
     assert content(out) == NEW and names(tmp_path) == {"out"}
 
@@ -116,7 +106,7 @@ def test_killed_at_any_renaming_the_same_command_and_no_other_ends_what_was_left
     with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
         patch.setattr(RunFolder, "__exit__", lambda self, *_: self._leaving.close())
         with result(out, overwrite=overwrite) as folder:
-            write(folder.partial, NEW | {"checkpoints/1": "state"})
+            write_files(folder.partial, NEW | {"checkpoints/1": "state"})
             patch.setattr(Path, "rename", dying)
             folder.finish()
     if (tmp_path / "out.partial").exists():
@@ -124,7 +114,7 @@ def test_killed_at_any_renaming_the_same_command_and_no_other_ends_what_was_left
         with result(out, overwrite=overwrite) as folder:
             assert folder.whole == (at > 0), "once all is written, nothing is computed again"
             if not folder.whole:
-                write(folder.partial, NEW)
+                write_files(folder.partial, NEW)
             folder.finish()
     assert content(out) == NEW
     assert names(tmp_path) == ({"out", "out.1"} if overwrite else {"out"})
@@ -134,8 +124,8 @@ def test_killed_at_any_renaming_the_same_command_and_no_other_ends_what_was_left
 def test_files_that_come_during_the_run_are_kept(tmp_path):
     says = r"already holds files \(the new one is whole in \S+out.partial\)"
     with pytest.raises(UserError, match=says), result(tmp_path / "out") as folder:
-        write(folder.partial, NEW)
-        write(tmp_path / "out", MINE)
+        write_files(folder.partial, NEW)
+        write_files(tmp_path / "out", MINE)
         folder.finish()
     assert content(tmp_path / "out") == MINE and content(folder.partial).items() > NEW.items()
 
@@ -158,7 +148,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("there", "output", "says"), REFUSED, ids=range(len(REFUSED)))
 def test_what_this_project_did_not_make_is_refused_in_one_line_and_stays(tmp_path, monkeypatch, there, output, says):
-    write(tmp_path, {f"away/{UNFINISHED}": "{}", **there})
+    write_files(tmp_path, {f"away/{UNFINISHED}": "{}", **there})
     monkeypatch.setattr("utils.common.run_folder.__file__", str(tmp_path / "project" / "utils" / "code.py"))
     before = names(tmp_path), content(tmp_path)
     mistake(f"^-output_dir: {says}", finish, tmp_path / output, NEW, overwrite=True)
@@ -205,7 +195,7 @@ APART = [
 
 def test_an_output_that_is_holds_or_lies_in_an_input_is_refused_and_another_is_not(tmp_path, monkeypatch):
     linked = {"link": Path("model"), "linked/config.json": tmp_path / "model" / "config.json"}
-    write(tmp_path, {"model/config.json": "{}", "data/rows.jsonl": "{}", **linked})
+    write_files(tmp_path, {"model/config.json": "{}", "data/rows.jsonl": "{}", **linked})
     monkeypatch.chdir(tmp_path)
     for output, source, how in APART:
         says = rf"^-output_dir: \S+ {how} what -data_path names \(\S+\); give another"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders import write_files
 from tests.runs import ROOT, program
 from utils.common.flags import RECIPES, SPEC_TRAIN_SAMPLES, Arguments, parse_arguments
 from utils.common.methods import METHODS
@@ -16,12 +17,9 @@ from utils.common.methods import METHODS
 def runs(tmp_path):
     """runs(*words, NAME=value in the script's head) -> the flags of the run that it starts; nothing is installed."""
     here, bin_ = tmp_path / "copy", tmp_path / "bin"
-    here.mkdir()
-    bin_.mkdir()
-    for name in ("utils", "requirements.txt", "requirements-embedded.txt"):
-        (here / name).symlink_to(ROOT / name)
+    write_files(here, {name: ROOT / name for name in ("utils", "requirements.txt", "requirements-embedded.txt")})
     for name, code in (("python", 'test "$1" = -m || printf "%s\\0" "$@"'), ("python3", "true")):
-        (bin_ / name).write_text(f"#!/bin/sh\n{code}\n")
+        write_files(bin_, {name: f"#!/bin/sh\n{code}\n"})
         (bin_ / name).chmod(0o755)
 
     def resolved(*words: str, **head: str) -> Arguments:

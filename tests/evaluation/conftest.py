@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.builders import save_tiny_llama
+from tests.builders import save_tiny_llama, write_files
 from tests.evaluation.material import ROWS, SPLITS, WIKI
 from tests.runs import write_samples
 from utils.evaluation.tasks import WIKITEXT
@@ -30,8 +30,7 @@ def data(tmp_path) -> Path:
     folder = tmp_path / "rows"
     for task, rows in ROWS.items():
         write_samples(folder / task / f"{SPLITS[task]}.jsonl", rows)
-    (folder / WIKITEXT).mkdir()
-    (folder / WIKITEXT / "test.txt").write_text(WIKI, encoding="utf-8")
+    write_files(folder, {f"{WIKITEXT}/test.txt": WIKI})
     return folder
 
 

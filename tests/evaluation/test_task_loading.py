@@ -8,6 +8,7 @@ import pytest
 from lm_eval.tasks import TaskManager
 
 from data.sources import Sample
+from tests.builders import write_files
 from tests.evaluation.material import QUESTIONS, ROWS, SPLITS, one_line
 from tests.runs import write_samples
 from utils.common.flags import parse_arguments
@@ -45,9 +46,7 @@ def test_tags_groups_and_examples_are_read_from_the_folder_and_other_examples_ar
     easy, acc = str(DEFINITIONS / "arc" / "arc_easy.yaml"), [{"metric": "acc", "weight_by_size": True}]
     shots = {"task": "arc_shots", "include": easy, "num_fewshot": 2, "tag": None}
     both = {"group": "arc_both", "task": ["arc_easy", "arc_challenge"], "aggregate_metric_list": acc}
-    (data / "arc_shots").mkdir()
-    (data / "arc_shots" / "task.yaml").write_text(json.dumps(shots))
-    (data / "arc_shots" / "group.yaml").write_text(json.dumps(both))
+    write_files(data / "arc_shots", {"task.yaml": json.dumps(shots), "group.yaml": json.dumps(both)})
     # Only lm_eval's ARC folder stands for all its definitions: indexing them takes ten seconds.
     manager = TaskManager(include_path=[str(DEFINITIONS / "arc"), str(data / "arc_shots")], include_defaults=False)
     monkeypatch.setattr(task_loading, "every_task", lambda: manager)

@@ -21,7 +21,7 @@ from torch import Tensor
 from data.sources import load_samples
 from models.loading import check_model, load_config, load_model, resolve, usable_device
 from pruning import calibration
-from tests.builders import byte_tokenizer, mistake, rewrite
+from tests.builders import byte_tokenizer, mistake, rewrite, write_files
 from tests.runs import flags, in_words, prepared, program, write_samples
 from utils.common.flags import Arguments, parse_arguments
 from utils.evaluation.task_loading import load_texts, plan_tasks
@@ -243,9 +243,7 @@ def test_a_pt_runs_no_code_and_holds_texts(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("spoil", [with_mark, with_crlf])
 def test_a_byte_order_mark_and_lines_of_windows_are_no_mistakes(tmp_path, spoil):
-    (tmp_path / "rte").mkdir()
-    (tmp_path / "rte" / "validation.jsonl").write_text(f"{json.dumps(RTE)}\n" * 3)
-    (tmp_path / "flags.json").write_text('{\n"lr": 0.5}')
+    write_files(tmp_path, {"rte/validation.jsonl": f"{json.dumps(RTE)}\n" * 3, "flags.json": '{\n"lr": 0.5}'})
     samples = tmp_path / "samples.jsonl"
     samples.write_text("".join(f'{{"instruction": "say {n}", "output": "now"}}\n' for n in range(3)))
     expected = load_samples(str(samples), 2, 1)

@@ -21,7 +21,7 @@ import models.merge
 import pruning.__main__
 from models.checkpoint import Checkpoint
 from models.restoration import save_restoration
-from tests.builders import mistake, trained
+from tests.builders import mistake, trained, write_files
 from tests.common.test_disk import no_file_above
 from tests.common.test_run_folder import names
 from tests.method.test_training import forward_passes
@@ -130,8 +130,7 @@ def test_a_command_keeps_the_users_files_and_leaves_nothing_on_a_full_disk(world
         with no_file_above(20_000), pytest.raises(UserError, match=r"^\S+ cannot be written \(File too large"):
             main(given)
         assert not list(output.parent.iterdir())
-        output.mkdir()
-        (output / "config.json").write_text("mine")
+        write_files(output, {"config.json": "mine"})
         with stopped_before_its_place(monkeypatch, output, Stopped(signal.SIGTERM)):
             main(given)
         assert names(output.parent) == {"out.1", "out.partial"}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import utils.sweep.__main__ as command
+from tests.builders import write_files
 from utils.common.commands import run
 from utils.sweep.grid import SweepRow, read_sweep
 
@@ -26,10 +27,8 @@ class World:
 
     def __init__(self, root: Path) -> None:
         self.root, self.file, self.output = root, root / "sweep.yaml", root / "out"
-        (root / "samples.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
-        (root / "model").mkdir()
-        (root / "model" / "config.json").write_text("{}")
-        (root / "calls").touch()
+        row = '{"instruction": "a", "output": "b"}\n'
+        write_files(root, {"samples.jsonl": row, "model/config.json": "{}", "calls": ""})
         self.write(FILE)
 
     def write(self, text: str) -> None:

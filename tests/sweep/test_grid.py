@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.builders import mistake
+from tests.builders import mistake, write_files
 from tests.sweep.conftest import FILE
 from utils.sweep.__main__ import ENTRY
 from utils.sweep.grid import CONTROL, read_sweep
@@ -94,18 +94,13 @@ def test_a_run_is_known_by_its_arguments_and_by_the_content_of_what_it_reads(wor
 
     models = [world.root / place / "model" for place in ("a", "deep/b", "c")]
     for model, text in zip(models, "xxy", strict=True):
-        model.mkdir(parents=True)
-        (model / "weights").write_text(text)
-        (model / "test.jsonl").write_text(text)
-        (model / "pruning.json").write_text(str(model))  # how long it took
+        write_files(model, {"weights": text, "test.jsonl": text, "pruning.json": str(model)})  # the last: its seconds
     changes = {"lora_rank": 3, "sparsity": "2:4", "eval_limit": 5, "train_norms": "true", "max_length": 99}
     assert len({identity(), *(identity(**{name: value}) for name, value in changes.items())}) == 1 + len(changes)
     one, moved, other = (identity(pruned_model_path=model) for model in models)
     assert one == moved != other
     tasks = [world.root / place for place in ("x", "y", "z")]
     for folder, text in zip(tasks, "xxy", strict=True):
-        (folder / "model").mkdir(parents=True)
-        (folder / "rte").symlink_to(models["xxy".index(text)])
-        (folder / "model" / "weights").write_text(str(folder))  # no task's
+        write_files(folder, {"rte": models["xxy".index(text)], "model/weights": str(folder)})  # which are no task's
     one, moved, other = (identity(eval_data_dir=folder) for folder in tasks)
     assert one == moved != other
