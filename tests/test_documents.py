@@ -131,9 +131,8 @@ def test_the_example_of_a_method_has_three_lines_trains_merges_and_is_proved(wor
     monkeypatch.setattr(baselines, "__path__", [*baselines.__path__, str(tmp_path)])
     monkeypatch.delitem(sys.modules, f"baselines.{module}", raising=False)
     monkeypatch.setitem(METHODS, name, described)
-    folders = {"base_model_name": tmp_path / "dense", "pruned_model_path": tmp_path / "pruned"}
-    for folder, zeros in zip(folders.values(), (0.0, 0.5), strict=True):
-        save_tiny_llama(folder, zeros=zeros, **shape)
+    folders = {"base_model_name": save_tiny_llama(tmp_path / "dense", **shape)}
+    folders["pruned_model_path"] = save_tiny_llama(tmp_path / "pruned", zeros=0.5, **shape)
     run, models, samples, _ = prepared(flags(world, tmp_path / "out", method=name, eval_tasks="none", **folders))
     with run.stage("train"):
         trained = train_restoration(run, models, samples, None)

@@ -62,13 +62,11 @@ def test_lm_evals_command_line_gives_the_scores_in_memory(files, monkeypatch, tm
 
 
 def test_mistakes_in_the_model_types_arguments_are_one_line(files, make_tiny_llama, monkeypatch, tmp_path, capsys):
-    words = ("--model", "restorelcc", "--model_args", f"pruned={files[0]},restoration={tmp_path}/absent")
-    with pytest.raises(SystemExit, match="2"):
-        command(monkeypatch, restored_lm.main, tmp_path, *words)
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: restoration: ")
-    with pytest.raises(SystemExit, match="2"):
-        command(monkeypatch, restored_lm.main, tmp_path, *words[:3], f"pruned={files[0]}")
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: --model_args: give pruned=PRUNED,")
+    words = "--model", "restorelcc", "--model_args"
+    for more, says in ((f",restoration={tmp_path}/absent", "restoration: "), ("", "--model_args: give pruned=PRUNED,")):
+        with pytest.raises(SystemExit, match="2"):
+            command(monkeypatch, restored_lm.main, tmp_path, *words, f"pruned={files[0]}{more}")
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {says}")
     with pytest.raises(UserError, match=r"restoration: .* is not the pruned checkpoint"):
         restored_lm.RestoredLM(str(make_tiny_llama(seed=3)), str(files[1]), device="cpu")
 

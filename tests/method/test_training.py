@@ -52,9 +52,8 @@ def settings(**changes) -> TrainingSettings:
 
 
 def encoded(model_folder, number: int) -> list[Encoded]:
-    tokenizer = load_tokenizer(model_folder, "-b")
     prompts, responses = [f"say {n}" for n in range(number)], ["abc " * (n % 5 + 1) for n in range(number)]
-    return encode_all(tokenizer, prompts, responses, 60)[0]
+    return encode_all(load_tokenizer(model_folder, "-b"), prompts, responses, 60)[0]
 
 
 def test_a_model_that_is_not_trained_has_the_validation_loss_that_training_would_begin_with(make_tiny_llama, tmp_path):

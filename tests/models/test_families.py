@@ -91,10 +91,6 @@ def models(tmp_path_factory):
     return functools.cache(lambda family: (made(root / family, family), made(root / f"{family}-pruned", family, 0.5)))
 
 
-def logits_of(folder: Path) -> list[Tensor]:
-    return probe_logits(load_model(folder, torch.float32, "cpu", "-p"), TOKENS)
-
-
 @pytest.fixture(scope="module")
 def restored(models, tmp_path_factory) -> dict[str, list[tuple[Path, Restoration, dict, list[Tensor]]]]:
     """Of each family: merged folders, restorations, proofs, logits attached; in the folders, those of stock classes."""
@@ -120,7 +116,8 @@ def test_runtimes_that_would_drop_biases_are_named(family):
 @FAMILY
 def test_what_is_restored_is_what_the_stock_class_reads(models, restored, family):
     _, pruned = models(family)
-    before, given = logits_of(pruned), load_file(pruned / "model.safetensors")
+    before = probe_logits(load_model(pruned, torch.float32, "cpu", "-p"), TOKENS)
+    given = load_file(pruned / "model.safetensors")
     for folder, restoration, proof, reference in restored[family]:
         assert proof["passed"] and proof["logits_must_be_equal"]
         assert proof["zeros"] == "kept" and proof["zeros_lost"] == 0
@@ -149,7 +146,7 @@ def test_what_runs_as_llama_has_the_logits_of_its_own_class(models, family, tmp_
     own = AutoModelForCausalLM.from_pretrained(dense, dtype=torch.float32).eval()
     assert own.config.model_type == family
     expected = [own(torch.tensor([ids])).logits[0] for ids in TOKENS]
-    assert all(map(torch.equal, logits_of(dense), expected))
+    assert all(map(torch.equal, probe_logits(load_model(dense, torch.float32, "cpu", "-p"), TOKENS), expected))
     zero = Restoration.start("output_bias", Options("all"), inputs_of(dense, dense, torch.tensor(TOKENS[:1])))
     merged(dense, tmp_path, zero)
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
@@ -202,17 +199,15 @@ def test_the_loss_the_scores_and_the_divergence_are_those_of_the_stock_logits(mo
     loss = cross_entropy(logits[:, :-1].flatten(0, 1), given["labels"][:, 1:].flatten())
     torch.testing.assert_close(found, loss)
     torch.testing.assert_close(ours, torch.autograd.grad(loss, scale)[0], rtol=1e-4, atol=1e-6)
-    hidden = model.model(given["input_ids"]).last_hidden_state[0, :-1].detach()
     targets = given["input_ids"][0, 1:]
-    scores, _ = token_scores(model, hidden, targets)
+    scores, _ = token_scores(model, model.model(given["input_ids"]).last_hidden_state[0, :-1].detach(), targets)
     expected = logits[0, :-1].detach().double().log_softmax(-1)
     torch.testing.assert_close(scores, expected.gather(1, targets.unsqueeze(1)).squeeze(1), rtol=0, atol=1e-5)
     taught = ResponseLoss(student, Distillation(1.0, model.lm_head.weight)).train()
     found = taught(**given, teacher=teacher_states(model, SAMPLES, ""))["loss"]
     predicting = given["labels"][:, 1:] != IGNORED
     mine, other = (each(given["input_ids"]).logits[:, :-1][predicting].log_softmax(-1) for each in (student, model))
-    wanted = kl_div(mine, other, log_target=True, reduction="batchmean")
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found, kl_div(mine, other, log_target=True, reduction="batchmean"), rtol=1e-4, atol=1e-6)
 
 
 LOSSES = {

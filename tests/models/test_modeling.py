@@ -12,11 +12,9 @@ from tests.builders import HEADS, orthonormal, trained
 IDS = torch.tensor([[5, 9, 77, 30, 200, 41]])
 
 
-@pytest.mark.parametrize(
-    ("method", "attention_bias"), [("restorelcc", True), ("bias_only", False), ("magnitudes_only", True)]
-)
-def test_one_bias_a_step_equals_adding_to_every_token_and_so_do_gradients(make_tiny_llama, method, attention_bias):
-    folder, restoration = make_tiny_llama(attention_bias=attention_bias), trained(method)
+@pytest.mark.parametrize(("method", "biased"), [("restorelcc", True), ("bias_only", False), ("magnitudes_only", True)])
+def test_one_bias_a_step_equals_adding_to_every_token_and_so_do_gradients(make_tiny_llama, method, biased):
+    folder, restoration = make_tiny_llama(attention_bias=biased), trained(method)
     plain, model = (load_model(folder, torch.float32, "cpu", "-b") for _ in range(2))
     basis, magnitudes, component = map(restoration.of_heads, ("basis", "magnitudes", "component"))
     learned = learned_compensation(basis, magnitudes, component).detach().requires_grad_()

@@ -101,8 +101,7 @@ def test_of_two_ropes_the_one_that_transformers_5_takes_is_told():
 def test_a_tokenizer_of_ours_has_a_class_that_both_versions_know(tmp_path):
     tokenizer = byte_tokenizer()
     save_tokenizer(tokenizer, tmp_path)
-    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert AutoTokenizer.from_pretrained(tmp_path)(TEXTS).input_ids == tokenizer(TEXTS).input_ids
 
 

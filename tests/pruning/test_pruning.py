@@ -83,9 +83,8 @@ def test_sparsegpt_in_any_blocks_equals_brute_force_optimal_brain_surgery(monkey
     """
     monkeypatch.setattr(sparsegpt, "BLOCK", block)
     weight, inputs = problem(out=4, width=12)
-    hessian = inputs.T @ inputs
     pruned = pruned_by("sparsegpt", weight, inputs, pattern)
-    damped = hessian.double()
+    damped = (inputs.T @ inputs).double()
     damped.diagonal().add_(0.01 * damped.diagonal().mean())
     saliency = torch.stack([torch.linalg.inv(damped[column:, column:])[0, 0] for column in range(12)])
     expected = weight.double()

@@ -14,7 +14,6 @@ from utils.report.tables import MODELS
 
 SPACE = "{http://www.w3.org/2000/svg}"
 LAYERS, HEADS, DIM = 5, 3, 8
-TRAINED = [(4, 0), (2, 2)]
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=2'>\"><svg onload=hacked=3>"
 
 
@@ -122,7 +121,7 @@ def whole() -> Record:
     scores[3, 1] = -torch.inf
     shares = torch.linspace(1, 0.1, DIM).expand(LAYERS, HEADS, DIM)
     learned = {"magnitudes": torch.ones(2, DIM), "component": torch.full((2, DIM), 2.0)}
-    heads = heads_record(scores, TRAINED, 2 * scores, learned.get)
+    heads = heads_record(scores, [(4, 0), (2, 2)], 2 * scores, learned.get)
     results = {
         **with_answers(), "proof": PROOF,
         "heads": {"selection": "random", "score_name": "mean squared activation gap", **without_nan(heads)},
