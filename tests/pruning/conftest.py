@@ -1,6 +1,5 @@
 """A calibration text, and pruning with it."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,15 +7,14 @@ import pytest
 import torch
 
 from pruning.prune_model import prune_into
+from tests.runs import write_samples
 
 
 @pytest.fixture
 def text(tmp_path) -> str:
     """Twenty documents of about 100 bytes, as .jsonl."""
     rows = ({"text": f"Document {number}: " + " ".join(str(number * k * k) for k in range(25))} for number in range(20))
-    path = tmp_path / "calibration.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
-    return str(path)
+    return str(write_samples(tmp_path / "calibration.jsonl", rows))
 
 
 @pytest.fixture
