@@ -29,8 +29,7 @@ def formula(method: str, weight: torch.Tensor, parts: dict[str, torch.Tensor]) -
     mask = (weight != 0).to(weight.dtype)
     if method == "masked_full":
         return weight + mask * parts["change"]
-    product = parts["up"] @ parts["down"]
-    direction = weight + ALPHA / RANK * product * (mask if method.startswith("masked") else 1)
+    direction = weight + ALPHA / RANK * (parts["up"] @ parts["down"]) * (mask if method.startswith("masked") else 1)
     if not method.endswith("dora"):
         return direction
     before, after = (t.detach().square().sum(1, keepdim=True).sqrt() for t in (weight, direction))

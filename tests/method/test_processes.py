@@ -183,12 +183,8 @@ def test_two_processes_that_go_on_within_an_epoch_train_what_was_left_of_it(tmp_
     assert all(torch.equal(tensor, state[part]) for part, tensor in learned.items())
 
 
-FSDP = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-}
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
+FSDP |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 """What `accelerate launch` sets for the flags that the README gives."""
 
 
