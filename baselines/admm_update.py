@@ -25,13 +25,17 @@ class ResidualMoments(Hessian):
     """
 
     def __init__(self, dense: LayerInputs, restored: LayerInputs, share: float, width: int, device: torch.device):
+        super().__init__(width, device)
         self._streams, self._share = zip(dense.batches(), restored.batches(), strict=True), share
-        self._sum = torch.zeros(width + dense.hidden.shape[-1], width, device=device)
+        self._given_back = torch.zeros(dense.hidden.shape[-1], width, device=device)
 
     def add(self, inputs: Tensor) -> None:
+        super().add(inputs)
         dense, restored = (stream.flatten(0, -2).float() for stream in next(self._streams))
-        rows = torch.cat([inputs.float(), self._share * (dense - restored)], dim=1)
-        self._sum.addmm_(rows.T, inputs.float())
+        self._given_back.addmm_((dense - restored).T, inputs.float(), alpha=self._share)
+
+    def value(self) -> Tensor:
+        return torch.cat([super().value(), self._given_back])
 
 
 def admm_update(inputs: MethodInputs, returned: float = 0.0) -> dict[str, MaskedChange]:

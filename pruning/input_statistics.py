@@ -9,6 +9,9 @@ from torch import Tensor
 _CHUNK = 1024
 """Tokens converted to fp32 at a time: small enough to stay in cache."""
 
+_BLOCK = 256
+"""Rows of X Xᵀ that are computed at a time, from the diagonal on: half the products, for a wide input."""
+
 
 class InputNorms:
     """The L2 norm of every input feature: (width,) fp32."""
@@ -46,10 +49,13 @@ class Hessian:
 
     def add(self, inputs: Tensor) -> None:
         inputs = inputs.float()
-        self._sum.addmm_(inputs.T, inputs)
+        for first in range(0, inputs.shape[1], _BLOCK):
+            rows = slice(first, first + _BLOCK)
+            self._sum[rows, first:].addmm_(inputs[:, rows].T, inputs[:, first:])
 
     def value(self) -> Tensor:
-        return self._sum
+        self._sum.triu_()
+        return self._sum.add_(self._sum.triu(1).T)
 
 
 def relative_error(dense: Tensor, pruned: Tensor, hessian: Tensor) -> float:

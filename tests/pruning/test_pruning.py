@@ -62,7 +62,8 @@ def test_a_pattern_is_exact_in_every_group_and_a_share_to_rounding(method, asked
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_statistics_gathered_in_batches_are_those_of_the_whole_in_fp32(dtype):
+def test_statistics_gathered_in_batches_are_those_of_the_whole_in_fp32(monkeypatch, dtype):
+    monkeypatch.setattr("pruning.input_statistics._BLOCK", 10)
     _, inputs = problem(tokens=3000)
     inputs = (300 + 100 * inputs).to(dtype)  # whose squares fp16 has no room for
     exact = inputs.double()
