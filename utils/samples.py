@@ -70,10 +70,10 @@ def _encode(
     rows = list(zip(encoded, texts, prompt_ids, strict=True))
     long = [number for number, row in enumerate(rows, start=1) if row[0].prompt_length >= args.max_length]
     if long:
-        named = ", ".join(map(str, long[:10])) + (", …" if len(long) > 10 else "")
+        named, s = ", ".join(map(str, long[:10])) + (", …" if len(long) > 10 else ""), "s" * (len(long) > 1)
         message = (
-            f"{len(long)} {what} sample{'s' * (len(long) > 1)} with a prompt of -max_length {args.max_length} tokens "
-            f"or more, which leaves no response (samples {named})"
+            f"{len(long)} {what} sample{s} with a prompt of -max_length {args.max_length} tokens or more, which leaves "
+            f"no response (sample{s} {named})"
         )
         if len(long) > MAY_GO * len(rows):
             raise UserError(
