@@ -84,7 +84,7 @@ def test_samples_with_an_empty_response_are_left_out_and_too_few_are_counted(tmp
     few = "has 6 samples with a response, but -num_train_samples + -num_valid_samples asks for 5 + 2"
     assert mistake(None, load_samples, path, 5, 2).startswith(f"-data_path: {path} {few}")
     valid = write_samples(tmp_path / "valid.jsonl", alpaca(1))
-    mistake(f"{valid} has 1 samples, but -num_valid_samples asks for 2", load_samples, str(tmp_path), 4, 2)
+    mistake(f"{valid} has 1 sample, but -num_valid_samples asks for 2", load_samples, str(tmp_path), 4, 2)
 
 
 @pytest.fixture(scope="module")
