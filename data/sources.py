@@ -153,9 +153,9 @@ def _take(source: Path | str, asked: list[tuple[str, int]]) -> list[Sample]:
         print(f"{source}: left out {len(empty)} sample{s} with an empty response (row{s} {rows})")
     if len(good) < wanted:
         flags, counts = (" + ".join(map(str, column)) for column in zip(*asked, strict=True))
-        left = " with a response" if empty else ""
+        left = "s" * (len(good) != 1) + " with a response" * bool(empty)
         raise UserError(
-            f"-data_path: {source} has {len(good)} sample{'s' * (len(good) != 1)}{left}, but {flags} asks for {counts}; "
+            f"-data_path: {source} has {len(good)} sample{left}, but {flags} asks for {counts}; "
             f"lower {flags.replace(' + ', ' or ')}, or give a larger set"
         )
     return good
