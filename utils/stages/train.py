@@ -145,7 +145,7 @@ def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | N
     head = None if torch.equal(own, other) else own.to(run.device)
     text = tuple(Encoded(ids, 0) for ids in run.calibration_windows(models.tokenizer).tolist())
     parts = samples.valid, samples.train, list(text)
-    size = as_bytes(sum(predicted(sample) for part in parts for sample in part) * other[0].nbytes)
+    size = as_bytes(sum(predicted(sample) for part in parts for sample in part) * own[0].nbytes)
     run.record.tell(f"teacher: the dense model's states at response tokens and calibration text, {size}")
     model = LazyModel(run, "dense", models.dense)
     valid, train, of_text = (
