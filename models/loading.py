@@ -4,6 +4,7 @@ import functools
 import gc
 import json
 import shutil
+import sys
 import tempfile
 import warnings
 from contextlib import nullcontext
@@ -49,6 +50,9 @@ _NO_TOKENIZATION = ("name_or_path", "tokenizer_file", "special_tokens_map_file",
 _SIZES = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
 _SIZES += ("hidden_size", "intermediate_size", "vocab_size")
 """In a config.json, what a model's shapes follow from."""
+
+_COMPUTED_BY = ("rope_parameters", "rms_norm_eps", "hidden_act")
+"""There, what else it computes with besides its weights; pruning changes none of it."""
 
 _DEQUANTIZED = {
     "bitsandbytes": "save what model.dequantize() of transformers makes of it, or give the checkpoint it was made from",
@@ -250,7 +254,7 @@ def head_shape(config: LlamaConfig) -> tuple[int, int, int]:
 
 
 def check_pair(dense: Path, pruned: Path, pruned_flag: str) -> None:
-    """Raise UserError unless the pruned model has the dense one's shapes and vocabulary.
+    """Raise UserError unless the pruned model has the dense one's shapes and vocabulary; warn if it computes otherwise.
 
     A pruned folder without a tokenizer of its own is taken to use the dense model's.
     """
@@ -266,6 +270,9 @@ def check_pair(dense: Path, pruned: Path, pruned_flag: str) -> None:
         wrong += ["its tokenizer differs from the base model's"] if ours != theirs else []
     if wrong:
         raise UserError(f"{pruned_flag}: {wrong[0]}; it must be -base_model_name's model, pruned, with no token added")
+    ours, theirs = (config.to_dict() for config in configs)
+    if odd := ", ".join(name for name in _COMPUTED_BY if ours.get(name) != theirs.get(name)):
+        print(f"      warning: {pruned_flag}: its config.json has other {odd} than -base_model_name's", file=sys.stderr)
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -26,9 +26,6 @@ from utils.negatives import locate_encoder
 from utils.samples import Samples, read_samples
 from utils.stages.context import Models, Run
 
-COMPUTED_BY = ("rope_parameters", "rms_norm_eps", "hidden_act")
-"""In a config.json, what a model computes with besides its weights; pruning changes none of it."""
-
 
 def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     """The models' folders, the samples as token ids, and what will be evaluated; UserError for what is wrong."""
@@ -95,9 +92,6 @@ def given_checkpoint(args: Arguments, dense: Checkpoint) -> tuple[Checkpoint, Ch
     given = Checkpoint(resolve(args.pruned_model_path, flag, args.cache_dir), flag)
     check_pair(dense.folder, given.folder, flag)
     check_weights(given, load_config(given.folder, flag))
-    ours, theirs = (load_config(each.folder, each.flag).to_dict() for each in (dense, given))
-    if odd := ", ".join(name for name in COMPUTED_BY if ours.get(name) != theirs.get(name)):
-        print(f"      warning: {flag}: its config.json has other {odd} than -base_model_name's", file=sys.stderr)
     one, two = (each.read("model.embed_tokens.weight")[:256].double().flatten() for each in (dense, given))
     if torch.cosine_similarity(one, two, 0) < 0.9:
         print(f"      warning: {flag}: its embeddings are not -base_model_name's: another model?", file=sys.stderr)
