@@ -30,9 +30,10 @@ class ResidualMoments(Hessian):
         self._given_back = torch.zeros(dense.hidden.shape[-1], width, device=device)
 
     def add(self, inputs: Tensor) -> None:
+        inputs = inputs.float()
         super().add(inputs)
         dense, restored = (stream.flatten(0, -2).float() for stream in next(self._streams))
-        self._given_back.addmm_((dense - restored).T, inputs.float(), alpha=self._share)
+        self._given_back.addmm_((dense - restored).T, inputs, alpha=self._share)
 
     def value(self) -> Tensor:
         return torch.cat([super().value(), self._given_back])

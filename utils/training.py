@@ -368,9 +368,7 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         if rows and rows[-1] >= len(self.samples):
             window = rows[-1] - len(self.samples)
             rows = rows[:-1]
-            text["text"] = torch.tensor([self.text[window].ids])
-            if known:
-                text["of_text"] = self.distillation.of_text[window]
+            text = {"text": torch.tensor([self.text[window].ids]), "of_text": self.distillation.of_text[window]}
         samples = [self.samples[row] for row in rows] or [Encoded(self.samples[0].ids[:2], 2)]
         states = known and ([known[row] for row in rows] or [known[0][:0]])
         return collate(samples, self.pad_id, states) | text
