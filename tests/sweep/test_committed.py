@@ -11,7 +11,16 @@ from utils.sweep.table import build_table, markdown
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 
-table_of = cache(lambda name: build_table(read(RESULTS / f"{name}.json.gz")))
+
+@cache
+def table_of(name: str) -> dict:
+    """The table of these runs; beside what it has, the minutes that the first seed's training took."""
+    runs = read(RESULTS / f"{name}.json.gz")
+    table = build_table(runs)
+    for run, row in zip(runs, table["rows"], strict=True):
+        stages = run.outcomes[0].run.get("stages", []) if row["trained_parameters"] else []
+        row["training_minutes"] = sum(stage["seconds"] for stage in stages if stage["name"] == "training") / 60 or None
+    return table
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RESULTS.glob("*.yaml")))
@@ -22,14 +31,17 @@ def test_a_table_is_what_its_runs_say(name):
 def written(value: dict | float | None, digits: int, times: float) -> str:
     """A mean and its error as the document has them."""
     parts = (value["value"], value["stderr"]) if isinstance(value, dict) else (value,)
-    return " ± ".join(f"{part * times:.{digits}f}" for part in parts if part is not None)
+    return " ± ".join(f"{part * times:,.{digits}f}" for part in parts if part is not None)
 
 
 def cells_of(text: str) -> list[list[str]]:
-    return [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in text.split("\n") if line[:2] == "| "]
+    return [[cell.strip(" *–") for cell in line.strip("|").split("|")] for line in text.split("\n") if line[:2] == "| "]
 
 
 COLUMNS = {
+    "numbers": ("trained_parameters", 0, 1),
+    "tokens": ("trained_tokens", 0, 1),
+    "minutes": ("training_minutes", 0, 1),
     "loss ↓": ("valid_loss", 3, 1),
     "perplexity ↓": ("perplexity", 2, 1),
     "bits ↓": ("answer_bits", 3, 1),
