@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.contract import MethodInputs
-from models.terms import MaskedChange
+from models.terms import MaskedChange, mask_of
 from pruning.input_statistics import Hessian, relative_error
 from pruning.layers import LINEARS_BY_INPUT, LayerInputs, walk
 
@@ -61,7 +61,7 @@ def admm_update(inputs: MethodInputs, returned: float = 0.0) -> dict[str, Masked
                 [read(name).to(hessian.device).float() for name in names] for read in (inputs.teacher, inputs.read)
             )
             # Rows are independent: layers that share an input are one problem, with one factorisation.
-            mask = torch.cat(pruned) != 0
+            mask = mask_of(torch.cat(pruned))
             more = given_back if len(given_back) and first.endswith(("o_proj", "down_proj")) else 0.0
             found = admm(torch.cat(dense), mask, hessian, more=more).split([len(rows) for rows in dense])
             for name, linear, wanted, old, new in zip(names, linears, dense, pruned, found, strict=True):
@@ -79,10 +79,10 @@ def admm(
 ) -> Tensor:
     """The weights inside the mask that minimise ‖W X - (W0 X + G)‖² + ‖(W - W0) D‖², by steps of ADMM: (out, in).
 
-    weight: W0 (out, in) fp32 or fp64. mask: (out, in) bool. hessian: X Xᵀ (in, in), columns of X the tokens' inputs.
-    more: G Xᵀ (out, in). The inputs are scaled to unit norm; D is what `damping` (a share of their mean,
-    added to the diagonal) is on that scale: it holds the weights to the dense ones. An input that is never fed leaves
-    its weights as W0 has them.
+    weight: W0 (out, in) fp32 or fp64. mask: (out, in), 1 inside and 0 outside. hessian: X Xᵀ (in, in), columns of X the
+    tokens' inputs. more: G Xᵀ (out, in). The inputs are scaled to unit norm; D is what `damping` (a share of their
+    mean, added to the diagonal) is on that scale: it holds the weights to the dense ones. An input that is never fed
+    leaves its weights as W0 has them.
     """
     norms = hessian.diagonal().sqrt()
     norms = torch.where(norms > 0, norms, 1)
