@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import checkpoint
 
 
 def learned_compensation(basis: Tensor, magnitudes: Tensor | None, component: Tensor | None) -> Tensor:
@@ -198,14 +197,25 @@ class MaskedLowRank(LowRank):
     what = "low-rank updates, inside the mask,"
 
     def through(self, z: Tensor, weight: Tensor) -> Tensor:
-        """z (W + scale · M ⊙ (B A))ᵀ in z's dtype; the sum and its mask are computed again in the backward pass."""
-        tensors = z, weight, self.scale * self.up, self.down
-        return checkpoint(_inside_mask, *tensors, use_reentrant=False, preserve_rng_state=False)
+        """z (W + scale · M ⊙ (B A))ᵀ in z's dtype."""
+        return _InsideMask.apply(z, *(tensor.to(z.dtype) for tensor in (weight, self.scale * self.up, self.down)))
 
 
-def _inside_mask(z: Tensor, weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    own, up, down = (tensor.to(z.dtype) for tensor in (weight, up, down))
-    return F.linear(z, torch.addmm(own, up, down) * mask_of(weight))  # where W is zero, W + M ⊙ (B A) is
+class _InsideMask(torch.autograd.Function):
+    """z (W + M ⊙ (B A))ᵀ. The backward pass computes the sum and its mask again: kept, they would be a second model."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        ctx.save_for_backward(z, weight, up, down)
+        return F.linear(z, torch.addmm(weight, up, down) * mask_of(weight))  # where W is zero, so is W + M ⊙ (B A)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        z, weight, up, down = ctx.saved_tensors
+        mask = mask_of(weight).to(weight.dtype)
+        update = grad.flatten(0, -2).T @ z.flatten(0, -2) * mask
+        before = grad @ (torch.addmm(weight, up, down) * mask) if ctx.needs_input_grad[0] else None
+        return before, None, update @ down.T, up.T @ update
 
 
 class DoRA(LowRank):
