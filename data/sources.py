@@ -40,7 +40,7 @@ class Split:
     valid: list[Sample]
 
 
-def alpaca_prompt(instruction: str, context: str = "") -> str:
+def alpaca_prompt(instruction: str, context: str) -> str:
     """The original release's Alpaca template: no preamble, the Input block left out when empty."""
     given = f"\n\n### Input:\n{context}" if context.strip() else ""
     return f"### Instruction:\n{instruction}{given}\n\n### Response:"

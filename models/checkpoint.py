@@ -258,8 +258,11 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
 
 
 def _load_pickle(file: Path, flag: str) -> dict[str, Tensor]:
-    with explain(f"{flag}: cannot read {file} as a PyTorch file of plain tensors", "give a safetensors checkpoint"):
+    try:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whose text may advise to load it all the same, code and all
+        said = f"{flag}: cannot read {file} as a PyTorch file of plain tensors; give a safetensors checkpoint"
+        raise UserError(said) from error
     tensors = loaded if isinstance(loaded, dict) else {"": None}
     plain = all(isinstance(each, Tensor) and each.layout == torch.strided for each in tensors.values())
     if not plain or not all(isinstance(name, str) for name in tensors):
@@ -267,7 +270,7 @@ def _load_pickle(file: Path, flag: str) -> dict[str, Tensor]:
     return loaded
 
 
-def _named(names: list[str], most: int = 3) -> str:
+def _named(names: list[str]) -> str:
     """ "a", "a, b", or "a, b, c and 5 more"."""
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -92,6 +92,8 @@ def load_config(folder: Path, flag: str) -> LlamaConfig:
         raise UserError(f"{flag}: {path} names no model_type, so it is no model's; give a Hugging Face model folder")
     if kind not in FAMILIES:
         raise UserError(f"{flag}: {folder} is a '{shortened(kind)}' model; RestoreLCC restores {SUPPORTED}")
+    if kind == COMPACT and flag == "-base_model_name":
+        raise UserError(f"{flag}: the model is compact already, slimgpt pruned it; give the dense model")
     if quantized := settings.get("quantization_config") or settings.get("compression_config"):
         named = quantized.get("quant_method") if isinstance(quantized, dict) else None
         method = shortened(str(named or "a method it doesn't name"))
@@ -259,8 +261,6 @@ def check_pair(dense: Path, pruned: Path, pruned_flag: str) -> None:
     A pruned folder without a tokenizer of its own is taken to use the dense model's.
     """
     configs = load_config(dense, "-base_model_name"), load_config(pruned, pruned_flag)
-    if configs[0].model_type == COMPACT:
-        raise UserError("-base_model_name: the model is compact already, slimgpt pruned it; give the dense model")
     sizes = [(name, *(getattr(config, name) for config in configs)) for name in _SIZES]
     wrong = [f"{name} is {theirs}, but the base model's is {ours}" for name, ours, theirs in sizes if ours != theirs]
     if has_tokenizer(pruned) and not wrong:

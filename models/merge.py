@@ -52,7 +52,6 @@ import math
 import shlex
 import shutil
 from collections.abc import Callable, Collection, Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -460,16 +459,15 @@ def merge_saved(args: Namespace, output: Path) -> None:
     reference = record_logits(model, restoration, Checkpoint(pruned), token_ids, device)
     del model
     # A compact checkpoint gets a compact result, by way of the dense shapes in which it was restored.
-    aside = {"prefix": "restorelcc-merge-", "ignore_cleanup_errors": True}
-    with TemporaryDirectory(**aside) if compact else nullcontext(output) as place:
-        merged = Path(place) / "merged"
-        found = merge_and_prove(pruned, args.restoration, merged, tokenizer_from=tokenizer_from, reference=reference)
-        record = found.record
+    with TemporaryDirectory(dir=output, ignore_cleanup_errors=True) as place:
+        merged, small = Path(place, "merged"), Path(place, "compact")
+        proof = merge_and_prove(pruned, args.restoration, merged, tokenizer_from=tokenizer_from, reference=reference)
+        record = proof.record
+        del proof  # and its model: two of them may be too many for the device
         if compact:
-            record |= {"compact": compact_and_prove(merged, output / "merged", reference).record}
-    for file in (output / "merged").iterdir():
-        file.rename(output / file.name)
-    (output / "merged").rmdir()
+            record |= {"compact": compact_and_prove(merged, small, reference).record}
+        for file in (small if compact else merged).iterdir():
+            file.rename(output / file.name)
     write_json(output / PROOF, record)
 
 

@@ -130,7 +130,6 @@ class HeadConstant(Term):
 
     learned = ("magnitudes", "component")
     fixed = ("heads", "basis")
-    what = "constants"
 
     def forward(self, weight: Tensor) -> Tensor:
         """(D,), given W_O (D, H·d)."""
@@ -177,12 +176,11 @@ class LowRank(Term):
     keeps_zeros = False
     beside = True
     what = "low-rank updates"
-    masked: ClassVar[bool] = False
 
     def forward(self, weight: Tensor) -> Tensor:
         """(out, in)."""
         update = (self.scale * self.up) @ self.down
-        return update * mask_of(weight) if self.masked else update
+        return update * mask_of(weight) if self.keeps_zeros else update
 
     def through(self, z: Tensor, weight: Tensor) -> Tensor:
         """z (W + scale · B A)ᵀ in z's dtype: z (…, in), weight (out, in)."""
@@ -193,7 +191,7 @@ class LowRank(Term):
 class MaskedLowRank(LowRank):
     """The same where the weight is not zero: scale · M ⊙ (B A)."""
 
-    keeps_zeros, masked = True, True
+    keeps_zeros = True
     what = "low-rank updates, inside the mask,"
 
     def through(self, z: Tensor, weight: Tensor) -> Tensor:
@@ -244,7 +242,7 @@ class DoRA(LowRank):
 class MaskedDoRA(DoRA):
     """The same with V = W + scale · M ⊙ (B A)."""
 
-    keeps_zeros, masked, beside = True, True, False
+    keeps_zeros, beside = True, False
     what = "magnitudes and low-rank updates, inside the mask,"
 
 

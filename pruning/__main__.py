@@ -1,10 +1,11 @@
 """Prune a Llama: python -m pruning -base_model_name embedded -prune_method wanda -sparsity 0.5 -output_dir pruned."""
 
 import shlex
+from dataclasses import fields
 
 from data.sources import check_calib_data
 from models.model_names import RECORD, check_found
-from utils.common.commands import Parser, at_least, folder_path, name_or_path, run, seed_number
+from utils.common.commands import Parser, folder_path, name_or_path, run, seed_number
 from utils.common.files import check_writable, read_json
 from utils.common.flags import Arguments
 from utils.common.names import C4, DTYPE_NAMES, bundled_or
@@ -16,13 +17,10 @@ def parser() -> Parser:
     flags = Parser(prog="python -m pruning", description=__doc__)
     flags.flag("base_model_name", type=name_or_path, required=True, help="short name, hub id, folder, GGUF or embedded")
     flags.flag("output_dir", required=True, type=folder_path, help="folder to write the pruned model to")
-    flags.flag("prune_method", default=Arguments.prune_method, help="wanda, sparsegpt, slimgpt or magnitude")
-    flags.flag("sparsity", default=Arguments.sparsity, help="share of zeros in (0, 1), or N:M: N of every M are kept")
+    for known in fields(Arguments):
+        if known.name in ("prune_method", "sparsity", "calib_data", "calib_samples", "calib_length"):
+            flags.flag(known.name, default=known.default, **{**known.metadata, "group": None})
     flags.flag("mode", default="masked", choices=("masked", "compact"), help="of slimgpt: the same shapes, or smaller")
-    kinds = "bundled, c4 (hub), a .jsonl, .json or .txt file (default: bundled for the embedded model, else c4)"
-    flags.flag("calib_data", type=name_or_path, help=kinds)
-    flags.flag("calib_samples", default=Arguments.calib_samples, type=at_least(1), help="calibration windows")
-    flags.flag("calib_length", default=Arguments.calib_length, type=at_least(2), help="tokens in a window")
     flags.flag("dtype", default=Arguments.dtype, choices=DTYPE_NAMES, help="the model's, one of %(choices)s")
     flags.flag("device", default=Arguments.device, help="where layers are pruned: cpu, cuda, cuda:1, … or auto")
     flags.flag("seed", default=Arguments.seed, type=seed_number, help="of the calibration windows")

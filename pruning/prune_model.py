@@ -11,16 +11,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.checkpoint import Checkpoint
-from models.compact import RECORD, write_compact
-from models.compact_llama import CompactLlamaConfig
+from models.compact import write_compact
 from models.families import LINEARS
 from models.loading import check_model, copy_tokenizer, load_config, load_model, usable_device
+from models.model_names import RECORD
 from models.portable import make_portable
 from pruning import calibration
 from pruning.layers import BATCH_TOKENS, LayerInputs, finite, walk
 from pruning.pattern import Pattern
 from pruning.pruners import METHODS, PruneLayer
-from utils.common.errors import UserError
+from utils.common.errors import UserError, explain
 from utils.common.files import explain_disk_full, write_json, write_text
 from utils.common.flags import as_flags
 from utils.common.progress import progress
@@ -42,8 +42,6 @@ def check(
     sparsity: the text of -sparsity, a share of zeros or N:M. config: the dense model's.
     """
     pattern = check_names(method, sparsity)
-    if config.model_type == CompactLlamaConfig.model_type:
-        raise UserError("-base_model_name: the model is compact already, slimgpt pruned it; give the dense model")
     if mode == "compact" and method != "slimgpt":
         raise UserError(f"-mode: only slimgpt makes a model smaller; {method} gives 'masked'")
     by_layer = METHODS[method].by_layer(pattern, config)
@@ -146,13 +144,9 @@ def prune_layers(
         few = max(1, min(len(tokens) // 16, BATCH_TOKENS // tokens.shape[1]))
         sample = inputs.hidden[:few].clone()
         dense = finite(inputs.layer(sample, **inputs.kwargs), f"the output of layer {inputs.index}")
-        try:
+        singular = f"-calib_data: the Hessian of layer {inputs.index} is singular"
+        with explain(singular, "raise -calib_samples, or prune with wanda", torch.linalg.LinAlgError):
             by_layer[inputs.index](inputs)
-        except torch.linalg.LinAlgError as failure:
-            raise UserError(
-                f"-calib_data: the Hessian of layer {inputs.index} is singular ({failure}); "
-                "raise -calib_samples, or prune with wanda"
-            ) from failure
         wrong = (inputs.layer(sample, **inputs.kwargs) - dense).float().norm().item()
         added = (dense - sample).float().norm().item()
         record.append({"error": (wrong / max(added, 1e-30)) ** 2})

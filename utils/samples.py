@@ -40,15 +40,10 @@ def read_samples(args: Arguments, tokenizer: PreTrainedTokenizerBase, texts: Spl
     """The texts' token ids, cut to -max_length; samples whose prompt leaves no room for a response are left out.
 
     Says how many of each were left out or cut. Raises UserError if more than MAY_GO of the training or of the
-    validation samples would go, or if no two training samples remain.
+    validation samples would go.
     """
     kept = _encode(args, tokenizer, texts.train, "training")
     training, valid = ([row[0] for row in rows] for rows in (kept, _encode(args, tokenizer, texts.valid, "validation")))
-    if len(kept) < 2:
-        raise UserError(
-            f"-max_length: {len(kept)} training samples have room for a response within {args.max_length} tokens; "
-            "give a larger one, or shorter prompts"
-        )
     tokens = sum(len(sample.ids) for sample in training)
     print(f"      {len(training)} training and {len(valid)} validation samples, {tokens:,} tokens")
     return Samples(

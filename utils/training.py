@@ -280,6 +280,8 @@ class _ProcessBatches(Sampler[list[int]]):
         self.lengths, self.settings, self.process, self.processes = lengths, settings, process, processes
         self.windows = windows
         self.of_all = settings.batch_size * processes
+        self.of_update = self.of_all * settings.gradient_accumulation
+        self.steps = math.ceil(len(lengths) / self.of_update)  # of an epoch
         self.epoch = 0
         self.over = False
         """Whether all steps were made: then there are no batches."""
@@ -294,18 +296,16 @@ class _ProcessBatches(Sampler[list[int]]):
         generator = torch.Generator().manual_seed(drawn)
         if self.settings.random_batches:
             return torch.randperm(len(self.lengths), generator=generator).tolist()
-        of_step = self.of_all * self.settings.gradient_accumulation
-        return get_length_grouped_indices(self.lengths, of_step, generator=generator)
+        return get_length_grouped_indices(self.lengths, self.of_update, generator=generator)
 
     def of_step(self, step: int) -> list[int]:
         """All processes' samples of a step of the present epoch, the step counted from 1 over all epochs."""
-        size = self.of_all * self.settings.gradient_accumulation
-        first = (step - 1) % math.ceil(len(self.lengths) / size) * size
-        return self.order()[first : first + size]
+        first = (step - 1) % self.steps * self.of_update
+        return self.order()[first : first + self.of_update]
 
     def __iter__(self) -> Iterator[list[int]]:
         order = [] if self.over else self.order()
-        before = self.epoch * math.ceil(len(self) / self.settings.gradient_accumulation)
+        before = self.epoch * self.steps
         for batch, first in enumerate(range(0, len(order), self.of_all)):
             mine = order[first : first + self.of_all][self.process :: self.processes]
             step, within = divmod(batch, self.settings.gradient_accumulation)

@@ -67,7 +67,7 @@ def test_mistakes_in_the_model_types_arguments_are_one_line(files, make_tiny_lla
         with pytest.raises(SystemExit, match="2"):
             command(monkeypatch, restored_lm.main, tmp_path, *words, f"pruned={files[0]}{more}")
         assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {says}")
-    with pytest.raises(UserError, match=r"restoration: .* is not the pruned checkpoint"):
+    with pytest.raises(UserError, match=r"^pruned: .* is not the pruned checkpoint"):
         restored_lm.RestoredLM(str(make_tiny_llama(seed=3)), str(files[1]), device="cpu")
 
 

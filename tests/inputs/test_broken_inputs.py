@@ -119,7 +119,7 @@ FILES: dict[str, tuple[Spoil, str]] = {
     "a tied head of its own": (tied(lambda t: t[HEAD].add_(1)), f"{HEAD} of its own … tie_word_embeddings to false"),
     "index outside": (index_of('{"weight_map": {"a": "../b"}}'), "not in the folder itself"),
     "index of what is not there": (index_of('{"weight_map": {"a": "b"}}'), "lacks b, which"),
-    ".bin evil": (pickled(lambda t: {NORM: Evil()}), "cannot read"),
+    ".bin evil": (pickled(lambda t: {NORM: Evil()}), "cannot read … of plain tensors; give a safe"),
     ".bin of a sparse tensor": (pickled(lambda t: t | {NORM: t[NORM].to_sparse()}), "no plain tensors"),
     "config.json nested": (changed(lambda _: DEEP.encode(), "config.json"), "nested too deeply"),
     "another model_type": (config(model_type="gpt2"), "is a 'gpt2' model"),

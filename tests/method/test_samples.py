@@ -82,10 +82,9 @@ MANY, FEW = [LONG] * 2 + [SHORT] * 17, [SHORT] * 10
     [
         (MANY, FEW, r"2 training samples .*\(samples 1, 2\), more than a tenth of 19"),
         (FEW, MANY, r"2 validation samples .*\(samples 1, 2\), more than a tenth of 19"),
-        ([SHORT], [], "1 training samples have room"),
     ],
 )
-def test_more_than_a_tenth_too_long_or_fewer_than_two_left_stop_the_run(train, valid, said):
+def test_more_than_a_tenth_too_long_stop_the_run(train, valid, said):
     mistake(rf"^-max_length: {said}", read, train, valid)
 
 

@@ -72,7 +72,7 @@ def test_statistics_gathered_in_batches_are_those_of_the_whole_in_fp32(monkeypat
         gathered = statistic(24, inputs.device)
         for batch in inputs.split(1300):
             gathered.add(batch)
-        torch.testing.assert_close(gathered.value().double(), whole, rtol=1e-5, atol=0)
+        torch.testing.assert_close(gathered.value().double(), whole, rtol=3e-5, atol=0)  # fp32 sums of 3,000
 
 
 @pytest.mark.parametrize("pattern", ["0.5", "2:4"])

@@ -26,7 +26,7 @@ def data_of(run: dict):
 @pytest.mark.parametrize("name", [
     'say "no"', "it's", "a: b", "- a", "a #b", "{a}", "[a", "&a", "`a`", "? a", "|", ">", "null", "1e3", "2026-01-02",
     "~", "a\n---\nb", "a\r\nb", "\ta", "ü 漢 😀", "a" * 200, "x\u2028y", "...", "a\\nb", "owner/na\nme", "k: {a: [",
-    HOSTILE, "`</code><img src=x>", "[a](javascript:b)|c",
+    HOSTILE, "`</code><img src=x>", "[a](javascript:b)|c", "*a* _b_",
 ])  # fmt: skip
 def test_no_name_breaks_the_card_or_is_markup_on_it(name):
     for models in ({"dense": name, "pruned": None}, {"dense": f"/data/{name}", "pruned": name}):
@@ -35,7 +35,7 @@ def test_no_name_breaks_the_card_or_is_markup_on_it(name):
         assert data.tags == ["llama", "pruned", "restorelcc"] and data.base_model is None
         for text in (model_card(FOUND, run), model_card(hostile().results, hostile().run)):
             assert not {"img", "svg", "script", "a"} & set(re.findall(r"<(\w+)", text))
-            assert "](" not in text.partition("\n---\n")[2] and "|c" not in text.partition("\n---\n")[2]
+            assert not any(mark in text.partition("\n---\n")[2] for mark in ("](", "|c", "*a*", "_b_"))
             rows = [line for line in text.splitlines() if line.startswith("| ")]
             assert {line.count("|") for line in rows} <= {3, 4, 8}  # no name makes a cell
 
@@ -61,9 +61,11 @@ def test_a_base_model_is_named_only_by_its_hub_id(models, base, license, tmp_pat
 
 def test_the_card_holds_table_proof_way_of_use_and_no_private_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ann")
-    text = model_card(FOUND, {**RUN, "method": {"title": "what is in /home/ann/notes", "restores": True}})
+    title = "what is in /home/ann/notes, not in https://example.org/home/ann"
+    text = model_card(FOUND, {**RUN, "method": {"title": title, "restores": True}})
     for part in ("| a<br>acc | 70.00 ±\u00a06.00 |", "| -0.100 ±\u00a00.007 | 33 % | better |", "**worse**"):
         assert part in text
     assert all(f"| {promise} | {numbers} | yes |" in text for promise, numbers, _ in proof_rows(PROOF))
     assert "AutoModelForCausalLM.from_pretrained" in text and "restored with what is in ~/notes" in text
-    assert "/home/ann" not in text and "/data/ann" not in text and "173c87a5" in text
+    assert "example.org/home/ann" in text and "173c87a5" in text
+    assert not re.search("(?<!example.org)/home/ann|/data/ann", text)

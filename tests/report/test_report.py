@@ -263,9 +263,9 @@ def test_next_steps_name_the_runs_folder_and_follow_what_was_found():
         text = draw(results, {**RUN, "arguments": {"output_dir": "/home/ann/out", "lr": 0.01, "num_epoch": 1, **more}})
         return unescape(re.search(r'<ol class="steps">.*?</ol>', text, re.DOTALL)[0])
 
-    steps = told(BETTER, eval_limit=50)
+    steps = told(BETTER, eval_limit=500_000)
     assert "-config out/run.json -train_seed 43 -output_dir out-seed43\npython -m utils.compare out out-seed43" in steps
-    assert "-eval_limit 200" in steps and not re.search("/home/ann|-lr|-allow_dense", steps)
+    assert "-eval_limit 2000000 " in steps and not re.search("/home/ann|-lr|-allow_dense", steps)
     assert "-pruned_model_path embedded -allow_dense" in told(BETTER, base_model_name="embedded")
     assert "-lr 0.003 -output_dir out-lr0.003" in told(WORSE)
 

@@ -61,8 +61,9 @@ def free_bytes(folder: Path) -> int:
 
 def as_bytes(size: float) -> str:
     """A number of bytes as people read it: "0 bytes", "340 kB", "1.24 GB"."""
-    units = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
-    return next((f"{size / unit:.3g} {name}" for unit, name in units if size >= unit), f"{int(size)} bytes")
+    units = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
+    shown = (f"{float(f'{size / unit:.3g}'):g} {name}" for unit, name in units if size >= unit)
+    return next(shown, f"{int(size)} bytes")
 
 
 @contextmanager

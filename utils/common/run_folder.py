@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from utils.common.errors import UserError
+from utils.common.errors import UserError, explain
 from utils.common.files import PARTIAL, check_writable, explain_disk_full, first_free, read_json, take_place, write_json
 
 UNFINISHED = "unfinished.json"  # marks OUT.partial as ours: the command's arguments, and whether it is whole
@@ -21,7 +21,7 @@ def locked(file: Path, what: str, wait: bool = False) -> Iterator[None]:
     if file.is_file() and (kept := file.read_bytes()[:99]) and not kept.split(b"\n")[0].isdigit():
         raise UserError(f"{what}: its lock would be {file}, which is a file of yours; rename that, or give another")
     lock = FileLock(file)
-    try:
+    with explain(f"{what}: its lock {file} can't be taken", "remove or rename that", OSError):
         try:
             lock.acquire(blocking=False)
         except Timeout:
@@ -29,8 +29,6 @@ def locked(file: Path, what: str, wait: bool = False) -> Iterator[None]:
                 raise UserError(f"{what} is in use by another process; wait for its end, or give another") from None
             print(f"      waiting for another process, which is making {what}", flush=True)
             lock.acquire()
-    except OSError as error:
-        raise UserError(f"{what}: its lock {file} can't be taken ({error.strerror}); remove or rename that") from error
     try:
         yield
     finally:

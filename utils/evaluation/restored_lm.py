@@ -30,7 +30,7 @@ class RestoredLM(HFLM):
         folder = resolve(pruned, "pruned", DEFAULT_CACHE)
         load_config(folder, "pruned")
         learned, about = load_restoration(Path(restoration).expanduser(), "restoration")
-        check_belongs(about, folder, "restoration")
+        check_belongs(about, folder, "pruned")
         folder, _ = in_dense_shapes(folder, DEFAULT_CACHE)
         if tokenizer is None and not has_tokenizer(folder):
             raise UserError(f"pruned: {pruned} has no tokenizer; add tokenizer=PATH to --model_args")

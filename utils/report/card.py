@@ -37,7 +37,7 @@ def as_markdown(value: object) -> Markup:
         return value
     text = str(escape(" ".join(str(value).split()))).replace("± ", "±\u00a0")
     text = text.replace("&#34;", '"').replace("&#39;", "'")  # which are markup in attributes alone
-    return Markup(re.sub(r"[\[\]|`\\]", lambda found: f"&#{ord(found[0])};", text))
+    return Markup(re.sub(r"[\[\]|`\\*]|(?<!\w)_|_(?!\w)", lambda found: f"&#{ord(found[0])};", text))
 
 
 def metadata(run: dict) -> ModelCardData:

@@ -40,7 +40,7 @@ def hide_paths(command: str) -> str:
 def hide_home(text: str) -> str:
     """A last guard: whatever path slipped through names no home directory."""
     home = str(Path.home())
-    return text if home == "/" else re.sub(re.escape(home) + r"(?![\w.-])", "~", text)
+    return text if home == "/" else re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", text)
 
 
 def pruned_how(run: dict, proof: dict) -> str:

@@ -64,7 +64,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
         config = load_config(pruned.folder, "-pruned_model_path")
     else:
         pruning.prune_model.check(args.prune_method, args.sparsity, *calibration_set, config)
-    if run.needs.calibration or (args.loss == DISTILL and run.needs.training):
+    if run.needs.calibration or args.loss == DISTILL:
         calibration.check(*calibration_set, config.max_position_embeddings)
         run.calibration_windows(tokenizer)  # a text that cannot be had is told of now
     plan = plan or plan_tasks(*args.evaluation)

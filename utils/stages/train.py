@@ -110,7 +110,7 @@ def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
         read=models.pruned.read,
         heads=ranked.heads if ranked else None,
         basis=ranked.basis if ranked else None,
-        teacher=models.dense.read if run.needs.calibration else None,
+        teacher=models.dense.read if calibrates else None,
         tokens=run.calibration_windows(models.tokenizer) if calibrates else None,
         # On the CPU, since one layer at a time is computed; a method may change the model that it is given.
         dense=(lambda: run.load(models.dense, "cpu")) if calibrates else None,
