@@ -3,11 +3,11 @@
 import contextlib
 import io
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFReader, Keys, RopeScalingType, get_tensor_name_map
+from gguf import MODEL_ARCH, GGUFReader, Keys, RopeScalingType, get_tensor_name_map
+from tokenizers import normalizers
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import (
     AutoConfig,
@@ -34,14 +34,23 @@ LLAMA_3S = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral"
 """Names under which a word that is a token stays whole, whatever the merges say (`ignore_merges`), and under which a
 text begins with BOS, unless the file says otherwise, as older ones do not."""
 
+_TOKENIZER = Keys.Tokenizer.MODEL, Keys.Tokenizer.PRE, Keys.Tokenizer.ADD_PREFIX
+
+_ROPE = [key.format(arch="llama") for key in (Keys.Rope.SCALING_TYPE, Keys.Rope.SCALING_FACTOR)]
+_ROPE.append("llama.rope.scale_linear")  # the factor in files of 2023
+
 
 def gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in the file; a warning on stderr if nobody knows how it splits texts."""
     tokenizer, fields = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name), GGUFReader(file).fields
-    if Keys.Tokenizer.MODEL not in fields or fields[Keys.Tokenizer.MODEL].contents() != "gpt2":
-        return tokenizer  # SentencePiece's: nothing is split before
-    name = fields[Keys.Tokenizer.PRE].contents() if Keys.Tokenizer.PRE in fields else None
+    kind, name, prefix = (fields[key].contents() if key in fields else None for key in _TOKENIZER)
     inner = tokenizer.backend_tokenizer
+    if kind != "gpt2":
+        # SentencePiece's: nothing is split before. transformers takes a space that a text begins with for the prefix.
+        added = [] if prefix is False else [normalizers.Prepend("▁")]
+        inner.normalizer = normalizers.Sequence([*added, normalizers.Replace(" ", "▁")])
+        inner.pre_tokenizer = None
+        return tokenizer
     if name in SPLITS:
         inner.pre_tokenizer = SPLITS[name]
     elif isinstance(inner.pre_tokenizer, ByteLevel):
@@ -67,31 +76,43 @@ def read_gguf(file: Path, flag: str) -> tuple[LlamaConfig, PreTrainedTokenizerBa
     return config, tokenizer
 
 
-def left_out(file: Path, names: Iterable[str], layers: int) -> list[str]:
-    """What a Llama's GGUF file holds beyond the tensors `names`, as transformers has them: biases, a scaled rope."""
-    reader, table = GGUFReader(file), get_tensor_name_map(MODEL_ARCH.LLAMA, layers)
+def check_tensors(file: Path, flag: str, config: LlamaConfig) -> None:
+    """UserError unless the file holds just the tensors of the configuration's model, and no scaled rope.
+
+    transformers would draw what is missing at random, and leave the rest out.
+    """
+    with explain(f"{flag}: {file.name} makes no model", "copy it again"), torch.device("meta"):
+        names = AutoModelForCausalLM.from_config(config).state_dict()
+    reader, table = GGUFReader(file), get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
     known = {table.get_name(name, try_suffixes=(".weight", ".bias")) for name in names}
-    scaling = reader.get_field(Keys.Rope.SCALING_TYPE.format(arch=MODEL_ARCH_NAMES[MODEL_ARCH.LLAMA]))
-    found = [tensor.name for tensor in reader.tensors if tensor.name not in known]
-    return found + ([scaling.name] if scaling is not None and scaling.contents() != RopeScalingType.NONE.value else [])
+    held = [tensor.name for tensor in reader.tensors]
+    if missing := sorted(known - {*held, "output.weight"}):  # without which the head is the embedding
+        raise UserError(
+            f"{flag}: {file.name} lacks {len(missing)} of {len(known)} tensors, such as {missing[0]}; give the whole "
+            "model in one file (llama-gguf-split --merge joins several)"
+        )
+    rope = {key: field.contents() for key in _ROPE if (field := reader.get_field(key)) is not None}
+    plain = rope.get(_ROPE[0]) == RopeScalingType.NONE.value
+    left = [name for name in held if name not in known]
+    if left := left + [key for key, value in rope.items() if value not in (0, 1) and not plain]:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise UserError(
+            f"{flag}: {file.name} holds {left[0]}{more}, which transformers leaves out of a GGUF file; give the "
+            "checkpoint that it was made from"
+        )
 
 
 @cached("unpacked", code=(sys.modules[__name__], models.portable), libraries=("transformers", "tokenizers", "gguf"))
 def unpack_gguf(folder: Path, content: str, *, file: Path, flag: str) -> None:
     """The GGUF file, known by its digest `content`, as a Hugging Face folder in the cache."""
     print(f"unpacking {file.name} once")
-    _, tokenizer = read_gguf(file, flag)
+    config, tokenizer = read_gguf(file, flag)
+    check_tensors(file, flag, config)
     hidden = contextlib.redirect_stderr(io.StringIO())  # the library's bar, which is tqdm's own
     with explain(f"{flag}: cannot unpack {file.name}", "copy it again"), hidden:
         # A quantized file unpacks to more precision than bf16 holds; fp32 keeps all of it.
         packed = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
-    if left := left_out(file, packed.state_dict(), packed.config.num_hidden_layers):
-        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        raise UserError(
-            f"{flag}: {file.name} holds {left[0]}{more}, which transformers leaves out of a GGUF file; give the "
-            "checkpoint that it was made from"
         )
     with hidden:
         packed.save_pretrained(folder)

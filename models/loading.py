@@ -224,7 +224,7 @@ def usable_device(name: str) -> str:
         place = one.device
     if place.type == "cuda":
         torch.cuda.set_device(place)  # libraries take the current one where none is named
-    return str(place)
+    return "cpu" if place.type == "cpu" else str(place)  # cpu:0 is the same, and has not the same name
 
 
 def placement(folder: Path, dtype: torch.dtype, device: str) -> str:
@@ -253,6 +253,13 @@ def _offload_folder() -> tempfile.TemporaryDirectory:
 def head_shape(config: LlamaConfig) -> tuple[int, int, int]:
     """(L, H, d): layers, query heads, head dimension."""
     return config.num_hidden_layers, config.num_attention_heads, config.head_dim
+
+
+def longest_context(config: LlamaConfig) -> int:
+    """Tokens that the model's positions reach to; some kinds of rope stretch max_position_embeddings."""
+    rope = config.rope_parameters or {}
+    longer = rope.get("factor", 1) if rope.get("rope_type") in ("linear", "dynamic") else 1
+    return int(config.max_position_embeddings * longer)
 
 
 def check_pair(dense: Path, pruned: Path, pruned_flag: str) -> None:

@@ -12,6 +12,7 @@ from functools import cache
 import pytest
 import torch
 
+from pruning.__main__ import parser as pruning_parser
 from tests.builders import save_tiny_llama
 from tests.runs import ROOT, flags, prepared
 from utils.common.flags import build_parser
@@ -56,8 +57,8 @@ def flags_in(words: list[str]) -> set[str]:
 def flags_of(name: str) -> set[str]:
     """Flags that a module or script of ours takes; read in its code, since asking some would run them."""
     name = name.removesuffix(".py").replace("/", ".")
-    if name in (ENTRY, "train.sh"):
-        return {option.lstrip("-") for action in build_parser()._actions for option in action.option_strings}
+    if parser := {ENTRY: build_parser, "train.sh": build_parser, "pruning": pruning_parser}.get(name):
+        return {option.lstrip("-") for action in parser()._actions for option in action.option_strings}
     place = ROOT / name.replace(".", "/")
     code = (place / "__main__.py" if place.is_dir() else place.with_suffix(".py")).read_text(encoding="utf-8")
     return set(re.findall(r"\.(?:flag|switch|add_argument)\(\s*\"-*(\w+)\"", code))

@@ -122,6 +122,10 @@ def test_limits_take_the_first_rows_and_parts_of_a_plan_score_as_the_whole_and_r
     nothing = plan_tasks("none", None, None, 64)
     assert nothing.describe() == nothing.parts() == [] and evaluate(*tiny, nothing, "x").scores == {}
     one_line(lambda: plan.check_model(39), "-ppl_window", "40", "39 or less")
+    asking = plan.planned[0].tasks["rte"]
+    asking.OUTPUT_TYPE, asking.config.generation_kwargs = "generate_until", {"max_new_tokens": 40}
+    plan.check_model(41)
+    one_line(lambda: plan.check_model(40), "-eval_tasks: rte", "up to 40 tokens", "leave it out")
 
 
 def test_a_group_and_a_metric_without_rows_have_lm_evals_direction_too(data, tiny):

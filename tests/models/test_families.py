@@ -245,8 +245,9 @@ def test_biases_that_a_family_cannot_carry_are_refused_or_left_out(models, famil
         mistake(rf"-apply_to: a {family} .*mlp\.down_proj.*inside_mask", carried_parts, method, Options(sites), config)
     with pytest.raises(UserError, match=f"-method: reconstruct computes Llama's own layer, .* a {family} model"):
         carried_parts("reconstruct", Options(), config)
-    assert parts_of("flap_bias", Options())[0].sites == {"attention", "ffn"}
-    assert carried_parts("flap_bias", Options(), config)[0].sites == {"attention"}
+    for flap in (("flap_bias", Options()), ("output_bias", Options(first="flap_bias"))):
+        assert parts_of(*flap)[0].sites == {"attention", "ffn"}
+        assert carried_parts(*flap, config)[0].sites == {"attention"}
     *_, constants, _ = carried_parts(*METHODS["inside the mask"], config)
     assert constants.sites == {"q", "k", "v", "attention"}
 

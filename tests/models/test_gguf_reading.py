@@ -1,6 +1,7 @@
 """A GGUF file becomes the same model with the same tokenizer, in silence; what would be lost is refused or told."""
 
 import json
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType, TokenType, get_tensor_name_map
-from tokenizers import Regex, Tokenizer, models, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, trainers
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -65,8 +66,8 @@ def split_as(bpe: Tokenizer, splits, ignore_merges: bool = False) -> Tokenizer:
     return tokenizer
 
 
-def write_gguf(file: Path, bpe: Tokenizer, pre: str | None, more=(), scaling=None, arch="llama", bos=None):
-    """A tiny Llama with this tokenizer as a GGUF file, and with the tensors `more` of zeros."""
+def write_gguf(file: Path, bpe: Tokenizer, pre: str | None, more=(), lacks="none", arch="llama", **given):
+    """A tiny Llama with this tokenizer as a GGUF file, with the tensors `more` of zeros and without some."""
     inner = json.loads(bpe.to_str())["model"]
     torch.manual_seed(0)
     config = LlamaConfig(**LOPSIDED | {"vocab_size": len(inner["vocab"])}, rope_theta=500.0)
@@ -81,7 +82,6 @@ def write_gguf(file: Path, bpe: Tokenizer, pre: str | None, more=(), scaling=Non
         "rope_dimension_count": config.head_dim,
         "rope_freq_base": 500.0,
         "layer_norm_rms_eps": config.rms_norm_eps,
-        "rope_scaling_type": scaling,
         "tokenizer_model": "gpt2",
         "tokenizer_pre": pre,
         "token_list": sorted(inner["vocab"], key=inner["vocab"].get),
@@ -89,7 +89,7 @@ def write_gguf(file: Path, bpe: Tokenizer, pre: str | None, more=(), scaling=Non
         "token_merges": [" ".join(merge) for merge in inner["merges"]],
         "bos_token_id": 0,
         "eos_token_id": 1,
-        "add_bos_token": bos,
+        **given,
     }
     for name, value in fields.items():
         if value is not None:
@@ -98,7 +98,8 @@ def write_gguf(file: Path, bpe: Tokenizer, pre: str | None, more=(), scaling=Non
     for name, tensor in model.state_dict().items():
         if "q_proj" in name or "k_proj" in name:  # llama.cpp rotates neighbours: rows 0, d/2, 1, d/2 + 1, … of a head
             tensor = tensor.unflatten(0, (-1, 2, config.head_dim // 2)).transpose(1, 2).reshape(tensor.shape)
-        writer.add_tensor(table.get_name(name, try_suffixes=(".weight",)), tensor.numpy())
+        if lacks not in (name := table.get_name(name, try_suffixes=(".weight",))):
+            writer.add_tensor(name, tensor.numpy())
     for name in more:
         writer.add_tensor(name, np.zeros(config.hidden_size, dtype=np.float32))
     writer.write_header_to_file()
@@ -125,8 +126,22 @@ def test_a_gguf_file_becomes_the_same_model_and_nothing_is_drawn(tmp_path, bpe, 
 def test_llama_3s_texts_begin_with_bos_unless_the_file_says_otherwise(tmp_path, bpe):
     file, own = tmp_path / "it.gguf", split_as(bpe, *SPLITS["llama-bpe"]).encode(TEXTS[0]).ids
     for bos, expected in ((None, [0, *own]), (False, own)):
-        write_gguf(file, bpe, "llama-bpe", bos=bos)
+        write_gguf(file, bpe, "llama-bpe", add_bos_token=bos)
         assert load_tokenizer(resolve(str(file), FLAG, tmp_path / "cache"), FLAG)(TEXTS[0]).input_ids == expected
+
+
+@pytest.mark.parametrize("prefix", [None, True, False])
+def test_sentencepieces_texts_begin_with_the_space_that_the_file_says(tmp_path, prefix):
+    spm = Tokenizer(models.BPE(unk_token="<unk>"))
+    added = [] if prefix is False else [normalizers.Prepend("▁")]
+    spm.normalizer = normalizers.Sequence([*added, normalizers.Replace(" ", "▁")])
+    words = {"vocab_size": 400, "initial_alphabet": ByteLevel.alphabet(), "special_tokens": ["<s>", "</s>", "<unk>"]}
+    spm.train_from_iterator(WORDS, trainers.BpeTrainer(**words, show_progress=False))
+    scores = [-float(place) for place in range(spm.get_vocab_size())]
+    given = {"tokenizer_model": "llama", "token_scores": scores, "unk_token_id": 2, "add_space_prefix": prefix}
+    write_gguf(tmp_path / "it.gguf", spm, None, **given)
+    found = gguf_tokenizer(tmp_path / "it.gguf")
+    assert [found(text).input_ids for text in TEXTS] == [[0, *spm.encode(text).ids] for text in TEXTS]
 
 
 @pytest.mark.parametrize("pre", [*SPLITS, "default", "some-bpe", None])
@@ -143,17 +158,23 @@ def test_texts_are_split_in_the_way_that_the_file_names_or_it_is_told(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("more", "scaling", "said"),
+    ("changed", "said"),
     [
-        (["blk.1.attn_output.bias", "blk.0.ffn_up.bias"], None, "blk.1.attn_output.bias and 1 more, "),
-        (["rope_freqs.weight"], None, "rope_freqs.weight, "),
-        ([], RopeScalingType.YARN, "llama.rope.scaling.type, "),
+        ({"more": ["blk.1.attn_output.bias", "blk.0.ffn_up.bias"]}, "holds blk.1.attn_output.bias and 1 more, which"),
+        ({"more": ["rope_freqs.weight"]}, "holds rope_freqs.weight, which transformers leaves out"),
+        ({"rope_scaling_type": RopeScalingType.YARN}, "holds llama.rope.scaling.type, which"),
+        ({"rope_scaling_factor": 4.0}, "holds llama.rope.scaling.factor, which"),
+        ({"rope_scaling_factor": 4.0, "rope_scaling_type": RopeScalingType.NONE}, None),
+        ({"rope_scaling_factor": 1.0}, None),
+        ({"lacks": "blk.2"}, "lacks 9 of 30 tensors, such as blk.2.attn_k.weight; give the whole"),
+        ({"lacks": "output_norm"}, "lacks 1 of 30 tensors, such as output_norm.weight; give the whole"),
     ],
 )
-def test_a_gguf_file_that_would_lose_biases_or_its_rope_is_not_read(tmp_path, bpe, more, scaling, said):
-    write_gguf(tmp_path / "it.gguf", bpe, "gpt-2", more, scaling)
-    with pytest.raises(UserError, match=f"{FLAG}: it.gguf holds {said}which transformers leaves out"):
-        resolve(str(tmp_path / "it.gguf"), FLAG, tmp_path / "cache")
+def test_a_gguf_file_that_would_lose_or_draw_tensors_or_lose_its_rope_is_not_read(tmp_path, bpe, changed, said):
+    file = tmp_path / "it.gguf"
+    write_gguf(file, bpe, "gpt-2", **changed)
+    with pytest.raises(UserError, match=f"{FLAG}: it.gguf {said}") if said else nullcontext():
+        resolve(str(file), FLAG, tmp_path / "cache")
 
 
 def test_a_pruned_copy_with_the_same_vocabulary_and_another_split_is_refused(make_tiny_llama):

@@ -66,8 +66,10 @@ def test_the_dense_model_reads_each_probes_question_right_and_wrong_answer(begin
     monkeypatch.setattr(measure, "embedded", lambda run, texts: torch.tensor([near.get(t, [1.0, 0.1]) for t in texts]))
     asked = replace(samples, wrong_choices=[["far", "near"], ["near", "far"], *[["far", "near"]] * 28])
     assert measure.wrong_answers(run, asked) == ["near"] * 20
-    for place, name, most in ((run.args, "max_length", 50), (models.config, "max_position_embeddings", 40)):
-        object.__setattr__(place, name, most)
+    stretched = "rope_parameters", {"rope_type": "linear", "factor": 1.2}
+    for name, value, most in (("max_length", 50, 50), ("max_position_embeddings", 40, 40), (*stretched, 48)):
+        place = run.args if name == "max_length" else models.config
+        object.__setattr__(place, name, value)
         trees = measure.probe_trees(run, models, samples)[:20]
         assert max(len(tree.prompt) + len(tree.continuations[2]) for tree in trees) == most
 

@@ -176,7 +176,7 @@ def parts_of(method: str, options: Options) -> tuple[Part, ...]:
         others, why = NOT_AFTER.get(first, ((), ""))
         if method in others:
             raise UserError(f"-first: {method} can't follow {first}, which {why}; name another, or leave it out")
-        parts.insert(0, Part(first, closed, wanted or RESIDUAL if closed.moves else APPLIED[closed.sites]))
+        parts.insert(0, Part(first, closed, APPLIED[(closed.moves and options.apply_to) or closed.sites]))
     if more := wanted - own:
         parts.append(Part("constants", CONSTANTS, more))
     if options.train_norms:

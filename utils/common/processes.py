@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import NoReturn
 
-from utils.common.errors import UserError, shortened
+from utils.common.errors import UserError, explain, shortened
 from utils.common.progress import OFF
 
 
@@ -26,7 +26,9 @@ class Processes:
                 "--mixed_precision, --config_file or its default_config.yaml), but what is trained is always fp32; "
                 "give --mixed_precision no, or unset it"
             )
-        self.count = int(os.environ.get("WORLD_SIZE", "1"))
+        alone = "WORLD_SIZE: is set, but not by a launcher", "unset it, or start by accelerate launch", ValueError
+        with explain(*alone):
+            self.count = int(os.environ.get("WORLD_SIZE", "1"))
         self.sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
         if self.sharded and os.environ.get("FSDP_VERSION", "1") != "2":
             raise UserError("accelerate launch: FSDP version 1, its default, is not served; add --fsdp_version 2")
@@ -45,7 +47,8 @@ class Processes:
         on_cpu = device == "cpu" or os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
         if on_cpu:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else a barrier would take a card for each process
-        self.state = PartialState(cpu=on_cpu, timeout=timedelta(days=7))  # the main one may prune and score for hours
+        with explain(*alone):  # the main process may prune and score for hours
+            self.state = PartialState(cpu=on_cpu, timeout=timedelta(days=7))
         self.device = str(self.state.device)
         if self.is_main and self.state.device.type != "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
             import torch

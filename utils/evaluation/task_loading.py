@@ -17,6 +17,7 @@ from unittest.mock import patch
 import datasets
 from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask, Task
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -93,6 +94,12 @@ class EvalPlan:
         if self.ppl_window > positions and any(planned.text is not None for planned in self.planned):
             why = f"{self.ppl_window} tokens are more than the model's {positions} positions"
             raise UserError(f"-ppl_window: {why}; give {positions} or less")
+        for name, task in ((name, task) for planned in self.planned for name, task in planned.tasks.items()):
+            if task.OUTPUT_TYPE == "generate_until":
+                asked = normalize_gen_kwargs(task.config.generation_kwargs or {})["max_gen_toks"]
+                if asked >= positions:  # of which lm_eval wants one at least for the prompt
+                    why = f"answers of up to {asked} tokens need more than the model's {positions} positions"
+                    raise UserError(f"{TASKS_FLAG}: {name}: {why}; leave it out")
 
     def key(self) -> dict:
         """What is asked, as JSON for the cache of scores; the same rows from the hub or a folder are one key."""

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 import models
 import utils.evaluation
 from models.checkpoint import Checkpoint
-from models.loading import tokenizer_digest
+from models.loading import longest_context, tokenizer_digest
 from pruning import layers
 from utils import activations, examples, losses, negatives, packing, training
 from utils.common.cache import Kept, cached
@@ -35,7 +35,7 @@ def probe_trees(run: Run, models: Models, samples: Samples) -> list[PromptWithCo
     if run.args.head_selection != "contrastive" or not plain:
         return plain
     wrong = wrong_answers(run, samples)
-    longest = min(run.args.max_length, models.config.max_position_embeddings)
+    longest = min(run.args.max_length, longest_context(models.config))
     wrong_ids = answered(models.tokenizer, samples.prompts[: len(wrong)], wrong, longest)
     trees = []
     for question, right, other in zip(samples.prompt_ids, samples.train, wrong_ids, strict=False):

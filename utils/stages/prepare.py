@@ -12,7 +12,16 @@ import pruning.prune_model
 from models.checkpoint import Checkpoint, check_weights
 from models.compact import RECORD, in_dense_shapes
 from models.families import carried_parts
-from models.loading import check_model, check_pair, head_shape, load_config, read_settings, resolve, tokenizer_digest
+from models.loading import (
+    check_model,
+    check_pair,
+    head_shape,
+    load_config,
+    longest_context,
+    read_settings,
+    resolve,
+    tokenizer_digest,
+)
 from pruning import calibration
 from pruning.pruners import METHODS as PRUNERS
 from utils.common.cache import cached
@@ -68,9 +77,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
         calibration.check(*calibration_set, config.max_position_embeddings)
         run.calibration_windows(tokenizer)  # a text that cannot be had is told of now
     plan = plan or plan_tasks(*args.evaluation)
-    rope = config.rope_parameters or {}
-    longer = rope.get("factor", 1) if rope.get("rope_type") in ("linear", "dynamic") else 1
-    positions = int(config.max_position_embeddings * longer)
+    positions = longest_context(config)
     plan.check_model(positions)
     samples = read_samples(args, tokenizer, load_texts(args))
     if (longest := max(len(sample.ids) for sample in samples.train + samples.valid)) > positions:
