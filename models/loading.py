@@ -224,7 +224,7 @@ def usable_device(name: str) -> str:
         place = one.device
     if place.type == "cuda":
         torch.cuda.set_device(place)  # libraries take the current one where none is named
-    return "cpu" if place.type == "cpu" else str(place)  # cpu:0 is the same, and has not the same name
+    return str(place)
 
 
 def placement(folder: Path, dtype: torch.dtype, device: str) -> str:
