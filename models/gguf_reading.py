@@ -36,8 +36,7 @@ text begins with BOS, unless the file says otherwise, as older ones do not."""
 
 _TOKENIZER = Keys.Tokenizer.MODEL, Keys.Tokenizer.PRE, Keys.Tokenizer.ADD_PREFIX
 
-_ROPE = [key.format(arch="llama") for key in (Keys.Rope.SCALING_TYPE, Keys.Rope.SCALING_FACTOR)]
-_ROPE.append("llama.rope.scale_linear")  # the factor in files of 2023
+_ROPE = "llama.rope.scaling.type", "llama.rope.scaling.factor", "llama.rope.scale_linear"  # the last in files of 2023
 
 
 def gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
