@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.contract import MethodInputs
-from models.terms import MaskedChange, mask_of
+from models.terms import MaskedChange, inside_mask
 from pruning.input_statistics import Hessian, relative_error
 from pruning.layers import LINEARS_BY_INPUT, LayerInputs, walk
 
@@ -61,9 +61,8 @@ def admm_update(inputs: MethodInputs, returned: float = 0.0) -> dict[str, Masked
                 [read(name).to(hessian.device).float() for name in names] for read in (inputs.teacher, inputs.read)
             )
             # Rows are independent: layers that share an input are one problem, with one factorisation.
-            mask = mask_of(torch.cat(pruned))
             more = given_back if len(given_back) and first.endswith(("o_proj", "down_proj")) else 0.0
-            found = admm(torch.cat(dense), mask, hessian, more=more).split([len(rows) for rows in dense])
+            found = admm(torch.cat(dense), torch.cat(pruned), hessian, more=more).split([len(rows) for rows in dense])
             for name, linear, wanted, old, new in zip(names, linears, dense, pruned, found, strict=True):
                 errors = torch.tensor([relative_error(wanted, weight, hessian) for weight in (old, new)])
                 terms[name] = MaskedChange((new - old).cpu(), errors=errors)
@@ -79,7 +78,7 @@ def admm(
 ) -> Tensor:
     """The weights inside the mask that minimise ‖W X - (W0 X + G)‖² + ‖(W - W0) D‖², by steps of ADMM: (out, in).
 
-    weight: W0 (out, in) fp32 or fp64. mask: (out, in), 1 inside and 0 outside. hessian: X Xᵀ (in, in), columns of X the
+    weight: W0 (out, in) fp32 or fp64. mask: (out, in), zero outside. hessian: X Xᵀ (in, in), columns of X the
     tokens' inputs. more: G Xᵀ (out, in). The inputs are scaled to unit norm; D is what `damping` (a share of their
     mean, added to the diagonal) is on that scale: it holds the weights to the dense ones. An input that is never fed
     leaves its weights as W0 has them.
@@ -87,7 +86,7 @@ def admm(
     norms = hessian.diagonal().sqrt()
     norms = torch.where(norms > 0, norms, 1)
     scaled = hessian / norms / norms[:, None]
-    start = weight * norms
+    start, mask = weight * norms, mask.to(weight)
     ridge = damping * scaled.diagonal().mean()
     wanted = (weight @ hessian + more) / norms + ridge * start
     damped = (scaled.cpu() if scaled.device.type == "mps" else scaled).double()  # which has no fp64
@@ -95,7 +94,7 @@ def admm(
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped)).to(weight)
     free, dual = start, torch.zeros_like(start)
     for _ in range(iterations):
-        inside = (free + dual) * mask
+        inside = inside_mask(free + dual, mask)
         dual = dual + free - inside
         free = (wanted + rho * (inside - dual)) @ inverse
-    return free * mask / norms  # the next inside: the dual is zero there
+    return inside_mask(free, mask) / norms  # the next inside: the dual is zero there

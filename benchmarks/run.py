@@ -38,7 +38,7 @@ from utils.common.errors import UserError
 from utils.common.files import check_writable, write_json
 from utils.common.methods import Options
 from utils.common.names import BUNDLED, EMBEDDED
-from utils.common.record import device_name, versions
+from utils.common.record import device_name, reset_peak_memory, versions
 from utils.components import lost_components
 from utils.distillation import predicted
 from utils.losses import ResponseLoss
@@ -409,6 +409,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         check_writable(args.json.parent, "-json")
     quiet_libraries()
+    reset_peak_memory()  # which keeps what is freed, as a run's stages do
     base = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
     tokenizer = load_tokenizer(base, "-base_model_name")
     texts = load_samples(BUNDLED, TRAIN_SAMPLES, 0).train

@@ -20,6 +20,9 @@ from utils.common.cache import Cache
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "lm-eval", "numpy", "safetensors", "gguf")
 
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
 class Stage(NamedTuple):
     """One stage of a run: a short key for the code, and the name that terminal, run.json and `-plan` show.
 
@@ -107,7 +110,11 @@ def reset_peak_memory() -> None:
     """Count peak memory, the process's and that of the GPU's allocator, from what is really held now."""
     gc.collect()
     with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc keeps what was freed, and every later stage would count it
+        libc = ctypes.CDLL("libc.so.6")
+        libc.malloc_trim(0)  # what was freed, which every later stage would count
+        # Else glibc gives back what a step frees, and the next step has each page of it brought again.
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that it takes by itself
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):  # not on Linux, or not allowed: the peak is that of the process so far
