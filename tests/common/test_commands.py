@@ -2,6 +2,7 @@
 
 import os
 import sys
+from resource import RUSAGE_SELF, getrusage
 
 import pytest
 import torch
@@ -29,6 +30,12 @@ def test_what_is_freed_is_given_back_before_a_stage_is_measured():
     before = Process().memory_info().rss
     reset_peak_memory()
     assert before - Process().memory_info().rss > 100 * 2**20 and above
+
+
+def test_what_a_step_frees_the_next_one_uses():
+    reset_peak_memory()
+    faults = [getrusage(RUSAGE_SELF).ru_minflt for _ in range(3) if [torch.ones(2**22) for _ in range(10)]]
+    assert faults[2] - faults[1] < 5_000  # of 40,960 pages
 
 
 COMMAND = """
