@@ -5,13 +5,13 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.utils import align_module_device, patch_environment
+from accelerate.utils import patch_environment
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils import get_total_norm
@@ -30,24 +30,14 @@ from utils.common.files import explain_disk_full, read_manifest, write_manifest
 from utils.common.names import DIVERGED
 from utils.common.progress import progress
 from utils.distillation import Distillation
-from utils.losses import ResponseLoss
-from utils.packing import by_length
-from utils.prompts import IGNORED, Encoded, collate
+from utils.losses import NOT_FINITE, ResponseLoss, TrainingResult, response_loss
+from utils.prompts import Encoded, collate
 
-VALID_TOKENS_A_BATCH = 4096
 SAVED_EVERY = 600
 """Seconds of training that a kill may cost."""
 
 KEPT = 2
 """Checkpoints kept: the latest, and the one before it, should that be damaged or unfinished."""
-
-NOT_FINITE = (
-    "-dtype: the validation loss is no finite number before any training; try float32, or look at the validation "
-    "samples and the models"
-)
-
-GATHERED_FP32, GATHERED_HALF = 1e-4, 2e-3
-"""Relative difference of validation losses that kernels of other devices and shapes may make, in fp32 and below."""
 
 _IN_HISTORY = ("step", "epoch", "loss", "learning_rate", "valid_loss", "valid_kl")
 
@@ -70,19 +60,6 @@ class TrainingSettings:
     def of(cls, args: object) -> "TrainingSettings":
         """What the flags say: attributes of these names."""
         return cls(**{field.name: getattr(args, field.name) for field in fields(cls) if field.name != "flag"})
-
-
-@dataclass
-class TrainingResult:
-    """history: rows {"step", "epoch", "loss", "learning_rate"} and {"step", "epoch", "valid_loss"}, the latter with
-    "valid_kl" under distillation.
-
-    loss: of what was trained on; valid_loss: cross-entropy in any case; valid_kl: from the dense model; all in nats.
-    valid_rows: of the last validation, each sample's [summed cross-entropy in nats, labelled tokens].
-    """
-
-    history: list[dict] = field(default_factory=list)
-    valid_rows: list[list[float]] = field(default_factory=list)
 
 
 def train(
@@ -154,41 +131,6 @@ def train(
     return TrainingResult(history, trainer.valid_rows)
 
 
-def validate(model: LlamaForCausalLM, valid: list[Encoded]) -> TrainingResult:
-    """The validation of a model that isn't trained, as training would make it before its first step.
-
-    history: one row, of step 0; without validation samples none. model: attached or plain; spread too. Raises UserError
-    if the loss is no finite number.
-    """
-    if not valid:
-        return TrainingResult()
-    spread = hasattr(model, "hf_device_map")
-    head = align_module_device(model.lm_head, model.device) if spread else nullcontext()
-    with cpu_attention(model), head:
-        rows = response_loss(ResponseLoss(model).eval(), valid, model.config.pad_token_id or 0, "validation loss")
-    total, count = rows.sum(0).tolist()
-    if not math.isfinite(total):
-        raise UserError(NOT_FINITE)
-    return TrainingResult([{"step": 0, "epoch": 0.0, "valid_loss": total / count}], valid_rows=rows.tolist())
-
-
-def check_gathered(model: LlamaForCausalLM, valid: list[Encoded], training: TrainingResult) -> None:
-    """Raise UserError unless the whole model has the loss that the sharded one ended with: else what was gathered from
-    the processes, and saved, is not what they trained."""
-    losses = [row["valid_loss"] for row in training.history if "valid_loss" in row]
-    if not losses:
-        print("      without validation samples the gathered model is not compared with the sharded one")
-        return
-    (found,) = validate(model, valid).history
-    allowed = GATHERED_FP32 if model.dtype == torch.float32 else GATHERED_HALF
-    if not math.isclose(found["valid_loss"], losses[-1], rel_tol=allowed):
-        raise UserError(
-            f"accelerate launch: with the restoration that was gathered and saved the validation loss is "
-            f"{found['valid_loss']:.5f}, the sharded model's last was {losses[-1]:.5f} (they may differ by "
-            f"{100 * allowed:g} %): the restoration is not what was trained; train without --use_fsdp"
-        )
-
-
 def last_whole(checkpoints: Path, belongs: str) -> tuple[Path | None, list[str]]:
     """The latest checkpoint of this training that is as it was written, None if there is none; and a line for each
     later one, which says why it is passed over."""
@@ -202,47 +144,6 @@ def last_whole(checkpoints: Path, belongs: str) -> tuple[Path | None, list[str]]
             fault = str(error)
         passed_over.append(f"checkpoint {folder.name} {fault}; it is passed over")
     return None, passed_over
-
-
-@torch.no_grad()
-def response_loss(
-    model: torch.nn.Module,
-    samples: list[Encoded],
-    pad_id: int,
-    description: str,
-    part: int = 0,
-    parts: int = 1,
-    states: list[Tensor] | None = None,
-) -> Tensor:
-    """[summed loss in nats, labelled tokens] of each sample. Of several parts, each computes some of the batches, with
-    zeros for all other samples; their sum is the whole.
-
-    (N, 2) fp64 on the CPU, since not every device has fp64; (N, 3) with the summed divergence under distillation.
-
-    model: a ResponseLoss, or what distributes one, in evaluation mode. states: the teacher's, of each sample. Every
-    part runs as many batches, so that processes that share a model stay in step: a part that is short of one runs one
-    of the others', and leaves it out of the sum.
-    """
-    device = next(model.parameters()).device
-    batches = by_length([sample.ids for sample in samples], VALID_TOKENS_A_BATCH)
-    found: list[tuple[list[int], list[int], Tensor]] = []
-    with progress(total=len(samples), desc=description, unit="sample", leave=False) as bar:
-        for first in range(0, len(batches), parts):
-            mine = first + part < len(batches)
-            rows = batches[first + part if mine else first]
-            batch = collate([samples[row] for row in rows], pad_id, states and [states[row] for row in rows])
-            counts = (batch["labels"][:, 1:] != IGNORED).sum(1).tolist()
-            tokens = model(**{name: tensor.to(device) for name, tensor in batch.items()})["tokens"]
-            if mine:
-                found.append((rows, counts, tokens))
-            bar.update(sum(len(rows) for rows in batches[first : first + parts]))
-    summed = torch.zeros(len(samples), 1 + len(tokens), dtype=torch.float64)
-    # Read at the end only: a device need not wait for each batch.
-    for rows, counts, tokens in found:
-        for row, count, own in zip(rows, counts, tokens.cpu().double().split(counts, dim=1), strict=True):
-            loss, *divergence = own.sum(1).tolist()
-            summed[row] = torch.tensor([loss, count, *divergence], dtype=torch.float64)
-    return summed
 
 
 @dataclass

@@ -12,9 +12,9 @@ from models.terms import Constant
 from tests.builders import SAMPLES, attached, batch, learned_in, masks_of, scaled, trained
 from tests.method.test_training import encoded, settings
 from utils.distillation import Distillation, by_sample, teacher_states
-from utils.losses import ResponseLoss
+from utils.losses import ResponseLoss, response_loss
 from utils.prompts import IGNORED, Encoded
-from utils.training import response_loss, train
+from utils.training import train
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_loss_and_gradient_are_those_of_full_logits(make_tiny_llama, dense, monk
     sums = [torch.stack([own.sum() for own in each.split(list(map(len, targets)))]) for each in tokens]
     sums.insert(1, torch.tensor(list(map(len, targets))))
     assert torch.allclose(rows.float(), torch.stack(sums, 1), rtol=1e-4, atol=1e-4 * size)
-    monkeypatch.setattr("utils.training.VALID_TOKENS_A_BATCH", 9)  # several, of which the two parts have not as many
+    monkeypatch.setattr("utils.losses.VALID_TOKENS_A_BATCH", 9)  # several, of which the two parts have not as many
     parts = [response_loss(loss.eval(), samples, 257, "", part, 2, states) for part in (0, 1)]
     assert torch.allclose(sum(parts), rows, rtol=1e-4, atol=1e-4 * size) and all(part.any() for part in parts)
 

@@ -37,8 +37,9 @@ from utils.common.commands import run
 from utils.common.errors import Stopped, UserError
 from utils.common.processes import Processes, is_main_process, leave
 from utils.distillation import Distillation, by_sample, teacher_states
+from utils.losses import TrainingResult, check_gathered
 from utils.prompts import Encoded
-from utils.training import TrainingResult, check_gathered, train
+from utils.training import train
 
 
 def training(folder: Path, place: Path) -> tuple[TrainingResult, dict[str, Tensor]]:

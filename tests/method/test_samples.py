@@ -10,9 +10,9 @@ from models.loading import load_tokenizer
 from tests.builders import byte_tokenizer, mistake
 from utils.common.flags import parse_arguments
 from utils.examples import ends_of, greedy
+from utils.losses import validate
 from utils.prompts import Encoded, answered, common_prefix, encode_all
 from utils.samples import PROOF_SAMPLES, read_samples
-from utils.training import validate
 
 SHORT, LONG = "Say it.", "Say it again, and again, and again." * 2
 

@@ -28,18 +28,9 @@ from utils.common.flags import parse_arguments
 from utils.common.methods import Options
 from utils.distillation import Distillation
 from utils.evaluation.perplexity import token_scores
-from utils.losses import ResponseLoss
+from utils.losses import ResponseLoss, TrainingResult, response_loss, validate
 from utils.prompts import IGNORED, Encoded, encode_all
-from utils.training import (
-    TrainingResult,
-    TrainingSettings,
-    _OneDevice,
-    _ProcessBatches,
-    _RestorationTrainer,
-    response_loss,
-    train,
-    validate,
-)
+from utils.training import TrainingSettings, _OneDevice, _ProcessBatches, _RestorationTrainer, train
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from utils.activations import last_token_activations
 from utils.common.names import EMBEDDED
 from utils.evaluation.in_memory_lm import InMemoryLM
 from utils.evaluation.perplexity import window_losses
+from utils.losses import validate
 from utils.packing import PromptWithContinuations
-from utils.training import validate
 
 FLAG = "-base_model_name"
 

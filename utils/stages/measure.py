@@ -11,7 +11,7 @@ import utils.evaluation
 from models.checkpoint import Checkpoint
 from models.loading import longest_context, tokenizer_digest
 from pruning import layers
-from utils import activations, examples, losses, negatives, packing, training
+from utils import activations, examples, losses, negatives, packing
 from utils.common.cache import Kept, cached
 from utils.evaluation.scoring import PACKAGES, Evaluation, evaluate
 from utils.evaluation.task_loading import EvalPlan
@@ -124,12 +124,12 @@ def scores(
     return asdict(evaluate(model(), tokenizer, part, model.label))
 
 
-@cached("examples", code=(examples, training, losses, models))
+@cached("examples", code=(examples, losses, models))
 def answers_to(
     model: LazyModel, asked: list[Encoded], device: str, tokenizer_sha256: str, *, tokenizer: PreTrainedTokenizerBase
 ) -> dict:
     """Greedy answers to the samples' prompts; loss: on their own responses, nats a token."""
-    found, rows = [], training.validate(model(), asked).valid_rows if asked else []
+    found, rows = [], losses.validate(model(), asked).valid_rows if asked else []
     for sample, (nats, count) in zip(asked, rows, strict=True):
         made, ended = examples.greedy(
             model(), sample.ids[: max(1, sample.prompt_length)], examples.MOST_TOKENS, examples.ends_of(model())

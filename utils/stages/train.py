@@ -24,12 +24,13 @@ from utils.common.methods import Options, Part
 from utils.common.names import DISTILL
 from utils.common.record import versions
 from utils.distillation import WEIGHT, Distillation, by_sample, predicted, teacher_states
+from utils.losses import TrainingResult, check_gathered, validate
 from utils.prompts import Encoded
 from utils.report.summary import loss_rose
 from utils.samples import Samples
 from utils.stages.context import LazyModel, Models, Run
 from utils.stages.rank import Ranked
-from utils.training import TrainingResult, TrainingSettings, check_gathered, train, validate
+from utils.training import TrainingSettings, train
 
 SAVED = "restoration"
 """The folder in the result that holds what was learned."""
