@@ -107,7 +107,10 @@ def device_name(device: str) -> str:
 
 
 def reset_peak_memory() -> None:
-    """Count peak memory, the process's and that of the GPU's allocator, from what is really held now."""
+    """Count peak memory, the process's and that of the GPU's allocator, from what is really held now.
+
+    What is freed from now on stays the process's own, until the next call.
+    """
     gc.collect()
     with suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL("libc.so.6")
