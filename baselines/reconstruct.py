@@ -16,7 +16,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from models.contract import MethodInputs
 from models.families import ATTENTION, MLP
-from models.terms import MaskedChange
+from models.terms import MaskedChange, inside_mask
 from pruning.layers import LayerInputs, walk
 from utils.common.errors import UserError
 from utils.common.progress import progress
@@ -54,7 +54,7 @@ class HalfLayer(nn.Module):
     def loss(self, changes: dict[str, Tensor], inputs: Tensor, targets: Tensor, kwargs: dict) -> Tensor:
         """The mean squared error of one batch, fp32; changes (out, in) fp32 count where the weight is not zero."""
         weights = {
-            f"layer.{name}.weight": (weight.float() + changes[name] * (weight != 0)).to(weight.dtype)
+            f"layer.{name}.weight": (weight.float() + inside_mask(changes[name], weight.float())).to(weight.dtype)
             for name, weight in self.weights.items()
         }
         return F.mse_loss(functional_call(self, weights, (inputs,), kwargs).float(), targets.float())

@@ -280,6 +280,7 @@ def test_a_device_that_is_not_there_is_told(device):
     if torch.cuda.is_available() and device == "cuda":
         pytest.skip("there is one")
     mistake(f"^-device: {device} cannot be used", usable_device, device)
+    assert usable_device("cpu:0") == "cpu"
 
 
 FAR = {"base_model_name": "no/body"}  # what needs no model is told of before it is fetched
