@@ -11,7 +11,7 @@ import utils.evaluation
 from models.checkpoint import Checkpoint
 from models.loading import longest_context, tokenizer_digest
 from pruning import layers
-from utils import activations, examples, losses, negatives, packing
+from utils import activations, examples, losses, negatives, packing, prompts
 from utils.common.cache import Kept, cached
 from utils.evaluation.scoring import PACKAGES, Evaluation, evaluate
 from utils.evaluation.task_loading import EvalPlan
@@ -124,7 +124,7 @@ def scores(
     return asdict(evaluate(model(), tokenizer, part, model.label))
 
 
-@cached("examples", code=(examples, losses, models))
+@cached("examples", code=(examples, losses, models, packing, prompts))
 def answers_to(
     model: LazyModel, asked: list[Encoded], device: str, tokenizer_sha256: str, *, tokenizer: PreTrainedTokenizerBase
 ) -> dict:
