@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -259,7 +260,7 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
 
 def _load_pickle(file: Path, flag: str) -> dict[str, Tensor]:
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # whose text may advise to load it all the same, code and all
         said = f"{flag}: cannot read {file} as a PyTorch file of plain tensors; give a safetensors checkpoint"
         raise UserError(said) from error

@@ -96,8 +96,9 @@ def shard(folder: Path, pickled: bool = False) -> list[str]:
     (folder / "model.safetensors").unlink()
     names = sorted(path.name for path in folder.glob("model-*.safetensors"))
     if pickled:
-        for name in names:
-            torch.save(load_file(folder / name), folder / f"pytorch_{Path(name).stem}.bin")
+        for name in names:  # the first as older versions of torch did
+            new, file = name != names[0], folder / f"pytorch_{Path(name).stem}.bin"
+            torch.save(load_file(folder / name), file, _use_new_zipfile_serialization=new)
             (folder / name).unlink()
         index = folder / "model.safetensors.index.json"
         text = index.read_text().replace('"model-', '"pytorch_model-').replace(".safetensors", ".bin")
