@@ -267,7 +267,8 @@ def test_next_steps_name_the_runs_folder_and_follow_what_was_found():
     assert "-config out/run.json -train_seed 43 -output_dir out-seed43\npython -m utils.compare out out-seed43" in steps
     assert "-eval_limit 2000000 " in steps and not re.search("/home/ann|-lr|-allow_dense", steps)
     assert "-pruned_model_path embedded -allow_dense" in told(BETTER, base_model_name="embedded")
-    assert "-lr 0.003 -output_dir out-lr0.003" in told(WORSE)
+    assert "-lr 0.003 -output_dir out-lr0.003" in told(WORSE) and "-lr" not in told({})
+    assert "-train_seed" not in draw(BETTER, {**RUN, "method": {"restores": True}})  # a closed form draws nothing
 
 
 @pytest.fixture
