@@ -38,10 +38,12 @@ def main() -> None:
     parser.flag("cache_dir", type=folder_path, default=DEFAULT_CACHE, metavar="DIR", help="that all runs share")
     parser.flag("keep_models", default=False, help="keep each run's model/, compact/ and restoration/")
     args = parser.parse_args()
+    if (table := args.output_dir / "table.md").exists() and not table.read_bytes().startswith(b"# Sweep"):
+        raise UserError(f"-output_dir: {table} is no sweep's table; rename it, or give another folder")
     if args.file.suffix == ".gz":
         rows, kept, text = [], args.file, markdown(build_table(read(args.file)))
         check_writable(args.output_dir, "-output_dir")
-        write_text(args.output_dir / "table.md", text)
+        write_text(table, text)
     else:
         rows, kept = read_sweep(args.file), args.output_dir
         if (kept / "results.json").exists():
@@ -51,7 +53,7 @@ def main() -> None:
             check_all(look(rows, kept), args.cache_dir)
             rows = run_all(rows, kept, args.cache_dir, args.keep_models)
     page = shlex.join(["python", "-m", "utils.compare", str(kept), "-output", "FILE.html"])
-    print(f"table: {args.output_dir / 'table.md'}\npage:  {page}")
+    print(f"table: {table}\npage:  {page}")
     if left := needed(rows):
         print(f"{len(left)} runs failed: the table says how; the same command tries them again", file=sys.stderr)
         sys.exit(1)
