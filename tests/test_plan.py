@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 from transformers import LlamaConfig
 
-from tests.builders import LOPSIDED
+from tests.builders import LOPSIDED, mistake
 from tests.runs import in_words, run
-from utils.common.errors import UserError
 from utils.common.flags import parse_arguments
 from utils.common.methods import METHODS
 from utils.common.record import STAGES
@@ -133,7 +132,10 @@ def test_what_does_not_fit_is_said_with_what_would(printed):
 
 def test_what_cannot_be_planned_is_one_line(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"^-plan: unknown card 'H900'; give here or one of"):
-        run(monkeypatch, ["-base_model_name", "embedded", "-plan", "H900"])
-    with pytest.raises(UserError, match=r"^-base_model_name: cannot get 'nobody/nothing' from"):
-        run(monkeypatch, ["-base_model_name", "nobody/nothing", "-plan", "L4"])
+    for words, says in (
+        ("embedded -plan H900", "-plan: unknown card 'H900'; give here or one of"),
+        ("nobody/nothing -plan L4", "-base_model_name: cannot get 'nobody/nothing' from"),
+        ("embedded -plan L4 -pruned_model_path a/b -recipe biases -calib_length 9999", "-calib_length: 9999 tokens"),
+        ("embedded -plan L4 -method eora -loss distill", "-loss: distill is a loss of training"),
+    ):
+        mistake(f"^{says}", run, monkeypatch, ["-base_model_name", *words.split()])

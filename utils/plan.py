@@ -17,6 +17,7 @@ from huggingface_hub import hf_hub_download
 from torch.utils.benchmark import Timer
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerBase
 
+import pruning.calibration
 import pruning.prune_model
 from models import loading, model_names
 from models.contract import linear_shapes
@@ -27,7 +28,7 @@ from utils.common.commands import WIDTH
 from utils.common.errors import UserError
 from utils.common.flags import Arguments
 from utils.common.hub import asking
-from utils.common.methods import Options, needs_of
+from utils.common.methods import Options
 from utils.common.names import BUNDLED, DISTILL
 from utils.common.record import STAGES, device_name
 from utils.evaluation.task_loading import load_texts, task_names
@@ -154,7 +155,7 @@ class Plan:
         self.matrices = self.layers * sum(out * width for out, width in shapes.values())
         self.parameters = self.matrices + self.vocabulary * self.hidden * (2 - config.tie_word_embeddings)
         self.weights, self.file = self.parameters * self.size, self.parameters * self.stored
-        self.needs = needs_of(args.method, Options.of(args))
+        self.needs = args.needs
         self.heads = args.head_count(self.layers, config.num_attention_heads) if self.needs.heads else 0
         contrastive = self.needs.heads and args.head_selection == "contrastive"
         self.probes = min(args.num_probe_samples, len(self.samples)) if contrastive else 0
@@ -261,7 +262,7 @@ class Plan:
         passes = [args.calib_samples * sum(form[place] for form in forms) for place in (0, 1)]
         read, wide = (self.operations(Texts(each, args.calib_length)) for each in passes)
         step, host = 0.0, sum(self.weights + each * self.matrices for *_, each in forms)  # the dense model, and theirs
-        trains = args.num_epoch and self.needs.training
+        trains = args.trains
         # On a card: what a closed form found, then, layer by layer, the weights with it; merged ones, and one in fp64.
         matrices = machine.on_card * self.matrices
         files = FP32 * self.matrices * sum(each > 0 for *_, each in forms)
@@ -300,6 +301,8 @@ def print_plan(args: Arguments) -> None:
         model_names.check_name(args.pruned_model_path, "-pruned_model_path")
     else:
         pruning.prune_model.check(args.prune_method, args.sparsity, args.calib_data, args.calib_length, config)
+    if args.calibrates:
+        pruning.calibration.check(args.calib_data, args.calib_length, config.max_position_embeddings)
     machine = target_machine(args, config)
     samples, valid, counted = count_samples(args, tokenizer)
     tasks, unknown = count_tasks(args)

@@ -12,8 +12,7 @@ from utils.common.methods import Options, parts_of
 
 
 def from_config(folder: Path, content: object, *flags: str, name: str = "config.json") -> Arguments:
-    path = folder / name
-    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    (path := folder / name).write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     return parse_arguments(["-config", str(path), *flags])
 
 
@@ -22,8 +21,7 @@ def test_what_run_json_holds_repeats_the_run_but_not_how_it_was_started(tmp_path
     written = parse_arguments([*given, "-plan", "here", "-push_to_hub", "a/b"]).as_json()
     assert not {"overwrite", "plan", "config", "push_to_hub"} & set(written)
     again = from_config(tmp_path, {"arguments": json.loads(json.dumps(written)), "seed": 42})
-    assert again.as_json() == written
-    assert (again.overwrite, again.plan, again.push_to_hub) == (False, None, None)
+    assert again.as_json() == written and (again.overwrite, again.plan, again.push_to_hub) == (False, None, None)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -47,7 +45,8 @@ def test_another_method_than_a_runs_ranks_heads_as_it_does_unless_the_run_was_to
     assert from_config(tmp_path, of_lofit, "-method", "restorelcc") == parse_arguments([])
     told = {"arguments": parse_arguments(["-head_selection", "gap"]).as_json()}
     assert from_config(tmp_path, told, "-method", "lofit").head_selection == "gap"
-    assert from_config(tmp_path, of_lofit) == parse_arguments(["-method", "lofit"])
+    for moved in ([], ["-spec_task", "rte", "-base_model_name", "a/b"]):  # what followed from others' values does again
+        assert from_config(tmp_path, of_lofit, *moved) == parse_arguments(["-method", "lofit", *moved])
 
 
 JSON, YAML = "config.json", "config.yml"
@@ -120,13 +119,13 @@ def test_a_flag_that_the_run_has_no_use_for_is_named():
         ("", []),
         ("-recipe inside_mask -prune_method sparsegpt", []),
         ("-recipe biases -lora_rank 16 -use_topk_heads 8", ["-use_topk_heads", "-lora_rank"]),
-        ("-pruned_model_path FOLDER -sparsity 2:4", ["-sparsity"]),
+        ("-pruned_model_path FOLDER -sparsity 2:4 -calib_length 64", ["-sparsity", "-calib_length"]),
         ("-head_selection gap -num_probe_samples 50 -basis random", ["-num_probe_samples"]),
         ("-method lofit -basis random", ["-basis"]),
         ("-method lora -head_selection random", ["-head_selection"]),
         ("-method output_bias -first eora -lora_rank 4", []),
         ("-method none -lr 0.1 -num_valid_samples 9 -num_epoch 1", ["-num_epoch", "-lr"]),
-        ("-num_epoch 0 -batch_size 2", ["-batch_size"]),
+        ("-num_epoch 0 -loss distill -pruned_model_path A -calib_samples 2 -lr 2", ["-calib_samples", "-lr"]),
         ("-spec_task rte -num_valid_samples 9", ["-num_valid_samples"]),
     ):
         assert parse_arguments(words.split()).unused() == says, words

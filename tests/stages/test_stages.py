@@ -268,6 +268,8 @@ def test_every_kind_of_method_comes_to_a_proved_checkpoint(world, begin, name):
     pruned, start, restored, _ = trained.validation.values()
     assert (start == pruned == history[0]["valid_loss"]) == (name in (*NOTHING, "LoRA", "a bias of whole projections"))
     assert (start == restored) == (name in UNTRAINED)
+    bases = [part.basis for terms in trained.restoration.terms.values() for part in terms if hasattr(part, "basis")]
+    assert all(torch.equal(each, torch.eye(8).expand_as(each)) for each in bases) == (name[:11] != "RestoreLCC,")
     record = method_record(run, trained)
     assert record["title"] == name.partition(", for")[0] and record["restores"] == (name not in NOTHING)
     assert bool(record["about"]) == (name == "RestoreLCC (b alone)"), "what it says of all weights is of heads alone"
@@ -325,7 +327,7 @@ def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path, begin
     assert method_record(run, trained)["loss"] == said
     own, steps = sum(len(sample.ids) for sample in samples.train), math.ceil(len(samples.train) / 6)
     assert trained_tokens(run, samples) == run.args.num_epoch * (own + steps * run.args.calib_length)
-    assert trained_tokens(begin(method="none")[0], samples) == 0
+    assert [trained_tokens(begin(method=name)[0], samples) for name in ("none", "lofit")] == [0, 2 * own]
     start = train.starting(run, models, None)
     given = {"run": run, "models": models, "samples": samples, "start": start, "teacher": known}
     changes = [{"models": replace(models, pruned=models.dense)}, {"models": replace(models, dense=models.pruned)}]

@@ -88,7 +88,7 @@ def test_a_run_prunes_for_itself_and_leaves_what_was_there(world, tmp_path, monk
         patch.setattr("utils.stages.prepare.prepare", lambda *_: pytest.fail("it begins anew"))
         run(patch, given)
     assert names(tmp_path) == {"out", "out.1"} and content(tmp_path / "out.1") == {"thesis.tex": b"years of work"}
-    assert capsys.readouterr().out.count("[1/9]") == 1
+    assert capsys.readouterr().out.count("[1/9] reading samples, tokenizer and tasks\n      on cpu (") == 1
     proof = json.loads((output / "results.json").read_text())["proof"]
     assert proof["passed"] and proof["sparsity_restored"] == [0.5] * 3
     mistake(r"^-output_dir: \S+ already holds files", run, monkeypatch, flags(world, output, **changes))

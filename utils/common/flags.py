@@ -24,7 +24,7 @@ from utils.common.commands import (
 )
 from utils.common.errors import UserError, explain, first_line, shortened
 from utils.common.files import parse_json
-from utils.common.methods import LINEAR_NAMES, METHODS, Options, needs_of, parts_of
+from utils.common.methods import LINEAR_NAMES, METHODS, Needs, Options, needs_of, parts_of
 from utils.common.names import C4, DISTILL, DTYPE_NAMES, EMBEDDED, RESPONSE, SPEC_TASKS, bundled_or
 
 HUB_ALPACA = "tatsu-lab/alpaca"
@@ -200,6 +200,24 @@ class Arguments:
     training_seed = _or_seed("train_seed")
 
     @property
+    def needs(self) -> Needs:
+        """What the method and all that other flags add to it need; UserError for flags that don't fit it."""
+        needs = needs_of(self.method, Options.of(self))
+        if self.loss == DISTILL and not needs.training:
+            raise UserError(f"-loss: {DISTILL} is a loss of training, and {self.method} trains nothing; leave it out")
+        return needs
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is any training."""
+        return self.needs.training and self.num_epoch > 0
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether closed forms or the loss read the calibration text."""
+        return self.needs.calibration or (self.trains and self.loss == DISTILL)
+
+    @property
     def evaluation(self) -> tuple:
         """What `plan_tasks` takes."""
         return self.eval_tasks, self.eval_data_dir, self.eval_limit, self.ppl_window, self.ppl_windows
@@ -212,15 +230,15 @@ class Arguments:
     def unused(self) -> list[str]:
         """Flags of pruning, heads, rank and training that are set, and that this run has no use for."""
         options, plain = Options.of(self), Arguments(head_selection=METHODS[self.method].selection)
-        needs = needs_of(self.method, options)
-        trains = needs.training and self.num_epoch > 0
+        needs = self.needs
         used = {
             "prune_method sparsity": not self.pruned_model_path,
+            "calib_samples calib_length calib_seed": self.calibrates or not self.pruned_model_path,
             "use_topk_heads head_selection": needs.heads,
             "num_components num_probe_samples": needs.heads and self.head_selection == "contrastive",
             "basis": needs.basis,
             "num_epoch": needs.training,
-            "lr batch_size gradient_accumulation max_grad_norm random_batches gradient_checkpointing": trains,
+            "lr batch_size gradient_accumulation max_grad_norm random_batches gradient_checkpointing": self.trains,
             "num_valid_samples": not self.spec_task,
             "lora_rank": any("lora_rank" in part.spec.takes for part in parts_of(self.method, options)),
         }
@@ -250,17 +268,21 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     except UserError as error:  # what is typed was taken
         raise UserError(f"-config: {chosen.config}: {error}") from error
     del values["config"]
-    model, task = values["base_model_name"], values["spec_task"]
-    chosen_by_others = {
-        "calib_data": bundled_or(C4, model),
+    return Arguments(**values | {name: value for name, value in following(values).items() if values[name] is None})
+
+
+def following(values: dict) -> dict[str, object]:
+    """What flags are that are not given, by others that are."""
+    model, method, task = (values.get(name) for name in ("base_model_name", "method", "spec_task"))
+    own = METHODS.get(str(method))
+    return {
+        "calib_data": bundled_or(C4, str(model)),
         # Under -spec_task it stays None unless it was given, so that a path that is not used can be told.
-        "data_path": None if task else bundled_or(HUB_ALPACA, model),
-        "eval_tasks": bundled_or("paper", model),
-        "head_selection": METHODS[values["method"]].selection,
+        "data_path": None if task else bundled_or(HUB_ALPACA, str(model)),
+        "eval_tasks": bundled_or("paper", str(model)),
+        "head_selection": own and own.selection,
         "num_train_samples": SPEC_TRAIN_SAMPLES if task else 2000,
     }
-    values |= {name: value for name, value in chosen_by_others.items() if values[name] is None}
-    return Arguments(**values)
 
 
 def build_parser() -> Parser:
@@ -312,10 +334,9 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
         with explain(f"-config: cannot read {path}", cure, (OSError, ValueError)):
             content = parse_json(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
     given = content.get("arguments", content) if isinstance(content, dict) else content
-    if given is not content and isinstance(given, dict):  # a run.json, with what followed from its method
-        own = METHODS.get(str(given.get("method")))
-        if own and given.get("head_selection") == own.selection:
-            given = {name: value for name, value in given.items() if name != "head_selection"}
+    if given is not content and isinstance(given, dict):  # a run.json: what followed from others' values is not given
+        followed = following(given)
+        given = {name: value for name, value in given.items() if name not in followed or value != followed[name]}
     if not isinstance(given, dict) or not given:
         raise UserError(f"-config: {path} holds no flags; give a JSON object or YAML mapping of them, or a run.json")
     if found := [name for name in given if name in NOT_REPEATED]:

@@ -15,7 +15,7 @@ from pruning import calibration
 from utils.common.cache import Cache, code_version
 from utils.common.errors import OutOfRoom, UserError, shortage
 from utils.common.flags import Arguments
-from utils.common.methods import Options, needs_of, parts_of
+from utils.common.methods import Options, parts_of
 from utils.common.processes import Processes
 from utils.common.record import RunRecord
 
@@ -39,7 +39,7 @@ class Run:
         self.version = code_version(*map(import_module, ("baselines", "data", "models", "pruning", "utils")))
         self._windows: Tensor | None = None
         self.dtype, self.kind_of_device = DTYPES[args.dtype], device.partition(":")[0]
-        self.needs = needs_of(args.method, Options.of(args))
+        self.needs = args.needs
         self.reads_activations = self.needs.heads and (self.needs.basis or args.head_selection != "lofit")
 
     def calibration_windows(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:

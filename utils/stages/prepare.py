@@ -29,7 +29,8 @@ from utils.common.errors import UserError
 from utils.common.files import as_bytes, digest, free_bytes, sha256
 from utils.common.flags import RECIPES, Arguments, as_flags
 from utils.common.methods import Options
-from utils.common.names import BUNDLED, DISTILL
+from utils.common.names import BUNDLED
+from utils.common.record import device_name
 from utils.evaluation.task_loading import EvalPlan, load_texts, plan_tasks
 from utils.negatives import locate_encoder
 from utils.samples import Samples, read_samples
@@ -39,6 +40,7 @@ from utils.stages.context import Models, Run
 def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     """The models' folders, the samples as token ids, and what will be evaluated; UserError for what is wrong."""
     args = run.args
+    print(f"      on {device_name(run.device)}, {args.dtype}")
     if args.recipe:
         print(f"      recipe {args.recipe}: {as_flags({flag: getattr(args, flag) for flag in RECIPES[args.recipe]})}")
     if unused := args.unused():
@@ -48,8 +50,6 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
         locate_encoder()
     if not args.pruned_model_path:
         pruning.prune_model.check_names(args.prune_method, args.sparsity)
-    if args.loss == DISTILL and not run.needs.training:
-        raise UserError(f"-loss: {DISTILL} is a loss of training, and {args.method} trains nothing; leave it out")
     # Told of before a model is fetched, and after one that is at hand, which is sooner read.
     plan = None if Path(args.base_model_name).exists() else plan_tasks(*args.evaluation)
     folder = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
@@ -73,7 +73,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
         config = load_config(pruned.folder, "-pruned_model_path")
     else:
         pruning.prune_model.check(args.prune_method, args.sparsity, *calibration_set, config)
-    if run.needs.calibration or args.loss == DISTILL:
+    if args.calibrates:
         calibration.check(*calibration_set, config.max_position_embeddings)
         run.calibration_windows(tokenizer)  # a text that cannot be had is told of now
     plan = plan or plan_tasks(*args.evaluation)

@@ -106,11 +106,12 @@ def method_record(run: Run, trained: Trained) -> dict:
 
 
 def trained_tokens(run: Run, samples: Samples) -> int:
-    """The tokens that training read: all of its samples', and under distillation a window of text each step."""
+    """The tokens that training read: its samples', under distillation a window of text a step, LoFiT's first step's."""
     args, processes = run.args, run.processes.count
     steps = math.ceil(len(samples.train) / (args.batch_size * args.gradient_accumulation * processes))
     text = steps * processes * args.calib_length * (args.loss == DISTILL)
-    a_pass = sum(len(sample.ids) for sample in samples.train) + text
+    lofit = run.needs.heads and args.head_selection == "lofit"  # whose first step is such a training, without text
+    a_pass = sum(len(sample.ids) for sample in samples.train) * (1 + lofit) + text
     return round(args.num_epoch * a_pass) if run.needs.training else 0
 
 

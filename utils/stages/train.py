@@ -58,7 +58,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
         start = starting(run, models, ranked)
         teacher = load_teacher(run, models, samples)
     run.record.tell(start.describe())
-    trains = run.needs.training and run.args.num_epoch > 0
+    trains = run.args.trains
     device = run.training_device(models.pruned, trains)
     model = run.load(models.pruned, device)
     # A model to be sharded is on the CPU now, too slow for a validation that the other processes would wait for.
@@ -110,7 +110,7 @@ def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
         seed=args.training_seed,
         read=models.pruned.read,
         heads=ranked.heads if ranked else None,
-        basis=ranked.basis if ranked else None,
+        basis=ranked.basis if ranked and run.needs.basis else None,
         teacher=models.dense.read if calibrates else None,
         tokens=run.calibration_windows(models.tokenizer) if calibrates else None,
         # On the CPU, since one layer at a time is computed; a method may change the model that it is given.
@@ -140,7 +140,7 @@ def closed_form(dense: Checkpoint, pruned: Checkpoint, forms: list, how: list, *
 
 def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | None:
     """The teacher with its states, made or from the cache; None where the loss has no teacher."""
-    if run.args.loss != DISTILL or not run.args.num_epoch:
+    if run.args.loss != DISTILL or not run.args.trains:
         return None
     own, other = (output_head(checkpoint).to(run.dtype) for checkpoint in (models.dense, models.pruned))
     head = None if torch.equal(own, other) else own.to(run.device)

@@ -8,7 +8,7 @@ from models.model_names import RECORD, hub_name
 from utils.common.errors import UserError
 from utils.common.files import digest, sha256
 from utils.common.flags import NOT_REPEATED, parse_arguments, read_yaml
-from utils.common.methods import Options, needs_of, parts_of
+from utils.common.methods import Options, parts_of
 from utils.common.names import BUNDLED, C4, EMBEDDED
 from utils.evaluation.outcomes import Outcome
 from utils.evaluation.task_loading import TASK_FILES
@@ -113,7 +113,7 @@ def _row(content: dict, pruning: object, entry: object) -> SweepRow:
     flags = {**_flags(content.get("flags")), **_flags(pruning), **own}
     args = parse_arguments(_words(flags))
     options = Options.of(args)
-    trains = needs_of(args.method, options).training and args.num_epoch > 0
+    trains = args.trains
     if trains and not rates:
         raise UserError("is trained, and has no rate; give 'lr: [RATE, …]', in it or for all")
     search = _flags(content.get("search"))
