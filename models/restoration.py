@@ -109,10 +109,10 @@ class Restoration:
         """What it holds, in words: "β and b of 68 heads; changes of 30 biases"."""
         found: dict[tuple[type[Term], str], dict[str, Term]] = {}
         for name, some in self.terms.items():
-            places = "biases" if name.endswith("bias") else "norms" if "norm" in name else "weights"
+            place = "bias" if name.endswith("bias") else "norm" if "norm" in name else "weight"
             for term in some:
-                found.setdefault((type(term), places), {})[name] = term  # a second one there is of the same weights
-        return "; ".join(kind.describe([*of.values()], places) for (kind, places), of in found.items()) or "nothing"
+                found.setdefault((type(term), place), {})[name] = term  # a second one there is of the same weights
+        return "; ".join(kind.describe([*of.values()], place) for (kind, place), of in found.items()) or "nothing"
 
 
 def inputs_after(inputs: MethodInputs, terms: Terms) -> MethodInputs:

@@ -75,9 +75,14 @@ class Term(nn.Module):
         return 0
 
     @classmethod
-    def describe(cls, terms: "list[Term]", places: str) -> str:
-        """In words, for several terms of this kind: changes of 210 weights."""
-        return f"{cls.what} of {len(terms)} {places}"
+    def describe(cls, terms: "list[Term]", place: str) -> str:
+        """In words, for the terms of this kind: changes of 210 weights."""
+        return f"{cls.what} of {counted(len(terms), place)}"
+
+
+def counted(count: int, what: str) -> str:
+    """ "1 bias", "2 biases"."""
+    return f"{count} {what}" + ("es" if what.endswith("s") else "s") * (count != 1)
 
 
 def whole(tensor: Tensor, place: str | torch.device = "cpu") -> Tensor:
@@ -141,10 +146,10 @@ class HeadConstant(Term):
         return torch.einsum("nDd,nd->D", columns.to(self.basis.dtype), learned)
 
     @classmethod
-    def describe(cls, terms: list[Term], places: str) -> str:
+    def describe(cls, terms: list[Term], place: str) -> str:
         """In words: β and b of 68 heads."""
         symbols = [s for s, name in zip("βb", cls.learned, strict=True) if getattr(terms[0], name) is not None]
-        return f"{' and '.join(symbols)} of {sum(len(term.heads) for term in terms)} heads"
+        return f"{' and '.join(symbols)} of {counted(sum(len(term.heads) for term in terms), 'head')}"
 
 
 class MaskedChange(Term):
@@ -164,11 +169,11 @@ class MaskedChange(Term):
         return int((weight == 0).sum()) if self.change.requires_grad else 0
 
     @classmethod
-    def describe(cls, terms: list[Term], places: str) -> str:
+    def describe(cls, terms: list[Term], place: str) -> str:
         """In words: non-zero values of 210 weights, mean error 0.12 -> 0.08."""
         known = [term.errors.double() for term in terms if term.errors is not None]
         errors = ", mean error {:.3g} -> {:.3g}".format(*torch.stack(known).mean(0).tolist()) if known else ""
-        return super().describe(terms, places) + errors
+        return super().describe(terms, place) + errors
 
 
 class LowRank(Term):

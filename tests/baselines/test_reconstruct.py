@@ -51,6 +51,7 @@ def test_each_half_gets_closer_to_what_the_dense_half_makes_of_its_inputs_inside
         assert bool((term.change[zero] == 0).all()) and float((term.change[~zero] != 0).float().mean()) > 0.9
         assert not term.change.requires_grad
     assert restoration.describe().startswith("non-zero values of 21 weights, mean error ")
+    assert Restoration("", dict([restoration.terms.popitem()])).describe().startswith("non-zero values of 1 weight, ")
 
 
 def test_a_half_is_never_left_worse_and_one_that_is_not_pruned_stays_as_it_is(folders, monkeypatch):

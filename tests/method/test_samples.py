@@ -104,8 +104,7 @@ def test_an_answer_is_the_likeliest_ids_until_what_ends_a_text_or_the_models_las
     assert len(made) == 12 - 3
     end = made[2]
     assert greedy(model, [5, 9, 77], 48, frozenset([end])) == (made[: made.index(end)], True)
-    assert greedy(model, [5] * 13, 48, frozenset()) == ([], False)
-    assert ends_of(model) == {257}
+    assert greedy(model, [5] * 13, 48, frozenset()) == ([], False) and ends_of(model) == {257}
 
 
 def test_the_loss_is_of_the_response_alone(model):

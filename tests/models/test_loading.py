@@ -65,8 +65,7 @@ def test_models_load_frozen_and_tokenizers_gain_no_token(make_tiny_llama):
     model = load_model(folder, torch.bfloat16, "cpu", FLAG)
     assert not any(p.requires_grad for p in model.parameters())
     assert not model.training and model.dtype == torch.bfloat16
-    assert head_shape(model.config) == (3, 6, 8)
-    assert len(load_tokenizer(folder, FLAG)) == 258
+    assert head_shape(model.config) == (3, 6, 8) and len(load_tokenizer(folder, FLAG)) == 258
     # A padding id below zero, as the first Llamas' files have it, is none: no row of the embedding is that of -1.
     assert model.config.pad_token_id == 257
     assert load_model(make_tiny_llama(pad_token_id=-1), torch.float32, "cpu", FLAG).config.pad_token_id is None

@@ -67,5 +67,8 @@ def test_the_card_holds_table_proof_way_of_use_and_no_private_folder(monkeypatch
         assert part in text
     assert all(f"| {promise} | {numbers} | yes |" in text for promise, numbers, _ in proof_rows(PROOF))
     assert "AutoModelForCausalLM.from_pretrained" in text and "restored with what is in ~/notes" in text
+    control = model_card(FOUND | {"proof": {**PROOF, "zeros_pruned": 0}}, RUN)
+    assert all(f"{words} trained with" in control for words in ("left unpruned,", ") and")) and "zeros buy" in text
+    assert "zeros buy" not in control and "compact/</code> is" in model_card(FOUND | {"proof_compact": PROOF}, RUN)
     assert "example.org/home/ann" in text and "173c87a5" in text
     assert not re.search("(?<!example.org)/home/ann|/data/ann", text)

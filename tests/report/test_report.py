@@ -117,7 +117,7 @@ def test_the_proof_shows_its_numbers_and_calls_zeros_that_nobody_promised_a_find
     big = {"zeros_pruned": 34_000_000_000, "zeros_restored": 33_999_999_999, "weights": 68_000_000_000}
     assert max(map(len, tables.proof_table({**PROOF, **big}).splitlines())) <= 100
     filled = tables.proof_table({**PROOF, "zeros": "reported", "zeros_restored": 247, "sparsity_restored": [0.01] * 5})
-    assert "NO" not in filled and "50.0% before, 1.0% after" in filled
+    assert "NO" not in filled and "50 % before, 1 % after" in filled
 
 
 BETTER, WORSE = make_results(a=task(0.65, 0.5, 0.6)), make_results(a=task(0.65, 0.5, 0.4))
@@ -131,6 +131,7 @@ BETTER, WORSE = make_results(a=task(0.65, 0.5, 0.6)), make_results(a=task(0.65, 
         ({"validation": {"pruned": 2.5, "start": 2.5, "restored": 2.5004}}, RUN, "is not known."),
         ({**WORSE, "validation": {"start": 2.5, "restored": 2.4}}, RUN, "worse on 1 of 1 task, and better on none."),
         (BETTER, {"method": {"restores": False}}, "Nothing was restored"),
+        ({**BETTER, "proof": {"zeros_pruned": 0}}, RUN, "Training helped: better on 1 of 1 task"),
         (BETTER, RUN, "on 1 of 1 task, worse on none, with 67 % of the gap in a’s acc"),
         (make_results(a=task(0.6, 0.05, 0.55, "mcc", paired_stderr=None)), RUN, "whether it is better is not known."),
         (make_results(a=task(0.65, 0.5, 0.515)), RUN, "No measurable effect on the score of the task."),

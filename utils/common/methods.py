@@ -64,7 +64,7 @@ class MethodSpec:
 
 PAPER = (
     'RestoreLCC (Feng et al., "Restoring Pruned Large Language Models via Lost Component Compensation", NeurIPS '
-    "2025) learns one constant vector per chosen attention head. Here they are folded into `o_proj.bias`: every "
+    "2025) learns one constant vector per chosen attention head. Here they are folded into o_proj.bias: every "
     "weight is the pruned checkpoint's own, and each of its zeros is still a zero."
 )
 

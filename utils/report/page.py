@@ -100,7 +100,7 @@ def environment(finalize: Callable[[object], object] | None) -> Environment:
         lstrip_blocks=True, keep_trailing_newline=True, finalize=finalize,
     )  # fmt: skip
     found.filters |= {"quoted": shlex.quote, "hidden": summary.hide_path}
-    found.filters |= {"shown_name": summary.shown_name, "share": summary.share_text}
+    found.filters |= {"shown_name": summary.shown_name, "share": tables.share_text}
     found.globals |= {"columns": tables.COLUMNS, "dash": tables.DASH}
     found.globals["ours"] = lambda name: Markup(read_template(name))
     return found

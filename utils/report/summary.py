@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from utils.common.names import EMBEDDED, EMBEDDED_ID
-from utils.report.tables import JUDGED, ScoreRow, mean_rows, score_rows
+from utils.report.tables import JUDGED, ScoreRow, mean_rows, score_rows, share_text
 
 NAMES = {  # how models and pruners are written, by their names on the command line
     EMBEDDED: EMBEDDED_ID.partition("/")[2], "magnitude": "magnitude pruning", "wanda": "Wanda",
@@ -53,6 +53,8 @@ def pruned_how(run: dict, proof: dict) -> str:
         except (TypeError, ValueError):  # a pattern such as 2:4
             level = shown_name(sparsity)
         return f"pruned with {shown_name(method)}" + (f" at {level}" if sparsity is not None else "")
+    if unpruned(proof):
+        return "left unpruned"
     zeros = f" to {share_text(proof['zeros_pruned'] / proof['weights'])} zeros" if proof.get("weights") else ""
     return f"pruned elsewhere{zeros}"
 
@@ -60,8 +62,14 @@ def pruned_how(run: dict, proof: dict) -> str:
 def title(run: dict, proof: dict) -> str:
     """What was pruned and restored, in one line."""
     dense = shown_name((run.get("models") or {}).get("dense", "A model"))
-    restored = "not restored" if restores_nothing(run) else f"restored with {restored_how(run)}"
+    done = "trained" if unpruned(proof) else "restored"
+    restored = "not restored" if restores_nothing(run) else f"{done} with {restored_how(run)}"
     return f"{dense}, {pruned_how(run, proof)}, {restored}"
+
+
+def unpruned(proof: dict) -> bool:
+    """Whether the model that was trained has no zeros: a control."""
+    return proof.get("zeros_pruned") == 0
 
 
 def restores_nothing(run: dict) -> bool:
@@ -88,15 +96,15 @@ def verdict(results: dict, run: dict) -> str:
     better, worse = verdicts.count("better"), verdicts.count("worse")
     tasks = f"{len(verdicts)} task{'s' * (len(verdicts) > 1)}"
     whole = "the task" if len(verdicts) == 1 else f"any of {tasks}"
+    what = "Training" if unpruned(results.get("proof") or {}) else "Restoring"
     text = {
         (False, False): f"No measurable effect on the score of {whole}",
         (True, True): f"The result is mixed: better on {better} of {tasks}, worse on {worse}",
-        (True, False): f"Restoring helped: better on {better} of {tasks}, worse on none",
-        (False, True): f"Restoring made the model worse on {worse} of {tasks}, and better on none",
+        (True, False): f"{what} helped: better on {better} of {tasks}, worse on none",
+        (False, True): f"{what} made the model worse on {worse} of {tasks}, and better on none",
     }[better > 0, worse > 0]
     if (found := headline(results)) and not worse:
-        what, row = found
-        text += f", {'with' if better else 'but'} {row.texts['recovered']} of the gap in {what} recovered"
+        text += f", {'with' if better else 'but'} {found[1].texts['recovered']} of the gap in {found[0]} recovered"
     if any(row.metric.startswith("answer") and row.verdict == "worse" for row in mean_rows(results)):
         text += "; the right answers became less likely"
     return text + end
@@ -130,8 +138,3 @@ def shown_facts(run: dict) -> list[tuple[str, str]]:
     facts |= {f"version of {name}": value for name, value in (run.get("versions") or {}).items()}
     facts |= {f"SHA-256 of {name}": value for name, value in (run.get("inputs") or {}).items()}
     return [(name, str(value)) for name, value in facts.items() if value is not None]
-
-
-def share_text(share: float) -> str:
-    """A share of 1 in per cent."""
-    return f"{100 * share:.1f}".removesuffix(".0") + " %"

@@ -152,6 +152,11 @@ def _row(
     return ScoreRow(task, metric, scores, difference, paired.get("mcnemar_p"), recovered, higher, **more)
 
 
+def share_text(share: float) -> str:
+    """A share of 1 in per cent."""
+    return f"{100 * share:.1f}".removesuffix(".0") + " %"
+
+
 def proof_rows(proof: dict) -> list[tuple[str, str, bool]]:
     """(promise, its numbers, whether it was kept) for each part of the proof; none where nothing was merged."""
     if not proof:
@@ -169,7 +174,7 @@ def proof_rows(proof: dict) -> list[tuple[str, str, bool]]:
         layers = [one <= two for one, two in zip(proof["sparsity_pruned"], proof["sparsity_restored"], strict=True)]
         rows.append(("no layer has fewer zeros", f"{sum(layers)} of {len(layers)} layers", all(layers)))
     else:
-        shares = f"{before / weights:.1%} before, {after / weights:.1%} after"
+        shares = f"{share_text(before / weights)} before, {share_text(after / weights)} after"
         rows.append(("zeros (reported, not promised)", shares, True))
     new, nonzero, changed = (len(proof[f"{name}_tensors"]) for name in ("new", "nonzero_new", "changed"))
     numbers = f"{new} new, {nonzero} of them not zero; {changed} changed"

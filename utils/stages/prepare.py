@@ -33,6 +33,7 @@ from utils.common.names import BUNDLED
 from utils.common.record import device_name
 from utils.evaluation.task_loading import EvalPlan, load_texts, plan_tasks
 from utils.negatives import locate_encoder
+from utils.report.tables import share_text
 from utils.samples import Samples, read_samples
 from utils.stages.context import Models, Run
 
@@ -111,7 +112,7 @@ def given_checkpoint(args: Arguments, dense: Checkpoint) -> tuple[Checkpoint, Ch
     if (same or not sum(zeros)) and not args.allow_dense:
         found = "is -base_model_name's model itself" if same else "has no zeros, so nothing seems pruned"
         raise UserError(f"{flag}: {args.pruned_model_path} {found}; give the pruned one, or -allow_dense to go on")
-    print(f"      pruned model: {sum(zeros) / sum(weights):.2%} zeros in its {len(zeros)} layers")
+    print(f"      pruned model: {share_text(sum(zeros) / sum(weights))} zeros in its {len(zeros)} layers")
     if not sum(zeros):
         print("      warning: the pruned model has no zeros; going on because of -allow_dense", file=sys.stderr)
     return given, pruned

@@ -15,6 +15,7 @@ from utils.common.cache import Kept, cached
 from utils.common.errors import UserError
 from utils.prompts import Encoded
 from utils.report.records import spectrum_record
+from utils.report.tables import share_text
 from utils.samples import Samples
 from utils.stages.context import Models, Run
 
@@ -79,7 +80,7 @@ def rank(run: Run, models: Models, samples: Samples, dense: list[Kept], pruned: 
     if spectrum:
         kept = min(args.num_components, basis.shape[-1])
         first = spectrum["mean"][kept - 1]
-        print(f"      the first {kept} of {basis.shape[-1]} directions carry {first:.1%} of the gap")
+        print(f"      the first {kept} of {basis.shape[-1]} directions carry {share_text(first)} of the gap")
     return Ranked(heads, scores, basis, spectrum, found["size"])
 
 

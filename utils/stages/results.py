@@ -73,7 +73,8 @@ def write_results(
     print(f"\n{textwrap.fill(verdict(results, record), WIDTH)}")
     print(f"\nreport: {output / report.name}\nmodel:  {model}")
     for runtime, lost in dropped_by(trained.restoration.terms, models.config).items():
-        print(f"note:   {runtime} drops what was restored in the biases of {lost} (docs/running.md)")
+        said = f"note:   {runtime} drops what was restored in the biases of {lost} (docs/running.md)"
+        print(textwrap.fill(said, WIDTH, subsequent_indent=8 * " "))
     loading = shlex.quote(f"pretrained={model}")
     print(f"next:   lm_eval --model hf --model_args {loading} --tasks arc_easy --device {run.device}")
 
