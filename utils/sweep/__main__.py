@@ -38,7 +38,8 @@ def main() -> None:
     parser.flag("cache_dir", type=folder_path, default=DEFAULT_CACHE, metavar="DIR", help="that all runs share")
     parser.flag("keep_models", default=False, help="keep each run's model/, compact/ and restoration/")
     args = parser.parse_args()
-    if (table := args.output_dir / "table.md").exists() and not table.read_bytes().startswith(b"# Sweep"):
+    table = args.output_dir / "table.md"
+    if table.exists() and not (table.is_file() and table.read_bytes().startswith(b"# Sweep")):
         raise UserError(f"-output_dir: {table} is no sweep's table; rename it, or give another folder")
     if args.file.suffix == ".gz":
         rows, kept, text = [], args.file, markdown(build_table(read(args.file)))
