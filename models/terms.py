@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from utils.common.names import counted
+
 
 def learned_compensation(basis: Tensor, magnitudes: Tensor | None, component: Tensor | None) -> Tensor:
     """c_learned = Σ_i β_i v_i + b of n heads, Eq. 8: basis (n, d, d), magnitudes and component (n, d) or None.
@@ -78,11 +80,6 @@ class Term(nn.Module):
     def describe(cls, terms: "list[Term]", place: str) -> str:
         """In words, for the terms of this kind: changes of 210 weights."""
         return f"{cls.what} of {counted(len(terms), place)}"
-
-
-def counted(count: int, what: str) -> str:
-    """ "1 bias", "2 biases"."""
-    return f"{count} {what}" + ("es" if what.endswith("s") else "s") * (count != 1)
 
 
 def whole(tensor: Tensor, place: str | torch.device = "cpu") -> Tensor:

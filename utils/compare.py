@@ -15,6 +15,7 @@ from pathlib import Path
 from utils.common.commands import Parser, folder_path, run
 from utils.common.errors import UserError, explain
 from utils.common.files import write_text
+from utils.common.names import counted
 from utils.evaluation.outcomes import COMPARED, Measure, Outcome, difference, read_outcome
 from utils.report.charts import Point, front_picture
 from utils.report.page import render
@@ -256,7 +257,7 @@ def _measures(outcome: Outcome) -> dict[Measure, Column]:
 def compared_page(lines: Sequence[Line], pairs: Pairs, pictures: dict, notes: Sequence[str], stem: str) -> str:
     """The HTML file. stem: what the names of the files beside it begin with."""
     done, failed = sum(line.n > 0 for line in lines), sum(bool(line.failed) for line in lines)
-    title = f"{done} configuration{'s' * (done > 1)} compared" if done else "No configuration is done"
+    title = f"{counted(done, 'configuration')} compared" if done else "No configuration is done"
     title += f", {failed} with failed runs" if failed else ""
     told = [[*two, [(d.what, d.text, f"{d.n:,}", d.verdict) for d in found]] for two, found in pairs.items()]
     content = {"title": title, "lines": lines, "columns": columns_of(lines), "pictures": pictures}

@@ -18,3 +18,8 @@ DIVERGED = "is no finite number at step"
 def bundled_or(other: str, base_model_name: str) -> str:
     """The default of a flag that names a text or tasks: `bundled` for the embedded model, which needs no hub."""
     return BUNDLED if base_model_name.lower() == EMBEDDED else other
+
+
+def counted(count: int, what: str) -> str:
+    """ "1 bias", "2 biases"."""
+    return f"{count} {what}" + ("es" if what.endswith("s") else "s") * (count != 1)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from utils.common.cache import Cache
+from utils.common.names import counted
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "lm-eval", "numpy", "safetensors", "gguf")
 
@@ -103,7 +104,7 @@ def device_name(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{device} ({threads} thread{'s' * (threads > 1)})"
+    return f"{device} ({counted(threads, 'thread')})"
 
 
 def reset_peak_memory() -> None:

@@ -75,7 +75,7 @@ def told(results: dict, run: dict) -> dict:
     return {
         "results": results, "run": run, "given": run.get("arguments") or {}, "proof": proof,
         "title": summary.title(run, proof), "verdict": summary.verdict(results, run),
-        "pruned_how": summary.pruned_how(run, proof), "restored_how": summary.restored_how(run),
+        "pruned_how": summary.pruned_how(run, proof), "restored_how": summary.restored_how(run, proof),
         "restores": not summary.restores_nothing(run), "zeros_kept": proof.get("zeros", "kept") == "kept",
         "weights_changed": any(name.endswith("weight") for name in proof.get("changed_tensors", [])),
         "verdicts": summary.verdicts_of(results),

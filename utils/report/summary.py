@@ -4,7 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
-from utils.common.names import EMBEDDED, EMBEDDED_ID
+from utils.common.names import EMBEDDED, EMBEDDED_ID, counted
 from utils.report.tables import JUDGED, ScoreRow, mean_rows, score_rows, share_text
 
 NAMES = {  # how models and pruners are written, by their names on the command line
@@ -62,8 +62,7 @@ def pruned_how(run: dict, proof: dict) -> str:
 def title(run: dict, proof: dict) -> str:
     """What was pruned and restored, in one line."""
     dense = shown_name((run.get("models") or {}).get("dense", "A model"))
-    done = "trained" if unpruned(proof) else "restored"
-    restored = "not restored" if restores_nothing(run) else f"{done} with {restored_how(run)}"
+    restored = "not restored" if restores_nothing(run) else restored_how(run, proof)
     return f"{dense}, {pruned_how(run, proof)}, {restored}"
 
 
@@ -77,9 +76,10 @@ def restores_nothing(run: dict) -> bool:
     return not (run.get("method") or {}).get("restores", True)
 
 
-def restored_how(run: dict) -> str:
-    """What the model was restored with."""
-    return in_line((run.get("method") or {}).get("title") or "RestoreLCC")
+def restored_how(run: dict, proof: dict) -> str:
+    """What was done to the model: "restored with LoRA"."""
+    title = in_line((run.get("method") or {}).get("title") or "RestoreLCC")
+    return f"{'trained' if unpruned(proof) else 'restored'} with {title}"
 
 
 def verdict(results: dict, run: dict) -> str:
@@ -94,7 +94,7 @@ def verdict(results: dict, run: dict) -> str:
     if not verdicts:
         return f"No score of the pruned and the restored model could be judged: whether it is better is not known{end}"
     better, worse = verdicts.count("better"), verdicts.count("worse")
-    tasks = f"{len(verdicts)} task{'s' * (len(verdicts) > 1)}"
+    tasks = counted(len(verdicts), "task")
     whole = "the task" if len(verdicts) == 1 else f"any of {tasks}"
     what = "Training" if unpruned(results.get("proof") or {}) else "Restoring"
     text = {
