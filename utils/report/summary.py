@@ -92,6 +92,8 @@ def verdict(results: dict, run: dict) -> str:
     end = next((f"; {text}." for text in rose if text), ".")
     verdicts = verdicts_of(results)
     if not verdicts:
+        if end == "." and loss_rose(losses.get("restored"), losses.get("pruned")):  # backwards: it fell
+            end = "; the validation loss fell from {pruned:.3f} to {restored:.3f}.".format(**losses)
         return f"No score of the pruned and the restored model could be judged: whether it is better is not known{end}"
     better, worse = verdicts.count("better"), verdicts.count("worse")
     tasks = counted(len(verdicts), "task")
