@@ -27,17 +27,13 @@ class Family:
 
     switches: of BIASES, those it reads. as_llama: None; or for a family whose arithmetic and tensor names are Llama's,
     what Llama's config.json must say besides: such a model is loaded and written as Llama. ignored: settings of its own
-    that Llama's config.json lacks, each with the values at which it has no effect, or None for any value. norm_fp32:
-    whether norms multiply by their scale before they round to the model's dtype, not after. norm_offset: what norms add
-    to their scale. dropped: runtimes that leave biases out without a word, and of which linear layers (docs/running.md
-    has the versions).
+    that Llama's config.json lacks, each with the values at which it has no effect, or None for any value. dropped:
+    runtimes that leave biases out without a word, and of which linear layers (docs/running.md has the versions).
     """
 
     switches: tuple[str, ...] = tuple(BIASES)
     as_llama: dict[str, bool] | None = None
     ignored: dict[str, tuple | None] | None = None
-    norm_fp32: bool = False
-    norm_offset: float = 0.0
     dropped: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -52,9 +48,9 @@ FAMILIES = {
     "granite": Family(dropped={"SGLang": ATTENTION + MLP}),
     "smollm3": Family(),
     "qwen3": Family(_ATTENTION_ONLY, dropped={"vLLM": ("self_attn.o_proj",)}),
-    "olmo2": Family(_ATTENTION_ONLY, norm_fp32=True),
-    "gemma2": Family(_ATTENTION_ONLY, norm_fp32=True, norm_offset=1.0),
-    "gemma3_text": Family(_ATTENTION_ONLY, norm_fp32=True, norm_offset=1.0),
+    "olmo2": Family(_ATTENTION_ONLY),
+    "gemma2": Family(_ATTENTION_ONLY),
+    "gemma3_text": Family(_ATTENTION_ONLY),
 }
 """By model_type. Facts are those of the classes in transformers."""
 

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from accelerate.hooks import add_hook_to_module
+from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from models.families import FAMILIES, Family
 from models.terms import Term, merged, restored
 
 ROUNDINGS = 64
@@ -157,24 +157,19 @@ class RestoredLinear(RestoredLayer, nn.Linear):
 
 
 class RestoredNorm(RestoredLayer):
-    """An RMSNorm with terms on its scale (D,). family: what its stock class does with the scale."""
+    """An RMSNorm with terms on its scale (D,). What is done with the scale, its stock class does."""
 
-    def __init__(self, stock: nn.Module, family: Family):
+    def __init__(self, stock: nn.Module):
         self.begin(stock)
-        self.epsilon = stock.eps if hasattr(stock, "eps") else stock.variance_epsilon
-        self.in_fp32, self.offset = family.norm_fp32, family.norm_offset
+        self.stock = (remove_hook_from_module(stock),)  # in a tuple: its scale is this layer's
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        wide = hidden_states.float()
-        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.epsilon)
         if torch.is_grad_enabled():
-            scale, self._kept = self.trained("weight"), {}
+            own, self._kept = self.trained("weight"), {}
+            scale = OfEveryToken.apply(own.detach().to(hidden_states.dtype).expand_as(hidden_states), own)
         else:
             scale = self.inferred("weight", hidden_states.dtype)
-        if self.in_fp32:
-            return (normed * (self.offset + scale.float())).to(hidden_states.dtype)
-        normed = normed.to(hidden_states.dtype)
-        return OfEveryToken.apply(scale.detach().to(normed.dtype).expand_as(normed), scale) * normed
+        return functional_call(self.stock[0], {"weight": scale}, (hidden_states,))
 
 
 def attach(model: PreTrainedModel, terms: Mapping[str, Sequence[Term]]) -> PreTrainedModel:
@@ -182,7 +177,6 @@ def attach(model: PreTrainedModel, terms: Mapping[str, Sequence[Term]]) -> PreTr
 
     What is fixed stays on the CPU: inference reads merged weights, and training moves what it needs.
     """
-    family = FAMILIES[model.config.model_type]
     model.requires_grad_(False)
     for name, some in terms.items():
         stem, _, part = name.rpartition(".")
@@ -190,7 +184,7 @@ def attach(model: PreTrainedModel, terms: Mapping[str, Sequence[Term]]) -> PreTr
         if not isinstance(layer, RestoredLayer):
             # Of a model that is spread, accelerate's hook brings the weight when it is needed.
             hook = getattr(layer, "_hf_hook", None)
-            layer = RestoredLinear(layer) if isinstance(layer, nn.Linear) else RestoredNorm(layer, family)
+            layer = RestoredLinear(layer) if isinstance(layer, nn.Linear) else RestoredNorm(layer)
             model.set_submodule(stem, add_hook_to_module(layer, hook) if hook else layer)
         at_hand = layer.weight.device.type != "meta"
         place = layer.weight.device if at_hand else layer._hf_hook.execution_device

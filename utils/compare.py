@@ -150,14 +150,12 @@ def main() -> None:
     first = next((picture.svg(alone=True) for picture in pictures.values()), "")
     page = compared_page(lines, pairs, pictures, notes, args.output.stem)
     texts = [table_csv(lines), pairs_csv(lines, pairs), first, page]
-    try:
+    with explain(f"-output: {args.output} cannot be written", "name another file", OSError):
         for path, text in zip(files.values(), texts, strict=True):
             if text:
                 write_text(path, text)
             else:
                 path.unlink(missing_ok=True)  # an earlier comparison's
-    except OSError as error:
-        raise UserError(f"-output: {args.output} cannot be written ({error.strerror}); name another file") from error
     print(*(f"note: {note}\n" for note in notes), f"page: {args.output}", sep="")
 
 

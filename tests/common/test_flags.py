@@ -27,7 +27,7 @@ def test_what_run_json_holds_repeats_the_run_but_not_how_it_was_started(tmp_path
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_its_flags_and_what_is_typed_wins(tmp_path, name):
     made = parse_arguments(["-recipe", name])
-    typed = parse_arguments(as_flags(RECIPES[name]).split())
+    typed = parse_arguments(as_flags({**RECIPES[name], "overwrite": False, "eval_limit": None}).split())
     assert made == replace(typed, recipe=name) != replace(parse_arguments([]), recipe=name)
     assert parse_arguments(["-lr", "0.5", "-recipe", name]).lr == 0.5
     run = {"arguments": parse_arguments(["-recipe", "biases", "-lr", "0.25"]).as_json()}

@@ -49,8 +49,9 @@ fitted to the dense model's outputs on the calibration set. Without a recipe a r
 
 
 def as_flags(values: dict[str, object]) -> str:
-    """Flags as they would be typed."""
-    return " ".join(f"-{flag}" if value is True else f"-{flag} {quote(str(value))}" for flag, value in values.items())
+    """Flags as they would be typed: those that are None or False are left out."""
+    given = {flag: value for flag, value in values.items() if value is not None and value is not False}
+    return " ".join(f"-{flag}" if value is True else f"-{flag} {quote(str(value))}" for flag, value in given.items())
 
 
 def flag(default: object, help: str, values: Callable | Collection[str] | None = None, **options) -> Field:

@@ -16,11 +16,9 @@ def main() -> None:
     if not folder.is_dir():
         raise UserError(f"OUT: {folder} is not a folder; give the -output_dir of a run")
     odd = LookupError, TypeError, AttributeError, ValueError, UndefinedError
-    try:
-        with explain(f"OUT: {folder}: its files hold what no run writes", "copy the run's folder again", odd):
-            print(f"report: {write_report(folder)}")
-    except OSError as error:
-        raise UserError(f"OUT: {folder} cannot be written ({error.strerror}); copy it first") from error
+    unwritable = explain(f"OUT: {folder} cannot be written", "copy it first", OSError)
+    with unwritable, explain(f"OUT: {folder}: its files hold what no run writes", "copy the run's folder again", odd):
+        print(f"report: {write_report(folder)}")
 
 
 if __name__ == "__main__":

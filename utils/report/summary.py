@@ -1,5 +1,6 @@
 """What a run did and found, in words computed from its record, without the names of private folders."""
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -39,7 +40,7 @@ def hide_paths(command: str) -> str:
 
 def hide_home(text: str) -> str:
     """A last guard: whatever path slipped through names no home directory."""
-    home = str(Path.home())
+    home = os.path.expanduser("~")  # which stays as it is where a user has none
     return text if home == "/" else re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", text)
 
 

@@ -6,7 +6,7 @@ import sys
 
 from huggingface_hub import constants
 
-from utils.common.errors import Stopped, UserError, first_line
+from utils.common.errors import Stopped, UserError, explain, first_line
 from utils.common.flags import Arguments
 from utils.common.processes import is_main_process
 
@@ -19,13 +19,10 @@ def check_push(args: Arguments) -> None:
         return
     from huggingface_hub import HfApi
 
-    try:
+    cure = f"check your connection, and set HF_TOKEN or log in by hf auth login, or leave {FLAG} out"
+    # Errors of huggingface_hub and of its HTTP client have no common kind.
+    with explain(f"{FLAG}: {constants.ENDPOINT} does not tell whose token it is", cure):
         account = HfApi().whoami()
-    except Exception as error:  # of huggingface_hub or of its HTTP client: no common kind
-        raise UserError(
-            f"{FLAG}: {constants.ENDPOINT} does not tell whose token it is ({first_line(error)}); check your "
-            f"connection, and set HF_TOKEN or log in by hf auth login, or leave {FLAG} out"
-        ) from None
     if ((account.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
         raise UserError(f"{FLAG}: the token may only read; make one that may write")
 
