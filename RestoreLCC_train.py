@@ -33,13 +33,9 @@ def main() -> None:
     # Of an interrupted run, what comes before its checkpoints is in the cache, and what comes after is made anew.
     folder = RunFolder(args.output_dir, flags, args.overwrite, keep=("checkpoints", "lofit"))
     with folder if is_main_process() else nullcontext():
-        if not folder.whole:
-            check_inputs(args)
+        check_inputs(args)
         processes = Processes(args.device)
-        if processes.any(folder.whole):
-            print("the interrupted run had nothing left to do but to take its place")
-        else:
-            restore(args, processes, folder.partial)
+        restore(args, processes, folder.partial)
         if processes.is_main:
             folder.finish()
     if processes.is_main:

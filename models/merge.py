@@ -424,8 +424,7 @@ def main(argv: list[str] | None = None) -> None:
     args = read_flags(argv)
     arguments = {name: str(value) for name, value in vars(args).items() if name not in ("output_dir", "overwrite")}
     with RunFolder(args.output_dir, arguments, args.overwrite) as folder:
-        if not folder.whole:
-            merge_saved(args, folder.partial)
+        merge_saved(args, folder.partial)
         folder.finish()
     found = read_json(args.output_dir / PROOF)
     print(

@@ -37,19 +37,18 @@ def main(argv: list[str] | None = None) -> None:
     check_apart(args.output_dir, inputs)
     arguments = {name: str(value) for name, value in vars(args).items() if name not in ("output_dir", "overwrite")}
     with RunFolder(args.output_dir, arguments, args.overwrite) as folder:
-        if not folder.whole:
-            # Before torch is imported, so that a wrong path is answered at once.
-            check_found(args.base_model_name, "-base_model_name")
-            check_calib_data(args.calib_data)
-            check_writable(args.cache_dir, "-cache_dir")
-            from models.loading import DTYPES, quiet_libraries, resolve
-            from pruning.prune_model import prune_into
+        # Before torch is imported, so that a wrong path is answered at once.
+        check_found(args.base_model_name, "-base_model_name")
+        check_calib_data(args.calib_data)
+        check_writable(args.cache_dir, "-cache_dir")
+        from models.loading import DTYPES, quiet_libraries, resolve
+        from pruning.prune_model import prune_into
 
-            quiet_libraries()
-            base = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
-            names = ("calib_data", "calib_samples", "calib_length", "device", "seed", "mode")
-            how = {name: getattr(args, name) for name in names} | {"dtype": DTYPES[args.dtype]}
-            prune_into(base, folder.partial, args.prune_method, args.sparsity, base_name=args.base_model_name, **how)
+        quiet_libraries()
+        base = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
+        names = ("calib_data", "calib_samples", "calib_length", "device", "seed", "mode")
+        how = {name: getattr(args, name) for name in names} | {"dtype": DTYPES[args.dtype]}
+        prune_into(base, folder.partial, args.prune_method, args.sparsity, base_name=args.base_model_name, **how)
         folder.finish()
     record = read_json(args.output_dir / RECORD)
     print(

@@ -112,22 +112,25 @@ def test_killed_at_any_renaming_the_same_command_and_no_other_ends_what_was_left
     if (tmp_path / "out.partial").exists():
         mistake(r"^-seed: 7 now, 1 before", finish, out, MINE, flags={**FLAGS, "seed": 7}, overwrite=overwrite)
         with result(out, overwrite=overwrite) as folder:
-            assert folder.whole == (at > 0), "once all is written, nothing is computed again"
-            if not folder.whole:
-                write_files(folder.partial, NEW)
+            assert content(folder.partial).keys() == {"checkpoints/1", UNFINISHED}
+            write_files(folder.partial, NEW)
             folder.finish()
     assert content(out) == NEW
     assert names(tmp_path) == ({"out", "out.1"} if overwrite else {"out"})
     assert not overwrite or content(tmp_path / "out.1") == OLD
 
 
-def test_files_that_come_during_the_run_are_kept(tmp_path):
-    says = r"already holds files \(the new one is whole in \S+out.partial\)"
-    with pytest.raises(UserError, match=says), result(tmp_path / "out") as folder:
+def test_files_that_come_during_the_run_are_kept_and_a_result_that_cannot_take_its_place(tmp_path, monkeypatch):
+    with result(tmp_path / "out") as folder:
         write_files(folder.partial, NEW)
         write_files(tmp_path / "out", MINE)
         folder.finish()
-    assert content(tmp_path / "out") == MINE and content(folder.partial).items() > NEW.items()
+    assert content(tmp_path / "out.1") == MINE and content(tmp_path / "out") == NEW
+    with pytest.raises(OSError), result(tmp_path / "sticky") as folder:
+        write_files(folder.partial, NEW)
+        monkeypatch.setattr(Path, "rename", Mock(side_effect=OSError))
+        folder.finish()
+    assert content(tmp_path / "sticky.partial").items() > NEW.items()
 
 
 IN_THE_WAY = r".*out.partial is in the way; rename it, or give another"

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from utils.common.errors import UserError, explain
 from utils.common.files import PARTIAL, check_writable, explain_disk_full, first_free, read_json, take_place, write_json
 
-UNFINISHED = "unfinished.json"  # marks OUT.partial as ours: the command's arguments, and whether it is whole
+UNFINISHED = "unfinished.json"  # marks OUT.partial as ours, with the command's arguments
 
 
 @contextmanager
@@ -39,17 +39,18 @@ def locked(file: Path, what: str, wait: bool = False) -> Iterator[None]:
 class RunFolder:
     """OUT, which a command fills: it writes to `partial`, OUT.partial, and `finish` gives that its name.
 
-    What has the name OUT by then is renamed to OUT.1 (.2, …), which `overwrite` allows. The same command, told by
-    `arguments`, continues an OUT.partial. Within a `with` block the place is this process's alone.
+    What has the name OUT by then is renamed to OUT.1 (.2, …); what has it from the beginning, only if `overwrite` says
+    so. The same command, told by `arguments`, continues an OUT.partial. Within a `with` block the place is this
+    process's alone.
 
-    keep: entries of OUT.partial that a later run continues from. whole: whether only the renaming is left to do.
+    keep: entries of OUT.partial that a later run continues from.
     """
 
     def __init__(self, out: Path, arguments: dict, overwrite: bool = False, keep: tuple[str, ...] = ()):
         self.final = Path(os.path.realpath(out.expanduser()))
         self.partial = self.final.parent / f"{self.final.name}{PARTIAL}"
-        self.whole = False
         self._arguments, self._overwrite, self._keep = arguments, overwrite, keep
+        self._whole = False
         self._what = f"-output_dir: {out}"
 
     def __enter__(self) -> "RunFolder":
@@ -66,20 +67,17 @@ class RunFolder:
         return self
 
     def __exit__(self, *_) -> None:
-        if not self.whole and not self._kept():  # of no use to anyone
+        if not self._whole and not self._kept():  # of no use to anyone
             shutil.rmtree(self.partial, ignore_errors=True)
         self._leaving.close()
 
     def finish(self) -> None:
-        """All is written: give the result its name. Killed within, the same command goes on here."""
-        self._mark(whole=True)
-        self._check_free()
-        for name in self._keep:  # nothing is left to continue
-            shutil.rmtree(self.partial / name, ignore_errors=True)
-        try:
-            earlier = take_place(self.partial, self.final)
-        finally:
-            (self.final / UNFINISHED).unlink(missing_ok=True)
+        """All is written: give the result its name."""
+        self._whole = True
+        earlier = take_place(self.partial, self.final)
+        (self.final / UNFINISHED).unlink(missing_ok=True)
+        for name in self._keep:  # not before: killed on the way, the same command continues from it
+            shutil.rmtree(self.final / name, ignore_errors=True)
         if earlier:
             print(f"what was in {self.final} is in {earlier} now")
 
@@ -91,36 +89,25 @@ class RunFolder:
             if not ours or (any(self.partial.iterdir()) and not mark.is_file()):
                 raise UserError(f"{self._what}: {self.partial} is in the way; rename it, or give another folder")
             with suppress(OSError, ValueError, TypeError, KeyError):  # of a damaged mark all flags differ
-                content = read_json(mark)
-                before, self.whole = dict(content["arguments"]), bool(content["whole"])
+                before = dict(read_json(mark)["arguments"])
             now = self._arguments
             changed = [name for name in now if name not in before or before[name] != now[name]]
-            if changed and (self.whole or self._kept()):
+            if changed and self._kept():
                 raise UserError(
                     f"-{changed[0]}: {now[changed[0]]} now, {before.get(changed[0])} before; give the flags of the "
                     f"interrupted run in {self.partial} to continue it, or rename that folder to begin anew"
                 )
-        self._check_free()
-        if self.whole:
-            return
+        if not self._overwrite and self.final.is_dir() and any(self.final.iterdir()):
+            raise UserError(
+                f"{self._what} already holds files; give another folder, or -overwrite, which renames it to "
+                f"{first_free(self.final).name} when the new result is whole"
+            )
         with explain_disk_full(self.final.parent):
             self.partial.mkdir(exist_ok=True)
             for entry in self.partial.iterdir():
                 if entry.name not in (*self._keep, UNFINISHED):  # without its mark it could never be continued
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-            self._mark(whole=False)
-
-    def _check_free(self) -> None:
-        if not self._overwrite and self.final.is_dir() and any(self.final.iterdir()):
-            more = f" (the new one is whole in {self.partial})" if self.whole else ""
-            raise UserError(
-                f"{self._what} already holds files{more}; give another folder, or -overwrite, which renames it to "
-                f"{first_free(self.final).name} when the new result is whole"
-            )
-
-    def _mark(self, whole: bool) -> None:
-        write_json(self.partial / UNFINISHED, {"arguments": self._arguments, "whole": whole})
-        self.whole = whole
+            write_json(mark, {"arguments": self._arguments})
 
     def _kept(self) -> bool:
         # The Trainer makes the folder before there is anything in it.
