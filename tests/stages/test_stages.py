@@ -399,6 +399,7 @@ def test_no_minilm_and_closed_forms_on_a_compact_checkpoint_are_refused(world, t
     for wrong, says in (
         (small, f"^-method: flap_bias {refused}"),
         ({**small, "method": "lora", "first": "flap_bias"}, f"^-method: lora with -first flap_bias {refused}"),
+        ({**small, "method": "dora"}, "^-method: dora would fill .* a compact checkpoint .*; give masked_lora or"),
         ({"calib_data": tmp_path / "none.txt"}, r"^-calib_data: \S+none.txt does not exist"),
         ({"calib_length": 257}, r"^-calib_length: 257 tokens; give 2 to 256"),
         ({"method": "restorelcc"}, r"^-head_selection: contrastive probing needs MiniLM; run: pip install"),

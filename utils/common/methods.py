@@ -42,7 +42,7 @@ class MethodSpec:
     needs: a method that trains nothing is a closed form, and may stand before another. sites: where it adds constants,
     as -apply_to says it; moves: whether -apply_to decides instead. takes: all flags that it heeds, or seeds: what a
     closed form restores is kept in the cache by them. selection: -head_selection, if nothing is said. llama_only: it
-    computes Llama's own decoder layer. about: for the model's card.
+    computes Llama's own decoder layer. fills: whether merged it fills zeros. about: for the model's card.
     """
 
     made_by: str
@@ -54,6 +54,7 @@ class MethodSpec:
     takes: tuple[str, ...] = ()
     selection: str = "contrastive"
     llama_only: bool = False
+    fills: bool = False
     about: str = ""
 
     def function(self) -> Callable:
@@ -98,9 +99,11 @@ METHODS = {
     "masked_lora": MethodSpec("baselines.lora:masked_lora", f"LoRA {_INSIDE}", "masked LoRA", takes=_LORA),
     "masked_dora": MethodSpec("baselines.lora:masked_dora", f"DoRA {_INSIDE}", "masked DoRA", takes=_LORA),
     "masked_full": MethodSpec("baselines.free_terms:masked_full", "all non-zero weights", "masked full fine-tuning"),
-    "lora": MethodSpec("baselines.lora:lora", f"LoRA on all linear layers; {_FILLS}", "LoRA", takes=_LORA),
-    "dora": MethodSpec("baselines.lora:dora", f"DoRA on all linear layers; {_FILLS}", "DoRA", takes=_LORA),
-    "eora": MethodSpec("baselines.eora:eora", f"EoRA's update {_FROM}; {_FILLS}", "EoRA", _CLOSED, takes=_RANK),
+    "lora": MethodSpec("baselines.lora:lora", f"LoRA on all linear layers; {_FILLS}", "LoRA", takes=_LORA, fills=True),
+    "dora": MethodSpec("baselines.lora:dora", f"DoRA on all linear layers; {_FILLS}", "DoRA", takes=_LORA, fills=True),
+    "eora": MethodSpec(
+        "baselines.eora:eora", f"EoRA's update {_FROM}; {_FILLS}", "EoRA", _CLOSED, takes=_RANK, fills=True
+    ),
     "admm_update": MethodSpec(f"{_ADMM}:admm_update", f"ADMM {_FROM}, {_INSIDE}", "ADMM's weight update", _CLOSED),
     "admm_residual": MethodSpec(
         f"{_ADMM}:admm_residual", f"ADMM, residual stream restored too, {_INSIDE}", "ADMM's residual update", _CLOSED

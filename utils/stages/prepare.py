@@ -28,7 +28,7 @@ from utils.common.cache import cached
 from utils.common.errors import UserError
 from utils.common.files import as_bytes, digest, free_bytes, sha256
 from utils.common.flags import RECIPES, Arguments, as_flags
-from utils.common.methods import Options
+from utils.common.methods import METHODS, Options
 from utils.common.names import BUNDLED
 from utils.common.record import device_name
 from utils.evaluation.task_loading import EvalPlan, load_texts, plan_tasks
@@ -70,6 +70,11 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
             raise UserError(
                 f"-method: {asked} holds pruned weights against the dense ones, and a compact "
                 f"checkpoint doesn't say which channels are left; {cure}"
+            )
+        if METHODS[args.method].fills and pruned is not given:
+            raise UserError(
+                f"-method: {args.method} would fill the zeros that stand where a compact checkpoint has no heads and "
+                "channels; give masked_lora or masked_dora, which do the same in its shapes"
             )
         config = load_config(pruned.folder, "-pruned_model_path")
     else:
