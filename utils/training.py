@@ -214,6 +214,16 @@ class _ProcessBatches(Sampler[list[int]]):
             yield [*mine, len(order) + place % self.windows] if self.windows and not within else mine
 
 
+def tokens_read(samples: list[Encoded], settings: TrainingSettings, processes: int, window: int = 0) -> int:
+    """How many a training reads in all its steps: of samples, and of a window of text a step and process."""
+    lengths = [len(sample.ids) for sample in samples]
+    batches = _ProcessBatches(lengths, settings, 0, processes)
+    steps = math.ceil(settings.num_epoch * batches.steps)
+    batches.epoch, rest = divmod(steps, batches.steps)
+    of_rest = sum(lengths[row] for row in batches.order()[: rest * batches.of_update])
+    return batches.epoch * sum(lengths) + of_rest + steps * processes * window
+
+
 class _RestorationTrainer(Trainer, TrainerCallback):
     """transformers' Trainer, and its own callback: checkpoints hold what is trained; the validation
     loss is a mean over tokens; a loss or gradient that is no finite number ends the training before a checkpoint is

@@ -30,7 +30,7 @@ from utils.distillation import Distillation
 from utils.evaluation.perplexity import token_scores
 from utils.losses import ResponseLoss, TrainingResult, response_loss, validate
 from utils.prompts import IGNORED, Encoded, encode_all
-from utils.training import TrainingSettings, _OneDevice, _ProcessBatches, _RestorationTrainer, train
+from utils.training import TrainingSettings, _OneDevice, _ProcessBatches, _RestorationTrainer, tokens_read, train
 
 
 @pytest.fixture
@@ -288,6 +288,15 @@ def test_windows_of_text_follow_each_other_over_steps_processes_and_epochs(proce
         windows += chain(*drawn)
         assert sorted(row for row in chain(*rows) if row < 21) == list(range(21))
     assert windows == [21 + place % 5 for place in range(len(windows))] and len(windows) >= 6
+
+
+def test_a_part_of_an_epoch_reads_the_tokens_of_whole_steps(make_tiny_llama, tmp_path, monkeypatch):
+    folder, rows, batch = make_tiny_llama(zeros=0.5), [], _RestorationTrainer.batch
+    samples, how = encoded(folder, 11), settings(batch_size=2, gradient_accumulation=2, num_epoch=1.1)
+    monkeypatch.setattr(_RestorationTrainer, "batch", lambda self, drawn: rows.extend(drawn) or batch(self, drawn))
+    train(attached(folder), samples, [], how, "cpu", tmp_path)
+    assert len(rows) == 11 + 4 and len({len(sample.ids) for sample in samples}) > 1
+    assert tokens_read(samples, how, 1, window=9) == sum(len(samples[row].ids) for row in rows) + (3 + 1) * 9
 
 
 def gradient(folder: Path, dtype: torch.dtype, monkeypatch, narrow: float = float("inf")) -> tuple[Tensor, list[float]]:

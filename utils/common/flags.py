@@ -145,7 +145,7 @@ class Arguments:
     basis: str = flag("svd", "V of Eq. 8: the lost components', or a random orthogonal one", ("svd", "random"))
 
     lr: float = flag(1e-3, "AdamW's, falling linearly to 0", rate, metavar="RATE", group="training")
-    num_epoch: float = flag(3.0, "passes over the samples; 0 trains nothing", at_least(0.0))
+    num_epoch: float = flag(3.0, "passes over the samples, in whole steps; 0 trains nothing", at_least(0.0))
     batch_size: int = flag(8, "samples a batch and process", at_least(1))
     gradient_accumulation: int = flag(1, "batches whose gradients make one step", at_least(1))
     max_grad_norm: float = flag(1.0, "gradients are clipped to it; 0: never", at_least(0.0), metavar="NORM")

@@ -1,6 +1,5 @@
 """Last: results.json, run.json, the rows, the report and the model's card; the tables go to the terminal."""
 
-import math
 import shlex
 import sys
 import textwrap
@@ -26,6 +25,7 @@ from utils.stages.context import Models, Run
 from utils.stages.measure import Measured, examples_record
 from utils.stages.rank import SCORE_NAMES, Ranked
 from utils.stages.train import Trained
+from utils.training import TrainingSettings, tokens_read
 
 
 def write_results(
@@ -108,12 +108,11 @@ def method_record(run: Run, trained: Trained) -> dict:
 
 def trained_tokens(run: Run, samples: Samples) -> int:
     """The tokens that training read: its samples', under distillation a window of text a step, LoFiT's first step's."""
-    args, processes = run.args, run.processes.count
-    steps = math.ceil(len(samples.train) / (args.batch_size * args.gradient_accumulation * processes))
-    text = steps * processes * args.calib_length * (args.loss == DISTILL)
+    args, how = run.args, (samples.train, TrainingSettings.of(run.args), run.processes.count)
+    if not args.trains:
+        return 0
     lofit = run.needs.heads and args.head_selection == "lofit"  # whose first step is such a training, without text
-    a_pass = sum(len(sample.ids) for sample in samples.train) * (1 + lofit) + text
-    return round(args.num_epoch * a_pass) if run.needs.training else 0
+    return tokens_read(*how, args.calib_length * (args.loss == DISTILL)) + lofit * tokens_read(*how)
 
 
 def run_record(run: Run, models: Models, samples: Samples, trained: Trained) -> dict:
