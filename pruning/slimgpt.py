@@ -15,6 +15,7 @@ from pruning.input_statistics import Hessian
 from pruning.layers import LayerInputs
 from pruning.sparsegpt import damped_inverse
 from utils.common.errors import UserError
+from utils.common.names import counted
 
 FIRST_SHARE = 0.3125
 """The first layer's ratio as a share of the model's: the paper's 0.0625 at 20 %."""
@@ -65,7 +66,7 @@ def plan(config: LlamaConfig, total: float) -> list[Removal]:
     if left > most * config.num_hidden_layers:
         raise UserError(
             f"-sparsity: {total:g} is more than slimgpt can remove from this model, which keeps a key-value head and "
-            f"{unit} channels in every layer; lower it"
+            f"{counted(unit, 'channel')} in every layer; lower it"
         )
     exact = _spread(wanted, most, left)
     counts = [unit * min(count, most // unit) for count in _whole(share / unit for share in exact)]

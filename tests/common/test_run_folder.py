@@ -144,6 +144,7 @@ REFUSED = [
     ({"file": "mine"}, "file/out", r"\S+ cannot be written"),
     ({"loop": Path("loop")}, "loop", r"\S+ is no folder"),
     *(({}, place, f"{place} is where a disk begins") for place in ("/", "/proc")),
+    ({}, "away", r"\S+ is where a disk begins or where you are"),
     ({"project/utils/__init__.py": ""}, "project", r"\S+ .*, or holds code; give an"),
     ({"project/utils/__init__.py": ""}, "project/utils", r"\S+ .*, or holds code; give an"),
 ]
@@ -154,6 +155,7 @@ def test_what_this_project_did_not_make_is_refused_in_one_line_and_stays(tmp_pat
     write_files(tmp_path, {f"away/{UNFINISHED}": "{}", **there})
     monkeypatch.setattr("utils.common.run_folder.__file__", str(tmp_path / "project" / "utils" / "code.py"))
     before = names(tmp_path), content(tmp_path)
+    monkeypatch.chdir(tmp_path / "away")
     mistake(f"^-output_dir: {says}", finish, tmp_path / output, NEW, overwrite=True)
     assert (names(tmp_path), content(tmp_path)) == before
 

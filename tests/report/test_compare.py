@@ -87,7 +87,7 @@ def test_pairs_are_over_the_same_rows_and_others_are_left_out(runs, tmp_path):
     other = finished_run(tmp_path / "other", [1, 1, 1, 1], [1.0, 1.0], asked="something else")
     rows, notes = compare.read_runs([runs[0], other])
     assert compare.pairs_of(rows) == {} and compare.read_runs(runs)[1] == []
-    assert notes == [compare.UNLIKE, "the runs are of several weights of half: asked (1 runs), something else (1 runs)"]
+    assert notes == [compare.UNLIKE, "the runs are of several weights of half: asked (1 run), something else (1 run)"]
     nothing = {name: {} for name in ("scores", "metrics", "main_metric")} | {"validation": {"restored": 2.0}}
     write_json(other / "results.json", nothing)  # of a run with -eval_tasks none
     assert compare.lines_of(compare.read_runs([runs[0], other])[0])[1].cells["valid_loss"] == Score(2.0)

@@ -88,7 +88,7 @@ def test_a_search_with_flags_of_its_own_is_no_run_and_the_table_names_them(world
 def test_what_failed_by_something_else_is_no_rate_that_failed_and_is_tried_again(world, capfd, said):
     (world.root / "fail").write_text(f"restorelcc 0.01\n{said}")  # the best one
     assert world.sweep() == 1
-    assert "1 runs failed" in capfd.readouterr().err.splitlines()[-1]
+    assert "1 run failed" in capfd.readouterr().err.splitlines()[-1]
     ours, theirs = world.table()
     assert ours[5:7] == ["–", "n=0 of 2"] and theirs[5:7] == ["0.001", "n=2"]
     assert f"failed, and the same command tries it again (error: {said}" in world.text()

@@ -87,6 +87,13 @@ def test_means_are_over_seeds_and_differences_over_the_questions_and_seeds_that_
         some = [row_of(row.name, *(row.finals[n] for n in seeds)) for row, seeds in zip(rows, pair, strict=True)]
         against = build_table(some)["rows"][1]["against"]["task_mean"]
         assert (against["difference"], against["stderr_seeds"]) == (pytest.approx(difference), None)
+    # What draws nothing was run once, with whatever seed, and is held against each; a reconstruction draws.
+    cases = (0, "eora", 1 - 9 / 16, 1 / 16), (2, None, 7 / 8 - 9 / 16, 1 / 16), (0, "reconstruct", 1 / 2, None)
+    for n, first, *wanted in cases:
+        run = rows[1].finals[n].outcome.run
+        run |= {"method": {"parameters": 0}, "arguments": {"method": "none", "first": first}}
+        against = build_table([rows[0], row_of("theirs", rows[1].finals[n])])["rows"][1]["against"]["task_mean"]
+        assert [against["difference"], against["stderr_seeds"]] == [each and pytest.approx(each) for each in wanted]
 
 
 def test_validation_losses_and_answers_are_held_against_each_other_row_by_row(tmp_path):
@@ -153,9 +160,9 @@ def test_other_questions_are_not_compared_and_runs_that_are_not_alike_are_told(t
     runs = [finished_run(tmp_path, f"run{place}", 1, OURS[1], **more) for place, more in enumerate(told)]
     text = "text token_perplexity over 2 windows of"
     assert build_table([row_of(run.id, run) for run in runs])["notes"] == [
-        f"the runs are of several texts of perplexity: {text} 1 tokens (1 runs), {text} {10**12:,} tokens (1 runs)",
-        "the runs are of several weights of half: 11111111 (1 runs), 22222222 (1 runs)",
-        "the runs are of several versions of torch: 1 (1 runs), 2 (1 runs)",
+        f"the runs are of several texts of perplexity: {text} 1 tokens (1 run), {text} {10**12:,} tokens (1 run)",
+        "the runs are of several weights of half: 11111111 (1 run), 22222222 (1 run)",
+        "the runs are of several versions of torch: 1 (1 run), 2 (1 run)",
     ]
     assert build_table(rows)["notes"] == []
 

@@ -14,7 +14,7 @@ from copy import copy
 from difflib import get_close_matches
 from pathlib import Path
 
-from utils.common.errors import OutOfRoom, Stopped, UserError, refusal, shortage, shortened
+from utils.common.errors import OutOfRoom, Stopped, UserError, explain, refusal, shortage, shortened
 from utils.common.methods import LINEAR_NAMES
 from utils.common.processes import is_main_process
 
@@ -101,6 +101,8 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
     sys.unraisablehook = _send_again
     try:
         try:
+            with explain("the current folder is gone", "change to another", FileNotFoundError):
+                os.getcwd()
             main()
         finally:
             for number in ENDING:

@@ -57,8 +57,8 @@ class RunFolder:
         if os.path.lexists(self.final) and not self.final.is_dir():
             raise UserError(f"{self._what} is no folder; give one")
         ours = Path(__file__).resolve().is_relative_to(self.final) or (self.final / "__init__.py").exists()
-        if ours or os.path.ismount(self.final):
-            raise UserError(f"{self._what} is where a disk begins, or holds code; give another folder")
+        if ours or os.path.ismount(self.final) or Path.cwd().is_relative_to(self.final):
+            raise UserError(f"{self._what} is where a disk begins or where you are, or holds code; give another folder")
         check_writable(self.final.parent, "-output_dir")
         with ExitStack() as leaving:
             leaving.enter_context(locked(self.final.parent / f"{self.final.name}.lock", self._what))

@@ -12,6 +12,7 @@ import numpy as np
 
 from utils.common.errors import UserError, explain
 from utils.common.files import digest, read_json, whole_file
+from utils.common.methods import METHODS
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.paired_statistics import AGREEMENT, Row, mean_difference
 from utils.evaluation.scoring import Evaluation
@@ -120,6 +121,14 @@ class Outcome:
     def seed(self) -> int:
         """The seed of its training."""
         return self.run.get("seeds", {}).get("training", 0)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the seed of its training has a say in it."""
+        given = self.run.get("arguments") or {}
+        named = [METHODS[name] for name in (given.get("method"), given.get("first")) if name in METHODS]
+        trained = (self.run.get("method") or {}).get("parameters") != 0
+        return trained or any("training_seed" in each.takes for each in named)
 
     @property
     def minutes(self) -> float | None:
@@ -241,15 +250,22 @@ def difference(outcomes: list[Outcome], others: list[Outcome], measure: Measure)
     """
     outcomes, others = of_shared_seeds(outcomes, others)
     found = _paired(outcomes, others, measure)
-    if found and [each.seed for each in outcomes] == [each.seed for each in others]:
-        pairs = [_paired([one], [other], measure) for one, other in zip(outcomes, others, strict=True)]
-        found["stderr_seeds"] = spread(each["difference"] for each in pairs)["stderr"]
+    pairs = list(zip(outcomes, others, strict=True)) if len(outcomes) == len(others) else []
+    if found and pairs and all(one.seed == other.seed or not (one.draws and other.draws) for one, other in pairs):
+        each = (_paired([one], [other], measure)["difference"] for one, other in pairs)
+        found["stderr_seeds"] = spread(each)["stderr"]
     return found
 
 
 def of_shared_seeds(outcomes: list[Outcome], others: list[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
-    """Of both the runs of the seeds that both have, by seed; all runs of both where they share none."""
+    """Of both the runs of the seeds that both have, by seed; all runs of both where they share none.
+
+    A run that draws nothing is that of every seed.
+    """
     one, other = ({outcome.seed: outcome for outcome in each} for each in (outcomes, others))
+    for mine, theirs in ((one, other), (other, one)):
+        if len(mine) == 1 and not (only := next(iter(mine.values()))).draws:
+            mine |= dict.fromkeys(theirs, only)
     shared = sorted(one.keys() & other.keys())
     return ([one[seed] for seed in shared], [other[seed] for seed in shared]) if shared else (outcomes, others)
 

@@ -20,6 +20,7 @@ from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, run
 from utils.common.errors import UserError
 from utils.common.files import check_writable, write_text
 from utils.common.flags import parse_arguments
+from utils.common.names import counted
 from utils.common.run_folder import locked
 from utils.evaluation.task_loading import plan_tasks
 from utils.stages.inputs import check_inputs
@@ -56,7 +57,7 @@ def main() -> None:
     page = shlex.join(["python", "-m", "utils.compare", str(kept), "-output", "FILE.html"])
     print(f"table: {table}\npage:  {page}")
     if left := needed(rows):
-        print(f"{len(left)} runs failed: the table says how; the same command tries them again", file=sys.stderr)
+        print(f"{counted(len(left), 'run')} failed: the table says how; the same command tries again", file=sys.stderr)
         sys.exit(1)
 
 

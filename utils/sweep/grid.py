@@ -77,7 +77,7 @@ def read_sweep(path: Path) -> list[SweepRow]:
     entry point's parser would refuse, and for what makes rows not comparable."""
     content, rows, place = read_yaml(path, "a sweep's yaml file"), [], str(path)
     try:
-        odd = [key for key in content if key not in KEYS] if isinstance(content, dict) else ["this"]
+        odd = [key for key in content if key not in KEYS] if isinstance(content, dict) else ["what it holds"]
         if odd:
             raise UserError(f"{odd[0]} is no part of a sweep; give a mapping of {', '.join(KEYS)}, and no other key")
         content["prunings"] = content.get("prunings") or [{}]

@@ -3,6 +3,7 @@
 from collections import Counter
 
 from utils.common.errors import UserError
+from utils.common.names import counted
 from utils.evaluation.outcomes import COMPARED, KeptRows, Outcome, difference, mean_or_none, of_shared_seeds, spread
 from utils.evaluation.tasks import TOKEN_PERPLEXITY
 from utils.report.tables import DASH, markdown_table
@@ -34,10 +35,10 @@ READ = (
     "distribution over the choices is from the dense model's. *Answers flipped*: the likeliest choice is not the dense "
     "model's, %. *Recovered*: the share of the gap between the dense and the pruned model that was closed, where that "
     "gap is beyond noise. *Of control*: the same with the dense model after the same training in the dense model's "
-    "place, since training also lowers loss that pruning did not add. *Δ* is paired over the seeds that both rows "
-    "have: each question's values are averaged over seeds, then subtracted question by question. Its first standard "
-    "error is over questions (samples of a validation loss, windows of a perplexity), its second over the seeds' own "
-    "differences; neither includes the other."
+    "place, since training also lowers loss that pruning did not add. *Δ* is paired over the seeds that both rows have "
+    "(what draws nothing has all): each question's values are averaged over seeds, then subtracted question by "
+    "question. Its first standard error is over questions (samples of a validation loss, windows of a perplexity), its "
+    "second over the seeds' own differences; neither includes the other."
 )
 
 
@@ -152,7 +153,7 @@ def apart(rows: list[SweepRow]) -> list[str]:
         told |= {f"versions of {package}": version for package, version in run.get("versions", {}).items()}
         for what in filter(told.get, told):
             seen.setdefault(what, Counter())[told[what]] += 1
-    several = {what: [f"{value} ({n} runs)" for value, n in count.items()] for what, count in seen.items()}
+    several = {what: [f"{value} ({counted(n, 'run')})" for value, n in count.items()] for what, count in seen.items()}
     return [f"the runs are of several {what}: {', '.join(of)}" for what, of in several.items() if len(of) > 1]
 
 
