@@ -49,7 +49,7 @@ def alpaca_prompt(instruction: str, context: str) -> str:
 def check_calib_data(source: str) -> None:
     """Raise UserError if -calib_data can be known to be wrong without reading it or asking the hub."""
     kinds = f"give '{BUNDLED}', '{C4}' (from the hub), or a {', '.join(CALIB_SUFFIXES)} file"
-    path = Path(source).expanduser()
+    path = Path(source)
     if source not in (BUNDLED, C4):
         if path.suffix not in CALIB_SUFFIXES:
             raise UserError(f"-calib_data: '{source}' is no calibration set; {kinds}")
@@ -118,7 +118,7 @@ def check_data_path(name: str) -> tuple[Path | str, Path | None]:
 
     Raises UserError if it can be known to be wrong without reading it or asking the hub.
     """
-    path = BUNDLED_FOLDER if name == BUNDLED else Path(name).expanduser()
+    path = BUNDLED_FOLDER if name == BUNDLED else Path(name)
     if os.path.isdir(path):
         train, valid = (_first_file(path, stems) for stems in (("train",), ("valid", "validation", "val")))
         if train is None:

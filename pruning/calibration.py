@@ -69,7 +69,7 @@ def _documents(source: str, generator: torch.Generator) -> Iterable[str]:
         order = {"seed": int(torch.randint(2**31, (1,), generator=generator)), "buffer_size": _C4_SHUFFLED}
         rows = hub_rows("allenai/c4", "-calib_data", hint, order, data_files={"train": _C4_FILE}, streaming=True)
         return (row["text"] for row in islice(rows, _C4_SHUFFLED))
-    texts = bundled_text() if source == BUNDLED else _read(Path(source).expanduser())
+    texts = bundled_text() if source == BUNDLED else _read(Path(source))
     return [texts[place] for place in torch.randperm(len(texts), generator=generator)]
 
 

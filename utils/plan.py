@@ -346,7 +346,7 @@ def read_shape(name: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase | None, 
 
 def count_samples(args: Arguments, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Lengths, Lengths, str]:
     """Those of the training and the validation samples, and in words where they are from."""
-    at_hand = args.data_path in (None, BUNDLED) or Path(args.data_path).expanduser().exists()
+    at_hand = args.data_path in (None, BUNDLED) or Path(args.data_path).exists()
     if tokenizer is not None and (args.eval_data_dir is not None if args.spec_task else at_hand):
         samples = read_samples(args, tokenizer, load_texts(args))
         parts = (samples.train, samples.valid)

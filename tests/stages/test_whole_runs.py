@@ -75,7 +75,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits_by_the_same_flags(world, fi
 
 
 def test_a_run_prunes_for_itself_and_leaves_what_was_there(world, tmp_path, monkeypatch, capsys):
-    """Killed between its two renamings, it is ended by the same command, which computes nothing."""
+    """Killed between its two renamings, it is ended by the same command, which trains no more."""
     (output := tmp_path / "out").mkdir()
     (output / "thesis.tex").write_text("years of work")
     changes = {"pruned_model_path": None, "sparsity": "2:4", "num_epoch": 1, "eval_tasks": "none"}
@@ -84,11 +84,11 @@ def test_a_run_prunes_for_itself_and_leaves_what_was_there(world, tmp_path, monk
     with stopped_before_its_place(monkeypatch, output, KeyboardInterrupt()):
         run(monkeypatch, given)
     assert names(tmp_path) == {"out.1", "out.partial"}
-    with monkeypatch.context() as patch:
-        patch.setattr("utils.stages.prepare.prepare", lambda *_: pytest.fail("it begins anew"))
-        run(patch, given)
+    with forward_passes() as passes:
+        run(monkeypatch, given)
+    assert not any(passes), "no step"
     assert names(tmp_path) == {"out", "out.1"} and content(tmp_path / "out.1") == {"thesis.tex": b"years of work"}
-    assert capsys.readouterr().out.count("[1/9] reading samples, tokenizer and tasks\n      on cpu (") == 1
+    assert capsys.readouterr().out.count("[1/9] reading samples, tokenizer and tasks\n      on cpu (") == 2
     proof = json.loads((output / "results.json").read_text())["proof"]
     assert proof["passed"] and proof["sparsity_restored"] == [0.5] * 3
     mistake(r"^-output_dir: \S+ already holds files", run, monkeypatch, flags(world, output, **changes))
