@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from utils.common.cache import Cache, Kept
 from utils.common.errors import OutOfRoom, UserError, refusal, shortage
-from utils.common.files import as_bytes, check_writable, explain_disk_full, whole_file, whole_folder, write_json
+from utils.common.files import check_writable, explain_disk_full, whole_file, whole_folder, write_json
 from utils.common.run_folder import RunFolder
 
 
@@ -45,16 +45,11 @@ def test_a_result_that_does_not_fit_is_one_line_and_leaves_nothing(tmp_path):
 
 def test_what_torch_makes_of_a_full_disk_is_known_by_the_room_that_is_left(tmp_path, monkeypatch):
     """torch.save tells of positions in its file, and of no reason."""
-    full = OutOfRoom, "No space left on device; 999 bytes are free"
+    full = OutOfRoom, "No space left on device; 999B are free"
     for left, (error, says) in ((999, full), (10**9, (RuntimeError, "unexpected pos"))):
         monkeypatch.setattr("utils.common.files.free_bytes", lambda folder, left=left: left)
         with pytest.raises(error, match=says), explain_disk_full(tmp_path):
             raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
-
-
-def test_sizes_are_told_as_people_read_them():
-    told = [as_bytes(size) for size in (999, 1000, 1.236e9, 999_600_000, 1.5e12, 5e15)]
-    assert told == ["999 bytes", "1 kB", "1.24 GB", "1000 MB", "1.5 TB", "5000 TB"]
 
 
 REFUSED = [

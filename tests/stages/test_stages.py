@@ -387,7 +387,7 @@ def test_little_room_and_a_dense_or_another_model_are_warnings(world, tmp_path, 
     assert settings == f"      warning: -pruned_model_path: {says}"
     assert unlike == "      warning: -pruned_model_path: its embeddings are not -base_model_name's: another model?"
     assert dense == "      warning: the pruned model has no zeros; going on because of -allow_dense"
-    assert re.fullmatch(r" +warning: -output_dir: 10 kB are free, and the restored model takes 1\d\d kB", room)
+    assert re.fullmatch(r" +warning: -output_dir: 10.0kB are free, and the restored model takes 1\d\dkB", room)
     with pytest.raises(UserError, match=r"^-pruned_model_path: \S+ is -base_model_name's model itself; give"):
         begin(base_model_name=other, pruned_model_path=other)
 

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -98,7 +97,6 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
             stream.reconfigure(errors="replace", line_buffering=True)
     for number in ENDING:
         signal.signal(number, _stop)
-    sys.unraisablehook = _send_again
     try:
         try:
             with explain("the current folder is gone", "change to another", FileNotFoundError):
@@ -148,15 +146,6 @@ def _let_go_of_stdout() -> None:
 
 def _stop(number: int, _) -> None:
     raise Stopped(number)
-
-
-def _send_again(dropped: "sys.UnraisableHookArgs") -> None:
-    """Python drops what is raised while an object is finalized; a signal that came then is sent once more."""
-    if not isinstance(dropped.exc_value, (KeyboardInterrupt, Stopped)):
-        sys.__unraisablehook__(dropped)
-        return
-    number = getattr(dropped.exc_value, "number", signal.SIGINT)
-    threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
 
 
 def text(given: str) -> str:

@@ -10,8 +10,11 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
+
+from tqdm import tqdm
 
 from utils.common.errors import OutOfRoom, refusal
 
@@ -59,11 +62,8 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def as_bytes(size: float) -> str:
-    """A number of bytes as people read it: "0 bytes", "340 kB", "1.24 GB"."""
-    units = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
-    shown = (f"{float(f'{size / unit:.3g}'):g} {name}" for unit, name in units if size >= unit)
-    return next(shown, f"{int(size)} bytes")
+as_bytes = partial(tqdm.format_sizeof, suffix="B")
+"""A number of bytes as people read it: "340kB", "1.24GB"."""
 
 
 @contextmanager
