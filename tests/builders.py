@@ -73,10 +73,8 @@ def save_tiny(folder: Path, config, seed: int, zeros: float, dtype=torch.float32
 def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
     """Apply `change` to the tensors of a folder with one safetensors file: in place, or it gives a new dictionary."""
     tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
-    changed = change(tensors)
-    save_file(
-        changed if isinstance(changed, dict) else tensors, folder / "model.safetensors", metadata={"format": "pt"}
-    )
+    tensors = changed if isinstance(changed := change(tensors), dict) else tensors
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

@@ -89,9 +89,8 @@ def test_a_fixed_change_is_folded_into_the_weight_and_a_bias_has_its_gradient_in
 @pytest.mark.parametrize("before", [False, True], ids=["alone", "after a closed form"])
 def test_inside_the_mask_a_step_keeps_no_second_weight_and_has_the_gradients_of_one(dtype, allowed, before):
     drawn = torch.Generator().manual_seed(1)
-    weight, z, up, down, wanted, change = (
-        torch.randn(shape, generator=drawn) for shape in ((40, 24), (2, 7, 24), (40, 3), (3, 24), (2, 7, 40), (40, 24))
-    )
+    shapes = (40, 24), (2, 7, 24), (40, 3), (3, 24), (2, 7, 40), (40, 24)
+    weight, z, up, down, wanted, change = (torch.randn(shape, generator=drawn) for shape in shapes)
     linear = nn.Linear(24, 40, bias=False, dtype=dtype)
     linear.weight.data = weight.masked_fill(weight > 0.5, 0).to(dtype)
     layer = RestoredLinear(linear)

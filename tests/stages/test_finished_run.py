@@ -45,9 +45,8 @@ def test_stages_and_arguments_are_recorded_and_the_result_and_what_to_run_next_e
     assert [stage["name"] for stage in record["stages"]] == names
     assert record["stages"][6]["detail"] == f"β and b of {HEADS} heads"
     lines = (world / "stdout.txt").read_text().strip().splitlines()
-    assert [line for line in lines if line.startswith("[")] == [
-        f"[{number}/{len(names)}] {name}" for number, name in enumerate(names, start=1)
-    ]
+    told = [f"[{number}/{len(names)}] {name}" for number, name in enumerate(names, start=1)]
+    assert [line for line in lines if line.startswith("[")] == told
     assert lines[-1].startswith("next:") and "lm_eval" in lines[-1]
     assert str(finished / "model") in lines[-2] and "report.html" in lines[-3]
     assert " ".join(lines[-7:-4]).strip().endswith(verdict(results, record))

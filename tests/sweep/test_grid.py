@@ -1,5 +1,7 @@
 """A sweep's file: each mistake is one line, and known before anything runs."""
 
+from itertools import product
+
 import pytest
 
 from tests.builders import mistake, write_files
@@ -58,10 +60,8 @@ def test_every_pruning_has_every_configuration_and_what_is_not_trained_has_no_ra
     assert len(read_sweep(ENTRY.parent / "docs" / "sweep.yaml")) == 7  # the documents' example
     untrained = "  - {name: nothing, method: none}\n  - {name: no steps, num_epoch: 0}\n"
     rows = world.rows(FILE + untrained + "prunings: [{sparsity: 0.5}, {sparsity: 2:4, prune_method: sparsegpt}]\n")
-    names, prunings = ("ours", "theirs", "nothing", "no steps"), ("wanda 0.5", "sparsegpt 2:4")
-    assert [(row.name, row.pruning, row.compare_to) for row in rows] == [
-        (name, pruning, "ours") for pruning in prunings for name in names
-    ]
+    every = product(("wanda 0.5", "sparsegpt 2:4"), ("ours", "theirs", "nothing", "no steps"))
+    assert [(row.pruning, row.name, row.compare_to) for row in rows] == [(*pair, "ours") for pair in every]
     trained, untrained = (2, 4, [1e-3, 1e-2]), (0, 1, [])
     found = [(len(row.searches), len(row.finals), row.rates) for row in rows]
     assert found == [trained, trained, untrained, untrained] * 2
