@@ -36,19 +36,14 @@ TOKENS = [[5, 9, 77, 30, 200, 41, 7, 8, 120, 3, 4, 66], [1, 2, 3], [250, 8]]
 FIRST, LAST = (f"model.layers.{layer}.self_attn.o_proj.bias" for layer in (0, 2))
 """What HEADS change."""
 SHAPES = {
-    "gqa": {},
-    "biased": {"attention_bias": True},
-    "biased mlp": {"mlp_bias": True},
+    "gqa": {}, "biased": {"attention_bias": True}, "biased mlp": {"mlp_bias": True},
     "tied": {"tie_word_embeddings": True},
     "scaled": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500000.0}},
     "mha": {"num_key_value_heads": 6},
-}
+}  # fmt: skip
 METHODS = {
-    "restorelcc": Options(),
-    "magnitudes_only": Options(),
-    "output_bias": Options("both"),
-    "restorelcc everywhere": Options("both", train_norms=True),
-    "flap_bias everywhere": Options("all"),
+    "restorelcc": Options(), "magnitudes_only": Options(), "output_bias": Options("both"),
+    "restorelcc everywhere": Options("both", train_norms=True), "flap_bias everywhere": Options("all"),
     "bias_only after flap_bias": Options("both", first="flap_bias"),
     "masked_lora after flap_bias": Options("all", first="flap_bias", train_norms=True),
     "flap_bias after eora": Options("all", first="eora", lora_rank=2),
@@ -56,16 +51,12 @@ METHODS = {
     "eora": Options(lora_rank=3),
     "lora after eora": Options("ffn", first="eora", lora_rank=2),
     "lora in places": Options(lora_rank=2, lora_targets="k_proj,down_proj"),
-    "dora": Options(lora_rank=3),
-    "masked_dora after flap_bias": Options("all", lora_rank=2, first="flap_bias"),
-    "masked_full": Options(),
-    "admm_update": Options(),
-    "admm_residual": Options(),
+    "dora": Options(lora_rank=3), "masked_dora after flap_bias": Options("all", lora_rank=2, first="flap_bias"),
+    "masked_full": Options(), "admm_update": Options(), "admm_residual": Options(),
     "masked_lora after admm_update": Options(first="admm_update", lora_rank=2),
     "output_bias after reconstruct": Options("all", train_norms=True, first="reconstruct"),
-    "none": Options(),
-    "none and norms": Options(train_norms=True),
-}
+    "none": Options(), "none and norms": Options(train_norms=True),
+}  # fmt: skip
 
 CASES = [
     (name, list(SHAPES)[(at + turn) % 6], *[(torch.float32, torch.bfloat16)[(at // 6 + at + turn // 3) % 2]] * 2)
@@ -74,15 +65,11 @@ CASES = [
 ]
 CASES += [
     ("restorelcc everywhere", "gqa", torch.float16, torch.bfloat16),
-    ("restorelcc", "gqa", torch.float64, torch.float32),
-    ("output_bias", "gqa", torch.bfloat16, torch.float16),
-    ("output_bias", "gqa", torch.float16, torch.float32),
-    ("masked_full", "gqa", torch.float32, torch.float16),
-    ("restorelcc", "gqa", torch.float32, torch.bfloat16),
-    ("masked_full", "gqa", torch.float64, torch.bfloat16),
-    ("lora in places", "gqa", torch.float16, torch.float16),
-    ("lora in places", "gqa", torch.bfloat16, torch.float32),
-]
+    ("restorelcc", "gqa", torch.float64, torch.float32), ("output_bias", "gqa", torch.bfloat16, torch.float16),
+    ("output_bias", "gqa", torch.float16, torch.float32), ("masked_full", "gqa", torch.float32, torch.float16),
+    ("restorelcc", "gqa", torch.float32, torch.bfloat16), ("masked_full", "gqa", torch.float64, torch.bfloat16),
+    ("lora in places", "gqa", torch.float16, torch.float16), ("lora in places", "gqa", torch.bfloat16, torch.float32),
+]  # fmt: skip
 """Each method in two shapes, one of them in bf16, so that every shape and dtype meets another four of them; then files
 of any dtype in a run of any other."""
 
