@@ -47,7 +47,7 @@ class RunFolder:
     """
 
     def __init__(self, out: Path, arguments: dict, overwrite: bool = False, keep: tuple[str, ...] = ()):
-        self.final = Path(os.path.realpath(out))
+        self.final = Path(os.path.realpath(out.expanduser()))
         self.partial = self.final.parent / f"{self.final.name}{PARTIAL}"
         self._arguments, self._overwrite, self._keep = arguments, overwrite, keep
         self._whole = False
@@ -115,15 +115,18 @@ class RunFolder:
 
 
 def check_apart(output: Path, inputs: dict[str, Path | str | None]) -> None:
-    """UserError if the folder `output` is or holds an input, since what is there is renamed in the end.
+    """UserError if the folder `output` is, holds or lies in an input, or in what links in that lead to.
 
     inputs: flag → what it names: a Path, or a text, which may be a hub id where there is no such file or folder.
     """
-    final = Path(os.path.realpath(output))
+    final = Path(os.path.realpath(output.expanduser()))
     for name, value in inputs.items():
         if value is None or not (isinstance(value, Path) or os.path.exists(value)):
             continue
-        source = Path(os.path.realpath(value))
-        if source.is_relative_to(final):
-            how = "is" if final == source else "holds"
-            raise UserError(f"-output_dir: {output} {how} what {name} names ({value}); give another folder")
+        path = Path(value)
+        links = [entry for entry in path.iterdir() if entry.is_symlink()] if path.is_dir() else []
+        for source in (Path(os.path.realpath(each)) for each in (path, *links)):
+            within = source in final.parents and not source.is_file()
+            if final == source or final in source.parents or within:
+                how = "is" if final == source else "lies in" if within else "holds"
+                raise UserError(f"-output_dir: {output} {how} what {name} names ({value}); give another folder")
