@@ -187,7 +187,8 @@ class Plan:
             a_token += (2 * self.hidden + self.inner) * self.size
         if method.endswith("dora"):  # a magnitude's, what the layer gives
             a_token += self.outputs * self.size
-        a_token += 2 * self.hidden * self.size * args.train_norms  # a scale's, the normed
+        gemma = self.config.model_type.startswith("gemma")  # whose class adds 1 to a scale
+        a_token += 2 * self.hidden * (self.size + FP32 * gemma) * args.train_norms  # a scale's, the normed
         kept = self.layers * batch * a_token
         if args.gradient_checkpointing:
             kept = kept / self.layers + self.layers * batch * self.hidden * self.size

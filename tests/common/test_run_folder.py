@@ -115,8 +115,7 @@ def test_killed_at_any_renaming_the_same_command_and_no_other_ends_what_was_left
             assert content(folder.partial).keys() == {"checkpoints/1", UNFINISHED}
             write_files(folder.partial, NEW)
             folder.finish()
-    assert content(out) == NEW
-    assert names(tmp_path) == ({"out", "out.1"} if overwrite else {"out"})
+    assert content(out) == NEW and names(tmp_path) == ({"out", "out.1"} if overwrite else {"out"})
     assert not overwrite or content(tmp_path / "out.1") == OLD
 
 
@@ -126,7 +125,7 @@ def test_files_that_come_during_the_run_are_kept_and_a_result_that_cannot_take_i
         write_files(tmp_path / "out", MINE)
         folder.finish()
     assert content(tmp_path / "out.1") == MINE and content(tmp_path / "out") == NEW
-    with pytest.raises(OSError), result(tmp_path / "sticky") as folder:
+    with pytest.raises(UserError, match=r"stays whole in .*partial .*; rename"), result(tmp_path / "sticky") as folder:
         write_files(folder.partial, NEW)
         monkeypatch.setattr(Path, "rename", Mock(side_effect=OSError))
         folder.finish()

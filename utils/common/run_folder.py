@@ -74,7 +74,8 @@ class RunFolder:
     def finish(self) -> None:
         """All is written: give the result its name."""
         self._whole = True
-        earlier = take_place(self.partial, self.final)
+        with explain(f"{self._what}: the result stays whole in {self.partial}", "rename that", OSError):
+            earlier = take_place(self.partial, self.final)
         (self.final / UNFINISHED).unlink(missing_ok=True)
         for name in self._keep:  # not before: killed on the way, the same command continues from it
             shutil.rmtree(self.final / name, ignore_errors=True)

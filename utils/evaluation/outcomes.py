@@ -264,7 +264,7 @@ def of_shared_seeds(outcomes: list[Outcome], others: list[Outcome]) -> tuple[lis
     """
     one, other = ({outcome.seed: outcome for outcome in each} for each in (outcomes, others))
     for mine, theirs in ((one, other), (other, one)):
-        if len(mine) == 1 and not (only := next(iter(mine.values()))).draws:
+        if len(mine) == 1 < len(theirs) and not (only := next(iter(mine.values()))).draws:
             mine |= dict.fromkeys(theirs, only)
     shared = sorted(one.keys() & other.keys())
     return ([one[seed] for seed in shared], [other[seed] for seed in shared]) if shared else (outcomes, others)

@@ -71,7 +71,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
                 f"-method: {asked} holds pruned weights against the dense ones, and a compact "
                 f"checkpoint doesn't say which channels are left; {cure}"
             )
-        if METHODS[args.method].fills and pruned is not given:
+        if METHODS[args.method].fills and args.trains and pruned is not given:
             raise UserError(
                 f"-method: {args.method} would fill the zeros that stand where a compact checkpoint has no heads and "
                 "channels; give masked_lora or masked_dora, which do the same in its shapes"
