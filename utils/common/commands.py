@@ -17,8 +17,8 @@ from utils.common.errors import OutOfRoom, Stopped, UserError, explain, refusal,
 from utils.common.methods import LINEAR_NAMES
 from utils.common.processes import is_main_process
 
-HOME = os.path.expanduser("~") if os.path.expanduser("~") != "~" else tempfile.gettempdir()  # of a user without one
-DEFAULT_CACHE = Path(HOME, ".cache", "restorelcc")  # what can be made again, kept between runs by its content
+HOME = os.path.expanduser("~")  # as it is written for a user without one
+DEFAULT_CACHE = Path(tempfile.gettempdir() if HOME == "~" else HOME, ".cache", "restorelcc")  # what can be made again
 ENDING = (signal.SIGTERM, signal.SIGUSR1)  # signals that end a command in order, beside Ctrl-C
 PATIENCE = 30  # seconds that a process which prints nothing outlives a mistake, unless its launcher ends it before
 MOST = 10**9  # what a flag may be: beyond it, sizes overflow in libraries rather than being too large

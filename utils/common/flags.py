@@ -122,7 +122,11 @@ class Arguments:
         + "; ".join(f"{name}: {as_flags(flags)}" for name, flags in RECIPES.items()),
         RECIPES,
     )
-    method: str = flag("restorelcc", "; ".join(f"{name}: {line.what}" for name, line in METHODS.items()), METHODS)
+    method: str = flag(
+        "restorelcc",
+        "; ".join(f"{name}: {m.what}{'; merged, it fills the zeros' * m.fills}" for name, m in METHODS.items()),
+        METHODS,
+    )
     apply_to: str | None = flag(
         None,
         "where constants are added: attention (o_proj), ffn (down_proj), both, or all seven linear layers; where "

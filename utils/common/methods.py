@@ -75,7 +75,7 @@ _B = Needs(heads=True, training=True)
 _RANK, _LORA = ("lora_rank",), ("lora_rank", "lora_targets")
 _CLOSED = Needs(calibration=True)
 _BIAS = "baselines.free_terms:output_bias"
-_FROM, _FILLS = "in closed form, from -calib_data", "merged, it fills the zeros"
+_FROM = "in closed form, from -calib_data"
 _INSIDE = "inside the mask, zeros kept"
 _ADMM = "baselines.admm_update"
 
@@ -99,11 +99,9 @@ METHODS = {
     "masked_lora": MethodSpec("baselines.lora:masked_lora", f"LoRA {_INSIDE}", "masked LoRA", takes=_LORA),
     "masked_dora": MethodSpec("baselines.lora:masked_dora", f"DoRA {_INSIDE}", "masked DoRA", takes=_LORA),
     "masked_full": MethodSpec("baselines.free_terms:masked_full", "all non-zero weights", "masked full fine-tuning"),
-    "lora": MethodSpec("baselines.lora:lora", f"LoRA on all linear layers; {_FILLS}", "LoRA", takes=_LORA, fills=True),
-    "dora": MethodSpec("baselines.lora:dora", f"DoRA on all linear layers; {_FILLS}", "DoRA", takes=_LORA, fills=True),
-    "eora": MethodSpec(
-        "baselines.eora:eora", f"EoRA's update {_FROM}; {_FILLS}", "EoRA", _CLOSED, takes=_RANK, fills=True
-    ),
+    "lora": MethodSpec("baselines.lora:lora", "LoRA on all linear layers", "LoRA", takes=_LORA, fills=True),
+    "dora": MethodSpec("baselines.lora:dora", "DoRA on all linear layers", "DoRA", takes=_LORA, fills=True),
+    "eora": MethodSpec("baselines.eora:eora", f"EoRA's update {_FROM}", "EoRA", _CLOSED, takes=_RANK, fills=True),
     "admm_update": MethodSpec(f"{_ADMM}:admm_update", f"ADMM {_FROM}, {_INSIDE}", "ADMM's weight update", _CLOSED),
     "admm_residual": MethodSpec(
         f"{_ADMM}:admm_residual", f"ADMM, residual stream restored too, {_INSIDE}", "ADMM's residual update", _CLOSED
@@ -119,6 +117,12 @@ METHODS = {
     "none": MethodSpec("baselines.free_terms:nothing", "restores nothing", "nothing", Needs()),
 }
 """What -method takes."""
+
+
+def method_draws(*names: str | None) -> bool:
+    """Whether one of these methods draws by the seed of training, even if nothing is trained."""
+    return any("training_seed" in METHODS[name].takes for name in names if name in METHODS)
+
 
 _BY_ADMM = ("admm_update", "admm_residual")
 NOT_AFTER = {

@@ -12,7 +12,7 @@ import numpy as np
 
 from utils.common.errors import UserError, explain
 from utils.common.files import digest, read_json, whole_file
-from utils.common.methods import METHODS
+from utils.common.methods import method_draws
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.paired_statistics import AGREEMENT, Row, mean_difference
 from utils.evaluation.scoring import Evaluation
@@ -126,9 +126,8 @@ class Outcome:
     def draws(self) -> bool:
         """Whether the seed of its training has a say in it."""
         given = self.run.get("arguments") or {}
-        named = [METHODS[name] for name in (given.get("method"), given.get("first")) if name in METHODS]
         trained = (self.run.get("method") or {}).get("parameters") != 0
-        return trained or any("training_seed" in each.takes for each in named)
+        return trained or method_draws(given.get("method"), given.get("first"))
 
     @property
     def minutes(self) -> float | None:
@@ -250,22 +249,21 @@ def difference(outcomes: list[Outcome], others: list[Outcome], measure: Measure)
     """
     outcomes, others = of_shared_seeds(outcomes, others)
     found = _paired(outcomes, others, measure)
-    pairs = list(zip(outcomes, others, strict=True)) if len(outcomes) == len(others) else []
-    if found and pairs and all(one.seed == other.seed or not (one.draws and other.draws) for one, other in pairs):
-        each = (_paired([one], [other], measure)["difference"] for one, other in pairs)
-        found["stderr_seeds"] = spread(each)["stderr"]
+    if found and [each.seed for each in outcomes] == [each.seed for each in others]:
+        pairs = [_paired([one], [other], measure) for one, other in zip(outcomes, others, strict=True)]
+        found["stderr_seeds"] = spread(each["difference"] for each in pairs)["stderr"]
     return found
 
 
 def of_shared_seeds(outcomes: list[Outcome], others: list[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
     """Of both the runs of the seeds that both have, by seed; all runs of both where they share none.
 
-    A run that draws nothing is that of every seed.
+    A run that draws nothing stands for every seed.
     """
     one, other = ({outcome.seed: outcome for outcome in each} for each in (outcomes, others))
     for mine, theirs in ((one, other), (other, one)):
         if len(mine) == 1 < len(theirs) and not (only := next(iter(mine.values()))).draws:
-            mine |= dict.fromkeys(theirs, only)
+            mine |= {seed: replace(only, run=only.run | {"seeds": {"training": seed}}) for seed in theirs}
     shared = sorted(one.keys() & other.keys())
     return ([one[seed] for seed in shared], [other[seed] for seed in shared]) if shared else (outcomes, others)
 

@@ -8,7 +8,7 @@ from models.model_names import RECORD, hub_name
 from utils.common.errors import UserError
 from utils.common.files import digest, sha256
 from utils.common.flags import NOT_REPEATED, parse_arguments, read_yaml
-from utils.common.methods import Options, parts_of
+from utils.common.methods import method_draws
 from utils.common.names import BUNDLED, C4, EMBEDDED
 from utils.evaluation.outcomes import Outcome
 from utils.evaluation.task_loading import TASK_FILES
@@ -112,7 +112,6 @@ def _row(content: dict, pruning: object, entry: object) -> SweepRow:
     rates = rates if isinstance(rates, list) else [rates]
     flags = {**_flags(content.get("flags")), **_flags(pruning), **own}
     args = parse_arguments(_words(flags))
-    options = Options.of(args)
     trains = args.trains
     if trains and not rates:
         raise UserError("is trained, and has no rate; give 'lr: [RATE, …]', in it or for all")
@@ -123,8 +122,8 @@ def _row(content: dict, pruning: object, entry: object) -> SweepRow:
         why = "-spec_task or num_valid_samples 0 leaves no validation samples"
         raise UserError(f"rates are chosen on validation loss, and {why}; give one rate, or such samples")
     # Of what draws nothing by -train_seed one run says all.
-    draws = trains or any("training_seed" in part.spec.takes for part in parts_of(args.method, options))
-    every = [(seed, rate) for rate in (rates if trains else [None]) for seed in (seeds if draws else seeds[:1])]
+    drawn = seeds if trains or method_draws(args.method, args.first) else seeds[:1]
+    every = [(seed, rate) for rate in (rates if trains else [None]) for seed in drawn]
     finals = [_run(flags, *each) for each in every]
     if len({run.id for run in finals}) < len(finals):
         raise UserError("give each rate and each seed once")
