@@ -130,28 +130,26 @@ class ResponseLoss(nn.Module):
         labels: Tensor,
         num_items_in_batch: Tensor | int | None = None,
         teacher: Tensor | None = None,
-        text: Tensor | None = None,
         of_text: Tensor | None = None,
     ) -> dict:
         """input_ids, labels: (B, T) int64, labels -100 where not trained on; returns {"loss": scalar fp32} in training.
 
         The loss is the sum over labelled tokens / num_items_in_batch, by default the labels of this batch. teacher:
         (n, D), the dense model's last hidden states where labelled tokens are predicted, row by row of the batch.
-        text: (1, T), on which the mean KL is added to the loss; of_text: its states (T - 1, D). An evaluation returns
-        {"tokens": (1, n) fp32}, the cross-entropy of each labelled token, row by row of the batch; (2, n) with a
-        teacher, from whom the second is KL.
+        of_text: such states (T - 1, D) of a window of text (1, T), whose loss is the mean KL; it has no labels, for
+        the Trainer to count. An evaluation returns {"tokens": (1, n) fp32}, the cross-entropy of each labelled token,
+        row by row of the batch; (2, n) with a teacher, from whom the second is KL.
         """
+        if of_text is not None:
+            total, tokens = self._summed(input_ids, input_ids, of_text, 1.0)
+            return {"loss": total / (tokens.shape[1] * self.processes)}
         total, tokens = self._summed(input_ids, labels, teacher, self.distillation and self.distillation.weight)
         if not self.training:
             return {"tokens": tokens}
         if self._penalty is not None:
             # Once a labelled token: the batches and processes that share a step then share one penalty.
             total = total + tokens.shape[1] * self._penalty()
-        loss = total / (tokens.shape[1] if num_items_in_batch is None else num_items_in_batch)
-        if text is not None:
-            summed, _ = self._summed(text, text, of_text, 1.0)
-            loss = loss + summed / (text[:, 1:].numel() * self.processes)
-        return {"loss": loss}
+        return {"loss": total / (tokens.shape[1] if num_items_in_batch is None else num_items_in_batch)}
 
     def _summed(
         self, input_ids: Tensor, labels: Tensor, teacher: Tensor | None, share: float | None

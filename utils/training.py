@@ -31,7 +31,7 @@ from utils.common.names import DIVERGED
 from utils.common.progress import progress
 from utils.distillation import Distillation
 from utils.losses import NOT_FINITE, ResponseLoss, TrainingResult, response_loss
-from utils.prompts import Encoded, collate
+from utils.prompts import IGNORED, Encoded, collate
 
 SAVED_EVERY = 600
 """Seconds of training that a kill may cost."""
@@ -97,7 +97,7 @@ def train(
         learning_rate=settings.lr,
         num_train_epochs=settings.num_epoch,
         per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
+        gradient_accumulation_steps=settings.gradient_accumulation + bool(distillation and distillation.text),
         max_grad_norm=settings.max_grad_norm,
         optim="adamw_torch",
         weight_decay=0.0,
@@ -177,7 +177,7 @@ class _ProcessBatches(Sampler[list[int]]):
     """
 
     def __init__(self, lengths: list[int], settings: TrainingSettings, process: int, processes: int, windows: int = 0):
-        """windows: of text. A step's first batch ends with one, in turn: numbers that go on after the samples'."""
+        """windows: of text. Each step begins with a batch of one, in turn: numbers that go on after the samples'."""
         self.lengths, self.settings, self.process, self.processes = lengths, settings, process, processes
         self.windows = windows
         self.of_all = settings.batch_size * processes
@@ -188,7 +188,7 @@ class _ProcessBatches(Sampler[list[int]]):
         """Whether all steps were made: then there are no batches."""
 
     def __len__(self) -> int:
-        return math.ceil(len(self.lengths) / self.of_all)
+        return math.ceil(len(self.lengths) / self.of_all) + self.steps * bool(self.windows)
 
     def order(self) -> list[int]:
         """The samples as they follow each other in the present epoch."""
@@ -208,10 +208,11 @@ class _ProcessBatches(Sampler[list[int]]):
         order = [] if self.over else self.order()
         before = self.epoch * self.steps
         for batch, first in enumerate(range(0, len(order), self.of_all)):
-            mine = order[first : first + self.of_all][self.process :: self.processes]
             step, within = divmod(batch, self.settings.gradient_accumulation)
-            place = (before + step) * self.processes + self.process
-            yield [*mine, len(order) + place % self.windows] if self.windows and not within else mine
+            if self.windows and not within:
+                place = (before + step) * self.processes + self.process
+                yield [len(order) + place % self.windows]
+            yield order[first : first + self.of_all][self.process :: self.processes]
 
 
 def tokens_read(samples: list[Encoded], settings: TrainingSettings, processes: int, window: int = 0) -> int:
@@ -274,15 +275,15 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         return DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator, pin_memory=pin)
 
     def batch(self, rows: list[int]) -> dict[str, Tensor]:
-        """These samples, with what they are taught, and a window of text; of no samples one that counts nothing."""
-        text, known = {}, self.distillation and self.distillation.train
-        if rows and rows[-1] >= len(self.samples):
-            window = rows[-1] - len(self.samples)
-            rows = rows[:-1]
-            text = {"text": torch.tensor([self.text[window].ids]), "of_text": self.distillation.of_text[window]}
+        """These samples, with what they are taught, or a window of text; of no samples one that counts nothing."""
+        if rows and (window := rows[0] - len(self.samples)) >= 0:
+            ids = torch.tensor([self.text[window].ids])
+            labels = torch.full_like(ids, IGNORED)
+            return {"input_ids": ids, "labels": labels, "of_text": self.distillation.of_text[window]}
+        known = self.distillation and self.distillation.train
         samples = [self.samples[row] for row in rows] or [Encoded(self.samples[0].ids[:2], 2)]
         states = known and ([known[row] for row in rows] or [known[0][:0]])
-        return collate(samples, self.pad_id, states) | text
+        return collate(samples, self.pad_id, states)
 
     def training_step(self, model, inputs: dict[str, Tensor], count: Tensor | None = None) -> Tensor:
         """A batch's loss; under fp16 the step's gradient is computed whole with its last batch, and unscaled.

@@ -100,11 +100,11 @@ def test_each_sample_learns_from_its_own_states_in_any_batches(make_tiny_llama, 
     class OfTheBatch(ResponseLoss):
         """The dense model itself says what is taught."""
 
-        def forward(self, input_ids, labels, text=None, **given):
+        def forward(self, input_ids, labels, of_text=None, **given):
             with torch.no_grad():
-                given["teacher"] = dense.model(input_ids).last_hidden_state[:, :-1][labels[:, 1:] != IGNORED]
-                given["of_text"] = None if text is None else dense.model(text).last_hidden_state[0, :-1]
-            return super().forward(input_ids, labels, text=text, **given)
+                states = dense.model(input_ids).last_hidden_state[:, :-1]
+            named = {"teacher": states[labels[:, 1:] != IGNORED]} if of_text is None else {"of_text": states[0]}
+            return super().forward(input_ids, labels, **given | named)
 
     def distil(name: str, distillation: Distillation):
         model = attached(folder, scaled(trained(), 0))
@@ -139,17 +139,16 @@ def test_each_sample_learns_from_its_own_states_in_any_batches(make_tiny_llama, 
     assert wanted[0] - losses["no text"][0] == pytest.approx(float(added), rel=1e-2)
 
 
-def test_a_window_of_text_adds_its_mean_divergence(make_tiny_llama, dense):
-    text, states = Encoded([7, 3, 3, 9, 200, 4], 0), teacher_states(dense, SAMPLES, "")
+def test_the_loss_of_a_window_of_text_is_its_mean_divergence(make_tiny_llama, dense):
+    text = Encoded([7, 3, 3, 9, 200, 4], 0)
     pruned = attached(make_tiny_llama(seed=3, zeros=0.5))
     student, teacher = (at_responses(model, [text]) for model in (pruned, dense))
     divergence = F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1).mean()
     loss = ResponseLoss(pruned, Distillation(0.25), processes=3).train()
-    given = {"teacher": states, "num_items_in_batch": 20}
-    window = {"text": torch.tensor([text.ids]), "of_text": teacher_states(dense, [text], "")}
-    plain, found = (loss(**batch(SAMPLES), **given, **more)["loss"] for more in ({}, window))
-    assert float((found - plain).detach()) == pytest.approx(float(divergence.detach()) / 3, rel=1e-4)
+    window = {**batch([text]), "of_text": teacher_states(dense, [text], "")}
+    found = loss(**window, num_items_in_batch=20)["loss"]
+    assert float(found.detach()) == pytest.approx(float(divergence.detach()) / 3, rel=1e-4)
     parameters = [p for p in pruned.parameters() if p.requires_grad]
-    gradients = [torch.autograd.grad(each, parameters) for each in (found - plain, divergence / 3)]
+    gradients = [torch.autograd.grad(each, parameters) for each in (found, divergence / 3)]
     for mine, other in zip(*gradients, strict=True):
         assert torch.allclose(mine, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
