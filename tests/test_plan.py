@@ -87,6 +87,8 @@ def test_memory_and_time_grow_with_what_is_asked_for():
     assert [each - nothing for each in two] == [merged] * 2
     short, long = (by_key("-loss", "distill", "-calib_length", length)["train"] for length in ("64", "512"))
     assert short.seconds < long.seconds and short.host_bytes < long.host_bytes
+    held = [plan("-loss", "distill", "-calib_length", n, **on_card).training_bytes() for n in ("64", "1360", "1361")]
+    assert held[0] == held[1] < held[2]  # of a step's samples and its text one is there at a time
     assert CPU.fits(0.95e12) and not CPU.fits(0.96e12) and not CPU._replace(on_card=True).fits(0, 0.96e12)
 
 

@@ -180,7 +180,8 @@ class Plan:
     def training_bytes(self) -> float:
         """What a step holds beside the weights."""
         args, method, longest = self.args, self.args.method, max(end for _, end in self.samples)
-        batch = max(args.batch_size * longest, args.calib_length * (args.loss == DISTILL))
+        samples, text = args.batch_size * longest, args.calib_length * (args.loss == DISTILL)
+        batch = max(samples, text) if self.machine.on_card else samples + text  # a heap keeps room for both: measured
         # The norms' inputs in fp32; of the MLP its gate, that after SiLU, and its other factor; q, k, v and z.
         a_token = 2 * FP32 * self.hidden + (3 * self.inner + 2 * self.queries + 2 * self.keys) * self.size
         if method.endswith(("lora", "dora", "masked_full")):  # a weight's gradient needs what the weight is fed

@@ -145,8 +145,7 @@ def test_the_loss_of_a_window_of_text_is_its_mean_divergence(make_tiny_llama, de
     student, teacher = (at_responses(model, [text]) for model in (pruned, dense))
     divergence = F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1).mean()
     loss = ResponseLoss(pruned, Distillation(0.25), processes=3).train()
-    window = {**batch([text]), "of_text": teacher_states(dense, [text], "")}
-    found = loss(**window, num_items_in_batch=20)["loss"]
+    found = loss(**batch([text]), of_text=teacher_states(dense, [text], ""), num_items_in_batch=20)["loss"]
     assert float(found.detach()) == pytest.approx(float(divergence.detach()) / 3, rel=1e-4)
     parameters = [p for p in pruned.parameters() if p.requires_grad]
     gradients = [torch.autograd.grad(each, parameters) for each in (found, divergence / 3)]
