@@ -32,7 +32,7 @@ def read_flags(argv: list[str] | None = None) -> Namespace:
     parser.flag("dtype", choices=DTYPE_NAMES, help="in which both models answer for the proof (default: the run's)")
     parser.flag("device", default="cpu", help="cpu, cuda, cuda:N, …")
     parser.flag("overwrite", default=False, help="rename what is in -output_dir to DIR.1 when the result is whole")
-    parser.flag("cache_dir", default=DEFAULT_CACHE, help="where a GGUF file is unpacked", **folder)
+    parser.flag("cache_dir", default=DEFAULT_CACHE, help="where GGUF and compact files are unpacked", **folder)
     args = parser.parse_args(argv)
     inputs = ("pruned_model_path", "restoration", "tokenizer", "cache_dir")
     check_apart(args.output_dir, {f"-{name}": getattr(args, name) for name in inputs})

@@ -70,7 +70,7 @@ class Arguments:
     """The flags of a run: each with its default, what --help says of it, and what it may be."""
 
     base_model_name: str = flag(
-        EMBEDDED, "dense: folder, hub id, GGUF, … or embedded (SmolLM2-135M-Instruct)", name_or_path, group="models"
+        EMBEDDED, "dense: llama_7B, …, folder, hub id, GGUF or embedded (SmolLM2-135M)", name_or_path, group="models"
     )
     pruned_model_path: str | None = flag(
         None, "the pruned checkpoint to restore; without it -prune_method makes one", name_or_path
@@ -78,7 +78,7 @@ class Arguments:
     allow_dense: bool = flag(False, "go on although the pruned model has no zeros, or is the dense one")
     dtype: str = flag("bfloat16", "of both models; what is trained is always fp32", DTYPE_NAMES)
     device: str = flag(
-        "auto", "cpu, cuda, cuda:N, mps (not to prune); auto: a GPU if there is one, and it spreads what doesn't fit"
+        "auto", "cpu, cuda, cuda:N, mps (not to prune); auto: cuda if there is one, and it spreads what doesn't fit"
     )
 
     prune_method: str = flag(
@@ -86,7 +86,7 @@ class Arguments:
     )
     sparsity: str = flag("0.5", "share of zeros in (0, 1), or N:M as in 2:4", metavar="RATIO|N:M")
     calib_data: str = flag(
-        None, "bundled, c4 (hub), .jsonl, .json, .txt (default: bundled for the embedded model, else c4)", name_or_path
+        None, 'bundled, c4 (hub), .txt, or .json(l) of {"text"} (default: bundled for embedded, else c4)', name_or_path
     )
     calib_samples: int = flag(128, "calibration windows", at_least(1))
     calib_length: int = flag(2048, "tokens in a window", at_least(2), metavar="TOKENS")
@@ -101,7 +101,7 @@ class Arguments:
     spec_task: str | None = flag(
         None, f"train on its training split ({SPEC_TRAIN_SAMPLES} samples), from -eval_data_dir, or the hub", SPEC_TASKS
     )
-    num_train_samples: int = flag(None, "training samples, the first N in order (default: 2000)", at_least(2))
+    num_train_samples: int = flag(None, "training samples (default: the first 2000)", at_least(2))
     num_valid_samples: int = flag(250, "validation samples; 0 for none", at_least(0))
     max_length: int = flag(500, "prompt and response; the end is cut off", at_least(2), metavar="TOKENS")
 
@@ -163,7 +163,7 @@ class Arguments:
 
     eval_tasks: str = flag(
         None,
-        "bundled (offline), paper (seven tasks and WikiText-2), wikitext2_tokens (its token perplexity alone), "
+        "bundled (offline), paper (seven tasks and WikiText-2), wikitext2, wikitext2_tokens (token perplexity alone), "
         "none, or lm_eval names separated by commas (default: bundled for the embedded model, else paper)",
         metavar="TASKS",
         group="evaluation",
