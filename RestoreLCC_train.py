@@ -1,6 +1,6 @@
 """Restore a pruned Llama by lost component compensation: arguments, then the stages in order.
 
-The stages are in utils/stages: what each reads, what the cache keeps of it by what, and what it hands on.
+The stages are in utils/stages: what each one reads, what it caches under which key, and what it returns.
 """
 
 from contextlib import nullcontext
@@ -30,7 +30,7 @@ def main() -> None:
         return
     check_apart(args.output_dir, args.inputs())
     flags = {name: value for name, value in args.as_json().items() if name not in MAY_DIFFER}
-    # Of an interrupted run, what comes before its checkpoints is in the cache, and what comes after is made anew.
+    # For resuming, only training checkpoints are kept: earlier stages are in the cache, later ones run again.
     folder = RunFolder(args.output_dir, flags, args.overwrite, keep=("checkpoints", "lofit"))
     with folder if is_main_process() else nullcontext():
         check_inputs(args)

@@ -11,18 +11,18 @@ from utils.common.progress import progress
 from utils.packing import PromptWithContinuations, by_length, pack
 
 CPU_TOKENS_A_BATCH = 512
-"""On a CPU, where more of them are no faster, and rows of a larger batch differ more in length."""
+"""Padded tokens in one forward pass on a CPU. More are no faster, and rows of a larger batch differ more in length."""
 
 TOKENS_A_BATCH = 4096
 """Padded tokens in one forward pass. A mask holds tokens² numbers a row, so rows stay bounded too."""
 
 
 def last_token_activations(model: LlamaForCausalLM, rows: list[PromptWithContinuations], description: str) -> Tensor:
-    """z[l, h], the input of o_proj by head, at the last token of every continuation: (C, L, H, N, d) fp32 on the CPU.
+    """z[l, h], head h's slice of o_proj's input, at each continuation's last token: (C, L, H, N, d) fp32 on the CPU.
 
-    All N prompts have the same number C of continuations. Those of a prompt share one pass over it, and z is what
-    separate passes give. Rows are batched by length; layers after the last o_proj's input are not run. Raises UserError
-    if z overflows.
+    All N prompts have the same number C of continuations. The continuations of a prompt share one forward pass, with
+    the z that separate passes would give. Rows are batched by length. The pass stops at the last o_proj's input. Raises
+    UserError if z is not finite.
     """
     layers, heads, width = head_shape(model.config)
     found = torch.empty(len(rows[0].continuations), layers, heads, len(rows), width)

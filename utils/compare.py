@@ -269,7 +269,7 @@ def columns_of(lines: Sequence[Line]) -> dict[str, Column]:
 
 
 def pictures_of(lines: Sequence[Line], x: str) -> dict[str, Drawing]:
-    """By what they show: each measure against x, one of COSTS; recovered shares, and what most have, first."""
+    """Pictures by label: each measure against x, one of COSTS; recovered shares first, then what most lines have."""
     columns, drawn = columns_of(lines), []
     measures = [name for name, column in columns.items() if column.measured]
     for y in sorted(measures, key=lambda y: (not y.startswith("recovered"), -sum(y in line.cells for line in lines))):

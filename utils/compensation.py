@@ -15,9 +15,9 @@ BETA, B = "magnitudes", "component"
 
 
 def head_constants(inputs: MethodInputs, trained: tuple[str, ...]) -> dict[str, HeadConstant]:
-    """c_learned = Σ_i β_i v_i + b on the chosen heads, on o_proj.bias of the layers that have some.
+    """Terms of c_learned = Σ_i β_i v_i + b for the chosen heads, by name of the o_proj.bias that each is added to.
 
-    β and b start from N(0, 1e-3). Where nobody asked for V, b alone is trained, and the basis is the identity.
+    trained: which of β and b there are; both start from N(0, 1e-3). Without V (b alone) the basis is the identity.
     """
     heads = sorted(inputs.heads)
     width = inputs.config.head_dim if inputs.basis is None else inputs.basis.shape[-1]

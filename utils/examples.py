@@ -9,9 +9,9 @@ MOST_TOKENS = 48
 
 @torch.no_grad()
 def greedy(model: LlamaForCausalLM, prompt: list[int], most: int, ends: frozenset[int]) -> tuple[list[int], bool]:
-    """(the likeliest next ids one by one, whether one of `ends` stopped them); `ends` itself is left out.
+    """Decode at most `most` tokens greedily: (new ids, whether one of `ends` stopped it). That one is left out.
 
-    A loop of its own, so that no penalty or temperature in a checkpoint's generation_config.json takes part.
+    This is a loop of its own, so that no penalty or temperature in a checkpoint's generation_config.json applies.
     """
     device = model.device
     cache = DynamicCache(config=model.config)  # filled in place

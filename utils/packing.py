@@ -1,4 +1,4 @@
-"""Prompts with several continuations as rows of one batch: each prompt is read once, continuations unseen by others."""
+"""Pack a prompt and its continuations into one row: the prompt is read once, no continuation attends to another."""
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ class PromptWithContinuations:
 class PackedBatch:
     """Rows padded on the right.
 
-    ids: (B, T) int64. positions: (B, T) int64, those that each continuation would have alone; visible: (B, T, T) bool,
-    [b, q, k] where q may see k. Both are None where no prompt has several continuations: plain causal attention is the
-    same then, since padding comes after all that is read, and stays a fused kernel only without a mask, and without
-    positions that don't count up. columns: by row and continuation, where the prompt's last token and the
-    continuation's own are.
+    ids: (B, T) int64. positions: (B, T) int64, as if each continuation alone followed the prompt. visible: (B, T, T)
+    bool; [b, q, k] says whether query q attends to key k. Both are None where no prompt has several continuations: then
+    plain causal attention is the same, since padding is on the right. It stays a fused kernel only without a mask and
+    with positions that count up. columns: by row and continuation, the columns of the prompt's last token and of the
+    continuation's own tokens.
     """
 
     ids: Tensor
@@ -36,9 +36,9 @@ class PackedBatch:
     columns: list[list[list[int]]]
 
     def inputs(self, model: PreTrainedModel, device: torch.device) -> dict[str, Tensor | dict[str, Tensor]]:
-        """What the model takes; a mask is added to scores (B, 1, T, T), which all attentions but flash kernels take.
+        """The model's keyword arguments. A mask is additive, (B, 1, T, T); all attentions but flash kernels take it.
 
-        A model with layers of several types gets one for each: sliding ones see no further back than their window.
+        A model with sliding-window layers gets one mask per layer type; the sliding one hides keys beyond the window.
         """
         if self.visible is None:
             return {"input_ids": self.ids.to(device)}

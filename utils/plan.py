@@ -60,11 +60,11 @@ FITS, REACHED, DISK = 0.95, 0.4, 1e9
 """Assumed: shares of a memory that may be filled and of a card's rate that decoders reach; bytes a second of a disk."""
 
 PROCESS, CONTEXT, REQUEST = int(0.75 * GIB), int(0.6 * GIB), 0.001
-"""Measured on a CPU: bytes of a run before any weight, lm_eval's seconds. Assumed: CUDA's bytes, twice on the host."""
+"""Measured on a CPU: a process's bytes without weights, lm_eval's seconds a request. Assumed: CUDA's (host: twice)."""
 
 CLOSED_FORMS = {"flap_bias": (2, 0, 0), "eora": (1, 1, 0), "reconstruct": (12, 0, 2 * FP32)}
 CLOSED_FORMS |= {"admm_update": (2.5, 1.5, 2 * FP32), "admm_residual": (5, 2, 2 * FP32 + 2)}
-"""Forward passes over the calibration set that they take, and fp32 ones; bytes a weight, found and a second model's."""
+"""Forward passes over the calibration set, fp32 passes over it, bytes per weight of its result and a second model."""
 
 MORE = "take more memory, or several GPUs (-device auto; to train, accelerate launch --use_fsdp --fsdp_version 2)"
 """What helps a stage that no lower flags fit."""
@@ -102,14 +102,14 @@ TASKS = {
 (rte 150) of the hub's split, counted with SmolLM2's tokenizer."""
 
 WIKITEXT_TOKENS, WIKITEXT_PAGES = 304_986, 1.4
-"""WikiText-2's test text by the same count, and what its pages read beside the windows: padding, words as tokens."""
+"""WikiText-2's test tokens, so counted; tokens read by page for one read by window (with padding, words as tokens)."""
 
 ALPACA = 30, 143  # mean tokens of prompt and response of 2,000 Alpaca training samples, cut at 500, by the same count
 
 
 class Machine(NamedTuple):
-    """What a run is planned for: memory in bytes, of the card if there is one, with host_memory beside it, if known;
-    FLOP/s of a decoder in a forward pass (inference) and in a training step, and of fp32 products."""
+    """The machine to plan for. memory: bytes of its GPU, else of the host; host_memory: of the host of a GPU, if known.
+    inference, training, fp32: FLOP/s of a decoder's forward pass, of its training step, and of fp32 matrix products."""
 
     name: str
     on_card: bool
@@ -168,7 +168,7 @@ class Plan:
         self.budget = 16_384 if self.machine.on_card else 4096  # tokens that are read at once
 
     def operations(self, texts: Texts) -> float:
-        """Of a forward pass: two a weight and token, attention over half the pairs of tokens, and the head."""
+        """FLOPs of a forward pass: two per weight and token, attention over half the token pairs, output head."""
         decoder = 2 * self.matrices + 2 * self.layers * self.queries * texts.tokens
         return texts.rows * (decoder * texts.tokens + 2 * self.hidden * self.vocabulary * texts.scored)
 
@@ -182,14 +182,14 @@ class Plan:
         args, method, longest = self.args, self.args.method, max(end for _, end in self.samples)
         samples, text = args.batch_size * longest, args.calib_length * (args.loss == DISTILL)
         batch = max(samples, text) if self.machine.on_card else samples + text  # a heap keeps room for both: measured
-        # The norms' inputs in fp32; of the MLP its gate, that after SiLU, and its other factor; q, k, v and z.
+        # The norms' inputs in fp32; of the MLP gate_proj's output, before and after SiLU, and up_proj's; q, k, v and z.
         a_token = 2 * FP32 * self.hidden + (3 * self.inner + 2 * self.queries + 2 * self.keys) * self.size
-        if method.endswith(("lora", "dora", "masked_full")):  # a weight's gradient needs what the weight is fed
+        if method.endswith(("lora", "dora", "masked_full")):  # a weight's gradient needs the layer's input
             a_token += (2 * self.hidden + self.inner) * self.size
-        if method.endswith("dora"):  # a magnitude's, what the layer gives
+        if method.endswith("dora"):  # a magnitude's gradient needs the layer's output
             a_token += self.outputs * self.size
         gemma = self.config.model_type.startswith("gemma")  # whose class adds 1 to a scale
-        a_token += 2 * self.hidden * (self.size + FP32 * gemma) * args.train_norms  # a scale's, the normed
+        a_token += 2 * self.hidden * (self.size + FP32 * gemma) * args.train_norms  # a scale's needs the normed input
         kept = self.layers * batch * a_token
         if args.gradient_checkpointing:
             kept = kept / self.layers + self.layers * batch * self.hidden * self.size

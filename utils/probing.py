@@ -13,14 +13,14 @@ TRAIN_SHARE = 0.7
 
 
 def probe_heads(restored: Tensor, right: Tensor, wrong: Tensor, seed: int, shown: bool = False) -> dict[str, Tensor]:
-    """Train one logistic probe a head: `accuracy` and `loss` of each on held-out samples, (L, H) fp32.
+    """Train one logistic probe per head; returns each one's `accuracy` and `loss` on held-out samples, (L, H) fp32.
 
     restored: z_pruned(q) + c; right: z_dense(q + r⁺); wrong: z_dense(q + r⁻); each (L, H, N, d).
 
-    A probe reads [restored ; right] as positive and [restored ; wrong] as negative: linear, sigmoid, cross-entropy,
-    Adam at 0.01, 200 full-batch epochs; 70 % of the samples train it, both features of a sample on one side of the
-    split. The probes of a layer train together as one tensor problem: Adam works element by element, so heads don't
-    touch each other.
+    A probe is a linear layer and a sigmoid, with [restored ; right] as positive and [restored ; wrong] as negative
+    input. It is trained on cross-entropy by Adam at 0.01 for 200 full-batch epochs, on 70 % of the samples. Both inputs
+    of a sample are on the same side of this split. The probes of a layer are trained as one batch of tensors, and stay
+    independent: Adam updates each element by itself.
     """
     _, heads, samples, width = restored.shape
     generator = torch.Generator().manual_seed(seed)

@@ -23,7 +23,7 @@ class Encoded:
 def collate(samples: list[Encoded], pad_id: int, states: list[Tensor] | None = None) -> dict[str, Tensor]:
     """A batch, padded on the right; labels are IGNORED on prompts and padding.
 
-    states: the teacher's, (n_i, D) for the response of each sample; a batch has them as its labels follow each other.
+    states: the teacher's hidden states for each sample's response, (n_i, D). The batch has them joined, (Σ n_i, D).
     """
     ids = [torch.tensor(sample.ids) for sample in samples]
     responses = [torch.arange(len(sample.ids)) >= sample.prompt_length for sample in samples]
@@ -35,10 +35,10 @@ def collate(samples: list[Encoded], pad_id: int, states: list[Tensor] | None = N
 def encode_all(
     tokenizer: PreTrainedTokenizerBase, prompts: list[str], responses: list[str], max_length: int
 ) -> tuple[list[Encoded], list[list[int]]]:
-    """(samples, the prompts' own ids at full length), in one call of the tokenizer for each of the two.
+    """Tokenize each prompt with its response, cut to max_length, and each prompt alone, uncut: (samples, prompt ids).
 
-    A response starts where the sample's ids first differ from the prompt's own: that is the prompt's length in tokens,
-    less a last token that the tokenizer merged with the response.
+    The response starts at the first token where the two differ. That is the end of the prompt, or one token earlier
+    if the tokenizer merged the prompt's last token with the response.
     """
     prompt_ids = _ids(tokenizer, [prompt.strip() for prompt in prompts])
     whole = answered(tokenizer, prompts, responses, max_length)
@@ -63,5 +63,5 @@ def common_prefix(sequences: list[list[int]]) -> int:
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    # One call for all: a fast tokenizer then works in all threads. It cannot take none.
+    # One call for all texts, so that a fast tokenizer uses all threads. It does not accept an empty list.
     return tokenizer(texts).input_ids if texts else []

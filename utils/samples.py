@@ -37,10 +37,10 @@ class Samples:
 
 
 def read_samples(args: Arguments, tokenizer: PreTrainedTokenizerBase, texts: Split) -> Samples:
-    """The texts' token ids, cut to -max_length; samples whose prompt leaves no room for a response are left out.
+    """Tokenize the texts, cut to -max_length tokens; drop samples whose prompt leaves no room for a response.
 
-    Says how many of each were left out or cut. Raises UserError if more than MAY_GO of the training or of the
-    validation samples would go.
+    Prints how many were dropped or cut. Raises UserError if more than MAY_GO of the training or of the validation
+    samples would be dropped.
     """
     kept = _encode(args, tokenizer, texts.train, "training")
     training, valid = ([row[0] for row in rows] for rows in (kept, _encode(args, tokenizer, texts.valid, "validation")))

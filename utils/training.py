@@ -44,7 +44,7 @@ _IN_HISTORY = ("step", "epoch", "loss", "learning_rate", "valid_loss", "valid_kl
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Flags of training, by their names. flag: what the user changes where it diverges."""
+    """The training flags, by name. flag: the one that an error tells the user to change if training diverges."""
 
     lr: float = 1e-3
     num_epoch: float = 3.0
@@ -74,19 +74,19 @@ def train(
     penalty: Callable[[], Tensor] | None = None,
     belongs: str = "",
 ) -> TrainingResult:
-    """Train what requires gradients in `model`, in place, together with the other processes of `accelerate launch`.
+    """Train the parameters of `model` that require gradients, in place, with all processes of `accelerate launch`.
 
-    The loss is cross-entropy at response tokens; with `distillation` mixed with, or replaced by, the divergence from
-    the dense model, which is added on the text that it brings.
+    The loss is cross-entropy at response tokens. `distillation` mixes it with, or replaces it by, the KL divergence
+    from the dense model, and adds the mean KL on the windows of text that it holds.
 
-    device: where this process trains, an index included; under FSDP where its part of the model goes.
-    checkpoints: a folder for the trained parameters and the optimizer's state, at the end of each epoch, before its
-    validation, and every SAVED_EVERY seconds; the last whole one there is continued from. belongs: digest of what they
-    may be continued with: start, samples, settings, processes. Under FSDP no checkpoints are written, since
-    they would hold the whole model. penalty: what training adds to the mean loss, see ResponseLoss.
+    device: where this process trains, with its index; under FSDP where its shard goes. checkpoints: a folder for the
+    trained parameters and the optimizer state, saved at the end of each epoch, before its validation, and every
+    SAVED_EVERY seconds. Training resumes from the latest complete one. Under FSDP none are written, since they would
+    hold the whole model. belongs: digest of what they may be resumed with: start, samples, settings, processes.
+    penalty: what training adds to the mean loss, see ResponseLoss.
 
-    Told to end by a signal it finishes the step, writes a checkpoint and raises Stopped, or KeyboardInterrupt; told so
-    again it ends at once.
+    On a signal it finishes the step, writes a checkpoint and raises Stopped, or KeyboardInterrupt for SIGINT. A second
+    signal ends it at once.
     """
     last, passed_over = last_whole(checkpoints, belongs)
     for line in [*passed_over, *([f"continues from {last.name}"] if last else [])]:
@@ -105,7 +105,7 @@ def train(
         seed=settings.training_seed,
         use_cpu=device == "cpu",
         eval_strategy="epoch" if valid else "no",
-        save_strategy="no",  # at other times than transformers'
+        save_strategy="no",  # on_step_end decides when
         save_total_limit=KEPT,
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -122,7 +122,7 @@ def train(
     with attention, trainer.listening():
         trainer.train(resume_from_checkpoint=last and str(last))
     for layer in restored_layers(model):
-        layer.started = None  # of a 7B, 13 GB
+        layer.started = None  # frees 13 GB for a 7B model
     if settings.gradient_checkpointing:
         model.activation_checkpointing_disable()
     model.eval()
@@ -172,12 +172,12 @@ class _OneDevice(TrainingArguments):
 class _ProcessBatches(Sampler[list[int]]):
     """This process's batches of an epoch. Their order depends on the seed and the epoch alone.
 
-    Each step's samples are those of one process with the batches of all: process p takes every sample whose place in
-    such a batch is p modulo the number of processes. Where an epoch ends that may be none: [].
+    The batches of all processes are cut from one joint batch, as a single process would have it: process p takes the
+    samples whose index in it is p modulo the number of processes. At the end of an epoch that may be none: [].
     """
 
     def __init__(self, lengths: list[int], settings: TrainingSettings, process: int, processes: int, windows: int = 0):
-        """windows: of text. Each step begins with a batch of one, in turn: numbers that go on after the samples'."""
+        """windows: number of text windows. Each step begins with a batch of one, in turn, indexed after the samples."""
         self.lengths, self.settings, self.process, self.processes = lengths, settings, process, processes
         self.windows = windows
         self.of_all = settings.batch_size * processes
@@ -216,7 +216,7 @@ class _ProcessBatches(Sampler[list[int]]):
 
 
 def tokens_read(samples: list[Encoded], settings: TrainingSettings, processes: int, window: int = 0) -> int:
-    """How many a training reads in all its steps: of samples, and of a window of text a step and process."""
+    """Tokens that a training reads: of its samples, and a text window of `window` tokens per step and process."""
     lengths = [len(sample.ids) for sample in samples]
     batches = _ProcessBatches(lengths, settings, 0, processes)
     steps = math.ceil(settings.num_epoch * batches.steps)
@@ -226,11 +226,11 @@ def tokens_read(samples: list[Encoded], settings: TrainingSettings, processes: i
 
 
 class _RestorationTrainer(Trainer, TrainerCallback):
-    """transformers' Trainer, and its own callback: checkpoints hold what is trained; the validation
-    loss is a mean over tokens; a loss or gradient that is no finite number ends the training before a checkpoint is
-    made of it.
+    """transformers' Trainer, which is also its own callback.
 
-    The history is the Trainer's own log, which checkpoints hold.
+    Of the parameters, checkpoints hold only the trained ones. The validation loss is a mean over tokens. A loss or
+    gradient that is not finite ends the training before it gets into a checkpoint. The history is the Trainer's own
+    log, which checkpoints hold too.
     """
 
     def __init__(
@@ -263,9 +263,9 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         self.valid_rows: list[list[float]] = []
         self.signal, self.saved = 0, time.monotonic()
         self.half = model.dtype == torch.float16
-        """Whether gradients pass through fp16, in which a mean over many tokens has no room for them."""
+        """Whether gradients pass through fp16, where those of a mean over many tokens underflow."""
         self.loss_scale = 1.0
-        """Of the present step: its gradient is that of loss_scale · loss until it is whole."""
+        """Of the current step: until its last batch, gradients are those of loss_scale · loss."""
         self.of_step: tuple[dict[str, Tensor], ...] = ()
         """Batches of the present step, under fp16."""
 
@@ -275,7 +275,7 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         return DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator, pin_memory=pin)
 
     def batch(self, rows: list[int]) -> dict[str, Tensor]:
-        """These samples, with what they are taught, or a window of text; of no samples one that counts nothing."""
+        """Collate samples with the teacher's states, or a window of text; with no rows, a batch without labels."""
         if rows and (window := rows[0] - len(self.samples)) >= 0:
             ids = torch.tensor([self.text[window].ids])
             labels = torch.full_like(ids, IGNORED)
@@ -286,11 +286,11 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         return collate(samples, self.pad_id, states)
 
     def training_step(self, model, inputs: dict[str, Tensor], count: Tensor | None = None) -> Tensor:
-        """A batch's loss; under fp16 the step's gradient is computed whole with its last batch, and unscaled.
+        """A batch's loss and its backward pass; under fp16 the step's last batch checks and unscales the gradient.
 
-        The loss is scaled by about the labelled tokens of the step, so that each has the gradient in fp16 that it would
-        have alone. Where fp16 can't hold that, the step's batches are computed again, scaled by 1/16 of it, until it is
-        finite or the scale is 1. Each step begins with its own: a continued training has the same.
+        The loss is scaled by about the number of labelled tokens of the step, so that each has the gradient in fp16
+        that it would have alone. If that overflows, the step's batches are computed again at 1/16 of the scale, until
+        the gradient is finite or the scale is 1. Each step sets its own scale, so a resumed training has the same.
         """
         if not self.half:
             return super().training_step(model, inputs, count)
@@ -359,7 +359,7 @@ class _RestorationTrainer(Trainer, TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within it, the first signal to end is kept for the end of the step; a second one ends at once."""
+        """In the block, the first signal that asks to end takes effect after the step, a second one at once."""
 
         def keep(number: int, frame) -> None:
             if self.signal:

@@ -1,13 +1,13 @@
-"""What can be made again is kept by what it was made from, and by nothing else.
+"""Cache results by what they were made from, and by nothing else.
 
     @cached("components", code=(utils.components,))
     def components(gap: Tensor, count: int, *, seen: bool) -> dict[str, Tensor]: ...
 
     components(cache, gap, 10, seen=True)          from the cache, or made now and kept
-    components.later(cache, gap, 10, seen=True)    the same call, made when it is called
+    components.later(cache, gap, 10, seen=True)    the same as a `Kept`, made when that is called
 
-The key is all arguments before `*`, by content, with the code and the libraries named. What stands after changes no
-result: names for a bar, models that are loaded when they are needed.
+The key holds the content of all arguments before `*`, the code, and the versions of the libraries. Arguments after `*`
+must not change the result: names for a progress bar, models that are loaded when needed.
 """
 
 import functools
@@ -55,9 +55,9 @@ class Cache:
 
 @dataclass(frozen=True)
 class Kept:
-    """A call whose result is in the cache, or made by `write` when asked for; its key stands for it in others' keys.
+    """A call whose result is in the cache, or is made by `write` when needed. In other keys its key stands for it.
 
-    before: the seconds that were spent on it before that.
+    before: the seconds that were spent on it before `write`.
     """
 
     cache: Cache
@@ -77,7 +77,7 @@ class Kept:
             return read_manifest(self.path)
 
     def entry(self) -> Path:
-        """Where the result is kept, verified but unread. One process makes what isn't there whole; others wait."""
+        """The result's folder, verified but not loaded. One process makes a missing or damaged one; others wait."""
         if not (manifest := self.known()):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with locked(self.path.with_suffix(".lock"), str(self.path), wait=True):
@@ -106,9 +106,9 @@ class Kept:
 
 
 def cached(kind: str, code: tuple[ModuleType, ...] = (), libraries: tuple[str, ...] = LIBRARIES) -> Callable:
-    """Keep what a function returns: tensors by name, a JSON document, or the new `folder` that is its first parameter.
+    """Cache what a function returns (tensors by name, a JSON document) or writes to its first parameter, `folder`.
 
-    code: modules, besides the function itself, of which another version may give another result.
+    code: modules, besides the function itself, whose source is in the key. libraries: packages whose versions are.
     """
 
     def decorate(make: Callable) -> Callable:

@@ -82,9 +82,9 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
     """Call `main`; a UserError, a full disk or memory that runs out becomes one line on stderr and exit status 2.
 
-    Ctrl-C and a signal to end (SIGTERM; SIGUSR1, with which SLURM may warn) become a line and 128 + the signal's
-    number; where nobody reads on (`| head -1`) it ends with 141. What a terminal has no letter for is printed as "?".
-    then: what to do after a signal, for that line. lighter: flags that take less memory, in words.
+    Ctrl-C, SIGTERM and SIGUSR1 (with which SLURM may warn) become a line and exit status 128 + the signal's number. A
+    closed pipe (`| head -1`) exits with 141. Characters that the terminal can't encode are printed as "?".
+    then: what to do after a signal, for that line. lighter: flags to lower if memory runs out, in words.
     """
     os.environ.pop(TF32, None)  # fp32 is fp32, here and in what this process starts: proofs are held to its rounding
     if torch := sys.modules.get("torch"):  # which reads the variable when it is imported

@@ -21,7 +21,7 @@ class UserError(Exception):
 
 
 class OutOfRoom(UserError):
-    """A disk or the memory that takes no more, told by who knows where that was."""
+    """A disk or the memory is full; raised by code that knows which folder or stage that was."""
 
 
 class Stopped(BaseException):
@@ -70,7 +70,7 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def explain(what: str, cure: str, kinds: tuple[type[Exception], ...] | type[Exception] = Exception) -> Iterator[None]:
-    """Within it an error of these kinds is a UserError: what (the error's first line); cure."""
+    """Turn errors of these kinds in the block into UserErrors that say: what (the error's first line); cure."""
     try:
         yield
     except kinds as error:

@@ -21,7 +21,7 @@ from utils.common.errors import OutOfRoom, refusal
 PARTIAL = ".partial"  # in names of what is being written
 MANIFEST = "manifest.json"  # lists the size and SHA-256 of each file of a folder, by which damage is told
 
-_UMASK = os.umask(0)  # what this process takes from the modes of its files; the system tells it only for another one
+_UMASK = os.umask(0)  # the process's umask, which can be read only by setting another one
 os.umask(_UMASK)
 
 
@@ -88,8 +88,8 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
 
 def take_place(partial: Path, final: Path) -> Path | None:
-    """Rename a file or folder to its final name; what a folder meets there is renamed first, to the name returned."""
-    for file in (partial, *partial.rglob("*")):  # those that a library made for their owner alone are as any others
+    """Rename a file or folder to its final name. What a folder finds there is renamed first, to the path returned."""
+    for file in (partial, *partial.rglob("*")):  # some libraries make files with mode 0600; they get the usual one
         if stat.S_IMODE(mode := file.lstat().st_mode) == 0o600 and stat.S_ISREG(mode):
             file.chmod(0o666 & ~_UMASK)
     earlier, empty = None, final.is_dir() and not final.is_symlink() and not any(final.iterdir())
@@ -156,7 +156,7 @@ def write_manifest(folder: Path, **about: object) -> None:
 
 
 def read_manifest(folder: Path) -> dict:
-    """What the manifest says; ValueError, of words that follow the folder's name, unless all it lists is as it was."""
+    """The manifest's content; ValueError, to print after the folder's name, unless each listed file is as it was."""
     try:
         content = read_json(folder / MANIFEST)
         listed = [(folder / name, int(known["size"]), known["sha256"]) for name, known in content["files"].items()]

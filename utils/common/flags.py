@@ -265,7 +265,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         restores = {"method", "head_selection", *(field.name for field in fields(Options))}
         of_file = {name: value for name, value in of_file.items() if name not in restores}
     if recipe := chosen.recipe or of_file.get("recipe"):
-        # A run.json names its recipe and the flags that it ran with; one that is typed is asked for now.
+        # The file's own flags win over its recipe (a run.json has both); a typed recipe wins over the file.
         of_recipe = {"recipe": recipe, **RECIPES.get(str(recipe), {})}
         of_file = {**of_file, **of_recipe} if chosen.recipe else {**of_recipe, **of_file}
     try:
@@ -277,7 +277,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
 
 
 def following(values: dict) -> dict[str, object]:
-    """What flags are that are not given, by others that are."""
+    """Defaults of flags that depend on other flags."""
     model, method, task = (values.get(name) for name in ("base_model_name", "method", "spec_task"))
     own = METHODS.get(str(method))
     return {
@@ -339,7 +339,7 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
         with explain(f"-config: cannot read {path}", cure, (OSError, ValueError)):
             content = parse_json(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
     given = content.get("arguments", content) if isinstance(content, dict) else content
-    if given is not content and isinstance(given, dict):  # a run.json: what followed from others' values is not given
+    if given is not content and isinstance(given, dict):  # a run.json: without defaults that depended on other flags
         followed = following(given)
         given = {name: value for name, value in given.items() if name not in followed or value != followed[name]}
     if not isinstance(given, dict) or not given:
@@ -352,7 +352,7 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
 
 
 def as_words(values: dict, parser: argparse.ArgumentParser) -> list[str]:
-    """The flags as they would be typed; UserError for a value that nobody can type. None is a default of that name."""
+    """The flags as they would be typed; UserError for a value that can't be. A None that is the default is left out."""
     actions, words = {action.dest: action for action in parser._actions}, []
     for name, value in values.items():
         switch = actions[name].nargs == 0
@@ -374,5 +374,5 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
 
 
 def _twice(names: list) -> str | None:
-    """What is wrong with names of which one stands there twice: either value would be taken in silence."""
+    """A message if a name occurs twice, else None: one of its two values would be dropped in silence."""
     return next((f"{name!r} stands there twice" for name in names if names.count(name) > 1), None)

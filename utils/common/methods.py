@@ -37,12 +37,12 @@ class Needs:
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """One method: `module:function` (from MethodInputs to terms by parameter), what --help says, its name in a report.
+    """One method. made_by: `module:function` (MethodInputs → terms by parameter). what: for --help. title: for reports.
 
-    needs: a method that trains nothing is a closed form, and may stand before another. sites: where it adds constants,
-    as -apply_to says it; moves: whether -apply_to decides instead. takes: all flags that it heeds, or seeds: what a
-    closed form restores is kept in the cache by them. selection: -head_selection, if nothing is said. llama_only: it
-    computes Llama's own decoder layer. fills: whether merged it fills zeros. about: for the model's card.
+    needs: a method that trains nothing is a closed form, and may run before another. sites: where it adds constants, as
+    a value of -apply_to; moves: whether -apply_to decides instead. takes: all flags and seeds that it reads, which are
+    in the cache key of a closed form. selection: the default of -head_selection. llama_only: it computes Llama's own
+    decoder layer. fills: whether a merge fills zeros. about: text for the model's card.
     """
 
     made_by: str
@@ -137,7 +137,7 @@ NORMS = MethodSpec("baselines.free_terms:norm_scales", "scales of all norms", "n
 
 @dataclass(frozen=True)
 class Options:
-    """What a run tells its method: the flags of the same names. None: where the method's own are, all, or nothing."""
+    """The flags that a method gets. None: the method's own sites (apply_to), all (lora_targets), or nothing (first)."""
 
     apply_to: str | None = None
     train_norms: bool = False

@@ -12,7 +12,7 @@ ANSWER_BITS = "answer_bits_per_byte"
 """A metric of every multiple-choice task: -log2 p of the right answers, for each of their UTF-8 bytes."""
 
 DIVERGED = "is no finite number at step"
-"""In the line that a training ends with whose rate was too high: a sweep knows it by these words."""
+"""Part of the error line of a training that diverged; a sweep recognizes such a run by it."""
 
 
 def bundled_or(other: str, base_model_name: str) -> str:

@@ -62,7 +62,7 @@ class Processes:
         return self.state.main_process_first() if self.state else nullcontext()
 
     def any(self, said: bool) -> bool:
-        """Whether any process says so; all of them ask together."""
+        """Whether `said` is true in any process. All processes must call it together."""
         if self.state is None:
             return said
         from accelerate.utils import gather_object

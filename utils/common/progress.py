@@ -12,7 +12,7 @@ LINE = "{desc}: {n_fmt} of {total_fmt} {unit} ({percentage:.0f}%), {elapsed}, {r
 
 
 class _Log:
-    """What tqdm draws, as lines on stderr; what only clears a bar is none."""
+    """A file for tqdm that prints what it draws as lines on stderr, without those that only clear a bar."""
 
     def write(self, drawn: str) -> None:
         if line := drawn.strip():

@@ -59,7 +59,7 @@ STAGES = (
 
 
 class RunRecord:
-    """Stages as they are done. cache: what tells of each stage what was found in it."""
+    """The stages of a run, recorded as they end. cache: tells which of its entries each stage reused."""
 
     def __init__(self, cache: Cache):
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -108,15 +108,15 @@ def device_name(device: str) -> str:
 
 
 def reset_peak_memory() -> None:
-    """Count peak memory, the process's and that of the GPU's allocator, from what is really held now.
+    """Restart the peak memory counters of the process and of the GPU's allocator, after releasing what is free.
 
-    What is freed from now on stays the process's own, until the next call.
+    Memory that is freed from now on stays with the process until the next call.
     """
     gc.collect()
     with suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL("libc.so.6")
         libc.malloc_trim(0)  # what was freed, which every later stage would count
-        # Else glibc gives back what a step frees, and the next step has each page of it brought again.
+        # Otherwise glibc would return the memory that a step frees, and the next step would fault each page in again.
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that it takes by itself
         libc.mallopt(M_TRIM_THRESHOLD, -1)
     if torch.cuda.is_available():

@@ -37,13 +37,13 @@ def locked(file: Path, what: str, wait: bool = False) -> Iterator[None]:
 
 
 class RunFolder:
-    """OUT, which a command fills: it writes to `partial`, OUT.partial, and `finish` gives that its name.
+    """The folder OUT of a command, which writes to `partial`, OUT.partial; `finish` renames that to OUT.
 
-    What has the name OUT by then is renamed to OUT.1 (.2, …); what has it from the beginning, only if `overwrite` says
-    so. The same command, told by `arguments`, continues an OUT.partial. Within a `with` block the place is this
-    process's alone.
+    A folder OUT that is there by then is renamed to OUT.1 (.2, …). One that holds files from the start is refused
+    unless `overwrite` is set. A command with the same `arguments` continues an OUT.partial. A `with` block locks the
+    folder for this process.
 
-    keep: entries of OUT.partial that a later run continues from.
+    keep: entries of OUT.partial that a later run resumes from.
     """
 
     def __init__(self, out: Path, arguments: dict, overwrite: bool = False, keep: tuple[str, ...] = ()):
@@ -83,7 +83,7 @@ class RunFolder:
             print(f"what was in {self.final} is in {earlier} now")
 
     def _begin(self) -> None:
-        """Make OUT.partial, or leave of it what goes on; UserError unless a result may come here."""
+        """Make OUT.partial, or keep only what a resumed run needs of it; UserError if no result may be written here."""
         before, mark = {}, self.partial / UNFINISHED
         if os.path.lexists(self.partial):
             ours = self.partial.is_dir() and not self.partial.is_symlink()

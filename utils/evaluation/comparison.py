@@ -9,11 +9,11 @@ MODELS = ("dense", "pruned", "restored")
 
 
 def summarise(evaluations: dict[str, Evaluation]) -> dict:
-    """The part of results.json that says how good MODELS, of one plan, are, as docs/evaluation.md describes it.
+    """Compare MODELS, scored by one plan: the part of results.json that docs/evaluation.md describes.
 
-    McNemar's p is None where rows are not right or wrong, a share of the gap where nobody says which of two values is
-    the better, or the gap is noise. Means over tasks, two at least, are of the accuracies that stand for a task, a
-    group counting by its members, and of the right answers' bits.
+    McNemar's p is None unless each row is right or wrong. A share of the gap is None where no better direction is known
+    or the gap is noise. Means over tasks need at least two: of accuracies that are a task's main metric (the members of
+    a group count one by one), and of the right answers' bits.
     """
     *others, restored = (evaluations[name] for name in MODELS)
     paired, recovered, accuracies, answers = {}, {}, {}, {}

@@ -75,7 +75,7 @@ class InMemoryLM(HFLM):
 def share_contexts(
     requests: list[tuple[list[int], list[int]]], max_length: int, budget: int
 ) -> tuple[list[PromptWithContinuations], list[list[int]], int]:
-    """What to read for all requests (context ids, continuation ids): prompts, whose continuations these are, cut ones.
+    """Group requests (context ids, continuation ids) by context: (prompts, requests of each, number of cut contexts).
 
     A request too long for the model loses the left end of its context, as in lm_eval; UserError if the continuation
     alone is too long. Sharing stops where a row would exceed `budget` tokens, and where continuations outgrow the

@@ -1,4 +1,4 @@
-"""What each question came to (OUT/logs/rows.json.gz), and finished runs held against each other in it, row by row."""
+"""Results by question (OUT/logs/rows.json.gz), and comparisons of finished runs by them, row by row."""
 
 import gzip
 import json
@@ -23,7 +23,7 @@ CHOICES = "choices"  # in a metric's place: what a multiple-choice task's answer
 VALIDATION, LOSS = "validation", "loss"  # in their places: each validation sample's [summed loss in nats, tokens]
 
 COMPARED = ("valid_loss", "perplexity", "answer_bits", "kl", "flipped", "task_mean")
-"""What a run is told by, and held against others in; the share of a control is told of the first three."""
+"""The measures that describe a run and by which runs are compared; the share of a control uses the first three."""
 
 Measure = str | tuple[str, str]  # one of COMPARED, or (task, metric)
 RESULTS = ("scores", "metrics", "main_metric", "paired", "recovered", "mean", "answers", "agreement", "validation")

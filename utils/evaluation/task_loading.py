@@ -163,7 +163,7 @@ def task_names(tasks: str) -> list[str]:
 
 
 def _load_tasks(name: str, data_dir: Path | None, limit: int | None) -> list[PlannedTask]:
-    """What is behind one of lm_eval's names: a group that has a score of its own whole, else task by task."""
+    """Load what an lm_eval name stands for: a group with a score of its own as a whole, all else task by task."""
     if name.startswith(BUNDLED):
         loaded, source = _manager(name).load([name]), "shipped with the project"
     elif data_dir is None:
@@ -211,7 +211,7 @@ def _check_row(task: Task, row: dict) -> None:
 
 
 def _manager(name: str) -> TaskManager:
-    """One that knows the task; of the bundled and the paper's ones, of their own folder alone."""
+    """A TaskManager that knows the task; for bundled tasks and the paper's it indexes their own folder only."""
     folder = BUNDLED_FOLDER if name.startswith(BUNDLED) else None
     if name in PAPER_TASKS:
         folder = (DEFINITIONS / PAPER_TASKS[name]).parent
@@ -259,7 +259,7 @@ def _rows_from(read: Callable[[str, str], list[dict]]) -> Iterator[None]:
 
 def plan_task(tasks: dict[str, Task], groups: dict[str, Group], limit: int | None, source: str) -> PlannedTask:
     """Which rows of loaded tasks are scored: the first `limit` of each. groups: what they are in, the outer first."""
-    # Of a definition not where its rows are: which splits exist differs between the hub and a folder.
+    # A definition is recorded without the source of its rows: the hub and a folder may have different splits.
     dropped = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", *SPLITS)
     records = {}
     for name, task in tasks.items():

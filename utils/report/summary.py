@@ -114,19 +114,19 @@ def verdict(results: dict, run: dict) -> str:
 
 
 def verdicts_of(results: dict) -> list[str]:
-    """Of each task whose main metric was judged."""
+    """The verdict on each task whose main metric was judged."""
     return [row.verdict for row in score_rows(results) if row.verdict in JUDGED]
 
 
 def loss_rose(before: float | None, after: float | None) -> str | None:
-    """What is said of a validation loss that is higher after training than before; None of another, or one unknown."""
+    """A phrase if the validation loss is higher after training than before; None if it is not, or one is unknown."""
     if before is None or after is None or round(after, 3) <= round(before, 3):  # as they are shown
         return None
     return f"the validation loss rose from {before:.3f} to {after:.3f}"
 
 
 def headline(results: dict) -> tuple[str, ScoreRow] | None:
-    """(what it is of, the row) of the recovered share that stands for the run: a mean's, else a task's, if better."""
+    """(name, row) of the run's first recovered share with a verdict of better: of a mean over tasks, else of a task."""
     means = {"accuracy": "mean accuracy", "answer bits/byte": "the right answers’ likelihood"}
     named = [(means[row.metric], row) for row in mean_rows(results)]
     named += [(f"{row.task}’s {row.metric.replace('_', ' ')}", row) for row in score_rows(results)]

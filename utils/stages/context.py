@@ -52,9 +52,9 @@ class Run:
 
     @contextmanager
     def stage(self, key: str, main_first: bool = False) -> Iterator[None]:
-        """A stage (utils.common.record.STAGES) that all processes are in together, or that the main one is in alone.
+        """The block of a stage (of utils.common.record.STAGES), run by all processes or by the main one alone.
 
-        main_first: the main one goes through it first, and the others find what it left.
+        main_first: the main process runs it first; the others then find its results in the cache.
         """
         with self.record.stage(key) as stage, self.processes.main_first() if main_first else nullcontext():
             try:
@@ -67,12 +67,12 @@ class Run:
                 raise OutOfRoom(told) from error
 
     def reading_device(self, checkpoint: Checkpoint) -> str:
-        """Where a model that is only read goes: the run's device, or with -device auto all there is, if it must."""
+        """Device for forward passes alone: the run's; with -device auto "auto" (all of them) if it is too small."""
         auto = self.args.device == "auto"
         return placement(checkpoint.folder, self.dtype, self.device) if auto else self.device
 
     def training_device(self, checkpoint: Checkpoint, trains: bool) -> str:
-        """Where a model that may be trained goes; UserError if it must be spread. Under FSDP it is sharded from CPU."""
+        """Device for a model that may be trained; under FSDP the CPU. UserError if it trains and must be spread."""
         device = "cpu" if self.processes.sharded else self.reading_device(checkpoint)
         if device == "auto" and trains:
             raise UserError(
@@ -88,10 +88,10 @@ class Run:
 
 @dataclass
 class LazyModel:
-    """A model that is loaded when it is called for, unless it is given, and kept until `loaded` is None again.
+    """A model that is loaded at the first call, unless `loaded` is given, and kept until `loaded` is set to None.
 
-    label: `dense`, `pruned` or `restored`. In a key the model is its weights and the dtype that it runs in: what
-    determines all it computes, but for rounding.
+    label: `dense`, `pruned` or `restored`. In a cache key its weights and the dtype that it runs in stand for it: they
+    determine all that it computes, up to rounding.
     """
 
     run: Run
@@ -111,8 +111,8 @@ class LazyModel:
 class Models:
     """The dense and the pruned checkpoint, checked.
 
-    pruned: in the dense model's shapes; given: as -pruned_model_path named it, or as it was made; None until then.
-    config: the pruned model's, the dense one's until then. tokenizer_from, _sha256: the tokenizer's folder and digest.
+    pruned: in the dense model's shapes; given: as -pruned_model_path has it, or as it was made. Until then both are
+    None and config, the pruned model's, is the dense one's. tokenizer_from, _sha256: the tokenizer's folder and digest.
     """
 
     dense: Checkpoint

@@ -9,7 +9,7 @@ from utils.stages.push import check_push
 
 
 def check_inputs(args: Arguments) -> None:
-    """Raise UserError for what names, paths and the hub tell without torch, whose import takes seconds."""
+    """Check names, paths and the hub without torch, whose import takes seconds; UserError for what is wrong."""
     check_found(args.base_model_name, "-base_model_name")
     if args.pruned_model_path:
         check_found(args.pruned_model_path, "-pruned_model_path")

@@ -30,7 +30,7 @@ def prompt_trees(run: Run, samples: Samples) -> list[PromptWithContinuations]:
 
 
 def probe_trees(run: Run, models: Models, samples: Samples) -> list[PromptWithContinuations]:
-    """What the dense model reads: the first -num_probe_samples as q, q + r⁺, q + r⁻ over one prompt, the rest as q."""
+    """The dense model's inputs: the first -num_probe_samples as q, q + r⁺, q + r⁻ with one prefix, the rest as q."""
     plain = prompt_trees(run, samples)
     if run.args.head_selection != "contrastive" or not plain:
         return plain
@@ -72,8 +72,8 @@ def embeddings(encoder: Checkpoint, tokenizer: str, texts: list[str], device: st
 
 @dataclass(frozen=True)
 class Measured:
-    """activations: z of each group of prompts, probed ones first, in the cache; they are tensors of gigabytes.
-    evaluation: the scores. answers: to the report's prompts.
+    """Results of one model. activations: z of each group of prompts, those for probes first; cached, not loaded, since
+    they take gigabytes. evaluation: the scores. answers: to the report's prompts.
     """
 
     activations: list[Kept]
@@ -84,9 +84,9 @@ class Measured:
 def measure(
     model: LazyModel, models: Models, samples: Samples, plan: EvalPlan, trees: list[PromptWithContinuations]
 ) -> Measured:
-    """What a model makes of the trees, of the plan's tasks and of the report's prompts; it is let go afterwards.
+    """A model's activations on the trees, scores on the plan's tasks, and answers to prompts; then it is released.
 
-    Each task's scores are from the cache if the same weights were scored alike.
+    Each task's scores come from the cache if the same weights were scored in the same way.
     """
     cache, device, tokenizer = model.run.cache, model.run.kind_of_device, models.tokenizer
     groups: dict[int, list[PromptWithContinuations]] = {}  # with branches for probing first, then the plain ones
@@ -97,7 +97,7 @@ def measure(
         each.entry()
     how, shown = (device, models.tokenizer_sha256), {"tokenizer": tokenizer}
     found = Evaluation.joined([Evaluation(**scores(cache, model, part, *how, **shown)) for part in plan.parts()])
-    for name, told in found.provenance.get("tasks", {}).items():  # which another run may have had from elsewhere
+    for name, told in found.provenance.get("tasks", {}).items():  # a cached entry may name another run's source
         told["source"] = next(each.records[name]["source"] for each in plan.planned if name in each.records)
     asked = samples.valid[:ASKED]
     answers = answers_to(cache, model, asked, *how, **shown)["answers"]
@@ -109,8 +109,8 @@ def measure(
 def last_activations(model: LazyModel, trees: list[PromptWithContinuations]) -> dict[str, Tensor]:
     """z (branches, L, H, N, d) in the model's dtype, which holds it exactly.
 
-    The device is no part of the key: directions found on another differ by rounding, and β is resumed for those that it
-    began with.
+    The device is not part of the key. V found on another device would differ by rounding, and a resumed training needs
+    the V that its β began with.
     """
     found = activations.last_token_activations(model(), trees, f"{model.label} activations")
     return {"z": found.to(model.run.dtype)}
@@ -120,7 +120,7 @@ def last_activations(model: LazyModel, trees: list[PromptWithContinuations]) -> 
 def scores(
     model: LazyModel, part: EvalPlan, device: str, tokenizer_sha256: str, *, tokenizer: PreTrainedTokenizerBase
 ) -> dict:
-    """The model's scores on one part of a plan. Half precision rounds by what a device computes."""
+    """The model's scores on one part of a plan. device: in the key, as rounding in half precision depends on it."""
     return asdict(evaluate(model(), tokenizer, part, model.label))
 
 

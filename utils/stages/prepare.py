@@ -51,7 +51,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
         locate_encoder()
     if not args.pruned_model_path:
         pruning.prune_model.check_names(args.prune_method, args.sparsity)
-    # Told of before a model is fetched, and after one that is at hand, which is sooner read.
+    # Tasks are checked before a model is downloaded, but after a local one, which takes less time to read.
     plan = None if Path(args.base_model_name).exists() else plan_tasks(*args.evaluation)
     folder = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
     config = load_config(folder, "-base_model_name")

@@ -123,5 +123,5 @@ def head_norms(run: Run, models: Models, samples: Samples) -> Tensor:
 def lofit_norms(
     pruned: Checkpoint, samples: list[Encoded], how: training.TrainingSettings, alike: list, *, made: list[Tensor]
 ) -> dict[str, Tensor]:
-    """The norms that all processes have trained together. alike: how many they were, their dtype and device."""
+    """The norms in `made`, trained by all processes. alike: number of processes, sharding, dtype, kind of device."""
     return {"norms": made.pop()}

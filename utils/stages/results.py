@@ -89,7 +89,7 @@ def method_record(run: Run, trained: Trained) -> dict:
     kind = "constants" if restoration.terms else "nothing"  # what a merge touches
     if restoration.zeros == "reported":
         kind = "dense"
-    elif weights:  # `mask` is weights, but no zeros of theirs
+    elif weights:  # `mask`: weights change, but none of their zeros
         kind = "mask" if any(pruned_layer(name) is not None for name in weights) else "norms"
     loss = "cross-entropy"
     if run.args.loss == DISTILL:
@@ -107,7 +107,7 @@ def method_record(run: Run, trained: Trained) -> dict:
 
 
 def trained_tokens(run: Run, samples: Samples) -> int:
-    """The tokens that training read: its samples', under distillation a window of text a step, LoFiT's first step's."""
+    """Tokens that training read: of samples, of LoFiT's first step, and under distillation a text window per step."""
     args, how = run.args, (samples.train, TrainingSettings.of(run.args), run.processes.count)
     if not args.trains:
         return 0

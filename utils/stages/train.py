@@ -38,10 +38,10 @@ SAVED = "restoration"
 
 @dataclass(frozen=True)
 class Trained:
-    """What is left of the attached model once it is gone: what was learned, what it answered, and how it went.
+    """The results of training, without the model.
 
-    restoration: as it was saved; its tensors are mapped, not in memory. parameters: how many numbers were trained.
-    validation: see `validation_record`.
+    restoration: as it was saved; its tensors are memory-mapped. reference: the trained model's logits, for the proof.
+    training: its losses. parameters: the number of trained parameters. validation: see `validation_record`.
     """
 
     restoration: Restoration
@@ -61,9 +61,9 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
     trains = run.args.trains
     device = run.training_device(models.pruned, trains)
     model = run.load(models.pruned, device)
-    # A model to be sharded is on the CPU now, too slow for a validation that the other processes would wait for.
+    # Not under FSDP: the model is still on the CPU, and the other processes would wait for a slow validation.
     asked = samples.valid if run.processes.is_main and not sharded else []
-    # The pruned model's own loss: training starts elsewhere, at a closed form, or at a b that is not zero.
+    # The pruned model's own loss; training starts from another after a closed form, or with a b that is not zero.
     unrestored = validate(model, asked)
     model = start.attach(model)
     parameters = numbers_trained(model) if trains else 0
@@ -92,7 +92,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
     del start
     restoration, _ = load_restoration(run.folder / SAVED)
     if sharded:
-        # What is left of the sharded model is a part of it: the saved restoration is attached to a whole one again.
+        # This process holds only a shard of the model: attach the saved restoration to a whole one again.
         del model
         gc.collect()  # the Trainer, which held it, is its own callback
         device = run.reading_device(models.pruned)
@@ -179,9 +179,9 @@ def belongs(run: Run, models: Models, samples: Samples, start: Restoration, teac
 def validation_record(unrestored: list[dict], history: list[dict], valid: list[Encoded]) -> dict | None:
     """Mean loss (nats a token) over the validation samples' responses; None where none was measured.
 
-    pruned: the pruned model's; None where nothing measured it. start: before the first step, which is the same but for
-    where a method begins: at a closed form, or at a b near zero. restored: after the last one, or start's where nothing
-    is trained. tokens: of the responses.
+    pruned: the pruned model's; None if it was not measured. start: before the first step; it differs from `pruned` only
+    by a closed form or by a b near zero. restored: after the last step; the same as `start` if nothing is trained.
+    tokens: the number of response tokens.
     """
     pruned, losses = ([row["valid_loss"] for row in rows if "valid_loss" in row] for rows in (unrestored, history))
     if not losses:
@@ -226,7 +226,7 @@ def merge(run: Run, models: Models, trained: Trained) -> tuple[LazyModel, list[d
     proof = merge_and_prove(pruned, run.folder / SAVED, merged, tokenizer_from=tokenizer, reference=reference)
     restored, proofs = LazyModel(run, "restored", Checkpoint(merged, "-output_dir"), proof.model), [proof.record]
     if models.given is not models.pruned:
-        restored.loaded = proof.model = None  # two of them, and a wider one to compare with, may be too many
+        restored.loaded = proof.model = None  # two models, and a wider one to compare with, may not fit together
         proofs.append(compact_and_prove(merged, run.folder / "compact", reference).record)
         print("      as small as the pruned checkpoint: compact/")
     return restored, proofs

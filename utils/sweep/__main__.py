@@ -107,7 +107,7 @@ def needed(rows: list[SweepRow]) -> list[tuple[SweepRow, SweepRun]]:
 
 
 def call(words: list[str], log: Path) -> int:
-    """Run a command to its end, what it prints to `log`; its exit status. It is told to stop when this process is."""
+    """Run a command, with its output in `log`; returns its exit status. It is terminated if this process is stopped."""
     quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
     # A session of its own: Ctrl-C is this process's, which hands it on once.
     with log.open("w") as output, subprocess.Popen(words, start_new_session=True, stdout=output, **quiet) as child:

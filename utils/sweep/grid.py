@@ -19,7 +19,7 @@ PLACES = ("output_dir", "cache_dir")  # arguments that change no number
 TAKEN = ("lr", "train_seed", *PLACES, *NOT_REPEATED)  # flags that the sweep gives; a file may set any other
 
 CONTROL = "dense (control)"
-"""The pruned model's name where the dense one stands in its place: rows of it are others' controls, by their names."""
+"""Shown as the pruned model where the dense one is trained instead: a control of the rows of the same name."""
 
 
 @dataclass(frozen=True)
