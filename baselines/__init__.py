@@ -1,1 +1,1 @@
-"""Other ways of restoring than the paper's; `utils.common.methods` lists them."""
+"""Restoration methods other than the paper's; `utils.common.methods` lists them."""

@@ -1,8 +1,8 @@
 """Weights inside a fixed mask by least squares, with ADMM (Boža, "Fast and Effective Weight Update for Pruned LLMs").
 
-Settings of fmfi-compbio/admm-pruning, lib/admm.py: 20 steps, rho 1, dampening 0.1. One factorisation an input, no
-gradients. `admm_residual` is this project's own: o_proj and down_proj also give back a share of what the residual
-stream has lost before their decoder layer.
+Settings of fmfi-compbio/admm-pruning, lib/admm.py: 20 steps, rho 1, dampening 0.1. One factorisation per input, no
+gradients. `admm_residual` is this project's own: o_proj and down_proj also restore a share of what the residual stream
+has lost before their decoder layer.
 """
 
 from functools import partial
@@ -40,18 +40,18 @@ class ResidualMoments(Hessian):
 
 
 def admm_update(inputs: MethodInputs, returned: float = 0.0) -> dict[str, MaskedChange]:
-    """Each linear layer's weights inside the mask that minimise ‖W X - (W0 X + G)‖² + damping, W0 the dense weight.
+    """For each linear layer, W inside the mask that minimises ‖W X - (W0 X + G)‖² + damping, W0 the dense weight.
 
-    X: the layer's inputs in the restored model; a decoder layer is fed by the restored ones before it, and read once,
-    before its own weights change. G: zero; of o_proj and down_proj returned · (R - R̂) of ResidualMoments, unless a norm
-    stands between them and the residual stream (OLMo-2, Gemma). errors: relative ones, of W X from W0 X.
+    X: the layer's inputs, with all decoder layers before it restored. One pass gathers them for a whole decoder layer,
+    before its own weights change. G: zero, except for o_proj and down_proj: returned · (R - R̂) of ResidualMoments,
+    unless a norm follows them (OLMo-2, Gemma). errors: relative squared errors of W X from W0 X, before and after.
     """
     terms, place = {}, torch.device(inputs.device)
     dense_layers = walk(inputs.dense(), inputs.tokens, place, "") if returned else repeat(None)
     for each, dense_layer in zip(walk(inputs.pruned(), inputs.tokens, place, "ADMM"), dense_layers, strict=False):
         statistic = Hessian
         if returned and not hasattr(each.layer, "post_feedforward_layernorm"):
-            share = returned / getattr(inputs.config, "residual_multiplier", 1.0)  # Granite's, of what is written
+            share = returned / getattr(inputs.config, "residual_multiplier", 1.0)  # Granite scales what it adds
             statistic = partial(ResidualMoments, dense_layer, each, share)
         for first, moments in each.gather(LINEARS_BY_INPUT, statistic).items():
             hessian, given_back = moments.tensor_split([moments.shape[1]])
@@ -79,9 +79,9 @@ def admm(
     """The weights inside the mask that minimise ‖W X - (W0 X + G)‖² + ‖(W - W0) D‖², by steps of ADMM: (out, in).
 
     weight: W0 (out, in) fp32 or fp64. mask: (out, in), zero outside. hessian: X Xᵀ (in, in), columns of X the
-    tokens' inputs. more: G Xᵀ (out, in). The inputs are scaled to unit norm; D is what `damping` (a share of their
-    mean, added to the diagonal) is on that scale: it holds the weights to the dense ones. An input that is never fed
-    leaves its weights as W0 has them.
+    tokens' inputs. more: G Xᵀ (out, in). The inputs are scaled to unit norm. On that scale, `damping` times the mean of
+    the diagonal is added to the diagonal: this is D, which keeps the weights close to W0. The weights of an input that
+    is always zero stay those of W0.
     """
     norms = hessian.diagonal().sqrt()
     norms = torch.where(norms > 0, norms, 1)
@@ -97,4 +97,4 @@ def admm(
         inside = inside_mask(free + dual, mask)
         dual = dual + free - inside
         free = (wanted + rho * (inside - dual)) @ inverse
-    return inside_mask(free, mask) / norms  # the next inside: the dual is zero there
+    return inside_mask(free, mask) / norms  # the next `inside`: the dual is zero in the mask

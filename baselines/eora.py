@@ -17,7 +17,7 @@ from pruning.layers import LINEARS_BY_INPUT, walk
 def eora(inputs: MethodInputs) -> dict[str, LowRank]:
     """An update of rank r for each linear layer; nothing is trained.
 
-    Decoder layers are restored in order; x is what the restored model's is fed, the layers before it restored.
+    Decoder layers are restored in order. x: a layer's input, with all decoder layers before it restored.
     """
     terms, tokens = {}, inputs.tokens.numel()
     for each in walk(inputs.pruned(), inputs.tokens, torch.device(inputs.device), "EoRA"):
@@ -34,15 +34,15 @@ def eora(inputs: MethodInputs) -> dict[str, LowRank]:
 
 
 def low_rank(lost: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """EoRA's A (r, in) and B (out, r), fp64: B A is closest to the lost weights on inputs of this second moment.
+    """EoRA's A (r, in) and B (out, r), fp64: B A is closest to the lost weights on inputs with this second moment.
 
     lost: W - Ŵ, (out, in) fp64. moment: E[x xᵀ], (in, in) fp64, singular or not. Since Vᵀ = Σ^-1 Uᵀ (W - Ŵ) Q Λ^½, A is
-    Σ_r^-½ U_rᵀ (W - Ŵ): no small eigenvalue of S divides, so none is cut, and B A projects the lost output onto U_r, so
-    that no input, of whatever direction, loses more than before. Where the lost outputs have not so many directions,
-    rows of A and columns of B are zero.
+    Σ_r^-½ U_rᵀ (W - Ŵ). This never divides by an eigenvalue of S, so that small ones need no cut-off. B A projects the
+    lost output onto U_r, so that no input, of whatever direction, loses more than before. If the lost outputs span
+    fewer than r directions, the other rows of A and columns of B are zero.
 
-    U and Σ are those of (W - Ŵ) S^½ by its smaller Gram matrix, in a fraction of an SVD's time: fp64 leaves of it more
-    than fp32 holds.
+    U and Σ of (W - Ŵ) S^½ come from its smaller Gram matrix, in a fraction of an SVD's time. Computed in fp64, they
+    are more precise than fp32 can hold.
     """
     tall = lost.shape[0] > lost.shape[1]
     if tall:
@@ -53,7 +53,7 @@ def low_rank(lost: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         gram = lost @ moment @ lost.T
     squares, vectors = torch.linalg.eigh(gram)
     squares, vectors = squares.flip(0)[:rank], vectors.flip(1)[:, :rank]
-    present = squares > squares[0].clamp_min(0) * max(lost.shape) * torch.finfo(lost.dtype).eps  # not of rounding
+    present = squares > squares[0].clamp_min(0) * max(lost.shape) * torch.finfo(lost.dtype).eps  # not rounding errors
     u = vectors[:, present]
     if tall:  # small singular values leave columns that are hardly orthogonal; QR makes them so, and keeps their spans
         u = torch.linalg.qr(rooted @ u).Q

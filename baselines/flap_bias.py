@@ -17,10 +17,10 @@ from utils.common.methods import SITES
 
 
 def flap_bias(inputs: MethodInputs) -> dict[str, Constant]:
-    """The mean gap of each layer and site: W E[x] + bias of the dense layer less the same of the pruned one.
+    """The mean output gap of each layer and site: W E[x] + bias of the dense layer, minus that of the pruned layer.
 
-    E[x] is over what the dense model's layer is fed, as FLAP has it. Sums over a batch of tokens are fp32, all else is
-    fp64.
+    E[x] is the mean input of the layer in the dense model, as in FLAP. Sums over a batch of tokens are fp32, all else
+    is fp64.
     """
     terms = {}
     wanted = {SITES[site] for site in inputs.sites}

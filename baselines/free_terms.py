@@ -1,7 +1,7 @@
-"""Terms that start at zero and are trained without a bound, and the control that has none.
+"""Terms that start at zero and are trained freely, and the control `nothing`, which has no terms.
 
-What compensated heads can add lies in the span of their columns of W_O; a free bias has no such bound, and no heads.
-All weights inside the mask are Wanda's `dense_ft` (Sun et al., ICLR 2024): the ceiling of what keeps zeros.
+Compensated heads can add only what lies in the span of their columns of W_O; a free bias can add any vector, without
+heads. `masked_full` is Wanda's `dense_ft` (Sun et al., ICLR 2024): the ceiling for methods that keep zeros.
 """
 
 import torch
@@ -24,7 +24,7 @@ def output_bias(inputs: MethodInputs) -> dict[str, Constant]:
 
 
 def norm_scales(inputs: MethodInputs) -> dict[str, Constant]:
-    """A change of the scale of every RMSNorm of the model: no weight of a matrix."""
+    """A change of the scale of every RMSNorm of the model; no matrix is changed."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(inputs.config)
     norms = {name: module.weight for name, module in model.named_modules() if type(module).__name__.endswith("RMSNorm")}

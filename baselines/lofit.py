@@ -1,6 +1,6 @@
-"""LoFiT's first step (Yin et al., "LoFiT: Localized Fine-tuning on LLM Representations", NeurIPS 2024): which heads.
+"""LoFiT's first step (Yin et al., "LoFiT: Localized Fine-tuning on LLM Representations", NeurIPS 2024): rank heads.
 
-Its second step is b of Eq. 8 alone on these heads, `utils.compensation.bias_only`.
+Its second step trains b of Eq. 8 alone on the best heads: `utils.compensation.bias_only`.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from utils.prompts import Encoded
 from utils.training import TrainingSettings, train
 
 LR, L1 = 5e-3, 5e-4
-"""Its authors': AdamW's rate, falling linearly to 0, and the weight λ of Σ|A| in the loss."""
+"""The authors' values: AdamW's learning rate, with linear decay to 0, and the weight λ of Σ|A| in the loss."""
 
 
 class HeadScale(Term):
@@ -28,13 +28,13 @@ class HeadScale(Term):
     learned = ("scales",)
     beside = True
     size: Tensor | None = None
-    """Σ|A| of the last forward pass: taken there, where FSDP has the whole of A and reduces its gradient."""
+    """Σ|A| of the last forward pass, computed there, where FSDP has gathered A and so reduces its gradient."""
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.scales.flatten()
 
     def through(self, z: Tensor, weight: Tensor) -> Tensor:
-        """(1 + A) ⊙ z, in fp32 and rounded once, through the layer: in bf16 1 + A would be 1 for |A| below 0.004."""
+        """The layer's output for (1 + A) ⊙ z, computed in fp32 and rounded once: in bf16 1 + A is 1 for |A| < 0.002."""
         self.size = self.scales.abs().sum()
         gain = 1 + self.scales.flatten()
         return F.linear((OfEveryToken.apply(gain.detach().expand_as(z), gain) * z).to(z.dtype), weight)
@@ -49,11 +49,11 @@ def scale_norms(
     checkpoints: Path,
     belongs: str = "",
 ) -> Tensor:
-    """‖A‖₂ of every head, (L, H) fp32 on the CPU, after z ← (1 + A) ⊙ z was trained with loss + l1 · Σ|A|.
+    """Train A of z ← (1 + A) ⊙ z with loss + l1 · Σ|A|. Returns ‖A‖₂ of every head, (L, H) fp32 on the CPU.
 
-    A starts from N(0, 1e-3); it stays in the model, which is on `device`, or on the CPU if it is to be sharded. All
-    processes train together, and all get the norms. With settings.num_epoch 0 they are those of the start. checkpoints
-    and belongs: see `train`.
+    A starts from N(0, 1e-3) and stays attached to the model. model: on `device`, or on the CPU if it is to be sharded.
+    All processes train together, and all get the norms. If settings.num_epoch is 0, they are those of the initial A.
+    checkpoints and belongs: see `train`.
     """
     shape = head_shape(model.config)
     start = INITIAL_STD * torch.randn(shape, generator=torch.Generator().manual_seed(settings.training_seed))

@@ -1,7 +1,7 @@
-"""LoRA and DoRA on linear layers, and both inside the mask (as PERP does), where the update is zero with the weight.
+"""LoRA and DoRA on linear layers, and both inside the mask (as in PERP): the update is zero where the weight is.
 
-W + s·B A, or W + s·M ⊙ (B A) with the mask M read from the weight; s = alpha / r. DoRA (Liu et al., ICML 2024) has a
-magnitude for each row besides. Merged, the plain ones fill the zeros: how many are left is a finding.
+W + s·B A, or W + s·M ⊙ (B A) with M the mask of non-zero weights; s = alpha / r. DoRA (Liu et al., ICML 2024) also has
+a magnitude for each row. Merging the unmasked ones fills zeros; the proof counts how many.
 """
 
 from functools import partial
@@ -16,7 +16,7 @@ SCALE = 2.0
 
 
 def lora(inputs: MethodInputs, kind: type[LowRank] = LowRank) -> dict[str, LowRank]:
-    """An update of rank r for each chosen linear layer: A (r, in) drawn as a linear layer is, B zero."""
+    """An update of rank r for each chosen linear layer: A (r, in) initialized like nn.Linear, B zero."""
     options, config = inputs.options, inputs.config
     targets = options.lora_targets and options.lora_targets.split(",")
     generator = torch.Generator().manual_seed(inputs.seed)

@@ -1,9 +1,9 @@
 """Block reconstruction inside the mask: weights trained, half a decoder layer at a time, to give the dense output.
 
 Settings of ZIB-IOL/Free-Lunch-in-LLM-Compression (windows of attention and of MLP, AdamW at 1e-5, linear with 10 % of
-warm-up) and EBFT (10 epochs). Weight decay is 0; the norms are frozen. A step takes one batch of whole sequences, as
-many as one forward pass takes, the same ones in each epoch, in another order. Their rate and epochs do next to
-nothing on SmolLM2-135M (docs/results/wanda-50-methods.md): here it is a hundred times theirs, for two epochs.
+warm-up) and EBFT (10 epochs). Weight decay is 0; the norms are frozen. Each step uses one of `LayerInputs.batches`; an
+epoch takes all, in a new order. Their learning rate and number of epochs have almost no effect on SmolLM2-135M
+(docs/results/wanda-50-methods.md): here the rate is a hundred times theirs, for two epochs.
 """
 
 from dataclasses import replace
@@ -23,7 +23,7 @@ from utils.common.progress import progress
 
 LR, EPOCHS = 1e-3, 2
 WARMUP = 0.1
-"""Of all steps of a half."""
+"""Share of the training steps of a half layer."""
 
 
 class HalfLayer(nn.Module):
@@ -39,7 +39,7 @@ class HalfLayer(nn.Module):
         self.weights = {name: layer.get_submodule(name).weight.detach() for name in names}
 
     def forward(self, hidden: Tensor, **kwargs) -> Tensor:
-        """(B, T, D) after it. kwargs: what a decoder layer takes besides."""
+        """Hidden states (B, T, D) after this half. kwargs: the decoder layer's other arguments."""
         if self.attention:
             normed = self.layer.input_layernorm(hidden)
             return hidden + self.layer.self_attn(hidden_states=normed, **kwargs)[0]
@@ -47,12 +47,12 @@ class HalfLayer(nn.Module):
 
     @torch.no_grad()
     def passed(self, inputs: LayerInputs) -> LayerInputs:
-        """The same with the hidden states after it."""
+        """The inputs with hidden states as they are after this half."""
         outputs = [self(batch, **inputs.kwargs) for batch in inputs.batches()]
         return replace(inputs, hidden=torch.cat(outputs))
 
     def loss(self, changes: dict[str, Tensor], inputs: Tensor, targets: Tensor, kwargs: dict) -> Tensor:
-        """The mean squared error of one batch, fp32; changes (out, in) fp32 count where the weight is not zero."""
+        """The mean squared error of one batch, fp32; changes (out, in) fp32 apply where the weight isn't zero."""
         weights = {
             f"layer.{name}.weight": (weight.float() + inside_mask(changes[name], weight.float())).to(weight.dtype)
             for name, weight in self.weights.items()
@@ -63,9 +63,9 @@ class HalfLayer(nn.Module):
 def reconstruct(inputs: MethodInputs) -> dict[str, MaskedChange]:
     """The weights inside the mask, trained half by half on the mean squared error of the half's output.
 
-    Layers in order, each half on what the restored halves before it give, towards what the dense half makes of it. A
-    half that is not better at the end than at the start, on the calibration set itself, stays as it was. errors: that
-    mean squared error.
+    Layers are trained in order. A half's inputs come from the restored halves before it; its target is the dense half's
+    output for the same inputs. A half whose error on the calibration set has not become smaller stays unchanged.
+    errors: that mean squared error, before and after.
     """
     generator, terms = torch.Generator().manual_seed(inputs.seed), {}
     device, dense = torch.device(inputs.device), inputs.dense()
@@ -86,7 +86,7 @@ def reconstruct(inputs: MethodInputs) -> dict[str, MaskedChange]:
 def train_half(
     half: HalfLayer, inputs: LayerInputs, target: LayerInputs, generator: torch.Generator
 ) -> tuple[dict[str, Tensor], float, float]:
-    """(changes by linear layer, (out, in) fp32, error before, error after): zeros if they would not make it better.
+    """(changes by linear layer, (out, in) fp32, error before, error after): zeros if the error has not become smaller.
 
     generator: draws the order of the batches. Raises UserError if the error before is not finite.
     """
@@ -110,7 +110,7 @@ def train_half(
     order = (index for _ in range(EPOCHS) for index in torch.randperm(len(batches), generator=generator))
     with torch.enable_grad(), progress(order, desc=name, total=steps, unit="step", leave=False) as bar:
         for index in bar:
-            # As a share of the first error: small ones would drown in Adam's epsilon, or in fp16's range.
+            # Relative to the initial error: a small loss would vanish beside Adam's epsilon, or underflow in fp16.
             loss = half.loss(trained, *batches[index], inputs.kwargs) / before
             optimizer.zero_grad()
             loss.backward()

@@ -22,7 +22,7 @@ from utils.common.files import read_json, sha256, whole_file, write_json
 _PRUNED_WEIGHT = re.compile(rf"model\.layers\.(\d+)\.(?:{'|'.join(map(re.escape, LINEARS))})\.weight")
 
 DROPPED = re.compile(r"(.+\.)?rotary_emb\.inv_freq")
-"""Buffers that older versions of transformers saved and present ones compute: in a file they are no weights."""
+"""Buffers that older versions of transformers saved and current ones compute. They do not count as weights."""
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Where transformers looks for weights, in its order."""
@@ -32,7 +32,7 @@ _SAFE_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16
 
 @dataclass(frozen=True)
 class Header:
-    """Where a tensor lies and what it is, known without reading it. dtype: torch's, or the file's name of another."""
+    """File, dtype and shape of a tensor, known without reading it. dtype: torch's, or a str if unsupported."""
 
     file: str
     dtype: torch.dtype | str
@@ -41,10 +41,10 @@ class Header:
 
 @dataclass
 class Survey:
-    """What one pass over all tensors of a checkpoint tells.
+    """The result of one pass over all tensors of a checkpoint.
 
-    sha256: of names, dtypes, shapes and bytes of all tensors and of config.json. zeros, weights: per decoder layer, of
-    its seven linear weights. not_finite: names of tensors with NaN or infinity.
+    sha256: of names, dtypes, shapes and bytes of all tensors and of config.json. zeros, weights: by decoder layer, the
+    number of zeros and of entries in its seven linear weights. not_finite: names of tensors with NaN or infinity.
     """
 
     sha256: str = ""
@@ -59,9 +59,9 @@ class Survey:
 
 
 class Checkpoint:
-    """A reference to the checkpoint in `folder`: its tensors by name, and what identifies them, each read when asked.
+    """The checkpoint in `folder`. Headers are read at once, a tensor's values when `read` is called.
 
-    flag: the command line's name for it, for messages. Raises UserError if there are no readable weights.
+    flag: the command-line flag that named it, for messages. Raises UserError if there are no readable weights.
     """
 
     def __init__(self, folder: Path, flag: str = "-pruned_model_path"):
@@ -74,11 +74,11 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of all tensors and of config.json: what a restoration and a record know the checkpoint by."""
+        """SHA-256 (hex) of all tensors and of config.json. Restorations and records identify the checkpoint by it."""
         return self.survey().sha256
 
     def key(self) -> list[str]:
-        """What it is in a cache's key: its fingerprint, and how it generates."""
+        """Its part of a cache key: the fingerprint, and the SHA-256 of generation_config.json if there is one."""
         return [self.fingerprint, *map(sha256, self.folder.glob("generation_config.json"))]
 
     def read(self, name: str) -> Tensor:
@@ -89,7 +89,7 @@ class Checkpoint:
         return name in self.headers
 
     def kept(self) -> dict[str, Header]:
-        """All tensors but the buffers that transformers drops, in their order, the files renamed as safetensors."""
+        """All headers but those of DROPPED buffers, in order. Files are named as .safetensors copies of them."""
         files = {file.name: f"{file.stem.removeprefix('pytorch_')}.safetensors" for file in self.files}
         return {
             name: replace(header, file=files[header.file])
@@ -98,9 +98,9 @@ class Checkpoint:
         }
 
     def survey(self, visit: Callable[[str, Tensor], None] | None = None) -> Survey:
-        """One pass over all tensors, one in memory at a time; `visit` sees each.
+        """Read all tensors, one in memory at a time, and call `visit` with each name and tensor.
 
-        Without `visit` the result of an earlier pass of this process over the same unchanged files is given.
+        Without `visit`, the result of an earlier pass of this process is reused if the files are unchanged.
         """
         # By inode, so that a folder that gets its final name is not read again.
         beside = (self.folder / name for name in (*WEIGHTS, "config.json") if name.endswith(".json"))
@@ -122,16 +122,16 @@ class Checkpoint:
         if (config := self.folder / "config.json").is_file():
             whole.update(config.read_bytes())
         for file in self.files:
-            self._open(file)  # maps it anew: the pages that were read are given back
+            self._open(file)  # maps the file again, which frees the pages that were read
         found.sha256 = whole.hexdigest()
         _SURVEYS[state] = found
         return found
 
     def _open(self, file: Path) -> dict[str, Header]:
-        """The headers of the tensors in `file`, whose reader is kept."""
+        """Register the reader of `file` and return the headers of its tensors."""
         if file.suffix != ".safetensors":
             tensors = _load_pickle(file, self.flag)
-            self._readers[file.name] = lambda name: tensors[name].clone()  # tied ones are apart, as in safetensors
+            self._readers[file.name] = lambda name: tensors[name].clone()  # a copy, since tied tensors share memory
             return {name: Header(file.name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
         with explain(f"{self.flag}: cannot read {file}", "copy it again", (SafetensorError, OSError)):
             opened = safe_open(file, framework="pt")
@@ -176,17 +176,17 @@ def pruned_layer(name: str) -> int | None:
 
 
 def check_weights(checkpoint: Checkpoint, config: LlamaConfig) -> None:
-    """Raise UserError unless the files hold just the tensors that the configuration's model has, in finite numbers.
+    """Raise UserError unless the files hold exactly the tensors of the configuration's model, all of them finite.
 
-    transformers draws a missing weight at random and leaves an unexpected one out; a head tied to the embedding may
-    be in the file or not.
+    transformers would initialize a missing weight at random and ignore an unexpected one. A tied lm_head.weight may be
+    missing; if it is there, it must equal the embedding.
     """
     flag, folder = checkpoint.flag, checkpoint.folder
     with explain(f"{flag}: {folder}/config.json makes no model", "copy it again"), torch.device("meta"):
         expected = AutoModelForCausalLM.from_config(config).state_dict()
     kept, optional = checkpoint.kept(), {"lm_head.weight"} if config.tie_word_embeddings else set()
     if FAMILIES[read_json(folder / "config.json")["model_type"]].as_llama is not None:
-        # Llama's switch stands for biases of all four projections; those that the family hasn't are zero.
+        # Llama's attention_bias means a bias on all four projections. One that the family lacks on o_proj is zero.
         optional |= {name for name in expected if name.endswith("o_proj.bias")}
     if missing := [name for name in expected if name not in checkpoint and name not in optional]:
         raise UserError(
@@ -223,15 +223,15 @@ def check_weights(checkpoint: Checkpoint, config: LlamaConfig) -> None:
 
 
 def restorable_heads(pruned: Checkpoint, layers: int, heads: int) -> Tensor:
-    """(L, H) bool: heads with any non-zero column in o_proj; what is added to the others reaches nothing."""
+    """(L, H) bool: whether a head has a non-zero column in o_proj. What is added to other heads has no effect."""
     weights = (pruned.read(f"model.layers.{layer}.self_attn.o_proj.weight") for layer in range(layers))
     return torch.stack([(weight != 0).any(0).unflatten(0, (heads, -1)).any(1) for weight in weights])
 
 
 def write_checkpoint(output: Path, layout: dict[str, Header], read: Callable[[str], Tensor]) -> None:
-    """Write tensors to the safetensors files of their headers in the folder `output`, one file's in memory at a time.
+    """Write each tensor to the safetensors file that its header names, in `output`. One file at a time is in memory.
 
-    With more than one file, or one that is not model.safetensors, an index is written too. read: the tensor of a name.
+    read: returns a tensor by name. An index is written too, unless model.safetensors is the only file.
     """
     for file in dict.fromkeys(header.file for header in layout.values()):
         with whole_file(output / file) as partial:
@@ -254,7 +254,7 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
 def _load_pickle(file: Path, flag: str) -> dict[str, Tensor]:
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # whose text may advise to load it all the same, code and all
+    except Exception as error:  # its text may advise weights_only=False, which can run code
         said = f"{flag}: cannot read {file} as a PyTorch file of plain tensors; give a safetensors checkpoint"
         raise UserError(said) from error
     tensors = loaded if isinstance(loaded, dict) else {"": None}

@@ -1,4 +1,4 @@
-"""Between a model whose heads and channels were zeroed and the smaller one that computes the same, both ways."""
+"""Conversion between a model with zeroed heads and channels and the smaller one that computes the same, both ways."""
 
 import shutil
 from collections.abc import Callable
@@ -20,14 +20,14 @@ from utils.common.cache import Cache, cached
 from utils.common.files import sha256
 
 Left = dict[str, tuple[int, Tensor]]
-"""By name, the axis and the indices in the dense model that are left of whatever has another shape."""
+"""For each tensor that gets smaller, by name: the axis, and the indices of the dense model that are left along it."""
 
 
 def write_compact(folder: Path, output: Path) -> None:
-    """The checkpoint in `folder`, without the heads and channels that nothing reads, into the folder `output`.
+    """Write the checkpoint in `folder` to the folder `output`, without the heads and channels that nothing reads.
 
-    Those are gone whose o_proj or down_proj columns are all zero; a head with only some zeros stays. Every layer keeps
-    a KV head and a channel, each tensor its stored dtype.
+    A KV head and its query heads are removed if all their o_proj columns are zero, a channel if its down_proj column
+    is. Every layer keeps at least one KV head and one channel. Tensors keep their stored dtype.
     """
     stored, config = Checkpoint(folder), load_config(folder, "-pruned_model_path")
     kv_heads, channels = what_is_left(stored.read, config)
@@ -37,16 +37,16 @@ def write_compact(folder: Path, output: Path) -> None:
     small = CompactLlamaConfig(**_settings(config), **sizes, architectures=[CompactLlamaForCausalLM.__name__])
     with torch.device("meta"):
         model = CompactLlamaForCausalLM(small)
-    # As save_pretrained leaves them: the class's own code, and where its configuration finds it.
+    # As save_pretrained does: copy the file that defines the class, and name it in the config's auto_map.
     custom_object_save(model, output, config=model.config)
     _write(stored, model, output, lambda name, tensor: chosen(tensor, left.get(name)))
     make_portable(output)
 
 
 def in_dense_shapes(folder: Path, cache_dir: Path) -> tuple[Path, bool]:
-    """The checkpoint in the dense model's shapes, and whether it came in smaller ones (SlimGPT, compact).
+    """(folder in the dense model's shapes, whether the given checkpoint is in SlimGPT's compact form).
 
-    Zeros stand where heads and channels are gone, so that a head is the same in both models.
+    Removed heads and channels come back as zeros, so that a head has the same index as in the dense model.
     """
     if not isinstance(load_config(folder, "-pruned_model_path"), CompactLlamaConfig):
         return folder, False
@@ -56,8 +56,8 @@ def in_dense_shapes(folder: Path, cache_dir: Path) -> tuple[Path, bool]:
 
 @cached("expanded", code=(models,))
 def _expanded(folder: Path, small: Checkpoint, beside: list[str]) -> None:
-    """Heads stand where they stood in the dense model. Which channels were removed is not recorded, and makes no
-    difference: those that are left come first. beside: digests of what is copied.
+    """Write `small` in the dense model's shapes. Heads get their own positions back. Which channels were removed is not
+    recorded, and makes no difference: those that are left come first. beside: digests of copied files, for the cache.
     """
     config = load_config(small.folder, small.flag)
     with torch.device("meta"):
@@ -75,7 +75,7 @@ def _expanded(folder: Path, small: Checkpoint, beside: list[str]) -> None:
 
 
 def what_is_left(read: Callable[[str], Tensor], config: LlamaConfig) -> tuple[list[list[int]], list[list[int]]]:
-    """Per layer, the KV heads and the channels that o_proj and down_proj read: those with a column that is not zero."""
+    """(KV heads, channels) to keep, by layer: indices with a non-zero column of o_proj or down_proj; [0] if none."""
     kv_heads, channels = [], []
     for layer in range(config.num_hidden_layers):
         attention = read(f"model.layers.{layer}.self_attn.o_proj.weight")
@@ -86,7 +86,7 @@ def what_is_left(read: Callable[[str], Tensor], config: LlamaConfig) -> tuple[li
 
 
 def left_of(config: LlamaConfig, kv_heads: list[list[int]], channels: list[list[int]]) -> Left:
-    """What is left if these KV heads and channels are, for each layer."""
+    """The indices to keep of each tensor, if each layer keeps these KV heads and channels."""
     shared, left = config.num_attention_heads // config.num_key_value_heads, {}
     for index, (heads, kept) in enumerate(zip(kv_heads, channels, strict=True)):
         sizes = (config.head_dim, config.head_dim * shared)
@@ -102,12 +102,12 @@ def left_of(config: LlamaConfig, kv_heads: list[list[int]], channels: list[list[
 
 
 def chosen(tensor: Tensor, left: tuple[int, Tensor] | None) -> Tensor:
-    """What is left of a tensor: all of it where `left` is None."""
+    """The part of a tensor that `left` (axis, indices) selects; all of it if `left` is None."""
     return tensor if left is None else tensor.index_select(left[0], left[1].to(tensor.device))
 
 
 def _write(stored: Checkpoint, model: LlamaForCausalLM, output: Path, change: Callable[[str, Tensor], Tensor]) -> None:
-    """The checkpoint's tensors, each changed to the shape it has in `model`, in the same files, and what is beside."""
+    """Write the tensors, each changed to its shape in `model`, to the same files; then config, record and tokenizer."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     layout = {name: replace(header, shape=shapes[name]) for name, header in stored.kept().items()}
     write_checkpoint(output, layout, lambda name: change(name, stored.read(name)))

@@ -1,8 +1,8 @@
-"""What a method is: a function from what it asks for to the terms that parameters of the pruned model gain.
+"""The interface of a method: a function from MethodInputs to the term that is added to each parameter, by its name.
 
     def last_bias(inputs: MethodInputs) -> dict[str, Term]
 
-It has one line in utils.common.methods; attaching, training, saving, merge and proof follow from the dictionary.
+A method has one line in utils.common.methods. Attaching, training, saving, merge and proof work on the dictionary.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from utils.common.methods import SITES, Options
 
 @dataclass(frozen=True)
 class MethodInputs:
-    """What a method starts from; parts that its line doesn't ask for are None.
+    """What a method is given. Fields that its line in utils.common.methods doesn't ask for are None.
 
-    config: the pruned model's. seed: of random starts. read, teacher: the pruned and the dense checkpoint's tensors by
-    name. heads: pairs (layer, head). basis: (L, H, d, d). tokens: (S, T) int64, the calibration set's windows, without
-    padding. dense, pruned: load that model anew, in the run's dtype and on the CPU, for the caller to run and to
-    change. device: where the caller runs their layers. options: the flags. sites: of SITES, where it adds constants.
+    config: the pruned model's. seed: of the method's random numbers. read, teacher: return a tensor of the pruned or
+    the dense checkpoint by name. heads: pairs (layer, head). basis: V of each head, (L, H, d, d). tokens: (S, T) int64,
+    calibration windows, without padding. dense, pruned: load a new copy of that model, in the run's dtype, on the CPU;
+    it may be changed. device: where to run their layers. options: the flags. sites: keys of SITES that get constants.
     """
 
     config: LlamaConfig

@@ -1,8 +1,8 @@
-"""Causal attention for a CPU, where torch's own kernel is slow, most of all in its backward pass.
+"""Causal attention for CPUs, where torch's own kernel is slow, most of all in its backward pass.
 
-Scores, softmax and their gradients are plain batched matrix products, over a few rows and a block of queries at a time:
-few enough to stay in the cache. Query heads that share a key head go into one product, and keys after the block are
-left out. Probabilities are computed again in the backward pass, so that no T × T matrix is kept.
+It works on a few rows of the batch and a block of queries at a time: few enough for the CPU's cache. Scores and
+gradients are batched matrix products. Query heads that share a key head go into one product. Keys after the block are
+skipped. The backward pass recomputes the probabilities, so that no T × T matrix is kept.
 """
 
 from collections.abc import Iterator
@@ -16,21 +16,21 @@ NAME = "restorelcc_cpu"
 """Its name in `config._attn_implementation`."""
 
 BLOCK = 128
-"""Queries at a time, or fewer."""
+"""Queries in a block, at most."""
 
 SCORES = 2**20
-"""Scores at a time: 2 MiB in bf16. More only where FEWEST queries have more."""
+"""Attention scores computed at a time: 2 MiB in bf16. More only if FEWEST queries have more."""
 
 FEWEST = 16
-"""Queries that are worth a block."""
+"""Queries in a block, at least; the last block of a sequence may have fewer."""
 
 
 @contextmanager
 def cpu_attention(model: LlamaForCausalLM) -> Iterator[None]:
-    """Within it, a model on the CPU that would take torch's kernel takes this one, if its attention is plain.
+    """Context manager: a model on the CPU uses this attention in place of SDPA, if all its layers have full attention
+    without dropout or soft-capping.
 
-    For whole sequences only, padded on the right. A mask must be additive, (B, 1, T, T): transformers drops one of
-    another shape here.
+    For whole sequences only, padded on the right. A mask must be additive, (B, 1, T, T): transformers drops others.
     """
     config, before = model.config, model.config._attn_implementation
     full = set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}
@@ -47,9 +47,8 @@ class _CausalAttention(torch.autograd.Function):
     """softmax(scaling · q kᵀ) v, where a query sees the keys up to its own position.
 
     query: (B, H, T, d); key, value: (B, KV, T, d), H a multiple of KV; all of one dtype, on the CPU. mask: (B, 1, T, T)
-    of that dtype, 0 for each key that a query sees and -inf for the others, those after it among them; every query sees
-    one. Returns (B, T, H, d). Scores are rounded to the dtype, as in attention written out; the softmax is computed in
-    fp32.
+    of that dtype, 0 for each key that a query sees and -inf for all others, later keys included; every query must see a
+    key. Returns (B, T, H, d). Scores are rounded to the dtype, as in eager attention; the softmax is computed in fp32.
     """
 
     @staticmethod
@@ -87,7 +86,7 @@ causal_attention = _CausalAttention.apply
 def _block(
     query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None, rows: slice, queries: slice
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """n queries of r rows and the m keys that they may see.
+    """Attention probabilities of one block: n queries of r rows, and the m keys that they may see.
 
     Returns the scaled query (r, KV, G·n, d), key and value (r, KV, m, d), probabilities (r, KV, G·n, m), G = H / KV.
     """
@@ -126,7 +125,7 @@ def _parts(query: Tensor) -> Iterator[tuple[slice, slice]]:
 def _attention_of_layer(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **_
 ) -> tuple[Tensor, None]:
-    """The signature by which transformers calls an attention."""
+    """`causal_attention` with the signature of transformers' attention functions."""
     if attention_mask is not None and attention_mask.dtype != query.dtype:
         raise TypeError(f"the mask is {attention_mask.dtype}; it must be additive, in {query.dtype}")
     return causal_attention(query, key, value, scaling, attention_mask), None

@@ -1,6 +1,6 @@
-"""The families of decoders that are restored: what a stock checkpoint of each can carry, and what is written of it.
+"""The supported families of models: which biases a checkpoint of each can hold, and as which family it is written.
 
-Whatever a family has of its own that isn't in this table is done by its stock class in transformers.
+Everything else that is special to a family is left to its class in transformers.
 """
 
 from collections.abc import Iterable
@@ -18,17 +18,17 @@ LINEARS = tuple(SITES.values())  # of a decoder layer: what pruning methods prun
 ATTENTION, MLP = LINEARS[:4], LINEARS[4:]
 
 BIASES = {"attention_bias": ATTENTION, "mlp_bias": MLP}
-"""Switches in a config.json, and the linear layers of each decoder layer that all have a bias where it is on."""
+"""Switches of config.json. If one is on, all of these linear layers have a bias, in every decoder layer."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """What a stock class of transformers makes of its config.json.
+    """A family: what its class in transformers reads in config.json, and which runtimes ignore its biases.
 
-    switches: of BIASES, those it reads. as_llama: None; or for a family whose arithmetic and tensor names are Llama's,
-    what Llama's config.json must say besides: such a model is loaded and written as Llama. ignored: settings of its own
-    that Llama's config.json lacks, each with the values at which it has no effect, or None for any value. dropped:
-    runtimes that leave biases out without a word, and of which linear layers (docs/running.md has the versions).
+    switches: the keys of BIASES that it reads. as_llama: None; or for a family with Llama's computation and tensor
+    names, the settings to add to Llama's config.json: its models are loaded and written as Llama. ignored: settings
+    that Llama's config.json lacks, each with the values that have no effect, or None for any value. dropped: by
+    runtime, the linear layers whose biases it ignores without an error (docs/running.md has the versions).
     """
 
     switches: tuple[str, ...] = tuple(BIASES)
@@ -58,9 +58,9 @@ SUPPORTED = "Llama, Qwen2, Mistral, Granite, SmolLM3, Qwen3, OLMo-2, Gemma 2 and
 
 
 def as_llama(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The same model as Llama's configuration, where its family is Llama's arithmetic; else the configuration itself.
+    """The equivalent LlamaConfig for a family with `Family.as_llama`; else the configuration itself.
 
-    Raises ValueError naming what Llama's can't say, a sliding window above all.
+    Raises ValueError naming the setting that LlamaConfig can't express, such as a sliding window.
     """
     family = FAMILIES[config.model_type]
     if family.as_llama is None:
@@ -68,7 +68,7 @@ def as_llama(config: PreTrainedConfig) -> PreTrainedConfig:
     known, settings = LlamaConfig().to_dict(), {}
     for name, value in config.to_dict().items():
         if name == "sliding_window" and value is not None and value >= config.max_position_embeddings:
-            continue  # it holds every text that the model reads
+            continue  # a window of at least the longest context has no effect
         if name == "layer_types" and set(value or ()) <= {"full_attention"}:
             continue
         if name in family.ignored:
@@ -84,10 +84,10 @@ def as_llama(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def carried_parts(method: str, options: Options, config: PreTrainedConfig) -> tuple[Part, ...]:
-    """The method and what the options add to it (utils.common.methods), as a checkpoint of this model can carry them.
+    """`parts_of` the method and options, with only those sites where a checkpoint of this model can hold a bias.
 
-    Biases added by `-apply_to all`, or by a default, are narrowed to those that the family carries. UserError for any
-    other bias that it doesn't carry.
+    Sites that `-apply_to all` adds to the method's own, or that are a default, are left out where it can't. Any other
+    such site is a UserError, and so is a method that supports Llama alone.
     """
     family = FAMILIES[config.model_type]
     able = frozenset(site for site, name in SITES.items() if any(name in BIASES[each] for each in family.switches))
@@ -110,14 +110,14 @@ def carried_parts(method: str, options: Options, config: PreTrainedConfig) -> tu
 
 
 def dropped_by(terms: Iterable[str], config: PreTrainedConfig) -> dict[str, str]:
-    """Runtimes that would leave out biases of those restored, and of which linear layers, in words."""
+    """By runtime, the linear layers whose restored biases it would ignore, as text. terms: parameter names."""
     biased = {name.split(".", 3)[-1].removesuffix(".bias") for name in terms if name.endswith(".bias")}
     known = FAMILIES[config.model_type].dropped.items()
     return {runtime: ", ".join(lost) for runtime, linears in known if (lost := [n for n in linears if n in biased])}
 
 
 def final_logits(config: PreTrainedConfig, logits: Tensor) -> Tensor:
-    """Logits of any shape from what the output head gives, as the stock classes compute them: scaled, softly capped."""
+    """The model's logits from the output head's output (any shape): scaled and soft-capped as in its stock class."""
     if (scale := getattr(config, "logits_scaling", 1.0)) != 1:
         logits = logits / scale
     cap = getattr(config, "final_logit_softcapping", None)

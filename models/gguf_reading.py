@@ -27,12 +27,12 @@ _WORDS = ByteLevel(add_prefix_space=False)
 _SINGLE_DIGITS = Sequence([Digits(individual_digits=True), _WORDS])
 
 SPLITS = {"gpt-2": _WORDS, "smollm": _SINGLE_DIGITS, "refact": _SINGLE_DIGITS, "starcoder": _SINGLE_DIGITS}
-"""What splits a text before byte-level BPE, by the file's `tokenizer.ggml.pre`: the names that transformers leaves to
-GPT-2's own way. Those that it knows (llama-bpe, qwen2, …) it sets itself."""
+"""Pre-tokenizers for byte-level BPE, by the file's `tokenizer.ggml.pre`: for names that transformers gives GPT-2's
+pre-tokenizer. For names that it knows (llama-bpe, qwen2, …) it sets the right one itself."""
 
 LLAMA_3S = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken")
-"""Names under which a word that is a token stays whole, whatever the merges say (`ignore_merges`), and under which a
-text begins with BOS, unless the file says otherwise, as older ones do not."""
+"""Values of `tokenizer.ggml.pre` that imply `ignore_merges`: a word that is a token is never split. They also imply
+that texts begin with BOS, unless the file says otherwise; older files say nothing."""
 
 _TOKENIZER = Keys.Tokenizer.MODEL, Keys.Tokenizer.PRE, Keys.Tokenizer.ADD_PREFIX
 
@@ -45,7 +45,7 @@ def gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
     kind, name, prefix = (fields[key].contents() if key in fields else None for key in _TOKENIZER)
     inner = tokenizer.backend_tokenizer
     if kind != "gpt2":
-        # SentencePiece's: nothing is split before. transformers takes a space that a text begins with for the prefix.
+        # SentencePiece has no pre-tokenizer. transformers would take a text's own first space for the added prefix.
         added = [] if prefix is False else [normalizers.Prepend("▁")]
         inner.normalizer = normalizers.Sequence([*added, normalizers.Replace(" ", "▁")])
         inner.pre_tokenizer = None
@@ -78,14 +78,14 @@ def read_gguf(file: Path, flag: str) -> tuple[LlamaConfig, PreTrainedTokenizerBa
 def check_tensors(file: Path, flag: str, config: LlamaConfig) -> None:
     """UserError unless the file holds just the tensors of the configuration's model, and no scaled rope.
 
-    transformers would draw what is missing at random, and leave the rest out.
+    transformers would initialize missing tensors at random, and ignore the rest.
     """
     with explain(f"{flag}: {file.name} makes no model", "copy it again"), torch.device("meta"):
         names = AutoModelForCausalLM.from_config(config).state_dict()
     reader, table = GGUFReader(file), get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
     known = {table.get_name(name, try_suffixes=(".weight", ".bias")) for name in names}
     held = [tensor.name for tensor in reader.tensors]
-    if missing := sorted(known - {*held, "output.weight"}):  # without which the head is the embedding
+    if missing := sorted(known - {*held, "output.weight"}):  # optional: the head may be tied to the embedding
         raise UserError(
             f"{flag}: {file.name} lacks {len(missing)} of {len(known)} tensors, such as {missing[0]}; give the whole "
             "model in one file (llama-gguf-split --merge joins several)"
@@ -103,7 +103,7 @@ def check_tensors(file: Path, flag: str, config: LlamaConfig) -> None:
 
 @cached("unpacked", code=(sys.modules[__name__], models.portable), libraries=("transformers", "tokenizers", "gguf"))
 def unpack_gguf(folder: Path, content: str, *, file: Path, flag: str) -> None:
-    """The GGUF file, known by its digest `content`, as a Hugging Face folder in the cache."""
+    """Convert the GGUF file to a Hugging Face folder in the cache. content: its SHA-256, which is the cache key."""
     print(f"unpacking {file.name} once")
     config, tokenizer = read_gguf(file, flag)
     check_tensors(file, flag, config)

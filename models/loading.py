@@ -1,4 +1,4 @@
-"""From a name to a local Hugging Face folder, and from there to a Llama: what follows knows one kind of model only."""
+"""Resolve a model's name to a local Hugging Face folder; check and load its configuration, tokenizer and weights."""
 
 import functools
 import gc
@@ -45,14 +45,14 @@ _TOKENIZER_FILES += ("added_tokens.json", "chat_template.*", "additional_chat_te
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
 _NO_TOKENIZATION = ("name_or_path", "tokenizer_file", "special_tokens_map_file", "is_local", "local_files_only")
-"""What tokenizer_config.json may say of where it was read from."""
+"""Keys of tokenizer_config.json that record where it was read from; tokenization doesn't depend on them."""
 
 _SIZES = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
 _SIZES += ("hidden_size", "intermediate_size", "vocab_size")
-"""In a config.json, what a model's shapes follow from."""
+"""Keys of config.json that determine a model's shapes."""
 
 _COMPUTED_BY = ("rope_parameters", "rms_norm_eps", "hidden_act")
-"""There, what else it computes with besides its weights; pruning changes none of it."""
+"""Other keys of config.json that the outputs depend on. Pruning changes none of them."""
 
 _DEQUANTIZED = {
     "bitsandbytes": "save what model.dequantize() of transformers makes of it, or give the checkpoint it was made from",
@@ -61,7 +61,7 @@ _DEQUANTIZED = {
 }
 
 _SHARE_FOR_WEIGHTS = 0.8
-"""Of a device's free memory; activations, gradients and logits need the rest."""
+"""Share of a device's free memory that weights may take. Activations, gradients and logits need the rest."""
 
 
 def quiet_libraries() -> None:
@@ -102,7 +102,7 @@ def load_config(folder: Path, flag: str) -> LlamaConfig:
             + _DEQUANTIZED.get(method, "give the checkpoint it was made from")
         )
     if (generation := folder / "generation_config.json").is_file():
-        read_settings(generation, flag)  # at which transformers would stop when it has loaded the weights
+        read_settings(generation, flag)  # else transformers would fail at it only after it has loaded the weights
     with explain(f"{flag}: {path}", "copy the model again"):  # whatever a damaged value makes transformers raise
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if getattr(config, "head_dim", None) is None:  # which not every family's class sets
@@ -110,13 +110,13 @@ def load_config(folder: Path, flag: str) -> LlamaConfig:
         _check_settings(config)
     with explain(f"{flag}: {path} is not supported", "give another model", ValueError):
         config = as_llama(config)
-    # Set in any case: a file may name one whose code is fetched from elsewhere. torch's kernel caps no scores.
+    # Always set: config.json may name an attention whose code is downloaded. SDPA can't soft-cap scores (Gemma 2).
     config._attn_implementation = "eager" if config.model_type == "gemma2" else "sdpa"
     return config
 
 
 def written_settings(folder: Path, flag: str) -> dict:
-    """A config.json for what is written of the model in `folder`: its own, or Llama's where it runs as Llama."""
+    """The config.json to write with a checkpoint made from `folder`: its own, or Llama's if it runs as Llama."""
     settings = read_json(folder / "config.json")
     if FAMILIES[settings["model_type"]].as_llama is None:
         return settings
@@ -132,7 +132,7 @@ def read_settings(path: Path, flag: str) -> dict:
 
 
 def _check_settings(config: LlamaConfig) -> None:
-    """ValueError for what transformers, which checks types, would only meet when it runs the model, or never."""
+    """Raise ValueError for values that pass transformers' type checks, but fail when the model runs, or silently."""
     rope, heads, shared = config.rope_parameters or {}, config.num_attention_heads, config.num_key_value_heads
     ranges = {name: (getattr(config, name), 1, 10**9) for name in _SIZES}
     ranges |= {name: (rope.get(name, 1), 1e-18, 1e18) for name in ("rope_theta", "factor")}
@@ -180,7 +180,7 @@ def load_tokenizer(folder: Path, flag: str) -> PreTrainedTokenizerBase:
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: LlamaConfig, flag: str) -> None:
     """Raise UserError if the tokenizer may give ids that the model has no embedding for.
 
-    Special tokens that were added and are never written by themselves may lie beyond, as in some chat models.
+    Special tokens that were added, except PAD, BOS, EOS and UNK, may have such ids, as in some chat models.
     """
     written = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     written -= {tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token}
@@ -197,18 +197,18 @@ def load_model(folder: Path, dtype: torch.dtype | str, device: str, flag: str) -
     """The model in `folder`, frozen, in evaluation mode.
 
     dtype: a torch dtype, or "auto" for the one it was saved in. device: a torch device, or "auto" to spread it over
-    GPUs, then memory, then a temporary folder on disk (accelerate's device_map); such a model is only read from.
+    GPUs, then memory, then a temporary folder on disk (accelerate's device_map); such a model can't be trained.
     """
-    # The configuration is given, since what a file names as its attention wins over an argument.
+    # Pass the config: an attention implementation named in config.json would win over an argument.
     options = {"device_map": device, "config": load_config(folder, flag)}
     if device == "auto":
         options["offload_folder"] = _offload_folder().name
     kinds = OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError
-    # By this variable transformers knows FSDP, under which it would leave a spread model without its hooks.
+    # transformers detects FSDP by this variable, and would then load a spread model without accelerate's hooks.
     known = patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false") if device == "auto" else nullcontext()
     with explain(f"{flag}: cannot load {folder}", "copy the model again", kinds), known:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
-    # As the first Llamas' files say that there is none; as an id it would be the last one of a torch embedding only.
+    # The first Llamas' config.json says -1 for no padding token, which torch's Embedding would take for its last row.
     if (model.config.pad_token_id or 0) < 0:
         model.config.pad_token_id = None
     return model.requires_grad_(False).eval()
@@ -220,7 +220,7 @@ def usable_device(name: str) -> str:
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     with explain(f"-device: {name} cannot be used", "give cpu or auto"):
         one = torch.ones(1, device=name)
-        float(one)  # meta, for one, takes a tensor and gives nothing back
+        float(one)  # fails on a device without values, such as meta
         place = one.device
     if place.type == "cuda":
         torch.cuda.set_device(place)  # libraries take the current one where none is named
@@ -236,7 +236,7 @@ def placement(folder: Path, dtype: torch.dtype, device: str) -> str:
 
 
 def _free_memory(device: str) -> int:
-    """Bytes, once what earlier stages let go of is given back, which torch keeps for the next tensors on a card."""
+    """Free bytes on the device, after garbage collection and after emptying torch's cache of GPU memory."""
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
@@ -246,7 +246,7 @@ def _free_memory(device: str) -> int:
 
 @functools.cache
 def _offload_folder() -> tempfile.TemporaryDirectory:
-    """Gone when the process ends."""
+    """A temporary folder for offloaded weights. It is removed when the process ends."""
     return tempfile.TemporaryDirectory(prefix="restorelcc-offload-", ignore_cleanup_errors=True)
 
 
@@ -256,14 +256,14 @@ def head_shape(config: LlamaConfig) -> tuple[int, int, int]:
 
 
 def longest_context(config: LlamaConfig) -> int:
-    """Tokens that the model's positions reach to; some kinds of rope stretch max_position_embeddings."""
+    """The longest context in tokens: max_position_embeddings, times the factor of linear or dynamic RoPE scaling."""
     rope = config.rope_parameters or {}
     longer = rope.get("factor", 1) if rope.get("rope_type") in ("linear", "dynamic") else 1
     return int(config.max_position_embeddings * longer)
 
 
 def check_pair(dense: Path, pruned: Path, pruned_flag: str) -> None:
-    """Raise UserError unless the pruned model has the dense one's shapes and vocabulary; warn if it computes otherwise.
+    """Raise UserError unless both models have the same shapes and tokenizer; warn if RoPE, norm or activation differ.
 
     A pruned folder without a tokenizer of its own is taken to use the dense model's.
     """
@@ -312,7 +312,7 @@ def _download(hub_id: str, flag: str) -> Path:
     common = ["*.json", "*.model", "*.txt", "*.jinja"]
     cure = "check the name and your access, or give a local folder"
     with explain(f"{flag}: cannot get '{hub_id}' from the model hub", cure):
-        # Some keep a second copy in their own format.
+        # Some repositories hold a second copy of the weights in another format.
         wanted = {"allow_patterns": [*common, "*.safetensors"], "ignore_patterns": ["consolidated*", "original/*"]}
         folder = Path(snapshot_download(hub_id, **wanted))
         if not any(folder.glob("*.safetensors")):

@@ -83,36 +83,36 @@ from utils.common.files import read_json, whole_folder, write_json
 from utils.common.run_folder import RunFolder
 
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
-"""The dtype that another's rounding is measured in."""
+"""For each dtype, the wider one in which its rounding errors are measured."""
 
 MEAN_ROUNDINGS, LARGEST_ROUNDINGS = 2, 4
-"""How far two computations in one dtype may be apart, in roundings of that dtype: root mean squares, and the largest.
+"""How far logits of two computations in one dtype may differ, as multiples of its rounding error: RMS, and maximum.
 
-Two that round independently differ by √2 of one's rounding in the mean, and in no logit by much more than the sum of
-the two largest; measured on tiny models: 1.1 to 1.7, and 0.9 to 2.3.
+Two computations that round independently differ by √2 of one's error in the RMS, and in no logit by much more than the
+sum of the two largest errors. Measured on tiny models: 1.1 to 1.7, and 0.9 to 2.3.
 """
 
 SWALLOWED = (
     " (what is restored is stored in a wider dtype than -dtype: training rounds small changes of weights away, and the "
     "merged weight keeps them; give -dtype float32, a higher -lr, or a pruned checkpoint stored in -dtype)"
 )
-"""Why logits of a merge that is right can be apart: trained were bf16(bf16(W) + Δ), merged are W + Δ."""
+"""Why logits of a correct merge can differ: training computes with bf16(bf16(W) + Δ), the merged model with W + Δ."""
 
 PROBE_TEXTS = (
     "### Instruction:\nName three things that float on water.\n\n### Response: Wood, ice and",
     "The harvest was poor that year, and so the village",
     "def mean(values):\n    return sum(values) /",
 )
-"""What the attached and the merged model are asked when no samples are at hand."""
+"""Texts on which the attached and the merged model are compared when there are no samples."""
 
 
 @dataclass(frozen=True)
 class MergedLayout:
-    """What a merged checkpoint holds, known before it is written.
+    """The layout of a merged checkpoint, known before it is written.
 
-    headers: every tensor's dtype, shape and file, by name: the stored ones, and new biases, of the dtype and in the
-    file of their weight. zeros: biases that must be there as zeros: a switch stands for all projections of a kind.
-    settings: the content of config.json, its switches for biases on.
+    headers: dtype, shape and file of every tensor, by name: of the stored ones, and of new biases, which have the dtype
+    and the file of their weight. zeros: new biases without terms, written as zeros because a switch of BIASES covers
+    all projections of a kind. settings: the content of config.json, with the switches of its biases on.
     """
 
     headers: dict[str, Header]
@@ -145,9 +145,9 @@ class MergedLayout:
 
 
 def merge(pruned: Path, restoration: Restoration, output: Path, tokenizer_from: Path) -> None:
-    """Write the pruned checkpoint with what the restoration says to the folder `output`, a file at a time.
+    """Write the pruned checkpoint with the restoration merged into it to the folder `output`, a file at a time.
 
-    Buffers that transformers drops are left out. Raises UserError if a restored value is no finite number.
+    Buffers that transformers drops are left out. Raises UserError if a merged value is NaN or infinite.
     """
     stored = Checkpoint(pruned)
     layout = MergedLayout.of(stored, restoration.terms)
@@ -186,7 +186,7 @@ def merge_and_prove(
 
 
 def compact_and_prove(merged: Path, output: Path, reference: "Reference") -> "Proof":
-    """The merged checkpoint without the heads and channels that nothing reads, to `output` only if its proof holds."""
+    """Write the merged checkpoint in its compact form to `output`. It is kept only if its proof holds."""
     with whole_folder(output) as folder:
         write_compact(merged, folder)
         proof = prove_compact(merged, folder, reference)
@@ -196,11 +196,11 @@ def compact_and_prove(merged: Path, output: Path, reference: "Reference") -> "Pr
 
 @dataclass(frozen=True)
 class Reference:
-    """What the attached model answered, and how it was computed.
+    """Logits of the attached model, with which the merged model's are compared, and how they were computed.
 
-    token_ids: sequences. logits: (T, vocabulary) in dtype on the CPU, one for each. dtype, device: the model's.
-    stored: whether dtype holds all that the restoration reads of the pruned checkpoint as it is stored, so that a
-    merged model computes with the same bits. rounding_error: see RestoredLayer, the largest of all layers.
+    token_ids: the sequences. logits: for each, (T, vocabulary) in dtype on the CPU. dtype, device: the attached
+    model's. stored: whether the stored tensors that the restoration reads fit into dtype without rounding, so that a
+    merged model computes with the same bits. rounding_error: `max_rounding_error` of the attached model.
     """
 
     token_ids: list[list[int]]
@@ -214,10 +214,10 @@ class Reference:
 def record_logits(
     attached: LlamaForCausalLM, restoration: Restoration, pruned: Checkpoint, token_ids: list[list[int]], device: str
 ) -> Reference:
-    """The answers of a model that the restoration is attached to, with what a checkpoint of it will hold.
+    """The logits of a model with the restoration attached, computed with the values that a checkpoint of it will hold.
 
-    In place, it is given explicit zero biases, and restored tensors rounded to the dtype they are stored in. Raises
-    UserError if an answer is no finite number.
+    It changes the model in place: zero biases are added, and restored tensors are rounded to their stored dtype. Raises
+    UserError if a logit is NaN or infinite.
     """
     dtype, touched = attached.dtype, list(restoration.terms)
     layout = MergedLayout.of(pruned, touched)
@@ -239,7 +239,7 @@ def record_logits(
 
 @dataclass
 class Proof:
-    """What was found: `record` as results.json keeps it, each broken promise in words, and the model loaded for it."""
+    """Findings. record: for results.json. failures: broken promises, in words. model: the merged one, if it is kept."""
 
     record: dict = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -254,9 +254,9 @@ class Proof:
     def compare_tensors(
         self, found: Checkpoint, names: Collection[str], expected: Callable[[str], Tensor]
     ) -> tuple[Survey, set[str]]:
-        """Hold all tensors of a checkpoint, one at a time, to the bits they must have: those of `expected`, of `names`.
+        """Compare all tensors in `found`, one at a time, bit by bit with `expected`; add to `failures` what is wrong.
 
-        Returns what the pass found, and the names of the right ones.
+        names: the tensors that must be there, and no others. Returns the survey, and the names of the correct tensors.
         """
         right: set[str] = set()
 
@@ -284,25 +284,25 @@ def probe_logits(model: LlamaForCausalLM, token_ids: list[list[int]]) -> list[Te
 
 
 def prove(pruned: Path, merged: Path, restoration: Restoration, reference: Reference) -> Proof:
-    """Hold a merged checkpoint against the pruned one, the restoration as it was saved, and the attached model.
+    """Verify a merged checkpoint against the pruned one, the restoration as it was saved, and the attached model.
 
-    Promises: every tensor without terms has the bits and dtype it had; every one with terms the bits that they give;
-    new biases elsewhere are zero; there is no other tensor; zeros are kept, if all terms say so; logits are finite, and
-    the attached model's: equal where both compute with the same bits on the same kind of device, else apart by no more
-    than the rounding of their dtype; and a training step computed what is merged, within the rounding of fp32.
+    Promises: a tensor without terms keeps its bits and dtype; one with terms has the bits that they give; other new
+    biases are zero; there is no other tensor; zeros are kept, if all terms promise it. Logits are finite. They equal
+    the attached model's where both compute with the same bits on the same kind of device; else they differ by no more
+    than the rounding of their dtype. A training step computed the merged values, within the rounding of fp32.
     """
-    proof = _account_for_tensors(pruned, merged, restoration)  # whose files are let go before a model is loaded
+    proof = _account_for_tensors(pruned, merged, restoration)  # closes its files before a model is loaded
     if not (error := reference.rounding_error) <= 1:
         proof.failures.append(f"what was trained is {error:.1f} times fp32's rounding from what was merged")
     proof.model = load_model(merged, reference.dtype, reference.device, "-output_dir")
-    # Spread over several devices, what runs where may differ from one loading to the next.
+    # A model that is spread over devices may be placed in another way each time it is loaded.
     exact = reference.stored and reference.device != "auto"
     _compare_logits(proof, proof.model, merged, reference, exact)
     return proof
 
 
 def _account_for_tensors(pruned: Path, merged: Path, restoration: Restoration) -> Proof:
-    """What becomes of every tensor, and of config.json."""
+    """The part of the proof about tensors and config.json, which needs no model."""
     before, after, touched = Checkpoint(pruned), Checkpoint(merged, "-output_dir"), list(restoration.terms)
     layout = MergedLayout.of(before, touched)
     proof = Proof()
@@ -340,10 +340,10 @@ def _account_for_tensors(pruned: Path, merged: Path, restoration: Restoration) -
 
 
 def prove_compact(merged: Path, compact: Path, reference: Reference) -> Proof:
-    """Hold a compact checkpoint against the merged one in the dense shapes: the same bits, and nothing lost but zeros.
+    """Verify a compact checkpoint against the merged one in dense shapes: the same bits, and nothing lost but zeros.
 
-    What was left out must be heads and channels whose o_proj or down_proj columns are all zero. Matrices of other
-    shapes round apart, so logits agree within the rounding of their dtype.
+    What was left out must be heads and channels whose o_proj or down_proj columns are all zero. Products of matrices
+    of other shapes round differently, so logits need to agree only within the rounding of their dtype.
     """
     whole, small, proof = Checkpoint(merged, "-output_dir"), Checkpoint(compact, "-output_dir"), Proof()
     config = load_config(merged, "-output_dir")
@@ -369,10 +369,10 @@ def prove_compact(merged: Path, compact: Path, reference: Reference) -> Proof:
 
 
 def _compare_logits(proof: Proof, model: LlamaForCausalLM, folder: Path, reference: Reference, exact: bool) -> None:
-    """Add to the proof how far the model's logits are from the reference's, whether that is allowed, and the verdict.
+    """Add to the proof how far the model's logits are from the reference's, the tolerance, and the verdict.
 
-    folder: the model's checkpoint, loaded once more in a wider dtype where logits need not be equal. One sequence's
-    are in fp32 at a time.
+    folder: the model's checkpoint. If logits differ but need not be equal, it is loaded again in a wider dtype, to
+    measure their rounding errors. Only one sequence's logits are in fp32 at a time.
     """
     answers = [probe_logits(model, [ids])[0].to(reference.dtype) for ids in reference.token_ids]
     pairs, tolerance, ratio = list(zip(reference.logits, answers, strict=True)), 0.0, 0.0
@@ -408,14 +408,14 @@ def _compare_logits(proof: Proof, model: LlamaForCausalLM, folder: Path, referen
 
 
 def _size(tensors: Iterable[Tensor]) -> tuple[float, float]:
-    """(largest absolute value, root of the sum of squares) of all their numbers; NaN if one is."""
+    """(largest absolute value, L2 norm) of all entries of all tensors; NaN if one entry is."""
     sizes = [torch.stack([each.abs().max().double(), each.double().square().sum()]) for each in tensors]
     largest, squares = torch.stack(sizes).unbind(1)
     return float(largest.max()), float(squares.sum().sqrt())
 
 
 def _places(model: LlamaForCausalLM) -> set:
-    """The devices that accelerate spread the model over, a disk among them; none if it did not."""
+    """The devices of accelerate's device map, "disk" among them if it is used; empty if the model has none."""
     return set((getattr(model, "hf_device_map", None) or {}).values())
 
 
@@ -437,12 +437,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def merge_saved(args: Namespace, output: Path) -> None:
-    """Merge and prove what -restoration holds, to the folder `output`, which is there."""
+    """Merge what -restoration holds, prove the result, and write it with its proof to the existing folder `output`."""
     quiet_libraries()
     device = usable_device(args.device)
     restoration, about = load_restoration(args.restoration)
     given = resolve(args.pruned_model_path, "-pruned_model_path", args.cache_dir)
-    load_config(given, "-pruned_model_path")  # refuses what no run takes, quantized models say
+    load_config(given, "-pruned_model_path")  # refuses unsupported models, such as quantized ones
     check_belongs(about, given, "-pruned_model_path")
     pruned, compact = in_dense_shapes(given, args.cache_dir)
     tokenizer_from = given

@@ -1,4 +1,4 @@
-"""What a model is called: known without the seconds that importing torch takes."""
+"""Names of models, resolved without importing torch, which takes seconds."""
 
 import importlib.util
 import os
@@ -85,7 +85,7 @@ def check_name(name: str, flag: str) -> Path | None:
 
 
 def check_found(name: str, flag: str) -> None:
-    """`check_name`; also UserError for a hub id that only a hub out of reach could tell of."""
+    """`check_name`; also UserError for a hub id that is not in the local cache while the hub is out of reach."""
     if check_name(name, flag) is None:
         check_at_hand(hub_name(name), flag)
 

@@ -12,17 +12,17 @@ from transformers import PreTrainedModel
 from models.terms import Term, merged, restored
 
 ROUNDINGS = 64
-"""How far fp32 may be from fp64 anywhere in a parameter: units of its rounding, of the largest value and the largest
-change there. Sums of thousands of products stay within a few; what was computed wrongly does not."""
+"""How far a parameter in fp32 may be from its fp64 value, in units of fp32's epsilon times (largest value + largest
+change of the parameter). Sums of thousands of products stay within a few units; wrong computations do not."""
 
 PROBED = 64
-"""Columns of a weight that a step's path beside it is asked for, to compare them with what is merged."""
+"""Columns of a weight that are computed by `Term.through`, to compare them with the merged ones."""
 
 
 class OfEveryToken(torch.autograd.Function):
-    """`values` (…, D) as they are, in which the parameter (D,) is already, detached.
+    """The identity on `values` (…, D), which already contain the parameter (D,), detached.
 
-    The backward pass gives the parameter the sum of the gradient over all tokens, in fp32.
+    The backward pass gives the parameter its gradient: that of the output, summed over all tokens in fp32.
     """
 
     @staticmethod
@@ -40,11 +40,11 @@ def trains(term: Term) -> bool:
 
 
 class RestoredLayer(nn.Module):
-    """A frozen layer, its weight and bias the stock layer's own, with terms added to them.
+    """A frozen layer that keeps the stock layer's weight and bias, and adds terms to them.
 
-    stored: the dtypes in which a checkpoint keeps weight and bias, once known: inference then rounds to them first.
-    started: the weight as fixed terms leave it, while a training keeps it.
-    sharded: whether the terms are whole within a pass only, so that nothing of them can be kept for the next one.
+    stored: the checkpoint's dtypes of weight and bias, once known. Inference then rounds to them first.
+    started: the weight with its fixed terms added, kept only during training.
+    sharded: whether FSDP shards the terms. They are whole only within a pass, so nothing made of them can be cached.
     """
 
     def begin(self, stock: nn.Module) -> None:
@@ -58,16 +58,16 @@ class RestoredLayer(nn.Module):
         self._kept: dict[str, tuple[tuple, Tensor]] = {}
 
     def terms(self, part: str) -> nn.ModuleList:
-        """Those of the `weight`, or of the `bias`."""
+        """The terms of a part, which is "weight" or "bias"."""
         return self.weight_terms if part == "weight" else self.bias_terms
 
     @property
     def beside(self) -> list[Term]:
-        """The last term of the weight, if it trains and is computed beside it; else none."""
+        """The weight's last term, in a list, if it is trained and applied by `Term.through`; else an empty list."""
         return [term for term in self.weight_terms[-1:] if term.beside and trains(term)]
 
     def trained(self, part: str) -> Tensor | None:
-        """The parameter as a training step has it: fp32; the layer's own where nothing is added to it."""
+        """The parameter in a training step: with its terms, in fp32; the layer's own if it has no terms."""
         own, terms = getattr(self, part), self.terms(part)
         if not len(terms):
             return own
@@ -75,22 +75,22 @@ class RestoredLayer(nn.Module):
         return restored(own, terms, None if part == "weight" else self.weight)
 
     def merged(self, part: str, place: str | torch.device) -> Tensor:
-        """The parameter as a merge on that device has it: fp64. mps, which lacks fp64, leaves it to the CPU."""
+        """The parameter as a merge computes it on that device, in fp64; on the CPU for mps, which lacks fp64."""
         place = "cpu" if torch.device(place).type == "mps" else place
         own, weight = (None if p is None else p.detach().to(place) for p in (getattr(self, part), self.weight))
         return merged(part, own, self.terms(part), weight)
 
     def inferred(self, part: str, dtype: torch.dtype) -> Tensor | None:
-        """The parameter of inference: a merge's, computed again only after something that is learned changed; of a
-        sharded layer, a step's."""
+        """The parameter for inference, in `dtype`: the merged value, recomputed only after a term's parameter changed.
+        In a sharded layer it is the value of a training step."""
         terms = self.terms(part)
         if self.sharded or not len(terms):
             value = self.trained(part)
             return value if value is None else value.to(dtype)
-        # Of a model that is spread, accelerate brings the weight for each pass; a second one that stays has no room.
+        # If accelerate spreads the model, it loads the weight for each pass; there is no room to cache a second one.
         spread = hasattr(self, "_hf_hook")
         kept = {} if spread else self._kept
-        place = "cpu" if self.stored and not spread else self.weight.device  # a checkpoint's bits are the CPU's
+        place = "cpu" if self.stored and not spread else self.weight.device  # a checkpoint is merged on the CPU
         state = dtype, *self.stored.items(), self.weight.device, self.weight._version
         state += tuple((t.device, t.data_ptr(), t._version) for t in terms.parameters())
         if kept.get(part, (None,))[0] != state:
@@ -99,7 +99,7 @@ class RestoredLayer(nn.Module):
 
     @torch.no_grad()
     def rounding_errors(self) -> list[float]:
-        """How far what trains is from what is merged, as a share of what rounding may do (ROUNDINGS): at most 1."""
+        """Largest errors of trained (fp32) against merged (fp64) values, as shares of what ROUNDINGS allows: ≤ 1."""
         found = []
         for part in ("bias", "weight"):
             if not len(self.terms(part)):
@@ -109,7 +109,7 @@ class RestoredLayer(nn.Module):
             allowed = float(own.abs().max() + (exact - own).abs().max()) * ROUNDINGS * torch.finfo(torch.float32).eps
             differences = [self.trained(part).to(exact.device) - exact]
             if part == "weight" and self.beside:
-                # A step doesn't use this weight: of what it does, unit vectors show the columns.
+                # A step uses `through` instead of this weight: for unit vectors it returns the weight's columns.
                 columns = torch.linspace(0, exact.shape[1] - 1, min(PROBED, exact.shape[1])).long()
                 units = F.one_hot(columns, exact.shape[1]).to(self.weight.device, torch.float32)
                 found_columns = self.beside[0].through(units, self.begun(torch.float32)).T
@@ -142,26 +142,26 @@ class RestoredLinear(RestoredLayer, nn.Linear):
         return output if bias is None else OfEveryToken.apply(output, bias)
 
     def begun(self, dtype: torch.dtype) -> Tensor:
-        """The weight as all terms but the one that is computed beside it leave it; without others the layer's own."""
+        """The weight, in `dtype`, with all terms except that of `beside`; the layer's own if there are no others."""
         before = self.weight_terms[: len(self.weight_terms) - len(self.beside)]
         return restored(self.weight.float(), before).to(dtype) if len(before) else self.weight
 
     def keep(self) -> None:
-        """Compute once, not each step, what fixed terms make of the weight, unless a term that trains is in it."""
+        """Add fixed terms to the weight once, not in each step. Skipped if other terms than that of `beside` train."""
         fixed = [term for term in self.weight_terms if not trains(term)]
         if fixed and [*fixed, *self.beside] == list(self.weight_terms):
             with torch.no_grad():
                 self.started = self.begun(self.weight.dtype)
-            for term in fixed:  # no step needs them: of a 7B, what ADMM found is 26 GB
+            for term in fixed:  # no step needs them: of a 7B model, ADMM's changes are 26 GB
                 term.cpu()
 
 
 class RestoredNorm(RestoredLayer):
-    """An RMSNorm with terms on its scale (D,). What is done with the scale, its stock class does."""
+    """An RMSNorm with terms on its scale (D,). The stock class computes the norm with the new scale."""
 
     def __init__(self, stock: nn.Module):
         self.begin(stock)
-        self.stock = (remove_hook_from_module(stock),)  # in a tuple: its scale is this layer's
+        self.stock = (remove_hook_from_module(stock),)  # in a tuple, so it is no submodule: its scale is this layer's
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         if torch.is_grad_enabled():
@@ -173,9 +173,9 @@ class RestoredNorm(RestoredLayer):
 
 
 def attach(model: PreTrainedModel, terms: Mapping[str, Sequence[Term]]) -> PreTrainedModel:
-    """Add the terms to the parameters that they are for, in place; only what they train requires gradients then.
+    """Attach terms to the parameters of these names, in place. Afterwards only trained terms require gradients.
 
-    What is fixed stays on the CPU: inference reads merged weights, and training moves what it needs.
+    Fixed terms stay on the CPU: inference uses merged weights, and training moves what it needs.
     """
     model.requires_grad_(False)
     for name, some in terms.items():
@@ -198,7 +198,7 @@ def restored_layers(model: PreTrainedModel) -> list[RestoredLayer]:
 
 
 def keep_frozen(model: nn.Module, sharded: bool = False) -> None:
-    """Convert what training needs of frozen weights once, not each step; of a model to be sharded nothing is kept."""
+    """Before training, add fixed terms to frozen weights once (see `keep`). A model to be sharded caches nothing."""
     for layer in restored_layers(model):
         layer.sharded = sharded
         if isinstance(layer, RestoredLinear) and not sharded:
@@ -206,26 +206,26 @@ def keep_frozen(model: nn.Module, sharded: bool = False) -> None:
 
 
 def numbers_trained(model: PreTrainedModel) -> int:
-    """How many numbers training can change: parameters with gradients, without those that a mask holds at zero."""
+    """The number of trainable parameters, without the entries that a mask holds at zero."""
     held = sum(term.held(layer.weight) for layer in restored_layers(model) for term in layer.weight_terms)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) - held
 
 
 def max_rounding_error(model: PreTrainedModel) -> float:
-    """The largest of all layers whose weights are at hand; NaN if one is, 0 of none."""
+    """The largest of `rounding_errors` of all layers that are not on the meta device. NaN if one is NaN, 0 if none."""
     layers = (layer for layer in restored_layers(model) if layer.weight.device.type != "meta")
     found = [error for layer in layers for error in layer.rounding_errors()]
     return float(torch.tensor([0.0, *found], dtype=torch.float64).max())
 
 
 def explicit_biases(model: PreTrainedModel, names: Iterable[str]) -> PreTrainedModel:
-    """Give the model zero biases by these names, in place, where it has none.
+    """Add zero biases of these names to the model, in place, where it has none.
 
-    With them it runs the very operations of a merged checkpoint, so that their logits can be compared bit for bit.
+    With them it runs exactly the operations of a merged checkpoint, so that logits can be compared bit by bit.
     """
     for name in names:
         linear = model.get_submodule(name.removesuffix(".bias"))
-        # Where accelerate brings the weights there is nothing to put beside them, nor are equal bits asked for.
+        # A weight that accelerate offloads is on the meta device. It gets no bias; logits need not be equal then.
         has_one = linear.bias is not None or (isinstance(linear, RestoredLinear) and len(linear.bias_terms))
         if not has_one and linear.weight.device.type != "meta":
             linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features), requires_grad=False)

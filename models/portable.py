@@ -1,6 +1,6 @@
-"""A checkpoint's JSON files in words that transformers 4 knows too; version 5 reads its own and the older ones alike.
+"""A checkpoint's JSON files with the keys of transformers 4, which version 5 reads too.
 
-Version 4 passes over what it doesn't know in silence: a rope under its new name is computed with the default one.
+Version 4 silently ignores keys that it doesn't know: with `rope_parameters` it would compute the default RoPE.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from utils.common.files import read_json, write_json
 
 
 def portable(settings: dict) -> dict:
-    """A config.json's content, the rope told by rope_theta and rope_scaling; without rope_parameters, as it is."""
+    """The content of config.json, with rope_theta and rope_scaling instead of rope_parameters, if it has that key."""
     if "rope_parameters" not in settings:
         return settings
     settings = dict(settings)
@@ -19,7 +19,7 @@ def portable(settings: dict) -> dict:
     if "sliding_attention" in newer:  # one rope for each type of layers, of which version 4 knows the local one's theta
         settings.setdefault("rope_local_base_freq", newer["sliding_attention"]["rope_theta"])
         newer = newer["full_attention"]
-    rope = dict(settings.get("rope_scaling") or newer)  # of two, version 5 takes the older
+    rope = dict(settings.get("rope_scaling") or newer)  # version 5 prefers the older key
     kind = rope.get("rope_type", rope.get("type", "default"))
     settings |= {name: rope.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in rope}
     length = "original_max_position_embeddings"

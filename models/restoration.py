@@ -27,7 +27,7 @@ Terms = Mapping[str, list[Term]]
 
 @dataclass(frozen=True)
 class Restoration:
-    """What a run learned, or will: the name of its method, and by parameter what is added to it, in this order."""
+    """The terms of a run, trained or not. method: its name. terms: by parameter name, those added, in order."""
 
     method: str
     terms: Terms
@@ -40,9 +40,9 @@ class Restoration:
         inputs: MethodInputs,
         keep: Callable[[Part, Callable[[], Terms]], Terms] | None = None,
     ) -> "Restoration":
-        """All terms before training, each part's given the checkpoint as the closed forms before it restored it.
+        """All terms before training. Each part is given the checkpoint as restored by the closed forms before it.
 
-        keep: returns a part's kept terms, or what it is given to make them with.
+        keep: called with a part and the function that makes its terms. Returns that function's terms, or cached ones.
         """
         found: dict[str, list[Term]] = {}
         for part in carried_parts(method, options, inputs.config):
@@ -78,16 +78,16 @@ class Restoration:
         return [(layer, term) for layer, name in layers for term in self.terms[name] if isinstance(term, HeadConstant)]
 
     def untrained(self) -> "Restoration":
-        """What is left if nothing is trained: the closed forms."""
+        """A restoration without the terms that are trained: closed forms only."""
         fixed = {name: [term for term in some if not trains(term)] for name, some in self.terms.items()}
         return Restoration(self.method, {name: some for name, some in fixed.items() if some})
 
     def tensors(self) -> dict[str, Tensor]:
-        """All terms as PARAMETER.PLACE.KIND.TENSOR, on the CPU; of a sharded model, by all processes."""
+        """All tensors, as PARAMETER.PLACE.KIND.TENSOR, on the CPU. If they are sharded, all processes must call it."""
         return packed(self.terms)
 
     def gathered(self) -> "Restoration":
-        """The same, independent of the model that it is attached to; of a sharded one, by all processes."""
+        """A copy that shares no memory with the attached model. If that is sharded, all processes must call it."""
         return Restoration(self.method, unpacked({name: tensor.clone() for name, tensor in self.tensors().items()}))
 
     def attach(self, model: LlamaForCausalLM) -> LlamaForCausalLM:
@@ -111,12 +111,12 @@ class Restoration:
         for name, some in self.terms.items():
             place = "bias" if name.endswith("bias") else "norm" if "norm" in name else "weight"
             for term in some:
-                found.setdefault((type(term), place), {})[name] = term  # a second one there is of the same weights
+                found.setdefault((type(term), place), {})[name] = term  # two terms of a kind on a parameter count once
         return "; ".join(kind.describe([*of.values()], place) for (kind, place), of in found.items()) or "nothing"
 
 
 def inputs_after(inputs: MethodInputs, terms: Terms) -> MethodInputs:
-    """The same, but pruned tensors and model are as a merge of these terms would have them, before they are rounded."""
+    """The inputs with these terms merged into the pruned tensors and model, before rounding to the stored dtype."""
     found = Restoration("", terms)
 
     def read(name: str) -> Tensor:
@@ -132,7 +132,7 @@ def inputs_after(inputs: MethodInputs, terms: Terms) -> MethodInputs:
 
 
 def packed(terms: Terms) -> dict[str, Tensor]:
-    """All terms' tensors, by names that say all they are rebuilt from: PARAMETER.PLACE.KIND.TENSOR."""
+    """The tensors of all terms, named PARAMETER.PLACE.KIND.TENSOR, from which `unpacked` rebuilds the terms."""
     return {
         f"{name}.{place}.{type(term).__name__}.{key}": tensor.contiguous()
         for name, some in terms.items()
@@ -142,7 +142,7 @@ def packed(terms: Terms) -> dict[str, Tensor]:
 
 
 def unpacked(tensors: dict[str, Tensor]) -> dict[str, list[Term]]:
-    """The terms of `packed`, with these very tensors, frozen."""
+    """The terms rebuilt from what `packed` returned, frozen. They use these tensors, not copies."""
     parts: dict[tuple[str, int], tuple[str, dict[str, Tensor]]] = {}
     for full, tensor in tensors.items():
         name, place, kind, key = full.rsplit(".", 3)
@@ -168,7 +168,7 @@ def save_restoration(folder: Path, restoration: Restoration, about: dict) -> Non
 
 
 def load_restoration(folder: Path, flag: str = "-restoration") -> tuple[Restoration, dict]:
-    """The restoration in `folder`, its tensors mapped, so that each is read when it is used, and what its json says."""
+    """(restoration, content of restoration.json) of a folder. Tensors are memory-mapped: they are read when used."""
     cure = "give OUT/restoration of a run"
     with explain(f"{flag}: {folder} is no restoration folder", cure, (OSError, ValueError, AttributeError)):
         about = read_json(folder / ABOUT)
@@ -179,16 +179,16 @@ def load_restoration(folder: Path, flag: str = "-restoration") -> tuple[Restorat
             "it, or restore again"
         )
     with explain(f"{flag}: {folder} is not as it was written", "copy it again", ValueError):
-        read_manifest(folder)  # so all else is as it was written
+        read_manifest(folder)  # fails if a file is not as it was written
     if (method := about["method"]) in METHODS:
-        METHODS[method].function()  # which brings the terms that only it has
+        METHODS[method].function()  # imports its module, which registers its own kinds of terms
     return Restoration(method, unpacked(load_file(folder / TENSORS))), about
 
 
 def check_belongs(about: dict, given: Path, flag: str) -> None:
     """Raise UserError unless the checkpoint in `given` is the very one that a restoration was trained on.
 
-    about: what the restoration's json says. flag: the checkpoint's.
+    about: the content of restoration.json. flag: the one that named `given`, for messages.
     """
     if Checkpoint(given, flag).fingerprint not in (about.get("pruned_sha256"), about.get("expanded_sha256")):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Terms: what a parameter of the pruned model gains. A restoration is a dictionary from names to lists of them."""
+"""Terms: what is added to a parameter of the pruned model. A restoration maps parameter names to lists of terms."""
 
 from collections.abc import Iterable
 from typing import ClassVar
@@ -23,15 +23,15 @@ def learned_compensation(basis: Tensor, magnitudes: Tensor | None, component: Te
 
 
 class Term(nn.Module):
-    """What one parameter of the pruned model gains.
+    """A change that is added to one parameter of the pruned model.
 
-    forward(weight): what is added to the parameter, of its shape, in the dtype of the term: fp32 in a training step,
-    fp64 in a merge. weight: of a bias's layer, as it is stored; of a weight, its value after the terms before this one.
+    forward(weight): the change, of the parameter's shape, in the dtype of the term: fp32 in a training step, fp64 in a
+    merge. weight: for a bias, its layer's weight as it is stored; for a weight, its value after the terms before this.
 
-    It is built from its tensors alone, so that a saved one is rebuilt from them. learned: names of its parameters.
-    fixed: names of tensors that are not trained. Any of them may be None. keeps_zeros: whether zeros of the weight
-    stay. beside: whether it has `through(z, weight)`, which gives z (W + term)ᵀ in less time or memory than the sum,
-    kept for the backward pass, would take. what: in words.
+    It is built from its tensors alone, so that a saved one can be rebuilt. learned: names of its parameters. fixed:
+    names of its buffers, which are not trained. Any of these may be None. keeps_zeros: whether zeros of the weight stay
+    zero. beside: whether it has `through(z, weight)`, which computes z (W + term)ᵀ without keeping W + term for the
+    backward pass, in less time or memory. what: its description in words.
     """
 
     learned: ClassVar[tuple[str, ...]] = ()
@@ -40,7 +40,7 @@ class Term(nn.Module):
     beside: ClassVar[bool] = False
     what: ClassVar[str] = "terms"
     kinds: ClassVar[dict[str, type["Term"]]] = {}
-    """All classes of terms that were imported, by name."""
+    """All imported subclasses, by class name."""
 
     def __init_subclass__(cls, **options) -> None:
         super().__init_subclass__(**options)
@@ -59,7 +59,7 @@ class Term(nn.Module):
             self.register_buffer(name, None if value is None else value.detach().contiguous(), persistent=False)
 
     def tensors(self, place: str | torch.device = "cpu") -> dict[str, Tensor]:
-        """All it is built from, on that device; of a sharded model, by all processes."""
+        """The tensors it is built from, on that device. If they are sharded, all processes must call it."""
         found = {name: getattr(self, name) for name in self.learned + self.fixed}
         return {name: whole(tensor, place) for name, tensor in found.items() if tensor is not None}
 
@@ -73,27 +73,27 @@ class Term(nn.Module):
         return type(self)(**{n: t.double() if t.is_floating_point() else t for n, t in self.tensors(place).items()})
 
     def held(self, weight: Tensor) -> int:
-        """How many of its numbers training can't move."""
+        """The number of trainable entries that have no effect, because `weight` is zero there."""
         return 0
 
     @classmethod
     def describe(cls, terms: "list[Term]", place: str) -> str:
-        """In words, for the terms of this kind: changes of 210 weights."""
+        """Terms of this kind in words, such as: changes of 210 weights."""
         return f"{cls.what} of {counted(len(terms), place)}"
 
 
 def whole(tensor: Tensor, place: str | torch.device = "cpu") -> Tensor:
-    """A term's tensor on that device; gathered, if FSDP keeps a part of it in each process."""
+    """A term's tensor on that device, detached. If it is sharded (a DTensor), it is gathered from all processes."""
     tensor = tensor.detach()
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).to(place)
 
 
 def restored(value: Tensor, terms: Iterable[Term], weight: Tensor | None = None) -> Tensor:
-    """The parameter's value with all terms, each added to what the ones before it made of it.
+    """The parameter's value with all terms added, in order.
 
-    Each is computed on its own device, and brought to the value's.
+    Each term is computed on its own device, and its result is moved to the value's.
 
-    weight: of a bias's layer; None for a parameter that is a weight itself.
+    weight: for a bias, its layer's weight. None for a weight: each term is then given the value after those before it.
     """
     for term in terms:
         value = value + term((value if weight is None else weight).to(term.device)).to(value.device)
@@ -102,15 +102,15 @@ def restored(value: Tensor, terms: Iterable[Term], weight: Tensor | None = None)
 
 @torch.no_grad()
 def merged(part: str, own: Tensor | None, terms: Iterable[Term], weight: Tensor) -> Tensor:
-    """A layer's weight or bias with all terms, fp64, where its weight is. own: None for a missing bias: zero before."""
+    """A layer's weight or bias (`part`) with all terms, fp64, on the weight's device. own: None if there is no bias."""
     own = weight.new_zeros(len(weight), dtype=torch.float64) if own is None else own.double()
     return restored(own, (term.exact(weight.device) for term in terms), None if part == "weight" else weight)
 
 
 def inside_mask(values: Tensor, weight: Tensor) -> Tensor:
-    """The values where the weight is not zero, else 0; both of one dtype.
+    """`values` where `weight` is not zero, else 0. Both must have the same dtype.
 
-    That is hardshrink's derivative, for which a CPU reads each once: masked_fill takes twenty times as long.
+    This is the backward of hardshrink, which reads each input once: masked_fill takes twenty times as long on a CPU.
     """
     return torch.ops.aten.hardshrink_backward(values, weight, 0)
 
@@ -126,9 +126,9 @@ class Constant(Term):
 
 
 class HeadConstant(Term):
-    """Eq. 8 on n heads of one o_proj, on its bias: Σ_h W_O[:, h] (Σ_i β_i v_i + b).
+    """Eq. 8 for n heads of one layer, as a change of o_proj.bias: Σ_h W_O[:, h] (Σ_i β_i v_i + b).
 
-    A compensated head adds a constant to its slice of o_proj's input at every token: that is one constant added to
+    A compensated head adds a constant to its slice of o_proj's input at every token. This is one constant added to
     o_proj's output, computed once a step. heads (n,) int64, ascending; basis (n, d, d); magnitudes (β) and component
     (b) (n, d), either of which may be missing.
     """
@@ -152,7 +152,7 @@ class HeadConstant(Term):
 class MaskedChange(Term):
     """A free change (out, in) of each weight that is not zero: masked full fine-tuning, or what a closed form found.
 
-    errors (2,): of a closed form, what it minimised, before and after.
+    errors (2,): of a closed form, its error before and after.
     """
 
     learned = ("change",)
@@ -174,7 +174,7 @@ class MaskedChange(Term):
 
 
 class LowRank(Term):
-    """LoRA: scale · B A, with down A (r, in), up B (out, r), and a scale without dimensions."""
+    """LoRA: scale · B A, with down A (r, in), up B (out, r), and scale (), a 0-d tensor."""
 
     learned = ("down", "up")
     fixed = ("scale",)
@@ -194,7 +194,7 @@ class LowRank(Term):
 
 
 class MaskedLowRank(LowRank):
-    """The same where the weight is not zero: scale · M ⊙ (B A)."""
+    """LoRA where the weight is not zero: scale · M ⊙ (B A), with M the mask of non-zero weights."""
 
     keeps_zeros = True
     what = "low-rank updates, inside the mask,"
@@ -205,12 +205,12 @@ class MaskedLowRank(LowRank):
 
 
 class _InsideMask(torch.autograd.Function):
-    """z (W + M ⊙ (B A))ᵀ. The backward pass computes the sum and its mask again: kept, they would be a second model."""
+    """z (W + M ⊙ (B A))ᵀ. The backward pass recomputes the sum and M: kept, they would take a second model's memory."""
 
     @staticmethod
     def forward(ctx, z: Tensor, weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
         ctx.save_for_backward(z, weight, up, down)
-        return F.linear(z, inside_mask(torch.addmm(weight, up, down), weight))  # 0 where W is, as W + M ⊙ (B A)
+        return F.linear(z, inside_mask(torch.addmm(weight, up, down), weight))  # = W + M ⊙ (B A): both are 0 where W is
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -223,8 +223,8 @@ class _InsideMask(torch.autograd.Function):
 class DoRA(LowRank):
     """DoRA (Liu et al., ICML 2024, Eqs. 5 and 11): W' = m / ‖V‖ ⊙ V by rows, with V = W + scale · B A.
 
-    magnitudes (out,): m - ‖W‖; as an offset it starts at W whatever came before. ‖V‖ has no gradient. Rows of W that
-    are all zero stay as they are.
+    magnitudes (out,): the offset m - ‖W‖ of each row. At 0, with B A = 0, W' is W, whatever terms came before. ‖V‖ is
+    detached: it has no gradient. Rows of W that are all zero stay zero.
     """
 
     learned = ("down", "up", "magnitudes")
@@ -244,7 +244,7 @@ class DoRA(LowRank):
 
 
 class MaskedDoRA(DoRA):
-    """The same with V = W + scale · M ⊙ (B A)."""
+    """DoRA with V = W + scale · M ⊙ (B A)."""
 
     keeps_zeros, beside = True, False
     what = "magnitudes and low-rank updates, inside the mask,"

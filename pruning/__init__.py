@@ -1,1 +1,1 @@
-"""Pruning: a dense Llama's folder in, a pruned checkpoint out; `prune_into` of `prune_model.py` does it."""
+"""Pruning: `prune_into` of `prune_model.py` makes a pruned checkpoint from a dense model's folder."""

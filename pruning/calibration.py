@@ -14,11 +14,11 @@ from utils.common.names import BUNDLED, C4
 
 _C4_FILE = "en/c4-train.00000-of-01024.json.gz"
 _C4_SHUFFLED = 10_000
-"""Documents of C4 that are shuffled among each other; more of them would be downloaded before the first is used."""
+"""Documents of C4 that are used at most, and the size of the shuffle buffer: it fills before the first is used."""
 
 
 def check(source: str, length: int, longest: int) -> None:
-    """Raise UserError if -calib_data or -calib_length can be known to be wrong without reading any text.
+    """Raise UserError if -calib_data or -calib_length is invalid, as far as that is known before reading any text.
 
     longest: the model's max_position_embeddings.
     """
@@ -30,8 +30,8 @@ def check(source: str, length: int, longest: int) -> None:
 def load(source: str, samples: int, length: int, tokenizer: PreTrainedTokenizerBase, seed: int) -> Tensor:
     """`samples` windows of `length` tokens: (samples, length) int64.
 
-    As in Wanda and SparseGPT: documents in random order, one random window from each that is long enough. When
-    those do not suffice, of all documents joined end to end (ours): windows that don't overlap, then random ones.
+    As in Wanda and SparseGPT: documents in random order, one random window from each that is long enough. If too few
+    are (ours): all windows from the documents joined end to end, first those that don't overlap, then random ones.
     """
     generator = torch.Generator().manual_seed(seed)
     windows, seen = [], [torch.empty(0, dtype=torch.long)]
@@ -63,7 +63,7 @@ def _window(ids: Tensor, length: int, generator: torch.Generator) -> Tensor:
 
 
 def _documents(source: str, generator: torch.Generator) -> Iterable[str]:
-    """The documents in random order; of C4 those of its first English training shard, streamed from the hub."""
+    """The documents in random order. C4's are from its first English training shard, streamed from the hub."""
     if source == C4:
         hint = f"give '{BUNDLED}' or a file of your own"
         order = {"seed": int(torch.randint(2**31, (1,), generator=generator)), "buffer_size": _C4_SHUFFLED}

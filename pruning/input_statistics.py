@@ -1,6 +1,6 @@
-"""What a method needs to know of a linear layer's input, gathered batch by batch in fp32.
+"""Statistics of a linear layer's input, accumulated batch by batch in fp32.
 
-add: counts a batch in, (tokens, width) of any float dtype. value: over all tokens seen.
+add: accumulates a batch (tokens, width) of any float dtype. value: the statistic of all tokens that were added.
 """
 
 import torch
@@ -10,7 +10,7 @@ _CHUNK = 1024
 """Tokens converted to fp32 at a time: small enough to stay in cache."""
 
 _BLOCK = 256
-"""Rows of X Xᵀ that are computed at a time, from the diagonal on: half the products, for a wide input."""
+"""Rows of X Xᵀ computed at a time, only from the diagonal on: half of the multiplications, for a wide input."""
 
 
 class InputNorms:

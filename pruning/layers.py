@@ -1,7 +1,7 @@
-"""A model's decoder layers one by one, each with the calibration set before it: for pruners and for closed forms.
+"""A model's decoder layers one by one, each with its input on the calibration set: for pruners and closed forms.
 
-The hidden states of the calibration set are kept once and overwritten layer by layer; only one layer's weights
-and statistics are on the device, so that all runs in the memory of one layer plus the set.
+The calibration set's hidden states are kept once and overwritten layer by layer. Only one layer's weights and
+statistics are on the device, so that it needs memory for one layer and these hidden states.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -30,12 +30,12 @@ BATCH_TOKENS = 4096
 
 
 class _Enough(Exception):
-    """The last input asked for was seen: the rest of the pass need not be computed."""
+    """Raised by a hook at the last input that was asked for, to skip the rest of the forward pass."""
 
 
 @contextmanager
 def seen_inputs(linears: Mapping, see: Callable[[object, Tensor], None]) -> Iterator[None]:
-    """Within it `see` gets each linear layer's key and its input, in the layers' order; the pass ends at the last."""
+    """Context manager: the forward pass in it calls see(key, input) for each linear layer, and ends at the last one."""
     *_, last = linears
 
     def hook(key: object, _: nn.Module, args: tuple) -> None:
@@ -62,15 +62,15 @@ class LayerInputs:
     kwargs: dict | None = None
 
     def batches(self) -> tuple[Tensor, ...]:
-        """Views of the hidden states, as many windows each as one forward pass of a layer takes."""
+        """Views of the hidden states: batches of at most BATCH_TOKENS tokens, or of one longer window."""
         return self.hidden.split(max(1, BATCH_TOKENS // self.hidden.shape[1]))
 
     @torch.no_grad()
     def gather(self, names: Collection[str], statistic: type) -> dict[str, Tensor]:
-        """A statistic (of pruning.input_statistics) of what each of these linear layers is fed, in one pass of the set.
+        """The statistic (of pruning.input_statistics) of each of these linear layers' inputs, in one pass over the set.
 
-        names: of LINEARS_BY_INPUT's keys. The layer runs as it is now, up to the last of them. Raises UserError naming
-        the layer if a value is not finite.
+        names: keys of LINEARS_BY_INPUT. The layer runs with its current weights, up to the last of these. Raises
+        UserError naming the layer if a value is not finite.
         """
         names = [name for name in LINEARS_BY_INPUT if name in names]
         linears = {name: self.layer.get_submodule(name) for name in names}
@@ -86,17 +86,17 @@ class LayerInputs:
 
 
 def walk(model: PreTrainedModel, tokens: Tensor, device: torch.device, description: str) -> Iterator[LayerInputs]:
-    """All decoder layers in order. Each is fed by the layers before it, as the caller has changed them.
+    """Yield all decoder layers in order. Each one's input comes from the layers before it, as the caller changed them.
 
-    model: on the CPU. tokens: (S, T) int64, the calibration set, no padding. Only the layer whose turn it is, is on
-    the device. description: of the bar; none if it is empty.
+    model: on the CPU. tokens: (S, T) int64, the calibration set, no padding. Only the current layer is on the device.
+    description: of the progress bar; no bar if it is empty.
     """
     hidden, kwargs = layer_inputs(model, tokens, device)
     layers = model.model.layers
     for index, layer in enumerate(progress(layers, desc=description, unit="layer", disable=not description)):
         inputs = LayerInputs(index, layer.to(device), hidden, send_to_device(kwargs[index], device))
         yield inputs
-        if index < len(layers) - 1:  # nobody reads what the last one gives
+        if index < len(layers) - 1:  # the last layer's output is not needed
             with torch.no_grad():
                 for batch in inputs.batches():
                     batch.copy_(layer(batch, **inputs.kwargs))
@@ -105,17 +105,17 @@ def walk(model: PreTrainedModel, tokens: Tensor, device: torch.device, descripti
 
 @torch.no_grad()
 def layer_inputs(model: PreTrainedModel, tokens: Tensor, device: torch.device) -> tuple[Tensor, list[dict]]:
-    """The first layer's input (S, T, D) on the device, and the keyword arguments that each layer takes.
+    """The first layer's input (S, T, D) on the device, and the keyword arguments of each layer.
 
-    The arguments are those of a single sample: their batch axis is 1, which broadcasts. Masks and rotary positions
-    differ where layers do (sliding windows), so every layer is asked; none of them is run.
+    The arguments are those of a single sample: their batch axis is 1, which broadcasts. They are recorded for every
+    layer, since masks and rotary embeddings may differ (sliding windows). No layer is run.
     """
     hidden = torch.empty(*tokens.shape, model.config.hidden_size, dtype=model.dtype, device=device)
     asked = _Asked()
     layers = model.model.layers
     model.model.layers = nn.ModuleList([asked] * len(layers))
     try:
-        for row, ids in zip(hidden, tokens, strict=True):  # one by one: the device may have more room than the host
+        for row, ids in zip(hidden, tokens, strict=True):  # one by one: the host may have less memory than the device
             asked.seen.clear()
             model.model(ids[None], use_cache=False)
             row.copy_(asked.seen[0][0][0])
@@ -125,7 +125,7 @@ def layer_inputs(model: PreTrainedModel, tokens: Tensor, device: torch.device) -
 
 
 class _Asked(nn.Module):
-    """Stands for every layer, and keeps what each is given."""
+    """Stands in for every decoder layer: records its arguments and returns its input."""
 
     def __init__(self):
         super().__init__()

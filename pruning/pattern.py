@@ -1,4 +1,4 @@
-"""What share of the weights goes, and where the zeros may stand."""
+"""Sparsity patterns: what share of the weights becomes zero, and where the zeros may be."""
 
 import re
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Pattern:
         return cls(ratio)
 
     def mask(self, scores: torch.Tensor) -> torch.Tensor:
-        """Mask of what goes: the (M - N) lowest of every M consecutive scores, or the lowest share of the last axis.
+        """Mask of zeros: the lowest M - N of every M consecutive scores, or the lowest `ratio` of the last axis.
 
         scores: (..., n), n a multiple of M. Returns bool (..., n).
         """

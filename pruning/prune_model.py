@@ -28,7 +28,7 @@ from utils.common.record import peak_memory
 
 
 def check_names(method: str, sparsity: str) -> Pattern:
-    """What -sparsity says; UserError for a text that says nothing, or a method that there isn't."""
+    """Parse -sparsity. Raises UserError if the text is invalid or the method unknown."""
     if method not in METHODS:
         raise UserError(f"-prune_method: unknown method '{method}'; give one of {', '.join(METHODS)}")
     return Pattern.parse(sparsity)
@@ -37,7 +37,7 @@ def check_names(method: str, sparsity: str) -> Pattern:
 def check(
     method: str, sparsity: str, calib_data: str, calib_length: int, config: LlamaConfig, mode: str = "masked"
 ) -> list[PruneLayer]:
-    """What prunes each layer; UserError naming the flag if anything can be known to be wrong beforehand.
+    """For each layer, the function that prunes it. Raises UserError naming the flag that is found wrong beforehand.
 
     sparsity: the text of -sparsity, a share of zeros or N:M. config: the dense model's.
     """
@@ -67,8 +67,8 @@ def prune_into(
 ) -> dict:
     """Prune the model in folder `base`, write it to the folder `output` with its tokenizer, and return the record.
 
-    sparsity: the text of -sparsity. device: where a decoder layer is when its turn comes, "auto" for a GPU if there is
-    one; the rest of the model stays in the host's memory. mode: "masked" keeps the shapes, "compact" (slimgpt
+    sparsity: the text of -sparsity. device: where the decoder layer that is being pruned is; "auto" is a GPU if there
+    is one. The rest of the model stays in the host's memory. mode: "masked" keeps the shapes, "compact" (slimgpt
     only) writes the smaller model of `models.compact_llama`. base_name: what the model card calls the dense model.
     The record is also in `pruning.json`; its layers hold what `prune_layers` returns.
     """
@@ -129,11 +129,11 @@ def prune_into(
 def prune_layers(
     model: LlamaForCausalLM, tokens: torch.Tensor | None, by_layer: list[PruneLayer], device: torch.device
 ) -> list[dict]:
-    """Prune the model in place, layer by layer, each with the inputs that the pruned layers before it give.
+    """Prune the model in place, layer by layer. Each layer's inputs come from the pruned layers before it.
 
-    tokens: (S, T) int64, the calibration set, no padding; None for a method without one, which returns nothing of a
-    layer. Returns per layer {"error"}: ‖f(X) - f̂(X)‖² / ‖f(X) - X‖² on a part of the set, of what the layer adds to the
-    residual stream, the share that is now wrong. Raises UserError naming the layer if its inputs are not finite.
+    tokens: (S, T) int64, the calibration set, no padding; None for a method without one. Returns for each layer
+    {"error": ‖f(X) - f̂(X)‖² / ‖f(X) - X‖²}: the relative error of what it adds to the residual stream, on a part of the
+    set; {} if there is no set. Raises UserError naming the layer if its inputs are not finite.
     """
     if tokens is None:
         for index, layer in enumerate(progress(model.model.layers, desc="pruning", unit="layer")):

@@ -23,9 +23,9 @@ PruneLayer = Callable[[LayerInputs], None]
 class Unstructured:
     """A method that sets single weights to zero, one linear layer at a time.
 
-    prune: (weight (out, in) fp32, what `prepare` made of the statistic, pattern) -> the pruned weight.
-    statistic: what must be known of the layer's input; None when nothing is, and no calibration set either.
-    prepare: from the statistic's value to what `prune` takes, once for all linear layers that share an input.
+    prune: (weight (out, in) fp32, what `prepare` returned, pattern) -> the pruned weight.
+    statistic: the class of the statistic of the layer's input; None for a method without a calibration set.
+    prepare: converts the statistic's value for `prune`, once for all linear layers that share an input.
     """
 
     prune: Callable[[torch.Tensor, object, Pattern], torch.Tensor]
@@ -33,7 +33,7 @@ class Unstructured:
     prepare: Callable[[torch.Tensor], object] = lambda value: value
 
     def by_layer(self, pattern: Pattern, config: LlamaConfig) -> list[PruneLayer]:
-        """What prunes each decoder layer: one pass for all seven linear layers, as the papers do it.
+        """For each decoder layer, the function that prunes it: one pass for all seven linear layers, as in the papers.
 
         Raises UserError naming -sparsity unless M of N:M divides the input width of every linear layer.
         """
@@ -60,8 +60,8 @@ class SlimGPT:
     statistic = Hessian
 
     def by_layer(self, pattern: Pattern, config: LlamaConfig) -> list[PruneLayer]:
-        """What prunes each layer; UserError for a model that doesn't run as Llama, and naming -sparsity for N:M, or for
-        more than the model can lose.
+        """For each layer, the function that prunes it. Raises UserError for a model that doesn't run as Llama, and
+        naming -sparsity for N:M or for more than can be removed.
         """
         if config.model_type != LLAMA:
             raise UserError(

@@ -1,7 +1,7 @@
-"""SlimGPT (Ling et al., NeurIPS 2024): whole heads and FFN channels go, the rest of their layer makes up for it.
+"""SlimGPT (Ling et al., NeurIPS 2024): whole heads and FFN channels are removed, other weights compensate.
 
-Optimal brain surgery on groups of columns S of a linear layer's weight W with H = X Xᵀ of its input: what the
-loss of S costs once all other columns have moved is tr(W_S [(H⁻¹)_SS]⁻¹ W_Sᵀ).
+Optimal brain surgery on groups of columns S of a linear layer's weight W, with H = X Xᵀ of its input. The cost of
+removing S, once all other columns are updated to compensate, is tr(W_S [(H⁻¹)_SS]⁻¹ W_Sᵀ).
 """
 
 import math
@@ -46,10 +46,10 @@ def ratios(layers: int, total: float) -> list[float]:
 
 
 def plan(config: LlamaConfig, total: float) -> list[Removal]:
-    """What each layer loses, so that `total` of all linear weights of the decoder layers go.
+    """What to remove from each layer, so that the share `total` of the decoder layers' linear weights is removed.
 
-    Heads are few and large: their number follows the cumulative ratio, and the channels, in multiples of 8 where
-    the dense model's are, bring the total to the target. Every layer keeps a KV head and a channel (or 8).
+    Heads are few and large: their numbers follow the running sum of the ratios. The channels, in multiples of 8 if
+    the dense model's number is one, make up the rest. Every layer keeps at least a KV head and a channel (or 8).
     Raises UserError naming -sparsity if the target is out of reach.
     """
     kv_heads, channels = config.num_key_value_heads, config.intermediate_size
@@ -76,11 +76,11 @@ def plan(config: LlamaConfig, total: float) -> list[Removal]:
 def remove(
     weight: torch.Tensor, hessian: torch.Tensor, size: int, count: int, step: Callable[[int], int]
 ) -> tuple[torch.Tensor, list[int]]:
-    """Remove `count` units of `size` consecutive columns each, the cheapest first; the other columns move.
+    """Remove `count` units of `size` consecutive columns each, the cheapest first, and update the other columns.
 
     weight: (out, n). hessian: (n, n) fp32. step: how many units go at once, given how many are still to go.
     A unit's cost is ‖L⁻¹ W_Sᵀ‖², with L the Cholesky factor of its diagonal block of H⁻¹; after each choice
-    W -= W_S [(H⁻¹)_SS]⁻¹ (H⁻¹)_S: and S leaves W and H⁻¹. Returns the weight (out, n) fp64, zero in the
+    W -= W_S [(H⁻¹)_SS]⁻¹ (H⁻¹)_S: and S is eliminated from W and H⁻¹. Returns the weight (out, n) fp64, zero in the
     removed columns, and the indices of the removed units in the order of their removal.
     """
     weight = weight.double().clone()
@@ -108,7 +108,7 @@ def remove(
 
 
 def unit_errors(weight: torch.Tensor, inverse: torch.Tensor, size: int) -> torch.Tensor:
-    """What the loss of each unit alone costs: tr(W_S [(H⁻¹)_SS]⁻¹ W_Sᵀ).
+    """The cost of removing each unit alone: tr(W_S [(H⁻¹)_SS]⁻¹ W_Sᵀ).
 
     weight: (out, units·size), inverse: (units·size, units·size), fp64. Returns (units,).
     """
@@ -127,9 +127,9 @@ def shrinking_step(to_go: int) -> int:
 
 
 def prune_layer(removal: Removal, inputs: LayerInputs) -> None:
-    """Zero a decoder layer's heads and channels in place, KV heads with the query heads that share them.
+    """Zero heads and channels of a decoder layer in place, KV heads with the query heads that share them.
 
-    Attention first: the FFN's Hessian is gathered from what the pruned attention gives.
+    Attention is pruned first, so that the FFN's Hessian is gathered with the pruned attention.
     """
     attention = inputs.layer.self_attn
     width = attention.head_dim
@@ -143,7 +143,7 @@ def prune_layer(removal: Removal, inputs: LayerInputs) -> None:
 def _remove_units(
     inputs: LayerInputs, name: str, size: int, count: int, step: Callable[[int], int], rows: dict[str, int]
 ) -> None:
-    """`remove` on a linear layer; rows: how many of each layer before it belong to a unit, and go with it."""
+    """`remove` on a linear layer. rows: for each layer before it, how many rows belong to a unit; they become zero."""
     if not count:
         return
     linear = inputs.layer.get_submodule(name)

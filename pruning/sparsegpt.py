@@ -1,11 +1,11 @@
-"""SparseGPT (Frantar & Alistarh, ICML 2023): prune column by column, and let the later columns make up for it."""
+"""SparseGPT (Frantar & Alistarh, ICML 2023): prune column by column, and update later columns to compensate."""
 
 import torch
 
 from pruning.pattern import Pattern, lowest
 
 BLOCK = 128
-"""Columns pruned between two updates of the rest of the matrix, and whose mask is chosen at once."""
+"""Columns pruned between two updates of the rest of the matrix. Except with N:M, their mask is chosen at once."""
 
 DAMPENING = 0.01
 """Added to the Hessian's diagonal, as a share of its mean."""
@@ -35,8 +35,8 @@ def damped_inverse(hessian: torch.Tensor) -> torch.Tensor:
 def inverse_factor(hessian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(U, dead): the upper Cholesky factor of the inverse Hessian, H⁻¹ = UᵀU, and the features always zero.
 
-    hessian: (in, in) fp32. Returns fp32 (in, in), computed in fp64, and bool (in,). Row j of U, divided by
-    U_jj, is how columns j and later must move when w_j goes while the columns before j are frozen.
+    hessian: (in, in) fp32. Returns fp32 (in, in), computed in fp64, and bool (in,). To remove w_j while the columns
+    before j are frozen, subtract w_j / U_jj times row j of U from columns j and later.
     """
     factor = torch.linalg.cholesky(damped_inverse(hessian), upper=True)
     return factor.float(), hessian.diagonal() == 0
