@@ -49,8 +49,8 @@ from utils.report.tables import markdown_table
 
 TRAIN_SAMPLES, MAX_LENGTH, BATCH_SIZE, SHARE_OF_HEADS = 2000, 500, 8, 0.25
 PROBE_SAMPLES, COMPONENTS = 300, 10
-READ, WRITE_AFTER, NEW = 512, 64, 24  # tokens read at once, of the prompt written after, and written
-VISIBLE = 100  # how many times larger than training starts with β and b are drawn
+READ, WRITE_AFTER, NEW = 512, 64, 24  # tokens of a prefill, of the prompt before decoding, and decoded
+VISIBLE = 100  # how many times larger β and b are than at the start of training
 
 
 class Turn(NamedTuple):
@@ -62,7 +62,7 @@ class Turn(NamedTuple):
 
 
 def timed(work: Callable[[], object]) -> Turn:
-    """One turn, the GPU's queue included."""
+    """Run `work` and time it, including all GPU work that it has queued."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     wait()
     start, found, _ = time.perf_counter(), work(), wait()
@@ -70,7 +70,7 @@ def timed(work: Callable[[], object]) -> Turn:
 
 
 def matmul_rate(model: LlamaForCausalLM) -> float:
-    """FLOP/s of a large square matrix product in the model's dtype: the machine's own limit, now."""
+    """FLOP/s of a large square matrix product in the model's dtype: the machine's own limit at this moment."""
     size = 8192 if model.device.type == "cuda" else 1024
     left, right = (torch.randn(size, size, device=model.device).to(model.dtype) for _ in range(2))
     product = torch.empty_like(left)
@@ -79,7 +79,7 @@ def matmul_rate(model: LlamaForCausalLM) -> float:
 
 
 def turn_by_turn(works: dict, repeats: int, rate: Callable[[], float] = float) -> dict[str, list[Turn]]:
-    """`repeats` turns of each work, every other one backwards, so that a drift cancels; `rate` is taken around each."""
+    """Run all works `repeats` times, every other time in reverse, to cancel drift; `rate` is measured around each."""
     turns: dict[str, list[Turn]] = {name: [] for name in works}
     for number in range(repeats):
         for name in list(works)[:: 1 if number % 2 == 0 else -1]:
@@ -95,7 +95,7 @@ def spread(values: Iterable[float], **more) -> dict:
 
 
 def speedup(slow: list[Turn], fast: list[Turn]) -> list[float]:
-    """How many times faster, turn by turn."""
+    """How many times faster `fast` is than `slow`, turn by turn."""
     return [a.seconds / b.seconds for a, b in zip(slow, fast, strict=True)]
 
 
@@ -105,7 +105,7 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def compared(what: str, other: str, goal: float, turns: dict, flops: float, **about) -> dict[str, dict]:
-    """The row of ours over the other way, and that of our FLOP/s over what the matrix product reached around it."""
+    """Two rows: our speed over the other way's, and our FLOP/s over the matrix product's around the same turns."""
     ours = turns["ours"]
     rates = {way: spread(about["tokens"] / turn.seconds for turn in turns[way]) for way in turns}
     about |= {"tokens_per_second": rates["ours"], "useful_flops": flops}
@@ -121,7 +121,7 @@ def compared(what: str, other: str, goal: float, turns: dict, flops: float, **ab
 def training_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse.Namespace) -> dict[str, dict]:
     """Rows `training_vs_reference` and `training_vs_limit`, from passes over about -samples of the samples."""
     restoration = visible_restoration(model, args.seed)
-    # In batches of like lengths as a real run makes them, taken at even distances of all.
+    # Batches of similar lengths, as in a real run, chosen at even distances from all.
     batches = in_batches(sorted(samples, key=lambda sample: len(sample.ids)))
     wanted = min(len(batches), -(-args.samples // BATCH_SIZE))
     batches = [batches[int((index + 0.5) * len(batches) / wanted)] for index in range(wanted)]
@@ -130,7 +130,7 @@ def training_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argpar
     passes = {"ours": batches, "reference": in_batches([same[number] for number in order])}
     loops = {"ours": restoring_loop(model, restoration), "reference": plain_loop(model, restoration)}
     for loop in loops.values():
-        loop.run(batches[-1:])  # the longest, after which memory is as large as it will be
+        loop.run(batches[-1:])  # the longest batch, so that memory does not grow later
     works = {name: lambda name=name: loops[name].run(passes[name]) for name in loops}
     turns = turn_by_turn(works, args.repeats, lambda: matmul_rate(model))
     expected, losses = turns["reference"][0].found, [turn.found for some in turns.values() for turn in some]
@@ -144,7 +144,7 @@ def training_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argpar
 
 
 def inside_mask_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse.Namespace) -> dict[str, dict]:
-    """Row `inside_mask_vs_lora`: LoRA's time over that of LoRA inside the mask, which here holds all weights."""
+    """Row `inside_mask_vs_lora`: LoRA's time over that of masked LoRA, whose mask here has all weights."""
     batches = in_batches(samples[: args.samples])
     inputs = MethodInputs(config=model.config, seed=args.seed)
     starts = {name: Restoration.start(name, Options(), inputs) for name in ("lora", "masked_lora")}
@@ -160,7 +160,7 @@ def inside_mask_speed(model: LlamaForCausalLM, samples: list[Encoded], args: arg
 
 
 def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse.Namespace) -> dict[str, dict]:
-    """Rows `extraction_vs_loop` and `extraction_vs_limit`: q, q + r⁺ and q + r⁻, which is the next sample's answer."""
+    """Rows `extraction_vs_loop` and `extraction_vs_limit`: q, q + r⁺ and q + r⁻. r⁻ is the next sample's answer."""
     samples = samples[: args.samples]
     answers = [sample.ids[sample.prompt_length :] for sample in samples]
     trees = [
@@ -176,7 +176,7 @@ def extraction_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argp
     turns = turn_by_turn(works, args.repeats, lambda: matmul_rate(model))
     expected = turns["loop"][0].found
     error = float((turns["ours"][0].found - expected).norm() / expected.norm())
-    # fp32's sums differ in order; in half precision each layer rounds, to eight units of the last place in all.
+    # In fp32 only the order of sums differs; in half precision each layer rounds, up to eight units in the last place.
     bound = tolerance(model.dtype) * (1 if model.dtype == torch.float32 else 8)
     assert_close(error, 0.0, rtol=0, atol=bound)
     tokens = sum(map(len, trees))
@@ -208,7 +208,7 @@ def probes_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse
 
 
 def head_by_head(pruned: Tensor, gap: Tensor, right: Tensor, wrong: Tensor, seed: int) -> list[Tensor]:
-    """The same c (L, H, d), accuracies and losses (L, H): an SVD, a Linear and an Adam for each head."""
+    """The same c (L, H, d), accuracies and losses (L, H), computed with an SVD, a Linear and an Adam for each head."""
     layers, heads, samples, width = gap.shape
     generator = torch.Generator().manual_seed(seed)
     parts = torch.randperm(samples, generator=generator).tensor_split([int(TRAIN_SHARE * samples)])
@@ -236,9 +236,9 @@ def head_by_head(pruned: Tensor, gap: Tensor, right: Tensor, wrong: Tensor, seed
 
 @torch.no_grad()
 def inference_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argparse.Namespace) -> dict[str, dict]:
-    """Rows `inference_*` (with a merged model's biases), `attached_*` and `slimgpt_compact_*`: speed over the model's.
+    """Rows `inference_*` (with a merged model's biases), `attached_*`, `slimgpt_compact_*`: speed over the model's.
 
-    prefill: the decoder on READ tokens. decode: reading WRITE_AFTER tokens, and NEW more, greedily.
+    prefill: the decoder reads READ tokens. decode: the model reads WRITE_AFTER tokens and generates NEW more greedily.
     """
     config = model.config
     biases = [f"model.layers.{layer}.self_attn.o_proj.bias" for layer in range(config.num_hidden_layers)]
@@ -275,7 +275,7 @@ class Loop:
 
     def __init__(self, model: LlamaForCausalLM, trained: list[nn.Parameter], loss: Callable[..., Tensor]):
         self.model, self.trained, self.loss = model.train(), trained, loss
-        # At rate 0 every operation of a step is done, and each pass must give the same mean loss.
+        # At rate 0 a step does all its operations, and each pass must give the same mean loss.
         self.optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
 
     def run(self, batches: list[list[Encoded]]) -> float:
@@ -294,7 +294,7 @@ class Loop:
 
 
 def restoring_loop(model: LlamaForCausalLM, restoration: Restoration) -> Loop:
-    """This project's: one bias a layer and step, logits at labelled tokens only, no mask, no gradient below."""
+    """This project's loop: one bias per layer and step, logits only at labelled tokens, no mask, no gradient below."""
     model = restoration.attach(sharing_weights(model))
     response_loss = ResponseLoss(model)
 
@@ -306,7 +306,7 @@ def restoring_loop(model: LlamaForCausalLM, restoration: Restoration) -> Loop:
 
 
 def plain_loop(model: LlamaForCausalLM, restoration: Restoration) -> Loop:
-    """The original release's way: padding is masked, and all logits are computed and held."""
+    """The original release's loop: padding is masked, and all logits are computed and held."""
     model = sharing_weights(model)
 
     def loss(input_ids: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
@@ -317,7 +317,7 @@ def plain_loop(model: LlamaForCausalLM, restoration: Restoration) -> Loop:
 
 
 def visible_restoration(model: LlamaForCausalLM, seed: int) -> Restoration:
-    """Random heads with random orthonormal bases; β and b are VISIBLE, so that a loss without them would be noticed."""
+    """Random heads with random orthonormal bases; β and b are VISIBLE times as large, so that losses show them."""
     layers, heads, width = head_shape(model.config)
     chosen = order_randomly(torch.ones(layers, heads, dtype=torch.bool), seed)
     chosen = sorted(chosen[: max(1, round(SHARE_OF_HEADS * layers * heads))])
@@ -332,26 +332,26 @@ def visible_restoration(model: LlamaForCausalLM, seed: int) -> Restoration:
 
 
 def in_batches(samples: list[Encoded]) -> list[list[Encoded]]:
-    """In their order."""
+    """Split the samples into batches of BATCH_SIZE, in their order."""
     return [samples[begin : begin + BATCH_SIZE] for begin in range(0, len(samples), BATCH_SIZE)]
 
 
 def useful_flops(config: LlamaConfig, tokens: int, lowest: int | None = None, labelled: int = 0) -> float:
-    """FLOPs of the matrix products that reading z of all layers can't do without; or training, from layer `lowest` on.
+    """FLOPs of the matrix products that are needed to read z of all layers; or to train, from layer `lowest` on.
 
-    2 a weight and non-padding token forward, and 2 for the gradient of its input where a trained head is below: not in
-    the layers under the lowest one, nor in that layer's own attention. The output head's 2 + 2 are at labelled tokens.
+    Per weight and non-padding token: 2 forward, and 2 for the input's gradient if a trained head is below, so not in
+    the layers under the lowest one, nor in that layer's own attention. The output head takes 2 + 2 per labelled token.
     """
     sizes = {name: out * width for name, (out, width) in linear_shapes(config).items()}
     layer, mlp = sum(sizes.values()), sum(size for name, size in sizes.items() if name.startswith("mlp"))
-    # Of the last layer, z needs neither o_proj nor the MLP.
+    # Reading z needs neither o_proj nor the MLP of the last layer.
     more = -mlp - sizes["self_attn.o_proj"] if lowest is None else (config.num_hidden_layers - 1 - lowest) * layer + mlp
     head = config.vocab_size * config.hidden_size * labelled
     return 2.0 * (config.num_hidden_layers * layer + more) * tokens + 4.0 * head
 
 
 def add_to_every_token(model: LlamaForCausalLM, restoration: Restoration) -> list[nn.Parameter]:
-    """Add Σ β_i v_i + b to z of each chosen head at every token, as the original release does; each head's β and b."""
+    """Add Σ β_i v_i + b to z of each chosen head at every token, as the original release does; returns all β and b."""
     model.enable_input_require_grads()
     width, device, trained = model.config.head_dim, model.device, []
     for name, (term,) in restoration.terms.items():
@@ -373,7 +373,7 @@ def add_to_every_token(model: LlamaForCausalLM, restoration: Restoration) -> lis
 
 @torch.no_grad()
 def one_by_one(model: LlamaForCausalLM, trees: list[PromptWithContinuations]) -> Tensor:
-    """What `last_token_activations` gives: a pass a sequence, a hook a layer, all logits."""
+    """The same as `last_token_activations`, with one pass per sequence, one hook per layer, and all logits."""
     layers, heads, width = head_shape(model.config)
     found = torch.empty(len(trees[0].continuations), layers, heads, len(trees), width)
     z: list[Tensor] = []
@@ -392,7 +392,7 @@ def one_by_one(model: LlamaForCausalLM, trees: list[PromptWithContinuations]) ->
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure what is asked for, print the table, and write -json if it is named; exit status 1 where ways disagree."""
+    """Measure all ratios, print the table, and write -json if it is given; exit status 1 if two ways disagree."""
     flags = Parser(prog="python benchmarks/run.py", description=__doc__.splitlines()[0])
     flags.flag("base_model_name", default=EMBEDDED, type=name_or_path, help="folder, hub id, GGUF file or short name")
     flags.flag("device", default="auto", help="cpu, cuda, cuda:N; auto takes a GPU if there is one")
@@ -409,7 +409,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         check_writable(args.json.parent, "-json")
     quiet_libraries()
-    reset_peak_memory()  # which keeps what is freed, as a run's stages do
+    reset_peak_memory()  # makes the process keep freed memory, as a run's stages do
     base = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
     tokenizer = load_tokenizer(base, "-base_model_name")
     texts = load_samples(BUNDLED, TRAIN_SAMPLES, 0).train

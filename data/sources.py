@@ -22,7 +22,7 @@ _KINDS = f"give '{BUNDLED}', a .json, .jsonl or .pt file, a folder with a train 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample; the text trained on is `prompt.strip() + " " + response`, the loss is the response's.
+    """One sample. The model reads `prompt.strip() + " " + response`; the loss is over the response only.
 
     negatives: the task's own wrong answers; None where r⁻ is another sample's response.
     """
@@ -64,7 +64,7 @@ def load_samples(data_path: str, num_train: int, num_valid: int) -> Split:
         may be missing, "response" is read as "output") or of {"text", "label"} (also .pt, the original
         release's list); a folder that holds train.* and perhaps valid.*; or the id of a data set on the hub.
     Validation samples come from the folder's validation file, else from the rows that follow the training rows.
-    Samples with an empty response are left out, and that is said. Raises UserError that names the file and the row.
+    Samples with an empty response are left out, with a message. Raises UserError that names the file and the row.
     """
     train, valid = check_data_path(data_path)
     asked = [("-num_train_samples", num_train), ("-num_valid_samples", num_valid)]
@@ -80,7 +80,7 @@ def bundled_text() -> list[str]:
 
 
 def read_text(path: Path, flag: str) -> str:
-    """What a file of UTF-8 text holds; UserError naming the flag if it can't be read."""
+    """The content of a UTF-8 text file; UserError naming the flag if it can't be read."""
     with explain(f"{flag}: cannot read {path}", "check that it is UTF-8 text", (OSError, UnicodeDecodeError)):
         return path.read_text(encoding="utf-8-sig")
 
@@ -88,7 +88,7 @@ def read_text(path: Path, flag: str) -> str:
 def json_rows(path: Path, flag: str) -> Iterator[tuple[int, object]]:
     """(line, content) of each row of a file of JSON lines, or (number, content) of the list in a .json file.
 
-    Raises UserError naming the flag, the file and the line of what is no JSON.
+    Raises UserError naming the flag, the file and the line if a line is not valid JSON.
     """
     text, whole = read_text(path, flag), path.suffix == ".json"
     for number, line in enumerate([text] if whole else text.split("\n"), start=1):
@@ -99,7 +99,7 @@ def json_rows(path: Path, flag: str) -> Iterator[tuple[int, object]]:
         except ValueError as error:
             at = error.lineno if whole and isinstance(error, json.JSONDecodeError) else number
             hint = "one object a line belongs in a .jsonl file" if whole else "mend or remove the line"
-            said = getattr(error, "msg", error)  # without the place, which of a line is no place in the file
+            said = getattr(error, "msg", error)  # without its position, which counts within the line
             raise UserError(f"{flag}: {path}:{at}: not valid JSON ({said}); {hint}") from error
         if whole:
             yield from _listed(content, path, flag)
@@ -208,7 +208,7 @@ def _text(content: dict, field: str, where: str, may_be_empty: bool = False) -> 
 
 
 def _read_pt(path: Path) -> object:
-    import torch  # only here: a wrong path is told before the seconds that it takes
+    import torch  # only here: it takes seconds, and a wrong path is reported before
 
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -220,7 +220,7 @@ def _read_pt(path: Path) -> object:
 
 
 def hub_rows(name: str, flag: str, hint: str, shuffled: dict | None = None, **options) -> Iterator[dict]:
-    """Rows of a training split on the hub, `shuffled` as datasets does it; UserError naming the flag without them."""
+    """Rows of a training split on the hub; UserError naming the flag on failure. shuffled: arguments of `shuffle`."""
     from datasets import load_dataset
 
     with asking(flag, f"'{name}' from the hub", hint):

@@ -1,4 +1,4 @@
-"""Head activations at the last token: forward passes only, and nothing kept but what is asked for."""
+"""Collect head activations at the last token, by forward passes that keep nothing else."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ CPU_TOKENS_A_BATCH = 512
 """Padded tokens in one forward pass on a CPU. More are no faster, and rows of a larger batch differ more in length."""
 
 TOKENS_A_BATCH = 4096
-"""Padded tokens in one forward pass. A mask holds tokens² numbers a row, so rows stay bounded too."""
+"""Padded tokens in one forward pass. It also bounds the attention mask, with T² numbers for each row of T tokens."""
 
 
 def last_token_activations(model: LlamaForCausalLM, rows: list[PromptWithContinuations], description: str) -> Tensor:

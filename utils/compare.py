@@ -26,7 +26,7 @@ from utils.sweep.grid import SweepRow, SweepRun
 from utils.sweep.sweep_files import FILE, read
 from utils.sweep.table import CLASSES, apart, table_row
 
-# Ends of the names of the files that this command writes, the page last, and what stands at the beginning of each.
+# Name endings of the files that this command writes, the page last, and the text by which each is recognized.
 OURS = {
     ".csv": "name,pruning,class,n,failed",
     "-pairs.csv": "name,minus,over_the_same_rows",
@@ -37,13 +37,13 @@ OURS = {
 
 @dataclass(frozen=True)
 class Column:
-    """A number of each line."""
+    """A column of the table: one number per line."""
 
     heading: str
     form: str = ",.1f"
     lower: bool | None = False  # whether lower is better, None where neither is
     factor: int = 1  # 100 where a share is shown in per cent
-    measured: bool = False  # whether it says how good a line is
+    measured: bool = False  # whether it is a measure of quality
 
 
 NUMBERS = {  # by the names that a sweep's table has for them
@@ -65,7 +65,7 @@ NUMBERS = {  # by the names that a sweep's table has for them
 }
 
 COSTS = ("trained_parameters", "trained_tokens", "minutes")
-"""What a picture may show measures against."""
+"""The columns that pictures may have on their x-axis."""
 
 
 @dataclass
@@ -75,9 +75,9 @@ class Line:
     name: str
     label: str  # the name, with the pruned model where there are several
     pruning: str = ""
-    kind: str = ""  # what a merge of it may touch
+    kind: str = ""  # its class: what a merge may change
     n: int = 0  # finished runs
-    failed: Sequence[str] = ()  # how others ended
+    failed: Sequence[str] = ()  # last lines of the runs without a result
     cells: dict[str, Score] = field(default_factory=dict)  # by column; errors are over seeds, or else over questions
 
     @property
@@ -86,7 +86,7 @@ class Line:
         return self.cells.get("zeros_kept", Score(100)).value >= 100
 
     def text(self, name: str) -> str:
-        """A cell; zeros of which some were lost never look like all of them."""
+        """The text of a cell. If any zero was lost, zeros_kept is never rounded up to 100."""
         if not (score := self.cells.get(name)):
             return DASH
         text = " ± ".join(format(number, NUMBERS[name].form) for number in score.numbers())
@@ -95,7 +95,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Difference:
-    """A line's minus another's over the same n rows, its errors over rows and over seeds; lower: which is better."""
+    """One line minus another, over the same n rows. error: over rows; seeds: over seeds; lower: if lower is better."""
 
     what: str
     value: float
@@ -106,7 +106,7 @@ class Difference:
 
     @property
     def text(self) -> str:
-        """The difference and its errors, with as many decimals as show two digits of the first."""
+        """The difference and its errors, with as many decimals as show two digits of the first error."""
         scale = self.error or abs(self.value) / 100 or 1
         digits = min(6, max(0, 1 - math.floor(math.log10(scale)))) if math.isfinite(scale) else 3
         errors = [f" ± {error:.{digits}f}" for error in (self.error, self.seeds) if error is not None]
@@ -114,14 +114,14 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """Better or worse is what lies beyond twice both errors together."""
+        """`judged` by both errors together: better or worse only beyond twice √(error² + seeds²)."""
         error = None if self.error is None else math.hypot(self.error, self.seeds or 0)
         return judged(Score(self.value, error), None if self.lower is None else not self.lower)
 
 
 UNLIKE = "not all were scored on the same questions: means over tasks compare only where a pair's difference is shown"
 
-Pairs = dict[tuple[int, int], list[Difference]]  # by the places of two lines, the first's minus the second's
+Pairs = dict[tuple[int, int], list[Difference]]  # by the indices (i, j) of two lines; line i minus line j
 
 
 def main() -> None:
@@ -167,13 +167,13 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[SweepRow], list[str]]:
         if not folder.is_dir() and folder.suffix != ".gz":
             raise UserError(f"RUN: {folder} is not a folder; give the -output_dir of runs or of a sweep, or its {FILE}")
         kept = folder / FILE if folder.is_dir() else folder
-        # A run's own name, with as many of those above it as tell it from the others.
+        # The folder's name, with as many parent folders as distinguish it from the others.
         ends = (whole.parts[-n:] for n in range(1, len(whole.parts) + 1))
         own = next(end for end in ends if all(o == whole or o.parts[-len(end) :] != end for o in given))
         kinds = OSError, ValueError, LookupError, TypeError, AttributeError
         with explain(f"RUN: {folder}: its files hold what no run writes", "copy the folder again", kinds):
             rows = read(kept) if kept.is_file() else [_of_run(folder, "/".join(own))]
-            lines_of(rows), apart(rows)  # whether they hold what they should
+            lines_of(rows), apart(rows)  # raise if the files do not hold what they should
             pairs_of([row for row in rows if row.outcomes][:1] * 2)
         found += [row for row in rows if row.outcomes or failed(row)]
         notes += [f"{row.name}, {row.pruning}: no run is done yet" for row in rows if not row.outcomes + failed(row)]
@@ -185,7 +185,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[SweepRow], list[str]]:
 
 
 def failed(row: SweepRow) -> list[str]:
-    """What the runs that ended without a result said, each once."""
+    """The last line that each run without a result printed, one per run."""
     return list({run.id: run.said for run in (*row.searches, *row.chosen) if run.said is not None}.values())
 
 
@@ -216,7 +216,7 @@ def lines_of(rows: Sequence[SweepRow]) -> list[Line]:
 
 
 def _score(found: dict | float, factor: int) -> Score:
-    """A number of a sweep's table, its error over seeds or else over questions."""
+    """The `Score` of an entry of a sweep's table; its error is over seeds, or else over questions."""
     if not isinstance(found, dict):
         return Score(factor * found)
     error = found["stderr"] if found["stderr"] is not None else found.get("stderr_questions")
@@ -224,7 +224,7 @@ def _score(found: dict | float, factor: int) -> Score:
 
 
 def pairs_of(rows: Sequence[SweepRow]) -> Pairs:
-    """The differences of each two rows in what was scored on the same questions; no pair without any."""
+    """Differences of every two rows in all measures scored on the same questions; pairs without any are left out."""
     pairs: Pairs = {}
     for (one, first), (other, second) in combinations(enumerate(rows), 2):
         for measure, column in _measures(first.outcomes[0]).items() if first.outcomes and second.outcomes else ():
@@ -241,7 +241,7 @@ def pairs_of(rows: Sequence[SweepRow]) -> Pairs:
 
 
 def _measures(outcome: Outcome) -> dict[Measure, Column]:
-    """COMPARED, and each task's main metric; a perplexity stands once, and no single task is a mean of tasks."""
+    """COMPARED, and each task's main metric. The perplexity is there once, the task mean only over several tasks."""
     found = {name: NUMBERS[name] for name in COMPARED if name != "task_mean" or len(outcome.accuracies) > 1}
     for task, metric in outcome.results.get("main_metric", {}).items():
         if (task, metric) != outcome.perplexity:
@@ -253,7 +253,7 @@ def _measures(outcome: Outcome) -> dict[Measure, Column]:
 
 
 def compared_page(lines: Sequence[Line], pairs: Pairs, pictures: dict, notes: Sequence[str], stem: str) -> str:
-    """The HTML file. stem: what the names of the files beside it begin with."""
+    """The page as HTML. stem: the beginning of the names of the files beside it."""
     done, failed = sum(line.n > 0 for line in lines), sum(bool(line.failed) for line in lines)
     title = f"{counted(done, 'configuration')} compared" if done else "No configuration is done"
     title += f", {failed} with failed runs" if failed else ""
@@ -283,7 +283,7 @@ def pictures_of(lines: Sequence[Line], x: str) -> dict[str, Drawing]:
 
 
 def table_csv(lines: Sequence[Line]) -> str:
-    """A line of numbers a line of the table, each in full."""
+    """The table as CSV, with one row per line and numbers that are not rounded."""
     columns = columns_of(lines)
     numbers = [f"{name}{end}" for name in columns for end in ("", "_stderr")]
     rows = [["name", "pruning", "class", "n", "failed", *numbers]]
@@ -295,7 +295,7 @@ def table_csv(lines: Sequence[Line]) -> str:
 
 
 def pairs_csv(lines: Sequence[Line], pairs: Pairs) -> str:
-    """A line a pair and measure: whose difference it is, and over how many rows."""
+    """The differences as CSV, one row per pair and measure: names, difference, errors, and the number of rows."""
     rows = [["name", "minus", "over_the_same_rows", "difference", "stderr", "stderr_seeds", "n"]]
     for (one, other), found in pairs.items():
         rows += [[lines[one].label, lines[other].label, *astuple(each)[:5]] for each in found]

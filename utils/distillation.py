@@ -1,7 +1,7 @@
 """Distillation: the dense model's last hidden states at response tokens, from which its frozen head gives exact logits.
 
-The states are those after the dense model's own final norm, so that they stay right whatever norms the pruned model is
-trained to have. They are D numbers a token where logits would be V.
+The states are taken after the dense model's own final norm, so they stay valid if the pruned model's norms are trained.
+They take D numbers per token, where logits would take V.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ class Distillation:
 
 @torch.no_grad()
 def teacher_states(model: LlamaForCausalLM, samples: list[Encoded], description: str) -> Tensor:
-    """The dense model's states that predict response tokens: (Σ n_i, D) in its dtype on the CPU, by sample."""
+    """The dense model's hidden states that predict response tokens: (Σ n_i, D) in its dtype, on the CPU, by sample."""
     device = model.device
     budget = CPU_TOKENS_A_BATCH if device.type == "cpu" else TOKENS_A_BATCH
     found = torch.empty(sum(map(predicted, samples)), model.config.hidden_size, dtype=model.dtype)

@@ -1,10 +1,10 @@
-"""What a model answers to a held-out prompt, greedily."""
+"""Greedy answers of a model to held-out prompts."""
 
 import torch
 from transformers import DynamicCache, LlamaForCausalLM
 
 MOST_TOKENS = 48
-"""Tokens of a greedy answer that are made at most: enough to see what a model does, and cheap on a CPU."""
+"""Maximum number of tokens in a greedy answer: enough to see what a model does, and cheap on a CPU."""
 
 
 @torch.no_grad()
@@ -27,6 +27,6 @@ def greedy(model: LlamaForCausalLM, prompt: list[int], most: int, ends: frozense
 
 
 def ends_of(model: LlamaForCausalLM) -> frozenset[int]:
-    """The ids that end a text, by the checkpoint's own settings."""
+    """The end-of-sequence ids in the checkpoint's generation config."""
     found = model.generation_config.eos_token_id
     return frozenset([] if found is None else [found] if isinstance(found, int) else found)

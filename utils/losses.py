@@ -1,6 +1,6 @@
-"""Cross-entropy and distillation at response tokens, and at all of a text, without ever holding all logits.
+"""Cross-entropy and distillation at response tokens, and at all tokens of a text, without ever holding all logits.
 
-Of a batch, as training has it, and of all validation samples.
+The losses are those of one training batch, or of all validation samples.
 """
 
 import math
@@ -34,7 +34,7 @@ NOT_FINITE = (
 )
 
 GATHERED_FP32, GATHERED_HALF = 1e-4, 2e-3
-"""Relative difference of validation losses that kernels of other devices and shapes may make, in fp32 and below."""
+"""Relative difference of validation losses, in fp32 and below, that is allowed for other devices and shapes."""
 
 
 class _Known(torch.autograd.Function):
@@ -86,7 +86,7 @@ def frozen_head_loss(
 
 
 def _log_probabilities(hidden: Tensor, head: Tensor, config: PreTrainedConfig) -> Tensor:
-    """(n, V) fp32."""
+    """Log-probabilities (n, V) in fp32, from hidden states (n, D) and an output head (V, D)."""
     return final_logits(config, F.linear(hidden, head)).log_softmax(-1, torch.float32)
 
 
@@ -117,11 +117,11 @@ class ResponseLoss(nn.Module):
         self.model = model
         self.distillation = distillation
         self._no_split_modules = model._no_split_modules
-        """What FSDP shards as one unit; embeddings, last norm and head stay with this module."""
+        """The classes that FSDP shards as one unit; embeddings, last norm and head stay with this module."""
         self._penalty = penalty
 
     def tie_weights(self) -> None:
-        """For FSDP, which takes tied weights apart when it loads on one process only."""
+        """Called by FSDP, which unties tied weights when it loads them in one process only."""
         self.model.tie_weights()
 
     def forward(
@@ -155,7 +155,7 @@ class ResponseLoss(nn.Module):
         self, input_ids: Tensor, labels: Tensor, teacher: Tensor | None, share: float | None
     ) -> tuple[Tensor, Tensor]:
         """(summed loss of a batch, losses of each token). share: the weight of the KL in the sum."""
-        # The last layer of a model that is spread may be elsewhere.
+        # If the model is spread over devices, its last layer may be on another one.
         hidden = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state.to(labels.device)
         targets = labels[:, 1:]
         labelled = targets != IGNORED
@@ -172,8 +172,8 @@ class TrainingResult:
     """history: rows {"step", "epoch", "loss", "learning_rate"} and {"step", "epoch", "valid_loss"}, the latter with
     "valid_kl" under distillation.
 
-    loss: of what was trained on; valid_loss: cross-entropy in any case; valid_kl: from the dense model; all in nats.
-    valid_rows: of the last validation, each sample's [summed cross-entropy in nats, labelled tokens].
+    loss: the training loss; valid_loss: always cross-entropy; valid_kl: KL from the dense model; all in nats.
+    valid_rows: for each sample, in the last validation, [summed cross-entropy in nats, labelled tokens].
     """
 
     history: list[dict] = field(default_factory=list)
@@ -199,8 +199,8 @@ def validate(model: LlamaForCausalLM, valid: list[Encoded]) -> TrainingResult:
 
 
 def check_gathered(model: LlamaForCausalLM, valid: list[Encoded], training: TrainingResult) -> None:
-    """Raise UserError unless the whole model has the loss that the sharded one ended with: else what was gathered from
-    the processes, and saved, is not what they trained."""
+    """Raise UserError unless the whole model has the sharded model's last validation loss. If it has not, what was
+    gathered from the processes, and saved, is not what they trained."""
     losses = [row["valid_loss"] for row in training.history if "valid_loss" in row]
     if not losses:
         print("      without validation samples the gathered model is not compared with the sharded one")
@@ -248,7 +248,7 @@ def response_loss(
                 found.append((rows, counts, tokens))
             bar.update(sum(len(rows) for rows in batches[first : first + parts]))
     summed = torch.zeros(len(samples), 1 + len(tokens), dtype=torch.float64)
-    # Read at the end only: a device need not wait for each batch.
+    # Copied to the CPU only now, so that the device does not wait after each batch.
     for rows, counts, tokens in found:
         for row, count, own in zip(rows, counts, tokens.cpu().double().split(counts, dim=1), strict=True):
             loss, *divergence = own.sum(1).tolist()

@@ -59,7 +59,7 @@ def sentence_embeddings(texts: list[str], encoder: Path, device: str) -> Tensor:
 def most_similar_other(embeddings: Tensor, answers: list[str]) -> list[int]:
     """The index of r⁻ for each sample: the answer of highest cosine similarity that is not the same text.
 
-    embeddings: (N, E), unit length. Raises UserError if all answers are one text.
+    embeddings: (N, E), unit length. Raises UserError if all answers are the same text.
     """
     groups = {text: index for index, text in enumerate(dict.fromkeys(answers))}
     if len(groups) < 2:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class PromptWithContinuations:
-    """Token ids of a prompt, and of what may follow it. An empty continuation stands for the prompt's own end."""
+    """Token ids of a prompt and of its continuations. An empty continuation selects the prompt's own last token."""
 
     prompt: list[int]
     continuations: list[list[int]]
@@ -24,10 +24,10 @@ class PackedBatch:
     """Rows padded on the right.
 
     ids: (B, T) int64. positions: (B, T) int64, as if each continuation alone followed the prompt. visible: (B, T, T)
-    bool; [b, q, k] says whether query q attends to key k. Both are None where no prompt has several continuations: then
-    plain causal attention is the same, since padding is on the right. It stays a fused kernel only without a mask and
-    with positions that count up. columns: by row and continuation, the columns of the prompt's last token and of the
-    continuation's own tokens.
+    bool; [b, q, k] says whether query q attends to key k. positions and visible are None if no prompt has several
+    continuations: plain causal attention gives the same then, since padding is on the right, and it uses a fused kernel
+    only without a mask and with positions that count up. columns: by row and continuation, the columns of the prompt's
+    last token and of the continuation's own tokens.
     """
 
     ids: Tensor
@@ -55,7 +55,7 @@ class PackedBatch:
 
 
 def by_length(rows: Sequence[Sized], budget: int) -> list[list[int]]:
-    """Batches of rows, by index, that hold `budget` tokens with padding, or one row.
+    """Group rows, by index, into batches of at most `budget` tokens with padding, or of one row.
 
     Longest first, so that memory runs out at once or not at all.
     """
@@ -69,7 +69,7 @@ def by_length(rows: Sequence[Sized], budget: int) -> list[list[int]]:
 
 
 def pack(rows: Sequence[PromptWithContinuations]) -> PackedBatch:
-    """One row each: the prompt, then its continuations, each at the positions it would have alone."""
+    """Pack each prompt and its continuations into a row, with the positions that each continuation would have alone."""
     shape = len(rows), max(map(len, rows))
     ids = torch.zeros(shape, dtype=torch.int64)
     positions = torch.zeros(shape, dtype=torch.int64)

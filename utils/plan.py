@@ -54,24 +54,24 @@ CARDS = {
     "RTX4090": (24, 165, 82.6),
     "RTX3090": (24, 71, 35.6),
 }
-"""Memory in 10⁹ bytes, dense TFLOP/s in 16 bit and in fp32 by NVIDIA's datasheets: half of what is with sparsity."""
+"""Memory in 10⁹ bytes, dense TFLOP/s in 16 bit and in fp32, by NVIDIA's datasheets (half of those with sparsity)."""
 
 FITS, REACHED, DISK = 0.95, 0.4, 1e9
-"""Assumed: shares of a memory that may be filled and of a card's rate that decoders reach; bytes a second of a disk."""
+"""Assumed: the shares of a memory that may be filled and of a card's rate that decoders reach; a disk's bytes/s."""
 
 PROCESS, CONTEXT, REQUEST = int(0.75 * GIB), int(0.6 * GIB), 0.001
-"""Measured on a CPU: a process's bytes without weights, lm_eval's seconds a request. Assumed: CUDA's (host: twice)."""
+"""Measured on a CPU: a process's bytes without weights, seconds per lm_eval request. Assumed: CUDA's (host: twice)."""
 
 CLOSED_FORMS = {"flap_bias": (2, 0, 0), "eora": (1, 1, 0), "reconstruct": (12, 0, 2 * FP32)}
 CLOSED_FORMS |= {"admm_update": (2.5, 1.5, 2 * FP32), "admm_residual": (5, 2, 2 * FP32 + 2)}
 """Forward passes over the calibration set, fp32 passes over it, bytes per weight of its result and a second model."""
 
 MORE = "take more memory, or several GPUs (-device auto; to train, accelerate launch --use_fsdp --fsdp_version 2)"
-"""What helps a stage that no lower flags fit."""
+"""The advice for a stage that does not fit even with lower flags."""
 
 
 class Texts(NamedTuple):
-    """Texts that a decoder reads: how many, and of each the mean tokens, those of them scored, lm_eval's requests."""
+    """Texts that a decoder reads. rows: how many. Means per text: tokens, scored tokens, lm_eval's requests."""
 
     rows: float
     tokens: float
@@ -80,7 +80,7 @@ class Texts(NamedTuple):
 
     @classmethod
     def of(cls, samples: Lengths) -> "Texts":
-        """The tokens after a prompt are scored."""
+        """The texts of these samples, in which the tokens after the prompt are scored."""
         mean, prompt = (sum(sample[place] for sample in samples) / max(1, len(samples)) for place in (1, 0))
         return cls(len(samples), mean, mean - prompt)
 
@@ -98,11 +98,11 @@ TASKS = {
     "arc_challenge": Texts(1172, 55.2, 23.9, 4),
     "openbookqa": Texts(500, 27.1, 13.3, 4),
 }
-"""Rows of the scored splits as published (data set cards), and a row's means over the bundled rows or the first 250
-(rte 150) of the hub's split, counted with SmolLM2's tokenizer."""
+"""Rows of the scored splits as published (data set cards). The means per row are over the bundled rows, or the first
+250 (rte: 150) rows of the hub's split, counted with SmolLM2's tokenizer."""
 
 WIKITEXT_TOKENS, WIKITEXT_PAGES = 304_986, 1.4
-"""WikiText-2's test tokens, so counted; tokens read by page for one read by window (with padding, words as tokens)."""
+"""WikiText-2's test tokens, counted likewise; tokens read by page per token by window (padded; a word is one token)."""
 
 ALPACA = 30, 143  # mean tokens of prompt and response of 2,000 Alpaca training samples, cut at 500, by the same count
 
@@ -127,7 +127,7 @@ class Machine(NamedTuple):
 
 
 class StagePlan(NamedTuple):
-    """One stage: its seconds, peak bytes of the host, and of the card if there is one, else 0."""
+    """The plan of one stage: seconds, peak bytes on the host, peak bytes on the card (0 if there is none)."""
 
     seconds: float
     host_bytes: float
@@ -143,7 +143,7 @@ class Plan:
     machine: Machine
     samples: Lengths
     valid: Lengths
-    tasks: list[Texts]  # that one model's evaluation reads
+    tasks: list[Texts]  # that the evaluation of one model reads
     stored: int = 2  # bytes of a parameter in the dense checkpoint's files
 
     def __post_init__(self):
@@ -159,7 +159,7 @@ class Plan:
         self.heads = args.head_count(self.layers, config.num_attention_heads) if self.needs.heads else 0
         contrastive = self.needs.heads and args.head_selection == "contrastive"
         self.probes = min(args.num_probe_samples, len(self.samples)) if contrastive else 0
-        # Of constants, which are few, the most that a method trains.
+        # For methods that train constants an upper bound: they are few.
         self.trained = self.matrices if args.method == "masked_full" else self.layers * self.outputs
         if args.method.endswith(("lora", "dora")):
             self.trained = self.layers * args.lora_rank * sum(map(sum, shapes.values()))
@@ -173,16 +173,16 @@ class Plan:
         return texts.rows * (decoder * texts.tokens + 2 * self.hidden * self.vocabulary * texts.scored)
 
     def reading_bytes(self, tokens: float) -> float:
-        """What a batch holds at its fullest: the residual stream, a layer's widest part, two chunks of logits."""
+        """Peak bytes of a batch in a forward pass: the residual stream, a layer's widest part, two chunks of logits."""
         layer = tokens * (3 * self.inner + 6 * self.hidden) * self.size
         return layer + 2 * CHUNK * self.vocabulary * (self.size + FP32)
 
     def training_bytes(self) -> float:
-        """What a step holds beside the weights."""
+        """Peak bytes of a training step, without the weights."""
         args, method, longest = self.args, self.args.method, max(end for _, end in self.samples)
         samples, text = args.batch_size * longest, args.calib_length * (args.loss == DISTILL)
         batch = max(samples, text) if self.machine.on_card else samples + text  # a heap keeps room for both: measured
-        # The norms' inputs in fp32; of the MLP gate_proj's output, before and after SiLU, and up_proj's; q, k, v and z.
+        # Saved activations: norms' inputs in fp32; gate_proj's output before and after SiLU, up_proj's; q, k, v and z.
         a_token = 2 * FP32 * self.hidden + (3 * self.inner + 2 * self.queries + 2 * self.keys) * self.size
         if method.endswith(("lora", "dora", "masked_full")):  # a weight's gradient needs the layer's input
             a_token += (2 * self.hidden + self.inner) * self.size
@@ -193,7 +193,7 @@ class Plan:
         kept = self.layers * batch * a_token
         if args.gradient_checkpointing:
             kept = kept / self.layers + self.layers * batch * self.hidden * self.size
-        if not self.machine.on_card:  # shorter batches leave gaps in a heap: as much as they are shorter was measured
+        if not self.machine.on_card:  # shorter batches leave gaps in a heap; measured: by 1 - mean / longest
             kept *= 2 - Texts.of(self.samples).tokens / longest
         if method in ("masked_full", "masked_dora"):  # the changed weight and its mask; under DoRA its direction, too
             kept += self.matrices * (self.size + 1 + FP32 * (method == "masked_dora"))
@@ -203,7 +203,7 @@ class Plan:
         return kept + self.reading_bytes(batch) + 2 * CHUNK * self.vocabulary * FP32 * (args.loss == DISTILL)
 
     def stage(self, seconds: float = 0, host: float = 0, device: float = 0) -> StagePlan:
-        """host: bytes of the host in any case; device: of the card, or of the host where there is none."""
+        """Plan a stage. host: bytes on the host in any case; device: bytes on the card, or on the host without one."""
         if self.machine.on_card:
             return StagePlan(seconds, PROCESS + 2 * CONTEXT + host, CONTEXT + device)
         return StagePlan(seconds, PROCESS + host + device, 0)
@@ -214,15 +214,15 @@ class Plan:
         read = self.needs.basis or (self.needs.heads and not lofit)
         count, samples = len(self.samples) * read, Texts.of(self.samples)
         prompt = Texts(count, samples.tokens - samples.scored)
-        # Of a probe's sample both answers; the wrong one is taken to be as long as the right one.
+        # A probe's sample is read with both answers. The wrong one is taken to be as long as the right one.
         branched = prompt._replace(tokens=prompt.tokens + 2 * samples.scored * self.probes / max(1, count))
-        encoder = {"seconds": 5, "device": GIB / 4} if self.probes else {}  # of sentences
+        encoder = {"seconds": 5, "device": GIB / 4} if self.probes else {}  # the sentence encoder
         # Measured on two cores: 200 epochs read the probes' features, seven tenths of them, at 8e9 bytes a second.
         width = self.layers * self.queries * FP32 * self.needs.heads
         ranking = 2.5 * self.needs.heads + 200 * 6 * width * 0.7 * self.probes / 8e9
         ranks = self.stage(ranking, width * (4 * count + 2 * self.config.head_dim))
         return [
-            self.stage(5, self.file),  # which is read and hashed
+            self.stage(5, self.file),  # the checkpoint is read and hashed
             self._pruning(),
             self.stage(**encoder),
             self._reading(branched, self.file, count + 2 * self.probes),
@@ -245,11 +245,11 @@ class Plan:
         passes = 2 / self.machine.inference + (args.prune_method in ("sparsegpt", "slimgpt")) / self.machine.fp32
         seconds = passes * self.operations(Texts(rows, args.calib_length)) + 4 * self.file / DISK
         held = tokens * self.hidden * self.size + self.reading_bytes(min(tokens, self.budget)) + scratch
-        held += self.weights / self.layers * self.machine.on_card  # one layer at a time is there
+        held += self.weights / self.layers * self.machine.on_card  # one layer at a time is on the card
         return self.stage(seconds, self.weights + self.file, held)
 
     def _reading(self, texts: Texts, file: float, activations: int) -> StagePlan:
-        """A model that reads texts for its activations, so many for each head, and the tasks."""
+        """Plan a model that reads `texts` and the tasks. activations: how many z are kept for each head."""
         read = [texts, *self.tasks]
         seconds = 2 * file / DISK + sum(map(self.operations, read)) / self.machine.inference
         seconds += REQUEST * sum(each.rows * each.requests for each in read)
@@ -263,13 +263,13 @@ class Plan:
         forms, changed = [CLOSED_FORMS[name] for name in named], bool({*named} - {"flap_bias"})
         passes = [args.calib_samples * sum(form[place] for form in forms) for place in (0, 1)]
         read, wide = (self.operations(Texts(each, args.calib_length)) for each in passes)
-        step, host = 0.0, sum(self.weights + each * self.matrices for *_, each in forms)  # the dense model, and theirs
+        step, host = 0.0, sum(self.weights + each * self.matrices for *_, each in forms)  # dense model, results
         trains = args.trains
         # On a card: what a closed form found, then, layer by layer, the weights with it; merged ones, and one in fp64.
         matrices = machine.on_card * self.matrices
         files = FP32 * self.matrices * sum(each > 0 for *_, each in forms)
         found = machine.on_card * bool(trains) * files
-        kept = args.method in ("masked_full", "masked_dora")  # what is found, since what trains is in the weight too
+        kept = args.method in ("masked_full", "masked_dora")  # the result, as the trained term is in the weight too
         begun = found if kept else matrices * bool(trains and changed) * self.size
         merges = changed or (trains and args.method.endswith(("lora", "dora", "masked_full")))
         held = bool(merges) * (matrices * self.size + 36 * machine.on_card * self.inner * self.hidden)
@@ -277,7 +277,7 @@ class Plan:
         device = max(device, found + begun / self.layers + 3 * FP32 * matrices / self.layers)
         if trains:
             read += (2 + args.num_epoch) * self.operations(valid)
-            # Beside both passes, gradients of weights: of those that change, or of what is trained beside them.
+            # Beside both passes, `update` gives weights' gradients: of all that change, or of the trained terms alone.
             taught = [samples]
             device = max(device, begun + self.training_bytes())
             if args.loss == DISTILL:  # each step has a window of text
@@ -332,7 +332,7 @@ def print_plan(args: Arguments) -> None:
 
 
 def read_shape(name: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase | None, int]:
-    """(configuration, tokenizer if it is at hand, bytes of a stored parameter) of what -base_model_name names."""
+    """(configuration, tokenizer if it is available, bytes of a stored parameter) of the model -base_model_name."""
     flag, full = "-base_model_name", model_names.hub_name(name)
     path = model_names.check_name(name, flag)
     if path and path.is_file():
@@ -347,7 +347,7 @@ def read_shape(name: str) -> tuple[LlamaConfig, PreTrainedTokenizerBase | None, 
 
 
 def count_samples(args: Arguments, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Lengths, Lengths, str]:
-    """Those of the training and the validation samples, and in words where they are from."""
+    """(lengths of the training samples, of the validation samples, a message that says where they are from)."""
     at_hand = args.data_path in (None, BUNDLED) or Path(args.data_path).exists()
     if tokenizer is not None and (args.eval_data_dir is not None if args.spec_task else at_hand):
         samples = read_samples(args, tokenizer, load_texts(args))
@@ -355,7 +355,7 @@ def count_samples(args: Arguments, tokenizer: PreTrainedTokenizerBase | None) ->
         return *([(sample.prompt_length, len(sample.ids)) for sample in part] for part in parts), "samples: counted"
     mean = min(args.max_length, sum(ALPACA))
     prompt = min(ALPACA[0], mean - 1)
-    # One sample as long as any may be: the largest batch decides about memory.
+    # One sample has the maximum length, since the largest batch determines the memory.
     counts = (args.num_train_samples, 0 if args.spec_task else args.num_valid_samples)
     train, valid = (([(prompt, args.max_length)] + [(prompt, mean)] * count)[:count] for count in counts)
     said = f"samples: not at hand with a tokenizer, taken to be as long as Alpaca's: {prompt} + {mean - prompt} tokens"
@@ -406,7 +406,7 @@ def measured_machine(config: LlamaConfig, dtype: torch.dtype, device: str) -> Ma
         with torch.no_grad():
             passes = Timer(work, **timer).blocked_autorange(min_run_time=0.3)
         products = Timer("side @ side", **timer).blocked_autorange(min_run_time=0.3)
-    # Of the fastest: what else runs on the machine only ever slows one down.
+    # From the fastest repeats, since other load on the machine only slows a repeat down.
     speed = operations / min(passes.times), 2 * operations / min(steps.times), 2 * 2048**3 / min(products.times)
     rates = f"{speed[0] / 1e9:.0f} GFLOP/s forward, {speed[1] / 1e9:.0f} in a training step"
     source = f"measured now: a decoder layer reaches {rates}; assumed: disk at 1 GB/s"

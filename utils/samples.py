@@ -10,18 +10,18 @@ from utils.common.flags import Arguments
 from utils.prompts import Encoded, encode_all
 
 MAY_GO = 0.1
-"""The share of training or of validation samples that may be left out unasked because their prompts are too long."""
+"""The share of training or validation samples that may be left out without an error if their prompts are too long."""
 
 PROOF_SAMPLES = 4
-"""Samples whose logits the attached and the merged model are compared on."""
+"""The number of samples on which the logits of the attached and the merged model are compared."""
 
 
 @dataclass(frozen=True)
 class Samples:
     """What a run trains on and validates with.
 
-    prompts, responses, prompt_ids, wrong_choices: of the training samples, in their order. prompt_ids: the prompt's
-    own, at full length. wrong_choices: a task's own wrong answers; None where r⁻ is another sample's response.
+    prompts, responses, prompt_ids, wrong_choices: of the training samples, in their order. prompt_ids: token ids of the
+    prompts alone, not cut. wrong_choices: a task's own wrong answers; None where r⁻ is another sample's response.
     """
 
     train: list[Encoded]
@@ -59,7 +59,7 @@ def read_samples(args: Arguments, tokenizer: PreTrainedTokenizerBase, texts: Spl
 def _encode(
     args: Arguments, tokenizer: PreTrainedTokenizerBase, texts: list[Sample], what: str
 ) -> list[tuple[Encoded, Sample, list[int]]]:
-    """(sample, its texts, its prompt's ids) of those that have room for a response; UserError if too few have."""
+    """(sample, its texts, its prompt's ids) of each text with room for a response; UserError if too many lack it."""
     prompts, responses = [text.prompt for text in texts], [text.response for text in texts]
     encoded, prompt_ids = encode_all(tokenizer, prompts, responses, args.max_length)
     rows = list(zip(encoded, texts, prompt_ids, strict=True))

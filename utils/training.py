@@ -34,10 +34,10 @@ from utils.losses import NOT_FINITE, ResponseLoss, TrainingResult, response_loss
 from utils.prompts import IGNORED, Encoded, collate
 
 SAVED_EVERY = 600
-"""Seconds of training that a kill may cost."""
+"""Seconds after which a checkpoint is written: about as much training as a kill may cost."""
 
 KEPT = 2
-"""Checkpoints kept: the latest, and the one before it, should that be damaged or unfinished."""
+"""Checkpoints kept: the latest, and the one before it in case the latest is damaged or unfinished."""
 
 _IN_HISTORY = ("step", "epoch", "loss", "learning_rate", "valid_loss", "valid_kl")
 
@@ -58,7 +58,7 @@ class TrainingSettings:
 
     @classmethod
     def of(cls, args: object) -> "TrainingSettings":
-        """What the flags say: attributes of these names."""
+        """The settings from an object that has them as attributes, such as Arguments."""
         return cls(**{field.name: getattr(args, field.name) for field in fields(cls) if field.name != "flag"})
 
 
@@ -82,8 +82,8 @@ def train(
     device: where this process trains, with its index; under FSDP where its shard goes. checkpoints: a folder for the
     trained parameters and the optimizer state, saved at the end of each epoch, before its validation, and every
     SAVED_EVERY seconds. Training resumes from the latest complete one. Under FSDP none are written, since they would
-    hold the whole model. belongs: digest of what they may be resumed with: start, samples, settings, processes.
-    penalty: what training adds to the mean loss, see ResponseLoss.
+    hold the whole model. belongs: a digest of start, samples, settings and processes; a checkpoint with another one is
+    not resumed from. penalty: what training adds to the mean loss, see ResponseLoss.
 
     On a signal it finishes the step, writes a checkpoint and raises Stopped, or KeyboardInterrupt for SIGINT. A second
     signal ends it at once.
@@ -117,7 +117,7 @@ def train(
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable()
     trainer = _RestorationTrainer(model, samples, valid, settings, arguments, distillation, penalty, belongs=belongs)
-    # Asked of `device`: under FSDP a model is still on the CPU when its training on cards begins.
+    # By `device`, not by the model's: under FSDP the model is still on the CPU here, and is trained on GPUs.
     attention = cpu_attention(model) if device == "cpu" else nullcontext()
     with attention, trainer.listening():
         trainer.train(resume_from_checkpoint=last and str(last))
@@ -132,8 +132,8 @@ def train(
 
 
 def last_whole(checkpoints: Path, belongs: str) -> tuple[Path | None, list[str]]:
-    """The latest checkpoint of this training that is as it was written, None if there is none; and a line for each
-    later one, which says why it is passed over."""
+    """Find the latest intact checkpoint of this training: (its folder, or None if there is none; for each later one a
+    line that says why it is passed over)."""
     passed_over = []
     for folder in map(Path, reversed(sort_checkpoints(str(checkpoints)))):
         try:
@@ -150,7 +150,7 @@ def last_whole(checkpoints: Path, belongs: str) -> tuple[Path | None, list[str]]
 class _OneDevice(TrainingArguments):
     """One process trains on one device, `place`; several devices are accelerate's job, not DataParallel's.
 
-    By themselves, transformers takes the first GPU, or Apple's, and accelerate the first or the current one.
+    By default transformers takes the first GPU (or MPS), and accelerate the first or the current GPU.
     """
 
     place: str = "cpu"
@@ -161,7 +161,7 @@ class _OneDevice(TrainingArguments):
             _ = super()._setup_devices  # makes accelerate's state, and with it the process group
         place = torch.device(self.place)
         if place.type == "cuda":
-            torch.cuda.set_device(place)  # it has made the first one current
+            torch.cuda.set_device(place)  # super() has made the first GPU current
         return place
 
     @property
@@ -173,25 +173,25 @@ class _ProcessBatches(Sampler[list[int]]):
     """This process's batches of an epoch. Their order depends on the seed and the epoch alone.
 
     The batches of all processes are cut from one joint batch, as a single process would have it: process p takes the
-    samples whose index in it is p modulo the number of processes. At the end of an epoch that may be none: [].
+    samples whose index in it is p modulo the number of processes. At the end of an epoch its batch may be empty: [].
     """
 
     def __init__(self, lengths: list[int], settings: TrainingSettings, process: int, processes: int, windows: int = 0):
-        """windows: number of text windows. Each step begins with a batch of one, in turn, indexed after the samples."""
+        """windows: number of text windows. Each step begins with one as a batch; they are indexed after the samples."""
         self.lengths, self.settings, self.process, self.processes = lengths, settings, process, processes
         self.windows = windows
         self.of_all = settings.batch_size * processes
         self.of_update = self.of_all * settings.gradient_accumulation
-        self.steps = math.ceil(len(lengths) / self.of_update)  # of an epoch
+        self.steps = math.ceil(len(lengths) / self.of_update)  # per epoch
         self.epoch = 0
         self.over = False
-        """Whether all steps were made: then there are no batches."""
+        """Whether all steps are done; there are no batches then."""
 
     def __len__(self) -> int:
         return math.ceil(len(self.lengths) / self.of_all) + self.steps * bool(self.windows)
 
     def order(self) -> list[int]:
-        """The samples as they follow each other in the present epoch."""
+        """Indices of the samples, in the order of the current epoch."""
         seeds = np.random.SeedSequence([self.settings.training_seed, self.epoch])
         (drawn,) = seeds.generate_state(1, np.uint64).tolist()
         generator = torch.Generator().manual_seed(drawn)
@@ -200,7 +200,7 @@ class _ProcessBatches(Sampler[list[int]]):
         return get_length_grouped_indices(self.lengths, self.of_update, generator=generator)
 
     def of_step(self, step: int) -> list[int]:
-        """All processes' samples of a step of the present epoch, the step counted from 1 over all epochs."""
+        """Indices of all processes' samples in a step of the current epoch. step: counted from 1 over all epochs."""
         first = (step - 1) % self.steps * self.of_update
         return self.order()[first : first + self.of_update]
 
@@ -216,7 +216,7 @@ class _ProcessBatches(Sampler[list[int]]):
 
 
 def tokens_read(samples: list[Encoded], settings: TrainingSettings, processes: int, window: int = 0) -> int:
-    """Tokens that a training reads: of its samples, and a text window of `window` tokens per step and process."""
+    """The number of tokens that training reads: the samples', and `window` tokens of text per step and process."""
     lengths = [len(sample.ids) for sample in samples]
     batches = _ProcessBatches(lengths, settings, 0, processes)
     steps = math.ceil(settings.num_epoch * batches.steps)
@@ -228,9 +228,9 @@ def tokens_read(samples: list[Encoded], settings: TrainingSettings, processes: i
 class _RestorationTrainer(Trainer, TrainerCallback):
     """transformers' Trainer, which is also its own callback.
 
-    Of the parameters, checkpoints hold only the trained ones. The validation loss is a mean over tokens. A loss or
-    gradient that is not finite ends the training before it gets into a checkpoint. The history is the Trainer's own
-    log, which checkpoints hold too.
+    Checkpoints leave out the frozen parameters. The validation loss is a mean over tokens. A loss or gradient that is
+    not finite ends the training before it gets into a checkpoint. The history is the Trainer's own log, which
+    checkpoints hold too.
     """
 
     def __init__(
@@ -263,14 +263,14 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         self.valid_rows: list[list[float]] = []
         self.signal, self.saved = 0, time.monotonic()
         self.half = model.dtype == torch.float16
-        """Whether gradients pass through fp16, where those of a mean over many tokens underflow."""
+        """Whether gradients pass through fp16, in which the gradient of a mean over many tokens underflows."""
         self.loss_scale = 1.0
-        """Of the current step: until its last batch, gradients are those of loss_scale · loss."""
+        """The scale of the current step. Until its last batch, gradients are those of loss_scale · loss."""
         self.of_step: tuple[dict[str, Tensor], ...] = ()
-        """Batches of the present step, under fp16."""
+        """The batches of the current step so far; collected under fp16 only."""
 
     def get_train_dataloader(self) -> DataLoader:
-        """Not prepared by accelerate, whose processes train on some samples twice to end an epoch together."""
+        """Not prepared by accelerate, which would repeat samples so that all processes end an epoch together."""
         pin = self.args.dataloader_pin_memory
         return DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator, pin_memory=pin)
 
@@ -289,7 +289,7 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         """A batch's loss and its backward pass; under fp16 the step's last batch checks and unscales the gradient.
 
         The loss is scaled by about the number of labelled tokens of the step, so that each has the gradient in fp16
-        that it would have alone. If that overflows, the step's batches are computed again at 1/16 of the scale, until
+        that it would have alone. If a gradient overflows, the step's batches are recomputed at 1/16 of the scale, until
         the gradient is finite or the scale is 1. Each step sets its own scale, so a resumed training has the same.
         """
         if not self.half:
@@ -314,11 +314,11 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         return loss
 
     def compute_loss(self, *inputs, **named) -> Tensor:
-        """The loss as it is differentiated: scaled, under fp16."""
+        """The loss to differentiate: multiplied by `loss_scale`, which is 1 except under fp16."""
         return super().compute_loss(*inputs, **named) * self.loss_scale
 
     def evaluate(self, *_, **__) -> dict[str, float]:
-        module = self.model_wrapped.eval()  # a sharded model runs as a whole only; each step calls train()
+        module = self.model_wrapped.eval()  # wrapped, as a sharded model needs it; each step calls train()
         part, parts = self.args.process_index, self.args.world_size
         of_all = self.eval_dataset, self.pad_id, "validation loss"
         states = self.distillation and self.distillation.valid
@@ -330,13 +330,13 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         return metrics
 
     def over_processes(self, counted: Tensor) -> Tensor:
-        """What each process has counted on its CPU, summed; one process alone needs no device, which may lack fp64."""
+        """The sum of a CPU tensor over all processes. A single process avoids its device, which may lack fp64."""
         if self.args.world_size == 1:
             return counted
         return self.accelerator.reduce(counted.to(self.args.device)).cpu()
 
     def _save_checkpoint(self, model, trial) -> None:
-        """Its manifest is written last: without it a checkpoint is unfinished."""
+        """Save a checkpoint, and its manifest last: a checkpoint without one is unfinished."""
         folder = Path(self.args.output_dir)
         with explain_disk_full(folder):
             super()._save_checkpoint(model, trial)
@@ -355,11 +355,11 @@ class _RestorationTrainer(Trainer, TrainerCallback):
             save_file(trained, Path(output_dir) / "model.safetensors")
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        """A checkpoint of the trained parameters alone is what we wrote; the rest is not missing."""
+        """Do not warn: our checkpoints hold the trained parameters only, so missing keys are expected."""
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """In the block, the first signal that asks to end takes effect after the step, a second one at once."""
+        """In the block, the first of SIGINT and ENDING takes effect after the step, a second signal at once."""
 
         def keep(number: int, frame) -> None:
             if self.signal:
@@ -425,7 +425,7 @@ class _RestorationTrainer(Trainer, TrainerCallback):
         self.bar.close()
 
     def diverged(self, what: str, where: str) -> None:
-        """Raise UserError, which names the last checkpoint that stands."""
+        """Raise UserError, which names the last intact checkpoint."""
         flag, lr = self.settings.flag, self.settings.lr
         good, _ = last_whole(Path(self.args.output_dir), self.belongs)
         kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint before it"

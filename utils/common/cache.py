@@ -31,13 +31,13 @@ from utils.common.files import PARTIAL, digest, read_json, read_manifest, whole_
 from utils.common.run_folder import locked
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "accelerate")  # whose versions may change a number
-TENSORS, DOCUMENT = "tensors.safetensors", "document.json"  # what a return value is kept in, if it isn't a folder
+TENSORS, DOCUMENT = "tensors.safetensors", "document.json"  # files for a return value that is not a folder
 
 
 class Cache:
     """Folders with a manifest, each found by the digest of a key.
 
-    reused: the kinds that were found, as asked for. saved: the seconds that earlier runs took to make them, each once.
+    reused: the kind of each entry found, in order. saved: seconds that earlier runs took to make these, each once.
     """
 
     def __init__(self, folder: Path):
@@ -46,7 +46,7 @@ class Cache:
         self.saved, self.counted = 0.0, set[Path]()
 
     def clean(self) -> None:
-        """Remove what killed processes were writing; what living ones write is locked."""
+        """Remove unfinished entries of killed processes. Those of running processes are locked, and stay."""
         for partial in self.folder.glob(f"*/.*{PARTIAL}-*"):
             entry = partial.name[1:].partition(PARTIAL)[0]
             with suppress(UserError), locked(partial.with_name(f"{entry}.lock"), str(partial)):
@@ -68,11 +68,11 @@ class Kept:
 
     @property
     def path(self) -> Path:
-        """Where it is kept, once it was made."""
+        """The folder of the result, whether or not it exists yet."""
         return self.cache.folder / self.kind / digest(self.kind, self.key)[:24]
 
     def known(self) -> dict | None:
-        """Its manifest, if the cache holds it whole; nothing is made."""
+        """The manifest if the cache holds the result intact, else None; nothing is computed."""
         with suppress(ValueError):
             return read_manifest(self.path)
 
@@ -94,7 +94,7 @@ class Kept:
         self.cache.reused.append(self.kind)
         if self.path not in self.cache.counted:
             self.cache.counted.add(self.path)
-            self.cache.saved += manifest.get("seconds", 0)  # unknown of older versions' entries
+            self.cache.saved += manifest.get("seconds", 0)  # entries of older versions lack it
         return self.path
 
     def __call__(self) -> dict | Path:
@@ -115,7 +115,7 @@ def cached(kind: str, code: tuple[ModuleType, ...] = (), libraries: tuple[str, .
         signature = inspect.signature(make)
         writes = next(iter(signature.parameters)) == "folder"
         positional = [name for name, each in signature.parameters.items() if each.kind != each.KEYWORD_ONLY]
-        # Of the code that runs: the files may change while it does.
+        # Read when the code is imported, since its files may change while it runs.
         source = [digest(inspect.getsource(make))[:16], code_version(*code)]
 
         def later(cache: Cache, *given: object, **how: object) -> Kept:
@@ -147,7 +147,7 @@ def cached(kind: str, code: tuple[ModuleType, ...] = (), libraries: tuple[str, .
 
 
 def identity(value: object) -> object:
-    """What a value is in a key, by content or by its method `key`; TypeError for what has none, such as a path."""
+    """A value's form in a key: its content, or what its method `key` returns; TypeError for others, such as a path."""
     if isinstance(value, Tensor):
         return digest_tensors({"": value})
     if isinstance(value, Kept):
@@ -188,7 +188,7 @@ def digest_tensors(tensors: dict[str, Tensor]) -> str:
 
 
 def code_version(*modules: ModuleType) -> str:
-    """Digest of the modules' source, of a package all its files: a cache outlives no change of the maths in them."""
+    """Digest of the modules' source, for a package of all its files: a change in it gives new cache keys."""
     files: set[Path] = set()
     for module in modules:
         file = Path(inspect.getsourcefile(module))

@@ -17,13 +17,13 @@ from utils.common.errors import OutOfRoom, Stopped, UserError, explain, refusal,
 from utils.common.methods import LINEAR_NAMES
 from utils.common.processes import is_main_process
 
-HOME = os.path.expanduser("~")  # as it is written for a user without one
+HOME = os.path.expanduser("~")  # stays "~" for a user without a home
 DEFAULT_CACHE = Path(tempfile.gettempdir() if HOME == "~" else HOME, ".cache", "restorelcc")  # what can be made again
 ENDING = (signal.SIGTERM, signal.SIGUSR1)  # signals that end a command in order, beside Ctrl-C
 PATIENCE = 30  # seconds that a process which prints nothing outlives a mistake, unless its launcher ends it before
-MOST = 10**9  # what a flag may be: beyond it, sizes overflow in libraries rather than being too large
+MOST = 10**9  # the largest count or size that a flag takes: beyond it, sizes overflow inside libraries
 WIDTH = 100  # columns that all output to a terminal keeps to
-TF32 = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"  # where images set it, torch rounds factors of fp32 products to 10 bits
+TF32 = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"  # set by some images: torch then rounds factors of fp32 products to 10 bits
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         self._target: argparse._ArgumentGroup | Parser = self
 
     def flag(self, name: str, group: str | None = None, **options) -> None:
-        """-name and --name, a switch if its default is False. group: the title over it and later ones. A type's
+        """-name and --name, a switch if its default is False. group: begins a group with this title. A type's
         attribute `metavar` is what --help calls the value; the other options are argparse's."""
         if group:
             self._target = self.add_argument_group(group)
@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
         self._target.add_argument(f"-{name}", f"--{name}", **options)
 
     def _get_option_tuples(self, option_string: str) -> list:
-        """No abbreviations: `allow_abbrev` leaves those with one dash in."""
+        """Refuse abbreviations with one dash too, which `allow_abbrev=False` still accepts."""
         return []
 
     def error(self, message: str) -> None:
@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """One dash shown only, and each default beside its help."""
+    """Show flags with one dash only, and each default beside its help."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=30, width=WIDTH)
@@ -86,13 +86,13 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
     closed pipe (`| head -1`) exits with 141. Characters that the terminal can't encode are printed as "?".
     then: what to do after a signal, for that line. lighter: flags to lower if memory runs out, in words.
     """
-    os.environ.pop(TF32, None)  # fp32 is fp32, here and in what this process starts: proofs are held to its rounding
-    if torch := sys.modules.get("torch"):  # which reads the variable when it is imported
+    os.environ.pop(TF32, None)  # full fp32, in this process and its children: the tolerances of proofs assume it
+    if torch := sys.modules.get("torch"):  # it has read the variable at import
         torch.set_float32_matmul_precision("highest")
     sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")  # closed by the shell (`>&-`)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # Lines appear as they are written in a log too, where Python would hold back pages of them.
+            # Flush each line in a log too, where Python would buffer whole blocks.
             stream.reconfigure(errors="replace", line_buffering=True)
     for number in ENDING:
         signal.signal(number, _stop)
@@ -117,7 +117,7 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
         if isinstance(error, OutOfRoom):
             said = str(error)
         elif reason := refusal(error):
-            # No writer of ours was around: a library's own files, or this process's output.
+            # It was not raised in one of our writers: a library's own file, or this process's output.
             _let_go_of_stdout()
             said = (
                 f"a file cannot be written ({reason}): one of those that libraries keep, such as temporary ones in "
@@ -139,7 +139,7 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
 
 
 def _let_go_of_stdout() -> None:
-    """Python flushes it once more at its end, and would tell of the same error."""
+    """Redirect stdout to /dev/null: Python flushes it again at exit, and would report the same error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -153,7 +153,7 @@ def text(given: str) -> str:
         given.encode()
     except UnicodeEncodeError as error:
         raise argparse.ArgumentTypeError("is no UTF-8 text; rename what it names") from error
-    if "\0" in given:  # as a -config file may say
+    if "\0" in given:  # possible in a -config file
         raise argparse.ArgumentTypeError("holds a NUL character, which no name has")
     return given
 
@@ -177,7 +177,7 @@ def folder_path(given: str) -> Path:
 def _number(
     kind: Callable[[str], float], holds: Callable[[float], bool], what: str, allowed: str = ""
 ) -> Callable[[str], float]:
-    """An argparse type; what: what it must be, for an error; allowed: its range, for --help."""
+    """Make an argparse type. what: describes valid values in an error; allowed: the range that --help shows."""
 
     def convert(text: str) -> float:
         with suppress(ValueError):
@@ -210,7 +210,7 @@ count_or_share = _number(
 
 
 def linear_names(text: str) -> str:
-    """An argparse type: some of LINEAR_NAMES, separated by commas; the same in their order."""
+    """An argparse type: some of LINEAR_NAMES, separated by commas; returned in the order of LINEAR_NAMES."""
     names = [name.strip() for name in text.split(",")]
     if unknown := [name for name in names if name not in LINEAR_NAMES]:
         raise argparse.ArgumentTypeError(f"must be some of {', '.join(LINEAR_NAMES)}, not {', '.join(unknown) or text}")
@@ -222,7 +222,7 @@ def hub_id(text: str) -> str:
     from huggingface_hub.utils import HFValidationError, validate_repo_id  # a tenth of a second, for this flag only
 
     try:
-        validate_repo_id(text if text.isascii() and text == text.strip() else "")  # earlier versions take more
+        validate_repo_id(text if text.isascii() and text == text.strip() else "")  # earlier versions accept more
     except HFValidationError as error:
         raise argparse.ArgumentTypeError(f"must be owner/name or name, as the hub has them ({error})") from error
     return text

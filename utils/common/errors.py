@@ -1,4 +1,4 @@
-"""The exceptions for a user's mistake and for being told to stop, and what a library's error means for a user."""
+"""Exceptions for a user's mistake and for a signal to stop, and what a library's error means for a user."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ class OutOfRoom(UserError):
 
 
 class Stopped(BaseException):
-    """Told to end by a signal, with things left so that the run can go on. then: what to do next, if not as usual."""
+    """Raised to end on a signal; the run can be resumed later. then: what to do next, if not the command's default."""
 
     def __init__(self, number: int, then: str = ""):
         super().__init__(signal.Signals(number).name)
@@ -33,8 +33,8 @@ class Stopped(BaseException):
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what led to it, the latest first: a library may have taken a full disk for a broken file."""
-    if isinstance(error, UserError):  # what it was taken from
+    """The error and its causes, the latest first: a library may have reported a full disk as a broken file."""
+    if isinstance(error, UserError):  # begin at the error that it was raised from
         error = error.__cause__
     while error is not None:
         yield error
@@ -42,7 +42,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def refusal(error: BaseException | None) -> str | None:
-    """Why a disk took no more (full, a quota or limit reached, read-only); None if that isn't what led to the error."""
+    """Why a disk refused a write (full, a quota or limit reached, read-only); None if that did not cause the error."""
     for each in causes(error):
         number = each.errno if isinstance(each, OSError) else None
         if number is None and (found := re.search(r"\(os error (\d+)\)", str(each))):  # as libraries in Rust say it
@@ -53,9 +53,9 @@ def refusal(error: BaseException | None) -> str | None:
 
 
 def shortage(error: BaseException | None) -> str | None:
-    """The line that tells of memory that ran out, on a CPU or a GPU; None if that isn't the cause."""
+    """The message of an out-of-memory error, on a CPU or a GPU; None if that did not cause the error."""
     for each in causes(error):
-        # torch's error on a GPU has a type of that name; what it says of a CPU is a RuntimeError.
+        # torch raises a type of that name for a GPU, and a RuntimeError for a CPU.
         known = isinstance(each, MemoryError) or type(each).__name__ == "OutOfMemoryError"
         if known or getattr(each, "errno", None) == errno.ENOMEM or re.search(_NO_MEMORY, str(each)):
             return " ".join(str(each).split()).partition(". ")[0][:200] or type(each).__name__
@@ -63,7 +63,7 @@ def shortage(error: BaseException | None) -> str | None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, or its type, in 200 characters at most; the next line too, where the first ends with ":"."""
+    """The first line of an error's message, or its type, cut to 200 characters; plus the next if it ends with ":"."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
     return " ".join(line.strip() for line in lines[: 1 + lines[0].rstrip().endswith(":")])[:200]
 
@@ -79,5 +79,5 @@ def explain(what: str, cure: str, kinds: tuple[type[Exception], ...] | type[Exce
 
 
 def shortened(text: str, most: int = 60) -> str:
-    """`text` of at most `most` characters, and "…" where more were."""
+    """`text` cut to `most` characters, with "…" if it was longer."""
     return text if len(text) <= most else f"{text[:most]}…"

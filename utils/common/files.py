@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, on disks that may take no more, and what identifies their content."""
+"""Write files whole or not at all, on disks that may be full, and identify their content by digests."""
 
 import errno
 import hashlib
@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from utils.common.errors import OutOfRoom, refusal
 
-PARTIAL = ".partial"  # in names of what is being written
-MANIFEST = "manifest.json"  # lists the size and SHA-256 of each file of a folder, by which damage is told
+PARTIAL = ".partial"  # in the name of an unfinished file or folder
+MANIFEST = "manifest.json"  # lists the size and SHA-256 of each file of a folder, to detect damage
 
 _UMASK = os.umask(0)  # the process's umask, which can be read only by setting another one
 os.umask(_UMASK)
@@ -27,7 +27,7 @@ os.umask(_UMASK)
 
 @contextmanager
 def explain_disk_full(folder: Path) -> Iterator[None]:
-    """Within it, a disk that takes no more raises OutOfRoom, which names the folder that was written to."""
+    """In the block, a write that the disk refuses (see `refusal`) raises OutOfRoom, which names `folder`."""
     try:
         yield
     except OutOfRoom:
@@ -56,7 +56,7 @@ def check_writable(folder: Path, flag: str) -> None:
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that this user may still write where the folder is, or will be made. Quotas are not known."""
+    """Free bytes for this user on the disk of the folder, which need not exist yet. Quotas are not considered."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
@@ -81,7 +81,7 @@ def whole_file(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
-    """The same for a folder, which is there in the block. What has its name by the end is renamed, never removed."""
+    """`whole_file` for a folder, which exists in the block. What then has its final name is renamed, never removed."""
     with whole_file(final) as partial:
         partial.mkdir()
         yield partial
@@ -101,7 +101,7 @@ def take_place(partial: Path, final: Path) -> Path | None:
 
 
 def first_free(path: Path) -> Path:
-    """`path`.1, or the first of .2, .3, … that nothing has the name of."""
+    """The first of `path`.1, .2, .3, … that does not exist."""
     numbered = (path.with_name(f"{path.name}.{number}") for number in count(1))
     return next(each for each in numbered if not os.path.lexists(each))
 
@@ -118,7 +118,7 @@ def write_json(path: Path, content: object) -> None:
 
 
 def parse_json(text: str, **options) -> object:
-    """json.loads, which refuses halves of surrogate pairs too: nothing could write them. ValueError of one line."""
+    """json.loads that also refuses halves of surrogate pairs: UTF-8 can't encode them. Raises a one-line ValueError."""
     try:
         content = json.loads(text, **options)
         if "\\u" in text:
@@ -131,7 +131,7 @@ def parse_json(text: str, **options) -> object:
 
 
 def read_json(path: Path) -> object:
-    """The JSON in a UTF-8 file, with or without a byte order mark; OSError, or ValueError of one line."""
+    """The JSON in a UTF-8 file, with or without a byte order mark. Raises OSError, or a one-line ValueError."""
     return parse_json(path.read_text(encoding="utf-8-sig"))
 
 
@@ -146,7 +146,7 @@ def digest(*parts: object) -> str:
 
 
 def write_manifest(folder: Path, **about: object) -> None:
-    """List all files below `folder` in its manifest, beside what else is to be known. Written last."""
+    """Write the folder's manifest, as its last file: `about`, and the size and SHA-256 of every other file."""
     files = {
         file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256(file)}
         for file in sorted(folder.rglob("*"))
@@ -163,7 +163,7 @@ def read_manifest(folder: Path) -> dict:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"is incomplete (no whole {MANIFEST})") from error
     for file, size, digest in listed:
-        with suppress(OSError):  # of a disk that fails
+        with suppress(OSError):  # a failing disk counts as damage
             # Sizes first: a file that was cut short is known without reading it.
             if file.is_file() and file.stat().st_size == size and sha256(file) == digest:
                 continue
@@ -172,6 +172,6 @@ def read_manifest(folder: Path) -> dict:
 
 
 def sha256(file: Path) -> str:
-    """Of a file's bytes, hex."""
+    """SHA-256 (hex) of a file's bytes."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

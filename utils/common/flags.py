@@ -44,7 +44,7 @@ RECIPES = {
         "lr": 2e-3,
     },
 }
-"""What -recipe takes. `biases`: every weight keeps its bits. `inside_mask`: every zero stays; the weights are first
+"""The values of -recipe. `biases`: every weight keeps its bits. `inside_mask`: every zero stays; the weights are first
 fitted to the dense model's outputs on the calibration set. Without a recipe a run is the paper's."""
 
 
@@ -55,19 +55,19 @@ def as_flags(values: dict[str, object]) -> str:
 
 
 def flag(default: object, help: str, values: Callable | Collection[str] | None = None, **options) -> Field:
-    """A field of Arguments that is a flag. values: an argparse type, or all that it may be; options: Parser.flag's."""
+    """A field of Arguments that is a flag. values: an argparse type, or the allowed values; options: Parser.flag's."""
     checks = {} if values is None else {"type" if callable(values) else "choices": values}
     return field(default=default, metadata={"help": help, **checks, **options})
 
 
 def _or_seed(name: str) -> property:
-    """That flag, or -seed where it isn't given."""
+    """A property: the flag `name`, or -seed if it is not given."""
     return property(lambda args: args.seed if getattr(args, name) is None else getattr(args, name))
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """The flags of a run: each with its default, what --help says of it, and what it may be."""
+    """The flags of a run, each with its default, its text in --help, and its allowed values."""
 
     base_model_name: str = flag(
         EMBEDDED, "dense: llama_7B, …, folder, hub id, GGUF or embedded (SmolLM2-135M)", name_or_path, group="models"
@@ -190,7 +190,7 @@ class Arguments:
     )
 
     def head_count(self, layers: int, heads: int) -> int:
-        """-use_topk_heads as a number of heads of a model with L·H; UserError if it has not so many."""
+        """-use_topk_heads as a count, for a model of `layers` with `heads` each; UserError if there are fewer."""
         if isinstance(self.use_topk_heads, float):
             return max(1, round(self.use_topk_heads * layers * heads))
         if self.use_topk_heads > layers * heads:
@@ -224,16 +224,16 @@ class Arguments:
 
     @property
     def evaluation(self) -> tuple:
-        """What `plan_tasks` takes."""
+        """The arguments of `plan_tasks`."""
         return self.eval_tasks, self.eval_data_dir, self.eval_limit, self.ppl_window, self.ppl_windows
 
     def inputs(self) -> dict[str, Path | str | None]:
-        """Flag → what it names, of all that a run reads, or keeps for later runs."""
+        """Flag → value, of the flags that name what a run reads or keeps for later runs."""
         names = ("base_model_name", "pruned_model_path", "calib_data", "data_path", "eval_data_dir", "cache_dir")
         return {f"-{name}": getattr(self, name) for name in names}
 
     def unused(self) -> list[str]:
-        """Flags of pruning, heads, rank and training that are set, and that this run has no use for."""
+        """Flags of pruning, heads, rank and training that differ from their defaults but have no effect in this run."""
         options, plain = Options.of(self), Arguments(head_selection=METHODS[self.method].selection)
         needs = self.needs
         used = {
@@ -251,7 +251,7 @@ class Arguments:
         return [f"-{name}" for name in idle if getattr(self, name) != getattr(plain, name)]
 
     def as_json(self) -> dict:
-        """The flags as run.json keeps them, for `-config run.json` to repeat; how a run is started is no part of it."""
+        """The flags as run.json keeps them, for `-config run.json` to repeat: all but NOT_REPEATED."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in NOT_REPEATED}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
@@ -261,7 +261,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     typed, parser = sys.argv[1:] if argv is None else argv, build_parser()
     chosen = parser.parse_args(typed)
     of_file = read_config(chosen.config, parser) if chosen.config else {}
-    if chosen.recipe:  # it says what restores, instead of the file
+    if chosen.recipe:  # it replaces the file's method and options
         restores = {"method", "head_selection", *(field.name for field in fields(Options))}
         of_file = {name: value for name, value in of_file.items() if name not in restores}
     if recipe := chosen.recipe or of_file.get("recipe"):
@@ -270,7 +270,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         of_file = {**of_file, **of_recipe} if chosen.recipe else {**of_recipe, **of_file}
     try:
         values = vars(parser.parse_args([*as_words(of_file, parser), *typed]))
-    except UserError as error:  # what is typed was taken
+    except UserError as error:  # typed flags have passed, so the file is wrong
         raise UserError(f"-config: {chosen.config}: {error}") from error
     del values["config"]
     return Arguments(**values | {name: value for name, value in following(values).items() if values[name] is None})
@@ -282,7 +282,7 @@ def following(values: dict) -> dict[str, object]:
     own = METHODS.get(str(method))
     return {
         "calib_data": bundled_or(C4, str(model)),
-        # Under -spec_task it stays None unless it was given, so that a path that is not used can be told.
+        # Under -spec_task it stays None unless it was given, so that `load_texts` can report an unused path.
         "data_path": None if task else bundled_or(HUB_ALPACA, str(model)),
         "eval_tasks": bundled_or("paper", str(model)),
         "head_selection": own and own.selection,
@@ -309,7 +309,7 @@ def build_parser() -> Parser:
 
 
 class _Loader(yaml.BaseLoader):
-    """Every scalar is the text that is written: YAML would read 2:4 as 124."""
+    """Load every scalar as the text that is written: YAML would read 2:4 as 124."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         if problem := _twice([self.construct_object(key, deep=True) for key, _ in node.value]):
@@ -318,7 +318,7 @@ class _Loader(yaml.BaseLoader):
 
 
 def read_yaml(path: Path, what: str, place: str = "") -> object:
-    """Mappings, lists and texts of a file, which should be `what`; UserError, which begins with `place`, if no YAML."""
+    """Read a YAML file of mappings, lists and texts. In a UserError, `place` comes first and `what` is what to give."""
     try:
         return yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
@@ -356,7 +356,7 @@ def as_words(values: dict, parser: argparse.ArgumentParser) -> list[str]:
     actions, words = {action.dest: action for action in parser._actions}, []
     for name, value in values.items():
         switch = actions[name].nargs == 0
-        if isinstance(value, str):  # of YAML, where all is text: what no flag's text can say
+        if isinstance(value, str):  # from YAML, where booleans and null are text too
             value = {"true": True, "false": False, "null": None}.get(value, value)
         if value is None and not switch and actions[name].default is None:
             continue

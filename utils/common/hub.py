@@ -1,4 +1,4 @@
-"""The model hub, where it may be out of reach."""
+"""Access to the model hub, which may be out of reach."""
 
 import os
 import re
@@ -17,9 +17,9 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @contextmanager
 def asking(flag: str, what: str, cure: str) -> Iterator[None]:
-    """Get something from the hub; UserError naming the flag where that fails.
+    """Get `what` from the hub in the block; an error there becomes a UserError naming the flag.
 
-    Where the hub's name does not resolve, the local cache alone is looked at: the library would retry for long.
+    If the hub's name does not resolve, only the local cache is used, since the library would retry for long.
     """
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = offline()

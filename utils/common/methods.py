@@ -21,13 +21,13 @@ LINEAR_NAMES = tuple(site.rpartition(".")[2] for site in SITES.values())  # as -
 RESIDUAL = frozenset({"attention", "ffn"})  # those that write into the residual stream, last of attention and of MLP
 
 APPLIED = {site: frozenset({site}) for site in SITES} | {"both": RESIDUAL, "all": frozenset(SITES), None: frozenset()}
-"""What a value of -apply_to stands for."""
+"""The sites of each value of -apply_to."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method needs: ranked heads, V of each (basis), the calibration set with both models and the dense weights
-    of the pruned one's shapes, training."""
+    """What a method needs. heads: ranked heads; basis: V of each; calibration: the calibration set, both models, and
+    dense weights in the pruned model's shapes; training: to be trained."""
 
     heads: bool = False
     basis: bool = False
@@ -116,11 +116,11 @@ METHODS = {
     ),
     "none": MethodSpec("baselines.free_terms:nothing", "restores nothing", "nothing", Needs()),
 }
-"""What -method takes."""
+"""The values of -method."""
 
 
 def method_draws(*names: str | None) -> bool:
-    """Whether one of these methods draws by the seed of training, even if nothing is trained."""
+    """Whether one of these methods uses the training seed even if nothing is trained."""
     return any("training_seed" in METHODS[name].takes for name in names if name in METHODS)
 
 
@@ -129,7 +129,7 @@ NOT_AFTER = {
     "eora": ((*_BY_ADMM, "reconstruct", "masked_lora", "masked_dora", "masked_full"), "fills zeros that it keeps"),
     "flap_bias": (("eora", *_BY_ADMM), "restores a mean that it would restore again"),
 }
-"""By a closed form, the methods that it must not come before, and why."""
+"""For each closed form, the methods that it must not precede, and why."""
 
 CONSTANTS = MethodSpec(_BIAS, "biases where the method itself has none", "biases", moves=True)
 NORMS = MethodSpec("baselines.free_terms:norm_scales", "scales of all norms", "norm scales")
@@ -147,13 +147,13 @@ class Options:
 
     @classmethod
     def of(cls, args: object) -> "Options":
-        """What the flags say: attributes of these names."""
+        """The options from an object that has them as attributes, such as Arguments."""
         return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
 
 
 @dataclass(frozen=True)
 class Part:
-    """A method, or what the options add to it: its name in the table, its line there, and where it adds constants."""
+    """A method, or what the options add to it. name: in METHODS, or `constants`, `norms`; sites: of its constants."""
 
     name: str
     spec: MethodSpec

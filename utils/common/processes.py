@@ -15,8 +15,8 @@ class Processes:
     """The processes of this run; a single one unless accelerate (or torchrun) has set WORLD_SIZE.
 
     is_main: whether this process writes and prints. sharded: whether training shards the model (FSDP).
-    UserError if -device names one GPU for all, accelerate is told of mixed precision, or FSDP is asked for on CPUs or
-    in version 1, whose flat parameters mix what is trained with what is frozen.
+    Raises UserError if -device names one GPU for all, if accelerate is set to mixed precision, or if FSDP is used on
+    CPUs, with one process, or in version 1, whose flat parameters mix trained and frozen ones.
     """
 
     def __init__(self, device: str):
@@ -70,7 +70,7 @@ class Processes:
         return any(gather_object([said]))
 
     def end(self) -> None:
-        """Leave the group: what follows is the main process's own."""
+        """Leave the process group: only the main process goes on."""
         if self.state is not None:
             import torch.distributed
 
@@ -79,7 +79,7 @@ class Processes:
 
 
 def is_main_process() -> bool:
-    """Whether this process prints: all of them meet a user's mistake, and one line about it is enough."""
+    """Whether this is the main process. It alone prints a user's mistake, which all processes find."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from tqdm import tqdm
 
 EVERY = 30.0  # seconds from one plain line to the next
-OFF = "TQDM_DISABLE"  # the environment variable that switches bars off, as tqdm reads it; plain lines with them
+OFF = "TQDM_DISABLE"  # tqdm's environment variable that switches off bars, and plain lines with them
 LINE = "{desc}: {n_fmt} of {total_fmt} {unit} ({percentage:.0f}%), {elapsed}, {remaining} left{postfix}"
 
 
@@ -20,9 +20,9 @@ class _Log:
 
 
 def progress(items: Iterable | None = None, **options) -> tqdm:
-    """`tqdm` with its options, if stderr is a terminal; else the same as lines, none before work has taken EVERY."""
+    """A bar of `tqdm` with these options if stderr is a terminal; else plain lines, the first after EVERY seconds."""
     if OFF in os.environ:
-        options["disable"] = True  # tqdm itself reads it only where it is imported
+        options["disable"] = True  # tqdm reads the variable only at import
     if not sys.stderr.isatty():
         options |= {"file": _Log(), "bar_format": LINE, "leave": False}
         options |= {"mininterval": EVERY, "delay": EVERY, "miniters": 1, "smoothing": 0}

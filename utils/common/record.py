@@ -68,7 +68,7 @@ class RunRecord:
         self._details: list[str] = []
 
     def tell(self, detail: str) -> None:
-        """Say what became known of the present stage, and record it."""
+        """Print a detail of the current stage, and record it."""
         self._details.append(detail)
         print(f"      {detail}", flush=True)
 
@@ -113,11 +113,11 @@ def reset_peak_memory() -> None:
     Memory that is freed from now on stays with the process until the next call.
     """
     gc.collect()
-    with suppress(OSError, AttributeError):  # another C library
+    with suppress(OSError, AttributeError):  # a C library other than glibc
         libc = ctypes.CDLL("libc.so.6")
-        libc.malloc_trim(0)  # what was freed, which every later stage would count
+        libc.malloc_trim(0)  # return freed memory, which every later stage would count
         # Otherwise glibc would return the memory that a step frees, and the next step would fault each page in again.
-        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that it takes by itself
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that glibc sets by itself
         libc.mallopt(M_TRIM_THRESHOLD, -1)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

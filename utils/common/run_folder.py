@@ -16,8 +16,8 @@ UNFINISHED = "unfinished.json"  # marks OUT.partial as ours, with the command's 
 
 @contextmanager
 def locked(file: Path, what: str, wait: bool = False) -> Iterator[None]:
-    """Hold the lock `file` (flock: it ends with the process) on `what`; UserError, or wait, where another has it."""
-    # Ours are empty, or begin with a process's number where the file system has no flock.
+    """Hold the lock `file` on `what`; UserError, or `wait`, if another process has it. It ends with the process."""
+    # Our lock files are empty, or begin with a process ID where the file system has no flock.
     if file.is_file() and (kept := file.read_bytes()[:99]) and not kept.split(b"\n")[0].isdigit():
         raise UserError(f"{what}: its lock would be {file}, which is a file of yours; rename that, or give another")
     lock = FileLock(file)
@@ -32,7 +32,7 @@ def locked(file: Path, what: str, wait: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)  # while it is held: who waits for it sees that, and takes a new one
+        file.unlink(missing_ok=True)  # before it is released: a waiting process sees that, and locks a new file
         lock.release()
 
 
@@ -72,12 +72,12 @@ class RunFolder:
         self._leaving.close()
 
     def finish(self) -> None:
-        """All is written: give the result its name."""
+        """Rename the complete result to its final name."""
         self._whole = True
         with explain(f"{self._what}: the result stays whole in {self.partial}", "rename that", OSError):
             earlier = take_place(self.partial, self.final)
         (self.final / UNFINISHED).unlink(missing_ok=True)
-        for name in self._keep:  # not before: killed on the way, the same command continues from it
+        for name in self._keep:  # only now: until the rename, a killed run is resumed from them
             shutil.rmtree(self.final / name, ignore_errors=True)
         if earlier:
             print(f"what was in {self.final} is in {earlier} now")
@@ -89,7 +89,7 @@ class RunFolder:
             ours = self.partial.is_dir() and not self.partial.is_symlink()
             if not ours or (any(self.partial.iterdir()) and not mark.is_file()):
                 raise UserError(f"{self._what}: {self.partial} is in the way; rename it, or give another folder")
-            with suppress(OSError, ValueError, TypeError, KeyError):  # of a damaged mark all flags differ
+            with suppress(OSError, ValueError, TypeError, KeyError):  # with a damaged mark all flags differ
                 before = dict(read_json(mark)["arguments"])
             now = self._arguments
             changed = [name for name in now if name not in before or before[name] != now[name]]
@@ -106,7 +106,7 @@ class RunFolder:
         with explain_disk_full(self.final.parent):
             self.partial.mkdir(exist_ok=True)
             for entry in self.partial.iterdir():
-                if entry.name not in (*self._keep, UNFINISHED):  # without its mark it could never be continued
+                if entry.name not in (*self._keep, UNFINISHED):  # without the mark the run could not be resumed
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
             write_json(mark, {"arguments": self._arguments})
 
@@ -116,9 +116,9 @@ class RunFolder:
 
 
 def check_apart(output: Path, inputs: dict[str, Path | str | None]) -> None:
-    """UserError if the folder `output` is, holds or lies in an input, or in what links in that lead to.
+    """Raise UserError if the folder `output` is, holds or lies in an input, or the target of a link in an input folder.
 
-    inputs: flag → what it names: a Path, or a text, which may be a hub id where there is no such file or folder.
+    inputs: flag → a Path, or a text. A text that is no existing file or folder is taken for a hub id, and passes.
     """
     final = Path(os.path.realpath(output.expanduser()))
     for name, value in inputs.items():

@@ -47,7 +47,7 @@ def summarise(evaluations: dict[str, Evaluation]) -> dict:
 
 
 def _mean(chosen: dict[str, list], aggregation: str, higher_is_better: bool) -> dict | None:
-    """chosen: task -> rows of each of MODELS."""
+    """The mean over tasks, or None for fewer than two. chosen: task -> rows of each of MODELS."""
     if len(chosen) < 2:
         return None
     by_model = list(zip(*chosen.values(), strict=True))
@@ -63,7 +63,7 @@ def _mean(chosen: dict[str, list], aggregation: str, higher_is_better: bool) -> 
 def agreement(evaluations: dict[str, Evaluation]) -> dict | None:
     """How far the pruned and the restored model are from the dense one's answers to multiple-choice questions, if any.
 
-    By AGREEMENT's measures, means over a task's questions. Beside the tasks stands "all", all their questions together.
+    The measures are AGREEMENT's: means over the questions of each task, and under "all" over those of all tasks.
     """
     dense, pruned, restored = (evaluations[name].choices for name in MODELS)
     tasks = [task for task in dense if task in pruned and task in restored]

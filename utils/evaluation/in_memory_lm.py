@@ -27,12 +27,12 @@ class InMemoryLM(HFLM):
     """lm_eval's Hugging Face model around one that is already loaded.
 
     Each context is read once for all its continuations, in batches of a budget of tokens, with logits only where a
-    token is scored and log-probabilities in fp32: HFLM's scores, but for the rounding of the model's dtype. In bf16
-    that moves a log-likelihood by some 0.1 nats. Text is generated as HFLM does, eight sequences a batch.
+    token is scored and log-probabilities in fp32. The scores are HFLM's, up to rounding in the model's dtype; in bf16
+    it moves a log-likelihood by some 0.1 nats. Text is generated as HFLM does, eight sequences a batch.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: str, most: int | None = None):
-        """label: names the model in bars. most: what no sequence is longer than; None for the model's own length."""
+        """label: names the model in bars. most: the maximum length of a sequence; None for the model's own."""
         with quiet(logging.ERROR):
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=8, max_length=most)
         self.label = label
@@ -54,7 +54,7 @@ class InMemoryLM(HFLM):
         with progress(total=len(requests), desc=self.label, unit="request") as bar:
             for chosen in by_length(prompts, budget):
                 batch, members = pack([prompts[row] for row in chosen]), [owners[row] for row in chosen]
-                # Every column of a continuation and of the prompt's end before it predicts the request's next token.
+                # The columns (the prompt's last token, then the continuation's) each predict the request's next token.
                 predicted = [
                     (row, column, target, owner)
                     for row, (places, asked) in enumerate(zip(batch.columns, members, strict=True))
@@ -107,9 +107,9 @@ def share_contexts(
 
 @contextmanager
 def quiet(level: int = logging.WARNING) -> Iterator[None]:
-    """Hold back what lm_eval, datasets and the hub say below `level`, and the bars of preparing requests."""
+    """Silence messages of lm_eval, datasets and the hub below `level`, and lm_eval's bars for preparing requests."""
     with ExitStack() as stack:
-        # Prompts and their tokens are made in no time worth a bar; scoring them is.
+        # Prompts are built and tokenized too fast for a bar; scoring has one.
         for module in ("lm_eval.api.task", "lm_eval.api.model"):
             stack.enter_context(patch(f"{module}.tqdm", lambda items, **_: items))
         stack.enter_context(patch("lm_eval.models.huggingface.tqdm", partial(progress, leave=False)))

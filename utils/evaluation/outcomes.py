@@ -18,9 +18,9 @@ from utils.evaluation.paired_statistics import AGREEMENT, Row, mean_difference
 from utils.evaluation.scoring import Evaluation
 from utils.evaluation.tasks import TOKEN_PERPLEXITY, WIKITEXT
 
-CHOICES = "choices"  # in a metric's place: what a multiple-choice task's answers were chosen from
+CHOICES = "choices"  # in place of a metric: a multiple-choice task's log-likelihoods of all choices
 
-VALIDATION, LOSS = "validation", "loss"  # in their places: each validation sample's [summed loss in nats, tokens]
+VALIDATION, LOSS = "validation", "loss"  # in place of task and metric: [summed loss in nats, tokens] by sample
 
 COMPARED = ("valid_loss", "perplexity", "answer_bits", "kl", "flipped", "task_mean")
 """The measures that describe a run and by which runs are compared; the share of a control uses the first three."""
@@ -28,7 +28,7 @@ COMPARED = ("valid_loss", "perplexity", "answer_bits", "kl", "flipped", "task_me
 Measure = str | tuple[str, str]  # one of COMPARED, or (task, metric)
 RESULTS = ("scores", "metrics", "main_metric", "paired", "recovered", "mean", "answers", "agreement", "validation")
 RUN = ("arguments", "method", "models", "pruning", "seeds", "device", "versions", "inputs", "stages", "training")
-"""What is kept of results.json, beside its proof, and of run.json."""
+"""The keys that are kept: RESULTS, with the proof, of results.json, and RUN of run.json."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class KeptRows:
     aggregation: str | None
     higher_is_better: bool | None
     sha256: str  # of the task's rows, or a text's windows of token ids
-    definition: str | None = None  # digest of what else decides what was asked; older runs don't tell
+    definition: str | None = None  # digest of version, config, examples, window; None in older runs
 
 
 Kept = dict[str, dict[str, KeptRows]]  # task -> metric -> rows of one model
 
 
 def write_compressed(path: Path, content: object) -> None:
-    """Write JSON, dataclasses as mappings and arrays as lists, whole; the same content always gives the same bytes."""
+    """Write gzipped JSON, whole: dataclasses as mappings, arrays as lists. Equal content always gives equal bytes."""
     plain = {"default": lambda found: found.tolist() if hasattr(found, "tolist") else vars(found)}
     text = json.dumps(content, ensure_ascii=False, **plain)
     with whole_file(path) as partial:
@@ -54,14 +54,14 @@ def write_compressed(path: Path, content: object) -> None:
 
 
 def read_compressed(path: Path, build: Callable, what: str):
-    """What `build` makes of JSON that `write_compressed` wrote; UserError of one line if the file is no such."""
+    """Read a file of `write_compressed` and return `build` of its JSON; UserError if that fails. what: kind of file."""
     kinds = OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError
     with explain(f"{path}: cannot be read as {what}", "copy it again", kinds):
         return build(json.loads(gzip.decompress(path.read_bytes())))
 
 
 def write_rows(path: Path, evaluations: dict[str, Evaluation], more: dict[str, Kept] | None = None) -> None:
-    """Write the rows of each model (by name). more: by one of these models, rows of what no task of it is."""
+    """Write the rows of each model (by name). more: by model, further rows, which belong to no task."""
     write_compressed(path, {name: {**_kept(each), **(more or {}).get(name, {})} for name, each in evaluations.items()})
 
 
@@ -71,12 +71,12 @@ def read_rows(path: Path) -> dict[str, Kept]:
 
 
 def kept_rows(tasks: dict) -> Kept:
-    """From what JSON has of them."""
+    """Rebuild `Kept` from its JSON."""
     return {task: {name: KeptRows(**rows) for name, rows in metrics.items()} for task, metrics in tasks.items()}
 
 
 def pair_rows(first: Kept, second: Kept, task: str, metric: str) -> tuple[KeptRows, KeptRows]:
-    """The rows of two models, where row i answers the same question in both; UserError where there are no such."""
+    """The rows of two models, if row i answers the same question in both, else UserError."""
     for place, kept in (("first", first), ("second", second)):
         if metric not in kept.get(task, {}):
             raise UserError(f"{task}, {metric}: the {place} run kept no rows of it; score both on the same -eval_tasks")
@@ -104,14 +104,14 @@ def _kept(evaluation: Evaluation) -> Kept:
 
 
 def _asked(task: str, record: dict) -> dict[str, str]:
-    """The digests of the rows, and of template, examples and version of a task, or the window of WikiText-2's pages."""
+    """Digests of a task's rows, and of its template, examples and version; of WikiText-2's pages also of the window."""
     told = ["version", "config", "num_fewshot", "examples_sha256"] + ["max_length"] * (task == WIKITEXT)
     return {"sha256": record["rows_sha256"], "definition": digest([record.get(name) for name in told])}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One finished run: results.json, run.json, and the rows that the restored model is compared in."""
+    """One finished run: results.json, run.json, and the rows by which the restored model is compared."""
 
     results: dict
     run: dict
@@ -124,14 +124,14 @@ class Outcome:
 
     @property
     def draws(self) -> bool:
-        """Whether the seed of its training has a say in it."""
+        """Whether the result depends on the training seed."""
         given = self.run.get("arguments") or {}
         trained = (self.run.get("method") or {}).get("parameters") != 0
         return trained or method_draws(given.get("method"), given.get("first"))
 
     @property
     def minutes(self) -> float | None:
-        """How long its stages took, or would have without what the cache knew; None where an older run doesn't tell."""
+        """Minutes of all stages, cached results at what they first took; None if an older run did not record that."""
         stages = self.run.get("stages", [])
         if any(stage.get("reused") and "saved_seconds" not in stage for stage in stages):
             return None
@@ -139,20 +139,20 @@ class Outcome:
 
     @property
     def perplexity(self) -> tuple[str, str] | None:
-        """(task, metric) of the perplexity that stands in the table."""
+        """(task, metric) of the perplexity that the table shows, None without one."""
         scores = (self._at("scores", "restored") or {}).items()
         names = ("token_perplexity", "word_perplexity")
         return next(((task, name) for name in names for task, metrics in scores if name in metrics), None)
 
     @property
     def accuracies(self) -> list[tuple[str, str]]:
-        """(task, metric) of what the mean over tasks is of."""
+        """(task, metric) of each accuracy in the mean over tasks."""
         main = self.results.get("main_metric") or {}
         named = self._at("mean", "tasks") or [task for task, metric in main.items() if str(metric).startswith("acc")]
         return [(task, main[task]) for task in named]
 
     def asked(self, measure: Measure) -> list[tuple[str, str]]:
-        """(task, metric) of the rows that a measure is the mean of."""
+        """(task, metric) of all rows from which a measure is computed."""
         if isinstance(measure, tuple):
             return [measure]
         return {
@@ -171,7 +171,7 @@ class Outcome:
         return self._at(*self._place("scores", measure, model), "value")
 
     def recovered(self, measure: str) -> tuple[float | None, float | None]:
-        """The closed share of the gap between dense and pruned, and the error of the paired gain over that gap."""
+        """(share of the gap between dense and pruned that was closed, standard error of the paired gain / the gap)."""
         error = self._at(*self._place("paired", measure), "stderr")
         dense, pruned = (self.value(measure, model) for model in ("dense", "pruned"))
         known = None not in (error, dense, pruned) and dense != pruned
@@ -190,13 +190,13 @@ class Outcome:
         return 1 - (self._at("proof", "zeros_lost") or 0) / zeros if zeros else None
 
     def _place(self, part: str, measure: str, *model: str) -> tuple[str, ...]:
-        """Where results.json has a part (scores, paired, recovered) of a measure."""
+        """The keys under which results.json has a part (scores, paired, recovered) of a measure."""
         whole = {"answer_bits": "answers", "task_mean": "mean"}.get(measure, "")
         asked = self.asked(measure)
         return (whole, part, *model) if self.results.get(whole) else (part, *model, *asked[0]) if asked else ("",)
 
     def _at(self, *names: str) -> object:
-        """What results.json has at that place; None where it has nothing."""
+        """The value of results.json under these nested keys, or None."""
         found: object = self.results
         for name in names:
             found = found.get(name) if isinstance(found, dict) else None
@@ -227,7 +227,7 @@ def read_outcome(folder: Path) -> Outcome:
 
 
 def mean_or_none(values: Iterable[float | None]) -> float | None:
-    """Their mean; None where there are none, or one is unknown."""
+    """The mean of the values; None if there are none, or one is None."""
     found = spread(values)
     return found and found["value"]
 
@@ -244,8 +244,8 @@ def spread(values: Iterable[float | None]) -> dict | None:
 def difference(outcomes: list[Outcome], others: list[Outcome], measure: Measure) -> dict | None:
     """{"difference", "stderr", "stderr_seeds", "n"} of `outcomes` minus `others`, over the same n rows.
 
-    Of the seeds that both have, if any. stderr: over the rows, each one's values averaged over seeds. stderr_seeds: of
-    each seed's own difference; None for fewer than two. None where no rows were kept; UserError where others were.
+    Only seeds that both have are used, if any. stderr: over rows, after averaging each over seeds. stderr_seeds: over
+    the seeds' differences; None for fewer than two. Returns None if no rows were kept; UserError if they differ.
     """
     outcomes, others = of_shared_seeds(outcomes, others)
     found = _paired(outcomes, others, measure)
@@ -256,9 +256,9 @@ def difference(outcomes: list[Outcome], others: list[Outcome], measure: Measure)
 
 
 def of_shared_seeds(outcomes: list[Outcome], others: list[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
-    """Of both the runs of the seeds that both have, by seed; all runs of both where they share none.
+    """The runs of each for the seeds that both have, in order of seed; all runs if they share no seed.
 
-    A run that draws nothing stands for every seed.
+    A single run that does not depend on its seed counts for every seed.
     """
     one, other = ({outcome.seed: outcome for outcome in each} for each in (outcomes, others))
     for mine, theirs in ((one, other), (other, one)):
@@ -269,7 +269,7 @@ def of_shared_seeds(outcomes: list[Outcome], others: list[Outcome]) -> tuple[lis
 
 
 def _paired(outcomes: list[Outcome], others: list[Outcome], measure: Measure) -> dict | None:
-    """`difference` without its error over seeds: the mean over tasks, each one's rows averaged over the runs first."""
+    """`difference` without its error over seeds: rows are averaged over the runs first, then differences over tasks."""
     pairs, aggregation = [], ""
     for task, metric in outcomes[0].asked(measure):
         sides = [[each.rows.get(task, {}).get(metric) for each in side] for side in (outcomes, others)]

@@ -20,7 +20,7 @@ AGGREGATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     # Rows are mean negative log-likelihoods of windows of one length.
     "exp_mean": lambda mean: np.exp(mean),
 }
-"""From the weighted mean of the rows to the metric: all that resampling needs to know."""
+"""Maps the weighted mean of the rows to the metric; resampling needs no more."""
 
 
 def aggregate(rows: Sequence[Row], aggregation: str) -> float:
@@ -30,7 +30,7 @@ def aggregate(rows: Sequence[Row], aggregation: str) -> float:
 
 
 def score(tasks: Sequence[Sequence[Row]], aggregation: str) -> dict[str, float | None]:
-    """{"value", "stderr"}: the mean over tasks, one or several, of the metric over each one's rows."""
+    """{"value", "stderr"}: the mean over one or more tasks of the metric over each task's rows."""
     parts = [(aggregate(rows, aggregation), _jackknife(_without_each(rows, aggregation))) for rows in tasks]
     return dict(zip(("value", "stderr"), _mean_of(parts), strict=True))
 
@@ -38,7 +38,7 @@ def score(tasks: Sequence[Sequence[Row]], aggregation: str) -> dict[str, float |
 def mean_difference(
     first: Sequence[Sequence[Row]], second: Sequence[Sequence[Row]], aggregation: str
 ) -> dict[str, float | None]:
-    """{"difference", "stderr"}: the mean over tasks of `first` minus `second`, row i answering one question in both."""
+    """{"difference", "stderr"}: the mean over tasks of `first` minus `second`. Row i is one question in both."""
     parts = []
     for one, other in zip(first, second, strict=True):
         value = aggregate(one, aggregation) - aggregate(other, aggregation)
@@ -71,7 +71,7 @@ def mcnemar_p(first: Sequence[Row], second: Sequence[Row]) -> float | None:
 
 
 def flips(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> list[float]:
-    """1 for each row whose likeliest choice, the first of equal ones, isn't the reference's, else 0."""
+    """1 for each row whose likeliest choice (the first, if several are equal) is not the reference's, else 0."""
     return [float(np.argmax(one) != np.argmax(two)) for one, two in zip(reference, other, strict=True)]
 
 
@@ -79,9 +79,9 @@ def divergences(reference: Sequence[Sequence[float]], other: Sequence[Sequence[f
     """KL(reference || other) of each row, in nats: of the softmax over its choices' log-likelihoods."""
     found = []
     for rows in zip(reference, other, strict=True):
-        with np.errstate(invalid="ignore"):  # a collapsed model's NaN is a value like others
+        with np.errstate(invalid="ignore"):  # NaN of a collapsed model is passed on
             log_p, log_q = (np.asarray(row, dtype=np.float64) - np.logaddexp.reduce(row) for row in rows)
-        # Without those of probability 0, whose share is 0 though its logarithm isn't finite; NaN stays.
+        # Skip choices of probability 0: they contribute 0, but their logarithm is not finite. NaN stays.
         p, counted = np.exp(log_p), np.exp(log_p) != 0
         found.append(float((p[counted] * (log_p[counted] - log_q[counted])).sum()))
     return found

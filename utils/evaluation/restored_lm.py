@@ -1,4 +1,4 @@
-"""lm_eval's own command line and options with our model type in it, which a merged checkpoint does not need.
+"""lm_eval's own command line and options, with our model type added. A merged checkpoint does not need it.
 
     python -m utils.evaluation.restored_lm --model restorelcc \
         --model_args pruned=PRUNED,restoration=OUT/restoration --tasks arc_easy
@@ -21,7 +21,7 @@ from utils.common.errors import UserError
 class RestoredLM(HFLM):
     """A pruned checkpoint (folder, hub id or short name) with a run's OUT/restoration attached, not merged.
 
-    tokenizer: where it is, if the pruned folder has none. All other arguments are HFLM's (dtype, device, ...).
+    tokenizer: its folder or name, if the pruned folder has none. All other arguments are HFLM's (dtype, device, ...).
     """
 
     def __init__(self, pruned: str = "", restoration: str = "", tokenizer: str | None = None, **kwargs):

@@ -30,7 +30,7 @@ class Evaluation:
     scores: task -> metric -> {"value", "stderr"} (None where no standard error is defined).
     samples: task -> metric -> one value a row, or [log-likelihood, weight], in the order of the rows.
     metrics: task -> metric -> {"aggregation", "higher_is_better"}, each None where lm_eval or this project has none.
-    provenance: {"tasks": task -> what is needed to reproduce its numbers, TOKEN_PERPLEXITY: the same of that one}.
+    provenance: {"tasks": task -> what is needed to reproduce its numbers, TOKEN_PERPLEXITY: the same for it}.
     choices: of multiple-choice tasks, task -> rows -> log-likelihood (nats) of each choice.
     """
 
@@ -42,7 +42,7 @@ class Evaluation:
 
     @classmethod
     def joined(cls, parts: "list[Evaluation]") -> "Evaluation":
-        """The scores of several parts of one plan, in their order; what each was measured with stays its own."""
+        """Join the evaluations of several parts of one plan, in order. Each task keeps its own provenance."""
         whole = cls()
         for part in parts:
             by_task = {**whole.provenance.get("tasks", {}), **part.provenance.get("tasks", {})}
@@ -52,14 +52,14 @@ class Evaluation:
         return whole
 
     def add(self, task: str, metric: str, rows: list, aggregation: str) -> None:
-        """A metric of ours, of which lower is better."""
+        """Add a metric of this project. Lower is better."""
         self.scores.setdefault(task, {})[metric] = score([rows], aggregation)
         self.samples.setdefault(task, {})[metric] = rows
         self.metrics.setdefault(task, {})[metric] = {"aggregation": aggregation, "higher_is_better": False}
 
 
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plan: EvalPlan, label: str) -> Evaluation:
-    """Score a loaded model on every task of the plan, which fits it. label: names the model in bars."""
+    """Score a loaded model on every task of a plan that fits it (`check_model`). label: names the model in bars."""
     result = Evaluation(provenance={"tasks": {}})
     circumstances = {
         "versions": {package: version(package) for package in PACKAGES},
@@ -121,13 +121,13 @@ def _score(lm: InMemoryLM, planned: PlannedTask, circumstances: dict, result: Ev
                 columns.setdefault(full, []).append(sample[metric])
         for metric, rows in columns.items():
             if (aggregation := result.metrics[name][metric]["aggregation"]) is not None:
-                # lm_eval takes the mean of a perplexity's rows with weights, where the rows are pairs.
+                # A perplexity's rows may be pairs with a weight; lm_eval then takes their weighted mean.
                 rows = [[float(part) for part in row] if isinstance(row, tuple | list) else float(row) for row in rows]
                 result.samples.setdefault(name, {})[metric] = rows
                 result.scores[name][metric]["stderr"] = score([rows], aggregation)["stderr"]
-        # A class of its own may make other requests than one a choice.
+        # A task with a class of its own may make other requests than one per choice.
         if type(task) is ConfigurableTask and task.OUTPUT_TYPE == "multiple_choice":
-            # A sample a filter, all of the same responses.
+            # lm_eval logs one sample per filter, all with the same responses.
             samples = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
             result.choices[name] = choice_rows(task, samples)
             if (rows := _answer_rows(task, samples, result.choices[name])) is not None:
@@ -137,7 +137,7 @@ def _score(lm: InMemoryLM, planned: PlannedTask, circumstances: dict, result: Ev
 
 def choice_rows(task: Task, samples: list[dict]) -> list[list[float]]:
     """Log-likelihood (nats) of each choice, a list a row. samples: what lm_eval logs, one a row."""
-    # With mutual information, as many requests without a context come after those of the choices.
+    # With mutual information, the requests of the choices are followed by as many without a context.
     counts = [len(task.doc_to_choice(sample["doc"])) for sample in samples]
     return [[float(of[0][0]) for of in sample["resps"][:n]] for sample, n in zip(samples, counts, strict=True)]
 
@@ -146,8 +146,8 @@ def _answer_rows(task: Task, samples: list[dict], choices: list[list[float]]) ->
     """[log-likelihood (nats) of the right answer, its UTF-8 bytes] of each row: what "bits_per_byte" aggregates.
 
     The bytes are those of the continuation in lm_eval's request, with the delimiter before it; in WinoGrande, of the
-    text after the gap. None unless every row has one right answer that lm_eval itself looks up: not where the task's
-    own process_results may mean another.
+    text after the gap. Returns None unless every row has one right answer that lm_eval itself looks up; also if the
+    task has its own process_results, which may take another for right.
     """
     right = [right_choice(task, sample["doc"]) for sample in samples]
     if callable(task.config.process_results) or None in right:

@@ -1,4 +1,4 @@
-"""What will be evaluated, and trained on: task names found, their rows loaded and checked, before any model loads."""
+"""Find tasks by name, and load and check their rows, to evaluate or train on, before any model loads."""
 
 import difflib
 import functools
@@ -44,9 +44,9 @@ from utils.evaluation.tasks import (
 TASKS_FLAG = "-eval_tasks"
 WIKITEXT_FILE = f"{WIKITEXT}/test.txt"
 TASK_FILES = ("*/*.jsonl", "tasks/*/*.jsonl", WIKITEXT_FILE)
-"""All that is read below -eval_data_dir: what `task_rows` and `wikitext_rows` look for."""
+"""Patterns of all files read below -eval_data_dir, by `task_rows` and `wikitext_rows`."""
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
-REFUSED = ("UNSAFE_CODE", "MULTIMODAL")  # of tasks that lm_eval refuses only when it runs them
+REFUSED = ("UNSAFE_CODE", "MULTIMODAL")  # attributes of tasks that lm_eval refuses only when it runs them
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class PlannedTask:
     groups: dict[str, Group]
     limit: int | None
     records: dict[str, dict]  # by task, what is needed to reproduce its numbers
-    text: str | None = None  # WikiText-2's as pruning papers join it, where its token perplexity is asked for
+    text: str | None = None  # WikiText-2 as pruning papers join it, if its token perplexity is measured
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class EvalPlan:
     planned: tuple[PlannedTask, ...]
     ppl_window: int
     windows: int | None = None  # how many of a text, None for all
-    left_out: tuple[str, ...] = ()  # what 'paper' would run but the data folder lacks, in words
+    left_out: tuple[str, ...] = ()  # messages: parts of 'paper' that the data folder lacks
 
     def parts(self) -> "list[EvalPlan]":
         """One plan a task; `Evaluation.joined` puts the scores together."""
@@ -90,19 +90,19 @@ class EvalPlan:
         return [*lines, *self.left_out]
 
     def check_model(self, positions: int) -> None:
-        """UserError if a model of so many positions (max_position_embeddings) cannot be scored so."""
+        """Raise UserError if a model's `positions` (max_position_embeddings) are too few for this plan."""
         if self.ppl_window > positions and any(planned.text is not None for planned in self.planned):
             why = f"{self.ppl_window} tokens are more than the model's {positions} positions"
             raise UserError(f"-ppl_window: {why}; give {positions} or less")
         for name, task in ((name, task) for planned in self.planned for name, task in planned.tasks.items()):
             if task.OUTPUT_TYPE == "generate_until":
                 asked = normalize_gen_kwargs(task.config.generation_kwargs or {})["max_gen_toks"]
-                if asked >= positions:  # of which lm_eval wants one at least for the prompt
+                if asked >= positions:  # lm_eval needs at least one for the prompt
                     why = f"answers of up to {asked} tokens need more than the model's {positions} positions"
                     raise UserError(f"{TASKS_FLAG}: {name}: {why}; leave it out")
 
     def key(self) -> dict:
-        """What is asked, as JSON for the cache of scores; the same rows from the hub or a folder are one key."""
+        """The plan as JSON, for the key of cached scores. The same rows from the hub or a folder give the same key."""
         key = {}
         for planned in self.planned:
             for name, record in planned.records.items():
@@ -119,13 +119,13 @@ def plan_tasks(
 ) -> EvalPlan:
     """Find, load and check all that `eval_tasks` needs; the arguments are the flags' (docs/evaluation.md).
 
-    windows: of the token perplexity, `limit` by default; word perplexity takes the first pages that hold as many words
-    as these hold tokens. UserError for an unknown task, a missing split, a damaged file, or a hub out of reach.
+    windows: those of the token perplexity, by default `limit`. Word perplexity reads the first pages with as many words
+    as these have tokens. UserError for an unknown task, a missing split, a damaged file, or a hub out of reach.
     """
     names, windows = task_names(eval_tasks), windows or limit
     planned, left_out = [], ()
     absent = eval_data_dir is not None and not (eval_data_dir / WIKITEXT_FILE).is_file()
-    if absent and WIKITEXT in names and WIKITEXT not in map(str.strip, eval_tasks.split(",")):  # `paper` asks for it
+    if absent and WIKITEXT in names and WIKITEXT not in map(str.strip, eval_tasks.split(",")):  # `paper` includes it
         names = [name for name in names if name != WIKITEXT]
         left_out = (f"{WIKITEXT}: left out, {eval_data_dir} holds no {WIKITEXT_FILE}",)
     with quiet(logging.ERROR):
@@ -150,7 +150,7 @@ def plan_tasks(
 
 
 def task_names(tasks: str) -> list[str]:
-    """Names without repeats, in order, `paper` and `none` spelled out."""
+    """Task names without repeats, in order. `paper` becomes its tasks, `none` no task."""
     names = []
     given = [part.strip() for part in tasks.split(",")]
     if "none" in given and len(given) > 1:
@@ -179,7 +179,7 @@ def _load_tasks(name: str, data_dir: Path | None, limit: int | None) -> list[Pla
 
 
 def _from_folder(name: str, data_dir: Path, split: str | None = None) -> dict:
-    """What lm_eval loads, each row checked. split: what is read in the place of the one that lm_eval scores."""
+    """Load a task from a folder, and check each row. split: read instead of the one that lm_eval scores."""
     manager, where = _manager(name), f"{name} in {data_dir}"
     try:
         with _rows_from(lambda task, scored: task_rows(data_dir, task, split or scored)):
@@ -200,7 +200,7 @@ def _from_folder(name: str, data_dir: Path, split: str | None = None) -> dict:
 def _check_row(task: Task, row: dict) -> None:
     """Build a row's prompt, so that one lm_eval cannot read is named before a model loads."""
     known = task.task_name in PAPER_TASKS
-    if known:  # whose fields are all needed: one that is null must not be read as the text "None"
+    if known:  # all their fields are needed: a null must not be read as the text "None"
         row = {name: value for name, value in row.items() if value is not None}
     task.doc_to_text(row)
     target = task.doc_to_target(row)
@@ -233,7 +233,7 @@ def every_task() -> TaskManager:
 
 @contextmanager
 def _rows_from(read: Callable[[str, str], list[dict]]) -> Iterator[None]:
-    """Within it, tasks that lm_eval loads get what `read` gives for their name and a split, and nothing of the hub."""
+    """In the block, tasks that lm_eval loads get their rows from `read(name, split)`, and nothing from the hub."""
 
     def download(task: ConfigurableTask, *_, **__) -> None:
         config = task.config
@@ -258,7 +258,7 @@ def _rows_from(read: Callable[[str, str], list[dict]]) -> Iterator[None]:
 
 
 def plan_task(tasks: dict[str, Task], groups: dict[str, Group], limit: int | None, source: str) -> PlannedTask:
-    """Which rows of loaded tasks are scored: the first `limit` of each. groups: what they are in, the outer first."""
+    """Plan loaded tasks, with the first `limit` rows of each. groups: those that the tasks are in, the outer first."""
     # A definition is recorded without the source of its rows: the hub and a folder may have different splits.
     dropped = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", *SPLITS)
     records = {}
@@ -308,7 +308,7 @@ def _from_hub(load: Callable, name: str, flag: str = TASKS_FLAG, instead: str = 
 
 
 def _jsonable(value: object) -> object:
-    """`value` with what json cannot write turned to text: functions to their source, with arguments that are set."""
+    """`value` as JSON, with text for what JSON lacks: functions as their source, partials with their arguments."""
 
     def text(item: object) -> object:
         if isinstance(item, functools.partial):
@@ -323,8 +323,8 @@ def _jsonable(value: object) -> object:
 def load_texts(args: Arguments) -> Split:
     """Training and validation texts as the flags name them; UserError as `load_samples` raises it.
 
-    Under -spec_task samples of the task's training split, drawn with -data_seed, in the drawn order, and none to
-    validate on. Prompts and answers are those that lm_eval scores the task with; negatives are the other choices.
+    Under -spec_task the samples are drawn with -data_seed from the task's training split, in the drawn order, without
+    validation samples. Prompts and answers are those that lm_eval scores the task with; negatives are other choices.
     """
     task, data_dir, count = args.spec_task, args.eval_data_dir, args.num_train_samples
     if not task:

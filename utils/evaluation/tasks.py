@@ -28,7 +28,7 @@ PAPER_TASKS = {
 }
 """lm_eval's definitions of the paper's seven, in the order of its table."""
 
-MAIN_METRIC = {  # the metric a column shows, of the seven as is usual for LLaMA; all others are kept beside it
+MAIN_METRIC = {  # the metric that tables show, for the seven as is usual for LLaMA; all others are kept too
     **dict.fromkeys(("boolq", "rte", "winogrande", "arc_easy"), "acc"),
     **dict.fromkeys(("hellaswag", "arc_challenge", "openbookqa"), "acc_norm"),
     WIKITEXT: TOKEN_PERPLEXITY,
@@ -38,7 +38,7 @@ MAIN_METRIC = {  # the metric a column shows, of the seven as is usual for LLaMA
 
 
 def main_metric(task: str, metrics: Iterable[str]) -> str | None:
-    """The metric that stands for `task` among those it was scored with."""
+    """The main metric of `task`, among those it was scored with."""
     have = list(metrics)
     preferred = (MAIN_METRIC.get(task), "acc_norm", "acc", "exact_match", "bits_per_byte", *have)
     return next((metric for metric in preferred if metric in have), None)
@@ -62,7 +62,7 @@ def task_rows(data_dir: Path, task: str, split: str) -> list[dict]:
 def right_choice(task: Task, doc: dict) -> int | None:
     """Index of the right choice as lm_eval's accuracy takes it; None unless there is one."""
     choices = task.doc_to_choice(doc)
-    # Where the choices are contexts, the index is the text, and the target the continuation that they share.
+    # If the choices are contexts, doc_to_text gives the index, and doc_to_target the continuation that they share.
     target = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     if isinstance(target, str):
         return choices.index(target) if target in choices else None

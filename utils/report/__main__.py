@@ -1,4 +1,4 @@
-"""The page of a run and its pictures once more, from its record alone: python -m utils.report OUT"""
+"""Draw a run's page and pictures again, from its record alone: python -m utils.report OUT"""
 
 from jinja2 import UndefinedError
 

@@ -23,25 +23,25 @@ LICENSES = {
 
 
 def model_card(results: dict, run: dict) -> str:
-    """README.md of the merged checkpoint, with the hub's front matter; names folders, never where they lie.
+    """README.md of the merged checkpoint, with the hub's front matter. Folders are named without their paths.
 
-    A name that somebody else chose is text there, whatever is in it.
+    Values are escaped, so a name that somebody else chose is never markup.
     """
     content = told(results, run) | {"front": Markup(metadata(run).to_yaml().replace("<", ""))}
     return render("card.md.j2", content, as_markdown)
 
 
 def as_markdown(value: object) -> Markup:
-    """A text that is no markup, neither HTML nor Markdown, in one line; markup of ours as it is."""
+    """Escape HTML and Markdown in a value, and put it on one line; `Markup`, which is ours, stays as it is."""
     if isinstance(value, Markup):
         return value
     text = str(escape(" ".join(str(value).split()))).replace("± ", "±\u00a0")
-    text = text.replace("&#34;", '"').replace("&#39;", "'")  # which are markup in attributes alone
+    text = text.replace("&#34;", '"').replace("&#39;", "'")  # quotes are markup in attributes only
     return Markup(re.sub(r"[\[\]|`\\*]|(?<!\w)_|_(?!\w)", lambda found: f"&#{ord(found[0])};", text))
 
 
 def metadata(run: dict) -> ModelCardData:
-    """The card's front matter; a base model only by its hub id, a licence only where it is known."""
+    """The card's front matter, with a base model only if it has a hub id, and a licence only if it is known."""
     models = run.get("models") or {}
     pruned, dense = (_hub_id(models.get(name)) for name in ("pruned", "dense"))
     base, licensed = pruned or dense, dense or pruned or ""

@@ -11,13 +11,13 @@ from utils.common.errors import shortened
 from utils.report.svg import Drawing, Scale, log_ticks, short, ticks
 from utils.report.tables import DASH, MODELS, ScoreRow
 
-WIDTH = 800  # pixels of a picture. A narrower page moves it sideways, so that no text shrinks.
+WIDTH = 800  # pixels of a picture. A narrower page scrolls it sideways, so that no text shrinks.
 
-SHAPES = {"dense": "diamond", "pruned": "square", "restored": "circle"}  # told apart on paper, without any colour
+SHAPES = {"dense": "diamond", "pruned": "square", "restored": "circle"}  # distinct without colour, as on paper
 
 
 class Plot(Drawing):
-    """A drawing with a horizontal axis `x` and a vertical one `y`, each from a value to its place."""
+    """A drawing with a horizontal axis `x` and a vertical one `y`; each maps a value to its pixel."""
 
     def __init__(
         self, height: int, label: str, across: tuple[float, float], up: tuple[float, float], names: tuple[str, str],
@@ -101,7 +101,7 @@ def loss_picture(history: list[dict]) -> Drawing | None:
     if not training and len(valid) < 2:
         return None
     losses = [loss for _, loss in training]
-    # A few odd batches must not flatten everything else.
+    # A few outliers must not flatten everything else.
     most = np.percentile(losses, [0.5, 99.5]).tolist() if losses else []
     low, high = widened([*most, *(loss for _, loss in valid)], 0.05)
     last, window, before = max(step for step, _ in training + valid), len(training) // 20, valid and valid[0][0] == 0
@@ -169,7 +169,7 @@ def heads_picture(record: dict) -> Drawing | None:
 
 
 def _shades(drawing: Drawing, x: float, y: float, low: str, high: str, looks: Sequence[dict]) -> float:
-    """From (x, y) on a row of shades between what its ends stand for; returns where there is room again."""
+    """Draw a row of shades between its end labels `low` and `high`, from (x, y) on; returns the x after it."""
     drawing.text(x, y, low, "tick")
     x += 8 + 6.5 * len(low)
     for step, look in enumerate(looks):
@@ -217,14 +217,14 @@ class Point:
 
 
 def front(points: Sequence[Point], lower_y: bool) -> list[Point]:
-    """The points that no other equals in both and beats in one, by x. A lower x is better, a lower y if `lower_y`."""
+    """The Pareto front: points that no other point dominates, by x. Lower x is better, lower y only if `lower_y`."""
     costs = [(point.x, point.y if lower_y else -point.y) for point in points]
     beaten = [any(a <= x and b <= y and (a, b) != (x, y) for a, b in costs) for x, y in costs]
     return sorted((point for point, lost in zip(points, beaten, strict=True) if not lost), key=lambda point: point.x)
 
 
 def front_picture(points: Sequence[Point], name_x: str, name_y: str, lower_y: bool) -> Drawing:
-    """Points with their names, and their front; x by its logarithm if it spans a factor of ten, a 0 at the left end."""
+    """Points with their names, and their front. The x-axis is logarithmic beyond a factor of ten, a 0 at its left."""
     positive = [point.x for point in points if point.x > 0]
     log = bool(positive) and max(positive) > 10 * min(positive)
     zero, best = (min(positive) / 4 if log else 0), front(points, lower_y)
@@ -255,9 +255,9 @@ def front_picture(points: Sequence[Point], name_x: str, name_y: str, lower_y: bo
 
 
 def names_beside(spots: Sequence[tuple], top: float, bottom: float) -> list[tuple[float, float, str, str]]:
-    """(x, baseline, anchor, text) of the names of spots (x, y, name) that find room beside them, in that order.
+    """Place the names of spots (x, y, name) beside them: (x, baseline, anchor, text) of each, in that order.
 
-    A name covers no mark and no other name; one that finds no room, even cut to 13 letters, is left to the pointer.
+    A name covers no mark and no other name. One without room, even cut to 13 letters, is left to the mark's tooltip.
     """
     found, taken = [], [(x - 6, y - 6, x + 6, y + 6) for x, y, _ in spots]
     for x, y, name in spots:

@@ -70,7 +70,7 @@ def draw(record: Record) -> tuple[str, dict[str, Drawing]]:
 
 
 def told(results: dict, run: dict) -> dict:
-    """What the page of a run and the card of its model both tell."""
+    """The template values that the page of a run and the card of its model share."""
     proof = results.get("proof") or {}
     return {
         "results": results, "run": run, "given": run.get("arguments") or {}, "proof": proof,
@@ -88,13 +88,13 @@ def told(results: dict, run: dict) -> dict:
 
 
 def render(template: str, content: dict, finalize: Callable[[object], object] | None = None) -> str:
-    """A template of ours, filled in; finalize: what every value goes through before it is escaped."""
+    """Render a template of ours. finalize: applied to every value before it is escaped."""
     return summary.hide_home(environment(finalize).get_template(template).render(content))
 
 
 @cache
 def environment(finalize: Callable[[object], object] | None) -> Environment:
-    """Templates whose every value is escaped, and in which a name that is not there is an error."""
+    """The Jinja environment: every value is escaped, and an undefined name is an error."""
     found = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True, finalize=finalize,
@@ -107,7 +107,7 @@ def environment(finalize: Callable[[object], object] | None) -> Environment:
 
 
 def shown_examples(examples: dict | None) -> dict | None:
-    """The same with the lines that all of several prompts share taken out of them, as "before" and "after"."""
+    """The examples, with the first and last lines that all of several prompts share moved to "before" and "after"."""
     if not examples:
         return None
     texts = [each["prompt"].splitlines() for each in examples["prompts"]]

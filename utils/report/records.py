@@ -37,6 +37,6 @@ def spectrum_record(explained: Tensor) -> dict | None:
 
 
 def numbers(values: Tensor) -> list:
-    """The same as nested lists, each number to 5 significant digits; what is not finite stays so."""
+    """The values as nested lists, each number to 5 significant digits; NaN and infinity stay."""
     shorten = np.vectorize(lambda value: float(f"{value:.5g}"), otypes=[float])
     return shorten(values.detach().double().cpu().numpy()).tolist()

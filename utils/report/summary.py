@@ -39,8 +39,8 @@ def hide_paths(command: str) -> str:
 
 
 def hide_home(text: str) -> str:
-    """A last guard: whatever path slipped through names no home directory."""
-    home = os.path.expanduser("~")  # which stays as it is where a user has none
+    """Replace the home directory by ~: a last guard, for a path that slipped through."""
+    home = os.path.expanduser("~")  # stays "~" for a user without a home
     return text if home == "/" else re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", text)
 
 
@@ -84,16 +84,16 @@ def restored_how(run: dict, proof: dict) -> str:
 
 
 def verdict(results: dict, run: dict) -> str:
-    """What the run came to, in one plain sentence; only what is beyond noise counts as better or worse."""
+    """The result of the run in one plain sentence; only what is beyond noise counts as better or worse."""
     losses = results.get("validation") or {}
     if restores_nothing(run):
         return "Nothing was restored: this is the pruned model."
-    # By a closed form, if not in training.
+    # It rose in training, or else by a closed form.
     rose = [loss_rose(losses.get(before), losses.get("restored")) for before in ("start", "pruned")]
     end = next((f"; {text}." for text in rose if text), ".")
     verdicts = verdicts_of(results)
     if not verdicts:
-        if end == "." and loss_rose(losses.get("restored"), losses.get("pruned")):  # backwards: it fell
+        if end == "." and loss_rose(losses.get("restored"), losses.get("pruned")):  # arguments swapped: it fell
             end = "; the validation loss fell from {pruned:.3f} to {restored:.3f}.".format(**losses)
         return f"No score of the pruned and the restored model could be judged: whether it is better is not known{end}"
     better, worse = verdicts.count("better"), verdicts.count("worse")
@@ -126,7 +126,7 @@ def loss_rose(before: float | None, after: float | None) -> str | None:
 
 
 def headline(results: dict) -> tuple[str, ScoreRow] | None:
-    """(name, row) of the run's first recovered share with a verdict of better: of a mean over tasks, else of a task."""
+    """(name, row) of the first row with a recovered share and the verdict better; means over tasks come first."""
     means = {"accuracy": "mean accuracy", "answer bits/byte": "the right answers’ likelihood"}
     named = [(means[row.metric], row) for row in mean_rows(results)]
     named += [(f"{row.task}’s {row.metric.replace('_', ' ')}", row) for row in score_rows(results)]

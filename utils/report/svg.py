@@ -12,7 +12,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Scale:
-    """From a value in [low, high] to a place in [start, end]; by its logarithm if `log`."""
+    """Map a value in [low, high] to a coordinate in [start, end]; logarithmically if `log`."""
 
     low: float
     high: float
@@ -38,7 +38,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten within [low, high], with their 2- and 5-folds where it spans no factor of 100; or both ends."""
+    """Powers of ten within [low, high], also times 2 and 5 up to a span of 100; both ends if fewer than two are."""
     factors = (1,) if high > 100 * low else (1, 2, 5)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found = [value for power in powers for factor in factors if low <= (value := factor * 10.0**power) <= high]
@@ -46,14 +46,14 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A tick's number: at most four significant digits, thousands with commas, large and tiny ones by their power."""
+    """A tick's number: at most four significant digits, thousands with commas, large and tiny ones in e-notation."""
     if value and not 1e-4 <= abs(value) < 1e7:
         return f"{value:.3g}".replace("e+0", "e")
     return f"{float(f'{value:.4g}'):,.10g}"
 
 
 class Drawing:
-    """One picture of `width` × `height` pixels, from the top left corner. Classes are those of chart.css."""
+    """One picture of `width` × `height` pixels, with the origin at the top left. Classes are those of chart.css."""
 
     def __init__(self, width: float, height: float, label: str):
         self.width, self.height, self.label = width, height, label
@@ -71,7 +71,7 @@ class Drawing:
         self.add("line", class_=kind, x1=x1, y1=y1, x2=x2, y2=y2)
 
     def text(self, x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> None:
-        """A text whose baseline begins (`start`), is centred (`middle`) or ends (`end`) there."""
+        """Write a text whose baseline begins (`start`), is centred (`middle`) or ends (`end`) at (x, y)."""
         self.add("text", text, class_=kind, x=x, y=y, text_anchor=anchor)
 
     def rect(self, x: float, y: float, width: float, height: float, kind: str, **more: object) -> None:
@@ -93,7 +93,7 @@ class Drawing:
             self.path([(x, y - far), (x + far, y), (x, y + far), (x - far, y)], kind, closed=True, tip=tip)
 
     def legend(self, x: float, y: float, entries: Sequence[tuple[str, str, str]]) -> None:
-        """(shape, class, name) each, side by side from (x, y) on."""
+        """Draw entries (shape, class, name) side by side, from (x, y) on."""
         for shape, kind, name in entries:
             if shape == "line":
                 self.line(x, y, x + 15, y, kind)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from utils.common.commands import WIDTH
 
 MODELS = ("dense", "pruned", "restored")
-COLUMNS = (*MODELS, "difference", "recovered")  # what a row of scores tells, by the names of its `texts`
+COLUMNS = (*MODELS, "difference", "recovered")  # the columns of a row of scores: keys of its `texts`
 DASH = "–"
-AGREEMENT = {"flipped": "answers flipped", "kl": "KL from dense"}  # how they are shown, by results.json's names
+AGREEMENT = {"flipped": "answers flipped", "kl": "KL from dense"}  # their titles, by their names in results.json
 SHARES = ("acc", "exact_match", AGREEMENT["flipped"])  # begin the names of metrics shown in per cent
 ARROWS = {True: " ↑", False: " ↓", None: ""}  # by whether higher is better, if that was recorded
 
@@ -26,7 +26,7 @@ class Score:
         return [scale * number for number in (self.value, self.stderr) if number is not None]
 
     def ends(self, scale: float = 1) -> tuple[float, float]:
-        """One standard error below and above, in the same."""
+        """One standard error below and above the value, in `scale` times the unit."""
         return scale * (self.value - (self.stderr or 0)), scale * (self.value + (self.stderr or 0))
 
 
@@ -87,14 +87,14 @@ JUDGED = ("better", "worse", "equal", "within noise")  # verdicts that say somet
 
 
 def judged(difference: Score | None, higher_is_better: bool | None, p: float | None = None) -> str:
-    """ "better" or "worse" only beyond 2 standard errors, at an exact test's p ≤ 0.05; "differs": direction unknown."""
+    """ "better" or "worse" only beyond 2 standard errors and, if p is given, p ≤ 0.05; "differs": direction unknown."""
     if difference is None:
         return ""
     if difference.value == 0:
         return "equal"
     if difference.stderr is None:
         return "no standard error"
-    if not abs(difference.value) > 2 * difference.stderr:  # NaN is no number of them
+    if not abs(difference.value) > 2 * difference.stderr:  # also if it is NaN
         return "within noise"
     if higher_is_better is None:
         return "differs"
@@ -206,7 +206,7 @@ def proof_table(proof: dict) -> str:
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: Callable = str.rjust) -> str:
-    """At most 100 columns, where the numbers let it; a first cell that is too long has a line of its own."""
+    """A table of at most WIDTH columns, if the numbers fit; a first cell that is too long gets a line of its own."""
     first, *others = (max(map(len, column)) for column in zip(header, *rows, strict=True))
     first, lines = min(first, WIDTH - sum(others) - 2 * len(others)), []
     for name, *cells in [header, *rows]:

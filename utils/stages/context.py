@@ -23,9 +23,9 @@ from utils.common.record import RunRecord
 class Run:
     """A run's context.
 
-    folder: where it writes. device: where models run, as torch names it. kind_of_device: `cpu`, `cuda`, …, what
-    rounding depends on, so that it belongs in keys. needs: the method's. reads_activations: whether z of both models is
-    needed, to rank heads or for V of those that are chosen. version: of this project's source.
+    folder: where it writes. device: where models run, as torch names it. kind_of_device: `cpu`, `cuda`, …; rounding
+    depends on it, so it is in cache keys. needs: the method's. reads_activations: whether z of both models is needed,
+    to rank heads or for V of the chosen ones. version: digest of this project's source.
     """
 
     def __init__(self, args: Arguments, processes: Processes, folder: Path, device: str):
@@ -35,7 +35,7 @@ class Run:
             self.cache.clean()
         self.record = RunRecord(self.cache)
         for part in parts_of(args.method, Options.of(args)):
-            part.spec.function()  # imported now: keys are of the code that runs, whatever becomes of its files
+            part.spec.function()  # import now: keys are of the code that runs, even if its files change later
         self.version = code_version(*map(import_module, ("baselines", "data", "models", "pruning", "utils")))
         self._windows: Tensor | None = None
         self.dtype, self.kind_of_device = DTYPES[args.dtype], device.partition(":")[0]
@@ -67,7 +67,7 @@ class Run:
                 raise OutOfRoom(told) from error
 
     def reading_device(self, checkpoint: Checkpoint) -> str:
-        """Device for forward passes alone: the run's; with -device auto "auto" (all of them) if it is too small."""
+        """Device for forward passes only: the run's; with -device auto "auto" (all of them) if it is too small."""
         auto = self.args.device == "auto"
         return placement(checkpoint.folder, self.dtype, self.device) if auto else self.device
 
@@ -82,7 +82,7 @@ class Run:
         return device
 
     def load(self, checkpoint: Checkpoint, device: str | None = None) -> LlamaForCausalLM:
-        """The model, on `device`, or where one goes that is only read."""
+        """Load the model, on `device`, by default on `reading_device`."""
         return load_model(checkpoint.folder, self.dtype, device or self.reading_device(checkpoint), checkpoint.flag)
 
 
@@ -90,8 +90,8 @@ class Run:
 class LazyModel:
     """A model that is loaded at the first call, unless `loaded` is given, and kept until `loaded` is set to None.
 
-    label: `dense`, `pruned` or `restored`. In a cache key its weights and the dtype that it runs in stand for it: they
-    determine all that it computes, up to rounding.
+    label: `dense`, `pruned` or `restored`. Its cache key has its weights and the dtype that it runs in, which determine
+    all that it computes, up to rounding.
     """
 
     run: Run
@@ -111,8 +111,8 @@ class LazyModel:
 class Models:
     """The dense and the pruned checkpoint, checked.
 
-    pruned: in the dense model's shapes; given: as -pruned_model_path has it, or as it was made. Until then both are
-    None and config, the pruned model's, is the dense one's. tokenizer_from, _sha256: the tokenizer's folder and digest.
+    given: the pruned checkpoint as given or made; pruned: in the dense model's shapes. Until it is made both are None,
+    and config, the pruned model's, is the dense one's. tokenizer_from, _sha256: the tokenizer's folder and digest.
     """
 
     dense: Checkpoint

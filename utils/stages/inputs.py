@@ -1,4 +1,4 @@
-"""Before the first stage: what can be told of a run's inputs in a moment."""
+"""Before the first stage: checks of a run's inputs that take only a moment."""
 
 from data.sources import check_calib_data, check_data_path
 from models.model_names import check_found

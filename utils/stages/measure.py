@@ -1,4 +1,4 @@
-"""What each model reads, and what it makes of it: activations, scores and a few answers, from one loading of it."""
+"""Run each model, loaded once: the inputs that it reads, and its activations, scores and a few answers."""
 
 from dataclasses import asdict, dataclass
 
@@ -25,7 +25,7 @@ ASKED = 5
 
 
 def prompt_trees(run: Run, samples: Samples) -> list[PromptWithContinuations]:
-    """Each training prompt alone: what the pruned model reads; nothing where no activations are needed."""
+    """The pruned model's inputs: each training prompt alone; none if no activations are needed."""
     return [PromptWithContinuations(ids, [[]]) for ids in samples.prompt_ids] if run.reads_activations else []
 
 
@@ -45,7 +45,7 @@ def probe_trees(run: Run, models: Models, samples: Samples) -> list[PromptWithCo
 
 
 def wrong_answers(run: Run, samples: Samples) -> list[str]:
-    """r⁻ of the samples that train the probes: the most similar other answer, or the task's own wrong one."""
+    """r⁻ of the samples for the probes: the most similar other answer, or the task's own wrong one."""
     count = min(run.args.num_probe_samples, len(samples.prompts))
     if samples.wrong_choices is None:
         nearest = negatives.most_similar_other(embedded(run, samples.responses), samples.responses)
@@ -66,7 +66,7 @@ def embedded(run: Run, texts: list[str]) -> Tensor:
 
 @cached("embeddings", code=(negatives,))
 def embeddings(encoder: Checkpoint, tokenizer: str, texts: list[str], device: str, *, place: str) -> dict[str, Tensor]:
-    """The texts' embeddings by the encoder, run at `place`, a device of the kind `device`."""
+    """The encoder's embeddings of the texts. place: the device it runs on; device: its kind, in the key."""
     return {"embeddings": negatives.sentence_embeddings(texts, encoder.folder, place)}
 
 
@@ -128,7 +128,7 @@ def scores(
 def answers_to(
     model: LazyModel, asked: list[Encoded], device: str, tokenizer_sha256: str, *, tokenizer: PreTrainedTokenizerBase
 ) -> dict:
-    """Greedy answers to the samples' prompts; loss: on their own responses, nats a token."""
+    """Greedy answers to the samples' prompts. loss: of the samples' own responses, in nats per token."""
     found, rows = [], losses.validate(model(), asked).valid_rows if asked else []
     for sample, (nats, count) in zip(asked, rows, strict=True):
         made, ended = examples.greedy(

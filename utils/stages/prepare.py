@@ -1,4 +1,4 @@
-"""First stages: every input that can be checked without running a model is, in order of cost; then pruning."""
+"""First stages: check, in order of cost, every input that can be checked without running a model; then prune."""
 
 import sys
 from dataclasses import replace
@@ -81,7 +81,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
         pruning.prune_model.check(args.prune_method, args.sparsity, *calibration_set, config)
     if args.calibrates:
         calibration.check(*calibration_set, config.max_position_embeddings)
-        run.calibration_windows(tokenizer)  # a text that cannot be had is told of now
+        run.calibration_windows(tokenizer)  # raises now if the text cannot be had
     plan = plan or plan_tasks(*args.evaluation)
     positions = longest_context(config)
     plan.check_model(positions)
@@ -109,7 +109,7 @@ def given_checkpoint(args: Arguments, dense: Checkpoint) -> tuple[Checkpoint, Ch
     if torch.cosine_similarity(one, two, 0) < 0.9:
         print(f"      warning: {flag}: its embeddings are not -base_model_name's: another model?", file=sys.stderr)
     if (record := given.folder / RECORD).is_file():
-        read_settings(record, flag)  # which the run's record will quote
+        read_settings(record, flag)  # checked now; the run's record will quote it
     expanded, compact = in_dense_shapes(given.folder, args.cache_dir)
     pruned = Checkpoint(expanded, flag) if compact else given
     zeros, weights = pruned.survey().counts()
@@ -132,7 +132,7 @@ def pruned_checkpoint(run: Run, models: Models) -> Models:
     if text == BUNDLED:
         text = digest(data.sources.bundled_text())
     elif Path(text).is_file():
-        text = Path(text).suffix + sha256(Path(text))  # which says how it is read
+        text = Path(text).suffix + sha256(Path(text))  # the suffix says how to read it
     how = args.prune_method, args.sparsity, [text, args.calib_samples, args.calib_length, args.calibration_seed]
     found = Checkpoint(prune(run.cache, models.dense, models.tokenizer_sha256, *how, args.dtype, run=run))
     print(f"      {found.folder}")
@@ -143,7 +143,7 @@ def pruned_checkpoint(run: Run, models: Models) -> Models:
 def prune(
     folder: Path, dense: Checkpoint, tokenizer: str, method: str, pattern: str, windows: list, dtype: str, *, run: Run
 ) -> None:
-    """Prune the dense model. windows: which calibration text, how many of it, their tokens, the seed."""
+    """Prune the dense model. windows: calibration text, number of windows, tokens of a window, seed."""
     args = run.args
     windows = f", {args.calib_samples} × {args.calib_length} tokens" if PRUNERS[method].statistic else ""
     print(f"      {method} at {pattern}{windows}")

@@ -28,8 +28,8 @@ def check_push(args: Arguments) -> None:
 
 
 def push(args: Arguments) -> None:
-    """Upload the merged checkpoint; UserError if that fails, Stopped if it is stopped: the line says how to do it
-    later, and the result stays as it is.
+    """Upload the merged checkpoint. Raises UserError if that fails, and Stopped on a signal; the message says how to
+    upload it later, and the result stays as it is.
     """
     if args.push_to_hub is None:
         return
@@ -39,7 +39,7 @@ def push(args: Arguments) -> None:
     folder, api = args.output_dir / "model", HfApi()
     again = f"the result is whole: {shlex.join(['hf', 'upload', args.push_to_hub, str(folder)])} uploads it"
     if sys.stderr.isatty():
-        enable_progress_bars()  # which `quiet_libraries` took away
+        enable_progress_bars()  # `quiet_libraries` has disabled them
     try:
         name = api.create_repo(args.push_to_hub, exist_ok=True).repo_id
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a model restored by RestoreLCC")

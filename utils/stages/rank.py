@@ -1,4 +1,4 @@
-"""Lost components of all heads, and the heads in the order in which they are chosen."""
+"""Compute the lost components of all heads, and rank and choose the heads to restore."""
 
 import shutil
 import time
@@ -30,8 +30,8 @@ SCORE_NAMES = {
 
 @dataclass(frozen=True)
 class Ranked:
-    """heads: the chosen pairs (layer, head), ascending. scores: (L, H), what ranked them; NaN of heads that cannot be
-    restored. basis: V of all heads (L, H, d, d). spectrum: what directions carry of the gap, None without one. sizes:
+    """heads: the chosen pairs (layer, head), ascending. scores: (L, H), what ranked them; NaN for heads that cannot be
+    restored. basis: V of all heads (L, H, d, d). spectrum: a `spectrum_record` of the gap, None without a gap. sizes:
     ‖c‖ (L, H).
 
     The last three are None where neither the method nor -head_selection reads activations.
@@ -45,7 +45,7 @@ class Ranked:
 
 
 def rank(run: Run, models: Models, samples: Samples, dense: list[Kept], pruned: list[Kept]) -> Ranked | None:
-    """The heads that will be restored, and what they are restored by; None for a method without heads.
+    """Choose the heads to restore, and find what restores them; None for a method without heads.
 
     dense, pruned: the models' activations.
     """
@@ -107,14 +107,14 @@ def head_norms(run: Run, models: Models, samples: Samples) -> Tensor:
     alike = [processes.count, processes.sharded, run.args.dtype, run.kind_of_device]
     kept = lofit_norms.later(run.cache, models.pruned, samples.train, how, alike, made=made)
     began = time.perf_counter()
-    # Asked together: a process that trained alone would wait for the others for ever.
+    # All processes decide together: one that trained alone would wait for the others for ever.
     if processes.any(not kept.known()):
         model = run.load(models.pruned, run.training_device(models.pruned, how.num_epoch > 0))
         run.record.tell("LoFiT's first step: a scale of every head")
         made.append(lofit.scale_norms(model, samples.train, how, lofit.L1, run.device, place, belongs=kept.path.name))
     with processes.main_first():
         norms = replace(kept, before=time.perf_counter() - began)()["norms"]
-        if processes.is_main:  # the cache has them now, and flags may change again
+        if processes.is_main:  # the norms are cached, and flags may change again
             shutil.rmtree(place, ignore_errors=True)
     return norms
 

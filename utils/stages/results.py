@@ -1,4 +1,4 @@
-"""Last: results.json, run.json, the rows, the report and the model's card; the tables go to the terminal."""
+"""Last stage: write results.json, run.json, the rows, the report and the model's card, and print the tables."""
 
 import shlex
 import sys
@@ -83,7 +83,7 @@ def method_record(run: Run, trained: Trained) -> dict:
     """How the model was restored, in words and numbers."""
     restoration = trained.restoration
     parts = parts_of(run.args.method, Options.of(run.args))
-    # Of what was not trained a closed form alone stays.
+    # If nothing was trained, only a closed form restores.
     done = [part.spec for part in parts if part.name != "none" and (trained.parameters or not part.spec.needs.training)]
     weights = [name for name in restoration.terms if name.endswith(".weight")]
     kind = "constants" if restoration.terms else "nothing"  # what a merge touches
@@ -111,16 +111,16 @@ def trained_tokens(run: Run, samples: Samples) -> int:
     args, how = run.args, (samples.train, TrainingSettings.of(run.args), run.processes.count)
     if not args.trains:
         return 0
-    lofit = run.needs.heads and args.head_selection == "lofit"  # whose first step is such a training, without text
+    lofit = run.needs.heads and args.head_selection == "lofit"  # its first step is a training, too, without text
     return tokens_read(*how, args.calib_length * (args.loss == DISTILL)) + lofit * tokens_read(*how)
 
 
 def run_record(run: Run, models: Models, samples: Samples, trained: Trained) -> dict:
-    """What run.json keeps: what was run, on what, with what versions, and what it took."""
+    """The content of run.json: flags, models, inputs, device and versions, and each stage's time and memory."""
     args, family = run.args, read_json(models.dense.folder / "config.json")["model_type"]
     record = models.pruned.folder / RECORD
     pruning = read_json(record) if record.is_file() else None
-    if pruning and not args.pruned_model_path:  # the cache's, made by a run that may have named the same otherwise
+    if pruning and not args.pruned_model_path:  # from the cache: the run that made it may have used other names
         pruning["base_model"] = args.base_model_name
         if pruning["calibration"]:
             pruning["calibration"]["calib_data"] = args.calib_data

@@ -94,7 +94,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
     if sharded:
         # This process holds only a shard of the model: attach the saved restoration to a whole one again.
         del model
-        gc.collect()  # the Trainer, which held it, is its own callback
+        gc.collect()  # the Trainer, its own callback, is a reference cycle that holds the model
         device = run.reading_device(models.pruned)
         model = restoration.attach(run.load(models.pruned, device))
         check_gathered(model, samples.valid, training)
@@ -157,17 +157,17 @@ def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | N
 
 @cached("teacher", code=(distillation, activations, packing, prompts, models))
 def states(model: LazyModel, samples: list[Encoded], device: str) -> dict[str, Tensor]:
-    """The teacher's states; token ids say all about data, template and length."""
+    """The teacher's states. The token ids in the key cover data, template and length."""
     return {"states": teacher_states(model(), samples, "teacher's states")}
 
 
 def output_head(stored: Checkpoint) -> Tensor:
-    """(V, D) as it is stored, tied to the embedding where the files have none."""
+    """The output head (V, D) as it is stored, or the embedding if it is tied and the files have none."""
     return stored.read("lm_head.weight" if "lm_head.weight" in stored else "model.embed_tokens.weight")
 
 
 def belongs(run: Run, models: Models, samples: Samples, start: Restoration, teacher: Distillation | None) -> str:
-    """Digest of all that a checkpoint of this training can be continued with."""
+    """Digest of all that must be the same to resume from a checkpoint of this training."""
     text = teacher.text if teacher else ()
     encoded = [[sample.ids, sample.prompt_length] for sample in (*samples.train, *samples.valid, *text)]
     learned = digest_tensors(start.tensors())
@@ -217,9 +217,9 @@ def save(run: Run, models: Models, restoration: Restoration, training: TrainingR
 
 
 def merge(run: Run, models: Models, trained: Trained) -> tuple[LazyModel, list[dict]]:
-    """Merge into the result's model/, and into compact/ where the pruned checkpoint came in smaller shapes.
+    """Merge into the result's model/, and into compact/ if the pruned checkpoint came in smaller shapes.
 
-    The merged model, as the proof has loaded it, and the record of each one's proof.
+    Returns the merged model, as the proof has loaded it, and the record of each checkpoint's proof.
     """
     pruned, merged, reference = models.pruned.folder, run.folder / "model", trained.reference
     tokenizer = pruned if has_tokenizer(pruned) else models.tokenizer_from

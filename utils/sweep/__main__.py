@@ -32,7 +32,7 @@ ENTRY = Path(__file__).resolve().parents[2] / "RestoreLCC_train.py"
 
 
 def main() -> None:
-    """One sweep, from its file to its table."""
+    """Run a sweep from its file, or read its runs, and write its table."""
     parser = Parser(prog="utils.sweep", description=__doc__, usage="python -m utils.sweep FILE [-flag value …]")
     parser.add_argument("file", type=folder_path, metavar="FILE", help=f"the sweep, a yaml file; or a sweep's {FILE}")
     parser.flag("output_dir", type=folder_path, default=Path("sweep"), metavar="DIR", help="for runs and table")
@@ -79,7 +79,7 @@ def check_all(rows: list[SweepRow], cache: Path) -> None:
 
 
 def run_all(rows: list[SweepRow], output: Path, cache: Path, keep: bool) -> list[SweepRow]:
-    """Do what is needed and not done, each run once in a call; the rows as they are then."""
+    """Start all runs in `needed`, each once per call; returns the rows as they are then."""
     tried: set[str] = set()
     while True:
         rows = look(rows, output)
@@ -109,7 +109,7 @@ def needed(rows: list[SweepRow]) -> list[tuple[SweepRow, SweepRun]]:
 def call(words: list[str], log: Path) -> int:
     """Run a command, with its output in `log`; returns its exit status. It is terminated if this process is stopped."""
     quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
-    # A session of its own: Ctrl-C is this process's, which hands it on once.
+    # In a session of its own: Ctrl-C reaches only this process, which then ends the child once.
     with log.open("w") as output, subprocess.Popen(words, start_new_session=True, stdout=output, **quiet) as child:
         try:
             return child.wait()

@@ -30,10 +30,10 @@ class SweepRun:
     rate: float | None  # None where nothing is trained
     seed: int
     words: tuple[str, ...] = ()  # its flags as they are typed
-    arguments: dict = field(default_factory=dict)  # what they come to; files' names are in the id by their content
+    arguments: dict = field(default_factory=dict)  # as parsed, without those that name inputs: the id has their content
     outcome: Outcome | None = None  # if it is done
-    said: str | None = None  # the last line that it printed, if it ended without
-    diverged: bool = False  # whether its rate was why
+    said: str | None = None  # the last line that it printed, if it ended without an outcome
+    diverged: bool = False  # whether it ended because of its rate
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class SweepRow:
     name: str
     pruning: str
     search: str  # flags that only the searches have, in words
-    compare_to: str  # the row that it is held against
+    compare_to: str  # the name of the row that it is compared to
     searches: tuple[SweepRun, ...]  # that choose its rate
     finals: tuple[SweepRun, ...]  # of all seeds, at each rate that may be chosen
 
     @property
     def rates(self) -> list[float]:
-        """What may be chosen from; nothing where nothing is trained."""
+        """The rates to choose from; empty if nothing is trained."""
         return list(dict.fromkeys(run.rate for run in self.finals if run.rate is not None))
 
     @property
@@ -68,7 +68,7 @@ class SweepRow:
 
     @property
     def outcomes(self) -> list[Outcome]:
-        """Those of `chosen` that are done."""
+        """The outcomes of the runs in `chosen` that are done."""
         return [run.outcome for run in self.chosen if run.outcome]
 
 
@@ -100,7 +100,7 @@ def read_sweep(path: Path) -> list[SweepRow]:
             raise UserError(f"compare_to: no configuration is named {compare_to!r}")
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
-    # A control is run at the rate that its namesake on a pruned model chose, if both have the same to choose from.
+    # A control is run at the rate chosen by its namesake on a pruned model, if both have the same rates to choose from.
     chose = {(CONTROL, row.name, *row.rates): row.searches for row in reversed(rows) if row.pruning != CONTROL}
     rows = [replace(row, searches=chose.get((row.pruning, row.name, *row.rates), row.searches)) for row in rows]
     return [replace(row, compare_to=compare_to or names[0][0]) for row in rows]
@@ -121,7 +121,7 @@ def _row(content: dict, pruning: object, entry: object) -> SweepRow:
     if searches and (searches[0].arguments["spec_task"] or searches[0].arguments["num_valid_samples"] == 0):
         why = "-spec_task or num_valid_samples 0 leaves no validation samples"
         raise UserError(f"rates are chosen on validation loss, and {why}; give one rate, or such samples")
-    # Of what draws nothing by -train_seed one run says all.
+    # One run is enough if nothing depends on -train_seed.
     drawn = seeds if trains or method_draws(args.method, args.first) else seeds[:1]
     every = [(seed, rate) for rate in (rates if trains else [None]) for seed in drawn]
     finals = [_run(flags, *each) for each in every]
@@ -148,7 +148,7 @@ def _flags(content: object, but: tuple[str, ...] = ()) -> dict[str, str]:
 
 
 def _words(flags: dict[str, str]) -> list[str]:
-    """Flags as they are typed: `true` is a switch, what is set to `false` or to nothing is left out."""
+    """Flags as they are typed: `true` becomes a switch; `false`, null and empty ones are left out."""
     given = {name: value for name, value in flags.items() if value.lower() not in ("", "~", "null", "false")}
     return [f"-{name}" if value.lower() == "true" else f"-{name}={value}" for name, value in given.items()]
 
@@ -170,7 +170,7 @@ def _run(flags: dict[str, str], seed: object, rate: object) -> SweepRun:
 
 @cache
 def _content(name: str, patterns: tuple[str, ...]) -> str:
-    """A digest of the file of that name, or of the folder's files that match; the name of what is no file here."""
+    """Digest of the named file, or of the folder's files that match `patterns`; the name itself if there is none."""
     path = Path(name).expanduser()
     if name in (EMBEDDED, BUNDLED, C4) or not path.exists():
         return name

@@ -1,4 +1,4 @@
-"""What lies in a sweep's folder, and the one file that keeps all that its table is made of."""
+"""Look up runs in a sweep's folder, and write and read the one file that keeps all data of its table."""
 
 import re
 from collections.abc import Callable
@@ -17,12 +17,12 @@ _read_once = cache(read_outcome)  # nothing changes a run that is done
 
 
 def look(rows: list[SweepRow], output: Path) -> list[SweepRow]:
-    """The rows with what lies in `output`: each run's result in the folder of its id, what it printed in ID.log."""
+    """The rows updated from `output`, which has each run's result in the folder ID, and what it printed in ID.log."""
     return [each_run(row, lambda run: _looked_up(run, output / run.id, output / f"{run.id}.log")) for row in rows]
 
 
 def _looked_up(run: SweepRun, folder: Path, log: Path) -> SweepRun:
-    try:  # whether its results stand, of the same arguments
+    try:  # done if there are results of the same arguments
         had = read_json(folder / "run.json")["arguments"].items()
         done = (folder / "results.json").is_file() and run.arguments.items() <= had
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -35,7 +35,7 @@ def _looked_up(run: SweepRun, folder: Path, log: Path) -> SweepRun:
 
 
 def printed(log: Path) -> list[str]:
-    """The lines that a run printed, each state of a bar one."""
+    """The lines that a run printed; each state of a progress bar is one."""
     return re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace").strip())
 
 
@@ -45,7 +45,7 @@ def write(rows: list[SweepRow], path: Path) -> None:
 
 
 def read(path: Path) -> list[SweepRow]:
-    """What `write` wrote; UserError of one line if the file is none."""
+    """Read the rows that `write` wrote; UserError if the file is not one of those."""
     return read_compressed(path, lambda rows: [each_run(SweepRow(**row), _read) for row in rows], f"a sweep's {FILE}")
 
 
@@ -62,12 +62,12 @@ def _moved(run: SweepRun) -> SweepRun:
 
 
 def _named(value: object) -> object:
-    """The same, of each path its last name alone."""
+    """The value with each path in it cut to its last name."""
     if isinstance(value, dict):
         return {name: _named(each) for name, each in value.items()}
     if isinstance(value, list):
         return list(map(_named, value))
-    # A path of a folder above this one is hidden as an absolute one is.
+    # A path that begins with ../ is cut as an absolute one is.
     return hide_path(value if value[:3] != "../" else f"/{value}") if isinstance(value, str) else value
 
 

@@ -9,17 +9,17 @@ from utils.evaluation.tasks import TOKEN_PERPLEXITY
 from utils.report.tables import DASH, markdown_table
 from utils.sweep.grid import CONTROL, SweepRow
 
-CONTROLLED = COMPARED[:3]  # what the share of a control is told of
+CONTROLLED = COMPARED[:3]  # the measures in which the share of a control is given
 
-NONE = KeptRows([], None, None, "")  # of a measure whose rows were not kept
+NONE = KeptRows([], None, None, "")  # for a measure whose rows were not kept
 
 RECOVERED = {"recovered_perplexity": "perplexity", "recovered_answers": "answer_bits", "recovered": "task_mean"}
-"""Shares of the gap between the dense and the pruned model, and what each is a share of."""
+"""Shares of the gap between the dense and the pruned model, and the measure of each gap."""
 
-# What a merge may touch, by the word in run.json.
+# What a merge may change, by the word in run.json.
 CLASSES = {"constants": "constants", "norms": "constants, norms", "mask": "inside the mask", "dense": "dense"}
 
-SHOWN = (  # name in a table's row, title, digits, factor and sign of the columns with an error, what has power first
+SHOWN = (  # (name in a row, title, digits, factor, sign) of columns with an error, by falling statistical power
     ("valid_loss", "validation loss ↓", 3, 1, ""),
     ("perplexity", "perplexity ↓", 2, 1, ""),
     ("forgetting", "forgetting ↓", 2, 1, "+"),
@@ -99,7 +99,7 @@ def table_row(row: SweepRow) -> dict:
 
 
 def _of_control(outcomes: list[Outcome], controls: list[Outcome]) -> dict[str, float | None]:
-    """(pruned - restored) / (pruned - control) in each of CONTROLLED, means over the seeds of both first.
+    """(pruned - restored) / (pruned - control) in each of CONTROLLED, from means over the seeds that both have.
 
     None where the control is no better than the pruned model, or where one of them was not measured.
     """
@@ -114,7 +114,7 @@ def _of_control(outcomes: list[Outcome], controls: list[Outcome]) -> dict[str, f
 
 
 def _models(found: dict[tuple[str, str], list[Outcome]]) -> list[dict]:
-    """{"model", "of": pruning, and its values} of the dense and the pruned model, once a pruning."""
+    """{"model", "of": pruning, and its values} of the dense and the pruned model, for each pruning."""
     controls = [outcome for (_, pruning), outcomes in found.items() if pruning == CONTROL for outcome in outcomes]
     models = []
     for pruning in dict.fromkeys(pruning for _, pruning in found if pruning != CONTROL):
@@ -122,7 +122,7 @@ def _models(found: dict[tuple[str, str], list[Outcome]]) -> list[dict]:
         scored = [outcome for outcome in mine if outcome.perplexity or outcome.accuracies]
         for model in ("dense", "pruned") if scored else ():
             values = {measure: scored[0].value(measure, model) for measure in (*CONTROLLED, "task_mean")}
-            if model == "dense" and controls:  # which began with it
+            if model == "dense" and controls:  # a control starts from it
                 values["valid_loss"] = controls[0].value("valid_loss", "pruned")
             models.append({"model": model, "of": pruning, **values})
     return models
@@ -143,7 +143,7 @@ def _of_runs(row: SweepRow) -> list[str]:
 
 
 def apart(rows: list[SweepRow]) -> list[str]:
-    """Notes on reported runs that are not alike: of several versions of a package, devices, texts or pruned models."""
+    """Notes on differences between reported runs: package versions, devices, texts of perplexity, pruned weights."""
     seen: dict[str, Counter[str]] = {}
     for pruning, outcome in [(row.pruning, each) for row in rows for each in row.outcomes]:
         run = outcome.run
@@ -209,7 +209,7 @@ def _asked(table: dict) -> str:
 
 
 def _text_of(outcome: Outcome) -> str:
-    """What the perplexity is of, and how much of it was read."""
+    """The task and metric of the perplexity, and how many windows of how many tokens were read."""
     task, metric = outcome.perplexity or ("", "")
     count = len(outcome.rows.get(task, {}).get(metric, NONE).values)
     window = outcome.run.get("arguments", {}).get("ppl_window")
@@ -224,7 +224,7 @@ def _table(columns: list[tuple[str, list[str]]], left: int) -> str:
 
 
 def _spread(found: dict | None, digits: int, factor: int, sign: str) -> str:
-    """A mean, its standard error over seeds, or a difference with its two."""
+    """A mean with its standard error over seeds, or a difference with both of its errors."""
     if found is None:
         return DASH
     value, errors = factor * found["value"], (found["stderr"], found.get("stderr_seeds"))
