@@ -273,7 +273,7 @@ FLAGS = [
 
 @pytest.mark.parametrize(("name", "value", "says"), FLAGS)
 def test_a_flag_that_cannot_be_is_told(name, value, says):
-    assert len(mistake(f"^-{name}/--{name}: {says}", parse_arguments, [f"-{name}", str(value)])) < 500
+    assert len(mistake(f"^-{name}: {says}", parse_arguments, [f"-{name}", str(value)])) < 500
 
 
 @pytest.mark.parametrize("device", ["meta", "mps", "gpu", "cuda", "cuda:99"])

@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -54,7 +55,7 @@ class Parser(argparse.ArgumentParser):
             given = unknown[0].lstrip("-").partition("=")[0]
             near = get_close_matches(given, flags, 1)
             message += f"; did you mean -{near[0]}?" if near else "; --help has all flags"
-        raise UserError(message.replace("argument ", "", 1))
+        raise UserError(re.sub(r"(-\w+)/-\1", r"\1", message).replace("argument ", "", 1))
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

@@ -76,7 +76,7 @@ class Arguments:
         None, "the pruned checkpoint to restore; without it -prune_method makes one", name_or_path
     )
     allow_dense: bool = flag(False, "go on although the pruned model has no zeros, or is the dense one")
-    dtype: str = flag("bfloat16", "of both models; what is trained is always fp32", DTYPE_NAMES)
+    dtype: str = flag("bfloat16", "dtype of both models; what is trained is always fp32", DTYPE_NAMES)
     device: str = flag(
         "auto", "cpu, cuda, cuda:N, mps (not to prune); auto: cuda if there is one, and it spreads what doesn't fit"
     )
@@ -103,7 +103,7 @@ class Arguments:
     )
     num_train_samples: int = flag(None, "training samples (default: the first 2000)", at_least(2))
     num_valid_samples: int = flag(250, "validation samples; 0 for none", at_least(0))
-    max_length: int = flag(500, "prompt and response; the end is cut off", at_least(2), metavar="TOKENS")
+    max_length: int = flag(500, "tokens of prompt and response; the end is cut off", at_least(2), metavar="TOKENS")
 
     num_components: int = flag(
         10, "directions kept in a lost component (Eq. 4), which probes read", at_least(1), group="components and heads"
@@ -122,18 +122,14 @@ class Arguments:
         + "; ".join(f"{name}: {as_flags(flags)}" for name, flags in RECIPES.items()),
         RECIPES,
     )
-    method: str = flag(
-        "restorelcc",
-        "; ".join(f"{name}: {m.what}{'; merged, it fills the zeros' * m.fills}" for name, m in METHODS.items()),
-        METHODS,
-    )
+    method: str = flag("restorelcc", "how it is restored: one of the methods below", METHODS, metavar="METHOD")
     apply_to: str | None = flag(
         None,
         "where constants are added: attention (o_proj), ffn (down_proj), both, or all seven linear layers; where "
         "the method has none of its own, a bias of the whole projection (default: where the method's own are)",
         ("attention", "ffn", "both", "all"),
     )
-    lora_rank: int = flag(8, "of the updates of lora, dora, masked_lora, masked_dora, eora", at_least(1))
+    lora_rank: int = flag(8, "rank of the updates of lora, dora, masked_lora, masked_dora, eora", at_least(1))
     lora_targets: str | None = flag(
         None,
         f"linear layers that the first four of these change, with commas (default: {','.join(LINEAR_NAMES)})",
@@ -141,14 +137,14 @@ class Arguments:
     )
     first: str | None = flag(
         None,
-        "flap_bias, eora, admm_update, admm_residual or reconstruct, first; training adds to it; none: off",
+        "flap_bias, eora, admm_update, admm_residual or reconstruct: restore by it first, then train; none: off",
         METHODS,
         metavar="METHOD",
     )
     train_norms: bool = flag(False, "train the scales of all RMSNorms too")
     basis: str = flag("svd", "V of Eq. 8: the lost components', or a random orthogonal one", ("svd", "random"))
 
-    lr: float = flag(1e-3, "AdamW's, falling linearly to 0", rate, metavar="RATE", group="training")
+    lr: float = flag(1e-3, "learning rate of AdamW, falling linearly to 0", rate, metavar="RATE", group="training")
     num_epoch: float = flag(3.0, "passes over the samples, in whole steps; 0 trains nothing", at_least(0.0))
     batch_size: int = flag(8, "samples a batch and process", at_least(1))
     gradient_accumulation: int = flag(1, "batches whose gradients make one step", at_least(1))
@@ -163,24 +159,26 @@ class Arguments:
 
     eval_tasks: str = flag(
         None,
-        "bundled (offline), paper (seven tasks and WikiText-2), wikitext2, wikitext2_tokens (token perplexity alone), "
-        "none, or lm_eval names separated by commas (default: bundled for the embedded model, else paper)",
+        "tasks to score: bundled (offline), paper (seven tasks and WikiText-2), wikitext2, wikitext2_tokens (its "
+        "token perplexity alone), none, or lm_eval names, with commas (default: bundled for embedded, else paper)",
         metavar="TASKS",
         group="evaluation",
     )
-    eval_limit: int | None = flag(None, "rows of a task (default: all)", at_least(1))
+    eval_limit: int | None = flag(None, "score the first N rows of each task (default: all)", at_least(1))
     eval_data_dir: Path | None = flag(None, "offline task data: DIR/<task>/<split>.jsonl", folder_path)
-    ppl_window: int = flag(2048, "perplexity's window", at_least(2), metavar="TOKENS")
-    ppl_windows: int | None = flag(None, "windows of the text (default: -eval_limit)", at_least(1))
+    ppl_window: int = flag(2048, "window of the perplexity", at_least(2), metavar="TOKENS")
+    ppl_windows: int | None = flag(None, "number of these windows (default: -eval_limit)", at_least(1))
 
     output_dir: Path = flag(Path("output"), "where the result goes", folder_path, group="output")
     overwrite: bool = flag(False, "rename what is in -output_dir to DIR.1 (.2, …) when the new result is whole")
-    cache_dir: Path = flag(DEFAULT_CACHE, "what other runs can use again, keyed by content", folder_path)
-    seed: int = flag(42, "of everything random that has no seed of its own", seed_number)
-    calib_seed: int | None = flag(None, "of the calibration windows (default: -seed)", seed_number)
-    data_seed: int | None = flag(None, "of what -spec_task draws, and the probes' split (default: -seed)", seed_number)
+    cache_dir: Path = flag(DEFAULT_CACHE, "results that other runs can reuse, keyed by content", folder_path)
+    seed: int = flag(42, "seed of everything random that has no seed of its own", seed_number)
+    calib_seed: int | None = flag(None, "seed of the calibration windows (default: -seed)", seed_number)
+    data_seed: int | None = flag(
+        None, "seed of -spec_task's samples and the probes' split (default: -seed)", seed_number
+    )
     train_seed: int | None = flag(
-        None, "of start values, order of batches, random basis and heads (default: -seed)", seed_number
+        None, "seed of start values, order of batches, random basis and heads (default: -seed)", seed_number
     )
     push_to_hub: str | None = flag(
         None, "upload model/ to the hub in the end, by a token (HF_TOKEN, hf auth login) that is checked first", hub_id
@@ -292,11 +290,14 @@ def following(values: dict) -> dict[str, object]:
 
 def build_parser() -> Parser:
     """The parser of RestoreLCC_train.py, made from Arguments."""
+    rows = [f"  {name:<16} {m.what}{'; merged, it fills the zeros' * m.fills}" for name, m in METHODS.items()]
+    methods = "\n".join(rows)
     parser = Parser(
         prog="RestoreLCC_train.py",
         usage="python RestoreLCC_train.py [-flag value …]",
         description="Restore a pruned Llama by lost component compensation, keep every zero, prove it, evaluate it.",
-        epilog="All flags take one or two dashes. Without any, SmolLM2-135M-Instruct (a PyPI package) is pruned by\n"
+        epilog=f"methods:\n{methods}\n\n"
+        "All flags take one or two dashes. Without any, SmolLM2-135M-Instruct (a PyPI package) is pruned by\n"
         "Wanda to 50 % and restored with the paper's sizes; `bash train.sh` does it smaller. Examples:\n\n"
         "  python RestoreLCC_train.py -base_model_name llama_7B -pruned_model_path PRUNED -lr 1e-3\n"
         "  python RestoreLCC_train.py -base_model_name DENSE -prune_method sparsegpt -sparsity 2:4 -plan here\n"

@@ -108,7 +108,7 @@ METHODS = {
     ),
     "reconstruct": MethodSpec(
         "baselines.reconstruct:reconstruct",
-        f"weights trained to give each half layer's dense output on -calib_data, {_INSIDE}",
+        f"half a layer at a time, trained on -calib_data, {_INSIDE}",
         "block reconstruction",
         _CLOSED,
         takes=("training_seed",),
