@@ -428,7 +428,7 @@ def main(argv: list[str] | None = None) -> None:
             rows |= measured(model, samples, args)
         except AssertionError as error:  # two ways that should compute the same do not
             refused.append(part)
-            print(f"{part}: no ratio, because the two ways do not compute the same: {error}", flush=True)
+            print(f"{part}: no ratio, because the two implementations disagree: {error}", flush=True)
     for name, row in rows.items():
         cells = [f"{row['median']:.3f}", f"{row['min']:.3f} – {row['max']:.3f}"]
         lines.append([name, *cells, f"≥ {row['goal']:g}" if "goal" in row else ""])

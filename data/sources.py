@@ -155,7 +155,7 @@ def _take(source: Path | str, asked: list[tuple[str, int]]) -> list[Sample]:
         flags, counts = (" + ".join(map(str, column)) for column in zip(*asked, strict=True))
         left = "s" * (len(good) != 1) + " with a response" * bool(empty)
         raise UserError(
-            f"-data_path: {source} has {len(good)} sample{left}, but {flags} asks for {counts}; "
+            f"-data_path: {source} has {len(good)} sample{left}, but {flags} is {counts}; "
             f"lower {flags.replace(' + ', ' or ')}, or give a larger set"
         )
     return good

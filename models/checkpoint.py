@@ -182,7 +182,7 @@ def check_weights(checkpoint: Checkpoint, config: LlamaConfig) -> None:
     missing; if it is there, it must equal the embedding.
     """
     flag, folder = checkpoint.flag, checkpoint.folder
-    with explain(f"{flag}: {folder}/config.json makes no model", "copy it again"), torch.device("meta"):
+    with explain(f"{flag}: cannot build a model from {folder}/config.json", "copy it again"), torch.device("meta"):
         expected = AutoModelForCausalLM.from_config(config).state_dict()
     kept, optional = checkpoint.kept(), {"lm_head.weight"} if config.tie_word_embeddings else set()
     if FAMILIES[read_json(folder / "config.json")["model_type"]].as_llama is not None:
@@ -190,8 +190,8 @@ def check_weights(checkpoint: Checkpoint, config: LlamaConfig) -> None:
         optional |= {name for name in expected if name.endswith("o_proj.bias")}
     if missing := [name for name in expected if name not in checkpoint and name not in optional]:
         raise UserError(
-            f"{flag}: {folder} lacks {_named(missing)} that its config.json asks for, and transformers would draw at "
-            "random; copy the checkpoint again, or mend its config.json"
+            f"{flag}: {folder} lacks {_named(missing)}, which its config.json requires (transformers would initialize "
+            "it randomly); copy the checkpoint again, or fix its config.json"
         )
     if unexpected := [name for name in kept if name not in expected]:
         raise UserError(

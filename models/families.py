@@ -95,7 +95,7 @@ def carried_parts(method: str, options: Options, config: PreTrainedConfig) -> tu
     for part in parts_of(method, options):
         if part.spec.llama_only and config.model_type != LLAMA:
             raise UserError(
-                f"-method: {part.name} computes Llama's own layer, and this is a {config.model_type} model; give "
+                f"-method: {part.name} supports Llama layers only, and this is a {config.model_type} model; give "
                 "admm_update, or -recipe inside_mask"
             )
         narrowed = options.apply_to is None or (options.apply_to == "all" and part.name != method)

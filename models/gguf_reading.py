@@ -54,9 +54,8 @@ def gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
         inner.pre_tokenizer = SPLITS[name]
     elif isinstance(inner.pre_tokenizer, ByteLevel):
         print(
-            f"warning: {file.name} has {Keys.Tokenizer.PRE} {name!r}, a way of splitting texts that is not known here; "
-            "they are split as GPT-2's are, so token ids may not be the model's own: give the checkpoint that it was "
-            "made from",
+            f"warning: {file.name} has {Keys.Tokenizer.PRE} {name!r}, an unknown pre-tokenizer; GPT-2's is used, so "
+            "token ids may differ from the model's own: give the checkpoint that the file was made from",
             file=sys.stderr,
         )
     inner.model.ignore_merges = name in LLAMA_3S
@@ -80,7 +79,7 @@ def check_tensors(file: Path, flag: str, config: LlamaConfig) -> None:
 
     transformers would initialize missing tensors at random, and ignore the rest.
     """
-    with explain(f"{flag}: {file.name} makes no model", "copy it again"), torch.device("meta"):
+    with explain(f"{flag}: cannot build a model from {file.name}", "copy it again"), torch.device("meta"):
         names = AutoModelForCausalLM.from_config(config).state_dict()
     reader, table = GGUFReader(file), get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
     known = {table.get_name(name, try_suffixes=(".weight", ".bias")) for name in names}

@@ -93,7 +93,7 @@ def load_config(folder: Path, flag: str) -> LlamaConfig:
     if kind not in FAMILIES:
         raise UserError(f"{flag}: {folder} is a '{shortened(kind)}' model; RestoreLCC restores {SUPPORTED}")
     if kind == COMPACT and flag == "-base_model_name":
-        raise UserError(f"{flag}: the model is compact already, slimgpt pruned it; give the dense model")
+        raise UserError(f"{flag}: the model is already pruned (slimgpt's compact form); give the dense model")
     if quantized := settings.get("quantization_config") or settings.get("compression_config"):
         named = quantized.get("quant_method") if isinstance(quantized, dict) else None
         method = shortened(str(named or "a method it doesn't name"))

@@ -25,11 +25,11 @@ def read_flags(argv: list[str] | None = None) -> Namespace:
     """The command line, its paths checked."""
     parser = Parser(prog="python -m models.merge", description=__doc__.partition("\n")[0])
     model, folder = {"type": name_or_path, "metavar": "MODEL"}, {"type": folder_path, "metavar": "DIR"}
-    parser.flag("pruned_model_path", required=True, help="that checkpoint: folder, hub id, GGUF file", **model)
+    parser.flag("pruned_model_path", required=True, help="the pruned checkpoint: folder, hub id, GGUF file", **model)
     parser.flag("restoration", required=True, help="OUT/restoration of a run", **folder)
     parser.flag("output_dir", required=True, help="where the plain checkpoint goes", **folder)
-    parser.flag("tokenizer", help="whose tokenizer (default: the pruned checkpoint's)", **model)
-    parser.flag("dtype", choices=DTYPE_NAMES, help="in which both models answer for the proof (default: the run's)")
+    parser.flag("tokenizer", help="model to take the tokenizer from (default: the pruned one)", **model)
+    parser.flag("dtype", choices=DTYPE_NAMES, help="dtype of both models in the proof (default: the run's)")
     parser.flag("device", default="cpu", help="cpu, cuda, cuda:N, …")
     parser.flag("overwrite", default=False, help="rename what is in -output_dir to DIR.1 when the result is whole")
     parser.flag("cache_dir", default=DEFAULT_CACHE, help="where GGUF and compact files are unpacked", **folder)
@@ -93,8 +93,8 @@ sum of the two largest errors. Measured on tiny models: 1.1 to 1.7, and 0.9 to 2
 """
 
 SWALLOWED = (
-    " (what is restored is stored in a wider dtype than -dtype: training rounds small changes of weights away, and the "
-    "merged weight keeps them; give -dtype float32, a higher -lr, or a pruned checkpoint stored in -dtype)"
+    " (the restored tensors are stored in a wider dtype than -dtype: training rounds small weight changes away, "
+    "but the merged weights keep them; give -dtype float32, a higher -lr, or a pruned checkpoint stored in -dtype)"
 )
 """Why logits of a correct merge can differ: training computes with bf16(bf16(W) + Δ), the merged model with W + Δ."""
 
@@ -156,8 +156,8 @@ def merge(pruned: Path, restoration: Restoration, output: Path, tokenizer_from: 
         value = layout.value(name, stored, restoration)
         if name in restoration.terms and not bool(value.isfinite().all()):
             raise UserError(
-                f"-restoration: with what was learned, {name} is no finite number in its dtype; restore again with "
-                "a lower -lr"
+                f"-restoration: the merged {name} holds NaN or infinity in its dtype ({value.dtype}); train "
+                "again with a lower -lr"
             )
         return value
 
@@ -231,8 +231,8 @@ def record_logits(
     logits = [each.to(dtype) for each in probe_logits(attached, token_ids)]
     if not all(bool(each.isfinite().all()) for each in logits):
         raise UserError(
-            "-restoration: with what was learned, the model's answers are no finite numbers; restore again with a "
-            "lower -lr, or in another -dtype"
+            "-restoration: the restored model's logits hold NaN or infinity; train again with a lower -lr, or in "
+            "another -dtype"
         )
     return Reference(token_ids, logits, dtype, device, stored, error)
 
@@ -267,9 +267,9 @@ class Proof:
         survey = found.survey(look)
         for what, wrong in {
             "missing": [name for name in names if name not in found],
-            "that nothing names": [name for name in found.headers if name not in names],
-            "other bits than they must have": [name for name in names if name in found and name not in right],
-            "NaN or infinity": survey.not_finite,
+            "unexpected": [name for name in found.headers if name not in names],
+            "with unexpected values": [name for name in names if name in found and name not in right],
+            "with NaN or infinity": survey.not_finite,
         }.items():
             if wrong:
                 self.failures.append(f"{len(wrong)} tensors {what}: {', '.join(sorted(wrong)[:3])}")
@@ -293,7 +293,7 @@ def prove(pruned: Path, merged: Path, restoration: Restoration, reference: Refer
     """
     proof = _account_for_tensors(pruned, merged, restoration)  # closes its files before a model is loaded
     if not (error := reference.rounding_error) <= 1:
-        proof.failures.append(f"what was trained is {error:.1f} times fp32's rounding from what was merged")
+        proof.failures.append(f"trained and merged values differ by {error:.1f} times the fp32 rounding error")
     proof.model = load_model(merged, reference.dtype, reference.device, "-output_dir")
     # A model that is spread over devices may be placed in another way each time it is loaded.
     exact = reference.stored and reference.device != "auto"
@@ -400,8 +400,8 @@ def _compare_logits(proof: Proof, model: LlamaForCausalLM, folder: Path, referen
         proof.failures.append("logits hold NaN or infinity")
     elif not (difference <= tolerance and ratio <= MEAN_ROUNDINGS):
         proof.failures.append(
-            f"logits {difference / largest:.1e} apart from the attached model's, allowed {tolerance / largest:.1e}, "
-            f"and {ratio:.1f} times their dtype's rounding in the mean, allowed {MEAN_ROUNDINGS}"
+            f"logits differ from the attached model's by {difference / largest:.1e} (allowed {tolerance / largest:.1e})"
+            f", on average by {ratio:.1f} times the dtype's rounding error (allowed {MEAN_ROUNDINGS})"
             + ("" if reference.stored else SWALLOWED)
         )
     proof.record = {"passed": not proof.failures, **proof.record, "failures": proof.failures}

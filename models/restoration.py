@@ -170,7 +170,7 @@ def save_restoration(folder: Path, restoration: Restoration, about: dict) -> Non
 def load_restoration(folder: Path, flag: str = "-restoration") -> tuple[Restoration, dict]:
     """(restoration, content of restoration.json) of a folder. Tensors are memory-mapped: they are read when used."""
     cure = "give OUT/restoration of a run"
-    with explain(f"{flag}: {folder} is no restoration folder", cure, (OSError, ValueError, AttributeError)):
+    with explain(f"{flag}: {folder} is not a restoration folder", cure, (OSError, ValueError, AttributeError)):
         about = read_json(folder / ABOUT)
         written = about.get("format")
     if written != FORMAT:
@@ -178,7 +178,7 @@ def load_restoration(folder: Path, flag: str = "-restoration") -> tuple[Restorat
             f"{flag}: {folder} has format {written}, this version reads {FORMAT}; merge it with the version that wrote "
             "it, or restore again"
         )
-    with explain(f"{flag}: {folder} is not as it was written", "copy it again", ValueError):
+    with explain(f"{flag}: {folder} does not match its manifest.json", "copy it again", ValueError):
         read_manifest(folder)  # fails if a file is not as it was written
     if (method := about["method"]) in METHODS:
         METHODS[method].function()  # imports its module, which registers its own kinds of terms

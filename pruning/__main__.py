@@ -20,7 +20,7 @@ def parser() -> Parser:
     for known in fields(Arguments):
         if known.name in ("prune_method", "sparsity", "calib_data", "calib_samples", "calib_length"):
             flags.flag(known.name, default=known.default, **{**known.metadata, "group": None})
-    flags.flag("mode", default="masked", choices=("masked", "compact"), help="of slimgpt: the same shapes, or smaller")
+    flags.flag("mode", default="masked", choices=("masked", "compact"), help="slimgpt: keep the shapes, or shrink them")
     flags.flag("dtype", default=Arguments.dtype, choices=DTYPE_NAMES, help="the model's, one of %(choices)s")
     flags.flag("device", default=Arguments.device, help="where layers are pruned: cpu, cuda, cuda:1, … or auto")
     flags.flag("seed", default=Arguments.seed, type=seed_number, help="of the calibration windows")

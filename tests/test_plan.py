@@ -97,7 +97,7 @@ def test_limits_and_known_tasks_are_counted_and_samples_out_of_reach_taken_as_lo
     assert len(tasks) == 7 + 1 + 4 and unknown == ["mmlu"] and sum(task.rows == 30 for task in tasks) == 11
     samples, valid, said = count_samples(parse_arguments(["-base_model_name", "llama_7B", "-max_length", "300"]), None)
     assert len(samples) == 2000 and len(valid) == 250 and max(length for _, length in samples) == 300
-    assert "not at hand" in said
+    assert "no local data and tokenizer" in said
 
 
 @pytest.fixture

@@ -134,14 +134,14 @@ def main() -> None:
     )
     beside = "the page; FILE.csv, FILE-pairs.csv and FILE.svg are beside it"
     parser.flag("output", type=folder_path, required=True, metavar="FILE.html", help=beside)
-    parser.flag("against", choices=COSTS, default=COSTS[0], help="what the pictures show each measure against")
+    parser.flag("against", choices=COSTS, default=COSTS[0], help="x-axis of the pictures")
     args = parser.parse_args()
     if args.output.suffix != ".html":
         raise UserError(f"-output: {args.output} is no page's name; give one that ends in .html")
     files = {end: args.output.with_name(f"{args.output.stem}{end}") for end in OURS}
     for end, path in files.items():
         if path.exists() and not (path.is_file() and OURS[end].encode() in path.read_bytes()[:2000]):
-            raise UserError(f"-output: {path} is no earlier page or file of this command; give another name")
+            raise UserError(f"-output: {path} exists, and this command did not write it; give another name")
     rows, notes = read_runs(args.folders)
     if not rows:
         raise UserError(f"RUN: no run in {args.folders[0]} is done; wait for one, or give other folders")
@@ -171,7 +171,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[SweepRow], list[str]]:
         ends = (whole.parts[-n:] for n in range(1, len(whole.parts) + 1))
         own = next(end for end in ends if all(o == whole or o.parts[-len(end) :] != end for o in given))
         kinds = OSError, ValueError, LookupError, TypeError, AttributeError
-        with explain(f"RUN: {folder}: its files hold what no run writes", "copy the folder again", kinds):
+        with explain(f"RUN: {folder}: its files are not a run's, or are damaged", "copy the folder again", kinds):
             rows = read(kept) if kept.is_file() else [_of_run(folder, "/".join(own))]
             lines_of(rows), apart(rows)  # raise if the files do not hold what they should
             pairs_of([row for row in rows if row.outcomes][:1] * 2)

@@ -29,7 +29,7 @@ CHUNK = 128
 VALID_TOKENS_A_BATCH = 4096
 
 NOT_FINITE = (
-    "-dtype: the validation loss is no finite number before any training; try float32, or look at the validation "
+    "-dtype: the validation loss is not finite before any training; try float32, or look at the validation "
     "samples and the models"
 )
 
@@ -209,9 +209,9 @@ def check_gathered(model: LlamaForCausalLM, valid: list[Encoded], training: Trai
     allowed = GATHERED_FP32 if model.dtype == torch.float32 else GATHERED_HALF
     if not math.isclose(found["valid_loss"], losses[-1], rel_tol=allowed):
         raise UserError(
-            f"accelerate launch: with the restoration that was gathered and saved the validation loss is "
-            f"{found['valid_loss']:.5f}, the sharded model's last was {losses[-1]:.5f} (they may differ by "
-            f"{100 * allowed:g} %): the restoration is not what was trained; train without --use_fsdp"
+            f"accelerate launch: the validation loss is {found['valid_loss']:.5f} with the saved restoration, but was "
+            f"{losses[-1]:.5f} with the sharded model (allowed difference: {100 * allowed:g} %): FSDP gathered other "
+            "values than it trained; train without --use_fsdp"
         )
 
 

@@ -358,7 +358,7 @@ def count_samples(args: Arguments, tokenizer: PreTrainedTokenizerBase | None) ->
     # One sample has the maximum length, since the largest batch determines the memory.
     counts = (args.num_train_samples, 0 if args.spec_task else args.num_valid_samples)
     train, valid = (([(prompt, args.max_length)] + [(prompt, mean)] * count)[:count] for count in counts)
-    said = f"samples: not at hand with a tokenizer, taken to be as long as Alpaca's: {prompt} + {mean - prompt} tokens"
+    said = f"samples: no local data and tokenizer; assumed as long as Alpaca's: {prompt} + {mean - prompt} tokens"
     return train, valid, said
 
 

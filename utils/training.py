@@ -89,7 +89,7 @@ def train(
     signal ends it at once.
     """
     last, passed_over = last_whole(checkpoints, belongs)
-    for line in [*passed_over, *([f"continues from {last.name}"] if last else [])]:
+    for line in [*passed_over, *([f"resuming from {last.name}"] if last else [])]:
         tqdm.write(f"      {line}")
     arguments = _OneDevice(
         place=device,
@@ -139,10 +139,10 @@ def last_whole(checkpoints: Path, belongs: str) -> tuple[Path | None, list[str]]
         try:
             if read_manifest(folder)["belongs"] == belongs:
                 return folder, passed_over
-            fault = "is of other samples, weights, heads, processes, code or versions"
+            fault = "was made with other samples, weights, heads, processes, code or versions"
         except ValueError as error:
             fault = str(error)
-        passed_over.append(f"checkpoint {folder.name} {fault}; it is passed over")
+        passed_over.append(f"skipping {folder.name}: it {fault}")
     return None, passed_over
 
 
@@ -365,8 +365,8 @@ class _RestorationTrainer(Trainer, TrainerCallback):
             if self.signal:
                 handlers[number](number, frame)
             self.signal = number
-            then = "the end, without a checkpoint: FSDP writes none" if self.sharded else "a checkpoint, then the end"
-            tqdm.write(f"      {signal.Signals(number).name}: this step, then {then}")
+            then = "without a checkpoint (FSDP writes none)" if self.sharded else "with a checkpoint"
+            tqdm.write(f"      {signal.Signals(number).name}: stopping after this step, {then}")
 
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
         handlers = {number: handler for number, handler in before.items() if callable(handler)}

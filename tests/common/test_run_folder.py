@@ -48,7 +48,7 @@ def test_a_result_is_renamed_once_and_an_earlier_one_is_kept_under_another_name(
     assert content(out) == OLD | MINE
     finish(out, NEW, overwrite=True)
     assert content(out) == NEW and content(out.with_name("out.1")) == OLD | MINE
-    assert "out.1 now" in capsys.readouterr().out
+    assert "out is now /" in (told := capsys.readouterr().out) and told.endswith("out.1\n")
     finish(out, OLD, overwrite=True)
     assert content(out.with_name("out.2")) == NEW and names(out.parent) == {"out", "out.1", "out.2"}
 
@@ -76,12 +76,12 @@ def test_the_same_command_continues_and_another_one_or_a_damaged_mark_loses_noth
             result(out).__enter__()
     assert UNFINISHED in names(partial)
     for overwrite in (False, True):
-        with pytest.raises(UserError, match=r"^-lr: 0\.2 now, 0\.1 before; give the flags of the interrupted run"):
+        with pytest.raises(UserError, match=r"^-lr: is 0\.2, but was 0\.1 in the interrupted run \S+; give that"):
             finish(out, NEW, flags={**FLAGS, "lr": 0.2}, overwrite=overwrite)
     mark = (partial / UNFINISHED).read_text()
     for damaged in ("", "[" * 100_000, "3", '{"arguments": 3}'):
         write_files(partial, {UNFINISHED: damaged})
-        mistake(r"^-lr: 0.1 now, None before; give the flags of", finish, out, NEW)
+        mistake(r"^-lr: is 0.1, but was None in the interrupted run \S+; give that", finish, out, NEW)
     write_files(partial, {UNFINISHED: mark})
     with result(out) as folder:
         assert content(folder.partial).keys() == {"checkpoints/1", UNFINISHED}, "only what it continues from is kept"
@@ -110,7 +110,7 @@ def test_killed_at_any_renaming_the_same_command_and_no_other_ends_what_was_left
             patch.setattr(Path, "rename", dying)
             folder.finish()
     if (tmp_path / "out.partial").exists():
-        mistake(r"^-seed: 7 now, 1 before", finish, out, MINE, flags={**FLAGS, "seed": 7}, overwrite=overwrite)
+        mistake(r"^-seed: is 7, but was 1 in", finish, out, MINE, flags={**FLAGS, "seed": 7}, overwrite=overwrite)
         with result(out, overwrite=overwrite) as folder:
             assert content(folder.partial).keys() == {"checkpoints/1", UNFINISHED}
             write_files(folder.partial, NEW)
@@ -125,27 +125,27 @@ def test_files_that_come_during_the_run_are_kept_and_a_result_that_cannot_take_i
         write_files(tmp_path / "out", MINE)
         folder.finish()
     assert content(tmp_path / "out.1") == MINE and content(tmp_path / "out") == NEW
-    with pytest.raises(UserError, match=r"stays whole in .*partial .*; rename"), result(tmp_path / "sticky") as folder:
+    with pytest.raises(UserError, match=r"complete.* in .*partial .*; rename"), result(tmp_path / "sticky") as folder:
         write_files(folder.partial, NEW)
         monkeypatch.setattr(Path, "rename", Mock(side_effect=OSError))
         folder.finish()
     assert content(tmp_path / "sticky.partial").items() > NEW.items()
 
 
-IN_THE_WAY = r".*out.partial is in the way; rename it, or give another"
+IN_THE_WAY = r".*out.partial already exists; rename it, or give another"
 REFUSED = [
     ({"out.partial/thesis.tex": "mine"}, "out", IN_THE_WAY),
     ({"out.partial": "mine"}, "out", IN_THE_WAY),
     *(({"out.partial": Path(link)}, "out", IN_THE_WAY) for link in ("away", "nowhere")),  # a run's folder; nothing
-    ({"out.lock": Path("mine")}, "out", r"\S+: its lock \S+out.lock can't be taken \(.*\); remove or"),
-    ({"poetry.lock": "mine"}, "poetry", r"\S+: its lock would be \S+poetry.lock, which is a file of yours; rename"),
+    ({"out.lock": Path("mine")}, "out", r"\S+: cannot lock \S+out.lock \(.*\); remove or"),
+    ({"poetry.lock": "mine"}, "poetry", r"\S+: its lock file would be \S+poetry.lock, which holds other data; rename"),
     ({"file": "mine"}, "file", r"\S+ is no folder"),
     ({"file": "mine"}, "file/out", r"\S+ cannot be written"),
     ({"loop": Path("loop")}, "loop", r"\S+ is no folder"),
-    *(({}, place, f"{place} is where a disk begins") for place in ("/", "/proc")),
-    ({}, "away", r"\S+ is where a disk begins or where you are"),
-    ({"project/utils/__init__.py": ""}, "project", r"\S+ .*, or holds code; give an"),
-    ({"project/utils/__init__.py": ""}, "project/utils", r"\S+ .*, or holds code; give an"),
+    *(({}, place, f"{place} is a mount point") for place in ("/", "/proc")),
+    ({}, "away", r"\S+ is a mount point, or holds the current folder or code"),
+    ({"project/utils/__init__.py": ""}, "project", r"\S+ .*, or holds the .* or code; give an"),
+    ({"project/utils/__init__.py": ""}, "project/utils", r"\S+ .*, or holds the .* or code; give an"),
 ]
 
 

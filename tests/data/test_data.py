@@ -81,10 +81,10 @@ def test_samples_with_an_empty_response_are_left_out_and_too_few_are_counted(tmp
     path = str(write_samples(tmp_path / "train.jsonl", rows))
     assert responses(load_samples(path, 4, 2)) == [[f"Number {i}." for i in rows] for rows in ((0, 2, 3, 5), (7, 8))]
     assert capsys.readouterr().out == f"{path}: left out 3 samples with an empty response (rows 2, 5, 7)\n"
-    few = "has 6 samples with a response, but -num_train_samples + -num_valid_samples asks for 5 + 2"
+    few = "has 6 samples with a response, but -num_train_samples + -num_valid_samples is 5 + 2"
     assert mistake(None, load_samples, path, 5, 2).startswith(f"-data_path: {path} {few}")
     valid = write_samples(tmp_path / "valid.jsonl", alpaca(1))
-    mistake(f"{valid} has 1 sample, but -num_valid_samples asks for 2", load_samples, str(tmp_path), 4, 2)
+    mistake(f"{valid} has 1 sample, but -num_valid_samples is 2", load_samples, str(tmp_path), 4, 2)
 
 
 @pytest.fixture(scope="module")

@@ -111,8 +111,8 @@ FILES: dict[str, tuple[Spoil, str]] = {
     "a pointer of git-lfs": (changed(lambda _: b"version https://git-lfs.github.com/spec/v1\nsize 9\n"), "cannot read"),
     "no weights": (without(WEIGHTS), "holds no weights"),
     "NaN": (tensors(lambda t: t[NORM].fill_(float("nan"))), "model.norm.weight in"),
-    "no projection": (tensors(lambda t: t.pop(UP)), f"lacks {UP} that … draw at random"),
-    "no head": (tensors(lambda t: t.pop(HEAD)), f"lacks {HEAD} that … draw at random"),
+    "no projection": (tensors(lambda t: t.pop(UP)), f"lacks {UP}, which … initialize it randomly"),
+    "no head": (tensors(lambda t: t.pop(HEAD)), f"lacks {HEAD}, which … initialize it randomly"),
     "another prefix": (tensors(lambda t: {f"base_model.{name}": each for name, each in t.items()}), "and 27 more"),
     "a bias of no Llama": (tensors(lambda t: t | {BIAS: torch.ones(56)}), f"holds {BIAS} that"),
     "another shape": (tensors(lambda t: t | {UP: t[UP][:-1].clone()}), f"{UP} … (55, 24), … says (56, 24)"),
@@ -141,7 +141,7 @@ VALUES = [
     ("hidden_size", 0, "hidden_size is 0"), ("hidden_act", "silo", "silo"), ("dtype", "float99", "float99"),
     ("rms_norm_eps", float("nan"), "rms_norm_eps is nan"), ("rms_norm_eps", -1e-5, "rms_norm_eps is -1e-05"),
     ("output_attentions", True, "output_attentions is on"), ("return_dict", False, "return_dict off"),
-    ("attention_dropout", 2, "attention_dropout is 2"), ("pad_token_id", 300, "makes no model"),
+    ("attention_dropout", 2, "attention_dropout is 2"), ("pad_token_id", 300, "cannot build a model"),
 ]  # fmt: skip
 FILES |= {f"{name} {value}": (config(**{name: value}), says) for name, value, says in VALUES}
 INDEXES = ("{", "[]", "{}", '{"weight_map": {"a": 1}}')

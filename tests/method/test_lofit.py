@@ -121,7 +121,7 @@ def test_small_scales_are_no_ones_in_bf16():
 
 
 def test_a_scaling_that_diverges_names_what_asked_for_it(model, tmp_path):
-    said = r"^-head_selection: the (loss|gradient) is no finite number.*; choose another,"
+    said = r"^-head_selection: the (loss|gradient) is not finite.*; choose another,"
     with pytest.raises(UserError, match=said):
         scale_norms(model, SAMPLES * 8, settings(lr=1e37, flag="-head_selection", num_epoch=9), 0, "cpu", tmp_path)
 

@@ -56,7 +56,7 @@ def test_a_model_that_is_not_trained_has_the_validation_loss_that_training_would
     assert found.valid_rows != after.valid_rows and len(found.valid_rows) == 3
     assert validate(model, []) == TrainingResult()
     model.model.norm.weight.data.fill_(torch.nan)
-    mistake("no finite number before any training", validate, model, samples)
+    mistake("not finite before any training", validate, model, samples)
 
 
 def test_training_is_on_the_device_that_was_named(make_tiny_llama, tmp_path, monkeypatch):
@@ -331,7 +331,7 @@ def test_fp16_has_the_gradient_of_fp32_on_many_tokens(make_tiny_llama, monkeypat
     found, again = gradient(folder, torch.float16, monkeypatch, max(passed) / 2)
     assert (found - wanted).norm() < 0.01 * wanted.norm()
     assert len(again) == 4 and max(again[2:]) == pytest.approx(max(passed) / 16, rel=1e-2)
-    with pytest.raises(UserError, match="the gradient is no finite number at step 1 of 1, on training samples 1, 2"):
+    with pytest.raises(UserError, match="the gradient is not finite at step 1 of 1, on training samples 1, 2"):
         gradient(folder, torch.float16, monkeypatch, 0)
 
 
@@ -349,7 +349,7 @@ def test_a_loss_that_is_no_number_names_step_samples_and_the_last_good_checkpoin
         cut.train()
     good = rf"the last good checkpoint is {cut.output / kept}" if kept else "there is no checkpoint before it"
     place = rf"step {step} of 6, on training samples (.*) of those kept"
-    said = rf"-lr: the loss is no finite number at {place}; lower it \(now 0.01\), .*; {good}"
+    said = rf"-lr: the loss is not finite at {place}; lower it \(now 0.01\), .*; {good}"
     numbers = re.fullmatch(said, str(found.value))[1].split(", ")
     rows = {tuple(row[row != 257].tolist()) for row in seen[-1]}
     assert {tuple(cut.samples[int(number) - 1].ids) for number in numbers} == rows and len(rows) == 4
@@ -361,7 +361,7 @@ def test_a_validation_loss_that_is_no_number_ends_the_training(cut, monkeypatch)
     values = iter([float("nan"), 1.0, float("inf")])
     monkeypatch.setattr("utils.training.response_loss", lambda *_: torch.tensor([[next(values), 1]]).double())
     for said in ("-dtype: {} before any training", "-lr: {} at step 3 of 6; lower it"):
-        mistake("^" + said.format("the validation loss is no finite number"), cut.train)
+        mistake("^" + said.format("the validation loss is not finite"), cut.train)
 
 
 def test_a_restoration_that_is_not_finite_is_no_checkpoint(cut, monkeypatch):
@@ -370,7 +370,7 @@ def test_a_restoration_that_is_not_finite_is_no_checkpoint(cut, monkeypatch):
 
     save = _RestorationTrainer._save_checkpoint
     monkeypatch.setattr(_RestorationTrainer, "_save_checkpoint", lambda self, *a: (spoil(self), save(self, *a)))
-    mistake(r"^-lr: the restoration is no finite number at step 3; .* no checkpoint", cut.train)
+    mistake(r"^-lr: the restoration is not finite at step 3; .* no checkpoint", cut.train)
     assert cut.checkpoints == []
 
 
@@ -386,13 +386,13 @@ def test_a_checkpoint_that_is_unfinished_damaged_or_of_another_training_is_passe
         killed.setattr("utils.training.write_manifest", None)  # the last that is written
         cut.train()
     assert cut.continues_to_the_same() == 6
-    assert "checkpoint checkpoint-3 is incomplete (no whole manifest.json)" in "".join(capsys.readouterr())
+    assert "skipping checkpoint-3: it is incomplete (no whole manifest.json)" in "".join(capsys.readouterr())
     file = cut.output / "checkpoint-6" / "optimizer.pt"
     file.write_bytes(file.read_bytes()[:-1])
     assert cut.continues_to_the_same() == 3
-    assert "checkpoint-6 is damaged (optimizer.pt)" in "".join(capsys.readouterr())
+    assert "skipping checkpoint-6: it is damaged (optimizer.pt)" in "".join(capsys.readouterr())
     _, result = cut.train(belongs="other heads")
-    assert "checkpoint-6 is of other samples, weights, heads, processes, code" in "".join(capsys.readouterr())
+    assert "-6: it was made with other samples, weights, heads, processes, code" in "".join(capsys.readouterr())
     assert len([row for row in result.history if "loss" in row]) == 6
 
 

@@ -243,7 +243,7 @@ def test_biases_that_a_family_cannot_carry_are_refused_or_left_out(models, famil
     config = load_config(models(family)[1], "-p")
     for method, sites in [("output_bias", "ffn"), ("output_bias", "all"), ("lora", "both")]:
         mistake(rf"-apply_to: a {family} .*mlp\.down_proj.*inside_mask", carried_parts, method, Options(sites), config)
-    with pytest.raises(UserError, match=f"-method: reconstruct computes Llama's own layer, .* a {family} model"):
+    with pytest.raises(UserError, match=f"-method: reconstruct supports Llama layers only, .* a {family} model"):
         carried_parts("reconstruct", Options(), config)
     for flap in (("flap_bias", Options()), ("output_bias", Options(first="flap_bias"))):
         assert parts_of(*flap)[0].sites == {"attention", "ffn"}

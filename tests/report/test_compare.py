@@ -154,7 +154,7 @@ def test_the_command_writes_its_files_again_over_its_own_and_never_over_a_users(
     assert (pair["name"], pair["minus"], pair["difference"], pair["n"]) == ("ours", "theirs", "-50.0", "4")
     for name in written:
         (tmp_path / name).write_text("mine")
-        mistake(f"-output: .*{name} is no earlier page or file of this command", call, monkeypatch, *words)
+        mistake(f"-output: .*{name} exists, and this command did not write it", call, monkeypatch, *words)
         assert files() == {**written, name: "mine"}
         (tmp_path / name).write_text(written[name])
 
@@ -165,7 +165,7 @@ def test_the_command_writes_its_files_again_over_its_own_and_never_over_a_users(
         (["NONE", "-output", "a.html"], "not a folder"),
         (["EMPTY", "-output", "a.html"], "holds no run"),
         (["ours", "-output", "results.json"], "results.json is no page's name; give one that ends in .html"),
-        (["strange", "-output", "a.html"], "RUN: strange: its files hold what no run writes"),
+        (["strange", "-output", "a.html"], "RUN: strange: its files are not a run's, or are damaged"),
     ],
 )
 def test_a_mistake_is_one_line(runs, tmp_path, monkeypatch, words, said):

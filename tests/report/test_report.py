@@ -305,7 +305,7 @@ def test_the_command_draws_the_same_page_from_the_files_alone_and_touches_no_oth
         ("results.json", "{}", "has no scores and no proof"),
         ("run.json", "[]", "holds no JSON object"),
         ("logs/history.jsonl", "3", "history.jsonl: holds no JSON object"),
-        ("run.json", '{"stages": [{"name": "x"}]}', "its files hold what no run writes"),
+        ("run.json", '{"stages": [{"name": "x"}]}', "its files are not a run's, or are damaged"),
     ],
 )
 def test_a_folder_that_is_no_runs_is_one_line_and_nothing_is_written(folder, name, content, words):

@@ -31,7 +31,7 @@ def pushing(output, name: str = "thing"):
 
 def test_a_run_asks_first_and_one_that_cannot_upload_leaves_the_result_and_says_how(world, tmp_path, hub, monkeypatch):
     output = tmp_path / "my out"
-    again = f"the result is whole: hf upload thing '{output}/model' uploads it"
+    again = f"the result is complete; to upload it, run: hf upload thing '{output}/model'"
     hub.upload_folder.side_effect = OSError("403 Forbidden\nno")
     monkeypatch.setattr(RestoreLCC_train, "restore", lambda _, __, folder: save_tiny_llama(folder / "model"))
     told = mistake(None, run, monkeypatch, flags(world, output, push_to_hub="thing"))
@@ -61,7 +61,7 @@ def test_a_hub_out_of_reach_or_no_token_ends_the_run_at_once(world, tmp_path, mo
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("HF_TOKEN", token)
     monkeypatch.setattr(RestoreLCC_train, "Processes", lambda *_: pytest.fail("the run began"))
-    says = rf"^-push_to_hub: http://127.0.0.1:9 does not tell .*{says}"
+    says = rf"^-push_to_hub: cannot verify the token at http://127.0.0.1:9 .*{says}"
     told = mistake(says, run, monkeypatch, flags(world, tmp_path / "out", push_to_hub="Guild/thing"))
     assert "secret" not in told and not (tmp_path / "out").exists()
 

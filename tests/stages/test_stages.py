@@ -307,7 +307,7 @@ def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path, begin
     assert "teacher" not in run.record.stages[0]["reused"]
     known = train.load_teacher(run, models, samples)
     size = as_bytes(sum(states.nbytes for states in (*known.train, *known.valid, *known.of_text)))
-    told = f"teacher: the dense model's states at response tokens and calibration text, {size}; "
+    told = f"teacher: the dense model's hidden states for responses and calibration text, {size}; "
     assert told in run.record.stages[0]["detail"]
     assert known.head is not None and run.cache.reused[-3:] == ["teacher"] * 3
     assert known.weight == train.WEIGHT == 0.5
@@ -357,9 +357,9 @@ def test_the_validation_record_counts_the_tokens_of_the_loss_and_a_loss_that_ros
     assert train.validation_record([], history, samples) == {**record, "pruned": None}
     assert train.validation_record([], history[1:2], samples) is None
     said = "warning: the validation loss rose from 2.500 to 2.600; try a smaller -lr or fewer epochs"
-    harm = "warning: after the closed form the validation loss rose from 2.400 to 2.500, before any training; "
+    harm = "warning: the validation loss rose from 2.400 to 2.500 by the closed form, before training; "
     assert train.warnings_of(record, False) == train.warnings_of({**record, "pruned": 2.5}, True) == [said]
-    assert train.warnings_of(record, True) == [said, harm + "try without it"]
+    assert train.warnings_of(record, True) == [said, harm + "try another -first or -method"]
     assert train.warnings_of({**record, "pruned": None, "restored": 2.4}, True) == train.warnings_of(None, True) == []
     assert verdict({"validation": record}, {}).endswith("; the validation loss rose from 2.500 to 2.600.")
 
@@ -385,7 +385,7 @@ def test_little_room_and_a_dense_or_another_model_are_warnings(world, tmp_path, 
     settings, unlike, dense, room = capsys.readouterr().err.splitlines()
     says = "its config.json has other rope_parameters, rms_norm_eps than -base_model_name's"
     assert settings == f"      warning: -pruned_model_path: {says}"
-    assert unlike == "      warning: -pruned_model_path: its embeddings are not -base_model_name's: another model?"
+    assert unlike == "      warning: -pruned_model_path: its embeddings differ from -base_model_name's: another model?"
     assert dense == "      warning: the pruned model has no zeros; going on because of -allow_dense"
     assert re.fullmatch(r" +warning: -output_dir: 10.0kB are free, and the restored model takes 1\d\dkB", room)
     with pytest.raises(UserError, match=r"^-pruned_model_path: \S+ is -base_model_name's model itself; give"):

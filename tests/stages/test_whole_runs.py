@@ -66,12 +66,12 @@ def test_an_interrupted_run_goes_on_to_the_same_bits_by_the_same_flags(world, fi
         with pytest.raises(KeyboardInterrupt):  # in the second epoch
             run(monkeypatch, flags(world, output))
         assert names(tmp_path) == {"out.partial"} and names(tmp_path / "out.partial") == {"checkpoints", UNFINISHED}
-        with pytest.raises(UserError, match=r"^-lr: 0\.001 now, 0\.01 before; give the flags of the interrupted run"):
+        with pytest.raises(UserError, match=r"^-lr: is 0\.001, but was 0\.01 in the interrupted run \S+; give that"):
             run(monkeypatch, flags(world, output, lr=1e-3))
         run(monkeypatch, flags(world, output, cache_dir=tmp_path / "cache"))
     assert bits(output) == bits(finished) and names(tmp_path) == {"out", "cache"} and names(output) == names(finished)
     assert len(passes) < 7 + 12, "it went on, and did not begin anew"
-    assert capsys.readouterr().out.count("      continues from checkpoint-") == 1
+    assert capsys.readouterr().out.count("      resuming from checkpoint-") == 1
 
 
 def test_a_run_prunes_for_itself_and_leaves_what_was_there(world, tmp_path, monkeypatch, capsys):

@@ -154,7 +154,7 @@ def test_a_control_is_the_dense_model_after_the_same_training(tmp_path, rows):
 def test_other_questions_are_not_compared_and_runs_that_are_not_alike_are_told(tmp_path, rows):
     table = build_table([rows[0], row_of("other", finished_run(tmp_path, "other", 1, THEIRS[1], asked="others"))])
     assert "task_mean" not in table["rows"][1]["against"]
-    assert any("not held against ours" in note and "different rows" in note for note in table["notes"])
+    assert any("not compared with ours" in note and "different rows" in note for note in table["notes"])
     told = [{"versions": {"torch": version}, "inputs": {"pruned model": version * 64}} for version in ("1", "2")]
     told = [each | {"arguments": {"ppl_window": 10 ** (12 * n)}} for n, each in enumerate(told)]
     runs = [finished_run(tmp_path, f"run{place}", 1, OURS[1], **more) for place, more in enumerate(told)]

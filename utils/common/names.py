@@ -11,7 +11,7 @@ RESPONSE, DISTILL = "response", "distill"  # losses at response tokens: cross-en
 ANSWER_BITS = "answer_bits_per_byte"
 """A metric of every multiple-choice task: -log2 p of the right answers, for each of their UTF-8 bytes."""
 
-DIVERGED = "is no finite number at step"
+DIVERGED = "is not finite at step"
 """Part of the error line of a training that diverged; a sweep recognizes such a run by it."""
 
 

@@ -31,7 +31,7 @@ class Processes:
             self.count = int(os.environ.get("WORLD_SIZE", "1"))
         self.sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
         if self.sharded and os.environ.get("FSDP_VERSION", "1") != "2":
-            raise UserError("accelerate launch: FSDP version 1, its default, is not served; add --fsdp_version 2")
+            raise UserError("accelerate launch: FSDP version 1, its default, is not supported; add --fsdp_version 2")
         self.is_main, self.state, self.device = is_main_process(), None, device
         if self.count == 1:
             if self.sharded:

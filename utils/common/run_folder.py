@@ -19,9 +19,9 @@ def locked(file: Path, what: str, wait: bool = False) -> Iterator[None]:
     """Hold the lock `file` on `what`; UserError, or `wait`, if another process has it. It ends with the process."""
     # Our lock files are empty, or begin with a process ID where the file system has no flock.
     if file.is_file() and (kept := file.read_bytes()[:99]) and not kept.split(b"\n")[0].isdigit():
-        raise UserError(f"{what}: its lock would be {file}, which is a file of yours; rename that, or give another")
+        raise UserError(f"{what}: its lock file would be {file}, which holds other data; rename that, or give another")
     lock = FileLock(file)
-    with explain(f"{what}: its lock {file} can't be taken", "remove or rename that", OSError):
+    with explain(f"{what}: cannot lock {file}", "remove or rename that file", OSError):
         try:
             lock.acquire(blocking=False)
         except Timeout:
@@ -58,7 +58,7 @@ class RunFolder:
             raise UserError(f"{self._what} is no folder; give one")
         ours = Path(__file__).resolve().is_relative_to(self.final) or (self.final / "__init__.py").exists()
         if ours or os.path.ismount(self.final) or Path.cwd().is_relative_to(self.final):
-            raise UserError(f"{self._what} is where a disk begins or where you are, or holds code; give another folder")
+            raise UserError(f"{self._what} is a mount point, or holds the current folder or code; give another folder")
         check_writable(self.final.parent, "-output_dir")
         with ExitStack() as leaving:
             leaving.enter_context(locked(self.final.parent / f"{self.final.name}.lock", self._what))
@@ -74,13 +74,13 @@ class RunFolder:
     def finish(self) -> None:
         """Rename the complete result to its final name."""
         self._whole = True
-        with explain(f"{self._what}: the result stays whole in {self.partial}", "rename that", OSError):
+        with explain(f"{self._what}: the result is complete, but still in {self.partial}", "rename that", OSError):
             earlier = take_place(self.partial, self.final)
         (self.final / UNFINISHED).unlink(missing_ok=True)
         for name in self._keep:  # only now: until the rename, a killed run is resumed from them
             shutil.rmtree(self.final / name, ignore_errors=True)
         if earlier:
-            print(f"what was in {self.final} is in {earlier} now")
+            print(f"the earlier {self.final} is now {earlier}")
 
     def _begin(self) -> None:
         """Make OUT.partial, or keep only what a resumed run needs of it; UserError if no result may be written here."""
@@ -88,15 +88,15 @@ class RunFolder:
         if os.path.lexists(self.partial):
             ours = self.partial.is_dir() and not self.partial.is_symlink()
             if not ours or (any(self.partial.iterdir()) and not mark.is_file()):
-                raise UserError(f"{self._what}: {self.partial} is in the way; rename it, or give another folder")
+                raise UserError(f"{self._what}: {self.partial} already exists; rename it, or give another folder")
             with suppress(OSError, ValueError, TypeError, KeyError):  # with a damaged mark all flags differ
                 before = dict(read_json(mark)["arguments"])
             now = self._arguments
             changed = [name for name in now if name not in before or before[name] != now[name]]
             if changed and self._kept():
                 raise UserError(
-                    f"-{changed[0]}: {now[changed[0]]} now, {before.get(changed[0])} before; give the flags of the "
-                    f"interrupted run in {self.partial} to continue it, or rename that folder to begin anew"
+                    f"-{changed[0]}: is {now[changed[0]]}, but was {before.get(changed[0])} in the interrupted run "
+                    f"{self.partial}; give that run's flags to resume it, or rename its folder to start over"
                 )
         if not self._overwrite and self.final.is_dir() and any(self.final.iterdir()):
             raise UserError(

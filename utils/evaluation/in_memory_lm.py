@@ -48,7 +48,7 @@ class InMemoryLM(HFLM):
         requests = [request[1:] for request in requests]
         prompts, owners, cut = share_contexts(requests, length, budget)
         if cut:
-            tqdm.write(f"{self.label}: {cut} contexts longer than the model's {length} tokens lost their start")
+            tqdm.write(f"{self.label}: {cut} contexts longer than the model's {length} tokens were cut at the start")
         values = torch.zeros(len(requests), dtype=torch.float64)
         greedy = torch.ones(len(requests), dtype=torch.bool)
         with progress(total=len(requests), desc=self.label, unit="request") as bar:

@@ -79,7 +79,7 @@ def pair_rows(first: Kept, second: Kept, task: str, metric: str) -> tuple[KeptRo
     """The rows of two models, if row i answers the same question in both, else UserError."""
     for place, kept in (("first", first), ("second", second)):
         if metric not in kept.get(task, {}):
-            raise UserError(f"{task}, {metric}: the {place} run kept no rows of it; score both on the same -eval_tasks")
+            raise UserError(f"{task}, {metric}: the {place} run has no rows of it; score both on the same -eval_tasks")
     one, other = first[task][metric], second[task][metric]
     if (one.sha256, one.aggregation, len(one.values)) != (other.sha256, other.aggregation, len(other.values)):
         rows = " and ".join(f"{len(each.values)} of {each.sha256[:8]}" for each in (one, other))
@@ -163,7 +163,7 @@ class Outcome:
         }.get(measure, [("agreement", measure)])
 
     def value(self, measure: str, model: str = "restored") -> float | None:
-        """A model's value of one of COMPARED; None where it was not measured, or was no finite number."""
+        """A model's value of one of COMPARED; None where it was not measured, or was not finite."""
         if measure == "valid_loss":
             return self._at("validation", model)
         if measure in AGREEMENT:

@@ -17,7 +17,7 @@ def main() -> None:
         raise UserError(f"OUT: {folder} is not a folder; give the -output_dir of a run")
     odd = LookupError, TypeError, AttributeError, ValueError, UndefinedError
     unwritable = explain(f"OUT: {folder} cannot be written", "copy it first", OSError)
-    with unwritable, explain(f"OUT: {folder}: its files hold what no run writes", "copy the run's folder again", odd):
+    with unwritable, explain(f"OUT: {folder}: its files are not a run's, or are damaged", "copy the folder again", odd):
         print(f"report: {write_report(folder)}")
 
 

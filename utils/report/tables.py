@@ -183,7 +183,7 @@ def proof_rows(proof: dict) -> list[tuple[str, str, bool]]:
     if error is not None:
         numbers = f"error {error:.1e}, allowed {allowed:.1e}; top token {100 * proof['top1_agreement']:.1f} %"
     kept = error is not None and error <= allowed
-    rows.append((f"same logits as while trained, {proof['dtype']}", numbers, kept))
+    rows.append((f"same logits as in training, {proof['dtype']}", numbers, kept))
     return [*rows, ("proof passed", f"read back with {proof['loaded_with']}", proof["passed"])]
 
 

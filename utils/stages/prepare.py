@@ -68,13 +68,13 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
             if args.first:
                 asked, cure = f"{asked} with -first {args.first}", f"{cure}, or give -first none"
             raise UserError(
-                f"-method: {asked} holds pruned weights against the dense ones, and a compact "
-                f"checkpoint doesn't say which channels are left; {cure}"
+                f"-method: {asked} compares pruned weights with the dense ones, but a compact "
+                f"checkpoint doesn't record which channels it kept; {cure}"
             )
         if METHODS[args.method].fills and args.trains and pruned is not given:
             raise UserError(
-                f"-method: {args.method} would fill the zeros that stand where a compact checkpoint has no heads and "
-                "channels; give masked_lora or masked_dora, which do the same in its shapes"
+                f"-method: {args.method} would fill in heads and channels that a compact checkpoint has removed; give "
+                "masked_lora or masked_dora, which keep its shapes"
             )
         config = load_config(pruned.folder, "-pruned_model_path")
     else:
@@ -107,7 +107,7 @@ def given_checkpoint(args: Arguments, dense: Checkpoint) -> tuple[Checkpoint, Ch
     check_weights(given, load_config(given.folder, flag))
     one, two = (each.read("model.embed_tokens.weight")[:256].double().flatten() for each in (dense, given))
     if torch.cosine_similarity(one, two, 0) < 0.9:
-        print(f"      warning: {flag}: its embeddings are not -base_model_name's: another model?", file=sys.stderr)
+        print(f"      warning: {flag}: its embeddings differ from -base_model_name's: another model?", file=sys.stderr)
     if (record := given.folder / RECORD).is_file():
         read_settings(record, flag)  # checked now; the run's record will quote it
     expanded, compact = in_dense_shapes(given.folder, args.cache_dir)

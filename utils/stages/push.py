@@ -21,7 +21,7 @@ def check_push(args: Arguments) -> None:
 
     cure = f"check your connection, and set HF_TOKEN or log in by hf auth login, or leave {FLAG} out"
     # Errors of huggingface_hub and of its HTTP client have no common kind.
-    with explain(f"{FLAG}: {constants.ENDPOINT} does not tell whose token it is", cure):
+    with explain(f"{FLAG}: cannot verify the token at {constants.ENDPOINT}", cure):
         account = HfApi().whoami()
     if ((account.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
         raise UserError(f"{FLAG}: the token may only read; make one that may write")
@@ -37,7 +37,7 @@ def push(args: Arguments) -> None:
     from huggingface_hub.utils import enable_progress_bars
 
     folder, api = args.output_dir / "model", HfApi()
-    again = f"the result is whole: {shlex.join(['hf', 'upload', args.push_to_hub, str(folder)])} uploads it"
+    again = f"the result is complete; to upload it, run: {shlex.join(['hf', 'upload', args.push_to_hub, str(folder)])}"
     if sys.stderr.isatty():
         enable_progress_bars()  # `quiet_libraries` has disabled them
     try:

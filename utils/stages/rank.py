@@ -110,7 +110,7 @@ def head_norms(run: Run, models: Models, samples: Samples) -> Tensor:
     # All processes decide together: one that trained alone would wait for the others for ever.
     if processes.any(not kept.known()):
         model = run.load(models.pruned, run.training_device(models.pruned, how.num_epoch > 0))
-        run.record.tell("LoFiT's first step: a scale of every head")
+        run.record.tell("LoFiT's first step: training a scale for each head")
         made.append(lofit.scale_norms(model, samples.train, how, lofit.L1, run.device, place, belongs=kept.path.name))
     with processes.main_first():
         norms = replace(kept, before=time.perf_counter() - began)()["norms"]

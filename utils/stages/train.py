@@ -147,7 +147,7 @@ def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | N
     text = tuple(Encoded(ids, 0) for ids in run.calibration_windows(models.tokenizer).tolist())
     parts = samples.valid, samples.train, list(text)
     size = as_bytes(sum(predicted(sample) for part in parts for sample in part) * own[0].nbytes)
-    run.record.tell(f"teacher: the dense model's states at response tokens and calibration text, {size}")
+    run.record.tell(f"teacher: the dense model's hidden states for responses and calibration text, {size}")
     model = LazyModel(run, "dense", models.dense)
     valid, train, of_text = (
         by_sample(states(run.cache, model, part, run.kind_of_device)["states"], part) for part in parts
@@ -197,7 +197,7 @@ def warnings_of(validation: dict | None, closed_form: bool) -> list[str]:
     pruned, start, restored = (validation[name] for name in ("pruned", "start", "restored"))
     lines = [f"warning: {rose}; try a smaller -lr or fewer epochs"] if (rose := loss_rose(start, restored)) else []
     if closed_form and (rose := loss_rose(pruned, start)):
-        lines.append(f"warning: after the closed form {rose}, before any training; try without it")
+        lines.append(f"warning: {rose} by the closed form, before training; try another -first or -method")
     return lines
 
 
@@ -228,5 +228,5 @@ def merge(run: Run, models: Models, trained: Trained) -> tuple[LazyModel, list[d
     if models.given is not models.pruned:
         restored.loaded = proof.model = None  # two models, and a wider one to compare with, may not fit together
         proofs.append(compact_and_prove(merged, run.folder / "compact", reference).record)
-        print("      as small as the pruned checkpoint: compact/")
+        print("      also saved in the pruned checkpoint's compact shapes: compact/")
     return restored, proofs

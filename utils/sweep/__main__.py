@@ -34,8 +34,8 @@ ENTRY = Path(__file__).resolve().parents[2] / "RestoreLCC_train.py"
 def main() -> None:
     """Run a sweep from its file, or read its runs, and write its table."""
     parser = Parser(prog="utils.sweep", description=__doc__, usage="python -m utils.sweep FILE [-flag value …]")
-    parser.add_argument("file", type=folder_path, metavar="FILE", help=f"the sweep, a yaml file; or a sweep's {FILE}")
-    parser.flag("output_dir", type=folder_path, default=Path("sweep"), metavar="DIR", help="for runs and table")
+    parser.add_argument("file", type=folder_path, metavar="FILE", help=f"YAML file of a sweep, or its {FILE}")
+    parser.flag("output_dir", type=folder_path, default=Path("sweep"), metavar="DIR", help="where runs and table go")
     parser.flag("cache_dir", type=folder_path, default=DEFAULT_CACHE, metavar="DIR", help="that all runs share")
     parser.flag("keep_models", default=False, help="keep each run's model/, compact/ and restoration/")
     args = parser.parse_args()

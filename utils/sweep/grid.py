@@ -91,7 +91,7 @@ def read_sweep(path: Path) -> list[SweepRow]:
         place, compare_to = str(path), content.get("compare_to")
         names = [(row.name, row.pruning) for row in rows]
         if twice := [each for each in names if names.count(each) > 1]:
-            raise UserError(f"{' on '.join(twice[0])} stands there twice; give each configuration its own 'name:'")
+            raise UserError(f"{' on '.join(twice[0])} appears twice; give each configuration its own 'name:'")
         counts = {len(row.rates): row.name for row in rows if row.rates}
         if len(counts) > 1:
             said = ", ".join(f"{name} chooses from {count} rates" for count, name in counts.items())
@@ -114,7 +114,7 @@ def _row(content: dict, pruning: object, entry: object) -> SweepRow:
     args = parse_arguments(_words(flags))
     trains = args.trains
     if trains and not rates:
-        raise UserError("is trained, and has no rate; give 'lr: [RATE, …]', in it or for all")
+        raise UserError("has no learning rate; give 'lr: [RATE, …]', in it or for all")
     search = _flags(content.get("search"))
     parse_arguments(_words({**flags, **search}))
     searches = [_run({**flags, **search}, seeds[0], rate) for rate in rates] if trains and len(rates) > 1 else []

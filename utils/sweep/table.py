@@ -60,7 +60,7 @@ def build_table(rows: list[SweepRow]) -> dict:
             try:
                 entry["against"][measure] = difference(row.outcomes, others, measure)
             except UserError as error:
-                notes.append(f"{row.name}, {row.pruning}: not held against {row.compare_to}: {error}")
+                notes.append(f"{row.name}, {row.pruning}: not compared with {row.compare_to}: {error}")
         entry["control"] = _of_control(row.outcomes, controls) if row.outcomes and controls else None
         table.append(entry)
         notes += _of_runs(row)
