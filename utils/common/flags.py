@@ -144,7 +144,7 @@ class Arguments:
     train_norms: bool = flag(False, "train the scales of all RMSNorms too")
     basis: str = flag("svd", "V of Eq. 8: the lost components', or a random orthogonal one", ("svd", "random"))
 
-    lr: float = flag(1e-3, "AdamW's learning rate, with linear decay to 0", rate, metavar="RATE", group="training")
+    lr: float = flag(1e-3, "AdamW's learning rate, with linear decay", rate, metavar="RATE", group="training")
     num_epoch: float = flag(3.0, "passes over the samples, in whole steps; 0 trains nothing", at_least(0.0))
     batch_size: int = flag(8, "samples a batch and process", at_least(1))
     gradient_accumulation: int = flag(1, "batches whose gradients make one step", at_least(1))
