@@ -49,8 +49,8 @@ def load(source: str, samples: int, length: int, tokenizer: PreTrainedTokenizerB
             "lower -calib_length or give a longer text"
         )
     print(
-        f"calibration: {len(windows)} documents of {source} have {length} tokens, {samples} are asked for: "
-        f"drawing windows from all {len(seen) - 1} joined ({len(joined)} tokens)"
+        f"calibration: {len(windows)} documents of {source} have {length} tokens or more, {samples} are needed; "
+        f"drawing the windows from all {len(seen) - 1:,} documents joined ({len(joined):,} tokens)"
     )
     apart = joined[: len(joined) // length * length].view(-1, length)
     apart = apart[torch.randperm(len(apart), generator=generator)[:samples]]
