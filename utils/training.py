@@ -256,6 +256,8 @@ class _RestorationTrainer(Trainer, TrainerCallback):
             callbacks=[self],
         )
         self.remove_callback(PrinterCallback)
+        # Under FSDP, gradients that wait for a step's later batches would be held whole by each process.
+        self.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = self.is_fsdp_enabled
         lengths = [len(sample.ids) for sample in samples]
         place = arguments.process_index, arguments.world_size
         self.batches = _ProcessBatches(lengths, settings, *place, len(self.text))
