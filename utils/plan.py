@@ -277,7 +277,6 @@ class Plan:
         device = max(device, found + begun / self.layers + 3 * FP32 * matrices / self.layers)
         if trains:
             read += (2 + args.num_epoch) * self.operations(valid)
-            # Beside both passes, `update` gives weights' gradients: of all that change, or of the trained terms alone.
             taught = [samples]
             device = max(device, begun + self.training_bytes())
             if args.loss == DISTILL:  # each step has a window of text
@@ -287,6 +286,7 @@ class Plan:
                 read += sum(map(self.operations, (samples, valid, text)))
                 host += sum(each.rows * each.scored for each in (samples, valid, text)) * self.hidden * self.size
             step = (2 + args.gradient_checkpointing) * sum(map(self.operations, taught))
+            # Beside both passes, weights' gradients: of all that change, or of the trained terms alone.
             update = 2 * self.matrices if args.method.startswith("masked") else 6 * self.trained
             step += sum(texts.rows * texts.tokens for texts in taught) * update
         seconds = read / machine.inference + wide / machine.fp32 + args.num_epoch * step / machine.training

@@ -31,7 +31,7 @@ from utils.common.names import DIVERGED
 from utils.common.progress import progress
 from utils.distillation import Distillation
 from utils.losses import NOT_FINITE, ResponseLoss, TrainingResult, response_loss
-from utils.prompts import IGNORED, Encoded, collate
+from utils.prompts import Encoded, collate
 
 SAVED_EVERY = 600
 """Seconds after which a checkpoint is written: about as much training as a kill may cost."""
@@ -279,9 +279,8 @@ class _RestorationTrainer(Trainer, TrainerCallback):
     def batch(self, rows: list[int]) -> dict[str, Tensor]:
         """Collate samples with the teacher's states, or a window of text; with no rows, a batch without labels."""
         if rows and (window := rows[0] - len(self.samples)) >= 0:
-            ids = torch.tensor([self.text[window].ids])
-            labels = torch.full_like(ids, IGNORED)
-            return {"input_ids": ids, "labels": labels, "of_text": self.distillation.of_text[window]}
+            ids = self.text[window].ids
+            return collate([Encoded(ids, len(ids))], self.pad_id) | {"of_text": self.distillation.of_text[window]}
         known = self.distillation and self.distillation.train
         samples = [self.samples[row] for row in rows] or [Encoded(self.samples[0].ids[:2], 2)]
         states = known and ([known[row] for row in rows] or [known[0][:0]])

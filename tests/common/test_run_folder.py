@@ -125,7 +125,7 @@ def test_files_that_come_during_the_run_are_kept_and_a_result_that_cannot_take_i
         write_files(tmp_path / "out", MINE)
         folder.finish()
     assert content(tmp_path / "out.1") == MINE and content(tmp_path / "out") == NEW
-    with pytest.raises(UserError, match=r"complete.* in .*partial .*; rename"), result(tmp_path / "sticky") as folder:
+    with pytest.raises(UserError, match=r"but still in .*partial .*; rename"), result(tmp_path / "sticky") as folder:
         write_files(folder.partial, NEW)
         monkeypatch.setattr(Path, "rename", Mock(side_effect=OSError))
         folder.finish()
@@ -144,8 +144,8 @@ REFUSED = [
     ({"loop": Path("loop")}, "loop", r"\S+ is no folder"),
     *(({}, place, f"{place} is a mount point") for place in ("/", "/proc")),
     ({}, "away", r"\S+ is a mount point, or holds the current folder or code"),
-    ({"project/utils/__init__.py": ""}, "project", r"\S+ .*, or holds the .* or code; give an"),
-    ({"project/utils/__init__.py": ""}, "project/utils", r"\S+ .*, or holds the .* or code; give an"),
+    ({"project/utils/__init__.py": ""}, "project", r"\S+ .*, or holds the current folder or code; give an"),
+    ({"project/utils/__init__.py": ""}, "project/utils", r"\S+ .*, or holds the current folder or code; give an"),
 ]
 
 
