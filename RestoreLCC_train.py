@@ -11,7 +11,7 @@ from utils.common.commands import run
 from utils.common.flags import Arguments, parse_arguments
 from utils.common.processes import Processes, is_main_process, leave
 from utils.common.run_folder import RunFolder, check_apart
-from utils.stages.inputs import check_inputs
+from utils.stages.inputs import check_data, check_inputs
 from utils.stages.push import push
 
 MAY_DIFFER = ("output_dir", "cache_dir", "device")
@@ -24,6 +24,7 @@ def main() -> None:
     # Before torch is imported, so that a wrong flag or folder is answered at once.
     if args.plan:
         check_found(args.base_model_name, "-base_model_name")
+        check_data(args)
         from utils.plan import print_plan
 
         print_plan(args)

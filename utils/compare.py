@@ -78,7 +78,7 @@ class Line:
     kind: str = ""  # its class: what a merge may change
     n: int = 0  # finished runs
     failed: Sequence[str] = ()  # last lines of the runs without a result
-    cells: dict[str, Score] = field(default_factory=dict)  # by column; errors are over seeds, or else over questions
+    cells: dict[str, Score] = field(default_factory=dict)  # by column; errors are over seeds
 
     @property
     def kept(self) -> bool:
@@ -216,11 +216,10 @@ def lines_of(rows: Sequence[SweepRow]) -> list[Line]:
 
 
 def _score(found: dict | float, factor: int) -> Score:
-    """The `Score` of an entry of a sweep's table; its error is over seeds, or else over questions."""
+    """The `Score` of an entry of a sweep's table; its error is over seeds."""
     if not isinstance(found, dict):
         return Score(factor * found)
-    error = found["stderr"] if found["stderr"] is not None else found.get("stderr_questions")
-    return Score(factor * found["value"], error and factor * error)
+    return Score(factor * found["value"], found["stderr"] and factor * found["stderr"])
 
 
 def pairs_of(rows: Sequence[SweepRow]) -> Pairs:

@@ -29,7 +29,7 @@ from utils.common.errors import UserError
 from utils.common.flags import Arguments
 from utils.common.hub import asking
 from utils.common.methods import Options
-from utils.common.names import BUNDLED, DISTILL
+from utils.common.names import BUNDLED, DISTILL, RESPONSE
 from utils.common.record import STAGES, device_name
 from utils.evaluation.task_loading import load_texts, task_names
 from utils.evaluation.tasks import TOKENS_ONLY, WIKITEXT
@@ -221,13 +221,15 @@ class Plan:
         width = self.layers * self.queries * FP32 * self.needs.heads
         ranking = 2.5 * self.needs.heads + 200 * 6 * width * 0.7 * self.probes / 8e9
         ranks = self.stage(ranking, width * (4 * count + 2 * self.config.head_dim))
+        if lofit:  # its first step: no closed form, no teacher, no validation
+            ranks = replace(self, args=replace(self.args, first=None, loss=RESPONSE), valid=[])._training()
         return [
             self.stage(5, self.file),  # the checkpoint is read and hashed
             self._pruning(),
             self.stage(**encoder),
             self._reading(branched, self.file, count + 2 * self.probes),
             self._reading(prompt, self.weights, count),
-            self._training() if lofit else ranks,
+            ranks,
             self._training(),
             self.stage(6 * self.weights / DISK, 2 * self.weights + self.proof, self.weights + self.proof),
             self._reading(Texts(0, 0), self.weights, 0),

@@ -120,6 +120,7 @@ def test_a_flag_that_the_run_has_no_use_for_is_named():
         ("-recipe inside_mask -prune_method sparsegpt", []),
         ("-recipe biases -lora_rank 16 -use_topk_heads 8", ["-use_topk_heads", "-lora_rank"]),
         ("-pruned_model_path FOLDER -sparsity 2:4 -calib_length 64", ["-sparsity", "-calib_length"]),
+        ("-prune_method magnitude -sparsity 0.4 -calib_seed 3", ["-calib_seed"]),
         ("-head_selection gap -num_probe_samples 50 -basis random", ["-num_probe_samples"]),
         ("-method lofit -basis random", ["-basis"]),
         ("-method lora -head_selection random", ["-head_selection"]),

@@ -68,6 +68,7 @@ def test_a_verdict_follows_the_paired_difference_and_the_recorded_direction(meas
     results = make_results(t=measured)
     (row,) = tables.score_rows(results)
     assert (row.label, row.verdict) == (label, word)
+    assert replace(row, mcnemar_p=0.06, higher_is_better=None).verdict not in ("differs", "better", "worse")
     assert replace(row, mcnemar_p=0.06).verdict == {"better": "within noise", "worse": "within noise"}.get(word, word)
     assert tables.score_rows({**results, "metrics": {}})[0].verdict not in ("better", "worse")
     (row,) = tables.score_rows({**results, "paired": {}})
@@ -144,7 +145,9 @@ def test_the_verdict_counts_only_what_is_beyond_noise(results, run, sentence):
     assert sentence in summary.verdict(results, run)
 
 
-def test_paths_become_names_and_everything_else_stays():
+def test_paths_become_names_and_everything_else_stays(monkeypatch):
+    monkeypatch.setenv("HOME", "/code")
+    assert summary.hide_home("<code>/code/a</code>") == "<code>~/a</code>"
     line = "/usr/bin/python -data_path '/home/a b/x.jsonl' --output_dir=/tmp/out -lr 1e-3 -base_model_name me/m ../d"
     hidden = "python -data_path x.jsonl --output_dir=out -lr 1e-3 -base_model_name me/m ../d"
     assert summary.hide_paths(line) == hidden and summary.hide_path("~/models/llama") == "llama"

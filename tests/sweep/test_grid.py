@@ -21,7 +21,7 @@ WRONG = {
     "{lr: [1, 2], num_valid_samples: 0}": "rates are chosen on validation loss",
     "{lr: [1, 2], spec_task: rte}": "rates are chosen on validation loss",
     "{method: lora}, {name: a, lr: [1, 2]}": "lora chooses from 1 rates, a chooses from 2 rates",
-    "{method: lora}, {method: lora}": "appears twice",
+    "{method: lora}, {method: lora}": "appears twice; give each configuration its own 'name:'",
     "{overwrite: true}": "overwrite: the sweep gives it",
     "{method: lora, lr: [1e-2, null]}": "-lr: must be a number above 0, not null",
     "": "configurations: give a list",
@@ -29,6 +29,7 @@ WRONG = {
 WRONG = {f"{START}configurations: [{text}]": expected for text, expected in WRONG.items()} | {
     "flags: {lr: 1e-3}\nseeds: [1]\nconfigurations: [{}]": "lr: the sweep gives it",
     "configuration: []": "configuration is no part of a sweep; give a mapping of flags, prunings",
+    f"{START}prunings: [{{calib_seed: 1}}, {{calib_seed: 2}}]\nconfigurations: [{{}}]": "and each pruning another",
     f"{START}prunings: {{sparsity: 0.5}}\nconfigurations: [{{method: lora}}]": "prunings: give a list",
     "flags: {a: [1, 2}": "is no YAML in line 1",
     "configurations: [{}]": "seeds: give a list",

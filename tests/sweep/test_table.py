@@ -32,7 +32,7 @@ def finished_run(output, name: str, seed: int, rows, asked="asked", own=None, to
     results = make_results(one=one, two=two, text=task(5.0, 20.0, perplexity, "token_perplexity"))
     mean = {"dense": {"value": 0.9}, "pruned": {"value": 0.0}, "restored": {"value": sum(means) / 2}}
     results |= {
-        "mean": {"tasks": ["one", "two"], "scores": mean, "paired": {"stderr": 0.09}, "recovered": SHARES[seed]},
+        "mean": {"tasks": ["one", "two"], "scores": mean, "recovered": SHARES[seed]},
         "validation": {"pruned": 3.0, "restored": LOSSES[seed]}, "proof": {"zeros_pruned": 8, "zeros_lost": 2},
     }  # fmt: skip
     method = {"parameters": 120, "kind": "mask", "restores": True}
@@ -80,7 +80,7 @@ def test_means_are_over_seeds_and_differences_over_the_questions_and_seeds_that_
     assert f"+37.5 ± {100 * against['task_mean']['stderr']:.1f} ± 12.5" in markdown(table)
     table = build_table([row_of("ours", rows[0].finals[0])])
     assert "| n=1 | 2.000 |" in markdown(table) and "Δ |" not in markdown(table)
-    assert table["rows"][0]["recovered"]["stderr_questions"] == pytest.approx(0.09 / 0.9)
+    assert table["rows"][0]["recovered"]["stderr"] is None
     # One shared seed is compared alone; all are where none is shared.
     apart = [((0, 1), (1, 2), 7 / 8 - 5 / 8), ((0,), (0, 1, 2), 1 - 1 / 2), ((0, 1), (2,), 7 / 8 - (1 / 2 + 5 / 8) / 2)]
     for *pair, difference in apart:
@@ -152,6 +152,11 @@ def test_a_control_is_the_dense_model_after_the_same_training(tmp_path, rows):
 
 
 def test_other_questions_are_not_compared_and_runs_that_are_not_alike_are_told(tmp_path, rows):
+    fewer = {"mean": {"tasks": ["one"], "scores": {}}, "proof": {"zeros_pruned": 9999, "zeros_lost": 1}}
+    other = row_of("fewer", finished_run(tmp_path, "fewer", 1, THEIRS[1], told=fewer))
+    for some in ([rows[0], other], [replace(other, compare_to="fewer"), replace(rows[0], compare_to="fewer")]):
+        table = build_table(some)
+        assert table["rows"][1]["against"]["task_mean"] is None and "| < 100 % |" in markdown(table)
     table = build_table([rows[0], row_of("other", finished_run(tmp_path, "other", 1, THEIRS[1], asked="others"))])
     assert "task_mean" not in table["rows"][1]["against"]
     assert any("not compared with ours" in note and "different rows" in note for note in table["notes"])

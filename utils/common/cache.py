@@ -78,6 +78,7 @@ class Kept:
 
     def entry(self) -> Path:
         """The result's folder, verified but not loaded. One process makes a missing or damaged one; others wait."""
+        came = time.perf_counter()
         if not (manifest := self.known()):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with locked(self.path.with_suffix(".lock"), str(self.path), wait=True):
@@ -94,7 +95,8 @@ class Kept:
         self.cache.reused.append(self.kind)
         if self.path not in self.cache.counted:
             self.cache.counted.add(self.path)
-            self.cache.saved += manifest.get("seconds", 0)  # entries of older versions lack it
+            # Less what passed here, which its stage counts: waiting for the process that made it, or reading it.
+            self.cache.saved += max(0, manifest.get("seconds", 0) - (time.perf_counter() - came))
         return self.path
 
     def __call__(self) -> dict | Path:

@@ -236,7 +236,8 @@ class Arguments:
         needs = self.needs
         used = {
             "prune_method sparsity": not self.pruned_model_path,
-            "calib_samples calib_length calib_seed": self.calibrates or not self.pruned_model_path,
+            "calib_samples calib_length calib_seed": self.calibrates
+            or not (self.pruned_model_path or self.prune_method == "magnitude"),
             "use_topk_heads head_selection": needs.heads,
             "num_components num_probe_samples": needs.heads and self.head_selection == "contrastive",
             "basis": needs.basis,

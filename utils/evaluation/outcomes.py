@@ -170,12 +170,9 @@ class Outcome:
             return self._at("agreement", model, "all", measure, "value")
         return self._at(*self._place("scores", measure, model), "value")
 
-    def recovered(self, measure: str) -> tuple[float | None, float | None]:
-        """(share of the gap between dense and pruned that was closed, standard error of the paired gain / the gap)."""
-        error = self._at(*self._place("paired", measure), "stderr")
-        dense, pruned = (self.value(measure, model) for model in ("dense", "pruned"))
-        known = None not in (error, dense, pruned) and dense != pruned
-        return self._at(*self._place("recovered", measure)), error / abs(dense - pruned) if known else None
+    def recovered(self, measure: str) -> float | None:
+        """The share of the gap between dense and pruned that was closed; None where that gap is noise."""
+        return self._at(*self._place("recovered", measure))
 
     @property
     def forgetting(self) -> float | None:
@@ -190,7 +187,7 @@ class Outcome:
         return 1 - (self._at("proof", "zeros_lost") or 0) / zeros if zeros else None
 
     def _place(self, part: str, measure: str, *model: str) -> tuple[str, ...]:
-        """The keys under which results.json has a part (scores, paired, recovered) of a measure."""
+        """The keys under which results.json has a part (scores, recovered) of a measure."""
         whole = {"answer_bits": "answers", "task_mean": "mean"}.get(measure, "")
         asked = self.asked(measure)
         return (whole, part, *model) if self.results.get(whole) else (part, *model, *asked[0]) if asked else ("",)
@@ -270,8 +267,10 @@ def of_shared_seeds(outcomes: list[Outcome], others: list[Outcome]) -> tuple[lis
 
 def _paired(outcomes: list[Outcome], others: list[Outcome], measure: Measure) -> dict | None:
     """`difference` without its error over seeds: rows are averaged over the runs first, then differences over tasks."""
-    pairs, aggregation = [], ""
-    for task, metric in outcomes[0].asked(measure):
+    pairs, aggregation, asked = [], "", outcomes[0].asked(measure)
+    if any({*each.asked(measure)} != {*asked} for each in (*outcomes, *others)):
+        return None  # means over other tasks
+    for task, metric in asked:
         sides = [[each.rows.get(task, {}).get(metric) for each in side] for side in (outcomes, others)]
         if None in sides[0] or None in sides[1]:
             return None

@@ -120,7 +120,7 @@ def _score(lm: InMemoryLM, planned: PlannedTask, circumstances: dict, result: Ev
                 full = metric if sample["filter"] == "none" else f"{metric},{sample['filter']}"
                 columns.setdefault(full, []).append(sample[metric])
         for metric, rows in columns.items():
-            if (aggregation := result.metrics[name][metric]["aggregation"]) is not None:
+            if (aggregation := result.metrics.get(name, {}).get(metric, {}).get("aggregation")) is not None:
                 # A perplexity's rows may be pairs with a weight; lm_eval then takes their weighted mean.
                 rows = [[float(part) for part in row] if isinstance(row, tuple | list) else float(row) for row in rows]
                 result.samples.setdefault(name, {})[metric] = rows

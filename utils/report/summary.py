@@ -41,7 +41,7 @@ def hide_paths(command: str) -> str:
 def hide_home(text: str) -> str:
     """Replace the home directory by ~: a last guard, for a path that slipped through."""
     home = os.path.expanduser("~")  # stays "~" for a user without a home
-    return text if home == "/" else re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", text)
+    return text if home == "/" else re.sub(rf"(?<![\w.<-]){re.escape(home)}(?![\w.-])", "~", text)
 
 
 def pruned_how(run: dict, proof: dict) -> str:

@@ -96,10 +96,10 @@ def judged(difference: Score | None, higher_is_better: bool | None, p: float | N
         return "no standard error"
     if not abs(difference.value) > 2 * difference.stderr:  # also if it is NaN
         return "within noise"
-    if higher_is_better is None:
-        return "differs"
     if p is not None and p > 0.05:
         return "within noise"
+    if higher_is_better is None:
+        return "differs"
     return "better" if (difference.value > 0) == higher_is_better else "worse"
 
 

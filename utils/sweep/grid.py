@@ -91,7 +91,8 @@ def read_sweep(path: Path) -> list[SweepRow]:
         place, compare_to = str(path), content.get("compare_to")
         names = [(row.name, row.pruning) for row in rows]
         if twice := [each for each in names if names.count(each) > 1]:
-            raise UserError(f"{' on '.join(twice[0])} appears twice; give each configuration its own 'name:'")
+            cure = "give each configuration its own 'name:', and each pruning another method, sparsity or folder name"
+            raise UserError(f"{' on '.join(twice[0])} appears twice; {cure}")
         counts = {len(row.rates): row.name for row in rows if row.rates}
         if len(counts) > 1:
             said = ", ".join(f"{name} chooses from {count} rates" for count, name in counts.items())

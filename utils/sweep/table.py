@@ -91,11 +91,8 @@ def table_row(row: SweepRow) -> dict:
         **{measure: spread(outcome.value(measure) for outcome in outcomes) for measure in COMPARED},
         "forgetting": spread(outcome.forgetting for outcome in outcomes),
     }
-    for name, measure in RECOVERED.items():
-        entry[name] = spread(outcome.recovered(measure)[0] for outcome in outcomes)
-        if entry[name] and len(outcomes) == 1:
-            entry[name]["stderr_questions"] = first.recovered(measure)[1]
-    return entry
+    shares = {name: spread(each.recovered(measure) for each in outcomes) for name, measure in RECOVERED.items()}
+    return entry | shares
 
 
 def _of_control(outcomes: list[Outcome], controls: list[Outcome]) -> dict[str, float | None]:
@@ -165,7 +162,7 @@ def markdown(table: dict) -> str:
         ("pruned model", [row["pruning"] for row in rows]),
         ("class", [CLASSES.get(row["class"], DASH) for row in rows]),
         ("trained", [_fixed(row["trained_parameters"], 0) for row in rows]),
-        ("zeros kept", [_share(row["zeros_kept"], 1) for row in rows]),
+        ("zeros kept", [_kept(row["zeros_kept"]) for row in rows]),
         ("rate", [DASH if row["rate"] is None else f"{row['rate']:g}" for row in rows]),
         ("seeds", [f"n={row['done']}" + f" of {row['seeds']}" * (row["done"] != row["seeds"]) for row in rows]),
         ("tokens", [_fixed(row["trained_tokens"], 0) for row in rows]),
@@ -230,6 +227,10 @@ def _spread(found: dict | None, digits: int, factor: int, sign: str) -> str:
     value, errors = factor * found["value"], (found["stderr"], found.get("stderr_seeds"))
     digits = digits if abs(value) < 1000 else 0
     return f"{value:{sign},.{digits}f}" + "".join(f" ± {factor * e:,.{digits}f}" for e in errors if e is not None)
+
+
+def _kept(share: float | None) -> str:
+    return "< 100 %" if share and 0.9995 <= share < 1 else _share(share, 1)  # one zero lost is not 100.0 %
 
 
 def _share(value: float | None, digits: int = 0) -> str:
