@@ -132,21 +132,12 @@ def attached(folder: Path, restoration: Restoration | None = None, dtype=torch.f
 
 
 @torch.no_grad()
-def scaled(restoration: Restoration, by: float) -> Restoration:
-    """The same with all that is trained times a number, in place."""
-    for term in chain.from_iterable(restoration.terms.values()):
-        for parameter in term.parameters():
-            parameter.mul_(by)
-    return restoration
-
-
-@torch.no_grad()
-def moved(restoration: Restoration, by: float) -> Restoration:
-    """The same with random numbers of about that size added to all that is trained, in place."""
+def scaled(restoration: Restoration, by: float = 1, noise: float = 0) -> Restoration:
+    """The same with all that is trained times a number, and random numbers of about that size added, in place."""
     generator = torch.Generator().manual_seed(3)
     for term in chain.from_iterable(restoration.terms.values()):
         for parameter in term.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=by)
+            parameter.mul_(by).add_(torch.randn(parameter.shape, generator=generator), alpha=noise)
     return restoration
 
 

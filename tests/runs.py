@@ -62,6 +62,6 @@ def program(*words: object, cwd: Path = ROOT, **variables: str) -> subprocess.Co
     return subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
 
 
-def run(monkeypatch, arguments: list[str]) -> None:
+def run(monkeypatch, arguments: list[str], main=RestoreLCC_train.main) -> None:
     monkeypatch.setattr("sys.argv", ["RestoreLCC_train.py", *arguments])
-    RestoreLCC_train.main()
+    main()

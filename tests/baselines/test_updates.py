@@ -9,7 +9,7 @@ from models.loading import load_config, load_model
 from models.modeling_llama import max_rounding_error, numbers_trained, restored_layers
 from models.restoration import Restoration
 from models.terms import DoRA, LowRank, MaskedChange
-from tests.builders import attached, moved, rewrite
+from tests.builders import attached, rewrite, scaled
 from utils.common.flags import parse_arguments
 from utils.common.methods import LINEAR_NAMES, Options, parts_of
 
@@ -51,7 +51,7 @@ def folder(make_tiny_llama):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_gradients_and_merged_weights_are_those_of_the_formula(folder, method):
-    restoration = moved(started(folder, method), 0.1)
+    restoration = scaled(started(folder, method), noise=0.1)
     plain, leaves = load_model(folder, torch.float64, "cpu", "-p"), {}
     for name, (term,) in restoration.terms.items():
         leaves[name] = {part: tensor.detach().double().requires_grad_() for part, tensor in term.named_parameters()}
@@ -84,7 +84,7 @@ def test_steps_numbers_and_merged_weights_are_pefts(make_tiny_llama, method):
     """With the same numbers in it, PEFT is an independent reading of the papers."""
     peft = pytest.importorskip("peft")
     folder = make_tiny_llama(zeros=0.5, attention_bias=True)
-    restoration, model = moved(started(folder, method), 0.1), load_model(folder, torch.float32, "cpu", "-p")
+    restoration, model = scaled(started(folder, method), noise=0.1), load_model(folder, torch.float32, "cpu", "-p")
     plain, own = model(IDS, labels=IDS).loss, {"r": RANK, "lora_alpha": ALPHA, "use_dora": method == "dora"}
     theirs = peft.get_peft_model(model, peft.LoraConfig(target_modules=LINEAR_NAMES, task_type="CAUSAL_LM", **own))
     for name, (term,) in restoration.terms.items():
@@ -136,7 +136,7 @@ def test_it_starts_at_the_pruned_model_reads_nothing_and_moves_off_it(folder, me
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("after", [False, True])
 def test_what_trains_is_what_is_merged_and_inside_the_mask_no_zero_is_lost(folder, method, after):
-    restoration, stored = moved(started(folder, method), 1.0), Checkpoint(folder)
+    restoration, stored = scaled(started(folder, method), noise=1.0), Checkpoint(folder)
     if after:  # a fixed change before it, as a closed form in the mask makes
         for name, some in restoration.terms.items():
             some.insert(0, MaskedChange(torch.full_like(stored.read(name), 0.3)).requires_grad_(False))
@@ -155,7 +155,7 @@ def test_what_trains_is_what_is_merged_and_inside_the_mask_no_zero_is_lost(folde
 
 @pytest.mark.parametrize(("method", "kind"), [("lora", LowRank), ("dora", DoRA)])
 def test_a_step_that_computes_something_else_than_is_merged_is_found(folder, monkeypatch, method, kind):
-    model, through, forward = attached(folder, moved(started(folder, method), 0.1)), kind.through, kind.forward
+    model, through, forward = attached(folder, scaled(started(folder, method), noise=0.1)), kind.through, kind.forward
     wrong = {torch.float32: 3e-5, torch.float64: 0}
     broken = [
         ("through", lambda term, z, weight: through(term, z, weight * (1 + 3e-5))),

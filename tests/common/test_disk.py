@@ -52,17 +52,14 @@ def test_what_torch_makes_of_a_full_disk_is_known_by_the_room_that_is_left(tmp_p
             raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
 
 
-REFUSED = [
-    (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
-    (OSError(errno.EROFS, "x", "file"), "Read-only file system"),
-    (Exception("Error while serializing: I/O error: … (os error 122)"), "Disk quota exceeded"),
-    (OSError(errno.ENOENT, "No such file"), None),
-    (Exception("Permission denied (os error 13)"), None),
-]
-
-
 def test_a_full_disk_is_known_whatever_a_library_took_it_for(tmp_path):
-    for error, says in REFUSED:
+    for error, says in (
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError(errno.EROFS, "x", "file"), "Read-only file system"),
+        (Exception("Error while serializing: I/O error: … (os error 122)"), "Disk quota exceeded"),
+        (OSError(errno.ENOENT, "No such file"), None),
+        (Exception("Permission denied (os error 13)"), None),
+    ):
         assert refusal(error) == says
         for taken_for in (ValueError("An error occurred while generating the dataset"), UserError("copy it again")):
             with pytest.raises(Exception) as found, explain_disk_full(tmp_path):

@@ -188,20 +188,17 @@ def test_one_process_at_a_time_and_the_kernel_lets_go_of_a_killed_ones_lock(tmp_
     assert content(tmp_path / "out") == NEW and names(tmp_path) == {"out"}
 
 
-APART = [
-    ("model", "model", "is"), ("data", "data/rows.jsonl", "holds"), ("data/../model/./x", "model", "lies in"),
-    ("link/out", "model", "lies in"), ("model", "link", "is"), ("model", "linked", "holds"),  # a folder of links
-    ("cache/out", Path("cache"), "lies in"),  # which is not there yet
-    *((free, each, None) for free in ("output", "model-2", "data/rows") for each in ("model", "data/rows.jsonl")),
-    ("a", "a/b", None),  # a name on the hub
-]  # fmt: skip
-
-
 def test_an_output_that_is_holds_or_lies_in_an_input_is_refused_and_another_is_not(tmp_path, monkeypatch):
     linked = {"link": Path("model"), "linked/config.json": tmp_path / "model" / "config.json"}
     write_files(tmp_path, {"model/config.json": "{}", "data/rows.jsonl": "{}", **linked})
     monkeypatch.chdir(tmp_path)
-    for output, source, how in APART:
+    for output, source, how in (
+        ("model", "model", "is"), ("data", "data/rows.jsonl", "holds"), ("data/../model/./x", "model", "lies in"),
+        ("link/out", "model", "lies in"), ("model", "link", "is"), ("model", "linked", "holds"),  # a folder of links
+        ("cache/out", Path("cache"), "lies in"),  # which is not there yet
+        *((free, each, None) for free in ("output", "model-2", "data/rows") for each in ("model", "data/rows.jsonl")),
+        ("a", "a/b", None),  # a name on the hub
+    ):  # fmt: skip
         says = rf"^-output_dir: \S+ {how} what -data_path names \(\S+\); give another"
         for place in (Path(output), tmp_path / output):
             with pytest.raises(UserError, match=says) if how else nullcontext():

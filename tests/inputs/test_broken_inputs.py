@@ -19,7 +19,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from data.sources import load_samples
-from models.loading import check_model, load_config, load_model, resolve, usable_device
+from models.loading import check_model, load_model, resolve, usable_device
 from pruning import calibration
 from tests.builders import byte_tokenizer, mistake, rewrite, write_files
 from tests.runs import flags, in_words, prepared, program, write_samples
@@ -122,7 +122,9 @@ FILES: dict[str, tuple[Spoil, str]] = {
     ".bin evil": (pickled(lambda t: {NORM: Evil()}), "cannot read … of plain tensors; give a safe"),
     ".bin of a sparse tensor": (pickled(lambda t: t | {NORM: t[NORM].to_sparse()}), "no plain tensors"),
     "config.json nested": (changed(lambda _: DEEP.encode(), "config.json"), "nested too deeply"),
-    "another model_type": (config(model_type="gpt2"), "is a 'gpt2' model"),
+    "a window": (config(model_type="mistral", sliding_window=128), "sliding_window is 128"),
+    "some layers' window": (config(model_type="qwen2", use_sliding_window=True, sliding_window=16), "sliding_window"),
+    "a setting of no Llama": (config(model_type="qwen2", some_new_thing=3), "some_new_thing"),
     "heads that don't share": (config(num_key_value_heads=4), "cannot share 4"),
     "head_dim odd": (config(head_dim=7), "config.json ("),
     "unknown old rope type": (config(rope_scaling={"type": "rope"}), "has the type 'rope'"),
@@ -144,6 +146,8 @@ VALUES = [
     ("attention_dropout", 2, "attention_dropout is 2"), ("pad_token_id", 300, "cannot build a model"),
 ]  # fmt: skip
 FILES |= {f"{name} {value}": (config(**{name: value}), says) for name, value, says in VALUES}
+OTHERS = ("gpt2", "phi3", "mixtral", "qwen3_moe", "gemma3", "jamba")
+FILES |= {it: (config(model_type=it), f"'{it}' model; RestoreLCC restores Llama, Qwen2, … Gemma 3") for it in OTHERS}
 INDEXES = ("{", "[]", "{}", '{"weight_map": {"a": 1}}')
 FILES |= {f"index {text}": (index_of(text), "no index of weights") for text in INDEXES}
 
@@ -164,6 +168,7 @@ UNUSUAL = {
     "a tensor in two shards": twice(),
     "a tied head that is there": tied(lambda t: t | {HEAD: t["model.embed_tokens.weight"].clone()}),
     "a tied head that is not": tied(lambda t: t.pop(HEAD)),
+    "attention by code of the hub": config(attn_implementation="a/kernels", _attn_implementation="a/kernels"),
     "buffers of old": tensors(lambda t: t | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}),
 }
 
@@ -172,16 +177,9 @@ UNUSUAL = {
 def test_what_is_unusual_in_a_model_is_no_mistake(make_tiny_llama, spoil):
     folder = make_tiny_llama()
     spoil(folder)
-    stored = check_model(folder, "-base_model_name")[0].read(NORM)
-    assert torch.equal(load_model(folder, torch.float32, "cpu", "-p").model.norm.weight, stored)
-
-
-def test_attention_is_torchs_own_whatever_a_config_names(make_tiny_llama):
-    """A name with a slash is that of code on the hub."""
-    folder = make_tiny_llama()
-    config(attn_implementation="somebody/kernels", _attn_implementation="somebody/kernels")(folder)
-    assert load_config(folder, "-p")._attn_implementation == "sdpa"
-    assert load_model(folder, torch.float32, "cpu", "-p").config._attn_implementation == "sdpa"
+    (stored, settings, _), model = check_model(folder, "-b"), load_model(folder, torch.float32, "cpu", "-p")
+    assert torch.equal(model.model.norm.weight, stored.read(NORM))
+    assert settings._attn_implementation == model.config._attn_implementation == "sdpa"
 
 
 ONE, OTHER = (json.dumps({"instruction": f"Count to {number}.", "output": f"{number} is it."}) for number in (0, 1))
@@ -245,8 +243,7 @@ def test_a_pt_runs_no_code_and_holds_texts(tmp_path, monkeypatch):
 @pytest.mark.parametrize("spoil", [with_mark, with_crlf])
 def test_a_byte_order_mark_and_lines_of_windows_are_no_mistakes(tmp_path, spoil):
     write_files(tmp_path, {"rte/validation.jsonl": f"{json.dumps(RTE)}\n" * 3, "flags.json": '{\n"lr": 0.5}'})
-    samples = tmp_path / "samples.jsonl"
-    samples.write_text("".join(f'{{"instruction": "say {n}", "output": "now"}}\n' for n in range(3)))
+    samples = write_samples(tmp_path / "samples.jsonl", [{"instruction": f"say {n}", "output": "it"} for n in range(3)])
     expected = load_samples(str(samples), 2, 1)
     for name in ("rte/validation.jsonl", "flags.json", samples.name):
         spoil(name)(tmp_path)
@@ -284,6 +281,7 @@ def test_a_device_that_is_not_there_is_told(device):
     assert usable_device("cpu:0") == "cpu"
 
 
+ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
 FAR = {"base_model_name": "no/body"}  # what needs no model is told of before it is fetched
 RUNS: dict[str, tuple[dict[str, object] | Spoil, str]] = {
     "a truncated copy": (changed(lambda data: data[:1000]), "-pruned_model_path: cannot read"),
@@ -297,10 +295,11 @@ RUNS: dict[str, tuple[dict[str, object] | Spoil, str]] = {
     "a teacher of nothing": ({"loss": "distill", "method": "none", **FAR}, "-loss: distill is a loss of training"),
     "too few samples": ({"num_train_samples": 100}, "-data_path: "),
     "prompts too long": ({"max_length": 60}, "-max_length: 1"),
-    "a text out of reach": (
-        {"method": "output_bias", "loss": "distill", "calib_data": "c4", "calib_length": 32},
-        "-calib_data: cannot get 'allenai/c4' from the hub",
-    ),
+    "no text": ({"loss": "distill", "calib_data": "c4", "calib_length": 32}, "-calib_data: cannot get 'allenai/c4'"),
+    "no model": ({"base_model_name": "no/body"}, "-base_model_name: cannot get 'no/body' from the model hub"),
+    "a long sample": (config(max_position_embeddings=64), "-max_length: a sample of 73 tokens is .*; give 64 or less"),
+    "a long window": ({"ppl_window": 257}, "-ppl_window: 257 tokens .* 256 positions; give"),
+    "a rope's": (config(max_position_embeddings=30, rope_parameters=ROPE), "-ppl_window: 64 tokens .* 60 positions"),
     "unknown pruning": ({"pruned_model_path": None, "prune_method": "wonder", **FAR}, "-prune_method"),
     "an unknown task": ({"eval_tasks": "bolq", **FAR}, "-eval_tasks"),
     "tasks and none": ({"eval_tasks": "none,rte", **FAR}, "-eval_tasks: 'none,rte' names tasks and none"),
@@ -319,20 +318,12 @@ def test_what_cannot_be_run_or_is_another_models_is_told_before_any_model_loads(
     mistake(f"^{says}", prepared, flags(world, tmp_path / "out", **changes))
 
 
-def test_a_sample_beyond_the_models_positions_is_told(world, tmp_path):
-    rows = [{"instruction": "a", "output": "b" * (700 if n == 4 else 30)} for n in range(12)]
-    write_samples(tmp_path / "rows.jsonl", rows)
-    given = {"data_path": tmp_path / "rows.jsonl", "num_train_samples": 8, "num_valid_samples": 4, "max_length": 600}
-    says = "^-max_length: a sample of 600 tokens is beyond the model's longest context; give 256 or less"
-    mistake(says, prepared, flags(world, tmp_path / "out", **given))
-
-
 RUN, PRUNE, MERGE = "RestoreLCC_train", "pruning", "models.merge"
 EARLY = [
     *((RUN, name, "./nowhere", {}) for name in ("base_model_name", "pruned_model_path", "eval_data_dir", "config")),
     *((RUN, name, "./nowhere.jsonl", {}) for name in ("data_path", "calib_data")),
     (RUN, "base_model_name", "no/body", {}),
-    (RUN, "base_model_name", "./nowhere", {"plan": "here"}),
+    *((RUN, name, "./no.jsonl", {"plan": "L4"}) for name in ("base_model_name", "data_path", "eval_data_dir")),
     (RUN, "output_dir", "/proc", {}),
     (RUN, "output_dir", "..", {"cache_dir": "./cache"}),
     (RUN, "cache_dir", "/proc/none", {}),

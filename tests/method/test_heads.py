@@ -11,7 +11,6 @@ from models.loading import load_model
 from tests.baselines.test_closed_forms import inputs_seen
 from tests.builders import masks_of, mistake, rewrite
 from utils.activations import last_token_activations
-from utils.common.errors import UserError
 from utils.components import lost_components, random_basis
 from utils.negatives import locate_encoder, most_similar_choice, most_similar_other, sentence_embeddings
 from utils.packing import PromptWithContinuations, by_length
@@ -64,9 +63,8 @@ def test_single_continuations_need_no_mask_though_rows_are_padded(make_tiny_llam
 
 def test_activations_that_overflow_are_told(make_tiny_llama):
     folder = rewrite(make_tiny_llama(), lambda t: [each.mul_(3000) for name, each in t.items() if "mlp" in name])
-    model, rows = load_model(folder, torch.float16, "cpu", "-b"), [PromptWithContinuations([1, 2], [[]])]
-    with pytest.raises(UserError, match=r"^-dtype: one of the dense activations is not finite; the model overflows"):
-        last_token_activations(model, rows, "dense activations")
+    given = load_model(folder, torch.float16, "cpu", "-b"), [PromptWithContinuations([1, 2], [[]])], "dense z"
+    mistake("^-dtype: one of the dense z is not finite; the model overflows", last_token_activations, *given)
 
 
 def test_batches_hold_a_budget_of_padded_tokens_longest_first():

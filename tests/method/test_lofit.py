@@ -15,9 +15,8 @@ from models.contract import MethodInputs
 from models.loading import load_config, load_model
 from models.modeling_llama import attach, max_rounding_error
 from models.restoration import Restoration
-from tests.builders import SAMPLES, batch, orthonormal
+from tests.builders import SAMPLES, batch, mistake, orthonormal
 from tests.method.test_training import forward_passes, settings
-from utils.common.errors import UserError
 from utils.common.files import read_manifest
 from utils.common.flags import parse_arguments
 from utils.common.methods import Options, needs_of
@@ -121,9 +120,8 @@ def test_small_scales_are_no_ones_in_bf16():
 
 
 def test_a_scaling_that_diverges_names_what_asked_for_it(model, tmp_path):
-    said = r"^-head_selection: the (loss|gradient) is not finite.*; choose another,"
-    with pytest.raises(UserError, match=said):
-        scale_norms(model, SAMPLES * 8, settings(lr=1e37, flag="-head_selection", num_epoch=9), 0, "cpu", tmp_path)
+    given = model, SAMPLES * 8, settings(lr=1e37, flag="-head_selection", num_epoch=9), 0, "cpu", tmp_path
+    mistake(r"^-head_selection: the (loss|gradient) is not finite.*; choose another,", scale_norms, *given)
 
 
 def test_v_of_a_head_that_lofit_chose_is_not_asked_of_b_alone(make_tiny_llama):

@@ -184,8 +184,7 @@ def test_a_pruned_copy_with_the_same_vocabulary_and_another_split_is_refused(mak
     folders = make_tiny_llama(), make_tiny_llama(zeros=0.5)
     for folder, pre in zip(folders, ("smollm", "gpt-2"), strict=True):
         PreTrainedTokenizerFast(tokenizer_object=split_as(once, *SPLITS[pre]), eos_token="!").save_pretrained(folder)
-    with pytest.raises(UserError, match="-pruned_model_path: its tokenizer differs from the base model's"):
-        check_pair(*folders, "-pruned_model_path")
+    mistake("^-p: its tokenizer differs from the base model's", check_pair, *folders, "-p")
 
 
 @pytest.mark.slow

@@ -49,11 +49,6 @@ def test_a_wrong_name_is_one_line_that_names_the_flag_and_what_there_is(tmp_path
         assert words in mistake(f"^{FLAG}: ", check_name, name, FLAG)
 
 
-def test_an_unreachable_hub_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    mistake("cannot get 'nobody/nothing' from the model hub", resolve, "nobody/nothing", FLAG, tmp_path)
-
-
 def test_a_weight_file_that_was_damaged_since_it_was_checked_is_one_line(make_tiny_llama):
     folder = make_tiny_llama()
     os.truncate(folder / "model.safetensors", 1000)

@@ -11,6 +11,7 @@ import pytest
 from tests.browser import NARROW, look
 from tests.builders import mistake
 from tests.report.made import HOSTILE, SPACE, kept, make_results, task, write_run
+from tests.runs import run
 from utils import compare
 from utils.common.files import write_json
 from utils.compare import Difference, Line, compared_page, pictures_of
@@ -47,11 +48,6 @@ def runs(tmp_path) -> list[Path]:
 def with_failed(runs: list[Path]) -> list[SweepRow]:
     run = SweepRun("bad", None, 1, said=f"exit status 1: {HOSTILE}")
     return [*compare.read_runs(runs)[0], SweepRow("bad", "", "", "", (), (run,))]
-
-
-def call(monkeypatch, *words: object) -> None:
-    monkeypatch.setattr("sys.argv", ["utils.compare", *map(str, words)])
-    compare.main()
 
 
 def text_of(found: list[SweepRow]) -> str:
@@ -140,9 +136,9 @@ def test_the_command_writes_its_files_again_over_its_own_and_never_over_a_users(
     def files() -> dict[str, str]:
         return {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()}
 
-    words = *runs, "-output", tmp_path / "all.html"
+    words = [*map(str, runs), "-output", str(tmp_path / "all.html")]
     for _ in range(2):
-        call(monkeypatch, *words)
+        run(monkeypatch, words, compare.main)
         assert capsys.readouterr().out == f"page: {tmp_path / 'all.html'}\n"
     written = files()
     assert set(written) == {"all.html", "all.csv", "all-pairs.csv", "all.svg"}
@@ -154,7 +150,7 @@ def test_the_command_writes_its_files_again_over_its_own_and_never_over_a_users(
     assert (pair["name"], pair["minus"], pair["difference"], pair["n"]) == ("ours", "theirs", "-50.0", "4")
     for name in written:
         (tmp_path / name).write_text("mine")
-        mistake(f"-output: .*{name} exists, and this command did not write it", call, monkeypatch, *words)
+        mistake(f"-output: .*{name} exists, and this command did not write it", run, monkeypatch, words, compare.main)
         assert files() == {**written, name: "mine"}
         (tmp_path / name).write_text(written[name])
 
@@ -173,7 +169,7 @@ def test_a_mistake_is_one_line(runs, tmp_path, monkeypatch, words, said):
     for name in ("results.json", "run.json"):
         write_json(tmp_path / "strange" / name, {"method": 3, "scores": 3})
     monkeypatch.chdir(tmp_path)
-    mistake(said, call, monkeypatch, *words)
+    mistake(said, run, monkeypatch, words, compare.main)
     assert not (tmp_path / "a.html").exists()
 
 
