@@ -144,6 +144,9 @@ def _check_settings(config: LlamaConfig) -> None:
         raise ValueError(f"{heads} num_attention_heads cannot share {shared} num_key_value_heads")
     if (kind := rope.get("rope_type", "default")) not in ("default", *ROPE_INIT_FUNCTIONS):
         raise ValueError(f"the rope has the type {shortened(repr(kind))}, which transformers doesn't know")
+    for kept in getattr(config, "kept_kv_heads", None) or ():  # of a compact checkpoint
+        if sorted({*kept} & {*range(shared)}) != kept:
+            raise ValueError(f"kept_kv_heads has {shortened(repr(kept))}, not rising numbers below {shared}")
     if config.output_attentions or not config.return_dict:
         raise ValueError("output_attentions is on, or return_dict off, and neither can be computed with here")
 

@@ -362,6 +362,7 @@ def prove_compact(merged: Path, compact: Path, reference: Reference) -> Proof:
         "zeros_left_out": sum(whole.survey().zeros.values()) - zeros,
         "weights": weights,
         "weights_left_out": sum(whole.survey().weights.values()) - weights,
+        "sha256": survey.sha256,
     }
     model = load_model(compact, reference.dtype, reference.device, "-output_dir")
     _compare_logits(proof, model, compact, reference, exact=False)
@@ -401,7 +402,7 @@ def _compare_logits(proof: Proof, model: LlamaForCausalLM, folder: Path, referen
     elif not (difference <= tolerance and ratio <= MEAN_ROUNDINGS):
         proof.failures.append(
             f"logits differ from the attached model's by {difference / largest:.1e} (allowed {tolerance / largest:.1e})"
-            f", on average by {ratio:.1f} times the dtype's rounding error (allowed {MEAN_ROUNDINGS})"
+            + f", on average by {ratio:.1f} times the dtype's rounding error (allowed {MEAN_ROUNDINGS})" * (not exact)
             + ("" if reference.stored else SWALLOWED)
         )
     proof.record = {"passed": not proof.failures, **proof.record, "failures": proof.failures}
@@ -427,10 +428,13 @@ def main(argv: list[str] | None = None) -> None:
         merge_saved(args, folder.partial)
         folder.finish()
     found = read_json(args.output_dir / PROOF)
+    before, after = found["zeros_pruned"], found["zeros_restored"]
+    if small := found.get("compact"):  # which has none of those that were left out
+        before, after = before - small["zeros_left_out"], small["zeros_restored"]
     print(
         f"{found['tensors_identical']} of {found['tensors_compared']} untouched tensors bit-identical, "
-        f"{len(found['changed_tensors'])} changed and {len(found['new_tensors'])} new; {found['zeros_pruned']:,} zeros "
-        f"before, {found['zeros_restored']:,} after; logits differ by {found['logits_relative_difference']:.1e}"
+        f"{len(found['changed_tensors'])} changed and {len(found['new_tensors'])} new; {before:,} zeros before, "
+        f"{after:,} after; logits differ by {found['logits_relative_difference']:.1e}"
     )
     loading = shlex.quote(f"pretrained={args.output_dir}" + ",trust_remote_code=True" * ("compact" in found))
     print(f"merged checkpoint: {args.output_dir}\nnext: lm_eval --model hf --model_args {loading} --tasks arc_easy")
@@ -464,7 +468,8 @@ def merge_saved(args: Namespace, output: Path) -> None:
         record = proof.record
         del proof  # and its model: two of them may be too many for the device
         if compact:
-            record |= {"compact": compact_and_prove(merged, small, reference).record}
+            found = compact_and_prove(merged, small, reference).record
+            record |= {"compact": found, "sha256": found["sha256"]}
         for file in (small if compact else merged).iterdir():
             file.rename(output / file.name)
     write_json(output / PROOF, record)

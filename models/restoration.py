@@ -180,9 +180,11 @@ def load_restoration(folder: Path, flag: str = "-restoration") -> tuple[Restorat
         )
     with explain(f"{flag}: {folder} does not match its manifest.json", "copy it again", ValueError):
         read_manifest(folder)  # fails if a file is not as it was written
-    if (method := about["method"]) in METHODS:
-        METHODS[method].function()  # imports its module, which registers its own kinds of terms
-    return Restoration(method, unpacked(load_file(folder / TENSORS))), about
+    for name in (about["method"], about.get("arguments", {}).get("first")):
+        if name in METHODS:
+            METHODS[name].function()  # imports its module, which registers its own kinds of terms
+    with explain(f"{flag}: {folder} holds terms of a kind unknown here", "add its method to METHODS", KeyError):
+        return Restoration(about["method"], unpacked(load_file(folder / TENSORS))), about
 
 
 def check_belongs(about: dict, given: Path, flag: str) -> None:

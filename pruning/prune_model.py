@@ -168,5 +168,5 @@ def _card(record: dict) -> str:
         f"embeddings, norms and the output layer are untouched.\n\n"
         f"{loading.format(**record['parameters']) if small else ''}"
         f"Made with:\n\n```\npython -m pruning {as_flags(flags)} -output_dir …\n```\n\n"
-        f"`{RECORD}` holds the sparsity and the error of every layer.\n"
+        f"`{RECORD}` holds the sparsity{' and the error' * bool(record['calibration'])} of every layer.\n"
     )

@@ -53,7 +53,7 @@ def teacher_states(model: LlamaForCausalLM, samples: list[Encoded], description:
                 states = model.model(batch["input_ids"].to(device), use_cache=False).last_hidden_state[:, :-1]
             predicting = batch["labels"][:, 1:] != IGNORED
             for row, own, chosen in zip(rows, states, predicting, strict=True):
-                places[row].copy_(own[chosen.to(device)])
+                places[row].copy_(own[chosen.to(own.device)])  # a spread model's last device
             bar.update(sum(len(samples[row].ids) for row in rows))
     return found
 

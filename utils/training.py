@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from models.modeling_llama import keep_frozen, restored_layers
 from models.terms import whole
 from utils.common.commands import ENDING
 from utils.common.errors import Stopped, UserError
-from utils.common.files import explain_disk_full, read_manifest, write_manifest
+from utils.common.files import digest, explain_disk_full, read_manifest, write_manifest
 from utils.common.names import DIVERGED
 from utils.common.progress import progress
 from utils.distillation import Distillation
@@ -82,12 +82,14 @@ def train(
     device: where this process trains, with its index; under FSDP where its shard goes. checkpoints: a folder for the
     trained parameters and the optimizer state, saved at the end of each epoch, before its validation, and every
     SAVED_EVERY seconds. Training resumes from the latest complete one. Under FSDP none are written, since they would
-    hold the whole model. belongs: a digest of start, samples, settings and processes; a checkpoint with another one is
-    not resumed from. penalty: what training adds to the mean loss, see ResponseLoss.
+    hold the whole model. belongs: a digest of start, samples, settings and processes, by default of samples and
+    settings; a checkpoint with another one is not resumed from. penalty: what is added to the mean loss, see
+    ResponseLoss.
 
     On a signal it finishes the step, writes a checkpoint and raises Stopped, or KeyboardInterrupt for SIGINT. A second
     signal ends it at once.
     """
+    belongs = belongs or digest(asdict(settings), [[each.ids, each.prompt_length] for each in samples])
     last, passed_over = last_whole(checkpoints, belongs)
     for line in [*passed_over, *([f"resuming from {last.name}"] if last else [])]:
         tqdm.write(f"      {line}")

@@ -133,6 +133,9 @@ def test_a_flag_that_the_run_has_no_use_for_is_named():
 
 
 def test_a_closed_form_that_would_spoil_what_follows_is_refused():
+    mistake("^-apply_to: restorelcc compensates attention, ffn leaves", parts_of, "restorelcc", Options("ffn"))
+    for first, says in (("lora", "is the method itself"), ("dora", "is trained; give a closed form")):
+        mistake(f"^-first: {first} {says}", parts_of, "lora", Options(first=first))
     for first, method in (("eora", "masked_lora"), ("eora", "admm_update"), ("flap_bias", "eora")):
         mistake(f"^-first: {method} can't follow {first}, which", parts_of, method, Options(first=first))
         assert [part.name for part in parts_of("flap_bias" if first == "eora" else "lora", Options(first=first))]

@@ -1,6 +1,7 @@
 """lm_eval's own command line on our outputs gives the numbers of the evaluation in memory."""
 
 import json
+import shutil
 import sys
 from functools import partialmethod
 
@@ -14,7 +15,7 @@ from models.compact import in_dense_shapes, write_compact
 from models.loading import load_model, load_tokenizer
 from models.merge import merge, probe_logits
 from models.restoration import save_restoration
-from tests.builders import attached, trained
+from tests.builders import attached, mistake, trained
 from utils.common.errors import UserError
 from utils.evaluation import restored_lm
 from utils.evaluation.scoring import evaluate
@@ -67,6 +68,8 @@ def test_mistakes_in_the_model_types_arguments_are_one_line(files, make_tiny_lla
         with pytest.raises(SystemExit, match="2"):
             command(monkeypatch, restored_lm.main, tmp_path, *words, f"pruned={files[0]}{more}")
         assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {says}")
+    bare = shutil.copytree(files[0], tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    mistake(r"^pruned: .* has no tokenizer; add tokenizer=", restored_lm.RestoredLM, str(bare), str(files[1]))
     with pytest.raises(UserError, match=r"^pruned: .* is not the pruned checkpoint"):
         restored_lm.RestoredLM(str(make_tiny_llama(seed=3)), str(files[1]), device="cpu")
 

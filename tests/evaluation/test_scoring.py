@@ -138,6 +138,8 @@ def test_a_group_and_a_metric_without_rows_have_lm_evals_direction_too(data, tin
     inner.add(tasks["rte"]), inner.add(tasks["boolq"]), outer.add(inner)
     planned = plan_task(tasks, {"outer": outer, "inner": inner}, None, "here")
     found = evaluate(*tiny, EvalPlan((planned,), 64), label="x")
+    tasks["rte"]._aggregation_list["acc"] = lambda rows: {"all": rows}  # no number, so there is no score
+    assert list(evaluate(*tiny, EvalPlan((plan_task(tasks, {}, None, ""),), 64), "x").scores["rte"]) == [ANSWER_BITS]
     accuracy = {"acc": {"aggregation": None, "higher_is_better": False}}
     groups, members = (dict.fromkeys(names, accuracy) for names in (("inner", "outer"), ("rte", "boolq")))
     assert found.metrics == groups | {task: {**accuracy, ANSWER_BITS: BITS} for task in members}

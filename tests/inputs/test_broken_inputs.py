@@ -122,6 +122,9 @@ FILES: dict[str, tuple[Spoil, str]] = {
     ".bin evil": (pickled(lambda t: {NORM: Evil()}), "cannot read … of plain tensors; give a safe"),
     ".bin of a sparse tensor": (pickled(lambda t: t | {NORM: t[NORM].to_sparse()}), "no plain tensors"),
     "config.json nested": (changed(lambda _: DEEP.encode(), "config.json"), "nested too deeply"),
+    "generation settings of another kind": (changed(lambda _: b"[]", "generation_config.json"), "it is no JSON object"),
+    "weights in 8 bits": (tensors(lambda t: t | {UP: t[UP].to(torch.int8)}), f"{UP} in … is I8; RestoreLCC reads"),
+    "a model of no kind": (config(model_type=None), "names no model_type"),
     "a window": (config(model_type="mistral", sliding_window=128), "sliding_window is 128"),
     "some layers' window": (config(model_type="qwen2", use_sliding_window=True, sliding_window=16), "sliding_window"),
     "a setting of no Llama": (config(model_type="qwen2", some_new_thing=3), "some_new_thing"),
@@ -144,6 +147,7 @@ VALUES = [
     ("rms_norm_eps", float("nan"), "rms_norm_eps is nan"), ("rms_norm_eps", -1e-5, "rms_norm_eps is -1e-05"),
     ("output_attentions", True, "output_attentions is on"), ("return_dict", False, "return_dict off"),
     ("attention_dropout", 2, "attention_dropout is 2"), ("pad_token_id", 300, "cannot build a model"),
+    ("kept_kv_heads", [[0], [1, 0]], "kept_kv_heads has [1, 0]"), ("kept_kv_heads", [[2]], "numbers below 2"),
 ]  # fmt: skip
 FILES |= {f"{name} {value}": (config(**{name: value}), says) for name, value, says in VALUES}
 OTHERS = ("gpt2", "phi3", "mixtral", "qwen3_moe", "gemma3", "jamba")
@@ -169,6 +173,7 @@ UNUSUAL = {
     "a tied head that is there": tied(lambda t: t | {HEAD: t["model.embed_tokens.weight"].clone()}),
     "a tied head that is not": tied(lambda t: t.pop(HEAD)),
     "attention by code of the hub": config(attn_implementation="a/kernels", _attn_implementation="a/kernels"),
+    "a window of all": config(model_type="mistral", sliding_window=256),
     "buffers of old": tensors(lambda t: t | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}),
 }
 

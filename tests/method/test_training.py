@@ -391,6 +391,10 @@ def test_a_checkpoint_that_is_unfinished_damaged_or_of_another_training_is_passe
     file.write_bytes(file.read_bytes()[:-1])
     assert cut.continues_to_the_same() == 3
     assert "skipping checkpoint-6: it is damaged (optimizer.pt)" in "".join(capsys.readouterr())
+    for rate, resumed in ((2e-2, False), (1e-3, False), (1e-3, True)):  # by default of samples and settings
+        cut.how = settings(lr=rate)
+        cut.train(belongs="")
+        assert ("resuming" in "".join(capsys.readouterr())) == resumed
     _, result = cut.train(belongs="other heads")
     said = "skipping checkpoint-6: it was made with other samples, weights, heads, processes, code"
     assert said in "".join(capsys.readouterr())

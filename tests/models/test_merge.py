@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ from models.compact_llama import CompactLlamaConfig
 from models.loading import load_config, load_model
 from models.merge import PROOF, compact_and_prove, main, merge, merge_and_prove, probe_logits, prove, record_logits
 from models.restoration import ABOUT, TENSORS, Restoration, load_restoration, save_restoration
-from models.terms import HeadConstant, LowRank
+from models.terms import Constant, HeadConstant, LowRank, Term
 from tests.builders import HEADS, attached, inputs_of, mistake, orthonormal, rewrite, save_tiny_llama, scaled, shard
+from utils.common import methods
 from utils.common.errors import UserError
 from utils.common.methods import Options, needs_of
 
@@ -276,6 +278,7 @@ def test_a_failed_proof_leaves_nothing_and_tells_the_cause_that_a_wider_checkpoi
     with pytest.raises(UserError if swallowed else RuntimeError, match=r"failed its proof.*: logits ") as told:
         merge_and_prove(folder, place, tmp_path / "merged", tokenizer_from=folder, reference=reference)
     assert (merging.SWALLOWED in str(told.value)) == swallowed
+    assert ("on average by" in str(told.value)) == (not reference.stored)
     assert {path.name for path in tmp_path.iterdir()} == {"pruned", "restoration"}
 
 
@@ -349,6 +352,16 @@ def test_heads_of_a_saved_restoration_are_in_the_order_of_their_layers(tmp_path)
     save_restoration(tmp_path / "restoration", Restoration("restorelcc", terms), {})
     found, _ = load_restoration(tmp_path / "restoration")
     assert found.heads == [(2, 2), (10, 1)] and found.of_heads("magnitudes")[:, 0].tolist() == [2, 10]
+
+
+def test_kinds_of_terms_are_those_of_the_method_and_of_the_first_one(tmp_path, monkeypatch):
+    terms, place = {LAST: [Constant(torch.ones(24))]}, tmp_path / "restoration"
+    save_restoration(place, Restoration("lora", terms), {"arguments": {"first": "own"}})
+    monkeypatch.delitem(Term.kinds, "Constant")
+    mistake("^-restoration: .* terms of a kind unknown here .*Constant", load_restoration, place)
+    own = SimpleNamespace(function=lambda: Term.kinds.update(Constant=Constant))  # as the import of its module does
+    monkeypatch.setitem(methods.METHODS, "own", own)
+    assert torch.equal(load_restoration(place)[0].terms[LAST][0].change, torch.ones(24))
 
 
 DAMAGED = {

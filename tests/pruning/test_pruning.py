@@ -139,7 +139,9 @@ def test_checkpoint_is_sparse_where_it_may_be_and_untouched_elsewhere(make_tiny_
         assert (errors, record["calibration"]) == ([None] * 3, {})
     else:
         assert all(0 < error < 1 for error in errors)
-    words = shlex.split((folder / "README.md").read_text().split("```")[1])
+    card = (folder / "README.md").read_text()
+    assert ("the error of every layer" in card) == (method != "magnitude")
+    words = shlex.split(card.split("```")[1])
     assert words[:3] == ["python", "-m", "pruning"] and parser().parse_args(words[3:]).base_model_name == "my own"
 
 

@@ -12,6 +12,7 @@ from tests.builders import mistake, save_tiny_llama
 from tests.runs import flags, run
 from utils.common.errors import Stopped
 from utils.common.flags import parse_arguments
+from utils.common.hub import offline
 from utils.stages.push import check_push, push
 
 
@@ -64,6 +65,16 @@ def test_a_hub_out_of_reach_or_no_token_ends_the_run_at_once(world, tmp_path, mo
     says = rf"^-push_to_hub: cannot verify the token at http://127.0.0.1:9 .*{says}"
     told = mistake(says, run, monkeypatch, flags(world, tmp_path / "out", push_to_hub="Guild/thing"))
     assert "secret" not in told and not (tmp_path / "out").exists()
+
+
+def test_a_proxy_that_resolves_names_is_no_sign_of_an_unreachable_hub(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.getaddrinfo", Mock(side_effect=OSError))
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert offline()
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    assert not offline()
 
 
 def test_one_process_of_several_asks_and_refuses_a_token_that_may_only_read(tmp_path, hub, monkeypatch):

@@ -18,6 +18,7 @@ from models.compact import write_compact
 from tests.builders import byte_tokenizer, mistake, orthonormal, rewrite
 from tests.models.test_merge import mask_units
 from tests.runs import flags, prepared, ranked
+from utils.common import methods
 from utils.common.errors import OutOfRoom, UserError
 from utils.common.files import as_bytes
 from utils.common.flags import build_parser
@@ -183,10 +184,10 @@ def test_a_closed_form_is_kept_by_all_that_it_depends_on(world, tmp_path, begin,
     common = {"method": "masked_lora", "lora_rank": 2, "first": "flap_bias", "cache_dir": tmp_path / "cache"}
     monkeypatch.setattr("baselines.reconstruct.EPOCHS", 1)
 
-    def starts(device: str = "cpu", **changes) -> set[str]:
+    def starts(device: str = "cpu", heads: list | None = None, **changes) -> set[str]:
         run, models, *_ = begin(calib_data=world / "text.txt", **CALIBRATED | common | changes)
         run.kind_of_device = device
-        train.starting(run, models, None)
+        train.starting(run, models, heads and Ranked(heads, torch.zeros(3, 6)))
         return {path.name for path in (tmp_path / "cache" / "starts").iterdir()}
 
     other = shutil.copytree(world / "dense", tmp_path / "other")
@@ -196,6 +197,13 @@ def test_a_closed_form_is_kept_by_all_that_it_depends_on(world, tmp_path, begin,
     with monkeypatch.context() as patch:
         patch.setattr("utils.stages.context.load_model", lambda *_: pytest.fail("a model was read again"))
         assert starts() == kept
+    with monkeypatch.context() as patch:  # one that also needs heads
+        spec = replace(methods.METHODS["flap_bias"], needs=methods.Needs(heads=True, calibration=True))
+        patch.setitem(methods.METHODS, "flap_bias", spec)
+        for heads, another in (([(0, 1)], True), ([(0, 1)], False), ([(2, 5)], True)):
+            found = starts(heads=heads, head_selection="gap")
+            assert len(found - kept) == another
+            kept |= found
     for changes, another in (
         ({"calib_seed": 5}, True), ({"calib_samples": 5}, True), ({"dtype": "bfloat16"}, True),
         ({"pruned_model_path": other}, True),
@@ -289,6 +297,8 @@ def test_a_compact_checkpoint_is_restored_and_stays_compact(world, tmp_path, beg
     assert found.scores.isfinite().tolist() == [[True] * 6, [True] * 3 + [False] * 3, [True] * 6]
     _, proofs = train.merge(run, models, train.train_restoration(run, models, samples, found))
     assert [proof["passed"] for proof in proofs] == [True, True]
+    says = "^-use_topk_heads: 18 heads asked for, but 15 can be restored"
+    mistake(says, ranked, *begin(pruned_model_path=small, use_topk_heads=18))
     plain = AutoModelForCausalLM.from_pretrained(run.folder / "model")
     restored = run.load(Checkpoint(run.folder / "compact"))
     assert restored.model.layers[1].self_attn.o_proj.in_features == 24
@@ -398,6 +408,7 @@ def test_no_minilm_and_closed_forms_on_a_compact_checkpoint_are_refused(world, t
     small, refused = {"pruned_model_path": tmp_path / "small"}, ".* compact .*; prune with -mode masked"
     for wrong, says in (
         (small, f"^-method: flap_bias {refused}"),
+        ({**small, "first": "none"}, "^-method: flap_bias .* it kept; prune with -mode masked$"),
         ({**small, "method": "lora", "first": "flap_bias"}, f"^-method: lora with -first flap_bias {refused}"),
         ({**small, "method": "dora"}, "^-method: dora would fill .* a compact checkpoint .*; give masked_lora or"),
         ({"calib_data": tmp_path / "none.txt"}, r"^-calib_data: \S+none.txt does not exist"),
@@ -405,3 +416,10 @@ def test_no_minilm_and_closed_forms_on_a_compact_checkpoint_are_refused(world, t
         ({"method": "restorelcc"}, r"^-head_selection: contrastive probing needs MiniLM; run: pip install"),
     ):
         mistake(says, begin, **{"method": "flap_bias", "calib_data": world / "text.txt", **CALIBRATED, **wrong})
+
+
+def test_a_model_that_has_to_be_spread_is_read_and_not_trained(begin, monkeypatch):
+    run, models, *_ = begin(device="auto")
+    monkeypatch.setattr("utils.stages.context.placement", lambda *_: "auto")
+    assert run.reading_device(models.pruned) == run.training_device(models.pruned, False) == "auto"
+    mistake("^-device: the model does not fit into", run.training_device, models.pruned, True)

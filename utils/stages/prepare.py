@@ -65,7 +65,7 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
         given, pruned = given_checkpoint(args, dense)
         if run.needs.calibration and pruned is not given:
             asked, cure = args.method, "prune with -mode masked"
-            if args.first:
+            if args.first and not METHODS[args.method].needs.calibration:
                 asked, cure = f"{asked} with -first {args.first}", f"{cure}, or give -first none"
             raise UserError(
                 f"-method: {asked} compares pruned weights with the dense ones, but a compact "

@@ -124,7 +124,8 @@ def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
         if not part.spec.needs.calibration:
             return make()
         closed.append([part.spec.made_by, part.sites, {flag: getattr(args, flag) for flag in part.spec.takes}])
-        how = [inputs.tokens, args.dtype, run.kind_of_device]
+        own = [getattr(inputs, name) for name in ("heads", "basis") if getattr(part.spec.needs, name)]
+        how = [inputs.tokens, args.dtype, run.kind_of_device, *own]
         tensors = closed_form(run.cache, models.dense, models.pruned, closed, how, make=lambda: packed(make()))
         return unpacked(tensors)
 
