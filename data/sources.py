@@ -52,7 +52,7 @@ def check_calib_data(source: str) -> None:
     path = Path(source)
     if source not in (BUNDLED, C4):
         if path.suffix not in CALIB_SUFFIXES:
-            raise UserError(f"-calib_data: '{source}' is no calibration set; {kinds}")
+            raise UserError(f"-calib_data: '{source}' is not a calibration set; {kinds}")
         if not os.path.isfile(path):
             raise UserError(f"-calib_data: {source} does not exist; {kinds}")
 
@@ -197,7 +197,7 @@ def _text(content: dict, field: str, where: str, may_be_empty: bool = False) -> 
     if value is None and may_be_empty:
         return ""
     if not isinstance(value, str):
-        raise UserError(f"{where}: field '{field}' is no text; make it a string")
+        raise UserError(f"{where}: field '{field}' is not a string; make it one")
     if not value.strip() and not may_be_empty:
         raise UserError(f"{where}: field '{field}' is empty; fill it in or remove the row")
     try:

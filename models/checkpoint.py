@@ -160,7 +160,7 @@ def weight_files(folder: Path, flag: str = "-pruned_model_path") -> list[Path]:
             outside = [shard for shard in shards if Path(shard).name != shard]
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             reason = "weight_map is missing" if isinstance(error, KeyError) else first_line(error)
-            raise UserError(f"{flag}: {path} is no index of weights ({reason}); copy it again") from error
+            raise UserError(f"{flag}: {path} is not an index of weights ({reason}); copy it again") from error
         if outside:
             raise UserError(f"{flag}: {path} names '{outside[0]}', which is not in the folder itself; refused")
         if missing := [shard for shard in shards if not os.path.isfile(folder / shard)]:
@@ -260,7 +260,7 @@ def _load_pickle(file: Path, flag: str) -> dict[str, Tensor]:
     tensors = loaded if isinstance(loaded, dict) else {"": None}
     plain = all(isinstance(each, Tensor) and each.layout == torch.strided for each in tensors.values())
     if not plain or not all(isinstance(name, str) for name in tensors):
-        raise UserError(f"{flag}: {file} holds no plain tensors by name; give a Hugging Face checkpoint")
+        raise UserError(f"{flag}: {file} does not hold plain tensors by name; give a Hugging Face checkpoint")
     return loaded
 
 

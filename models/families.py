@@ -78,7 +78,7 @@ def as_llama(config: PreTrainedConfig) -> PreTrainedConfig:
         elif name in known:
             settings[name] = value
         else:
-            raise ValueError(f"{name} is no setting of a Llama, which this {config.model_type} would be written as")
+            raise ValueError(f"{name} is not a setting of Llama, and this {config.model_type} would be written as one")
     settings |= {"model_type": LLAMA, "architectures": ["LlamaForCausalLM"], **family.as_llama}
     return LlamaConfig.from_dict(settings)
 

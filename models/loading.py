@@ -89,7 +89,7 @@ def load_config(folder: Path, flag: str) -> LlamaConfig:
     settings = read_settings(path, flag)
     kind = settings.get("model_type")
     if not isinstance(kind, str):
-        raise UserError(f"{flag}: {path} names no model_type, so it is no model's; give a Hugging Face model folder")
+        raise UserError(f"{flag}: {path} names no model_type, so it is not a model's; give a Hugging Face model folder")
     if kind not in FAMILIES:
         raise UserError(f"{flag}: {folder} is a '{shortened(kind)}' model; RestoreLCC restores {SUPPORTED}")
     if kind == COMPACT and flag == "-base_model_name":
@@ -128,7 +128,7 @@ def read_settings(path: Path, flag: str) -> dict:
     with explain(f"{flag}: cannot read {path}", "copy it again", (OSError, ValueError)):
         if isinstance(settings := read_json(path), dict):
             return settings
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
 
 
 def _check_settings(config: LlamaConfig) -> None:

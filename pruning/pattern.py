@@ -35,7 +35,7 @@ class Pattern:
         except ValueError:
             ratio = -1.0
         if not 0 < ratio < 1:
-            raise UserError(f"-sparsity: '{shortened(text)}' is no share between 0 and 1 and no N:M; {_FORMS}")
+            raise UserError(f"-sparsity: '{shortened(text)}' is neither a share (0 to 1) nor an N:M pattern; {_FORMS}")
         return cls(ratio)
 
     def mask(self, scores: torch.Tensor) -> torch.Tensor:

@@ -137,7 +137,7 @@ def main() -> None:
     parser.flag("against", choices=COSTS, default=COSTS[0], help="x-axis of the pictures")
     args = parser.parse_args()
     if args.output.suffix != ".html":
-        raise UserError(f"-output: {args.output} is no page's name; give one that ends in .html")
+        raise UserError(f"-output: {args.output} does not end in .html; give a name that does")
     files = {end: args.output.with_name(f"{args.output.stem}{end}") for end in OURS}
     for end, path in files.items():
         if path.exists() and not (path.is_file() and OURS[end].encode() in path.read_bytes()[:2000]):

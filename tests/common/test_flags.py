@@ -64,7 +64,7 @@ WRONG = [
     (JSON, "{}", "holds no flags"),
     (JSON, "{", "cannot read"),
     (JSON, '{"lr": 1, "seed": 2, "lr": 3}', "cannot read .*'lr' stands there twice"),
-    (YAML, "lr: [1", "is no YAML in line "),
+    (YAML, "lr: [1", "is not valid YAML in line "),
     (YAML, "lr: 1\nlr: 2", "'lr' stands there twice"),
     (YAML, "- lr", "holds no flags"),
 ]

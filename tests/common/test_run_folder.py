@@ -139,9 +139,9 @@ REFUSED = [
     *(({"out.partial": Path(link)}, "out", IN_THE_WAY) for link in ("away", "nowhere")),  # a run's folder; nothing
     ({"out.lock": Path("mine")}, "out", r"\S+: cannot lock \S+out.lock \(.*\); remove or"),
     ({"poetry.lock": "mine"}, "poetry", r"\S+: its lock file would be \S+poetry.lock, which holds other data; rename"),
-    ({"file": "mine"}, "file", r"\S+ is no folder"),
+    ({"file": "mine"}, "file", r"\S+ is not a folder"),
     ({"file": "mine"}, "file/out", r"\S+ cannot be written"),
-    ({"loop": Path("loop")}, "loop", r"\S+ is no folder"),
+    ({"loop": Path("loop")}, "loop", r"\S+ is not a folder"),
     *(({}, place, f"{place} is a mount point") for place in ("/", "/proc")),
     ({}, "away", r"\S+ is a mount point, or holds the current folder or code"),
     ({"project/utils/__init__.py": ""}, "project", r"\S+ .*, or holds the current folder or code; give an"),

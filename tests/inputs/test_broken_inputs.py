@@ -120,9 +120,9 @@ FILES: dict[str, tuple[Spoil, str]] = {
     "index outside": (index_of('{"weight_map": {"a": "../b"}}'), "not in the folder itself"),
     "index of what is not there": (index_of('{"weight_map": {"a": "b"}}'), "lacks b, which"),
     ".bin evil": (pickled(lambda t: {NORM: Evil()}), "cannot read … of plain tensors; give a safe"),
-    ".bin of a sparse tensor": (pickled(lambda t: t | {NORM: t[NORM].to_sparse()}), "no plain tensors"),
+    ".bin of a sparse tensor": (pickled(lambda t: t | {NORM: t[NORM].to_sparse()}), "does not hold plain tensors"),
     "config.json nested": (changed(lambda _: DEEP.encode(), "config.json"), "nested too deeply"),
-    "generation settings of another kind": (changed(lambda _: b"[]", "generation_config.json"), "it is no JSON object"),
+    "generation settings": (changed(lambda _: b"[]", "generation_config.json"), "it is not a JSON object"),
     "weights in 8 bits": (tensors(lambda t: t | {UP: t[UP].to(torch.int8)}), f"{UP} in … is I8; RestoreLCC reads"),
     "a model of no kind": (config(model_type=None), "names no model_type"),
     "a window": (config(model_type="mistral", sliding_window=128), "sliding_window is 128"),
@@ -153,7 +153,7 @@ FILES |= {f"{name} {value}": (config(**{name: value}), says) for name, value, sa
 OTHERS = ("gpt2", "phi3", "mixtral", "qwen3_moe", "gemma3", "jamba")
 FILES |= {it: (config(model_type=it), f"'{it}' model; RestoreLCC restores Llama, Qwen2, … Gemma 3") for it in OTHERS}
 INDEXES = ("{", "[]", "{}", '{"weight_map": {"a": 1}}')
-FILES |= {f"index {text}": (index_of(text), "no index of weights") for text in INDEXES}
+FILES |= {f"index {text}": (index_of(text), "is not an index of weights") for text in INDEXES}
 
 
 @pytest.mark.parametrize("case", FILES)
@@ -201,8 +201,8 @@ BROKEN: list[tuple[str, object, str]] = [
     ("samples.jsonl", f"{ONE}\n{OTHER[:20]}", ":2: not valid JSON"),
     ("samples.jsonl", "3\n", ":1: not an object"),
     ("samples.jsonl", '{"a\\nb\\nc": 1}\n', "field 'instruction' is missing (it has: a b c)"),
-    ("samples.jsonl", f'{ONE}\n\n{{"instruction": "a", "output": 7}}', ":3: field 'output' is no text"),
-    ("samples.jsonl", {"instruction": "a", "output": "b", "input": []}, ":1: field 'input' is no text"),
+    ("samples.jsonl", f'{ONE}\n\n{{"instruction": "a", "output": 7}}', ":3: field 'output' is not a string"),
+    ("samples.jsonl", {"instruction": "a", "output": "b", "input": []}, ":1: field 'input' is not a string"),
     ("samples.jsonl", {"instruction": "  ", "output": "b"}, ":1: field 'instruction' is empty"),
     ("samples.json", '"text"', "holds no list of samples"),
     ("samples.json", f"{ONE}\n{OTHER}", ":2: not valid JSON (Extra data); one object a line belongs in a .jsonl"),
@@ -269,7 +269,7 @@ FLAGS = [
     ("num_epoch", -1, "must be a number, 0 to 1000000000"),
     ("loss", "hinge", "invalid choice"),
     ("lora_targets", "q", "must be some of"),
-    *((name, "\udcff", "is no UTF-8 text") for name in ("data_path", "eval_tasks")),
+    *((name, "\udcff", "is not UTF-8 text") for name in ("data_path", "eval_tasks")),
 ]
 
 
@@ -294,8 +294,8 @@ RUNS: dict[str, tuple[dict[str, object] | Spoil, str]] = {
     "another tokenizer": (more_tokens(special=False), "-pruned_model_path: .*its tokenizer differs from the base"),
     "no zeros": (tensors(lambda t: [each.fill_(1) for each in t.values()]), "-pruned_model_path: .* has no zeros"),
     "a weight missing": (tensors(lambda t: t.pop(NORM)), f"-pruned_model_path: .* {NORM}"),
-    "a damaged record": (lambda f: (f / "pruning.json").write_text("[]"), "-pruned_model_path: .*it is no JSON object"),
-    "too many heads": ({"use_topk_heads": 19}, "-use_topk_heads: 19 heads asked for, but the model has 18"),
+    "a damaged record": (lambda f: (f / "pruning.json").write_text("[]"), "-pruned_model_path: .*is not a JSON object"),
+    "too many heads": ({"use_topk_heads": 19}, "-use_topk_heads: asks for 19 heads, but the model has 18"),
     "targets of a method without": ({"lora_targets": "q_proj"}, "-lora_targets: restorelcc doesn't take it"),
     "a teacher of nothing": ({"loss": "distill", "method": "none", **FAR}, "-loss: distill is a loss of training"),
     "too few samples": ({"num_train_samples": 100}, "-data_path: "),

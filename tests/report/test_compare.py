@@ -160,7 +160,7 @@ def test_the_command_writes_its_files_again_over_its_own_and_never_over_a_users(
     [
         (["NONE", "-output", "a.html"], "not a folder"),
         (["EMPTY", "-output", "a.html"], "holds no run"),
-        (["ours", "-output", "results.json"], "results.json is no page's name; give one that ends in .html"),
+        (["ours", "-output", "results.json"], "results.json does not end in .html; give a name that does"),
         (["strange", "-output", "a.html"], "RUN: strange: its files are not a run's, or are damaged"),
     ],
 )

@@ -297,7 +297,7 @@ def test_a_compact_checkpoint_is_restored_and_stays_compact(world, tmp_path, beg
     assert found.scores.isfinite().tolist() == [[True] * 6, [True] * 3 + [False] * 3, [True] * 6]
     _, proofs = train.merge(run, models, train.train_restoration(run, models, samples, found))
     assert [proof["passed"] for proof in proofs] == [True, True]
-    says = "^-use_topk_heads: 18 heads asked for, but 15 can be restored"
+    says = "^-use_topk_heads: asks for 18 heads, but 15 can be restored"
     mistake(says, ranked, *begin(pruned_model_path=small, use_topk_heads=18))
     plain = AutoModelForCausalLM.from_pretrained(run.folder / "model")
     restored = run.load(Checkpoint(run.folder / "compact"))

@@ -113,7 +113,7 @@ def test_a_task_trains_on_its_own_training_split(world, tmp_path, monkeypatch, c
     assert len(divergence) == 6 and sum(divergence) > 0
     assert results["agreement"]["restored"]["rte"]["kl"]["value"] == pytest.approx(sum(divergence) / 6)
     changes |= {"data_path": world / "samples.jsonl", "num_train_samples": 31}
-    mistake(r"-num_train_samples: 31 asked for", run, monkeypatch, flags(world, tmp_path / "more", **changes))
+    mistake(r"-num_train_samples: asks for 31, but", run, monkeypatch, flags(world, tmp_path / "more", **changes))
     told = "-data_path is not used: -spec_task trains on rte's own training split"
     assert capsys.readouterr().out.count(told) == 1 and not (tmp_path / "more").exists()
 

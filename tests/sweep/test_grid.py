@@ -14,7 +14,7 @@ START = "flags: {num_train_samples: 20}\nseeds: [1]\nlr: [1e-3]\n"
 WRONG = {
     "{learning: 1}": "configuration 1: unrecognized arguments: -learning=1",
     "{method: [lora, dora]}": "configuration 1: method is",
-    "lora": "configuration 1: lora is no set of flags",
+    "lora": "configuration 1: lora is not a mapping of flags",
     "{lr: fast}": "configuration 1: -lr",
     "{lr: []}": "configuration 1: has no learning rate; give 'lr:",
     "{lr: [1, 1.0]}": "each rate and each seed once",
@@ -28,10 +28,10 @@ WRONG = {
 }
 WRONG = {f"{START}configurations: [{text}]": expected for text, expected in WRONG.items()} | {
     "flags: {lr: 1e-3}\nseeds: [1]\nconfigurations: [{}]": "lr: the sweep gives it",
-    "configuration: []": "configuration is no part of a sweep; give a mapping of flags, prunings",
+    "configuration: []": "configuration is not a key of a sweep; give a mapping of flags, prunings",
     f"{START}prunings: [{{calib_seed: 1}}, {{calib_seed: 2}}]\nconfigurations: [{{}}]": "and each pruning another",
     f"{START}prunings: {{sparsity: 0.5}}\nconfigurations: [{{method: lora}}]": "prunings: give a list",
-    "flags: {a: [1, 2}": "is no YAML in line 1",
+    "flags: {a: [1, 2}": "is not valid YAML in line 1",
     "configurations: [{}]": "seeds: give a list",
     "lr: 1e-2\nseeds: [42, ~]\nconfigurations: [{}]": "-train_seed: must be a whole number",
     "search: {num_valid_samples: 0}\nseeds: [1]\nlr: [1, 2]\nconfigurations: [{}]": "rates are chosen on",

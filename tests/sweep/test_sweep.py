@@ -70,9 +70,9 @@ def test_a_mistake_ends_the_command_before_anything_is_written(world, capfd):
     assert world.sweep() == 2 and world.text() == "years of work"
     lines = capfd.readouterr().err.splitlines()
     assert lines[0].startswith(f"error: {world.file}: configuration 2: -method") and len(lines) == 6
-    assert lines[2].startswith("error: ours: -sparsity: '1.5' is no") and "unknown task 'no-such'" in lines[3]
+    assert lines[2].startswith("error: ours: -sparsity: '1.5' is neither") and "unknown task 'no-such'" in lines[3]
     assert lines[4].startswith(f"error: -output_dir: {world.output} is the folder of a run")
-    assert lines[5].startswith(f"error: -output_dir: {world.output}/table.md is no sweep's table")
+    assert lines[5].startswith(f"error: -output_dir: {world.output}/table.md is not a sweep's table")
     assert lines[1].startswith(f"error: ours: -data_path: {world.root}/no-samples.jsonl does not exist")
 
 

@@ -153,7 +153,7 @@ def text(given: str) -> str:
     try:
         given.encode()
     except UnicodeEncodeError as error:
-        raise argparse.ArgumentTypeError("is no UTF-8 text; rename what it names") from error
+        raise argparse.ArgumentTypeError("is not UTF-8 text; rename what it names") from error
     if "\0" in given:  # possible in a -config file
         raise argparse.ArgumentTypeError("holds a NUL character, which no name has")
     return given

@@ -126,7 +126,7 @@ def parse_json(text: str, **options) -> object:
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     except UnicodeEncodeError as error:
-        raise ValueError("half of a surrogate pair, which is no text") from error
+        raise ValueError("half of a surrogate pair, which is not text") from error
     return content
 
 

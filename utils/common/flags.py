@@ -193,7 +193,7 @@ class Arguments:
             return max(1, round(self.use_topk_heads * layers * heads))
         if self.use_topk_heads > layers * heads:
             raise UserError(
-                f"-use_topk_heads: {self.use_topk_heads} heads asked for, but the model has {layers * heads} "
+                f"-use_topk_heads: asks for {self.use_topk_heads} heads, but the model has {layers * heads} "
                 f"({layers} layers of {heads}); give a smaller count, or a share (1.0: all)"
             )
         return self.use_topk_heads
@@ -329,7 +329,7 @@ def read_yaml(path: Path, what: str, place: str = "") -> object:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or first_line(error)
-        raise UserError(f"{place}{path}: is no YAML{where} ({problem}); mend it") from error
+        raise UserError(f"{place}{path}: is not valid YAML{where} ({problem}); mend it") from error
 
 
 def read_config(path: Path, parser: argparse.ArgumentParser) -> dict:

@@ -55,7 +55,7 @@ class RunFolder:
 
     def __enter__(self) -> "RunFolder":
         if os.path.lexists(self.final) and not self.final.is_dir():
-            raise UserError(f"{self._what} is no folder; give one")
+            raise UserError(f"{self._what} is not a folder; give one")
         ours = Path(__file__).resolve().is_relative_to(self.final) or (self.final / "__init__.py").exists()
         if ours or os.path.ismount(self.final) or Path.cwd().is_relative_to(self.final):
             raise UserError(f"{self._what} is a mount point, or holds the current folder or code; give another folder")

@@ -340,7 +340,7 @@ def load_texts(args: Arguments) -> Split:
             known = _from_folder(task, data_dir, "train")["tasks"][task]
             rows = known.eval_docs
     if len(rows) < count:
-        why = f"{count} asked for, but {task}'s training split has {len(rows)} rows"
+        why = f"asks for {count}, but {task}'s training split has {len(rows)} rows"
         raise UserError(f"-num_train_samples: {why}; lower it")
     samples = []
     for index in random.Random(args.samples_seed).sample(range(len(rows)), count):

@@ -69,7 +69,7 @@ def rank(run: Run, models: Models, samples: Samples, dense: list[Kept], pruned: 
     wanted = args.head_count(*shape)
     if wanted > len(heads) and not (heads and isinstance(args.use_topk_heads, float)):  # a share is of what there is
         raise UserError(
-            f"-use_topk_heads: {wanted} heads asked for, but {len(heads)} can be restored "
+            f"-use_topk_heads: asks for {wanted} heads, but {len(heads)} can be restored "
             "(the o_proj columns of the others are all zero); give a smaller count"
         )
     heads, scores = sorted(heads[:wanted]), scores.masked_fill(~usable, torch.nan)

@@ -41,7 +41,7 @@ def main() -> None:
     args = parser.parse_args()
     table = args.output_dir / "table.md"
     if table.exists() and not (table.is_file() and table.read_bytes().startswith(b"# Sweep")):
-        raise UserError(f"-output_dir: {table} is no sweep's table; rename it, or give another folder")
+        raise UserError(f"-output_dir: {table} is not a sweep's table; rename it, or give another folder")
     if args.file.suffix == ".gz":
         rows, kept, text = [], args.file, markdown(build_table(read(args.file)))
         check_writable(args.output_dir, "-output_dir")

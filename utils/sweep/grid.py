@@ -79,7 +79,7 @@ def read_sweep(path: Path) -> list[SweepRow]:
     try:
         odd = [key for key in content if key not in KEYS] if isinstance(content, dict) else ["what it holds"]
         if odd:
-            raise UserError(f"{odd[0]} is no part of a sweep; give a mapping of {', '.join(KEYS)}, and no other key")
+            raise UserError(f"{odd[0]} is not a key of a sweep; give a mapping of {', '.join(KEYS)}, and no other key")
         content["prunings"] = content.get("prunings") or [{}]
         for name in ("seeds", "configurations", "prunings"):
             if not isinstance(content.get(name), list) or not content[name]:
@@ -139,7 +139,7 @@ def _row(content: dict, pruning: object, entry: object) -> SweepRow:
 def _flags(content: object, but: tuple[str, ...] = ()) -> dict[str, str]:
     """Flag → text, as the file has them. but: keys that are no flags of one run."""
     if not isinstance(content or {}, dict):
-        raise UserError(f"{content} is no set of flags; write 'flag: value' lines")
+        raise UserError(f"{content} is not a mapping of flags; write 'flag: value' lines")
     for name, value in (content or {}).items():
         if name in TAKEN and name not in but:
             raise UserError(f"{name}: the sweep gives it (by seeds:, lr:, its own flags, or not at all); take it out")
