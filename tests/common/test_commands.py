@@ -3,6 +3,7 @@
 import os
 import sys
 from resource import RUSAGE_SELF, getrusage
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from psutil import Process
 
 from tests.runs import program
 from utils.common.commands import TF32, run
+from utils.common.errors import OutOfRoom
 from utils.common.progress import EVERY, OFF, progress
 from utils.common.record import reset_peak_memory
 
@@ -21,6 +23,15 @@ def test_products_of_fp32_are_never_those_of_tf32(monkeypatch):
     monkeypatch.setattr("sys.stdout", None)  # closed by `>&-`
     run(lambda: None)
     assert TF32 not in os.environ and torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_mistake_that_the_main_process_does_not_meet_is_told_by_another(monkeypatch, capsys):
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("utils.common.commands.PATIENCE", 0)
+    with pytest.raises(SystemExit, match="2"):
+        run(Mock(side_effect=OutOfRoom("no memory on this card")))
+    assert capsys.readouterr().err == "error: process 3: no memory on this card\n"
 
 
 def test_what_is_freed_is_given_back_before_a_stage_is_measured():

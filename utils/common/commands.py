@@ -134,8 +134,9 @@ def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
             raise
         if is_main_process():
             print(f"error: {said}", file=sys.stderr)
-        else:  # a launcher ends all processes once one has ended: the main one must have met the same mistake by then
+        else:  # a launcher ends all once one has ended, so after this time the main process has not met the mistake
             time.sleep(PATIENCE)
+            print(f"error: process {os.environ['RANK']}: {said}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -79,7 +79,7 @@ class Processes:
 
 
 def is_main_process() -> bool:
-    """Whether this is the main process. It alone prints a user's mistake, which all processes find."""
+    """Whether this is the main process. It prints a mistake that all processes find."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
