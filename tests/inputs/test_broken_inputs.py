@@ -300,7 +300,7 @@ RUNS: dict[str, tuple[dict[str, object] | Spoil, str]] = {
     "a teacher of nothing": ({"loss": "distill", "method": "none", **FAR}, "-loss: distill is a loss of training"),
     "too few samples": ({"num_train_samples": 100}, "-data_path: "),
     "prompts too long": ({"max_length": 60}, "-max_length: 1"),
-    "no text": ({"loss": "distill", "calib_data": "c4", "calib_length": 32}, "-calib_data: cannot get 'allenai/c4'"),
+    "c4": ({"loss": "distill", "calib_data": "c4", "calib_length": 32}, "-calib_data: .* 'allenai/c4' from the hub"),
     "no model": ({"base_model_name": "no/body"}, "-base_model_name: cannot get 'no/body' from the model hub"),
     "a long sample": (config(max_position_embeddings=64), "-max_length: a sample of 73 tokens is .*; give 64 or less"),
     "a long window": ({"ppl_window": 257}, "-ppl_window: 257 tokens .* 256 positions; give"),
