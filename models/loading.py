@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from accelerate.utils import patch_environment
+from accelerate.utils import get_max_memory, patch_environment
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import (
@@ -206,6 +206,7 @@ def load_model(folder: Path, dtype: torch.dtype | str, device: str, flag: str) -
     options = {"device_map": device, "config": load_config(folder, flag)}
     if device == "auto":
         options["offload_folder"] = _offload_folder().name
+        options["max_memory"] = {place: int(_SHARE_FOR_WEIGHTS * size) for place, size in get_max_memory().items()}
     kinds = OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError
     # transformers detects FSDP by this variable, and would then load a spread model without accelerate's hooks.
     known = patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false") if device == "auto" else nullcontext()

@@ -86,7 +86,7 @@ class RunRecord:
             "detail": "; ".join(self._details),
             "seconds": time.perf_counter() - began,
             "peak_memory_bytes": peak_memory(),
-            "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+            "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None,
             "reused": self.cache.reused[found:],
             "saved_seconds": self.cache.saved - saved,
         }
@@ -119,7 +119,7 @@ def reset_peak_memory() -> None:
         # Otherwise glibc would return the memory that a step frees, and the next step would fault each page in again.
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that glibc sets by itself
         libc.mallopt(M_TRIM_THRESHOLD, -1)
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # a run on the CPU leaves the GPU alone
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):  # not on Linux, or not allowed: the peak is that of the process so far
         Path("/proc/self/clear_refs").write_text("5")

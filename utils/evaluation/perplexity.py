@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
+from accelerate.utils import align_module_device
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,13 +21,15 @@ def token_scores(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> tup
 
     hidden: (P, D), the last hidden states that predict. targets: (P,) int64. The softmax is taken in fp32.
     """
-    scores, likeliest = [], []
-    for part, wanted in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
-        logits = final_logits(model.config, model.get_output_embeddings()(part)).float()
-        wanted = wanted.to(logits.device)
-        chosen = logits.gather(1, wanted.unsqueeze(1)).squeeze(1)
-        scores.append((chosen - logits.logsumexp(1)).cpu().double())  # not every device has fp64
-        likeliest.append((logits.argmax(1) == wanted).cpu())
+    scores, likeliest, head = [], [], model.get_output_embeddings()
+    with align_module_device(head):  # of a model that is spread, its weight is fetched once, not for each chunk
+        for part, wanted in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+            logits = F.linear(part.to(head.weight.device), head.weight)
+            logits = final_logits(model.config, logits).float()
+            wanted = wanted.to(logits.device)
+            chosen = logits.gather(1, wanted.unsqueeze(1)).squeeze(1)
+            scores.append((chosen - logits.logsumexp(1)).cpu().double())  # not every device has fp64
+            likeliest.append((logits.argmax(1) == wanted).cpu())
     return torch.cat(scores), torch.cat(likeliest)
 
 
