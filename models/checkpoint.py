@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from models.families import FAMILIES, LINEARS
 from utils.common.cache import hash_tensor, raw_bytes
-from utils.common.errors import UserError, explain, first_line
+from utils.common.errors import DAMAGED, UserError, explain, first_line
 from utils.common.files import read_json, sha256, whole_file, write_json
 
 _PRUNED_WEIGHT = re.compile(rf"model\.layers\.(\d+)\.(?:{'|'.join(map(re.escape, LINEARS))})\.weight")
@@ -158,7 +158,7 @@ def weight_files(folder: Path, flag: str = "-pruned_model_path") -> list[Path]:
         try:
             shards = sorted(set(read_json(path)["weight_map"].values()))
             outside = [shard for shard in shards if Path(shard).name != shard]
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except DAMAGED as error:
             reason = "weight_map is missing" if isinstance(error, KeyError) else first_line(error)
             raise UserError(f"{flag}: {path} is not an index of weights ({reason}); copy it again") from error
         if outside:

@@ -13,7 +13,7 @@ from itertools import combinations
 from pathlib import Path
 
 from utils.common.commands import Parser, folder_path, run
-from utils.common.errors import UserError, explain
+from utils.common.errors import DAMAGED, UserError, explain
 from utils.common.files import write_text
 from utils.common.names import counted
 from utils.evaluation.outcomes import COMPARED, Measure, Outcome, difference, read_outcome
@@ -170,8 +170,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[SweepRow], list[str]]:
         # The folder's name, with as many parent folders as distinguish it from the others.
         ends = (whole.parts[-n:] for n in range(1, len(whole.parts) + 1))
         own = next(end for end in ends if all(o == whole or o.parts[-len(end) :] != end for o in given))
-        kinds = OSError, ValueError, LookupError, TypeError, AttributeError
-        with explain(f"RUN: {folder}: its files are not a run's, or are damaged", "copy the folder again", kinds):
+        with explain(f"RUN: {folder}: its files are not a run's, or are damaged", "copy the folder again", DAMAGED):
             rows = read(kept) if kept.is_file() else [_of_run(folder, "/".join(own))]
             lines_of(rows), apart(rows)  # raise if the files do not hold what they should
             pairs_of([row for row in rows if row.outcomes][:1] * 2)

@@ -4,8 +4,12 @@ import errno
 import os
 import re
 import signal
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+DAMAGED = OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, AttributeError
+"""What may be raised when a damaged file is read, or one with other content than it should have."""
 
 _NO_MEMORY = r"(?i)can(?:no|')t allocate memory|not enough memory|out of memory|bad_alloc|_ALLOC_FAILED|os error 12\)"
 

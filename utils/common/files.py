@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.common.errors import OutOfRoom, refusal
+from utils.common.errors import DAMAGED, OutOfRoom, refusal
 
 PARTIAL = ".partial"  # in the name of an unfinished file or folder
 MANIFEST = "manifest.json"  # lists the size and SHA-256 of each file of a folder, to detect damage
@@ -160,7 +160,7 @@ def read_manifest(folder: Path) -> dict:
     try:
         content = read_json(folder / MANIFEST)
         listed = [(folder / name, int(known["size"]), known["sha256"]) for name, known in content["files"].items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DAMAGED as error:
         raise ValueError(f"is incomplete (no whole {MANIFEST})") from error
     for file, size, digest in listed:
         with suppress(OSError):  # a failing disk counts as damage

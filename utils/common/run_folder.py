@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from utils.common.errors import UserError, explain
+from utils.common.errors import DAMAGED, UserError, explain
 from utils.common.files import PARTIAL, check_writable, explain_disk_full, first_free, read_json, take_place, write_json
 
 UNFINISHED = "unfinished.json"  # marks OUT.partial as ours, with the command's arguments
@@ -89,7 +89,7 @@ class RunFolder:
             ours = self.partial.is_dir() and not self.partial.is_symlink()
             if not ours or (any(self.partial.iterdir()) and not mark.is_file()):
                 raise UserError(f"{self._what}: {self.partial} already exists; rename it, or give another folder")
-            with suppress(OSError, ValueError, TypeError, KeyError):  # with a damaged mark all flags differ
+            with suppress(*DAMAGED):  # with a damaged mark all flags differ
                 before = dict(read_json(mark)["arguments"])
             now = self._arguments
             changed = [name for name in now if name not in before or before[name] != now[name]]

@@ -3,14 +3,13 @@
 import gzip
 import json
 import math
-import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from utils.common.errors import UserError, explain
+from utils.common.errors import DAMAGED, UserError, explain
 from utils.common.files import digest, read_json, whole_file
 from utils.common.methods import method_draws
 from utils.common.names import ANSWER_BITS
@@ -55,8 +54,7 @@ def write_compressed(path: Path, content: object) -> None:
 
 def read_compressed(path: Path, build: Callable, what: str):
     """Read a file of `write_compressed` and return `build` of its JSON; UserError if that fails. what: kind of file."""
-    kinds = OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError
-    with explain(f"{path}: cannot be read as {what}", "copy it again", kinds):
+    with explain(f"{path}: cannot be read as {what}", "copy it again", DAMAGED):
         return build(json.loads(gzip.decompress(path.read_bytes())))
 
 

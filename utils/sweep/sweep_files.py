@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from utils.common.errors import explain
+from utils.common.errors import DAMAGED, explain
 from utils.common.files import read_json
 from utils.common.names import DIVERGED
 from utils.evaluation.outcomes import Outcome, kept_rows, read_compressed, read_outcome, write_compressed
@@ -23,14 +23,13 @@ def look(rows: list[SweepRow], output: Path) -> list[SweepRow]:
 
 
 def _looked_up(run: SweepRun, folder: Path, log: Path) -> SweepRun:
-    kinds = OSError, ValueError, LookupError, TypeError, AttributeError
     try:  # done if there are results of the same arguments
         had = read_json(folder / "run.json")["arguments"].items()
         done = (folder / "results.json").is_file() and run.arguments.items() <= had
-    except kinds:
+    except DAMAGED:
         done = False
     if done or not log.is_file():
-        with explain(f"-output_dir: {folder}: a file is damaged", "rename it, and the run is made again", kinds):
+        with explain(f"-output_dir: {folder}: a file is damaged", "rename it, and the run is made again", DAMAGED):
             return replace(run, outcome=_read_once(folder) if done else None, said=None, diverged=False)
     lines = printed(log)
     diverged = any(line.startswith("error: -lr: ") and DIVERGED in line for line in lines)
