@@ -242,9 +242,9 @@ def inference_speed(model: LlamaForCausalLM, samples: list[Encoded], args: argpa
     """
     config = model.config
     biases = [f"model.layers.{layer}.self_attn.o_proj.bias" for layer in range(config.num_hidden_layers)]
-    left = [(config.num_key_value_heads - gone.kv_heads, gone.channels) for gone in plan(config, 0.2)]
-    sizes = {"kept_kv_heads": [list(range(heads)) for heads, _ in left]}
-    sizes["intermediate_sizes"] = [config.intermediate_size - channels for _, channels in left]
+    heads, channels = zip(*plan(config, 0.2), strict=True)  # that are removed
+    sizes = {"kept_kv_heads": [list(range(config.num_key_value_heads - gone)) for gone in heads]}
+    sizes["intermediate_sizes"] = [config.intermediate_size - gone for gone in channels]
     small = CompactLlamaConfig(**{k: v for k, v in config.to_dict().items() if k != "model_type"}, **sizes)
     forms = {
         "": model,

@@ -66,10 +66,7 @@ def _expanded(folder: Path, small: Checkpoint, beside: list[str]) -> None:
     left = left_of(config, config.kept_kv_heads, [list(range(size)) for size in config.intermediate_sizes])
 
     def widened(name: str, tensor: Tensor) -> Tensor:
-        if name not in left:
-            return tensor
-        axis, indices = left[name]
-        return tensor.new_zeros(shapes[name]).index_copy(axis, indices, tensor)
+        return tensor.new_zeros(shapes[name]).index_copy(*left[name], tensor) if name in left else tensor
 
     _write(small, plain, folder, widened)
 
@@ -103,7 +100,7 @@ def left_of(config: LlamaConfig, kv_heads: list[list[int]], channels: list[list[
 
 def chosen(tensor: Tensor, left: tuple[int, Tensor] | None) -> Tensor:
     """The part of a tensor that `left` (axis, indices) selects; all of it if `left` is None."""
-    return tensor if left is None else tensor.index_select(left[0], left[1].to(tensor.device))
+    return tensor if left is None else tensor.index_select(*left)
 
 
 def _write(stored: Checkpoint, model: LlamaForCausalLM, output: Path, change: Callable[[str, Tensor], Tensor]) -> None:

@@ -51,24 +51,20 @@ class RestoredLayer(nn.Module):
         """Take over the stock layer's parameters."""
         nn.Module.__init__(self)
         self.weight, self.bias = stock.weight, getattr(stock, "bias", None)
-        self.bias_terms, self.weight_terms = nn.ModuleList(), nn.ModuleList()
+        self.terms = nn.ModuleDict({"bias": nn.ModuleList(), "weight": nn.ModuleList()})
         self.stored: dict[str, torch.dtype] = {}
         self.started: Tensor | None = None
         self.sharded = False
         self._kept: dict[str, tuple[tuple, Tensor]] = {}
 
-    def terms(self, part: str) -> nn.ModuleList:
-        """The terms of a part, which is "weight" or "bias"."""
-        return self.weight_terms if part == "weight" else self.bias_terms
-
     @property
     def beside(self) -> list[Term]:
         """The weight's last term, in a list, if it is trained and applied by `Term.through`; else an empty list."""
-        return [term for term in self.weight_terms[-1:] if term.beside and trains(term)]
+        return [term for term in self.terms["weight"][-1:] if term.beside and trains(term)]
 
     def trained(self, part: str) -> Tensor | None:
         """The parameter in a training step: with its terms, in fp32; the layer's own if it has no terms."""
-        own, terms = getattr(self, part), self.terms(part)
+        own, terms = getattr(self, part), self.terms[part]
         if not len(terms):
             return own
         own = own.float() if own is not None else torch.zeros_like(self.weight[:, 0], dtype=torch.float32)
@@ -78,12 +74,12 @@ class RestoredLayer(nn.Module):
         """The parameter as a merge computes it on that device, in fp64; on the CPU for mps, which lacks fp64."""
         place = "cpu" if torch.device(place).type == "mps" else place
         own, weight = (None if p is None else p.detach().to(place) for p in (getattr(self, part), self.weight))
-        return merged(part, own, self.terms(part), weight)
+        return merged(part, own, self.terms[part], weight)
 
     def inferred(self, part: str, dtype: torch.dtype) -> Tensor | None:
         """The parameter for inference, in `dtype`: the merged value, recomputed only after a term's parameter changed.
         In a sharded layer it is the value of a training step."""
-        terms = self.terms(part)
+        terms = self.terms[part]
         if self.sharded or not len(terms):
             value = self.trained(part)
             return value if value is None else value.to(dtype)
@@ -102,7 +98,7 @@ class RestoredLayer(nn.Module):
         """Largest errors of trained (fp32) against merged (fp64) values, as shares of what ROUNDINGS allows: ≤ 1."""
         found = []
         for part in ("bias", "weight"):
-            if not len(self.terms(part)):
+            if not len(self.terms[part]):
                 continue
             exact, own = self.merged(part, self.weight.device), getattr(self, part)
             own = torch.zeros_like(exact) if own is None else own.to(exact.device).double()
@@ -143,13 +139,13 @@ class RestoredLinear(RestoredLayer, nn.Linear):
 
     def begun(self, dtype: torch.dtype) -> Tensor:
         """The weight, in `dtype`, with all terms except that of `beside`; the layer's own if there are no others."""
-        before = self.weight_terms[: len(self.weight_terms) - len(self.beside)]
+        before = self.terms["weight"][: len(self.terms["weight"]) - len(self.beside)]
         return restored(self.weight.float(), before).to(dtype) if len(before) else self.weight
 
     def keep(self) -> None:
         """Add fixed terms to the weight once, not in each step. Skipped if other terms than that of `beside` train."""
-        fixed = [term for term in self.weight_terms if not trains(term)]
-        if fixed and [*fixed, *self.beside] == list(self.weight_terms):
+        fixed = [term for term in self.terms["weight"] if not trains(term)]
+        if fixed and [*fixed, *self.beside] == list(self.terms["weight"]):
             with torch.no_grad():
                 self.started = self.begun(self.weight.dtype)
             for term in fixed:  # no step needs them: of a 7B model, ADMM's changes are 26 GB
@@ -188,7 +184,7 @@ def attach(model: PreTrainedModel, terms: Mapping[str, Sequence[Term]]) -> PreTr
             model.set_submodule(stem, add_hook_to_module(layer, hook) if hook else layer)
         at_hand = layer.weight.device.type != "meta"
         place = layer.weight.device if at_hand else layer._hf_hook.execution_device
-        layer.terms(part).extend(term.to(place) if trains(term) else term for term in some)
+        layer.terms[part].extend(term.to(place) if trains(term) else term for term in some)
     return model
 
 
@@ -207,7 +203,7 @@ def keep_frozen(model: nn.Module, sharded: bool = False) -> None:
 
 def numbers_trained(model: PreTrainedModel) -> int:
     """The number of trainable parameters, without the entries that a mask holds at zero."""
-    held = sum(term.held(layer.weight) for layer in restored_layers(model) for term in layer.weight_terms)
+    held = sum(term.held(layer.weight) for layer in restored_layers(model) for term in layer.terms["weight"])
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) - held
 
 
@@ -226,7 +222,7 @@ def explicit_biases(model: PreTrainedModel, names: Iterable[str]) -> PreTrainedM
     for name in names:
         linear = model.get_submodule(name.removesuffix(".bias"))
         # A weight that accelerate offloads is on the meta device. It gets no bias; logits need not be equal then.
-        has_one = linear.bias is not None or (isinstance(linear, RestoredLinear) and len(linear.bias_terms))
+        has_one = linear.bias is not None or (isinstance(linear, RestoredLinear) and len(linear.terms["bias"]))
         if not has_one and linear.weight.device.type != "meta":
             linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features), requires_grad=False)
     return model

@@ -83,8 +83,14 @@ class Restoration:
         return Restoration(self.method, {name: some for name, some in fixed.items() if some})
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors, as PARAMETER.PLACE.KIND.TENSOR, on the CPU. If they are sharded, all processes must call it."""
-        return packed(self.terms)
+        """The tensors of all terms on the CPU, named PARAMETER.PLACE.KIND.TENSOR, from which `unpacked` rebuilds the
+        terms. If they are sharded, all processes must call it."""
+        return {
+            f"{name}.{place}.{type(term).__name__}.{key}": tensor.contiguous()
+            for name, some in self.terms.items()
+            for place, term in enumerate(some)
+            for key, tensor in term.tensors().items()
+        }
 
     def gathered(self) -> "Restoration":
         """A copy that shares no memory with the attached model. If that is sharded, all processes must call it."""
@@ -131,18 +137,8 @@ def inputs_after(inputs: MethodInputs, terms: Terms) -> MethodInputs:
     return replace(inputs, read=read, pruned=inputs.pruned and pruned) if terms else inputs
 
 
-def packed(terms: Terms) -> dict[str, Tensor]:
-    """The tensors of all terms, named PARAMETER.PLACE.KIND.TENSOR, from which `unpacked` rebuilds the terms."""
-    return {
-        f"{name}.{place}.{type(term).__name__}.{key}": tensor.contiguous()
-        for name, some in terms.items()
-        for place, term in enumerate(some)
-        for key, tensor in term.tensors().items()
-    }
-
-
 def unpacked(tensors: dict[str, Tensor]) -> dict[str, list[Term]]:
-    """The terms rebuilt from what `packed` returned, frozen. They use these tensors, not copies."""
+    """The terms rebuilt from what `Restoration.tensors` returned, frozen. They use these tensors, not copies."""
     parts: dict[tuple[str, int], tuple[str, dict[str, Tensor]]] = {}
     for full, tensor in tensors.items():
         name, place, kind, key = full.rsplit(".", 3)

@@ -70,7 +70,7 @@ class SlimGPT:
             )
         if pattern.m:
             raise UserError(f"-sparsity: slimgpt removes whole heads and channels, it has no {pattern}; give a share")
-        return [partial(slimgpt.prune_layer, removal) for removal in slimgpt.plan(config, pattern.ratio)]
+        return [partial(slimgpt.prune_layer, *counts) for counts in slimgpt.plan(config, pattern.ratio)]
 
 
 METHODS = {

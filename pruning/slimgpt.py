@@ -6,7 +6,7 @@ removing S, once all other columns are updated to compensate, is tr(W_S [(H⁻¹
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from transformers import LlamaConfig
@@ -19,14 +19,6 @@ from utils.common.names import counted
 
 FIRST_SHARE = 0.3125
 """The first layer's ratio as a share of the model's: the paper's 0.0625 at 20 %."""
-
-
-@dataclass(frozen=True)
-class Removal:
-    """How many key-value heads (with the query heads that share them) and FFN channels one layer loses."""
-
-    kv_heads: int
-    channels: int
 
 
 def ratios(layers: int, total: float) -> list[float]:
@@ -45,8 +37,9 @@ def ratios(layers: int, total: float) -> list[float]:
     return [first + (last - first) * step for step in growth]
 
 
-def plan(config: LlamaConfig, total: float) -> list[Removal]:
-    """What to remove from each layer, so that the share `total` of the decoder layers' linear weights is removed.
+def plan(config: LlamaConfig, total: float) -> list[tuple[int, int]]:
+    """(key-value heads, FFN channels) to remove from each layer, so that the share `total` of the decoder layers'
+    linear weights is removed. A key-value head goes with the query heads that share it.
 
     Heads are few and large: their numbers follow the running sum of the ratios. The channels, in multiples of 8 if
     the dense model's number is one, make up the rest. Every layer keeps at least a KV head and a channel (or 8).
@@ -70,7 +63,7 @@ def plan(config: LlamaConfig, total: float) -> list[Removal]:
         )
     exact = _spread(wanted, most, left)
     counts = [unit * min(count, most // unit) for count in _whole(share / unit for share in exact)]
-    return [Removal(*pair) for pair in zip(heads, counts, strict=True)]
+    return list(zip(heads, counts, strict=True))
 
 
 def remove(
@@ -126,7 +119,7 @@ def shrinking_step(to_go: int) -> int:
     return max(8, min(1024, to_go // 2))
 
 
-def prune_layer(removal: Removal, inputs: LayerInputs) -> None:
+def prune_layer(kv_heads: int, channels: int, inputs: LayerInputs) -> None:
     """Zero heads and channels of a decoder layer in place, KV heads with the query heads that share them.
 
     Attention is pruned first, so that the FFN's Hessian is gathered with the pruned attention.
@@ -135,9 +128,9 @@ def prune_layer(removal: Removal, inputs: LayerInputs) -> None:
     width = attention.head_dim
     size = width * attention.num_key_value_groups
     rows = {"self_attn.q_proj": size, "self_attn.k_proj": width, "self_attn.v_proj": width}
-    _remove_units(inputs, "self_attn.o_proj", size, removal.kv_heads, lambda _: 1, rows)
+    _remove_units(inputs, "self_attn.o_proj", size, kv_heads, lambda _: 1, rows)
     rows = {"mlp.gate_proj": 1, "mlp.up_proj": 1}
-    _remove_units(inputs, "mlp.down_proj", 1, removal.channels, shrinking_step, rows)
+    _remove_units(inputs, "mlp.down_proj", 1, channels, shrinking_step, rows)
 
 
 def _remove_units(
@@ -157,12 +150,7 @@ def _remove_units(
 
 def _whole(shares: Iterable[float]) -> list[int]:
     """Whole numbers whose running sums are the shares' running sums, rounded."""
-    counts, exact, given = [], 0.0, 0
-    for share in shares:
-        exact += share
-        counts.append(round(exact) - given)
-        given += counts[-1]
-    return counts
+    return [after - before for before, after in pairwise([0, *map(round, accumulate(shares))])]
 
 
 def _spread(shape: list[float], most: float, total: float) -> list[float]:

@@ -143,7 +143,7 @@ def scaled(restoration: Restoration, by: float = 1, noise: float = 0) -> Restora
 
 def learned_in(model: LlamaForCausalLM) -> dict[str, Tensor]:
     """β and b of all heads of a model that restores nothing else, by name: (n, d)."""
-    terms = [layer.bias_terms[0].tensors() for layer in restored_layers(model)]
+    terms = [layer.terms["bias"][0].tensors() for layer in restored_layers(model)]
     return {name: torch.cat([tensors[name] for tensors in terms]) for name in ("magnitudes", "component")}
 
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 
@@ -70,28 +72,18 @@ def by_length(rows: Sequence[Sized], budget: int) -> list[list[int]]:
 
 def pack(rows: Sequence[PromptWithContinuations]) -> PackedBatch:
     """Pack each prompt and its continuations into a row, with the positions that each continuation would have alone."""
-    shape = len(rows), max(map(len, rows))
-    ids = torch.zeros(shape, dtype=torch.int64)
-    positions = torch.zeros(shape, dtype=torch.int64)
-    # 0: the prompt; n: continuation n; -1: padding.
-    segments = torch.full(shape, -1)
-    columns = []
-    for index, row in enumerate(rows):
-        start = len(row.prompt)
-        tokens = [*row.prompt, *(token for continuation in row.continuations for token in continuation)]
-        ids[index, : len(row)] = torch.tensor(tokens)
-        positions[index, :start] = torch.arange(start)
-        segments[index, :start] = 0
-        begin, places = start, []
-        for number, continuation in enumerate(row.continuations, start=1):
-            end = begin + len(continuation)
-            positions[index, begin:end] = torch.arange(start, start + len(continuation))
-            segments[index, begin:end] = number
-            places.append([start - 1, *range(begin, end)])
-            begin = end
-        columns.append(places)
+    ids, positions, segments, columns = [], [], [], []
+    for row in rows:
+        start, sizes = len(row.prompt), list(map(len, row.continuations))
+        ids.append(torch.tensor([*row.prompt, *chain(*row.continuations)]))
+        positions.append(torch.cat([torch.arange(start), *(start + torch.arange(size) for size in sizes)]))
+        segments.append(torch.arange(1 + len(sizes)).repeat_interleave(torch.tensor([start, *sizes])))
+        columns.append([[start - 1, *range(*ends)] for ends in pairwise(accumulate(sizes, initial=start))])
+    ids = pad_sequence(ids, batch_first=True)
     if all(len(row.continuations) <= 1 for row in rows):
         return PackedBatch(ids, None, None, columns)
+    # 0: the prompt; n: continuation n; -1: padding.
+    segments = pad_sequence(segments, batch_first=True, padding_value=-1)
     query, key = segments.unsqueeze(2), segments.unsqueeze(1)
-    causal = torch.ones(shape[1], shape[1], dtype=torch.bool).tril()
-    return PackedBatch(ids, positions, causal & ((key == 0) | (key == query)), columns)
+    visible = ((key == 0) | (key == query)).tril()
+    return PackedBatch(ids, pad_sequence(positions, batch_first=True), visible, columns)

@@ -72,17 +72,17 @@ def test_a_fixed_change_is_folded_into_the_weight_and_a_bias_has_its_gradient_in
     layer, z = RestoredLinear(linear), torch.randn(3, 500, 24, generator=drawn).bfloat16()
     layer.requires_grad_(False)
     lower = LowRank(torch.randn(2, 24, generator=drawn), torch.randn(40, 2, generator=drawn), torch.tensor(0.5))
-    layer.weight_terms.extend(term.requires_grad_(False) for term in (MaskedChange(change), lower))
-    layer.bias_terms.append(Constant(torch.randn(40, generator=drawn)))
+    layer.terms["weight"].extend(term.requires_grad_(False) for term in (MaskedChange(change), lower))
+    layer.terms["bias"].append(Constant(torch.randn(40, generator=drawn)))
     expected = layer(z)
     keep_frozen(layer)
     assert not layer.beside  # a term that does not train may be on another device
     assert torch.equal(layer.started, (linear.weight + change + 0.5 * lower.up @ lower.down).bfloat16())
-    layer.weight_terms[0].change.fill_(torch.nan)  # which no step reads any more
+    layer.terms["weight"][0].change.fill_(torch.nan)  # which no step reads any more
     output, gradient = layer(z), torch.randn(expected.shape, generator=drawn).bfloat16()
     output.backward(gradient)
     assert torch.equal(output, expected)
-    assert torch.equal(layer.bias_terms[0].change.grad, gradient.flatten(0, 1).sum(0, dtype=torch.float32))
+    assert torch.equal(layer.terms["bias"][0].change.grad, gradient.flatten(0, 1).sum(0, dtype=torch.float32))
 
 
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
@@ -96,7 +96,7 @@ def test_inside_the_mask_a_step_keeps_no_second_weight_and_has_the_gradients_of_
     layer = RestoredLinear(linear)
     layer.requires_grad_(False)
     term = MaskedLowRank(down=down, up=up, scale=torch.tensor(2.0))
-    layer.weight_terms.extend([MaskedChange(change).requires_grad_(False)] * before + [term])
+    layer.terms["weight"].extend([MaskedChange(change).requires_grad_(False)] * before + [term])
     z, wanted = z.to(dtype).requires_grad_(), wanted.to(dtype)
     learned, kept = [z, term.up, term.down], []
     keep_frozen(layer)  # the closed form's weight, once
@@ -110,7 +110,7 @@ def test_inside_the_mask_a_step_keeps_no_second_weight_and_has_the_gradients_of_
         output = layer(z)
     assert kept == [(layer.started if before else layer.weight).data_ptr()]
     found = torch.autograd.grad((output * wanted).sum(), learned)
-    whole = restored(layer.weight.float(), layer.weight_terms)
+    whole = restored(layer.weight.float(), layer.terms["weight"])
     assert bool((whole[layer.weight == 0] == 0).all())
     exact = z.float() @ whole.T
     expected = torch.autograd.grad((exact * wanted.float()).sum(), learned)

@@ -82,17 +82,17 @@ def test_incremental_ratio_reaches_the_total(shape, total):
     config = LlamaConfig(**dict(zip(names, shape, strict=True)))
     head, channel = config.head_dim * width * 2 * (queries // keys + 1), 3 * width
     removals = slimgpt.plan(config, total)
-    gone = sum(removal.kv_heads * head + removal.channels * channel for removal in removals)
+    gone = sum(gone * head + left_out * channel for gone, left_out in removals)
     whole = layers * (keys * head + channels * channel)
     assert gone / whole == pytest.approx(total, abs=8 * channel / whole) and len(removals) == layers
-    assert all(0 <= removal.kv_heads < keys and 0 <= removal.channels < channels for removal in removals)
+    assert all(0 <= gone < keys and 0 <= left_out < channels for gone, left_out in removals)
 
 
 def test_a_head_larger_than_the_target_stays():
     sizes = {"hidden_size": 256, "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 128}
-    (removal,) = slimgpt.plan(LlamaConfig(num_hidden_layers=1, intermediate_size=776, **sizes), 0.3)
+    ((gone, left_out),) = slimgpt.plan(LlamaConfig(num_hidden_layers=1, intermediate_size=776, **sizes), 0.3)
     whole = 2 * 128 * 256 * 2 * (8 + 1) + 776 * 3 * 256
-    assert removal.kv_heads == 0 and abs(removal.channels * 3 * 256 - 0.3 * whole) <= 4 * 3 * 256
+    assert gone == 0 and abs(left_out * 3 * 256 - 0.3 * whole) <= 4 * 3 * 256
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
@@ -159,7 +159,7 @@ def test_attention_is_pruned_before_the_ffns_hessian_is_collected(make_tiny_llam
     mlp = slim.model.layers[0].mlp = dense.model.layers[0].mlp  # the pruned attention with the dense FFN
     mlp.down_proj.register_forward_pre_hook(lambda _, args: fed.append(args[0].flatten(0, 1)))
     slim(calibration.load(text, 6, 40, AutoTokenizer.from_pretrained(base), 3))
-    hessian, count = fed[0].T @ fed[0], slimgpt.plan(slim.config, 0.4)[0].channels
+    hessian, count = fed[0].T @ fed[0], slimgpt.plan(slim.config, 0.4)[0][1]
     expected, _ = slimgpt.remove(mlp.down_proj.weight, hessian, 1, count, slimgpt.shrinking_step)
     torch.testing.assert_close(pruned, expected, rtol=1e-3, atol=1e-4)
 

@@ -6,6 +6,7 @@ BUNDLED = "bundled"  # what this project ships: as samples, as calibration text,
 C4 = "c4"  # calibration text of C4's first English training shard, from the hub
 DTYPE_NAMES = ("bfloat16", "float32", "float16")  # in which models run
 SPEC_TASKS = ("boolq", "rte", "arc_easy", "arc_challenge")  # whose training split -spec_task can train on
+MODELS = ("dense", "pruned", "restored")  # of a run, in the order of its tables
 RESPONSE, DISTILL = "response", "distill"  # losses at response tokens: cross-entropy, or the divergence from dense too
 
 ANSWER_BITS = "answer_bits_per_byte"

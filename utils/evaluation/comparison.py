@@ -1,11 +1,9 @@
 """Three models' scores side by side: paired differences, shares of the gap, and the mean over tasks."""
 
-from utils.common.names import ANSWER_BITS
+from utils.common.names import ANSWER_BITS, MODELS
 from utils.evaluation.paired_statistics import AGREEMENT, mcnemar_p, mean_difference, score, share_recovered
 from utils.evaluation.scoring import Evaluation
 from utils.evaluation.tasks import main_metric
-
-MODELS = ("dense", "pruned", "restored")
 
 
 def summarise(evaluations: dict[str, Evaluation]) -> dict:

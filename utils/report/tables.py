@@ -5,8 +5,8 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from utils.common.commands import WIDTH
+from utils.common.names import MODELS
 
-MODELS = ("dense", "pruned", "restored")
 COLUMNS = (*MODELS, "difference", "recovered")  # the columns of a row of scores: keys of its `texts`
 DASH = "–"
 AGREEMENT = {"flipped": "answers flipped", "kl": "KL from dense"}  # their titles, by their names in results.json
@@ -94,9 +94,7 @@ def judged(difference: Score | None, higher_is_better: bool | None, p: float | N
         return "equal"
     if difference.stderr is None:
         return "no standard error"
-    if not abs(difference.value) > 2 * difference.stderr:  # also if it is NaN
-        return "within noise"
-    if p is not None and p > 0.05:
+    if not abs(difference.value) > 2 * difference.stderr or (p is not None and p > 0.05):  # also if it is NaN
         return "within noise"
     if higher_is_better is None:
         return "differs"

@@ -16,7 +16,7 @@ from models.contract import MethodInputs
 from models.loading import has_tokenizer
 from models.merge import Reference, compact_and_prove, merge_and_prove, record_logits
 from models.modeling_llama import numbers_trained
-from models.restoration import Restoration, Terms, load_restoration, packed, save_restoration, unpacked
+from models.restoration import Restoration, Terms, load_restoration, save_restoration, unpacked
 from utils import activations, distillation, packing, prompts
 from utils.common.cache import cached, digest_tensors
 from utils.common.files import as_bytes, digest, write_text
@@ -126,8 +126,7 @@ def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
         closed.append([part.spec.made_by, part.sites, {flag: getattr(args, flag) for flag in part.spec.takes}])
         own = [getattr(inputs, name) for name in ("heads", "basis") if getattr(part.spec.needs, name)]
         how = [inputs.tokens, args.dtype, run.kind_of_device, *own]
-        tensors = closed_form(run.cache, models.dense, models.pruned, closed, how, make=lambda: packed(make()))
-        return unpacked(tensors)
+        return unpacked(closed_form(run.cache, models.dense, models.pruned, closed, how, make=make))
 
     start = Restoration.start(args.method, options, inputs, kept)
     return start if args.num_epoch else start.untrained()
@@ -136,7 +135,7 @@ def starting(run: Run, models: Models, ranked: Ranked | None) -> Restoration:
 @cached("starts", code=(baselines, models, pruning))
 def closed_form(dense: Checkpoint, pruned: Checkpoint, forms: list, how: list, *, make: Callable) -> dict[str, Tensor]:
     """What a closed form restores. forms: the settings of this one and of those before it, which it starts from."""
-    return make()
+    return Restoration("", make()).tensors()
 
 
 def load_teacher(run: Run, models: Models, samples: Samples) -> Distillation | None:
