@@ -22,7 +22,7 @@ def main() -> None:
     """One run, from flags to report."""
     args = parse_arguments()
     # Before torch is imported, so that a wrong flag or folder is answered at once.
-    if args.plan:
+    if args.plan is not None:
         check_found(args.base_model_name, "-base_model_name")
         check_data(args)
         from utils.plan import print_plan

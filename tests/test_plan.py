@@ -140,6 +140,7 @@ def test_what_cannot_be_planned_is_one_line(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for words, says in (
         ("embedded -plan H900", "-plan: unknown card 'H900'; give here or one of"),
+        ("embedded -plan=", "-plan: unknown card ''; give here or one of"),
         ("nobody/nothing -plan L4", "-base_model_name: cannot get 'nobody/nothing' from"),
         ("embedded -plan L4 -pruned_model_path a/b -recipe biases -calib_length 9999", "-calib_length: 9999 tokens"),
         ("embedded -plan L4 -method eora -loss distill", "-loss: distill is a loss of training"),

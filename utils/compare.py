@@ -43,7 +43,6 @@ class Column:
     form: str = ",.1f"
     lower: bool | None = False  # whether lower is better, None where neither is
     factor: int = 1  # 100 where a share is shown in per cent
-    measured: bool = False  # whether it is a measure of quality
 
 
 NUMBERS = {  # by the names that a sweep's table has for them
@@ -51,16 +50,16 @@ NUMBERS = {  # by the names that a sweep's table has for them
     "trained_tokens": Column("trained tokens", ",.0f", True),
     "zeros_kept": Column("zeros kept, %", factor=100),
     "rate": Column("rate", "g", None),
-    "recovered": Column("recovered of tasks, %", factor=100, measured=True),
-    "recovered_answers": Column("recovered of right answers, %", factor=100, measured=True),
-    "recovered_perplexity": Column("recovered of perplexity, %", factor=100, measured=True),
-    "task_mean": Column("task mean, % ↑", factor=100, measured=True),
-    "perplexity": Column("perplexity ↓", ",.2f", True, measured=True),
-    "forgetting": Column("forgetting ↓", ",.2f", True, measured=True),
-    "valid_loss": Column("validation loss ↓", ",.3f", True, measured=True),
-    "answer_bits": Column("answer bits per byte ↓", ",.3f", True, measured=True),
-    "flipped": Column("answers flipped, % ↓", ",.1f", True, 100, measured=True),
-    "kl": Column("KL from dense ↓", ",.3f", True, measured=True),
+    "recovered": Column("recovered of tasks, %", factor=100),
+    "recovered_answers": Column("recovered of right answers, %", factor=100),
+    "recovered_perplexity": Column("recovered of perplexity, %", factor=100),
+    "task_mean": Column("task mean, % ↑", factor=100),
+    "perplexity": Column("perplexity ↓", ",.2f", True),
+    "forgetting": Column("forgetting ↓", ",.2f", True),
+    "valid_loss": Column("validation loss ↓", ",.3f", True),
+    "answer_bits": Column("answer bits per byte ↓", ",.3f", True),
+    "flipped": Column("answers flipped, % ↓", ",.1f", True, 100),
+    "kl": Column("KL from dense ↓", ",.3f", True),
     "minutes": Column("minutes", lower=True),
 }
 
@@ -177,7 +176,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[SweepRow], list[str]]:
         found += [row for row in rows if row.outcomes or failed(row)]
         notes += [f"{row.name}, {row.pruning}: no run is done yet" for row in rows if not row.outcomes + failed(row)]
     asked = [(one.rows, one.accuracies) for one in (row.outcomes[0] for row in found if row.outcomes)]
-    digests = {frozenset(kept[task][metric].sha256 for task, metric in of if task in kept) for kept, of in asked}
+    kept = [[rows[task][metric] for task, metric in of if metric in rows.get(task, {})] for rows, of in asked]
+    digests = {frozenset(each.sha256 for each in of_run) for of_run in kept}
     if len(digests - {frozenset()}) > 1:
         notes.append(UNLIKE)
     return found, list(dict.fromkeys(notes + apart(found)))
@@ -269,7 +269,7 @@ def columns_of(lines: Sequence[Line]) -> dict[str, Column]:
 def pictures_of(lines: Sequence[Line], x: str) -> dict[str, Drawing]:
     """Pictures by label: each measure against x, one of COSTS; recovered shares first, then what most lines have."""
     columns, drawn = columns_of(lines), []
-    measures = [name for name, column in columns.items() if column.measured]
+    measures = [name for name in columns if name not in (*COSTS, "zeros_kept", "rate")]
     for y in sorted(measures, key=lambda y: (not y.startswith("recovered"), -sum(y in line.cells for line in lines))):
         points, both = [], [line for line in lines if {x, y} <= set(line.cells)]
         for line in both:

@@ -268,7 +268,7 @@ FLAGS = [
     *(("lr", value, f"must be a number above 0, not {value}") for value in (0, "nan", "1e400", "fast")),
     ("num_epoch", -1, "must be a number, 0 to 1000000000"),
     ("loss", "hinge", "invalid choice"),
-    ("lora_targets", "q", "must be some of"),
+    ("lora_targets", "q,", "must be some of .*, not 'q', ''"),
     *((name, "\udcff", "is not UTF-8 text") for name in ("data_path", "eval_tasks")),
 ]
 

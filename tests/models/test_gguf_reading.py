@@ -73,24 +73,16 @@ def write_gguf(file: Path, bpe: Tokenizer, pre: str | None, more=(), lacks="none
     config = LlamaConfig(**LOPSIDED | {"vocab_size": len(inner["vocab"])}, rope_theta=500.0)
     model, writer = LlamaForCausalLM(config), GGUFWriter(file, arch)
     fields = {
-        "block_count": config.num_hidden_layers,
-        "embedding_length": config.hidden_size,
-        "feed_forward_length": config.intermediate_size,
-        "head_count": config.num_attention_heads,
-        "head_count_kv": config.num_key_value_heads,
-        "key_length": config.head_dim,
-        "rope_dimension_count": config.head_dim,
-        "rope_freq_base": 500.0,
-        "layer_norm_rms_eps": config.rms_norm_eps,
-        "tokenizer_model": "gpt2",
-        "tokenizer_pre": pre,
+        "block_count": config.num_hidden_layers, "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size, "head_count": config.num_attention_heads,
+        "head_count_kv": config.num_key_value_heads, "key_length": config.head_dim,
+        "rope_dimension_count": config.head_dim, "rope_freq_base": 500.0, "layer_norm_rms_eps": config.rms_norm_eps,
+        "tokenizer_model": "gpt2", "tokenizer_pre": pre, "bos_token_id": 0, "eos_token_id": 1,
         "token_list": sorted(inner["vocab"], key=inner["vocab"].get),
         "token_types": [TokenType.CONTROL] * 2 + [TokenType.NORMAL] * (len(inner["vocab"]) - 2),
         "token_merges": [" ".join(merge) for merge in inner["merges"]],
-        "bos_token_id": 0,
-        "eos_token_id": 1,
         **given,
-    }
+    }  # fmt: skip
     for name, value in fields.items():
         if value is not None:
             getattr(writer, f"add_{name}")(value)

@@ -309,6 +309,7 @@ def test_the_command_draws_the_same_page_from_the_files_alone_and_touches_no_oth
         ("run.json", "[]", "holds no JSON object"),
         ("logs/history.jsonl", "3", "history.jsonl: holds no JSON object"),
         ("run.json", '{"stages": [{"name": "x"}]}', "its files are not a run's, or are damaged"),
+        ("results.json", json.dumps({"scores": {}, "proof": {**PROOF, "zeros": "lost", "weights": 0}}), "are damaged"),
     ],
 )
 def test_a_folder_that_is_no_runs_is_one_line_and_nothing_is_written(folder, name, content, words):

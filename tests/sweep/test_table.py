@@ -172,7 +172,7 @@ def test_other_questions_are_not_compared_and_runs_that_are_not_alike_are_told(t
     assert build_table(rows)["notes"] == []
 
 
-@pytest.mark.parametrize("content", [b"", gzip.compress(b"[1]"), gzip.compress(b'[{"name": 1}]')], ids=range(3))
+@pytest.mark.parametrize("content", [b"", *map(gzip.compress, [b"[1]", b'[{"name": 1}]', b"[" * 10**5])], ids=range(4))
 def test_a_file_that_no_sweep_wrote_is_one_line(tmp_path, content):
     (tmp_path / "runs.json.gz").write_bytes(content)
     mistake(r"runs\.json\.gz: cannot be read as a sweep's", read, tmp_path / "runs.json.gz")

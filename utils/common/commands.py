@@ -70,14 +70,13 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return super()._format_action_invocation(shown)
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        allowed = getattr(action.type, "allowed", "")
-        if "(default" in text:
-            return text.replace("(default", f"({allowed}; default") if allowed else text
-        told = [allowed] * bool(allowed)
-        if action.default not in (None, False, argparse.SUPPRESS) and action.option_strings:
-            told.append("default: %(default)s")
-        return f"{text} ({'; '.join(told)})" if told else text
+        text, allowed = action.help or "", getattr(action.type, "allowed", "")
+        has_default = action.option_strings and action.default not in (None, False, argparse.SUPPRESS)
+        if has_default and " (default" not in text:
+            text += " (default: %(default)s)"
+        if not allowed:
+            return text
+        return text.replace(" (default", f" ({allowed}; default") if " (default" in text else f"{text} ({allowed})"
 
 
 def run(main: Callable[[], None], then: str = "", lighter: str = "") -> None:
@@ -214,8 +213,8 @@ count_or_share = _number(
 def linear_names(text: str) -> str:
     """An argparse type: some of LINEAR_NAMES, separated by commas; returned in the order of LINEAR_NAMES."""
     names = [name.strip() for name in text.split(",")]
-    if unknown := [name for name in names if name not in LINEAR_NAMES]:
-        raise argparse.ArgumentTypeError(f"must be some of {', '.join(LINEAR_NAMES)}, not {', '.join(unknown) or text}")
+    if unknown := [repr(name) for name in names if name not in LINEAR_NAMES]:
+        raise argparse.ArgumentTypeError(f"must be some of {', '.join(LINEAR_NAMES)}, not {', '.join(unknown)}")
     return ",".join(name for name in LINEAR_NAMES if name in names)
 
 

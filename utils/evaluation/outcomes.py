@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.common.errors import DAMAGED, UserError, explain
-from utils.common.files import digest, read_json, whole_file
+from utils.common.files import digest, parse_json, read_json, whole_file
 from utils.common.methods import method_draws
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.paired_statistics import AGREEMENT, Row, mean_difference
@@ -55,7 +55,7 @@ def write_compressed(path: Path, content: object) -> None:
 def read_compressed(path: Path, build: Callable, what: str):
     """Read a file of `write_compressed` and return `build` of its JSON; UserError if that fails. what: kind of file."""
     with explain(f"{path}: cannot be read as {what}", "copy it again", DAMAGED):
-        return build(json.loads(gzip.decompress(path.read_bytes())))
+        return build(parse_json(gzip.decompress(path.read_bytes()).decode()))
 
 
 def write_rows(path: Path, evaluations: dict[str, Evaluation], more: dict[str, Kept] | None = None) -> None:

@@ -238,4 +238,4 @@ def _share(value: float | None, digits: int = 0) -> str:
 
 
 def _fixed(value: float | None, digits: int, unit: str = "") -> str:
-    return DASH if value is None else f"{value:,.{digits}f}{unit}"
+    return DASH if value is None else f"{value:z,.{digits}f}{unit}"
