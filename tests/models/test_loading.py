@@ -71,11 +71,10 @@ def test_models_load_frozen_and_tokenizers_gain_no_token(make_tiny_llama):
 def test_a_model_larger_than_memory_is_read_restored_and_proved_as_a_whole(make_tiny_llama, tmp_path, monkeypatch):
     """-device auto: the part that memory does not hold is read from disk."""
     monkeypatch.setattr("models.loading._free_memory", lambda device: 60_000)
-    monkeypatch.setattr("models.loading.get_max_memory", lambda: {"cpu": 95_000})
+    monkeypatch.setattr("models.loading.get_max_memory", lambda: {"cpu": 95_000})  # all of it would take a layer
     folder = make_tiny_llama(zeros=0.5)
     assert placement(folder, torch.float32, "cpu") == "auto"
     whole, spread = (load_model(folder, torch.float32, device, "-b") for device in ("cpu", "auto"))
-    # All of the memory would have room for a layer too.
     assert [name for name, weight in spread.named_parameters() if not weight.is_meta] == ["model.embed_tokens.weight"]
     trees = [PromptWithContinuations([1, 2, 3], [[], [4, 5], [6]]), PromptWithContinuations([7, 8], [[], [9], [1, 1]])]
     assert torch.equal(last_token_activations(spread, trees, ""), last_token_activations(whole, trees, ""))

@@ -85,10 +85,9 @@ def test_pairs_are_over_the_same_rows_and_others_are_left_out(runs, tmp_path):
     rows, notes = compare.read_runs([runs[0], other])
     assert compare.pairs_of(rows) == {} and compare.read_runs(runs)[1] == []
     assert notes == [compare.UNLIKE, "the runs are of several weights of half: asked (1 run), something else (1 run)"]
-    # A task whose metric is no mean over rows has answer bits alone.
     results = make_results(one=task(0.9, 0.0, 0.5, "acc_norm")) | {"answers": {"tasks": ["one"]}}
     write_run(other, results, read_json(other / "run.json"), restored={"one": {ANSWER_BITS: kept([1.8])}})
-    assert len(compare.read_runs([runs[0], other])[0]) == 2
+    assert len(compare.read_runs([runs[0], other])[0]) == 2  # acc_norm has no rows, as no mean over rows
     nothing = {name: {} for name in ("scores", "metrics", "main_metric")} | {"validation": {"restored": 2.0}}
     write_json(other / "results.json", nothing)  # of a run with -eval_tasks none
     assert compare.lines_of(compare.read_runs([runs[0], other])[0])[1].cells["valid_loss"] == Score(2.0)
