@@ -176,8 +176,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[SweepRow], list[str]]:
         found += [row for row in rows if row.outcomes or failed(row)]
         notes += [f"{row.name}, {row.pruning}: no run is done yet" for row in rows if not row.outcomes + failed(row)]
     asked = [(one.rows, one.accuracies) for one in (row.outcomes[0] for row in found if row.outcomes)]
-    kept = [[rows[task][metric] for task, metric in of if metric in rows.get(task, {})] for rows, of in asked]
-    digests = {frozenset(each.sha256 for each in of_run) for of_run in kept}
+    compared = [[rows[task][metric] for task, metric in of if metric in rows.get(task, {})] for rows, of in asked]
+    digests = {frozenset(each.sha256 for each in of_run) for of_run in compared}
     if len(digests - {frozenset()}) > 1:
         notes.append(UNLIKE)
     return found, list(dict.fromkeys(notes + apart(found)))

@@ -3,11 +3,11 @@
 import json
 import shutil
 import sys
-from functools import partial, partialmethod
+from functools import partialmethod
 
+import lm_eval.__main__
 import pytest
 import torch
-from lm_eval.__main__ import cli_evaluate
 from lm_eval.tasks import TaskManager
 
 from models.checkpoint import Checkpoint
@@ -16,7 +16,6 @@ from models.loading import load_model, load_tokenizer
 from models.merge import merge, probe_logits
 from models.restoration import save_restoration
 from tests.builders import attached, mistake, trained
-from utils.common.commands import run
 from utils.common.errors import UserError
 from utils.evaluation import restored_lm
 from utils.evaluation.scoring import evaluate
@@ -56,17 +55,18 @@ def test_lm_evals_command_line_gives_the_scores_in_memory(files, monkeypatch, tm
         keys = [(f"{metric},none", f"{metric}_stderr,none") for metric in METRICS]
         return [[results[task][key] for key in two] for task in TASKS.split(",") for two in keys]
 
-    assert scores("merged", cli_evaluate, "--model_args", f"pretrained={merged}") == expected
-    assert scores("pruned", cli_evaluate, "--model_args", f"pretrained={pruned}") != expected
+    plain = lm_eval.__main__.cli_evaluate
+    assert scores("merged", plain, "--model_args", f"pretrained={merged}") == expected
+    assert scores("pruned", plain, "--model_args", f"pretrained={pruned}") != expected
     attached = f"pruned={pruned},restoration={restoration}"
-    assert scores("attached", cli_evaluate, "--model", "restorelcc", "--model_args", attached) == expected
+    assert scores("attached", restored_lm.main, "--model", "restorelcc", "--model_args", attached) == expected
 
 
 def test_mistakes_in_the_model_types_arguments_are_one_line(files, make_tiny_llama, monkeypatch, tmp_path, capsys):
     words = "--model", "restorelcc", "--model_args"
     for more, says in ((f",restoration={tmp_path}/absent", "restoration: "), ("", "--model_args: give pruned=PRUNED,")):
         with pytest.raises(SystemExit, match="2"):
-            command(monkeypatch, partial(run, cli_evaluate), tmp_path, *words, f"pruned={files[0]}{more}")
+            command(monkeypatch, restored_lm.main, tmp_path, *words, f"pruned={files[0]}{more}")
         assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {says}")
     bare = shutil.copytree(files[0], tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
     mistake(r"^pruned: .* has no tokenizer; add tokenizer=", restored_lm.RestoredLM, str(bare), str(files[1]))

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from accelerate.utils import OffloadedWeightsLoader
+from accelerate.utils import OffloadedWeightsLoader as Loader
 from huggingface_hub.utils import filter_repo_objects
 from transformers import AutoModelForCausalLM
 
@@ -75,6 +75,7 @@ def test_a_model_larger_than_memory_is_read_restored_and_proved_as_a_whole(make_
     folder = make_tiny_llama(zeros=0.5)
     assert placement(folder, torch.float32, "cpu") == "auto"
     whole, spread = (load_model(folder, torch.float32, device, "-b") for device in ("cpu", "auto"))
+    assert "disk" in spread.hf_device_map.values()
     assert [name for name, weight in spread.named_parameters() if not weight.is_meta] == ["model.embed_tokens.weight"]
     trees = [PromptWithContinuations([1, 2, 3], [[], [4, 5], [6]]), PromptWithContinuations([7, 8], [[], [9], [1, 1]])]
     assert torch.equal(last_token_activations(spread, trees, ""), last_token_activations(whole, trees, ""))
@@ -83,8 +84,7 @@ def test_a_model_larger_than_memory_is_read_restored_and_proved_as_a_whole(make_
     assert scores[0] == scores[1]
     windows = torch.arange(40).view(2, 20)
     monkeypatch.setattr("utils.evaluation.perplexity.CHUNK", 8)
-    read = OffloadedWeightsLoader.__getitem__
-    with patch.object(OffloadedWeightsLoader, "__getitem__", autospec=True, side_effect=read) as reads:
+    with patch.object(Loader, "__getitem__", autospec=True, side_effect=Loader.__getitem__) as reads:
         assert window_losses(spread, windows, 1, "") == window_losses(whole, windows, 1, "")
     assert [call.args[1] for call in reads.mock_calls].count("lm_head.weight") == 2  # once for each batch
     plain, restoration = probe_logits(whole, TOKENS), learned(folder, "restorelcc everywhere")

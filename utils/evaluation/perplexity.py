@@ -24,8 +24,7 @@ def token_scores(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> tup
     scores, likeliest, head = [], [], model.get_output_embeddings()
     with align_module_device(head):  # of a model that is spread, its weight is fetched once, not for each chunk
         for part, wanted in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
-            logits = F.linear(part.to(head.weight.device), head.weight)
-            logits = final_logits(model.config, logits).float()
+            logits = final_logits(model.config, F.linear(part.to(head.weight.device), head.weight)).float()
             wanted = wanted.to(logits.device)
             chosen = logits.gather(1, wanted.unsqueeze(1)).squeeze(1)
             scores.append((chosen - logits.logsumexp(1)).cpu().double())  # not every device has fp64

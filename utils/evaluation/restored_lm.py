@@ -39,5 +39,10 @@ class RestoredLM(HFLM):
         learned.attach(self.model).requires_grad_(False)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """lm_eval's command line; a user's mistake in our arguments is one line and exit 2."""
     run(lm_eval.__main__.cli_evaluate)
+
+
+if __name__ == "__main__":
+    main()
