@@ -6,9 +6,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from benchmarks.run import head_by_head
+from benchmarks.run import head_by_head, one_by_one
 from models.loading import load_model
-from tests.baselines.test_closed_forms import inputs_seen
 from tests.builders import masks_of, mistake, rewrite
 from utils.activations import last_token_activations
 from utils.components import lost_components, random_basis
@@ -18,12 +17,6 @@ from utils.probing import TRAIN_SHARE, order_randomly, probe_heads, rank_heads
 
 LAYERS, HEADS, SAMPLES, WIDTH = 3, 5, 120, 7
 EVERYTHING = torch.ones(2, 3, dtype=torch.bool)
-
-
-def direct(model, ids: list[int]) -> torch.Tensor:
-    """One sequence alone through the whole model: (L, H, d)."""
-    seen = inputs_seen(model, torch.tensor([ids]))
-    return torch.stack([seen[f"model.layers.{n}.self_attn.o_proj"][-1] for n in range(3)]).unflatten(-1, (6, 8)).float()
 
 
 def sequences(count: int) -> list[list[int]]:
@@ -41,10 +34,7 @@ def test_continuations_that_share_a_prompt_equal_separate_sequences(make_tiny_ll
         model = load_model(make_tiny_llama(**shape), torch.float32, "cpu", "-base_model_name")
         before = model(torch.tensor([[1, 2, 3]])).logits
         z = last_token_activations(model, rows, "z")
-        assert z.shape == (3, 3, 6, 7, 8)
-        for row, (prompt, a, b) in enumerate(zip(prompts, right, wrong, strict=True)):
-            for number, ids in enumerate([prompt, prompt + a, prompt + b]):
-                assert torch.allclose(z[number, :, :, row], direct(model, ids), atol=1e-5)
+        assert z.shape == (3, 3, 6, 7, 8) and torch.allclose(z, one_by_one(model, rows), atol=1e-5)
         assert torch.equal(before, model(torch.tensor([[1, 2, 3]])).logits)  # no hook stays
 
 
@@ -52,13 +42,12 @@ def test_single_continuations_need_no_mask_though_rows_are_padded(make_tiny_llam
     """With torch's own attention, which on a card is a fused kernel if no mask is handed over."""
     model = load_model(make_tiny_llama(), torch.float32, "cpu", "-base_model_name")
     monkeypatch.setattr("utils.activations.cpu_attention", nullcontext)
-    seen, rows = masks_of(model), sequences(7)
-    z = last_token_activations(model, [PromptWithContinuations(ids, [[]]) for ids in rows], "z")
+    seen, rows = masks_of(model), [PromptWithContinuations(ids, [[]]) for ids in sequences(7)]
+    z = last_token_activations(model, rows, "z")
     assert set(seen) == {None} and len(seen) == 3
     last_token_activations(model, [PromptWithContinuations([1, 2], [[], [3]])], "z")
     assert seen[-1] is not None
-    for row, ids in enumerate(rows):
-        assert torch.allclose(z[0, :, :, row], direct(model, ids), atol=1e-5)
+    assert torch.allclose(z, one_by_one(model, rows), atol=1e-5)
 
 
 def test_activations_that_overflow_are_told(make_tiny_llama):
