@@ -5,8 +5,6 @@ import math
 import numpy as np
 import torch
 
-from tests.builders import mistake
-
 ACCURACY = {"aggregation": "mean", "higher_is_better": True}
 BITS = {"aggregation": "bits_per_byte", "higher_is_better": False}
 LOSSES = {"aggregation": "exp_mean", "higher_is_better": False}
@@ -103,8 +101,3 @@ def jackknife(statistic, tasks: list[np.ndarray]) -> float:
         some = ([*tasks[:place], np.delete(rows, i, axis=0), *tasks[place + 1 :]] for i in range(len(rows)))
         variance += (len(rows) - 1) * np.var(list(map(statistic, some)))
     return math.sqrt(variance)
-
-
-def one_line(call, *parts: str) -> None:
-    message = mistake(None, call)
-    assert all(part in message for part in parts), message

@@ -16,7 +16,6 @@ from models.loading import load_model, load_tokenizer
 from models.merge import merge, probe_logits
 from models.restoration import save_restoration
 from tests.builders import attached, mistake, trained
-from utils.common.errors import UserError
 from utils.evaluation import restored_lm
 from utils.evaluation.scoring import evaluate
 from utils.evaluation.task_loading import plan_tasks
@@ -70,8 +69,8 @@ def test_mistakes_in_the_model_types_arguments_are_one_line(files, make_tiny_lla
         assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {says}")
     bare = shutil.copytree(files[0], tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
     mistake(r"^pruned: .* has no tokenizer; add tokenizer=", restored_lm.RestoredLM, str(bare), str(files[1]))
-    with pytest.raises(UserError, match=r"^pruned: .* is not the pruned checkpoint"):
-        restored_lm.RestoredLM(str(make_tiny_llama(seed=3)), str(files[1]), device="cpu")
+    other = str(make_tiny_llama(seed=3))
+    mistake(r"^pruned: .* is not the pruned checkpoint", restored_lm.RestoredLM, other, str(files[1]), device="cpu")
 
 
 def test_a_compact_checkpoint_is_scored_with_the_restoration_trained_on_it(make_tiny_llama, tmp_path, monkeypatch):

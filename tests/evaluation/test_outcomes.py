@@ -3,7 +3,7 @@
 import gzip
 from dataclasses import replace
 
-from tests.evaluation.material import one_line
+from tests.builders import mistake
 from utils.evaluation.outcomes import CHOICES, KeptRows, Outcome, pair_rows, read_rows, write_rows
 from utils.evaluation.scoring import evaluate
 from utils.evaluation.task_loading import plan_tasks
@@ -45,27 +45,27 @@ def test_other_rows_and_a_damaged_file_are_refused(data, tiny, tmp_path):
         write_rows(tmp_path / "kept", {"restored": evaluate(*tiny, plan, label="x")})
         return read_rows(tmp_path / "kept")["restored"]
 
-    def refused(first, second, task: str, metric: str, *parts: str) -> None:
-        one_line(lambda: pair_rows(first, second, task, metric), f"{task}, {metric}", *parts)
+    def refused(first, second, task: str, metric: str, says: str) -> None:
+        mistake(f"^{task}, {metric}: .*{says}", pair_rows, first, second, task, metric)
 
     before, limited, windows = kept(), kept(limit=2), kept(limit=2, window=31)
-    refused({}, before, "hellaswag", "acc", "first run", "-eval_tasks")
+    refused({}, before, "hellaswag", "acc", "first run .*-eval_tasks")
     refused(before, {}, "hellaswag", "acc", "second run")
-    refused(before, limited, "hellaswag", "acc", "different rows", "-eval_limit")
+    refused(before, limited, "hellaswag", "acc", "different rows .*-eval_limit")
     # As many windows of the same pages, but of other tokens.
     assert windows["hellaswag"] == limited["hellaswag"]
-    refused(limited, windows, WIKITEXT, TOKEN_PERPLEXITY, "different rows", "-ppl_window")
-    refused(limited, windows, WIKITEXT, "word_perplexity", "windows of the same rows", "-ppl_window")
+    refused(limited, windows, WIKITEXT, TOKEN_PERPLEXITY, "different rows .*-ppl_window")
+    refused(limited, windows, WIKITEXT, "word_perplexity", "windows of the same rows.*-ppl_window")
     for changed in ({"version": 9}, {"num_fewshot": 1}, {"config": {}}, {"examples_sha256": ""}):
         again = kept(limit=2, **changed)
-        refused(limited, again, "hellaswag", "acc", "other templates, examples", "lm_eval")
+        refused(limited, again, "hellaswag", "acc", "other templates, examples .*lm_eval")
     older = {"hellaswag": {"acc": replace(again["hellaswag"]["acc"], definition=None)}}  # which didn't tell
     assert pair_rows(limited, older, "hellaswag", "acc")[1] is older["hellaswag"]["acc"]
     path = tmp_path / "rows.json.gz"
-    one_line(lambda: read_rows(path), str(path))
+    mistake(str(path), read_rows, path)
     for content in (b"", b"plain", gzip.compress(b"[1]"), gzip.compress(b'{"a": {"b": {"c": {}}}}')):
         path.write_bytes(content)
-        one_line(lambda: read_rows(path), str(path), "rows.json.gz")
+        mistake(str(path), read_rows, path)
 
 
 def test_minutes_count_what_the_cache_knew_and_are_not_known_of_a_run_that_did_not_tell():

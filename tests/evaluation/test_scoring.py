@@ -15,9 +15,9 @@ from lm_eval.models.huggingface import HFLM
 import models.families
 import utils.evaluation
 from models.loading import load_model, tokenizer_digest
-from tests.evaluation.material import BITS, QUESTIONS, ROWS, WIKI, bits, jackknife, log_likelihood, one_line, question
+from tests.builders import mistake
+from tests.evaluation.material import BITS, QUESTIONS, ROWS, WIKI, bits, jackknife, log_likelihood, question
 from utils.common.cache import Cache, code_version
-from utils.common.errors import UserError
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.in_memory_lm import InMemoryLM, share_contexts
 from utils.evaluation.perplexity import token_scores
@@ -121,11 +121,11 @@ def test_limits_take_the_first_rows_and_parts_of_a_plan_score_as_the_whole_and_r
     assert plan_tasks("wikitext2_tokens", data, 2, 40, windows=2).key() != some.parts()[1].key()
     nothing = plan_tasks("none", None, None, 64)
     assert nothing.describe() == nothing.parts() == [] and evaluate(*tiny, nothing, "x").scores == {}
-    one_line(lambda: plan.check_model(39), "-ppl_window", "40", "39 or less")
+    mistake("^-ppl_window: 40 .* 39 or less", plan.check_model, 39)
     asking = plan.planned[0].tasks["rte"]
     asking.OUTPUT_TYPE, asking.config.generation_kwargs = "generate_until", {"max_new_tokens": 40}
     plan.check_model(41)
-    one_line(lambda: plan.check_model(40), "-eval_tasks: rte", "up to 40 tokens", "leave it out")
+    mistake("^-eval_tasks: rte: .*up to 40 tokens .*leave it out", plan.check_model, 40)
 
 
 def test_a_group_and_a_metric_without_rows_have_lm_evals_direction_too(data, tiny):
@@ -213,8 +213,8 @@ def test_sharing_respects_the_budget_and_the_length_of_the_model():
     assert cut == 6 and prompts[-1] == PromptWithContinuations([3], [list(range(39))])
     assert owners == [[0, 1, 2], [3, 4], [5], [6], [7]] and all(len(row) <= 42 for row in prompts)
     assert all(len(row.prompt) + len(ids) <= 40 for row in prompts for ids in row.continuations)
-    with pytest.raises(UserError, match=r"^-eval_tasks: a continuation of 50 tokens is longer than the model's 40 pos"):
-        share_contexts([(short, long)], max_length=40, budget=42)
+    says = "^-eval_tasks: a continuation of 50 tokens is longer than the model's 40 pos"
+    mistake(says, share_contexts, [(short, long)], max_length=40, budget=42)
 
 
 def test_scores_are_kept_by_weights_rows_device_tokenizer_code_and_libraries(data, tiny, saved, tmp_path):

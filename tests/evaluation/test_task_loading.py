@@ -8,8 +8,8 @@ import pytest
 from lm_eval.tasks import TaskManager
 
 from data.sources import Sample
-from tests.builders import write_files
-from tests.evaluation.material import QUESTIONS, ROWS, SPLITS, one_line
+from tests.builders import mistake, write_files
+from tests.evaluation.material import QUESTIONS, ROWS, SPLITS
 from tests.runs import write_samples
 from utils.common.flags import parse_arguments
 from utils.common.names import SPEC_TASKS
@@ -57,9 +57,9 @@ def test_tags_groups_and_examples_are_read_from_the_folder_and_other_examples_ar
 
     assert planned("ai2_arc") == [("arc_challenge", [3]), ("arc_easy", [3])]
     assert planned("arc_both") == [("arc_both", [3, 3])]
-    one_line(lambda: planned("arc_hard"), "-eval_tasks", "arc_hard", "did you mean")
+    mistake("^-eval_tasks: .*'arc_hard'; did you mean", planned, "arc_hard")
     write(data, "arc_shots", ROWS["arc_easy"], "test")
-    one_line(lambda: planned("arc_shots"), "-eval_data_dir", "train split of arc_shots")
+    mistake("^-eval_data_dir: .*train split of arc_shots", planned, "arc_shots")
     write(data, "arc_shots", ROWS["arc_easy"] * 2, "train")
     plan = plan_tasks("arc_shots", data, None, 64)
     task = plan.planned[0].tasks["arc_shots"]
@@ -72,30 +72,30 @@ def test_tags_groups_and_examples_are_read_from_the_folder_and_other_examples_ar
 
 
 def test_what_the_folder_or_a_row_lacks_and_a_hub_out_of_reach_are_one_line(data, monkeypatch):
-    def refused(tasks: str, *parts: str, folder=data) -> None:
-        one_line(lambda: plan_tasks(tasks, folder, None, 64), *parts)
+    def refused(tasks: str, says: str, folder=data) -> None:
+        mistake(f"^{says}", plan_tasks, tasks, folder, None, 64)
 
     (data / WIKITEXT / "test.txt").unlink()  # without which `paper` is the seven
     plan = plan_tasks("paper", data, None, 64)
     assert [planned.name for planned in plan.planned] == list(PAPER_TASKS)
     assert "wikitext2: left out" in plan.describe()[-1]
     for tasks in (WIKITEXT, "paper,wikitext2_tokens", "wikitext2_tokens,paper"):
-        refused(tasks, "-eval_data_dir", "test.txt")
+        refused(tasks, r"-eval_data_dir: .*test\.txt")
     (data / WIKITEXT / "test.txt").write_text("one\u2028row\x0b\n \nanother\n")
     assert task_loading.wikitext_rows(data)[0] == ["one\u2028row\x0b\n", "", "another\n"]
     (data / WIKITEXT / "test.txt").write_text(" \n")
-    refused(WIKITEXT, "-eval_data_dir", "test.txt", "empty")
+    refused(WIKITEXT, r"-eval_data_dir: .*test\.txt .*empty")
     for wrong, says in (({"passage": None}, "'passage' is undefined"), ({"label": -1}, "of which -1 is right")):
         write(data, "boolq", [ROWS["boolq"][0], {**ROWS["boolq"][1], **wrong}])
-        refused("boolq", "-eval_data_dir", "row 2", says)
-    refused("boolq,,rte", "-eval_tasks")
+        refused("boolq", f"-eval_data_dir: .*row 2: .*{says}")
+    refused("boolq,,rte", "-eval_tasks: ")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(task_loading.datasets.config, "HF_HUB_OFFLINE", True)
-    refused("rte", "-eval_tasks", "rte", "HF_HOME", "-eval_data_dir", folder=None)
+    refused("rte", "-eval_tasks: .*'rte' .*HF_HOME .*-eval_data_dir", folder=None)
     monkeypatch.setattr(task_loading.ConfigurableTask, "UNSAFE_CODE", True, raising=False)
     refused("rte", "-eval_tasks: rte runs code")
     monkeypatch.setattr(task_loading.TaskManager, "load", Mock(side_effect=ImportError("a package it needs")))
-    refused("rte", "-eval_tasks", "rte", "a package it needs", folder=None)
+    refused("rte", "-eval_tasks: .*'rte' .*a package it needs", folder=None)
 
 
 def test_a_function_whose_arguments_are_set_is_known_by_its_source_and_them():
@@ -112,7 +112,7 @@ def drawn(data, task: str, count: int, seed: int) -> list[Sample]:
 
 @pytest.mark.parametrize("task", SPEC_TASKS)
 def test_samples_of_a_task_are_its_rows_with_right_and_wrong_answers(data, task):
-    one_line(lambda: drawn(data, task, 3, 0), "-eval_data_dir", "train.jsonl")
+    mistake(r"^-eval_data_dir: .*train\.jsonl", drawn, data, task, 3, 0)
     write(data, task, ROWS[task], "train")
     expected = set()
     for choices, right in map(QUESTIONS[task], ROWS[task]):

@@ -23,7 +23,6 @@ from pruning.prune_model import prune_into
 from tests.builders import LOPSIDED, SAMPLES, attached, batch, inputs_of, mistake, save_tiny
 from tests.models.test_merge import TOKENS, drawn, merged
 from utils.activations import last_token_activations
-from utils.common.errors import UserError
 from utils.common.methods import Options, parts_of
 from utils.distillation import Distillation, teacher_states
 from utils.evaluation.perplexity import token_scores
@@ -156,12 +155,12 @@ def test_what_runs_as_llama_has_the_logits_of_its_own_class(models, family, tmp_
 )
 def test_each_pruner_prunes_each_family_or_says_that_it_cannot(models, family, method, share, tmp_path):
     dense, _ = models(family)
-    how = {"calib_data": "bundled", "calib_samples": 6, "calib_length": 24, "dtype": torch.float32, "device": "cpu"}
+    given, how = (dense, tmp_path / "out", method, share), {"dtype": torch.float32, "device": "cpu", "seed": 0}
+    how |= {"calib_data": "bundled", "calib_samples": 6, "calib_length": 24}
     if method == "slimgpt" and family not in (*AS_LLAMA, "llama"):
-        with pytest.raises(UserError, match=f"-prune_method: slimgpt .*{family}.*wanda"):
-            prune_into(dense, tmp_path / "out", method, share, **how, seed=0)
+        mistake(f"-prune_method: slimgpt .*{family}.*wanda", prune_into, *given, **how)
         return
-    prune_into(dense, tmp_path / "out", method, share, **how, seed=0)
+    prune_into(*given, **how)
     checkpoint = Checkpoint(tmp_path / "out")
     check_weights(checkpoint, load_config(tmp_path / "out", "-p"))
     zeros, weights = checkpoint.survey().counts()
@@ -235,8 +234,8 @@ def test_biases_that_a_family_cannot_carry_are_refused_or_left_out(models, famil
     config = load_config(models(family)[1], "-p")
     for method, sites in [("output_bias", "ffn"), ("output_bias", "all"), ("lora", "both")]:
         mistake(rf"-apply_to: a {family} .*mlp\.down_proj.*inside_mask", carried_parts, method, Options(sites), config)
-    with pytest.raises(UserError, match=f"-method: reconstruct supports Llama layers only, .* a {family} model"):
-        carried_parts("reconstruct", Options(), config)
+    says = f"-method: reconstruct supports Llama layers only, .* a {family} model"
+    mistake(says, carried_parts, "reconstruct", Options(), config)
     for flap in (("flap_bias", Options()), ("output_bias", Options(first="flap_bias"))):
         assert parts_of(*flap)[0].sites == {"attention", "ffn"}
         assert carried_parts(*flap, config)[0].sites == {"attention"}

@@ -20,7 +20,6 @@ from pruning.prune_model import check, prune_layers
 from pruning.pruners import METHODS
 from tests.baselines.test_closed_forms import inputs_seen
 from tests.builders import byte_tokenizer, mistake, rewrite
-from utils.common.errors import UserError
 
 
 def problem(out: int = 7, width: int = 24, tokens: int = 90) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,8 +192,8 @@ def test_what_is_not_finite_or_singular_names_its_layer(make_tiny_llama, prune, 
     model.model.embed_tokens.weight[7] = float("nan")
     tokens = torch.full((20, 8), 3)
     tokens[-1, 5] = 7  # one bad window is enough
-    with pytest.raises(UserError, match=r"input of layer 0 \(self_attn.q_proj\)"):
-        prune_layers(model, tokens, METHODS["wanda"].by_layer(Pattern(0.5), model.config), torch.device("cpu"))
+    by_layer = METHODS["wanda"].by_layer(Pattern(0.5), model.config)
+    mistake(r"input of layer 0 \(self_attn.q_proj\)", prune_layers, model, tokens, by_layer, torch.device("cpu"))
     monkeypatch.setattr(sparsegpt, "DAMPENING", -1.0)  # no dampening of this sign can help
     mistake(r"^-calib_data: the Hessian of layer 0 is singular", prune, base, "sparsegpt")
     mistake(r"^-sparsity: 1e-9 makes no weight zero", prune, base, "magnitude", "1e-9")
@@ -260,8 +259,8 @@ def test_long_documents_give_one_window_each_and_short_ones_are_joined_which_is_
     said = capsys.readouterr().out
     assert "joined" in said and said.count("\n") == 1
     assert sorted("".join(windows(path, letters(4, 2, 4, 2), 5, 3)[:4])) == list("aaaabbccccdd"), "first each once"
-    with pytest.raises(UserError, match=r"^-calib_data: .*17 tokens.*-calib_length"):
-        windows(path, letters(8, 9), 2, 18)  # what else can be wrong: tests/inputs
+    # What else can be wrong: tests/inputs.
+    mistake(r"^-calib_data: .*17 tokens.*-calib_length", windows, path, letters(8, 9), 2, 18)
 
 
 @pytest.mark.parametrize("documents", [200, 1])
@@ -274,12 +273,13 @@ def test_c4_is_streamed_and_shuffled_from_the_hub_which_may_be_out_of_reach(monk
     hub = Mock()
     hub.return_value.shuffle.return_value = [{"text": "ab" * 20}] * 9
     monkeypatch.setattr("datasets.load_dataset", hub)
-    assert calibration.load("c4", 3, 20, byte_tokenizer(), seed=0).shape == (3, 20)
+    given = "c4", 3, 20, byte_tokenizer(), 0
+    assert calibration.load(*given).shape == (3, 20)
     assert hub.call_args.args == ("allenai/c4",) and hub.call_args.kwargs["streaming"]
     assert hub.return_value.shuffle.call_args.kwargs["buffer_size"] == 10_000
     hub.side_effect = ConnectionError("no route")
-    with pytest.raises(UserError, match=r"^-calib_data: cannot get 'allenai/c4' from the hub \(no route\); give 'bund"):
-        calibration.load("c4", 3, 20, byte_tokenizer(), seed=0)
+    says = r"^-calib_data: cannot get 'allenai/c4' from the hub \(no route\); give 'bund"
+    mistake(says, calibration.load, *given)
 
 
 def test_the_seed_chooses_among_documents_and_a_window_may_end_with_the_last_token(tmp_path):
