@@ -27,6 +27,7 @@ from models.terms import whole
 from utils.common.commands import ENDING
 from utils.common.errors import Stopped, UserError
 from utils.common.files import digest, explain_disk_full, read_manifest, write_manifest
+from utils.common.flags import Arguments
 from utils.common.names import DIVERGED
 from utils.common.progress import progress
 from utils.distillation import Distillation
@@ -44,16 +45,16 @@ _IN_HISTORY = ("step", "epoch", "loss", "learning_rate", "valid_loss", "valid_kl
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The training flags, by name. flag: the one that an error tells the user to change if training diverges."""
+    """The training flags and their defaults. flag: the one that an error tells the user to change if it diverges."""
 
-    lr: float = 1e-3
-    num_epoch: float = 3.0
-    batch_size: int = 8
-    gradient_accumulation: int = 1
-    max_grad_norm: float = 1.0
-    random_batches: bool = False
-    gradient_checkpointing: bool = False
-    training_seed: int = 42
+    lr: float = Arguments.lr
+    num_epoch: float = Arguments.num_epoch
+    batch_size: int = Arguments.batch_size
+    gradient_accumulation: int = Arguments.gradient_accumulation
+    max_grad_norm: float = Arguments.max_grad_norm
+    random_batches: bool = Arguments.random_batches
+    gradient_checkpointing: bool = Arguments.gradient_checkpointing
+    training_seed: int = Arguments.seed
     flag: str = "-lr"
 
     @classmethod

@@ -24,7 +24,6 @@ from models.restoration import Restoration
 from tests.builders import SAMPLES, attached, inputs_of, learned_in, mistake, rewrite, save_tiny_llama, scaled, trained
 from utils.common.commands import ENDING
 from utils.common.errors import Stopped, UserError
-from utils.common.flags import parse_arguments
 from utils.common.methods import Options
 from utils.distillation import Distillation
 from utils.evaluation.perplexity import token_scores
@@ -417,7 +416,3 @@ def test_what_has_no_gradient_does_not_decay_and_gradients_are_clipped(make_tiny
         how = settings(num_epoch=1, max_grad_norm=most)
         train(attached(folder), encoded(folder, 4), [], how, "cpu", tmp_path / f"{most}")
     assert norms[0] == pytest.approx(1e-3, rel=1e-3) and norms[1] > 2e-3
-
-
-def test_settings_that_nobody_gave_are_those_of_the_flags():
-    assert TrainingSettings.of(parse_arguments([])) == TrainingSettings()
