@@ -8,7 +8,7 @@ from pathlib import Path
 
 from models.model_names import check_found
 from utils.common.commands import run
-from utils.common.flags import Arguments, parse_arguments
+from utils.common.flags import INPUTS, Arguments, parse_arguments
 from utils.common.processes import Processes, is_main_process, leave
 from utils.common.run_folder import RunFolder, check_apart
 from utils.stages.inputs import check_data, check_inputs
@@ -29,7 +29,7 @@ def main() -> None:
 
         print_plan(args)
         return
-    check_apart(args.output_dir, args.inputs())
+    check_apart(args, INPUTS)
     flags = {name: value for name, value in args.as_json().items() if name not in MAY_DIFFER}
     # For resuming, only training checkpoints are kept: earlier stages are in the cache, later ones run again.
     folder = RunFolder(args.output_dir, flags, args.overwrite, keep=("checkpoints", "lofit"))

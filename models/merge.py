@@ -34,8 +34,7 @@ def read_flags(argv: list[str] | None = None) -> Namespace:
     parser.flag("overwrite", default=False, help="rename what is in -output_dir to DIR.1 when the result is whole")
     parser.flag("cache_dir", default=DEFAULT_CACHE, help="where GGUF and compact files are unpacked", **folder)
     args = parser.parse_args(argv)
-    inputs = ("pruned_model_path", "restoration", "tokenizer", "cache_dir")
-    check_apart(args.output_dir, {f"-{name}": getattr(args, name) for name in inputs})
+    check_apart(args, ("pruned_model_path", "restoration", "tokenizer", "cache_dir"))
     check_found(args.pruned_model_path, "-pruned_model_path")
     if args.tokenizer:
         check_found(args.tokenizer, "-tokenizer")

@@ -33,8 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     args = parser().parse_args(argv)
     args.calib_data = args.calib_data or bundled_or(C4, args.base_model_name)
-    inputs = {f"-{name}": getattr(args, name) for name in ("base_model_name", "calib_data", "cache_dir")}
-    check_apart(args.output_dir, inputs)
+    check_apart(args, ("base_model_name", "calib_data", "cache_dir"))
     arguments = {name: str(value) for name, value in vars(args).items() if name not in ("output_dir", "overwrite")}
     with RunFolder(args.output_dir, arguments, args.overwrite) as folder:
         # Before torch is imported, so that a wrong path is answered at once.

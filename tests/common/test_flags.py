@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders import mistake
-from utils.common.flags import RECIPES, Arguments, as_flags, parse_arguments
+from utils.common.flags import INPUTS, RECIPES, Arguments, as_flags, parse_arguments
 from utils.common.methods import Options, parts_of
 
 
@@ -101,7 +101,7 @@ def test_an_unknown_flag_names_the_nearest_one():
 
 def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    names = [name.removeprefix("-") for name in parse_arguments([]).inputs()] + ["output_dir"]
+    names = [*INPUTS, "output_dir"]
     args = parse_arguments([word for name in names for word in (f"-{name}", f"~/{name}")])
     assert {name: str(getattr(args, name)) for name in names} == {name: str(tmp_path / name) for name in names}
     assert from_config(tmp_path, {name: f"~/{name}" for name in names}) == args

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from argparse import Namespace
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from unittest.mock import Mock
@@ -202,4 +203,4 @@ def test_an_output_that_is_holds_or_lies_in_an_input_is_refused_and_another_is_n
         says = rf"^-output_dir: \S+ {how} what -data_path names \(\S+\); give another"
         for place in (Path(output), tmp_path / output):
             with pytest.raises(UserError, match=says) if how else nullcontext():
-                check_apart(place, {"-cache_dir": None, "-data_path": source})
+                check_apart(Namespace(output_dir=place, cache_dir=None, data_path=source), ["cache_dir", "data_path"])

@@ -23,7 +23,7 @@ from models.loading import check_model, load_model, resolve, usable_device
 from pruning import calibration
 from tests.builders import byte_tokenizer, mistake, rewrite, write_files
 from tests.runs import flags, in_words, prepared, program, write_samples
-from utils.common.flags import Arguments, parse_arguments
+from utils.common.flags import INPUTS, Arguments, parse_arguments
 from utils.evaluation.task_loading import load_texts, plan_tasks
 
 NORM, HEAD = "model.norm.weight", "lm_head.weight"
@@ -259,7 +259,7 @@ def test_a_byte_order_mark_and_lines_of_windows_are_no_mistakes(tmp_path, spoil)
 
 FLAGS = [
     *((each.name, 10**30, "must be a whole") for each in fields(Arguments) if each.type in (int, int | None)),
-    *((name, "", "is empty; name") for name in ("config", "output_dir", *(each[1:] for each in Arguments().inputs()))),
+    *((name, "", "is empty; name") for name in ("config", "output_dir", *INPUTS)),
     *((name, value, "is longer than") for name, value in (("output_dir", "n" * 300), ("data_path", "a/" * 2500))),
     *(("use_topk_heads", value, "must be a count") for value in (10**30, 0, 1.5)),
     ("batch_size", DIGITS, "must be a whole number, 1 to 1000000000, not 999"),

@@ -30,6 +30,9 @@ from utils.common.names import C4, DISTILL, DTYPE_NAMES, EMBEDDED, RESPONSE, SPE
 HUB_ALPACA = "tatsu-lab/alpaca"
 SPEC_TRAIN_SAMPLES = 100
 
+INPUTS = ("base_model_name", "pruned_model_path", "calib_data", "data_path", "eval_data_dir", "cache_dir")
+"""The flags that name what a run reads or keeps for later runs."""
+
 NOT_REPEATED = ("overwrite", "plan", "config", "push_to_hub")  # how a run is started: not in run.json, nor in a -config
 
 RECIPES = {
@@ -224,11 +227,6 @@ class Arguments:
     def evaluation(self) -> tuple:
         """The arguments of `plan_tasks`."""
         return self.eval_tasks, self.eval_data_dir, self.eval_limit, self.ppl_window, self.ppl_windows
-
-    def inputs(self) -> dict[str, Path | str | None]:
-        """Flag → value, of the flags that name what a run reads or keeps for later runs."""
-        names = ("base_model_name", "pruned_model_path", "calib_data", "data_path", "eval_data_dir", "cache_dir")
-        return {f"-{name}": getattr(self, name) for name in names}
 
     def unused(self) -> list[str]:
         """Flags of pruning, heads, rank and training that differ from their defaults but have no effect in this run."""

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -115,13 +115,16 @@ class RunFolder:
         return any(any((self.partial / name).glob("*")) for name in self._keep)
 
 
-def check_apart(output: Path, inputs: dict[str, Path | str | None]) -> None:
-    """Raise UserError if the folder `output` is, holds or lies in an input, or the target of a link in an input folder.
+def check_apart(args: object, inputs: Iterable[str]) -> None:
+    """Raise UserError if -output_dir is, holds or lies in an input, or the target of a link in an input folder.
 
-    inputs: flag → a Path, or a text. A text that is no existing file or folder is taken for a hub id, and passes.
+    inputs: names of flags, whose values are paths, texts or None. A text that is no existing file or folder is taken
+    for a hub id, and passes.
     """
+    output = args.output_dir
     final = Path(os.path.realpath(output.expanduser()))
-    for name, value in inputs.items():
+    for name in inputs:
+        value = getattr(args, name)
         if value is None or not (isinstance(value, Path) or os.path.exists(value)):
             continue
         path = Path(value)
@@ -130,4 +133,4 @@ def check_apart(output: Path, inputs: dict[str, Path | str | None]) -> None:
             within = source in final.parents and not source.is_file()
             if final == source or final in source.parents or within:
                 how = "is" if final == source else "lies in" if within else "holds"
-                raise UserError(f"-output_dir: {output} {how} what {name} names ({value}); give another folder")
+                raise UserError(f"-output_dir: {output} {how} what -{name} names ({value}); give another folder")

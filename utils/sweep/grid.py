@@ -7,7 +7,7 @@ from pathlib import Path
 from models.model_names import RECORD, hub_name
 from utils.common.errors import UserError
 from utils.common.files import digest, sha256
-from utils.common.flags import NOT_REPEATED, parse_arguments, read_yaml
+from utils.common.flags import INPUTS, NOT_REPEATED, parse_arguments, read_yaml
 from utils.common.methods import method_draws
 from utils.common.names import BUNDLED, C4, EMBEDDED
 from utils.evaluation.outcomes import Outcome
@@ -158,11 +158,10 @@ def _run(flags: dict[str, str], seed: object, rate: object) -> SweepRun:
     words = [*_words(flags), *([] if rate is None else [f"-lr={rate}"]), f"-train_seed={seed}"]
     args = parse_arguments(words)
     arguments = {name: value for name, value in args.as_json().items() if name not in PLACES}
-    read = {flag.removeprefix("-") for flag in args.inputs()}.intersection(arguments)
     contents = {
         name: _content(str(value), TASK_FILES if name == "eval_data_dir" else ("**/*",))
-        for name in read
-        if (value := arguments.pop(name)) is not None
+        for name in INPUTS
+        if (value := arguments.pop(name, None)) is not None
     }
     slug = "-".join([args.method, *([] if rate is None else [f"lr{args.lr:g}"]), f"seed{args.train_seed}"])
     name = f"{slug}-{digest(arguments, contents)[:10]}"
