@@ -235,7 +235,7 @@ def placement(folder: Path, dtype: torch.dtype, device: str) -> str:
     """`device` if the model in `folder` fits into its free memory with room to work in, else "auto"."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(load_config(folder, "-base_model_name"), dtype=dtype)
-    needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    needed = model.get_memory_footprint(return_buffers=False)
     return device if needed <= _SHARE_FOR_WEIGHTS * _free_memory(device) else "auto"
 
 

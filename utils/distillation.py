@@ -44,7 +44,7 @@ def teacher_states(model: LlamaForCausalLM, samples: list[Encoded], description:
     device = model.device
     budget = CPU_TOKENS_A_BATCH if device.type == "cpu" else TOKENS_A_BATCH
     found = torch.empty(sum(map(predicted, samples)), model.config.hidden_size, dtype=model.dtype)
-    places = found.split([predicted(sample) for sample in samples])
+    places = by_sample(found, samples)
     tokens = sum(len(sample.ids) for sample in samples)
     with progress(total=tokens, desc=description, unit="tok", unit_scale=True) as bar:
         for rows in by_length([sample.ids for sample in samples], budget):

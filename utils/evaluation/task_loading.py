@@ -212,9 +212,7 @@ def _check_row(task: Task, row: dict) -> None:
 
 def _manager(name: str) -> TaskManager:
     """A TaskManager that knows the task; for bundled tasks and the paper's it indexes their own folder only."""
-    folder = BUNDLED_FOLDER if name.startswith(BUNDLED) else None
-    if name in PAPER_TASKS:
-        folder = (DEFINITIONS / PAPER_TASKS[name]).parent
+    folder = BUNDLED_FOLDER if name.startswith(BUNDLED) else PAPER_TASKS.get(name)
     manager = TaskManager(include_path=str(folder), include_defaults=False) if folder else every_task()
     if name not in manager.all_tasks:
         known = {*PAPER_TASKS, BUNDLED, "paper", WIKITEXT, TOKENS_ONLY, *manager.all_tasks}

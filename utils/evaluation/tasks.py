@@ -16,17 +16,16 @@ TOKENS_ONLY = "wikitext2_tokens"  # asks for WikiText-2's token perplexity alone
 TOKEN_PERPLEXITY = "token_perplexity"
 DATA_FLAG = "-eval_data_dir"
 
-
 PAPER_TASKS = {
-    "boolq": "super_glue/boolq/default.yaml",
-    "rte": "glue/rte/default.yaml",
-    "hellaswag": "hellaswag/hellaswag.yaml",
-    "winogrande": "winogrande/default.yaml",
-    "arc_easy": "arc/arc_easy.yaml",
-    "arc_challenge": "arc/arc_challenge.yaml",
-    "openbookqa": "openbookqa/openbookqa.yaml",
+    "boolq": DEFINITIONS / "super_glue" / "boolq",
+    "rte": DEFINITIONS / "glue" / "rte",
+    "hellaswag": DEFINITIONS / "hellaswag",
+    "winogrande": DEFINITIONS / "winogrande",
+    "arc_easy": DEFINITIONS / "arc",
+    "arc_challenge": DEFINITIONS / "arc",
+    "openbookqa": DEFINITIONS / "openbookqa",
 }
-"""lm_eval's definitions of the paper's seven, in the order of its table."""
+"""The folders of the paper's seven in lm_eval, in the order of its table."""
 
 MAIN_METRIC = {  # the metric that tables show, for the seven as is usual for LLaMA; all others are kept too
     **dict.fromkeys(("boolq", "rte", "winogrande", "arc_easy"), "acc"),
