@@ -116,8 +116,7 @@ def test_merged_is_attached_and_changes_just_what_has_terms(make_tiny_llama, tmp
     assert equal or apart > 0 or stored != torch.float32
     again, _ = load_restoration(tmp_path / "restoration")
     assert (again.method, again.zeros, again.heads) == (restoration.method, restoration.zeros, restoration.heads)
-    given, kept = restoration.tensors(), again.tensors()
-    assert given.keys() == kept.keys() and all(torch.equal(kept[n], tensor) for n, tensor in given.items())
+    torch.testing.assert_close(again.tensors(), restoration.tensors(), rtol=0, atol=0)
     before, after = tensors_of(folder), tensors_of(tmp_path / "merged")
     assert {tensor.dtype for tensor in after.values()} == {stored}
     differing = {n for n, tensor in before.items() if not same_bits(tensor, after[n])}
@@ -146,8 +145,8 @@ def test_what_transformers_generates_and_saves_and_peft_trains_on_is_the_same(ma
     text = pipeline("text-generation", model=str(place), device="cpu")("Once", do_sample=False, max_new_tokens=7)
     assert text[0]["generated_text"] == tokenizer.decode(made[0], skip_special_tokens=True)
     model.save_pretrained(again)
-    before, after = tensors_of(place), tensors_of(again)
-    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    before = tensors_of(place)
+    torch.testing.assert_close(tensors_of(again), before, rtol=0, atol=0)
     peft, ids = pytest.importorskip("peft"), torch.tensor([TOKENS[0]])
     model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM"))
     optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=1.0)
