@@ -20,16 +20,13 @@ PROOF_SAMPLES = 4
 class Samples:
     """What a run trains on and validates with.
 
-    prompts, responses, prompt_ids, wrong_choices: of the training samples, in their order. prompt_ids: token ids of the
-    prompts alone, not cut. wrong_choices: a task's own wrong answers; None where r⁻ is another sample's response.
+    texts, prompt_ids: of the training samples, in their order. prompt_ids: token ids of the prompts alone, not cut.
     """
 
     train: list[Encoded]
     valid: list[Encoded]
-    prompts: list[str]
-    responses: list[str]
+    texts: list[Sample]
     prompt_ids: list[list[int]]
-    wrong_choices: list[list[str]] | None
 
     def to_prove(self) -> list[list[int]]:
         """Token ids of the PROOF_SAMPLES sequences that a merged model is proved on."""
@@ -46,14 +43,7 @@ def read_samples(args: Arguments, tokenizer: PreTrainedTokenizerBase, texts: Spl
     training, valid = ([row[0] for row in rows] for rows in (kept, _encode(args, tokenizer, texts.valid, "validation")))
     tokens = sum(len(sample.ids) for sample in training)
     print(f"      {len(training)} training and {len(valid)} validation samples, {tokens:,} tokens")
-    return Samples(
-        train=training,
-        valid=valid,
-        prompts=[text.prompt for _, text, _ in kept],
-        responses=[text.response for _, text, _ in kept],
-        prompt_ids=[ids for _, _, ids in kept],
-        wrong_choices=[list(text.negatives) for _, text, _ in kept if text.negatives is not None] or None,
-    )
+    return Samples(training, valid, texts=[text for _, text, _ in kept], prompt_ids=[ids for _, _, ids in kept])
 
 
 def _encode(

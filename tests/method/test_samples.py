@@ -63,15 +63,14 @@ def test_a_tenth_of_too_long_prompts_is_left_out_with_a_count_and_the_rest_stays
     assert "left out 1 validation sample with" in printed and "(sample 1)" in printed
     assert "18 training and 9 validation samples" in printed
     rows = [row for row in range(20) if row not in (3, 11)]
-    assert samples.prompts == [f"{SHORT} {row}" for row in rows]
-    assert samples.responses == [f"yes {row}" for row in rows]
-    assert samples.wrong_choices == [[f"no {row}"] for row in rows]
-    tokenizer = byte_tokenizer()
-    assert samples.prompt_ids == [tokenizer(prompt).input_ids for prompt in samples.prompts]
-    assert [sample.ids for sample in samples.train] == answered(tokenizer, samples.prompts, samples.responses, 40)
+    tokenizer, prompts, responses = byte_tokenizer(), *([f"{text} {row}" for row in rows] for text in (SHORT, "yes"))
+    wrong = [(f"no {row}",) for row in rows]
+    assert samples.texts == list(map(Sample, prompts, responses, wrong))
+    assert samples.prompt_ids == [tokenizer(prompt).input_ids for prompt in prompts]
+    assert [sample.ids for sample in samples.train] == answered(tokenizer, prompts, responses, 40)
     assert samples.to_prove() == [sample.ids for sample in samples.valid[:PROOF_SAMPLES]]
     alone = read([SHORT] * 3)
-    assert alone.wrong_choices is None and alone.to_prove() == [sample.ids for sample in alone.train]
+    assert alone.texts[0].negatives is None and alone.to_prove() == [sample.ids for sample in alone.train]
 
 
 def test_more_than_a_tenth_too_long_stop_the_run():

@@ -65,8 +65,9 @@ def test_the_dense_model_reads_each_probes_question_right_and_wrong_answer(begin
         assert not answers or answers[0] == samples.train[row].ids != answers[1]
     near = {"near": [1.0, 0.0], "far": [0.0, 1.0]}
     monkeypatch.setattr(measure, "embedded", lambda run, texts: torch.tensor([near.get(t, [1.0, 0.1]) for t in texts]))
-    asked = replace(samples, wrong_choices=[["far", "near"], ["near", "far"], *[["far", "near"]] * 28])
-    assert measure.wrong_answers(run, asked) == ["near"] * 20
+    wrong = [("far", "near"), ("near", "far"), *[("far", "near")] * 28]
+    asked = [replace(text, negatives=each) for text, each in zip(samples.texts, wrong, strict=True)]
+    assert measure.wrong_answers(run, replace(samples, texts=asked)) == ["near"] * 20
     stretched = "rope_parameters", {"rope_type": "linear", "factor": 1.2}
     for name, value, most in (("max_length", 50, 50), ("max_position_embeddings", 40, 40), (*stretched, 48)):
         place = run.args if name == "max_length" else models.config

@@ -36,7 +36,7 @@ def probe_trees(run: Run, models: Models, samples: Samples) -> list[PromptWithCo
         return plain
     wrong = wrong_answers(run, samples)
     longest = min(run.args.max_length, longest_context(models.config))
-    wrong_ids = answered(models.tokenizer, samples.prompts[: len(wrong)], wrong, longest)
+    wrong_ids = answered(models.tokenizer, [text.prompt for text in samples.texts[: len(wrong)]], wrong, longest)
     trees = []
     for question, right, other in zip(samples.prompt_ids, samples.train, wrong_ids, strict=False):
         shared = common_prefix([question, right.ids, other])
@@ -46,14 +46,15 @@ def probe_trees(run: Run, models: Models, samples: Samples) -> list[PromptWithCo
 
 def wrong_answers(run: Run, samples: Samples) -> list[str]:
     """r⁻ of the samples for the probes: the most similar other answer, or the task's own wrong one."""
-    count = min(run.args.num_probe_samples, len(samples.prompts))
-    if samples.wrong_choices is None:
-        nearest = negatives.most_similar_other(embedded(run, samples.responses), samples.responses)
-        return [samples.responses[row] for row in nearest[:count]]
-    choices = samples.wrong_choices[:count]
+    right, asked = [text.response for text in samples.texts], samples.texts[: run.args.num_probe_samples]
+    count = len(asked)
+    if asked[0].negatives is None:
+        nearest = negatives.most_similar_other(embedded(run, right), right)
+        return [right[row] for row in nearest[:count]]
+    choices = [list(text.negatives) for text in asked]
     if all(len(wrong) == 1 for wrong in choices):
         return [wrong[0] for wrong in choices]
-    found = embedded(run, [*samples.responses[:count], *(text for wrong in choices for text in wrong)])
+    found = embedded(run, [*right[:count], *(text for wrong in choices for text in wrong)])
     return negatives.most_similar_choice(found[:count], torch.split(found[count:], [len(w) for w in choices]), choices)
 
 

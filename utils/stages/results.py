@@ -117,7 +117,7 @@ def trained_tokens(run: Run, samples: Samples) -> int:
 
 def run_record(run: Run, models: Models, samples: Samples, trained: Trained) -> dict:
     """The content of run.json: flags, models, inputs, device and versions, and each stage's time and memory."""
-    args, family = run.args, read_json(models.dense.folder / "config.json")["model_type"]
+    args, texts, family = run.args, samples.texts, read_json(models.dense.folder / "config.json")["model_type"]
     record = models.pruned.folder / RECORD
     pruning = read_json(record) if record.is_file() else None
     if pruning and not args.pruned_model_path:  # from the cache: the run that made it may have used other names
@@ -140,7 +140,7 @@ def run_record(run: Run, models: Models, samples: Samples, trained: Trained) -> 
         "inputs": {
             "dense model": models.dense.fingerprint,
             "pruned model": models.given.fingerprint,
-            "training samples": digest([samples.prompts, samples.responses]),
+            "training samples": digest([[text.prompt for text in texts], [text.response for text in texts]]),
         },
         "training": {"samples": len(samples.train), "tokens": trained_tokens(run, samples)},
         "stages": run.record.stages,
