@@ -42,7 +42,7 @@ def read_samples(args: Arguments, tokenizer: PreTrainedTokenizerBase, texts: Spl
     kept = _encode(args, tokenizer, texts.train, "training")
     training, valid = ([row[0] for row in rows] for rows in (kept, _encode(args, tokenizer, texts.valid, "validation")))
     tokens = sum(len(sample.ids) for sample in training)
-    print(f"      {len(training)} training and {len(valid)} validation samples, {tokens:,} tokens")
+    print(f"      {len(training)} training samples ({tokens:,} tokens) and {len(valid)} validation samples")
     return Samples(training, valid, texts=[text for _, text, _ in kept], prompt_ids=[ids for _, _, ids in kept])
 
 

@@ -10,7 +10,7 @@ import torch
 from tests.evaluation.material import ACCURACY, BITS, LOSSES, bits, jackknife
 from utils.common.names import ANSWER_BITS
 from utils.evaluation.comparison import MODELS, agreement, summarise
-from utils.evaluation.paired_statistics import divergences, flips, mcnemar_p
+from utils.evaluation.paired_statistics import divergences, flips, mcnemar_p, score
 from utils.evaluation.scoring import Evaluation, evaluate
 from utils.evaluation.task_loading import plan_tasks
 from utils.evaluation.tasks import MAIN_METRIC, PAPER_TASKS, WIKITEXT
@@ -55,6 +55,14 @@ def test_a_mean_over_tasks_has_the_jackknifes_errors_of_paired_rows(key, metric,
     assert found["paired"] == pytest.approx({"difference": gain(tables), "stderr": jackknife(gain, tables)})
     assert found["recovered"] == pytest.approx(gain(tables) / (mean(0, tables) - mean(1, tables)))
     assert (found["tasks"], found["higher_is_better"]) == (["a", "b"], kind["higher_is_better"])
+
+
+@pytest.mark.parametrize(("windows", "blocks"), [(3, 3), (16, 8), (40, 8), (60, 12)])
+def test_a_perplexitys_error_leaves_out_neighbouring_windows_together(windows, blocks):
+    losses = np.random.default_rng(3).normal(3, 0.5, windows)
+    error = jackknife(lambda tables: math.exp(tables[0].mean()), [losses.reshape(blocks, -1)])
+    expected = {"value": math.exp(losses.mean()), "stderr": error}
+    assert score([losses.tolist()], "exp_mean") == pytest.approx(expected)
 
 
 def test_the_mean_takes_main_accuracies_with_rows_only_and_two_at_least():
@@ -140,6 +148,7 @@ def test_agreement_is_the_share_of_flips_and_the_mean_divergence_with_their_erro
     assert list(agreement({name: Evaluation(choices=each) for name, each in choices.items()})["pruned"]) == ["b", "all"]
     # Of equal choices the first, as lm_eval's acc takes it; what is impossible diverges.
     assert flips([[-1.0, -1.0]] * 2, [[-1.0, -2.0], [-2.0, -1.0]]) == [0.0, 1.0]
+    assert math.isnan(flips([[-1.0, -1.0]], [[-1.0, math.nan]])[0])
     assert divergences([[0.0, -math.inf]], [[0.0, 0.0]]) == pytest.approx([math.log(2)])
     impossible, collapsed = divergences([[0.0, 0.0]] * 2, [[0.0, -math.inf], [math.nan, 0.0]])
     assert impossible == math.inf and math.isnan(collapsed)

@@ -114,6 +114,8 @@ def test_limits_take_the_first_rows_and_parts_of_a_plan_score_as_the_whole_and_r
     assert whole == evaluate(*tiny, plan, "x")
     assert [next(iter(part.key())) for part in plan.parts()] == ["rte", WIKITEXT]
     assert any("the first 2 of 3 rows" in line for line in some.describe())
+    (pages,) = [part.records[WIKITEXT] for part in plan_tasks(WIKITEXT, data, 1, 8).planned]
+    assert (pages["rows"], pages["rows_in_split"]) == (2, 3)
     assert list(limited.scores[WIKITEXT]) == [TOKEN_PERPLEXITY] != list(whole.scores[WIKITEXT])
     for task, metric, count in ((WIKITEXT, TOKEN_PERPLEXITY, 3), ("rte", "acc", 2)):
         rows = limited.samples[task][metric]
@@ -126,6 +128,15 @@ def test_limits_take_the_first_rows_and_parts_of_a_plan_score_as_the_whole_and_r
     asking.OUTPUT_TYPE, asking.config.generation_kwargs = "generate_until", {"max_new_tokens": 40}
     plan.check_model(41)
     mistake("^-eval_tasks: rte: .*up to 40 tokens .*leave it out", plan.check_model, 40)
+
+
+def test_a_question_without_a_number_has_no_answer(data, tiny):
+    plan = plan_tasks("rte", data, None, 64)
+    whole = evaluate(*tiny, plan, "x").samples["rte"]["acc"]
+    tiny[0].model.embed_tokens.weight.data[tiny[1]("R").input_ids] = math.nan  # which the last question alone has
+    found = evaluate(*tiny, plan, "x")
+    assert found.samples["rte"]["acc"] == pytest.approx([*whole[:2], math.nan], nan_ok=True)
+    assert math.isnan(found.scores["rte"]["acc"]["value"])
 
 
 def test_a_group_and_a_metric_without_rows_have_lm_evals_direction_too(data, tiny):

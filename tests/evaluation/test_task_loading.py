@@ -56,7 +56,8 @@ def test_tags_groups_and_examples_are_read_from_the_folder_and_other_examples_ar
         return [(part.name, [record["rows"] for record in part.records.values()]) for part in parts]
 
     assert planned("ai2_arc") == [("arc_challenge", [3]), ("arc_easy", [3])]
-    assert planned("arc_both") == [("arc_both", [3, 3])]
+    assert planned("arc_both") == planned("arc_both,arc_easy") == [("arc_both", [3, 3])]
+    assert planned("arc_easy,arc_challenge,arc_both")[2:] == [("arc_both", [3, 3])]  # whose own score is not there yet
     mistake("^-eval_tasks: .*'arc_hard'; did you mean", planned, "arc_hard")
     write(data, "arc_shots", ROWS["arc_easy"], "test")
     mistake("^-eval_data_dir: .*train split of arc_shots", planned, "arc_shots")

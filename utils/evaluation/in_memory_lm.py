@@ -48,7 +48,7 @@ class InMemoryLM(HFLM):
         requests = [request[1:] for request in requests]
         prompts, owners, cut = share_contexts(requests, length, budget)
         if cut:
-            tqdm.write(f"{self.label}: {cut} contexts longer than the model's {length} tokens were cut at the start")
+            tqdm.write(f"{self.label}: {cut} requests longer than {length} tokens lost the start of their context")
         values = torch.zeros(len(requests), dtype=torch.float64)
         greedy = torch.ones(len(requests), dtype=torch.bool)
         with progress(total=len(requests), desc=self.label, unit="request") as bar:
@@ -75,7 +75,7 @@ class InMemoryLM(HFLM):
 def share_contexts(
     requests: list[tuple[list[int], list[int]]], max_length: int, budget: int
 ) -> tuple[list[PromptWithContinuations], list[list[int]], int]:
-    """Group requests (context ids, continuation ids) by context: (prompts, requests of each, number of cut contexts).
+    """Group requests (context ids, continuation ids) by context: (prompts, requests of each, number of cut requests).
 
     A request too long for the model loses the left end of its context, as in lm_eval; UserError if the continuation
     alone is too long. Sharing stops where a row would exceed `budget` tokens, and where continuations outgrow the

@@ -240,13 +240,21 @@ def difference(outcomes: list[Outcome], others: list[Outcome], measure: Measure)
     """{"difference", "stderr", "stderr_seeds", "n"} of `outcomes` minus `others`, over the same n rows.
 
     Only seeds that both have are used, if any. stderr: over rows, after averaging each over seeds. stderr_seeds: over
-    the seeds' differences; None for fewer than two. Returns None if no rows were kept; UserError if they differ.
+    the seeds' differences, or over each side's own seeds if none is shared; None for fewer than two. Returns None if no
+    rows were kept or a value is not finite; UserError if they differ.
     """
     outcomes, others = of_shared_seeds(outcomes, others)
     found = _paired(outcomes, others, measure)
     if found and [each.seed for each in outcomes] == [each.seed for each in others]:
         pairs = [_paired([one], [other], measure) for one, other in zip(outcomes, others, strict=True)]
         found["stderr_seeds"] = spread(each["difference"] for each in pairs)["stderr"]
+    elif found:
+        sides = (
+            [_paired([one], others, measure) for one in outcomes],
+            [_paired(outcomes, [one], measure) for one in others],
+        )
+        errors = [spread(each["difference"] for each in side)["stderr"] for side in sides]
+        found["stderr_seeds"] = None if None in errors else math.hypot(*errors)
     return found
 
 
@@ -279,4 +287,6 @@ def _paired(outcomes: list[Outcome], others: list[Outcome], measure: Measure) ->
     if not pairs:
         return None
     found = mean_difference(*zip(*pairs, strict=True), aggregation)
+    if not math.isfinite(found["difference"]):
+        return None
     return {**found, "stderr_seeds": None, "n": sum(len(one) for one, _ in pairs)}

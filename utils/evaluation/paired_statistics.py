@@ -1,7 +1,8 @@
 """Standard errors, paired differences and shares of a gap, from per-row values.
 
 A row is what one sample contributes to a metric: a number, or a pair (log-likelihood, weight) where the metric is a
-weighted perplexity. Every standard error is the delete-one jackknife's, which for a mean is exactly s/√n.
+weighted perplexity. Every standard error is the delete-one jackknife's, which for a mean is exactly s/√n; but
+windows of a text are left out in blocks, because neighbours are alike.
 """
 
 import math
@@ -21,6 +22,8 @@ AGGREGATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "exp_mean": lambda mean: np.exp(mean),
 }
 """Maps the weighted mean of the rows to the metric; resampling needs no more."""
+
+BLOCK, BLOCKS = 5, 8  # consecutive windows that are left out together: about 5, fewer if there were not 8 such blocks
 
 
 def aggregate(rows: Sequence[Row], aggregation: str) -> float:
@@ -71,8 +74,12 @@ def mcnemar_p(first: Sequence[Row], second: Sequence[Row]) -> float | None:
 
 
 def flips(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> list[float]:
-    """1 for each row whose likeliest choice (the first, if several are equal) is not the reference's, else 0."""
-    return [float(np.argmax(one) != np.argmax(two)) for one, two in zip(reference, other, strict=True)]
+    """1 for each row whose likeliest choice (the first, if several are equal) is not the reference's, else 0.
+
+    NaN where a log-likelihood is NaN.
+    """
+    pairs = [(np.asarray(one), np.asarray(two)) for one, two in zip(reference, other, strict=True)]
+    return [math.nan if np.isnan(one + two).any() else float(one.argmax() != two.argmax()) for one, two in pairs]
 
 
 def divergences(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> list[float]:
@@ -103,14 +110,17 @@ def _table(rows: Sequence[Row]) -> np.ndarray:
 
 
 def _without_each(rows: Sequence[Row], aggregation: str) -> np.ndarray:
-    """(n,): the metric over all rows but one, each left out in turn."""
+    """(n,): the metric over all rows but one, or but one block of windows, each left out in turn."""
     table = _table(rows)
+    if aggregation == "exp_mean":
+        blocks = np.array_split(table, max(min(len(table), BLOCKS), len(table) // BLOCK))
+        table = np.stack([block.sum(axis=0) for block in blocks])
     with np.errstate(invalid="ignore"):  # a single row leaves none
         values, weights = (table.sum(axis=0) - table).T
         return AGGREGATIONS[aggregation](values / weights)
 
 
 def _jackknife(replicates: np.ndarray) -> float | None:
-    """Standard error from a statistic without each row in turn; None for fewer than two rows."""
+    """Standard error from a statistic without each row or block in turn; None for fewer than two of them."""
     n = len(replicates)
     return float(np.sqrt((n - 1) / n * ((replicates - replicates.mean()) ** 2).sum())) if n > 1 else None

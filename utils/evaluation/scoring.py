@@ -1,5 +1,6 @@
 """Scores of a model through lm_eval, each with its standard error and with what is needed to reproduce it."""
 
+import math
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 
@@ -130,6 +131,12 @@ def _score(lm: InMemoryLM, planned: PlannedTask, circumstances: dict, result: Ev
             # lm_eval logs one sample per filter, all with the same responses.
             samples = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
             result.choices[name] = choice_rows(task, samples)
+            broken = [any(map(math.isnan, row)) for row in result.choices[name]]
+            for metric, rows in result.samples.get(name, {}).items() if any(broken) else ():
+                # lm_eval takes NaN for the likeliest, and so answers with the first choice without a number.
+                if result.metrics[name][metric]["aggregation"] == "mean":
+                    rows[:] = [math.nan if lost else row for lost, row in zip(broken, rows, strict=True)]
+                    result.scores[name][metric] = score([rows], "mean")
             if (rows := _answer_rows(task, samples, result.choices[name])) is not None:
                 result.add(name, ANSWER_BITS, rows, "bits_per_byte")
         result.provenance["tasks"][name] = {**planned.records[name], "max_length": lm.max_length, **circumstances}

@@ -132,20 +132,22 @@ def plan_tasks(
         for name in names:
             if name == WIKITEXT:
                 rows, source = wikitext_rows(eval_data_dir)
-                pages = perplexity.pages(rows)
+                pages, scored = perplexity.pages(rows), None
                 if windows is not None:  # two at least, so that there is a standard error
                     words = accumulate(len(page.split()) for page in pages)
-                    pages = pages[: max(2, sum(count < windows * ppl_window for count in words) + 1)]
+                    scored = max(2, sum(count < windows * ppl_window for count in words) + 1)
                 config = load_yaml(DEFINITIONS / "wikitext" / "wikitext.yaml")
                 with _rows_from(lambda *_, pages=pages: [{"page": page} for page in pages]):
                     by_page = {WIKITEXT: ConfigurableTask(config={**config, "task": WIKITEXT})}
-                planned.append(replace(plan_task(by_page, {}, None, source), text="\n\n".join(rows)))
+                planned.append(replace(plan_task(by_page, {}, scored, source), text="\n\n".join(rows)))
             elif name == TOKENS_ONLY and WIKITEXT not in names:
                 text = "\n\n".join(wikitext_rows(eval_data_dir)[0])
                 planned.append(PlannedTask(name, {}, {}, None, {}, text))
             elif name != TOKENS_ONLY:
                 seen = {task for other in planned for task in other.tasks}
-                planned += [part for part in _load_tasks(name, eval_data_dir, limit) if not seen >= set(part.tasks)]
+                groups = {group for other in planned for group in other.groups}
+                parts = _load_tasks(name, eval_data_dir, limit)
+                planned += [part for part in parts if set(part.tasks) - seen or set(part.groups) - groups]
     return EvalPlan(tuple(planned), ppl_window, windows, left_out)
 
 

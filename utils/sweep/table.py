@@ -210,7 +210,8 @@ def _text_of(outcome: Outcome) -> str:
     task, metric = outcome.perplexity or ("", "")
     count = len(outcome.rows.get(task, {}).get(metric, NONE).values)
     window = outcome.run.get("arguments", {}).get("ppl_window")
-    size = f" over {count:,} windows of {window:,} tokens" if count and window and metric == TOKEN_PERPLEXITY else ""
+    known = count > 1 and window and metric == TOKEN_PERPLEXITY  # a single window may be shorter than asked
+    size = f" over {count:,} windows of {window:,} tokens" if known else ""
     return f"{task} {metric}{size}".strip()
 
 
