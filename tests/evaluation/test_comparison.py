@@ -61,8 +61,7 @@ def test_a_mean_over_tasks_has_the_jackknifes_errors_of_paired_rows(key, metric,
 def test_a_perplexitys_error_leaves_out_neighbouring_windows_together(windows, blocks):
     losses = np.random.default_rng(3).normal(3, 0.5, windows)
     error = jackknife(lambda tables: math.exp(tables[0].mean()), [losses.reshape(blocks, -1)])
-    expected = {"value": math.exp(losses.mean()), "stderr": error}
-    assert score([losses.tolist()], "exp_mean") == pytest.approx(expected)
+    assert score([losses.tolist()], "exp_mean") == pytest.approx({"value": math.exp(losses.mean()), "stderr": error})
 
 
 def test_the_mean_takes_main_accuracies_with_rows_only_and_two_at_least():
