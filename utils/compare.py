@@ -88,7 +88,7 @@ class Line:
         """The text of a cell. If any zero was lost, zeros_kept is never rounded up to 100."""
         if not (score := self.cells.get(name)):
             return DASH
-        text = " ± ".join(format(number, NUMBERS[name].form) for number in score.numbers())
+        text = " ± ".join(format(number, f"z{NUMBERS[name].form}") for number in score.numbers())
         return "< 100" if name == "zeros_kept" and text == "100.0" and not self.kept else text
 
 

@@ -67,8 +67,8 @@ def test_lines_hold_the_runs_numbers_and_no_rounding_hides_a_lost_zero(runs):
     assert (ours.pruning, ours.kind, ours.n, ours.kept) == ("half", "inside the mask", 1, False)
     assert theirs.cells["trained_parameters"] == Score(800)
     assert (bad.n, bad.cells, bad.failed) == (0, {}, [f"exit status 1: {HOSTILE}"])
-    lines = [Line("a", "a", cells={"zeros_kept": Score(kept)}) for kept in (100, 99.99)]
-    assert [line.text("zeros_kept") for line in lines] == ["100.0", "< 100"]
+    cells = ("zeros_kept", 100), ("zeros_kept", 99.99), ("forgetting", -0.001)
+    assert [Line("a", "a", cells={of: Score(value)}).text(of) for of, value in cells] == ["100.0", "< 100", "0.00"]
 
 
 def test_folders_are_told_apart_and_shown_once(runs, tmp_path):
