@@ -156,10 +156,12 @@ def weight_files(folder: Path, flag: str = "-pruned_model_path") -> list[Path]:
         if not name.endswith(".json"):
             return [path]
         try:
-            shards = sorted(set(read_json(path)["weight_map"].values()))
+            index = read_json(path)
+            shards = sorted(set(index["weight_map"].values()))
+            {**index["metadata"]}  # transformers reads it
             outside = [shard for shard in shards if Path(shard).name != shard]
         except DAMAGED as error:
-            reason = "weight_map is missing" if isinstance(error, KeyError) else first_line(error)
+            reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else first_line(error)
             raise UserError(f"{flag}: {path} is not an index of weights ({reason}); copy it again") from error
         if outside:
             raise UserError(f"{flag}: {path} names '{outside[0]}', which is not in the folder itself; refused")

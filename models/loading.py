@@ -19,6 +19,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
@@ -103,6 +104,8 @@ def load_config(folder: Path, flag: str) -> LlamaConfig:
         )
     if (generation := folder / "generation_config.json").is_file():
         read_settings(generation, flag)  # else transformers would fail at it only after it has loaded the weights
+        with explain(f"{flag}: {generation}", "copy it again"):
+            GenerationConfig.from_pretrained(folder)
     with explain(f"{flag}: {path}", "copy the model again"):  # whatever a damaged value makes transformers raise
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if getattr(config, "head_dim", None) is None:  # which not every family's class sets
@@ -134,7 +137,8 @@ def read_settings(path: Path, flag: str) -> dict:
 def _check_settings(config: LlamaConfig) -> None:
     """Raise ValueError for values that pass transformers' type checks, but fail when the model runs, or silently."""
     rope, heads, shared = config.rope_parameters or {}, config.num_attention_heads, config.num_key_value_heads
-    ranges = {name: (getattr(config, name), 1, 10**9) for name in _SIZES}
+    ranges = {name: (getattr(config, name), 1, 10**9) for name in (*_SIZES, "max_position_embeddings")}
+    ranges["attention_factor"] = rope.get("attention_factor") or 1, 1e-18, 1e18
     ranges |= {name: (rope.get(name, 1), 1e-18, 1e18) for name in ("rope_theta", "factor")}
     ranges |= {name: (getattr(config, name), 0, 1) for name in ("rms_norm_eps", "attention_dropout")}
     for name, (value, least, most) in ranges.items():
@@ -293,7 +297,9 @@ def has_tokenizer(folder: Path) -> bool:
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """All files of the tokenizer in `folder`, in order."""
-    return sorted(file for pattern in (*_TOKENIZER_FILES, _TOKENIZER_CONFIG) for file in folder.glob(pattern))
+    return sorted(
+        file for pattern in (*_TOKENIZER_FILES, _TOKENIZER_CONFIG) for file in folder.glob(pattern) if file.is_file()
+    )
 
 
 def copy_tokenizer(folder: Path, output: Path) -> None:

@@ -121,7 +121,6 @@ def test_every_method_is_in_the_documents_and_the_readme_is_short_enough_to_be_r
 
 @pytest.mark.parametrize("shape", [{}, {"mlp_bias": True}])
 def test_the_example_of_a_method_has_three_lines_trains_merges_and_is_proved(world, tmp_path, monkeypatch, shape):
-    """The method that CONTRIBUTING.md writes out, in the table by the line that it gives."""
     code, line, *_ = in_python("CONTRIBUTING.md")
     (function,) = [node for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)]
     assert len(function.body) <= 3

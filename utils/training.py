@@ -427,6 +427,7 @@ class _RestorationTrainer(Trainer, TrainerCallback):
 
     def on_train_end(self, args, state, control, **_) -> None:
         self.bar.close()
+        del self.bar  # else a signal that comes while its cycle is collected is raised in its destructor, and lost
 
     def diverged(self, what: str, where: str) -> None:
         """Raise UserError, which names the last intact checkpoint."""

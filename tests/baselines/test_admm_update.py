@@ -80,7 +80,6 @@ def stream(model, layer: int) -> Tensor:
 
 @pytest.mark.parametrize("method", ["admm_update", "admm_residual"])
 def test_each_layer_is_fitted_to_what_the_restored_ones_before_it_feed_it(make_tiny_llama, monkeypatch, method):
-    """The two models have other values inside the mask too."""
     monkeypatch.setattr("pruning.layers.BATCH_TOKENS", 50)  # two windows at a time
     folders = make_tiny_llama(attention_bias=True), make_tiny_llama(seed=3, zeros=0.5, attention_bias=True)
     start = inputs_of(*folders, TOKENS)

@@ -44,7 +44,6 @@ def test_a_result_that_does_not_fit_is_one_line_and_leaves_nothing(tmp_path):
 
 
 def test_what_torch_makes_of_a_full_disk_is_known_by_the_room_that_is_left(tmp_path, monkeypatch):
-    """torch.save tells of positions in its file, and of no reason."""
     full = OutOfRoom, "No space left on device; 999B are free"
     for left, (error, says) in ((999, full), (10**9, (RuntimeError, "unexpected pos"))):
         monkeypatch.setattr("utils.common.files.free_bytes", lambda folder, left=left: left)

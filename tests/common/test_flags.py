@@ -93,9 +93,9 @@ def test_yaml_is_read_as_it_is_written_and_json_as_the_flag_takes_it(tmp_path):
 
 
 def test_an_unknown_flag_names_the_nearest_one():
-    meant = {"-lrr": "-lr", "--use_top_heads=3": "-use_topk_heads", "-num_train": "-num_train_samples"}
+    meant = {"-lrr": "-lr", "--use_top_heads=3": "-use_topk_heads", "-num_train": "-num_train_samples", "–lr": "-lr"}
     for given, near in {**meant, "-xyzzy": None, "word": None}.items():
-        asked = f"; did you mean {near}?" if near else "; --help has all flags" * given.startswith("-")
+        asked = f"; did you mean {near}?" if near else "; --help has all flags"
         assert mistake(None, parse_arguments, [given]) == f"unrecognized arguments: {given}{asked}"
 
 
@@ -136,6 +136,7 @@ def test_a_closed_form_that_would_spoil_what_follows_is_refused():
     mistake("^-apply_to: restorelcc compensates attention, ffn leaves", parts_of, "restorelcc", Options("ffn"))
     for first, says in (("lora", "is the method itself"), ("dora", "is trained; give a closed form")):
         mistake(f"^-first: {first} {says}", parts_of, "lora", Options(first=first))
+    assert parts_of("none", Options(first="none")) == parts_of("none", Options())
     for first, method in (("eora", "masked_lora"), ("eora", "admm_update"), ("flap_bias", "eora")):
         mistake(f"^-first: {method} can't follow {first}, which", parts_of, method, Options(first=first))
         assert [part.name for part in parts_of("flap_bias" if first == "eora" else "lora", Options(first=first))]

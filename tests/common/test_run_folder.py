@@ -80,6 +80,7 @@ def test_the_same_command_continues_and_another_one_or_a_damaged_mark_loses_noth
         with pytest.raises(UserError, match=r"^-lr: is 0\.2, but was 0\.1 in the interrupted run \S+; give that"):
             finish(out, NEW, flags={**FLAGS, "lr": 0.2}, overwrite=overwrite)
     mark = (partial / UNFINISHED).read_text()
+    mistake(r"^-output_dir: \S+: \S+partial is an interrupted run that can be resumed", RunFolder(out, {}).__enter__)
     for damaged in ("", "[" * 100_000, "3", '{"arguments": 3}'):
         write_files(partial, {UNFINISHED: damaged})
         mistake(r"^-lr: is 0.1, but was None in the interrupted run \S+; give that", finish, out, NEW)

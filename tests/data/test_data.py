@@ -110,7 +110,6 @@ FAMILIES = {
 
 
 def test_the_bundled_set_is_whole_right_asks_nothing_twice_and_holds_out_answers(bundled):
-    """No held-out answer is a training answer of its family."""
     assert {name: len(rows) for name, rows in bundled.items()} == {**SIZES, **TASKS}
     loaded = load_samples("bundled", 2000, 250)
     assert (len(loaded.train), len(loaded.valid)) == (2000, 250)

@@ -95,8 +95,9 @@ def test_what_the_folder_or_a_row_lacks_and_a_hub_out_of_reach_are_one_line(data
     refused("rte", "-eval_tasks: .*'rte' .*HF_HOME .*-eval_data_dir", folder=None)
     monkeypatch.setattr(task_loading.ConfigurableTask, "UNSAFE_CODE", True, raising=False)
     refused("rte", "-eval_tasks: rte runs code")
-    monkeypatch.setattr(task_loading.TaskManager, "load", Mock(side_effect=ImportError("a package it needs")))
-    refused("rte", "-eval_tasks: .*'rte' .*a package it needs", folder=None)
+    monkeypatch.setattr(task_loading.TaskManager, "load", Mock(side_effect=[ImportError("thing"), OSError("no code")]))
+    refused("rte", "-eval_tasks: .*'rte' .*thing", folder=None)
+    refused("rte", "-eval_data_dir: rte in .*no code")
 
 
 def test_a_function_whose_arguments_are_set_is_known_by_its_source_and_them():

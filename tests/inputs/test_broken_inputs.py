@@ -117,12 +117,13 @@ FILES: dict[str, tuple[Spoil, str]] = {
     "a bias of no Llama": (tensors(lambda t: t | {BIAS: torch.ones(56)}), f"holds {BIAS} that"),
     "another shape": (tensors(lambda t: t | {UP: t[UP][:-1].clone()}), f"{UP} … (55, 24), … says (56, 24)"),
     "a tied head of its own": (tied(lambda t: t[HEAD].add_(1)), f"{HEAD} of its own … tie_word_embeddings to false"),
-    "index outside": (index_of('{"weight_map": {"a": "../b"}}'), "not in the folder itself"),
-    "index of what is not there": (index_of('{"weight_map": {"a": "b"}}'), "lacks b, which"),
+    "index outside": (index_of('{"metadata": {}, "weight_map": {"a": "../b"}}'), "not in the folder itself"),
+    "index of what is not there": (index_of('{"metadata": {}, "weight_map": {"a": "b"}}'), "lacks b, which"),
     ".bin evil": (pickled(lambda t: {NORM: Evil()}), "cannot read … of plain tensors; give a safe"),
     ".bin of a sparse tensor": (pickled(lambda t: t | {NORM: t[NORM].to_sparse()}), "does not hold plain tensors"),
     "config.json nested": (changed(lambda _: DEEP.encode(), "config.json"), "nested too deeply"),
-    "generation settings": (changed(lambda _: b"[]", "generation_config.json"), "it is not a JSON object"),
+    "generation settings": (changed(lambda _: b'{"max_new_tokens": -5}', "generation_config.json"), "max_new_tokens"),
+    "generation's list": (changed(lambda _: b"[]", "generation_config.json"), "it is not a JSON object"),
     "weights in 8 bits": (tensors(lambda t: t | {UP: t[UP].to(torch.int8)}), f"{UP} in … is I8; RestoreLCC reads"),
     "a model of no kind": (config(model_type=None), "names no model_type"),
     "a window": (config(model_type="mistral", sliding_window=128), "sliding_window is 128"),
@@ -147,12 +148,14 @@ VALUES = [
     ("rms_norm_eps", float("nan"), "rms_norm_eps is nan"), ("rms_norm_eps", -1e-5, "rms_norm_eps is -1e-05"),
     ("output_attentions", True, "output_attentions is on"), ("return_dict", False, "return_dict off"),
     ("attention_dropout", 2, "attention_dropout is 2"), ("pad_token_id", 300, "cannot build a model"),
+    ("max_position_embeddings", 0, "max_position_embeddings is 0"),
+    ("rope_parameters", {"rope_type": "yarn", "factor": 2, "rope_theta": 5, "attention_factor": "x"}, "factor is 'x'"),
     ("kept_kv_heads", [[0], [1, 0]], "kept_kv_heads has [1, 0]"), ("kept_kv_heads", [[2]], "numbers below 2"),
 ]  # fmt: skip
 FILES |= {f"{name} {value}": (config(**{name: value}), says) for name, value, says in VALUES}
 OTHERS = ("gpt2", "phi3", "mixtral", "qwen3_moe", "gemma3", "jamba")
 FILES |= {it: (config(model_type=it), f"'{it}' model; RestoreLCC restores Llama, Qwen2, … Gemma 3") for it in OTHERS}
-INDEXES = ("{", "[]", "{}", '{"weight_map": {"a": 1}}')
+INDEXES = ("{", "[]", "{}", '{"metadata": {}, "weight_map": {"a": 1}}', '{"weight_map": {}}')
 FILES |= {f"index {text}": (index_of(text), "is not an index of weights") for text in INDEXES}
 
 
@@ -352,7 +355,6 @@ for name, words in json.loads(sys.argv[1]):
 
 
 def test_a_wrong_path_or_no_hub_is_told_before_what_takes_long_is_imported(tmp_path):
-    """All in one process, which has no torch."""
     (tmp_path / "in" / "restoration").mkdir(parents=True)
     (tmp_path / "in" / "file.csv").write_text("mine")
     common = {"output_dir": "out", "cache_dir": "cache"}

@@ -85,7 +85,6 @@ def model(make_tiny_llama) -> LlamaForCausalLM:
 
 
 def test_an_answer_is_the_likeliest_ids_until_what_ends_a_text_or_the_models_last_position(model):
-    """Whatever the checkpoint asks generation to do."""
     model.generation_config.repetition_penalty, model.generation_config.do_sample = 5.0, True
     expected = [5, 9, 77]
     for _ in range(7):

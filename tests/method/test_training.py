@@ -272,7 +272,6 @@ def test_a_process_that_has_no_sample_of_a_step_computes_one_that_counts_nothing
 
 @pytest.mark.parametrize(("processes", "accumulation"), [(1, 1), (3, 1), (1, 4), (3, 2)])
 def test_windows_of_text_follow_each_other_over_steps_processes_and_epochs(processes, accumulation):
-    """One a step and process, however many batches the step has."""
     how = settings(batch_size=4, gradient_accumulation=accumulation)
     parts = [_ProcessBatches([9] * 21, how, each, processes, windows=5) for each in range(processes)]
     windows = []

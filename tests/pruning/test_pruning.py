@@ -145,7 +145,6 @@ def test_checkpoint_is_sparse_where_it_may_be_and_untouched_elsewhere(make_tiny_
 
 
 def test_each_layer_is_pruned_with_what_the_pruned_layers_before_it_give(make_tiny_llama, prune, text):
-    """Wanda's mask of every linear layer, recomputed with plain forward passes of the half-pruned model."""
     base = make_tiny_llama()
     folder, _ = prune(base, "wanda")
     tokens = calibration.load(text, 6, 40, AutoTokenizer.from_pretrained(base), 3)

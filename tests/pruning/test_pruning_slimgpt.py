@@ -113,7 +113,6 @@ def loaded(*folders: Path) -> list[torch.nn.Module]:
 
 
 def test_masked_compact_and_expanded_are_one_model_that_lost_whole_heads_and_channels(both, tmp_path):
-    """Expanded: the compact model in the dense shapes; compacted again, it has the same tensors."""
     ids = torch.randint(0, 250, (3, 17), generator=torch.Generator().manual_seed(0))
     folder, small = in_dense_shapes(both[2], tmp_path / "cache")
     write_compact(folder, tmp_path / "again")

@@ -61,7 +61,7 @@ def test_a_mistake_ends_the_command_before_anything_is_written(world, capfd):
     assert world.sweep() == 2 and not world.output.exists()
     world.write(FILE.replace("ROOT/s", "ROOT/no-s"))
     assert world.sweep() == 2 and not world.calls()
-    for wrong in ("sparsity: '1.5'", "eval_data_dir: ROOT, eval_tasks: no-such"):
+    for wrong in ("sparsity: '1.5'", "eval_data_dir: ROOT/model, eval_tasks: no-such", "eval_data_dir: ROOT"):
         world.write(FILE.replace("eval_tasks: none", wrong))
         assert world.sweep() == 2 and not world.calls()
     (world.output / "results.json").touch()
@@ -69,10 +69,11 @@ def test_a_mistake_ends_the_command_before_anything_is_written(world, capfd):
     (world.output / "results.json").rename(world.output / "table.md").write_text("years of work")
     assert world.sweep() == 2 and world.text() == "years of work"
     lines = capfd.readouterr().err.splitlines()
-    assert lines[0].startswith(f"error: {world.file}: configuration 2: -method") and len(lines) == 6
+    assert lines[0].startswith(f"error: {world.file}: configuration 2: -method") and len(lines) == 7
     assert lines[2].startswith("error: ours: -sparsity: '1.5' is neither") and "unknown task 'no-such'" in lines[3]
-    assert lines[4].startswith(f"error: -output_dir: {world.output} is the folder of a run")
-    assert lines[5].startswith(f"error: -output_dir: {world.output}/table.md is not a sweep's table")
+    assert lines[4].startswith("error: ours: -output_dir: ") and "lies in what -eval_data_dir names" in lines[4]
+    assert lines[5].startswith(f"error: -output_dir: {world.output} is the folder of a run")
+    assert lines[6].startswith(f"error: -output_dir: {world.output}/table.md is not a sweep's table")
     assert lines[1].startswith(f"error: ours: -data_path: {world.root}/no-samples.jsonl does not exist")
 
 

@@ -50,7 +50,7 @@ class Parser(argparse.ArgumentParser):
         return []
 
     def error(self, message: str) -> None:
-        if unknown := message.partition("unrecognized arguments: -")[2].split():
+        if unknown := message.partition("unrecognized arguments: ")[2].split():
             flags = [action.option_strings[0][1:] for action in self._actions if action.option_strings]
             given = unknown[0].lstrip("-").partition("=")[0]
             near = get_close_matches(given, flags, 1)

@@ -40,7 +40,7 @@ def explain_disk_full(folder: Path) -> Iterator[None]:
             raise
         raise OutOfRoom(
             f"{folder} cannot be written ({reason}; {as_bytes(free_bytes(folder))} are free); make room, or name "
-            "another folder: what is finished is kept"
+            "another folder"
         ) from error
 
 

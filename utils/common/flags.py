@@ -135,7 +135,7 @@ class Arguments:
     lora_rank: int = flag(8, "rank of the updates of lora, dora, masked_lora, masked_dora, eora", at_least(1))
     lora_targets: str | None = flag(
         None,
-        f"linear layers that the first four of these change, with commas (default: {','.join(LINEAR_NAMES)})",
+        f"linear layers that LoRA and DoRA, masked or not, change, with commas (default: {','.join(LINEAR_NAMES)})",
         linear_names,
     )
     first: str | None = flag(

@@ -174,9 +174,9 @@ def parts_of(method: str, options: Options) -> tuple[Part, ...]:
             "give both or all, or -method output_bias"
         )
     parts = [Part(method, spec, own)]
-    if first := options.first:
+    if (first := options.first) and first != "none":
         if first == method:
-            raise UserError(f"-first: {first} is the method itself; name another closed form, or leave it out")
+            raise UserError(f"-first: {first} is the method itself; name another closed form, or give -first none")
         closed = METHODS[first]
         if closed.needs.training:
             raise UserError(f"-first: {first} is trained; give a closed form, which needs no training")

@@ -49,8 +49,8 @@ STAGES = (
     Stage(
         "train",
         "training",
-        "-batch_size (with more -gradient_accumulation), -max_length or, under -loss distill, -calib_length; or give "
-        "-gradient_checkpointing",
+        "-batch_size (with more -gradient_accumulation), -max_length, -lora_rank, under -loss distill -calib_length; "
+        "or give -gradient_checkpointing",
     ),
     Stage("merge", "merge and proof", "-max_length"),
     Stage("restored", "restored model: scores", "-ppl_window"),

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from utils.common.errors import DAMAGED, UserError, explain
 from utils.common.files import PARTIAL, check_writable, explain_disk_full, first_free, read_json, take_place, write_json
 
+RESUMED = ("checkpoints", "lofit")  # entries of OUT.partial that a run of RestoreLCC_train.py resumes from
 UNFINISHED = "unfinished.json"  # marks OUT.partial as ours, with the command's arguments
 
 
@@ -47,7 +48,7 @@ class RunFolder:
     """
 
     def __init__(self, out: Path, arguments: dict, overwrite: bool = False, keep: tuple[str, ...] = ()):
-        self.final = Path(os.path.realpath(out.expanduser()))
+        self.final = Path(os.path.realpath(os.path.expanduser(out)))
         self.partial = self.final.parent / f"{self.final.name}{PARTIAL}"
         self._arguments, self._overwrite, self._keep = arguments, overwrite, keep
         self._whole = False
@@ -92,6 +93,9 @@ class RunFolder:
             with suppress(*DAMAGED):  # with a damaged mark all flags differ
                 before = dict(read_json(mark)["arguments"])
             now = self._arguments
+            if not self._keep and any(any((self.partial / name).glob("*")) for name in RESUMED):
+                said = "is an interrupted run that can be resumed; rename it, or give another folder"
+                raise UserError(f"{self._what}: {self.partial} {said}")
             changed = [name for name in now if name not in before or before[name] != now[name]]
             if changed and self._kept():
                 raise UserError(
@@ -122,7 +126,7 @@ def check_apart(args: object, inputs: Iterable[str]) -> None:
     for a hub id, and passes.
     """
     output = args.output_dir
-    final = Path(os.path.realpath(output.expanduser()))
+    final = Path(os.path.realpath(os.path.expanduser(output)))
     for name in inputs:
         value = getattr(args, name)
         if value is None or not (isinstance(value, Path) or os.path.exists(value)):

@@ -85,7 +85,7 @@ class EvalPlan:
                 metrics = ", ".join(planned.tasks[name].aggregation())
                 lines.append(f"{name}: {some} {how}, {metrics} ({record['source']})")
             if planned.text is not None:
-                some = f"the first {self.windows}" if self.windows else "all"
+                some = f"at most the first {self.windows}" if self.windows else "all"
                 lines.append(f"{WIKITEXT}: {TOKEN_PERPLEXITY} over {some} whole windows of {self.ppl_window} tokens")
         return [*lines, *self.left_out]
 
@@ -190,7 +190,7 @@ def _from_folder(name: str, data_dir: Path, split: str | None = None) -> dict:
             for number, row in enumerate(task.eval_docs, start=1):
                 where = f"{task.task_name} in {data_dir}, row {number}"
                 _check_row(task, row)
-    except (UserError, OSError):
+    except UserError:
         raise
     except Exception as error:  # whatever a task's template or function raises
         why = f"{type(error).__name__}: {first_line(error)}"

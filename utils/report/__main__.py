@@ -16,7 +16,7 @@ def main() -> None:
     if not folder.is_dir():
         raise UserError(f"OUT: {folder} is not a folder; give the -output_dir of a run")
     odd = LookupError, TypeError, AttributeError, ValueError, ArithmeticError, UndefinedError
-    unwritable = explain(f"OUT: {folder} cannot be written", "copy it first", OSError)
+    unwritable = explain(f"OUT: {folder} cannot be read or written", "copy it first", OSError)
     with unwritable, explain(f"OUT: {folder}: its files are not a run's, or are damaged", "copy the folder again", odd):
         print(f"report: {write_report(folder)}")
 

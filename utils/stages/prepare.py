@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers import LlamaConfig
 
 import data.sources
 import models
 import pruning.prune_model
-from models.checkpoint import Checkpoint, check_weights
+from models.checkpoint import Checkpoint, check_weights, restorable_heads
 from models.compact import RECORD, in_dense_shapes
 from models.families import carried_parts
 from models.loading import (
@@ -126,6 +127,7 @@ def given_checkpoint(args: Arguments, dense: Checkpoint) -> tuple[Checkpoint, Ch
 def pruned_checkpoint(run: Run, models: Models) -> Models:
     """The same models with a pruned checkpoint: the given one, or one made from the dense model."""
     if models.pruned:
+        check_heads(run, models.pruned, models.config)
         return models
     args = run.args
     text: str = args.calib_data  # a file by its content, a published set by its name
@@ -136,7 +138,22 @@ def pruned_checkpoint(run: Run, models: Models) -> Models:
     how = args.prune_method, args.sparsity, [text, args.calib_samples, args.calib_length, args.calibration_seed]
     found = Checkpoint(prune(run.cache, models.dense, models.tokenizer_sha256, *how, args.dtype, run=run))
     print(f"      {found.folder}")
+    check_heads(run, found, models.config)
     return replace(models, given=found, pruned=found, config=load_config(found.folder, found.flag))
+
+
+def check_heads(run: Run, pruned: Checkpoint, config: LlamaConfig) -> None:
+    """UserError if the pruned checkpoint has fewer heads that can be restored than -use_topk_heads asks for."""
+    shape = head_shape(config)[:2]
+    if not run.needs.heads:
+        return
+    wanted, able = run.args.head_count(*shape), int(restorable_heads(pruned, *shape).sum())
+    if wanted > able and not (able and isinstance(run.args.use_topk_heads, float)):  # a share is of what there is
+        cure = "give a smaller count" if able else "give -method output_bias"
+        raise UserError(
+            f"-use_topk_heads: asks for {wanted} heads, but {able} can be restored "
+            f"(the o_proj columns of the others are all zero); {cure}"
+        )
 
 
 @cached("pruned", code=(pruning, models, data.sources))

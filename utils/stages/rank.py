@@ -12,7 +12,6 @@ from baselines import lofit
 from models.checkpoint import Checkpoint, restorable_heads
 from utils import compensation, components, losses, probing, prompts, training
 from utils.common.cache import Kept, cached
-from utils.common.errors import UserError
 from utils.prompts import Encoded
 from utils.report.records import spectrum_record
 from utils.report.tables import share_text
@@ -66,13 +65,7 @@ def rank(run: Run, models: Models, samples: Samples, dense: list[Kept], pruned: 
     else:
         scores = head_norms(run, models, samples) if selection == "lofit" else found["gap"]
         heads = probing.rank_heads(scores, usable)
-    wanted = args.head_count(*shape)
-    if wanted > len(heads) and not (heads and isinstance(args.use_topk_heads, float)):  # a share is of what there is
-        raise UserError(
-            f"-use_topk_heads: asks for {wanted} heads, but {len(heads)} can be restored "
-            "(the o_proj columns of the others are all zero); give a smaller count"
-        )
-    heads, scores = sorted(heads[:wanted]), scores.masked_fill(~usable, torch.nan)
+    heads, scores = sorted(heads[: args.head_count(*shape)]), scores.masked_fill(~usable, torch.nan)
     if not found:
         return Ranked(heads, scores)
     basis = components.random_basis(found["basis"], args.training_seed) if args.basis == "random" else found["basis"]

@@ -19,9 +19,9 @@ from pruning.prune_model import check_names
 from utils.common.commands import DEFAULT_CACHE, Parser, folder_path, run
 from utils.common.errors import UserError
 from utils.common.files import check_writable, write_text
-from utils.common.flags import parse_arguments
+from utils.common.flags import INPUTS, parse_arguments
 from utils.common.names import counted
-from utils.common.run_folder import locked
+from utils.common.run_folder import check_apart, locked
 from utils.evaluation.task_loading import plan_tasks
 from utils.stages.inputs import check_inputs
 from utils.sweep.grid import SweepRow, SweepRun, read_sweep
@@ -52,7 +52,7 @@ def main() -> None:
             raise UserError(f"-output_dir: {kept} is the folder of a run; give a sweep's, or a new one")
         check_writable(args.output_dir, "-output_dir")
         with locked(kept / ".lock", f"-output_dir: {kept}"):
-            check_all(look(rows, kept), args.cache_dir)
+            check_all(look(rows, kept), kept, args.cache_dir)
             rows = run_all(rows, kept, args.cache_dir, args.keep_models)
     page = shlex.join(["python", "-m", "utils.compare", str(kept), "-output", "FILE.html"])
     print(f"table: {table}\npage:  {page}")
@@ -61,13 +61,14 @@ def main() -> None:
         sys.exit(1)
 
 
-def check_all(rows: list[SweepRow], cache: Path) -> None:
+def check_all(rows: list[SweepRow], output: Path, cache: Path) -> None:
     """Raise UserError, naming the configuration, for an input that a run would refuse before it began."""
     runs = [(row, each) for row in rows for each in (*row.searches, *row.finals) if not each.outcome]
     planned = set()
     for row, each in runs if needed(rows) else ():
         try:
-            args = parse_arguments([*each.words, "-cache_dir", str(cache)])
+            args = parse_arguments([*each.words, "-output_dir", str(output / each.id), "-cache_dir", str(cache)])
+            check_apart(args, INPUTS)
             check_inputs(args)
             if not args.pruned_model_path:
                 check_names(args.prune_method, args.sparsity)
