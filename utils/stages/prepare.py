@@ -144,9 +144,9 @@ def pruned_checkpoint(run: Run, models: Models) -> Models:
 
 def check_heads(run: Run, pruned: Checkpoint, config: LlamaConfig) -> None:
     """UserError if the pruned checkpoint has fewer heads that can be restored than -use_topk_heads asks for."""
-    shape = head_shape(config)[:2]
     if not run.needs.heads:
         return
+    shape = head_shape(config)[:2]
     wanted, able = run.args.head_count(*shape), int(restorable_heads(pruned, *shape).sum())
     if wanted > able and not (able and isinstance(run.args.use_topk_heads, float)):  # a share is of what there is
         cure = "give a smaller count" if able else "give -method output_bias"
