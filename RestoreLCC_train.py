@@ -10,7 +10,7 @@ from models.model_names import check_found
 from utils.common.commands import run
 from utils.common.flags import INPUTS, Arguments, parse_arguments
 from utils.common.processes import Processes, is_main_process, leave
-from utils.common.run_folder import RunFolder, check_apart
+from utils.common.run_folder import RESUMED, RunFolder, check_apart
 from utils.stages.inputs import check_data, check_inputs
 from utils.stages.push import push
 
@@ -32,7 +32,7 @@ def main() -> None:
     check_apart(args, INPUTS)
     flags = {name: value for name, value in args.as_json().items() if name not in MAY_DIFFER}
     # For resuming, only training checkpoints are kept: earlier stages are in the cache, later ones run again.
-    folder = RunFolder(args.output_dir, flags, args.overwrite, keep=("checkpoints", "lofit"))
+    folder = RunFolder(args.output_dir, flags, args.overwrite, keep=RESUMED)
     with folder if is_main_process() else nullcontext():
         check_inputs(args)
         processes = Processes(args.device)
@@ -50,7 +50,7 @@ def restore(args: Arguments, processes: Processes, folder: Path) -> None:
     from models.loading import quiet_libraries, usable_device
     from utils.stages.context import LazyModel, Run
     from utils.stages.measure import measure, probe_trees, prompt_trees
-    from utils.stages.prepare import prepare, pruned_checkpoint
+    from utils.stages.prepare import check_heads, prepare, pruned_checkpoint
     from utils.stages.rank import rank
     from utils.stages.results import write_results
     from utils.stages.train import merge, train_restoration
@@ -61,6 +61,7 @@ def restore(args: Arguments, processes: Processes, folder: Path) -> None:
         models, samples, plan = prepare(run)
     with run.stage("prune", main_first=True):
         models = pruned_checkpoint(run, models)
+        check_heads(run, models)
     with run.stage("negatives", main_first=True):
         trees = probe_trees(run, models, samples)
     with run.stage("dense", main_first=True):

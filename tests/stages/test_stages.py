@@ -28,7 +28,7 @@ from utils.prompts import IGNORED, Encoded, collate
 from utils.report.summary import verdict
 from utils.stages import measure, train
 from utils.stages.context import LazyModel
-from utils.stages.prepare import pruned_checkpoint
+from utils.stages.prepare import check_heads, pruned_checkpoint
 from utils.stages.rank import Ranked, find_components, rank
 from utils.stages.results import method_record, trained_tokens
 
@@ -297,7 +297,7 @@ def test_a_compact_checkpoint_is_restored_and_stays_compact(world, tmp_path, beg
     _, proofs = train.merge(run, models, train.train_restoration(run, models, samples, found))
     assert [proof["passed"] for proof in proofs] == [True, True]
     says = "^-use_topk_heads: asks for 18 heads, but 15 can be restored"
-    mistake(says, pruned_checkpoint, *begin(pruned_model_path=small, use_topk_heads=18)[:2])
+    mistake(says, check_heads, *begin(pruned_model_path=small, use_topk_heads=18)[:2])
     plain = AutoModelForCausalLM.from_pretrained(run.folder / "model")
     restored = run.load(Checkpoint(run.folder / "compact"))
     assert restored.model.layers[1].self_attn.o_proj.in_features == 24

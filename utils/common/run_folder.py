@@ -68,7 +68,7 @@ class RunFolder:
         return self
 
     def __exit__(self, *_) -> None:
-        if not self._whole and not self._kept():  # of no use to anyone
+        if not self._whole and not self._holds(self._keep):  # of no use to anyone
             shutil.rmtree(self.partial, ignore_errors=True)
         self._leaving.close()
 
@@ -93,11 +93,11 @@ class RunFolder:
             with suppress(*DAMAGED):  # with a damaged mark all flags differ
                 before = dict(read_json(mark)["arguments"])
             now = self._arguments
-            if not self._keep and any(any((self.partial / name).glob("*")) for name in RESUMED):
+            if not self._keep and self._holds(RESUMED):
                 said = "is an interrupted run that can be resumed; rename it, or give another folder"
                 raise UserError(f"{self._what}: {self.partial} {said}")
             changed = [name for name in now if name not in before or before[name] != now[name]]
-            if changed and self._kept():
+            if changed and self._holds(self._keep):
                 raise UserError(
                     f"-{changed[0]}: is {now[changed[0]]}, but was {before.get(changed[0])} in the interrupted run "
                     f"{self.partial}; give that run's flags to resume it, or rename its folder to start over"
@@ -114,9 +114,9 @@ class RunFolder:
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
             write_json(mark, {"arguments": self._arguments})
 
-    def _kept(self) -> bool:
+    def _holds(self, names: tuple[str, ...]) -> bool:
         # The Trainer makes the folder before there is anything in it.
-        return any(any((self.partial / name).glob("*")) for name in self._keep)
+        return any(any((self.partial / name).glob("*")) for name in names)
 
 
 def check_apart(args: object, inputs: Iterable[str]) -> None:

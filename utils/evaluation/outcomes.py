@@ -245,15 +245,12 @@ def difference(outcomes: list[Outcome], others: list[Outcome], measure: Measure)
     """
     outcomes, others = of_shared_seeds(outcomes, others)
     found = _paired(outcomes, others, measure)
-    if found and [each.seed for each in outcomes] == [each.seed for each in others]:
-        pairs = [_paired([one], [other], measure) for one, other in zip(outcomes, others, strict=True)]
-        found["stderr_seeds"] = spread(each["difference"] for each in pairs)["stderr"]
-    elif found:
-        sides = (
-            [_paired([one], others, measure) for one in outcomes],
-            [_paired(outcomes, [one], measure) for one in others],
-        )
-        errors = [spread(each["difference"] for each in side)["stderr"] for side in sides]
+    if found:
+        if [each.seed for each in outcomes] == [each.seed for each in others]:
+            sides = [[([one], [other]) for one, other in zip(outcomes, others, strict=True)]]
+        else:
+            sides = [[([one], others) for one in outcomes], [(outcomes, [one]) for one in others]]
+        errors = [spread(_paired(*pair, measure)["difference"] for pair in side)["stderr"] for side in sides]
         found["stderr_seeds"] = None if None in errors else math.hypot(*errors)
     return found
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig
 
 import data.sources
 import models
@@ -127,7 +126,6 @@ def given_checkpoint(args: Arguments, dense: Checkpoint) -> tuple[Checkpoint, Ch
 def pruned_checkpoint(run: Run, models: Models) -> Models:
     """The same models with a pruned checkpoint: the given one, or one made from the dense model."""
     if models.pruned:
-        check_heads(run, models.pruned, models.config)
         return models
     args = run.args
     text: str = args.calib_data  # a file by its content, a published set by its name
@@ -138,16 +136,15 @@ def pruned_checkpoint(run: Run, models: Models) -> Models:
     how = args.prune_method, args.sparsity, [text, args.calib_samples, args.calib_length, args.calibration_seed]
     found = Checkpoint(prune(run.cache, models.dense, models.tokenizer_sha256, *how, args.dtype, run=run))
     print(f"      {found.folder}")
-    check_heads(run, found, models.config)
     return replace(models, given=found, pruned=found, config=load_config(found.folder, found.flag))
 
 
-def check_heads(run: Run, pruned: Checkpoint, config: LlamaConfig) -> None:
+def check_heads(run: Run, models: Models) -> None:
     """UserError if the pruned checkpoint has fewer heads that can be restored than -use_topk_heads asks for."""
     if not run.needs.heads:
         return
-    shape = head_shape(config)[:2]
-    wanted, able = run.args.head_count(*shape), int(restorable_heads(pruned, *shape).sum())
+    shape = head_shape(models.config)[:2]
+    wanted, able = run.args.head_count(*shape), int(restorable_heads(models.pruned, *shape).sum())
     if wanted > able and not (able and isinstance(run.args.use_topk_heads, float)):  # a share is of what there is
         cure = "give a smaller count" if able else "give -method output_bias"
         raise UserError(
