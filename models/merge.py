@@ -59,22 +59,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from models import loading
 from models.checkpoint import Checkpoint, Header, Survey, pruned_layer, same_bits, write_checkpoint
 from models.compact import chosen, in_dense_shapes, left_of, what_is_left, write_compact
 from models.families import BIASES
-from models.loading import (
-    DTYPES,
-    check_vocabulary,
-    copy_tokenizer,
-    has_tokenizer,
-    load_config,
-    load_model,
-    load_tokenizer,
-    quiet_libraries,
-    resolve,
-    usable_device,
-    written_settings,
-)
 from models.modeling_llama import explicit_biases, max_rounding_error
 from models.portable import portable
 from models.restoration import Restoration, check_belongs, load_restoration
@@ -121,7 +109,7 @@ class MergedLayout:
     @classmethod
     def of(cls, pruned: Checkpoint, touched: Collection[str]) -> "MergedLayout":
         """touched: names of the parameters that have terms."""
-        headers, settings = pruned.kept(), written_settings(pruned.folder, pruned.flag)
+        headers, settings = pruned.kept(), loading.written_settings(pruned.folder, pruned.flag)
         biases = {name for name in (*touched, *headers) if name.endswith("bias")}
         for switch, linears in BIASES.items():
             weights = (name for name in pruned.headers if name.removesuffix(".weight").endswith(linears))
@@ -164,7 +152,7 @@ def merge(pruned: Path, restoration: Restoration, output: Path, tokenizer_from: 
     write_json(output / "config.json", layout.settings)
     if (pruned / "generation_config.json").is_file():
         shutil.copy(pruned / "generation_config.json", output)
-    copy_tokenizer(tokenizer_from, output)
+    loading.copy_tokenizer(tokenizer_from, output)
 
 
 def merge_and_prove(
@@ -293,7 +281,7 @@ def prove(pruned: Path, merged: Path, restoration: Restoration, reference: Refer
     proof = _account_for_tensors(pruned, merged, restoration)  # closes its files before a model is loaded
     if not (error := reference.rounding_error) <= 1:
         proof.failures.append(f"trained and merged values differ by {error:.1f} times the fp32 rounding error")
-    proof.model = load_model(merged, reference.dtype, reference.device, "-output_dir")
+    proof.model = loading.load_model(merged, reference.dtype, reference.device, "-output_dir")
     # A model that is spread over devices may be placed in another way each time it is loaded.
     exact = reference.stored and reference.device != "auto"
     _compare_logits(proof, proof.model, merged, reference, exact)
@@ -345,7 +333,7 @@ def prove_compact(merged: Path, compact: Path, reference: Reference) -> Proof:
     of other shapes round differently, so logits need to agree only within the rounding of their dtype.
     """
     whole, small, proof = Checkpoint(merged, "-output_dir"), Checkpoint(compact, "-output_dir"), Proof()
-    config = load_config(merged, "-output_dir")
+    config = loading.load_config(merged, "-output_dir")
     left = left_of(config, *what_is_left(whole.read, config))
     survey, right = proof.compare_tensors(small, whole.kept(), lambda name: chosen(whole.read(name), left.get(name)))
     for name in (name for name in left if name.endswith(("o_proj.weight", "down_proj.weight"))):
@@ -363,7 +351,7 @@ def prove_compact(merged: Path, compact: Path, reference: Reference) -> Proof:
         "weights_left_out": sum(whole.survey().weights.values()) - weights,
         "sha256": survey.sha256,
     }
-    model = load_model(compact, reference.dtype, reference.device, "-output_dir")
+    model = loading.load_model(compact, reference.dtype, reference.device, "-output_dir")
     _compare_logits(proof, model, compact, reference, exact=False)
     return proof
 
@@ -380,7 +368,8 @@ def _compare_logits(proof: Proof, model: LlamaForCausalLM, folder: Path, referen
     difference, norm = _size(expected.float() - given.float() for expected, given in pairs)
     finite = math.isfinite(largest + difference)
     if finite and not exact and difference:
-        wide = load_model(folder, WIDER[reference.dtype], "auto" if len(_places(model)) > 1 else "cpu", "-output_dir")
+        place = "auto" if len(_places(model)) > 1 else "cpu"
+        wide = loading.load_model(folder, WIDER[reference.dtype], place, "-output_dir")
         asked = zip(reference.token_ids, answers, strict=True)
         rounding, norm_of_rounding = _size(probe_logits(wide, [ids])[0] - given.float() for ids, given in asked)
         tolerance, ratio = LARGEST_ROUNDINGS * rounding, norm / norm_of_rounding if norm_of_rounding else math.inf
@@ -435,29 +424,29 @@ def main(argv: list[str] | None = None) -> None:
         f"{len(found['changed_tensors'])} changed and {len(found['new_tensors'])} new; {before:,} zeros before, "
         f"{after:,} after; logits differ by {found['logits_relative_difference']:.1e}"
     )
-    loading = shlex.quote(f"pretrained={args.output_dir}" + ",trust_remote_code=True" * ("compact" in found))
-    print(f"merged checkpoint: {args.output_dir}\nnext: lm_eval --model hf --model_args {loading} --tasks arc_easy")
+    how = shlex.quote(f"pretrained={args.output_dir}" + ",trust_remote_code=True" * ("compact" in found))
+    print(f"merged checkpoint: {args.output_dir}\nnext: lm_eval --model hf --model_args {how} --tasks arc_easy")
 
 
 def merge_saved(args: Namespace, output: Path) -> None:
     """Merge what -restoration holds, prove the result, and write it with its proof to the existing folder `output`."""
-    quiet_libraries()
-    device = usable_device(args.device)
+    loading.quiet_libraries()
+    device = loading.usable_device(args.device)
     restoration, about = load_restoration(args.restoration)
-    given = resolve(args.pruned_model_path, "-pruned_model_path", args.cache_dir)
-    load_config(given, "-pruned_model_path")  # refuses unsupported models, such as quantized ones
+    given = loading.resolve(args.pruned_model_path, "-pruned_model_path", args.cache_dir)
+    loading.load_config(given, "-pruned_model_path")  # refuses unsupported models, such as quantized ones
     check_belongs(about, given, "-pruned_model_path")
     pruned, compact = in_dense_shapes(given, args.cache_dir)
     tokenizer_from = given
     if args.tokenizer:
-        tokenizer_from = resolve(args.tokenizer, "-tokenizer", args.cache_dir)
-    elif not has_tokenizer(given):
+        tokenizer_from = loading.resolve(args.tokenizer, "-tokenizer", args.cache_dir)
+    elif not loading.has_tokenizer(given):
         raise UserError(f"-tokenizer: {given} has no tokenizer of its own; name the model to take it from")
-    tokenizer = load_tokenizer(tokenizer_from, "-tokenizer")
-    check_vocabulary(tokenizer, load_config(pruned, "-pruned_model_path"), "-tokenizer")
+    tokenizer = loading.load_tokenizer(tokenizer_from, "-tokenizer")
+    loading.check_vocabulary(tokenizer, loading.load_config(pruned, "-pruned_model_path"), "-tokenizer")
     token_ids = [tokenizer(text).input_ids for text in PROBE_TEXTS]
-    dtype = DTYPES[args.dtype or about.get("arguments", {}).get("dtype", DTYPE_NAMES[0])]
-    model = restoration.attach(load_model(pruned, dtype, device, "-pruned_model_path"))
+    dtype = loading.DTYPES[args.dtype or about.get("arguments", {}).get("dtype", DTYPE_NAMES[0])]
+    model = restoration.attach(loading.load_model(pruned, dtype, device, "-pruned_model_path"))
     reference = record_logits(model, restoration, Checkpoint(pruned), token_ids, device)
     del model
     # A compact checkpoint gets a compact result, by way of the dense shapes in which it was restored.

@@ -9,19 +9,10 @@ import torch
 import data.sources
 import models
 import pruning.prune_model
+from models import loading
 from models.checkpoint import Checkpoint, check_weights, restorable_heads
 from models.compact import RECORD, in_dense_shapes
 from models.families import carried_parts
-from models.loading import (
-    check_model,
-    check_pair,
-    head_shape,
-    load_config,
-    longest_context,
-    read_settings,
-    resolve,
-    tokenizer_digest,
-)
 from pruning import calibration
 from pruning.pruners import METHODS as PRUNERS
 from utils.common.cache import cached
@@ -53,12 +44,12 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
         pruning.prune_model.check_names(args.prune_method, args.sparsity)
     # Tasks are checked before a model is downloaded, but after a local one, which takes less time to read.
     plan = None if Path(args.base_model_name).exists() else plan_tasks(*args.evaluation)
-    folder = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
-    config = load_config(folder, "-base_model_name")
+    folder = loading.resolve(args.base_model_name, "-base_model_name", args.cache_dir)
+    config = loading.load_config(folder, "-base_model_name")
     carried_parts(args.method, Options.of(args), config)
     if run.needs.heads:
-        args.head_count(*head_shape(config)[:2])
-    dense, config, tokenizer = check_model(folder, "-base_model_name")
+        args.head_count(*loading.head_shape(config)[:2])
+    dense, config, tokenizer = loading.check_model(folder, "-base_model_name")
     given, pruned = None, None
     calibration_set = args.calib_data, args.calib_length
     if args.pruned_model_path:
@@ -76,14 +67,14 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
                 f"-method: {args.method} would fill in heads and channels that a compact checkpoint has removed; give "
                 "masked_lora or masked_dora, which keep its shapes"
             )
-        config = load_config(pruned.folder, "-pruned_model_path")
+        config = loading.load_config(pruned.folder, "-pruned_model_path")
     else:
         pruning.prune_model.check(args.prune_method, args.sparsity, *calibration_set, config)
     if args.calibrates:
         calibration.check(*calibration_set, config.max_position_embeddings)
         run.calibration_windows(tokenizer)  # raises now if the text cannot be had
     plan = plan or plan_tasks(*args.evaluation)
-    positions = longest_context(config)
+    positions = loading.longest_context(config)
     plan.check_model(positions)
     samples = read_samples(args, tokenizer, load_texts(args))
     if (longest := max(len(sample.ids) for sample in samples.train + samples.valid)) > positions:
@@ -95,21 +86,21 @@ def prepare(run: Run) -> tuple[Models, Samples, EvalPlan]:
     if free < needed:  # the merged checkpoint takes as much as the pruned one's files
         room = f"{as_bytes(free)} are free, and the restored model takes {as_bytes(needed)}"
         print(f"      warning: -output_dir: {room}", file=sys.stderr)
-    models = Models(dense, given, pruned, config, tokenizer, folder, tokenizer_digest(folder))
+    models = Models(dense, given, pruned, config, tokenizer, folder, loading.tokenizer_digest(folder))
     return models, samples, plan
 
 
 def given_checkpoint(args: Arguments, dense: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
     """(-pruned_model_path, the same in the dense model's shapes), checked; UserError if nothing in it is pruned."""
     flag = "-pruned_model_path"
-    given = Checkpoint(resolve(args.pruned_model_path, flag, args.cache_dir), flag)
-    check_pair(dense.folder, given.folder, flag)
-    check_weights(given, load_config(given.folder, flag))
+    given = Checkpoint(loading.resolve(args.pruned_model_path, flag, args.cache_dir), flag)
+    loading.check_pair(dense.folder, given.folder, flag)
+    check_weights(given, loading.load_config(given.folder, flag))
     one, two = (each.read("model.embed_tokens.weight")[:256].double().flatten() for each in (dense, given))
     if torch.cosine_similarity(one, two, 0) < 0.9:
         print(f"      warning: {flag}: its embeddings differ from -base_model_name's: another model?", file=sys.stderr)
     if (record := given.folder / RECORD).is_file():
-        read_settings(record, flag)  # checked now; the run's record will quote it
+        loading.read_settings(record, flag)  # checked now; the run's record will quote it
     expanded, compact = in_dense_shapes(given.folder, args.cache_dir)
     pruned = Checkpoint(expanded, flag) if compact else given
     zeros, weights = pruned.survey().counts()
@@ -136,14 +127,14 @@ def pruned_checkpoint(run: Run, models: Models) -> Models:
     how = args.prune_method, args.sparsity, [text, args.calib_samples, args.calib_length, args.calibration_seed]
     found = Checkpoint(prune(run.cache, models.dense, models.tokenizer_sha256, *how, args.dtype, run=run))
     print(f"      {found.folder}")
-    return replace(models, given=found, pruned=found, config=load_config(found.folder, found.flag))
+    return replace(models, given=found, pruned=found, config=loading.load_config(found.folder, found.flag))
 
 
 def check_heads(run: Run, models: Models) -> None:
     """UserError if the pruned checkpoint has fewer heads that can be restored than -use_topk_heads asks for."""
     if not run.needs.heads:
         return
-    shape = head_shape(models.config)[:2]
+    shape = loading.head_shape(models.config)[:2]
     wanted, able = run.args.head_count(*shape), int(restorable_heads(models.pruned, *shape).sum())
     if wanted > able and not (able and isinstance(run.args.use_topk_heads, float)):  # a share is of what there is
         cure = "give a smaller count" if able else "give -method output_bias"
