@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -58,7 +57,7 @@ class Restoration:
                 inputs = inputs_after(inputs, terms)
         return cls(method, found)
 
-    @cached_property
+    @property
     def zeros(self) -> str:
         """`kept`, if every zero of the pruned checkpoint stays one; else `reported`: their number is a finding."""
         return "kept" if all(term.keeps_zeros for some in self.terms.values() for term in some) else "reported"

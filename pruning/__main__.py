@@ -4,9 +4,9 @@ import shlex
 from dataclasses import fields
 
 from data.sources import check_calib_data
-from models.model_names import RECORD, check_found
+from models.model_names import check_found
 from utils.common.commands import Parser, folder_path, name_or_path, run, seed_number
-from utils.common.files import check_writable, read_json
+from utils.common.files import check_writable
 from utils.common.flags import Arguments
 from utils.common.names import C4, DTYPE_NAMES, bundled_or
 from utils.common.run_folder import RunFolder, check_apart
@@ -46,10 +46,10 @@ def main(argv: list[str] | None = None) -> None:
         quiet_libraries()
         base = resolve(args.base_model_name, "-base_model_name", args.cache_dir)
         names = ("calib_data", "calib_samples", "calib_length", "device", "seed", "mode")
-        how = {name: getattr(args, name) for name in names} | {"dtype": DTYPES[args.dtype]}
-        prune_into(base, folder.partial, args.prune_method, args.sparsity, base_name=args.base_model_name, **how)
+        how = {name: getattr(args, name) for name in names}
+        how |= {"dtype": DTYPES[args.dtype], "base_name": args.base_model_name}
+        record = prune_into(base, folder.partial, args.prune_method, args.sparsity, **how)
         folder.finish()
-    record = read_json(args.output_dir / RECORD)
     print(
         f"{args.output_dir}: {record['sparsity_reached']:.2%} {'removed' if args.mode == 'compact' else 'zeros'}, "
         f"{record['seconds']['prune']:.0f} s, "

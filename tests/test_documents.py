@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 from pruning.__main__ import parser as pruning_parser
 from tests.builders import save_tiny_llama
 from tests.runs import ROOT, flags, prepared
-from utils.common.flags import build_parser
+from utils.common.flags import RECIPES, build_parser, parse_arguments
 from utils.common.methods import METHODS, MethodSpec
 from utils.stages.train import merge, train_restoration
 
@@ -117,6 +118,9 @@ def test_every_link_leads_somewhere_and_every_command_names_what_there_is_and_fl
 def test_every_method_is_in_the_documents_and_the_readme_is_short_enough_to_be_read():
     assert [method for method in METHODS if f"`{method}`" not in text_of("docs/methods.md")] == []
     assert len(text_of("README.md").splitlines()) <= 120
+    for name in RECIPES:
+        (typed,) = re.findall(rf"^\| `{name}` \| `(-[^`]+)`", text_of("docs/methods.md"), re.MULTILINE)
+        assert replace(parse_arguments(typed.split()), recipe=name) == parse_arguments(["-recipe", name])
 
 
 @pytest.mark.parametrize("shape", [{}, {"mlp_bias": True}])

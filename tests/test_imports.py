@@ -1,9 +1,8 @@
 """Layers of packages: what imports what, read from the code, lazy imports included."""
 
 import ast
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.runs import ROOT
 
 LAYERS = [
     ["utils.common"], ["data"], ["models"], ["pruning"], ["utils"], ["baselines"], ["utils.evaluation"],

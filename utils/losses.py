@@ -5,7 +5,6 @@ The losses are those of one training batch, or of all validation samples.
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import repeat
 
@@ -188,10 +187,8 @@ def validate(model: LlamaForCausalLM, valid: list[Encoded]) -> TrainingResult:
     """
     if not valid:
         return TrainingResult()
-    spread = hasattr(model, "hf_device_map")
-    head = align_module_device(model.lm_head, model.device) if spread else nullcontext()
-    with cpu_attention(model), head:
-        rows = response_loss(ResponseLoss(model).eval(), valid, model.config.pad_token_id or 0, "validation loss")
+    with cpu_attention(model), align_module_device(model.lm_head, model.device):  # a spread model's may be elsewhere
+        rows = response_loss(ResponseLoss(model).eval(), valid, model.config.pad_token_id or 0)
     total, count = rows.sum(0).tolist()
     if not math.isfinite(total):
         raise UserError(NOT_FINITE)
@@ -220,7 +217,6 @@ def response_loss(
     model: torch.nn.Module,
     samples: list[Encoded],
     pad_id: int,
-    description: str,
     part: int = 0,
     parts: int = 1,
     states: list[Tensor] | None = None,
@@ -237,7 +233,7 @@ def response_loss(
     device = next(model.parameters()).device
     batches = by_length([sample.ids for sample in samples], VALID_TOKENS_A_BATCH)
     found: list[tuple[list[int], list[int], Tensor]] = []
-    with progress(total=len(samples), desc=description, unit="sample", leave=False) as bar:
+    with progress(total=len(samples), desc="validation loss", unit="sample", leave=False) as bar:
         for first in range(0, len(batches), parts):
             mine = first + part < len(batches)
             rows = batches[first + part if mine else first]

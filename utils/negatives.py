@@ -66,9 +66,8 @@ def most_similar_other(embeddings: Tensor, answers: list[str]) -> list[int]:
         raise UserError("-data_path: all responses are the same, so none is wrong; give others, or -head_selection gap")
     same = torch.tensor([groups[text] for text in answers])
     nearest = []
-    for begin in range(0, len(answers), CHUNK):
-        similarity = embeddings[begin : begin + CHUNK] @ embeddings.T
-        similarity[same[begin : begin + CHUNK, None] == same[None, :]] = -torch.inf
+    for own, group in zip(embeddings.split(CHUNK), same.split(CHUNK), strict=True):
+        similarity = (own @ embeddings.T).masked_fill(group[:, None] == same, -torch.inf)
         nearest += similarity.argmax(dim=1).tolist()
     return nearest
 

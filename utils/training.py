@@ -324,9 +324,8 @@ class _RestorationTrainer(Trainer, TrainerCallback):
     def evaluate(self, *_, **__) -> dict[str, float]:
         module = self.model_wrapped.eval()  # wrapped, as a sharded model needs it; each step calls train()
         part, parts = self.args.process_index, self.args.world_size
-        of_all = self.eval_dataset, self.pad_id, "validation loss"
         states = self.distillation and self.distillation.valid
-        rows = self.over_processes(response_loss(module, *of_all, part, parts, states))
+        rows = self.over_processes(response_loss(module, self.eval_dataset, self.pad_id, part, parts, states))
         self.valid_rows = rows[:, :2].tolist()
         total, count, *divergence = rows.sum(0).tolist()
         metrics = {"valid_loss": total / count, **({"valid_kl": divergence[0] / count} if divergence else {})}
@@ -372,8 +371,7 @@ class _RestorationTrainer(Trainer, TrainerCallback):
             then = "without a checkpoint (FSDP writes none)" if self.sharded else "with a checkpoint"
             tqdm.write(f"      {signal.Signals(number).name}: stopping after this step, {then}")
 
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
-        handlers = {number: handler for number, handler in before.items() if callable(handler)}
+        handlers = {n: handler for n in (signal.SIGINT, *ENDING) if callable(handler := signal.getsignal(n))}
         try:
             for number in handlers:
                 signal.signal(number, keep)

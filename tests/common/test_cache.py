@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import Checkpoint
+from tests.builders import write_files
 from utils.common import cache as module
-from utils.common.cache import Cache, Kept, cached, digest_tensors, identity
+from utils.common.cache import Cache, Kept, cached, code_version, digest_tensors, identity
 from utils.common.files import MANIFEST, read_json, read_manifest, sha256, write_manifest
 
 MADE: list[str] = []
@@ -85,25 +86,26 @@ OTHERS = [
 
 
 def test_nothing_is_reused_for_another_argument_code_or_library(tmp_path, monkeypatch):
-    cache = Cache(tmp_path)
+    cache, again = Cache(tmp_path), cached("tensors", code=(module,), libraries=("torch",))  # as another process has it
     paths = {tensors.later(cache, *given).entry() for given in [("a", ROWS), *OTHERS]}
+    paths.add(again(document.__wrapped__).later(cache, "a", ROWS).entry())
     for name in ("code_version", "version"):
         monkeypatch.setattr(module, name, lambda *_: "other")
-        again = cached("tensors")(tensors.__wrapped__)  # as another process has it
-        paths.add(again.later(cache, "a", ROWS).entry())
-    assert len(paths) == len(OTHERS) + 3 == len(MADE)
+        paths.add(again(tensors.__wrapped__).later(cache, "a", ROWS).entry())
+    assert len(paths) == len(OTHERS) + 4 == len(MADE)
 
 
 def test_the_code_in_a_key_is_that_which_runs_whatever_became_of_its_file(tmp_path, monkeypatch):
     text = "import of_maths\nfrom utils.common.cache import cached\n@cached('numbers', code=(of_maths,))\n"
-    (tmp_path / "of_maths.py").write_text("factor = 2\n")
-    (tmp_path / "of_numbers.py").write_text(f"{text}def twice(n):\n    return {{n: 2 * n}}\n")
+    text += "def twice(n):\n    return {n: 2 * n}\n"
+    write_files(tmp_path, {"of_maths/__init__.py": "", "of_maths/deep.py": "factor = 2\n", "of_numbers.py": text})
     monkeypatch.syspath_prepend(tmp_path)
     twice = import_module("of_numbers").twice
-    before = twice.later(Cache(tmp_path), 5).key
-    for file in tmp_path.glob("*.py"):
+    before, code = twice.later(Cache(tmp_path), 5).key, code_version(import_module("of_maths"))
+    for file in tmp_path.rglob("*.py"):
         file.write_text(file.read_text().replace("2", "3"))
     assert twice.later(Cache(tmp_path), 5).key == before
+    assert code_version(import_module("of_maths")) != code, "of a package all files count"
 
 
 def test_what_stands_for_itself_in_a_key(make_tiny_llama, tmp_path):

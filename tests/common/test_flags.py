@@ -137,6 +137,8 @@ def test_a_closed_form_that_would_spoil_what_follows_is_refused():
     for first, says in (("lora", "is the method itself"), ("dora", "is trained; give a closed form")):
         mistake(f"^-first: {first} {says}", parts_of, "lora", Options(first=first))
     assert parts_of("none", Options(first="none")) == parts_of("none", Options())
-    for first, method in (("eora", "masked_lora"), ("eora", "admm_update"), ("flap_bias", "eora")):
-        mistake(f"^-first: {method} can't follow {first}, which", parts_of, method, Options(first=first))
+    inside = ("masked_lora", "masked_dora", "masked_full", "admm_update", "admm_residual", "reconstruct")
+    for first, methods in (("eora", inside), ("flap_bias", ("eora", "admm_update", "admm_residual"))):
+        for method in methods:
+            mistake(f"^-first: {method} can't follow {first}, which", parts_of, method, Options(first=first))
         assert [part.name for part in parts_of("flap_bias" if first == "eora" else "lora", Options(first=first))]

@@ -25,6 +25,7 @@ from utils.evaluation.scoring import PACKAGES, Evaluation, choice_rows, evaluate
 from utils.evaluation.task_loading import EvalPlan, plan_task, plan_tasks
 from utils.evaluation.tasks import BUNDLED_FOLDER, MAIN_METRIC, PAPER_TASKS, TOKEN_PERPLEXITY, WIKITEXT
 from utils.examples import greedy
+from utils.losses import frozen_head_loss
 from utils.packing import PromptWithContinuations
 from utils.stages.measure import scores
 
@@ -208,11 +209,13 @@ def test_a_continuation_is_greedy_only_if_each_of_its_tokens_is_the_likeliest(ti
     assert [is_greedy for _, is_greedy in found] == [True, False]
 
 
-def test_tokens_are_scored_in_fp32(make_tiny_llama):
+def test_tokens_are_scored_and_losses_taken_in_fp32(make_tiny_llama):
     model = load_model(make_tiny_llama(), torch.bfloat16, "cpu", "-p")
     hidden, targets = torch.randn(5, 24, generator=torch.Generator().manual_seed(0)).bfloat16(), torch.arange(5)
     exact = model.lm_head(hidden).double().log_softmax(1).gather(1, targets[:, None]).squeeze(1)
-    assert torch.allclose(token_scores(model, hidden, targets)[0], exact, atol=1e-5)
+    _, losses = frozen_head_loss(hidden, model.lm_head.weight, targets, model.config)
+    for found in (token_scores(model, hidden, targets)[0], -losses[0]):
+        assert torch.allclose(found.double(), exact, atol=1e-5)
 
 
 def test_sharing_respects_the_budget_and_the_length_of_the_model():

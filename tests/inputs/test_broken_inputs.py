@@ -105,7 +105,6 @@ class Evil:
 
 
 NO_WORDS = {"type": "BPE", "vocab": {"<s>": 256, "</s>": 257}, "merges": [], "unk_token": "<s>"}
-ONE_WORD = {"type": "WordLevel", "vocab": {"<s>": 256, "</s>": 257, "x": 0}, "unk_token": "x"}
 ENDING = json.loads(TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 257)]).__getstate__())
 FILES: dict[str, tuple[Spoil, str]] = {
     "a pointer of git-lfs": (changed(lambda _: b"version https://git-lfs.github.com/spec/v1\nsize 9\n"), "cannot read"),
@@ -137,7 +136,6 @@ FILES: dict[str, tuple[Spoil, str]] = {
     "quantized": (config(quantization_config={"quant_method": "bitsandbytes"}), "save what model.dequantize()"),
     "no tokenizer": (without("tokenizer.json", "tokenizer_config.json"), "no usable tokenizer"),
     "a tokenizer of no words": (config("tokenizer.json", model=NO_WORDS), "makes no two different tokens of a text"),
-    "a tokenizer of one word": (config("tokenizer.json", model=ONE_WORD), "makes no two different tokens of a text"),
     "a tokenizer that ends texts": (config("tokenizer.json", post_processor=ENDING), "ends every text with </s>"),
     "token ids beyond the vocabulary": (more_tokens(special=False), "'<more99>' with id 357, beyond"),
     "tokenizer of an unknown kind": (config("tokenizer.json", model={"type": "Mine"}), "no usable tokenizer"),

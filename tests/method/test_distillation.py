@@ -65,12 +65,12 @@ def test_loss_and_gradient_are_those_of_full_logits(make_tiny_llama, dense, monk
         assert torch.allclose(mine, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
     of_twenty = loss(**batch(samples), num_items_in_batch=20, **given)["loss"]
     assert float(of_twenty.detach()) == pytest.approx(float(wanted.detach()) * 11 / 20, rel=1e-4)
-    rows = response_loss(loss.eval(), samples, 257, "", states=states)
+    rows = response_loss(loss.eval(), samples, 257, states=states)
     sums = [torch.stack([own.sum() for own in each.split(list(map(len, targets)))]) for each in tokens]
     sums.insert(1, torch.tensor(list(map(len, targets))))
     assert torch.allclose(rows.float(), torch.stack(sums, 1), rtol=1e-4, atol=1e-4 * size)
     monkeypatch.setattr("utils.losses.VALID_TOKENS_A_BATCH", 9)  # several, of which the two parts have not as many
-    parts = [response_loss(loss.eval(), samples, 257, "", part, 2, states) for part in (0, 1)]
+    parts = [response_loss(loss.eval(), samples, 257, part, 2, states) for part in (0, 1)]
     assert torch.allclose(sum(parts), rows, rtol=1e-4, atol=1e-4 * size) and all(part.any() for part in parts)
 
 

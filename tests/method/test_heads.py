@@ -13,7 +13,7 @@ from utils.activations import last_token_activations
 from utils.components import lost_components, random_basis
 from utils.negatives import locate_encoder, most_similar_choice, most_similar_other, sentence_embeddings
 from utils.packing import PromptWithContinuations, by_length
-from utils.probing import TRAIN_SHARE, order_randomly, probe_heads, rank_heads
+from utils.probing import EPOCHS, LEARNING_RATE, TRAIN_SHARE, order_randomly, probe_heads, rank_heads
 
 LAYERS, HEADS, SAMPLES, WIDTH = 3, 5, 120, 7
 EVERYTHING = torch.ones(2, 3, dtype=torch.bool)
@@ -91,6 +91,7 @@ def test_batched_probes_equal_one_torch_module_a_head():
     scores = probe_heads(shared, right, wrong, seed=7)
     _, accuracy, losses = head_by_head(shared, torch.zeros_like(shared), right, wrong, seed=7)
     assert torch.allclose(scores["loss"], losses, atol=1e-4)
+    assert (LEARNING_RATE, EPOCHS, TRAIN_SHARE) == (0.01, 200, 0.7)  # the reference reads them too
     assert (scores["accuracy"] - accuracy).abs().max() < 1.5 / ((1 - TRAIN_SHARE) * 2 * SAMPLES)
 
 
@@ -114,7 +115,8 @@ def test_ties_go_to_the_lower_loss_and_heads_that_cannot_be_restored_are_left_ou
         assert sorted(heads) == [(0, 0), (0, 2), (1, 1), (1, 2)]
 
 
-def test_the_wrong_answer_is_the_most_similar_one_of_another_text():
+def test_the_wrong_answer_is_the_most_similar_one_of_another_text(monkeypatch):
+    monkeypatch.setattr("utils.negatives.CHUNK", 2)
     angles = torch.tensor([0.0, 0.1, 0.0, 0.8, 3.0])
     embeddings = torch.stack([angles.cos(), angles.sin()], dim=1)
     assert most_similar_other(embeddings, ["a", "b", "a", "c", "d"]) == [1, 0, 1, 1, 3]  # never its own text again

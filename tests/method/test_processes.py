@@ -241,6 +241,7 @@ SHARDED = {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_P
         ("cpu", SHARDED, "launch: FSDP version 1.*add --fsdp_version 2"),
         ("cpu", {**SHARDED, "FSDP_VERSION": "1"}, "launch: FSDP version 1.*add --fsdp_version 2"),
         ("cpu", {**SHARDED, "FSDP_VERSION": "2"}, "FSDP shards over GPUs only"),
+        ("cpu", {"ACCELERATE_USE_DEEPSPEED": "true"}, "launch: --use_deepspeed is not supported; leave it out"),
         ("cpu", {"WORLD_SIZE": "two"}, "^WORLD_SIZE: is set, but not by a launcher .*; unset it"),
         ("cpu", {"ACCELERATE_MIXED_PRECISION": "bf16"}, "is 'bf16' .accelerate launch .* --mixed_precision no, or un"),
     ],

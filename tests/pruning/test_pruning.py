@@ -214,8 +214,9 @@ def test_the_command_prunes_and_overwrites_only_what_it_may(make_tiny_llama, tex
     printed, noise = capsys.readouterr()
     assert "50.00% zeros" in printed and f"-pruned_model_path {good}\n" in printed and not noise
     kept = {path.name: path.read_bytes() for path in good.iterdir()}
-    main([*flags, "-output_dir", str(good), "-overwrite"])
-    assert json.loads((good / RECORD).read_text())["sparsity"] == "0.5"
+    main([*flags, "-prune_method", "slimgpt", "-mode", "compact", "-output_dir", str(good), "-overwrite"])
+    record = json.loads((good / RECORD).read_text())
+    assert (record["sparsity"], record["mode"]) == ("0.5", "compact")
     assert {path.name: path.read_bytes() for path in (tmp_path / "good.1").iterdir()} == kept
     for words, says in (
         ([str(good)], r"-output_dir: .*-overwrite"),

@@ -117,6 +117,10 @@ def test_a_sweeps_lines_are_its_tables_over_the_seeds_that_both_have(tmp_path):
     assert difference(ours, theirs, ("one", "acc"))["stderr_seeds"] == pytest.approx(math.hypot(*both))
     broken = replace(ours[0], rows={"one": {"acc": replace(ours[0].rows["one"]["acc"], values=[1, 0, 1, math.nan])}})
     assert difference([broken], theirs, ("one", "acc")) is None
+    of_text = {name: replace(rows, values=[900, 900]) for name, rows in ours[0].rows["text"].items()}
+    lost = replace(ours[0], rows={"text": of_text})  # a perplexity that is infinite, of one seed alone
+    apart = difference([lost, ours[1]], found[1].outcomes, ("text", "token_perplexity"))
+    assert apart["stderr_seeds"] is None and apart["difference"] > 1e100
 
 
 def test_a_difference_must_be_beyond_both_of_its_errors():

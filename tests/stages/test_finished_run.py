@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models.checkpoint import Checkpoint
 from tests.runs import HEADS
@@ -13,6 +13,7 @@ from utils.common.flags import parse_arguments
 from utils.common.record import STAGES
 from utils.evaluation.outcomes import LOSS, VALIDATION, read_rows
 from utils.evaluation.paired_statistics import aggregate
+from utils.examples import ends_of, greedy
 from utils.report.page import write_report
 from utils.report.summary import verdict
 
@@ -32,12 +33,13 @@ def test_a_run_leaves_the_whole_result_and_nothing_beside_it(world, finished, re
         perplexity = scores["wikitext2"]["token_perplexity"]
         assert perplexity["value"] > 1 and perplexity["stderr"] > 0
         assert set(scores["wikitext2"]) == set(results["metrics"]["wikitext2"])
-    assert not results["metrics"]["wikitext2"]["token_perplexity"]["higher_is_better"]
     assert results["answers"] is None and results["agreement"] is None  # nothing of multiple choice was asked
 
 
 def test_stages_and_arguments_are_recorded_and_the_result_and_what_to_run_next_end_the_output(world, finished, results):
     record, names = json.loads((finished / "run.json").read_text()), [stage.name for stage in STAGES]
+    inputs = record["inputs"]
+    assert inputs["pruned model"] == Checkpoint(world / "pruned").fingerprint != inputs["dense model"]
     assert record["arguments"]["lr"] == 1e-2 and "RestoreLCC_train.py" in record["command"]
     again = parse_arguments(["-config", str(finished / "run.json"), "--output_dir", "elsewhere"])
     assert again.as_json() == {**record["arguments"], "output_dir": "elsewhere"}
@@ -72,6 +74,9 @@ def test_the_report_is_drawn_from_the_files_alone_and_shows_what_each_model_answ
     for each in examples:
         losses = {answer["loss"] for answer in each["answers"].values()}
         assert set(each["answers"]) == MODELS and each["response"] and len(losses) == 3 and min(losses) > 0
+    model, tokenizer = (kind.from_pretrained(finished / "model") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    made, _ = greedy(model, tokenizer(examples[0]["prompt"]).input_ids, 48, ends_of(model))
+    assert tokenizer.decode(made, skip_special_tokens=True) == examples[0]["answers"]["restored"]["text"]
     page, heads, spectrum = (finished / "report.html").read_bytes(), results["heads"], results["spectrum"]
     assert len(heads["scores"]) == 3 and len(heads["scores"][0]) == 6
     assert len(heads["magnitude_sizes"]) == len(heads["bias_sizes"]) == HEADS

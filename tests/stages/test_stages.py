@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from models.checkpoint import LINEARS, Checkpoint
 from models.compact import write_compact
 from tests.builders import byte_tokenizer, mistake, orthonormal, rewrite
+from tests.method.test_distillation import at_responses
 from tests.models.test_merge import mask_units
 from tests.runs import flags, prepared, ranked
 from utils.common import methods
@@ -322,16 +323,12 @@ def test_distillation_is_from_the_dense_models_own_logits(world, tmp_path, begin
     assert known.weight == train.WEIGHT == 0.5
     windows = run.calibration_windows(models.tokenizer)
     assert [window.ids for window in known.text] == windows.tolist() and len(windows) == run.args.calib_samples
-    student, teacher = (AutoModelForCausalLM.from_pretrained(folder) for folder in (given, world / "dense"))
-    divergences = []
-    for sample in samples.valid:
-        with torch.no_grad():
-            logits = (model(torch.tensor([sample.ids])).logits[0].double() for model in (student, teacher))
-            mine, other = (each[sample.prompt_length - 1 : -1].log_softmax(-1) for each in logits)
-        divergences.append((other.exp() * (other - mine)).sum(-1))
+    both = map(AutoModelForCausalLM.from_pretrained, (given, world / "dense"))
+    with torch.no_grad():
+        mine, other = (at_responses(model, samples.valid).double() for model in both)
     rows = [row for row in trained.training.history if "valid_kl" in row]
     assert len(rows) == 2 and all("valid_loss" in row for row in rows)
-    assert rows[0]["valid_kl"] == pytest.approx(float(torch.cat(divergences).mean()), rel=1e-4)
+    assert rows[0]["valid_kl"] == pytest.approx(float((other.exp() * (other - mine)).sum(-1).mean()), rel=1e-4)
     said = "0.5 cross-entropy + 0.5 KL to the dense model, + KL on calibration text"
     assert method_record(run, trained)["loss"] == said
     own, steps = sum(len(sample.ids) for sample in samples.train), math.ceil(len(samples.train) / 6)

@@ -19,13 +19,12 @@ from transformers import AutoModelForCausalLM
 
 import models.merge
 import pruning.__main__
-from models.checkpoint import Checkpoint
-from models.restoration import save_restoration
 from tests.builders import mistake, trained, write_files
 from tests.common.test_disk import no_file_above
-from tests.common.test_run_folder import names
+from tests.common.test_run_folder import content, names
 from tests.method.test_training import forward_passes
 from tests.models.test_families import made
+from tests.models.test_merge import saved
 from tests.runs import flags, in_words, program, run, write_samples
 from utils.common.commands import run as command
 from utils.common.errors import Stopped, UserError
@@ -38,11 +37,8 @@ SAME = ("results.json", "model/", "restoration/restoration.safetensors", "logs/h
 
 
 def bits(output: Path) -> dict[str, bytes]:
-    return {file: data for file, data in content(output).items() if file.startswith(SAME) and "README" not in file}
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    files = {str(file.relative_to(output)): file for file in output.rglob("*") if file.is_file()}
+    return {name: file.read_bytes() for name, file in files.items() if name.startswith(SAME) and "README" not in name}
 
 
 @contextmanager
@@ -68,7 +64,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits_by_the_same_flags(world, fi
         assert names(tmp_path) == {"out.partial"} and names(tmp_path / "out.partial") == {"checkpoints", UNFINISHED}
         with pytest.raises(UserError, match=r"^-lr: is 0\.001, but was 0\.01 in the interrupted run \S+; give that"):
             run(monkeypatch, flags(world, output, lr=1e-3))
-        run(monkeypatch, flags(world, output, cache_dir=tmp_path / "cache"))
+        run(monkeypatch, flags(world, output, cache_dir=tmp_path / "cache", device="cpu:0"))
     assert bits(output) == bits(finished) and names(tmp_path) == {"out", "cache"} and names(output) == names(finished)
     assert len(passes) < 7 + 12, "it went on, and did not begin anew"
     assert capsys.readouterr().out.count("      resuming from checkpoint-") == 1
@@ -87,16 +83,18 @@ def test_a_run_prunes_for_itself_and_leaves_what_was_there(world, tmp_path, monk
     with forward_passes() as passes:
         run(monkeypatch, given)
     assert not any(passes), "no step"
-    assert names(tmp_path) == {"out", "out.1"} and content(tmp_path / "out.1") == {"thesis.tex": b"years of work"}
+    assert names(tmp_path) == {"out", "out.1"} and content(tmp_path / "out.1") == {"thesis.tex": "years of work"}
     assert capsys.readouterr().out.count("[1/9] reading samples, tokenizer and tasks\n      on cpu (") == 2
     proof = json.loads((output / "results.json").read_text())["proof"]
     assert proof["passed"] and proof["sparsity_restored"] == [0.5] * 3
     mistake(r"^-output_dir: \S+ already holds files", run, monkeypatch, flags(world, output, **changes))
     (tmp_path / "mine").mkdir()
     text = shutil.copy(world / "text.txt", tmp_path / "mine")
-    run(monkeypatch, flags(world, tmp_path / "again", **changes | {"calib_data": text, "num_epoch": 0}))
-    record = json.loads((tmp_path / "again" / "run.json").read_text())["pruning"]
-    assert record["calibration"]["calib_data"] == str(text), "the names of this run, whose pruned model was known"
+    changes |= {"calib_data": text, "num_epoch": 0, "train_seed": 7}
+    run(monkeypatch, flags(world, tmp_path / "again", **changes))
+    record = json.loads((tmp_path / "again" / "run.json").read_text())
+    assert record["pruning"]["calibration"]["calib_data"] == str(text)  # of this run, whose pruned model was known
+    assert record["seeds"] == {"calibration": 42, "data": 42, "training": 7}
 
 
 def test_a_task_trains_on_its_own_training_split(world, tmp_path, monkeypatch, capsys):
@@ -119,11 +117,10 @@ def test_a_task_trains_on_its_own_training_split(world, tmp_path, monkeypatch, c
 
 
 def test_a_command_keeps_the_users_files_and_leaves_nothing_on_a_full_disk(world, tmp_path, monkeypatch):
-    saved = tmp_path / "in" / "restoration"
-    save_restoration(saved, trained(), {"pruned_sha256": Checkpoint(world / "pruned").fingerprint})
+    restoration = saved(world / "pruned", trained(), tmp_path / "in")
     common = {"dtype": "float32", "cache_dir": tmp_path / "in" / "cache"}
     prune = {"base_model_name": world / "dense", "prune_method": "magnitude"}
-    merge = {"pruned_model_path": world / "pruned", "restoration": saved, "tokenizer": world / "dense"}
+    merge = {"pruned_model_path": world / "pruned", "restoration": restoration, "tokenizer": world / "dense"}
     for main, own in ((pruning.__main__.main, prune), (models.merge.main, merge)):
         output = tmp_path / main.__module__ / "out"
         given = in_words({**common, **own, "output_dir": output, "overwrite": True})
@@ -136,7 +133,7 @@ def test_a_command_keeps_the_users_files_and_leaves_nothing_on_a_full_disk(world
         assert names(output.parent) == {"out.1", "out.partial"}
         main(given)
         assert names(output.parent) == {"out", "out.1"}
-        assert content(output.parent / "out.1") == {"config.json": b"mine"} and (output / "model.safetensors").is_file()
+        assert content(output.parent / "out.1") == {"config.json": "mine"} and (output / "model.safetensors").is_file()
 
 
 def test_help_groups_the_flags_with_their_defaults_before_torch_is_imported():

@@ -30,7 +30,8 @@ def main() -> None:
     about = {"method": {"parameters": 12, "kind": "constants"}, "seeds": {"training": args.train_seed}}
     about |= {"models": {"pruned": f"{world}/pruned"}, "pruning": {"a": [{"b": str(Path.home() / "kept")}]}}
     args.output_dir.mkdir()
-    (args.output_dir / "model").mkdir()
+    for name in ("model", "compact", "restoration"):
+        (args.output_dir / name).mkdir()
     write_json(args.output_dir / "run.json", about | {"arguments": args.as_json()})
     write_json(args.output_dir / "results.json", {"validation": {"restored": loss}})
 

@@ -41,7 +41,7 @@ def test_each_method_runs_all_seeds_at_its_own_best_rate_once_and_one_file_gives
     (world.output / "table.md").unlink()
     assert world.sweep() == 0 and world.text() == whole and world.calls() == RUNS
     assert (world.output / RUNS_FILE).read_bytes() == kept and kept[4:8] == bytes(4)  # no time
-    assert not list(world.output.glob("*/model"))
+    assert {path.name for path in world.output.glob("*/*")} == {"run.json", "results.json"}
     # Results of other arguments are not the run's, and the entry point does not write over them.
     (folder,) = world.output.glob("lora-lr0.001-seed2-*/")
     run = json.loads((folder / "run.json").read_text())

@@ -15,8 +15,9 @@ class Processes:
     """The processes of this run; a single one unless accelerate (or torchrun) has set WORLD_SIZE.
 
     is_main: whether this process writes and prints. sharded: whether training shards the model (FSDP).
-    Raises UserError if -device names one GPU for all, if accelerate is set to mixed precision, or if FSDP is used on
-    CPUs, with one process, or in version 1, whose flat parameters mix trained and frozen ones.
+    Raises UserError if -device names one GPU for all, if accelerate is set to mixed precision, or to DeepSpeed or
+    another way to shard than FSDP, or if FSDP is used on CPUs, with one process, or in version 1, whose flat parameters
+    mix trained and frozen ones.
     """
 
     def __init__(self, device: str):
@@ -29,7 +30,10 @@ class Processes:
         alone = "WORLD_SIZE: is set, but not by a launcher", "unset it, or start by accelerate launch", ValueError
         with explain(*alone):
             self.count = int(os.environ.get("WORLD_SIZE", "1"))
-        self.sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        for other in ("deepspeed", "megatron_lm", "parallelism_config"):
+            if _asked(other):
+                raise UserError(f"accelerate launch: --use_{other} is not supported; leave it out, or shard by FSDP")
+        self.sharded = _asked("fsdp")
         if self.sharded and os.environ.get("FSDP_VERSION", "1") != "2":
             raise UserError("accelerate launch: FSDP version 1, its default, is not supported; add --fsdp_version 2")
         self.is_main, self.state, self.device = is_main_process(), None, device
@@ -44,7 +48,7 @@ class Processes:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
         from accelerate import PartialState
 
-        on_cpu = device == "cpu" or os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
+        on_cpu = device == "cpu" or _asked("cpu")
         if on_cpu:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else a barrier would take a card for each process
         with explain(*alone):  # the main process may prune and score for hours
@@ -76,6 +80,11 @@ class Processes:
 
             self.state.wait_for_everyone()
             torch.distributed.destroy_process_group()
+
+
+def _asked(what: str) -> bool:
+    """Whether accelerate launch was told to use it."""
+    return os.environ.get(f"ACCELERATE_USE_{what.upper()}", "false").lower() == "true"
 
 
 def is_main_process() -> bool:

@@ -46,8 +46,7 @@ Kept = dict[str, dict[str, KeptRows]]  # task -> metric -> rows of one model
 
 def write_compressed(path: Path, content: object) -> None:
     """Write gzipped JSON, whole: dataclasses as mappings, arrays as lists. Equal content always gives equal bytes."""
-    plain = {"default": lambda found: found.tolist() if hasattr(found, "tolist") else vars(found)}
-    text = json.dumps(content, ensure_ascii=False, **plain)
+    text = json.dumps(content, ensure_ascii=False, default=lambda x: x.tolist() if hasattr(x, "tolist") else vars(x))
     with whole_file(path) as partial:
         partial.write_bytes(gzip.compress(text.encode(), mtime=0))
 
@@ -250,7 +249,9 @@ def difference(outcomes: list[Outcome], others: list[Outcome], measure: Measure)
             sides = [[([one], [other]) for one, other in zip(outcomes, others, strict=True)]]
         else:
             sides = [[([one], others) for one in outcomes], [(outcomes, [one]) for one in others]]
-        errors = [spread(_paired(*pair, measure)["difference"] for pair in side)["stderr"] for side in sides]
+        each = [[_paired(*pair, measure) for pair in side] for side in sides]
+        spreads = [spread(one and one["difference"] for one in side) for side in each]
+        errors = [one and one["stderr"] for one in spreads]
         found["stderr_seeds"] = None if None in errors else math.hypot(*errors)
     return found
 

@@ -120,6 +120,7 @@ def _without_each(rows: Sequence[Row], aggregation: str) -> np.ndarray:
         return AGGREGATIONS[aggregation](values / weights)
 
 
+@np.errstate(invalid="ignore")  # where one is infinite
 def _jackknife(replicates: np.ndarray) -> float | None:
     """Standard error from a statistic without each row or block in turn; None for fewer than two of them."""
     n = len(replicates)

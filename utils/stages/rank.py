@@ -57,14 +57,12 @@ def rank(run: Run, models: Models, samples: Samples, dense: list[Kept], pruned: 
             found = find_components(run.cache, dense, pruned, args.num_components, seed)
     shape = models.config.num_hidden_layers, models.config.num_attention_heads
     usable = restorable_heads(models.pruned, *shape)
-    if selection == "contrastive":
-        scores = found["accuracy"]
-        heads = probing.rank_heads(scores, usable, found["loss"])
-    elif selection == "random":
-        scores, heads = found["gap"], probing.order_randomly(usable, args.training_seed)
+    measured = "accuracy" if selection == "contrastive" else "gap"
+    scores = head_norms(run, models, samples) if selection == "lofit" else found[measured]
+    if selection == "random":
+        heads = probing.order_randomly(usable, args.training_seed)
     else:
-        scores = head_norms(run, models, samples) if selection == "lofit" else found["gap"]
-        heads = probing.rank_heads(scores, usable)
+        heads = probing.rank_heads(scores, usable, found.get("loss"))  # which only probes have
     heads, scores = sorted(heads[: args.head_count(*shape)]), scores.masked_fill(~usable, torch.nan)
     if not found:
         return Ranked(heads, scores)
