@@ -209,6 +209,8 @@ def load_model(folder: Path, dtype: torch.dtype | str, device: str, flag: str) -
     # Pass the config: an attention implementation named in config.json would win over an argument.
     options = {"device_map": device, "config": load_config(folder, flag)}
     if device == "auto":
+        gc.collect()
+        torch.cuda.empty_cache()  # else what torch keeps of a model that is gone would count as taken
         options["offload_folder"] = _offload_folder().name
         options["max_memory"] = {place: int(_SHARE_FOR_WEIGHTS * size) for place, size in get_max_memory().items()}
     kinds = OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError

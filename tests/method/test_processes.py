@@ -112,7 +112,7 @@ def sharded(output: Path, folder: Path, dtype: torch.dtype, dense: Path | None =
     norms, result, restoration, model, samples = restored(folder, dtype, dense, place, size=4)
     assert all(isinstance(parameter, DTensor) for parameter in model.model.layers.parameters())
     assert GradientState().plugin_kwargs["sync_each_batch"] and not list(place.rglob("checkpoint-*"))
-    restoration = restoration.gathered()
+    restoration = restoration.gathered(keep=is_main_process())
     torch.distributed.destroy_process_group()
     if not is_main_process():
         return
@@ -242,6 +242,7 @@ SHARDED = {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_P
         ("cpu", {**SHARDED, "FSDP_VERSION": "1"}, "launch: FSDP version 1.*add --fsdp_version 2"),
         ("cpu", {**SHARDED, "FSDP_VERSION": "2"}, "FSDP shards over GPUs only"),
         ("cpu", {"ACCELERATE_USE_DEEPSPEED": "true"}, "launch: --use_deepspeed is not supported; leave it out"),
+        ("cpu", {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "is 'INDUCTOR' .* --dynamo_backend no, or unset it"),
         ("cpu", {"WORLD_SIZE": "two"}, "^WORLD_SIZE: is set, but not by a launcher .*; unset it"),
         ("cpu", {"ACCELERATE_MIXED_PRECISION": "bf16"}, "is 'bf16' .accelerate launch .* --mixed_precision no, or un"),
     ],

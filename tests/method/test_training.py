@@ -404,9 +404,10 @@ def test_a_checkpoint_that_is_unfinished_damaged_or_of_another_training_is_passe
 def test_what_has_no_gradient_does_not_decay_and_gradients_are_clipped(make_tiny_llama, tmp_path, monkeypatch):
     flat = rewrite(make_tiny_llama(zeros=0.5), lambda tensors: tensors["lm_head.weight"].zero_())
     start, norms = Restoration.start("lora", Options(lora_rank=2), inputs_of(flat, flat, None, seed=1)), []
-    before = start.gathered().tensors()
+    before, nothing = start.gathered().tensors(), start.gathered(keep=False)
     train(attached(flat, start), encoded(flat, 8), [], settings(), "cpu", tmp_path / "flat")
     torch.testing.assert_close(start.tensors(), before, rtol=0, atol=0)
+    assert (nothing.method, nothing.terms) == ("lora", {})
 
     def keep(self, *_, **__) -> None:
         norms.append(torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.requires_grad]))

@@ -4,7 +4,7 @@ import gc
 import os
 import shutil
 import weakref
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -152,16 +152,17 @@ def test_what_an_earlier_stage_let_go_of_counts_as_free(make_tiny_llama, monkeyp
 
 
 def test_a_model_that_is_spread_is_no_model_of_fsdps(make_tiny_llama, monkeypatch):
-    """Under FSDP's variable transformers would leave it without hooks."""
-    seen, name = {}, "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    """Under FSDP's variable transformers would leave it without hooks. It finds what an earlier one had taken free."""
+    seen, name, emptied = {}, "FSDP_CPU_RAM_EFFICIENT_LOADING", Mock()
     load = AutoModelForCausalLM.from_pretrained
 
     def note(folder, device_map: str, **options):
-        seen[device_map] = os.environ[name]
+        seen[device_map] = os.environ[name], emptied.called
         return load(folder, **options)
 
+    monkeypatch.setattr(torch.cuda, "empty_cache", emptied)
     monkeypatch.setenv(name, "true")
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", note)
     for device in ("cpu", "auto"):
         load_model(make_tiny_llama(), torch.float32, device, "-p")
-    assert seen == {"cpu": "true", "auto": "false"} and os.environ[name] == "true"
+    assert seen == {"cpu": ("true", False), "auto": ("false", True)} and os.environ[name] == "true"

@@ -15,18 +15,19 @@ class Processes:
     """The processes of this run; a single one unless accelerate (or torchrun) has set WORLD_SIZE.
 
     is_main: whether this process writes and prints. sharded: whether training shards the model (FSDP).
-    Raises UserError if -device names one GPU for all, if accelerate is set to mixed precision, or to DeepSpeed or
-    another way to shard than FSDP, or if FSDP is used on CPUs, with one process, or in version 1, whose flat parameters
-    mix trained and frozen ones.
+    Raises UserError if -device names one GPU for all, if accelerate is set to mixed precision, to compile, or to
+    DeepSpeed or another way to shard than FSDP, or if FSDP is used on CPUs, with one process, or in version 1, whose
+    flat parameters mix trained and frozen ones.
     """
 
     def __init__(self, device: str):
-        if (asked := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) != "no":
-            raise UserError(
-                f"ACCELERATE_MIXED_PRECISION: is {shortened(repr(asked))} (accelerate launch sets it by "
-                "--mixed_precision, --config_file or its default_config.yaml), but what is trained is always fp32; "
-                "give --mixed_precision no, or unset it"
-            )
+        for flag in ("mixed_precision", "dynamo_backend"):  # the latter turns on TF32
+            variable = f"ACCELERATE_{flag.upper()}"
+            if (asked := os.environ.get(variable, "no")).lower() != "no":
+                raise UserError(
+                    f"{variable}: is {shortened(repr(asked))} (accelerate launch sets it by --{flag}, --config_file or "
+                    f"its default_config.yaml), but what is trained is always fp32; give --{flag} no, or unset it"
+                )
         alone = "WORLD_SIZE: is set, but not by a launcher", "unset it, or start by accelerate launch", ValueError
         with explain(*alone):
             self.count = int(os.environ.get("WORLD_SIZE", "1"))

@@ -84,7 +84,11 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
     for line in warnings_of(validation, run.needs.calibration):
         run.record.tell(line)
     if sharded:
-        start = start.gathered()
+        start = start.gathered(keep=run.processes.is_main)
+        # No process needs its shard of the model now. They go before the group ends: the main one uses all cards then.
+        del model
+        gc.collect()  # the Trainer, its own callback, is a reference cycle that holds the model
+        torch.cuda.empty_cache()
     run.processes.end()
     if not run.processes.is_main:
         return None
@@ -92,9 +96,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
     del start
     restoration, _ = load_restoration(run.folder / SAVED)
     if sharded:
-        # This process holds only a shard of the model: attach the saved restoration to a whole one again.
-        del model
-        gc.collect()  # the Trainer, its own callback, is a reference cycle that holds the model
+        # Attach the saved restoration to a whole model again.
         device = run.reading_device(models.pruned)
         model = restoration.attach(run.load(models.pruned, device))
         check_gathered(model, samples.valid, training)
