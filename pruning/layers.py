@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from unittest.mock import patch
 
 import torch
 from accelerate.utils import send_to_device
@@ -112,18 +111,29 @@ def layer_inputs(model: PreTrainedModel, tokens: Tensor, device: torch.device) -
     layer, since masks and rotary embeddings may differ (sliding windows). No layer is run.
     """
     hidden = torch.empty(*tokens.shape, model.config.hidden_size, dtype=model.dtype, device=device)
-    seen: list[tuple[Tensor, dict]] = []
-
-    def record(_: nn.Module, given: Tensor, **kwargs) -> Tensor:
-        seen.append((given, kwargs))
-        return given
-
-    with patch.object(type(model.model.layers[0]), "forward", record):  # all layers of a model are of one class
+    asked = _Asked()
+    layers = model.model.layers
+    model.model.layers = nn.ModuleList([asked] * len(layers))
+    try:
         for row, ids in zip(hidden, tokens, strict=True):  # one by one: the host may have less memory than the device
-            seen.clear()
+            asked.seen.clear()
             model.model(ids[None], use_cache=False)
-            row.copy_(seen[0][0][0])
-    return hidden, [kwargs for _, kwargs in seen]
+            row.copy_(asked.seen[0][0][0])
+    finally:
+        model.model.layers = layers
+    return hidden, [kwargs for _, kwargs in asked.seen]
+
+
+class _Asked(nn.Module):
+    """Stands in for every decoder layer: records its arguments and returns its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[tuple[Tensor, dict]] = []
+
+    def forward(self, given: Tensor, **kwargs) -> Tensor:
+        self.seen.append((given, kwargs))
+        return given
 
 
 def finite(value: Tensor, what: str) -> Tensor:
