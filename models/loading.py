@@ -209,8 +209,7 @@ def load_model(folder: Path, dtype: torch.dtype | str, device: str, flag: str) -
     # Pass the config: an attention implementation named in config.json would win over an argument.
     options = {"device_map": device, "config": load_config(folder, flag)}
     if device == "auto":
-        gc.collect()
-        torch.cuda.empty_cache()  # else what torch keeps of a model that is gone would count as taken
+        release_unused()
         options["offload_folder"] = _offload_folder().name
         options["max_memory"] = {place: int(_SHARE_FOR_WEIGHTS * size) for place, size in get_max_memory().items()}
     kinds = OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError
@@ -245,11 +244,16 @@ def placement(folder: Path, dtype: torch.dtype, device: str) -> str:
     return device if needed <= _SHARE_FOR_WEIGHTS * _free_memory(device) else "auto"
 
 
-def _free_memory(device: str) -> int:
-    """Free bytes on the device, after garbage collection and after emptying torch's cache of GPU memory."""
+def release_unused() -> None:
+    """Collect what is gone, such as a model; give back the GPU memory that torch keeps of it: it counts as taken."""
     gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _free_memory(device: str) -> int:
+    """Free bytes on the device, after `release_unused`."""
+    release_unused()
     if device.startswith("cuda"):
-        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
 

@@ -19,7 +19,7 @@ UNFINISHED = "unfinished.json"  # marks OUT.partial as ours, with the command's 
 def locked(file: Path, what: str, wait: bool = False) -> Iterator[None]:
     """Hold the lock `file` on `what`; UserError, or `wait`, if another process has it. It ends with the process."""
     # Our lock files are empty, or begin with a process ID where the file system has no flock.
-    with suppress(OSError):  # if it cannot be read, its holder has just removed it, or locking it says why
+    with suppress(OSError):  # there is none, its holder removes it just now, or locking it says why
         if (kept := file.read_bytes()[:99]) and not kept.split(b"\n")[0].isdigit():
             raise UserError(f"{what}: its lock file would be {file}, which holds other data; rename that file")
     lock = FileLock(file)

@@ -1,18 +1,16 @@
 """What all stages of a run share: its flags, processes, cache, record, folder and device; and its two models."""
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from models.checkpoint import Checkpoint
-from models.loading import DTYPES, load_model, placement
+from models.loading import DTYPES, load_model, placement, release_unused
 from pruning import calibration
 from utils.common.cache import Cache, code_version
 from utils.common.errors import OutOfRoom, UserError, shortage
@@ -76,8 +74,7 @@ class Run:
     def training_device(self, checkpoint: Checkpoint, trains: bool) -> str:
         """Device for a model that may be trained; under FSDP the CPU. UserError if it trains and must be spread."""
         if self.processes.sharded:  # a spread model, read by the main process, may still hold memory of all cards
-            gc.collect()
-            torch.cuda.empty_cache()
+            release_unused()
         device = "cpu" if self.processes.sharded else self.reading_device(checkpoint)
         if device == "auto" and trains:
             raise UserError(

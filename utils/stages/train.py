@@ -1,6 +1,5 @@
 """Train a restoration that is attached to the pruned model, save it, merge it, and prove the result."""
 
-import gc
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ import models
 import pruning
 from models.checkpoint import Checkpoint
 from models.contract import MethodInputs
-from models.loading import has_tokenizer
+from models.loading import has_tokenizer, release_unused
 from models.merge import Reference, compact_and_prove, merge_and_prove, record_logits
 from models.modeling_llama import numbers_trained
 from models.restoration import Restoration, Terms, load_restoration, save_restoration, unpacked
@@ -87,8 +86,7 @@ def train_restoration(run: Run, models: Models, samples: Samples, ranked: Ranked
         start = start.gathered(keep=run.processes.is_main)
         # No process needs its shard of the model now. They go before the group ends: the main one uses all cards then.
         del model
-        gc.collect()  # the Trainer, its own callback, is a reference cycle that holds the model
-        torch.cuda.empty_cache()
+        release_unused()  # the Trainer, its own callback, is a reference cycle that holds the model
     run.processes.end()
     if not run.processes.is_main:
         return None
